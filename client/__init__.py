@@ -1,0 +1,1 @@
+"""A site: admits orders, trains under differential privacy, pays, releases."""

@@ -1,0 +1,42 @@
+"""The Flower ``ClientApp`` of a site.
+
+Three messages: ``query`` (which site is this?), ``train`` and ``evaluate`` (an order).
+Nothing that happens here becomes a Flower error, whose text would travel to the
+coordinator: every reply is a status from the closed list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from privet.client.site import Site
+from privet.common.errors import InputError
+from privet.common.order import Status
+from privet.common.wire import decode_order, encode_reply
+
+SiteOf = Callable[[Context], Site]
+
+
+def create_app(site_of: SiteOf) -> ClientApp:
+    """Return the app; ``site_of`` finds the site that a Flower context stands for."""
+    app = ClientApp()
+
+    def query(message: Message, context: Context) -> Message:
+        return Message(encode_reply(site_of(context).name, Status.RELEASED), reply_to=message)
+
+    def answer(message: Message, context: Context) -> Message:
+        site = site_of(context)
+        try:
+            order, model = decode_order(message.content)
+        except InputError:
+            return Message(encode_reply(site.name, Status.REFUSED_PARAMETERS), reply_to=message)
+        result = site.answer(order, model)
+        return Message(encode_reply(site.name, result.status, result.release), reply_to=message)
+
+    app.query()(query)
+    app.train()(answer)
+    app.evaluate()(answer)
+    return app

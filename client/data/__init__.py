@@ -1,0 +1,1 @@
+"""Connectors that read a site's records, read-only."""

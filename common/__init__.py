@@ -1,0 +1,1 @@
+"""What client and server share: errors, plans, orders, wire formats, models and tasks."""

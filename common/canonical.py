@@ -1,0 +1,79 @@
+"""Canonical JSON (RFC 8785) and digests."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import rfc8785
+
+from privet.common.errors import InputError
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return ``value`` as RFC 8785 JSON.
+
+    Raises:
+        InputError: if the value holds something JSON cannot (NaN, infinity, a set, …).
+    """
+    try:
+        return rfc8785.dumps(value)
+    except rfc8785.CanonicalizationError as error:
+        raise InputError(f"cannot be written as canonical JSON: {error}") from error
+
+
+def digest(data: bytes) -> str:
+    """Return ``sha256:<hex>`` of ``data``."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_json(value: Any) -> str:
+    """Return the digest of the canonical JSON of ``value``."""
+    return digest(canonical_json(value))
+
+
+def digest_parts(parts: Iterable[tuple[str, bytes | memoryview]]) -> str:
+    """Return one digest over named byte strings, with lengths, in the order given."""
+    running = hashlib.sha256()
+    for name, data in parts:
+        label = name.encode()
+        running.update(len(label).to_bytes(8, "little") + label)
+        running.update(memoryview(data).nbytes.to_bytes(8, "little"))
+        running.update(data)
+    return "sha256:" + running.hexdigest()
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` durably: all of it or nothing, also after a crash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())

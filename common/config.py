@@ -1,0 +1,71 @@
+"""Where data is found: ``--data DIR`` or the environment variable ``PRIVET_DATA``."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from privet.common.errors import DataMissing, InputError, PlanError
+
+DATA_VARIABLE = "PRIVET_DATA"
+
+
+def find_data(relative: str, data_dir: Path | None, *, source: str) -> Path:
+    """Return the path of ``relative`` below the data folder.
+
+    Args:
+        relative: file or folder below the data folder.
+        data_dir: the folder given with ``--data``; None means ``PRIVET_DATA``.
+        source: where the data can be had, for the message.
+
+    Raises:
+        DataMissing: if no folder was named or the file is not in it.
+    """
+    root = data_dir or (Path(value) if (value := os.environ.get(DATA_VARIABLE)) else None)
+    advice = f"Get it from {source}, and name its folder with --data DIR or {DATA_VARIABLE}."
+    if root is None:
+        raise DataMissing(f"this scenario needs '{relative}' and no data folder is named. {advice}")
+    path = root / relative
+    if not path.exists():
+        raise DataMissing(f"'{relative}' is not in {root}. {advice}")
+    return path
+
+
+def load_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        PlanError: if it cannot be read or is not TOML; the message names the line.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(f"{path}: not valid TOML: {error}") from error
+
+
+def import_object(reference: str) -> Any:
+    """Import ``"module:object"``.
+
+    Raises:
+        InputError: if the reference is malformed or cannot be imported.
+    """
+    module_name, _, attribute = reference.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"'{reference}' is not a reference of the form 'module:object'")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(
+            f"cannot import '{module_name}' for '{reference}': {error}. "
+            "Is it installed, or is its folder on PYTHONPATH?"
+        ) from error
+    if not hasattr(module, attribute):
+        raise InputError(f"module '{module_name}' has no '{attribute}' (from '{reference}')")
+    return getattr(module, attribute)

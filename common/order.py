@@ -1,0 +1,87 @@
+"""Orders, and the closed list of answers a site may give (H30)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from privet.common.canonical import canonical_json, digest
+from privet.common.errors import InputError
+
+
+class Status(StrEnum):
+    """All that a site ever says about an order. The list is append-only.
+
+    The first group is decided before data is opened. ``FAILED`` is the only failure
+    after that: whatever went wrong, its reason stays in the operator's log.
+    """
+
+    RELEASED = "released"
+    REFUSED_PLAN = "refused-plan"
+    REFUSED_PARAMETERS = "refused-parameters"
+    REFUSED_BUDGET = "refused-budget"
+    REFUSED_CONFLICT = "refused-conflict"
+    REFUSED_SELF_TEST = "refused-self-test"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Order:
+    """The coordinator's request to one site for one attempt at one round.
+
+    Attributes:
+        run: identifier of the run.
+        site: name of the site that is asked.
+        round, attempt: counted from 1; an attempt is asked again, never changed.
+        purpose: ``train`` or ``evaluate``.
+        plan: digest of the plan.
+        model: digest of the model that the order carries.
+        parameters: names of the parameters to train, in order.
+    """
+
+    run: str
+    site: str
+    round: int
+    attempt: int
+    purpose: str
+    plan: str
+    model: str
+    parameters: tuple[str, ...]
+
+    @property
+    def slot(self) -> str:
+        """What may be answered once: run, purpose, round and attempt."""
+        return f"{self.run}/{self.purpose}/{self.round}/{self.attempt}"
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` of the order's canonical JSON."""
+        return digest(self.encode())
+
+    def encode(self) -> bytes:
+        """Return the order as canonical JSON."""
+        return canonical_json({**asdict(self), "parameters": list(self.parameters)})
+
+    @classmethod
+    def decode(cls, value: Any) -> Self:
+        """Read an order from JSON values.
+
+        Raises:
+            InputError: if a field is missing, unknown or of the wrong type.
+        """
+        fields = cls.__dataclass_fields__
+        if not isinstance(value, dict) or set(value) != set(fields):
+            raise InputError(f"an order has exactly the fields {', '.join(fields)}")
+        for name in ("run", "site", "purpose", "plan", "model"):
+            if not isinstance(value[name], str):
+                raise InputError(f"order: '{name}' must be a text")
+        for name in ("round", "attempt"):
+            if type(value[name]) is not int or value[name] < 1:
+                raise InputError(f"order: '{name}' must be an integer from 1")
+        parameters = value["parameters"]
+        if not isinstance(parameters, list) or not all(isinstance(p, str) for p in parameters):
+            raise InputError("order: 'parameters' must be a list of names")
+        if value["purpose"] not in ("train", "evaluate"):
+            raise InputError("order: 'purpose' must be 'train' or 'evaluate'")
+        return cls(**{**value, "parameters": tuple(parameters)})

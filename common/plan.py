@@ -1,0 +1,370 @@
+"""The plan: what is to be trained and how. Public, canonical, hashed.
+
+A plan is read from TOML (``Plan.load``) or built from a mapping (``Plan.parse``). It is
+immutable, unknown keys are errors, and its digest is taken over its RFC 8785 JSON. All
+that enters the privacy accounting is a constant of the plan (H2): nothing is derived
+from the size of the data.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from privet.common.canonical import digest_json
+from privet.common.config import load_toml
+from privet.common.errors import PlanError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Numeric(_Part):
+    """A numeric feature with its typical range, a public constant and not a statistic (H12).
+
+    The cell ``x`` becomes ``4 (f(x) - f(low)) / (f(high) - f(low)) - 2``, held to
+    [-4, 4], with ``f = log1p`` when ``log`` is set. A missing cell becomes 0 and is marked.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError("'low' must be below 'high'")
+        if self.log and self.low <= -1:
+            raise ValueError("a logarithmic feature needs 'low' above -1")
+        return self
+
+
+class TaskSpec(_Part):
+    """What is predicted from what.
+
+    Attributes:
+        kind: ``tabular``, ``text``, or ``"module:object"`` of a user's own
+            :class:`privet.common.tasks.Task` factory.
+        label: name of the label column.
+        classes: the declared labels, in order; a label outside them is an error.
+        numeric, categorical: features of a tabular task, by column. The values of a
+            categorical feature are declared; any other cell counts as "other".
+        text: text column of a text task.
+        max_tokens: texts are cut to this many tokens.
+        options: handed to a user's own task.
+    """
+
+    kind: str = "tabular"
+    label: str = "label"
+    classes: tuple[str, ...] = ()
+    numeric: dict[str, Numeric] = {}
+    categorical: dict[str, tuple[str, ...]] = {}
+    text: str = "text"
+    max_tokens: Annotated[int, Field(ge=2, le=8192)] = 128
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.kind not in ("tabular", "text") and ":" not in self.kind:
+            raise ValueError("'kind' must be 'tabular', 'text' or 'module:object'")
+        if ":" not in self.kind and len(self.classes) < 2:
+            raise ValueError("'classes' must declare at least two labels")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("'classes' names a label twice")
+        if self.kind == "tabular" and not (self.numeric or self.categorical):
+            raise ValueError("a tabular task needs features in 'numeric' or 'categorical'")
+        features = set(self.numeric) | set(self.categorical)
+        if self.label in features:
+            raise ValueError(f"the label '{self.label}' is also a feature")
+        if both := set(self.numeric) & set(self.categorical):
+            raise ValueError(f"'{min(both)}' is declared numeric and categorical")
+        return self
+
+
+class ModelSpec(_Part):
+    """The model: a kind known to Privet, or ``"module:object"`` of a user's own factory."""
+
+    kind: str = "ft-transformer"
+    options: dict[str, Any] = {}
+
+
+class Training(_Part):
+    """Local training of one round.
+
+    Attributes:
+        rounds: number of federated rounds.
+        steps: noisy steps at each site in each round.
+        sample_rate: Poisson rate q at which each unit enters a step's batch.
+        learning_rate, momentum, optimizer: the local optimizer, new in every round.
+        micro_batch: most records in memory at once; no effect on the result but rounding.
+        clipping: how per-unit gradients are computed; no effect on the guarantee.
+    """
+
+    rounds: Count = 20
+    steps: Count = 5
+    sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
+    learning_rate: Positive = 0.1
+    momentum: Fraction = 0.0
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    micro_batch: Count = 256
+    clipping: Literal["auto", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
+
+
+class Strategy(_Part):
+    """How the coordinator joins the sites' updates (strategies of Flower).
+
+    Attributes:
+        kind: ``fedavg``, ``fedprox``, ``fedavgm``, ``fedadam``, ``fedyogi``,
+            ``fedadagrad``, or ``"module:object"`` of a Flower strategy factory.
+        options: keyword arguments of the Flower strategy (e.g. ``eta``, ``server_momentum``).
+        proximal_mu: weight of FedProx's proximal term.
+        average_last: the final model is the mean of the models of this many last rounds
+            (post-processing, free of privacy cost).
+        min_sites: quorum, counted after replies; default: more than half of the sites.
+        timeout: seconds to wait for the replies of a round.
+    """
+
+    kind: str = "fedavg"
+    options: dict[str, float] = {}
+    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    average_last: Count = 1
+    min_sites: Count | None = None
+    timeout: Positive = 3600.0
+
+    @model_validator(mode="after")
+    def _prox(self) -> Self:
+        if self.proximal_mu and self.kind != "fedprox":
+            raise ValueError("'proximal_mu' belongs to kind = 'fedprox'")
+        return self
+
+
+class Privacy(_Part):
+    """The guarantee asked for, at each site.
+
+    Attributes:
+        epsilon, delta: the budget of each site's population for this plan.
+        unit: what one person's contribution is: ``record`` or ``person``.
+        relation: neighbouring relation of the accounting.
+        trust: who sees un-noised values; ``local``: nobody outside the site.
+        clip: L2 bound of one unit's gradient.
+        noise_multiplier: σ; left out, it is calibrated to ``epsilon``.
+        max_records: most records of one person that are used (unit ``person``).
+    """
+
+    epsilon: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
+    delta: Annotated[float, Field(gt=0, lt=1)]
+    unit: Literal["record", "person"] = "record"
+    relation: Literal["add_or_remove_one", "replace_one"] = "add_or_remove_one"
+    trust: Literal["local"] = "local"
+    clip: Positive = 1.0
+    noise_multiplier: Positive | None = None
+    max_records: Count = 1
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.delta > 1e-2:
+            raise ValueError("'delta' above 0.01 protects nobody; use at most 1 / number of units")
+        if self.unit == "record" and self.max_records != 1:
+            raise ValueError("'max_records' belongs to unit = 'person'")
+        return self
+
+
+class Metrics(_Part):
+    """Where figures about the model come from (H13).
+
+    Attributes:
+        source: ``public`` (a public test split), ``gate`` (each site's own held-out
+            records, noised and debited) or ``off``.
+        every: rounds between two evaluations; the last round is always evaluated.
+        noise_multiplier: σ of one gate release, per unit of sensitivity.
+        bins: score bins of the gate's histogram.
+    """
+
+    source: Literal["public", "gate", "off"] = "public"
+    every: Count = 1
+    noise_multiplier: Positive = 20.0
+    bins: Annotated[int, Field(ge=2, le=100)] = 10
+
+
+class Split(_Part):
+    """Shares of the records held out, by unit; fixed by the plan's seed."""
+
+    test: Fraction = 0.2
+    validation: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _rest(self) -> Self:
+        if self.test + self.validation >= 1:
+            raise ValueError("'test' and 'validation' leave nothing to train on")
+        return self
+
+
+class SiteSpec(_Part):
+    """One site: its name, a public nominal size in units, and its own file if it has one.
+
+    ``nominal_size`` is declared, not counted: it sets the divisor of the noisy sum and
+    the site's weight. A round number near the truth is right.
+    """
+
+    name: Name
+    nominal_size: Count
+    path: str | None = None
+
+
+class DataSpec(_Part):
+    """Where a user's own records are (scenarios bring their own).
+
+    Attributes:
+        path: one CSV or Parquet file for all sites; relative to the plan's folder.
+        site_column: the column that names the site in ``path``.
+        person_column: the column that names the person (needed for unit ``person``).
+    """
+
+    path: str | None = None
+    site_column: str | None = None
+    person_column: str | None = None
+
+
+class Plan(_Part):
+    """The whole plan. ``privacy = None`` is a run without any guarantee."""
+
+    name: Name
+    title: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    device: str = "cpu"
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
+    scenario: str | None = None
+    task: TaskSpec
+    model: ModelSpec = ModelSpec()
+    training: Training = Training()
+    strategy: Strategy = Strategy()
+    privacy: Privacy | None
+    metrics: Metrics = Metrics()
+    split: Split = Split()
+    data: DataSpec = DataSpec()
+    sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=10_000)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [site.name for site in self.sites]
+        if len({name.casefold() for name in names}) != len(names):
+            raise ValueError("'sites' names a site twice")
+        if self.strategy.min_sites is not None and self.strategy.min_sites > len(names):
+            raise ValueError(f"'strategy.min_sites' is above the number of sites, {len(names)}")
+        if self.strategy.average_last > self.training.rounds:
+            raise ValueError("'strategy.average_last' is above 'training.rounds'")
+        if self.privacy is None and self.metrics.source == "gate":
+            raise ValueError("metrics from the gate need a [privacy] section")
+        return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @classmethod
+    def parse(cls, value: dict[str, Any], *, where: str = "plan") -> Plan:
+        """Build a plan from a mapping, as TOML or JSON gives it.
+
+        Raises:
+            PlanError: naming every wrong key and what was expected.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            raise PlanError(_explain(error, where)) from None
+        except (TypeError, ValueError) as error:
+            raise PlanError(f"{where}: {error}") from error
+
+    @classmethod
+    def load(cls, path: Path | str) -> Plan:
+        """Read a plan from a TOML file.
+
+        Raises:
+            PlanError: if the file cannot be read or is not a plan.
+        """
+        path = Path(path)
+        value = load_toml(path)
+        value.setdefault("name", path.stem)
+        return cls.parse(value, where=str(path))
+
+    @property
+    def quorum(self) -> int:
+        """Least number of sites whose releases make a round."""
+        return self.strategy.min_sites or len(self.sites) // 2 + 1
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` over the plan's canonical JSON."""
+        return digest_json(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON values; ``Plan.parse`` reads it back."""
+        value: dict[str, Any] = self.model_dump(mode="json")
+        return value
+
+    def changed(self, **changes: Any) -> Plan:
+        """Return a validated copy; ``changes`` maps top-level keys to new values.
+
+        A mapping is merged into the section it names; None and other values replace it.
+        """
+        value = self.to_dict()
+        for key, change in changes.items():
+            if isinstance(change, dict) and isinstance(value.get(key), dict):
+                value[key] = {**value[key], **change}
+            else:
+                value[key] = change
+        return Plan.parse(value, where=self.name)
+
+    def site(self, name: str) -> SiteSpec:
+        """Return the site called ``name``.
+
+        Raises:
+            PlanError: if there is none.
+        """
+        for site in self.sites:
+            if site.name == name:
+                return site
+        known = ", ".join(site.name for site in self.sites)
+        raise PlanError(f"plan '{self.name}' has no site '{name}'; it has {known}")
+
+
+def _explain(error: ValidationError, where: str) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"]) or "plan"
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = "unknown key" + _did_you_mean(item["loc"])
+        elif item["type"] == "missing":
+            message = "missing"
+        lines.append(f"{where}: {path}: {message}")
+    return "\n".join(lines)
+
+
+def _did_you_mean(location: tuple[int | str, ...]) -> str:
+    part: Any = Plan
+    for key in location[:-1]:
+        if not (isinstance(part, type) and issubclass(part, BaseModel)):
+            return ""
+        field = part.model_fields.get(str(key))
+        part = _section(field.annotation) if field else None
+    if not (isinstance(part, type) and issubclass(part, BaseModel)):
+        return ""
+    close = difflib.get_close_matches(str(location[-1]), part.model_fields, n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def _section(annotation: Any) -> Any:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None

@@ -1,0 +1,112 @@
+"""Accuracy, precision, recall, F1 and AUC, from scores or from a class-by-bin histogram."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn import metrics as sk
+
+Array = npt.NDArray[Any]
+NAMES = ("accuracy", "precision", "recall", "f1", "auc")
+
+
+def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
+    """Return the five figures; of two classes for class 1, of more as macro means.
+
+    Args:
+        scores: [N, K] class probabilities.
+        labels: [N] class numbers.
+
+    A figure that is not defined (no records, one class only) is None.
+    """
+    if not len(labels):
+        return dict.fromkeys(NAMES)
+    guess = scores.argmax(1)
+    binary = scores.shape[1] == 2
+    average: Any = "binary" if binary else "macro"
+    present = np.unique(labels)
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(
+        labels, guess, average=average, zero_division=0.0, labels=None if binary else present
+    )
+    return {
+        "accuracy": float((guess == labels).mean()),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "auc": _auc(scores, labels, present),
+    }
+
+
+def _auc(scores: Array, labels: Array, present: Array) -> float | None:
+    if len(present) < 2:
+        return None
+    if scores.shape[1] == 2:
+        return float(sk.roc_auc_score(labels, scores[:, 1]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        one_against_rest = [
+            sk.roc_auc_score(labels == k, scores[:, k]) for k in present
+        ]
+    return float(np.mean(one_against_rest))
+
+
+def histogram(scores: Array, labels: Array, weights: Array, bins: int) -> Array:
+    """Return the weighted histogram from which :func:`from_histogram` reads the figures.
+
+    Two classes give [2, bins] of the score of class 1 by label; K classes give the
+    confusion matrix [K, K] (label by guess). Each record adds its weight to one cell.
+    """
+    classes = scores.shape[1]
+    if classes == 2:
+        column = np.minimum((scores[:, 1] * bins).astype(int), bins - 1)
+        table = np.zeros((2, bins))
+    else:
+        column = scores.argmax(1)
+        table = np.zeros((classes, classes))
+    np.add.at(table, (labels, column), weights)
+    return table
+
+
+def from_histogram(table: Array) -> dict[str, float | None]:
+    """Read the figures from a (noised) histogram; negative cells count as zero.
+
+    A table of two rows and more columns holds score bins; a bin above one half guesses
+    class 1. The AUC of binned scores counts ties within a bin as half.
+    """
+    table = np.maximum(np.asarray(table, dtype=np.float64), 0.0)
+    total = table.sum()
+    if not total > 0:
+        return dict.fromkeys(NAMES)
+    rows, columns = table.shape
+    auc: float | None = None
+    if rows == 2 and columns != 2:
+        half = (columns + 1) // 2
+        confusion = np.stack([table[:, :half].sum(1), table[:, half:].sum(1)], 1)
+        auc = _binned_auc(table)
+    else:
+        confusion = table
+    hits = np.diag(confusion)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision = np.nan_to_num(hits / confusion.sum(0))
+        recall = np.nan_to_num(hits / confusion.sum(1))
+        f1 = np.nan_to_num(2 * precision * recall / (precision + recall))
+    chosen = slice(1, 2) if rows == 2 else slice(None)
+    return {
+        "accuracy": float(hits.sum() / total),
+        "precision": float(precision[chosen].mean()),
+        "recall": float(recall[chosen].mean()),
+        "f1": float(f1[chosen].mean()),
+        "auc": auc,
+    }
+
+
+def _binned_auc(table: Array) -> float | None:
+    negative, positive = table
+    if not (negative.sum() > 0 and positive.sum() > 0):
+        return None
+    below = np.concatenate([[0.0], np.cumsum(negative)[:-1]])
+    wins = (positive * (below + negative / 2)).sum()
+    return float(wins / (negative.sum() * positive.sum()))

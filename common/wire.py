@@ -1,0 +1,120 @@
+"""Orders and releases as Flower messages. Only a :class:`Release` has an encoding here.
+
+A raw gradient, a clipped sum or a state dict cannot be encoded: there is no function
+that takes one. What arrives is checked before it is used: names, types, shapes, and
+that every number is finite.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from privet.common.errors import InputError, NotReleasable
+from privet.common.order import Order, Status
+from privet.common.release import Arrays, Release, digest_arrays
+
+ARRAYS = "arrays"
+ORDER = "order"
+REPLY = "reply"
+
+
+def to_record(arrays: Arrays) -> ArrayRecord:
+    """Return named arrays as Flower's record, in the same order."""
+    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> Arrays:
+    """Return Flower's record as named arrays.
+
+    Raises:
+        InputError: if an array cannot be read without pickle, or holds no floats.
+    """
+    arrays: Arrays = {}
+    for name, array in record.items():
+        try:
+            value = array.numpy()
+        except (ValueError, EOFError, OSError) as error:
+            raise InputError(f"array '{name}' cannot be read: {error}") from error
+        if value.dtype.kind != "f":
+            raise InputError(f"array '{name}' holds {value.dtype}, not floating-point numbers")
+        arrays[name] = value
+    return arrays
+
+
+def encode_order(order: Order, model: ArrayRecord, config: ConfigRecord) -> RecordDict:
+    """Return the content of an order's message, with Flower's own config beside it."""
+    text = order.encode().decode()
+    return RecordDict({ARRAYS: model, "config": config, ORDER: ConfigRecord({"json": text})})
+
+
+def decode_order(content: RecordDict) -> tuple[Order, Arrays]:
+    """Read an order's message.
+
+    Raises:
+        InputError: if a part is missing or malformed, or the model is not the one ordered.
+    """
+    if ORDER not in content or ARRAYS not in content:
+        raise InputError("the message carries no order")
+    order = Order.decode(_json(content[ORDER]))
+    arrays = from_record(content.array_records[ARRAYS])
+    if tuple(arrays) != order.parameters:
+        raise InputError("the model that came with the order has other parameters than ordered")
+    if digest_arrays(arrays) != order.model:
+        raise InputError("the model that came with the order is not the one ordered")
+    return order, arrays
+
+
+def encode_reply(site: str, status: Status, release: Release | None = None) -> RecordDict:
+    """Return the content of a site's reply.
+
+    Raises:
+        NotReleasable: if ``release`` is anything but a release, or one that is not finite.
+    """
+    reply: dict[str, Any] = {"site": site, "status": str(status)}
+    records = RecordDict()
+    if release is not None:
+        if not isinstance(release, Release):
+            raise NotReleasable(f"a {type(release).__name__} has no wire encoding")
+        for name, array in release.arrays.items():
+            if not bool(np.isfinite(array).all()):
+                raise NotReleasable(f"'{name}' is not finite")
+        reply |= {"order": release.order, "facts": release.facts}
+        records[ARRAYS] = to_record(release.arrays)
+    records[REPLY] = ConfigRecord({"json": json.dumps(reply)})
+    return records
+
+
+def decode_reply(content: RecordDict) -> tuple[str, Status, Release | None]:
+    """Read a site's reply: site, status, and the release when there is one.
+
+    Raises:
+        InputError: if it is malformed or its digest does not match its arrays.
+    """
+    if REPLY not in content:
+        raise InputError("the message carries no reply")
+    reply = _json(content[REPLY])
+    try:
+        site, status = str(reply["site"]), Status(reply["status"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"the reply is malformed: {error}") from error
+    if status is not Status.RELEASED or ARRAYS not in content:
+        return site, status, None
+    arrays = from_record(content.array_records[ARRAYS])
+    facts = reply.get("facts")
+    if not isinstance(facts, dict) or facts.get("digest") != digest_arrays(arrays):
+        raise InputError(f"the release of '{site}' does not match its digest")
+    for name, array in arrays.items():
+        if not bool(np.isfinite(array).all()):
+            raise InputError(f"'{name}' in the release of '{site}' is not finite")
+    return site, status, Release(str(reply.get("order")), facts, arrays)
+
+
+def _json(record: Any) -> Any:
+    try:
+        return json.loads(record["json"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"a record of the message is not JSON: {error}") from error

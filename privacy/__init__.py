@@ -1,0 +1,1 @@
+"""The privacy engine and its accounting: events, ledgers, sampling, clipping, noise."""

@@ -1,0 +1,266 @@
+"""DP-SGD: sampling, clipping and noise coupled in one frozen object that emits its event.
+
+Abadi et al. 2016, Algorithm 1, with Poisson batches over units and a public divisor:
+each step adds ``N(0, (σ C)²)`` to the sum of clipped per-unit gradients and divides by
+``q · nominal_size``, a constant of plan and policy. The event of a release is built from
+what the steps did (rate drawn with, noise added, bound clipped to, additions counted),
+not from what was planned; nobody declares an ε.
+
+The idea of a frozen plan object that carries its event is learnt from jax_privacy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from privet.common.errors import BypassDetected, InputError, NotReleasable
+from privet.privacy import events as ev
+from privet.privacy.accounting import calibrate_noise
+from privet.privacy.clipping import ClippedSum, GradientEngine
+from privet.privacy.clipping.engine import Batch
+from privet.privacy.noise import Stream
+from privet.privacy.sampling import PoissonSampler
+from privet.privacy.units import Relation, Unit, UnitIndex
+from privet.privacy.watch import Watch
+
+OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
+_SEAL = object()
+
+
+class NoisedUpdate:
+    """What one release lets out: the change of each trained parameter, with its event.
+
+    Only a mechanism makes one, and only this type has a wire encoding. Every tensor is
+    finite.
+
+    Attributes:
+        tensors: change of each parameter, by name, on the CPU.
+        event: what it cost.
+        reproducible: True when noise came from a seed; the claim is then ``none``.
+    """
+
+    __slots__ = ("event", "reproducible", "tensors")
+
+    def __init__(
+        self, seal: object, tensors: dict[str, Tensor], event: ev.Event, reproducible: bool
+    ) -> None:
+        if seal is not _SEAL:
+            raise NotReleasable("only a mechanism can make a NoisedUpdate")
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NotReleasable(f"the update of '{name}' is not finite; nothing is released")
+        self.tensors = tensors
+        self.event = event
+        self.reproducible = reproducible
+
+
+@dataclass
+class _Observed:
+    """What the steps of one release did, as counted by the code that did it."""
+
+    steps: list[ev.Event] = field(default_factory=list)
+
+    def event(self) -> ev.Event:
+        grouped = ev.group(self.steps)
+        if len(grouped) != 1:
+            return ev.NonPrivate("the steps of one release differ from each other")
+        step, count = grouped[0]
+        return ev.Repeated(step, count)
+
+
+@dataclass(frozen=True)
+class DpSgd:
+    """A mechanism for one release: ``steps`` noisy steps from the same start.
+
+    Attributes:
+        sample_rate: Poisson rate q.
+        noise_multiplier: σ, noise per unit of ``clip``.
+        clip: L2 bound C of one unit's gradient.
+        steps: noise additions in one release.
+        unit, relation: what the guarantee is about.
+
+    Example::
+
+        DpSgd(0.1, clip=1.0, steps=5).calibrated(3.0, 1e-5, releases=20)
+    """
+
+    sample_rate: float
+    noise_multiplier: float = 1.0
+    clip: float = 1.0
+    steps: int = 1
+    unit: Unit = Unit.RECORD
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE
+
+    def __post_init__(self) -> None:
+        PoissonSampler(self.sample_rate)
+        for name in ("noise_multiplier", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.steps < 1:
+            raise InputError("steps must be at least 1")
+
+    @property
+    def event(self) -> ev.Event:
+        """The event that one release will have if all goes to plan; reserved before it runs."""
+        return ev.Repeated(self._step_event(self.noise_multiplier * self.clip), self.steps)
+
+    def _step_event(self, standard_deviation: float) -> ev.Event:
+        gaussian = ev.Gaussian(standard_deviation, self.clip)
+        if self.sample_rate >= 1.0:
+            return gaussian
+        return ev.PoissonSampled(self.sample_rate, gaussian)
+
+    def calibrated(
+        self, epsilon: float, delta: float, *, releases: int, extra: Iterable[ev.Event] = ()
+    ) -> Self:
+        """Return a copy whose noise makes ``releases`` releases and ``extra`` cost ``epsilon``.
+
+        Raises:
+            InputError: if no noise reaches the target.
+        """
+        others = tuple(extra)
+
+        def events_at(noise: float) -> list[ev.Event]:
+            event = replace(self, noise_multiplier=noise).event
+            return [ev.Repeated(event, releases), *others]
+
+        noise = calibrate_noise(epsilon, delta, events_at, self.relation)
+        return replace(self, noise_multiplier=noise)
+
+    def noised(self, total: ClippedSum, stream: Stream) -> tuple[list[Tensor], ev.Event]:
+        """Return the sum plus fresh Gaussian noise, and the event of this one step."""
+        if total.clip != self.clip:
+            raise NotReleasable(f"clipped to {total.clip}, but the noise is for {self.clip}")
+        standard_deviation = self.noise_multiplier * total.clip
+        noised = [tensor + _normals(tensor, stream, standard_deviation) for tensor in total.tensors]
+        return noised, self._step_event(standard_deviation)
+
+    def release(
+        self,
+        engine: GradientEngine,
+        examples: Batch,
+        units: UnitIndex,
+        *,
+        nominal_size: int,
+        optimizer: OptimizerFactory,
+        proximal_mu: float = 0.0,
+        stream: Stream | None = None,
+    ) -> NoisedUpdate:
+        """Train ``steps`` noisy steps and return the change of the trained parameters.
+
+        Args:
+            engine: the model and its loss; the model is left at its trained state.
+            examples: all records of the site, tensors with first dimension N.
+            units: which records belong to which unit; as many units as there are.
+            nominal_size: declared number of units; the divisor is ``q`` times it (H2).
+            optimizer: makes the local optimizer; it sees noised gradients only.
+            proximal_mu: weight of FedProx's pull to the start (no data in it, no cost).
+            stream: randomness; None draws a new key from the operating system.
+
+        Raises:
+            BypassDetected: if anything but these steps moved a parameter or a buffer.
+            NotReleasable: if the result is not finite.
+        """
+        stream = stream or Stream.fresh()
+        sampler = PoissonSampler(self.sample_rate)
+        observed = _Observed()
+
+        def gradient() -> list[Tensor]:
+            batch, owner, count = _draw(sampler, examples, units, stream)
+            total = engine.clipped_sum(batch, owner, count, self.clip)
+            noised, event = self.noised(total, stream)
+            observed.steps.append(event)
+            return [tensor / (self.sample_rate * nominal_size) for tensor in noised]
+
+        tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
+        return NoisedUpdate(_SEAL, tensors, observed.event(), stream.reproducible)
+
+
+@dataclass(frozen=True)
+class PlainSgd:
+    """The same local training without clip and noise, for comparison. Its ε is infinite."""
+
+    sample_rate: float
+    steps: int = 1
+
+    @property
+    def event(self) -> ev.Event:
+        """Non-private, always."""
+        return ev.NonPrivate("training without noise")
+
+    def release(
+        self,
+        engine: GradientEngine,
+        examples: Batch,
+        units: UnitIndex,
+        *,
+        nominal_size: int,
+        optimizer: OptimizerFactory,
+        proximal_mu: float = 0.0,
+        stream: Stream | None = None,
+    ) -> NoisedUpdate:
+        """As :meth:`DpSgd.release`, without protection; the update says so in its event."""
+        stream = stream or Stream.fresh()
+        sampler = PoissonSampler(self.sample_rate)
+
+        def gradient() -> list[Tensor]:
+            batch, _, _ = _draw(sampler, examples, units, stream)
+            sums = engine.plain_sum(batch)
+            return [tensor / (self.sample_rate * nominal_size) for tensor in sums]
+
+        tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
+        return NoisedUpdate(_SEAL, tensors, self.event, stream.reproducible)
+
+
+Mechanism = DpSgd | PlainSgd
+
+
+def _draw(
+    sampler: PoissonSampler, examples: Batch, units: UnitIndex, stream: Stream
+) -> tuple[Batch, np.ndarray, int]:  # type: ignore[type-arg]
+    chosen = sampler.draw(len(units), stream)
+    rows, owner = units.gather(chosen)
+    index = torch.as_tensor(rows)
+    return {name: tensor[index] for name, tensor in examples.items()}, owner, len(chosen)
+
+
+def _descend(
+    engine: GradientEngine,
+    gradient: Callable[[], list[Tensor]],
+    steps: int,
+    optimizer_factory: OptimizerFactory,
+    proximal_mu: float,
+) -> dict[str, Tensor]:
+    parameters = engine.parameters
+    start = [parameter.detach().clone() for parameter in parameters]
+    optimizer = optimizer_factory(parameters)
+    watch = Watch(engine.model, parameters)
+    for _ in range(steps):
+        noised = gradient()
+        watch.check("between two steps")
+        for parameter, value, origin in zip(parameters, noised, start, strict=True):
+            pull = proximal_mu * (parameter.detach() - origin) if proximal_mu else 0.0
+            parameter.grad = value + pull
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        watch.accept()
+    watch.check("by the end of the round", thorough=True)
+    return {
+        name: (parameter.detach() - origin).cpu()
+        for (name, parameter), origin in zip(engine.named.items(), start, strict=True)
+    }
+
+
+def _normals(like: Tensor, stream: Stream, standard_deviation: float) -> Tensor:
+    values = stream.normal(like.numel()) * standard_deviation
+    return torch.from_numpy(values).to(device=like.device, dtype=like.dtype).view_as(like)
+
+
+__all__ = ["BypassDetected", "DpSgd", "Mechanism", "NoisedUpdate", "PlainSgd"]

@@ -1,0 +1,117 @@
+"""The honesty list: 32 ways in which an ε becomes false, and what holds in a given run.
+
+States: ``enforced`` (the code makes it impossible), ``tested`` (at run start or in the
+test suite), ``attested`` (somebody signs that it holds), ``unknown``. A claim is
+``proved-in-model`` when no row is unknown, ``conditional`` with the unknown rows
+otherwise, and ``none`` when an event was not private or noise came from a seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+State = Literal["enforced", "tested", "attested", "unknown"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the list in one run."""
+
+    id: str
+    name: str
+    state: State
+    why: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What decides the rows that differ from run to run.
+
+    Attributes:
+        self_tests: ids that passed at the start of this run.
+        person: the unit is a person.
+        metrics: ``public``, ``gate`` or ``off``.
+        attested: rows somebody vouches for, with the reason.
+    """
+
+    self_tests: tuple[str, ...] = ()
+    person: bool = False
+    metrics: str = "public"
+    attested: dict[str, str] | None = None
+
+
+_FIXED: dict[str, tuple[str, State, str]] = {
+    "H1": ("sampling", "enforced", "one Poisson sampler draws the batch and emits the event"),
+    "H2": ("public-constants", "enforced", "rate, steps and divisor are constants of the plan"),
+    "H3": ("weighted-sampler", "enforced", "no weighted sampler exists"),
+    "H4": ("partial-batch", "enforced", "Poisson batches and a constant divisor only"),
+    "H5": ("buffers", "enforced", "only trained parameters are released; others may not move"),
+    "H6": ("coupled-forward", "unknown", "the start-up test did not run"),
+    "H7": ("non-finite", "enforced", "non-finite gradients are zeroed, every tensor is checked"),
+    "H8": ("bypass", "enforced", "parameters are watched around each step"),
+    "H9": ("fresh-accountant", "enforced", "ε is computed from the site's whole history"),
+    "H10": ("wrong-count", "enforced", "noise additions are counted where noise is added"),
+    "H11": ("composition", "unknown", "a simulation's history starts empty: other runs on the "
+            "same records are not in it"),
+    "H12": ("provenance", "unknown", "nobody declared where the plan's constants come from"),
+    "H13": ("metrics", "enforced", ""),
+    "H14": ("rng", "enforced", "AES-CTR under a key of the operating system, new each release"),
+    "H15": ("floating-point", "attested", "stated: the guarantee is in real arithmetic"),
+    "H16": ("per-sample-gradient", "unknown", "the start-up test did not run"),
+    "H17": ("parameter-coverage", "enforced", "checked at each order"),
+    "H18": ("accumulation", "enforced", "micro-batches are summed before one noise addition"),
+    "H19": ("empty-batch", "enforced", "an empty batch is noised and counted"),
+    "H20": ("unit", "enforced", ""),
+    "H21": ("overlap", "unknown", "nobody attested that no person is at two sites"),
+    "H22": ("client-sampling", "enforced", "no amplification from sampling sites is claimed"),
+    "H23": ("dropouts", "enforced", "each site's noise suffices alone; weights are public"),
+    "H24": ("local-steps", "enforced", "every noisy step is an event"),
+    "H25": ("trust-model", "enforced", "local: nobody outside the site sees un-noised values"),
+    "H26": ("adaptive-clip", "enforced", "the clip norm is a constant of the plan"),
+    "H27": ("bare-epsilon", "enforced", "the type that prints ε carries δ, unit and relation"),
+    "H28": ("saved-state", "enforced", "safetensors only; no gradient or optimizer state kept"),
+    "H29": ("adaptive-parameters", "enforced", "the plan is fixed before its first round"),
+    "H30": ("side-channels", "enforced", "closed status codes, charge kept once data was opened; "
+            "timing is outside the guarantee"),
+    "H31": ("rollback", "unknown", "a simulation's history has no outside witness"),
+    "H32": ("re-registered", "unknown", "a simulation does not know the same persons under "
+            "another name"),
+}  # fmt: skip
+
+IDS = tuple(_FIXED)
+
+
+def assess(facts: Facts) -> list[Row]:
+    """Return the 32 rows as they stand for a run."""
+    rows = {key: Row(key, *value) for key, value in _FIXED.items()}
+    for key in facts.self_tests:
+        row = rows[key]
+        if row.state == "unknown":
+            rows[key] = Row(key, row.name, "tested", "passed at the start of this run")
+    rows["H13"] = Row("H13", "metrics", "enforced", {
+        "public": "computed on a public test split, never on training records",
+        "gate": "noised, debited, one histogram for all figures",
+        "off": "none are shown",
+    }[facts.metrics])  # fmt: skip
+    unit = "contribution bounded, summed and clipped per person" if facts.person else (
+        "per record: a person with many records is protected less, see the unit"
+    )
+    rows["H20"] = Row("H20", "unit", "enforced", unit)
+    for key, why in (facts.attested or {}).items():
+        if rows[key].state == "unknown":
+            rows[key] = Row(key, rows[key].name, "attested", why)
+    return list(rows.values())
+
+
+def claim(rows: list[Row], *, private: bool) -> tuple[str, list[str]]:
+    """Return the claim and the ids it is conditional on.
+
+    Args:
+        rows: of :func:`assess`.
+        private: every event is private and no noise came from a seed.
+    """
+    if not private:
+        return "none", []
+    unknown = [row.id for row in rows if row.state == "unknown"]
+    return ("conditional", unknown) if unknown else ("proved-in-model", [])

@@ -1,0 +1,151 @@
+"""Start-up tests of the mechanism on the model at hand, with random input (H6, H7, H16, H17).
+
+They run before a run's first round, in seconds, and read no private data. A failure
+stops the run and names the layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from privet.common.errors import SelfTestFailed
+from privet.privacy.clipping import GradientEngine
+from privet.privacy.clipping.engine import Batch
+
+_RECORDS = 3
+_TOLERANCE = 1e-4
+
+RandomBatch = Callable[[int, int], Batch]
+"""Makes a batch of (records, seed) with the shapes and types of the task."""
+
+
+def run(engine: GradientEngine, random_batch: RandomBatch, declared: Iterable[str]) -> list[str]:
+    """Run all four tests; return the ids of the rows of the honesty list that passed.
+
+    Args:
+        engine: the engine that will train.
+        random_batch: input to test with.
+        declared: names of the parameters that the plan trains.
+
+    Raises:
+        SelfTestFailed: with the row's id and the parameter concerned.
+    """
+    with _Deterministic(engine.model):
+        _coverage(engine, declared)
+        _per_sample_gradient(engine, random_batch(_RECORDS, 1))
+        _coupled_forward(engine, random_batch(_RECORDS, 1), random_batch(_RECORDS, 2))
+        _non_finite(engine, random_batch(_RECORDS, 1))
+    return ["H6", "H7", "H16", "H17"]
+
+
+def _coverage(engine: GradientEngine, declared: Iterable[str]) -> None:
+    trained, wanted = set(engine.named), set(declared)
+    if trained != wanted:
+        odd = sorted(trained ^ wanted)[0]
+        raise SelfTestFailed(
+            f"H17: '{odd}' is {'trained but not declared' if odd in trained else 'not trained'}; "
+            "the plan's parameters and the trained ones must be the same"
+        )
+
+
+def _loop(engine: GradientEngine, batch: Batch) -> list[Tensor]:
+    """Per-record gradients, one record at a time, by plain autograd: [B, *shape] each."""
+    rows = []
+    for i in range(_count(batch)):
+        single = {name: tensor[i : i + 1] for name, tensor in batch.items()}
+        rows.append(engine.plain_sum(single))
+    return [torch.stack(column) for column in zip(*rows, strict=True)]
+
+
+def _per_sample_gradient(engine: GradientEngine, batch: Batch) -> None:
+    expected = _loop(engine, batch)
+    norms = torch.stack([g.flatten(1).square().sum(1) for g in expected]).sum(0).sqrt()
+    if not bool((norms > 0).any()):
+        raise SelfTestFailed("H16: the loss does not depend on the trained parameters")
+    if engine.mode != "opacus-ghost":
+        for name, got, want in zip(engine.named, engine.per_sample(batch), expected, strict=True):
+            if got.shape != want.shape or not _close(got, want):
+                raise SelfTestFailed(
+                    f"H16: the per-sample gradient of '{name}' differs from that of single "
+                    "records (tied weights, or a layer Opacus treats wrongly); try "
+                    "clipping = 'functorch'"
+                )
+    clip = float(norms.median()) / 2 or 1.0
+    factors = (clip / norms.clamp(min=1e-30)).clamp(max=1.0)
+    total = engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), clip)
+    for name, got, want in zip(engine.named, total.tensors, expected, strict=True):
+        if not _close(got, torch.tensordot(factors, want, dims=1)):
+            raise SelfTestFailed(f"H16: the clipped sum is wrong for '{name}'")
+
+
+def _coupled_forward(engine: GradientEngine, batch: Batch, other: Batch) -> None:
+    """The gradient of record 0 must not move when the other records change."""
+    mixed = {
+        name: torch.cat([tensor[:1], other[name][1:]]) for name, tensor in batch.items()
+    }
+    if engine.mode == "opacus-ghost":
+        before, after = _first_loss(engine, batch), _first_loss(engine, mixed)
+        if not _close(before, after):
+            raise SelfTestFailed("H6: the loss of one record depends on the other records")
+        return
+    before, after = engine.per_sample(batch), engine.per_sample(mixed)
+    for name, first, second in zip(engine.named, before, after, strict=True):
+        if not _close(first[0], second[0]):
+            raise SelfTestFailed(
+                f"H6: the gradient of one record in '{name}' depends on the other records "
+                "(batch mean, contrastive loss, router); no per-unit bound holds"
+            )
+
+
+def _first_loss(engine: GradientEngine, batch: Batch) -> Tensor:
+    with torch.no_grad():
+        return engine.losses(batch)[:1]
+
+
+def _non_finite(engine: GradientEngine, batch: Batch) -> None:
+    """One record full of NaN must leave the sum as if it were not there."""
+    floats = [name for name, tensor in batch.items() if tensor.is_floating_point()]
+    if not floats:
+        return
+    poisoned = {name: tensor.clone() for name, tensor in batch.items()}
+    for name in floats:
+        poisoned[name][-1] = float("nan")
+    count = _count(batch)
+    clean = {name: tensor[:-1] for name, tensor in batch.items()}
+    want = engine.clipped_sum(clean, np.arange(count - 1), count - 1, 1.0)
+    got = engine.clipped_sum(poisoned, np.arange(count), count, 1.0)
+    for name, one, two in zip(engine.named, got.tensors, want.tensors, strict=True):
+        if not bool(torch.isfinite(one).all()):
+            raise SelfTestFailed(f"H7: one NaN record makes '{name}' non-finite")
+        if not _close(one, two):
+            raise SelfTestFailed(f"H7: one NaN record moves '{name}'")
+
+
+def _count(batch: Batch) -> int:
+    return len(next(iter(batch.values())))
+
+
+def _close(one: Tensor, two: Tensor) -> bool:
+    scale = max(float(one.abs().max()), float(two.abs().max()), 1e-6) if one.numel() else 1.0
+    return bool(torch.isfinite(one).all()) and float((one - two).abs().max()) <= _TOLERANCE * scale
+
+
+class _Deterministic:
+    """Switches dropout off for a while, so that two passes can be compared."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._dropouts = [
+            m for m in model.modules() if "Dropout" in type(m).__name__ and m.training
+        ]
+
+    def __enter__(self) -> None:
+        for module in self._dropouts:
+            module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module in self._dropouts:
+            module.train()

@@ -1,0 +1,45 @@
+"""Privet: federated training of Transformers whose privacy budget anyone can verify.
+
+The public names load lazily, so that ``import privet`` and the auditor's commands
+stay light: nothing here imports torch or Flower.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from privet.common.errors import PrivetError as PrivetError
+    from privet.common.plan import Plan as Plan
+    from privet.privacy.dpsgd import DpSgd as DpSgd
+    from privet.privacy.units import PrivacyLoss as PrivacyLoss
+    from privet.simulations.run import simulate as simulate
+
+# The five rooms are links beside this file. Tools that drop links (a Flower bundle does)
+# leave the rooms in the checkout's root: look for them there.
+if not (Path(__file__).parent / "common").exists():
+    __path__.append(str(Path(__file__).resolve().parent.parent))
+
+_PUBLIC = {
+    "DpSgd": "privet.privacy.dpsgd",
+    "Plan": "privet.common.plan",
+    "PrivacyLoss": "privet.privacy.units",
+    "PrivetError": "privet.common.errors",
+    "simulate": "privet.simulations.run",
+}
+
+__all__ = ["DpSgd", "Plan", "PrivacyLoss", "PrivetError", "__version__", "simulate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'privet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

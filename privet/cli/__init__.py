@@ -1,0 +1,56 @@
+"""The command ``privet``. Commands import what they need when they run, not before."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from privet import __version__
+from privet.common.errors import PrivetError
+
+app = typer.Typer(
+    name="privet",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Federated training of Transformers whose privacy budget anyone can verify.\n\n"
+    "Start with: `privet simulate --list`, then `privet simulate lending`.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"privet {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused, 4 faults."""
+    try:
+        app()
+    except PrivetError as error:
+        typer.echo(f"privet: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("privet: stopped", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        typer.echo(f"privet: {where}{error.strerror or error}", err=True)
+        sys.exit(1)
+
+
+from privet.cli import init, simulate  # noqa: E402, F401  (they register their commands)

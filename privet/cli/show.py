@@ -1,0 +1,246 @@
+"""What people see: progress, tables, where things are. ε never stands without its terms."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from privet.privacy.units import PrivacyLoss, Relation, Unit
+
+if TYPE_CHECKING:
+    from privet.common.plan import Plan
+    from privet.server.rounds import Progress
+    from privet.simulations.compare import Row
+    from privet.simulations.run import Result
+
+_err = Console(stderr=True)
+_out = Console(width=None if sys.stdout.isatty() else 100)
+_FIGURES = ("accuracy", "precision", "recall", "f1", "auc")
+
+
+class RunDisplay:
+    """A live table on standard error: round, each site's ε spent and left, figures."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} rounds"),
+            TimeElapsedColumn(),
+            console=_err,
+        )
+        self._task = self._bar.add_task(plan.name, total=plan.training.rounds)
+        self._live: Live | None = None
+        self._started = time.monotonic()
+
+    def __enter__(self) -> RunDisplay:
+        if _err.is_terminal:
+            waiting = Group(self._bar, Text("calibrating the noise, reading the records …"))
+            self._live = Live(waiting, console=_err, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show one round."""
+        self._bar.update(self._task, completed=progress.round)
+        if self._live is not None:
+            self._live.update(Group(self._bar, self._table(progress)))
+            return
+        figures = _words(_figures(progress))
+        loss = self._worst(progress)
+        _err.print(
+            f"round {progress.round}/{self._plan.training.rounds}  "
+            f"{time.monotonic() - self._started:5.1f} s  {figures}  {loss or 'no privacy'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _worst(self, progress: Progress) -> PrivacyLoss | None:
+        losses = [_loss(value) for value in progress.spent.values()]
+        return max(losses, key=lambda loss: loss.epsilon) if losses and self._plan.privacy else None
+
+    def _table(self, progress: Progress) -> Table:
+        worst, privacy = self._worst(progress), self._plan.privacy
+        terms = worst.terms if worst else "no privacy in this run"
+        table = Table(title=f"round {progress.round} · {terms}", title_justify="left")
+        table.add_column("site")
+        table.add_column("answer")
+        table.add_column("ε spent", justify="right")
+        table.add_column("ε left", justify="right")
+        table.add_column("accuracy", justify="right")
+        figures = _figures(progress)
+        by_site = figures.get("sites", {})
+        for site in self._plan.sites:
+            spent = left = "–"
+            if privacy and site.name in progress.spent:
+                loss = _loss(progress.spent[site.name])
+                spent, left = loss.figure, f"{max(0.0, privacy.epsilon - loss.epsilon):.3f}"
+            table.add_row(
+                site.name,
+                str(progress.statuses.get(site.name, "no reply")),
+                spent,
+                left,
+                _number(by_site.get(site.name, {}).get("accuracy")),
+            )
+        table.add_section()
+        table.add_row("all sites", "", "", "", _number(figures.get("accuracy")), style="bold")
+        return table
+
+
+@contextmanager
+def stage(title: str) -> Iterator[Callable[[str], None]]:
+    """Show that something long goes on; the function given takes what it is at."""
+    if not _err.is_terminal:
+        yield lambda text: _err.print(f"{title}: {text}", highlight=False)
+        return
+    with _err.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
+
+
+def result(outcome: Result, rows: list[Row] | None) -> None:
+    """Print a finished run."""
+    plan = outcome.plan
+    _out.print()
+    _out.print(_comparison(outcome, rows))
+    if rows:
+        _out.print(
+            "Rows marked ✗ were trained without noise on the same records; they and their "
+            "figures are in non-private/ and must not leave it.",
+            style="dim",
+        )
+    table = Table(title=f"Sites · {outcome.loss.terms if outcome.loss else 'no privacy'}",
+                  title_justify="left")
+    for name in ("site", "last answer", "ε spent", "ε cap", "accuracy", "auc"):
+        table.add_column(name, justify="left" if name in ("site", "last answer") else "right")
+    cap = f"{plan.privacy.epsilon:g}" if plan.privacy else "–"
+    for site in outcome.sites:
+        table.add_row(
+            site.name,
+            site.status,
+            site.loss.figure if site.loss else "∞",
+            cap,
+            _number(site.metrics.get("accuracy")),
+            _number(site.metrics.get("auc")),
+        )
+    _out.print(table)
+    _out.print(_claim(outcome), soft_wrap=True, highlight=False)
+    _out.print(f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False,
+               soft_wrap=True)
+
+
+def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
+    plan = outcome.plan
+    terms = outcome.loss.terms if outcome.loss else "no privacy"
+    source = {"public": "public test split", "gate": "noised by the sites", "off": "off"}
+    table = Table(
+        title=f"{plan.title or plan.name} · figures: {source[plan.metrics.source]} · {terms}",
+        title_justify="left",
+    )
+    table.add_column("trained")
+    table.add_column("ε", justify="right")
+    for name in _FIGURES:
+        table.add_column(name, justify="right")
+    label = "federated with DP" if outcome.loss else "federated, no privacy"
+    table.add_row(
+        f"{label} ({plan.model.kind})",
+        outcome.loss.figure if outcome.loss else "∞",
+        *(_number(outcome.metrics.get(name)) for name in _FIGURES),
+        style="bold",
+    )
+    for row in rows or []:
+        table.add_row(
+            row.name + ("" if row.private else " ✗"),
+            row.epsilon,
+            *(_number(row.metrics.get(name)) for name in _FIGURES),
+        )
+    return table
+
+
+def _claim(outcome: Result) -> str:
+    if outcome.plan.privacy is None:
+        return "Claim: none. This run had no privacy."
+    text = f"Each site spent at most {outcome.loss}. Claim: {outcome.claim}"
+    if outcome.conditional_on:
+        names = {row.id: row.name for row in outcome.honesty}
+        text += ", on " + ", ".join(f"{key} {names[key]}" for key in outcome.conditional_on)
+    if outcome.claim == "none":
+        text += " (noise came from a seed)"
+    return text + "."
+
+
+def sweep(results: list[Result]) -> None:
+    """Print one row for each ε."""
+    first = results[0]
+    table = Table(title=f"{first.plan.name} · {first.loss.terms if first.loss else ''}",
+                  title_justify="left")
+    table.add_column("ε", justify="right")
+    for name in _FIGURES:
+        table.add_column(name, justify="right")
+    table.add_column("run folder")
+    for item in results:
+        table.add_row(
+            item.loss.figure if item.loss else "∞",
+            *(_number(item.metrics.get(name)) for name in _FIGURES),
+            str(item.out),
+        )
+    _out.print(table)
+    _out.print(
+        "Each row spent its own ε on the same records: choosing among them on private figures "
+        "would cost the sum (H11, H12).",
+        style="dim",
+    )
+
+
+def scenarios(rows: list[dict[str, Any]]) -> None:
+    """Print the scenarios."""
+    table = Table(title="Scenarios (privet simulate NAME)", title_justify="left")
+    for name in ("name", "what", "models", "sites", "unit", "data", "there?"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(
+            row["name"], row["title"], ", ".join(row["models"]), str(row["sites"]), row["unit"],
+            row["data"], "yes" if row["available"] else "no",
+        )  # fmt: skip
+    _out.print(table)
+
+
+def _figures(progress: Progress) -> dict[str, Any]:
+    if not progress.histograms:
+        return progress.metrics
+    from privet.simulations.evaluate import pooled_gate
+
+    overall, sites = pooled_gate(progress.histograms)
+    return {**overall, "sites": sites}
+
+
+def _words(figures: dict[str, Any]) -> str:
+    shown = [f"{name} {figures[name]:.3f}" for name in ("accuracy", "auc") if figures.get(name)]
+    return "  ".join(shown) or "no figures"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _loss(value: dict[str, Any]) -> PrivacyLoss:
+    epsilon = value["epsilon"]
+    return PrivacyLoss(
+        float("inf") if epsilon is None else epsilon,
+        value["delta"],
+        Unit(value["unit"]),
+        Relation(value["relation"]),
+    )

@@ -1,0 +1,205 @@
+"""``privet simulate``: a whole federation on one machine."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from privet.cli import app
+from privet.common.errors import InputError
+
+
+class Engine(StrEnum):
+    """Where the sites run."""
+
+    auto = "auto"
+    inline = "inline"
+    ray = "ray"
+
+
+class Clipping(StrEnum):
+    """How per-unit gradients are computed; no effect on the guarantee."""
+
+    auto = "auto"
+    opacus_hooks = "opacus-hooks"
+    opacus_ghost = "opacus-ghost"
+    functorch = "functorch"
+
+
+_EPILOG = """**Examples**
+
+`privet simulate lending` — nine lenders, a tabular Transformer, ε 3
+
+`privet simulate fed-heart --data DIR --epsilon 5 --compare`
+
+`privet simulate lending --model linear --sweep 1,3,8`
+
+`privet simulate plan.toml --json > result.json`
+"""
+
+
+@app.command(epilog=_EPILOG)
+def simulate(
+    plan: Annotated[
+        str | None,
+        typer.Argument(help="A scenario (see --list) or a plan file (*.toml).", metavar="PLAN"),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the scenarios and stop.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Another model for the same task, e.g. linear.")
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Calibrate the noise to this ε (δ is the plan's).")
+    ] = None,
+    no_dp: Annotated[
+        bool, typer.Option("--no-dp", help="Train without any guarantee; the claim is none.")
+    ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare",
+            help="Also train without privacy: together, each site alone, all data pooled. "
+            "Kept apart under non-private/.",
+        ),
+    ] = False,
+    sweep: Annotated[
+        str | None, typer.Option(help="Run once for each ε of this list, e.g. 1,3,8.")
+    ] = None,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
+    sites: Annotated[int | None, typer.Option(help="Only the first N sites of the plan.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of split and initial weights.")] = None,
+    noise_seed: Annotated[
+        int | None,
+        typer.Option(help="Reproducible noise, for tests. It protects nobody: claim none."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the records; default $PRIVET_DATA.")
+    ] = None,
+    engine: Annotated[
+        Engine, typer.Option(help="inline: this process; ray: Flower's Ray engine.")
+    ] = Engine.auto,
+    ray_address: Annotated[
+        str | None, typer.Option(help="Use the Ray cluster at this address.")
+    ] = None,
+    clipping: Annotated[
+        Clipping | None, typer.Option(help="How per-unit gradients are computed.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder, new or empty; default runs/NAME-TIME.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Simulate a federation on one machine, on real records.
+
+    Several institutions train one model together; each site's ε is computed from what its
+    mechanism did. The run folder holds result.json, the model with its card, plots, the
+    plan, and each site's events.
+    """
+    if list_:
+        _list(data, as_json)
+        return
+    if plan is None:
+        raise InputError("name a scenario or a plan file; `privet simulate --list` shows them")
+    if ray_address is not None and engine is not Engine.ray:
+        raise InputError("--ray-address goes with --engine ray")
+    if no_dp and (epsilon is not None or sweep is not None):
+        raise InputError("--no-dp goes without --epsilon and --sweep")
+    from privet.cli import show
+    from privet.simulations import run
+    from privet.simulations.compare import compare as run_compare
+
+    chosen, base = run.find_plan(plan, model)
+    chosen = run.adjusted(
+        chosen,
+        epsilon=epsilon,
+        rounds=rounds,
+        seed=seed,
+        sites=sites,
+        clipping=clipping.value if clipping else None,
+        dp=not no_dp,
+    )
+    setting = run.Setting(
+        engine=engine.value,
+        ray_address=ray_address,
+        noise_seed=noise_seed,
+        data_dir=data,
+        base=base,
+    )
+    if sweep is not None:
+        _sweep(chosen, setting, _numbers(sweep), out, as_json)
+        return
+    with show.RunDisplay(chosen) as display:
+        result = run.run_plan(chosen, setting, out, display.update)
+    rows = None
+    if compare:
+        with show.stage("training without privacy, for comparison") as tell:
+            rows = run_compare(result, setting, tell)
+    if as_json:
+        _print_json(result.to_dict())
+    else:
+        show.result(result, rows)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--sweep takes numbers with commas, such as 1,3,8, not '{text}'") from None
+
+
+def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_json: bool) -> None:
+    from privet.cli import show
+    from privet.simulations import run
+
+    if plan.privacy is None:
+        raise InputError("--sweep needs a plan with a [privacy] section")
+    if out is not None and out.exists() and any(out.iterdir()):
+        raise InputError(f"{out} is not empty; name another --out")
+    results = []
+    for value in values:
+        changed = run.adjusted(plan, epsilon=value)
+        folder = out / f"epsilon-{value:g}" if out else None
+        with show.RunDisplay(changed) as display:
+            results.append(run.run_plan(changed, setting, folder, display.update))
+    if as_json:
+        _print_json({"runs": [result.to_dict() for result in results]})
+    else:
+        show.sweep(results)
+
+
+def _list(data: Path | None, as_json: bool) -> None:
+    from privet.simulations import scenarios
+
+    rows = []
+    for name in scenarios.names():
+        scenario = scenarios.get(name)
+        plan = scenario.plan
+        rows.append(
+            {
+                "name": name,
+                "task": plan["task"]["kind"],
+                "model": plan["model"]["kind"],
+                "sites": len(plan["sites"]),
+                "unit": plan["privacy"]["unit"],
+                "data": scenario.data,
+                "available": scenario.available(data),
+                "title": scenario.title,
+                "models": [plan["model"]["kind"], *scenario.models],
+            }
+        )
+    if as_json:
+        _print_json({"scenarios": rows})
+        return
+    from privet.cli import show
+
+    show.scenarios(rows)

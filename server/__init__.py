@@ -1,0 +1,1 @@
+"""The coordinator: sends orders, adds releases, keeps snapshots."""

@@ -1,0 +1,134 @@
+"""The Flower ``ServerApp``: the rounds of :mod:`privet.server.rounds` over a Flower grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid, ServerApp
+
+from privet.common.errors import InputError, RunError
+from privet.common.order import Order, Status
+from privet.common.plan import Plan
+from privet.common.release import Arrays
+from privet.common.wire import decode_reply, encode_order
+from privet.server import rounds
+from privet.server.aggregate import Aggregator, mean_of
+from privet.server.snapshot import Snapshots
+
+
+class FlowerLink:
+    """:class:`privet.server.rounds.Link` over any Flower grid."""
+
+    def __init__(self, plan: Plan, grid: Grid) -> None:
+        self._plan = plan
+        self._grid = grid
+        self._aggregator = Aggregator(plan)
+        self._nodes: dict[str, int] = {}
+
+    def enrolled(self) -> list[str]:
+        """Ask every node which site it is.
+
+        Raises:
+            RunError: if two nodes say they are the same site.
+        """
+        ids = list(self._grid.get_node_ids())
+        messages = [Message(RecordDict(), node, MessageType.QUERY) for node in ids]
+        known = [site.name for site in self._plan.sites]
+        for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
+            reply = _decode(message)
+            if reply is None or reply.site not in known:
+                continue
+            if reply.site in self._nodes:
+                raise RunError(f"two nodes say that they are site '{reply.site}'")
+            self._nodes[reply.site] = message.metadata.src_node_id
+        return [name for name in known if name in self._nodes]
+
+    def ask(self, round_number: int, orders: list[Order], model: Arrays) -> list[rounds.Reply]:
+        """Send orders through the strategy's own configuration; return checked replies."""
+        record, config = self._aggregator.configure(round_number, model, self._grid)
+        messages = [
+            Message(
+                encode_order(order, record, config),
+                self._nodes[order.site],
+                MessageType.EVALUATE if order.purpose == "evaluate" else MessageType.TRAIN,
+                group_id=str(round_number),
+            )
+            for order in orders
+        ]
+        wanted = {order.site: order for order in orders}
+        replies: dict[str, rounds.Reply] = {}
+        for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
+            reply = _decode(message)
+            if reply is None or reply.site not in wanted:
+                continue
+            if self._nodes[reply.site] != message.metadata.src_node_id:
+                raise RunError(f"a node answered in the name of site '{reply.site}'")
+            replies[reply.site] = _matching(reply, wanted[reply.site], model)
+        return [replies[order.site] for order in orders if order.site in replies]
+
+    def join(self, round_number: int, model: Arrays, replies: list[rounds.Reply]) -> Arrays:
+        """Hand the updates to the strategy, in site order."""
+        updates = {
+            reply.site: (reply.handle, reply.release.arrays)
+            for reply in replies
+            if reply.release is not None
+        }
+        return self._aggregator.aggregate(round_number, model, updates)
+
+
+def _decode(message: Message) -> rounds.Reply | None:
+    if message.has_error():
+        return None
+    try:
+        site, status, release = decode_reply(message.content)
+    except InputError:
+        return None
+    return rounds.Reply(site, status, release, message)
+
+
+def _matching(reply: rounds.Reply, order: Order, model: Arrays) -> rounds.Reply:
+    """Treat a release that does not answer the order, or has other shapes, as a failure."""
+    if reply.release is None:
+        return reply
+    arrays = reply.release.arrays
+    fits = order.purpose == "evaluate" or (
+        list(arrays) == list(model)
+        and all(arrays[name].shape == model[name].shape for name in model)
+    )
+    if reply.release.order != order.digest or not fits:
+        return rounds.Reply(reply.site, Status.FAILED, None, reply.handle)
+    return reply
+
+
+def create_app(
+    run_id: str,
+    plan: Plan,
+    initial: Callable[[], Arrays],
+    snapshots: Snapshots,
+    *,
+    evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
+    observe: Callable[[rounds.Progress], None] = lambda progress: None,
+    finish: Callable[[rounds.Outcome], None] = lambda outcome: None,
+) -> ServerApp:
+    """Return the app that runs ``plan``; the outcome is handed to ``finish``."""
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        finish(
+            rounds.run(
+                run_id,
+                plan,
+                initial(),
+                FlowerLink(plan, grid),
+                snapshots,
+                average=mean_of,
+                evaluate=evaluate,
+                observe=observe,
+            )
+        )
+
+    return app

@@ -1,0 +1,65 @@
+"""Snapshots: the model after each round, durable before the next order leaves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from privet.common.canonical import write_atomic
+from privet.common.errors import RunError
+from privet.common.release import Arrays
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The model after ``round`` rounds, and what was received to make it."""
+
+    round: int
+    arrays: Arrays
+    receipts: dict[str, Any]
+
+
+def save_model(path: Path, arrays: Arrays, facts: dict[str, str]) -> None:
+    """Write a model as safetensors, atomically, with ``facts`` in its header."""
+    names = json.dumps(list(arrays))
+    write_atomic(path, save(arrays, metadata={**facts, "names": names}))
+
+
+def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """Read a model and the facts of its header.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    try:
+        raw = path.read_bytes()
+        size = int.from_bytes(raw[:8], "little")
+        facts: dict[str, str] = json.loads(raw[8 : 8 + size])["__metadata__"]
+        stored = load(raw)
+        return {name: stored[name] for name in json.loads(facts["names"])}, facts
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise RunError(f"{path}: the model cannot be read: {error}") from error
+
+
+class Snapshots:
+    """A folder that holds the latest snapshot of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "snapshot.safetensors"
+
+    def store(self, snapshot: Snapshot) -> None:
+        """Replace the latest snapshot, durably."""
+        facts = {"round": str(snapshot.round), "receipts": json.dumps(snapshot.receipts)}
+        save_model(self._path, snapshot.arrays, facts)
+
+    def latest(self) -> Snapshot | None:
+        """Return the latest snapshot, or None."""
+        if not self._path.exists():
+            return None
+        arrays, facts = load_model(self._path)
+        return Snapshot(int(facts["round"]), arrays, json.loads(facts["receipts"]))

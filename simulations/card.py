@@ -1,0 +1,66 @@
+"""The model card that lies beside a model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from privet.simulations.run import Result
+
+
+def model_card(result: Result) -> str:
+    """Return the card as Markdown: what the model is, what it is good for, what protects whom."""
+    plan = result.plan
+    figures = "\n".join(
+        f"| {name} | {value:.3f} |" for name, value in result.metrics.items() if value is not None
+    )
+    sites = ", ".join(site.name for site in plan.sites)
+    return f"""---
+license: other
+tags: [federated-learning, differential-privacy, privet]
+---
+# {plan.title or plan.name}
+
+Trained by {len(plan.sites)} sites ({sites}) in {len(result.progress)} rounds with Privet.
+Model: `{plan.model.kind}`, trained parameters in `model.safetensors` (the frozen rest, if
+any, is public and named by the plan). Plan: `{plan.digest}`.
+
+## Privacy
+
+{_privacy(result)}
+
+## Figures
+
+Source: {_SOURCES[plan.metrics.source]}.
+
+| figure | value |
+|---|---|
+{figures}
+
+## Limits
+
+A model trained in a simulation is for research. It was not validated for decisions about
+patients or customers, and it repeats whatever bias its records hold.
+"""
+
+
+_SOURCES = {
+    "public": "a test split that counts as public",
+    "gate": "the sites' held-out records, noised and paid for",
+    "off": "none",
+}
+
+
+def _privacy(result: Result) -> str:
+    if result.loss is None:
+        return "**None.** This model was trained without noise; treat it as if it were the data."
+    words = {
+        "none": "Claim: **none** (noise came from a seed, so it protects nobody).",
+        "conditional": "Claim: **conditional**, because these rows of the honesty list are not "
+        f"known to hold: {', '.join(result.conditional_on)}.",
+        "proved-in-model": "Claim: **proved in the model** of real arithmetic.",
+    }
+    return (
+        f"Every site spent at most **{result.loss}** in this run. Trust: local, nobody outside "
+        f"a site saw un-noised values. {words[result.claim]}"
+    )

@@ -1,0 +1,154 @@
+"""The same plan without privacy: together, each site alone, all data pooled.
+
+These models and figures are not private. They are written under ``non-private/`` in the
+run folder, with a notice, and no bundle takes that folder. Another model of the scenario
+is trained with privacy too, at the same ε, to show which one is better; each spends a
+budget of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from privet.common.canonical import write_atomic, write_json
+from privet.common.plan import Plan
+from privet.simulations import scenarios
+from privet.simulations.evaluate import PublicTest
+from privet.simulations.partition import SITE
+from privet.simulations.records import Records
+from privet.simulations.run import Result, Setting, train_once
+
+_NOTICE = """The models and figures in this folder were trained WITHOUT noise, or were compared with
+such models, on private records. Treat them as if they were the records: they must not
+leave this machine, and no bundle takes them.
+"""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of training and what came of it; ``epsilon`` is text, ∞ without privacy."""
+
+    name: str
+    private: bool
+    epsilon: str
+    metrics: dict[str, Any]
+
+
+def compare(
+    result: Result, setting: Setting, tell: Callable[[str], None] = lambda text: None
+) -> list[Row]:
+    """Train the comparison rows of a finished run and write them under ``non-private/``."""
+    folder = result.out / "non-private"
+    write_atomic(folder / "NOTICE.txt", _NOTICE.encode())
+    plain = result.plan.changed(privacy=None, metrics={"source": "public"})
+    rows = [
+        *_other_models(result, setting, folder, tell),
+        _together(plain, setting, folder, tell),
+        _alone(plain, setting, folder, tell),
+        _pooled(plain, setting, folder, tell),
+    ]
+    write_json(
+        folder / "compare.json",
+        {
+            "private": False,
+            "notice": " ".join(_NOTICE.split()),
+            "rows": [
+                {"name": r.name, "private": r.private, "epsilon": r.epsilon, "metrics": r.metrics}
+                for r in rows
+            ],
+        },
+    )
+    return rows
+
+
+def _other_models(
+    result: Result, setting: Setting, folder: Path, tell: Callable[[str], None]
+) -> list[Row]:
+    plan = result.plan
+    if plan.scenario is None or plan.privacy is None:
+        return []
+    rows = []
+    scenario = scenarios.get(plan.scenario)
+    for name in [scenario.plan["model"]["kind"], *scenario.models]:
+        if name == plan.model.kind:
+            continue
+        tell(f"{name} with privacy")
+        other = scenario.make_plan(name).changed(
+            seed=plan.seed,
+            sites=[site.model_dump(mode="json") for site in plan.sites],
+            privacy={"epsilon": plan.privacy.epsilon, "noise_multiplier": None},
+        )
+        once = train_once(other, Records(other, setting.data_dir, setting.base), folder / name)
+        figure = f"{plan.privacy.epsilon:g}"
+        rows.append(Row(f"federated with DP ({name})", True, figure, _overall(once)))
+    return rows
+
+
+def _together(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]) -> Row:
+    tell("together")
+    records = Records(plan, setting.data_dir, setting.base)
+    figures = train_once(plan, records, folder / "together")
+    return Row("federated, no privacy", False, "∞", _overall(figures))
+
+
+def _alone(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]) -> Row:
+    """Each site trains on its own records; every model is measured on all test records."""
+    everyone: list[dict[str, Any]] = []
+    own: dict[str, Any] = {}
+    test = Records(plan, setting.data_dir, setting.base).parts()["test"]
+    for site in plan.sites:
+        tell(f"{site.name} alone")
+        single = plan.changed(
+            sites=[site.model_dump(mode="json")], strategy={"min_sites": None}
+        )
+        records = _Fixed(plan, setting.data_dir, setting.base, (site.name,))
+        figures = train_once(single, records, folder / "alone" / site.name, PublicTest(plan, test))
+        own[site.name] = _overall(figures)
+        everyone.append(own[site.name])
+    mean = {
+        name: _mean([figures.get(name) for figures in everyone])
+        for name in ("accuracy", "precision", "recall", "f1", "auc")
+    }
+    return Row("each site alone, mean", False, "∞", {**mean, "sites": own})
+
+
+def _pooled(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]) -> Row:
+    tell("pooled")
+    total = sum(site.nominal_size for site in plan.sites)
+    single = plan.changed(
+        sites=[{"name": "pooled", "nominal_size": total, "path": None}],
+        strategy={"min_sites": None},
+    )
+    records = _Fixed(plan, setting.data_dir, setting.base, None)
+    test = Records(plan, setting.data_dir, setting.base).parts()["test"]
+    figures = train_once(single, records, folder / "pooled", PublicTest(plan, test))
+    return Row("all data pooled, no privacy", False, "∞", _overall(figures))
+
+
+@dataclass(frozen=True)
+class _Fixed(Records):
+    """The whole federation's split, of which one site, or all as one, are trained on."""
+
+    only: tuple[str, ...] | None = None
+
+    def site(self, name: str) -> Any:
+        from privet.client.trainer import SiteData
+
+        del name
+        parts = super().parts()
+        train, test = parts["train"], parts["test"]
+        if self.only is not None:
+            train = train[train[SITE].isin(self.only)].reset_index(drop=True)
+        return SiteData(train, test)
+
+
+def _overall(figures: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if name != "sites"}
+
+
+def _mean(values: list[float | None]) -> float | None:
+    there = [value for value in values if value is not None]
+    return sum(there) / len(there) if there else None

@@ -1,0 +1,114 @@
+"""A Flower ``Grid`` in this process: messages go to the ``ClientApp`` of each site in turn.
+
+Nothing is serialised and nothing waits on a poll. The two private places of Flower that
+an in-process grid needs (task identity, message id) are touched here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from uuid import uuid4
+
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+
+_RUN_ID = 1
+_CLIENT_FAILED = 2
+"""Flower's error code for an exception in a ClientApp."""
+
+
+class InProcessGrid(Grid):
+    """Runs ``client_app`` for ``sites`` nodes, numbered from 1, one after the other.
+
+    Args:
+        client_app: called on each message with the node's own context.
+        sites: number of nodes; ``partition-id`` of a context counts from 0.
+        before: called before each message; it may raise to stop the run.
+    """
+
+    def __init__(
+        self,
+        client_app: ClientApp,
+        sites: int,
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._app = client_app
+        self._before = before
+        self._contexts = {
+            number + 1: Context(
+                run_id=_RUN_ID,
+                node_id=number + 1,
+                node_config=UserConfig({"partition-id": number, "num-partitions": sites}),
+                state=RecordDict(),
+                run_config=UserConfig(),
+            )
+            for number in range(sites)
+        }
+        self._replies: dict[str, Message] = {}
+        TaskIdentity.task_id = 1
+        TaskIdentity.run_id = _RUN_ID
+        TaskIdentity.node_id = 1
+
+    def set_run(self, run: Run) -> None:
+        """Accept the run of Flower's own machinery; there is only one here."""
+
+    @property
+    def run(self) -> Run:
+        """The one run."""
+        return Run.create_empty(run_id=_RUN_ID)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See :class:`flwr.serverapp.Grid`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes' numbers."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Answer each message at once and keep the replies; return the messages' ids."""
+        return [self._deliver(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies to these messages; each can be had once."""
+        ready = (self._replies.pop(number, None) for number in message_ids)
+        return [reply for reply in ready if reply is not None]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Answer the messages in order until ``timeout`` seconds have passed."""
+        end = None if timeout is None else time.monotonic() + timeout
+        replies: list[Message] = []
+        for message in messages:
+            if end is not None and time.monotonic() > end:
+                break
+            replies.extend(self.pull_messages([self._deliver(message)]))
+        return replies
+
+    def _deliver(self, message: Message) -> str:
+        self._before()
+        number = str(uuid4())
+        message.metadata.__dict__["_message_id"] = number
+        context = self._contexts.get(message.metadata.dst_node_id)
+        if context is None:
+            raise ValueError(f"there is no node {message.metadata.dst_node_id}")
+        try:
+            reply = self._app(message, context)
+        except Exception as error:
+            # Only the kind of error: its text could speak of private data.
+            reply = Message(Error(_CLIENT_FAILED, type(error).__name__), reply_to=message)
+        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        self._replies[number] = reply
+        return number

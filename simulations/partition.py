@@ -1,0 +1,55 @@
+"""Splits of a table into sites, and of each site's units into train, validation and test.
+
+A split depends on the seed and on a keyed hash of each unit's name or row, not on the
+order of draws, so it is the same on every machine and for every row of a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from privet.common.plan import Split
+
+SITE = "site"
+PERSON = "person"
+PART = "part"
+"""Column that a scenario may bring with a fixed split: train, validation or test."""
+
+
+def split(frame: pd.DataFrame, shares: Split, seed: int, *, strata: Iterable[str]) -> pd.Series:
+    """Return ``train``, ``validation`` or ``test`` for each row.
+
+    Args:
+        frame: rows of all sites. With a column ``person`` all rows of a person go together;
+            with a column ``part``, rows marked ``test`` stay test and the others are split
+            into train and validation.
+        shares: sizes of test and validation.
+        seed: which split.
+        strata: columns whose combinations are split apart, for equal shares.
+    """
+    generator = np.random.default_rng([seed, 0x5EED])
+    part = pd.Series("train", index=frame.index)
+    fixed = frame[PART] == "test" if PART in frame.columns else pd.Series(False, index=frame.index)
+    part[fixed] = "test"
+    free = frame[~fixed]
+    by_person = PERSON in free.columns
+    key = free[PERSON].astype(str) if by_person else pd.Series(free.index, index=free.index)
+    test_share = 0.0 if PART in frame.columns else shares.test
+    # A person belongs to the stratum of the first row, so that all rows move together.
+    first = free.assign(_key=key.to_numpy()).drop_duplicates("_key").sort_values("_key")
+    for _, group in first.groupby([first[name].astype(str) for name in strata], sort=True):
+        shuffled = group["_key"].to_numpy()[generator.permutation(len(group))]
+        tests = round(len(shuffled) * test_share)
+        validations = round(len(shuffled) * shares.validation)
+        part[key.index[key.isin(shuffled[:tests])]] = "test"
+        part[key.index[key.isin(shuffled[tests : tests + validations])]] = "validation"
+    return part
+
+
+def deal(count: int, sites: int, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+    """Deal ``count`` rows to ``sites`` sites at random, as evenly as can be."""
+    generator = np.random.default_rng([seed, 0xDEA1])
+    return generator.permutation(np.arange(count) % sites)

