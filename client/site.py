@@ -44,7 +44,7 @@ class Answer:
     release: Release | None = None
 
 
-class _No(Exception):  # noqa: N818
+class _No(Exception):
     """An order is refused with a status; the text goes to the operator's log only."""
 
     def __init__(self, status: Status, reason: str) -> None:
@@ -139,9 +139,7 @@ class Site:
                 self._data = self._open_data()
             stream = self._stream_for(order)
             arrays, event, facts = self._run(order, model, self._data, stream)
-            return Answer(
-                Status.RELEASED, self._commit(order, reservation, arrays, event, facts)
-            )
+            return Answer(Status.RELEASED, self._commit(order, reservation, arrays, event, facts))
         except PrivetError as error:
             self._log.error("%s: %s", order.slot, error)
         except Exception as error:
@@ -198,9 +196,7 @@ def budget_of(plan: Plan) -> Budget | None:
     if plan.privacy is None:
         return None
     privacy = plan.privacy
-    return Budget(
-        privacy.epsilon, privacy.delta, Unit(privacy.unit), Relation(privacy.relation)
-    )
+    return Budget(privacy.epsilon, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
 
 
 def _operator_log(path: Path, name: str) -> logging.Logger:

@@ -51,7 +51,7 @@ def mechanism(plan: Plan) -> Mechanism:
     """
     training, privacy = plan.training, plan.privacy
     if privacy is None:
-        return PlainSgd(training.sample_rate, training.steps)
+        return PlainSgd(training.sample_rate, training.steps, training.clip)
     if privacy.noise_multiplier is None:
         raise PrivetError("the plan's noise is not calibrated; use simulations.run.resolve(plan)")
     return DpSgd(
@@ -178,10 +178,12 @@ class Workbench:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.task = build_task(plan)
+        person = plan.privacy is not None and plan.privacy.unit == "person"
         self.engine = GradientEngine(
             build_model(plan),
             self.task.loss,
             mode=plan.training.clipping,
+            one_record_each=not person,
             micro_batch=plan.training.micro_batch,
         )
 
@@ -217,7 +219,7 @@ class Workbench:
         batch = self.task.random_batch(records, seed)
         return {name: tensor.to(self.plan.device) for name, tensor in batch.items()}
 
-    def score(self, examples: Batch, chunk: int = 1024) -> np.ndarray:  # type: ignore[type-arg]
+    def score(self, examples: Batch, chunk: int = 1024) -> np.ndarray:
         """Return class probabilities [N, K] of the model as it is now."""
         model, parts = self.engine.model, []
         model.eval()

@@ -108,6 +108,8 @@ class Training(_Part):
         learning_rate, momentum, optimizer: the local optimizer, new in every round.
         micro_batch: most records in memory at once; no effect on the result but rounding.
         clipping: how per-unit gradients are computed; no effect on the guarantee.
+        clip: L2 bound of one unit's gradient in a run without privacy; None: no bound. In
+            a run with privacy it is ``privacy.clip`` that counts.
     """
 
     rounds: Count = 20
@@ -118,6 +120,7 @@ class Training(_Part):
     optimizer: Literal["sgd", "adam"] = "sgd"
     micro_batch: Count = 256
     clipping: Literal["auto", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
+    clip: Positive | None = None
 
 
 class Strategy(_Part):
@@ -263,6 +266,9 @@ class Plan(_Part):
             raise ValueError(f"'strategy.min_sites' is above the number of sites, {len(names)}")
         if self.strategy.average_last > self.training.rounds:
             raise ValueError("'strategy.average_last' is above 'training.rounds'")
+        person = self.privacy is not None and self.privacy.unit == "person"
+        if person and self.training.clipping == "opacus-ghost":
+            raise ValueError("training.clipping 'opacus-ghost' is for unit 'record' only")
         if self.privacy is None and self.metrics.source == "gate":
             raise ValueError("metrics from the gate need a [privacy] section")
         return self

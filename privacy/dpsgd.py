@@ -18,7 +18,7 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from privet.common.errors import BypassDetected, InputError, NotReleasable
 from privet.privacy import events as ev
@@ -185,10 +185,14 @@ class DpSgd:
 
 @dataclass(frozen=True)
 class PlainSgd:
-    """The same local training without clip and noise, for comparison. Its ε is infinite."""
+    """The same local training without noise, for comparison. Its ε is infinite.
+
+    With ``clip`` each unit's gradient is still bounded, which is a choice of training.
+    """
 
     sample_rate: float
     steps: int = 1
+    clip: float | None = None
 
     @property
     def event(self) -> ev.Event:
@@ -211,8 +215,12 @@ class PlainSgd:
         sampler = PoissonSampler(self.sample_rate)
 
         def gradient() -> list[Tensor]:
-            batch, _, _ = _draw(sampler, examples, units, stream)
-            sums = engine.plain_sum(batch)
+            batch, owner, count = _draw(sampler, examples, units, stream)
+            sums: Sequence[Tensor] = (
+                engine.plain_sum(batch)
+                if self.clip is None
+                else engine.clipped_sum(batch, owner, count, self.clip).tensors
+            )
             return [tensor / (self.sample_rate * nominal_size) for tensor in sums]
 
         tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
@@ -224,7 +232,7 @@ Mechanism = DpSgd | PlainSgd
 
 def _draw(
     sampler: PoissonSampler, examples: Batch, units: UnitIndex, stream: Stream
-) -> tuple[Batch, np.ndarray, int]:  # type: ignore[type-arg]
+) -> tuple[Batch, np.ndarray, int]:
     chosen = sampler.draw(len(units), stream)
     rows, owner = units.gather(chosen)
     index = torch.as_tensor(rows)

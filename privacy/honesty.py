@@ -94,8 +94,10 @@ def assess(facts: Facts) -> list[Row]:
         "gate": "noised, debited, one histogram for all figures",
         "off": "none are shown",
     }[facts.metrics])  # fmt: skip
-    unit = "contribution bounded, summed and clipped per person" if facts.person else (
-        "per record: a person with many records is protected less, see the unit"
+    unit = (
+        "contribution bounded, summed and clipped per person"
+        if facts.person
+        else ("per record: a person with many records is protected less, see the unit")
     )
     rows["H20"] = Row("H20", "unit", "enforced", unit)
     for key, why in (facts.attested or {}).items():

@@ -45,8 +45,9 @@ class Stream:
     def seeded(cls, *seed: int | str) -> Self:
         """Return the stream that ``seed`` names, for simulations and tests only."""
         text = "\x1f".join(str(part) for part in seed)
-        return cls(hashlib.sha256(b"privet seeded stream\0" + text.encode()).digest(),
-                   reproducible=True)
+        return cls(
+            hashlib.sha256(b"privet seeded stream\0" + text.encode()).digest(), reproducible=True
+        )
 
     def words(self, count: int) -> npt.NDArray[np.uint64]:
         """Return ``count`` uniform 64-bit words.

@@ -84,16 +84,14 @@ def _per_sample_gradient(engine: GradientEngine, batch: Batch) -> None:
 
 def _coupled_forward(engine: GradientEngine, batch: Batch, other: Batch) -> None:
     """The gradient of record 0 must not move when the other records change."""
-    mixed = {
-        name: torch.cat([tensor[:1], other[name][1:]]) for name, tensor in batch.items()
-    }
+    mixed = {name: torch.cat([tensor[:1], other[name][1:]]) for name, tensor in batch.items()}
     if engine.mode == "opacus-ghost":
         before, after = _first_loss(engine, batch), _first_loss(engine, mixed)
         if not _close(before, after):
             raise SelfTestFailed("H6: the loss of one record depends on the other records")
         return
-    before, after = engine.per_sample(batch), engine.per_sample(mixed)
-    for name, first, second in zip(engine.named, before, after, strict=True):
+    rows, mixed_rows = engine.per_sample(batch), engine.per_sample(mixed)
+    for name, first, second in zip(engine.named, rows, mixed_rows, strict=True):
         if not _close(first[0], second[0]):
             raise SelfTestFailed(
                 f"H6: the gradient of one record in '{name}' depends on the other records "

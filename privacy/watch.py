@@ -45,8 +45,8 @@ class Watch:
             BypassDetected: naming the tensor that moved.
         """
         for name, (version, mark) in self._marks.items():
-            tensor = self._trained[name]
-            if tensor._version != version or _mark(tensor) != mark:
+            trained = self._trained[name]
+            if trained._version != version or _mark(trained) != mark:
                 raise BypassDetected(
                     f"parameter '{name}' changed outside the mechanism {when} (H8); "
                     "was another optimizer stepped?"

@@ -124,7 +124,7 @@ def _build(plan: Plan) -> Strategy:
     if spec.kind == "fedprox":
         options["proximal_mu"] = spec.proximal_mu
     try:
-        return _KINDS[spec.kind](  # type: ignore[no-any-return]
+        return _KINDS[spec.kind](
             fraction_evaluate=0.0,
             min_train_nodes=1,
             min_evaluate_nodes=0,

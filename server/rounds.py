@@ -116,15 +116,12 @@ def _ask(
 ) -> list[Reply]:
     digest, plan_digest = digest_arrays(model), plan.digest
     orders = [
-        Order(run_id, site, number, 1, purpose, plan_digest, digest, tuple(model))
-        for site in sites
+        Order(run_id, site, number, 1, purpose, plan_digest, digest, tuple(model)) for site in sites
     ]
     return link.ask(number, orders, model)
 
 
-def _require_quorum(
-    plan: Plan, number: int, replies: list[Reply], released: list[Reply]
-) -> None:
+def _require_quorum(plan: Plan, number: int, replies: list[Reply], released: list[Reply]) -> None:
     if len(released) >= plan.quorum:
         return
     counts: dict[str, int] = {}
@@ -162,9 +159,7 @@ def _look(
                 latest[reply.site] = reply
     elif due and evaluate is not None and plan.metrics.source == "public":
         metrics = evaluate(model)
-    spent = {
-        site: reply.release.facts["spent"] for site, reply in latest.items() if reply.release
-    }
+    spent = {site: reply.release.facts["spent"] for site, reply in latest.items() if reply.release}
     statuses = {reply.site: reply.status for reply in replies}
     return Progress(number, statuses, spent, metrics, tables)
 

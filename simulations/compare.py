@@ -19,7 +19,7 @@ from privet.simulations import scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.partition import SITE
 from privet.simulations.records import Records
-from privet.simulations.run import Result, Setting, train_once
+from privet.simulations.run import Result, Setting, train_once, without_privacy
 
 _NOTICE = """The models and figures in this folder were trained WITHOUT noise, or were compared with
 such models, on private records. Treat them as if they were the records: they must not
@@ -43,7 +43,7 @@ def compare(
     """Train the comparison rows of a finished run and write them under ``non-private/``."""
     folder = result.out / "non-private"
     write_atomic(folder / "NOTICE.txt", _NOTICE.encode())
-    plain = result.plan.changed(privacy=None, metrics={"source": "public"})
+    plain = without_privacy(result.plan).changed(metrics={"source": "public"})
     rows = [
         *_other_models(result, setting, folder, tell),
         _together(plain, setting, folder, tell),
@@ -101,9 +101,7 @@ def _alone(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], Non
     test = Records(plan, setting.data_dir, setting.base).parts()["test"]
     for site in plan.sites:
         tell(f"{site.name} alone")
-        single = plan.changed(
-            sites=[site.model_dump(mode="json")], strategy={"min_sites": None}
-        )
+        single = plan.changed(sites=[site.model_dump(mode="json")], strategy={"min_sites": None})
         records = _Fixed(plan, setting.data_dir, setting.base, (site.name,))
         figures = train_once(single, records, folder / "alone" / site.name, PublicTest(plan, test))
         own[site.name] = _overall(figures)

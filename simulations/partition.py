@@ -49,7 +49,7 @@ def split(frame: pd.DataFrame, shares: Split, seed: int, *, strata: Iterable[str
     return part
 
 
-def deal(count: int, sites: int, seed: int) -> np.ndarray:  # type: ignore[type-arg]
+def deal(count: int, sites: int, seed: int) -> np.ndarray:
     """Deal ``count`` rows to ``sites`` sites at random, as evenly as can be."""
     generator = np.random.default_rng([seed, 0xDEA1])
     return generator.permutation(np.arange(count) % sites)

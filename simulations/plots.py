@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from privet.server.rounds import Progress
     from privet.simulations.run import Result
 
-_STYLE = {
+_STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -58,15 +58,20 @@ def _rounds(result: Result) -> Any:
     overall = [(r, value) for r, value, _ in series if value is not None]
     if overall:
         left.plot(*zip(*overall, strict=True), color=_GREEN, lw=2.2, marker="o", ms=3)
-    left.set(title="Accuracy (thick: all sites, thin: each site)", xlabel="round", ylabel="accuracy")
+    left.set(
+        title="Accuracy (thick: all sites, thin: each site)", xlabel="round", ylabel="accuracy"
+    )
     loss, privacy = result.loss, result.plan.privacy
     if loss is None or privacy is None:
         right.axis("off")
         right.text(0.5, 0.5, "no privacy in this run", ha="center", va="center", color=_RED)
         return figure
     for spec in result.plan.sites:
-        points = [(s.round, s.spent[spec.name]["epsilon"]) for s in result.progress
-                  if spec.name in s.spent]
+        points = [
+            (s.round, s.spent[spec.name]["epsilon"])
+            for s in result.progress
+            if spec.name in s.spent
+        ]
         if points:
             right.plot(*zip(*points, strict=True), color=_GREEN, lw=1.2, alpha=0.8)
     right.axhline(privacy.epsilon, color=_RED, lw=1, ls="--")
@@ -87,13 +92,15 @@ def _sites(result: Result) -> Any:
     left.invert_yaxis()
     left.set(title="Accuracy of the joint model at each site", xlim=(0, 1))
     for row, value in enumerate(values):
-        left.text(value + 0.01, row, f"{value:.3f}" if value else "not shown", va="center",
-                  fontsize=8)
+        left.text(
+            value + 0.01, row, f"{value:.3f}" if value else "not shown", va="center", fontsize=8
+        )
     privacy = result.plan.privacy
     if privacy is None or result.loss is None:
         right.axis("off")
-        right.text(0.5, 0.5, "no privacy in this run", transform=right.transAxes, ha="center",
-                   color=_RED)
+        right.text(
+            0.5, 0.5, "no privacy in this run", transform=right.transAxes, ha="center", color=_RED
+        )
         return figure
     spent = [site.loss.epsilon if site.loss else 0.0 for site in result.sites]
     right.barh(names, [privacy.epsilon] * len(names), color="#e6ebe7", height=0.6)

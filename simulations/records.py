@@ -32,8 +32,9 @@ class Records:
 
     def table(self) -> pd.DataFrame:
         """Return all records with the columns ``site`` and, if declared, ``person``."""
-        return _table(self.plan.scenario, self.plan.model_dump_json(include=_WHERE),
-                      self.data_dir, self.base)
+        return _table(
+            self.plan.scenario, self.plan.model_dump_json(include=_WHERE), self.data_dir, self.base
+        )
 
     def parts(self) -> dict[str, pd.DataFrame]:
         """Return the records to train on, for validation and for test."""
@@ -58,9 +59,7 @@ _WHERE = {"name", "sites", "data", "task", "privacy"}
 
 
 @functools.lru_cache(maxsize=8)
-def _table(
-    scenario: str | None, where: str, data_dir: Path | None, base: Path
-) -> pd.DataFrame:
+def _table(scenario: str | None, where: str, data_dir: Path | None, base: Path) -> pd.DataFrame:
     if scenario is not None:
         return scenarios.get(scenario).load(data_dir).reset_index(drop=True)
     return _own_files(where, base).reset_index(drop=True)
@@ -84,9 +83,7 @@ def _own_files(where: str, base: Path) -> pd.DataFrame:
     else:
         if missing := [site.name for site in part.sites if not site.path]:
             raise PlanError(f"{part.name}: site '{missing[0]}' has no 'path'")
-        tables = [
-            read_table(base / str(site.path)).assign(**{SITE: site.name}) for site in own
-        ]
+        tables = [read_table(base / str(site.path)).assign(**{SITE: site.name}) for site in own]
         table = pd.concat(tables, ignore_index=True)
     if data.person_column is not None:
         if data.person_column not in table.columns:
@@ -106,6 +103,5 @@ def _parts(records: Records) -> dict[str, pd.DataFrame]:
     strata = scenario.strata if scenario else (SITE,)
     part = split(table, records.plan.split, records.plan.seed, strata=strata)
     return {
-        name: table[part == name].reset_index(drop=True)
-        for name in ("train", "validation", "test")
+        name: table[part == name].reset_index(drop=True) for name in ("train", "validation", "test")
     }

@@ -225,9 +225,7 @@ def adjusted(
     """
     changes: dict[str, Any] = {}
     if not dp:
-        changes["privacy"] = None
-        if plan.metrics.source == "gate":
-            changes["metrics"] = {"source": "public"}
+        plan = without_privacy(plan)
     elif epsilon is not None:
         if plan.privacy is None:
             raise InputError("this plan has no [privacy] section to set ε in")
@@ -244,6 +242,22 @@ def adjusted(
             raise InputError(f"--sites must lie between 1 and {len(plan.sites)}, not {sites}")
         changes["sites"] = [site.model_dump(mode="json") for site in plan.sites[:sites]]
     return plan.changed(**changes) if changes else plan
+
+
+def without_privacy(plan: Plan) -> Plan:
+    """Return the same plan without noise; each unit's gradient keeps its bound.
+
+    A scenario may declare other settings for this case, chosen on the same public split.
+    """
+    changes: dict[str, Any] = {"privacy": None}
+    if plan.privacy is not None:
+        changes["training"] = {"clip": plan.privacy.clip}
+    if plan.metrics.source == "gate":
+        changes["metrics"] = {"source": "public"}
+    if plan.scenario:
+        for key, change in scenarios.get(plan.scenario).plain.get(plan.model.kind, {}).items():
+            changes[key] = {**changes.get(key, {}), **change}
+    return plan.changed(**changes)
 
 
 def resolve(plan: Plan) -> Plan:
@@ -264,9 +278,7 @@ def resolve(plan: Plan) -> Plan:
         relation=Relation(privacy.relation),
     )
     extra = [gate.event(plan.metrics.noise_multiplier)] * gate_releases(plan)
-    fitted = start.calibrated(
-        privacy.epsilon, privacy.delta, releases=training.rounds, extra=extra
-    )
+    fitted = start.calibrated(privacy.epsilon, privacy.delta, releases=training.rounds, extra=extra)
     return plan.changed(privacy={"noise_multiplier": fitted.noise_multiplier})
 
 

@@ -68,9 +68,7 @@ class FTTransformer(nn.Module):
         self.scales = nn.Embedding(3 * numeric, width) if numeric else None
         self.values = nn.Embedding(sum(categories), width) if categories else None
         self.start = nn.Embedding(1, width)
-        self.blocks = nn.ModuleList(
-            Block(width, heads, hidden or 2 * width) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(Block(width, heads, hidden or 2 * width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
         for table in (self.scales, self.values, self.start):

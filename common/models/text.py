@@ -139,9 +139,7 @@ class FeatureHead(nn.Module):
         return self.head(features * self.scale)  # type: ignore[no-any-return]
 
 
-def _minilm(
-    classes: int, *, tuning: str = "head", rank: int = 8, scale: float = 1.0
-) -> nn.Module:
+def _minilm(classes: int, *, tuning: str = "head", rank: int = 8, scale: float = 1.0) -> nn.Module:
     if tuning == "head":
         return FeatureHead(MINILM_WIDTH, classes, scale=scale)
     encoder = _load_minilm()
@@ -179,14 +177,22 @@ def _load_minilm() -> Any:
     from transformers.utils import logging as hf_logging
 
     hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
     model: Any = BertModel.from_pretrained(
-        minilm_folder(), use_safetensors=True, add_pooling_layer=False,
+        minilm_folder(),
+        use_safetensors=True,
+        add_pooling_layer=False,
         attn_implementation="sdpa",
     )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
     return model
+
+
+@lru_cache(maxsize=1)
+def _frozen_minilm() -> Any:
+    return _load_minilm().eval()
 
 
 @lru_cache(maxsize=4)
@@ -245,7 +251,7 @@ def _features(texts: tuple[str, ...], max_tokens: int, chunk: int = 32) -> Tenso
     fresh = sorted({t for t in texts if (max_tokens, t) not in _SENTENCES}, key=len)
     if fresh:
         tokens = _Tokens(minilm_folder() / "tokenizer.json", max_tokens)
-        encoder = _load_minilm().eval()
+        encoder = _frozen_minilm()
         for start in range(0, len(fresh), chunk):
             part = fresh[start : start + chunk]
             ids = tokens.encode(part)["tokens"]

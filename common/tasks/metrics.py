@@ -47,9 +47,7 @@ def _auc(scores: Array, labels: Array, present: Array) -> float | None:
         return float(sk.roc_auc_score(labels, scores[:, 1]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        one_against_rest = [
-            sk.roc_auc_score(labels == k, scores[:, k]) for k in present
-        ]
+        one_against_rest = [sk.roc_auc_score(labels == k, scores[:, k]) for k in present]
     return float(np.mean(one_against_rest))
 
 

@@ -66,7 +66,7 @@ class TabularTask(Classification):
         }
 
 
-def _scaled(column: pd.Series, feature: Numeric) -> np.ndarray:  # type: ignore[type-arg]
+def _scaled(column: pd.Series, feature: Numeric) -> np.ndarray:
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
     unreadable = np.isnan(values) & column.notna().to_numpy()
     if unreadable.any():
@@ -80,7 +80,7 @@ def _scaled(column: pd.Series, feature: Numeric) -> np.ndarray:  # type: ignore[
     if feature.log:
         values = np.log1p(np.maximum(values, min(low, 0.0)))
         low, high = math.log1p(low), math.log1p(high)
-    scaled: np.ndarray = np.clip(4 * (values - low) / (high - low) - 2, -4, 4)  # type: ignore[type-arg]
+    scaled: np.ndarray = np.clip(4 * (values - low) / (high - low) - 2, -4, 4)
     return scaled
 
 

@@ -52,6 +52,7 @@ class GradientEngine:
         loss: per-record losses.
         mode: see :mod:`privet.privacy.clipping`.
         micro_batch: most records in memory at once; a unit is never cut in two.
+        one_record_each: each unit is one record, so that ``auto`` may choose ghost norms.
 
     Raises:
         SelfTestFailed: if Opacus finds a layer that mixes records (a batch norm).
@@ -59,7 +60,13 @@ class GradientEngine:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, *, mode: str = "auto", micro_batch: int = 256
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        mode: str = "auto",
+        micro_batch: int = 256,
+        one_record_each: bool = True,
     ) -> None:
         self.model = model
         self.micro_batch = micro_batch
@@ -68,7 +75,7 @@ class GradientEngine:
             raise InputError("the model has no trainable parameter")
         self.parameters = list(self.named.values())
         self._loss = loss
-        self.mode = _choose(model, mode)
+        self.mode = _choose(model, mode, one_record_each)
         faults = ModuleValidator.validate(model, strict=False)
         if faults:
             raise SelfTestFailed(
@@ -171,9 +178,7 @@ class GradientEngine:
                 rows = slice(start, start + self.micro_batch)
                 batch = {name: tensor[rows] for name, tensor in examples.items()}
                 self._loss(self._wrapped, batch).sum().backward()
-        sums = [
-            torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters
-        ]
+        sums = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
         self._clear()
         return sums
 
@@ -197,7 +202,7 @@ class GradientEngine:
         self._clear()
         losses = self._loss(self._wrapped, batch)
         losses.sum().backward(retain_graph=True)
-        squares = torch.stack([p._norm_sample.square() for p in self.parameters]).sum(0)
+        squares = torch.stack([_norms(p).square() for p in self.parameters]).sum(0)
         self._clear()
         factors = _clip_factors(squares, clip)
         if not bool(torch.isfinite(squares).all()):
@@ -209,9 +214,7 @@ class GradientEngine:
                 losses = self._loss(self._wrapped, batch)
         with self.hooks_off():
             (losses * factors).sum().backward()
-        part = [
-            torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters
-        ]
+        part = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
         self._clear()
         return part
 
@@ -232,6 +235,12 @@ class GradientEngine:
             parameter._norm_sample = None  # type: ignore[attr-defined]
 
 
+def _norms(parameter: nn.Parameter) -> Tensor:
+    """Return the per-record norms [B] that Opacus left on the parameter."""
+    norms: Tensor = parameter._norm_sample  # type: ignore[attr-defined]
+    return norms
+
+
 def _clip_factors(squares: Tensor, clip: float) -> Tensor:
     """Return min(1, C / norm) for squared norms; 0 where the norm is not finite."""
     norms = squares.sqrt()
@@ -241,7 +250,7 @@ def _clip_factors(squares: Tensor, clip: float) -> Tensor:
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
-def _choose(model: nn.Module, mode: str) -> str:
+def _choose(model: nn.Module, mode: str, one_record_each: bool) -> str:
     if mode == "auto":
         owners = [
             module
@@ -249,7 +258,7 @@ def _choose(model: nn.Module, mode: str) -> str:
             if any(p.requires_grad for p in module.parameters(recurse=False))
         ]
         head_only = len(owners) == 1 and isinstance(owners[0], nn.Linear)
-        return "opacus-ghost" if head_only else "opacus-hooks"
+        return "opacus-ghost" if head_only and one_record_each else "opacus-hooks"
     if mode not in ("opacus-hooks", "opacus-ghost", "functorch"):
         raise InputError(f"clipping mode '{mode}' is not known")
     return mode

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 from rich.table import Table
 from rich.text import Text
 
@@ -122,8 +123,10 @@ def result(outcome: Result, rows: list[Row] | None) -> None:
             "figures are in non-private/ and must not leave it.",
             style="dim",
         )
-    table = Table(title=f"Sites · {outcome.loss.terms if outcome.loss else 'no privacy'}",
-                  title_justify="left")
+    table = Table(
+        title=f"Sites · {outcome.loss.terms if outcome.loss else 'no privacy'}",
+        title_justify="left",
+    )
     for name in ("site", "last answer", "ε spent", "ε cap", "accuracy", "auc"):
         table.add_column(name, justify="left" if name in ("site", "last answer") else "right")
     cap = f"{plan.privacy.epsilon:g}" if plan.privacy else "–"
@@ -138,8 +141,9 @@ def result(outcome: Result, rows: list[Row] | None) -> None:
         )
     _out.print(table)
     _out.print(_claim(outcome), soft_wrap=True, highlight=False)
-    _out.print(f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False,
-               soft_wrap=True)
+    _out.print(
+        f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False, soft_wrap=True
+    )
 
 
 def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
@@ -185,8 +189,9 @@ def _claim(outcome: Result) -> str:
 def sweep(results: list[Result]) -> None:
     """Print one row for each ε."""
     first = results[0]
-    table = Table(title=f"{first.plan.name} · {first.loss.terms if first.loss else ''}",
-                  title_justify="left")
+    table = Table(
+        title=f"{first.plan.name} · {first.loss.terms if first.loss else ''}", title_justify="left"
+    )
     table.add_column("ε", justify="right")
     for name in _FIGURES:
         table.add_column(name, justify="right")

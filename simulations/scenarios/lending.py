@@ -130,8 +130,21 @@ SCENARIO = Scenario(
         "split": {"test": 0.2, "validation": 0.1},
         "sites": [{"name": name, "nominal_size": size} for name, (_, size) in DIVISIONS.items()],
     },
+    models={
+        "linear": {
+            "model": {"kind": "linear", "options": {}},
+            "training": {
+                "rounds": 40, "steps": 1, "sample_rate": 1.0, "learning_rate": 4.0,
+                "momentum": 0.0,
+            },
+            "strategy": {
+                "kind": "fedavgm", "options": {"server_momentum": 0.5}, "average_last": 8,
+            },
+            "privacy": {"clip": 0.5},
+        },
+    },
     load=load,
     probe=have_registry,
     attested={"H21": "a loan has one state, so one lender"},
-    strata=("site",),
-)
+    strata=("site", "priced_high"),
+)  # fmt: skip

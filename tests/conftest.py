@@ -1,0 +1,125 @@
+"""What the tests share: a tiny federation on made-up files, and the checkout's root."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+# One thread keeps sums in one order, and small machines quick.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+SITES = ("North", "East", "South")
+SIZES = {"North": 60, "East": 30, "South": 10}
+
+
+def tiny_frame(rows: int, seed: int, *, persons: int | None = None) -> pd.DataFrame:
+    """Return ``rows`` records with two numbers, a category and a label that follows them."""
+    generator = np.random.default_rng(seed)
+    x1, x2 = generator.normal(size=rows), generator.normal(size=rows)
+    frame = pd.DataFrame(
+        {
+            "x1": x1.round(3),
+            "x2": x2.round(3),
+            "colour": generator.choice(["red", "blue"], rows),
+            "y": (x1 - x2 + 0.3 * generator.normal(size=rows) > 0).astype(int),
+        }
+    )
+    if persons is not None:
+        frame["patient"] = [f"p{seed}-{k}" for k in generator.integers(0, persons, rows)]
+    return frame
+
+
+def tiny_plan(**changes: Any) -> dict[str, Any]:
+    """Return a whole plan as a mapping; ``changes`` are merged into the sections they name.
+
+    Its noise is given, so that nothing has to be calibrated, and its cap is wide.
+    """
+    plan: dict[str, Any] = {
+        "name": "tiny",
+        "threads": 1,
+        "task": {
+            "label": "y",
+            "classes": ["0", "1"],
+            "numeric": {"x1": {"low": -2, "high": 2}, "x2": {"low": -2, "high": 2}},
+            "categorical": {"colour": ["red", "blue"]},
+        },
+        "model": {"kind": "linear"},
+        "training": {"rounds": 2, "steps": 2, "sample_rate": 0.5, "learning_rate": 0.5},
+        "privacy": {"epsilon": 20.0, "delta": 1e-4, "noise_multiplier": 2.0},
+        "metrics": {"source": "public"},
+        "sites": [
+            {"name": name, "nominal_size": size, "path": f"{name.lower()}.csv"}
+            for name, size in SIZES.items()
+        ],
+    }
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(plan.get(key), dict):
+            plan[key] = {**plan[key], **change}
+        else:
+            plan[key] = change
+    return plan
+
+
+def tiny_files(folder: Path, **columns: Any) -> Path:
+    """Write one CSV for each site into ``folder``; ``columns`` replace or add columns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, (name, size) in enumerate(SIZES.items()):
+        frame = tiny_frame(size + 20, number, persons=size // 2).assign(**columns)
+        frame.to_csv(folder / f"{name.lower()}.csv", index=False)
+    return folder
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # typer 0.15 and later touch a deprecated name of click at import.
+    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:typer.*")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The checkout."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def plan_value() -> Callable[..., dict[str, Any]]:
+    """:func:`tiny_plan`."""
+    return tiny_plan
+
+
+@pytest.fixture(scope="session")
+def frame_of() -> Callable[..., pd.DataFrame]:
+    """:func:`tiny_frame`."""
+    return tiny_frame
+
+
+@pytest.fixture(scope="session")
+def write_files() -> Callable[..., Path]:
+    """:func:`tiny_files`."""
+    return tiny_files
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the three sites' records; read only."""
+    return tiny_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def write_toml() -> Callable[[Path, dict[str, Any]], Path]:
+    """Write a plan's mapping as TOML, and return the path."""
+    import tomli_w
+
+    def write(path: Path, value: dict[str, Any]) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(tomli_w.dumps(value), encoding="utf-8")
+        return path
+
+    return write
