@@ -48,6 +48,10 @@ class Outbox:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise LedgerError(f"{path}: the stored release cannot be read: {error}") from error
 
+    def remove(self, slot: str) -> None:
+        """Drop the release of ``slot``, if there is one."""
+        self._path(slot).unlink(missing_ok=True)
+
     def forget_before(self, run: str, keep: int) -> None:
         """Keep the ``keep`` newest releases of ``run``."""
         mine = sorted(self.folder.glob(f"{run}-*"), key=lambda path: path.stat().st_mtime_ns)

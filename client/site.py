@@ -118,12 +118,27 @@ class Site:
         return self._trainer.mechanism.event
 
     def _already_released(self, order: Order) -> Release | None:
-        """Return the committed release of the same order; refuse another one for its slot."""
-        release = self.outbox.get(order.slot)
+        """Return the release of the same order again; refuse another one for its slot.
+
+        A crash may have come between storing a release and committing it: its charge is
+        still reserved, so it is committed now. A release without a charge is dropped.
+        """
+        release, committed = self.outbox.get(order.slot), self.ledger.committed(order.slot)
         if release is None:
+            if committed is not None:
+                raise _No(Status.REFUSED_CONFLICT, "answered before, and no longer kept")
             return None
         if release.order != order.digest:
             raise _No(Status.REFUSED_CONFLICT, "a different order was answered for this attempt")
+        if committed is None:
+            reservation = self.ledger.pending(order.slot)
+            if reservation is None:
+                self.outbox.remove(order.slot)
+                return None
+            event = ev.from_json(release.facts["event"])
+            self.ledger.commit(reservation, event, release.facts["digest"])
+        elif committed != release.facts["digest"]:
+            raise LedgerError(f"{order.slot}: the stored release is not the committed one")
         return release
 
     def _reserve(self, order: Order, event: ev.Event) -> Reservation:
@@ -167,8 +182,8 @@ class Site:
         event: ev.Event,
         facts: dict[str, Any],
     ) -> Release:
+        """Store the release, then commit it: neither is lost if the process dies between."""
         digest = digest_arrays(arrays)
-        self.ledger.commit(reservation, event, digest)
         release = Release(
             order.digest,
             {
@@ -181,6 +196,11 @@ class Site:
             arrays,
         )
         self.outbox.put(order.slot, release)
+        try:
+            self.ledger.commit(reservation, event, digest)
+        except BaseException:
+            self.outbox.remove(order.slot)
+            raise
         self.outbox.forget_before(order.run, _KEPT_RELEASES)
         return release
 

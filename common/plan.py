@@ -239,7 +239,11 @@ class DataSpec(_Part):
 
 
 class Plan(_Part):
-    """The whole plan. ``privacy = None`` is a run without any guarantee."""
+    """The whole plan. ``privacy = None`` is a run without any guarantee.
+
+    ``attested`` names rows of the honesty list that the author of the plan vouches for,
+    with the reason: H12 (where the constants come from), H21 (nobody is at two sites).
+    """
 
     name: Name
     title: str = ""
@@ -255,6 +259,7 @@ class Plan(_Part):
     metrics: Metrics = Metrics()
     split: Split = Split()
     data: DataSpec = DataSpec()
+    attested: dict[Literal["H12", "H21"], str] = {}
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=10_000)]
 
     @model_validator(mode="after")

@@ -62,6 +62,14 @@ class Ledger(Protocol):
         """End a reservation without a release; the charge stays once data was opened."""
         ...
 
+    def committed(self, slot: str) -> str | None:
+        """Return the digest of the release committed for ``slot``, or None."""
+        ...
+
+    def pending(self, slot: str) -> Reservation | None:
+        """Return the newest reservation of ``slot`` that was neither committed nor aborted."""
+        ...
+
     def history(self) -> list[ev.Event]:
         """Return every event that counts, in order."""
         ...
@@ -141,6 +149,21 @@ class RunHistory:
                     "data_opened": data_opened,
                 }
             )
+
+    def committed(self, slot: str) -> str | None:
+        """See :class:`Ledger`."""
+        for entry in reversed(self._entries):
+            if entry["kind"] == "released" and entry["slot"] == slot:
+                return str(entry["digest"])
+        return None
+
+    def pending(self, slot: str) -> Reservation | None:
+        """See :class:`Ledger`."""
+        closed = {entry.get("reservation") for entry in self._entries}
+        for number, entry in reversed(list(enumerate(self._entries))):
+            if entry["kind"] == "reserved" and entry["slot"] == slot and number not in closed:
+                return Reservation(number, slot, ev.from_json(entry["event"]))
+        return None
 
     def history(self) -> list[ev.Event]:
         """See :class:`Ledger`: all reserved events but those aborted before data was opened."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from privet.simulations.run import Result
+    from privet.simulations.result import Result
 
 
 def model_card(result: Result) -> str:

@@ -15,11 +15,13 @@ from typing import Any
 
 from privet.common.canonical import write_atomic, write_json
 from privet.common.plan import Plan
-from privet.simulations import scenarios
+from privet.simulations import plots, scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.partition import SITE
+from privet.simulations.planning import without_privacy
 from privet.simulations.records import Records
-from privet.simulations.run import Result, Setting, train_once, without_privacy
+from privet.simulations.result import Result
+from privet.simulations.run import Setting, train_once
 
 _NOTICE = """The models and figures in this folder were trained WITHOUT noise, or were compared with
 such models, on private records. Treat them as if they were the records: they must not
@@ -50,6 +52,12 @@ def compare(
         _alone(plain, setting, folder, tell),
         _pooled(plain, setting, folder, tell),
     ]
+    label = f"federated with DP ({result.plan.model.kind})"
+    plots.write_comparison(
+        [label if result.loss else "federated", *(row.name for row in rows)],
+        [result.metrics.get("accuracy"), *(row.metrics.get("accuracy") for row in rows)],
+        folder / "compare",
+    )
     write_json(
         folder / "compare.json",
         {

@@ -28,6 +28,7 @@ class InProcessGrid(Grid):
         client_app: called on each message with the node's own context.
         sites: number of nodes; ``partition-id`` of a context counts from 0.
         before: called before each message; it may raise to stop the run.
+        config: the app's config, as ``flwr run`` would give it.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class InProcessGrid(Grid):
         client_app: ClientApp,
         sites: int,
         before: Callable[[], None] = lambda: None,
+        config: UserConfig | None = None,
     ) -> None:
         self._app = client_app
         self._before = before
@@ -44,7 +46,7 @@ class InProcessGrid(Grid):
                 node_id=number + 1,
                 node_config=UserConfig({"partition-id": number, "num-partitions": sites}),
                 state=RecordDict(),
-                run_config=UserConfig(),
+                run_config=config or UserConfig(),
             )
             for number in range(sites)
         }

@@ -9,18 +9,19 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
-from privet.common.tasks.metrics import from_histogram
 from privet.simulations.evaluate import pooled_gate
 
 if TYPE_CHECKING:
     from privet.server.rounds import Progress
-    from privet.simulations.run import Result
+    from privet.simulations.result import Result
 
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.alpha": 0.25,
     "font.size": 9,
     "svg.hashsalt": "privet",
@@ -34,10 +35,7 @@ def write(result: Result, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         for name, figure in (("rounds", _rounds(result)), ("sites", _sites(result))):
-            for kind in ("svg", "png"):
-                metadata = {"Date": None} if kind == "svg" else None
-                figure.savefig(folder / f"{name}.{kind}", dpi=150, metadata=metadata)
-            plt.close(figure)
+            _save(figure, folder / name)
 
 
 def _accuracy(step: Progress) -> tuple[float | None, dict[str, float | None]]:
@@ -58,6 +56,7 @@ def _rounds(result: Result) -> Any:
     overall = [(r, value) for r, value, _ in series if value is not None]
     if overall:
         left.plot(*zip(*overall, strict=True), color=_GREEN, lw=2.2, marker="o", ms=3)
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(
         title="Accuracy (thick: all sites, thin: each site)", xlabel="round", ylabel="accuracy"
     )
@@ -109,4 +108,26 @@ def _sites(result: Result) -> Any:
     return figure
 
 
-__all__ = ["from_histogram", "write"]
+def write_comparison(names: list[str], accuracies: list[float | None], path: Path) -> None:
+    """Write a bar for each way of training, the first with privacy, as SVG and PNG."""
+    with mpl.rc_context(_STYLE):
+        height = 0.9 + 0.34 * len(names)
+        figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
+        values = [value or 0.0 for value in accuracies]
+        colors = [_GREEN if "with DP" in name else _GREY for name in names]
+        axes.barh(names, values, color=colors, height=0.6)
+        axes.invert_yaxis()
+        axes.set(title="Test accuracy (green: with privacy)", xlim=(0, 1))
+        for place, value in enumerate(values):
+            axes.text(value + 0.01, place, f"{value:.3f}", va="center", fontsize=8)
+        _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    for kind in ("svg", "png"):
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(path.with_suffix(f".{kind}"), dpi=150, metadata=metadata)
+    plt.close(figure)
+
+
+__all__ = ["write", "write_comparison"]

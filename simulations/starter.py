@@ -64,6 +64,10 @@ source = "public"              # figures on the test split, which then counts as
 [split]
 test = 0.25
 
+[attested]                     # what you vouch for; without it the claim is conditional on it
+H12 = "ranges from textbooks; settings not tuned on these records"
+H21 = "each patient was seen at one hospital"
+
 # One file for each site. The nominal size is declared, not counted: a round number near
 # the number of training records.
 {sites}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
+
+with warnings.catch_warnings():
+    # typer touches a deprecated name of click when it is imported.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import typer  # noqa: F401
 
 SITES = ("North", "East", "South")
 SIZES = {"North": 60, "East": 30, "South": 10}
@@ -75,11 +81,6 @@ def tiny_files(folder: Path, **columns: Any) -> Path:
         frame = tiny_frame(size + 20, number, persons=size // 2).assign(**columns)
         frame.to_csv(folder / f"{name.lower()}.csv", index=False)
     return folder
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # typer 0.15 and later touch a deprecated name of click at import.
-    config.addinivalue_line("filterwarnings", "ignore::DeprecationWarning:typer.*")
 
 
 @pytest.fixture(scope="session")

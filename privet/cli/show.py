@@ -12,8 +12,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
+from rich.spinner import Spinner
 from rich.table import Table
-from rich.text import Text
 
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from privet.common.plan import Plan
     from privet.server.rounds import Progress
     from privet.simulations.compare import Row
-    from privet.simulations.run import Result
+    from privet.simulations.result import Result
 
 _err = Console(stderr=True)
 _out = Console(width=None if sys.stdout.isatty() else 100)
@@ -46,7 +46,8 @@ class RunDisplay:
 
     def __enter__(self) -> RunDisplay:
         if _err.is_terminal:
-            waiting = Group(self._bar, Text("calibrating the noise, reading the records …"))
+            text = "calibrating the noise, testing the model, reading the records …"
+            waiting = Group(self._bar, Spinner("dots", text=text))
             self._live = Live(waiting, console=_err, refresh_per_second=4)
             self._live.start()
         return self

@@ -111,11 +111,11 @@ def simulate(
     if no_dp and (epsilon is not None or sweep is not None):
         raise InputError("--no-dp goes without --epsilon and --sweep")
     from privet.cli import show
-    from privet.simulations import run
+    from privet.simulations import planning, run
     from privet.simulations.compare import compare as run_compare
 
-    chosen, base = run.find_plan(plan, model)
-    chosen = run.adjusted(
+    chosen, base = planning.find_plan(plan, model)
+    chosen = planning.adjusted(
         chosen,
         epsilon=epsilon,
         rounds=rounds,
@@ -161,7 +161,7 @@ def _numbers(text: str) -> list[float]:
 
 def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_json: bool) -> None:
     from privet.cli import show
-    from privet.simulations import run
+    from privet.simulations import planning, run
 
     if plan.privacy is None:
         raise InputError("--sweep needs a plan with a [privacy] section")
@@ -169,7 +169,7 @@ def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_js
         raise InputError(f"{out} is not empty; name another --out")
     results = []
     for value in values:
-        changed = run.adjusted(plan, epsilon=value)
+        changed = planning.adjusted(plan, epsilon=value)
         folder = out / f"epsilon-{value:g}" if out else None
         with show.RunDisplay(changed) as display:
             results.append(run.run_plan(changed, setting, folder, display.update))

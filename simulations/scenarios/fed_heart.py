@@ -95,6 +95,7 @@ SCENARIO = Scenario(
             "model": {"kind": "ft-transformer", "options": {"width": 16, "layers": 1}},
         },
     },
+    plain={"linear": {"training": {"clip": None, "rounds": 120}, "strategy": {"average_last": 10}}},
     load=load,
     probe=probe,
     attested={"H21": "each file lists the patients of one hospital; one record a patient"},

@@ -1,0 +1,124 @@
+"""From a name, a file and a command line to a plan whose noise is calibrated."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from privet.common.errors import BudgetExceeded, InputError
+from privet.common.plan import Plan
+from privet.privacy import events, gate
+from privet.privacy.accounting import privacy_loss
+from privet.privacy.dpsgd import DpSgd
+from privet.privacy.units import Relation, Unit
+from privet.simulations import scenarios
+
+
+def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:
+    """Return the plan of a scenario or a file, and the folder its paths start from.
+
+    Raises:
+        InputError: if there is no such scenario, file or model.
+    """
+    if reference.endswith(".toml") or "/" in reference:
+        path = Path(reference)
+        plan = Plan.load(path)
+        return (plan.changed(model={"kind": model}) if model else plan), path.parent
+    return scenarios.get(reference).make_plan(model), Path()
+
+
+def adjusted(
+    plan: Plan,
+    *,
+    epsilon: float | None = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+    sites: int | None = None,
+    clipping: str | None = None,
+    dp: bool = True,
+) -> Plan:
+    """Return the plan with the changes of a command line.
+
+    Raises:
+        PlanError: if a change makes the plan impossible.
+    """
+    changes: dict[str, Any] = {}
+    if not dp:
+        plan = without_privacy(plan)
+    elif epsilon is not None:
+        if plan.privacy is None:
+            raise InputError("this plan has no [privacy] section to set ε in")
+        changes["privacy"] = {"epsilon": epsilon, "noise_multiplier": None}
+    if rounds is not None:
+        changes["training"] = {"rounds": rounds}
+        changes["strategy"] = {"average_last": max(1, min(plan.strategy.average_last, rounds))}
+    if clipping is not None:
+        changes.setdefault("training", {})["clipping"] = clipping
+    if seed is not None:
+        changes["seed"] = seed
+    if sites is not None:
+        if not 1 <= sites <= len(plan.sites):
+            raise InputError(f"--sites must lie between 1 and {len(plan.sites)}, not {sites}")
+        changes["sites"] = [site.model_dump(mode="json") for site in plan.sites[:sites]]
+    return plan.changed(**changes) if changes else plan
+
+
+def without_privacy(plan: Plan) -> Plan:
+    """Return the same plan without noise; each unit's gradient keeps its bound.
+
+    A scenario may declare other settings for this case, chosen on the same public split.
+    """
+    changes: dict[str, Any] = {"privacy": None}
+    if plan.privacy is not None:
+        changes["training"] = {"clip": plan.privacy.clip}
+    if plan.metrics.source == "gate":
+        changes["metrics"] = {"source": "public"}
+    if plan.scenario:
+        for key, change in scenarios.get(plan.scenario).plain.get(plan.model.kind, {}).items():
+            changes[key] = {**changes.get(key, {}), **change}
+    return plan.changed(**changes)
+
+
+def resolve(plan: Plan) -> Plan:
+    """Return the plan with its noise calibrated to ε over all its rounds and evaluations.
+
+    Raises:
+        InputError: if no noise reaches the ε.
+        BudgetExceeded: if the plan sets its own noise and that costs more than its ε.
+    """
+    privacy, training = plan.privacy, plan.training
+    if privacy is None:
+        return plan
+    start = DpSgd(
+        training.sample_rate,
+        clip=privacy.clip,
+        steps=training.steps,
+        unit=Unit(privacy.unit),
+        relation=Relation(privacy.relation),
+    )
+    extra = [gate.event(plan.metrics.noise_multiplier)] * gate_releases(plan)
+    if privacy.noise_multiplier is not None:
+        given = dataclasses.replace(start, noise_multiplier=privacy.noise_multiplier)
+        cost = privacy_loss(
+            [events.Repeated(given.event, training.rounds), *extra],
+            privacy.delta,
+            start.unit,
+            start.relation,
+        )
+        if cost.epsilon > privacy.epsilon:
+            raise BudgetExceeded(
+                f"privacy.noise_multiplier {privacy.noise_multiplier:g} would cost {cost}, above "
+                f"privacy.epsilon {privacy.epsilon:g}: leave it out to have it calibrated"
+            )
+        return plan
+    fitted = start.calibrated(privacy.epsilon, privacy.delta, releases=training.rounds, extra=extra)
+    return plan.changed(privacy={"noise_multiplier": fitted.noise_multiplier})
+
+
+def gate_releases(plan: Plan) -> int:
+    """Return how many times each site releases metrics through the gate."""
+    if plan.metrics.source != "gate":
+        return 0
+    rounds, every = plan.training.rounds, plan.metrics.every
+    return rounds // every + (1 if rounds % every else 0)

@@ -1,0 +1,169 @@
+"""The result of a simulated run, and the files it leaves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from privet.client.site import budget_of
+from privet.client.trainer import workbench
+from privet.common.canonical import write_json
+from privet.common.plan import Plan
+from privet.common.release import Arrays
+from privet.privacy import honesty
+from privet.privacy.ledger import RunHistory
+from privet.privacy.units import PrivacyLoss
+from privet.server.rounds import Outcome, Progress
+from privet.server.snapshot import save_model
+from privet.simulations import plots
+from privet.simulations.card import model_card
+from privet.simulations.evaluate import pooled_gate
+from privet.simulations.records import Records
+
+
+@dataclass(frozen=True)
+class SiteResult:
+    """What a site did and spent; ``loss`` is None in a run without privacy."""
+
+    name: str
+    loss: PrivacyLoss | None
+    status: str
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        epsilon = self.loss.to_dict()["epsilon"] if self.loss else None
+        return {
+            "name": self.name,
+            "epsilon": epsilon,
+            "status": self.status,
+            "metrics": self.metrics,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a simulated run. ``model`` holds the trained parameters by name."""
+
+    run: str
+    plan: Plan
+    sites: list[SiteResult]
+    metrics: dict[str, Any]
+    loss: PrivacyLoss | None
+    claim: str
+    conditional_on: list[str]
+    honesty: list[honesty.Row]
+    progress: list[Progress]
+    model: Arrays
+    seconds: float
+    out: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as JSON values; the keys are those of ``--json``."""
+        privacy = self.plan.privacy
+        return {
+            "run": self.run,
+            "scenario": self.plan.scenario or self.plan.name,
+            "rounds": len(self.progress),
+            "sites": [site.to_dict() for site in self.sites],
+            "metrics": self.metrics,
+            "epsilon": self.loss.to_dict()["epsilon"] if self.loss else None,
+            "delta": privacy.delta if privacy else None,
+            "unit": privacy.unit if privacy else None,
+            "relation": privacy.relation if privacy else None,
+            "trust": privacy.trust if privacy else None,
+            "claim": self.claim,
+            "conditional_on": self.conditional_on,
+            "out": str(self.out),
+            "plan": self.plan.digest,
+            "model": self.plan.model.kind,
+            "metrics_source": self.plan.metrics.source,
+            "noise_multiplier": privacy.noise_multiplier if privacy else None,
+            "seconds": round(self.seconds, 3),
+            "honesty": [
+                {"id": row.id, "name": row.name, "state": row.state, "why": row.why}
+                for row in self.honesty
+            ],
+            "history": [
+                {
+                    "round": step.round,
+                    "statuses": {site: str(status) for site, status in step.statuses.items()},
+                    "spent": {site: loss["epsilon"] for site, loss in step.spent.items()},
+                    "metrics": step.metrics,
+                }
+                for step in self.progress
+            ],
+        }
+
+
+def make_result(
+    run_id: str,
+    plan: Plan,
+    records: Records,
+    folder: Path,
+    outcome: Outcome,
+    *,
+    seeded: bool,
+    seconds: float,
+) -> Result:
+    """Gather a finished run: what each site spent by its own ledger, figures, claim.
+
+    Args:
+        run_id: identifier of the run.
+        plan: with its noise calibrated.
+        records: what the sites opened.
+        folder: the run folder.
+        outcome: of the rounds.
+        seeded: noise came from a seed, so the claim is ``none``.
+        seconds: how long the run took.
+    """
+    last = outcome.progress[-1]
+    metrics = dict(last.metrics)
+    by_site: dict[str, Any] = metrics.pop("sites", {})
+    if last.histograms:
+        metrics, by_site = pooled_gate(last.histograms)
+    sites, losses = [], []
+    for spec in plan.sites:
+        loss = None
+        if plan.privacy is not None:
+            path = folder / "sites" / spec.name / "events.jsonl"
+            loss = RunHistory(path, budget_of(plan)).spent()
+            losses.append(loss)
+        status = str(last.statuses.get(spec.name, "no reply"))
+        sites.append(SiteResult(spec.name, loss, status, by_site.get(spec.name, {})))
+    worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
+    rows = honesty.assess(_facts(plan, records))
+    private = worst is not None and math.isfinite(worst.epsilon) and not seeded
+    claim, conditional = honesty.claim(rows, private=private)
+    return Result(
+        run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
+        outcome.model, seconds, folder,
+    )  # fmt: skip
+
+
+def _facts(plan: Plan, records: Records) -> honesty.Facts:
+    scenario = records.scenario
+    attested: dict[str, str] = dict(scenario.attested) if scenario else {}
+    attested.update({str(key): why for key, why in plan.attested.items()})
+    if scenario:
+        attested.setdefault(
+            "H12", "constants declared in the scenario; settings chosen on a public split"
+        )
+    return honesty.Facts(
+        self_tests=workbench(plan).self_tests,
+        person=bool(plan.privacy and plan.privacy.unit == "person"),
+        metrics=plan.metrics.source,
+        attested=attested,
+    )
+
+
+def write_result(result: Result) -> None:
+    """Write model, card, plots and ``result.json`` into the run folder."""
+    folder = result.out
+    facts = {"run": result.run, "plan": result.plan.digest, "claim": result.claim}
+    save_model(folder / "model" / "model.safetensors", result.model, facts)
+    (folder / "model" / "README.md").write_text(model_card(result), encoding="utf-8")
+    plots.write(result, folder / "plots")
+    write_json(folder / "result.json", result.to_dict())

@@ -1,0 +1,527 @@
+"""What a site answers to an order, and what its ledger holds afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from privet.client.outbox import Outbox
+from privet.client.site import Site, budget_of
+from privet.client.trainer import SiteData
+from privet.common.order import Order, Status
+from privet.common.plan import Plan
+from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.wire import encode_reply
+from privet.privacy import events as ev
+from privet.privacy.ledger import Reservation, RunHistory
+
+Make = Callable[..., Any]
+Orders = Callable[..., Order]
+Start = Callable[[Plan], Arrays]
+
+
+def moved(model: Arrays) -> Arrays:
+    return {name: array + np.float32(0.25) for name, array in model.items()}
+
+
+def test_a_released_order_is_paid_for_once(federation: Make, order_for: Orders, start: Start) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    assert answer.status is Status.RELEASED
+    assert answer.release is not None
+    kinds = [entry["kind"] for entry in fed.ledger("North").entries]
+    assert kinds == ["reserved", "released"]
+    assert answer.release.facts["spent"] == fed.ledger("North").spent().to_dict()
+    assert fed.ledger("North").entries[1]["digest"] == digest_arrays(answer.release.arrays)
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({"plan": "sha256:" + "0" * 64}, Status.REFUSED_PLAN),
+        ({"site": "East"}, Status.REFUSED_PLAN),
+        ({"round": 3}, Status.REFUSED_PLAN),
+        ({"purpose": "evaluate"}, Status.REFUSED_PLAN),
+        ({"parameters": ("head.weight",)}, Status.REFUSED_PARAMETERS),
+        ({"parameters": ("head.bias", "head.weight")}, Status.REFUSED_PARAMETERS),
+        ({"parameters": ()}, Status.REFUSED_PARAMETERS),
+    ],
+)
+def test_a_wrong_order_is_refused_before_anything_is_paid(
+    federation: Make, order_for: Orders, start: Start, changes: dict[str, Any], status: Status
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    answer = fed.sites[0].answer(order_for(fed.plan, "North", model, **changes), model)
+    assert (answer.status, answer.release) == (status, None)
+    assert fed.ledger("North").entries == []
+    assert fed.opened == []
+    assert str(status) in fed.log("North")
+
+
+@pytest.mark.xfail(strict=True, reason="_admit compares names, not shapes and finiteness: the "
+                   "site pays for an order that cannot be trained")  # fmt: skip
+@pytest.mark.parametrize("fault", ["shape", "scalar", "nan"])
+def test_a_model_that_does_not_fit_is_refused_before_anything_is_paid(
+    federation: Make, order_for: Orders, start: Start, fault: str
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    name = next(iter(model))
+    if fault == "shape":
+        model[name] = np.zeros((1, 1, 3), np.float32)
+    elif fault == "scalar":
+        model[name] = np.array(0.0, np.float32)
+    else:
+        model[name] = np.full_like(model[name], np.nan)
+    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    assert answer.status is Status.REFUSED_PARAMETERS
+    assert fed.ledger("North").entries == []
+
+
+def test_a_second_model_for_one_attempt_is_refused(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    site = fed.sites[0]
+    first = site.answer(order_for(fed.plan, "North", model), model)
+    second = site.answer(order_for(fed.plan, "North", moved(model)), moved(model))
+    assert (first.status, second.status) == (Status.RELEASED, Status.REFUSED_CONFLICT)
+    assert second.release is None
+    assert len(fed.ledger("North").history()) == 1
+    assert "refused-conflict" in fed.log("North")
+    again = site.answer(order_for(fed.plan, "North", moved(model), attempt=2), moved(model))
+    assert again.status is Status.RELEASED
+    assert len(fed.ledger("North").history()) == 2
+
+
+@pytest.mark.parametrize("other", [False, True], ids=["repeated", "conflicting"])
+def test_an_old_attempt_is_not_answered_a_second_time(
+    federation: Make, order_for: Orders, start: Start, other: bool
+) -> None:
+    fed = federation(training={"rounds": 5, "steps": 1})
+    model = start(fed.plan)
+    site = fed.sites[0]
+    for number in range(1, 6):
+        site.answer(order_for(fed.plan, "North", model, round=number), model)
+        dated(site.outbox, number, 1000.0 + number)
+    late = moved(model) if other else model
+    answer = site.answer(order_for(fed.plan, "North", late), late)
+    assert (answer.status, answer.release) == (Status.REFUSED_CONFLICT, None)
+    assert len(fed.ledger("North").history()) == 5
+
+
+@pytest.mark.xfail(strict=True, reason="forget_before goes by the files' times: with a clock set "
+                   "back, or times too coarse, it deletes the newest release")  # fmt: skip
+def test_the_newest_release_is_kept(federation: Make, order_for: Orders, start: Start) -> None:
+    fed = federation(training={"rounds": 5, "steps": 1})
+    model = start(fed.plan)
+    site = fed.sites[0]
+    for number in range(1, 5):
+        site.answer(order_for(fed.plan, "North", model, round=number), model)
+        dated(site.outbox, number, 4e9)
+    order = order_for(fed.plan, "North", model, round=5)
+    site.answer(order, model)
+    assert site.outbox.get(order.slot) is not None
+
+
+def dated(outbox: Outbox, number: int, seconds: float) -> None:
+    """Say that the release of a round was written at ``seconds``."""
+    for path in outbox.folder.glob(f"*-train-{number}-1.safetensors"):
+        os.utime(path, (seconds, seconds))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        "other",
+        pytest.param(
+            "tiny-run-2",
+            marks=pytest.mark.xfail(strict=True, reason="the pattern 'tiny-run-*' takes it too"),
+        ),
+    ],
+)
+def test_another_runs_releases_are_not_forgotten(
+    federation: Make, order_for: Orders, start: Start, run: str
+) -> None:
+    fed = federation(training={"rounds": 5, "steps": 1})
+    model = start(fed.plan)
+    site = fed.sites[0]
+    other = order_for(fed.plan, "North", model, run=run)
+    site.answer(other, model)
+    for path in site.outbox.folder.iterdir():
+        os.utime(path, (1000.0, 1000.0))
+    for number in range(1, 6):
+        site.answer(order_for(fed.plan, "North", model, round=number), model)
+    assert site.outbox.get(other.slot) is not None
+
+
+def test_a_repeated_order_gets_the_same_bytes_and_costs_nothing(
+    federation: Make, order_for: Orders, start: Start, as_bytes: Callable[..., bytes]
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    order = order_for(fed.plan, "North", model)
+    first = fed.sites[0].answer(order, model)
+    before = (fed.folder / "North" / "events.jsonl").read_bytes()
+    again = fed.sites[0].answer(order, model)
+    # Also of a site that was started anew, from what is on its disk.
+    home = fed.folder / "North"
+    restarted = Site("North", fed.plan, home, fed.ledger("North"), lambda: pytest.fail("opened"))
+    third = restarted.answer(order, model)
+    one, two, three = (as_bytes(encode_reply("North", a.status, a.release))
+                       for a in (first, again, third))  # fmt: skip
+    assert one == two == three
+    assert (home / "events.jsonl").read_bytes() == before
+
+
+def test_a_new_attempt_draws_new_noise_and_pays_again(
+    federation: Make, order_for: Orders, start: Start, same: Callable[..., bool]
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    answers = [
+        fed.sites[0].answer(order_for(fed.plan, "North", model, attempt=k), model) for k in (1, 2)
+    ]
+    assert not same(answers[0].release.arrays, answers[1].release.arrays)
+    assert len(fed.ledger("North").history()) == 2
+    spent = [answer.release.facts["spent"]["epsilon"] for answer in answers]
+    assert 0 < spent[0] < spent[1]
+
+
+def test_a_budget_that_does_not_cover_the_order_refuses_it(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    fed = federation(privacy={"epsilon": 0.5})
+    model = start(fed.plan)
+    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    assert answer.status is Status.REFUSED_BUDGET
+    assert fed.opened == []
+    assert fed.ledger("North").entries == []
+    assert "above its cap of ε 0.5 (δ 0.0001, per record" in fed.log("North")
+
+
+def test_a_budget_is_used_up_and_then_refuses(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    once = federation(folder="once")
+    model = start(once.plan)
+    once.sites[0].answer(order_for(once.plan, "North", model), model)
+    cost = once.ledger("North").spent().epsilon
+    fed = federation(privacy={"epsilon": cost * 1.2})
+    statuses = [
+        fed.sites[0].answer(order_for(fed.plan, "North", model, attempt=k), model).status
+        for k in (1, 2, 3)
+    ]
+    assert statuses == [Status.RELEASED, Status.REFUSED_BUDGET, Status.REFUSED_BUDGET]
+    assert fed.ledger("North").spent().epsilon <= cost * 1.2
+
+
+_MIXING = '''
+import torch
+from torch import nn
+
+
+class Mixing(nn.Module):
+    def __init__(self, mix):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+        self.mix = mix
+
+    def forward(self, numeric, missing, categorical):
+        out = self.head(numeric)
+        return out - self.mix * out.mean(0, keepdim=True) if self.mix else out
+
+
+def make(task, mix=1.0):
+    return Mixing(mix)
+'''
+
+
+@pytest.mark.parametrize(("mix", "status"), [(1.0, "refused-self-test"), (0.0, "released")])
+def test_a_model_that_mixes_records_is_refused_before_data_is_opened(
+    federation: Make, order_for: Orders, start: Start, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, mix: float, status: str,
+) -> None:  # fmt: skip
+    (tmp_path / "mixing_net.py").write_text(_MIXING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mixing_net", raising=False)
+    fed = federation(model={"kind": "mixing_net:make", "options": {"mix": mix}})
+    model = start(fed.plan)
+    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    assert answer.status == status
+    assert fed.opened == (["North"] if status == "released" else [])
+
+
+# the debit is on disk before data is read
+
+
+def first_of(path: Path) -> str | None:
+    """Return the kind of the last whole entry on disk, or None."""
+    if not path.exists():
+        return None
+    lines = path.read_bytes().split(b"\n")
+    assert lines[-1] == b""
+    return str(json.loads(lines[-2])["kind"])
+
+
+def paid_when_opened(
+    fed: Any, order: Order, model: Arrays, ledger: RunHistory | None = None
+) -> list[str | None]:
+    """Answer one order; return what the ledger's file said when data was opened."""
+    path = fed.folder / "North" / "events.jsonl"
+    found: list[str | None] = []
+
+    def open_data() -> SiteData:
+        found.append(first_of(path))
+        frame = fed.frames["North"]
+        return SiteData(frame, frame)
+
+    site = Site("North", fed.plan, fed.folder / "North", ledger or fed.ledger("North"), open_data)
+    site.answer(order, model)
+    return found
+
+
+def test_the_debit_is_on_disk_before_data_is_opened(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    assert paid_when_opened(fed, order_for(fed.plan, "North", model), model) == ["reserved"]
+
+
+def test_a_ledger_that_writes_late_is_noticed(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    class Late(RunHistory):
+        """Keeps the reservation in memory until the commit."""
+
+        def reserve(self, slot: str, event: ev.Event) -> Reservation:
+            return Reservation(0, slot, event)
+
+        def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
+            super().commit(super().reserve(reservation.slot, reservation.event), event, digest)
+
+    fed = federation()
+    model = start(fed.plan)
+    late = Late(fed.folder / "North" / "events.jsonl", budget_of(fed.plan))
+    assert paid_when_opened(fed, order_for(fed.plan, "North", model), model, late) == [None]
+
+
+# crashes
+
+
+class DyingOutbox(Outbox):
+    def put(self, slot: str, release: Release) -> None:
+        os._exit(9)
+
+
+class DyingLedger(RunHistory):
+    def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
+        os._exit(9)
+
+
+class FailingOutbox(Outbox):
+    def put(self, slot: str, release: Release) -> None:
+        raise OSError("no space left")
+
+
+class FailingLedger(RunHistory):
+    def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
+        raise OSError("no space left")
+
+
+def dies(work: Callable[[], object]) -> bool:
+    """Do ``work`` in a child process; return whether it died of ``os._exit(9)``."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) == 9
+
+
+@pytest.mark.parametrize(
+    ("place", "charges"), [("open", 2), ("outbox", 2), ("commit", 1), ("reply", 1)]
+)
+def test_a_site_that_dies_never_loses_a_charge(
+    federation: Make, order_for: Orders, start: Start, place: str, charges: int
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    order = order_for(fed.plan, "North", model)
+    home = fed.folder / "North"
+    kind = DyingLedger if place == "commit" else RunHistory
+
+    def open_data() -> SiteData:
+        if place == "open":
+            os._exit(9)
+        return SiteData(fed.frames["North"], fed.frames["North"])
+
+    def answer_and_die() -> None:
+        ledger = kind(home / "events.jsonl", budget_of(fed.plan))
+        site = Site("North", fed.plan, home, ledger, open_data)
+        if place == "outbox":
+            site.outbox = DyingOutbox(home / "outbox")
+        site.answer(order, model)
+        os._exit(9 if place == "reply" else 0)
+
+    assert dies(answer_and_die)
+    assert len(fed.ledger("North").history()) == 1
+    data = SiteData(fed.frames["North"], fed.frames["North"])
+    site = Site("North", fed.plan, home, fed.ledger("North"), lambda: data)
+    kept = site.outbox.get(order.slot)
+    assert (kept is not None) == (place in ("commit", "reply"))
+    # The same order after the restart: what was made is let out, what was not is paid again.
+    again = site.answer(order, model)
+    assert again.status is Status.RELEASED
+    ledger = fed.ledger("North")
+    assert len(ledger.history()) == charges
+    assert again.release.facts["spent"] == ledger.spent().to_dict()
+    assert ledger.entries[-1]["kind"] == "released"
+    assert ledger.entries[-1]["digest"] == digest_arrays(again.release.arrays)
+    if kept is not None:
+        assert digest_arrays(kept.arrays) == digest_arrays(again.release.arrays)
+    assert not dies(lambda: None)
+
+
+@pytest.mark.xfail(strict=True, reason="committed() and pending() look at what this process read "
+                   "last, so the other process's release is dropped and paid again")  # fmt: skip
+def test_two_processes_of_a_site_answer_an_order_once(
+    federation: Make, order_for: Orders, start: Start, same: Callable[..., bool]
+) -> None:
+    """As Ray's actors are: each has its own reading of the ledger's file."""
+    fed = federation()
+    model = start(fed.plan)
+    order = order_for(fed.plan, "North", model)
+    data = SiteData(fed.frames["North"], fed.frames["North"])
+    sites = [
+        Site("North", fed.plan, fed.folder / "North", fed.ledger("North"), lambda: data)
+        for _ in range(2)
+    ]
+    first, second = (site.answer(order, model) for site in sites)
+    assert same(first.release.arrays, second.release.arrays)
+    assert len(fed.ledger("North").history()) == 1
+
+
+def test_a_stored_release_without_a_charge_does_not_leave(
+    federation: Make, order_for: Orders, start: Start, same: Callable[..., bool]
+) -> None:
+    """As when a ledger is restored from an older backup than the outbox."""
+    fed = federation()
+    model = start(fed.plan)
+    order = order_for(fed.plan, "North", model)
+    first = fed.sites[0].answer(order, model)
+    (fed.folder / "North" / "events.jsonl").unlink()
+    home = fed.folder / "North"
+    site = Site("North", fed.plan, home, fed.ledger("North"),
+                lambda: SiteData(fed.frames["North"], fed.frames["North"]))  # fmt: skip
+    again = site.answer(order, model)
+    assert again.status is Status.RELEASED
+    assert not same(first.release.arrays, again.release.arrays)
+    assert len(fed.ledger("North").history()) == 1
+
+
+@pytest.mark.parametrize("place", ["commit", "outbox"])
+def test_a_release_that_cannot_be_kept_does_not_leave(
+    federation: Make, order_for: Orders, start: Start, place: str
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    home = fed.folder / "North"
+    site = fed.sites[0]
+    if place == "outbox":
+        site.outbox = FailingOutbox(home / "outbox")
+    else:
+        site.ledger = FailingLedger(home / "events.jsonl", budget_of(fed.plan))
+    answer = site.answer(order_for(fed.plan, "North", model), model)
+    assert (answer.status, answer.release) == (Status.FAILED, None)
+    assert len(fed.ledger("North").history()) == 1
+    assert "no space left" in fed.log("North")
+
+
+def test_a_ledger_that_forgets_is_noticed(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    """The control of the tests above: they would see a charge that is given back."""
+
+    class Refunding(RunHistory):
+        def abort(self, reservation: Reservation, *, data_opened: bool) -> None:
+            super().abort(reservation, data_opened=False)
+
+    fed = federation()
+    model = start(fed.plan)
+    site = fed.sites[0]
+    site.ledger = Refunding(fed.folder / "North" / "events.jsonl", budget_of(fed.plan))
+    site._open_data = lambda: SiteData(pd.DataFrame(), pd.DataFrame())
+    assert site.answer(order_for(fed.plan, "North", model), model).status is Status.FAILED
+    assert len(fed.ledger("North").history()) == 0
+
+
+def test_a_failure_after_data_was_opened_keeps_its_charge(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    fed = federation(frames={"North": pd.DataFrame()})
+    model = start(fed.plan)
+    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    assert answer.status is Status.FAILED
+    entries = fed.ledger("North").entries
+    assert [entry["kind"] for entry in entries] == ["reserved", "aborted"]
+    assert entries[1]["data_opened"] is True
+    assert len(fed.ledger("North").history()) == 1
+
+
+def test_a_damaged_outbox_answers_failed_and_costs_nothing(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    fed = federation()
+    model = start(fed.plan)
+    order = order_for(fed.plan, "North", model)
+    fed.sites[0].answer(order, model)
+    next((fed.folder / "North" / "outbox").iterdir()).write_bytes(b"\x08" + bytes(20))
+    assert fed.sites[0].answer(order, model).status is Status.FAILED
+    assert len(fed.ledger("North").history()) == 1
+    assert "cannot be read" in fed.log("North")
+
+
+@pytest.mark.xfail(strict=True, reason="site_of(context) is called outside the try: what a damaged "
+                   "ledger raises becomes a Flower error, whose text travels")  # fmt: skip
+def test_a_site_with_a_damaged_ledger_answers_failed(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    from flwr.app import ConfigRecord, Message
+
+    from privet.client.app import create_app
+    from privet.common.wire import decode_reply, encode_order, to_record
+
+    fed = federation()
+    path = fed.folder / "North" / "events.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("damaged\n")
+    model = start(fed.plan)
+    fed.grid()
+    app = create_app(
+        lambda _: Site("North", fed.plan, path.parent, fed.ledger("North"), lambda: None)
+    )
+    order = order_for(fed.plan, "North", model)
+    content = encode_order(order, to_record(model), ConfigRecord())
+    reply = app(Message(content, 1, "train"), _context())
+    assert decode_reply(reply.content)[1] is Status.FAILED
+
+
+def _context() -> Any:
+    from flwr.app import Context, RecordDict, UserConfig
+
+    return Context(1, 1, UserConfig({"partition-id": 0}), RecordDict(), UserConfig())
