@@ -117,14 +117,10 @@ SCENARIO = Scenario(
             "categorical": CATEGORICAL,
         },
         "model": {"kind": "ft-transformer", "options": {"width": 32, "layers": 2, "heads": 4}},
-        "training": {
-            "rounds": 20,
-            "steps": 5,
-            "sample_rate": 0.1,
-            "learning_rate": 0.5,
-            "momentum": 0.5,
+        "training": {"rounds": 40, "steps": 1, "sample_rate": 0.25, "learning_rate": 0.5},
+        "strategy": {
+            "kind": "fedavgm", "options": {"server_momentum": 0.8}, "average_last": 8,
         },
-        "strategy": {"average_last": 5},
         "privacy": {"epsilon": 3.0, "delta": 1e-5, "unit": "record", "clip": 1.0},
         "metrics": {"source": "public"},
         "split": {"test": 0.2, "validation": 0.1},
@@ -135,12 +131,17 @@ SCENARIO = Scenario(
             "model": {"kind": "linear", "options": {}},
             "training": {
                 "rounds": 40, "steps": 1, "sample_rate": 1.0, "learning_rate": 4.0,
-                "momentum": 0.0,
             },
             "strategy": {
                 "kind": "fedavgm", "options": {"server_momentum": 0.5}, "average_last": 8,
             },
             "privacy": {"clip": 0.5},
+        },
+    },
+    plain={
+        "ft-transformer": {
+            "training": {"clip": None, "learning_rate": 0.1},
+            "strategy": {"kind": "fedadam", "options": {"eta": 0.01, "tau": 1e-4}},
         },
     },
     load=load,

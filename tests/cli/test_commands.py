@@ -83,6 +83,13 @@ def refused(ended: Ended, *said: str, code: int = 2) -> None:
         assert part in ended.err
 
 
+@pytest.fixture(scope="module")
+def quick_path(plan_path: Path, plan_value: Make, write_toml: Callable[..., Path]) -> Path:
+    """The tiny plan with full batches, whose noise is calibrated in no time."""
+    training = {"rounds": 1, "steps": 1, "sample_rate": 1.0}
+    return write_toml(plan_path.parent / "quick.toml", plan_value(training=training))
+
+
 # help
 
 
@@ -171,7 +178,7 @@ def test_json_is_one_object_on_standard_output(json_run: Ended) -> None:
 
 def test_progress_is_on_standard_error(json_run: Ended) -> None:
     assert re.findall(r"round (\d)/2", json_run.err) == ["1", "2"]
-    assert "round" not in json_run.out.replace('"rounds"', "").replace('"round"', "")
+    assert not re.search(r"round \d/", json_run.out)
 
 
 FIGURE = re.compile(r"ε")
@@ -198,6 +205,13 @@ def test_people_see_every_epsilon_with_its_terms(privet: Run, plan_path: Path) -
     card = Path("run/model/README.md").read_text()
     assert "ε" in card
     assert bare_epsilons(card) == []
+
+
+@pytest.mark.xfail(strict=True, reason="calibrate_noise prints ε and δ without unit and relation")
+def test_an_epsilon_out_of_reach_is_told_with_its_terms(privet: Run, quick_path: Path) -> None:
+    ended = privet("simulate", quick_path, "--epsilon", "1e-9", "--out", "run")
+    refused(ended, "no noise reaches ε")
+    assert bare_epsilons(ended.err) == []
 
 
 def test_a_bare_epsilon_is_noticed() -> None:
@@ -232,14 +246,20 @@ def test_changes_of_the_command_line_reach_the_plan(privet: Run, plan_path: Path
     assert plan["model"]["kind"] == "ft-transformer"
 
 
-def test_the_comparison_stays_under_non_private(privet: Run, plan_path: Path) -> None:
-    plain = privet("simulate", plan_path, "--json", "--out", "plain", "--noise-seed", 1)
-    ended = privet("simulate", plan_path, "--compare", "--json", "--out", "run", "--noise-seed", 1)
+def test_the_comparison_stays_under_non_private(
+    privet: Run, plan_path: Path, tmp_path: Path
+) -> None:
+    words = ("simulate", plan_path, "--json", "--noise-seed", 1, "--out")
+    plain = privet(*words, tmp_path / "plain")
+    ended = privet(*words, tmp_path / "run", "--compare")
     assert ended.code == 0, ended.err
 
     def listing(name: str) -> set[str]:
-        folder = Path(name)
-        return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        folder = tmp_path / name
+        return {
+            str(path.relative_to(folder)) for path in folder.rglob("*")
+            if path.is_file() and path.parent.name != "outbox"  # named by the run
+        }  # fmt: skip
 
     extra = listing("run") - listing("plain")
     assert listing("plain") <= listing("run")
@@ -260,17 +280,16 @@ def test_the_comparison_stays_under_non_private(privet: Run, plan_path: Path) ->
         assert figure not in (Path("run/result.json").read_text() + ended.out)
 
 
-def test_the_comparison_is_shown_marked(privet: Run, plan_path: Path) -> None:
-    ended = privet("simulate", plan_path, "--compare", "--out", "run")
+def test_the_comparison_is_shown_marked(privet: Run, plan_path: Path, tmp_path: Path) -> None:
+    ended = privet("simulate", plan_path, "--compare", "--out", tmp_path / "run")
     assert ended.code == 0, ended.err
     assert ended.out.count("✗") == 4
     assert "must not leave it" in ended.out
     assert bare_epsilons(ended.out) == []
 
 
-def test_a_sweep_runs_once_for_each_epsilon(privet: Run, plan_path: Path) -> None:
-    ended = privet("simulate", plan_path, "--sweep", "5,10", "--rounds", 1, "--json",
-                   "--out", "run")  # fmt: skip
+def test_a_sweep_runs_once_for_each_epsilon(privet: Run, quick_path: Path) -> None:
+    ended = privet("simulate", quick_path, "--sweep", "5,10", "--json", "--out", "run")
     assert ended.code == 0, ended.err
     runs = json.loads(ended.out)["runs"]
     assert [value["epsilon"] <= cap for value, cap in zip(runs, (5, 10), strict=True)] == [True] * 2
@@ -375,17 +394,17 @@ def test_a_folder_that_cannot_be_made_ends_with_2(
 
 
 @pytest.mark.xfail(strict=True, reason="each ε of --sweep is looked at only when its turn comes")
-def test_a_sweep_with_a_wrong_epsilon_runs_none(privet: Run, plan_path: Path) -> None:
-    refused(privet("simulate", plan_path, "--sweep", "10,-1", "--rounds", 1, "--out", "run"))
+def test_a_sweep_with_a_wrong_epsilon_runs_none(privet: Run, quick_path: Path) -> None:
+    refused(privet("simulate", quick_path, "--sweep", "10,-1", "--out", "run"))
     assert not Path("run").exists()
 
 
 @pytest.mark.xfail(strict=True, reason="--compare, --epsilon beside --sweep are dropped in silence")
 @pytest.mark.parametrize("words", [("--compare",), ("--epsilon", "3")], ids=lambda w: w[0])
 def test_words_that_a_sweep_does_not_take_are_refused(
-    privet: Run, plan_path: Path, words: tuple[str, ...]
+    privet: Run, quick_path: Path, words: tuple[str, ...]
 ) -> None:
-    refused(privet("simulate", plan_path, "--sweep", "10", "--rounds", 1, *words, "--out", "run"))
+    refused(privet("simulate", quick_path, "--sweep", "10", *words, "--out", "run"))
 
 
 # exit codes 1 and 3
@@ -410,7 +429,7 @@ def test_a_federation_that_fails_ends_with_1(
     refused(ended, "the quorum is 2 (3 failed)", "label 'maybe'", code=1)
 
 
-@pytest.mark.parametrize("words", [("simulate", "none.toml"), ("simulate", "--fast"), ("nothing",)])
+@pytest.mark.parametrize("words", [("simulate", "--fast"), ("nothing",)])
 def test_a_process_of_its_own_ends_with_2_and_no_traceback(
     tmp_path: Path, words: tuple[str, ...]
 ) -> None:

@@ -70,7 +70,7 @@ def test_renyi_is_the_ceiling(row):
 
 
 def test_the_table_would_notice_another_noise():
-    events, delta, pld, *_ = GOLDEN["no sampling"]
+    _, delta, pld, *_ = GOLDEN["no sampling"]
     assert epsilon([sgd(1, 10.1, 100)], delta) != pytest.approx(pld, abs=5e-4)
 
 

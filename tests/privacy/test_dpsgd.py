@@ -58,7 +58,7 @@ def flat(update) -> np.ndarray:
 
 
 def silent():
-    """Records whose gradient is exactly zero, for a model without bias: all that is left is noise."""
+    """A model without bias and records of zeros: the gradient is zero, all is noise."""
     batch = rows(50, features=100)
     batch["x"].zero_()
     return wide_engine(wide_model(features=100, classes=80, bias=False)), batch
@@ -513,7 +513,7 @@ def new_buffer(model):
     "action", [add_in_place, replace_buffer, write_data, move_frozen, new_buffer]
 )
 def test_buffers_and_frozen_parameters_must_not_move(action):
-    with pytest.raises(BypassDetected, match="H5|H17"):
+    with pytest.raises(BypassDetected, match=r"H5|H17"):
         released(DpSgd(1.0, NOISE, CLIP), wide_engine(Extended(action)))
 
 
@@ -566,7 +566,7 @@ def test_weight_decay_on_a_frozen_parameter():
         model.frozen.weight.grad = torch.zeros(6, 6)
         return optimizer
 
-    with pytest.raises(BypassDetected, match="frozen.weight"):
+    with pytest.raises(BypassDetected, match=r"frozen\.weight"):
         released(unit=wide_engine(model), optimizer=factory)
 
 
