@@ -97,7 +97,10 @@ def _epsilon(
     logging.getLogger("absl").setLevel(logging.ERROR)
     engine = rdp.RdpAccountant(neighboring_relation=_RELATIONS[relation])
     for event, count in grouped:
-        engine.compose(to_dp_event(event), count)
+        try:
+            engine.compose(to_dp_event(event), count)
+        except dp.UnsupportedEventError as error:
+            raise InputError(f"accountant 'rdp' cannot treat {event}: {error}") from error
     return float(engine.get_epsilon(delta))
 
 
@@ -185,6 +188,8 @@ def calibrate_noise(
     Raises:
         InputError: if no noise multiplier below 1e5 reaches the target.
     """
+    if not 0 < target < math.inf:
+        raise InputError(f"the target ε must be positive and finite, not {target}")
 
     def gap(noise: float, at_grid: float) -> float:
         return epsilon(events_at(noise), delta, relation, grid=at_grid) - target

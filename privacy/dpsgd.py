@@ -109,13 +109,8 @@ class DpSgd:
     @property
     def event(self) -> ev.Event:
         """The event that one release will have if all goes to plan; reserved before it runs."""
-        return ev.Repeated(self._step_event(self.noise_multiplier * self.clip), self.steps)
-
-    def _step_event(self, standard_deviation: float) -> ev.Event:
-        gaussian = ev.Gaussian(standard_deviation, self.clip)
-        if self.sample_rate >= 1.0:
-            return gaussian
-        return ev.PoissonSampled(self.sample_rate, gaussian)
+        step = _step_event(self.sample_rate, self.noise_multiplier * self.clip, self.clip)
+        return ev.Repeated(step, self.steps)
 
     def calibrated(
         self, epsilon: float, delta: float, *, releases: int, extra: Iterable[ev.Event] = ()
@@ -134,13 +129,19 @@ class DpSgd:
         noise = calibrate_noise(epsilon, delta, events_at, self.relation)
         return replace(self, noise_multiplier=noise)
 
-    def noised(self, total: ClippedSum, stream: Stream) -> tuple[list[Tensor], ev.Event]:
-        """Return the sum plus fresh Gaussian noise, and the event of this one step."""
+    def noised(
+        self, total: ClippedSum, stream: Stream, sample_rate: float | None = None
+    ) -> tuple[list[Tensor], ev.Event]:
+        """Return the sum plus fresh Gaussian noise, and the event of this one step.
+
+        ``sample_rate`` is the rate the batch was drawn with, where it is not the planned one.
+        """
         if total.clip != self.clip:
             raise NotReleasable(f"clipped to {total.clip}, but the noise is for {self.clip}")
         standard_deviation = self.noise_multiplier * total.clip
         noised = [tensor + _normals(tensor, stream, standard_deviation) for tensor in total.tensors]
-        return noised, self._step_event(standard_deviation)
+        rate = self.sample_rate if sample_rate is None else sample_rate
+        return noised, _step_event(rate, standard_deviation, total.clip)
 
     def release(
         self,
@@ -175,7 +176,7 @@ class DpSgd:
         def gradient() -> list[Tensor]:
             batch, owner, count = _draw(sampler, examples, units, stream)
             total = engine.clipped_sum(batch, owner, count, self.clip)
-            noised, event = self.noised(total, stream)
+            noised, event = self.noised(total, stream, sampler.sample_rate)
             observed.steps.append(event)
             return [tensor / (self.sample_rate * nominal_size) for tensor in noised]
 
@@ -230,6 +231,11 @@ class PlainSgd:
 Mechanism = DpSgd | PlainSgd
 
 
+def _step_event(sample_rate: float, standard_deviation: float, clip: float) -> ev.Event:
+    gaussian = ev.Gaussian(standard_deviation, clip)
+    return gaussian if sample_rate >= 1.0 else ev.PoissonSampled(sample_rate, gaussian)
+
+
 def _draw(
     sampler: PoissonSampler, examples: Batch, units: UnitIndex, stream: Stream
 ) -> tuple[Batch, np.ndarray, int]:
@@ -248,8 +254,9 @@ def _descend(
 ) -> dict[str, Tensor]:
     parameters = engine.parameters
     start = [parameter.detach().clone() for parameter in parameters]
-    optimizer = optimizer_factory(parameters)
     watch = Watch(engine.model, parameters)
+    optimizer = optimizer_factory(parameters)
+    watch.check("while the optimizer was made")
     for _ in range(steps):
         noised = gradient()
         watch.check("between two steps")

@@ -8,6 +8,7 @@ multiplier means under another relation.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -152,6 +153,6 @@ def _positive(value: dict[str, Any], key: str) -> float:
     number = value[key]
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise InputError(f"event: '{key}' must be a number")
-    if not 0 < number < float("inf"):
+    if not 0 < number <= sys.float_info.max:
         raise InputError(f"event: '{key}' must be positive and finite")
     return float(number)

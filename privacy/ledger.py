@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from privet.common.canonical import canonical_json, fsync_folder
-from privet.common.errors import BudgetExceeded, LedgerError
+from privet.common.errors import BudgetExceeded, InputError, LedgerError
 from privet.privacy import events as ev
 from privet.privacy.accounting import DISPLAY_GRID, GRID, privacy_loss
 from privet.privacy.units import PrivacyLoss, Relation, Unit
@@ -93,7 +93,10 @@ class RunHistory:
     def __init__(self, path: Path, budget: Budget | None) -> None:
         self.path = path
         self.budget = budget
-        self._entries = _read(path)
+        self._entries: list[dict[str, Any]] = []
+        if path.exists():
+            with self._writing():
+                pass
 
     def reserve(self, slot: str, event: ev.Event) -> Reservation:
         """See :class:`Ledger`.
@@ -121,11 +124,11 @@ class RunHistory:
                 charge then stays.
         """
         with self._writing():
-            self._require_open(reservation)
-            if not fits(event, reservation.event):
+            reserved = self._require_open(reservation)
+            if not fits(event, reserved):
                 raise LedgerError(
                     f"{reservation.slot}: what ran ({ev.to_json(event)}) does not fit what was "
-                    f"reserved ({ev.to_json(reservation.event)}); the charge is kept"
+                    f"reserved ({ev.to_json(reserved)}); the charge is kept"
                 )
             self._append(
                 {
@@ -191,12 +194,17 @@ class RunHistory:
         budget = self.budget or Budget(0, 1e-5, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
         return privacy_loss(events, budget.delta, budget.unit, budget.relation, grid=grid)
 
-    def _require_open(self, reservation: Reservation) -> None:
+    def _require_open(self, reservation: Reservation) -> ev.Event:
+        """Return the event that was reserved, as the file has it."""
         number = reservation.number
-        known = number < len(self._entries) and self._entries[number]["kind"] == "reserved"
+        known = 0 <= number < len(self._entries) and self._entries[number]["kind"] == "reserved"
         closed = any(entry.get("reservation") == number for entry in self._entries)
         if not known or closed:
             raise LedgerError(f"{reservation.slot}: reservation {number} is not open")
+        reserved = ev.from_json(self._entries[number]["event"])
+        if reserved != reservation.event:
+            raise LedgerError(f"{reservation.slot}: reservation {number} is for another event")
+        return reserved
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -210,11 +218,13 @@ class RunHistory:
     def _append(self, entry: dict[str, Any]) -> None:
         line = canonical_json({"number": len(self._entries), **entry}) + b"\n"
         new = not self.path.exists()
-        with open(self.path, "ab") as stream:
+        # Without a buffer: what cannot be written must not be written again on closing.
+        with open(self.path, "ab", buffering=0) as stream:
             before = stream.tell()
             try:
-                stream.write(line)
-                stream.flush()
+                written = stream.write(line)
+                if written != len(line):
+                    raise OSError(f"only {written} of {len(line)} bytes fit")
                 os.fsync(stream.fileno())
             except OSError as error:
                 stream.truncate(before)
@@ -245,7 +255,11 @@ def _read(path: Path) -> list[dict[str, Any]]:
             entry = json.loads(line)
             if entry["number"] != number or entry["kind"] not in _KINDS:
                 raise ValueError("out of sequence")
-        except (ValueError, KeyError, TypeError) as error:
+            if entry["kind"] == "reserved":
+                ev.from_json(entry["event"])
+            elif entry["kind"] == "aborted":
+                _ = entry["reservation"], entry["data_opened"]
+        except (ValueError, KeyError, TypeError, InputError) as error:
             raise LedgerError(
                 f"{path}: entry {number} is damaged ({error}); restore the file from a backup "
                 "only together with everything that was released since"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import PrivetError, SelfTestFailed
 from privet.privacy.clipping import GradientEngine
 from privet.privacy.clipping.engine import Batch
 
@@ -34,12 +34,21 @@ def run(engine: GradientEngine, random_batch: RandomBatch, declared: Iterable[st
     Raises:
         SelfTestFailed: with the row's id and the parameter concerned.
     """
-    with _Deterministic(engine.model):
-        _coverage(engine, declared)
-        _per_sample_gradient(engine, random_batch(_RECORDS, 1))
-        _coupled_forward(engine, random_batch(_RECORDS, 1), random_batch(_RECORDS, 2))
-        _non_finite(engine, random_batch(_RECORDS, 1))
-    return ["H6", "H7", "H16", "H17"]
+    try:
+        with _Deterministic(engine.model):
+            _coverage(engine, declared)
+            _one_loss_each(engine, random_batch(_RECORDS, 1))
+            _coupled_forward(engine, random_batch(_RECORDS, 1), random_batch(_RECORDS, 2))
+            _per_sample_gradient(engine, random_batch(_RECORDS, 1))
+            tested = _non_finite(engine, random_batch(_RECORDS, 1))
+    except PrivetError:
+        raise
+    except Exception as error:
+        raise SelfTestFailed(
+            f"H16: per-sample gradients of this model cannot be computed ({error!r}); "
+            "try another 'clipping'"
+        ) from error
+    return ["H6", *(["H7"] if tested else []), "H16", "H17"]
 
 
 def _coverage(engine: GradientEngine, declared: Iterable[str]) -> None:
@@ -49,6 +58,16 @@ def _coverage(engine: GradientEngine, declared: Iterable[str]) -> None:
         raise SelfTestFailed(
             f"H17: '{odd}' is {'trained but not declared' if odd in trained else 'not trained'}; "
             "the plan's parameters and the trained ones must be the same"
+        )
+
+
+def _one_loss_each(engine: GradientEngine, batch: Batch) -> None:
+    with torch.no_grad():
+        shape = tuple(engine.losses(batch).shape)
+    if shape != (_count(batch),):
+        raise SelfTestFailed(
+            f"H16: the loss must return one value for each record, [{_count(batch)}], "
+            f"not {list(shape)}; use reduction='none'"
         )
 
 
@@ -104,11 +123,14 @@ def _first_loss(engine: GradientEngine, batch: Batch) -> Tensor:
         return engine.losses(batch)[:1]
 
 
-def _non_finite(engine: GradientEngine, batch: Batch) -> None:
-    """One record full of NaN must leave the sum as if it were not there."""
+def _non_finite(engine: GradientEngine, batch: Batch) -> bool:
+    """One record full of NaN must leave the sum as if it were not there.
+
+    Returns False where the input has no floating-point part that could hold a NaN.
+    """
     floats = [name for name, tensor in batch.items() if tensor.is_floating_point()]
     if not floats:
-        return
+        return False
     poisoned = {name: tensor.clone() for name, tensor in batch.items()}
     for name in floats:
         poisoned[name][-1] = float("nan")
@@ -121,6 +143,7 @@ def _non_finite(engine: GradientEngine, batch: Batch) -> None:
             raise SelfTestFailed(f"H7: one NaN record makes '{name}' non-finite")
         if not _close(one, two):
             raise SelfTestFailed(f"H7: one NaN record moves '{name}'")
+    return True
 
 
 def _count(batch: Batch) -> int:

@@ -70,4 +70,5 @@ def _mark(tensor: Tensor) -> tuple[object, ...]:
         return (tuple(tensor.shape),)
     wide = flat.to(torch.float64)
     ramp = torch.arange(1, wide.numel() + 1, device=wide.device, dtype=torch.float64)
-    return tuple(tensor.shape), float(wide.sum()), float(torch.dot(wide, ramp))
+    # As text, so that NaN equals itself.
+    return tuple(tensor.shape), float(wide.sum()).hex(), float(torch.dot(wide, ramp)).hex()

@@ -84,7 +84,7 @@ class FTTransformer(nn.Module):
         batch, device = len(numeric), numeric.device
         tokens = [self.start(torch.zeros((batch, 1), dtype=torch.int64, device=device))]
         if self.scales is not None:
-            rows = torch.arange(3 * self.numeric, device=device).expand(batch, -1)
+            rows = torch.arange(3 * self.numeric, device=device).repeat(batch, 1)
             slope, offset, absent = self.scales(rows).split(self.numeric, 1)
             gone = missing.unsqueeze(-1)
             tokens.append((1 - gone) * (slope * numeric.unsqueeze(-1) + offset) + gone * absent)

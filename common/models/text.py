@@ -97,7 +97,7 @@ class TextEncoder(nn.Module):
         # The first place stays readable, so that an empty text has a defined output.
         readable = there | (torch.arange(length, device=tokens.device) == 0)
         # Expanded to [B, T]: Opacus counts the first dimension as records.
-        places = torch.arange(length, device=tokens.device).expand(batch, length)
+        places = torch.arange(length, device=tokens.device).repeat(batch, 1)
         x = self.words(tokens) + self.places(places)
         for block in self.blocks:
             x = block(x, readable[:, None, None, :])

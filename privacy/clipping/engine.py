@@ -138,8 +138,7 @@ class GradientEngine:
         zeros (H19).
         """
         total = [torch.zeros_like(parameter) for parameter in self.parameters]
-        one_each = len(owner) == units
-        if self.mode == "opacus-ghost" and not one_each:
+        if self.mode == "opacus-ghost" and len(np.unique(owner)) != len(owner):
             raise InputError("clipping 'opacus-ghost' is for unit 'record' only")
         for rows, people in _micro_batches(owner, self.micro_batch):
             batch = {name: tensor[rows] for name, tensor in examples.items()}
@@ -202,16 +201,16 @@ class GradientEngine:
         self._clear()
         losses = self._loss(self._wrapped, batch)
         losses.sum().backward(retain_graph=True)
-        squares = torch.stack([_norms(p).square() for p in self.parameters]).sum(0)
+        squares = torch.stack([_norms(n, p).square() for n, p in self.named.items()]).sum(0)
         self._clear()
+        keep = torch.isfinite(squares)
+        if not bool(keep.all()):
+            # A record without a finite gradient would poison the joint backward pass. Norms
+            # and gradients must come of one pass: dropout draws another mask in the next.
+            if not bool(keep.any()):
+                return [torch.zeros_like(p) for p in self.parameters]
+            return self._ghost({name: tensor[keep] for name, tensor in batch.items()}, clip)
         factors = _clip_factors(squares, clip)
-        if not bool(torch.isfinite(squares).all()):
-            # A record without a finite gradient would poison the joint backward pass.
-            keep = torch.isfinite(squares)
-            batch = {name: tensor[keep] for name, tensor in batch.items()}
-            factors = factors[keep]
-            with self.hooks_off():
-                losses = self._loss(self._wrapped, batch)
         with self.hooks_off():
             (losses * factors).sum().backward()
         part = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
@@ -235,9 +234,14 @@ class GradientEngine:
             parameter._norm_sample = None  # type: ignore[attr-defined]
 
 
-def _norms(parameter: nn.Parameter) -> Tensor:
+def _norms(name: str, parameter: Tensor) -> Tensor:
     """Return the per-record norms [B] that Opacus left on the parameter."""
-    norms: Tensor = parameter._norm_sample  # type: ignore[attr-defined]
+    norms: Tensor | None = parameter._norm_sample  # type: ignore[attr-defined]
+    if norms is None:
+        raise SelfTestFailed(
+            f"parameter '{name}' has no per-sample norm: freeze it, or use "
+            "clipping = 'functorch' (H17)"
+        )
     return norms
 
 

@@ -45,20 +45,7 @@ def check(unit, batch=rows, declared=None):
         pytest.param(
             name,
             mode,
-            marks=[
-                *([pytest.mark.slow] if name == "minilm-lora" else []),
-                *(
-                    [
-                        pytest.mark.xfail(
-                            strict=True,
-                            raises=RuntimeError,
-                            reason="expanded indices are not contiguous (see test_clipping.py)",
-                        )
-                    ]
-                    if mode == GHOST and name in ("ft-transformer", "text-encoder")
-                    else []
-                ),
-            ],
+            marks=[pytest.mark.slow] if name == "minilm-lora" else [],
         )
         for name in MODELS
         for mode in ("auto", HOOKS, GHOST, FUNCTORCH)
@@ -67,7 +54,9 @@ def check(unit, batch=rows, declared=None):
 def test_built_in_models_pass(name, mode):
     bench = Workbench(plan_of(name, clipping=mode))
     before = {key: p.detach().clone() for key, p in bench.engine.named.items()}
-    assert sorted(bench.self_tests) == sorted(ALL)
+    # Token numbers cannot be NaN: H7 has nothing to test there, and is not said to be tested.
+    floats = any(t.is_floating_point() for t in bench.task.random_batch(2, 0).values())
+    assert set(bench.self_tests) == set(ALL) - (set() if floats else {"H7"})
     assert all(torch.equal(p, before[key]) for key, p in bench.engine.named.items())
     assert bench.engine.model.training
 
@@ -123,11 +112,6 @@ def test_coupled_records_are_found_by_the_test_of_coupling(loss, mode):
     selftest._coupled_forward(wide_engine(mode=mode), rows(3, seed=1), rows(3, seed=2))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="selftest.py:run tests H16 before H6, so a coupled loss is reported as a layer that "
-    "Opacus treats wrongly, with advice that does not help",
-)
 @pytest.mark.parametrize("loss", COUPLED)
 def test_coupled_records_are_named_as_such(loss):
     with pytest.raises(SelfTestFailed, match="H6"):
@@ -250,11 +234,6 @@ def test_a_layer_outside_coverage(mode):
         check(wide_engine(lively(Buried()), mode=mode))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AttributeError,
-    reason="selftest.py:run lets errors of Opacus's hooks out as they are, without a row",
-)
 def test_a_layer_outside_coverage_is_named():
     with pytest.raises(SelfTestFailed, match=r"H16|H17"):
         check(wide_engine(lively(Buried())))
