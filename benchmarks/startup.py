@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Row, finish, parser, row, tell
+from harness import Row, finish, parser, row, tell
 
 _BIN = Path(sys.executable).parent
 

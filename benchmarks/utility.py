@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from harness import Row, finish, parser, row, tell
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from common import Row, finish, parser, row, tell
 from privet.client.trainer import workbench
 from privet.common.plan import Plan
 from privet.simulations import scenarios
@@ -59,7 +59,7 @@ def pooled_logistic(plan: Plan, data: Path | None) -> float:
     parts = Records(plan, data).parts()
     task = workbench(plan).task
     train, test = task.encode(parts["train"]), task.encode(parts["test"])
-    sizes = [len(values) + 1 for values in plan.task.categorical.values()]
+    sizes = [len(values) + 1 for _, values in sorted(plan.task.categorical.items())]
 
     def features(batch: dict[str, Any]) -> np.ndarray:  # type: ignore[type-arg]
         if "features" in batch:

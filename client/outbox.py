@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -53,9 +54,14 @@ class Outbox:
         self._path(slot).unlink(missing_ok=True)
 
     def forget_before(self, run: str, keep: int) -> None:
-        """Keep the ``keep`` newest releases of ``run``."""
-        mine = sorted(self.folder.glob(f"{run}-*"), key=lambda path: path.stat().st_mtime_ns)
-        for path in mine[: max(0, len(mine) - keep)]:
+        """Keep the ``keep`` newest releases of ``run``, by round and attempt."""
+        name = re.compile(re.escape(run.replace("/", "-")) + r"-[a-z]+-(\d+)-(\d+)\.safetensors")
+        mine = [
+            (int(found[1]), int(found[2]), path)
+            for path in self.folder.glob("*.safetensors")
+            if (found := name.fullmatch(path.name))
+        ]
+        for _, _, path in sorted(mine)[: max(0, len(mine) - keep)]:
             path.unlink(missing_ok=True)
 
     def _path(self, slot: str) -> Path:

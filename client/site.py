@@ -89,7 +89,7 @@ class Site:
         try:
             if repeated := self._already_released(order):
                 return Answer(Status.RELEASED, repeated)
-            event = self._admit(order)
+            event = self._admit(order, model)
             reservation = self._reserve(order, event)
         except _No as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
@@ -99,7 +99,7 @@ class Site:
             return Answer(Status.FAILED)
         return self._train_and_commit(order, model, reservation)
 
-    def _admit(self, order: Order) -> ev.Event:
+    def _admit(self, order: Order, model: Arrays) -> ev.Event:
         """Check everything that can be checked without data; return what it will cost."""
         if order.site != self.name or order.plan != self.plan.digest:
             raise _No(Status.REFUSED_PLAN, "not the plan that this site approved")
@@ -113,6 +113,8 @@ class Site:
             raise _No(Status.REFUSED_SELF_TEST, str(error)) from error
         if order.parameters != self._trainer.parameters:
             raise _No(Status.REFUSED_PARAMETERS, "not the parameters that the plan trains (H17)")
+        if fault := self._trainer.misfit(model):
+            raise _No(Status.REFUSED_PARAMETERS, fault)
         if order.purpose == "evaluate":
             return gate.event(self.plan.metrics.noise_multiplier)
         return self._trainer.mechanism.event

@@ -90,6 +90,16 @@ class Trainer:
         """Names of the trained parameters, in order."""
         return tuple(self._bench.engine.named)
 
+    def misfit(self, model: Arrays) -> str | None:
+        """Say what is wrong with a model that came with an order; None if it can be trained."""
+        for name, parameter in self._bench.engine.named.items():
+            array = model.get(name)
+            if array is None or array.shape != tuple(parameter.shape):
+                return f"'{name}' has another shape than in the plan's model"
+            if not bool(np.isfinite(array).all()):
+                return f"'{name}' is not finite"
+        return None
+
     def self_test(self) -> tuple[str, ...]:
         """Run the start-up tests, once a process and plan; return the rows that passed.
 

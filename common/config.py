@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from privet.common.errors import DataMissing, InputError, PlanError
+from privet.common.errors import DataMissing, InputError, PlanError, PrivetError
 
 DATA_VARIABLE = "PRIVET_DATA"
 
@@ -66,6 +66,28 @@ def import_object(reference: str) -> Any:
             f"cannot import '{module_name}' for '{reference}': {error}. "
             "Is it installed, or is its folder on PYTHONPATH?"
         ) from error
+    except Exception as error:
+        raise InputError(
+            f"importing '{module_name}' for '{reference}' failed: {error!r}"
+        ) from error
     if not hasattr(module, attribute):
         raise InputError(f"module '{module_name}' has no '{attribute}' (from '{reference}')")
     return getattr(module, attribute)
+
+
+def make(reference: str, kind: type, *arguments: Any, **options: Any) -> Any:
+    """Import a factory ``"module:object"`` and return what it makes.
+
+    Raises:
+        InputError: if it cannot be imported, fails, or makes something else than a ``kind``.
+    """
+    factory = import_object(reference)
+    try:
+        made = factory(*arguments, **options)
+    except PrivetError:
+        raise
+    except Exception as error:
+        raise InputError(f"'{reference}' failed: {error!r}") from error
+    if not isinstance(made, kind):
+        raise InputError(f"'{reference}' made a {type(made).__name__}; a {kind.__name__} is needed")
+    return made

@@ -9,7 +9,9 @@ from the size of the data.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,7 +24,8 @@ from privet.common.errors import PlanError
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Part(BaseModel):
@@ -36,8 +39,8 @@ class Numeric(_Part):
     [-4, 4], with ``f = log1p`` when ``log`` is set. A missing cell becomes 0 and is marked.
     """
 
-    low: float
-    high: float
+    low: Finite
+    high: Finite
     log: bool = False
 
     @model_validator(mode="after")
@@ -79,8 +82,8 @@ class TaskSpec(_Part):
             raise ValueError("'kind' must be 'tabular', 'text' or 'module:object'")
         if ":" not in self.kind and len(self.classes) < 2:
             raise ValueError("'classes' must declare at least two labels")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("'classes' names a label twice")
+        if len({canonical_label(name) for name in self.classes}) != len(self.classes):
+            raise ValueError("'classes' names a label twice (numbers are compared by value)")
         if self.kind == "tabular" and not (self.numeric or self.categorical):
             raise ValueError("a tabular task needs features in 'numeric' or 'categorical'")
         features = set(self.numeric) | set(self.categorical)
@@ -138,8 +141,8 @@ class Strategy(_Part):
     """
 
     kind: str = "fedavg"
-    options: dict[str, float] = {}
-    proximal_mu: Annotated[float, Field(ge=0)] = 0.0
+    options: dict[str, Finite] = {}
+    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     average_last: Count = 1
     min_sites: Count | None = None
     timeout: Positive = 3600.0
@@ -247,7 +250,7 @@ class Plan(_Part):
 
     name: Name
     title: str = ""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     scenario: str | None = None
@@ -279,7 +282,7 @@ class Plan(_Part):
         return self
 
     def __hash__(self) -> int:
-        return hash(self.model_dump_json())
+        return hash(self.digest)
 
     @classmethod
     def parse(cls, value: dict[str, Any], *, where: str = "plan") -> Plan:
@@ -288,6 +291,8 @@ class Plan(_Part):
         Raises:
             PlanError: naming every wrong key and what was expected.
         """
+        if place := _not_finite(value):
+            raise PlanError(f"{where}: {place}: must be a finite number")
         try:
             return cls.model_validate_json(json.dumps(value), strict=True)
         except ValidationError as error:
@@ -312,7 +317,7 @@ class Plan(_Part):
         """Least number of sites whose releases make a round."""
         return self.strategy.min_sites or len(self.sites) // 2 + 1
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """``sha256:…`` over the plan's canonical JSON."""
         return digest_json(self.to_dict())
@@ -348,9 +353,27 @@ class Plan(_Part):
         raise PlanError(f"plan '{self.name}' has no site '{name}'; it has {known}")
 
 
+def canonical_label(cell: object) -> str:
+    """Return a label as text; numbers by value, so that 1, 1.0 and True are the same."""
+    if isinstance(cell, bool):
+        return str(int(cell))
+    text = str(cell).strip()
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return str(int(number)) if number.is_integer() else str(number)
+
+
 def _explain(error: ValidationError, where: str) -> str:
     lines = []
-    for item in error.errors(include_url=False):
+    items = error.errors(include_url=False)
+    for item in items:
+        place = item["loc"]
+        if item["type"] == "too_short" and any(
+            other["loc"][: len(place)] == place and other is not item for other in items
+        ):
+            continue  # pydantic counts the wrong entries of a list as absent, too
         path = ".".join(str(part) for part in item["loc"]) or "plan"
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
@@ -361,14 +384,30 @@ def _explain(error: ValidationError, where: str) -> str:
     return "\n".join(lines)
 
 
+def _not_finite(value: Any, place: str = "") -> str:
+    """Return the place of a number that is not finite, which JSON cannot hold, or ''."""
+    if isinstance(value, float):
+        return place if not math.isfinite(value) else ""
+    parts: Any = ()
+    if isinstance(value, dict):
+        parts = value.items()
+    elif isinstance(value, list | tuple):
+        parts = enumerate(value)
+    for key, part in parts:
+        if found := _not_finite(part, f"{place}.{key}" if place else str(key)):
+            return found
+    return ""
+
+
 def _did_you_mean(location: tuple[int | str, ...]) -> str:
     part: Any = Plan
     for key in location[:-1]:
-        if not (isinstance(part, type) and issubclass(part, BaseModel)):
+        if part is None:
             return ""
         field = part.model_fields.get(str(key))
-        part = _section(field.annotation) if field else None
-    if not (isinstance(part, type) and issubclass(part, BaseModel)):
+        # An index or a feature's name, below a section that was found already.
+        part = _section(field.annotation) if field else part
+    if part is None:
         return ""
     close = difflib.get_close_matches(str(location[-1]), part.model_fields, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""

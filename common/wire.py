@@ -36,9 +36,12 @@ def from_record(record: ArrayRecord) -> Arrays:
     arrays: Arrays = {}
     for name, array in record.items():
         try:
+            # numpy's parser raises what it pleases on a damaged header; it never unpickles.
             value = array.numpy()
-        except (ValueError, EOFError, OSError) as error:
+        except Exception as error:
             raise InputError(f"array '{name}' cannot be read: {error}") from error
+        if not isinstance(value, np.ndarray):
+            raise InputError(f"array '{name}' is not an array")
         if value.dtype.kind != "f":
             raise InputError(f"array '{name}' holds {value.dtype}, not floating-point numbers")
         arrays[name] = value
@@ -57,7 +60,7 @@ def decode_order(content: RecordDict) -> tuple[Order, Arrays]:
     Raises:
         InputError: if a part is missing or malformed, or the model is not the one ordered.
     """
-    if ORDER not in content or ARRAYS not in content:
+    if ORDER not in content or ARRAYS not in content.array_records:
         raise InputError("the message carries no order")
     order = Order.decode(_json(content[ORDER]))
     arrays = from_record(content.array_records[ARRAYS])
@@ -101,7 +104,7 @@ def decode_reply(content: RecordDict) -> tuple[str, Status, Release | None]:
         site, status = str(reply["site"]), Status(reply["status"])
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"the reply is malformed: {error}") from error
-    if status is not Status.RELEASED or ARRAYS not in content:
+    if status is not Status.RELEASED or ARRAYS not in content.array_records:
         return site, status, None
     arrays = from_record(content.array_records[ARRAYS])
     facts = reply.get("facts")

@@ -225,7 +225,7 @@ def _bracket(gap: Callable[[float], float], target: float, delta: float) -> tupl
         low, high = high, high * 2
         if high > _MOST_NOISE:
             raise InputError(
-                f"no noise reaches ε {target:g} at δ {delta:g} for this plan: "
+                "no noise reaches the epsilon and delta of this plan: "
                 "use fewer rounds or steps, a lower sample rate, or fewer metric releases"
             )
     while gap(low) <= 0:

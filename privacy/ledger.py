@@ -94,9 +94,7 @@ class RunHistory:
         self.path = path
         self.budget = budget
         self._entries: list[dict[str, Any]] = []
-        if path.exists():
-            with self._writing():
-                pass
+        self._refresh()
 
     def reserve(self, slot: str, event: ev.Event) -> Reservation:
         """See :class:`Ledger`.
@@ -155,6 +153,7 @@ class RunHistory:
 
     def committed(self, slot: str) -> str | None:
         """See :class:`Ledger`."""
+        self._refresh()
         for entry in reversed(self._entries):
             if entry["kind"] == "released" and entry["slot"] == slot:
                 return str(entry["digest"])
@@ -162,6 +161,7 @@ class RunHistory:
 
     def pending(self, slot: str) -> Reservation | None:
         """See :class:`Ledger`."""
+        self._refresh()
         closed = {entry.get("reservation") for entry in self._entries}
         for number, entry in reversed(list(enumerate(self._entries))):
             if entry["kind"] == "reserved" and entry["slot"] == slot and number not in closed:
@@ -205,6 +205,12 @@ class RunHistory:
         if reserved != reservation.event:
             raise LedgerError(f"{reservation.slot}: reservation {number} is for another event")
         return reserved
+
+    def _refresh(self) -> None:
+        """Take in what another process wrote meanwhile."""
+        if self.path.exists():
+            with self._writing():
+                pass
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
@@ -25,7 +26,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from privet.common.config import import_object
+from privet.common.config import make
 from privet.common.errors import PlanError, RunError
 from privet.common.plan import Plan
 from privet.common.release import Arrays
@@ -95,6 +96,9 @@ class Aggregator:
         if arrays is None:
             raise RunError(f"the strategy '{self._plan.strategy.kind}' made no model")
         joined = from_record(arrays)
+        for name, array in joined.items():
+            if not bool(np.isfinite(array).all()):
+                raise RunError(f"round {round_number}: the joined model is not finite in '{name}'")
         return {name: joined[name].astype(model[name].dtype) for name in model}
 
 
@@ -113,9 +117,7 @@ def _build(plan: Plan) -> Strategy:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     spec = plan.strategy
     if ":" in spec.kind:
-        made = import_object(spec.kind)(weighted_by_key=WEIGHT, **spec.options)
-        if not isinstance(made, Strategy):
-            raise PlanError(f"'{spec.kind}' did not make a flwr.serverapp.strategy.Strategy")
+        made: Strategy = make(spec.kind, Strategy, weighted_by_key=WEIGHT, **spec.options)
         return made
     if spec.kind not in _KINDS:
         known = ", ".join(_KINDS)

@@ -88,15 +88,22 @@ def _decode(message: Message) -> rounds.Reply | None:
     return rounds.Reply(site, status, release, message)
 
 
+_SPENT = {"epsilon", "delta", "unit", "relation"}
+
+
 def _matching(reply: rounds.Reply, order: Order, model: Arrays) -> rounds.Reply:
     """Treat a release that does not answer the order, or has other shapes, as a failure."""
     if reply.release is None:
         return reply
-    arrays = reply.release.arrays
-    fits = order.purpose == "evaluate" or (
-        list(arrays) == list(model)
-        and all(arrays[name].shape == model[name].shape for name in model)
-    )
+    arrays, facts = reply.release.arrays, reply.release.facts
+    if order.purpose == "evaluate":
+        fits = list(arrays) == ["histogram"] and arrays["histogram"].ndim == 2
+    else:
+        fits = list(arrays) == list(model) and all(
+            arrays[name].shape == model[name].shape for name in model
+        )
+    spent = facts.get("spent")
+    fits = fits and isinstance(spent, dict) and set(spent) == _SPENT
     if reply.release.order != order.digest or not fits:
         return rounds.Reply(reply.site, Status.FAILED, None, reply.handle)
     return reply

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +31,13 @@ from privet.simulations.result import make_result, write_result
 from privet.simulations.run import SiteMaker, public_test, server_app
 
 
-@dataclass(frozen=True)
-class _Run:
-    run_id: str
-    maker: SiteMaker
-
-
-def _run(context: Context) -> _Run:
+def _run(context: Context) -> SiteMaker:
     config = tuple(sorted((str(key), value) for key, value in context.run_config.items()))
     return _prepared(config, context.run_id)
 
 
 @functools.lru_cache(maxsize=2)
-def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> _Run:
+def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
     """Resolve the plan; every process comes to the same one."""
     given = dict(config)
     plan, base = find_plan(str(given.get("plan", "lending")))
@@ -53,8 +46,7 @@ def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> _Run:
     data = Path(given["data"]) if given.get("data") else None
     default = Path(tempfile.gettempdir()) / run_id
     folder = Path(str(given.get("out") or default))
-    maker = SiteMaker(resolve(plan), Records(plan, data, base), folder, None)
-    return _Run(run_id, maker)
+    return SiteMaker(run_id, resolve(plan), Records(plan, data, base), folder, None)
 
 
 server = ServerApp()
@@ -64,22 +56,20 @@ server = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the plan on Flower's grid and write the run folder."""
     run = _run(context)
-    plan, folder = run.maker.plan, run.maker.folder
+    plan, folder = run.plan, run.folder
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; a run's history is never overwritten")
     write_json(folder / "plan.json", plan.to_dict())
     outcomes: list[Outcome] = []
-    app = server_app(run.run_id, run.maker, public_test(run.maker), outcomes.append)
+    app = server_app(run, public_test(run), outcomes.append)
     app(grid, context)
     write_result(
-        make_result(
-            run.run_id, plan, run.maker.records, folder, outcomes[0], seeded=False, seconds=0.0
-        )
+        make_result(run.run_id, plan, run.records, folder, outcomes[0], seeded=False, seconds=0.0)
     )
 
 
 def _site(context: Context) -> Site:
-    return _run(context).maker(context)
+    return _run(context)(context)
 
 
 client = create_client_app(_site)

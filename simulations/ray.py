@@ -30,7 +30,8 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
     if address is not None:
         init["address"] = address
     else:
-        init["num_cpus"] = os.cpu_count() or 1
+        # "local": never join a cluster that happens to run on this machine.
+        init |= {"address": "local", "num_cpus": os.cpu_count() or 1}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -91,11 +91,19 @@ class Result:
                     "round": step.round,
                     "statuses": {site: str(status) for site, status in step.statuses.items()},
                     "spent": {site: loss["epsilon"] for site, loss in step.spent.items()},
-                    "metrics": step.metrics,
+                    "metrics": _figures(step),
                 }
                 for step in self.progress
             ],
         }
+
+
+def _figures(step: Progress) -> dict[str, Any]:
+    """Return a round's figures, read from the noised tables where they came by the gate."""
+    if not step.histograms:
+        return step.metrics
+    overall, sites = pooled_gate(step.histograms)
+    return {**overall, "sites": sites}
 
 
 def make_result(

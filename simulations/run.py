@@ -29,12 +29,14 @@ from privet.client.app import create_app as create_client_app
 from privet.client.site import Site, budget_of
 from privet.common.canonical import write_json
 from privet.common.errors import InputError, RunError
-from privet.common.models import trainable
+from privet.common.models import build_model, trainable
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.release import Arrays
+from privet.common.tasks import build_task
 from privet.privacy.ledger import RunHistory
 from privet.privacy.noise import Stream
+from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
@@ -74,6 +76,7 @@ def simulate(
     rounds: int | None = None,
     out: str | Path | None = None,
     data: str | Path | None = None,
+    base: str | Path = ".",
     seed: int | None = None,
     dp: bool = True,
     observe: Observer = lambda progress: None,
@@ -88,6 +91,8 @@ def simulate(
         rounds: another number of rounds; noise is calibrated for it.
         out: folder for the run, new or empty; default ``runs/NAME-TIME``.
         data: folder of the records; default the environment variable ``PRIVET_DATA``.
+        base: folder that relative paths of a :class:`Plan` start from; a plan file's own
+            folder where its path is given.
         seed: split and initial weights.
         dp: False trains without any guarantee.
         observe: called after each round.
@@ -105,7 +110,7 @@ def simulate(
         result = privet.simulate("lending", epsilon=3, rounds=5)
         print(result.metrics["accuracy"], result.loss)
     """
-    base = Path()
+    base = Path(base)
     if isinstance(plan, str | Path):
         plan, base = find_plan(str(plan))
     plan = adjusted(plan, epsilon=epsilon, rounds=rounds, seed=seed, dp=dp)
@@ -122,6 +127,7 @@ def simulate(
 class SiteMaker:
     """Makes the site behind a Flower context; picklable, for Ray's processes."""
 
+    run_id: str
     plan: Plan
     records: Records
     folder: Path
@@ -169,12 +175,13 @@ def run_plan(
     started = time.monotonic()
     records = Records(plan, setting.data_dir, setting.base)
     records.parts()
+    check(plan)
     resolved = resolve(plan)
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", resolved.to_dict())
-    maker = SiteMaker(resolved, records, folder, setting.noise_seed)
+    maker = SiteMaker(run_id, resolved, records, folder, setting.noise_seed)
     try:
-        outcome = _train(run_id, maker, public_test(maker), setting, observe)
+        outcome = _train(maker, public_test(maker), setting, observe)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
     result = make_result(
@@ -203,15 +210,15 @@ def train_once(
     """
     resolved = resolve(plan).changed(metrics={"every": plan.training.rounds})
     measure = public or PublicTest(resolved, records.parts()["test"])
-    maker = SiteMaker(resolved, records, folder, None)
-    outcome = _train(folder.name.replace(" ", "-"), maker, measure, Setting(), lambda _: None)
+    run_id = f"{folder.name.replace(' ', '-')}-{secrets.token_hex(2)}"
+    maker = SiteMaker(run_id, resolved, records, folder, None)
+    outcome = _train(maker, measure, Setting(), lambda _: None)
     facts = {"plan": resolved.digest, "private": str(plan.privacy is not None).lower()}
     save_model(folder / "model" / "model.safetensors", outcome.model, facts)
     return outcome.progress[-1].metrics
 
 
 def _train(
-    run_id: str,
     maker: SiteMaker,
     public: PublicTest | None,
     setting: Setting,
@@ -220,15 +227,25 @@ def _train(
     """Run both apps on the chosen engine."""
     _quiet_flower()
     outcomes: list[Outcome] = []
-    server = server_app(run_id, maker, public, outcomes.append, observe)
+    server = server_app(maker, public, outcomes.append, observe)
     _run_apps(server, create_client_app(maker), len(maker.plan.sites), setting)
     if not outcomes:
         raise RunError("the run ended without an outcome")
     return outcomes[0]
 
 
+def check(plan: Plan) -> None:
+    """Build model, task and strategy once, so that a plan that cannot run ends early.
+
+    Raises:
+        InputError: naming what is wrong.
+    """
+    build_model(plan)
+    build_task(plan)
+    Aggregator(plan)
+
+
 def server_app(
-    run_id: str,
     maker: SiteMaker,
     public: PublicTest | None,
     finish: Callable[[Outcome], None],
@@ -236,7 +253,7 @@ def server_app(
 ) -> ServerApp:
     """Return the ``ServerApp`` of one simulated run."""
     return create_server_app(
-        run_id,
+        maker.run_id,
         maker.plan,
         lambda: initial_model(maker.plan),
         Snapshots(maker.folder / "model"),
@@ -255,8 +272,6 @@ def public_test(maker: SiteMaker) -> PublicTest | None:
 
 def initial_model(plan: Plan) -> Arrays:
     """Return the public initial values of the trained parameters."""
-    from privet.common.models import build_model
-
     model = build_model(plan)
     return {name: p.detach().cpu().numpy().copy() for name, p in trainable(model).items()}
 

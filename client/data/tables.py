@@ -23,7 +23,14 @@ def read_table(path: Path) -> pd.DataFrame:
         if path.suffix.lower() in (".parquet", ".pq"):
             table = pd.read_parquet(path)
         elif suffixes.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-            table = pd.read_csv(path, sep="\t" if ".tsv" in suffixes else ",")
+            # Only an empty cell is read as missing: "None" or "NA" may be a category.
+            table = pd.read_csv(
+                path,
+                sep="\t" if ".tsv" in suffixes else ",",
+                keep_default_na=False,
+                na_values=[""],
+                low_memory=False,
+            )
         else:
             raise DataError(f"{path}: use a .csv, .csv.gz, .tsv or .parquet file")
     except DataError:

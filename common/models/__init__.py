@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from privet.common.config import import_object
+from privet.common.config import make
 from privet.common.errors import InputError, PlanError
 
 if TYPE_CHECKING:
@@ -34,26 +34,32 @@ def build_model(plan: Plan) -> nn.Module:
         torch.manual_seed(plan.seed)
         model = _build(plan)
     model.train()
-    return model.to(plan.device)
+    try:
+        return model.to(plan.device)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise PlanError(f"device '{plan.device}' cannot be used: {reason}") from error
 
 
 def _build(plan: Plan) -> nn.Module:
+    import torch
+
     kind, task, options = plan.model.kind, plan.task, plan.model.options
     try:
         if kind in ("linear", "ft-transformer") and task.kind == "tabular":
             from privet.common.models import tabular
 
             factory: Any = {"linear": tabular.Linear, "ft-transformer": tabular.FTTransformer}[kind]
-            sizes = [len(values) + 1 for values in task.categorical.values()]
+            sizes = [len(values) + 1 for _, values in sorted(task.categorical.items())]
             return factory(len(task.numeric), sizes, len(task.classes), **options)  # type: ignore[no-any-return]
         if kind in ("text-encoder", "minilm") and task.kind == "text":
             from privet.common.models import text
 
             return text.build(plan.model, len(task.classes), task.max_tokens)
-        if ":" in kind:
-            return import_object(kind)(task, **options)  # type: ignore[no-any-return]
-    except TypeError as error:
-        raise PlanError(f"model.options: {error}") from error
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise PlanError(f"model.options: {error or 'impossible'}") from error
+    if ":" in kind:
+        return make(kind, torch.nn.Module, task, **options)  # type: ignore[no-any-return]
     if kind in KINDS:
         raise PlanError(f"model '{kind}' does not read task '{task.kind}'")
     raise PlanError(

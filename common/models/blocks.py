@@ -13,6 +13,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        if width < 1 or heads < 1:
+            raise PlanError("model.options: width and heads must be at least 1")
         if width % heads:
             raise PlanError(f"model.options: width {width} is not a multiple of heads {heads}")
         self.heads = heads

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.errors import PlanError
 from privet.common.models.blocks import Block
 
 
@@ -63,6 +64,8 @@ class FTTransformer(nn.Module):
         hidden: int | None = None,
     ) -> None:
         super().__init__()
+        if width < 1 or heads < 1 or layers < 1 or (hidden is not None and hidden < 1):
+            raise PlanError("model.options: width, heads, layers and hidden must be at least 1")
         self.numeric = numeric
         # Rows 0..F-1 are the slopes, F..2F-1 the offsets, 2F..3F-1 stand for missing cells.
         self.scales = nn.Embedding(3 * numeric, width) if numeric else None

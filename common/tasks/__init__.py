@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from privet.common.config import import_object
+from privet.common.config import make
 from privet.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def build_task(plan: Plan) -> Task:
         return TabularTask(plan.task)
     if plan.task.kind == "text":
         return TextTask(plan.task, plan.model)
-    task = import_object(plan.task.kind)(plan.task)
+    task = make(plan.task.kind, object, plan.task)
     if not isinstance(task, Task):
         raise InputError(
             f"'{plan.task.kind}' did not make a task: it must have the methods encode, "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privet.common.errors import DataError
+from privet.common.plan import canonical_label
 from privet.common.tasks import Batch
 
 
@@ -39,14 +40,7 @@ def encode_labels(frame: pd.DataFrame, column: str, classes: Sequence[str]) -> T
 def _canonical(cell: object) -> str:
     if cell is None or (isinstance(cell, float) and np.isnan(cell)) or cell is pd.NA:
         return ""
-    if isinstance(cell, bool | np.bool_):
-        return str(int(cell))
-    text = str(cell).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else str(number)
+    return canonical_label(bool(cell) if isinstance(cell, np.bool_) else cell)
 
 
 def _some(names: Sequence[str] | pd.Index) -> str:

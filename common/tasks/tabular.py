@@ -23,22 +23,25 @@ class TabularTask(Classification):
 
     def __init__(self, spec: TaskSpec) -> None:
         self.spec = spec
+        # By name: the digest of a plan does not tell the order of its features.
+        self.numeric = dict(sorted(spec.numeric.items()))
+        self.categorical = dict(sorted(spec.categorical.items()))
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; columns outside the plan are ignored."""
-        wanted = [*self.spec.numeric, *self.spec.categorical]
+        wanted = [*self.numeric, *self.categorical]
         if absent := [name for name in wanted if name not in frame.columns]:
             raise DataError(
                 f"the column '{absent[0]}' is missing"
                 + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "")
                 + "; the plan declares it as a feature"
             )
-        numeric = np.empty((len(frame), len(self.spec.numeric)), dtype=np.float32)
-        for j, (name, feature) in enumerate(self.spec.numeric.items()):
+        numeric = np.empty((len(frame), len(self.numeric)), dtype=np.float32)
+        for j, (name, feature) in enumerate(self.numeric.items()):
             numeric[:, j] = _scaled(frame[name], feature)
         missing = np.isnan(numeric)
-        categorical = np.zeros((len(frame), len(self.spec.categorical)), dtype=np.int64)
-        for j, (name, values) in enumerate(self.spec.categorical.items()):
+        categorical = np.zeros((len(frame), len(self.categorical)), dtype=np.int64)
+        for j, (name, values) in enumerate(self.categorical.items()):
             numbers = {_text(value): i + 1 for i, value in enumerate(values)}
             categorical[:, j] = [numbers.get(_text(cell), 0) for cell in frame[name].tolist()]
         return {
@@ -51,10 +54,10 @@ class TabularTask(Classification):
     def random_batch(self, records: int, seed: int) -> Batch:
         """See :class:`privet.common.tasks.Task`."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (records, len(self.spec.numeric))
+        shape = (records, len(self.numeric))
         columns = [
             torch.randint(0, len(values) + 1, (records,), generator=generator)
-            for values in self.spec.categorical.values()
+            for values in self.categorical.values()
         ]
         return {
             "numeric": torch.randn(shape, generator=generator).clamp(-4, 4),
@@ -66,9 +69,13 @@ class TabularTask(Classification):
         }
 
 
+_MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
+
+
 def _scaled(column: pd.Series, feature: Numeric) -> np.ndarray:
     values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    unreadable = np.isnan(values) & column.notna().to_numpy()
+    there = column.notna() & ~column.astype(str).str.strip().isin(_MISSING)
+    unreadable = np.isnan(values) & there.to_numpy()
     if unreadable.any():
         row = int(np.flatnonzero(unreadable)[0])
         raise DataError(

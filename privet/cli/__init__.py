@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Threads that wait must not keep a core busy: set before torch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
@@ -47,9 +51,18 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        typer.echo(f"privet: {where}{error.strerror or error}", err=True)
+    except Exception as error:
+        if isinstance(error, OSError):
+            where = f"{error.filename}: " if error.filename else ""
+            typer.echo(f"privet: {where}{error.strerror or error}", err=True)
+            sys.exit(1)
+        if os.environ.get("PRIVET_DEBUG"):
+            raise
+        typer.echo(
+            f"privet: this should not have happened: {error!r}. Run it again with PRIVET_DEBUG=1 "
+            "to see where, and report it.",
+            err=True,
+        )
         sys.exit(1)
 
 

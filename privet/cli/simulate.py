@@ -108,6 +108,8 @@ def simulate(
         raise InputError("name a scenario or a plan file; `privet simulate --list` shows them")
     if ray_address is not None and engine is not Engine.ray:
         raise InputError("--ray-address goes with --engine ray")
+    if sweep is not None and (compare or epsilon is not None):
+        raise InputError("--sweep goes without --compare and --epsilon")
     if no_dp and (epsilon is not None or sweep is not None):
         raise InputError("--no-dp goes without --epsilon and --sweep")
     from privet.cli import show
@@ -165,11 +167,12 @@ def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_js
 
     if plan.privacy is None:
         raise InputError("--sweep needs a plan with a [privacy] section")
-    if out is not None and out.exists() and any(out.iterdir()):
+    if out is not None and out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} is not empty; name another --out")
+    if out is not None and out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder; name another --out")
     results = []
-    for value in values:
-        changed = planning.adjusted(plan, epsilon=value)
+    for value, changed in [(v, planning.adjusted(plan, epsilon=v)) for v in values]:
         folder = out / f"epsilon-{value:g}" if out else None
         with show.RunDisplay(changed) as display:
             results.append(run.run_plan(changed, setting, folder, display.update))

@@ -88,7 +88,8 @@ def test_every_declared_category_and_range_is_used(table: pd.DataFrame) -> None:
     """A misspelt constant would turn a whole column into "other" or one edge."""
     plan = lending.SCENARIO.make_plan()
     batch = build_task(plan).encode(table)
-    for column, values in zip(batch["categorical"].T, plan.task.categorical.values(), strict=True):
+    declared = [values for _, values in sorted(plan.task.categorical.items())]
+    for column, values in zip(batch["categorical"].T, declared, strict=True):
         found = set(column.tolist()) - {0}
         assert found == set(range(1, len(values) + 1))
     assert batch["numeric"].abs().max() <= 4

@@ -213,8 +213,6 @@ def test_no_update_is_an_error(plan_value: Make, grid: InProcessGrid) -> None:
         aggregator.aggregate(1, random_arrays(0), {})
 
 
-@pytest.mark.xfail(strict=True, reason="aggregate promises RunError for a model that is not "
-                   "finite, and does not look")  # fmt: skip
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
 def test_a_model_that_is_not_finite_is_an_error(plan_value: Make, grid: InProcessGrid) -> None:

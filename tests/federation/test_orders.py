@@ -32,7 +32,9 @@ def moved(model: Arrays) -> Arrays:
     return {name: array + np.float32(0.25) for name, array in model.items()}
 
 
-def test_a_released_order_is_paid_for_once(federation: Make, order_for: Orders, start: Start) -> None:
+def test_a_released_order_is_paid_for_once(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
     fed = federation()
     model = start(fed.plan)
     answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
@@ -68,8 +70,6 @@ def test_a_wrong_order_is_refused_before_anything_is_paid(
     assert str(status) in fed.log("North")
 
 
-@pytest.mark.xfail(strict=True, reason="_admit compares names, not shapes and finiteness: the "
-                   "site pays for an order that cannot be trained")  # fmt: skip
 @pytest.mark.parametrize("fault", ["shape", "scalar", "nan"])
 def test_a_model_that_does_not_fit_is_refused_before_anything_is_paid(
     federation: Make, order_for: Orders, start: Start, fault: str
@@ -121,8 +121,6 @@ def test_an_old_attempt_is_not_answered_a_second_time(
     assert len(fed.ledger("North").history()) == 5
 
 
-@pytest.mark.xfail(strict=True, reason="forget_before goes by the files' times: with a clock set "
-                   "back, or times too coarse, it deletes the newest release")  # fmt: skip
 def test_the_newest_release_is_kept(federation: Make, order_for: Orders, start: Start) -> None:
     fed = federation(training={"rounds": 5, "steps": 1})
     model = start(fed.plan)
@@ -145,10 +143,7 @@ def dated(outbox: Outbox, number: int, seconds: float) -> None:
     "run",
     [
         "other",
-        pytest.param(
-            "tiny-run-2",
-            marks=pytest.mark.xfail(strict=True, reason="the pattern 'tiny-run-*' takes it too"),
-        ),
+        "tiny-run-2",
     ],
 )
 def test_another_runs_releases_are_not_forgotten(
@@ -227,7 +222,7 @@ def test_a_budget_is_used_up_and_then_refuses(
     assert fed.ledger("North").spent().epsilon <= cost * 1.2
 
 
-_MIXING = '''
+_MIXING = """
 import torch
 from torch import nn
 
@@ -245,7 +240,7 @@ class Mixing(nn.Module):
 
 def make(task, mix=1.0):
     return Mixing(mix)
-'''
+"""
 
 
 @pytest.mark.parametrize(("mix", "status"), [(1.0, "refused-self-test"), (0.0, "released")])
@@ -397,8 +392,6 @@ def test_a_site_that_dies_never_loses_a_charge(
     assert not dies(lambda: None)
 
 
-@pytest.mark.xfail(strict=True, reason="committed() and pending() look at what this process read "
-                   "last, so the other process's release is dropped and paid again")  # fmt: skip
 def test_two_processes_of_a_site_answer_an_order_once(
     federation: Make, order_for: Orders, start: Start, same: Callable[..., bool]
 ) -> None:
@@ -496,8 +489,6 @@ def test_a_damaged_outbox_answers_failed_and_costs_nothing(
     assert "cannot be read" in fed.log("North")
 
 
-@pytest.mark.xfail(strict=True, reason="site_of(context) is called outside the try: what a damaged "
-                   "ledger raises becomes a Flower error, whose text travels")  # fmt: skip
 def test_a_site_with_a_damaged_ledger_answers_failed(
     federation: Make, order_for: Orders, start: Start
 ) -> None:

@@ -64,9 +64,7 @@ def test_replies_in_any_order_give_the_same_bits(
     assert same(one.run().model, other.run(other.grid(turned)).model)
 
 
-def test_nodes_in_any_order_give_the_same_bits(
-    federation: Make, same: Callable[..., bool]
-) -> None:
+def test_nodes_in_any_order_give_the_same_bits(federation: Make, same: Callable[..., bool]) -> None:
     one, other = (federation(folder=name, noise_seed=7) for name in ("one", "other"))
     other.sites.reverse()
     assert same(one.run().model, other.run().model)
@@ -118,7 +116,9 @@ def test_every_strategy_runs(
     assert not same(model, plain)
 
 
-def test_fedprox_pulls_to_the_start_of_the_round(federation: Make, same: Callable[..., bool]) -> None:
+def test_fedprox_pulls_to_the_start_of_the_round(
+    federation: Make, same: Callable[..., bool]
+) -> None:
     """Against logistic regression by hand: full batches, two steps, no noise."""
     mu, rate = 0.8, 0.5
     training = {"rounds": 1, "steps": 2, "sample_rate": 1.0, "learning_rate": rate}
@@ -154,9 +154,7 @@ def test_the_last_models_are_averaged(federation: Make, same: Callable[..., bool
     training = {"rounds": 3, "steps": 1}
     each: list[Arrays] = []
     for rounds in (2, 3):
-        fed = federation(
-            folder=str(rounds), noise_seed=7, training={**training, "rounds": rounds}
-        )
+        fed = federation(folder=str(rounds), noise_seed=7, training={**training, "rounds": rounds})
         each.append(fed.run().model)
     fed = federation(noise_seed=7, training=training, strategy={"average_last": 2})
     model = fed.run().model
@@ -254,11 +252,30 @@ class Dead(InProcessGrid):
 
 
 def test_no_site_is_an_error(federation: Make) -> None:
-    fed = federation()
+    fed = federation(strategy={"timeout": 0.2})
     with pytest.raises(RunError, match="no site of the plan is connected"):
         fed.run(fed.grid(Dead))
     with pytest.raises(RunError, match="no site of the plan is connected"):
         fed.run(InProcessGrid(fed.client, 0))
+
+
+class Late(InProcessGrid):
+    """Nodes come one by one, as on Flower's engines, which start the ServerApp first."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        self.looks = getattr(self, "looks", -1) + 1
+        return list(super().get_node_ids())[: self.looks]
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="enrolled() looks for nodes once: on Ray a race that ends in 'no site of the plan is "
+    "connected', or leaves sites out of the whole run",
+)
+def test_nodes_that_come_late_are_waited_for(federation: Make) -> None:
+    fed = federation(strategy={"timeout": 30.0})
+    outcome = fed.run(fed.grid(Late))
+    assert set(outcome.progress[0].statuses) == set(WEIGHTS)
 
 
 class Clock:
@@ -286,9 +303,7 @@ def test_sites_that_come_too_late_are_not_waited_for(
     fed = federation(site=Slow, strategy={"timeout": timeout, "min_sites": 2})
     outcome = fed.run()
     assert [len(step.statuses) for step in outcome.progress] == [statuses, statuses]
-    strict = federation(
-        site=Slow, folder="strict", strategy={"timeout": timeout, "min_sites": 3}
-    )
+    strict = federation(site=Slow, folder="strict", strategy={"timeout": timeout, "min_sites": 3})
     if statuses == 2:
         with pytest.raises(QuorumNotMet, match="1 no reply in time, 2 released"):
             strict.run()
@@ -334,9 +349,7 @@ def _as_app(handler: Callable[[Message, Context], Message]) -> ClientApp:
     return app
 
 
-def crafted(
-    fed: Any, craft: Callable[[Release, dict[str, Any]], Release | None]
-) -> InProcessGrid:
+def crafted(fed: Any, craft: Callable[[Release, dict[str, Any]], Release | None]) -> InProcessGrid:
     """A grid in which East's releases of round 1 are replaced by what ``craft`` makes of them."""
 
     class Crafty(Site):
@@ -384,8 +397,6 @@ def test_a_release_under_a_false_digest_is_no_reply(federation: Make) -> None:
     assert set(outcome.progress[0].statuses) == {"North", "South"}
 
 
-@pytest.mark.xfail(strict=True, reason="the coordinator reads facts['spent'] and "
-                   "arrays['histogram'] unchecked: one site's reply stops the run by KeyError")  # fmt: skip
 @pytest.mark.parametrize("fault", ["spent", "histogram"])
 def test_a_release_without_its_facts_does_not_stop_the_coordinator(
     federation: Make, fault: str
@@ -420,8 +431,6 @@ def test_a_message_that_is_no_order_is_refused(federation: Make, raw: str | None
     assert fed.ledger("North").entries == []
 
 
-@pytest.mark.xfail(strict=True, reason="decode_order raises KeyError where 'arrays' is no "
-                   "ArrayRecord, and TypeError for an unknown serialisation")  # fmt: skip
 @pytest.mark.parametrize("fault", ["record", "stype", "zip"])
 def test_a_malformed_model_is_refused(
     federation: Make, order_for: Callable[..., Order], fault: str

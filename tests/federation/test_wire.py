@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from privet.common.errors import InputError, NotReleasable
@@ -162,8 +163,6 @@ def test_a_flipped_bit_in_the_numbers_is_noticed(place: int) -> None:
             decode_reply(flipped(place, bit))
 
 
-@pytest.mark.xfail(strict=True, reason="numpy's header parser raises TokenError, SyntaxError and "
-                   "more; from_record knows ValueError, EOFError and OSError only")  # fmt: skip
 @pytest.mark.filterwarnings("ignore")
 def test_a_flipped_bit_in_the_header_is_noticed() -> None:
     for place in range(128):
@@ -225,7 +224,6 @@ def test_anything_but_floats_is_refused(raw: bytes) -> None:
         from_record(record)
 
 
-@pytest.mark.xfail(strict=True, reason="from_record knows ValueError, EOFError and OSError only")
 @pytest.mark.parametrize(
     ("stype", "raw"),
     [("pickle", b"x"), ("numpy.ndarray", b"PK\x05\x06" + bytes(18))],

@@ -105,7 +105,6 @@ def test_no_module_imports_a_room_by_its_bare_name(root: Path) -> None:
     assert bare_rooms(modules) == []
 
 
-@pytest.mark.xfail(strict=True, reason="benchmarks/common.py has the name of a room")
 def test_no_benchmark_imports_a_room_by_its_bare_name(root: Path) -> None:
     paths = (root / "benchmarks").rglob("*.py")
     modules = {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}

@@ -199,14 +199,17 @@ def test_without_the_path_line_a_bundle_would_not_work(littered: Path, tmp_path:
         run_there(tmp_path, "import privet.common.errors")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="pyproject names privet.server.app:app and privet.client.app:app; neither is",
-)
 @pytest.mark.parametrize("component", ["serverapp", "clientapp"])
-def test_the_apps_that_flower_is_told_of_exist(checkout: Path, component: str) -> None:
-    from flwr.common.object_ref import load_app
+def test_the_apps_that_flower_is_told_of_are_in_the_bundle(
+    littered: Path, tmp_path: Path, component: str
+) -> None:
+    from flwr.supercore.object_ref import validate
 
-    value = tomllib.loads((checkout / "pyproject.toml").read_text())
+    bundle_of(littered).extractall(tmp_path)
+    value = tomllib.loads((tmp_path / "pyproject.toml").read_text())
     reference = value["tool"]["flwr"]["app"]["components"][component]
-    assert load_app(reference, AssertionError, None) is not None
+    module, name = reference.split(":")
+    assert validate(reference, check_module=True, project_dir=tmp_path) == (True, None)
+    assert not validate(f"{module}:nothing", check_module=True, project_dir=tmp_path)[0]
+    said = run_there(tmp_path, f"import {module} as m; print(type(m.{name}).__name__)")
+    assert said == {"serverapp": "ServerApp", "clientapp": "ClientApp"}[component]
