@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,9 @@ from privet.server import rounds
 from privet.server.aggregate import Aggregator, mean_of
 from privet.server.snapshot import Snapshots
 
+_REGISTRATION = 30.0
+"""Seconds to wait for nodes to register."""
+
 
 class FlowerLink:
     """:class:`privet.server.rounds.Link` over any Flower grid."""
@@ -28,12 +32,19 @@ class FlowerLink:
         self._nodes: dict[str, int] = {}
 
     def enrolled(self) -> list[str]:
-        """Ask every node which site it is.
+        """Ask every node which site it is, once as many are there as the plan has sites.
+
+        Nodes may still be registering when a run starts: they are waited for, but not for
+        longer than the plan's timeout and half a minute.
 
         Raises:
             RunError: if two nodes say they are the same site.
         """
-        ids = list(self._grid.get_node_ids())
+        end = time.monotonic() + min(self._plan.strategy.timeout, _REGISTRATION)
+        while len(ids := list(self._grid.get_node_ids())) < len(self._plan.sites):
+            if time.monotonic() > end:
+                break
+            time.sleep(0.05)
         messages = [Message(RecordDict(), node, MessageType.QUERY) for node in ids]
         known = [site.name for site in self._plan.sites]
         for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):

@@ -56,6 +56,7 @@ def compare(
     plots.write_comparison(
         [label if result.loss else "federated", *(row.name for row in rows)],
         [result.metrics.get("accuracy"), *(row.metrics.get("accuracy") for row in rows)],
+        str(result.loss) if result.loss else "with privacy",
         folder / "compare",
     )
     write_json(

@@ -108,7 +108,9 @@ def _sites(result: Result) -> Any:
     return figure
 
 
-def write_comparison(names: list[str], accuracies: list[float | None], path: Path) -> None:
+def write_comparison(
+    names: list[str], accuracies: list[float | None], terms: str, path: Path
+) -> None:
     """Write a bar for each way of training, the first with privacy, as SVG and PNG."""
     with mpl.rc_context(_STYLE):
         height = 0.9 + 0.34 * len(names)
@@ -117,7 +119,7 @@ def write_comparison(names: list[str], accuracies: list[float | None], path: Pat
         colors = [_GREEN if "with DP" in name else _GREY for name in names]
         axes.barh(names, values, color=colors, height=0.6)
         axes.invert_yaxis()
-        axes.set(title="Test accuracy (green: with privacy)", xlim=(0, 1))
+        axes.set(title=f"Test accuracy (green: {terms})", xlim=(0, 1))
         for place, value in enumerate(values):
             axes.text(value + 0.01, place, f"{value:.3f}", va="center", fontsize=8)
         _save(figure, path)

@@ -267,11 +267,6 @@ class Late(InProcessGrid):
         return list(super().get_node_ids())[: self.looks]
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="enrolled() looks for nodes once: on Ray a race that ends in 'no site of the plan is "
-    "connected', or leaves sites out of the whole run",
-)
 def test_nodes_that_come_late_are_waited_for(federation: Make) -> None:
     fed = federation(strategy={"timeout": 30.0})
     outcome = fed.run(fed.grid(Late))

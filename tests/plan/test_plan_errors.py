@@ -276,12 +276,7 @@ def test_a_wrong_model_option_is_refused(plan_value: Make, model: dict[str, Any]
     [
         {"width": -32},
         {"heads": 0},
-        pytest.param(
-            {"width": 0},
-            marks=pytest.mark.xfail(
-                strict=True, reason="a model of width 0 is built, with a warning"
-            ),
-        ),
+        {"width": 0},
     ],
     ids=["width", "heads", "zero"],
 )
