@@ -77,8 +77,8 @@ class Order:
             if not isinstance(value[name], str):
                 raise InputError(f"order: '{name}' must be a text")
         for name in ("round", "attempt"):
-            if type(value[name]) is not int or value[name] < 1:
-                raise InputError(f"order: '{name}' must be an integer from 1")
+            if type(value[name]) is not int or not 1 <= value[name] <= 10**9:
+                raise InputError(f"order: '{name}' must be an integer from 1 to 10^9")
         parameters = value["parameters"]
         if not isinstance(parameters, list) or not all(isinstance(p, str) for p in parameters):
             raise InputError("order: 'parameters' must be a list of names")

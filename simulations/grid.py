@@ -90,13 +90,15 @@ class InProcessGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Answer the messages in order until ``timeout`` seconds have passed."""
+        """Answer the messages in order; a reply that took beyond ``timeout`` is dropped."""
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         for message in messages:
             if end is not None and time.monotonic() > end:
                 break
-            replies.extend(self.pull_messages([self._deliver(message)]))
+            arrived = self.pull_messages([self._deliver(message)])
+            if end is None or time.monotonic() <= end:
+                replies.extend(arrived)
         return replies
 
     def _deliver(self, message: Message) -> str:

@@ -4,13 +4,107 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
+import time
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.run import Run
 
 from privet.common.errors import InputError, PrivetError, RunError
+
+
+class StoppableGrid(Grid):
+    """Flower's grid, whose waiting ends when ``stopped`` is set.
+
+    Flower runs the ``ServerApp`` in a thread of its own. When its engine fails to start,
+    that thread would go on waiting for replies until the plan's time limit.
+    """
+
+    def __init__(self, grid: Grid, stopped: threading.Event) -> None:
+        self._grid = grid
+        self._stopped = stopped
+
+    def set_run(self, run: Run) -> None:
+        """See :class:`flwr.serverapp.Grid`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the nodes' numbers.
+
+        Raises:
+            RunError: once the engine has stopped.
+        """
+        self._check()
+        ids: Iterable[int] = self._grid.get_node_ids()
+        return ids
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See :class:`flwr.serverapp.Grid`."""
+        ids: Iterable[str] = self._grid.push_messages(messages)
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See :class:`flwr.serverapp.Grid`."""
+        messages: Iterable[Message] = self._grid.pull_messages(message_ids)
+        return messages
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send, and wait for the replies, ``timeout`` seconds at most.
+
+        Raises:
+            RunError: once the engine has stopped.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        waiting = set(self.push_messages(messages))
+        replies: list[Message] = []
+        while waiting and (end is None or time.monotonic() < end):
+            self._check()
+            arrived = list(self.pull_messages(waiting))
+            replies += arrived
+            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if waiting and not arrived:
+                self._stopped.wait(_PULL_INTERVAL)
+        return replies
+
+    def _check(self) -> None:
+        if self._stopped.is_set():
+            raise RunError("Flower's Ray engine has stopped")
+
+
+_PULL_INTERVAL = 0.05
+
+
+def _stoppable(server: ServerApp, stopped: threading.Event) -> ServerApp:
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        server(StoppableGrid(grid, stopped), context)
+
+    return app
 
 
 def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | None) -> None:
@@ -32,11 +126,12 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
     else:
         # "local": never join a cluster that happens to run on this machine.
         init |= {"address": "local", "num_cpus": os.cpu_count() or 1}
+    stopped = threading.Event()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             run_simulation(
-                server,
+                _stoppable(server, stopped),
                 client,
                 sites,
                 backend_config={
@@ -49,6 +144,7 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
         except Exception as error:
             raise RunError(f"Flower's Ray engine failed: {error}") from error
         finally:
+            stopped.set()
             _stop_ray(address)
 
 

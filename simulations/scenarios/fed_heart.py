@@ -83,7 +83,7 @@ SCENARIO = Scenario(
             "categorical": CATEGORICAL,
         },
         "model": {"kind": "linear"},
-        "training": {"rounds": 40, "steps": 1, "sample_rate": 1.0, "learning_rate": 1.0},
+        "training": {"rounds": 20, "steps": 1, "sample_rate": 1.0, "learning_rate": 1.0},
         "strategy": {"average_last": 10},
         "privacy": {"epsilon": 5.0, "delta": 1e-4, "unit": "record", "clip": 1.0},
         "metrics": {"source": "public"},

@@ -283,7 +283,7 @@ class Clock:
         return self.now
 
 
-@pytest.mark.parametrize(("timeout", "statuses"), [(25.0, 3), (15.0, 2)])
+@pytest.mark.parametrize(("timeout", "statuses"), [(35.0, 3), (25.0, 2)])
 def test_sites_that_come_too_late_are_not_waited_for(
     federation: Make, monkeypatch: pytest.MonkeyPatch, timeout: float, statuses: int
 ) -> None:
