@@ -37,6 +37,8 @@ Source: {_SOURCES[plan.metrics.source]}.
 |---|---|
 {figures}
 
+{result.note}
+
 ## Limits
 
 A model trained in a simulation is for research. It was not validated for decisions about

@@ -40,6 +40,8 @@ class PublicTest:
         labels = self._examples["label"].cpu().numpy()
         sites = self._frame[SITE].to_numpy()
         figures: dict[str, Any] = dict(metrics.from_scores(scores, labels))
+        # What saying the most frequent class each time would reach: a weak signal shows.
+        figures["majority"] = float(np.bincount(labels).max() / len(labels))
         figures["sites"] = {
             site.name: metrics.from_scores(scores[mine], labels[mine])
             for site in self._plan.sites

@@ -17,7 +17,7 @@ from privet.privacy.ledger import RunHistory
 from privet.privacy.units import PrivacyLoss
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
-from privet.simulations import plots
+from privet.simulations import plots, scenarios
 from privet.simulations.card import model_card
 from privet.simulations.evaluate import pooled_gate
 from privet.simulations.records import Records
@@ -60,6 +60,11 @@ class Result:
     seconds: float
     out: Path
 
+    @property
+    def note(self) -> str:
+        """What a reader of the figures should know, or ''."""
+        return scenarios.get(self.plan.scenario).note if self.plan.scenario else ""
+
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values; the keys are those of ``--json``."""
         privacy = self.plan.privacy
@@ -82,6 +87,7 @@ class Result:
             "metrics_source": self.plan.metrics.source,
             "noise_multiplier": privacy.noise_multiplier if privacy else None,
             "seconds": round(self.seconds, 3),
+            "note": self.note,
             "honesty": [
                 {"id": row.id, "name": row.name, "state": row.state, "why": row.why}
                 for row in self.honesty

@@ -17,10 +17,10 @@ app = typer.Typer(
     name="privet",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     help="Federated training of Transformers whose privacy budget anyone can verify.\n\n"
-    "Start with: `privet simulate --list`, then `privet simulate lending`.",
+    "Start with: privet simulate --list, then privet simulate lending.",
 )
 
 

@@ -10,14 +10,16 @@ import typer
 from privet.cli import app
 
 
-@app.command(epilog="**Example**\n\n`privet init mine && privet simulate mine/plan.toml`")
+@app.command(epilog="[bold]Example[/bold]\n\nprivet init mine && privet simulate mine/plan.toml")
 def init(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
 ) -> None:
-    """Make a folder with a plan, three hospitals' records, and a task of one's own.
+    """Make a folder with a plan, three hospitals' records, and a model of one's own.
+
+    DIR is a new or empty folder.
 
     The records are 569 real diagnoses (scikit-learn's breast cancer set). Put your own
     files in their place and change the plan; every line of it is explained.

@@ -124,6 +124,8 @@ def result(outcome: Result, rows: list[Row] | None) -> None:
             "figures are in non-private/ and must not leave it.",
             style="dim",
         )
+    if outcome.note:
+        _out.print(outcome.note, soft_wrap=True, highlight=False)
     table = Table(
         title=f"Sites · {outcome.loss.terms if outcome.loss else 'no privacy'}",
         title_justify="left",
@@ -166,6 +168,11 @@ def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
         *(_number(outcome.metrics.get(name)) for name in _FIGURES),
         style="bold",
     )
+    if outcome.metrics.get("majority") is not None:
+        blanks = ["–"] * (len(_FIGURES) - 1)
+        table.add_row(
+            "always the most frequent class", "–", _number(outcome.metrics["majority"]), *blanks
+        )
     for row in rows or []:
         table.add_row(
             row.name + ("" if row.private else " ✗"),

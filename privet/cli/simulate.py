@@ -30,15 +30,15 @@ class Clipping(StrEnum):
     functorch = "functorch"
 
 
-_EPILOG = """**Examples**
+_EPILOG = """[bold]Examples[/bold]
 
-`privet simulate lending` — nine lenders, a tabular Transformer, ε 3
+privet simulate lending     nine lenders, a tabular Transformer, ε 3
 
-`privet simulate fed-heart --data DIR --epsilon 5 --compare`
+privet simulate fed-heart --data DIR --epsilon 5 --compare
 
-`privet simulate lending --model linear --sweep 1,3,8`
+privet simulate lending --model linear --sweep 1,3,8
 
-`privet simulate plan.toml --json > result.json`
+privet simulate plan.toml --json > result.json
 """
 
 
@@ -96,6 +96,8 @@ def simulate(
     ] = False,
 ) -> None:
     """Simulate a federation on one machine, on real records.
+
+    PLAN is the name of a scenario (see --list) or the path of a plan file (*.toml).
 
     Several institutions train one model together; each site's ε is computed from what its
     mechanism did. The run folder holds result.json, the model with its card, plots, the
