@@ -113,7 +113,7 @@ class DpSgd:
         return ev.Repeated(step, self.steps)
 
     def calibrated(
-        self, epsilon: float, delta: float, *, releases: int, extra: Iterable[ev.Event] = ()
+        self, epsilon: float, delta: float, *, releases: int = 1, extra: Iterable[ev.Event] = ()
     ) -> Self:
         """Return a copy whose noise makes ``releases`` releases and ``extra`` cost ``epsilon``.
 
