@@ -412,3 +412,30 @@ def test_another_ray_cluster_on_the_machine_is_left_alone(
             other.communicate("\n")
     assert said == ""
     assert command.returncode == 0
+
+
+@ray_test
+@pytest.mark.slow
+def test_an_existing_cluster_is_used_and_left_running(
+    files: Path, plan_value: Make, write_toml: Callable[..., Path], tmp_path: Path
+) -> None:
+    site = {"name": "North", "nominal_size": 60, "path": str(files / "north.csv")}
+    path = write_toml(tmp_path / "tiny.toml", plan_value(sites=[site]))
+    host = (
+        "import ray\n"
+        "at = ray.init(address='local', num_cpus=1, include_dashboard=False).address_info\n"
+        "print('ready', at['gcs_address'], flush=True)\ninput()\n"
+        "print('alive', len(ray.nodes()), flush=True)"
+    )
+    pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", host], **pipe) as cluster:
+        address = next(line for line in cluster.stdout or () if "ready" in line).split()[1]
+        words = ["simulate", str(path), "--engine", "ray", "--ray-address", address, "--json"]
+        run = subprocess.run(
+            [sys.executable, "-c", "from privet.cli import main; main()", *words, "--out", "run"],
+            capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
+        )  # fmt: skip
+        left, _ = cluster.communicate("\n")
+    assert run.returncode == 0, run.stderr
+    assert "alive 1" in left
+    assert (tmp_path / "run" / "sites" / "North" / "events.jsonl").exists()
