@@ -10,6 +10,7 @@ from typing import Any
 from privet.client.site import budget_of
 from privet.client.trainer import workbench
 from privet.common.canonical import write_json
+from privet.common.errors import LedgerError
 from privet.common.plan import Plan
 from privet.common.release import Arrays
 from privet.privacy import honesty
@@ -132,6 +133,9 @@ def make_result(
         outcome: of the rounds.
         seeded: noise came from a seed, so the claim is ``none``.
         seconds: how long the run took.
+
+    Raises:
+        LedgerError: if a site released an update and its history is not in the folder.
     """
     last = outcome.progress[-1]
     metrics = dict(last.metrics)
@@ -143,8 +147,15 @@ def make_result(
         loss = None
         if plan.privacy is not None:
             path = folder / "sites" / spec.name / "events.jsonl"
-            loss = RunHistory(path, budget_of(plan)).spent()
+            history = RunHistory(path, budget_of(plan))
+            loss = history.spent()
             losses.append(loss)
+            released = any(step.statuses.get(spec.name) == "released" for step in outcome.progress)
+            if released and not history.history():
+                raise LedgerError(
+                    f"{path}: site '{spec.name}' released updates, and its history is not there; "
+                    "no ε can be told. Do its workers share this folder?"
+                )
         status = str(last.statuses.get(spec.name, "no reply"))
         sites.append(SiteResult(spec.name, loss, status, by_site.get(spec.name, {})))
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None

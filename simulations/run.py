@@ -28,6 +28,7 @@ from flwr.serverapp import ServerApp
 from privet.client.app import create_app as create_client_app
 from privet.client.site import Site, budget_of
 from privet.common.canonical import write_json
+from privet.common.config import DATA_VARIABLE
 from privet.common.errors import InputError, RunError
 from privet.common.models import build_model, trainable
 from privet.common.order import Order
@@ -173,13 +174,17 @@ def run_plan(
         PrivetError: as :func:`simulate`.
     """
     started = time.monotonic()
-    records = Records(plan, setting.data_dir, setting.base)
+    data_dir = setting.data_dir or (
+        Path(named) if (named := os.environ.get(DATA_VARIABLE)) else None
+    )
+    records = Records(plan, data_dir and data_dir.resolve(), setting.base.resolve())
     records.parts()
     check(plan)
     resolved = resolve(plan)
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", resolved.to_dict())
-    maker = SiteMaker(run_id, resolved, records, folder, setting.noise_seed)
+    # Absolute: a worker of an existing Ray cluster has a current folder of its own.
+    maker = SiteMaker(run_id, resolved, records, folder.resolve(), setting.noise_seed)
     try:
         outcome = _train(maker, public_test(maker), setting, observe)
     except RunError as error:

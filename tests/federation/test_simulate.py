@@ -20,6 +20,7 @@ from privet.common.errors import (
     DataError,
     DataMissing,
     InputError,
+    LedgerError,
     PlanError,
     QuorumNotMet,
 )
@@ -439,3 +440,16 @@ def test_an_existing_cluster_is_used_and_left_running(
     assert run.returncode == 0, run.stderr
     assert "alive 1" in left
     assert (tmp_path / "run" / "sites" / "North" / "events.jsonl").exists()
+
+
+def test_a_released_update_without_a_history_gives_no_epsilon(
+    files: Path, plan_value: Make, tmp_path: Path
+) -> None:
+    """As on a cluster whose workers write elsewhere: an empty history must not read as ε 0."""
+
+    def lose(step: Any) -> None:
+        for path in tmp_path.rglob("North/events.jsonl"):
+            path.unlink()
+
+    with pytest.raises(LedgerError, match="its history is not there"):
+        run_plan(Plan.parse(plan_value()), Setting(base=files), tmp_path / "out", lose)
