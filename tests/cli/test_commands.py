@@ -172,7 +172,7 @@ def test_json_is_one_object_on_standard_output(json_run: Ended) -> None:
     assert (value["delta"], value["unit"]) == (1e-4, "record")
     assert (value["relation"], value["trust"]) == ("add_or_remove_one", "local")
     assert (value["rounds"], value["scenario"]) == (2, "tiny")
-    assert set(value["metrics"]) == {"accuracy", "precision", "recall", "f1", "auc"}
+    assert set(value["metrics"]) == {"accuracy", "precision", "recall", "f1", "auc", "majority"}
     assert json.loads((Path(value["out"]) / "result.json").read_text()) == value
 
 
