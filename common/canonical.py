@@ -27,6 +27,11 @@ def canonical_json(value: Any) -> bytes:
         raise InputError(f"cannot be written as canonical JSON: {error}") from error
 
 
+def decimal(value: float) -> str:
+    """Return the shortest decimal text that reads back as the same float."""
+    return repr(float(value))
+
+
 def digest(data: bytes) -> str:
     """Return ``sha256:<hex>`` of ``data``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
@@ -48,7 +53,7 @@ def digest_parts(parts: Iterable[tuple[str, bytes | memoryview]]) -> str:
     return "sha256:" + running.hexdigest()
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Write ``data`` to ``path`` durably: all of it or nothing, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
@@ -57,7 +62,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
+        Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
@@ -24,6 +24,14 @@ class Status(StrEnum):
     REFUSED_CONFLICT = "refused-conflict"
     REFUSED_SELF_TEST = "refused-self-test"
     FAILED = "failed"
+    REFUSED_SIGNATURE = "refused-signature"
+    REFUSED_ROLLBACK = "refused-rollback"
+    REFUSED_POLICY = "refused-policy"
+    REFUSED_PAUSED = "refused-paused"
+
+
+ORDER_TYPE = "application/vnd.privet.order+json"
+"""DSSE payload type of a signed order."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Order:
         plan: digest of the plan.
         model: digest of the model that the order carries.
         parameters: names of the parameters to train, in order.
+        keyid, signature: who signed it (hex), and the signature (base64); no part of what
+            is signed.
     """
 
     run: str
@@ -48,6 +58,8 @@ class Order:
     plan: str
     model: str
     parameters: tuple[str, ...]
+    keyid: str = field(default="", compare=False)
+    signature: str = field(default="", compare=False)
 
     @property
     def slot(self) -> str:
@@ -60,17 +72,30 @@ class Order:
         return digest(self.encode())
 
     def encode(self) -> bytes:
-        """Return the order as canonical JSON."""
-        return canonical_json({**asdict(self), "parameters": list(self.parameters)})
+        """Return what is signed: the order as canonical JSON."""
+        return canonical_json(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is signed as JSON values."""
+        return {
+            "run": self.run,
+            "site": self.site,
+            "round": self.round,
+            "attempt": self.attempt,
+            "purpose": self.purpose,
+            "plan": self.plan,
+            "model": self.model,
+            "parameters": list(self.parameters),
+        }
 
     @classmethod
-    def decode(cls, value: Any) -> Self:
-        """Read an order from JSON values.
+    def decode(cls, value: Any, keyid: str = "", signature: str = "") -> Self:
+        """Read an order from JSON values; its signature is not checked here.
 
         Raises:
             InputError: if a field is missing, unknown or of the wrong type.
         """
-        fields = cls.__dataclass_fields__
+        fields = [name for name in cls.__dataclass_fields__ if name not in ("keyid", "signature")]
         if not isinstance(value, dict) or set(value) != set(fields):
             raise InputError(f"an order has exactly the fields {', '.join(fields)}")
         for name in ("run", "site", "purpose", "plan", "model"):
@@ -84,4 +109,5 @@ class Order:
             raise InputError("order: 'parameters' must be a list of names")
         if value["purpose"] not in ("train", "evaluate"):
             raise InputError("order: 'purpose' must be 'train' or 'evaluate'")
-        return cls(**{**value, "parameters": tuple(parameters)})
+        signed = {"keyid": keyid, "signature": signature}
+        return cls(**{**value, "parameters": tuple(parameters), **signed})
