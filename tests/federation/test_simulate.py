@@ -131,6 +131,21 @@ def test_the_noise_seed_makes_the_run_repeatable_and_the_claim_none(
     assert free.claim == "conditional"
 
 
+def test_figures_in_the_clear_need_somebody_who_says_that_they_are_public(
+    ran: Callable[..., Result],
+) -> None:
+    own = ran("own")
+    assert own.plan.metrics.source == "public"
+    assert "H13" in own.conditional_on
+    for name, change in {
+        "attested": {"attested": {"H13": "published records"}},
+        "off": {"metrics": {"source": "off"}},
+    }.items():
+        result = ran(name, **change)
+        assert result.claim == "conditional"
+        assert "H13" not in result.conditional_on
+
+
 def test_a_plain_run_claims_nothing(ran: Callable[..., Result]) -> None:
     value = ran(privacy=None).to_dict()
     assert value["claim"] == "none"
