@@ -120,7 +120,6 @@ def make_result(
     folder: Path,
     outcome: Outcome,
     *,
-    seeded: bool,
     seconds: float,
 ) -> Result:
     """Gather a finished run: what each site spent by its own ledger, figures, claim.
@@ -131,7 +130,6 @@ def make_result(
         records: what the sites opened.
         folder: the run folder.
         outcome: of the rounds.
-        seeded: noise came from a seed, so the claim is ``none``.
         seconds: how long the run took.
 
     Raises:
@@ -160,7 +158,7 @@ def make_result(
         sites.append(SiteResult(spec.name, loss, status, by_site.get(spec.name, {})))
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
     rows = honesty.assess(_facts(plan, records))
-    private = worst is not None and math.isfinite(worst.epsilon) and not seeded
+    private = worst is not None and math.isfinite(worst.epsilon) and not outcome.reproducible
     claim, conditional = honesty.claim(rows, private=private)
     return Result(
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,

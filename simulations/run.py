@@ -195,7 +195,6 @@ def run_plan(
         records,
         folder,
         outcome,
-        seeded=setting.noise_seed is not None,
         seconds=time.monotonic() - started,
     )
     write_result(result)

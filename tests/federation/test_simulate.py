@@ -131,6 +131,23 @@ def test_the_noise_seed_makes_the_run_repeatable_and_the_claim_none(
     assert free.claim == "conditional"
 
 
+def test_the_claim_follows_from_the_noise_that_was_drawn_and_not_from_the_setting(
+    ran: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site whose stream is seeded behind everybody's back says so in its releases."""
+    from privet.privacy.noise import Stream
+    from privet.simulations import run
+
+    def seeded(maker: Any, order: Any) -> Stream | None:
+        return Stream.seeded(order.slot) if order.site == "East" and order.round == 1 else None
+
+    assert ran("honest").claim == "conditional"
+    monkeypatch.setattr(run, "_stream", seeded)
+    result = ran("seeded")
+    assert result.claim == "none"
+    assert [step.reproducible for step in result.progress] == [True, False]
+
+
 def test_figures_in_the_clear_need_somebody_who_says_that_they_are_public(
     ran: Callable[..., Result],
 ) -> None:
