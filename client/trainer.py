@@ -21,7 +21,7 @@ from privet.common.tasks import Batch, build_task
 from privet.privacy import events as ev
 from privet.privacy import gate, selftest
 from privet.privacy.clipping import GradientEngine
-from privet.privacy.dpsgd import DpSgd, Mechanism, NoisedUpdate, PlainSgd
+from privet.privacy.dpsgd import DpSgd, Mechanism, NoisedUpdate, PlainSgd, PlainUpdate
 from privet.privacy.noise import Stream
 from privet.privacy.units import Relation, Unit, UnitIndex
 
@@ -108,7 +108,9 @@ class Trainer:
         """
         return self._bench.self_tests
 
-    def train(self, model: Arrays, data: SiteData, stream: Stream | None) -> NoisedUpdate:
+    def train(
+        self, model: Arrays, data: SiteData, stream: Stream | None
+    ) -> NoisedUpdate | PlainUpdate:
         """Run one round's steps from ``model``.
 
         Raises:
