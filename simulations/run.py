@@ -189,14 +189,7 @@ def run_plan(
         outcome = _train(maker, public_test(maker), setting, observe)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
-    result = make_result(
-        run_id,
-        resolved,
-        records,
-        folder,
-        outcome,
-        seconds=time.monotonic() - started,
-    )
+    result = make_result(run_id, resolved, folder, outcome, seconds=time.monotonic() - started)
     write_result(result)
     return result
 

@@ -26,7 +26,9 @@ from privet.common.errors import (
 )
 from privet.common.plan import Plan
 from privet.privacy.ledger import RunHistory
+from privet.simulations import scenarios
 from privet.simulations.records import Records
+from privet.simulations.result import attestations
 from privet.simulations.run import Result, Setting, run_plan
 
 Make = Callable[..., Any]
@@ -161,6 +163,17 @@ def test_figures_in_the_clear_need_somebody_who_says_that_they_are_public(
         result = ran(name, **change)
         assert result.claim == "conditional"
         assert "H13" not in result.conditional_on
+
+
+def test_a_scenario_vouches_for_its_own_task_only() -> None:
+    plan = scenarios.get("lending").make_plan()
+    assert set(attestations(plan)) == {"H12", "H13", "H21"}
+    assert set(attestations(plan.changed(training={"rounds": 50}))) == {"H12", "H13", "H21"}
+    # A range that somebody computed from the records is none that the scenario declared.
+    ranged = {"loan_amount": {"low": 1000, "high": 40_000, "log": True}}
+    other = plan.changed(task={"numeric": {**plan.to_dict()["task"]["numeric"], **ranged}})
+    assert attestations(other) == {}
+    assert attestations(other.changed(attested={"H21": "mine"})) == {"H21": "mine"}
 
 
 def test_a_plain_run_claims_nothing(ran: Callable[..., Result]) -> None:
