@@ -207,7 +207,7 @@ def train_once(
     """
     resolved = resolve(plan).changed(metrics={"every": plan.training.rounds})
     measure = public or PublicTest(resolved, records.parts()["test"])
-    run_id = f"{folder.name.replace(' ', '-')}-{secrets.token_hex(2)}"
+    run_id = f"{plan.name.replace(' ', '-')}-{secrets.token_hex(2)}"
     maker = SiteMaker(run_id, resolved, records, folder, None)
     outcome = _train(maker, measure, Setting(), lambda _: None)
     facts = {"plan": resolved.digest, "private": str(plan.privacy is not None).lower()}

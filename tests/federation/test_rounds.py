@@ -513,7 +513,7 @@ def test_a_query_says_the_name_and_nothing_else(federation: Make) -> None:
     fed = federation()
     fed.grid()
     reply = create_app(fed.site_of)(Message(RecordDict(), 1, "query"), _context())
-    assert decode_reply(reply.content) == ("North", Status.RELEASED, None)
+    assert decode_reply(reply.content) == ("North", Status.PRESENT, None)
     assert list(reply.content) == ["reply"]
     assert fed.opened == []
 
