@@ -29,7 +29,7 @@ def create_app(site_of: SiteOf) -> ClientApp:
     app = ClientApp()
 
     def query(message: Message, context: Context) -> Message:
-        return Message(encode_reply(_name(context), Status.RELEASED), reply_to=message)
+        return Message(encode_reply(_name(context), Status.PRESENT), reply_to=message)
 
     def _name(context: Context) -> str:
         try:

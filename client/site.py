@@ -26,7 +26,7 @@ from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.privacy import events as ev
 from privet.privacy import gate
-from privet.privacy.dpsgd import NoisedUpdate
+from privet.privacy.dpsgd import NoisedUpdate, PlainUpdate
 from privet.privacy.ledger import Budget, Ledger, Reservation
 from privet.privacy.noise import Stream
 from privet.privacy.units import Relation, Unit
@@ -171,7 +171,8 @@ class Site:
             table, event = self._trainer.evaluate(model, data, stream)
             return table, event, {"reproducible": bool(stream and stream.reproducible)}
         update = self._trainer.train(model, data, stream)
-        if not isinstance(update, NoisedUpdate):
+        releasable = PlainUpdate if self.plan.privacy is None else NoisedUpdate
+        if not isinstance(update, releasable):
             raise NotReleasable(f"a {type(update).__name__} is not a release")
         arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()}
         return arrays, update.event, {"reproducible": update.reproducible}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
@@ -11,10 +12,11 @@ from privet.common.errors import InputError
 
 
 class Status(StrEnum):
-    """All that a site ever says about an order. The list is append-only.
+    """All that a site ever says. The list is append-only.
 
-    The first group is decided before data is opened. ``FAILED`` is the only failure
-    after that: whatever went wrong, its reason stays in the operator's log.
+    The refusals are decided before data is opened. ``FAILED`` is the only failure after
+    that: whatever went wrong, its reason stays in the operator's log. ``PRESENT`` answers
+    the question which site this is, and no order.
     """
 
     RELEASED = "released"
@@ -24,6 +26,7 @@ class Status(StrEnum):
     REFUSED_CONFLICT = "refused-conflict"
     REFUSED_SELF_TEST = "refused-self-test"
     FAILED = "failed"
+    PRESENT = "present"
     REFUSED_SIGNATURE = "refused-signature"
     REFUSED_ROLLBACK = "refused-rollback"
     REFUSED_POLICY = "refused-policy"
@@ -33,13 +36,16 @@ class Status(StrEnum):
 ORDER_TYPE = "application/vnd.privet.order+json"
 """DSSE payload type of a signed order."""
 
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
 
 @dataclass(frozen=True)
 class Order:
     """The coordinator's request to one site for one attempt at one round.
 
     Attributes:
-        run: identifier of the run.
+        run: identifier of the run: letters, digits, ``.``, ``_`` and ``-``, because it is
+            written into the site's logs, ledger and file names.
         site: name of the site that is asked.
         round, attempt: counted from 1; an attempt is asked again, never changed.
         purpose: ``train`` or ``evaluate``.
@@ -101,6 +107,11 @@ class Order:
         for name in ("run", "site", "purpose", "plan", "model"):
             if not isinstance(value[name], str):
                 raise InputError(f"order: '{name}' must be a text")
+        if not _RUN.fullmatch(value["run"]):
+            raise InputError(
+                "order: 'run' must begin with a letter or digit and hold at most 128 letters, "
+                "digits, dots, underscores and hyphens"
+            )
         for name in ("round", "attempt"):
             if type(value[name]) is not int or not 1 <= value[name] <= 10**9:
                 raise InputError(f"order: '{name}' must be an integer from 1 to 10^9")

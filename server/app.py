@@ -49,7 +49,7 @@ class FlowerLink:
         known = [site.name for site in self._plan.sites]
         for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
             reply = _decode(message)
-            if reply is None or reply.site not in known:
+            if reply is None or reply.status is not Status.PRESENT or reply.site not in known:
                 continue
             if reply.site in self._nodes:
                 raise RunError(f"two nodes say that they are site '{reply.site}'")

@@ -55,6 +55,8 @@ class Progress:
         spent: by site, what its ledger has spent (as :meth:`PrivacyLoss.to_dict`).
         metrics: figures that may be shown, or empty.
         histograms: by site, the noised table of the metrics gate.
+        reproducible: the noise of some release came from a seed, or nobody said that it
+            did not.
     """
 
     round: int
@@ -62,6 +64,7 @@ class Progress:
     spent: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
     histograms: dict[str, Any] = field(default_factory=dict)
+    reproducible: bool = True
 
 
 @dataclass
@@ -70,6 +73,12 @@ class Outcome:
 
     model: Arrays
     progress: list[Progress] = field(default_factory=list)
+
+    @property
+    def reproducible(self) -> bool:
+        """As in :class:`Progress`, for the whole run; rounds before a restart are not known."""
+        first = self.progress[0].round if self.progress else 0
+        return first != 1 or any(step.reproducible for step in self.progress)
 
 
 def run(
@@ -151,17 +160,20 @@ def _look(
     due = number % plan.metrics.every == 0 or number == plan.training.rounds
     metrics: dict[str, Any] = {}
     tables: dict[str, Any] = {}
+    releases = [reply.release for reply in replies if reply.release]
     latest = {reply.site: reply for reply in replies}
     if due and plan.metrics.source == "gate":
         for reply in _ask(run_id, plan, "evaluate", number, sites, model, link):
             if reply.release is not None:
                 tables[reply.site] = reply.release.arrays["histogram"]
                 latest[reply.site] = reply
+                releases.append(reply.release)
     elif due and evaluate is not None and plan.metrics.source == "public":
         metrics = evaluate(model)
     spent = {site: reply.release.facts["spent"] for site, reply in latest.items() if reply.release}
     statuses = {reply.site: reply.status for reply in replies}
-    return Progress(number, statuses, spent, metrics, tables)
+    reproducible = any(one.facts.get("reproducible") is not False for one in releases)
+    return Progress(number, statuses, spent, metrics, tables, reproducible)
 
 
 def _receipts(released: list[Reply]) -> dict[str, Any]:

@@ -63,9 +63,7 @@ def main(grid: Grid, context: Context) -> None:
     outcomes: list[Outcome] = []
     app = server_app(run, public_test(run), outcomes.append)
     app(grid, context)
-    write_result(
-        make_result(run.run_id, plan, run.records, folder, outcomes[0], seeded=False, seconds=0.0)
-    )
+    write_result(make_result(run.run_id, plan, folder, outcomes[0], seconds=0.0))
 
 
 def _site(context: Context) -> Site:

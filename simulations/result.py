@@ -21,7 +21,6 @@ from privet.server.snapshot import save_model
 from privet.simulations import plots, scenarios
 from privet.simulations.card import model_card
 from privet.simulations.evaluate import pooled_gate
-from privet.simulations.records import Records
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,9 @@ def _figures(step: Progress) -> dict[str, Any]:
 def make_result(
     run_id: str,
     plan: Plan,
-    records: Records,
     folder: Path,
     outcome: Outcome,
     *,
-    seeded: bool,
     seconds: float,
 ) -> Result:
     """Gather a finished run: what each site spent by its own ledger, figures, claim.
@@ -128,10 +125,8 @@ def make_result(
     Args:
         run_id: identifier of the run.
         plan: with its noise calibrated.
-        records: what the sites opened.
         folder: the run folder.
         outcome: of the rounds.
-        seeded: noise came from a seed, so the claim is ``none``.
         seconds: how long the run took.
 
     Raises:
@@ -159,8 +154,8 @@ def make_result(
         status = str(last.statuses.get(spec.name, "no reply"))
         sites.append(SiteResult(spec.name, loss, status, by_site.get(spec.name, {})))
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
-    rows = honesty.assess(_facts(plan, records))
-    private = worst is not None and math.isfinite(worst.epsilon) and not seeded
+    rows = honesty.assess(_facts(plan))
+    private = worst is not None and math.isfinite(worst.epsilon) and not outcome.reproducible
     claim, conditional = honesty.claim(rows, private=private)
     return Result(
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
@@ -168,22 +163,28 @@ def make_result(
     )  # fmt: skip
 
 
-def _facts(plan: Plan, records: Records) -> honesty.Facts:
-    scenario = records.scenario
-    attested: dict[str, str] = dict(scenario.attested) if scenario else {}
-    attested.update({str(key): why for key, why in plan.attested.items()})
-    if scenario:
-        attested.setdefault(
-            "H12",
-            "an open data set: ranges are round numbers declared in the scenario, settings were "
-            "chosen on a validation split that counts as public",
-        )
+def _facts(plan: Plan) -> honesty.Facts:
     return honesty.Facts(
         self_tests=workbench(plan).self_tests,
         person=bool(plan.privacy and plan.privacy.unit == "person"),
         metrics=plan.metrics.source,
-        attested=attested,
+        attested=attestations(plan),
     )
+
+
+def attestations(plan: Plan) -> dict[str, str]:
+    """Return the rows that somebody vouches for: the plan, and its scenario for its own task."""
+    attested = {str(key): why for key, why in plan.attested.items()}
+    scenario = scenarios.get(plan.scenario) if plan.scenario else None
+    if scenario is None or plan.task != scenario.make_plan().task:
+        return attested
+    return {
+        "H12": "an open data set: ranges are round numbers declared in the scenario, settings were "
+        "chosen on a validation split that counts as public",
+        "H13": "an open data set: the test split counts as public",
+        **scenario.attested,
+        **attested,
+    }
 
 
 def write_result(result: Result) -> None:

@@ -189,15 +189,7 @@ def run_plan(
         outcome = _train(maker, public_test(maker), setting, observe)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
-    result = make_result(
-        run_id,
-        resolved,
-        records,
-        folder,
-        outcome,
-        seeded=setting.noise_seed is not None,
-        seconds=time.monotonic() - started,
-    )
+    result = make_result(run_id, resolved, folder, outcome, seconds=time.monotonic() - started)
     write_result(result)
     return result
 
@@ -215,7 +207,7 @@ def train_once(
     """
     resolved = resolve(plan).changed(metrics={"every": plan.training.rounds})
     measure = public or PublicTest(resolved, records.parts()["test"])
-    run_id = f"{folder.name.replace(' ', '-')}-{secrets.token_hex(2)}"
+    run_id = f"{plan.name.replace(' ', '-')}-{secrets.token_hex(2)}"
     maker = SiteMaker(run_id, resolved, records, folder, None)
     outcome = _train(maker, measure, Setting(), lambda _: None)
     facts = {"plan": resolved.digest, "private": str(plan.privacy is not None).lower()}
