@@ -109,7 +109,7 @@ class Book:
     """What a ledger's entries add up to. Pure; raises LedgerError where the rules forbid."""
 
     def __init__(self) -> None:
-        self.site = ""
+        self.site = self.setting = ""
         self.populations: dict[str, _Population] = {}
         self.data_sets: dict[str, str] = {}
         self.policy: dict[str, Any] | None = None
@@ -168,7 +168,7 @@ class Book:
     # One handler for each kind.
 
     def _genesis(self, value: dict[str, Any]) -> None:
-        self.site = str(value["site"])
+        self.site, self.setting = str(value["site"]), str(value["setting"])
 
     def _add_population(self, value: dict[str, Any]) -> None:
         name = value["population"]

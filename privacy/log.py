@@ -39,13 +39,13 @@ class Evidence:
     Attributes:
         note: its head, a signed checkpoint.
         proofs: by an older size, the proof that the head extends it.
-        inclusion: by sequence, an entry's audit path in the head.
+        inclusion: by sequence, an entry's leaf and its audit path in the head.
         rotations: each key rotation's sequence, leaf and audit path.
     """
 
     note: str
     proofs: dict[int, list[bytes]]
-    inclusion: dict[int, list[bytes]]
+    inclusion: dict[int, tuple[bytes, list[bytes]]]
     rotations: list[tuple[int, bytes, list[bytes]]]
 
     def to_json(self) -> dict[str, Any]:
@@ -53,7 +53,9 @@ class Evidence:
         return {
             "note": self.note,
             "proofs": {str(size): _texts(path) for size, path in self.proofs.items()},
-            "inclusion": {str(number): _texts(path) for number, path in self.inclusion.items()},
+            "inclusion": {
+                str(n): [leaf.decode(), _texts(path)] for n, (leaf, path) in self.inclusion.items()
+            },
             "rotations": [[n, leaf.decode(), _texts(path)] for n, leaf, path in self.rotations],
         }
 
@@ -68,7 +70,10 @@ class Evidence:
             return cls(
                 str(value["note"]),
                 {int(size): _hashes(path) for size, path in value["proofs"].items()},
-                {int(number): _hashes(path) for number, path in value["inclusion"].items()},
+                {
+                    int(n): (str(leaf).encode(), _hashes(path))
+                    for n, (leaf, path) in value["inclusion"].items()
+                },
                 [
                     (int(n), str(leaf).encode(), _hashes(path))
                     for n, leaf, path in value["rotations"]
@@ -197,8 +202,8 @@ class Log(Generic[BookT]):
         return Evidence(
             self.head().text,
             {old: tree.consistency(old) for old in set(since) if 0 < old <= size},
-            {number: tree.inclusion(number) for number in set(entries) if 0 <= number < size},
-            [(n, next(iter(self.store.leaves(n))), tree.inclusion(n)) for n in rotations],
+            {n: (self.store.leaf(n), tree.inclusion(n)) for n in set(entries) if 0 <= n < size},
+            [(n, self.store.leaf(n), tree.inclusion(n)) for n in rotations],
         )
 
     def proof(self, number: int, checkpoint: Checkpoint) -> str:

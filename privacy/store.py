@@ -75,6 +75,22 @@ class Store:
                     raise LedgerError(f"{self.path}: entry {expected} is missing or damaged")
                 yield leaf
 
+    def leaf(self, sequence: int) -> bytes:
+        """Return one leaf.
+
+        Raises:
+            LedgerError: if there is none.
+        """
+        with self._told():
+            row = (
+                self._open()
+                .execute("SELECT leaf FROM entries WHERE sequence = ?", (sequence,))
+                .fetchone()
+            )
+        if row is None:
+            raise LedgerError(f"{self.path}: there is no entry {sequence}")
+        return bytes(row[0])
+
     def count(self) -> int:
         """Return the number of entries."""
         with self._told():

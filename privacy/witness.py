@@ -23,11 +23,11 @@ from privet.privacy.statement import Entry
 
 @dataclass(frozen=True)
 class Seen:
-    """The newest head of a log that was cosigned: size, root, key in force (hex)."""
+    """The newest head of a log that was cosigned: size, root (hex), and the note itself."""
 
     size: int
     root: str
-    key: str
+    note: str
 
 
 def extend(shown: Evidence, first: Key, seen: Seen | None) -> tuple[Checkpoint, Seen]:
@@ -53,7 +53,7 @@ def extend(shown: Evidence, first: Key, seen: Seen | None) -> tuple[Checkpoint, 
         raise EvidenceFault(f"{name}: its head is not signed by the key in force")
     if seen is not None:
         _require_growth(name, shown, head, seen)
-    return head, Seen(head.size, head.root.hex(), key.hex())
+    return head, Seen(head.size, head.root.hex(), shown.note)
 
 
 def _require_growth(name: str, shown: Evidence, head: Checkpoint, seen: Seen) -> None:
@@ -118,9 +118,10 @@ class Witness:
                     "remove it if you accept that earlier heads are forgotten"
                 ) from error
 
-    def sizes(self) -> dict[str, int]:
-        """Return the size of the newest head seen, by origin."""
-        return {origin: seen.size for origin, seen in self._seen.items()}
+    @property
+    def seen(self) -> dict[str, Seen]:
+        """What was seen of each log, by origin."""
+        return dict(self._seen)
 
     def cosign(
         self, shown: Mapping[str, Evidence], keys: Mapping[str, Key]
