@@ -8,31 +8,23 @@ from the size of the data.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import json
-import math
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError
+from privet.common.schema import Count, Name, Part, parse
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=10**9)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class Numeric(_Part):
+class Numeric(Part):
     """A numeric feature with its typical range, a public constant and not a statistic (H12).
 
     The cell ``x`` becomes ``4 (f(x) - f(low)) / (f(high) - f(low)) - 2``, held to
@@ -52,7 +44,7 @@ class Numeric(_Part):
         return self
 
 
-class TaskSpec(_Part):
+class TaskSpec(Part):
     """What is predicted from what.
 
     Attributes:
@@ -94,14 +86,14 @@ class TaskSpec(_Part):
         return self
 
 
-class ModelSpec(_Part):
+class ModelSpec(Part):
     """The model: a kind known to Privet, or ``"module:object"`` of a user's own factory."""
 
     kind: str = "ft-transformer"
     options: dict[str, Any] = {}
 
 
-class Training(_Part):
+class Training(Part):
     """Local training of one round.
 
     Attributes:
@@ -126,7 +118,7 @@ class Training(_Part):
     clip: Positive | None = None
 
 
-class Strategy(_Part):
+class Strategy(Part):
     """How the coordinator joins the sites' updates (strategies of Flower).
 
     Attributes:
@@ -154,7 +146,7 @@ class Strategy(_Part):
         return self
 
 
-class Privacy(_Part):
+class Privacy(Part):
     """The guarantee asked for, at each site.
 
     Attributes:
@@ -185,7 +177,7 @@ class Privacy(_Part):
         return self
 
 
-class Metrics(_Part):
+class Metrics(Part):
     """Where figures about the model come from (H13).
 
     Attributes:
@@ -202,7 +194,7 @@ class Metrics(_Part):
     bins: Annotated[int, Field(ge=2, le=100)] = 10
 
 
-class Split(_Part):
+class Split(Part):
     """Shares of the records held out, by unit; fixed by the plan's seed."""
 
     test: Fraction = 0.2
@@ -215,7 +207,7 @@ class Split(_Part):
         return self
 
 
-class SiteSpec(_Part):
+class SiteSpec(Part):
     """One site: its name, a public nominal size in units, and its own file if it has one.
 
     ``nominal_size`` is declared, not counted: it sets the divisor of the noisy sum and
@@ -227,7 +219,7 @@ class SiteSpec(_Part):
     path: str | None = None
 
 
-class DataSpec(_Part):
+class DataSpec(Part):
     """Where a user's own records are (scenarios bring their own).
 
     Attributes:
@@ -241,7 +233,7 @@ class DataSpec(_Part):
     person_column: str | None = None
 
 
-class Plan(_Part):
+class Plan(Part):
     """The whole plan. ``privacy = None`` is a run without any guarantee.
 
     ``attested`` names rows of the honesty list that the author of the plan vouches for,
@@ -292,14 +284,7 @@ class Plan(_Part):
         Raises:
             PlanError: naming every wrong key and what was expected.
         """
-        if place := _not_finite(value):
-            raise PlanError(f"{where}: {place}: must be a finite number")
-        try:
-            return cls.model_validate_json(json.dumps(value), strict=True)
-        except ValidationError as error:
-            raise PlanError(_explain(error, where)) from None
-        except (TypeError, ValueError) as error:
-            raise PlanError(f"{where}: {error}") from error
+        return parse(cls, value, where=where, error=PlanError)
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -364,58 +349,3 @@ def canonical_label(cell: object) -> str:
     except ValueError:
         return text
     return str(int(number)) if number.is_integer() else str(number)
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    lines = []
-    items = error.errors(include_url=False)
-    for item in items:
-        place = item["loc"]
-        if item["type"] == "too_short" and any(
-            other["loc"][: len(place)] == place and other is not item for other in items
-        ):
-            continue  # pydantic counts the wrong entries of a list as absent, too
-        path = ".".join(str(part) for part in item["loc"]) or "plan"
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = "unknown key" + _did_you_mean(item["loc"])
-        elif item["type"] == "missing":
-            message = "missing"
-        lines.append(f"{where}: {path}: {message}")
-    return "\n".join(lines)
-
-
-def _not_finite(value: Any, place: str = "") -> str:
-    """Return the place of a number that is not finite, which JSON cannot hold, or ''."""
-    if isinstance(value, float):
-        return place if not math.isfinite(value) else ""
-    parts: Any = ()
-    if isinstance(value, dict):
-        parts = value.items()
-    elif isinstance(value, list | tuple):
-        parts = enumerate(value)
-    for key, part in parts:
-        if found := _not_finite(part, f"{place}.{key}" if place else str(key)):
-            return found
-    return ""
-
-
-def _did_you_mean(location: tuple[int | str, ...]) -> str:
-    part: Any = Plan
-    for key in location[:-1]:
-        if part is None:
-            return ""
-        field = part.model_fields.get(str(key))
-        # An index or a feature's name, below a section that was found already.
-        part = _section(field.annotation) if field else part
-    if part is None:
-        return ""
-    close = difflib.get_close_matches(str(location[-1]), part.model_fields, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
-def _section(annotation: Any) -> Any:
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None

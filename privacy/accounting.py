@@ -23,7 +23,7 @@ from privet.privacy.events import (
     Event,
     Gaussian,
     Laplace,
-    NonPrivate,
+    MixtureOfGaussians,
     PoissonSampled,
     group,
     to_dp_event,
@@ -143,13 +143,31 @@ def _once(event: Event, relation: Relation, grid: float) -> pld.PrivacyLossDistr
             value_discretization_interval=grid,
             sampling_prob=rate,
         )
+    if isinstance(event, MixtureOfGaussians):
+        return _mixture(event, relation, grid)
     raise InputError(f"no privacy loss distribution is known for {event}")
+
+
+def _mixture(
+    event: MixtureOfGaussians, relation: Relation, grid: float
+) -> pld.PrivacyLossDistribution:
+    if relation is not Relation.ADD_OR_REMOVE_ONE:
+        raise InputError(
+            "a mixture of Gaussians is accounted under 'add_or_remove_one' only: how far the "
+            "record that is replaced and its replacement move together is not known"
+        )
+    return pld.from_mixture_gaussian_mechanism(
+        event.standard_deviation,
+        event.sensitivities,
+        event.probabilities,
+        value_discretization_interval=grid,
+    )
 
 
 def _is_non_private(event: Event) -> bool:
     if isinstance(event, PoissonSampled):
         return _is_non_private(event.event)
-    return isinstance(event, NonPrivate) or not isinstance(event, Gaussian | Laplace)
+    return not isinstance(event, Gaussian | Laplace | MixtureOfGaussians)
 
 
 def privacy_loss(

@@ -3,12 +3,13 @@
 The vocabulary follows dp-accounting's and is append-only: a kind is never redefined, and
 an unknown kind is read as :class:`NonPrivate`. A Gaussian or Laplace event records its
 noise and its sensitivity, never a bare multiplier, because accountants differ in what a
-multiplier means under another relation.
+multiplier means under another relation. As JSON every number but a count is a decimal
+string, the shortest that reads back as the same 64-bit float.
 """
 
 from __future__ import annotations
 
-import sys
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -36,6 +37,32 @@ class Laplace:
 
 
 @dataclass(frozen=True)
+class MixtureOfGaussians:
+    """Gaussian noise on a value whose L2 sensitivity is itself drawn at random.
+
+    ``sensitivities`` rise from 0 on; each has the chance of the same place in
+    ``probabilities``, which add up to 1. For vectors the norms count (Choquette-Choo et
+    al. 2024, Corollary 4.7). See :func:`per_record_clipping`.
+    """
+
+    standard_deviation: float
+    sensitivities: tuple[float, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def dominating(self) -> Event:
+        """Return an event that costs at least as much: any chance moves the value furthest.
+
+        The chance that a sensitivity exceeds any threshold is nowhere lower, and a
+        stochastically larger sensitivity costs more (Choquette-Choo et al. 2024).
+        """
+        pairs = zip(self.sensitivities, self.probabilities, strict=True)
+        rate = min(1.0, math.fsum(chance for size, chance in pairs if size > 0))
+        gaussian = Gaussian(self.standard_deviation, self.sensitivities[-1])
+        return gaussian if rate >= 1 else PoissonSampled(rate, gaussian)
+
+
+@dataclass(frozen=True)
 class PoissonSampled:
     """``event`` on a batch that each unit entered independently with ``sample_rate``."""
 
@@ -58,7 +85,32 @@ class NonPrivate:
     reason: str
 
 
-Event = Gaussian | Laplace | PoissonSampled | Repeated | NonPrivate
+Event = Gaussian | Laplace | MixtureOfGaussians | PoissonSampled | Repeated | NonPrivate
+
+
+def per_record_clipping(
+    sample_rate: float, standard_deviation: float, clip: float, max_records: int
+) -> MixtureOfGaussians:
+    """Return one step as it protects a *person* when *records* are sampled and clipped.
+
+    Each of a person's up to ``max_records`` records enters the batch with
+    ``sample_rate``, independently, and adds a gradient of norm at most ``clip``: the
+    person's part is a Binomial number of clips (H20).
+
+    Raises:
+        InputError: for a rate outside (0, 1), or without records.
+    """
+    if not 0 < sample_rate < 1 or max_records < 1:
+        raise InputError("per-record clipping needs a rate between 0 and 1, and a record")
+    k, q = max_records, sample_rate
+    chances = [math.comb(k, j) * q**j * (1 - q) ** (k - j) for j in range(k + 1)]
+    pairs = [(j * clip, chance) for j, chance in enumerate(chances) if chance > 0]
+    total = math.fsum(chance for _, chance in pairs)
+    return MixtureOfGaussians(
+        standard_deviation,
+        tuple(size for size, _ in pairs),
+        tuple(chance / total for _, chance in pairs),
+    )
 
 
 def group(events: Iterable[Event]) -> tuple[tuple[Event, int], ...]:
@@ -79,12 +131,17 @@ def group(events: Iterable[Event]) -> tuple[tuple[Event, int], ...]:
 
 
 def to_dp_event(event: Event) -> dp.DpEvent:
-    """Translate to dp-accounting's vocabulary, with the noise multiplier of add or remove."""
+    """Translate to dp-accounting's vocabulary, with the noise multiplier of add or remove.
+
+    It has no word for a mixture of Gaussians, which becomes its dominating event.
+    """
     match event:
         case Gaussian(std, sensitivity):
             return dp.GaussianDpEvent(std / sensitivity)
         case Laplace(scale, sensitivity):
             return dp.LaplaceDpEvent(scale / sensitivity)
+        case MixtureOfGaussians():
+            return to_dp_event(event.dominating)
         case PoissonSampled(rate, inner):
             return dp.PoissonSampledDpEvent(rate, to_dp_event(inner))
         case Repeated(inner, count):
@@ -97,11 +154,26 @@ def to_json(event: Event) -> dict[str, Any]:
     """Return the event as JSON values; :func:`from_json` reads it back."""
     match event:
         case Gaussian(std, sensitivity):
-            return {"type": "gaussian", "standard_deviation": std, "sensitivity": sensitivity}
+            return {
+                "type": "gaussian",
+                "standard_deviation": decimal(std),
+                "sensitivity": decimal(sensitivity),
+            }
         case Laplace(scale, sensitivity):
-            return {"type": "laplace", "scale": scale, "sensitivity": sensitivity}
+            return {"type": "laplace", "scale": decimal(scale), "sensitivity": decimal(sensitivity)}
+        case MixtureOfGaussians(std, sensitivities, probabilities):
+            return {
+                "type": "mixture_of_gaussians",
+                "standard_deviation": decimal(std),
+                "sensitivities": [decimal(size) for size in sensitivities],
+                "probabilities": [decimal(chance) for chance in probabilities],
+            }
         case PoissonSampled(rate, inner):
-            return {"type": "poisson_sampled", "sample_rate": rate, "event": to_json(inner)}
+            return {
+                "type": "poisson_sampled",
+                "sample_rate": decimal(rate),
+                "event": to_json(inner),
+            }
         case Repeated(inner, count):
             return {"type": "repeated", "count": count, "event": to_json(inner)}
         case NonPrivate(reason):
@@ -111,6 +183,7 @@ def to_json(event: Event) -> dict[str, Any]:
 _FIELDS = {
     "gaussian": {"standard_deviation", "sensitivity"},
     "laplace": {"scale", "sensitivity"},
+    "mixture_of_gaussians": {"standard_deviation", "sensitivities", "probabilities"},
     "poisson_sampled": {"sample_rate", "event"},
     "repeated": {"event", "count"},
     "non_private": {"reason"},
@@ -119,6 +192,8 @@ _FIELDS = {
 
 def from_json(value: Any) -> Event:
     """Read an event from JSON values; one of an unknown type is non-private.
+
+    Numbers are decimal strings as :func:`to_json` writes them, or JSON numbers.
 
     Raises:
         InputError: if a known type has the wrong fields or impossible numbers.
@@ -135,6 +210,8 @@ def from_json(value: Any) -> Event:
             return Gaussian(_positive(value, "standard_deviation"), _positive(value, "sensitivity"))
         case "laplace":
             return Laplace(_positive(value, "scale"), _positive(value, "sensitivity"))
+        case "mixture_of_gaussians":
+            return _mixture(value)
         case "poisson_sampled":
             rate = _positive(value, "sample_rate")
             if rate > 1:
@@ -149,10 +226,45 @@ def from_json(value: Any) -> Event:
             return NonPrivate(str(value["reason"]))
 
 
-def _positive(value: dict[str, Any], key: str) -> float:
-    number = value[key]
-    if isinstance(number, bool) or not isinstance(number, int | float):
+def _mixture(value: dict[str, Any]) -> MixtureOfGaussians:
+    sizes, chances = value["sensitivities"], value["probabilities"]
+    if not isinstance(sizes, list) or not isinstance(chances, list):
+        raise InputError("event: 'sensitivities' and 'probabilities' must be lists")
+    if not sizes or len(sizes) != len(chances):
+        raise InputError("event: 'sensitivities' and 'probabilities' must be equally long")
+    sensitivities = tuple(_number(size, "sensitivities") for size in sizes)
+    probabilities = tuple(_number(chance, "probabilities") for chance in chances)
+    if sensitivities[0] < 0 or sensitivities[-1] <= 0:
+        raise InputError("event: 'sensitivities' must not be negative, nor all zero")
+    if list(sensitivities) != sorted(set(sensitivities)):
+        raise InputError("event: 'sensitivities' must rise")
+    if min(probabilities) <= 0 or abs(math.fsum(probabilities) - 1) > 1e-9:
+        raise InputError("event: 'probabilities' must be positive and add up to 1")
+    return MixtureOfGaussians(_positive(value, "standard_deviation"), sensitivities, probabilities)
+
+
+def decimal(number: float) -> str:
+    """Return the shortest decimal that reads back as the same 64-bit float."""
+    return repr(float(number))
+
+
+def _number(value: Any, key: str) -> float:
+    """Read a decimal string as :func:`decimal` writes it, or a JSON number."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise InputError(f"event: '{key}' must be a number")
-    if not 0 < number <= sys.float_info.max:
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        raise InputError(f"event: '{key}' must be a finite number") from None
+    if not math.isfinite(number):
+        raise InputError(f"event: '{key}' must be a finite number")
+    if isinstance(value, str) and value != decimal(number):
+        raise InputError(f"event: '{key}' must be the shortest decimal, '{decimal(number)}'")
+    return number
+
+
+def _positive(value: dict[str, Any], key: str) -> float:
+    number = _number(value[key], key)
+    if number <= 0:
         raise InputError(f"event: '{key}' must be positive and finite")
-    return float(number)
+    return number

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from privet.common.errors import BudgetExceeded, InputError
+from privet.common.errors import InputError
 from privet.common.plan import Plan
-from privet.privacy import events, gate
-from privet.privacy.accounting import privacy_loss
-from privet.privacy.dpsgd import DpSgd
-from privet.privacy.units import Relation, Unit
+from privet.privacy.program import calibrated as resolve
 from privet.simulations import scenarios
 
 
@@ -80,45 +76,4 @@ def without_privacy(plan: Plan) -> Plan:
     return plan.changed(**changes)
 
 
-def resolve(plan: Plan) -> Plan:
-    """Return the plan with its noise calibrated to ε over all its rounds and evaluations.
-
-    Raises:
-        InputError: if no noise reaches the ε.
-        BudgetExceeded: if the plan sets its own noise and that costs more than its ε.
-    """
-    privacy, training = plan.privacy, plan.training
-    if privacy is None:
-        return plan
-    start = DpSgd(
-        training.sample_rate,
-        clip=privacy.clip,
-        steps=training.steps,
-        unit=Unit(privacy.unit),
-        relation=Relation(privacy.relation),
-    )
-    extra = [gate.event(plan.metrics.noise_multiplier)] * gate_releases(plan)
-    if privacy.noise_multiplier is not None:
-        given = dataclasses.replace(start, noise_multiplier=privacy.noise_multiplier)
-        cost = privacy_loss(
-            [events.Repeated(given.event, training.rounds), *extra],
-            privacy.delta,
-            start.unit,
-            start.relation,
-        )
-        if cost.epsilon > privacy.epsilon:
-            raise BudgetExceeded(
-                f"privacy.noise_multiplier {privacy.noise_multiplier:g} would cost {cost}, above "
-                f"privacy.epsilon {privacy.epsilon:g}: leave it out to have it calibrated"
-            )
-        return plan
-    fitted = start.calibrated(privacy.epsilon, privacy.delta, releases=training.rounds, extra=extra)
-    return plan.changed(privacy={"noise_multiplier": fitted.noise_multiplier})
-
-
-def gate_releases(plan: Plan) -> int:
-    """Return how many times each site releases metrics through the gate."""
-    if plan.metrics.source != "gate":
-        return 0
-    rounds, every = plan.training.rounds, plan.metrics.every
-    return rounds // every + (1 if rounds % every else 0)
+__all__ = ["adjusted", "find_plan", "resolve", "without_privacy"]

@@ -47,8 +47,12 @@ def test_the_core_imports_without_the_training_packages(root: Path) -> None:
 
 def test_evidence_imports_without_torch_and_flower(root: Path) -> None:
     names = [
-        f"privet.privacy.{name}" for name in ("events", "units", "accounting", "ledger", "honesty")
-    ]
+        f"privet.privacy.{name}"
+        for name in (
+            "events", "units", "accounting", "ledger", "honesty", "program", "policy", "filter",
+            "interval",
+        )
+    ]  # fmt: skip
     code, said = import_without(HEAVY, *names, cwd=root)
     assert code == 0, said
 

@@ -16,7 +16,9 @@ FLOWER = (
     "common/wire.py",
 )  # fmt: skip
 OPACUS = ("privacy/dpsgd.py", "privacy/clipping/*.py")
-EVIDENCE = ("events", "units", "accounting", "ledger", "honesty")
+EVIDENCE = (
+    "events", "units", "accounting", "ledger", "honesty", "program", "policy", "filter", "interval",
+)  # fmt: skip
 
 
 def sources(root: Path) -> dict[str, str]:

@@ -23,6 +23,7 @@ from privet.privacy.events import (
     Repeated,
     from_json,
     group,
+    per_record_clipping,
     to_dp_event,
     to_json,
 )
@@ -266,6 +267,9 @@ def test_a_target_that_cannot_be_meant(target):
 positive = st.floats(min_value=0, exclude_min=True, allow_infinity=False, allow_subnormal=False)
 text = st.text(st.characters(codec="utf-8"), max_size=20)
 leaves = st.one_of(
+    st.builds(
+        per_record_clipping, st.floats(0.01, 0.9), st.floats(0.1, 9), positive, st.integers(1, 9)
+    ).filter(lambda event: event.sensitivities[-1] < math.inf),
     st.builds(Gaussian, positive, positive),
     st.builds(Laplace, positive, positive),
     st.builds(NonPrivate, text),
@@ -290,10 +294,30 @@ def test_json_round_trip(event):
 
 scalars = st.one_of(st.none(), st.booleans(), st.floats(), st.integers(-5, 5), st.text(max_size=3))
 fields = st.sampled_from(
-    ["standard_deviation", "sensitivity", "scale", "sample_rate", "event", "count", "reason", "x"]
+    [
+        "standard_deviation",
+        "sensitivity",
+        "sensitivities",
+        "probabilities",
+        "scale",
+        "sample_rate",
+        "event",
+        "count",
+        "reason",
+        "x",
+    ]
 )
 kinds = st.sampled_from(
-    ["gaussian", "laplace", "poisson_sampled", "repeated", "non_private", "new", 3]
+    [
+        "gaussian",
+        "laplace",
+        "mixture_of_gaussians",
+        "poisson_sampled",
+        "repeated",
+        "non_private",
+        "new",
+        3,
+    ]
 )
 almost_events = st.recursive(
     scalars,
@@ -334,6 +358,40 @@ def test_any_json_is_an_event_or_our_error(value):
 def test_a_known_event_with_wrong_fields_is_refused(value):
     with pytest.raises(InputError):
         from_json(value)
+
+
+def test_numbers_are_the_shortest_decimals():
+    event = Repeated(PoissonSampled(0.1, Gaussian(1e-5, 20)), 3)
+    assert to_json(event) == {
+        "type": "repeated",
+        "count": 3,
+        "event": {
+            "type": "poisson_sampled",
+            "sample_rate": "0.1",
+            "event": {
+                "type": "gaussian", "standard_deviation": "1e-05", "sensitivity": "20.0"
+            },
+        },
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [1.5, "1.5", 2, "2.0", "1e-05", 1e-5])
+def test_numbers_are_read_as_decimals_or_as_json_numbers(number):
+    value = {"type": "laplace", "scale": number, "sensitivity": "1.0"}
+    assert from_json(value) == Laplace(float(number), 1.0)
+
+
+@pytest.mark.parametrize(
+    "number",
+    [
+        "1", "1.50", "+1.5", "01.5", ".5", "1.", "1e-5", "1E-05", "1_0.0", " 1.5", "1.5 ", "1.5\n",
+        "0x1p3", "inf", "-inf", "nan", "Infinity", "1e999", "0.0", "-0.0", "-1.5", "", "one", "١.٥",
+        "0.1000000000000000055", [1.5], None, {}, True,
+    ],
+)  # fmt: skip
+def test_no_other_spelling_is_a_number(number):
+    with pytest.raises(InputError, match="'scale'"):
+        from_json({"type": "laplace", "scale": number, "sensitivity": "1.0"})
 
 
 def test_a_number_too_large_for_a_float():

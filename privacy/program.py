@@ -1,0 +1,102 @@
+"""What a plan will do to a site's population, before any of it is done.
+
+A plan with a [privacy] section fixes its events: each round one training release of
+``training.steps`` noisy steps and, with metrics from the gate, evaluations. Neither torch
+nor Flower is needed to say what that costs, or to calibrate its noise.
+"""
+
+from __future__ import annotations
+
+from privet.common.errors import BudgetExceeded, InputError
+from privet.common.plan import Plan
+from privet.privacy.accounting import calibrate_noise, privacy_loss
+from privet.privacy.events import Event, Gaussian, NonPrivate, PoissonSampled, Repeated, group
+from privet.privacy.units import Relation, Unit
+
+Counts = tuple[tuple[Event, int], ...]
+"""Events with how often each happens, as :func:`privet.privacy.events.group` gives them."""
+
+
+def training_event(plan: Plan, noise_multiplier: float | None = None) -> Event:
+    """Return the event of one training release.
+
+    Args:
+        plan: the plan.
+        noise_multiplier: σ in place of the plan's.
+
+    Raises:
+        InputError: if the plan's noise is not calibrated yet.
+    """
+    privacy, training = plan.privacy, plan.training
+    if privacy is None:
+        return NonPrivate("training without noise")
+    noise = noise_multiplier or privacy.noise_multiplier
+    if noise is None:
+        raise InputError(f"plan '{plan.name}' has no noise_multiplier yet: calibrate it first")
+    gaussian = Gaussian(noise * privacy.clip, privacy.clip)
+    q = training.sample_rate
+    return Repeated(gaussian if q >= 1 else PoissonSampled(q, gaussian), training.steps)
+
+
+def gate_event(plan: Plan) -> Event:
+    """Return the event of one evaluation through the metrics gate."""
+    return Gaussian(plan.metrics.noise_multiplier, 1.0)
+
+
+def gate_releases(plan: Plan) -> int:
+    """Return how many times each site releases metrics through the gate."""
+    if plan.metrics.source != "gate":
+        return 0
+    rounds, every = plan.training.rounds, plan.metrics.every
+    return rounds // every + (1 if rounds % every else 0)
+
+
+def planned(plan: Plan) -> Counts:
+    """Return all that a run of ``plan`` may do at one site: each event with its count.
+
+    Raises:
+        InputError: if the plan's noise is not calibrated yet.
+    """
+    return group(_all_events(plan, None))
+
+
+def one_round(plan: Plan) -> Counts:
+    """Return what a round costs: a training release and, from the gate, an evaluation.
+
+    Raises:
+        InputError: if the plan's noise is not calibrated yet.
+    """
+    gate = [gate_event(plan)] if plan.metrics.source == "gate" else []
+    return group([training_event(plan), *gate])
+
+
+def calibrated(plan: Plan) -> Plan:
+    """Return the plan with its noise calibrated to ε over all its rounds and evaluations.
+
+    Raises:
+        InputError: if no noise reaches the ε.
+        BudgetExceeded: if the plan sets its own noise and that costs more than its ε.
+    """
+    privacy = plan.privacy
+    if privacy is None:
+        return plan
+    relation = Relation(privacy.relation)
+    if privacy.noise_multiplier is not None:
+        cost = privacy_loss(_all_events(plan, None), privacy.delta, Unit(privacy.unit), relation)
+        if cost.epsilon > privacy.epsilon:
+            raise BudgetExceeded(
+                f"privacy.noise_multiplier {privacy.noise_multiplier:g} would cost {cost}, above "
+                f"privacy.epsilon {privacy.epsilon:g}: leave it out to have it calibrated"
+            )
+        return plan
+    noise = calibrate_noise(
+        privacy.epsilon, privacy.delta, lambda at: _all_events(plan, at), relation
+    )
+    return plan.changed(privacy={"noise_multiplier": noise})
+
+
+def _all_events(plan: Plan, noise_multiplier: float | None) -> list[Event]:
+    return [
+        Repeated(training_event(plan, noise_multiplier), plan.training.rounds),
+        Repeated(gate_event(plan), gate_releases(plan)),
+    ]

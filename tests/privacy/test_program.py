@@ -1,0 +1,79 @@
+"""What a plan says it will do is what the mechanism does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from privet.common.errors import BudgetExceeded, InputError
+from privet.common.plan import Plan
+from privet.privacy import gate, program
+from privet.privacy.accounting import epsilon
+from privet.privacy.dpsgd import DpSgd, PlainSgd
+from privet.privacy.events import Gaussian, Repeated, group
+
+Make = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0])
+@pytest.mark.parametrize("clip", [1.0, 0.3])
+@pytest.mark.parametrize(("rounds", "every", "releases"), [(2, 1, 2), (5, 2, 3), (4, 2, 2)])
+def test_it_equals_what_mechanism_and_gate_give(plan_value: Make, rate, clip, rounds, every, releases):  # fmt: skip
+    plan = Plan.parse(
+        plan_value(
+            training={"sample_rate": rate, "rounds": rounds, "steps": 3},
+            privacy={"clip": clip},
+            metrics={"source": "gate", "every": every},
+        )
+    )
+    mechanism = DpSgd(rate, noise_multiplier=2.0, clip=clip, steps=3)
+    evaluation = gate.event(plan.metrics.noise_multiplier)
+    assert program.training_event(plan) == mechanism.event
+    assert program.gate_event(plan) == evaluation
+    ran = [mechanism.event] * rounds + [evaluation] * releases
+    assert dict(program.planned(plan)) == dict(group(ran))
+    assert dict(program.one_round(plan)) == dict(group([mechanism.event, evaluation]))
+    assert dict(program.planned(plan)) != dict(group(ran[1:]))
+
+
+def test_without_the_gate_a_run_is_training_only(plan_value: Make):
+    plan = Plan.parse(plan_value())
+    assert program.planned(plan) == group([program.training_event(plan)] * 2)
+    assert program.one_round(plan) == group([program.training_event(plan)])
+
+
+def test_equal_events_of_training_and_gate_are_counted_together(plan_value: Make):
+    plan = Plan.parse(
+        plan_value(
+            training={"sample_rate": 1.0, "rounds": 2, "steps": 3},
+            metrics={"source": "gate", "noise_multiplier": 2.0},
+        )
+    )
+    assert program.planned(plan) == ((Gaussian(2.0, 1.0), 8),)
+
+
+def test_a_plan_without_privacy_has_non_private_events_only(plan_value: Make):
+    plan = Plan.parse(plan_value(privacy=None))
+    assert program.planned(plan) == ((PlainSgd(0.5).event, 2),)
+
+
+def test_a_plan_without_noise_says_so(plan_value: Make):
+    plan = Plan.parse(plan_value(privacy={"noise_multiplier": None}))
+    with pytest.raises(InputError, match="calibrate it first"):
+        program.planned(plan)
+
+
+def test_calibration_spends_the_epsilon_and_no_more(plan_value: Make):
+    plan = Plan.parse(plan_value(privacy={"epsilon": 3.0, "noise_multiplier": None}))
+    fitted = program.calibrated(plan)
+    events = [Repeated(event, count) for event, count in program.planned(fitted)]
+    assert 2.99 <= epsilon(events, 1e-4) <= 3.0
+    assert program.calibrated(fitted) == fitted
+
+
+def test_noise_of_ones_own_must_be_enough(plan_value: Make):
+    plan = Plan.parse(plan_value(privacy={"epsilon": 1.0, "noise_multiplier": 0.5}))
+    with pytest.raises(BudgetExceeded, match="leave it out to have it calibrated"):
+        program.calibrated(plan)
