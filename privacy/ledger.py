@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from privet.common.canonical import canonical_json, fsync_folder
 from privet.common.errors import BudgetExceeded, InputError, LedgerError
 from privet.privacy import events as ev
-from privet.privacy.accounting import DISPLAY_GRID, GRID, privacy_loss
+from privet.privacy.accounting import privacy_loss
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 # A history is a multiset of events; an event planned and then run twice differs by no
@@ -74,7 +74,7 @@ class Ledger(Protocol):
         """Return every event that counts, in order."""
         ...
 
-    def spent(self, *, display: bool = False) -> PrivacyLoss:
+    def spent(self) -> PrivacyLoss:
         """Return what the history costs."""
         ...
 
@@ -181,18 +181,18 @@ class RunHistory:
             if entry["kind"] == "reserved" and number not in free
         ]
 
-    def spent(self, *, display: bool = False) -> PrivacyLoss:
-        """See :class:`Ledger`; ``display`` uses the coarser grid of live displays."""
-        return self._loss(self.history(), grid=DISPLAY_GRID if display else GRID)
+    def spent(self) -> PrivacyLoss:
+        """See :class:`Ledger`."""
+        return self._loss(self.history())
 
     @property
     def entries(self) -> list[dict[str, Any]]:
         """The entries so far, oldest first."""
         return list(self._entries)
 
-    def _loss(self, events: list[ev.Event], *, grid: float = GRID) -> PrivacyLoss:
+    def _loss(self, events: list[ev.Event]) -> PrivacyLoss:
         budget = self.budget or Budget(0, 1e-5, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
-        return privacy_loss(events, budget.delta, budget.unit, budget.relation, grid=grid)
+        return privacy_loss(events, budget.delta, budget.unit, budget.relation)
 
     def _require_open(self, reservation: Reservation) -> ev.Event:
         """Return the event that was reserved, as the file has it."""
