@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privet.common.errors import BypassDetected, InputError, NotReleasable
+from privet.common.errors import InputError, NotReleasable
 from privet.privacy import events as ev
 from privet.privacy.accounting import calibrate_noise
 from privet.privacy.clipping import ClippedSum, GradientEngine
@@ -299,4 +299,4 @@ def _normals(like: Tensor, stream: Stream, standard_deviation: float) -> Tensor:
     return torch.from_numpy(values).to(device=like.device, dtype=like.dtype).view_as(like)
 
 
-__all__ = ["BypassDetected", "DpSgd", "Mechanism", "NoisedUpdate", "PlainSgd", "PlainUpdate"]
+__all__ = ["DpSgd", "Mechanism", "NoisedUpdate", "PlainSgd", "PlainUpdate"]

@@ -28,7 +28,7 @@ from flwr.serverapp import ServerApp
 from privet.client.app import create_app as create_client_app
 from privet.client.site import Site, budget_of
 from privet.common.canonical import write_json
-from privet.common.config import DATA_VARIABLE
+from privet.common.config import data_folder
 from privet.common.errors import InputError, RunError
 from privet.common.models import build_model, trainable
 from privet.common.order import Order
@@ -174,9 +174,7 @@ def run_plan(
         PrivetError: as :func:`simulate`.
     """
     started = time.monotonic()
-    data_dir = setting.data_dir or (
-        Path(named) if (named := os.environ.get(DATA_VARIABLE)) else None
-    )
+    data_dir = data_folder(setting.data_dir)
     records = Records(plan, data_dir and data_dir.resolve(), setting.base.resolve())
     records.parts()
     check(plan)

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 import privet
+from privet.common.config import DATA_VARIABLE, data_folder
 from privet.common.errors import (
     DataError,
     DataMissing,
@@ -196,6 +197,16 @@ def test_a_plan_file_and_its_words_from_python(
     )  # fmt: skip
     assert seen == [1]
     assert (result.plan.seed, result.plan.training.rounds, result.plan.privacy) == (3, 1, None)
+
+
+def test_the_data_folder_is_the_one_named_or_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "environment"))
+    assert data_folder(None) == tmp_path / "environment"
+    assert data_folder(tmp_path / "named") == tmp_path / "named"
+    monkeypatch.setenv(DATA_VARIABLE, "")
+    assert data_folder(None) is None
 
 
 # what is wrong with files
