@@ -27,11 +27,6 @@ def canonical_json(value: Any) -> bytes:
         raise InputError(f"cannot be written as canonical JSON: {error}") from error
 
 
-def decimal(value: float) -> str:
-    """Return the shortest decimal text that reads back as the same float."""
-    return repr(float(value))
-
-
 def digest(data: bytes) -> str:
     """Return ``sha256:<hex>`` of ``data``."""
     return "sha256:" + hashlib.sha256(data).hexdigest()

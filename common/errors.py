@@ -5,6 +5,7 @@
     PrivetError                 exit code 1
     ├── InputError              2  what a person wrote or pointed at is wrong
     │   ├── PlanError              the plan (keys, types, ranges)
+    │   ├── PolicyError            a site's policy (keys, types, ranges)
     │   ├── NoteError              a signed note, key or proof is malformed
     │   ├── KeyFault               a private key is not there, or does not open
     │   ├── DataMissing            a file or data set that is not there
@@ -43,6 +44,10 @@ class InputError(PrivetError):
 
 class PlanError(InputError):
     """A plan has an unknown key, a wrong type or an impossible value."""
+
+
+class PolicyError(InputError):
+    """A site's policy has an unknown key, a wrong type or an impossible value."""
 
 
 class NoteError(InputError):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from privet import __version__
-from privet.common.canonical import decimal, digest, digest_json
+from privet.common.canonical import digest, digest_json
 from privet.common.errors import (
     BudgetExceeded,
     InputError,
@@ -342,8 +342,8 @@ class Ledger:
                 population=population,
                 unit=str(budget.unit),
                 relation=str(budget.relation),
-                epsilon=None if budget.epsilon is None else decimal(budget.epsilon),
-                delta=decimal(budget.delta),
+                epsilon=None if budget.epsilon is None else ev.decimal(budget.epsilon),
+                delta=ev.decimal(budget.delta),
                 max_records=budget.max_records,
             )
 

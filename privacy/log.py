@@ -146,6 +146,11 @@ class Log(Generic[BookT]):
         """The key in force, as others verify it."""
         return Key(self.origin, self._keys[-1][1] if self._keys else self.signer.public)
 
+    @property
+    def first_key(self) -> Key:
+        """The key the log began with, which a roster names."""
+        return Key(self.origin, self._keys[0][1])
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the right to write, with everything taken in that other processes wrote."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.guard import Guard
-from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.keys import load_or_make
 from privet.privacy.ledger import Ledger
@@ -49,11 +48,7 @@ class Parties:
     cap: float | None = None
 
     def found(self) -> Roster:
-        """Make what is not there yet: keys, ledgers, journal, roster.
-
-        Raises:
-            InputError: if the ledgers in ``ledgers`` are not for this plan.
-        """
+        """Make what is not there yet: keys, ledgers, journal, roster."""
         members = []
         for spec in self.plan.sites:
             ledger, witness = self.ledger(spec.name), self.witness(spec.name)
@@ -90,20 +85,14 @@ class Parties:
     def guard(self, site: str, roster: Roster) -> Guard:
         """Return a site's guard, by a policy that allows this one plan.
 
-        Raises:
-            InputError: if the ledger's population has another unit or relation.
+        Where the ledger has a population already, its cap stays.
         """
-        ledger = self.ledger(site)
-        policy = Policy.for_simulation(self.plan, site, roster.coordinator.orders.fingerprint)
-        known = ledger.book.populations
-        if self.ledgers and known:
-            name, population = next(iter(known.items()))
-            policy = policy.with_cap(name, population.budget.epsilon, population.budget.delta)
-        elif self.cap is not None:
-            if self.plan.privacy is None:
-                raise InputError("--cap needs a plan with a [privacy] section")
-            name = next(iter(policy.populations))
-            policy = policy.with_cap(name, self.cap, self.plan.privacy.delta)
+        ledger, privacy = self.ledger(site), self.plan.privacy
+        cap = (self.cap or privacy.epsilon, privacy.delta) if privacy else None
+        for population in ledger.book.populations.values():
+            cap = (population.budget.epsilon, population.budget.delta)
+        fingerprint = roster.coordinator.orders.fingerprint
+        policy = Policy.for_simulation(self.plan, site, fingerprint, cap)
         return Guard(policy, ledger, roster)
 
     def recorder(self, roster: Roster) -> Recorder:
@@ -134,8 +123,6 @@ class Parties:
 
     def _coordinator_keys(self) -> Coordinator:
         journal = self._journal()
-        keys = Coordinator(
-            COORDINATOR, journal.log.first_key, journal.order_key, self._chief().key
-        )
+        keys = Coordinator(COORDINATOR, journal.log.first_key, journal.order_key, self._chief().key)
         journal.log.store.close()
         return keys

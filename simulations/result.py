@@ -7,20 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privet.client.site import budget_of
 from privet.client.trainer import workbench
 from privet.common.canonical import write_json
 from privet.common.errors import LedgerError
 from privet.common.plan import Plan
 from privet.common.release import Arrays
 from privet.privacy import honesty
-from privet.privacy.ledger import RunHistory
 from privet.privacy.units import PrivacyLoss
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
 from privet.simulations import plots, scenarios
 from privet.simulations.card import model_card
 from privet.simulations.evaluate import pooled_gate
+from privet.simulations.parties import Parties
 
 
 @dataclass(frozen=True)
@@ -112,26 +111,19 @@ def _figures(step: Progress) -> dict[str, Any]:
     return {**overall, "sites": sites}
 
 
-def make_result(
-    run_id: str,
-    plan: Plan,
-    folder: Path,
-    outcome: Outcome,
-    *,
-    seconds: float,
-) -> Result:
+def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: float) -> Result:
     """Gather a finished run: what each site spent by its own ledger, figures, claim.
 
     Args:
         run_id: identifier of the run.
-        plan: with its noise calibrated.
-        folder: the run folder.
+        parties: whose ledgers say what was spent.
         outcome: of the rounds.
         seconds: how long the run took.
 
     Raises:
-        LedgerError: if a site released an update and its history is not in the folder.
+        LedgerError: if a site released an update and its ledger does not say so.
     """
+    plan = parties.plan
     last = outcome.progress[-1]
     metrics = dict(last.metrics)
     by_site: dict[str, Any] = metrics.pop("sites", {})
@@ -141,15 +133,14 @@ def make_result(
     for spec in plan.sites:
         loss = None
         if plan.privacy is not None:
-            path = folder / "sites" / spec.name / "events.jsonl"
-            history = RunHistory(path, budget_of(plan))
-            loss = history.spent()
+            ledger = parties.ledger(spec.name)
+            loss = ledger.spent()
             losses.append(loss)
             released = any(step.statuses.get(spec.name) == "released" for step in outcome.progress)
-            if released and not history.history():
+            if released and not ledger.history():
                 raise LedgerError(
-                    f"{path}: site '{spec.name}' released updates, and its history is not there; "
-                    "no ε can be told. Do its workers share this folder?"
+                    f"{parties.home(spec.name)}: site '{spec.name}' released updates, and its "
+                    "ledger does not say so; no ε can be told. Do its workers share this folder?"
                 )
         status = str(last.statuses.get(spec.name, "no reply"))
         sites.append(SiteResult(spec.name, loss, status, by_site.get(spec.name, {})))
@@ -159,7 +150,7 @@ def make_result(
     claim, conditional = honesty.claim(rows, private=private)
     return Result(
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
-        outcome.model, seconds, folder,
+        outcome.model, seconds, parties.folder,
     )  # fmt: skip
 
 
