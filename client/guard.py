@@ -45,6 +45,8 @@ class Guard:
         self.policy = policy
         self.ledger = ledger
         self.data_set, _ = policy.data_set(data_set)
+        self._kept_plans: set[str] = set()
+        self._roster = roster
         self._order_key = roster.coordinator.orders
 
     def open(self) -> None:
@@ -65,6 +67,7 @@ class Guard:
         for name, data in self.policy.data.items():
             self.ledger.add_data_set(name, data.population, data.disjoint)
         self.ledger.set_policy(self.policy.public())
+        self.ledger.keep("roster", "newest", self._roster.to_dict())
 
     def admit(self, order: Order, plan: Plan, parameters: int) -> None:
         """Let the order pass, or refuse it.
@@ -81,6 +84,13 @@ class Guard:
         if fault := self.policy.fault(plan, parameters):
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)
+        self._keep_plan(plan)
+
+    def _keep_plan(self, plan: Plan) -> None:
+        """Keep the plan beside the ledger, for those who verify it later."""
+        if plan.digest not in self._kept_plans:
+            self.ledger.keep("plan", plan.digest, plan.to_dict())
+            self._kept_plans.add(plan.digest)
 
     def require_signature(self, order: Order) -> None:
         """Refuse an order that a coordinator of the policy did not sign."""

@@ -16,6 +16,7 @@ The rules are those of docs/reference/evidence-format.md.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -386,6 +387,11 @@ class Ledger:
                 self.log.append(
                     "plan-refused", "plan", plan, plan=plan, by=sorted(set(by)), how=how
                 )
+
+    def keep(self, kind: str, name: str, value: Any) -> None:
+        """Keep a paper beside the ledger, such as a plan, for those who verify it later."""
+        with self.log.store.transaction():
+            self.log.store.file(kind, name, json.dumps(value))
 
     def reserve(self, request: Request) -> Reservation:
         """Debit the request's event durably, or leave everything as it was.

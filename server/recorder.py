@@ -93,10 +93,11 @@ class Recorder:
         known = self._heads.get(self._origins[site])
         return known.text if known else ""
 
-    def sign(self, order: Order) -> Order:
-        """Return the order, signed, and remember that it went out."""
-        signed = self.journal.sign(order)
-        self._round.orders[order.digest] = (signed, "no-reply")
+    def sign(self, orders: Iterable[Order]) -> list[Order]:
+        """Return the orders, signed; each is on disk before it can leave."""
+        signed = [self.journal.sign(order) for order in orders]
+        self._round.orders.update({order.digest: (order, "no-reply") for order in signed})
+        self.journal.keep(order_paper(order) for order in signed)
         return signed
 
     def answered(self, order: Order, status: Status) -> None:
@@ -186,7 +187,7 @@ class Recorder:
         wanted = set(used)
         receipts = {k: v for k, v in self._round.receipts.items() if k in wanted}
         parts: dict[str, list[dict[str, Any]]] = {"train": [], "evaluate": []}
-        papers = [order_paper(order) for order, _ in self._round.orders.values()]
+        papers: list[tuple[str, str, str]] = []
         for key, receipt in receipts.items():
             order = self._round.orders[key][0]
             parts[order.purpose].append(receipt.to_json())

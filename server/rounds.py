@@ -208,12 +208,11 @@ class _Rounds:
     def _ask(self, purpose: str, number: int, model: Arrays) -> list[Reply]:
         """Order, wait, and drop every release that its site's log does not hold."""
         digest, plan = digest_arrays(model), self.plan.digest
-        orders = {
-            site: self.recorder.sign(
-                Order(self.run_id, site, number, 1, purpose, plan, digest, tuple(model))
-            )
+        wanted = [
+            Order(self.run_id, site, number, 1, purpose, plan, digest, tuple(model))
             for site in self.sites
-        }
+        ]
+        orders = {order.site: order for order in self.recorder.sign(wanted)}
         heads = {site: self.recorder.head(site) for site in self.sites}
         replies = self.link.ask(number, list(orders.values()), model, heads)
         came = {
