@@ -5,6 +5,7 @@
     PrivetError                 exit code 1
     ├── InputError              2  what a person wrote or pointed at is wrong
     │   ├── PlanError              the plan (keys, types, ranges)
+    │   ├── PolicyError            a site's policy (the same)
     │   ├── DataMissing            a file or data set that is not there
     │   └── DataError              the content of a site's data (stays at the site)
     ├── Refused                 3  a site said no
@@ -37,6 +38,10 @@ class InputError(PrivetError):
 
 class PlanError(InputError):
     """A plan has an unknown key, a wrong type or an impossible value."""
+
+
+class PolicyError(InputError):
+    """A policy has an unknown key, a wrong type, or rules that contradict each other."""
 
 
 class DataMissing(InputError):

@@ -1,0 +1,387 @@
+"""The policy: one site's limits and data, in a file of its own.
+
+The site's operator writes it (``site.toml``) and nobody else. It names the populations
+whose life-time budgets are kept, the data sets that hold their records, and what may be
+asked of them and by whom. What it says is published in the ledger, without paths, columns
+and sizes (:meth:`Policy.public`).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, PrivateAttr, model_validator
+
+from privet.common.canonical import digest_json
+from privet.common.config import load_toml
+from privet.common.errors import PlanError, PolicyError
+from privet.common.plan import Plan
+from privet.common.schema import Count, Name, Part, parse
+from privet.privacy.events import decimal
+from privet.privacy.units import Relation, Unit
+
+Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""Name of a population or a data set; safe as a file name."""
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+ANY = "*"
+
+
+class Population(Part):
+    """The persons whose life-time budget this is; unit and relation never change.
+
+    Attributes:
+        unit: what one person's contribution is.
+        relation: neighbouring relation of the accounting.
+        epsilon, delta: the life-time cap. ε is None, no cap, in simulations only.
+        max_records: most records of one person that a plan may use (unit ``person``).
+    """
+
+    unit: Literal["record", "person"]
+    relation: Literal["add_or_remove_one", "replace_one"] = "add_or_remove_one"
+    epsilon: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] | None
+    delta: Annotated[float, Field(gt=0, le=1e-2)]
+    max_records: Count = 1
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        if self.unit == "record" and self.max_records != 1:
+            raise ValueError("'max_records' belongs to unit = 'person'")
+        return self
+
+    def misfit(self, plan: Plan) -> str | None:
+        """Return why ``plan`` does not fit these persons' terms, or None."""
+        privacy = plan.privacy
+        if privacy is None:
+            return "has no [privacy] section" if self.epsilon is not None else None
+        if privacy.unit != self.unit:
+            return f"protects a {privacy.unit}, the population is counted per {self.unit}"
+        if privacy.relation != self.relation:
+            return f"has relation '{privacy.relation}', the population '{self.relation}'"
+        if privacy.max_records > self.max_records:
+            return (
+                f"uses up to {privacy.max_records} records of a person, "
+                f"the population allows {self.max_records}"
+            )
+        if self.epsilon is not None and privacy.epsilon > self.epsilon:
+            return (
+                f"asks for ε {privacy.epsilon:g}, above the population's life-time ε "
+                f"{self.epsilon:g} (δ {self.delta:g}, per {self.unit})"
+            )
+        if privacy.delta > self.delta:
+            return f"has δ {privacy.delta:g}, above the population's {self.delta:g}"
+        return None
+
+
+class DataSet(Part):
+    """Records of one population, and where they are.
+
+    Attributes:
+        population: whose records.
+        nominal_size: number of units, public and fixed by hand; never counted (H2).
+        path: the file, relative to the policy; it never leaves the site.
+        person_column: the column that names the person.
+        disjoint: why its persons are in no other population of this site (H32).
+    """
+
+    population: Key
+    nominal_size: Count
+    path: str | None = None
+    person_column: str | None = None
+    disjoint: str = ""
+
+
+class Allow(Part):
+    """What may be asked. An empty list is none, ``["*"]`` any.
+
+    Attributes:
+        tasks, models: kinds.
+        max_rounds: most rounds of a plan.
+        max_parameters: most parameters that are trained.
+        metrics: where figures may come from.
+        coordinators: fingerprints of the order keys that may ask.
+        plans: digests of plans approved beforehand.
+        approval: ``listed``: only those plans; ``manual``: the operator approves others.
+        approvers: how many different people must approve a plan.
+    """
+
+    tasks: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    max_rounds: Count = 1000
+    max_parameters: Count = 100_000_000
+    metrics: tuple[Literal["public", "gate", "off"], ...] = ("public", "gate", "off")
+    coordinators: tuple[Digest, ...] = ()
+    plans: tuple[Digest, ...] = ()
+    approval: Literal["manual", "listed"] = "manual"
+    approvers: Annotated[int, Field(ge=1, le=2)] = 1
+
+
+class Policy(Part):
+    """One site's limits and data.
+
+    ``attested`` names rows of the honesty list that the site vouches for, with the reason:
+    H12 (where its constants come from), H21 (nobody is at two sites).
+    """
+
+    site: Name
+    setting: Literal["site", "simulation"] = "site"
+    ledger: str = "ledger"
+    populations: Annotated[dict[Key, Population], Field(min_length=1)]
+    data: Annotated[dict[Key, DataSet], Field(min_length=1)]
+    allow: Allow = Allow()
+    attested: dict[Literal["H12", "H21"], str] = {}
+    _folder: Path = PrivateAttr(default=Path())
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for name, data in self.data.items():
+            if data.population not in self.populations:
+                known = ", ".join(self.populations)
+                raise ValueError(
+                    f"data set '{name}' names population '{data.population}'; there is {known}"
+                )
+            population = self.populations[data.population]
+            if population.unit == "person" and not data.person_column and self.setting == "site":
+                raise ValueError(f"data set '{name}' needs a 'person_column': its unit is a person")
+            if data.population != self.first_population and not data.disjoint.strip():
+                raise ValueError(
+                    f"data set '{name}' needs 'disjoint': why none of its persons is in another "
+                    f"population of this site; or name population '{self.first_population}' (H32)"
+                )
+        for name, population in self.populations.items():
+            if population.epsilon is None and self.setting == "site":
+                raise ValueError(f"population '{name}' has no cap: 'epsilon' must be a number")
+        return self
+
+    @classmethod
+    def parse(cls, value: dict[str, Any], *, where: str = "policy") -> Policy:
+        """Build a policy from a mapping, as TOML or JSON gives it.
+
+        Raises:
+            PolicyError: naming every wrong key and what was expected.
+        """
+        return parse(cls, value, where=where, error=PolicyError)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Policy:
+        """Read a site's policy from a TOML file.
+
+        Raises:
+            PolicyError: if the file cannot be read or is not a policy.
+        """
+        path = Path(path)
+        try:
+            value = load_toml(path)
+        except PlanError as error:
+            raise PolicyError(str(error)) from None
+        if "setting" in value:
+            raise PolicyError(f"{path}: setting: is for simulations, which write no file")
+        policy = cls.parse(value, where=str(path))
+        policy._folder = path.parent
+        return policy
+
+    @classmethod
+    def for_simulation(cls, plan: Plan, site: str, coordinator: str) -> Policy:
+        """Return the policy of a simulated site that allows ``plan`` and nothing else.
+
+        Args:
+            plan: the plan, noise calibrated.
+            site: name of one of its sites.
+            coordinator: fingerprint of the key that signs the orders.
+
+        Raises:
+            PlanError: if the plan has no such site.
+            PolicyError: if ``coordinator`` is not a fingerprint.
+        """
+        spec, key, privacy = plan.site(site), site.replace(" ", "_"), plan.privacy
+        person = bool(privacy and privacy.unit == "person")
+        return cls.parse(
+            {
+                "site": site,
+                "setting": "simulation",
+                "populations": {
+                    key: {
+                        "unit": privacy.unit if privacy else "record",
+                        "relation": privacy.relation if privacy else "add_or_remove_one",
+                        "epsilon": privacy.epsilon if privacy else None,
+                        "delta": privacy.delta if privacy else 1e-5,
+                        "max_records": privacy.max_records if privacy and person else 1,
+                    }
+                },
+                "data": {
+                    key: {
+                        "population": key,
+                        "nominal_size": spec.nominal_size,
+                        "path": spec.path,
+                        "person_column": plan.data.person_column,
+                    }
+                },
+                "allow": {
+                    "tasks": [plan.task.kind],
+                    "models": [plan.model.kind],
+                    "max_rounds": plan.training.rounds,
+                    "metrics": [plan.metrics.source],
+                    "coordinators": [coordinator],
+                    "plans": [plan.digest],
+                    "approval": "listed",
+                },
+                "attested": plan.attested,
+            },
+            where=f"simulated site '{site}'",
+        )
+
+    @property
+    def first_population(self) -> str:
+        """Name of the population that is named first; others must be disjoint from it."""
+        return next(iter(self.populations))
+
+    @property
+    def ledger_folder(self) -> Path:
+        """Where the ledger is kept."""
+        return self._folder / self.ledger
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """``sha256:…`` over the canonical JSON of :meth:`public`."""
+        return digest_json(self.public())
+
+    def public(self) -> dict[str, Any]:
+        """Return what is published in the ledger: no paths, no columns, no sizes.
+
+        Numbers other than integers are decimal strings.
+        """
+        value = self.model_dump(mode="json", exclude={"ledger"})
+        for population in value["populations"].values():
+            for key in ("epsilon", "delta"):
+                if population[key] is not None:
+                    population[key] = decimal(population[key])
+        for data in value["data"].values():
+            for key in ("path", "person_column", "nominal_size"):
+                del data[key]
+        return value
+
+    def data_set(self, name: str | None = None) -> tuple[str, DataSet]:
+        """Return the data set called ``name``, or the only one, with its name.
+
+        Raises:
+            PolicyError: if there is none of that name, or several and none was named.
+        """
+        known = ", ".join(self.data)
+        if name is None and len(self.data) > 1:
+            raise PolicyError(f"site '{self.site}' has the data sets {known}: name one")
+        key = next(iter(self.data)) if name is None else name
+        if key not in self.data:
+            raise PolicyError(f"site '{self.site}' has no data set '{key}'; it has {known}")
+        return key, self.data[key]
+
+    def path_of(self, data: DataSet) -> Path | None:
+        """Return where the records of a data set are, or None if the policy does not say."""
+        return None if data.path is None else self._folder / data.path
+
+    def terms(self, population: str) -> tuple[Unit, Relation]:
+        """Return unit and relation of a population."""
+        found = self.populations[population]
+        return Unit(found.unit), Relation(found.relation)
+
+    def may_ask(self, coordinator: str) -> bool:
+        """Whether the holder of the order key with this fingerprint may send orders."""
+        return coordinator in self.allow.coordinators
+
+    def listed(self, plan: Plan) -> bool:
+        """Whether the plan is approved by its digest; no person has to approve it."""
+        return plan.digest in self.allow.plans
+
+    def fault(
+        self, plan: Plan, parameters: int | None = None, *, data_set: str | None = None
+    ) -> str | None:
+        """Return why ``plan`` is not allowed, for the operator, or None.
+
+        Args:
+            plan: what is asked.
+            parameters: how many parameters it trains; None: not known yet.
+            data_set: the data set it would use; None: any that fits.
+        """
+        if fault := self._allow_fault(plan, parameters):
+            return fault
+        names = list(self.data) if data_set is None else [data_set]
+        faults = [self._data_fault(plan, name) for name in names]
+        return None if None in faults else faults[0]
+
+    def _allow_fault(self, plan: Plan, parameters: int | None) -> str | None:
+        allow, who = self.allow, f"plan '{plan.name}'"
+        if self.site not in {site.name for site in plan.sites}:
+            return f"{who} does not name site '{self.site}'"
+        if not _allowed(plan.task.kind, allow.tasks):
+            return f"{who}: task '{plan.task.kind}' is not in allow.tasks"
+        if not _allowed(plan.model.kind, allow.models):
+            return f"{who}: model '{plan.model.kind}' is not in allow.models"
+        if plan.training.rounds > allow.max_rounds:
+            return f"{who}: {plan.training.rounds} rounds, allow.max_rounds is {allow.max_rounds}"
+        if parameters is not None and parameters > allow.max_parameters:
+            return (
+                f"{who}: {parameters:,} trained parameters, allow.max_parameters is "
+                f"{allow.max_parameters:,}"
+            )
+        if plan.metrics.source not in allow.metrics:
+            return f"{who}: metrics '{plan.metrics.source}' are not in allow.metrics"
+        if allow.approval == "listed" and not self.listed(plan):
+            return f"{who}: {plan.digest} is not in allow.plans, and only listed plans are allowed"
+        return None
+
+    def _data_fault(self, plan: Plan, name: str) -> str | None:
+        data = self.data_set(name)[1]
+        said = next(site.nominal_size for site in plan.sites if site.name == self.site)
+        if said != data.nominal_size:
+            return (
+                f"plan '{plan.name}' counts {said} units here, data set '{name}' has nominal_size "
+                f"{data.nominal_size}"
+            )
+        if misfit := self.populations[data.population].misfit(plan):
+            return f"plan '{plan.name}' {misfit} (population '{data.population}')"
+        return None
+
+
+def _allowed(kind: str, kinds: tuple[str, ...]) -> bool:
+    return kind in kinds or kinds == (ANY,)
+
+
+TEMPLATE = """\
+# What this site lets others do with its data. Keep it at the site.
+site = "North"                       # as plans and the roster call it
+ledger = "ledger"                    # folder of the ledger, from this file's folder
+
+# The persons. Their life-time budget is spent by every plan on any of their records.
+[populations.patients]
+unit = "record"                      # "person": all of a person's records together
+relation = "add_or_remove_one"       # or "replace_one"
+epsilon = 3.0                        # never more than this is spent, by all plans together
+delta = 1e-5                         # well below 1 / number of persons
+max_records = 1                      # most records of one person that a plan may use
+
+# Records of a population. A later extract of the same persons names the same population.
+# A data set of a second population must say in "disjoint" why nobody is in both.
+[data.admissions-2026]
+population = "patients"
+nominal_size = 1200                  # number of units, a round number set by hand
+path = "admissions.csv"              # from this file's folder; never leaves the site
+# person_column = "patient_id"       # needed for unit = "person"
+disjoint = ""
+
+# What may be asked. [] is none, ["*"] any.
+[allow]
+tasks = ["tabular"]
+models = ["linear", "ft-transformer"]
+max_rounds = 200
+max_parameters = 30_000_000          # parameters that are trained
+metrics = ["public", "gate", "off"]  # where figures about the model may come from
+coordinators = []                    # fingerprints "sha256:…" of the order keys that may ask
+plans = []                           # digests "sha256:…" of plans approved beforehand
+approval = "manual"                  # "listed": only the plans above
+approvers = 1                        # 2: two different people must approve a plan
+
+# Rows of the honesty list that the site vouches for, each with the reason.
+[attested]
+# H21 = "All patients live in this county, and no other site serves it."
+"""
+"""A policy to start from."""
