@@ -125,9 +125,7 @@ def make_site(folder: Path, site: str, passphrase: str | None) -> dict[str, str]
     recovery_key.save(folder / "offline" / _RECOVERY_KEY, passphrase)
     witness = Key(key_name("witness", site, witness_key.public), witness_key.public, COSIGN)
     recovery = Key(key_name("recovery", site, recovery_key.public), recovery_key.public)
-    ledger = Ledger(
-        place, ledger_key, site, witness=witness, recovery=recovery, create=True
-    )
+    ledger = Ledger(place, ledger_key, site, witness=witness, recovery=recovery, create=True)
     text = TEMPLATE.replace('site = "North"', f'site = "{site}"')
     write_atomic(folder / POLICY_FILE, text.encode())
     return {"ledger": ledger.log.first_key.fingerprint, "witness": witness.fingerprint}

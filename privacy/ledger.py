@@ -309,6 +309,7 @@ class Ledger:
         create: bool = False,
         patience: float = 30.0,
     ) -> None:
+        self._plan_events: dict[str, Counts] = {}
         self.log = Log(folder / FILE, signer, LEDGER, site, Book, create=create, patience=patience)
         if not len(self.log):
             if witness is None:
