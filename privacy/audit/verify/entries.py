@@ -100,19 +100,19 @@ def _signer(
     payload: bytes, problems: list[tuple[str, str]],
 ) -> str | None:  # fmt: skip
     """Verify the signatures; return the key id of the first, or None if it is unknown."""
-    first = match[1].decode()
+    first = match[2].decode()
     message = signatures.pae(PAYLOAD_TYPE, payload)
-    if (match[3] is not None) != (kind == "key-rotated"):
+    if (match[4] is not None) != (kind == "key-rotated"):
         problems.append(("signature", "'key-rotated' has two signatures, every other kind one"))
-    if match[3] is not None and kind == "key-rotated":
+    if match[4] is not None and kind == "key-rotated":
         key = notes.read_vkey(predicate["key"], notes.SIGNER)
-        own = match[3].decode() == key.fingerprint
-        if not own or not signatures.ed25519(key.raw, unbase64(match[4]), message):
+        own = match[4].decode() == key.fingerprint
+        if not own or not signatures.ed25519(key.raw, unbase64(match[5]), message):
             problems.append(("signature", "the second signature is not the new key's"))
     raw = context.keys.get(first)
     if raw is None:
         return None
-    if not signatures.ed25519(raw, unbase64(match[2]), message):
+    if not signatures.ed25519(raw, unbase64(match[3]), message):
         problems.append(("signature", "the signature is false"))
     return first
 
