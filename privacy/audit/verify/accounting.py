@@ -156,8 +156,12 @@ def _dp_event(mechanism: Mechanism) -> Any:
     return dp_accounting.PoissonSampledDpEvent(mechanism.rate, simple(ratio))
 
 
-@lru_cache(maxsize=1024)
 def _pld(merged: tuple[tuple[Mechanism, int], ...], delta: float, relation: str) -> float:
+    return float(_composed(merged, relation).get_epsilon(delta))
+
+
+@lru_cache(maxsize=64)
+def _composed(merged: tuple[tuple[Mechanism, int], ...], relation: str) -> Any:
     import dp_accounting
     from dp_accounting import pld
 
@@ -168,7 +172,19 @@ def _pld(merged: tuple[tuple[Mechanism, int], ...], delta: float, relation: str)
         accountant = pld.PLDAccountant(chosen, value_discretization_interval=GRID)
         for mechanism, count in merged:
             accountant.compose(_dp_event(mechanism), count)
-        return float(accountant.get_epsilon(delta))
+        return accountant
+
+
+def delta_at(charges: Iterable[Event], epsilon: float, relation: str) -> float:
+    """Return δ at ``epsilon`` by privacy loss distributions; 1 where there are none."""
+    events = list(charges)
+    try:
+        merged = _merged(events, relation)
+        if not merged or _too_large(merged, ceiling(events, 1e-12, relation)):
+            return 1.0 if merged != [] else 0.0
+        return float(_composed(tuple(merged), relation).get_delta(epsilon))
+    except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError):
+        return 1.0
 
 
 def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[float, float, str]:

@@ -34,19 +34,48 @@ class Charge:
 
 
 class Filter:
-    """Σ ρ(α) ≤ B(α) for some α in Λ."""
+    """Σ ρ(α) ≤ B(α) for some α in Λ, with the δ that the first run's plan leaves."""
 
     def __init__(self, cap: float, delta: float, relation: str) -> None:
-        self._relation = relation
+        self._cap, self._delta, self._relation = cap, delta, relation
         self._sums = [0] * len(FILTER_ORDERS)
         self._infinite = [0] * len(FILTER_ORDERS)
-        split = len(FILTER_ORDERS)
-        self._bounds = [
-            math.floor((cap - accounting.converted(order, delta, split) + SLACK) * _ONE)
-            for order in FILTER_ORDERS
-        ]
+        self._bounds: dict[Plan | None, list[int] | None] = {}
         self._cost: dict[Event, list[int]] = {}
         self._last = 0
+
+    def _limits(self, delta: float) -> list[int] | None:
+        """Return B(α) by order; None where nothing of δ is left."""
+        if delta <= 0:
+            return None
+        split = len(FILTER_ORDERS)
+        return [
+            math.floor((self._cap - accounting.converted(order, delta, split) + SLACK) * _ONE)
+            for order in FILTER_ORDERS
+        ]
+
+    def _limits_after(self, first: Plan | None) -> list[int] | None:
+        """Return B(α) where the first run's plan is ``first`` (None: not known).
+
+        Whether that run is finished, or left for another, may depend on its results: what its
+        plan can use of δ, where the filter does not hold it whole, is not there twice.
+        """
+        if first not in self._bounds:
+            left = self._delta
+            whole = [] if first is None else first.planned
+            if whole and not self._covers(whole, self._limits(left)):
+                spent, _, _ = accounting.epsilon(whole, left, self._relation)
+                if spent <= self._cap + SLACK:
+                    left -= accounting.delta_at(whole, self._cap + SLACK, self._relation)
+            self._bounds[first] = self._limits(left)
+        return self._bounds[first]
+
+    def _covers(self, events: list[Event], limits: list[int] | None) -> bool:
+        costs = [self._fixed(event) for event in events]
+        return limits is not None and any(
+            all(cost[place] >= 0 for cost in costs) and sum(cost[place] for cost in costs) <= limit
+            for place, limit in enumerate(limits)
+        )
 
     def _fixed(self, event: Event) -> list[int]:
         """Return ρ of ``event`` by order, rounded up; -1 stands for infinity."""
@@ -69,9 +98,12 @@ class Filter:
             else:
                 sums[place] += sign * value
 
-    def holds(self) -> bool:
-        """Return whether the cap holds for all charges now."""
-        sums, infinite, bounds = self._sums, self._infinite, self._bounds
+    def holds(self, first: Plan | None) -> bool:
+        """Return whether the cap holds for all charges now, after a first run of ``first``."""
+        bounds = self._limits_after(first)
+        if bounds is None:
+            return False
+        sums, infinite = self._sums, self._infinite
         if not infinite[self._last] and sums[self._last] <= bounds[self._last]:
             return True
         for place, bound in enumerate(bounds):
@@ -97,6 +129,7 @@ class Budget:
         self.fault: tuple[int, str] | None = None
         self._filter = None if cap is None else Filter(cap, delta, relation)
         self._runs: Counter[str] = Counter()
+        self._plans: dict[str, Plan | None] = {}
         self._kinds: Counter[tuple[str, Plan | None, str]] = Counter()
         self._loose = 0
         self._paths: dict[Plan, tuple[array[int], array[int], array[int]]] = {}
@@ -118,6 +151,7 @@ class Budget:
         self.charges += sign
         _count(self.counts, charge.event, sign)
         _count(self._runs, charge.run, sign)
+        self._plans.setdefault(charge.run, charge.plan)
         _count(self._kinds, (charge.run, charge.plan, charge.purpose), sign)
         self._loose += sign * (charge.plan is None)
         if self._filter is None:
@@ -139,6 +173,11 @@ class Budget:
             return None
         return plan, trained, evaluated
 
+    @property
+    def _first_plan(self) -> Plan | None:
+        """The plan of the run that was charged first, of those that still are."""
+        return next((plan for run, plan in self._plans.items() if self._runs[run]), None)
+
     def _check(self, sequence: int) -> None:
         state = self._one_run()
         if state is not None:
@@ -146,7 +185,7 @@ class Budget:
             path = self._paths.setdefault(plan, (array("q"), array("q"), array("q")))
             for column, value in zip(path, (sequence, trained, evaluated), strict=True):
                 column.append(value)
-        elif self._filter is not None and not self._filter.holds():
+        elif self._filter is not None and not self._filter.holds(self._first_plan):
             self.fault = (sequence, "the Renyi filter of the population is overrun")
 
     def _epsilon(self, plan: Plan, trained: int, evaluated: int) -> float:

@@ -19,7 +19,7 @@ from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import Findings, show
 from privet.privacy.audit.verify.roster import Member, read_roster
 from privet.privacy.audit.verify.site import Ledger
-from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, obj, read
+from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, obj, read, read_plan
 
 Progress = Callable[[int, int], None]
 _HEADER = b'{"format":"privet/bundle/v1","kind":"bundle"}'
@@ -133,11 +133,13 @@ class BundleReader:
         self._surplus(case)
         self._end()
 
-    def _one(self, kind: str, *fields: str) -> dict[str, Any]:
+    def _one(
+        self, kind: str, *fields: str, reader: Callable[[bytes], Any] | None = None
+    ) -> dict[str, Any]:
         """Read the line as one of ``kind``, and go to the next."""
         line = self.source.line or b""
         self.source.advance()
-        return obj(read(line), f"a {kind} line", "kind", *fields)
+        return obj((reader or read)(line), f"a {kind} line", "kind", *fields)
 
     def _fault(self, message: str) -> None:
         self.findings.fault("bundle", f"line {self.source.number}: {message}")
@@ -156,7 +158,7 @@ class BundleReader:
         last = ""
         while self.source.starts(b'{"kind":"plan",'):
             try:
-                plan = self._one("plan", "plan")["plan"]
+                plan = self._one("plan", "plan", reader=read_plan)["plan"]
             except Malformed as error:
                 self._fault(f"a plan: {error}")
                 continue

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import rfc8785
+
 from privet.privacy.audit.verify.orders import Orders
 from privet.privacy.audit.verify.plans import Plan
 from privet.privacy.audit.verify.result import Findings, SiteFinding
 from privet.privacy.audit.verify.roster import Roster
-from privet.privacy.audit.verify.strict import Malformed, canonical, digest
+from privet.privacy.audit.verify.strict import Malformed, digest
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Case:
 
     def add_plan(self, value: dict[str, Any]) -> str:
         """Keep a plan; return its digest."""
-        name = digest(canonical(value))
+        name = digest(rfc8785.dumps(value))
         try:
             self.plans[name] = Plan(value)
         except (Malformed, RecursionError, TypeError) as error:

@@ -91,6 +91,12 @@ class Plan:
         """How many evaluations a run has at each site."""
         return -(-self.rounds // self.every) if self.every else 0
 
+    @property
+    def planned(self) -> list[Event]:
+        """All that a run may do at one site."""
+        parts = [(self.train, self.rounds), (self.evaluate, self.evaluations)]
+        return [Event(e.mechanism, e.count * n) for e, n in parts if e is not None and n]
+
     def has(self, purpose: str, round_: int) -> bool:
         """Return whether a run of this plan has such a release in this round."""
         if round_ > self.rounds:

@@ -54,6 +54,7 @@ _decode = json.JSONDecoder(
 _decode_unique = json.JSONDecoder(
     parse_float=_no_float, parse_int=_integer, parse_constant=_no_float, object_pairs_hook=_unique
 ).decode
+_decode_floats = json.JSONDecoder(parse_int=_integer, parse_constant=_no_float).decode
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -87,6 +88,18 @@ def read(data: bytes) -> Any:
     """Read canonical JSON; any other way to write the same value is refused."""
     value = _parse(_decode, data)
     if canonical(value) != data:
+        raise Malformed("not canonical JSON")
+    return value
+
+
+def read_plan(data: bytes) -> Any:
+    """Read canonical JSON whose numbers may have fractions, as plans have them."""
+    value = _parse(_decode_floats, data)
+    try:
+        same = rfc8785.dumps(value) == data
+    except (rfc8785.CanonicalizationError, RecursionError, UnicodeError) as error:
+        raise Malformed(f"not canonical JSON ({type(error).__name__})") from None
+    if not same:
         raise Malformed("not canonical JSON")
     return value
 
@@ -146,9 +159,9 @@ def decimal(value: object) -> float:
 
 
 def number(value: object) -> float:
-    """Read an integer or a decimal string."""
-    if type(value) is int:
-        return float(value)
+    """Read a number of a plan, or a decimal string."""
+    if type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
+        return float(value)  # type: ignore[arg-type]
     return decimal(value)
 
 
