@@ -165,6 +165,29 @@ def verdict(found: Verdict) -> None:
         _out.print(f"note: {note}", soft_wrap=True, markup=False)
 
 
+def site_status(value: dict[str, Any]) -> None:
+    """Print a site's ledger: what was spent and is left, by population."""
+    _out.print(
+        f"{value['site']}: {value['state']} · {value['entries']} entries, the first "
+        f"{value['witnessed']} of them witnessed · {value['fingerprint']}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table()
+    for name in ("population", "ε spent", "ε cap", "δ, unit, relation", "runs"):
+        table.add_column(name)
+    for item in value["populations"]:
+        loss = _loss(item)
+        cap = "none" if item["cap"] is None else f"{item['cap']:g}"
+        name = item["population"] + (" (closed)" if item["closed"] else "")
+        table.add_row(name, loss.figure, cap, loss.terms, str(item["runs"]))
+    _out.print(table)
+    for plan in value["plans"]:
+        _out.print(f"{plan['state']}: {plan['plan']} {', '.join(plan['by'])}", soft_wrap=True)
+    for slot in value["open"]:
+        _out.print(f"reserved and not finished: {slot} (it counts)", soft_wrap=True)
+
+
 _SHOWN = 20
 
 
