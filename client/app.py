@@ -1,6 +1,7 @@
 """The Flower ``ClientApp`` of a site.
 
-Three messages: ``query`` (which site is this?), ``train`` and ``evaluate`` (an order).
+Four messages: ``query`` (which site is this?), ``query.show`` (show your log, cosign those
+of the others), ``train`` and ``evaluate`` (an order).
 Nothing that happens here becomes a Flower error, whose text would travel to the
 coordinator: every reply is a status from the closed list.
 """
@@ -9,14 +10,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from privet.client.site import Site
+from privet.client.site import Asked, Site
 from privet.common.errors import InputError
 from privet.common.order import Status
-from privet.common.wire import decode_order, encode_reply
+from privet.common.wire import decode_order, decode_show, encode_reply, encode_show
+from privet.privacy.log import Evidence
 
 _LOG = logging.getLogger("privet.client")
 """What goes wrong before a site has its own log; it stays on the site's machine."""
@@ -29,7 +32,7 @@ def create_app(site_of: SiteOf) -> ClientApp:
     app = ClientApp()
 
     def query(message: Message, context: Context) -> Message:
-        return Message(encode_reply(_name(context), Status.RELEASED), reply_to=message)
+        return Message(encode_reply(_name(context), Status.PRESENT), reply_to=message)
 
     def _name(context: Context) -> str:
         try:
@@ -38,9 +41,17 @@ def create_app(site_of: SiteOf) -> ClientApp:
             _LOG.exception("the site could not be opened")
             return ""
 
+    def show(message: Message, context: Context) -> Message:
+        try:
+            reply = site_of(context).shown(_asked(decode_show(message.content)))
+        except Exception:
+            _LOG.exception("the site's log could not be shown")
+            reply = {"status": str(Status.FAILED)}
+        return Message(encode_show(reply), reply_to=message)
+
     def answer(message: Message, context: Context) -> Message:
         try:
-            order, model = decode_order(message.content)
+            order, model, head = decode_order(message.content)
         except InputError:
             return Message(
                 encode_reply(_name(context), Status.REFUSED_PARAMETERS), reply_to=message
@@ -50,10 +61,28 @@ def create_app(site_of: SiteOf) -> ClientApp:
         except Exception:
             _LOG.exception("the site could not be opened")
             return Message(encode_reply(order.site, Status.FAILED), reply_to=message)
-        result = site.answer(order, model)
+        result = site.answer(order, model, head)
         return Message(encode_reply(site.name, result.status, result.release), reply_to=message)
 
     app.query()(query)
+    app.query("show")(show)
     app.train()(answer)
     app.evaluate()(answer)
     return app
+
+
+def _asked(value: dict[str, Any]) -> Asked:
+    """Read what a coordinator wants to see.
+
+    Raises:
+        InputError: if it is malformed.
+    """
+    try:
+        return Asked(
+            str(value["head"]),
+            tuple(int(size) for size in value["since"]),
+            tuple(str(slot) for slot in value["slots"]),
+            {str(k): Evidence.from_json(shown) for k, shown in value["shown"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"the message asks for no log: {error!r}") from error

@@ -7,33 +7,58 @@ data is opened, and what leaves is a committed release or a status from a closed
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from privet.client.guard import Guard, Refusal, code_digest
 from privet.client.outbox import Outbox
 from privet.client.trainer import SiteData, Trainer
 from privet.common.errors import (
     BudgetExceeded,
     LedgerError,
+    NoteError,
     NotReleasable,
+    OutOfTurn,
     PrivetError,
+    RolledBack,
     SelfTestFailed,
+    SitePaused,
 )
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.privacy import events as ev
 from privet.privacy import gate
-from privet.privacy.dpsgd import NoisedUpdate
-from privet.privacy.ledger import Budget, Ledger, Reservation
+from privet.privacy.dpsgd import NoisedUpdate, PlainUpdate
+from privet.privacy.ledger import Request, Reservation
+from privet.privacy.log import Evidence
 from privet.privacy.noise import Stream
-from privet.privacy.units import Relation, Unit
+from privet.privacy.roster import Roster
+from privet.privacy.signed_note import Key
+from privet.privacy.witness import Witness
 
 _KEPT_RELEASES = 4
 
 StreamFor = Callable[[Order], Stream | None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a coordinator wants to see of a site's log, and what it shows of others'.
+
+    Attributes:
+        head: the newest cosigned head of the site's own log that it knows, or "".
+        since: sizes of that log from which the witnesses want a proof of growth.
+        slots: whose releases are to be proved to be in the log.
+        shown: heads of the others' logs, to cosign.
+    """
+
+    head: str = ""
+    since: tuple[int, ...] = ()
+    slots: tuple[str, ...] = ()
+    shown: Mapping[str, Evidence] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,14 +69,6 @@ class Answer:
     release: Release | None = None
 
 
-class _No(Exception):
-    """An order is refused with a status; the text goes to the operator's log only."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
 class Site:
     """One site and everything it keeps: trainer, ledger, outbox, operator's log.
 
@@ -59,7 +76,9 @@ class Site:
         name: as in the plan.
         plan: the one plan this site has approved, noise calibrated.
         folder: where ledger, outbox and log are kept.
-        ledger: pays for every release.
+        guard: who may ask what; it holds the ledger, which pays for every release.
+        witness: cosigns the logs of the others.
+        roster: whose logs they are.
         open_data: reads the site's records; called after the first reservation.
         stream_for: randomness of an order; the default draws a key from the operating
             system. A simulation may fix it, and then its claim is ``none``.
@@ -70,51 +89,126 @@ class Site:
         name: str,
         plan: Plan,
         folder: Path,
-        ledger: Ledger,
+        guard: Guard,
+        witness: Witness,
+        roster: Roster,
         open_data: Callable[[], SiteData],
         stream_for: StreamFor = lambda order: None,
     ) -> None:
         self.name = name
         self.plan = plan
-        self.ledger = ledger
+        self.guard = guard
+        self.ledger = guard.ledger
+        self.witness = witness
+        self._roster = roster
         self.outbox = Outbox(folder / "outbox")
         self._trainer = Trainer(plan, name)
         self._open_data = open_data
         self._data: SiteData | None = None
         self._stream_for = stream_for
         self._log = _operator_log(folder / "operator.log", name)
+        guard.open()
 
-    def answer(self, order: Order, model: Arrays) -> Answer:
-        """Answer one order; never raises for what an order or the data can do."""
+    def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
+        """Answer one order; never raises for what an order or the data can do.
+
+        Args:
+            order: signed by a coordinator.
+            model: that came with it.
+            head: the newest cosigned head of this site's log that the coordinator knows.
+        """
         try:
+            self.guard.require_signature(order)
+            self._require_head(head)
             if repeated := self._already_released(order):
                 return Answer(Status.RELEASED, repeated)
             event = self._admit(order, model)
             reservation = self._reserve(order, event)
-        except _No as no:
+        except Refusal as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
+            self._note_refusal(order, no.status)
             return Answer(no.status)
         except Exception as error:
             self._log.exception("%s: failed before data was opened: %r", order.slot, error)
             return Answer(Status.FAILED)
         return self._train_and_commit(order, model, reservation)
 
+    def shown(self, ask: Asked) -> dict[str, Any]:
+        """Show the site's log to its witnesses, and cosign theirs.
+
+        Nothing in it depends on private data but through the ledger's entries.
+
+        Args:
+            ask: what the coordinator wants to see, and what it shows.
+
+        Returns:
+            JSON values: a status, this log's evidence, what was seen of the others,
+            cosignatures, and what is wrong with the logs that were not cosigned.
+        """
+        try:
+            self._require_head(ask.head)
+            lines, faults = self.witness.cosign(ask.shown, self._watched)
+            numbers = [self.ledger.entry_of(slot) for slot in ask.slots]
+            known = [number for number in numbers if number is not None]
+            evidence = self.ledger.log.evidence(ask.since, known).to_json()
+        except Refusal as no:
+            self._log.error("%s: %s", no.status, no)
+            return {"status": str(no.status)}
+        except PrivetError as error:
+            self._log.error("the ledger could not be shown: %s", error)
+            return {"status": str(Status.FAILED)}
+        for fault in faults.values():
+            self._log.error("not cosigned: %s", fault)
+        return {
+            "status": str(Status.PRESENT),
+            "evidence": evidence,
+            "seen": {origin: asdict(seen) for origin, seen in self.witness.seen.items()},
+            "lines": {origin: str(line) for origin, line in lines.items()},
+            "faults": faults,
+        }
+
+    def _require_head(self, head: str) -> None:
+        """Refuse everything where this site's own log was longer before (H31)."""
+        try:
+            if head:
+                self.ledger.log.require_extends(head)
+        except (RolledBack, NoteError) as error:
+            raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
+
+    @property
+    def _watched(self) -> dict[str, Key]:
+        """The first keys of the others' logs."""
+        own = self.ledger.log.origin
+        return {origin: key for origin, key in self._roster.logs.items() if origin != own}
+
+    def _note_refusal(self, order: Order, status: Status) -> None:
+        """Refusals are entries, but for orders that nobody entitled has signed."""
+        if status in (Status.REFUSED_SIGNATURE, Status.REFUSED_ROLLBACK):
+            return
+        try:
+            self.ledger.refuse(order, str(status))
+        except PrivetError as error:
+            self._log.error("%s: the refusal could not be noted: %s", order.slot, error)
+
     def _admit(self, order: Order, model: Arrays) -> ev.Event:
         """Check everything that can be checked without data; return what it will cost."""
         if order.site != self.name or order.plan != self.plan.digest:
-            raise _No(Status.REFUSED_PLAN, "not the plan that this site approved")
+            raise Refusal(Status.REFUSED_PLAN, "not the plan that this site approved")
         if order.round > self.plan.training.rounds:
-            raise _No(Status.REFUSED_PLAN, f"the plan has {self.plan.training.rounds} rounds")
+            raise Refusal(Status.REFUSED_PLAN, f"the plan has {self.plan.training.rounds} rounds")
         if order.purpose == "evaluate" and self.plan.metrics.source != "gate":
-            raise _No(Status.REFUSED_PLAN, "the plan has no metrics from the gate")
+            raise Refusal(Status.REFUSED_PLAN, "the plan has no metrics from the gate")
         try:
             self._trainer.self_test()
         except SelfTestFailed as error:
-            raise _No(Status.REFUSED_SELF_TEST, str(error)) from error
+            raise Refusal(Status.REFUSED_SELF_TEST, str(error)) from error
         if order.parameters != self._trainer.parameters:
-            raise _No(Status.REFUSED_PARAMETERS, "not the parameters that the plan trains (H17)")
+            raise Refusal(
+                Status.REFUSED_PARAMETERS, "not the parameters that the plan trains (H17)"
+            )
         if fault := self._trainer.misfit(model):
-            raise _No(Status.REFUSED_PARAMETERS, fault)
+            raise Refusal(Status.REFUSED_PARAMETERS, fault)
+        self.guard.admit(order, self.plan, sum(array.size for array in model.values()))
         if order.purpose == "evaluate":
             return gate.event(self.plan.metrics.noise_multiplier)
         return self._trainer.mechanism.event
@@ -128,26 +222,43 @@ class Site:
         release, committed = self.outbox.get(order.slot), self.ledger.committed(order.slot)
         if release is None:
             if committed is not None:
-                raise _No(Status.REFUSED_CONFLICT, "answered before, and no longer kept")
+                raise Refusal(Status.REFUSED_CONFLICT, "answered before, and no longer kept")
             return None
         if release.order != order.digest:
-            raise _No(Status.REFUSED_CONFLICT, "a different order was answered for this attempt")
+            raise Refusal(
+                Status.REFUSED_CONFLICT, "a different order was answered for this attempt"
+            )
         if committed is None:
-            reservation = self.ledger.pending(order.slot)
-            if reservation is None:
+            pending = self.ledger.pending(order.slot)
+            if not pending:
                 self.outbox.remove(order.slot)
                 return None
-            event = ev.from_json(release.facts["event"])
-            self.ledger.commit(reservation, event, release.facts["digest"])
+            self._commit(pending[0], release)
         elif committed != release.facts["digest"]:
             raise LedgerError(f"{order.slot}: the stored release is not the committed one")
         return release
 
     def _reserve(self, order: Order, event: ev.Event) -> Reservation:
+        """Debit, after naming what an earlier process left open: its charge is kept."""
+        for left in self.ledger.pending():
+            self._log.warning("%s: was left open by a process that ended", left.slot)
+            self.outbox.remove(left.slot)
+            self.ledger.abort(left, data_opened=True, reason="recovered")
+        request = Request(
+            order,
+            event,
+            self.guard.data_set,
+            code_digest(),
+            self._trainer.self_test(),
+        )
         try:
-            return self.ledger.reserve(order.slot, event)
+            return self.ledger.reserve(request)
         except BudgetExceeded as error:
-            raise _No(Status.REFUSED_BUDGET, str(error)) from error
+            raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
+        except OutOfTurn as error:
+            raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
+        except SitePaused as error:
+            raise Refusal(Status.REFUSED_PAUSED, str(error)) from error
 
     def _train_and_commit(self, order: Order, model: Arrays, reservation: Reservation) -> Answer:
         """From here on data is open: the only failure that leaves is ``failed`` (H30)."""
@@ -156,7 +267,7 @@ class Site:
                 self._data = self._open_data()
             stream = self._stream_for(order)
             arrays, event, facts = self._run(order, model, self._data, stream)
-            return Answer(Status.RELEASED, self._commit(order, reservation, arrays, event, facts))
+            return Answer(Status.RELEASED, self._store(order, reservation, arrays, event, facts))
         except PrivetError as error:
             self._log.error("%s: %s", order.slot, error)
         except Exception as error:
@@ -171,12 +282,13 @@ class Site:
             table, event = self._trainer.evaluate(model, data, stream)
             return table, event, {"reproducible": bool(stream and stream.reproducible)}
         update = self._trainer.train(model, data, stream)
-        if not isinstance(update, NoisedUpdate):
+        releasable = PlainUpdate if self.plan.privacy is None else NoisedUpdate
+        if not isinstance(update, releasable):
             raise NotReleasable(f"a {type(update).__name__} is not a release")
         arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()}
         return arrays, update.event, {"reproducible": update.reproducible}
 
-    def _commit(
+    def _store(
         self,
         order: Order,
         reservation: Reservation,
@@ -185,40 +297,41 @@ class Site:
         facts: dict[str, Any],
     ) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""
-        digest = digest_arrays(arrays)
         release = Release(
             order.digest,
             {
                 **facts,
                 "site": self.name,
                 "event": ev.to_json(event),
-                "digest": digest,
+                "digest": digest_arrays(arrays),
                 "spent": self.ledger.spent().to_dict(),
             },
             arrays,
         )
         self.outbox.put(order.slot, release)
         try:
-            self.ledger.commit(reservation, event, digest)
+            self._commit(reservation, release)
         except BaseException:
             self.outbox.remove(order.slot)
             raise
         self.outbox.forget_before(order.run, _KEPT_RELEASES)
         return release
 
+    def _commit(self, reservation: Reservation, release: Release) -> None:
+        facts = release.facts
+        self.ledger.commit(
+            reservation,
+            ev.from_json(facts["event"]),
+            facts["digest"],
+            reproducible=facts["reproducible"],
+        )
+
     def _abort(self, reservation: Reservation) -> None:
         try:
-            self.ledger.abort(reservation, data_opened=True)
+            if self.ledger.pending(reservation.slot):
+                self.ledger.abort(reservation, data_opened=True)
         except (LedgerError, OSError) as error:
             self._log.error("%s: %s", reservation.slot, error)
-
-
-def budget_of(plan: Plan) -> Budget | None:
-    """Return the budget of a site's population in a simulated run; None without privacy."""
-    if plan.privacy is None:
-        return None
-    privacy = plan.privacy
-    return Budget(privacy.epsilon, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
 
 
 def _operator_log(path: Path, name: str) -> logging.Logger:

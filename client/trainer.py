@@ -21,7 +21,7 @@ from privet.common.tasks import Batch, build_task
 from privet.privacy import events as ev
 from privet.privacy import gate, selftest
 from privet.privacy.clipping import GradientEngine
-from privet.privacy.dpsgd import DpSgd, Mechanism, NoisedUpdate, PlainSgd
+from privet.privacy.dpsgd import DpSgd, Mechanism, NoisedUpdate, PlainSgd, PlainUpdate
 from privet.privacy.noise import Stream
 from privet.privacy.units import Relation, Unit, UnitIndex
 
@@ -108,7 +108,9 @@ class Trainer:
         """
         return self._bench.self_tests
 
-    def train(self, model: Arrays, data: SiteData, stream: Stream | None) -> NoisedUpdate:
+    def train(
+        self, model: Arrays, data: SiteData, stream: Stream | None
+    ) -> NoisedUpdate | PlainUpdate:
         """Run one round's steps from ``model``.
 
         Raises:
@@ -148,7 +150,16 @@ class Trainer:
         if part not in self._cache:
             if not len(frame):
                 raise DataError(f"{self.site.name}: there is no record to {part.replace('_', ' ')}")
-            self._cache[part] = _Encoded(self._bench.encode(frame), units_of(self.plan, frame))
+            examples = self._bench.encode(frame)
+            if ":" in self.plan.task.kind:
+                # A task made anew each time: one that learns from its first table shows, too.
+                selftest.encoding(
+                    examples,
+                    lambda row: build_task(self.plan).encode(
+                        frame.iloc[[row]].reset_index(drop=True)
+                    ),
+                )
+            self._cache[part] = _Encoded(examples, units_of(self.plan, frame))
         return self._cache[part]
 
     def _optimizer(self, parameters: object) -> torch.optim.Optimizer:

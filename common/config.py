@@ -13,6 +13,11 @@ from privet.common.errors import DataMissing, InputError, PlanError, PrivetError
 DATA_VARIABLE = "PRIVET_DATA"
 
 
+def data_folder(named: Path | None) -> Path | None:
+    """Return the folder given with ``--data``, or that of ``PRIVET_DATA``, or None."""
+    return named or (Path(value) if (value := os.environ.get(DATA_VARIABLE)) else None)
+
+
 def find_data(relative: str, data_dir: Path | None, *, source: str) -> Path:
     """Return the path of ``relative`` below the data folder.
 
@@ -24,7 +29,7 @@ def find_data(relative: str, data_dir: Path | None, *, source: str) -> Path:
     Raises:
         DataMissing: if no folder was named or the file is not in it.
     """
-    root = data_dir or (Path(value) if (value := os.environ.get(DATA_VARIABLE)) else None)
+    root = data_folder(data_dir)
     advice = f"Get it from {source}, and name its folder with --data DIR or {DATA_VARIABLE}."
     if root is None:
         raise DataMissing(f"this scenario needs '{relative}' and no data folder is named. {advice}")

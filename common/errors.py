@@ -5,18 +5,24 @@
     PrivetError                 exit code 1
     ├── InputError              2  what a person wrote or pointed at is wrong
     │   ├── PlanError              the plan (keys, types, ranges)
-    │   ├── PolicyError            a site's policy (the same)
+    │   ├── PolicyError            a site's policy (keys, types, ranges)
+    │   ├── NoteError              a signed note, key or proof is malformed
+    │   ├── KeyFault               a private key is not there, or does not open
     │   ├── DataMissing            a file or data set that is not there
     │   └── DataError              the content of a site's data (stays at the site)
     ├── Refused                 3  a site said no
-    │   └── BudgetExceeded         the population's budget does not cover the request
+    │   ├── BudgetExceeded         the population's budget does not cover the request
+    │   ├── OutOfTurn              an attempt was answered before, or for another order
+    │   └── SitePaused             the site paused, withdrew, or closed the budget
     ├── PrivacyFault            1  a guarantee does not hold; the run must stop
     │   ├── SelfTestFailed         a start-up test found the mechanism unsound
     │   ├── BypassDetected         parameters moved outside the mechanism
     │   └── NotReleasable          a value without a privacy event was about to leave
     └── RunError                1  the federation did not work out
         ├── QuorumNotMet           too few sites answered
+        ├── EvidenceFault          a site's history was rewritten, forked or rolled back
         └── LedgerError            a history is broken, locked or incomplete
+            └── RolledBack         the ledger does not extend its last cosigned head
 
 Every message says what is wrong, where, and what to do about it.
 """
@@ -41,7 +47,15 @@ class PlanError(InputError):
 
 
 class PolicyError(InputError):
-    """A policy has an unknown key, a wrong type, or rules that contradict each other."""
+    """A site's policy has an unknown key, a wrong type or an impossible value."""
+
+
+class NoteError(InputError):
+    """A signed note, a verifier key or a proof is not what the specification says."""
+
+
+class KeyFault(InputError):
+    """A private key is missing, unreadable, or its passphrase is wrong."""
 
 
 class DataMissing(InputError):
@@ -64,6 +78,14 @@ class Refused(PrivetError):
 
 class BudgetExceeded(Refused):
     """A reservation would take a population over its life-time budget."""
+
+
+class OutOfTurn(Refused):
+    """An attempt was taken before, or the run is past it."""
+
+
+class SitePaused(Refused):
+    """The site has paused or withdrawn, or the population's budget was closed."""
 
 
 class PrivacyFault(PrivetError):
@@ -90,5 +112,13 @@ class QuorumNotMet(RunError):
     """Too few sites answered a round."""
 
 
+class EvidenceFault(RunError):
+    """Witnesses saw a history that does not extend what they saw before."""
+
+
 class LedgerError(RunError):
     """A site's history is damaged, locked by another process, or used out of order."""
+
+
+class RolledBack(LedgerError):
+    """The ledger is older than a head it signed before: a restored backup (H31)."""

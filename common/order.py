@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
@@ -11,10 +12,11 @@ from privet.common.errors import InputError
 
 
 class Status(StrEnum):
-    """All that a site ever says about an order. The list is append-only.
+    """All that a site ever says. The list is append-only.
 
-    The first group is decided before data is opened. ``FAILED`` is the only failure
-    after that: whatever went wrong, its reason stays in the operator's log.
+    The refusals are decided before data is opened. ``FAILED`` is the only failure after
+    that: whatever went wrong, its reason stays in the operator's log. ``PRESENT`` answers
+    the question which site this is, and no order.
     """
 
     RELEASED = "released"
@@ -24,6 +26,17 @@ class Status(StrEnum):
     REFUSED_CONFLICT = "refused-conflict"
     REFUSED_SELF_TEST = "refused-self-test"
     FAILED = "failed"
+    PRESENT = "present"
+    REFUSED_SIGNATURE = "refused-signature"
+    REFUSED_ROLLBACK = "refused-rollback"
+    REFUSED_POLICY = "refused-policy"
+    REFUSED_PAUSED = "refused-paused"
+
+
+ORDER_TYPE = "application/vnd.privet.order+json"
+"""DSSE payload type of a signed order."""
+
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 @dataclass(frozen=True)
@@ -31,13 +44,16 @@ class Order:
     """The coordinator's request to one site for one attempt at one round.
 
     Attributes:
-        run: identifier of the run.
+        run: identifier of the run: letters, digits, ``.``, ``_`` and ``-``, because it is
+            written into the site's logs, ledger and file names.
         site: name of the site that is asked.
         round, attempt: counted from 1; an attempt is asked again, never changed.
         purpose: ``train`` or ``evaluate``.
         plan: digest of the plan.
         model: digest of the model that the order carries.
         parameters: names of the parameters to train, in order.
+        keyid, signature: who signed it (hex), and the signature (base64); no part of what
+            is signed.
     """
 
     run: str
@@ -48,6 +64,8 @@ class Order:
     plan: str
     model: str
     parameters: tuple[str, ...]
+    keyid: str = field(default="", compare=False)
+    signature: str = field(default="", compare=False)
 
     @property
     def slot(self) -> str:
@@ -60,22 +78,40 @@ class Order:
         return digest(self.encode())
 
     def encode(self) -> bytes:
-        """Return the order as canonical JSON."""
-        return canonical_json({**asdict(self), "parameters": list(self.parameters)})
+        """Return what is signed: the order as canonical JSON."""
+        return canonical_json(self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is signed as JSON values."""
+        return {
+            "run": self.run,
+            "site": self.site,
+            "round": self.round,
+            "attempt": self.attempt,
+            "purpose": self.purpose,
+            "plan": self.plan,
+            "model": self.model,
+            "parameters": list(self.parameters),
+        }
 
     @classmethod
-    def decode(cls, value: Any) -> Self:
-        """Read an order from JSON values.
+    def decode(cls, value: Any, keyid: str = "", signature: str = "") -> Self:
+        """Read an order from JSON values; its signature is not checked here.
 
         Raises:
             InputError: if a field is missing, unknown or of the wrong type.
         """
-        fields = cls.__dataclass_fields__
+        fields = [name for name in cls.__dataclass_fields__ if name not in ("keyid", "signature")]
         if not isinstance(value, dict) or set(value) != set(fields):
             raise InputError(f"an order has exactly the fields {', '.join(fields)}")
         for name in ("run", "site", "purpose", "plan", "model"):
             if not isinstance(value[name], str):
                 raise InputError(f"order: '{name}' must be a text")
+        if not _RUN.fullmatch(value["run"]):
+            raise InputError(
+                "order: 'run' must begin with a letter or digit and hold at most 128 letters, "
+                "digits, dots, underscores and hyphens"
+            )
         for name in ("round", "attempt"):
             if type(value[name]) is not int or not 1 <= value[name] <= 10**9:
                 raise InputError(f"order: '{name}' must be an integer from 1 to 10^9")
@@ -84,4 +120,5 @@ class Order:
             raise InputError("order: 'parameters' must be a list of names")
         if value["purpose"] not in ("train", "evaluate"):
             raise InputError("order: 'purpose' must be 'train' or 'evaluate'")
-        return cls(**{**value, "parameters": tuple(parameters)})
+        signed = {"keyid": keyid, "signature": signature}
+        return cls(**{**value, "parameters": tuple(parameters), **signed})

@@ -237,7 +237,8 @@ class Plan(Part):
     """The whole plan. ``privacy = None`` is a run without any guarantee.
 
     ``attested`` names rows of the honesty list that the author of the plan vouches for,
-    with the reason: H12 (where the constants come from), H21 (nobody is at two sites).
+    with the reason: H12 (where the constants come from), H13 (the test split's records are
+    public), H21 (nobody is at two sites).
     """
 
     name: Name
@@ -254,7 +255,7 @@ class Plan(Part):
     metrics: Metrics = Metrics()
     split: Split = Split()
     data: DataSpec = DataSpec()
-    attested: dict[Literal["H12", "H21"], str] = {}
+    attested: dict[Literal["H12", "H13", "H21"], str] = {}
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=10_000)]
 
     @model_validator(mode="after")

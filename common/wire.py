@@ -20,6 +20,7 @@ from privet.common.release import Arrays, Release, digest_arrays
 ARRAYS = "arrays"
 ORDER = "order"
 REPLY = "reply"
+SHOW = "show"
 
 
 def to_record(arrays: Arrays) -> ArrayRecord:
@@ -48,27 +49,60 @@ def from_record(record: ArrayRecord) -> Arrays:
     return arrays
 
 
-def encode_order(order: Order, model: ArrayRecord, config: ConfigRecord) -> RecordDict:
-    """Return the content of an order's message, with Flower's own config beside it."""
-    text = order.encode().decode()
-    return RecordDict({ARRAYS: model, "config": config, ORDER: ConfigRecord({"json": text})})
+def encode_order(
+    order: Order, model: ArrayRecord, config: ConfigRecord, head: str = ""
+) -> RecordDict:
+    """Return the content of an order's message, with Flower's own config beside it.
+
+    ``head`` is the newest cosigned head of the site's own log that the coordinator knows.
+    """
+    signed = ConfigRecord(
+        {
+            "json": order.encode().decode(),
+            "keyid": order.keyid,
+            "signature": order.signature,
+            "head": head,
+        }
+    )
+    return RecordDict({ARRAYS: model, "config": config, ORDER: signed})
 
 
-def decode_order(content: RecordDict) -> tuple[Order, Arrays]:
-    """Read an order's message.
+def decode_order(content: RecordDict) -> tuple[Order, Arrays, str]:
+    """Read an order's message: the order, its model, and the head that came with it.
 
     Raises:
         InputError: if a part is missing or malformed, or the model is not the one ordered.
     """
     if ORDER not in content or ARRAYS not in content.array_records:
         raise InputError("the message carries no order")
-    order = Order.decode(_json(content[ORDER]))
+    texts = [content[ORDER].get(name, "") for name in ("keyid", "signature", "head")]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError("the signature or the head that came with the order is not a text")
+    keyid, signature, head = texts
+    order = Order.decode(_json(content[ORDER]), keyid, signature)
     arrays = from_record(content.array_records[ARRAYS])
     if tuple(arrays) != order.parameters:
         raise InputError("the model that came with the order has other parameters than ordered")
     if digest_arrays(arrays) != order.model:
         raise InputError("the model that came with the order is not the one ordered")
-    return order, arrays
+    return order, arrays, head
+
+
+def encode_show(value: dict[str, Any]) -> RecordDict:
+    """Return the content of a message about logs, either way."""
+    return RecordDict({SHOW: ConfigRecord({"json": json.dumps(value)})})
+
+
+def decode_show(content: RecordDict) -> dict[str, Any]:
+    """Read a message about logs.
+
+    Raises:
+        InputError: if it is malformed.
+    """
+    value = _json(content[SHOW]) if SHOW in content else None
+    if not isinstance(value, dict):
+        raise InputError("the message shows no log")
+    return value
 
 
 def encode_reply(site: str, status: Status, release: Release | None = None) -> RecordDict:

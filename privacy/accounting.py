@@ -17,6 +17,7 @@ from typing import Literal
 import dp_accounting as dp
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution as pld
+from scipy.optimize import brentq
 
 from privet.common.errors import InputError
 from privet.privacy.events import (
@@ -33,8 +34,6 @@ from privet.privacy.units import PrivacyLoss, Relation, Unit
 Accountant = Literal["pld", "rdp"]
 GRID = 1e-4
 """Discretisation of the number of record."""
-DISPLAY_GRID = 1e-3
-"""Coarser grid for live displays; still an upper bound, a little looser."""
 
 _RELATIONS = {
     Relation.ADD_OR_REMOVE_ONE: dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
@@ -192,15 +191,10 @@ def _is_non_private(event: Event) -> bool:
 
 
 def privacy_loss(
-    events: Iterable[Event],
-    delta: float,
-    unit: Unit,
-    relation: Relation,
-    *,
-    grid: float = GRID,
+    events: Iterable[Event], delta: float, unit: Unit, relation: Relation
 ) -> PrivacyLoss:
     """Return the composed guarantee of ``events`` with δ, unit and relation."""
-    return PrivacyLoss(epsilon(events, delta, relation, grid=grid), delta, unit, relation)
+    return PrivacyLoss(epsilon(events, delta, relation), delta, unit, relation)
 
 
 def calibrate_noise(
@@ -208,21 +202,18 @@ def calibrate_noise(
     delta: float,
     events_at: Callable[[float], Iterable[Event]],
     relation: Relation = Relation.ADD_OR_REMOVE_ONE,
-    *,
-    grid: float = GRID,
 ) -> float:
     """Return the smallest noise multiplier, to 1e-4, whose events cost at most ``target``.
 
-    The root is bracketed and closed in on (Illinois rule, Dowell and Jarratt 1971) on a
-    coarse grid, whose ε is a little higher, then checked on the grid of record; where the
-    coarse grid cost more than 0.1 % of the target, the search goes on at the fine one.
+    The root is found by Brent's method on coarse grids, whose ε is a little higher, then
+    checked on the grid of record; where the coarse grid cost more than 0.1 % of the
+    target, the search goes on at the fine one.
 
     Args:
         target: ε to reach, above 0.
         delta: δ of the guarantee.
         events_at: the events of the whole plan at a given noise multiplier.
         relation: neighbouring relation.
-        grid: the grid of record.
 
     Raises:
         InputError: if no noise multiplier below 1e5 reaches the target.
@@ -230,25 +221,17 @@ def calibrate_noise(
     if not 0 < target < math.inf:
         raise InputError(f"the target ε must be positive and finite, not {target}")
 
-    def gap(noise: float, at_grid: float) -> float:
-        return epsilon(events_at(noise), delta, relation, grid=at_grid) - target
+    def gap(noise: float, grid: float) -> float:
+        """Return how far above the target the cost is, as a logarithm, within ±50."""
+        cost = epsilon(events_at(noise), delta, relation, grid=grid)
+        return max(-50.0, math.log(min(cost, math.exp(50.0) * target) / target)) if cost else -50.0
 
-    def coarse(noise: float) -> float:
-        return gap(noise, 10 * grid)
-
-    low, high = _bracket(lambda noise: gap(noise, 100 * grid), target, delta)
-    while coarse(high) > 0:
-        high *= 1.02
-    while low > _LEAST_NOISE and coarse(low) <= 0:
-        low *= 0.98
-    low, high = _close_in(coarse, low, high)
-    if gap(high, grid) < -1e-3 * target and high > _LEAST_NOISE:
-        low = high * 0.98
-        while gap(low, grid) <= 0:
-            low, high = low * 0.98, low
-        low, high = _close_in(lambda noise: gap(noise, grid), low, high)
-    noise = math.ceil(high * 1e4) / 1e4
-    while gap(noise, grid) > 0:
+    noise = _root(lambda noise: gap(noise, 100 * GRID), 1.0, 2.0)
+    noise = _root(lambda noise: gap(noise, 10 * GRID), noise, 1.02)
+    if gap(noise, GRID) < -1e-3:
+        noise = _root(lambda noise: gap(noise, GRID), noise, 1.02)
+    noise = math.ceil(noise * 1e4) / 1e4
+    while gap(noise, GRID) > 0:
         noise = round(noise + 1e-4, 4)
     return noise
 
@@ -257,37 +240,18 @@ _LEAST_NOISE = 0.05
 _MOST_NOISE = 1e5
 
 
-def _bracket(gap: Callable[[float], float], target: float, delta: float) -> tuple[float, float]:
-    """Return noises with gap(low) > 0 >= gap(high), a factor of about 1.02 apart."""
-    low, high = 0.5, 1.0
+def _root(gap: Callable[[float], float], start: float, factor: float) -> float:
+    """Return where the falling ``gap`` crosses 0, bracketed from ``start`` by ``factor``."""
+    low = high = start
     while gap(high) > 0:
-        low, high = high, high * 2
+        low, high = high, high * factor
         if high > _MOST_NOISE:
             raise InputError(
                 "no noise reaches the epsilon and delta of this plan: "
                 "use fewer rounds or steps, a lower sample rate, or fewer metric releases"
             )
     while gap(low) <= 0:
-        low, high = low / 2, low
-        if high <= _LEAST_NOISE:
-            return _LEAST_NOISE, _LEAST_NOISE
-    while high / low > 1.02:
-        middle = math.sqrt(low * high)
-        low, high = (middle, high) if gap(middle) > 0 else (low, middle)
-    return low, high
-
-
-def _close_in(gap: Callable[[float], float], low: float, high: float) -> tuple[float, float]:
-    """Narrow [low, high], with gap(low) > 0 >= gap(high), to a width of 5e-5."""
-    above, below = gap(low), gap(high)
-    if above <= 0:
-        return low, low
-    while high - low > 5e-5:
-        guess = high - below * (high - low) / (below - above)
-        guess = min(max(guess, low + 1e-5), high - 1e-5)
-        value = gap(guess)
-        if value > 0:
-            low, above, below = guess, value, below / 2
-        else:
-            high, below, above = guess, value, above / 2
-    return low, high
+        if low <= _LEAST_NOISE:
+            return _LEAST_NOISE
+        low, high = max(low / factor, _LEAST_NOISE), low
+    return float(brentq(gap, low, high, xtol=2e-5))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privet.common.errors import BypassDetected, InputError, NotReleasable
+from privet.common.errors import InputError, NotReleasable
 from privet.privacy import events as ev
 from privet.privacy.accounting import calibrate_noise
 from privet.privacy.clipping import ClippedSum, GradientEngine
@@ -32,13 +32,14 @@ from privet.privacy.watch import Watch
 
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 _SEAL = object()
+_PLAIN = ev.NonPrivate("training without noise")
 
 
 class NoisedUpdate:
     """What one release lets out: the change of each trained parameter, with its event.
 
-    Only a mechanism makes one, and only this type has a wire encoding. Every tensor is
-    finite.
+    Only :class:`DpSgd` makes one, and a plan with privacy releases nothing else. Every
+    tensor is finite.
 
     Attributes:
         tensors: change of each parameter, by name, on the CPU.
@@ -53,12 +54,32 @@ class NoisedUpdate:
     ) -> None:
         if seal is not _SEAL:
             raise NotReleasable("only a mechanism can make a NoisedUpdate")
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
-                raise NotReleasable(f"the update of '{name}' is not finite; nothing is released")
+        _require_finite(tensors)
         self.tensors = tensors
         self.event = event
         self.reproducible = reproducible
+
+
+@dataclass(frozen=True)
+class PlainUpdate:
+    """The same without noise, for plans without privacy only. Its ε is infinite."""
+
+    tensors: dict[str, Tensor]
+    reproducible: bool
+
+    def __post_init__(self) -> None:
+        _require_finite(self.tensors)
+
+    @property
+    def event(self) -> ev.Event:
+        """Non-private, always."""
+        return _PLAIN
+
+
+def _require_finite(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NotReleasable(f"the update of '{name}' is not finite; nothing is released")
 
 
 @dataclass
@@ -198,7 +219,7 @@ class PlainSgd:
     @property
     def event(self) -> ev.Event:
         """Non-private, always."""
-        return ev.NonPrivate("training without noise")
+        return _PLAIN
 
     def release(
         self,
@@ -210,8 +231,8 @@ class PlainSgd:
         optimizer: OptimizerFactory,
         proximal_mu: float = 0.0,
         stream: Stream | None = None,
-    ) -> NoisedUpdate:
-        """As :meth:`DpSgd.release`, without protection; the update says so in its event."""
+    ) -> PlainUpdate:
+        """As :meth:`DpSgd.release`, without protection."""
         stream = stream or Stream.fresh()
         sampler = PoissonSampler(self.sample_rate)
 
@@ -225,7 +246,7 @@ class PlainSgd:
             return [tensor / (self.sample_rate * nominal_size) for tensor in sums]
 
         tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
-        return NoisedUpdate(_SEAL, tensors, self.event, stream.reproducible)
+        return PlainUpdate(tensors, stream.reproducible)
 
 
 Mechanism = DpSgd | PlainSgd
@@ -278,4 +299,4 @@ def _normals(like: Tensor, stream: Stream, standard_deviation: float) -> Tensor:
     return torch.from_numpy(values).to(device=like.device, dtype=like.dtype).view_as(like)
 
 
-__all__ = ["BypassDetected", "DpSgd", "Mechanism", "NoisedUpdate", "PlainSgd"]
+__all__ = ["DpSgd", "Mechanism", "NoisedUpdate", "PlainSgd", "PlainUpdate"]

@@ -55,7 +55,7 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H11": ("composition", "unknown", "a simulation's history starts empty: other runs on the "
             "same records are not in it"),
     "H12": ("provenance", "unknown", "nobody declared where the plan's constants come from"),
-    "H13": ("metrics", "enforced", ""),
+    "H13": ("metrics", "unknown", ""),
     "H14": ("rng", "enforced", "AES-CTR under a key of the operating system, new each release"),
     "H15": ("floating-point", "attested", "stated: the guarantee is in real arithmetic"),
     "H16": ("per-sample-gradient", "unknown", "the start-up test did not run"),
@@ -89,11 +89,12 @@ def assess(facts: Facts) -> list[Row]:
         row = rows[key]
         if row.state == "unknown":
             rows[key] = Row(key, row.name, "tested", "passed at the start of this run")
-    rows["H13"] = Row("H13", "metrics", "enforced", {
-        "public": "computed on a public test split, never on training records",
-        "gate": "noised, debited, one histogram for all figures",
-        "off": "none are shown",
-    }[facts.metrics])  # fmt: skip
+    measured: dict[str, tuple[State, str]] = {
+        "public": ("unknown", "shown in the clear: nobody attested that the test split is public"),
+        "gate": ("enforced", "noised, debited, one histogram for all figures"),
+        "off": ("enforced", "none are shown"),
+    }
+    rows["H13"] = Row("H13", "metrics", *measured[facts.metrics])
     unit = (
         "contribution bounded, summed and clipped per person"
         if facts.person

@@ -1,243 +1,655 @@
-"""What a site spent: reserve before data is read, commit what ran, never forget.
+"""What a site spent, promised and refused: reserve before data is read, commit what ran.
 
-:class:`Ledger` is the interface. :class:`RunHistory` implements it for one simulation: a
-file of its own in the run folder, empty at the start, one JSON line an entry, each line
-on disk before the promise is given. A reservation that was neither committed nor aborted
-counts in full, so a crash over-counts and never forgets.
+::
+
+    Site ── Ledger ── Log ── Store (SQLite)
+              │         └─ Merkle tree, signed head
+              └─ Book: what the entries add up to, and which entry may come next
+
+:class:`Book` is pure: it is told entries and answers questions. :class:`Ledger` turns a
+site's wishes into entries, under the store's lock, and promises nothing that is not on
+disk. A reservation that was not given back counts in full, so a crash over-counts and
+never forgets. The budget belongs to a **population**, over all its runs and data sets.
+The rules are those of docs/reference/evidence-format.md.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
-from privet.common.canonical import canonical_json, fsync_folder
-from privet.common.errors import BudgetExceeded, InputError, LedgerError
+from privet import __version__
+from privet.common.canonical import digest, digest_json
+from privet.common.errors import (
+    BudgetExceeded,
+    InputError,
+    LedgerError,
+    OutOfTurn,
+    SitePaused,
+)
+from privet.common.order import Order
+from privet.common.plan import Plan
 from privet.privacy import events as ev
-from privet.privacy.accounting import DISPLAY_GRID, GRID, privacy_loss
+from privet.privacy.accounting import privacy_loss
+from privet.privacy.events import Counts
+from privet.privacy.filter import Cap, Charges, decide
+from privet.privacy.log import Log
+from privet.privacy.program import planned
+from privet.privacy.signed_note import Key, Signer
+from privet.privacy.statement import LEDGER, Entry
+from privet.privacy.store import Store
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
-# A history is a multiset of events; an event planned and then run twice differs by no
-# more than this from itself, so the cap is compared with a hair of tolerance.
-_SLACK = 1e-9
+FILE = "ledger.db"
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The life-time budget of a population, with its unit and relation."""
+    """The life-time budget of a population, with its unit and relation.
 
-    epsilon: float
+    ``epsilon`` is None where there is no cap: in simulations without privacy only.
+    """
+
+    epsilon: float | None
     delta: float
     unit: Unit
     relation: Relation
+    max_records: int = 1
 
 
 @dataclass(frozen=True)
 class Reservation:
-    """Leave to spend ``event``, given before data is opened."""
+    """Leave to spend ``event``, given before data is opened. ``number`` is its entry."""
 
     number: int
+    order: str
     slot: str
     event: ev.Event
 
 
-class Ledger(Protocol):
-    """What a site needs of its ledger."""
+@dataclass(frozen=True)
+class Request:
+    """What is to be reserved.
 
-    def reserve(self, slot: str, event: ev.Event) -> Reservation:
-        """Debit ``event`` durably, or raise BudgetExceeded and leave everything as it was."""
-        ...
+    Attributes:
+        order: the order that asks.
+        event: what it will cost.
+        data_set: whose records will be opened.
+        code: digest of the code that will run.
+        self_tests: rows of the honesty list that were tested for this model.
+    """
 
-    def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
-        """Say that ``event`` ran and which release came of it; it must fit the reservation."""
-        ...
+    order: Order
+    event: ev.Event
+    data_set: str
+    code: str = ""
+    self_tests: tuple[str, ...] = ()
 
-    def abort(self, reservation: Reservation, *, data_opened: bool) -> None:
+
+class _Turn(NamedTuple):
+    """The last slot of a run and purpose."""
+
+    round: int
+    attempt: int
+    order: str
+    number: int
+
+
+@dataclass
+class _Population:
+    budget: Budget
+    charges: dict[str, Counter[ev.Event]] = field(default_factory=dict)
+    closed: bool = False
+
+
+class Book:
+    """What a ledger's entries add up to. Pure; raises LedgerError where the rules forbid."""
+
+    def __init__(self) -> None:
+        self.site = self.setting = ""
+        self.populations: dict[str, _Population] = {}
+        self.data_sets: dict[str, str] = {}
+        self.policy: dict[str, Any] | None = None
+        self.approvals: dict[str, tuple[str, ...]] = {}
+        self.refused_plans: set[str] = set()
+        self.refused_orders: set[str] = set()
+        self.open: dict[int, Reservation] = {}
+        self.released: dict[str, tuple[int, str]] = {}
+        self.paused = self.withdrawn = False
+        self.plan_of: dict[str, str] = {}
+        self._turns: dict[tuple[str, str], _Turn] = {}
+        self._of: dict[int, tuple[str, str]] = {}
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next entry."""
+        handler = _HANDLERS.get(entry.kind)
+        if handler is None:
+            raise LedgerError(f"entry {entry.sequence}: '{entry.kind}' is not known; update Privet")
+        if self.withdrawn and entry.kind != "aborted":
+            raise LedgerError(f"entry {entry.sequence}: the site has withdrawn")
+        try:
+            handler(self, entry.predicate)
+        except (KeyError, TypeError, ValueError, InputError) as error:
+            raise LedgerError(f"entry {entry.sequence} ({entry.kind}): {error!r}") from error
+
+    def population_of(self, data_set: str) -> str:
+        """Return the population whose persons are in ``data_set``.
+
+        Raises:
+            LedgerError: if the data set is not registered.
+        """
+        if data_set not in self.data_sets:
+            known = ", ".join(self.data_sets) or "none"
+            raise LedgerError(f"data set '{data_set}' is not registered; registered: {known}")
+        return self.data_sets[data_set]
+
+    def require_turn(self, order: Order) -> None:
+        """Check that ``order`` is not behind what its run was asked already.
+
+        Raises:
+            OutOfTurn: if its slot was taken by another order, or the run is past it.
+        """
+        last = self._turns.get((order.run, order.purpose))
+        if last is None or (order.round, order.attempt) > (last.round, last.attempt):
+            return
+        same = (order.round, order.attempt, order.digest) == (last.round, last.attempt, last.order)
+        if not same or order.slot in self.released or last.number in self.open:
+            raise OutOfTurn(
+                f"{order.slot}: round {last.round}, attempt {last.attempt} was taken before; an "
+                "attempt is answered once and for one order"
+            )
+
+    def charges(self, population: str) -> Mapping[str, Counter[ev.Event]]:
+        """Return what counts against the population: by run, how often each event."""
+        return self.populations[population].charges
+
+    # One handler for each kind.
+
+    def _genesis(self, value: dict[str, Any]) -> None:
+        self.site, self.setting = str(value["site"]), str(value["setting"])
+
+    def _add_population(self, value: dict[str, Any]) -> None:
+        name = value["population"]
+        if name in self.populations:
+            raise ValueError(f"population '{name}' is registered already")
+        epsilon = value["epsilon"]
+        self.populations[name] = _Population(
+            Budget(
+                None if epsilon is None else float(epsilon),
+                float(value["delta"]),
+                Unit(value["unit"]),
+                Relation(value["relation"]),
+                int(value["max_records"]),
+            )
+        )
+
+    def _add_data_set(self, value: dict[str, Any]) -> None:
+        name, population = value["data_set"], value["population"]
+        if name in self.data_sets:
+            raise ValueError(f"data set '{name}' is registered already")
+        if population not in self.populations:
+            raise ValueError(f"population '{population}' is not registered")
+        if self.data_sets and population not in self.data_sets.values() and not value["disjoint"]:
+            raise ValueError(
+                f"data set '{name}' names a new population without saying why its persons are in "
+                "no other one (H32)"
+            )
+        self.data_sets[name] = population
+
+    def _set_policy(self, value: dict[str, Any]) -> None:
+        self.policy = dict(value["policy"])
+
+    def _approve(self, value: dict[str, Any]) -> None:
+        self.refused_plans.discard(value["plan"])
+        self.approvals[value["plan"]] = tuple(value["by"])
+
+    def _refuse_plan(self, value: dict[str, Any]) -> None:
+        self.approvals.pop(value["plan"], None)
+        self.refused_plans.add(value["plan"])
+
+    def _reserve(self, value: dict[str, Any]) -> None:
+        population = self.populations[value["population"]]
+        if self.data_sets[value["data_set"]] != value["population"]:
+            raise ValueError("the data set is of another population")
+        if self.paused or population.closed or value["plan"] not in self.approvals:
+            raise ValueError("paused, closed, or the plan is not approved")
+        event, number = ev.from_json(value["event"]), int(value["sequence"])
+        slot = f"{value['run']}/{value['purpose']}/{value['round']}/{value['attempt']}"
+        self.open[number] = Reservation(number, value["order"], slot, event)
+        population.charges.setdefault(value["run"], Counter()).update(dict(ev.group([event])))
+        self._of[number] = (value["population"], value["run"])
+        self.plan_of.setdefault(value["run"], value["plan"])
+        self._turns[value["run"], value["purpose"]] = _Turn(
+            int(value["round"]), int(value["attempt"]), value["order"], number
+        )
+
+    def _refuse(self, value: dict[str, Any]) -> None:
+        self.refused_orders.add(value["order"])
+
+    def _release(self, value: dict[str, Any]) -> None:
+        reservation = self.open.pop(value["reservation"])
+        self.released[reservation.slot] = (int(value["sequence"]), value["digest"])
+
+    def _abort(self, value: dict[str, Any]) -> None:
+        reservation = self.open.pop(value["reservation"])
+        if not value["data_opened"]:
+            population, run = self._of[reservation.number]
+            charged = self.populations[population].charges[run]
+            charged.subtract(dict(ev.group([reservation.event])))
+            self.populations[population].charges[run] = +charged
+
+    def _rotate(self, value: dict[str, Any]) -> None:
+        Key.parse(value["key"])
+
+    def _close(self, value: dict[str, Any]) -> None:
+        self.populations[value["population"]].closed = True
+
+    def _pause(self, value: dict[str, Any]) -> None:
+        self.paused = True
+
+    def _resume(self, value: dict[str, Any]) -> None:
+        self.paused = False
+
+    def _withdraw(self, value: dict[str, Any]) -> None:
+        self.withdrawn = True
+
+
+_HANDLERS = {
+    "genesis": Book._genesis,
+    "population": Book._add_population,
+    "data-set": Book._add_data_set,
+    "policy": Book._set_policy,
+    "plan-approved": Book._approve,
+    "plan-refused": Book._refuse_plan,
+    "reserved": Book._reserve,
+    "refused": Book._refuse,
+    "released": Book._release,
+    "metric-released": Book._release,
+    "aborted": Book._abort,
+    "key-rotated": Book._rotate,
+    "budget-closed": Book._close,
+    "paused": Book._pause,
+    "resumed": Book._resume,
+    "withdrawn": Book._withdraw,
+}
+
+
+class Ledger:
+    """The ledger of one site, in ``folder``.
+
+    Args:
+        folder: holds ``ledger.db``.
+        signer: the site's ledger key.
+        site: its name.
+        witness: the site's own witness key; needed to make a new ledger.
+        recovery: a key kept elsewhere that may replace a lost ledger key.
+        setting: ``site`` or ``simulation``.
+        create: make a new ledger where there is none.
+        patience: seconds to wait for another process.
+
+    Raises:
+        LedgerError: if there is no ledger, or it is damaged.
+        KeyFault: if ``signer`` is not its key.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        signer: Signer,
+        site: str,
+        *,
+        witness: Key | None = None,
+        recovery: Key | None = None,
+        setting: str = "site",
+        create: bool = False,
+        patience: float = 30.0,
+    ) -> None:
+        self._plan_events: dict[str, Counts] = {}
+        self.log = Log(folder / FILE, signer, LEDGER, site, Book, create=create, patience=patience)
+        if not len(self.log):
+            if witness is None:
+                raise LedgerError(f"{folder}: the ledger is empty")
+            with self.log.writing():
+                if not len(self.log):
+                    self._begin(site, witness, recovery, setting)
+        if self.book.site != site:
+            raise LedgerError(
+                f"{folder}: this is the ledger of '{self.book.site}', not of '{site}'"
+            )
+
+    @property
+    def book(self) -> Book:
+        """What the entries add up to, as of the last read."""
+        return self.log.book
+
+    def register(self, population: str, budget: Budget) -> None:
+        """Register a population; the same again changes nothing.
+
+        Raises:
+            LedgerError: if it is registered with other terms, which are for its life.
+        """
+        with self.log.writing():
+            known = self.book.populations.get(population)
+            if known is not None:
+                if known.budget != budget:
+                    raise LedgerError(
+                        f"population '{population}' is registered with {known.budget}; unit, "
+                        "relation and cap are for its life"
+                    )
+                return
+            self._append_plain(
+                "population",
+                population=population,
+                unit=str(budget.unit),
+                relation=str(budget.relation),
+                epsilon=None if budget.epsilon is None else ev.decimal(budget.epsilon),
+                delta=ev.decimal(budget.delta),
+                max_records=budget.max_records,
+            )
+
+    def add_data_set(self, data_set: str, population: str, disjoint: str = "") -> None:
+        """Register a data set of a population; the same again changes nothing.
+
+        Raises:
+            LedgerError: if it belongs to another population already, or names a new one
+                without saying why its persons are in no other (H32).
+        """
+        with self.log.writing():
+            known = self.book.data_sets.get(data_set)
+            if known is not None:
+                if known != population:
+                    raise LedgerError(
+                        f"data set '{data_set}' belongs to population '{known}' for its life"
+                    )
+                return
+            self._append_plain(
+                "data-set", data_set=data_set, population=population, disjoint=disjoint
+            )
+
+    def set_policy(self, policy: dict[str, Any]) -> None:
+        """Note the policy that holds from now on; the same again changes nothing."""
+        with self.log.writing():
+            if self.book.policy != policy:
+                self.log.append("policy", "policy", digest_json(policy), policy=policy)
+
+    def approve(self, plan: str, by: Iterable[str], how: str) -> None:
+        """Note that a plan (by digest) is approved; the same again changes nothing."""
+        names = sorted(set(by))
+        with self.log.writing():
+            if self.book.approvals.get(plan) != tuple(names):
+                self.log.append("plan-approved", "plan", plan, plan=plan, by=names, how=how)
+
+    def refuse_plan(self, plan: str, by: Iterable[str], how: str = "manual") -> None:
+        """Note that a plan is refused from now on."""
+        with self.log.writing():
+            if plan not in self.book.refused_plans:
+                self.log.append(
+                    "plan-refused", "plan", plan, plan=plan, by=sorted(set(by)), how=how
+                )
+
+    def keep(self, kind: str, name: str, value: Any) -> None:
+        """Keep a paper beside the ledger, such as a plan, for those who verify it later."""
+        with self.log.store.transaction():
+            self.log.store.file(kind, name, json.dumps(value))
+
+    def reserve(self, request: Request) -> Reservation:
+        """Debit the request's event durably, or leave everything as it was.
+
+        Raises:
+            BudgetExceeded: if the population's cap does not cover it.
+            OutOfTurn: if the order's slot was taken.
+            SitePaused: if the site has paused or withdrawn, or the budget was closed.
+            LedgerError: if it cannot be stored.
+        """
+        order = request.order
+        with self.log.writing():
+            name = self.book.population_of(request.data_set)
+            population = self.book.populations[name]
+            if self.book.paused or self.book.withdrawn or population.closed:
+                raise SitePaused("the site has paused or withdrawn, or closed this budget")
+            self.book.require_turn(order)
+            self._require_cover(name, request)
+            entry = self.log.append(
+                "reserved",
+                "order",
+                order.digest,
+                population=name,
+                data_set=request.data_set,
+                **_slot_fields(order),
+                code=request.code,
+                event=ev.to_json(request.event),
+                self_tests=list(request.self_tests),
+            )
+            return self.book.open[entry.sequence]
+
+    def refuse(self, order: Order, status: str) -> None:
+        """Note that an order was refused; once for each order."""
+        with self.log.writing():
+            if order.digest not in self.book.refused_orders and not self.book.withdrawn:
+                self.log.append(
+                    "refused", "order", order.digest, **_slot_fields(order), status=status
+                )
+
+    def commit(
+        self, reservation: Reservation, event: ev.Event, release: str, *, reproducible: bool = False
+    ) -> int:
+        """Say that ``event`` ran and which release came of it; return the entry's number.
+
+        Args:
+            reservation: it must be open.
+            event: must fit what was reserved.
+            release: digest of the release.
+            reproducible: its noise came from a seed, so it protects nobody.
+
+        Raises:
+            LedgerError: if the reservation is not open, or what ran does not fit. The
+                charge then stays, under an entry that says so.
+        """
+        fitting = True
+        with self.log.writing():
+            reserved = self._require_open(reservation)
+            fitting = fits(event, reserved.event)
+            if fitting:
+                kind = "metric-released" if "/evaluate/" in reserved.slot else "released"
+                return self.log.append(
+                    kind,
+                    "release",
+                    release,
+                    reservation=reserved.number,
+                    order=reserved.order,
+                    digest=release,
+                    event=ev.to_json(event),
+                    reproducible=reproducible,
+                ).sequence
+            self._abort(reserved, data_opened=True, reason="does-not-fit")
+        raise LedgerError(
+            f"{reservation.slot}: what ran ({ev.to_json(event)}) does not fit what was "
+            f"reserved ({ev.to_json(reservation.event)}); the charge is kept"
+        )
+
+    def abort(self, reservation: Reservation, *, data_opened: bool, reason: str = "failed") -> None:
         """End a reservation without a release; the charge stays once data was opened."""
-        ...
+        with self.log.writing():
+            self._abort(self._require_open(reservation), data_opened=data_opened, reason=reason)
 
     def committed(self, slot: str) -> str | None:
         """Return the digest of the release committed for ``slot``, or None."""
-        ...
+        self.log.refresh()
+        found = self.book.released.get(slot)
+        return found[1] if found else None
 
-    def pending(self, slot: str) -> Reservation | None:
-        """Return the newest reservation of ``slot`` that was neither committed nor aborted."""
-        ...
+    def entry_of(self, slot: str) -> int | None:
+        """Return the number of the entry that released ``slot``, or None."""
+        self.log.refresh()
+        found = self.book.released.get(slot)
+        return found[0] if found else None
 
-    def history(self) -> list[ev.Event]:
-        """Return every event that counts, in order."""
-        ...
+    def pending(self, slot: str | None = None) -> list[Reservation]:
+        """Return the reservations that are open, of ``slot`` or of all."""
+        self.log.refresh()
+        return [item for item in self.book.open.values() if slot in (None, item.slot)]
 
-    def spent(self, *, display: bool = False) -> PrivacyLoss:
-        """Return what the history costs."""
-        ...
-
-
-class RunHistory:
-    """The ledger of one site in one run, kept in ``path``.
-
-    Args:
-        path: a file; missing means an empty history.
-        budget: the cap; None accepts non-private events (a run without privacy).
-
-    Raises:
-        LedgerError: if the file is damaged.
-    """
-
-    def __init__(self, path: Path, budget: Budget | None) -> None:
-        self.path = path
-        self.budget = budget
-        self._entries: list[dict[str, Any]] = []
-        self._refresh()
-
-    def reserve(self, slot: str, event: ev.Event) -> Reservation:
-        """See :class:`Ledger`.
-
-        Raises:
-            BudgetExceeded: if history and ``event`` together cost more than the cap.
-        """
-        with self._writing():
-            if self.budget is not None:
-                after = self._loss([*self.history(), event])
-                if not after.epsilon <= self.budget.epsilon + _SLACK:
-                    raise BudgetExceeded(
-                        f"{slot}: would take the population to {after}, above its cap of "
-                        f"ε {self.budget.epsilon:g} ({after.terms}); {self.spent()} is spent"
-                    )
-            number = len(self._entries)
-            self._append({"kind": "reserved", "slot": slot, "event": ev.to_json(event)})
-        return Reservation(number, slot, event)
-
-    def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
-        """See :class:`Ledger`.
-
-        Raises:
-            LedgerError: if the reservation is not open, or what ran does not fit it. The
-                charge then stays.
-        """
-        with self._writing():
-            reserved = self._require_open(reservation)
-            if not fits(event, reserved):
-                raise LedgerError(
-                    f"{reservation.slot}: what ran ({ev.to_json(event)}) does not fit what was "
-                    f"reserved ({ev.to_json(reserved)}); the charge is kept"
-                )
-            self._append(
-                {
-                    "kind": "released",
-                    "reservation": reservation.number,
-                    "slot": reservation.slot,
-                    "event": ev.to_json(event),
-                    "digest": digest,
-                }
-            )
-
-    def abort(self, reservation: Reservation, *, data_opened: bool) -> None:
-        """See :class:`Ledger`."""
-        with self._writing():
-            self._require_open(reservation)
-            self._append(
-                {
-                    "kind": "aborted",
-                    "reservation": reservation.number,
-                    "slot": reservation.slot,
-                    "data_opened": data_opened,
-                }
-            )
-
-    def committed(self, slot: str) -> str | None:
-        """See :class:`Ledger`."""
-        self._refresh()
-        for entry in reversed(self._entries):
-            if entry["kind"] == "released" and entry["slot"] == slot:
-                return str(entry["digest"])
-        return None
-
-    def pending(self, slot: str) -> Reservation | None:
-        """See :class:`Ledger`."""
-        self._refresh()
-        closed = {entry.get("reservation") for entry in self._entries}
-        for number, entry in reversed(list(enumerate(self._entries))):
-            if entry["kind"] == "reserved" and entry["slot"] == slot and number not in closed:
-                return Reservation(number, slot, ev.from_json(entry["event"]))
-        return None
-
-    def history(self) -> list[ev.Event]:
-        """See :class:`Ledger`: all reserved events but those aborted before data was opened."""
-        free = {
-            entry["reservation"]
-            for entry in self._entries
-            if entry["kind"] == "aborted" and not entry["data_opened"]
-        }
+    def history(self, population: str | None = None) -> list[ev.Event]:
+        """Return every event that counts against a population (the only one by default)."""
+        self.log.refresh()
+        charges = self.book.charges(self._population(population)).values()
         return [
-            ev.from_json(entry["event"])
-            for number, entry in enumerate(self._entries)
-            if entry["kind"] == "reserved" and number not in free
+            event if count == 1 else ev.Repeated(event, count)
+            for run in charges
+            for event, count in run.items()
         ]
 
-    def spent(self, *, display: bool = False) -> PrivacyLoss:
-        """See :class:`Ledger`; ``display`` uses the coarser grid of live displays."""
-        return self._loss(self.history(), grid=DISPLAY_GRID if display else GRID)
+    def spent(self, population: str | None = None) -> PrivacyLoss:
+        """Return what a population's history costs: the ε of record."""
+        name = self._population(population)
+        budget = self.book.populations[name].budget
+        return privacy_loss(self.history(name), budget.delta, budget.unit, budget.relation)
 
-    @property
-    def entries(self) -> list[dict[str, Any]]:
-        """The entries so far, oldest first."""
-        return list(self._entries)
+    @classmethod
+    def recover(cls, folder: Path, site: str, recovery: Signer, new: Signer) -> Ledger:
+        """Replace a lost ledger key with the recovery key that the genesis names.
 
-    def _loss(self, events: list[ev.Event], *, grid: float = GRID) -> PrivacyLoss:
-        budget = self.budget or Budget(0, 1e-5, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
-        return privacy_loss(events, budget.delta, budget.unit, budget.relation, grid=grid)
+        Raises:
+            LedgerError: if the genesis names no recovery key, or another one.
+        """
+        store = Store(folder / FILE)
+        genesis = Entry.read(store.leaf(0)).predicate
+        named = Key.parse(genesis["recovery"]).public if genesis["recovery"] else b""
+        if named != recovery.public:
+            raise LedgerError(f"{folder}: the genesis does not name this recovery key")
+        in_force = [Entry.read(leaf) for leaf in store.leaves()]
+        keys = [e.predicate["key"] for e in in_force if e.kind in ("genesis", "key-rotated")]
+        ledger = cls(folder, _Lost(Key.parse(keys[-1]).public), site)
+        ledger.rotate(new, recovery=recovery)
+        return ledger
 
-    def _require_open(self, reservation: Reservation) -> ev.Event:
-        """Return the event that was reserved, as the file has it."""
-        number = reservation.number
-        known = 0 <= number < len(self._entries) and self._entries[number]["kind"] == "reserved"
-        closed = any(entry.get("reservation") == number for entry in self._entries)
-        if not known or closed:
-            raise LedgerError(f"{reservation.slot}: reservation {number} is not open")
-        reserved = ev.from_json(self._entries[number]["event"])
-        if reserved != reservation.event:
-            raise LedgerError(f"{reservation.slot}: reservation {number} is for another event")
-        return reserved
+    def rotate(self, new: Signer, *, recovery: Signer | None = None) -> None:
+        """Replace the ledger key; with ``recovery`` where the key in force is lost."""
+        key = Key(self.log.origin, new.public)
+        with self.log.writing():
+            self.log.append(
+                "key-rotated",
+                "key",
+                digest(new.public),
+                signers=(recovery or self.log.signer, new),
+                key=str(key),
+                why="recovery" if recovery else "rotation",
+            )
 
-    def _refresh(self) -> None:
-        """Take in what another process wrote meanwhile."""
-        if self.path.exists():
-            with self._writing():
-                pass
+    def pause(self, by: str) -> None:
+        """Reserve nothing until :meth:`resume`."""
+        self._once("paused", self.book.paused, by=by)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the file's lock; take in what another process wrote meanwhile."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path.with_suffix(".lock"), "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self._entries = _read(self.path)
-            yield
+    def resume(self, by: str) -> None:
+        """End a pause."""
+        self._once("resumed", not self.book.paused, by=by)
 
-    def _append(self, entry: dict[str, Any]) -> None:
-        line = canonical_json({"number": len(self._entries), **entry}) + b"\n"
-        new = not self.path.exists()
-        # Without a buffer: what cannot be written must not be written again on closing.
-        with open(self.path, "ab", buffering=0) as stream:
-            before = stream.tell()
-            try:
-                written = stream.write(line)
-                if written != len(line):
-                    raise OSError(f"only {written} of {len(line)} bytes fit")
-                os.fsync(stream.fileno())
-            except OSError as error:
-                stream.truncate(before)
-                raise LedgerError(f"{self.path}: the entry could not be stored: {error}") from error
-        if new:
-            fsync_folder(self.path.parent)
-        self._entries.append(json.loads(line))
+    def withdraw(self, by: str) -> None:
+        """Reserve nothing ever again."""
+        self._once("withdrawn", self.book.withdrawn, by=by)
+
+    def close_budget(self, population: str) -> None:
+        """Spend nothing of this population ever again."""
+        known = self.book.populations.get(population)
+        if known is None:
+            raise LedgerError(f"population '{population}' is not registered")
+        self._once("budget-closed", known.closed, population=population)
+
+    def _once(self, kind: str, done: bool, **fields: Any) -> None:
+        if not done:
+            with self.log.writing():
+                self._append_plain(kind, **fields)
+
+    def _begin(self, site: str, witness: Key, recovery: Key | None, setting: str) -> None:
+        key = self.log.key
+        self.log.append(
+            "genesis",
+            "key",
+            digest(key.public),
+            site=site,
+            key=str(key),
+            recovery=str(recovery) if recovery else None,
+            witness=str(witness),
+            setting=setting,
+            software=f"privet {__version__}",
+        )
+
+    def _append_plain(self, kind: str, **fields: Any) -> None:
+        origin = hashlib.sha256(self.log.origin.encode()).hexdigest()
+        self.log.append(kind, "ledger", f"sha256:{origin}", **fields)
+
+    def _require_cover(self, name: str, request: Request) -> None:
+        """Check that the population's cap covers the request (privacy/filter.py)."""
+        population, order = self.book.populations[name], request.order
+        budget = population.budget
+        cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
+        history = {
+            run: Charges(tuple(counts.items()), self._planned(run))
+            for run, counts in population.charges.items()
+        }
+        known = self.book.plan_of.get(order.run, order.plan)
+        if known != order.plan:
+            raise OutOfTurn(f"run '{order.run}' was begun under another plan, {known}")
+        decision = decide(cap, history, order.run, request.event, self.plan_events(order.plan))
+        if not decision.allowed:
+            raise BudgetExceeded(
+                f"{order.slot}: {decision.against(cap)}; {self.spent(name)} is spent"
+            )
+
+    def _planned(self, run: str) -> Counts:
+        digest = self.book.plan_of[run]
+        found = self.plan_events(digest)
+        if found is None:
+            raise LedgerError(
+                f"{self.log.store.path}: plan {digest} of run '{run}' is not kept beside the "
+                "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
+            )
+        return found
+
+    def plan_events(self, plan: str) -> Counts | None:
+        """Return all that a run of ``plan`` (a digest) may do, or None if it is not kept."""
+        if plan not in self._plan_events:
+            text = self.log.store.paper("plan", plan)
+            if text is None:
+                return None
+            found = Plan.parse(json.loads(text), where=plan)
+            if found.digest != plan:
+                raise LedgerError(f"{self.log.store.path}: the plan kept as {plan} is another one")
+            self._plan_events[plan] = planned(found)
+        return self._plan_events[plan]
+
+    def _require_open(self, reservation: Reservation) -> Reservation:
+        found = self.book.open.get(reservation.number)
+        if found is None or found != reservation:
+            raise LedgerError(f"{reservation.slot}: reservation {reservation.number} is not open")
+        return found
+
+    def _abort(self, reservation: Reservation, *, data_opened: bool, reason: str) -> None:
+        self._append_plain(
+            "aborted", reservation=reservation.number, data_opened=data_opened, reason=reason
+        )
+
+    def _population(self, name: str | None) -> str:
+        if name is not None:
+            return name
+        if len(self.book.populations) != 1:
+            raise LedgerError("name a population: the ledger has several, or none")
+        return next(iter(self.book.populations))
+
+
+class _Lost:
+    """Stands for a key that nobody has: it opens a ledger and signs nothing."""
+
+    def __init__(self, public: bytes) -> None:
+        self.public = public
+
+    def sign(self, message: bytes) -> bytes:
+        raise LedgerError("the ledger key is lost; it can sign nothing")
 
 
 def fits(ran: ev.Event, reserved: ev.Event) -> bool:
@@ -246,32 +658,13 @@ def fits(ran: ev.Event, reserved: ev.Event) -> bool:
     return all(planned.get(event, 0) >= count for event, count in actual)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    raw = path.read_bytes()
-    lines = raw.split(b"\n")
-    if lines and lines[-1]:
-        # The last line was cut by a crash before its fsync: its promise was never given.
-        with open(path, "r+b") as stream:
-            stream.truncate(len(raw) - len(lines[-1]))
-    entries = []
-    for number, line in enumerate(lines[:-1]):
-        try:
-            entry = json.loads(line)
-            if entry["number"] != number or entry["kind"] not in _KINDS:
-                raise ValueError("out of sequence")
-            if entry["kind"] == "reserved":
-                ev.from_json(entry["event"])
-            elif entry["kind"] == "aborted":
-                _ = entry["reservation"], entry["data_opened"]
-        except (ValueError, KeyError, TypeError, InputError) as error:
-            raise LedgerError(
-                f"{path}: entry {number} is damaged ({error}); restore the file from a backup "
-                "only together with everything that was released since"
-            ) from error
-        entries.append(entry)
-    return entries
-
-
-_KINDS = ("reserved", "released", "aborted")
+def _slot_fields(order: Order) -> dict[str, Any]:
+    return {
+        "run": order.run,
+        "round": order.round,
+        "attempt": order.attempt,
+        "purpose": order.purpose,
+        "order": order.digest,
+        "plan": order.plan,
+        "model": order.model,
+    }

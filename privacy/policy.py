@@ -182,19 +182,28 @@ class Policy(Part):
         return policy
 
     @classmethod
-    def for_simulation(cls, plan: Plan, site: str, coordinator: str) -> Policy:
+    def for_simulation(
+        cls,
+        plan: Plan,
+        site: str,
+        coordinator: str,
+        cap: tuple[float | None, float] | None = None,
+    ) -> Policy:
         """Return the policy of a simulated site that allows ``plan`` and nothing else.
 
         Args:
             plan: the plan, noise calibrated.
             site: name of one of its sites.
             coordinator: fingerprint of the key that signs the orders.
+            cap: life-time (ε, δ) of its population; default the plan's own.
 
         Raises:
             PlanError: if the plan has no such site.
             PolicyError: if ``coordinator`` is not a fingerprint.
         """
         spec, key, privacy = plan.site(site), site.replace(" ", "_"), plan.privacy
+        own = (privacy.epsilon, privacy.delta) if privacy else (None, 1e-5)
+        epsilon, delta = cap or own
         person = bool(privacy and privacy.unit == "person")
         return cls.parse(
             {
@@ -204,8 +213,8 @@ class Policy(Part):
                     key: {
                         "unit": privacy.unit if privacy else "record",
                         "relation": privacy.relation if privacy else "add_or_remove_one",
-                        "epsilon": privacy.epsilon if privacy else None,
-                        "delta": privacy.delta if privacy else 1e-5,
+                        "epsilon": epsilon,
+                        "delta": delta,
                         "max_records": privacy.max_records if privacy and person else 1,
                     }
                 },

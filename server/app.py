@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from flwr.app import Context, Message, MessageType, RecordDict
@@ -13,9 +14,10 @@ from privet.common.errors import InputError, RunError
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Arrays
-from privet.common.wire import decode_reply, encode_order
+from privet.common.wire import decode_reply, decode_show, encode_order, encode_show
 from privet.server import rounds
 from privet.server.aggregate import Aggregator, mean_of
+from privet.server.recorder import Recorder
 from privet.server.snapshot import Snapshots
 
 _REGISTRATION = 30.0
@@ -49,19 +51,21 @@ class FlowerLink:
         known = [site.name for site in self._plan.sites]
         for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
             reply = _decode(message)
-            if reply is None or reply.site not in known:
+            if reply is None or reply.status is not Status.PRESENT or reply.site not in known:
                 continue
             if reply.site in self._nodes:
                 raise RunError(f"two nodes say that they are site '{reply.site}'")
             self._nodes[reply.site] = message.metadata.src_node_id
         return [name for name in known if name in self._nodes]
 
-    def ask(self, round_number: int, orders: list[Order], model: Arrays) -> list[rounds.Reply]:
+    def ask(
+        self, round_number: int, orders: list[Order], model: Arrays, heads: dict[str, str]
+    ) -> list[rounds.Reply]:
         """Send orders through the strategy's own configuration; return checked replies."""
         record, config = self._aggregator.configure(round_number, model, self._grid)
         messages = [
             Message(
-                encode_order(order, record, config),
+                encode_order(order, record, config, heads.get(order.site, "")),
                 self._nodes[order.site],
                 MessageType.EVALUATE if order.purpose == "evaluate" else MessageType.TRAIN,
                 group_id=str(round_number),
@@ -78,6 +82,21 @@ class FlowerLink:
                 raise RunError(f"a node answered in the name of site '{reply.site}'")
             replies[reply.site] = _matching(reply, wanted[reply.site], model)
         return [replies[order.site] for order in orders if order.site in replies]
+
+    def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Ask sites to show their logs; a malformed answer counts as none."""
+        messages = [
+            Message(encode_show(question), self._nodes[site], f"{MessageType.QUERY}.show")
+            for site, question in questions.items()
+        ]
+        names = {node: site for site, node in self._nodes.items()}
+        answers: dict[str, dict[str, Any]] = {}
+        for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
+            with suppress(InputError):
+                if not message.has_error():
+                    site = names[message.metadata.src_node_id]
+                    answers[site] = decode_show(message.content)
+        return {site: answers[site] for site in questions if site in answers}
 
     def join(self, round_number: int, model: Arrays, replies: list[rounds.Reply]) -> Arrays:
         """Hand the updates to the strategy, in site order."""
@@ -125,6 +144,7 @@ def create_app(
     plan: Plan,
     initial: Callable[[], Arrays],
     snapshots: Snapshots,
+    recorder: Callable[[], Recorder],
     *,
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
     observe: Callable[[rounds.Progress], None] = lambda progress: None,
@@ -143,6 +163,7 @@ def create_app(
                 initial(),
                 FlowerLink(plan, grid),
                 snapshots,
+                recorder(),
                 average=mean_of,
                 evaluate=evaluate,
                 observe=observe,

@@ -1,21 +1,22 @@
 """The rounds of a run, from first order to last snapshot.
 
-Each round: configure, order, wait, check, join, store, look. What a round did is told to
-an observer as a :class:`Progress`; nothing in it depends on private data but through a
-release.
+Each round: order, wait, check, join, look, have it witnessed, store, note. What a round
+did is told to an observer as a :class:`Progress`; nothing in it depends on private data
+but through a release.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from privet.common.errors import QuorumNotMet, RunError
+from privet.common.errors import EvidenceFault, QuorumNotMet, RunError
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
+from privet.server.recorder import Recorder
 from privet.server.snapshot import Snapshot, Snapshots
 
 
@@ -36,8 +37,17 @@ class Link(Protocol):
         """Return the names of the sites that answer, in the plan's order."""
         ...
 
-    def ask(self, round_number: int, orders: list[Order], model: Arrays) -> list[Reply]:
-        """Send the orders and return the replies that came in time, in site order."""
+    def ask(
+        self, round_number: int, orders: list[Order], model: Arrays, heads: dict[str, str]
+    ) -> list[Reply]:
+        """Send the orders, each with the site's newest known head; return the replies.
+
+        They are those that came in time, in site order.
+        """
+        ...
+
+    def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Ask sites to show their logs; return the answers that came in time, by site."""
         ...
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
@@ -55,6 +65,8 @@ class Progress:
         spent: by site, what its ledger has spent (as :meth:`PrivacyLoss.to_dict`).
         metrics: figures that may be shown, or empty.
         histograms: by site, the noised table of the metrics gate.
+        reproducible: the noise of some release came from a seed, or nobody said that it
+            did not.
     """
 
     round: int
@@ -62,6 +74,7 @@ class Progress:
     spent: dict[str, dict[str, Any]]
     metrics: dict[str, Any]
     histograms: dict[str, Any] = field(default_factory=dict)
+    reproducible: bool = True
 
 
 @dataclass
@@ -71,6 +84,12 @@ class Outcome:
     model: Arrays
     progress: list[Progress] = field(default_factory=list)
 
+    @property
+    def reproducible(self) -> bool:
+        """As in :class:`Progress`, for the whole run; rounds before a restart are not known."""
+        first = self.progress[0].round if self.progress else 0
+        return first != 1 or any(step.reproducible for step in self.progress)
+
 
 def run(
     run_id: str,
@@ -78,6 +97,7 @@ def run(
     initial: Arrays,
     link: Link,
     snapshots: Snapshots,
+    recorder: Recorder,
     *,
     average: Callable[[list[Arrays]], Arrays],
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
@@ -87,6 +107,7 @@ def run(
 
     Raises:
         QuorumNotMet: if too few sites release in a round.
+        EvidenceFault: if the history of a site's ledger, or the journal's, does not hold.
         RunError: if no site is there, or none releases.
     """
     sites = link.enrolled()
@@ -94,34 +115,146 @@ def run(
         raise RunError("no site of the plan is connected")
     stored = snapshots.latest()
     model, done = (stored.arrays, stored.round) if stored else (initial, 0)
+    recorder.begin(run_id, plan.digest, digest_arrays(initial), sites, link.show)
+    if stored and stored.record:
+        # The process may have ended between the snapshot and its line in the journal.
+        recorder.close_round(stored.record)
+    rounds = _Rounds(run_id, plan, sites, link, recorder, evaluate)
     last: deque[Arrays] = deque(maxlen=plan.strategy.average_last)
     outcome = Outcome(model)
-    for number in range(done + 1, plan.training.rounds + 1):
-        replies = _ask(run_id, plan, "train", number, sites, model, link)
-        released = [reply for reply in replies if reply.release is not None]
-        _require_quorum(plan, number, replies, released)
-        model = link.join(number, model, released)
-        snapshots.store(Snapshot(number, model, _receipts(released)))
-        last.append(model)
-        shown = average(list(last))
-        progress = _look(run_id, plan, number, sites, shown, link, evaluate, replies)
-        outcome.progress.append(progress)
-        outcome.model = shown
-        observe(progress)
+    try:
+        for number in range(done + 1, plan.training.rounds + 1):
+            replies, joined = rounds.train(number, model)
+            last.append(joined)
+            shown = average(list(last)) if len(last) > 1 else joined
+            progress, record = rounds.look(number, (model, joined, shown), replies)
+            snapshots.store(Snapshot(number, joined, record))
+            recorder.close_round(record)
+            model = joined
+            outcome.progress.append(progress)
+            outcome.model = shown
+            observe(progress)
+    except RunError as error:
+        rounds.close(outcome.model, fault=type(error).__name__)
+        raise
+    rounds.close(outcome.model)
     return outcome
 
 
-def _ask(
-    run_id: str, plan: Plan, purpose: str, number: int, sites: list[str], model: Arrays, link: Link
-) -> list[Reply]:
-    digest, plan_digest = digest_arrays(model), plan.digest
-    orders = [
-        Order(run_id, site, number, 1, purpose, plan_digest, digest, tuple(model)) for site in sites
-    ]
-    return link.ask(number, orders, model)
+@dataclass
+class _Rounds:
+    """What stays the same from round to round."""
+
+    run_id: str
+    plan: Plan
+    sites: list[str]
+    link: Link
+    recorder: Recorder
+    evaluate: Callable[[Arrays], dict[str, Any]] | None
+    _used: list[str] = field(default_factory=list)
+
+    def train(self, number: int, model: Arrays) -> tuple[list[Reply], Arrays]:
+        """Order, wait, check, join; return the replies and the next model."""
+        self._used = []
+        replies = self._ask("train", number, model)
+        try:
+            _require_quorum(self.plan, number, replies)
+            return replies, self.link.join(number, model, _released(replies))
+        except RunError:
+            self._note_broken(number, model)
+            raise
+
+    def look(
+        self, number: int, models: tuple[Arrays, Arrays, Arrays], replies: list[Reply]
+    ) -> tuple[Progress, dict[str, Any]]:
+        """Evaluate as the plan says, have all logs witnessed, and gather what may be shown.
+
+        Args:
+            number: of the round.
+            models: before, after, and as it is shown.
+            replies: of :meth:`train`.
+
+        Returns:
+            The progress, and the journal's record of the round.
+        """
+        plan, shown = self.plan, models[2]
+        due = number % plan.metrics.every == 0 or number == plan.training.rounds
+        metrics: dict[str, Any] = {}
+        tables: dict[str, Any] = {}
+        latest = {reply.site: reply for reply in replies}
+        releases = [reply.release for reply in replies if reply.release is not None]
+        if due and plan.metrics.source == "gate":
+            for reply in self._ask("evaluate", number, shown):
+                if reply.release is not None:
+                    tables[reply.site] = reply.release.arrays["histogram"]
+                    latest[reply.site] = reply
+                    releases.append(reply.release)
+        elif due and self.evaluate is not None and plan.metrics.source == "public":
+            metrics = self.evaluate(shown)
+        record = self._record(number, models)
+        spent = {
+            site: reply.release.facts["spent"] for site, reply in latest.items() if reply.release
+        }
+        statuses = {reply.site: reply.status for reply in replies}
+        reproducible = any(one.facts.get("reproducible") is not False for one in releases)
+        return Progress(number, statuses, spent, metrics, tables, reproducible), record
+
+    def close(self, model: Arrays, *, fault: str = "") -> None:
+        """Write the end of the run into the journal."""
+        self.recorder.close_run(
+            self.run_id, digest_arrays(model), self.sites, self.link.show, fault=fault
+        )
+
+    def _ask(self, purpose: str, number: int, model: Arrays) -> list[Reply]:
+        """Order, wait, and drop every release that its site's log does not hold."""
+        digest, plan = digest_arrays(model), self.plan.digest
+        wanted = [
+            Order(self.run_id, site, number, 1, purpose, plan, digest, tuple(model))
+            for site in self.sites
+        ]
+        orders = {order.site: order for order in self.recorder.sign(wanted)}
+        heads = {site: self.recorder.head(site) for site in self.sites}
+        replies = self.link.ask(number, list(orders.values()), model, heads)
+        came = {
+            reply.site: (orders[reply.site], str(reply.release.facts["digest"]))
+            for reply in replies
+            if reply.release is not None
+        }
+        proved = self.recorder.receive(came, self.link.show)
+        checked = []
+        for reply in replies:
+            if reply.release is not None and reply.site not in proved:
+                reply = replace(reply, status=Status.FAILED, release=None)
+            self.recorder.answered(orders[reply.site], reply.status)
+            if reply.release is not None:
+                self._used.append(orders[reply.site].digest)
+            checked.append(reply)
+        return checked
+
+    def _record(self, number: int, models: tuple[Arrays, Arrays, Arrays]) -> dict[str, Any]:
+        try:
+            witnessed = self.recorder.witness(self.sites, self.link.show)
+        except EvidenceFault:
+            self._note_broken(number, models[0])
+            raise
+        before, after, shown = (digest_arrays(model) for model in models)
+        return self.recorder.record(
+            self.run_id, number, (before, after, shown), witnessed, self._used
+        )
+
+    def _note_broken(self, number: int, model: Arrays) -> None:
+        """Note the orders of a round that joins nothing: the run ends with it."""
+        same = digest_arrays(model)
+        record = self.recorder.record(self.run_id, number, (same, same, same), [], ())
+        self.recorder.close_round(record)
 
 
-def _require_quorum(plan: Plan, number: int, replies: list[Reply], released: list[Reply]) -> None:
+def _released(replies: list[Reply]) -> list[Reply]:
+    return [reply for reply in replies if reply.release is not None]
+
+
+def _require_quorum(plan: Plan, number: int, replies: list[Reply]) -> None:
+    released = _released(replies)
     if len(released) >= plan.quorum:
         return
     counts: dict[str, int] = {}
@@ -135,38 +268,3 @@ def _require_quorum(plan: Plan, number: int, replies: list[Reply], released: lis
         f"round {number}: {len(released)} of {len(plan.sites)} sites released an update, the "
         f"quorum is {plan.quorum} ({said})"
     )
-
-
-def _look(
-    run_id: str,
-    plan: Plan,
-    number: int,
-    sites: list[str],
-    model: Arrays,
-    link: Link,
-    evaluate: Callable[[Arrays], dict[str, Any]] | None,
-    replies: list[Reply],
-) -> Progress:
-    """Evaluate as the plan says, and gather what may be shown."""
-    due = number % plan.metrics.every == 0 or number == plan.training.rounds
-    metrics: dict[str, Any] = {}
-    tables: dict[str, Any] = {}
-    latest = {reply.site: reply for reply in replies}
-    if due and plan.metrics.source == "gate":
-        for reply in _ask(run_id, plan, "evaluate", number, sites, model, link):
-            if reply.release is not None:
-                tables[reply.site] = reply.release.arrays["histogram"]
-                latest[reply.site] = reply
-    elif due and evaluate is not None and plan.metrics.source == "public":
-        metrics = evaluate(model)
-    spent = {site: reply.release.facts["spent"] for site, reply in latest.items() if reply.release}
-    statuses = {reply.site: reply.status for reply in replies}
-    return Progress(number, statuses, spent, metrics, tables)
-
-
-def _receipts(released: list[Reply]) -> dict[str, Any]:
-    return {
-        reply.site: {"order": reply.release.order, "digest": reply.release.facts["digest"]}
-        for reply in released
-        if reply.release is not None
-    }

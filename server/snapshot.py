@@ -17,11 +17,11 @@ from privet.common.release import Arrays
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The model after ``round`` rounds, and what was received to make it."""
+    """The model after ``round`` rounds, and what the journal says of the last one."""
 
     round: int
     arrays: Arrays
-    receipts: dict[str, Any]
+    record: dict[str, Any]
 
 
 def save_model(path: Path, arrays: Arrays, facts: dict[str, str]) -> None:
@@ -54,7 +54,7 @@ class Snapshots:
 
     def store(self, snapshot: Snapshot) -> None:
         """Replace the latest snapshot, durably."""
-        facts = {"round": str(snapshot.round), "receipts": json.dumps(snapshot.receipts)}
+        facts = {"round": str(snapshot.round), "record": json.dumps(snapshot.record)}
         save_model(self._path, snapshot.arrays, facts)
 
     def latest(self) -> Snapshot | None:
@@ -62,4 +62,4 @@ class Snapshots:
         if not self._path.exists():
             return None
         arrays, facts = load_model(self._path)
-        return Snapshot(int(facts["round"]), arrays, json.loads(facts["receipts"]))
+        return Snapshot(int(facts["round"]), arrays, json.loads(facts["record"]))

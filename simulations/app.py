@@ -25,6 +25,7 @@ from privet.client.site import Site
 from privet.common.canonical import write_json
 from privet.common.errors import InputError
 from privet.server.rounds import Outcome
+from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, find_plan, resolve
 from privet.simulations.records import Records
 from privet.simulations.result import make_result, write_result
@@ -46,7 +47,7 @@ def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
     data = Path(given["data"]) if given.get("data") else None
     default = Path(tempfile.gettempdir()) / run_id
     folder = Path(str(given.get("out") or default))
-    return SiteMaker(run_id, resolve(plan), Records(plan, data, base), folder, None)
+    return SiteMaker(run_id, Parties(resolve(plan), folder), Records(plan, data, base), None)
 
 
 server = ServerApp()
@@ -60,12 +61,11 @@ def main(grid: Grid, context: Context) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; a run's history is never overwritten")
     write_json(folder / "plan.json", plan.to_dict())
+    run.parties.found()
     outcomes: list[Outcome] = []
     app = server_app(run, public_test(run), outcomes.append)
     app(grid, context)
-    write_result(
-        make_result(run.run_id, plan, run.records, folder, outcomes[0], seeded=False, seconds=0.0)
-    )
+    write_result(make_result(run.run_id, run.parties, outcomes[0], seconds=0.0))
 
 
 def _site(context: Context) -> Site:

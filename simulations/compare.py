@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privet.client.trainer import SiteData
 from privet.common.canonical import write_atomic, write_json
 from privet.common.plan import Plan
 from privet.simulations import plots, scenarios
@@ -141,9 +142,7 @@ class _Fixed(Records):
 
     only: tuple[str, ...] | None = None
 
-    def site(self, name: str) -> Any:
-        from privet.client.trainer import SiteData
-
+    def site(self, name: str) -> SiteData:
         del name
         parts = super().parts()
         train, test = parts["train"], parts["test"]

@@ -7,7 +7,7 @@ an in-process grid needs (task identity, message id) are touched here and nowher
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
@@ -27,7 +27,6 @@ class InProcessGrid(Grid):
     Args:
         client_app: called on each message with the node's own context.
         sites: number of nodes; ``partition-id`` of a context counts from 0.
-        before: called before each message; it may raise to stop the run.
         config: the app's config, as ``flwr run`` would give it.
     """
 
@@ -35,11 +34,9 @@ class InProcessGrid(Grid):
         self,
         client_app: ClientApp,
         sites: int,
-        before: Callable[[], None] = lambda: None,
         config: UserConfig | None = None,
     ) -> None:
         self._app = client_app
-        self._before = before
         self._contexts = {
             number + 1: Context(
                 run_id=_RUN_ID,
@@ -102,7 +99,6 @@ class InProcessGrid(Grid):
         return replies
 
     def _deliver(self, message: Message) -> str:
-        self._before()
         number = str(uuid4())
         message.metadata.__dict__["_message_id"] = number
         context = self._contexts.get(message.metadata.dst_node_id)

@@ -13,7 +13,13 @@ from privet.client.trainer import SiteData
 from privet.common.errors import DataError, PlanError
 from privet.common.plan import Plan
 from privet.simulations import scenarios
-from privet.simulations.partition import PART, PERSON, SITE, split
+from privet.simulations.partition import (
+    PART,
+    PERSON,
+    SITE,
+    split_by_unit,
+    split_in_proportion,
+)
 
 
 @dataclass(frozen=True)
@@ -139,9 +145,12 @@ def _parts(records: Records, stamp: tuple[tuple[str, int, int], ...]) -> dict[st
     table = records.table()
     names = [site.name for site in records.plan.sites]
     table = table[table[SITE].isin(names)].reset_index(drop=True)
-    scenario = records.scenario
-    strata = scenario.strata if scenario else (SITE,)
-    part = split(table, records.plan.split, records.plan.seed, strata=strata)
+    plan, scenario = records.plan, records.scenario
+    part = (
+        split_in_proportion(table, plan.split, plan.seed, strata=scenario.strata)
+        if scenario
+        else split_by_unit(table, plan.split, plan.seed)
+    )
     return {
         name: table[part == name].reset_index(drop=True) for name in ("train", "validation", "test")
     }

@@ -7,21 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privet.client.site import budget_of
 from privet.client.trainer import workbench
 from privet.common.canonical import write_json
 from privet.common.errors import LedgerError
 from privet.common.plan import Plan
 from privet.common.release import Arrays
 from privet.privacy import honesty
-from privet.privacy.ledger import RunHistory
 from privet.privacy.units import PrivacyLoss
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
 from privet.simulations import plots, scenarios
 from privet.simulations.card import model_card
 from privet.simulations.evaluate import pooled_gate
-from privet.simulations.records import Records
+from privet.simulations.parties import Parties
 
 
 @dataclass(frozen=True)
@@ -113,30 +111,19 @@ def _figures(step: Progress) -> dict[str, Any]:
     return {**overall, "sites": sites}
 
 
-def make_result(
-    run_id: str,
-    plan: Plan,
-    records: Records,
-    folder: Path,
-    outcome: Outcome,
-    *,
-    seeded: bool,
-    seconds: float,
-) -> Result:
+def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: float) -> Result:
     """Gather a finished run: what each site spent by its own ledger, figures, claim.
 
     Args:
         run_id: identifier of the run.
-        plan: with its noise calibrated.
-        records: what the sites opened.
-        folder: the run folder.
+        parties: whose ledgers say what was spent.
         outcome: of the rounds.
-        seeded: noise came from a seed, so the claim is ``none``.
         seconds: how long the run took.
 
     Raises:
-        LedgerError: if a site released an update and its history is not in the folder.
+        LedgerError: if a site released an update and its ledger does not say so.
     """
+    plan = parties.plan
     last = outcome.progress[-1]
     metrics = dict(last.metrics)
     by_site: dict[str, Any] = metrics.pop("sites", {})
@@ -146,44 +133,49 @@ def make_result(
     for spec in plan.sites:
         loss = None
         if plan.privacy is not None:
-            path = folder / "sites" / spec.name / "events.jsonl"
-            history = RunHistory(path, budget_of(plan))
-            loss = history.spent()
+            ledger = parties.ledger(spec.name)
+            loss = ledger.spent()
             losses.append(loss)
             released = any(step.statuses.get(spec.name) == "released" for step in outcome.progress)
-            if released and not history.history():
+            if released and not ledger.history():
                 raise LedgerError(
-                    f"{path}: site '{spec.name}' released updates, and its history is not there; "
-                    "no ε can be told. Do its workers share this folder?"
+                    f"{parties.home(spec.name)}: site '{spec.name}' released updates, and its "
+                    "ledger does not say so; no ε can be told. Do its workers share this folder?"
                 )
         status = str(last.statuses.get(spec.name, "no reply"))
         sites.append(SiteResult(spec.name, loss, status, by_site.get(spec.name, {})))
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
-    rows = honesty.assess(_facts(plan, records))
-    private = worst is not None and math.isfinite(worst.epsilon) and not seeded
+    rows = honesty.assess(_facts(plan))
+    private = worst is not None and math.isfinite(worst.epsilon) and not outcome.reproducible
     claim, conditional = honesty.claim(rows, private=private)
     return Result(
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
-        outcome.model, seconds, folder,
+        outcome.model, seconds, parties.folder,
     )  # fmt: skip
 
 
-def _facts(plan: Plan, records: Records) -> honesty.Facts:
-    scenario = records.scenario
-    attested: dict[str, str] = dict(scenario.attested) if scenario else {}
-    attested.update({str(key): why for key, why in plan.attested.items()})
-    if scenario:
-        attested.setdefault(
-            "H12",
-            "an open data set: ranges are round numbers declared in the scenario, settings were "
-            "chosen on a validation split that counts as public",
-        )
+def _facts(plan: Plan) -> honesty.Facts:
     return honesty.Facts(
         self_tests=workbench(plan).self_tests,
         person=bool(plan.privacy and plan.privacy.unit == "person"),
         metrics=plan.metrics.source,
-        attested=attested,
+        attested=attestations(plan),
     )
+
+
+def attestations(plan: Plan) -> dict[str, str]:
+    """Return the rows that somebody vouches for: the plan, and its scenario for its own task."""
+    attested = {str(key): why for key, why in plan.attested.items()}
+    scenario = scenarios.get(plan.scenario) if plan.scenario else None
+    if scenario is None or plan.task != scenario.make_plan().task:
+        return attested
+    return {
+        "H12": "an open data set: ranges are round numbers declared in the scenario, settings were "
+        "chosen on a validation split that counts as public",
+        "H13": "an open data set: the test split counts as public",
+        **scenario.attested,
+        **attested,
+    }
 
 
 def write_result(result: Result) -> None:

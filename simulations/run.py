@@ -5,7 +5,7 @@
     simulate ── resolve (noise calibrated) ── ServerApp ─ Grid ─ ClientApp ─ Site
         │                                       rounds    in process   admit, reserve,
         └── Result: result.json, model/, plots/,          or on Ray    train, commit
-            plan.json, sites/NAME/events.jsonl
+            plan.json, roster.json, coordinator/, sites/NAME/
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from privet.client.app import create_app as create_client_app
-from privet.client.site import Site, budget_of
+from privet.client.site import Site
 from privet.common.canonical import write_json
-from privet.common.config import DATA_VARIABLE
+from privet.common.config import data_folder
 from privet.common.errors import InputError, RunError
 from privet.common.models import build_model, trainable
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.release import Arrays
 from privet.common.tasks import build_task
-from privet.privacy.ledger import RunHistory
 from privet.privacy.noise import Stream
 from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
@@ -43,6 +42,7 @@ from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.grid import InProcessGrid
+from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, find_plan, resolve
 from privet.simulations.records import Records
 from privet.simulations.result import Result, make_result, write_result
@@ -61,6 +61,8 @@ class Setting:
         noise_seed: makes noise reproducible. The claim becomes ``none``.
         data_dir: folder of the records, or None.
         base: folder that the plan's relative paths start from.
+        ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
+        cap: life-time ε of each site's population where its ledger is new.
     """
 
     engine: Engine = "auto"
@@ -68,6 +70,8 @@ class Setting:
     noise_seed: int | None = None
     data_dir: Path | None = None
     base: Path = Path()
+    ledgers: Path | None = None
+    cap: float | None = None
 
 
 def simulate(
@@ -129,10 +133,19 @@ class SiteMaker:
     """Makes the site behind a Flower context; picklable, for Ray's processes."""
 
     run_id: str
-    plan: Plan
+    parties: Parties
     records: Records
-    folder: Path
     noise_seed: int | None
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the run."""
+        return self.parties.plan
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return self.parties.folder
 
     def __call__(self, context: Context) -> Site:
         """Return the site of the context's partition number, kept for later messages."""
@@ -142,13 +155,15 @@ class SiteMaker:
 
 @functools.lru_cache(maxsize=4096)
 def _site(maker: SiteMaker, name: str) -> Site:
-    plan = maker.plan
-    folder = maker.folder / "sites" / name
+    parties = maker.parties
+    roster = parties.roster()
     return Site(
         name,
-        plan,
-        folder,
-        RunHistory(folder / "events.jsonl", budget_of(plan)),
+        parties.plan,
+        parties.folder / "sites" / name,
+        parties.guard(name, roster),
+        parties.witness(name),
+        roster,
         functools.partial(maker.records.site, name),
         functools.partial(_stream, maker),
     )
@@ -174,9 +189,7 @@ def run_plan(
         PrivetError: as :func:`simulate`.
     """
     started = time.monotonic()
-    data_dir = setting.data_dir or (
-        Path(named) if (named := os.environ.get(DATA_VARIABLE)) else None
-    )
+    data_dir = data_folder(setting.data_dir)
     records = Records(plan, data_dir and data_dir.resolve(), setting.base.resolve())
     records.parts()
     check(plan)
@@ -184,20 +197,15 @@ def run_plan(
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", resolved.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
-    maker = SiteMaker(run_id, resolved, records, folder.resolve(), setting.noise_seed)
+    ledgers = setting.ledgers.resolve() if setting.ledgers else None
+    parties = Parties(resolved, folder.resolve(), ledgers, setting.cap)
+    parties.found()
+    maker = SiteMaker(run_id, parties, records, setting.noise_seed)
     try:
         outcome = _train(maker, public_test(maker), setting, observe)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
-    result = make_result(
-        run_id,
-        resolved,
-        records,
-        folder,
-        outcome,
-        seeded=setting.noise_seed is not None,
-        seconds=time.monotonic() - started,
-    )
+    result = make_result(run_id, parties, outcome, seconds=time.monotonic() - started)
     write_result(result)
     return result
 
@@ -215,8 +223,10 @@ def train_once(
     """
     resolved = resolve(plan).changed(metrics={"every": plan.training.rounds})
     measure = public or PublicTest(resolved, records.parts()["test"])
-    run_id = f"{folder.name.replace(' ', '-')}-{secrets.token_hex(2)}"
-    maker = SiteMaker(run_id, resolved, records, folder, None)
+    run_id = f"{plan.name.replace(' ', '-')}-{secrets.token_hex(2)}"
+    parties = Parties(resolved, folder.resolve())
+    parties.found()
+    maker = SiteMaker(run_id, parties, records, None)
     outcome = _train(maker, measure, Setting(), lambda _: None)
     facts = {"plan": resolved.digest, "private": str(plan.privacy is not None).lower()}
     save_model(folder / "model" / "model.safetensors", outcome.model, facts)
@@ -262,6 +272,7 @@ def server_app(
         maker.plan,
         lambda: initial_model(maker.plan),
         Snapshots(maker.folder / "model"),
+        lambda: maker.parties.recorder(maker.parties.roster()),
         evaluate=public.measure if public else None,
         observe=observe,
         finish=finish,

@@ -66,6 +66,7 @@ test = 0.25
 
 [attested]                     # what you vouch for; without it the claim is conditional on it
 H12 = "ranges from textbooks; settings not tuned on these records"
+H13 = "these example records are published"  # take it out for records of your own
 H21 = "each patient was seen at one hospital"
 
 # One file for each site. The nominal size is declared, not counted: a round number near

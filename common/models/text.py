@@ -203,7 +203,7 @@ def _tokenizer(path: Path) -> Any:
 
 
 class _Tokens:
-    """Token numbers padded to the longest text, so that no row knows of another's length."""
+    """Token numbers padded to ``max_tokens``, so that no row knows of another's length."""
 
     def __init__(self, tokenizer: Path, max_tokens: int) -> None:
         self._path = tokenizer

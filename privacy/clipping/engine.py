@@ -95,12 +95,6 @@ class GradientEngine:
                     force_functorch=self.mode == "functorch",
                 )
 
-    def close(self) -> None:
-        """Take Opacus's hooks off the model."""
-        self._wrapped.remove_hooks()
-        for parameter in self.parameters:
-            parameter.grad = None
-
     def per_sample(self, batch: Batch) -> RawGradients:
         """Return per-record gradients [B, *shape] of every trained parameter.
 

@@ -40,7 +40,8 @@ class Scenario:
         models: other models for the same task: name to changes of the plan.
         plain: by model, changes of the plan for runs without privacy.
         strata: columns that splits keep in proportion.
-        attested: rows of the honesty list that the scenario vouches for, with the reason.
+        attested: rows of the honesty list that the scenario vouches for, with the reason,
+            besides H12 and H13, which hold for every open data set.
         note: what a reader of the result should know.
     """
 

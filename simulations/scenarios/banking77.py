@@ -6,7 +6,6 @@ the published test file is the test split.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -57,11 +56,6 @@ def load(data_dir: Path | None) -> pd.DataFrame:
     joined = pd.concat([train.assign(part="train"), test.assign(part="test")], ignore_index=True)
     site = deal(len(joined), _SITES, seed=77)
     return joined.assign(site=[f"Branch {number + 1}" for number in site])
-
-
-def declared_classes(folder: Path) -> list[str]:
-    """Return the intents that the data set itself publishes, sorted."""
-    return sorted(json.loads((folder / "categories.json").read_text(encoding="utf-8")))
 
 
 SCENARIO = Scenario(

@@ -22,6 +22,7 @@ from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.common.wire import encode_reply
 from privet.privacy import events as ev
+from privet.privacy.dpsgd import DpSgd, PlainSgd
 from privet.privacy.ledger import Reservation, RunHistory
 
 Make = Callable[..., Any]
@@ -257,6 +258,30 @@ def test_a_model_that_mixes_records_is_refused_before_data_is_opened(
     answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
     assert answer.status == status
     assert fed.opened == (["North"] if status == "released" else [])
+
+
+class _Lying(DpSgd):
+    """Reserves what ``DpSgd`` costs and trains without noise."""
+
+    def release(self, *given: Any, **more: Any) -> Any:
+        return PlainSgd(self.sample_rate).release(*given, **more)
+
+
+def test_an_update_without_noise_leaves_only_where_the_plan_has_no_privacy(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    for name, privacy in (("private", {}), ("plain", None)):
+        fed = federation(folder=name, privacy=privacy)
+        site, model = fed.sites[0], start(fed.plan)
+        if privacy is not None:
+            site._trainer.mechanism = _Lying(0.5, 2.0, 1.0, 2)
+        answer = site.answer(order_for(fed.plan, "North", model), model)
+        assert answer.status is (Status.FAILED if privacy is not None else Status.RELEASED)
+        assert ("a PlainUpdate is not a release" in fed.log("North")) == (privacy is not None)
+    # The control: the same site, whose mechanism adds its noise, releases.
+    fed = federation(folder="honest")
+    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    assert answer.status is Status.RELEASED
 
 
 # the debit is on disk before data is read

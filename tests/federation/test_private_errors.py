@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -114,6 +116,88 @@ def test_a_reply_that_tells_the_reason_is_noticed(
 
 def context() -> Context:
     return Context(1, 1, UserConfig({"partition-id": 0}), RecordDict(), UserConfig())
+
+
+def test_an_order_cannot_write_a_line_of_the_operators_log(
+    federation: Make, order_for: Callable[..., Order]
+) -> None:
+    fed = federation()
+    model, line = initial_model(fed.plan), "2026-01-01 North INFO all is well"
+    order = order_for(fed.plan, "North", model, run=f"r\n{line}", plan="sha256:0")
+    reply = scripted(fed, order, model)
+    assert decode_reply(reply.content) == ("North", Status.REFUSED_PARAMETERS, None)
+    assert line not in fed.log("North")
+    # The control: past the check of the message, the line would stand in the log.
+    fed.sites[0].answer(order, model)
+    assert any(text.startswith(line) for text in fed.log("North").splitlines())
+
+
+_CODING = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Coding:
+    learnt = None
+
+    def __init__(self, spec):
+        self.how = spec.options["how"]
+
+    def encode(self, frame):
+        x = torch.tensor(frame["x1"].to_numpy(), dtype=torch.float64)[:, None]
+        if self.how == "mean":
+            x = x - x.mean(0)
+        elif self.how == "rank":
+            x = x.argsort(0).argsort(0).double()
+        elif self.how == "before":
+            x = x + torch.cat([x[:1], x[:-1]])
+        elif self.how == "longest":
+            x = torch.cat([x, torch.zeros(len(x), len(x) - 1)], 1)
+        elif self.how == "learns":
+            self.learnt = x.mean(0) if self.learnt is None else self.learnt
+            x = x - self.learnt
+        return {"x": x[:, :1].float() if self.how != "longest" else x.float(),
+                "label": torch.tensor(frame["y"].to_numpy())}
+
+    def loss(self, model, batch):
+        return functional.cross_entropy(model(batch["x"][:, :1]), batch["label"], reduction="none")
+
+    def scores(self, model, batch):
+        return model(batch["x"][:, :1]).softmax(-1)
+
+    def random_batch(self, records, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "x": torch.randn((records, 1), generator=generator),
+            "label": torch.randint(0, 2, (records,), generator=generator),
+        }
+
+
+def make(task):
+    return nn.Linear(1, 2)
+"""
+
+
+@pytest.mark.parametrize("how", ["own", "mean", "rank", "before", "longest", "learns"])
+def test_an_encoding_that_couples_records_leaves_as_failed(
+    federation: Make, order_for: Callable[..., Order], as_bytes: Callable[..., bytes],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str,
+) -> None:  # fmt: skip
+    (tmp_path / "own_coding.py").write_text(_CODING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_coding", raising=False)
+    task = {"kind": "own_coding:Coding", "numeric": {}, "categorical": {}, "options": {"how": how}}
+    fed = federation(frames={"North": frame()}, task=task, model={"kind": "own_coding:make"})
+    model = initial_model(fed.plan)
+    reply = scripted(fed, order_for(fed.plan, "North", model), model)
+    status = decode_reply(reply.content)[1]
+    assert len(fed.ledger("North").history()) == 1
+    if how == "own":  # the control: each record from itself
+        assert status is Status.RELEASED
+        return
+    assert as_bytes(reply) == as_bytes(encode_reply("North", Status.FAILED))
+    assert "H6: 'x' of one record depends on the other records" in fed.log("North")
 
 
 def test_the_coordinator_sees_statuses_only(

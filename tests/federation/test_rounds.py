@@ -18,7 +18,7 @@ from privet.common.errors import QuorumNotMet, RunError
 from privet.common.order import Order, Status
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.common.wire import encode_reply
-from privet.server.rounds import Progress
+from privet.server.rounds import Outcome, Progress
 from privet.simulations import grid as grid_module
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.run import initial_model
@@ -184,6 +184,35 @@ def test_a_run_goes_on_from_its_snapshot(federation: Make, same: Callable[..., b
     assert [step.round for step in outcome.progress] == [2]
     assert same(outcome.model, whole)
     assert {name: fed.ledger(name).entries for name in WEIGHTS} == ledgers
+
+
+def test_seeded_noise_is_told_by_the_releases(federation: Make) -> None:
+    gate = {"metrics": {"source": "gate"}}
+    assert not federation(folder="fresh", **gate).run().reproducible
+    seeded = federation(folder="seeded", noise_seed=7, **gate).run()
+    assert [step.reproducible for step in seeded.progress] == [True, True]
+
+
+@pytest.mark.parametrize("purpose", ["train", "evaluate"])
+@pytest.mark.parametrize("said", [None, True, "no"])
+def test_noise_that_nobody_calls_fresh_counts_as_seeded(
+    federation: Make, purpose: str, said: Any
+) -> None:
+    def craft(release: Release, facts: dict[str, Any]) -> Release:
+        if ("histogram" in release.arrays) == (purpose == "evaluate"):
+            facts["reproducible"] = said
+        return Release(release.order, facts, release.arrays)
+
+    fed = federation(metrics={"source": "gate"})
+    assert fed.run(crafted(fed, craft)).reproducible
+
+
+def test_rounds_before_a_restart_are_not_called_fresh(federation: Make) -> None:
+    fed = federation()
+    progress = fed.run().progress
+    assert not Outcome({}, progress).reproducible
+    assert Outcome({}, progress[1:]).reproducible
+    assert Outcome({}, []).reproducible
 
 
 # the gate
@@ -484,7 +513,7 @@ def test_a_query_says_the_name_and_nothing_else(federation: Make) -> None:
     fed = federation()
     fed.grid()
     reply = create_app(fed.site_of)(Message(RecordDict(), 1, "query"), _context())
-    assert decode_reply(reply.content) == ("North", Status.RELEASED, None)
+    assert decode_reply(reply.content) == ("North", Status.PRESENT, None)
     assert list(reply.content) == ["reply"]
     assert fed.opened == []
 

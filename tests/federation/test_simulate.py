@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 import privet
+from privet.common.config import DATA_VARIABLE, data_folder
 from privet.common.errors import (
     DataError,
     DataMissing,
@@ -26,7 +27,9 @@ from privet.common.errors import (
 )
 from privet.common.plan import Plan
 from privet.privacy.ledger import RunHistory
+from privet.simulations import scenarios
 from privet.simulations.records import Records
+from privet.simulations.result import attestations
 from privet.simulations.run import Result, Setting, run_plan
 
 Make = Callable[..., Any]
@@ -131,6 +134,49 @@ def test_the_noise_seed_makes_the_run_repeatable_and_the_claim_none(
     assert free.claim == "conditional"
 
 
+def test_the_claim_follows_from_the_noise_that_was_drawn_and_not_from_the_setting(
+    ran: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site whose stream is seeded behind everybody's back says so in its releases."""
+    from privet.privacy.noise import Stream
+    from privet.simulations import run
+
+    def seeded(maker: Any, order: Any) -> Stream | None:
+        return Stream.seeded(order.slot) if order.site == "East" and order.round == 1 else None
+
+    assert ran("honest").claim == "conditional"
+    monkeypatch.setattr(run, "_stream", seeded)
+    result = ran("seeded")
+    assert result.claim == "none"
+    assert [step.reproducible for step in result.progress] == [True, False]
+
+
+def test_figures_in_the_clear_need_somebody_who_says_that_they_are_public(
+    ran: Callable[..., Result],
+) -> None:
+    own = ran("own")
+    assert own.plan.metrics.source == "public"
+    assert "H13" in own.conditional_on
+    for name, change in {
+        "attested": {"attested": {"H13": "published records"}},
+        "off": {"metrics": {"source": "off"}},
+    }.items():
+        result = ran(name, **change)
+        assert result.claim == "conditional"
+        assert "H13" not in result.conditional_on
+
+
+def test_a_scenario_vouches_for_its_own_task_only() -> None:
+    plan = scenarios.get("lending").make_plan()
+    assert set(attestations(plan)) == {"H12", "H13", "H21"}
+    assert set(attestations(plan.changed(training={"rounds": 50}))) == {"H12", "H13", "H21"}
+    # A range that somebody computed from the records is none that the scenario declared.
+    ranged = {"loan_amount": {"low": 1000, "high": 40_000, "log": True}}
+    other = plan.changed(task={"numeric": {**plan.to_dict()["task"]["numeric"], **ranged}})
+    assert attestations(other) == {}
+    assert attestations(other.changed(attested={"H21": "mine"})) == {"H21": "mine"}
+
+
 def test_a_plain_run_claims_nothing(ran: Callable[..., Result]) -> None:
     value = ran(privacy=None).to_dict()
     assert value["claim"] == "none"
@@ -151,6 +197,16 @@ def test_a_plan_file_and_its_words_from_python(
     )  # fmt: skip
     assert seen == [1]
     assert (result.plan.seed, result.plan.training.rounds, result.plan.privacy) == (3, 1, None)
+
+
+def test_the_data_folder_is_the_one_named_or_that_of_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DATA_VARIABLE, str(tmp_path / "environment"))
+    assert data_folder(None) == tmp_path / "environment"
+    assert data_folder(tmp_path / "named") == tmp_path / "named"
+    monkeypatch.setenv(DATA_VARIABLE, "")
+    assert data_folder(None) is None
 
 
 # what is wrong with files

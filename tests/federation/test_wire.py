@@ -37,6 +37,7 @@ floats = hnp.arrays(
 )
 arrays = st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=4)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+runs = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
 facts = st.dictionaries(texts, st.one_of(st.integers(-9, 9), st.floats(-1, 1), texts), max_size=3)
 
 
@@ -66,7 +67,7 @@ def test_a_release_comes_back_as_it_left(values: Arrays, more: dict[str, Any], s
 
 
 @settings(max_examples=50, deadline=None)
-@given(arrays, texts, st.integers(1, 99), st.sampled_from(["train", "evaluate"]))
+@given(arrays, runs, st.integers(1, 99), st.sampled_from(["train", "evaluate"]))
 def test_an_order_comes_back_as_it_left(
     values: Arrays, run: str, number: int, purpose: str
 ) -> None:
@@ -267,7 +268,8 @@ def test_a_message_without_a_reply_is_refused(content: RecordDict) -> None:
     [
         {"round": 0}, {"round": -1}, {"round": True}, {"round": 1.0}, {"round": "1"},
         {"attempt": 0}, {"purpose": "steal"}, {"run": 3}, {"parameters": "w"},
-        {"parameters": [1]}, {"extra": 1}, {"site": None},
+        {"parameters": [1]}, {"extra": 1}, {"site": None}, {"run": ""}, {"run": "a\n"},
+        {"run": "../a"}, {"run": "a/b"}, {"run": "a b"}, {"run": "ä"}, {"run": "a" * 129},
     ],
     ids=str,
 )  # fmt: skip
@@ -283,7 +285,7 @@ def test_a_malformed_order_is_refused(changes: dict[str, Any]) -> None:
 
 def test_statuses_are_a_closed_list() -> None:
     """The list is append-only: a name that is out in the world is never changed."""
-    assert [str(status) for status in Status][:7] == [
+    assert [str(status) for status in Status][:8] == [
         "released", "refused-plan", "refused-parameters", "refused-budget", "refused-conflict",
-        "refused-self-test", "failed",
+        "refused-self-test", "failed", "present",
     ]  # fmt: skip

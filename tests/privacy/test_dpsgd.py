@@ -30,7 +30,7 @@ from torch.nn import functional
 from privet.common.errors import BypassDetected, InputError, NotReleasable, PrivacyFault
 from privet.privacy import dpsgd
 from privet.privacy.accounting import epsilon
-from privet.privacy.dpsgd import DpSgd, NoisedUpdate, PlainSgd
+from privet.privacy.dpsgd import DpSgd, NoisedUpdate, PlainSgd, PlainUpdate
 from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated, group
 from privet.privacy.ledger import fits
 from privet.privacy.noise import Stream
@@ -386,6 +386,7 @@ def test_a_plain_run_says_that_it_is_not_private():
     for clip in (None, 1.0):
         mechanism = PlainSgd(RATE, 2, clip)
         update = released(mechanism)
+        assert type(update) is PlainUpdate
         assert isinstance(update.event, NonPrivate)
         assert epsilon([update.event], 1e-5) == float("inf")
         assert not fits(update.event, MECHANISM.event)

@@ -92,7 +92,18 @@ def router(model, batch):
     return chosen * functional.cross_entropy(logits, batch["label"], reduction="none")
 
 
-COUPLED = [batch_mean, contrastive, router]
+def before(model, batch):
+    """Each record is weighed by the one before it."""
+    weights = 1 + torch.cat([torch.zeros(1), batch["x"][:-1, 0].abs()])
+    return weights * functional.cross_entropy(model(batch["x"]), batch["label"], reduction="none")
+
+
+def after(model, batch):
+    weights = 1 + torch.cat([batch["x"][1:, 0].abs(), torch.zeros(1)])
+    return weights * functional.cross_entropy(model(batch["x"]), batch["label"], reduction="none")
+
+
+COUPLED = [batch_mean, contrastive, router, before, after]
 
 
 @pytest.mark.parametrize("loss", COUPLED)

@@ -1,0 +1,124 @@
+"""What a site lets itself be asked: by whom, for which plan, within which limits.
+
+The guard decides before anything is spent and before data is opened. Its rules come from
+the site's own policy file; the budget is the ledger's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import functools
+import hashlib
+from pathlib import Path
+
+from privet.client.desk import note_policy
+from privet.common.order import ORDER_TYPE, Order, Status
+from privet.common.plan import Plan
+from privet.privacy.ledger import Ledger
+from privet.privacy.policy import Policy
+from privet.privacy.roster import Roster
+from privet.privacy.statement import pae
+
+
+class Refusal(Exception):
+    """An order is refused with a status; the text goes to the operator's log only."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Guard:
+    """The policy of one site, beside its ledger.
+
+    Args:
+        policy: the site's own file.
+        ledger: where populations, data sets, policy and approvals are noted.
+        roster: by whose key orders are signed.
+        data_set: whose records are asked for; default the policy's only one.
+    """
+
+    def __init__(
+        self, policy: Policy, ledger: Ledger, roster: Roster, data_set: str | None = None
+    ) -> None:
+        self.policy = policy
+        self.ledger = ledger
+        self.data_set, _ = policy.data_set(data_set)
+        self._kept_plans: set[str] = set()
+        self._roster = roster
+        self._order_key = roster.coordinator.orders
+
+    def open(self) -> None:
+        """Note what the policy says, where it is not noted yet.
+
+        Raises:
+            LedgerError: if it says something else about a population than the ledger.
+        """
+        note_policy(self.policy, self.ledger)
+        self.ledger.keep("roster", "newest", self._roster.to_dict())
+
+    def admit(self, order: Order, plan: Plan, parameters: int) -> None:
+        """Let the order pass, or refuse it.
+
+        Args:
+            order: as it came.
+            plan: the plan that the site knows.
+            parameters: how many numbers it trains.
+
+        Raises:
+            Refusal: with the status that is answered.
+        """
+        self.require_signature(order)
+        if fault := self.policy.fault(plan, parameters):
+            raise Refusal(Status.REFUSED_POLICY, fault)
+        self._require_approval(plan)
+        self._keep_plan(plan)
+
+    def _keep_plan(self, plan: Plan) -> None:
+        """Keep the plan beside the ledger, for those who verify it later."""
+        if plan.digest not in self._kept_plans:
+            self.ledger.keep("plan", plan.digest, plan.to_dict())
+            self._kept_plans.add(plan.digest)
+
+    def require_signature(self, order: Order) -> None:
+        """Refuse an order that a coordinator of the policy did not sign."""
+        key = self._order_key
+        if key.fingerprint not in self.policy.allow.coordinators:
+            raise Refusal(Status.REFUSED_SIGNATURE, f"{key.name} may not ask here (allow)")
+        try:
+            signature = base64.b64decode(order.signature, validate=True)
+        except (binascii.Error, ValueError):
+            signature = b""
+        keyid = key.fingerprint.partition(":")[2]
+        if order.keyid != keyid or not key.verifies(signature, pae(ORDER_TYPE, order.encode())):
+            raise Refusal(Status.REFUSED_SIGNATURE, f"the order is not signed by {key.name}")
+
+    def _require_approval(self, plan: Plan) -> None:
+        book, allow = self.ledger.book, self.policy.allow
+        if plan.digest in book.refused_plans:
+            raise Refusal(Status.REFUSED_PLAN, "the operator refused this plan")
+        if plan.digest in allow.plans:
+            how = "simulation" if book.setting == "simulation" else "listed"
+            self.ledger.approve(plan.digest, [f"policy {self.policy.digest[:19]}"], how)
+            return
+        by = book.approvals.get(plan.digest, ())
+        if allow.approval != "manual" or len(by) < allow.approvers:
+            raise Refusal(
+                Status.REFUSED_PLAN,
+                f"plan {plan.digest} is not approved: {len(by)} of {allow.approvers} approvals. "
+                "Look at it and run `privet client approve`",
+            )
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return one digest over the installed code that runs at a site."""
+    rooms = Path(__file__).resolve().parent.parent
+    total = hashlib.sha256()
+    for room in ("common", "privacy", "client"):
+        for path in sorted((rooms / room).rglob("*.py")):
+            name = f"{room}/{path.relative_to(rooms / room).as_posix()}".encode()
+            total.update(len(name).to_bytes(8, "little") + name)
+            total.update(hashlib.sha256(path.read_bytes()).digest())
+    return "sha256:" + total.hexdigest()

@@ -1,0 +1,1 @@
+"""Evidence for auditors: verification now, bundles and reports beside it."""

@@ -1,0 +1,252 @@
+"""Gather what an auditor is given: one file with every ledger, journal, plan and proof.
+
+The form is that of docs/reference/evidence-format.md. Nothing is computed here that the
+verifier would believe: leaves, checkpoints and orders are copied as they were signed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from privet.common.canonical import canonical_json, digest_json, fsync_folder
+from privet.common.errors import InputError, LedgerError
+from privet.privacy.roster import Roster
+from privet.privacy.signed_note import Checkpoint
+from privet.privacy.statement import Entry
+from privet.privacy.store import Store
+
+LEDGER_FILE, JOURNAL_FILE = "ledger.db", "journal.db"
+_DEPTH = 3
+
+
+@dataclass(frozen=True)
+class Made:
+    """What was written: the file, how many sites, how many entries, and what is missing."""
+
+    path: Path
+    sites: int
+    entries: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One log to be bundled."""
+
+    store: Store
+    name: str
+    origin: str
+
+
+def write_bundle(sources: Iterable[Path], out: Path) -> Made:
+    """Write the bundle of ``sources`` to ``out``, whole or not at all.
+
+    Args:
+        sources: run folders, folders of sites, or a coordinator's.
+        out: the file; it must not exist.
+
+    Raises:
+        InputError: if a source holds no log, or ``out`` exists.
+        LedgerError: if a log cannot be read.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists; a bundle is never overwritten")
+    gathered = _Gathered(list(sources))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            entries = _write(gathered, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+    fsync_folder(out.parent)
+    return Made(out, len(gathered.sites), entries, tuple(gathered.notes))
+
+
+class _Gathered:
+    """The logs and papers of all sources."""
+
+    def __init__(self, folders: list[Path]) -> None:
+        self.notes: list[str] = []
+        self.sites: dict[str, _Source] = {}
+        self.journal: _Source | None = None
+        for folder in folders:
+            for path in _logs(folder):
+                self._add(path)
+        self.roster = self._find_roster(folders)
+        self.plans = self._find_plans(folders)
+        missing = [site.name for site in self.roster.sites if site.name not in self.sites]
+        if missing:
+            self.notes.append(f"the ledgers of {', '.join(missing)} are not in the sources")
+        if self.journal is None:
+            self.notes.append("no coordinator's journal is in the sources")
+
+    def _add(self, path: Path) -> None:
+        store = Store(path)
+        leaves = store.leaves()
+        first = next(leaves, None)
+        if first is None:
+            raise LedgerError(f"{path}: the log is empty")
+        value = Entry.read(first).predicate
+        source = _Source(store, str(value.get("site", value.get("coordinator"))), value["log"])
+        if path.name == JOURNAL_FILE:
+            if self.journal is not None:
+                raise InputError(f"{path}: a second journal; make one bundle for each coordinator")
+            self.journal = source
+        elif source.name in self.sites:
+            raise InputError(f"{path}: a second ledger of site '{source.name}'")
+        else:
+            self.sites[source.name] = source
+
+    def _find_roster(self, folders: list[Path]) -> Roster:
+        for folder in folders:
+            for place in (folder, folder.parent):
+                if (place / "roster.json").exists():
+                    return Roster.load(place / "roster.json")
+        for site in self.sites.values():
+            for _, text in site.store.papers("roster"):
+                return Roster.parse(json.loads(text))
+        raise InputError(f"{folders[0]}: there is no roster.json beside the logs")
+
+    def _find_plans(self, folders: list[Path]) -> dict[str, Any]:
+        plans: dict[str, Any] = {}
+        for site in self.sites.values():
+            for name, text in site.store.papers("plan"):
+                plans[name] = json.loads(text)
+        for folder in folders:
+            if (folder / "plan.json").exists():
+                plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+                plans[digest_json(plan)] = plan
+        return plans
+
+    @property
+    def logs(self) -> Iterator[tuple[_Source, str]]:
+        """All logs with their roles, in the order of the bundle."""
+        for member in self.roster.sites:
+            if member.name in self.sites:
+                yield self.sites[member.name], "site"
+        if self.journal is not None:
+            yield self.journal, "coordinator"
+
+    def checkpoints(self, source: _Source, size: int) -> list[str]:
+        """Return the heads of a log that are in the bundle, each with all its cosignatures."""
+        notes: dict[int, str] = {}
+        texts = [text for _, text in source.store.papers("checkpoint")]
+        if self.journal is not None:
+            texts += [text for _, text in self.journal.store.papers("checkpoint")]
+        head = source.store.fact("head")
+        for text in [*texts, head or ""]:
+            if not text.startswith(source.origin + "\n"):
+                continue
+            found = Checkpoint.parse(text)
+            known = notes.get(found.size)
+            if found.size <= size and (known is None or len(text) > len(known)):
+                notes[found.size] = text
+        return [notes[number] for number in sorted(notes)]
+
+
+def _write(gathered: _Gathered, stream: BinaryIO) -> int:
+    total, entries = hashlib.sha256(), 0
+
+    def put(line: bytes) -> None:
+        total.update(line + b"\n")
+        stream.write(line + b"\n")
+
+    put(canonical_json({"kind": "bundle", "format": "privet/bundle/v1"}))
+    put(canonical_json({"kind": "roster", "roster": gathered.roster.to_dict()}))
+    referred = _referred(gathered)
+    for name in sorted(gathered.plans):
+        if name in referred:
+            put(canonical_json({"kind": "plan", "plan": gathered.plans[name]}))
+    if gathered.journal is not None:
+        for order in _orders(gathered.journal):
+            put(canonical_json(order))
+    for source, role in gathered.logs:
+        size = source.store.count()
+        head = {"kind": "log", "log": source.origin, "name": source.name, "role": role}
+        put(canonical_json({**head, "size": size}))
+        for number, leaf in enumerate(source.store.leaves()):
+            if number < size:
+                put(leaf)
+                entries += 1
+        for note in gathered.checkpoints(source, size):
+            put(canonical_json({"kind": "checkpoint", "note": note}))
+    if gathered.journal is not None:
+        for receipt in _receipts(gathered.journal):
+            put(canonical_json(receipt))
+    stream.write(canonical_json({"kind": "end", "sha256": total.hexdigest()}) + b"\n")
+    return entries
+
+
+def _referred(gathered: _Gathered) -> set[str]:
+    """Return the digests of the plans that an entry names."""
+    named: set[str] = set()
+    for source, _ in gathered.logs:
+        for leaf in source.store.leaves():
+            plan = Entry.read(leaf).predicate.get("plan")
+            if isinstance(plan, str):
+                named.add(plan)
+    return named
+
+
+def _orders(journal: _Source) -> list[dict[str, Any]]:
+    lines = [{"kind": "order", **json.loads(text)} for _, text in journal.store.papers("order")]
+    keys = ("run", "round", "purpose", "attempt", "site")
+    return sorted(lines, key=lambda line: tuple(line["order"][key] for key in keys))
+
+
+def _receipts(journal: _Source) -> list[dict[str, Any]]:
+    """Return the receipts in the order in which the journal names their releases."""
+    papers = dict(journal.store.papers("receipt"))
+    lines = []
+    for leaf in journal.store.leaves():
+        entry = Entry.read(leaf)
+        if entry.kind != "round":
+            continue
+        value = entry.predicate
+        for part, purpose in (("joined", "train"), ("metrics", "evaluate")):
+            for item in value[part]:
+                name = f"{value['run']}/{value['round']:09d}/{purpose}/{item['site']}"
+                lines.append(
+                    {
+                        "kind": "receipt",
+                        "run": value["run"],
+                        "round": value["round"],
+                        "purpose": purpose,
+                        "site": item["site"],
+                        "proof": papers.get(name, ""),
+                    }
+                )
+    return lines
+
+
+def _logs(folder: Path) -> list[Path]:
+    """Return the log files at ``folder`` or a little below it.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; name a run, a site's ledger, or a journal")
+    found = [
+        path
+        for depth in range(_DEPTH)
+        for name in (LEDGER_FILE, JOURNAL_FILE)
+        for path in sorted(folder.glob("*/" * depth + name))
+    ]
+    if not found:
+        raise InputError(f"{folder}: there is no ledger ({LEDGER_FILE}) and no journal in it")
+    return found

@@ -1,0 +1,100 @@
+"""Private keys at rest: made where they are used, encrypted, never copied out.
+
+A key file is PKCS#8 PEM, encrypted under a passphrase (scrypt or PBKDF2, as OpenSSL
+chooses), readable by its owner only. A simulation keeps its keys unencrypted, because its
+passphrase would lie beside them. A key in hardware is a :class:`Signer` like any other.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
+
+from privet.common.canonical import write_atomic
+from privet.common.errors import KeyFault
+
+PASSPHRASE = "PRIVET_PASSPHRASE"
+"""Environment variable that holds the passphrase of a site's keys."""
+
+
+class FileSigner:
+    """An Ed25519 key in memory, read from an encrypted file or newly made."""
+
+    def __init__(self, private: Ed25519PrivateKey) -> None:
+        self._private = private
+        self._public = private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+    @property
+    def public(self) -> bytes:
+        """The 32 raw bytes of the public key."""
+        return self._public
+
+    def sign(self, message: bytes) -> bytes:
+        """Return an Ed25519 signature (RFC 8032)."""
+        return self._private.sign(message)
+
+    @classmethod
+    def generate(cls) -> FileSigner:
+        """Return a new key from the operating system's randomness."""
+        return cls(Ed25519PrivateKey.generate())
+
+    @classmethod
+    def load(cls, path: Path, passphrase: str | None) -> FileSigner:
+        """Read a key file.
+
+        Raises:
+            KeyFault: if it is not there, is not an Ed25519 key, or the passphrase is wrong.
+        """
+        secret = passphrase.encode() if passphrase else None
+        try:
+            private = load_pem_private_key(path.read_bytes(), secret)
+        except FileNotFoundError:
+            raise KeyFault(f"{path}: there is no key file; was it moved, or never made?") from None
+        except TypeError as error:
+            wants = "needs a passphrase" if passphrase is None else "is not encrypted"
+            raise KeyFault(f"{path}: the key {wants}; set {PASSPHRASE} accordingly") from error
+        except (ValueError, UnsupportedAlgorithm) as error:
+            raise KeyFault(f"{path}: wrong passphrase, or not a key file") from error
+        except OSError as error:
+            raise KeyFault(f"{path}: cannot be read: {error.strerror}") from error
+        if not isinstance(private, Ed25519PrivateKey):
+            raise KeyFault(f"{path}: not an Ed25519 key")
+        return cls(private)
+
+    def save(self, path: Path, passphrase: str | None) -> None:
+        """Write a new key file; an existing one is never overwritten.
+
+        Raises:
+            KeyFault: if ``path`` exists.
+        """
+        if path.exists():
+            raise KeyFault(f"{path} exists; a key is never overwritten")
+        how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
+        write_atomic(
+            path, self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), mode=0o600
+        )
+
+
+def load_or_make(path: Path, passphrase: str | None) -> FileSigner:
+    """Return the key in ``path``; make and store one where there is none."""
+    if not path.exists():
+        made = FileSigner.generate()
+        made.save(path, passphrase)
+        return made
+    return FileSigner.load(path, passphrase)
+
+
+def passphrase_from_environment() -> str | None:
+    """Return the passphrase in ``PRIVET_PASSPHRASE``, or None."""
+    return os.environ.get(PASSPHRASE) or None

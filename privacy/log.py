@@ -1,0 +1,311 @@
+"""A signed, append-only log: a store, its Merkle tree, and the key that signs its head.
+
+The ledger of a site and the journal of a coordinator are both logs. What an entry means
+is theirs; that it is signed, numbered, hashed and on disk before anything is promised is
+done here.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from privet.common.errors import KeyFault, LedgerError, NoteError, RolledBack
+from privet.privacy.merkle import Tree
+from privet.privacy.signed_note import (
+    Checkpoint,
+    Key,
+    Signer,
+    fingerprint,
+    key_name,
+    proof_text,
+)
+from privet.privacy.statement import JOURNAL, LEDGER, Entry, now
+from privet.privacy.store import Store
+
+_HEAD, _COSIGNED = "head", "cosigned"
+CHECKPOINT = "checkpoint"
+"""Kind of the papers that hold cosigned checkpoints, named by size."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a log shows of itself to those who witness it.
+
+    Attributes:
+        note: its head, a signed checkpoint.
+        proofs: by an older size, the proof that the head extends it.
+        inclusion: by sequence, an entry's leaf and its audit path in the head.
+        rotations: each key rotation's sequence, leaf and audit path.
+    """
+
+    note: str
+    proofs: dict[int, list[bytes]]
+    inclusion: dict[int, tuple[bytes, list[bytes]]]
+    rotations: list[tuple[int, bytes, list[bytes]]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values; :meth:`from_json` reads them back."""
+        return {
+            "note": self.note,
+            "proofs": {str(size): _texts(path) for size, path in self.proofs.items()},
+            "inclusion": {
+                str(n): [leaf.decode(), _texts(path)] for n, (leaf, path) in self.inclusion.items()
+            },
+            "rotations": [[n, leaf.decode(), _texts(path)] for n, leaf, path in self.rotations],
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Evidence:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            NoteError: if it is malformed.
+        """
+        try:
+            return cls(
+                str(value["note"]),
+                {int(size): _hashes(path) for size, path in value["proofs"].items()},
+                {
+                    int(n): (str(leaf).encode(), _hashes(path))
+                    for n, (leaf, path) in value["inclusion"].items()
+                },
+                [
+                    (int(n), str(leaf).encode(), _hashes(path))
+                    for n, leaf, path in value["rotations"]
+                ],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise NoteError(f"the evidence of a log is malformed: {error!r}") from error
+
+
+class Book(Protocol):
+    """What a log's entries add up to. Pure: it is told entries and does nothing else."""
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next entry, or raise LedgerError if the rules forbid it."""
+        ...
+
+
+BookT = TypeVar("BookT", bound=Book)
+
+
+class Log(Generic[BookT]):
+    """A log in a file, whose head is signed by ``signer``.
+
+    Args:
+        path: the store's file.
+        signer: the key in force.
+        vocabulary: :data:`LEDGER` or :data:`JOURNAL`.
+        owner: name of the site or the coordinator.
+        book: makes an empty book; it is told each entry, old and new, in order.
+        create: make the file where there is none.
+        patience: seconds to wait for another process's transaction.
+
+    Raises:
+        LedgerError: if the stored entries do not lead to the stored head.
+        KeyFault: if ``signer`` is not the key in force.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        signer: Signer,
+        vocabulary: str,
+        owner: str,
+        book: Callable[[], BookT],
+        *,
+        create: bool,
+        patience: float = 30.0,
+    ) -> None:
+        self.store = Store(path, create=create, patience=patience)
+        self.signer = signer
+        self._vocabulary = vocabulary
+        kind = {LEDGER: "ledger", JOURNAL: "journal"}[vocabulary]
+        self._own_name = key_name(kind, owner, signer.public)
+        self._make_book = book
+        self._reset()
+        self.refresh()
+        self._require_key()
+        self._check_head()
+
+    def __len__(self) -> int:
+        return len(self._tree)
+
+    @property
+    def origin(self) -> str:
+        """The log's name: that of its first key."""
+        return self._origin or self._own_name
+
+    @property
+    def key(self) -> Key:
+        """The key in force, as others verify it."""
+        return Key(self.origin, self._keys[-1][1] if self._keys else self.signer.public)
+
+    @property
+    def first_key(self) -> Key:
+        """The key the log began with, which a roster names."""
+        return Key(self.origin, self._keys[0][1])
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Hold the right to write, with everything taken in that other processes wrote."""
+        try:
+            with self.store.transaction():
+                self.refresh()
+                self._require_key()
+                yield
+        except BaseException:
+            # What was added in memory may not be on disk: read all of it again, later.
+            self._reset()
+            raise
+
+    def append(
+        self,
+        kind: str,
+        subject: str,
+        digest_: str,
+        /,
+        *,
+        signers: Sequence[Signer] = (),
+        **fields: Any,
+    ) -> Entry:
+        """Add one entry and sign the new head; on disk when ``writing`` ends.
+
+        Args:
+            kind: of the vocabulary.
+            subject: name of what the entry is about.
+            digest_: its digest.
+            signers: instead of the key in force; the last one is in force from then on.
+            fields: of the predicate.
+        """
+        common = {"sequence": len(self._tree), "time": now(), "log": self.origin}
+        entry = Entry(self._vocabulary, kind, {**common, **fields}, subject, digest_)
+        leaf = entry.leaf(signers or (self.signer,))
+        self._take(leaf, entry)
+        self.store.add(entry.sequence, leaf)
+        if signers:
+            self.signer = signers[-1]
+        self.store.put(_HEAD, self.head().text)
+        return entry
+
+    def head(self) -> Checkpoint:
+        """Return the signed checkpoint over all entries."""
+        unsigned = Checkpoint(self.origin, len(self._tree), self._tree.root())
+        return unsigned.signed(self.key, self.signer)
+
+    def evidence(self, since: Iterable[int] = (), entries: Iterable[int] = ()) -> Evidence:
+        """Return the head, with proofs from the sizes ``since`` and for ``entries``."""
+        self.refresh()
+        size, tree = len(self._tree), self._tree
+        # With the genesis, which names the key that may recover.
+        rotations = [number for number, _ in self._keys] if len(self._keys) > 1 else []
+        return Evidence(
+            self.head().text,
+            {old: tree.consistency(old) for old in set(since) if 0 < old <= size},
+            {n: (self.store.leaf(n), tree.inclusion(n)) for n in set(entries) if 0 <= n < size},
+            [(n, self.store.leaf(n), tree.inclusion(n)) for n in rotations],
+        )
+
+    def proof(self, number: int, checkpoint: Checkpoint) -> str:
+        """Return the offline proof (tlog-proof) that entry ``number`` is under ``checkpoint``."""
+        return proof_text(number, self._tree.inclusion(number, checkpoint.size), checkpoint)
+
+    def require_extends(self, text: str) -> Checkpoint:
+        """Check that this log extends a head it signed before, and keep that head.
+
+        Raises:
+            RolledBack: if it does not: the file is older than what it signed.
+            NoteError: if the note is not a head of this log.
+        """
+        seen = Checkpoint.parse(text)
+        self.refresh()
+        signed = any(seen.is_signed_by(Key(self.origin, public)) for _, public in self._keys)
+        if seen.origin != self.origin or not signed:
+            raise NoteError("the head that was shown is not one of this log")
+        if seen.size > len(self._tree) or self._tree.root(seen.size) != seen.root:
+            raise RolledBack(
+                f"{self.store.path}: has {len(self._tree)} entries and does not extend the head of "
+                f"{seen.size} entries that it signed before and witnesses hold: a restored "
+                "backup? Nothing may be spent. Restore the newer file; if it is lost, the "
+                "population's budget is to be counted as spent"
+            )
+        kept = self.cosigned()
+        if kept is None or (seen.size, len(seen.lines)) > (kept.size, len(kept.lines)):
+            with self.store.transaction():
+                self.store.put(_COSIGNED, text)
+                self.store.file(CHECKPOINT, f"{seen.size:012d}", text)
+        return seen
+
+    def cosigned(self) -> Checkpoint | None:
+        """Return the newest head that witnesses sent back, or None."""
+        text = self.store.fact(_COSIGNED)
+        return Checkpoint.parse(text) if text else None
+
+    def refresh(self) -> None:
+        """Take in what another process wrote meanwhile.
+
+        Raises:
+            LedgerError: if a stored entry breaks the rules.
+        """
+        for leaf in self.store.leaves(len(self._tree)):
+            self._take(leaf, Entry.read(leaf))
+
+    def _reset(self) -> None:
+        self.book = self._make_book()
+        self._tree = Tree()
+        self._origin = ""
+        self._keys: list[tuple[int, bytes]] = []
+
+    def _take(self, leaf: bytes, entry: Entry) -> None:
+        """Take in the next entry, from the file or about to be written to it."""
+        where = f"{self.store.path}: entry {len(self._tree)}"
+        if entry.sequence != len(self._tree) or entry.vocabulary != self._vocabulary:
+            raise LedgerError(f"{where} is out of place")
+        if entry.predicate.get("log") != (self._origin or entry.predicate.get("log")):
+            raise LedgerError(f"{where} is of another log")
+        if (entry.sequence == 0) != (entry.kind == "genesis"):
+            raise LedgerError(f"{where}: a log begins with its genesis, and has one")
+        self.book.apply(entry)
+        if entry.kind in ("genesis", "key-rotated"):
+            key = Key.parse(str(entry.predicate["key"]))
+            self._origin = self._origin or key.name
+            self._keys.append((entry.sequence, key.public))
+        self._tree.append(leaf)
+
+    def _require_key(self) -> None:
+        if self._keys and self._keys[-1][1] != self.signer.public:
+            raise KeyFault(
+                f"{self.store.path}: the key given is not the key in force, "
+                f"{fingerprint(self._keys[-1][1])}"
+            )
+
+    def _check_head(self) -> None:
+        text = self.store.fact(_HEAD)
+        if text is None and len(self._tree) == 0:
+            return
+        head = Checkpoint.parse(text or "")
+        if head.size != len(self._tree) or head.root != self._tree.root():
+            raise LedgerError(
+                f"{self.store.path}: the entries do not lead to the signed head: an entry was "
+                "changed or removed. Restore the file together with everything released since"
+            )
+        if not head.is_signed_by(self.key):
+            raise LedgerError(f"{self.store.path}: the head is not signed by the key in force")
+
+
+def _texts(path: Iterable[bytes]) -> list[str]:
+    return [base64.b64encode(item).decode() for item in path]
+
+
+def _hashes(path: Any) -> list[bytes]:
+    if not isinstance(path, list) or len(path) > 64:
+        raise ValueError("a proof is a short list of hashes")
+    hashes = [base64.b64decode(item, validate=True) for item in path]
+    if any(len(item) != 32 for item in hashes):
+        raise ValueError("a hash has 32 bytes")
+    return hashes

@@ -1,0 +1,209 @@
+"""Where a log is kept: a thin, durable shell around SQLite.
+
+SQLite gives what a ledger needs and is hard to write well: a transaction is on disk
+(``synchronous=FULL``) before the promise is given, or it never happened; a full disk or a
+short write rolls back; a killed process leaves a file that opens again; one process
+writes at a time, a second one waits. Entries can be added and read, never changed.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from privet.common.canonical import fsync_folder
+from privet.common.errors import LedgerError
+
+_SCHEMA = """
+CREATE TABLE entries (sequence INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE papers (
+    kind TEXT NOT NULL, name TEXT NOT NULL, text TEXT NOT NULL, PRIMARY KEY (kind, name)
+) WITHOUT ROWID;
+CREATE TRIGGER entries_stay BEFORE UPDATE ON entries
+    BEGIN SELECT RAISE(ABORT, 'entries are never changed'); END;
+CREATE TRIGGER entries_remain BEFORE DELETE ON entries
+    BEGIN SELECT RAISE(ABORT, 'entries are never removed'); END;
+"""
+_VERSION = 1
+
+
+class Store:
+    """Entries in order, facts by name, and papers by kind and name, in one file.
+
+    Args:
+        path: the file; made if ``create``.
+        create: make a new file where there is none.
+        patience: seconds to wait for another process's transaction.
+
+    Raises:
+        LedgerError: if the file is not there, not a log, or of a later version.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, patience: float = 30.0) -> None:
+        self.path = path
+        self._patience = patience
+        self._lock = threading.RLock()
+        self._inside = False
+        self._process = 0
+        if not path.exists() and not create:
+            raise LedgerError(f"{path}: there is no log here; is this the right folder?")
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connect()
+            self._prepare()
+
+    def close(self) -> None:
+        """Close the file; a later call opens it again."""
+        with self._lock:
+            if self._process == os.getpid():
+                self._connection.close()
+            self._process = 0
+
+    def leaves(self, start: int = 0) -> Iterator[bytes]:
+        """Yield the leaves from sequence ``start`` on, and check that none is missing."""
+        with self._told():
+            rows = self._open().execute(
+                "SELECT sequence, leaf FROM entries WHERE sequence >= ? ORDER BY sequence", (start,)
+            )
+            for expected, (sequence, leaf) in enumerate(rows, start):
+                if sequence != expected or not isinstance(leaf, bytes):
+                    raise LedgerError(f"{self.path}: entry {expected} is missing or damaged")
+                yield leaf
+
+    def leaf(self, sequence: int) -> bytes:
+        """Return one leaf.
+
+        Raises:
+            LedgerError: if there is none.
+        """
+        with self._told():
+            row = (
+                self._open()
+                .execute("SELECT leaf FROM entries WHERE sequence = ?", (sequence,))
+                .fetchone()
+            )
+        if row is None:
+            raise LedgerError(f"{self.path}: there is no entry {sequence}")
+        return bytes(row[0])
+
+    def count(self) -> int:
+        """Return the number of entries."""
+        with self._told():
+            return int(self._open().execute("SELECT COUNT(*) FROM entries").fetchone()[0])
+
+    def fact(self, name: str) -> str | None:
+        """Return a fact, or None."""
+        with self._told():
+            row = self._open().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return str(row[0]) if row else None
+
+    def paper(self, kind: str, name: str) -> str | None:
+        """Return one paper, or None."""
+        with self._told():
+            row = (
+                self._open()
+                .execute("SELECT text FROM papers WHERE kind = ? AND name = ?", (kind, name))
+                .fetchone()
+            )
+        return str(row[0]) if row else None
+
+    def papers(self, kind: str) -> list[tuple[str, str]]:
+        """Return (name, text) of all papers of a kind, by name."""
+        with self._told():
+            rows = self._open().execute(
+                "SELECT name, text FROM papers WHERE kind = ? ORDER BY name", (kind,)
+            )
+            return [(str(name), str(text)) for name, text in rows]
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Hold the only right to write; all that is added inside is durable, or none of it.
+
+        Raises:
+            LedgerError: if another process holds it too long, or the disk does not take it.
+        """
+        with self._lock, self._told():
+            if self._inside:
+                yield
+                return
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            self._inside = True
+            try:
+                yield
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+            finally:
+                self._inside = False
+
+    def add(self, sequence: int, leaf: bytes) -> None:
+        """Add an entry, inside a transaction."""
+        with self._told():
+            self._open().execute("INSERT INTO entries VALUES (?, ?)", (sequence, leaf))
+
+    def put(self, name: str, value: str) -> None:
+        """Set a fact, inside a transaction."""
+        with self._told():
+            self._open().execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def file(self, kind: str, name: str, text: str) -> None:
+        """Keep a paper, inside a transaction."""
+        with self._told():
+            self._open().execute(
+                "INSERT OR REPLACE INTO papers VALUES (?, ?, ?)", (kind, name, text)
+            )
+
+    def _open(self) -> sqlite3.Connection:
+        # A connection must not be used in a process that was forked after it was made.
+        if self._process != os.getpid():
+            self._connect()
+        return self._connection
+
+    def _connect(self) -> None:
+        self._connection = sqlite3.connect(
+            self.path, timeout=self._patience, isolation_level=None, check_same_thread=False
+        )
+        self._process = os.getpid()
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+
+    def _prepare(self) -> None:
+        new = not self._version()
+        if new:
+            with self.transaction():
+                if not self._version():
+                    for statement in _SCHEMA.split(";\n"):
+                        # A trigger's body has a semicolon of its own, without a line end.
+                        if statement.strip():
+                            self._connection.execute(statement)
+                    self._connection.execute(f"PRAGMA user_version = {_VERSION}")
+            fsync_folder(self.path.parent)
+        if self._version() != _VERSION:
+            raise LedgerError(f"{self.path}: written by a later version of Privet; update it")
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                raise LedgerError(
+                    f"{self.path}: another process is writing and did not finish within "
+                    f"{self._patience:g} s; is a second client running?"
+                ) from error
+            raise LedgerError(f"{self.path}: could not be written or read: {error}") from error
+        except sqlite3.DatabaseError as error:
+            raise LedgerError(f"{self.path}: the file is damaged: {error}") from error
+        except OSError as error:
+            raise LedgerError(f"{self.path}: {error.strerror or error}") from error

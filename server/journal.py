@@ -1,0 +1,157 @@
+"""The coordinator's journal: which orders it signed, what it joined, who witnessed.
+
+A log like a site's ledger, under the coordinator's own key and cosigned by the sites, so
+that the coordinator can neither rewrite it nor show two of them. Beside the entries it
+keeps the papers that an auditor will want: signed orders, receipts, cosigned heads.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from privet import __version__
+from privet.common.canonical import digest
+from privet.common.errors import LedgerError
+from privet.common.order import ORDER_TYPE, Order
+from privet.privacy.log import CHECKPOINT, Log
+from privet.privacy.signed_note import Key, Signer, fingerprint, key_name
+from privet.privacy.statement import JOURNAL, Entry, pae
+
+FILE = "journal.db"
+ORDER, RECEIPT = "order", "receipt"
+
+
+class Runs:
+    """What a journal's entries add up to: each run, its last round and its model."""
+
+    def __init__(self) -> None:
+        self.coordinator = ""
+        self.last: dict[str, tuple[int, str]] = {}
+        self.closed: set[str] = set()
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next entry.
+
+        Raises:
+            LedgerError: if a round is out of order.
+        """
+        value, run = entry.predicate, str(entry.predicate.get("run", ""))
+        if entry.kind == "genesis":
+            self.coordinator = str(value["coordinator"])
+        elif entry.kind == "run-opened":
+            if run in self.last:
+                raise LedgerError(f"run '{run}' is in this journal already")
+            self.last[run] = (0, str(value["model"]))
+        elif entry.kind in ("round", "run-closed"):
+            if run not in self.last or run in self.closed:
+                raise LedgerError(f"run '{run}' is not open in this journal")
+            if entry.kind == "run-closed":
+                self.closed.add(run)
+                return
+            number, model = self.last[run]
+            if (value["round"], value["model"]) != (number + 1, model):
+                raise LedgerError(f"run '{run}': round {value['round']} does not follow {number}")
+            self.last[run] = (number + 1, str(value["next"]))
+        elif entry.kind != "key-rotated":
+            raise LedgerError(f"entry {entry.sequence}: '{entry.kind}' is not known; update Privet")
+
+
+class Journal:
+    """The journal of one coordinator, in ``folder``.
+
+    Args:
+        folder: holds ``journal.db``.
+        name: of the coordinator.
+        signer: signs the journal.
+        orders: signs orders.
+        witness: the coordinator's own witness key, to make a new journal.
+        setting: ``site`` for a real federation, or ``simulation``.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        name: str,
+        signer: Signer,
+        orders: Signer,
+        witness: Key,
+        *,
+        setting: str,
+    ) -> None:
+        self._orders = orders
+        self.order_key = Key(key_name("orders", name, orders.public), orders.public)
+        self.log = Log(folder / FILE, signer, JOURNAL, name, Runs, create=True)
+        with self.log.writing():
+            if not len(self.log):
+                key = self.log.key
+                self.log.append(
+                    "genesis",
+                    "key",
+                    digest(key.public),
+                    coordinator=name,
+                    key=str(key),
+                    recovery=None,
+                    witness=str(witness),
+                    orders=str(self.order_key),
+                    setting=setting,
+                    software=f"privet {__version__}",
+                )
+
+    def sign(self, order: Order) -> Order:
+        """Return the order with the coordinator's signature."""
+        message = pae(ORDER_TYPE, order.encode())
+        return replace(
+            order,
+            keyid=fingerprint(self._orders.public).partition(":")[2],
+            signature=base64.b64encode(self._orders.sign(message)).decode(),
+        )
+
+    def open_run(self, run: str, plan: str, model: str, sites: Iterable[str]) -> None:
+        """Note that a run begins; nothing if it began before."""
+        with self.log.writing():
+            if run not in self.log.book.last:
+                self.log.append(
+                    "run-opened", "plan", plan, run=run, plan=plan, model=model, sites=list(sites)
+                )
+
+    def keep(self, papers: Iterable[tuple[str, str, str]]) -> None:
+        """Keep papers (kind, name, text) durably, before the round that they belong to."""
+        with self.log.store.transaction():
+            for kind, name, text in papers:
+                self.log.store.file(kind, name, text)
+
+    def close_round(self, record: dict[str, Any]) -> None:
+        """Note a round; nothing if it was noted before."""
+        with self.log.writing():
+            if self.log.book.last[record["run"]][0] < record["round"]:
+                self.log.append("round", "model", record["next"], **record)
+
+    def close_run(self, run: str, model: str, *, fault: str = "") -> None:
+        """Note that a run ended; nothing if that was noted before."""
+        with self.log.writing():
+            if run in self.log.book.closed:
+                return
+            self.log.append(
+                "run-closed",
+                "model",
+                model,
+                run=run,
+                rounds=self.log.book.last[run][0],
+                model=model,
+                how="failed" if fault else "done",
+                fault=fault,
+            )
+
+
+def order_paper(order: Order) -> tuple[str, str, str]:
+    """Return a signed order as a paper."""
+    value = {"order": order.to_dict(), "keyid": order.keyid, "sig": order.signature}
+    return ORDER, order.digest, json.dumps(value)
+
+
+__all__ = ["CHECKPOINT", "ORDER", "RECEIPT", "Journal", "order_paper"]

@@ -1,0 +1,342 @@
+"""What the coordinator keeps of a run, so that nobody has to believe it later.
+
+::
+
+    rounds ── Recorder ── Journal (signed log)      orders, what was joined, who witnessed
+                 │    └── Witness                   the coordinator's own eyes
+                 └─────── Link.show                 the sites' logs, and their eyes
+
+In each round every site shows its log, the coordinator checks that what it is about to
+join is in it, and all witnesses (the coordinator, and the sites among themselves) cosign
+every log. A history that was rewritten stops the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from privet.common.errors import EvidenceFault, LedgerError, NoteError
+from privet.common.order import Order, Status
+from privet.privacy.log import Evidence
+from privet.privacy.merkle import root_from_inclusion
+from privet.privacy.roster import Roster
+from privet.privacy.signed_note import Checkpoint, Line, parse_line, proof_text
+from privet.privacy.statement import Entry
+from privet.privacy.witness import Witness
+from privet.server.journal import CHECKPOINT, RECEIPT, Journal, order_paper
+
+Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
+"""Ask sites to show their logs: a question by site, the answers by site."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A release that is proved to be in its site's log."""
+
+    site: str
+    origin: str
+    entry: int
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the journal says of it."""
+        return {"site": self.site, "log": self.origin, "entry": self.entry, "digest": self.digest}
+
+
+@dataclass
+class _Round:
+    """What is gathered of one round, until it is noted."""
+
+    orders: dict[str, tuple[Order, str]] = field(default_factory=dict)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    shown: dict[str, Evidence] = field(default_factory=dict)
+    slots: dict[str, list[str]] = field(default_factory=dict)
+
+
+class Recorder:
+    """Signs orders, checks receipts, gathers cosignatures, and writes the journal.
+
+    Args:
+        journal: of this coordinator.
+        witness: the coordinator's own.
+        roster: whose logs and witnesses count.
+    """
+
+    def __init__(self, journal: Journal, witness: Witness, roster: Roster) -> None:
+        self.journal = journal
+        self._witness = witness
+        self._roster = roster
+        self._origins = {site.name: site.ledger.name for site in roster.sites}
+        self._heads: dict[str, Checkpoint] = {}
+        self._sizes: dict[str, set[int]] = {}
+        self._round = _Round()
+
+    def begin(self, run: str, plan: str, model: str, sites: list[str], show: Show) -> None:
+        """Open the run: learn what everybody saw, and show each site its newest head.
+
+        Raises:
+            EvidenceFault: if a site's log does not extend what was witnessed of it.
+        """
+        self.journal.open_run(run, plan, model, sites)
+        for _, text in self.journal.log.store.papers(CHECKPOINT):
+            self._know(Checkpoint.parse(text))
+        for seen in self._witness.seen.values():
+            self._know(Checkpoint.parse(seen.note))
+        self._learn(show({site: self._question(site) for site in sites}))
+        answers = show({site: self._question(site) for site in sites})
+        self._require_present(answers)
+
+    def head(self, site: str) -> str:
+        """Return the newest head of a site's log that anybody witnessed, or ""."""
+        known = self._heads.get(self._origins[site])
+        return known.text if known else ""
+
+    def sign(self, orders: Iterable[Order]) -> list[Order]:
+        """Return the orders, signed; each is on disk before it can leave."""
+        signed = [self.journal.sign(order) for order in orders]
+        self._round.orders.update({order.digest: (order, "no-reply") for order in signed})
+        self.journal.keep(order_paper(order) for order in signed)
+        return signed
+
+    def answered(self, order: Order, status: Status) -> None:
+        """Note what a site said."""
+        self._round.orders[order.digest] = (self._round.orders[order.digest][0], str(status))
+
+    def receive(self, releases: Mapping[str, tuple[Order, str]], show: Show) -> set[str]:
+        """Check that releases are in their sites' logs.
+
+        Args:
+            releases: by site, the order and the digest of what came.
+            show: asks the sites.
+
+        Returns:
+            The sites whose release is proved. The others' must not be used.
+
+        Raises:
+            EvidenceFault: if a site's log was rolled back.
+        """
+        questions = {}
+        for site, (order, _) in releases.items():
+            self._round.slots.setdefault(site, []).append(order.slot)
+            questions[site] = self._question(site)
+        answers = show(questions)
+        self._require_present(answers)
+        self._learn(answers)
+        proved = set()
+        for site, (order, digest) in releases.items():
+            evidence = self._round.shown.get(self._origins[site])
+            receipt = evidence and _receipt(site, self._origins[site], order, digest, evidence)
+            if receipt:
+                self._round.receipts[order.digest] = receipt
+                proved.add(site)
+        return proved
+
+    def witness(self, sites: list[str], show: Show) -> list[dict[str, Any]]:
+        """Have every log of this round cosigned; return who cosigned what.
+
+        Raises:
+            EvidenceFault: naming each log whose history does not hold, and who saw it.
+        """
+        missing = [site for site in sites if self._origins[site] not in self._round.shown]
+        if missing:
+            self._learn(show({site: self._question(site) for site in missing}))
+        own = self.journal.log.origin
+        shown = dict(self._round.shown)
+        shown[own] = self.journal.log.evidence(self._sizes.get(own, ()))
+        lines, faults = self._witness.cosign(shown, self._roster.logs)
+        said = {f"the coordinator: {fault}" for fault in faults.values()}
+        gathered: dict[str, list[Line]] = {origin: [line] for origin, line in lines.items()}
+        gathered[own] = []
+        questions = {
+            site: self._question(site, {k: v for k, v in shown.items() if k != self._origins[site]})
+            for site in sites
+        }
+        for site, answer in show(questions).items():
+            said |= {f"site '{site}': {fault}" for fault in dict(answer.get("faults", {})).values()}
+            for origin, text in dict(answer.get("lines", {})).items():
+                line = self._line(shown, str(origin), str(text))
+                if line is not None:
+                    gathered.setdefault(origin, []).append(line)
+            self._note_seen(answer)
+        if said:
+            raise EvidenceFault(
+                "the history of a log does not hold; the run stops, nothing more is joined:\n  "
+                + "\n  ".join(sorted(said))
+            )
+        return [self._cosigned(origin, shown[origin], gathered[origin]) for origin in sorted(shown)]
+
+    def record(
+        self,
+        run: str,
+        number: int,
+        models: tuple[str, str, str],
+        witnessed: list[dict[str, Any]],
+        used: Iterable[str],
+    ) -> dict[str, Any]:
+        """Return what the journal will say of the round, and keep its papers durably.
+
+        Args:
+            run: identifier of the run.
+            number: of the round.
+            models: digests of the model before, after, and as it is shown.
+            witnessed: of :meth:`witness`.
+            used: digests of the orders whose releases were joined or shown.
+        """
+        wanted = set(used)
+        receipts = {k: v for k, v in self._round.receipts.items() if k in wanted}
+        parts: dict[str, list[dict[str, Any]]] = {"train": [], "evaluate": []}
+        papers: list[tuple[str, str, str]] = []
+        for key, receipt in receipts.items():
+            order = self._round.orders[key][0]
+            parts[order.purpose].append(receipt.to_json())
+            name = f"{run}/{number:09d}/{order.purpose}/{receipt.site}"
+            papers.append((RECEIPT, name, self._proof(receipt)))
+        papers += [
+            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
+            for head in self._heads.values()
+        ]
+        self.journal.keep(papers)
+        before, after, shown = models
+        return {
+            "run": run,
+            "round": number,
+            "model": before,
+            "next": after,
+            "shown": shown,
+            "joined": parts["train"],
+            "metrics": parts["evaluate"],
+            "orders": [
+                {
+                    "site": order.site,
+                    "order": order.digest,
+                    "purpose": order.purpose,
+                    "attempt": order.attempt,
+                    "answer": answer,
+                }
+                for order, answer in self._round.orders.values()
+            ],
+            "witnessed": witnessed,
+        }
+
+    def close_round(self, record: dict[str, Any]) -> None:
+        """Write a round into the journal."""
+        self.journal.close_round(record)
+        self._round = _Round()
+
+    def close_run(
+        self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""
+    ) -> None:
+        """Write the end of the run, and have the journal's last head cosigned."""
+        self.journal.close_run(run, model, fault=fault)
+        self._round = _Round()
+        try:
+            self.witness(sites, show)
+        except EvidenceFault:
+            if not fault:
+                raise
+        self.journal.keep(
+            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
+            for head in self._heads.values()
+        )
+        show({site: self._question(site) for site in sites})
+
+    def _question(self, site: str, shown: Mapping[str, Evidence] | None = None) -> dict[str, Any]:
+        sizes = self._sizes.get(self._origins[site], set())
+        return {
+            "head": self.head(site),
+            "since": sorted(sizes),
+            "slots": self._round.slots.get(site, []),
+            "shown": {origin: evidence.to_json() for origin, evidence in (shown or {}).items()},
+        }
+
+    def _require_present(self, answers: Mapping[str, dict[str, Any]]) -> None:
+        for site, answer in answers.items():
+            if answer.get("status") == Status.REFUSED_ROLLBACK:
+                raise EvidenceFault(
+                    f"site '{site}': its ledger does not extend its newest witnessed head: a "
+                    "restored backup, or a rewritten history (H31). Nothing was asked of it; its "
+                    "operator's log says more"
+                )
+
+    def _learn(self, answers: Mapping[str, dict[str, Any]]) -> None:
+        for site, answer in answers.items():
+            self._note_seen(answer)
+            if "evidence" in answer:
+                try:
+                    self._round.shown[self._origins[site]] = Evidence.from_json(answer["evidence"])
+                except NoteError:
+                    continue
+
+    def _note_seen(self, answer: Mapping[str, Any]) -> None:
+        """Take in what a site's witness remembers of the others' logs."""
+        for seen in dict(answer.get("seen", {})).values():
+            try:
+                head = Checkpoint.parse(str(seen["note"]))
+            except (NoteError, KeyError, TypeError):
+                continue
+            first = self._roster.logs.get(head.origin)
+            if first is not None:
+                self._know(head)
+
+    def _know(self, head: Checkpoint) -> None:
+        self._sizes.setdefault(head.origin, set()).add(head.size)
+        # Old sizes are of no use once everybody is past them.
+        self._sizes[head.origin] = set(sorted(self._sizes[head.origin])[-_KEPT_SIZES:])
+        known = self._heads.get(head.origin)
+        if known is None or (head.size, len(head.lines)) > (known.size, len(known.lines)):
+            self._heads[head.origin] = head
+
+    def _line(self, shown: Mapping[str, Evidence], origin: str, text: str) -> Line | None:
+        """Return a cosignature that a witness of the roster made over what was shown."""
+        try:
+            line = parse_line(text)
+            head = Checkpoint.parse(shown[origin].note).with_cosignatures([line])
+        except (NoteError, KeyError):
+            return None
+        key = self._roster.witnesses.get(line.name)
+        return line if key is not None and head.is_cosigned_by(key) else None
+
+    def _cosigned(self, origin: str, shown: Evidence, lines: list[Line]) -> dict[str, Any]:
+        head = Checkpoint.parse(shown.note).with_cosignatures(lines)
+        cosigners = sorted({line.name for line in head.lines[1:]})
+        if len(cosigners) < self._roster.quorum:
+            raise EvidenceFault(
+                f"{origin}: {len(cosigners)} witnesses cosigned its head of {head.size} entries, "
+                f"{self._roster.quorum} are needed"
+            )
+        self._know(head)
+        return {
+            "log": origin,
+            "size": head.size,
+            "root": "sha256:" + head.root.hex(),
+            "cosigners": cosigners,
+        }
+
+    def _proof(self, receipt: Receipt) -> str:
+        evidence = self._round.shown[receipt.origin]
+        _, path = evidence.inclusion[receipt.entry]
+        return proof_text(receipt.entry, path, self._heads[receipt.origin])
+
+
+_KEPT_SIZES = 64
+
+
+def _receipt(
+    site: str, origin: str, order: Order, digest: str, evidence: Evidence
+) -> Receipt | None:
+    """Return the receipt of a release, if the site's log holds it under the head it shows."""
+    try:
+        head = Checkpoint.parse(evidence.note)
+        for number, (leaf, path) in evidence.inclusion.items():
+            if root_from_inclusion(leaf, number, head.size, path) != head.root:
+                return None
+            entry = Entry.read(leaf)
+            value = entry.predicate
+            released = entry.kind in ("released", "metric-released")
+            if released and (value["order"], value["digest"]) == (order.digest, digest):
+                return Receipt(site, origin, number, digest)
+    except (NoteError, LedgerError, KeyError):
+        return None
+    return None

@@ -1,0 +1,130 @@
+"""The parties of a simulated federation: their keys, ledgers, policies and journal.
+
+::
+
+    run folder/                       or, with ledgers that last over runs:
+      roster.json                       ledgers/NAME/  ledger.db, keys, witness.json
+      coordinator/  journal.db, keys
+      sites/NAME/   ledger.db, keys, witness.json, outbox/, operator.log
+
+Everything is what a real federation would have, but for two things: all keys lie on one
+machine, unencrypted, and every ledger's genesis says ``simulation``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from privet.client.guard import Guard
+from privet.common.plan import Plan
+from privet.privacy.keys import load_or_make
+from privet.privacy.ledger import Ledger
+from privet.privacy.policy import Policy
+from privet.privacy.roster import Coordinator, Member, Roster
+from privet.privacy.witness import Witness
+from privet.server.journal import Journal
+from privet.server.recorder import Recorder
+
+COORDINATOR = "coordinator"
+_SETTING = "simulation"
+
+
+@dataclass(frozen=True)
+class Parties:
+    """Where the parties of a run keep their things. Small and picklable.
+
+    Attributes:
+        plan: the one plan of the run.
+        folder: the run folder, absolute.
+        ledgers: folder of ledgers that last over runs; None keeps them in the run folder.
+        cap: life-time ε of each site's population, where it is registered now; default
+            the plan's ε.
+    """
+
+    plan: Plan
+    folder: Path
+    ledgers: Path | None = None
+    cap: float | None = None
+
+    def found(self) -> Roster:
+        """Make what is not there yet: keys, ledgers, journal, roster."""
+        members = []
+        for spec in self.plan.sites:
+            ledger, witness = self.ledger(spec.name), self.witness(spec.name)
+            key = ledger.log.first_key
+            members.append(Member(spec.name, key, witness.key))
+            ledger.log.store.close()
+        recorder_keys = self._coordinator_keys()
+        # Of the witnesses of a log, all but its owner, more than half.
+        roster = Roster(recorder_keys, tuple(members), len(members) // 2 + 1)
+        roster.save(self.folder)
+        return roster
+
+    def home(self, site: str) -> Path:
+        """Return where a site keeps its ledger and keys."""
+        return self.ledgers / site if self.ledgers else self.folder / "sites" / site
+
+    def witness(self, site: str) -> Witness:
+        """Return a site's witness."""
+        home = self.home(site)
+        return Witness(home / "witness.json", load_or_make(home / "witness.pem", None), site)
+
+    def ledger(self, site: str) -> Ledger:
+        """Return a site's ledger."""
+        home = self.home(site)
+        return Ledger(
+            home,
+            load_or_make(home / "ledger.pem", None),
+            site,
+            witness=self.witness(site).key,
+            setting=_SETTING,
+            create=True,
+        )
+
+    def guard(self, site: str, roster: Roster) -> Guard:
+        """Return a site's guard, by a policy that allows this one plan.
+
+        Where the ledger has a population already, its cap stays.
+        """
+        ledger, privacy = self.ledger(site), self.plan.privacy
+        cap: tuple[float | None, float] | None = None
+        if privacy is not None:
+            cap = self.cap or privacy.epsilon, privacy.delta
+        for population in ledger.book.populations.values():
+            cap = (population.budget.epsilon, population.budget.delta)
+        fingerprint = roster.coordinator.orders.fingerprint
+        policy = Policy.for_simulation(self.plan, site, fingerprint, cap)
+        return Guard(policy, ledger, roster)
+
+    def recorder(self, roster: Roster) -> Recorder:
+        """Return the coordinator's recorder."""
+        return Recorder(self._journal(), self._chief(), roster)
+
+    def roster(self) -> Roster:
+        """Return the roster that :meth:`found` made."""
+        return Roster.load(self.folder / "roster.json")
+
+    @property
+    def _office(self) -> Path:
+        return self.folder / COORDINATOR
+
+    def _chief(self) -> Witness:
+        signer = load_or_make(self._office / "witness.pem", None)
+        return Witness(self._office / "witness.json", signer, COORDINATOR)
+
+    def _journal(self) -> Journal:
+        return Journal(
+            self._office,
+            COORDINATOR,
+            load_or_make(self._office / "journal.pem", None),
+            load_or_make(self._office / "orders.pem", None),
+            self._chief().key,
+            setting=_SETTING,
+        )
+
+    def _coordinator_keys(self) -> Coordinator:
+        journal = self._journal()
+        keys = Coordinator(COORDINATOR, journal.log.first_key, journal.order_key, self._chief().key)
+        journal.log.store.close()
+        return keys
