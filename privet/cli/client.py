@@ -21,9 +21,7 @@ client = typer.Typer(
 )
 app.add_typer(client, name="client")
 
-PolicyFile = Annotated[
-    Path, typer.Option("--policy", help="The site's policy.", metavar="FILE")
-]
+PolicyFile = Annotated[Path, typer.Option("--policy", help="The site's policy.", metavar="FILE")]
 Digest = Annotated[str, typer.Argument(help="Digest of a plan, sha256:…", metavar="HASH")]
 Person = Annotated[
     str | None, typer.Option("--as", help="Who decides; default the name you are logged in by.")
