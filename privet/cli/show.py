@@ -194,7 +194,6 @@ _SHOWN = 20
 
 def result(outcome: Result, rows: list[Row] | None) -> None:
     """Print a finished run."""
-    plan = outcome.plan
     _out.print()
     _out.print(_comparison(outcome, rows))
     if rows:
@@ -211,13 +210,12 @@ def result(outcome: Result, rows: list[Row] | None) -> None:
     )
     for name in ("site", "last answer", "ε spent", "ε cap", "accuracy", "auc"):
         table.add_column(name, justify="left" if name in ("site", "last answer") else "right")
-    cap = f"{plan.privacy.epsilon:g}" if plan.privacy else "–"
     for site in outcome.sites:
         table.add_row(
             site.name,
             site.status,
             site.loss.figure if site.loss else "∞",
-            cap,
+            "–" if site.cap is None else f"{site.cap:g}",
             _number(site.metrics.get("accuracy")),
             _number(site.metrics.get("auc")),
         )
