@@ -511,5 +511,5 @@ def test_a_released_update_without_a_history_gives_no_epsilon(
         for path in tmp_path.rglob("North/ledger.db*"):
             path.unlink()
 
-    with pytest.raises(LedgerError, match="its history is not there"):
+    with pytest.raises(LedgerError, match="its ledger does not say so"):
         run_plan(Plan.parse(plan_value()), Setting(base=files), tmp_path / "out", lose)
