@@ -156,6 +156,7 @@ def _dp_event(mechanism: Mechanism) -> Any:
     return dp_accounting.PoissonSampledDpEvent(mechanism.rate, simple(ratio))
 
 
+@lru_cache(maxsize=1024)
 def _pld(merged: tuple[tuple[Mechanism, int], ...], delta: float, relation: str) -> float:
     return float(_composed(merged, relation).get_epsilon(delta))
 
