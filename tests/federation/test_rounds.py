@@ -62,7 +62,7 @@ def test_a_run_reports_every_sites_answer_and_what_it_spent(federation: Make) ->
 
 def planned_event(fed: Any) -> ev.Event:
     """One step of the plan, as often as its two rounds have steps."""
-    (step, count), = ev.group([fed.sites[0]._trainer.mechanism.event])
+    ((step, count),) = ev.group([fed.sites[0]._trainer.mechanism.event])
     return ev.Repeated(step, 2 * count)
 
 
@@ -180,7 +180,9 @@ def test_a_run_goes_on_from_its_snapshot(federation: Make, same: Callable[..., b
             self, messages: Iterable[Message], *, timeout: float | None = None
         ) -> Iterable[Message]:
             messages = list(messages)
-            self.orders = getattr(self, "orders", 0) + (messages[0].metadata.message_type == "train")
+            self.orders = getattr(self, "orders", 0) + (
+                messages[0].metadata.message_type == "train"
+            )
             if self.orders == 2:
                 list(super().send_and_receive(messages, timeout=timeout))
                 raise ConnectionError("the coordinator died with the replies in hand")
@@ -262,9 +264,8 @@ def test_metrics_from_the_gate_are_paid_for(federation: Make) -> None:
         kinds = [entry.predicate["event"]["type"] for entry in entries if entry.kind == "reserved"]
         assert kinds == ["repeated", "repeated", "gaussian", "repeated", "gaussian"]
         closing = [entry.kind for entry in entries if entry.kind != "reserved"]
-        assert closing == ["released", "released", "metric-released"] + [
-            "released", "metric-released"
-        ]  # fmt: skip
+        rounds = ["released", "metric-released"]
+        assert closing == ["released", *rounds, *rounds]
         assert outcome.progress[-1].spent[name] == fed.ledger(name).spent().to_dict()
         assert outcome.progress[-1].histograms[name].shape == (2, 10)
 
@@ -295,9 +296,7 @@ class Unheard(Silent):
 
 
 @pytest.mark.parametrize("kind", [Silent, Unheard])
-def test_a_round_goes_on_without_a_silent_site(
-    federation: Make, kind: type[InProcessGrid]
-) -> None:
+def test_a_round_goes_on_without_a_silent_site(federation: Make, kind: type[InProcessGrid]) -> None:
     fed = federation()
     outcome = fed.run(fed.grid(kind))
     assert outcome.progress[0].statuses == dict.fromkeys(("North", "South"), Status.RELEASED)
@@ -509,9 +508,7 @@ def test_a_release_that_its_log_does_not_hold_counts_as_failed(federation: Make)
 
 def test_a_release_under_a_false_digest_is_no_reply(federation: Make) -> None:
     fed = federation()
-    grid = crafted(
-        fed, facts=lambda r, f: Release(r.order, {**f, "digest": "sha256:0"}, r.arrays)
-    )
+    grid = crafted(fed, facts=lambda r, f: Release(r.order, {**f, "digest": "sha256:0"}, r.arrays))
     assert set(fed.run(grid).progress[0].statuses) == {"North", "South"}
 
 
