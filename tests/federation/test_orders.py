@@ -223,7 +223,7 @@ def test_a_budget_is_used_up_and_then_refuses(
         filter_epsilon(ev.group([one] * count), 1e-4, Relation.ADD_OR_REMOVE_ONE)[0]
         for count in (1, 2)
     ]
-    fed = federation(privacy={"epsilon": sum(each) / 2})
+    fed = federation(privacy={"epsilon": sum(each) / 2}, training={"rounds": 9})
     model = start(fed.plan)
     statuses = [
         fed.sites[0].answer(order_for(fed, "North", model, attempt=k), model).status
