@@ -179,7 +179,8 @@ def field(rng: random.Random, lines: Lines, material: Material) -> Lines | None:
     elif action == 1 and isinstance(place, dict):
         place[f"{key}x"] = place[key]
     else:
-        place[key] = rng.choice([0, 1, -1, "", "x", None, True, [], {}, 2**53, "sha256:" + "0" * 64])
+        others = [0, 1, -1, "", "x", None, True, [], {}, 2**53 - 1, "sha256:" + "0" * 64]
+        place[key] = rng.choice(others)
     import rfc8785
 
     line = rfc8785.dumps(value)
