@@ -70,7 +70,7 @@ class Guard:
             Refusal: with the status that is answered.
         """
         self.require_signature(order)
-        if fault := self.policy.fault(plan, parameters):
+        if fault := self.policy.fault(plan, parameters, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)
         self._keep_plan(plan)

@@ -122,6 +122,8 @@ class Site:
             self._require_head(head)
             if repeated := self._already_released(order):
                 return Answer(Status.RELEASED, repeated)
+            if refused := self.ledger.refusal(order.digest):
+                raise Refusal(Status(refused), "refused before; an order gets one answer")
             event = self._admit(order, model)
             reservation = self._reserve(order, event)
         except Refusal as no:
@@ -182,8 +184,10 @@ class Site:
         return {origin: key for origin, key in self._roster.logs.items() if origin != own}
 
     def _note_refusal(self, order: Order, status: Status) -> None:
-        """Refusals are entries, but for orders that nobody entitled has signed."""
+        """Refusals are entries, but for orders to others or that nobody entitled has signed."""
         if status in (Status.REFUSED_SIGNATURE, Status.REFUSED_ROLLBACK):
+            return
+        if order.site != self.name:
             return
         try:
             self.ledger.refuse(order, str(status))

@@ -118,7 +118,8 @@ class Book:
         self.policy: dict[str, Any] | None = None
         self.approvals: dict[str, tuple[str, ...]] = {}
         self.refused_plans: set[str] = set()
-        self.refused_orders: set[str] = set()
+        self.refusals: dict[str, str] = {}
+        self.reserved_orders: set[str] = set()
         self.open: dict[int, Reservation] = {}
         self.released: dict[str, tuple[int, str]] = {}
         self.paused = self.withdrawn = False
@@ -153,8 +154,11 @@ class Book:
         """Check that ``order`` is not behind what its run was asked already.
 
         Raises:
-            OutOfTurn: if its slot was taken by another order, or the run is past it.
+            OutOfTurn: if it was refused, its slot was taken by another order, or the run is
+                past it.
         """
+        if order.digest in self.refusals:
+            raise OutOfTurn(f"{order.slot}: this order was refused; a new attempt may be asked")
         last = self._turns.get((order.run, order.purpose))
         if last is None or (order.round, order.attempt) > (last.round, last.attempt):
             return
@@ -195,10 +199,10 @@ class Book:
             raise ValueError(f"data set '{name}' is registered already")
         if population not in self.populations:
             raise ValueError(f"population '{population}' is not registered")
-        if self.data_sets and population not in self.data_sets.values() and not value["disjoint"]:
+        if population != next(iter(self.populations)) and not value["disjoint"].strip():
             raise ValueError(
-                f"data set '{name}' names a new population without saying why its persons are in "
-                "no other one (H32)"
+                f"data set '{name}' is not of the first population and does not say why its "
+                "persons are in no other one (H32)"
             )
         self.data_sets[name] = population
 
@@ -219,10 +223,13 @@ class Book:
             raise ValueError("the data set is of another population")
         if self.paused or population.closed or value["plan"] not in self.approvals:
             raise ValueError("paused, closed, or the plan is not approved")
+        if self.policy is None:
+            raise ValueError("no policy is noted")
         event, number = ev.from_json(value["event"]), int(value["sequence"])
         slot = f"{value['run']}/{value['purpose']}/{value['round']}/{value['attempt']}"
         self.open[number] = Reservation(number, value["order"], slot, event)
         population.charges.setdefault(value["run"], Counter()).update(dict(ev.group([event])))
+        self.reserved_orders.add(value["order"])
         self._of[number] = (value["population"], value["run"])
         self.plan_of.setdefault(value["run"], value["plan"])
         self._turns[value["run"], value["purpose"]] = _Turn(
@@ -230,7 +237,7 @@ class Book:
         )
 
     def _refuse(self, value: dict[str, Any]) -> None:
-        self.refused_orders.add(value["order"])
+        self.refusals.setdefault(value["order"], str(value["status"]))
 
     def _release(self, value: dict[str, Any]) -> None:
         reservation = self.open.pop(value["reservation"])
@@ -367,6 +374,8 @@ class Ledger:
                         f"data set '{data_set}' belongs to population '{known}' for its life"
                     )
                 return
+            if population in list(self.book.populations)[:1]:
+                disjoint = ""  # from what? The others are disjoint from this one.
             self._append_plain(
                 "data-set", data_set=data_set, population=population, disjoint=disjoint
             )
@@ -428,12 +437,18 @@ class Ledger:
             return self.book.open[entry.sequence]
 
     def refuse(self, order: Order, status: str) -> None:
-        """Note that an order was refused; once for each order."""
+        """Note that an order was refused: once, and not one that was reserved before."""
         with self.log.writing():
-            if order.digest not in self.book.refused_orders and not self.book.withdrawn:
+            known = order.digest in self.book.refusals or order.digest in self.book.reserved_orders
+            if not known and not self.book.withdrawn:
                 self.log.append(
                     "refused", "order", order.digest, **_slot_fields(order), status=status
                 )
+
+    def refusal(self, order: str) -> str | None:
+        """Return the status that an order (by digest) was refused with, or None."""
+        self.log.refresh()
+        return self.book.refusals.get(order)
 
     def commit(
         self, reservation: Reservation, event: ev.Event, release: str, *, reproducible: bool = False
@@ -506,6 +521,7 @@ class Ledger:
 
     def spent(self, population: str | None = None) -> PrivacyLoss:
         """Return what a population's history costs: the ε of record."""
+        self.log.refresh()
         name = self._population(population)
         budget = self.book.populations[name].budget
         return privacy_loss(self.history(name), budget.delta, budget.unit, budget.relation)
@@ -518,10 +534,6 @@ class Ledger:
             LedgerError: if the genesis names no recovery key, or another one.
         """
         store = Store(folder / FILE)
-        genesis = Entry.read(store.leaf(0)).predicate
-        named = Key.parse(genesis["recovery"]).public if genesis["recovery"] else b""
-        if named != recovery.public:
-            raise LedgerError(f"{folder}: the genesis does not name this recovery key")
         in_force = [Entry.read(leaf) for leaf in store.leaves()]
         keys = [e.predicate["key"] for e in in_force if e.kind in ("genesis", "key-rotated")]
         ledger = cls(folder, _Lost(Key.parse(keys[-1]).public), site)
@@ -529,8 +541,15 @@ class Ledger:
         return ledger
 
     def rotate(self, new: Signer, *, recovery: Signer | None = None) -> None:
-        """Replace the ledger key; with ``recovery`` where the key in force is lost."""
+        """Replace the ledger key; with ``recovery`` where the key in force is lost.
+
+        Raises:
+            LedgerError: if the genesis does not name the recovery key, or ``new`` was in
+                force before.
+        """
         key = Key(self.log.origin, new.public)
+        if recovery is not None and recovery.public != _recovery_key(self.log.store):
+            raise LedgerError("the genesis of this ledger does not name this recovery key")
         with self.log.writing():
             self.log.append(
                 "key-rotated",
@@ -676,6 +695,11 @@ def fits(ran: ev.Event, reserved: ev.Event) -> bool:
     """Whether ``ran`` is the reserved mechanism, run as often as reserved or less."""
     actual, planned = ev.group([ran]), dict(ev.group([reserved]))
     return all(planned.get(event, 0) >= count for event, count in actual)
+
+
+def _recovery_key(store: Store) -> bytes:
+    named = Entry.read(store.leaf(0)).predicate["recovery"]
+    return Key.parse(named).public if named else b""
 
 
 def _slot_fields(order: Order) -> dict[str, Any]:

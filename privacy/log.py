@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -128,10 +128,12 @@ class Log(Generic[BookT]):
         kind = {LEDGER: "ledger", JOURNAL: "journal"}[vocabulary]
         self._own_name = key_name(kind, owner, signer.public)
         self._make_book = book
+        self._dirty = False
         self._reset()
-        self.refresh()
-        self._require_key()
-        self._check_head()
+        with self.store.reading():
+            self.refresh()
+            self._require_key()
+            self._check_head()
 
     def __len__(self) -> int:
         return len(self._tree)
@@ -153,15 +155,23 @@ class Log(Generic[BookT]):
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Hold the right to write, with everything taken in that other processes wrote."""
+        """Hold the right to write, with everything taken in that other processes wrote.
+
+        After a failure, this log in memory is again what is on disk.
+        """
+        signer, self._dirty = self.signer, False
         try:
             with self.store.transaction():
                 self.refresh()
                 self._require_key()
                 yield
         except BaseException:
-            # What was added in memory may not be on disk: read all of it again, later.
-            self._reset()
+            self.signer = signer
+            if self._dirty:
+                # What was added in memory is not on disk.
+                self._reset()
+                with suppress(LedgerError):
+                    self.refresh()
             raise
 
     def append(
@@ -183,7 +193,10 @@ class Log(Generic[BookT]):
             signers: instead of the key in force; the last one is in force from then on.
             fields: of the predicate.
         """
-        common = {"sequence": len(self._tree), "time": now(), "log": self.origin}
+        self._dirty = True
+        # A clock that was set back must not make a log that nobody would verify.
+        time = max(now(), self._time)
+        common = {"sequence": len(self._tree), "time": time, "log": self.origin}
         entry = Entry(self._vocabulary, kind, {**common, **fields}, subject, digest_)
         leaf = entry.leaf(signers or (self.signer,))
         self._take(leaf, entry)
@@ -247,18 +260,26 @@ class Log(Generic[BookT]):
         return Checkpoint.parse(text) if text else None
 
     def refresh(self) -> None:
-        """Take in what another process wrote meanwhile.
+        """Take in what another process wrote meanwhile, if the signed head stands for it.
 
         Raises:
-            LedgerError: if a stored entry breaks the rules.
+            LedgerError: if a stored entry breaks the rules, or is not under the head.
         """
-        for leaf in self.store.leaves(len(self._tree)):
-            self._take(leaf, Entry.read(leaf))
+        with self.store.reading():
+            before = len(self._tree)
+            try:
+                for leaf in self.store.leaves(before):
+                    self._take(leaf, Entry.read(leaf))
+                if len(self._tree) > before:
+                    self._check_head()
+            except LedgerError:
+                self._reset()
+                raise
 
     def _reset(self) -> None:
         self.book = self._make_book()
         self._tree = Tree()
-        self._origin = ""
+        self._origin = self._time = ""
         self._keys: list[tuple[int, bytes]] = []
 
     def _take(self, leaf: bytes, entry: Entry) -> None:
@@ -272,9 +293,12 @@ class Log(Generic[BookT]):
             raise LedgerError(f"{where}: a log begins with its genesis, and has one")
         self.book.apply(entry)
         if entry.kind in ("genesis", "key-rotated"):
-            key = Key.parse(str(entry.predicate["key"]))
+            key = _key_of(entry, where)
+            if any(key.public == public for _, public in self._keys):
+                raise LedgerError(f"{where}: its key was in force before; make a new one")
             self._origin = self._origin or key.name
             self._keys.append((entry.sequence, key.public))
+        self._time = max(self._time, str(entry.predicate.get("time", "")))
         self._tree.append(leaf)
 
     def _require_key(self) -> None:
@@ -288,7 +312,10 @@ class Log(Generic[BookT]):
         text = self.store.fact(_HEAD)
         if text is None and len(self._tree) == 0:
             return
-        head = Checkpoint.parse(text or "")
+        try:
+            head = Checkpoint.parse(text or "")
+        except NoteError as error:
+            raise LedgerError(f"{self.store.path}: its signed head is damaged: {error}") from error
         if head.size != len(self._tree) or head.root != self._tree.root():
             raise LedgerError(
                 f"{self.store.path}: the entries do not lead to the signed head: an entry was "
@@ -296,6 +323,13 @@ class Log(Generic[BookT]):
             )
         if not head.is_signed_by(self.key):
             raise LedgerError(f"{self.store.path}: the head is not signed by the key in force")
+
+
+def _key_of(entry: Entry, where: str) -> Key:
+    try:
+        return Key.parse(str(entry.predicate["key"]))
+    except (KeyError, NoteError) as error:
+        raise LedgerError(f"{where} names no key: {error}") from error
 
 
 def _texts(path: Iterable[bytes]) -> list[str]:

@@ -210,8 +210,8 @@ def parse_note(text: str) -> tuple[str, tuple[Line, ...]]:
     Raises:
         NoteError: if the form is wrong.
     """
-    if any(ord(sign) < 0x20 and sign != "\n" for sign in text):
-        raise NoteError("a note holds no control character but newline")
+    if any((ord(sign) < 0x20 and sign != "\n") or _is_half(sign) for sign in text):
+        raise NoteError("a note is UTF-8 and holds no control character but newline")
     body, found, rest = text.rpartition("\n\n")
     if not found or not rest.endswith("\n"):
         raise NoteError("a note is a text, an empty line, and signature lines")
@@ -300,4 +300,10 @@ def decode64(text: str) -> bytes:
 
 
 def _is_name(name: str) -> bool:
-    return bool(name) and "+" not in name and not any(sign.isspace() for sign in name)
+    unfit = any(sign.isspace() or sign == "+" or _is_half(sign) for sign in name)
+    return bool(name) and not unfit
+
+
+def _is_half(sign: str) -> bool:
+    """Whether ``sign`` is half of a surrogate pair, which UTF-8 cannot write."""
+    return "\ud800" <= sign <= "\udfff"

@@ -23,6 +23,13 @@ LEDGER = "urn:privet:ledger:v1:"
 JOURNAL = "urn:privet:journal:v1:"
 
 
+_UNREADABLE = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, StopIteration, RecursionError,
+    NoteError,
+)  # fmt: skip
+"""What reading a leaf of any bytes may raise."""
+
+
 def pae(payload_type: str, payload: bytes) -> bytes:
     """Return DSSE's pre-authentication encoding: what is signed."""
     kind = payload_type.encode()
@@ -103,10 +110,10 @@ class Entry:
             if type(entry.predicate["sequence"]) is not int:
                 raise ValueError("sequence")
             signatures = [(item["keyid"], decode64(item["sig"])) for item in envelope["signatures"]]
-        except (ValueError, KeyError, TypeError, IndexError, StopIteration, NoteError) as error:
+            message = pae(str(envelope["payloadType"]), payload)
+        except _UNREADABLE as error:
             raise LedgerError(f"an entry cannot be read: {error!r}") from error
         if keys:
-            message = pae(envelope["payloadType"], payload)
             wanted = [fingerprint(key).partition(":")[2] for key in keys]
             if [keyid for keyid, _ in signatures] != wanted or not all(
                 verifies(key, sig, message) for key, (_, sig) in zip(keys, signatures, strict=True)

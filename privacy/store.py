@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from privet.common.canonical import fsync_folder
 from privet.common.errors import LedgerError
@@ -48,7 +49,7 @@ class Store:
         self.path = path
         self._patience = patience
         self._lock = threading.RLock()
-        self._inside = False
+        self._inside: Literal["", "reading", "writing"] = ""
         self._process = 0
         if not path.exists() and not create:
             raise LedgerError(f"{path}: there is no log here; is this the right folder?")
@@ -128,12 +129,14 @@ class Store:
             LedgerError: if another process holds it too long, or the disk does not take it.
         """
         with self._lock, self._told():
-            if self._inside:
+            if self._inside == "writing":
                 yield
                 return
+            if self._inside:
+                raise LedgerError(f"{self.path}: nothing is written while it is being read")
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
-            self._inside = True
+            self._inside = "writing"
             try:
                 yield
                 connection.execute("COMMIT")
@@ -142,7 +145,23 @@ class Store:
                     connection.execute("ROLLBACK")
                 raise
             finally:
-                self._inside = False
+                self._inside = ""
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """See one state of the file, whatever other processes write meanwhile."""
+        with self._lock, self._told():
+            if self._inside:
+                yield
+                return
+            connection = self._open()
+            connection.execute("BEGIN")
+            self._inside = "reading"
+            try:
+                yield
+            finally:
+                self._inside = ""
+                connection.execute("ROLLBACK")
 
     def add(self, sequence: int, leaf: bytes) -> None:
         """Add an entry, inside a transaction."""

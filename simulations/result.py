@@ -10,10 +10,11 @@ from typing import Any
 from privet.client.trainer import workbench
 from privet.common.canonical import write_json
 from privet.common.errors import LedgerError
-from privet.common.plan import Plan
+from privet.common.plan import Plan, Privacy
 from privet.common.release import Arrays
 from privet.privacy import honesty
-from privet.privacy.units import PrivacyLoss
+from privet.privacy.ledger import Ledger
+from privet.privacy.units import PrivacyLoss, Relation, Unit
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
 from privet.simulations import plots, scenarios
@@ -136,15 +137,15 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
         loss = cap = None
         if plan.privacy is not None:
             ledger = parties.ledger(spec.name)
-            loss = ledger.spent()
-            cap = next(iter(ledger.book.populations.values())).budget.epsilon
-            losses.append(loss)
             released = any(step.statuses.get(spec.name) == "released" for step in outcome.progress)
-            if released and not ledger.history():
+            if released and not any(map(ledger.history, ledger.book.populations)):
                 raise LedgerError(
                     f"{parties.home(spec.name)}: site '{spec.name}' released updates, and its "
                     "ledger does not say so; no ε can be told. Do its workers share this folder?"
                 )
+            loss = _spent(plan.privacy, ledger)
+            cap = next((one.budget.epsilon for one in ledger.book.populations.values()), None)
+            losses.append(loss)
         status = str(last.statuses.get(spec.name, "no reply"))
         sites.append(SiteResult(spec.name, loss, cap, status, by_site.get(spec.name, {})))
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
@@ -155,6 +156,13 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
         outcome.model, seconds, parties.folder,
     )  # fmt: skip
+
+
+def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
+    """Return what a ledger's one population spent; nothing where none is registered yet."""
+    if ledger.book.populations:
+        return ledger.spent()
+    return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
 
 
 def _facts(plan: Plan) -> honesty.Facts:

@@ -1,9 +1,13 @@
-"""A federation of three sites on real apps, in this process, small enough to run often."""
+"""A federation of three sites on real apps, in this process, small enough to run often.
+
+Its parties are those of a simulation: keys, ledgers, witnesses, a journal, a roster.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +18,28 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from privet.client.app import create_app as create_client_app
-from privet.client.site import Site, budget_of
-from privet.client.trainer import SiteData
+from privet.client.site import Site
+from privet.client.trainer import SiteData, mechanism
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.release import Arrays, digest_arrays
-from privet.privacy.ledger import RunHistory
+from privet.privacy import events as ev
+from privet.privacy.ledger import Ledger
 from privet.privacy.noise import Stream
+from privet.privacy.roster import Roster
+from privet.privacy.statement import Entry
 from privet.server.app import create_app as create_server_app
+from privet.server.journal import Journal
+from privet.server.recorder import Recorder
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots
 from privet.simulations.grid import InProcessGrid
+from privet.simulations.parties import Parties
 from privet.simulations.run import initial_model
 
 RUN = "tiny-run"
+ANSWERS = ("reserved", "refused", "released", "metric-released", "aborted")
+"""Kinds of entries that come of orders."""
 
 
 @dataclass
@@ -36,8 +48,12 @@ class Federation:
 
     plan: Plan
     folder: Path
-    sites: list[Site]
+    parties: Parties
+    roster: Roster
     frames: dict[str, pd.DataFrame]
+    stream: Callable[[Order], Stream | None]
+    kind: type[Site] = Site
+    sites: list[Site] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
 
     @property
@@ -50,15 +66,22 @@ class Federation:
     def grid(self, kind: type[InProcessGrid] = InProcessGrid) -> InProcessGrid:
         return kind(self.client, len(self.sites))
 
-    def run(self, grid: InProcessGrid | None = None, snapshots: str = "model") -> Outcome:
+    def run(
+        self,
+        grid: InProcessGrid | None = None,
+        snapshots: str = "model",
+        recorder: Callable[[], Recorder] | None = None,
+        run: str = RUN,
+    ) -> Outcome:
         """Run every round of the plan and return what came of it."""
         outcomes: list[Outcome] = []
         seen: list[Progress] = []
         server = create_server_app(
-            RUN,
+            run,
             self.plan,
             lambda: initial_model(self.plan),
             Snapshots(self.folder / snapshots),
+            recorder or (lambda: self.parties.recorder(self.roster)),
             observe=seen.append,
             finish=outcomes.append,
         )
@@ -66,12 +89,74 @@ class Federation:
         assert seen == outcomes[0].progress
         return outcomes[0]
 
-    def ledger(self, name: str) -> RunHistory:
+    def restart(
+        self,
+        name: str,
+        open_data: Callable[[], SiteData] | None = None,
+        kind: type[Site] | None = None,
+        stream: Callable[[Order], Stream | None] | None = None,
+    ) -> Site:
+        """A site as a new process would make it, from what is on its disk."""
+        return (kind or self.kind)(
+            name,
+            self.plan,
+            self.home(name),
+            self.parties.guard(name, self.roster),
+            self.parties.witness(name),
+            self.roster,
+            open_data or (lambda: self.data(name)),
+            stream or self.stream,
+        )
+
+    def data(self, name: str) -> SiteData:
+        """A site's records, split as a simulation does; who asked is noted."""
+        self.opened.append(name)
+        frame = self.frames[name]
+        cut = len(frame) - len(frame) // 5
+        parts = frame.iloc[:cut], frame.iloc[cut:]
+        return SiteData(*(part.reset_index(drop=True) for part in parts))
+
+    def home(self, name: str) -> Path:
+        """Where a site keeps what is its own."""
+        return self.parties.home(name)
+
+    def ledger(self, name: str) -> Ledger:
         """A fresh reading of a site's ledger from its file."""
-        return RunHistory(self.folder / name / "events.jsonl", budget_of(self.plan))
+        return self.parties.ledger(name)
+
+    def entries(self, name: str) -> list[Entry]:
+        """All entries of a site's ledger, from its file, by the signature of its key."""
+        log = self.ledger(name).log
+        return [Entry.read(leaf, (log.key.public,)) for leaf in log.store.leaves()]
+
+    def answers(self, name: str) -> list[Entry]:
+        """The entries that came of orders."""
+        return [entry for entry in self.entries(name) if entry.kind in ANSWERS]
+
+    def kinds(self, name: str) -> list[str]:
+        """The kinds of :meth:`answers`."""
+        return [entry.kind for entry in self.answers(name)]
+
+    def charged(self, name: str) -> int:
+        """How many training releases count against a site's population."""
+        ((step, count),) = ev.group([mechanism(self.plan).event])
+        steps = dict(ev.group(self.ledger(name).history())).get(step, 0)
+        assert steps % count == 0
+        return steps // count
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The coordinator's journal, another reading than a run's own."""
+        return self.parties.recorder(self.roster).journal
+
+    def journal_entries(self, kind: str | None = None) -> list[Entry]:
+        """The entries of the journal, from its file."""
+        log = self.parties.recorder(self.roster).journal.log
+        entries = [Entry.read(leaf, (log.key.public,)) for leaf in log.store.leaves()]
+        return [entry for entry in entries if kind in (None, entry.kind)]
 
     def log(self, name: str) -> str:
-        path = self.folder / name / "operator.log"
+        path = self.home(name) / "operator.log"
         return path.read_text() if path.exists() else ""
 
     def release(self, name: str, number: int, purpose: str = "train") -> Arrays:
@@ -100,9 +185,11 @@ def federation(
     def make(
         frames: dict[str, pd.DataFrame] | None = None,
         *,
-        folder: str = "sites",
+        folder: str = "run",
         noise_seed: int | None = None,
         site: type[Site] = Site,
+        ledgers: Path | None = None,
+        cap: float | None = None,
         **changes: Any,
     ) -> Federation:
         plan = Plan.parse(plan_value(**changes))
@@ -110,45 +197,32 @@ def federation(
             spec.name: frame_of(spec.nominal_size + 15, number, persons=12)
             for number, spec in enumerate(plan.sites)
         } | (frames or {})
-        made = Federation(plan, tmp_path / folder, [], records)
-
-        def open_data(name: str) -> SiteData:
-            made.opened.append(name)
-            frame = records[name]
-            cut = len(frame) - len(frame) // 5
-            return SiteData(frame.iloc[:cut].reset_index(drop=True),
-                            frame.iloc[cut:].reset_index(drop=True))  # fmt: skip
 
         def stream(order: Order) -> Stream | None:
             if noise_seed is None and plan.privacy is not None:
                 return None
             return Stream.seeded(noise_seed or 0, order.site, order.purpose, order.round)
 
-        for spec in plan.sites:
-            home = made.folder / spec.name
-            ledger = RunHistory(home / "events.jsonl", budget_of(plan))
-            made.sites.append(
-                site(spec.name, plan, home, ledger, _call(open_data, spec.name), stream)
-            )
+        home = tmp_path / folder
+        home.mkdir(parents=True)
+        parties = Parties(plan, home, ledgers, cap)
+        made = Federation(plan, home, parties, parties.found(), records, stream, site)
+        made.sites.extend(made.restart(spec.name) for spec in plan.sites)
         return made
 
     return make
 
 
-def _call(function: Callable[[str], SiteData], name: str) -> Callable[[], SiteData]:
-    return lambda: function(name)
-
-
 @pytest.fixture
 def order_for() -> Callable[..., Order]:
-    """Make the order of round 1 for a site; other words replace its fields."""
+    """Make the signed order of round 1 for a site; other words replace its fields."""
 
-    def make(plan: Plan, site: str, model: Arrays, /, **changes: Any) -> Order:
+    def make(fed: Federation, site: str, model: Arrays, /, **changes: Any) -> Order:
         fields = {
             "run": RUN, "site": site, "round": 1, "attempt": 1, "purpose": "train",
-            "plan": plan.digest, "model": digest_arrays(model), "parameters": tuple(model),
+            "plan": fed.plan.digest, "model": digest_arrays(model), "parameters": tuple(model),
         }  # fmt: skip
-        return Order(**{**fields, **changes})
+        return fed.journal.sign(Order(**{**fields, **changes}))
 
     return make
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,15 +14,16 @@ import pandas as pd
 import pytest
 
 from privet.client.outbox import Outbox
-from privet.client.site import Site, budget_of
-from privet.client.trainer import SiteData
+from privet.client.trainer import SiteData, mechanism
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.common.wire import encode_reply
 from privet.privacy import events as ev
 from privet.privacy.dpsgd import DpSgd, PlainSgd
-from privet.privacy.ledger import Reservation, RunHistory
+from privet.privacy.filter import filter_epsilon
+from privet.privacy.ledger import Ledger, Request, Reservation
+from privet.privacy.units import Relation
 
 Make = Callable[..., Any]
 Orders = Callable[..., Order]
@@ -39,13 +39,15 @@ def test_a_released_order_is_paid_for_once(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    order = order_for(fed, "North", model)
+    answer = fed.sites[0].answer(order, model)
     assert answer.status is Status.RELEASED
     assert answer.release is not None
-    kinds = [entry["kind"] for entry in fed.ledger("North").entries]
-    assert kinds == ["reserved", "released"]
+    reserved, released = (entry.predicate for entry in fed.answers("North"))
+    assert fed.kinds("North") == ["reserved", "released"]
+    assert reserved["order"] == released["order"] == order.digest
     assert answer.release.facts["spent"] == fed.ledger("North").spent().to_dict()
-    assert fed.ledger("North").entries[1]["digest"] == digest_arrays(answer.release.arrays)
+    assert released["digest"] == digest_arrays(answer.release.arrays)
 
 
 @pytest.mark.parametrize(
@@ -65,9 +67,12 @@ def test_a_wrong_order_is_refused_before_anything_is_paid(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    answer = fed.sites[0].answer(order_for(fed.plan, "North", model, **changes), model)
+    answer = fed.sites[0].answer(order_for(fed, "North", model, **changes), model)
     assert (answer.status, answer.release) == (status, None)
-    assert fed.ledger("North").entries == []
+    # An order to another site is no business of this one's ledger.
+    noted = [] if "site" in changes else [status]
+    assert [entry.predicate["status"] for entry in fed.answers("North")] == noted
+    assert fed.ledger("North").history() == []
     assert fed.opened == []
     assert str(status) in fed.log("North")
 
@@ -85,9 +90,10 @@ def test_a_model_that_does_not_fit_is_refused_before_anything_is_paid(
         model[name] = np.array(0.0, np.float32)
     else:
         model[name] = np.full_like(model[name], np.nan)
-    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    answer = fed.sites[0].answer(order_for(fed, "North", model), model)
     assert answer.status is Status.REFUSED_PARAMETERS
-    assert fed.ledger("North").entries == []
+    assert fed.kinds("North") == ["refused"]
+    assert fed.ledger("North").history() == []
 
 
 def test_a_second_model_for_one_attempt_is_refused(
@@ -96,15 +102,16 @@ def test_a_second_model_for_one_attempt_is_refused(
     fed = federation()
     model = start(fed.plan)
     site = fed.sites[0]
-    first = site.answer(order_for(fed.plan, "North", model), model)
-    second = site.answer(order_for(fed.plan, "North", moved(model)), moved(model))
+    first = site.answer(order_for(fed, "North", model), model)
+    second = site.answer(order_for(fed, "North", moved(model)), moved(model))
     assert (first.status, second.status) == (Status.RELEASED, Status.REFUSED_CONFLICT)
     assert second.release is None
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
+    assert fed.kinds("North") == ["reserved", "released", "refused"]
     assert "refused-conflict" in fed.log("North")
-    again = site.answer(order_for(fed.plan, "North", moved(model), attempt=2), moved(model))
+    again = site.answer(order_for(fed, "North", moved(model), attempt=2), moved(model))
     assert again.status is Status.RELEASED
-    assert len(fed.ledger("North").history()) == 2
+    assert fed.charged("North") == 2
 
 
 @pytest.mark.parametrize("other", [False, True], ids=["repeated", "conflicting"])
@@ -115,12 +122,12 @@ def test_an_old_attempt_is_not_answered_a_second_time(
     model = start(fed.plan)
     site = fed.sites[0]
     for number in range(1, 6):
-        site.answer(order_for(fed.plan, "North", model, round=number), model)
+        site.answer(order_for(fed, "North", model, round=number), model)
         dated(site.outbox, number, 1000.0 + number)
     late = moved(model) if other else model
-    answer = site.answer(order_for(fed.plan, "North", late), late)
+    answer = site.answer(order_for(fed, "North", late), late)
     assert (answer.status, answer.release) == (Status.REFUSED_CONFLICT, None)
-    assert len(fed.ledger("North").history()) == 5
+    assert fed.charged("North") == 5
 
 
 def test_the_newest_release_is_kept(federation: Make, order_for: Orders, start: Start) -> None:
@@ -128,9 +135,9 @@ def test_the_newest_release_is_kept(federation: Make, order_for: Orders, start: 
     model = start(fed.plan)
     site = fed.sites[0]
     for number in range(1, 5):
-        site.answer(order_for(fed.plan, "North", model, round=number), model)
+        site.answer(order_for(fed, "North", model, round=number), model)
         dated(site.outbox, number, 4e9)
-    order = order_for(fed.plan, "North", model, round=5)
+    order = order_for(fed, "North", model, round=5)
     site.answer(order, model)
     assert site.outbox.get(order.slot) is not None
 
@@ -154,12 +161,12 @@ def test_another_runs_releases_are_not_forgotten(
     fed = federation(training={"rounds": 5, "steps": 1})
     model = start(fed.plan)
     site = fed.sites[0]
-    other = order_for(fed.plan, "North", model, run=run)
+    other = order_for(fed, "North", model, run=run)
     site.answer(other, model)
     for path in site.outbox.folder.iterdir():
         os.utime(path, (1000.0, 1000.0))
     for number in range(1, 6):
-        site.answer(order_for(fed.plan, "North", model, round=number), model)
+        site.answer(order_for(fed, "North", model, round=number), model)
     assert site.outbox.get(other.slot) is not None
 
 
@@ -168,18 +175,17 @@ def test_a_repeated_order_gets_the_same_bytes_and_costs_nothing(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    order = order_for(fed.plan, "North", model)
+    order = order_for(fed, "North", model)
     first = fed.sites[0].answer(order, model)
-    before = (fed.folder / "North" / "events.jsonl").read_bytes()
+    before = fed.ledger("North").log.head()
     again = fed.sites[0].answer(order, model)
     # Also of a site that was started anew, from what is on its disk.
-    home = fed.folder / "North"
-    restarted = Site("North", fed.plan, home, fed.ledger("North"), lambda: pytest.fail("opened"))
+    restarted = fed.restart("North", lambda: pytest.fail("opened"))
     third = restarted.answer(order, model)
     one, two, three = (as_bytes(encode_reply("North", a.status, a.release))
                        for a in (first, again, third))  # fmt: skip
     assert one == two == three
-    assert (home / "events.jsonl").read_bytes() == before
+    assert fed.ledger("North").log.head() == before
 
 
 def test_a_new_attempt_draws_new_noise_and_pays_again(
@@ -188,10 +194,10 @@ def test_a_new_attempt_draws_new_noise_and_pays_again(
     fed = federation()
     model = start(fed.plan)
     answers = [
-        fed.sites[0].answer(order_for(fed.plan, "North", model, attempt=k), model) for k in (1, 2)
+        fed.sites[0].answer(order_for(fed, "North", model, attempt=k), model) for k in (1, 2)
     ]
     assert not same(answers[0].release.arrays, answers[1].release.arrays)
-    assert len(fed.ledger("North").history()) == 2
+    assert fed.charged("North") == 2
     spent = [answer.release.facts["spent"]["epsilon"] for answer in answers]
     assert 0 < spent[0] < spent[1]
 
@@ -201,27 +207,31 @@ def test_a_budget_that_does_not_cover_the_order_refuses_it(
 ) -> None:
     fed = federation(privacy={"epsilon": 0.5})
     model = start(fed.plan)
-    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    answer = fed.sites[0].answer(order_for(fed, "North", model), model)
     assert answer.status is Status.REFUSED_BUDGET
     assert fed.opened == []
-    assert fed.ledger("North").entries == []
-    assert "above its cap of ε 0.5 (δ 0.0001, per record" in fed.log("North")
+    assert fed.kinds("North") == ["refused"]
+    said = fed.log("North")
+    assert "(δ 0.0001, per record, add or remove one), the cap is ε 0.5" in said
 
 
 def test_a_budget_is_used_up_and_then_refuses(
     federation: Make, order_for: Orders, start: Start
 ) -> None:
-    once = federation(folder="once")
-    model = start(once.plan)
-    once.sites[0].answer(order_for(once.plan, "North", model), model)
-    cost = once.ledger("North").spent().epsilon
-    fed = federation(privacy={"epsilon": cost * 1.2})
+    one = mechanism(federation(folder="once").plan).event
+    each = [
+        filter_epsilon(ev.group([one] * count), 1e-4, Relation.ADD_OR_REMOVE_ONE)[0]
+        for count in (1, 2)
+    ]
+    fed = federation(privacy={"epsilon": sum(each) / 2}, training={"rounds": 9})
+    model = start(fed.plan)
     statuses = [
-        fed.sites[0].answer(order_for(fed.plan, "North", model, attempt=k), model).status
+        fed.sites[0].answer(order_for(fed, "North", model, attempt=k), model).status
         for k in (1, 2, 3)
     ]
     assert statuses == [Status.RELEASED, Status.REFUSED_BUDGET, Status.REFUSED_BUDGET]
-    assert fed.ledger("North").spent().epsilon <= cost * 1.2
+    assert fed.kinds("North") == ["reserved", "released", "refused", "refused"]
+    assert fed.ledger("North").spent().epsilon <= sum(each) / 2
 
 
 _MIXING = """
@@ -255,7 +265,7 @@ def test_a_model_that_mixes_records_is_refused_before_data_is_opened(
     monkeypatch.delitem(sys.modules, "mixing_net", raising=False)
     fed = federation(model={"kind": "mixing_net:make", "options": {"mix": mix}})
     model = start(fed.plan)
-    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    answer = fed.sites[0].answer(order_for(fed, "North", model), model)
     assert answer.status == status
     assert fed.opened == (["North"] if status == "released" else [])
 
@@ -275,41 +285,45 @@ def test_an_update_without_noise_leaves_only_where_the_plan_has_no_privacy(
         site, model = fed.sites[0], start(fed.plan)
         if privacy is not None:
             site._trainer.mechanism = _Lying(0.5, 2.0, 1.0, 2)
-        answer = site.answer(order_for(fed.plan, "North", model), model)
+        answer = site.answer(order_for(fed, "North", model), model)
         assert answer.status is (Status.FAILED if privacy is not None else Status.RELEASED)
         assert ("a PlainUpdate is not a release" in fed.log("North")) == (privacy is not None)
     # The control: the same site, whose mechanism adds its noise, releases.
     fed = federation(folder="honest")
-    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    answer = fed.sites[0].answer(order_for(fed, "North", model), model)
     assert answer.status is Status.RELEASED
 
 
 # the debit is on disk before data is read
 
 
-def first_of(path: Path) -> str | None:
-    """Return the kind of the last whole entry on disk, or None."""
-    if not path.exists():
-        return None
-    lines = path.read_bytes().split(b"\n")
-    assert lines[-1] == b""
-    return str(json.loads(lines[-2])["kind"])
-
-
 def paid_when_opened(
-    fed: Any, order: Order, model: Arrays, ledger: RunHistory | None = None
-) -> list[str | None]:
-    """Answer one order; return what the ledger's file said when data was opened."""
-    path = fed.folder / "North" / "events.jsonl"
-    found: list[str | None] = []
+    fed: Any, order: Order, model: Arrays, kind: type[Ledger] = Ledger
+) -> list[list[str]]:
+    """Answer one order; return what the ledger's file said when data was opened.
+
+    It is read by another process, which sees what is committed and nothing else.
+    """
+    path = fed.home("North") / "ledger.db"
+    found: list[list[str]] = []
+    read = (
+        "import sqlite3, sys, json, base64\n"
+        "for (leaf,) in sqlite3.connect(sys.argv[1]).execute('SELECT leaf FROM entries'):\n"
+        "    value = json.loads(base64.b64decode(json.loads(leaf)['payload']))\n"
+        "    print(value['predicateType'].rpartition(':')[2])"
+    )
 
     def open_data() -> SiteData:
-        found.append(first_of(path))
+        done = subprocess.run(
+            [sys.executable, "-c", read, str(path)], capture_output=True, text=True, check=True
+        )
+        found.append([word for word in done.stdout.split() if word in ("reserved", "released")])
         frame = fed.frames["North"]
         return SiteData(frame, frame)
 
-    site = Site("North", fed.plan, fed.folder / "North", ledger or fed.ledger("North"), open_data)
-    site.answer(order, model)
+    site = fed.restart("North", open_data)
+    site.ledger.__class__ = kind
+    assert site.answer(order, model).status is Status.RELEASED
     return found
 
 
@@ -318,25 +332,25 @@ def test_the_debit_is_on_disk_before_data_is_opened(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    assert paid_when_opened(fed, order_for(fed.plan, "North", model), model) == ["reserved"]
+    assert paid_when_opened(fed, order_for(fed, "North", model), model) == [["reserved"]]
 
 
 def test_a_ledger_that_writes_late_is_noticed(
     federation: Make, order_for: Orders, start: Start
 ) -> None:
-    class Late(RunHistory):
+    class Late(Ledger):
         """Keeps the reservation in memory until the commit."""
 
-        def reserve(self, slot: str, event: ev.Event) -> Reservation:
-            return Reservation(0, slot, event)
+        def reserve(self, request: Request) -> Reservation:
+            self.kept = request
+            return Reservation(0, request.order.digest, request.order.slot, request.event)
 
-        def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
-            super().commit(super().reserve(reservation.slot, reservation.event), event, digest)
+        def commit(self, reservation: Reservation, *given: Any, **more: Any) -> int:
+            return super().commit(super().reserve(self.kept), *given, **more)
 
     fed = federation()
     model = start(fed.plan)
-    late = Late(fed.folder / "North" / "events.jsonl", budget_of(fed.plan))
-    assert paid_when_opened(fed, order_for(fed.plan, "North", model), model, late) == [None]
+    assert paid_when_opened(fed, order_for(fed, "North", model), model, Late) == [[]]
 
 
 # crashes
@@ -347,8 +361,8 @@ class DyingOutbox(Outbox):
         os._exit(9)
 
 
-class DyingLedger(RunHistory):
-    def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
+class DyingLedger(Ledger):
+    def commit(self, *given: Any, **more: Any) -> int:
         os._exit(9)
 
 
@@ -357,8 +371,8 @@ class FailingOutbox(Outbox):
         raise OSError("no space left")
 
 
-class FailingLedger(RunHistory):
-    def commit(self, reservation: Reservation, event: ev.Event, digest: str) -> None:
+class FailingLedger(Ledger):
+    def commit(self, *given: Any, **more: Any) -> int:
         raise OSError("no space left")
 
 
@@ -401,9 +415,7 @@ def test_a_site_that_dies_never_loses_a_charge(
         return
     fed = federation()
     model = start(fed.plan)
-    order = order_for(fed.plan, "North", model)
-    home = fed.folder / "North"
-    kind = DyingLedger if place == "commit" else RunHistory
+    order = order_for(fed, "North", model)
 
     def open_data() -> SiteData:
         if place == "open":
@@ -411,27 +423,33 @@ def test_a_site_that_dies_never_loses_a_charge(
         return SiteData(fed.frames["North"], fed.frames["North"])
 
     def answer_and_die() -> None:
-        ledger = kind(home / "events.jsonl", budget_of(fed.plan))
-        site = Site("North", fed.plan, home, ledger, open_data)
+        site = fed.restart("North", open_data)
+        if place == "commit":
+            site.ledger.__class__ = DyingLedger
         if place == "outbox":
-            site.outbox = DyingOutbox(home / "outbox")
+            site.outbox.__class__ = DyingOutbox
         site.answer(order, model)
         os._exit(9 if place == "reply" else 0)
 
     assert dies(answer_and_die)
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
     data = SiteData(fed.frames["North"], fed.frames["North"])
-    site = Site("North", fed.plan, home, fed.ledger("North"), lambda: data)
+    site = fed.restart("North", lambda: data)
     kept = site.outbox.get(order.slot)
     assert (kept is not None) == (place in ("commit", "reply"))
     # The same order after the restart: what was made is let out, what was not is paid again.
     again = site.answer(order, model)
     assert again.status is Status.RELEASED
     ledger = fed.ledger("North")
-    assert len(ledger.history()) == charges
+    assert fed.charged("North") == charges
     assert again.release.facts["spent"] == ledger.spent().to_dict()
-    assert ledger.entries[-1]["kind"] == "released"
-    assert ledger.entries[-1]["digest"] == digest_arrays(again.release.arrays)
+    last = fed.answers("North")[-1]
+    assert last.kind == "released"
+    assert last.predicate["digest"] == digest_arrays(again.release.arrays)
+    aborted = [entry.predicate for entry in fed.answers("North") if entry.kind == "aborted"]
+    assert [(entry["reason"], entry["data_opened"]) for entry in aborted] == (
+        [("recovered", True)] if charges == 2 else []
+    )
     if kept is not None:
         assert digest_arrays(kept.arrays) == digest_arrays(again.release.arrays)
     assert not dies(lambda: None)
@@ -443,15 +461,12 @@ def test_two_processes_of_a_site_answer_an_order_once(
     """As Ray's actors are: each has its own reading of the ledger's file."""
     fed = federation()
     model = start(fed.plan)
-    order = order_for(fed.plan, "North", model)
+    order = order_for(fed, "North", model)
     data = SiteData(fed.frames["North"], fed.frames["North"])
-    sites = [
-        Site("North", fed.plan, fed.folder / "North", fed.ledger("North"), lambda: data)
-        for _ in range(2)
-    ]
+    sites = [fed.restart("North", lambda: data) for _ in range(2)]
     first, second = (site.answer(order, model) for site in sites)
     assert same(first.release.arrays, second.release.arrays)
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
 
 
 def test_a_stored_release_without_a_charge_does_not_leave(
@@ -460,16 +475,15 @@ def test_a_stored_release_without_a_charge_does_not_leave(
     """As when a ledger is restored from an older backup than the outbox."""
     fed = federation()
     model = start(fed.plan)
-    order = order_for(fed.plan, "North", model)
+    order = order_for(fed, "North", model)
     first = fed.sites[0].answer(order, model)
-    (fed.folder / "North" / "events.jsonl").unlink()
-    home = fed.folder / "North"
-    site = Site("North", fed.plan, home, fed.ledger("North"),
-                lambda: SiteData(fed.frames["North"], fed.frames["North"]))  # fmt: skip
+    for path in fed.home("North").glob("ledger.db*"):
+        path.unlink()
+    site = fed.restart("North")
     again = site.answer(order, model)
     assert again.status is Status.RELEASED
     assert not same(first.release.arrays, again.release.arrays)
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
 
 
 @pytest.mark.parametrize("place", ["commit", "outbox"])
@@ -478,15 +492,14 @@ def test_a_release_that_cannot_be_kept_does_not_leave(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    home = fed.folder / "North"
     site = fed.sites[0]
     if place == "outbox":
-        site.outbox = FailingOutbox(home / "outbox")
+        site.outbox.__class__ = FailingOutbox
     else:
-        site.ledger = FailingLedger(home / "events.jsonl", budget_of(fed.plan))
-    answer = site.answer(order_for(fed.plan, "North", model), model)
+        site.ledger.__class__ = FailingLedger
+    answer = site.answer(order_for(fed, "North", model), model)
     assert (answer.status, answer.release) == (Status.FAILED, None)
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
     assert "no space left" in fed.log("North")
 
 
@@ -495,17 +508,17 @@ def test_a_ledger_that_forgets_is_noticed(
 ) -> None:
     """The control of the tests above: they would see a charge that is given back."""
 
-    class Refunding(RunHistory):
-        def abort(self, reservation: Reservation, *, data_opened: bool) -> None:
+    class Refunding(Ledger):
+        def abort(self, reservation: Reservation, **more: Any) -> None:
             super().abort(reservation, data_opened=False)
 
     fed = federation()
     model = start(fed.plan)
     site = fed.sites[0]
-    site.ledger = Refunding(fed.folder / "North" / "events.jsonl", budget_of(fed.plan))
+    site.ledger.__class__ = Refunding
     site._open_data = lambda: SiteData(pd.DataFrame(), pd.DataFrame())
-    assert site.answer(order_for(fed.plan, "North", model), model).status is Status.FAILED
-    assert len(fed.ledger("North").history()) == 0
+    assert site.answer(order_for(fed, "North", model), model).status is Status.FAILED
+    assert fed.charged("North") == 0
 
 
 def test_a_failure_after_data_was_opened_keeps_its_charge(
@@ -513,12 +526,12 @@ def test_a_failure_after_data_was_opened_keeps_its_charge(
 ) -> None:
     fed = federation(frames={"North": pd.DataFrame()})
     model = start(fed.plan)
-    answer = fed.sites[0].answer(order_for(fed.plan, "North", model), model)
+    answer = fed.sites[0].answer(order_for(fed, "North", model), model)
     assert answer.status is Status.FAILED
-    entries = fed.ledger("North").entries
-    assert [entry["kind"] for entry in entries] == ["reserved", "aborted"]
-    assert entries[1]["data_opened"] is True
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.kinds("North") == ["reserved", "aborted"]
+    aborted = fed.answers("North")[1].predicate
+    assert (aborted["data_opened"], aborted["reason"]) == (True, "failed")
+    assert fed.charged("North") == 1
 
 
 def test_a_damaged_outbox_answers_failed_and_costs_nothing(
@@ -526,11 +539,11 @@ def test_a_damaged_outbox_answers_failed_and_costs_nothing(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    order = order_for(fed.plan, "North", model)
+    order = order_for(fed, "North", model)
     fed.sites[0].answer(order, model)
-    next((fed.folder / "North" / "outbox").iterdir()).write_bytes(b"\x08" + bytes(20))
+    next((fed.home("North") / "outbox").iterdir()).write_bytes(b"\x08" + bytes(20))
     assert fed.sites[0].answer(order, model).status is Status.FAILED
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
     assert "cannot be read" in fed.log("North")
 
 
@@ -543,15 +556,12 @@ def test_a_site_with_a_damaged_ledger_answers_failed(
     from privet.common.wire import decode_reply, encode_order, to_record
 
     fed = federation()
-    path = fed.folder / "North" / "events.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("damaged\n")
+    order = order_for(fed, "North", start(fed.plan))
+    for path in fed.home("North").glob("ledger.db*"):
+        path.write_bytes(b"damaged\n" * 1000)
     model = start(fed.plan)
     fed.grid()
-    app = create_app(
-        lambda _: Site("North", fed.plan, path.parent, fed.ledger("North"), lambda: None)
-    )
-    order = order_for(fed.plan, "North", model)
+    app = create_app(lambda _: fed.restart("North"))
     content = encode_order(order, to_record(model), ConfigRecord())
     reply = app(Message(content, 1, "train"), _context())
     assert decode_reply(reply.content)[1] is Status.FAILED

@@ -79,12 +79,12 @@ def test_a_fault_in_the_records_leaves_as_failed_and_nothing_else(
     records, privacy, reason = FAULTS[fault]
     fed = federation(frames={"North": pd.concat([records] * 2)}, privacy=privacy)
     model = initial_model(fed.plan)
-    reply = scripted(fed, order_for(fed.plan, "North", model), model)
+    reply = scripted(fed, order_for(fed, "North", model), model)
     assert decode_reply(reply.content) == ("North", Status.FAILED, None)
     # The bytes are those of any failure of this site, to the last one.
     assert as_bytes(reply) == as_bytes(encode_reply("North", Status.FAILED))
     assert reason in fed.log("North")
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
 
 
 def test_a_reply_that_tells_the_reason_is_noticed(
@@ -93,15 +93,15 @@ def test_a_reply_that_tells_the_reason_is_noticed(
     """The control: an app that passes the reason on fails the test above."""
 
     class Chatty(Site):
-        def answer(self, order: Order, model: Arrays) -> Answer:
-            super().answer(order, model)
+        def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
+            super().answer(order, model, head)
             raise DataError(f"label '{SECRET}' in row 3")
 
     records = frame(**cell(SECRET, "y"))
     fed = federation(frames={"North": records}, site=Chatty)
     model = initial_model(fed.plan)
     app = fed.client
-    order = order_for(fed.plan, "North", model)
+    order = order_for(fed, "North", model)
     fed.grid()
     with pytest.raises(DataError, match=SECRET):
         app(Message(encode_order(order, to_record(model), ConfigRecord()), 1, "train"), context())
@@ -123,7 +123,7 @@ def test_an_order_cannot_write_a_line_of_the_operators_log(
 ) -> None:
     fed = federation()
     model, line = initial_model(fed.plan), "2026-01-01 North INFO all is well"
-    order = order_for(fed.plan, "North", model, run=f"r\n{line}", plan="sha256:0")
+    order = order_for(fed, "North", model, run=f"r\n{line}", plan="sha256:0")
     reply = scripted(fed, order, model)
     assert decode_reply(reply.content) == ("North", Status.REFUSED_PARAMETERS, None)
     assert line not in fed.log("North")
@@ -190,9 +190,9 @@ def test_an_encoding_that_couples_records_leaves_as_failed(
     task = {"kind": "own_coding:Coding", "numeric": {}, "categorical": {}, "options": {"how": how}}
     fed = federation(frames={"North": frame()}, task=task, model={"kind": "own_coding:make"})
     model = initial_model(fed.plan)
-    reply = scripted(fed, order_for(fed.plan, "North", model), model)
+    reply = scripted(fed, order_for(fed, "North", model), model)
     status = decode_reply(reply.content)[1]
-    assert len(fed.ledger("North").history()) == 1
+    assert fed.charged("North") == 1
     if how == "own":  # the control: each record from itself
         assert status is Status.RELEASED
         return
@@ -300,7 +300,7 @@ def test_a_person_with_many_records_moves_the_update_by_one_bound(
         site = fed.sites[0]
         site._open_data = lambda data=train: SiteData(data, data)
         model = initial_model(fed.plan)
-        update = site.answer(order_for(fed.plan, "North", model), model).release.arrays
+        update = site.answer(order_for(fed, "North", model), model).release.arrays
         updates.append(np.concatenate([array.ravel() for array in update.values()]))
     moved = float(np.linalg.norm(updates[1].astype(float) - updates[0].astype(float))) * 60
     assert (moved <= 0.5 * (1 + 1e-5)) is bounded

@@ -18,6 +18,8 @@ from privet.common.errors import QuorumNotMet, RunError
 from privet.common.order import Order, Status
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.common.wire import encode_reply
+from privet.privacy import events as ev
+from privet.server.recorder import Recorder
 from privet.server.rounds import Outcome, Progress
 from privet.simulations import grid as grid_module
 from privet.simulations.grid import InProcessGrid
@@ -51,10 +53,17 @@ def test_a_run_reports_every_sites_answer_and_what_it_spent(federation: Make) ->
         assert step.statuses == dict.fromkeys(WEIGHTS, Status.RELEASED)
     for name in WEIGHTS:
         ledger = fed.ledger(name)
-        assert len(ledger.history()) == 2
+        assert fed.kinds(name) == ["reserved", "released"] * 2
+        assert ledger.history() == [planned_event(fed)]
         assert outcome.progress[-1].spent[name] == ledger.spent().to_dict()
         first, last = (step.spent[name]["epsilon"] for step in outcome.progress)
         assert 0 < first < last <= 20.0
+
+
+def planned_event(fed: Any) -> ev.Event:
+    """One step of the plan, as often as its two rounds have steps."""
+    ((step, count),) = ev.group([fed.sites[0]._trainer.mechanism.event])
+    return ev.Repeated(step, 2 * count)
 
 
 def test_replies_in_any_order_give_the_same_bits(
@@ -170,8 +179,11 @@ def test_a_run_goes_on_from_its_snapshot(federation: Make, same: Callable[..., b
         def send_and_receive(
             self, messages: Iterable[Message], *, timeout: float | None = None
         ) -> Iterable[Message]:
-            self.calls = getattr(self, "calls", 0) + 1
-            if self.calls == 3:  # enrolment, round 1, round 2
+            messages = list(messages)
+            self.orders = getattr(self, "orders", 0) + (
+                messages[0].metadata.message_type == "train"
+            )
+            if self.orders == 2:
                 list(super().send_and_receive(messages, timeout=timeout))
                 raise ConnectionError("the coordinator died with the replies in hand")
             return super().send_and_receive(messages, timeout=timeout)
@@ -179,11 +191,36 @@ def test_a_run_goes_on_from_its_snapshot(federation: Make, same: Callable[..., b
     fed = federation(noise_seed=7)
     with pytest.raises(ConnectionError):
         fed.run(fed.grid(Dies))
-    ledgers = {name: fed.ledger(name).entries for name in WEIGHTS}
+    ledgers = {name: fed.entries(name) for name in WEIGHTS}
+    assert ledgers["North"][-1].kind == "released"
+    assert [entry.predicate["round"] for entry in fed.journal_entries("round")] == [1]
     outcome = fed.run()
     assert [step.round for step in outcome.progress] == [2]
     assert same(outcome.model, whole)
-    assert {name: fed.ledger(name).entries for name in WEIGHTS} == ledgers
+    assert {name: fed.entries(name) for name in WEIGHTS} == ledgers
+    kinds = [entry.kind for entry in fed.journal_entries()]
+    assert kinds == ["genesis", "run-opened", "round", "round", "run-closed"]
+
+
+def test_a_round_that_was_stored_and_not_noted_is_noted_after_the_restart(
+    federation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The coordinator dies between the snapshot and the journal's line about it."""
+    fed = federation()
+
+    def dies(self: Recorder, record: dict[str, Any]) -> None:
+        raise ConnectionError("the coordinator died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "close_round", dies)
+        with pytest.raises(ConnectionError):
+            fed.run()
+    assert fed.journal_entries("round") == []
+    outcome = fed.run()
+    assert [step.round for step in outcome.progress] == [2]
+    rounds = [entry.predicate for entry in fed.journal_entries("round")]
+    assert [(entry["round"], len(entry["joined"])) for entry in rounds] == [(1, 3), (2, 3)]
+    assert rounds[0]["next"] == rounds[1]["model"]
 
 
 def test_seeded_noise_is_told_by_the_releases(federation: Make) -> None:
@@ -204,7 +241,7 @@ def test_noise_that_nobody_calls_fresh_counts_as_seeded(
         return Release(release.order, facts, release.arrays)
 
     fed = federation(metrics={"source": "gate"})
-    assert fed.run(crafted(fed, craft)).reproducible
+    assert fed.run(crafted(fed, facts=craft)).reproducible
 
 
 def test_rounds_before_a_restart_are_not_called_fresh(federation: Make) -> None:
@@ -223,9 +260,12 @@ def test_metrics_from_the_gate_are_paid_for(federation: Make) -> None:
     outcome = fed.run()
     assert [bool(step.histograms) for step in outcome.progress] == [False, True, True]
     for name in WEIGHTS:
-        kinds = [event["event"]["type"] for event in fed.ledger(name).entries
-                 if event["kind"] == "reserved"]  # fmt: skip
+        entries = fed.answers(name)
+        kinds = [entry.predicate["event"]["type"] for entry in entries if entry.kind == "reserved"]
         assert kinds == ["repeated", "repeated", "gaussian", "repeated", "gaussian"]
+        closing = [entry.kind for entry in entries if entry.kind != "reserved"]
+        rounds = ["released", "metric-released"]
+        assert closing == ["released", *rounds, *rounds]
         assert outcome.progress[-1].spent[name] == fed.ledger(name).spent().to_dict()
         assert outcome.progress[-1].histograms[name].shape == (2, 10)
 
@@ -234,7 +274,9 @@ def test_metrics_from_the_gate_are_paid_for(federation: Make) -> None:
 
 
 class Silent(InProcessGrid):
-    """East's node receives orders and never answers."""
+    """East's node receives orders and never answers; its log is not shown, either."""
+
+    silent_to: tuple[str, ...] = ("train", "evaluate", "query.show")
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -242,14 +284,28 @@ class Silent(InProcessGrid):
         replies = list(super().send_and_receive(messages, timeout=timeout))
         return [
             reply for reply in replies
-            if reply.metadata.message_type == "query" or reply.metadata.src_node_id != 2
+            if not reply.metadata.message_type.startswith(self.silent_to)
+            or reply.metadata.src_node_id != 2
         ]  # fmt: skip
 
 
-def test_a_round_goes_on_without_a_silent_site(federation: Make) -> None:
+class Unheard(Silent):
+    """East's releases never arrive; its log is shown."""
+
+    silent_to = ("train", "evaluate")
+
+
+@pytest.mark.parametrize("kind", [Silent, Unheard])
+def test_a_round_goes_on_without_a_silent_site(federation: Make, kind: type[InProcessGrid]) -> None:
     fed = federation()
-    outcome = fed.run(fed.grid(Silent))
+    outcome = fed.run(fed.grid(kind))
     assert outcome.progress[0].statuses == dict.fromkeys(("North", "South"), Status.RELEASED)
+    for entry in fed.journal_entries("round"):
+        said = {order["site"]: order["answer"] for order in entry.predicate["orders"]}
+        assert said == {"North": "released", "East": "no-reply", "South": "released"}
+        assert {item["site"] for item in entry.predicate["joined"]} == {"North", "South"}
+        witnessed = {item["log"] for item in entry.predicate["witnessed"]}
+        assert (fed.roster.site("East").ledger.name in witnessed) == (kind is Unheard)
 
 
 def test_a_quorum_that_is_not_met_stops_the_run(federation: Make) -> None:
@@ -320,9 +376,9 @@ def test_sites_that_come_too_late_are_not_waited_for(
     monkeypatch.setattr(grid_module, "time", types.SimpleNamespace(monotonic=clock.monotonic))
 
     class Slow(Site):
-        def answer(self, order: Order, model: Arrays) -> Answer:
+        def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
             clock.now += 10.0
-            return super().answer(order, model)
+            return super().answer(order, model, head)
 
     fed = federation(site=Slow, strategy={"timeout": timeout, "min_sites": 2})
     outcome = fed.run()
@@ -351,7 +407,8 @@ def test_a_node_that_answers_for_another_stops_the_run(federation: Make) -> None
 
     def lying(message: Message, context: Context) -> Message:
         reply = honest(message, context)
-        if message.metadata.message_type == "query" or message.metadata.dst_node_id != 2:
+        asked = message.metadata.message_type
+        if asked.startswith("query") or message.metadata.dst_node_id != 2:
             return reply
         return Message(encode_reply("North", Status.FAILED), reply_to=message)
 
@@ -370,55 +427,89 @@ def _as_app(handler: Callable[[Message, Context], Message]) -> ClientApp:
     app = ClientApp()
     for register in (app.query, app.train, app.evaluate):
         register()(handler)
+    app.query("show")(handler)
     return app
 
 
-def crafted(fed: Any, craft: Callable[[Release, dict[str, Any]], Release | None]) -> InProcessGrid:
-    """A grid in which East's releases of round 1 are replaced by what ``craft`` makes of them."""
+def crafted(
+    fed: Any,
+    *,
+    facts: Callable[[Release, dict[str, Any]], Release] = lambda release, facts: release,
+    arrays: Callable[[Arrays], Arrays] = lambda arrays: arrays,
+) -> InProcessGrid:
+    """A grid in which East lies.
+
+    ``arrays`` is what it makes of its updates, and its ledger says the same; ``facts``
+    is what it makes of a release on its way out.
+    """
 
     class Crafty(Site):
-        def answer(self, order: Order, model: Arrays) -> Answer:
-            answer = super().answer(order, model)
+        def _run(self, order: Order, *given: Any) -> tuple[Arrays, ev.Event, dict[str, Any]]:
+            made, event, said = super()._run(order, *given)
+            return (arrays(made) if self.name == "East" else made), event, said
+
+        def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
+            answer = super().answer(order, model, head)
             if self.name != "East" or answer.release is None:
                 return answer
-            return Answer(answer.status, craft(answer.release, dict(answer.release.facts)))
+            return Answer(answer.status, facts(answer.release, dict(answer.release.facts)))
 
     for site in fed.sites:
         site.__class__ = Crafty
-    return fed.grid()
+    return fed.grid()  # type: ignore[no-any-return]
 
 
-def _with(release: Release, arrays: Arrays, facts: dict[str, Any]) -> Release:
-    return Release(release.order, {**facts, "digest": digest_arrays(arrays)}, arrays)
+EAST_FAILED = {"North": Status.RELEASED, "East": Status.FAILED, "South": Status.RELEASED}
 
 
 @pytest.mark.parametrize(
     "craft",
     [
-        lambda r, f: _with(r, {k: v[:1] for k, v in r.arrays.items()}, f),
-        lambda r, f: _with(r, dict(reversed(r.arrays.items())), f),
-        lambda r, f: _with(r, {"extra": np.zeros(3, np.float32), **r.arrays}, f),
-        lambda r, f: _with(r, dict(list(r.arrays.items())[:1]), f),
-        lambda r, f: Release("sha256:" + "0" * 64, r.facts, r.arrays),
+        lambda a: {k: v[:1] for k, v in a.items()},
+        lambda a: dict(reversed(a.items())),
+        lambda a: {"extra": np.zeros(3, np.float32), **a},
+        lambda a: dict(list(a.items())[:1]),
     ],
-    ids=["shape", "order", "more", "fewer", "other-order"],
+    ids=["shape", "order", "more", "fewer"],
 )
-def test_a_release_that_does_not_answer_the_order_counts_as_failed(
+def test_a_release_of_other_arrays_than_ordered_counts_as_failed(
     federation: Make, craft: Any
 ) -> None:
+    """Even one that its site's ledger stands for."""
     fed = federation()
-    outcome = fed.run(crafted(fed, craft))
-    assert outcome.progress[0].statuses == {
-        "North": Status.RELEASED, "East": Status.FAILED, "South": Status.RELEASED
-    }  # fmt: skip
+    outcome = fed.run(crafted(fed, arrays=craft))
+    assert fed.kinds("East") == ["reserved", "released"] * 2
+    assert outcome.progress[0].statuses == EAST_FAILED
+
+
+def test_a_release_of_another_order_counts_as_failed(federation: Make) -> None:
+    fed = federation()
+    other = "sha256:" + "0" * 64
+    grid = crafted(fed, facts=lambda r, f: Release(other, r.facts, r.arrays))
+    assert fed.run(grid).progress[0].statuses == EAST_FAILED
+
+
+def test_a_release_that_its_log_does_not_hold_counts_as_failed(federation: Make) -> None:
+    """Well formed, of the right order, and not what the site's ledger paid for."""
+    fed = federation()
+
+    def other(release: Release, facts: dict[str, Any]) -> Release:
+        arrays = {name: array + np.float32(1) for name, array in release.arrays.items()}
+        return Release(release.order, {**facts, "digest": digest_arrays(arrays)}, arrays)
+
+    outcome = fed.run(crafted(fed, facts=other))
+    assert outcome.progress[0].statuses == EAST_FAILED
+    for entry in fed.journal_entries("round"):
+        assert {item["site"] for item in entry.predicate["joined"]} == {"North", "South"}
+    # The control: the same releases as they were made are joined.
+    honest = federation(folder="honest")
+    assert honest.run(crafted(honest)).progress[0].statuses["East"] is Status.RELEASED
 
 
 def test_a_release_under_a_false_digest_is_no_reply(federation: Make) -> None:
     fed = federation()
-    outcome = fed.run(
-        crafted(fed, lambda r, f: Release(r.order, {**f, "digest": "sha256:0"}, r.arrays))
-    )
-    assert set(outcome.progress[0].statuses) == {"North", "South"}
+    grid = crafted(fed, facts=lambda r, f: Release(r.order, {**f, "digest": "sha256:0"}, r.arrays))
+    assert set(fed.run(grid).progress[0].statuses) == {"North", "South"}
 
 
 @pytest.mark.parametrize("fault", ["spent", "histogram"])
@@ -427,16 +518,17 @@ def test_a_release_without_its_facts_does_not_stop_the_coordinator(
 ) -> None:
     fed = federation(metrics={"source": "gate"})
 
-    def craft(release: Release, facts: dict[str, Any]) -> Release:
-        if fault == "spent":
-            facts.pop("spent")
-            return Release(release.order, facts, release.arrays)
-        if "histogram" not in release.arrays:
-            return release
-        return _with(release, {"other": release.arrays["histogram"]}, facts)
+    def forget(release: Release, facts: dict[str, Any]) -> Release:
+        facts.pop("spent")
+        return Release(release.order, facts, release.arrays)
 
-    outcome = fed.run(crafted(fed, craft))
+    def rename(arrays: Arrays) -> Arrays:
+        return {("other" if name == "histogram" else name): a for name, a in arrays.items()}
+
+    grid = crafted(fed, facts=forget) if fault == "spent" else crafted(fed, arrays=rename)
+    outcome = fed.run(grid)
     assert len(outcome.progress) == 2
+    assert all("East" not in step.histograms for step in outcome.progress)
 
 
 @pytest.mark.parametrize("raw", [None, "json", "fields"])
@@ -452,7 +544,7 @@ def test_a_message_that_is_no_order_is_refused(federation: Make, raw: str | None
     }
     reply = fed.client(Message(records[raw], 1, "train"), _context())
     assert decode_reply(reply.content)[1] is Status.REFUSED_PARAMETERS
-    assert fed.ledger("North").entries == []
+    assert fed.answers("North") == []
 
 
 @pytest.mark.parametrize("fault", ["record", "stype", "zip"])
@@ -465,7 +557,7 @@ def test_a_malformed_model_is_refused(
 
     fed = federation()
     fed.grid()
-    order = order_for(fed.plan, "North", initial_model(fed.plan))
+    order = order_for(fed, "North", initial_model(fed.plan))
     arrays: Any = {
         "record": ConfigRecord({"json": "{}"}),
         "stype": ArrayRecord({"head.weight": Array("float32", (1,), "pickle", b"x")}),
@@ -488,13 +580,13 @@ def test_another_model_than_ordered_is_refused(
     fed = federation()
     fed.grid()
     model = initial_model(fed.plan)
-    order = order_for(fed.plan, "North", model)
+    order = order_for(fed, "North", model)
     other = {name: array + np.float32(1) for name, array in model.items()}
     for sent in (other, dict(reversed(model.items())), dict(list(model.items())[:1])):
         content = encode_order(order, to_record(sent), ConfigRecord())
         reply = fed.client(Message(content, 1, "train"), _context())
         assert decode_reply(reply.content)[1] is Status.REFUSED_PARAMETERS
-    assert fed.ledger("North").entries == []
+    assert fed.answers("North") == []
 
 
 def _empty() -> Any:

@@ -67,14 +67,18 @@ def test_a_release_comes_back_as_it_left(values: Arrays, more: dict[str, Any], s
 
 
 @settings(max_examples=50, deadline=None)
-@given(arrays, runs, st.integers(1, 99), st.sampled_from(["train", "evaluate"]))
+@given(arrays, runs, st.integers(1, 99), st.sampled_from(["train", "evaluate"]), texts, texts)
 def test_an_order_comes_back_as_it_left(
-    values: Arrays, run: str, number: int, purpose: str
+    values: Arrays, run: str, number: int, purpose: str, signature: str, head: str
 ) -> None:
-    order = Order(run, "A", number, 1, purpose, "p", digest_arrays(values), tuple(values))
+    order = Order(
+        run, "A", number, 1, purpose, "p", digest_arrays(values), tuple(values), "key", signature
+    )
     config = ConfigRecord({"server-round": number})
-    got, model = decode_order(over_the_wire(encode_order(order, to_record(values), config)))
+    sent = encode_order(order, to_record(values), config, head)
+    got, model, shown = decode_order(over_the_wire(sent))
     assert got == order
+    assert (got.keyid, got.signature, shown) == ("key", signature, head)
     assert got.digest == order.digest
     assert digest_arrays(model) == order.model
 

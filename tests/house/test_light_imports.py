@@ -49,8 +49,9 @@ def test_evidence_imports_without_torch_and_flower(root: Path) -> None:
     names = [
         f"privet.privacy.{name}"
         for name in (
-            "events", "units", "accounting", "ledger", "honesty", "program", "policy", "filter",
-            "interval",
+            "events", "units", "accounting", "honesty", "program", "policy", "filter", "merkle",
+            "signed_note", "keys", "statement", "store", "log", "ledger", "witness", "roster",
+            "audit.bundle", "audit.verify",
         )
     ]  # fmt: skip
     code, said = import_without(HEAVY, *names, cwd=root)

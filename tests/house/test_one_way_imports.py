@@ -17,8 +17,11 @@ FLOWER = (
 )  # fmt: skip
 OPACUS = ("privacy/dpsgd.py", "privacy/clipping/*.py")
 EVIDENCE = (
-    "events", "units", "accounting", "ledger", "honesty", "program", "policy", "filter", "interval",
+    "events", "units", "accounting", "honesty", "program", "policy", "filter", "merkle",
+    "signed_note", "keys", "statement", "store", "log", "ledger", "witness", "roster",
 )  # fmt: skip
+VERIFIER = "privacy/audit/verify/"
+VERIFIER_MAY = ("privet.common.errors", "privet.privacy.audit.verify")
 
 
 def sources(root: Path) -> dict[str, str]:
@@ -132,9 +135,53 @@ def test_opacus_is_imported_by_the_engine_only(root: Path) -> None:
     assert strangers({"client/trainer.py": "import opacus"}, "opacus", OPACUS)
 
 
+def evidence(root: Path) -> dict[str, str]:
+    """Return the modules of the evidence, by path from the root."""
+    paths = [path for name in EVIDENCE for path in (root / "privacy").glob(f"{name}.py")]
+    paths += (root / "privacy" / "audit").rglob("*.py")
+    return {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}
+
+
 def test_evidence_names_neither_torch_nor_flower(root: Path) -> None:
-    modules = {
-        f"privacy/{name}.py": (root / "privacy" / f"{name}.py").read_text() for name in EVIDENCE
-    }
+    modules = evidence(root)
+    assert len(modules) > len(EVIDENCE)
     assert strangers(modules, "torch", ()) == []
     assert strangers(modules, "flwr", ()) == []
+
+
+def not_alone(modules: dict[str, str]) -> list[str]:
+    """Return each import of Privet by the verifier but of the errors and of itself."""
+    return [
+        f"{path} imports {name}"
+        for path, text in modules.items()
+        if path.startswith(VERIFIER)
+        for name in imported(text)
+        if name.split(".")[0] in ("privet", "") and not allowed(name)
+    ]
+
+
+def allowed(name: str) -> bool:
+    return any(name == may or name.startswith(may + ".") for may in VERIFIER_MAY)
+
+
+def test_the_verifier_shares_no_code_with_those_it_verifies(root: Path) -> None:
+    modules = {path: text for path, text in evidence(root).items() if path.startswith(VERIFIER)}
+    assert len(modules) > 10
+    assert not_alone(modules) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from privet.privacy import merkle",
+        "from privet.privacy.signed_note import Key",
+        "from privet.common import errors, canonical",
+        "import privet.common.canonical",
+        "import privet",
+        "from . import tree",
+        "from privet.privacy.audit.bundle import write_bundle",
+        "def late():\n    from privet.privacy.accounting import epsilon",
+    ],
+)
+def test_a_verifier_that_borrows_is_noticed(line: str) -> None:
+    assert not_alone({VERIFIER + "planted.py": line})

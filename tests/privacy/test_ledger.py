@@ -1,120 +1,248 @@
+"""The ledger of one site: nothing is promised that is not on disk, nothing is forgotten."""
+
 from __future__ import annotations
 
 import dataclasses
-import fcntl
-import json
-import math
 import subprocess
 import sys
-import threading
+from pathlib import Path
+from typing import Any
 
 import pytest
 from dp_kit import examples
 from hypothesis import given
 from hypothesis import strategies as st
+from ledger_kit import (
+    CAP,
+    DELTA,
+    EVENT,
+    GAUSSIAN,
+    PATIENTS,
+    PLAN,
+    RELEASE,
+    SETUP,
+    SITE,
+    VISITS,
+    asked,
+    bare,
+    charged,
+    cost,
+    entries,
+    key,
+    kinds,
+    opened,
+    order,
+    plan_of,
+    spend,
+)
 
-from privet.common.errors import BudgetExceeded, LedgerError
+from privet.common.canonical import digest
+from privet.common.errors import (
+    BudgetExceeded,
+    LedgerError,
+    OutOfTurn,
+)
 from privet.privacy.accounting import epsilon
-from privet.privacy.dpsgd import DpSgd
-from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated, to_json
-from privet.privacy.ledger import Budget, Reservation, RunHistory, fits
-from privet.privacy.units import Relation, Unit
+from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated
+from privet.privacy.keys import FileSigner
+from privet.privacy.ledger import Ledger, Reservation, fits
+from privet.privacy.program import training_event
 
-EVENT = Gaussian(10.0, 1.0)
-DELTA = 1e-5
-ONE, FOUR, FIVE = (epsilon([EVENT] * n, DELTA) for n in (1, 4, 5))
-CAP = (FOUR + FIVE) / 2  # pays for four
-BUDGET = Budget(CAP, DELTA, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
+# a new ledger
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "site" / "events.jsonl"
+def test_a_new_ledger_begins_with_who_keeps_it(folder: Path) -> None:
+    ledger = bare(folder)
+    (genesis,) = entries(ledger)
+    assert genesis.kind == "genesis"
+    value = genesis.predicate
+    assert (value["sequence"], value["site"], value["setting"]) == (0, SITE, "site")
+    assert value["log"] == ledger.log.origin == f"privet.ledger/{SITE}/{_hex(folder)[:16]}"
+    assert value["key"] == str(ledger.log.key)
+    assert genesis.digest == digest(ledger.log.key.public)
+    assert ledger.log.head().is_signed_by(ledger.log.key)
 
 
-def opened(path, budget=BUDGET) -> RunHistory:
-    return RunHistory(path, budget)
+def _hex(folder: Path) -> str:
+    return digest(key(folder).public).partition(":")[2]
 
 
-# --- reserve, commit, abort ---------------------------------------------------------------
+def test_a_ledger_is_not_made_by_looking_for_it(folder: Path) -> None:
+    with pytest.raises(LedgerError, match="there is no log here"):
+        Ledger(folder, FileSigner.generate(), SITE)
+    assert not folder.exists()
 
 
-def test_an_empty_history(path):
-    ledger = opened(path)
+def test_opening_twice_writes_nothing(folder: Path) -> None:
+    before = opened(folder).log.head()
+    assert opened(folder).log.head() == before
+
+
+def test_an_empty_history(ledger: Ledger) -> None:
     assert ledger.history() == []
     assert ledger.spent().epsilon == 0
-    assert not path.exists()
+    assert ledger.pending() == []
 
 
-def test_a_reservation_is_on_disk_before_it_is_given(path):
-    reservation = opened(path).reserve("run/1", EVENT)
-    assert reservation == Reservation(0, "run/1", EVENT)
-    assert [json.loads(line)["kind"] for line in path.read_text().splitlines()] == ["reserved"]
-    assert opened(path).history() == [EVENT]
-    assert opened(path).spent().epsilon == ONE
+# reserve, commit, abort
+
+_READ = """
+import base64, json, sqlite3, sys
+for (leaf,) in sqlite3.connect(sys.argv[1]).execute("SELECT leaf FROM entries ORDER BY sequence"):
+    print(json.loads(base64.b64decode(json.loads(leaf)["payload"]))["predicateType"])
+"""
 
 
-def test_commit_adds_nothing_to_the_charge(path):
-    ledger = opened(path)
-    ledger.commit(ledger.reserve("run/1", EVENT), EVENT, "sha256:00")
-    assert ledger.history() == opened(path).history() == [EVENT]
-    assert [entry["kind"] for entry in ledger.entries] == ["reserved", "released"]
-    assert ledger.entries[1]["digest"] == "sha256:00"
+def seen_by_others(folder: Path) -> list[str]:
+    """The kinds of all entries as another process reads them: what is committed, no more."""
+    words = [sys.executable, "-c", _READ, str(folder / "ledger.db")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return [line.rpartition(":")[2] for line in done.stdout.split()]
 
 
-def test_the_cap_holds_and_a_refusal_changes_nothing(path):
-    ledger = opened(path)
-    for number in range(4):
-        ledger.reserve(f"run/{number}", EVENT)
-    before = path.read_bytes()
+def test_a_reservation_is_on_disk_before_it_is_given(folder: Path, ledger: Ledger) -> None:
+    reservation = ledger.reserve(asked())
+    assert reservation == Reservation(SETUP, order().digest, order().slot, EVENT)
+    assert seen_by_others(folder)[SETUP:] == ["reserved"]
+    again = opened(folder)
+    assert charged(again) == 1
+    assert again.spent().epsilon == pytest.approx(epsilon([EVENT], DELTA))
+    assert again.pending() == [reservation]
+
+
+def test_what_is_reserved_is_on_the_wire_of_the_evidence(ledger: Ledger) -> None:
+    ledger.reserve(dataclasses.replace(asked(), self_tests=("H6", "H16")))
+    value = entries(ledger)[-1].predicate
+    wanted = order()
+    assert {name: value[name] for name in ("run", "round", "attempt", "purpose")} == {
+        "run": "run", "round": 1, "attempt": 1, "purpose": "train"
+    }  # fmt: skip
+    assert (value["order"], value["plan"]) == (wanted.digest, PLAN.digest)
+    assert (value["population"], value["data_set"]) == (PATIENTS, VISITS)
+    assert value["self_tests"] == ["H6", "H16"]
+    assert entries(ledger)[-1].digest == wanted.digest
+
+
+def test_commit_adds_nothing_to_the_charge(folder: Path, ledger: Ledger) -> None:
+    number = ledger.commit(ledger.reserve(asked()), EVENT, RELEASE)
+    assert charged(ledger) == charged(opened(folder)) == 1
+    assert kinds(ledger) == ["reserved", "released"]
+    released = entries(ledger)[number]
+    assert (released.kind, released.digest) == ("released", RELEASE)
+    assert released.predicate["reservation"] == number - 1
+    assert ledger.pending() == []
+    assert ledger.committed(order().slot) == RELEASE
+    assert ledger.entry_of(order().slot) == number
+
+
+def test_metrics_are_released_under_their_own_name(ledger: Ledger) -> None:
+    request = dataclasses.replace(asked(), order=order(purpose="evaluate"))
+    ledger.commit(ledger.reserve(request), EVENT, RELEASE)
+    assert kinds(ledger) == ["reserved", "metric-released"]
+
+
+def test_the_cap_holds_and_a_refusal_changes_nothing(folder: Path, ledger: Ledger) -> None:
+    for number in range(1, 5):
+        ledger.reserve(asked(number))
+    before = ledger.log.head()
     with pytest.raises(BudgetExceeded) as refusal:
-        ledger.reserve("run/5", EVENT)
-    assert path.read_bytes() == before
-    assert ledger.spent().epsilon == FOUR <= CAP < FIVE
+        ledger.reserve(asked(5))
+    assert ledger.log.head() == opened(folder).log.head() == before
+    assert charged(ledger) == 4
+    assert cost(4) <= CAP < cost(5)
     said = str(refusal.value)
-    assert all(word in said for word in ("run/5", "1e-05", "per record", "add or remove one"))
+    words = ("run/train/5/1", "1e-05", "per record", "add or remove one", f"ε {CAP:g}")
+    assert all(word in said for word in words), said
 
 
-def test_a_plan_that_uses_its_whole_budget_fits(path):
-    mechanism = DpSgd(0.3, clip=0.5, steps=2).calibrated(2.0, DELTA, releases=3)
-    ledger = opened(path, dataclasses.replace(BUDGET, epsilon=2.0))
-    for number in range(3):
-        ledger.commit(ledger.reserve(f"run/{number}", mechanism.event), mechanism.event, "d")
-    with pytest.raises(BudgetExceeded):
-        ledger.reserve("run/4", mechanism.event)
+def test_a_plan_that_uses_its_whole_budget_fits_and_nothing_after_it(folder: Path) -> None:
+    plan = plan_of(rounds=3, noise=4.0)
+    event = training_event(plan)
+    whole = epsilon([event] * 3, DELTA)
+    ledger = opened(folder, whole)
+    ledger.keep("plan", plan.digest, plan.to_dict())
+    ledger.approve(plan.digest, ["Ada"], "manual")
+    for number in (1, 2, 3):
+        request = asked(number, event=event, plan=plan.digest)
+        ledger.commit(ledger.reserve(request), event, RELEASE)
+    assert ledger.spent().epsilon == pytest.approx(whole)
+    for run in ("run", "other"):
+        with pytest.raises(BudgetExceeded):
+            ledger.reserve(asked(4, event=event, plan=plan.digest, run=run))
 
 
-def test_what_is_not_private_never_fits_a_budget(path):
+def test_a_budget_that_was_enough_for_one_plan_is_not_for_two(folder: Path) -> None:
+    """Another plan was chosen after seeing the first one's results (H29)."""
+    plan = plan_of(rounds=2, noise=4.0)
+    event = training_event(plan)
+    ledger = opened(folder, epsilon([event] * 2, DELTA))
+    for chosen in (plan, plan_of(rounds=2, noise=4.5)):
+        ledger.keep("plan", chosen.digest, chosen.to_dict())
+        ledger.approve(chosen.digest, ["Ada"], "manual")
+    ledger.reserve(asked(1, event=event, plan=plan.digest))
+    other = plan_of(rounds=2, noise=4.5)
+    assert epsilon([event, training_event(other)], DELTA) < budget_of(ledger)
+    with pytest.raises(BudgetExceeded, match="the filter counts"):
+        ledger.reserve(asked(1, event=training_event(other), plan=other.digest, run="other"))
+
+
+def budget_of(ledger: Ledger) -> float:
+    return float(ledger.book.populations[PATIENTS].budget.epsilon or 0)
+
+
+def test_a_run_keeps_its_plan(ledger: Ledger) -> None:
+    other = plan_of(rounds=49)
+    ledger.keep("plan", other.digest, other.to_dict())
+    ledger.approve(other.digest, ["Ada"], "manual")
+    spend(ledger, 1)
+    with pytest.raises(OutOfTurn, match="another plan"):
+        ledger.reserve(asked(2, plan=other.digest))
+    assert charged(ledger) == 1
+
+
+def test_a_plan_that_is_kept_under_another_ones_name(ledger: Ledger) -> None:
+    """A plan swapped beside the ledger must not widen what a run may spend."""
+    ledger.keep("plan", PLAN.digest, plan_of(rounds=2).to_dict())
+    fresh = Ledger(ledger.log.store.path.parent, ledger.log.signer, SITE)
+    with pytest.raises(LedgerError, match="is another one"):
+        fresh.reserve(asked())
+    assert charged(fresh) == 0
+
+
+def test_what_is_not_private_never_fits_a_budget(folder: Path, ledger: Ledger) -> None:
     for event in (NonPrivate("clear"), Repeated(NonPrivate("clear"), 2)):
         with pytest.raises(BudgetExceeded):
-            opened(path).reserve("run/1", event)
-    ledger = opened(path.with_name("open.jsonl"), None)
-    ledger.reserve("run/1", NonPrivate("clear"))
-    assert ledger.spent().epsilon == math.inf
+            ledger.reserve(asked(event=event))
+    free = opened(folder.with_name("free"), None)
+    free.reserve(asked(event=NonPrivate("clear")))
+    assert free.spent().epsilon == float("inf")
 
 
-def test_abort_is_free_only_before_data_was_opened(path):
-    ledger = opened(path)
-    ledger.abort(ledger.reserve("a", EVENT), data_opened=False)
-    assert ledger.history() == []
-    ledger.abort(ledger.reserve("b", EVENT), data_opened=True)
-    assert ledger.history() == opened(path).history() == [EVENT]
+def test_abort_is_free_only_before_data_was_opened(folder: Path, ledger: Ledger) -> None:
+    ledger.abort(ledger.reserve(asked(1)), data_opened=False)
+    assert ledger.history() == opened(folder).history() == []
+    ledger.abort(ledger.reserve(asked(2)), data_opened=True)
+    assert charged(ledger) == charged(opened(folder)) == 1
+    assert kinds(ledger) == ["reserved", "aborted"] * 2
+    assert [entry.predicate["reason"] for entry in entries(ledger)[-3::2]] == ["failed"] * 2
 
 
-def test_failures_after_data_was_opened_use_up_the_budget(path):
+def test_failures_after_data_was_opened_use_up_the_budget(ledger: Ledger) -> None:
     """A refunded failure would be a free query (H30)."""
-    ledger = opened(path)
-    for number in range(4):
-        ledger.abort(ledger.reserve(f"try/{number}", EVENT), data_opened=True)
+    for attempt in range(1, 5):
+        ledger.abort(ledger.reserve(asked(1, attempt)), data_opened=True)
     with pytest.raises(BudgetExceeded):
-        ledger.reserve("try/5", EVENT)
+        ledger.reserve(asked(1, 5))
 
 
-def test_the_same_slot_pays_again(path):
-    ledger = opened(path)
-    for _ in range(2):
-        ledger.reserve("run/1", EVENT)
-    assert ledger.history() == [EVENT, EVENT]
+def test_what_was_given_back_can_be_spent(ledger: Ledger) -> None:
+    """The control: failures before data was opened use up nothing."""
+    for attempt in range(1, 7):
+        ledger.abort(ledger.reserve(asked(1, attempt)), data_opened=False)
+    for number in range(2, 6):
+        spend(ledger, number)
+    with pytest.raises(BudgetExceeded):
+        ledger.reserve(asked(6))
 
 
 @pytest.mark.parametrize(
@@ -122,269 +250,161 @@ def test_the_same_slot_pays_again(path):
     [
         Gaussian(9.9, 1.0),
         Gaussian(10.0, 1.1),
-        Repeated(EVENT, 4),
-        PoissonSampled(0.5, EVENT),
+        Repeated(GAUSSIAN, 4),
+        PoissonSampled(0.5, GAUSSIAN),
         NonPrivate("clear"),
     ],
+    ids=["less noise", "wider clip", "more often", "sampled", "clear"],
 )
-def test_what_ran_must_fit_what_was_reserved(path, ran):
-    ledger = opened(path)
-    reservation = ledger.reserve("run/1", Repeated(EVENT, 3))
+def test_what_does_not_fit_keeps_its_charge_under_its_name(folder: Path, ran: Any) -> None:
+    ledger = opened(folder, 3.0)
+    reservation = ledger.reserve(asked(event=Repeated(GAUSSIAN, 3)))
     with pytest.raises(LedgerError, match="does not fit"):
-        ledger.commit(reservation, ran, "d")
-    assert ledger.history() == opened(path).history() == [Repeated(EVENT, 3)]
-    ledger.commit(reservation, Repeated(EVENT, 3), "d")
+        ledger.commit(reservation, ran, RELEASE)
+    again = opened(folder, 3.0)
+    assert charged(ledger) == charged(again) == 3
+    assert kinds(again) == ["reserved", "aborted"]
+    value = entries(again)[-1].predicate
+    assert (value["reason"], value["data_opened"]) == ("does-not-fit", True)
+    assert again.committed(reservation.slot) is None
+    with pytest.raises(LedgerError, match="not open"):
+        ledger.commit(reservation, Repeated(GAUSSIAN, 3), RELEASE)
 
 
 @examples(60)
 @given(st.integers(0, 6), st.integers(0, 6))
-def test_as_often_as_reserved_or_less(ran, reserved):
+def test_as_often_as_reserved_or_less(ran: int, reserved: int) -> None:
     assert fits(Repeated(EVENT, ran), Repeated(EVENT, reserved)) == (ran <= reserved)
 
 
-def test_a_reservation_is_used_once(path):
-    ledger = opened(path)
-    done, dropped = ledger.reserve("a", EVENT), ledger.reserve("b", EVENT)
-    ledger.commit(done, EVENT, "d")
+def test_a_reservation_is_used_once(ledger: Ledger) -> None:
+    done = ledger.reserve(asked(1))
+    ledger.commit(done, EVENT, RELEASE)
+    dropped = ledger.reserve(asked(2))
     ledger.abort(dropped, data_opened=True)
     for again in (done, dropped):
         with pytest.raises(LedgerError, match="not open"):
-            ledger.commit(again, EVENT, "d")
+            ledger.commit(again, EVENT, RELEASE)
         with pytest.raises(LedgerError, match="not open"):
             ledger.abort(again, data_opened=False)
-    assert ledger.history() == [EVENT, EVENT]
+    assert charged(ledger) == 2
 
 
-@pytest.mark.parametrize("number", [1, 7])
-def test_a_reservation_nobody_gave(path, number):
-    ledger = opened(path)
-    ledger.commit(ledger.reserve("a", EVENT), EVENT, "d")
+@pytest.mark.parametrize("number", [-1, 0, SETUP - 1, SETUP + 1, 99])
+def test_a_reservation_nobody_gave(ledger: Ledger, number: int) -> None:
+    given = ledger.reserve(asked())
+    false = dataclasses.replace(given, number=number)
     with pytest.raises(LedgerError, match="not open"):
-        ledger.commit(Reservation(number, "a", EVENT), EVENT, "d")
+        ledger.commit(false, EVENT, RELEASE)
+    with pytest.raises(LedgerError, match="not open"):
+        ledger.abort(false, data_opened=False)
+    assert ledger.pending() == [given]
 
 
-def test_a_reservation_that_was_tampered_with(path):
-    ledger = opened(path)
-    reservation = ledger.reserve("a", EVENT)
+def test_a_reservation_that_was_tampered_with(ledger: Ledger) -> None:
+    reservation = ledger.reserve(asked())
     larger = dataclasses.replace(reservation, event=Repeated(EVENT, 50))
-    with pytest.raises(LedgerError):
-        ledger.commit(larger, Repeated(EVENT, 50), "d")
-
-
-def test_a_negative_reservation(path):
-    ledger = opened(path)
-    ledger.reserve("a", EVENT)
     with pytest.raises(LedgerError, match="not open"):
-        ledger.abort(Reservation(-1, "a", EVENT), data_opened=False)
+        ledger.commit(larger, Repeated(EVENT, 50), RELEASE)
 
 
-@examples(25)
-@given(st.lists(st.sampled_from(["keep", "commit", "abort", "free", "reopen"]), max_size=12))
-def test_any_sequence_keeps_every_charge(tmp_path_factory, actions):
-    path = tmp_path_factory.mktemp("sequence") / "events.jsonl"
-    ledger, charged = opened(path, None), 0
-    for number, action in enumerate(actions):
+@examples(15)
+@given(st.lists(st.sampled_from(["keep", "commit", "abort", "free", "reopen"]), max_size=9))
+def test_any_sequence_keeps_every_charge(
+    tmp_path_factory: pytest.TempPathFactory, actions: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("sequence")
+    ledger, expected = opened(folder, None), 0
+    for number, action in enumerate(actions, 1):
         if action == "reopen":
-            ledger = opened(path, None)
+            ledger = opened(folder, None)
             continue
-        reservation = ledger.reserve(str(number), EVENT)
-        charged += action != "free"
+        reservation = ledger.reserve(asked(number))
+        expected += action != "free"
         if action == "commit":
-            ledger.commit(reservation, EVENT, "d")
+            ledger.commit(reservation, EVENT, RELEASE)
         elif action != "keep":
             ledger.abort(reservation, data_opened=action == "abort")
-    assert ledger.history() == opened(path, None).history() == [EVENT] * charged
+    assert charged(ledger) == charged(opened(folder, None)) == expected
+    ledger.log.store.close()
 
 
-# --- crashes ------------------------------------------------------------------------------
-
-PREAMBLE = f"""
-import os, signal, sys
-from pathlib import Path
-from privet.common.errors import BudgetExceeded, LedgerError
-from privet.privacy.events import Gaussian
-from privet.privacy.ledger import Budget, RunHistory
-from privet.privacy.units import Relation, Unit
-EVENT = Gaussian(10.0, 1.0)
-BUDGET = Budget({CAP!r}, {DELTA!r}, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
-path = Path(sys.argv[1])
-ledger = RunHistory(path, BUDGET)
-"""
+# turns
 
 
-def started(path, script: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + script, str(path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+def test_a_slot_is_answered_once(ledger: Ledger) -> None:
+    spend(ledger, 1)
+    with pytest.raises(OutOfTurn):
+        ledger.reserve(asked(1))
+    assert charged(ledger) == 1
 
 
-def test_killed_after_reserving_the_charge_stays(path):
-    child = started(path, "ledger.reserve('run/1', EVENT); os.kill(os.getpid(), signal.SIGKILL)")
-    child.communicate()
-    assert child.returncode < 0
-    ledger = opened(path)
-    assert ledger.history() == [EVENT]
-    assert ledger.spent().epsilon == ONE
+def test_a_slot_is_not_reserved_twice_at_once(ledger: Ledger) -> None:
+    ledger.reserve(asked(1))
+    with pytest.raises(OutOfTurn):
+        ledger.reserve(asked(1))
 
 
-@pytest.mark.parametrize("left", [1, 20, -1])
-def test_a_last_line_cut_by_a_crash(path, left):
-    """The promise of a cut line was never given; the lines before it stand."""
-    ledger = opened(path)
-    ledger.reserve("a", EVENT)
-    whole = path.read_bytes()
-    ledger.reserve("b", EVENT)
-    path.write_bytes(whole + path.read_bytes()[len(whole) :][: left if left > 0 else -1])
-    again = opened(path)
-    assert again.history() == [EVENT]
-    assert again.reserve("c", EVENT).number == 1
-    assert opened(path).history() == [EVENT, EVENT]
+@pytest.mark.parametrize("state", ["open", "released", "aborted"])
+def test_another_order_for_a_slot(ledger: Ledger, state: str) -> None:
+    """Two models for one round (H11): whatever became of the first, the second is refused."""
+    reservation = ledger.reserve(asked(1))
+    if state == "released":
+        ledger.commit(reservation, EVENT, RELEASE)
+    elif state == "aborted":
+        ledger.abort(reservation, data_opened=False)
+    with pytest.raises(OutOfTurn, match="for one order"):
+        ledger.reserve(asked(1, model="sha256:" + "1" * 64))
+    assert kinds(ledger).count("reserved") == 1
 
 
-def damaged_lines():
-    line = json.dumps({"number": 1, "kind": "reserved", "slot": "b", "event": to_json(EVENT)})
-    return {
-        "no JSON": "{" + line[3:],
-        "not UTF-8": "\udcff\udcfe",
-        "empty": "",
-        "no object": "[1]",
-        "out of sequence": line.replace('"number": 1', '"number": 2'),
-        "unknown kind": line.replace("reserved", "refunded"),
-        "no kind": '{"number": 1}',
-    }
+def test_the_same_order_after_an_abort_pays_again(ledger: Ledger) -> None:
+    ledger.abort(ledger.reserve(asked(1)), data_opened=True)
+    ledger.commit(ledger.reserve(asked(1)), EVENT, RELEASE)
+    assert charged(ledger) == 2
 
 
-@pytest.mark.parametrize("damage", damaged_lines())
-def test_a_damaged_line_stops_everything(path, damage):
-    ledger = opened(path)
-    for slot in "abc":
-        ledger.reserve(slot, EVENT)
-    first, _, third = path.read_bytes().splitlines(keepends=True)
-    bad = damaged_lines()[damage].encode(errors="surrogateescape") + b"\n"
-    path.write_bytes(first + bad + third)
-    before = path.read_bytes()
-    with pytest.raises(LedgerError, match="entry 1 is damaged"):
-        opened(path)
-    with pytest.raises(LedgerError, match="entry 1 is damaged"):
-        ledger.reserve("d", EVENT)
-    assert path.read_bytes() == before
+def test_a_second_attempt_pays_again(ledger: Ledger) -> None:
+    spend(ledger, 1)
+    spend(ledger, 1, 2, model="sha256:" + "1" * 64)
+    assert charged(ledger) == 2
+    with pytest.raises(OutOfTurn):
+        ledger.reserve(asked(1, 1))
 
 
-def test_a_line_that_is_gone_is_noticed(path):
-    ledger = opened(path)
-    for slot in "abc":
-        ledger.reserve(slot, EVENT)
-    first, _, third = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(first + third)
-    with pytest.raises(LedgerError, match="out of sequence"):
-        opened(path)
+@pytest.mark.parametrize("late", [(1, 1), (1, 9), (2, 1)])
+def test_a_run_never_goes_back(ledger: Ledger, late: tuple[int, int]) -> None:
+    ledger.abort(ledger.reserve(asked(1)), data_opened=False)
+    ledger.abort(ledger.reserve(asked(2, 2)), data_opened=False)
+    with pytest.raises(OutOfTurn):
+        ledger.reserve(asked(*late))
+    # Other runs, and evaluations of this one, have turns of their own.
+    spend(ledger, 1, run="other")
+    ledger.reserve(dataclasses.replace(asked(), order=order(1, purpose="evaluate")))
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        {"number": 0, "kind": "reserved", "slot": "a"},
-        {"number": 0, "kind": "reserved", "slot": "a", "event": {"type": "gaussian"}},
-        {"number": 0, "kind": "aborted", "slot": "a", "reservation": 0},
-    ],
-)
-def test_a_line_with_missing_fields_is_damaged(path, line):
-    path.parent.mkdir()
-    path.write_text(json.dumps(line) + "\n")
-    with pytest.raises(LedgerError, match="damaged"):
-        opened(path).history()
+def test_turns_are_remembered_on_disk(folder: Path, ledger: Ledger) -> None:
+    spend(ledger, 2)
+    again = opened(folder)
+    for late in (asked(1), asked(2), asked(2, model="sha256:" + "1" * 64)):
+        with pytest.raises(OutOfTurn):
+            again.reserve(late)
 
 
-FULL_DISK = """
-import resource
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-ledger.reserve("a", EVENT)
-most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, most))
-try:
-    ledger.reserve("b", EVENT)
-except LedgerError:
-    print("LedgerError")
-except OSError:
-    print("OSError")
-resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-print(ledger.reserve("c", EVENT).number, len(RunHistory(path, BUDGET).history()))
-"""
+def test_a_refusal_is_noted_once_and_stands(folder: Path, ledger: Ledger) -> None:
+    """An order has one answer: what was refused is not reserved later (format: orders)."""
+    ledger.refuse(order(), "refused-paused")
+    ledger.refuse(order(), "refused-plan")
+    assert kinds(ledger) == ["refused"]
+    assert ledger.refusal(order().digest) == opened(folder).refusal(order().digest)
+    assert ledger.refusal(order().digest) == "refused-paused"
+    with pytest.raises(OutOfTurn, match="was refused"):
+        ledger.reserve(asked())
+    assert ledger.refusal(order(1, 2).digest) is None
+    ledger.reserve(asked(1, 2))
 
 
-def full_disk(path) -> list[str]:
-    output, _ = started(path, FULL_DISK).communicate()
-    return output.split()
-
-
-def test_a_full_disk_gives_no_promise_and_breaks_nothing(path):
-    error, *after = full_disk(path)
-    assert error in ("LedgerError", "OSError")
-    assert after == ["1", "2"]
-
-
-def test_a_full_disk_raises_ours(path):
-    assert full_disk(path)[0] == "LedgerError"
-
-
-# --- processes ----------------------------------------------------------------------------
-
-RACE = """
-print("ready", flush=True)
-sys.stdin.readline()
-given = []
-try:
-    while True:
-        given.append(ledger.reserve(str(os.getpid()), EVENT).number)
-except BudgetExceeded:
-    print(*given)
-"""
-
-
-def test_two_processes_never_overspend_the_last_epsilon(path):
-    racers = [started(path, RACE) for _ in range(2)]
-    for racer in racers:
-        assert racer.stdout.readline() == "ready\n"
-    for racer in racers:
-        racer.stdin.write("go\n")
-        racer.stdin.flush()
-    given = [[int(n) for n in racer.communicate()[0].split()] for racer in racers]
-    assert sorted(given[0] + given[1]) == [0, 1, 2, 3]
-    assert opened(path).spent().epsilon == FOUR <= CAP
-
-
-def test_two_handles_see_each_other(path):
-    one, two = opened(path), opened(path)
-    for number in range(4):
-        (one, two)[number % 2].reserve(str(number), EVENT)
-    for ledger in (one, two):
-        with pytest.raises(BudgetExceeded):
-            ledger.reserve("more", EVENT)
-
-
-def test_a_handle_that_does_not_look_again_is_noticed(path, monkeypatch):
-    """The control of the two tests above: without reading under the lock, both overspend."""
-    one, two = opened(path), opened(path)
-    monkeypatch.setattr("privet.privacy.ledger._read", lambda path: [])
-    for ledger in (one, two):
-        for number in range(3):
-            ledger.reserve(str(number), EVENT)
-    events = [line for line in path.read_text().splitlines() if '"reserved"' in line]
-    assert epsilon([EVENT] * len(events), DELTA) > CAP
-
-
-def test_opening_does_not_cut_a_line_that_is_being_written(path):
-    opened(path).reserve("a", EVENT)
-    line = json.dumps({"number": 1, "kind": "reserved", "slot": "b", "event": to_json(EVENT)})
-    reader = threading.Thread(target=opened, args=(path,))
-    with open(path.with_suffix(".lock"), "a") as lock, open(path, "ab", buffering=0) as stream:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        stream.write(line[:30].encode())
-        reader.start()
-        reader.join(2.0)  # it may wait for the lock; if it did not, it is done by now
-        stream.write(line[30:].encode() + b"\n")
-    reader.join()
-    assert opened(path).history() == [EVENT, EVENT]
+def test_what_was_reserved_is_not_noted_as_refused(ledger: Ledger) -> None:
+    spend(ledger, 1)
+    ledger.refuse(order(), "refused-conflict")
+    assert kinds(ledger) == ["reserved", "released"]
