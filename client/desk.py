@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.canonical import write_atomic
-from privet.common.errors import InputError, LedgerError
+from privet.common.errors import InputError, KeyFault, LedgerError
 from privet.privacy.keys import FileSigner
 from privet.privacy.ledger import Budget, Ledger
 from privet.privacy.policy import TEMPLATE, Policy
@@ -125,9 +125,7 @@ def make_site(folder: Path, site: str, passphrase: str | None) -> dict[str, str]
     recovery_key.save(folder / "offline" / _RECOVERY_KEY, passphrase)
     witness = Key(key_name("witness", site, witness_key.public), witness_key.public, COSIGN)
     recovery = Key(key_name("recovery", site, recovery_key.public), recovery_key.public)
-    ledger = Ledger(
-        place, ledger_key, site, witness=witness, recovery=recovery, create=True
-    )
+    ledger = Ledger(place, ledger_key, site, witness=witness, recovery=recovery, create=True)
     text = TEMPLATE.replace('site = "North"', f'site = "{site}"')
     write_atomic(folder / POLICY_FILE, text.encode())
     return {"ledger": ledger.log.first_key.fingerprint, "witness": witness.fingerprint}
@@ -154,7 +152,9 @@ def rotate_key(policy_file: Path, passphrase: str | None, *, recovery: Path | No
     if not coming.exists():
         FileSigner.generate().save(coming, passphrase)
     new = FileSigner.load(coming, passphrase)
-    if recovery is not None:
+    if _is_in_force(folder, policy.site, new):
+        pass  # an earlier call wrote the entry and ended before the files were moved
+    elif recovery is not None:
         signer = FileSigner.load(recovery, passphrase)
         Ledger.recover(folder, policy.site, signer, new)
     else:
@@ -163,6 +163,14 @@ def rotate_key(policy_file: Path, passphrase: str | None, *, recovery: Path | No
         path.replace(folder / f"ledger-until-{new.public.hex()[:8]}.pem")
     coming.replace(path)
     return Key("ledger", new.public).fingerprint
+
+
+def _is_in_force(folder: Path, site: str, signer: FileSigner) -> bool:
+    try:
+        Ledger(folder, signer, site)
+    except KeyFault:
+        return False
+    return True
 
 
 def full_digest(text: str) -> str:

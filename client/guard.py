@@ -12,13 +12,13 @@ import functools
 import hashlib
 from pathlib import Path
 
+from privet.client.desk import note_policy
 from privet.common.order import ORDER_TYPE, Order, Status
 from privet.common.plan import Plan
-from privet.privacy.ledger import Budget, Ledger
+from privet.privacy.ledger import Ledger
 from privet.privacy.policy import Policy
 from privet.privacy.roster import Roster
 from privet.privacy.statement import pae
-from privet.privacy.units import Relation, Unit
 
 
 class Refusal(Exception):
@@ -55,18 +55,7 @@ class Guard:
         Raises:
             LedgerError: if it says something else about a population than the ledger.
         """
-        for name, population in self.policy.populations.items():
-            budget = Budget(
-                population.epsilon,
-                population.delta,
-                Unit(population.unit),
-                Relation(population.relation),
-                population.max_records,
-            )
-            self.ledger.register(name, budget)
-        for name, data in self.policy.data.items():
-            self.ledger.add_data_set(name, data.population, data.disjoint)
-        self.ledger.set_policy(self.policy.public())
+        note_policy(self.policy, self.ledger)
         self.ledger.keep("roster", "newest", self._roster.to_dict())
 
     def admit(self, order: Order, plan: Plan, parameters: int) -> None:

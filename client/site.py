@@ -35,7 +35,6 @@ from privet.privacy.dpsgd import NoisedUpdate, PlainUpdate
 from privet.privacy.ledger import Request, Reservation
 from privet.privacy.log import Evidence
 from privet.privacy.noise import Stream
-from privet.privacy.program import planned
 from privet.privacy.roster import Roster
 from privet.privacy.signed_note import Key
 from privet.privacy.witness import Witness
@@ -249,7 +248,6 @@ class Site:
             order,
             event,
             self.guard.data_set,
-            planned(self.plan),
             code_digest(),
             self._trainer.self_test(),
         )

@@ -74,6 +74,20 @@ def epsilon(
     return _epsilon(grouped, delta, relation, accountant, grid) if grouped else 0.0
 
 
+def delta_at(
+    events: Iterable[Event],
+    target: float,
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    *,
+    grid: float = GRID,
+) -> float:
+    """Return the δ at which all ``events`` composed cost ε = ``target``; an upper bound (PLD)."""
+    grouped = group(events)
+    if any(_is_non_private(event) for event, _ in grouped):
+        return 1.0
+    return float(_composed(grouped, relation, grid).get_delta_for_epsilon(target))
+
+
 @lru_cache(maxsize=4096)
 def _epsilon(
     grouped: tuple[tuple[Event, int], ...],
@@ -83,10 +97,7 @@ def _epsilon(
     grid: float,
 ) -> float:
     if accountant == "pld":
-        total = pld.identity(value_discretization_interval=grid)
-        for event, count in grouped:
-            total = total.compose(_distribution(event, count, relation, grid))
-        return float(total.get_epsilon_for_delta(delta))
+        return float(_composed(grouped, relation, grid).get_epsilon_for_delta(delta))
     if relation is not Relation.ADD_OR_REMOVE_ONE:
         raise InputError(
             "the Rényi accountant does not double the sensitivity under 'replace_one'; "
@@ -101,6 +112,16 @@ def _epsilon(
         except dp.UnsupportedEventError as error:
             raise InputError(f"accountant 'rdp' cannot treat {event}: {error}") from error
     return float(engine.get_epsilon(delta))
+
+
+@lru_cache(maxsize=4)
+def _composed(
+    grouped: tuple[tuple[Event, int], ...], relation: Relation, grid: float
+) -> pld.PrivacyLossDistribution:
+    total = pld.identity(value_discretization_interval=grid)
+    for event, count in grouped:
+        total = total.compose(_distribution(event, count, relation, grid))
+    return total
 
 
 def _distribution(

@@ -86,6 +86,8 @@ class NonPrivate:
 
 
 Event = Gaussian | Laplace | MixtureOfGaussians | PoissonSampled | Repeated | NonPrivate
+Counts = tuple[tuple[Event, int], ...]
+"""Different events, none of them repeated, with how often each happens; see :func:`group`."""
 
 
 def per_record_clipping(
@@ -113,7 +115,7 @@ def per_record_clipping(
     )
 
 
-def group(events: Iterable[Event]) -> tuple[tuple[Event, int], ...]:
+def group(events: Iterable[Event]) -> Counts:
     """Count equal events, with repetitions multiplied out, in order of first appearance.
 
     Composition of mechanisms whose parameters are fixed in advance does not depend on

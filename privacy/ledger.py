@@ -33,15 +33,18 @@ from privet.common.errors import (
     SitePaused,
 )
 from privet.common.order import Order
+from privet.common.plan import Plan
 from privet.privacy import events as ev
 from privet.privacy.accounting import privacy_loss
+from privet.privacy.events import Counts
+from privet.privacy.filter import Cap, Charges, decide
 from privet.privacy.log import Log
+from privet.privacy.program import planned
 from privet.privacy.signed_note import Key, Signer
 from privet.privacy.statement import LEDGER, Entry
+from privet.privacy.store import Store
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
-_SLACK = 1e-6
-"""For rounding: what a calibrated plan may cost above its cap."""
 FILE = "ledger.db"
 
 
@@ -77,7 +80,6 @@ class Request:
         order: the order that asks.
         event: what it will cost.
         data_set: whose records will be opened.
-        planned: all that the order's run may spend: fixed before the run, by its plan.
         code: digest of the code that will run.
         self_tests: rows of the honesty list that were tested for this model.
     """
@@ -85,7 +87,6 @@ class Request:
     order: Order
     event: ev.Event
     data_set: str
-    planned: tuple[tuple[ev.Event, int], ...] = ()
     code: str = ""
     self_tests: tuple[str, ...] = ()
 
@@ -120,6 +121,7 @@ class Book:
         self.open: dict[int, Reservation] = {}
         self.released: dict[str, tuple[int, str]] = {}
         self.paused = self.withdrawn = False
+        self.plan_of: dict[str, str] = {}
         self._turns: dict[tuple[str, str], _Turn] = {}
         self._of: dict[int, tuple[str, str]] = {}
 
@@ -221,6 +223,7 @@ class Book:
         self.open[number] = Reservation(number, value["order"], slot, event)
         population.charges.setdefault(value["run"], Counter()).update(dict(ev.group([event])))
         self._of[number] = (value["population"], value["run"])
+        self.plan_of.setdefault(value["run"], value["plan"])
         self._turns[value["run"], value["purpose"]] = _Turn(
             int(value["round"]), int(value["attempt"]), value["order"], number
         )
@@ -306,6 +309,7 @@ class Ledger:
         create: bool = False,
         patience: float = 30.0,
     ) -> None:
+        self._plan_events: dict[str, Counts] = {}
         self.log = Log(folder / FILE, signer, LEDGER, site, Book, create=create, patience=patience)
         if not len(self.log):
             if witness is None:
@@ -506,6 +510,24 @@ class Ledger:
         budget = self.book.populations[name].budget
         return privacy_loss(self.history(name), budget.delta, budget.unit, budget.relation)
 
+    @classmethod
+    def recover(cls, folder: Path, site: str, recovery: Signer, new: Signer) -> Ledger:
+        """Replace a lost ledger key with the recovery key that the genesis names.
+
+        Raises:
+            LedgerError: if the genesis names no recovery key, or another one.
+        """
+        store = Store(folder / FILE)
+        genesis = Entry.read(store.leaf(0)).predicate
+        named = Key.parse(genesis["recovery"]).public if genesis["recovery"] else b""
+        if named != recovery.public:
+            raise LedgerError(f"{folder}: the genesis does not name this recovery key")
+        in_force = [Entry.read(leaf) for leaf in store.leaves()]
+        keys = [e.predicate["key"] for e in in_force if e.kind in ("genesis", "key-rotated")]
+        ledger = cls(folder, _Lost(Key.parse(keys[-1]).public), site)
+        ledger.rotate(new, recovery=recovery)
+        return ledger
+
     def rotate(self, new: Signer, *, recovery: Signer | None = None) -> None:
         """Replace the ledger key; with ``recovery`` where the key in force is lost."""
         key = Key(self.log.origin, new.public)
@@ -562,17 +584,44 @@ class Ledger:
         self.log.append(kind, "ledger", f"sha256:{origin}", **fields)
 
     def _require_cover(self, name: str, request: Request) -> None:
-        population = self.book.populations[name]
+        """Check that the population's cap covers the request (privacy/filter.py)."""
+        population, order = self.book.populations[name], request.order
         budget = population.budget
-        if budget.epsilon is None:
-            return
-        events = [*self.history(name), request.event]
-        after = privacy_loss(events, budget.delta, budget.unit, budget.relation)
-        if not after.epsilon <= budget.epsilon + _SLACK:
+        cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
+        history = {
+            run: Charges(tuple(counts.items()), self._planned(run))
+            for run, counts in population.charges.items()
+        }
+        known = self.book.plan_of.get(order.run, order.plan)
+        if known != order.plan:
+            raise OutOfTurn(f"run '{order.run}' was begun under another plan, {known}")
+        decision = decide(cap, history, order.run, request.event, self.plan_events(order.plan))
+        if not decision.allowed:
             raise BudgetExceeded(
-                f"{request.order.slot}: would take the population to {after}, above its cap of "
-                f"ε {budget.epsilon:g} ({after.terms}); {self.spent(name)} is spent"
+                f"{order.slot}: {decision.against(cap)}; {self.spent(name)} is spent"
             )
+
+    def _planned(self, run: str) -> Counts:
+        digest = self.book.plan_of[run]
+        found = self.plan_events(digest)
+        if found is None:
+            raise LedgerError(
+                f"{self.log.store.path}: plan {digest} of run '{run}' is not kept beside the "
+                "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
+            )
+        return found
+
+    def plan_events(self, plan: str) -> Counts | None:
+        """Return all that a run of ``plan`` (a digest) may do, or None if it is not kept."""
+        if plan not in self._plan_events:
+            text = self.log.store.paper("plan", plan)
+            if text is None:
+                return None
+            found = Plan.parse(json.loads(text), where=plan)
+            if found.digest != plan:
+                raise LedgerError(f"{self.log.store.path}: the plan kept as {plan} is another one")
+            self._plan_events[plan] = planned(found)
+        return self._plan_events[plan]
 
     def _require_open(self, reservation: Reservation) -> Reservation:
         found = self.book.open.get(reservation.number)
@@ -591,6 +640,16 @@ class Ledger:
         if len(self.book.populations) != 1:
             raise LedgerError("name a population: the ledger has several, or none")
         return next(iter(self.book.populations))
+
+
+class _Lost:
+    """Stands for a key that nobody has: it opens a ledger and signs nothing."""
+
+    def __init__(self, public: bytes) -> None:
+        self.public = public
+
+    def sign(self, message: bytes) -> bytes:
+        raise LedgerError("the ledger key is lost; it can sign nothing")
 
 
 def fits(ran: ev.Event, reserved: ev.Event) -> bool:

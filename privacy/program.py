@@ -10,11 +10,16 @@ from __future__ import annotations
 from privet.common.errors import BudgetExceeded, InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting import calibrate_noise, privacy_loss
-from privet.privacy.events import Event, Gaussian, NonPrivate, PoissonSampled, Repeated, group
+from privet.privacy.events import (
+    Counts,
+    Event,
+    Gaussian,
+    NonPrivate,
+    PoissonSampled,
+    Repeated,
+    group,
+)
 from privet.privacy.units import Relation, Unit
-
-Counts = tuple[tuple[Event, int], ...]
-"""Events with how often each happens, as :func:`privet.privacy.events.group` gives them."""
 
 
 def training_event(plan: Plan, noise_multiplier: float | None = None) -> Event:

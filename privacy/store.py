@@ -102,6 +102,16 @@ class Store:
             row = self._open().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return str(row[0]) if row else None
 
+    def paper(self, kind: str, name: str) -> str | None:
+        """Return one paper, or None."""
+        with self._told():
+            row = (
+                self._open()
+                .execute("SELECT text FROM papers WHERE kind = ? AND name = ?", (kind, name))
+                .fetchone()
+            )
+        return str(row[0]) if row else None
+
     def papers(self, kind: str) -> list[tuple[str, str]]:
         """Return (name, text) of all papers of a kind, by name."""
         with self._told():

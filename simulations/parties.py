@@ -88,7 +88,9 @@ class Parties:
         Where the ledger has a population already, its cap stays.
         """
         ledger, privacy = self.ledger(site), self.plan.privacy
-        cap = (self.cap or privacy.epsilon, privacy.delta) if privacy else None
+        cap: tuple[float | None, float] | None = None
+        if privacy is not None:
+            cap = self.cap or privacy.epsilon, privacy.delta
         for population in ledger.book.populations.values():
             cap = (population.budget.epsilon, population.budget.delta)
         fingerprint = roster.coordinator.orders.fingerprint

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 if TYPE_CHECKING:
     from privet.common.plan import Plan
+    from privet.privacy.audit.verify import Verdict
     from privet.server.rounds import Progress
     from privet.simulations.compare import Row
     from privet.simulations.result import Result
@@ -111,6 +113,59 @@ def stage(title: str) -> Iterator[Callable[[str], None]]:
         return
     with _err.status(title) as status:
         yield lambda text: status.update(f"{title}: {text}")
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; the function given takes what is done and the total."""
+    if not _err.is_terminal:
+        yield lambda done, total: None
+        return
+    with Bar(TextColumn(title), BarColumn(), TimeElapsedColumn(), console=_err) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def verdict(found: Verdict) -> None:
+    """Print what a verifier answers: the sentence first, then sites, faults and notes."""
+    if found.ok:
+        _out.print("[bold green]Verified.[/] Every check on this bundle held.")
+    else:
+        _out.print(f"[bold red]{len(found.faults)} faults.[/] Do not rely on its figures.")
+    if found.roster == "pinned":
+        _out.print("The roster is pinned: signatures count by the keys that you brought.")
+    else:
+        _out.print(
+            "The roster is not pinned: whoever made the bundle chose whose signatures count. "
+            "Bring the fingerprints that the sites gave you: --roster FILE.",
+            soft_wrap=True,
+        )
+    table = Table()
+    for name in ("site", "population", "ε spent", "ε cap", "δ, unit, relation", "entries"):
+        table.add_column(name, justify="right" if name in ("entries",) else "left")
+    for site in found.sites:
+        epsilon = math.inf if site.epsilon is None else site.epsilon
+        loss = PrivacyLoss(epsilon, site.delta, Unit(site.unit), Relation(site.relation))
+        cap = "none" if site.cap is None else f"{site.cap:g}"
+        spent = loss.figure + (" *" if site.conditional else "")
+        table.add_row(site.site, site.population, spent, cap, loss.terms, str(site.entries))
+    _out.print(table)
+    if any(site.conditional for site in found.sites):
+        _out.print(
+            "* several runs were chosen one after the other: this ε is conditional (H29); what "
+            "holds without condition is the cap.",
+            soft_wrap=True,
+        )
+    for fault in found.faults[:_SHOWN]:
+        where = f"{fault.site or 'bundle'}" + (f", entry {fault.entry}" if fault.entry else "")
+        _out.print(f"✗ {where}: {fault.rule}: {fault.message}", soft_wrap=True, markup=False)
+    if len(found.faults) > _SHOWN:
+        _out.print(f"… and {len(found.faults) - _SHOWN} more (--json shows all)")
+    for note in found.notes:
+        _out.print(f"note: {note}", soft_wrap=True, markup=False)
+
+
+_SHOWN = 20
 
 
 def result(outcome: Result, rows: list[Row] | None) -> None:

@@ -1,0 +1,153 @@
+"""The offline verifier: everything in a bundle, recomputed from the file alone.
+
+It needs no network and shares no code with the programs that write the evidence: of Privet it
+imports the errors and nothing else. :func:`verify` answers with faults; a fault names one of
+these rules:
+
+===============  ==================================================================================
+``bundle``       the file: canonical lines in their order, none too many, the digest at the end
+``roster``       keys and names are the roster's; the roster is the pinned one
+``signature``    entries by the key in force, checkpoints by it and by witnesses of the roster
+``tree``         the last checkpoint has the root of the entries
+``consistency``  every earlier checkpoint is a prefix of the same tree; sizes rise
+``witness``      witnessed checkpoints are here, with exactly the cosigners named, a quorum
+``sequence``     places count up from 0, time does not go back, genesis first, nothing after
+                 ``withdrawn`` but ``aborted``
+``entry``        a leaf is a canonical DSSE envelope around a Statement with the fields of its kind
+``vocabulary``   a kind that this verifier does not know
+``population``   populations and data sets are registered, once, and used as registered
+``policy``       a policy stands before every reservation
+``plan``         plans are here, approved, name the site, fit the population, the same everywhere
+``code``         one code for one run at all sites
+``event``        events are well formed, what the plan fixes, and no more than was reserved
+``reservation``  slots do not go back, nothing is reserved during a pause, what closes was open
+``release``      a release closes a reservation of its order; the journal names real releases
+``cap``          the population's cap holds at every prefix
+``accounting``   the two accountants do not contradict each other
+``order``        orders are signed, listed in the journal and answered in one way
+``round``        runs are opened and closed, rounds count up without a gap
+``model``        each round begins with the model that the last one made
+``receipt``      a proof for each release that was joined or shown
+===============  ==================================================================================
+
+What no verifier can see: whether the noise was random, whether a person is at two sites, whether
+there was training outside the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from privet.common.errors import InputError
+from privet.privacy.audit.verify.bundle import BundleReader, Source, Unreadable, scan
+from privet.privacy.audit.verify.pool import Workers
+from privet.privacy.audit.verify.result import (
+    RULES,
+    Entry,
+    Fault,
+    Findings,
+    LogRecord,
+    Record,
+    SiteFinding,
+    Verdict,
+)
+from privet.privacy.audit.verify.roster import differences
+from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, read_loose
+
+__all__ = [
+    "RULES", "Entry", "Fault", "LogRecord", "Record", "SiteFinding", "Verdict", "verify",
+]  # fmt: skip
+
+
+def verify(
+    path: Path,
+    roster: Path | None = None,
+    *,
+    keep: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    processes: int | None = None,
+) -> Verdict:
+    """Verify the bundle at ``path``.
+
+    Args:
+        path: the bundle.
+        roster: a roster obtained out of band; without it the keys are only the bundle's word.
+        keep: return the readable parts in ``Verdict.record``; memory then grows with the bundle.
+        progress: called with bytes done and bytes in all.
+        processes: worker processes for large bundles; 1 for none, None for at most two.
+
+    Raises:
+        InputError: if a file cannot be opened or read. Whatever the files hold is a fault.
+    """
+    findings = Findings()
+    pinned = None if roster is None else _bytes_of(roster)
+    try:
+        with path.open("rb") as first:
+            count, sizes = scan(first)
+        with path.open("rb") as stream, Workers(processes, count) as workers:
+            reader = _read(stream, path.stat().st_size, sizes, workers, findings, keep, progress)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    is_pinned = pinned is not None and _compare(pinned, reader, findings)
+    if pinned is None:
+        findings.note("roster unpinned: the keys are only the bundle's word")
+    if findings.dropped:
+        findings.faults.append(
+            Fault(None, None, "bundle", f"{findings.dropped} more faults are not listed")
+        )
+    return Verdict(
+        not findings.faults, "pinned" if is_pinned else "unpinned", findings.faults,
+        findings.notes,
+        [] if reader is None or reader.case is None else reader.case.findings_of_sites,
+        _record(reader) if keep else None,
+    )  # fmt: skip
+
+
+def _read(
+    stream: BinaryIO, total: int, sizes: list[set[int]], workers: Workers, findings: Findings,
+    keep: bool, progress: Callable[[int, int], None] | None,
+) -> BundleReader | None:  # fmt: skip
+    """Read as much of the bundle as can be read."""
+    reader = None
+    try:
+        reader = BundleReader(Source(stream, total, progress), sizes, workers, findings, keep)
+        reader.read()
+    except Unreadable as error:
+        findings.fault("bundle", str(error))
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
+        # Not known to happen. A bundle that does it is not thereby verified.
+        findings.fault("bundle", f"the verifier could not go on ({type(e).__name__})")
+    return reader
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(MAX_LINE + 1)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _compare(pinned: bytes, reader: BundleReader | None, findings: Findings) -> bool:
+    """Compare the bundle's roster with the pinned one; return whether that was possible."""
+    try:
+        if len(pinned) > MAX_LINE:
+            raise Malformed("the file is too long")
+        value = read_loose(pinned)
+        if reader is None or reader.case is None:
+            return False
+        for message in differences(value, reader.case.roster):
+            findings.fault("roster", message)
+    except (Malformed, RecursionError, TypeError) as error:
+        findings.fault("roster", f"the pinned roster: {error}")
+        return False
+    return True
+
+
+def _record(reader: BundleReader | None) -> Record:
+    if reader is None or reader.case is None:
+        return Record()
+    logs = [log.record for log in reader.logs]
+    return Record(reader.roster_value, reader.case.plan_values, logs)

@@ -1,0 +1,208 @@
+"""Two accountants: Rényi (ours, integer orders) and privacy loss distributions (dp-accounting).
+
+Sources: Mironov 2017 (Laplace, table II), Mironov, Talwar and Zhang 2019, section 3.3
+(Poisson-sampled Gaussian), Canonne, Kamath and Steinke 2020, Proposition 12 (conversion),
+Feldman and Zrnic 2021 and Lécuyer 2021 (the filter).
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any
+
+from privet.privacy.audit.verify.events import Event, Mechanism
+
+#: The orders of the filter.
+FILTER_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+#: The orders of the ceiling.
+CEILING_ORDERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
+#: Comparisons of ε allow this much for rounding.
+SLACK = 1e-6
+GRID = 1e-4
+REPLACE = "replace_one"
+RELATIONS = ("add_or_remove_one", REPLACE)
+
+# Beyond these a privacy loss distribution does not fit into memory or time.
+_LARGEST_EPSILON = 500.0
+_LEAST_RATIO = 0.05
+_MOST_MECHANISMS = 200
+
+
+def _log_expm1(x: float) -> float:
+    return math.log(math.expm1(x)) if x < 30 else x + math.log1p(-math.exp(-x))
+
+
+def _sampled_gaussian(rate: float, ratio: float, order: int) -> float:
+    """Return ρ of a Poisson-sampled Gaussian.
+
+    The terms k = 0 and 1 of the sum are 1 minus the rest of a binomial distribution, so the
+    sum is 1 + Σ_{k≥2} C(α,k) (1-q)^(α-k) q^k (exp((k²-k)/(2σ²)) - 1), without cancellation.
+    """
+    log_q, log_rest, top = math.log(rate), math.log1p(-rate), math.lgamma(order + 1)
+    terms = [
+        top - math.lgamma(k + 1) - math.lgamma(order - k + 1)
+        + k * log_q + (order - k) * log_rest
+        + _log_expm1((k * k - k) / (2 * ratio * ratio))
+        for k in range(2, order + 1)
+    ]  # fmt: skip
+    most = max(terms)
+    log_sum = most + math.log(math.fsum(math.exp(term - most) for term in terms))
+    log_moment = log_sum + math.log1p(math.exp(-log_sum)) if log_sum > 0 else math.log1p(
+        math.exp(log_sum)
+    )  # fmt: skip
+    return log_moment / (order - 1)
+
+
+def _laplace(ratio: float, order: int) -> float:
+    first = math.log(order / (2 * order - 1)) + (order - 1) / ratio
+    second = math.log((order - 1) / (2 * order - 1)) - order / ratio
+    high, low = max(first, second), min(first, second)
+    return max(0.0, (high + math.log1p(math.exp(low - high))) / (order - 1))
+
+
+@lru_cache(maxsize=1 << 16)
+def rho(mechanism: Mechanism, order: int, relation: str) -> float:
+    """Return the Rényi divergence ρ(α) of one run of ``mechanism``, or infinity."""
+    if mechanism.type == "none" or not mechanism.sensitivities:
+        return math.inf
+    size, rate = max(mechanism.sensitivities), mechanism.rate
+    if mechanism.type == "laplace":
+        rate = 1.0
+    elif mechanism.type == "mixture":
+        pairs = zip(mechanism.sensitivities, mechanism.probabilities, strict=True)
+        rate = min(1.0, math.fsum(share for part, share in pairs if part > 0))
+    if rate == 0 or size == 0:
+        return 0.0
+    try:
+        if mechanism.type == "laplace":
+            return math.inf if relation == REPLACE else _laplace(mechanism.scale / size, order)
+        if relation == REPLACE:
+            size, rate = 2 * size, 1.0
+        ratio = mechanism.scale / size
+        if rate == 1:
+            return order / (2 * ratio * ratio)
+        return _sampled_gaussian(rate, ratio, order)
+    except (OverflowError, ZeroDivisionError, ValueError):
+        return math.inf
+
+
+def converted(order: int, delta: float, split: int = 1) -> float:
+    """Return what ``order`` adds to Σ ρ for an ε at ``delta / split``."""
+    return math.log((order - 1) / order) - (math.log(delta / split) + math.log(order)) / (order - 1)
+
+
+def ceiling(charges: Iterable[Event], delta: float, relation: str) -> float:
+    """Return ε by Rényi divergences, an upper bound; infinity if an event is not private."""
+    events = list(charges)
+    if not events:
+        return 0.0
+    orders = CEILING_ORDERS if len(events) <= _MOST_MECHANISMS else FILTER_ORDERS
+    best = min(
+        math.fsum(event.count * rho(event.mechanism, order, relation) for event in events)
+        + converted(order, delta)
+        for order in orders
+    )
+    return max(0.0, best)
+
+
+def _gaussian_only(mechanism: Mechanism, relation: str) -> bool:
+    return (mechanism.type == "gaussian" and mechanism.rate == 1) or (
+        mechanism.type == "mixture" and relation == REPLACE
+    )
+
+
+def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, int]] | None:
+    """Return mechanisms with their counts, all plain Gaussians as one; None if not private."""
+    counts: dict[Mechanism, int] = {}
+    inverse = 0.0
+    for event in charges:
+        part = event.mechanism
+        if part.type == "none" or (part.type == "laplace" and relation == REPLACE):
+            return None
+        if _gaussian_only(part, relation):
+            inverse += event.count * (max(part.sensitivities) / part.scale) ** 2
+        elif max(part.sensitivities) > 0:
+            counts[part] = counts.get(part, 0) + event.count
+    merged = sorted(counts.items(), key=repr)
+    if inverse > 0:
+        merged.append((Mechanism("gaussian", 1 / math.sqrt(inverse), (1.0,)), 1))
+    return merged
+
+
+def _too_large(merged: list[tuple[Mechanism, int]], bound: float) -> bool:
+    return (
+        bound > _LARGEST_EPSILON
+        or len(merged) > _MOST_MECHANISMS
+        or any(part.scale / max(part.sensitivities) < _LEAST_RATIO for part, _ in merged)
+    )
+
+
+def _dp_event(mechanism: Mechanism) -> Any:
+    import dp_accounting
+
+    ratio = mechanism.scale / max(mechanism.sensitivities)
+    if mechanism.type == "mixture":
+        return dp_accounting.MixtureOfGaussiansDpEvent(
+            mechanism.scale, list(mechanism.sensitivities), list(mechanism.probabilities)
+        )
+    simple = dp_accounting.LaplaceDpEvent if mechanism.type == "laplace" else (
+        dp_accounting.GaussianDpEvent
+    )  # fmt: skip
+    if mechanism.rate == 1:
+        return simple(ratio)
+    return dp_accounting.PoissonSampledDpEvent(mechanism.rate, simple(ratio))
+
+
+def _pld(merged: tuple[tuple[Mechanism, int], ...], delta: float, relation: str) -> float:
+    return float(_composed(merged, relation).get_epsilon(delta))
+
+
+@lru_cache(maxsize=64)
+def _composed(merged: tuple[tuple[Mechanism, int], ...], relation: str) -> Any:
+    import dp_accounting
+    from dp_accounting import pld
+
+    relations = dp_accounting.NeighboringRelation
+    chosen = relations.REPLACE_ONE if relation == REPLACE else relations.ADD_OR_REMOVE_ONE
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        accountant = pld.PLDAccountant(chosen, value_discretization_interval=GRID)
+        for mechanism, count in merged:
+            accountant.compose(_dp_event(mechanism), count)
+        return accountant
+
+
+def delta_at(charges: Iterable[Event], epsilon: float, relation: str) -> float:
+    """Return δ at ``epsilon`` by privacy loss distributions; 1 where there are none."""
+    events = list(charges)
+    try:
+        merged = _merged(events, relation)
+        if not merged or _too_large(merged, ceiling(events, 1e-12, relation)):
+            return 1.0 if merged != [] else 0.0
+        return float(_composed(tuple(merged), relation).get_delta(epsilon))
+    except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError):
+        return 1.0
+
+
+def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[float, float, str]:
+    """Return ε by privacy loss distributions, its Rényi ceiling, and a remark.
+
+    Where a distribution would be too large (ε above 500, noise below a twentieth of the
+    sensitivity, more than 200 mechanisms), the ceiling stands for it and the remark says so.
+    """
+    events = list(charges)
+    bound = ceiling(events, delta, relation)
+    try:
+        merged = _merged(events, relation)
+        if merged is None:
+            return math.inf, math.inf, ""
+        if not merged:
+            return 0.0, bound, ""
+        if _too_large(merged, bound):
+            return bound, bound, "too large for privacy loss distributions: the Rényi ceiling"
+        return _pld(tuple(merged), delta, relation), bound, ""
+    except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError) as error:
+        return bound, bound, f"dp-accounting failed ({type(error).__name__}): the Rényi ceiling"

@@ -1,0 +1,82 @@
+"""What the logs of one bundle share while it is read: findings, roster, plans, orders, runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import rfc8785
+
+from privet.privacy.audit.verify.orders import Orders
+from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.result import Findings, SiteFinding
+from privet.privacy.audit.verify.roster import Roster
+from privet.privacy.audit.verify.strict import Malformed, digest
+
+
+@dataclass
+class Head:
+    """A checkpoint whose signatures were verified."""
+
+    root: bytes
+    cosigners: tuple[str, ...]
+    text: bytes
+    named: bool = False
+
+
+@dataclass
+class Seen:
+    """What the ledgers say of one run: plan, code, and entries whose order is not here."""
+
+    plan: str | None = None
+    code: str | None = None
+    without_order: dict[str, int] = field(default_factory=dict)
+
+
+class Case:
+    """One bundle under examination."""
+
+    def __init__(self, findings: Findings, roster: Roster, keep: bool) -> None:
+        self.findings, self.roster, self.keep = findings, roster, keep
+        self.plans: dict[str, Plan | None] = {}
+        self.plan_values: dict[str, dict[str, Any]] = {}
+        self.referred: set[str] = set()
+        self.orders = Orders()
+        self.runs: dict[str, Seen] = {}
+        self.heads: dict[str, dict[int, Head]] = {}
+        self.texts: dict[str, dict[bytes, int]] = {}
+        self.findings_of_sites: list[SiteFinding] = []
+        self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}
+        self.origins = {member.log.name: member.name for member in self.members.values()}
+
+    def add_plan(self, value: dict[str, Any]) -> str:
+        """Keep a plan; return its digest."""
+        name = digest(rfc8785.dumps(value))
+        try:
+            self.plans[name] = Plan(value)
+        except (Malformed, RecursionError, TypeError) as error:
+            self.plans[name] = None
+            self.findings.fault("plan", f"plan {name[:23]}: {error}")
+        if self.keep:
+            self.plan_values[name] = value
+        return name
+
+    def run(self, name: str) -> Seen:
+        """Return what is known of a run."""
+        seen = self.runs.get(name)
+        if seen is None:
+            seen = self.runs[name] = Seen()
+        return seen
+
+    def quorum(self, cosigners: tuple[str, ...], owner: str) -> bool:
+        """Return whether enough witnesses other than ``owner`` cosigned."""
+        owners = self.roster.owners
+        others = {name for name in cosigners if owners.get(name) not in (None, owner)}
+        return len(others) >= self.roster.quorum
+
+    def check_plans(self) -> None:
+        """Plans and references must be the same set."""
+        for name in sorted(self.referred - self.plans.keys()):
+            self.findings.fault("plan", f"plan {name[:23]} is referred to and not here")
+        for name in sorted(self.plans.keys() - self.referred):
+            self.findings.fault("plan", f"plan {name[:23]} is not referred to")

@@ -1,0 +1,266 @@
+"""The state machine of the coordinator's journal, and what it says about the sites' ledgers."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from privet.privacy.audit.verify.case import Case
+from privet.privacy.audit.verify.lines import Order, Problem, Receipt
+from privet.privacy.audit.verify.log import Log
+from privet.privacy.audit.verify.orders import (
+    LISTED,
+    NONE,
+    REFUSED,
+    RELEASED,
+    RESERVED,
+    USED,
+)
+from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.result import show
+from privet.privacy.audit.verify.roster import Member
+from privet.privacy.audit.verify.schema import TRACELESS
+from privet.privacy.audit.verify.strict import Malformed
+from privet.privacy.audit.verify.tree import inclusion_root
+
+
+@dataclass
+class Run:
+    """A run of this coordinator."""
+
+    plan_name: str
+    plan: Plan | None
+    sites: list[str]
+    model: str
+    shown: str
+    rounds: int = 0
+    how: str = ""
+
+
+#: Places of a round's orders, by purpose and site.
+Places = dict[tuple[str, str], list[int]]
+
+
+class Journal(Log):
+    """The journal; ``receipts`` lists the places of the orders that need one, in order."""
+
+    role = "journal"
+    called = "coordinator"
+
+    def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
+        super().__init__(case, member, wanted)
+        self.runs: dict[str, Run] = {}
+        self.receipts = array("I")
+        self._own: list[tuple[int, dict[str, Any]]] = []
+        self._rules: dict[str, Callable[[dict[str, Any]], None]] = {
+            "run-opened": self._run_opened, "round": self._round, "run-closed": self._run_closed,
+        }  # fmt: skip
+
+    def apply(
+        self, kind: str, values: tuple[Any, ...] | None, predicate: dict[str, Any] | None,
+        hashed: bytes,
+    ) -> None:  # fmt: skip
+        """Apply the rules of a journal to its next entry."""
+        if predicate is not None and kind in self._rules:
+            self._rules[kind](predicate)
+
+    def _run_opened(self, entry: dict[str, Any]) -> None:
+        name, plan_name = entry["run"], entry["plan"]
+        self.case.referred.add(plan_name)
+        if name in self.runs:
+            self.fault("round", f"run {show(name)} is opened twice")
+            return
+        plan, sites = self.case.plans.get(plan_name), entry["sites"]
+        seen = self.case.run(name)
+        if seen.plan not in (None, plan_name):
+            self.fault("plan", f"the sites have another plan for run {show(name)}")
+        for site in sites:
+            if site not in self.case.members or site == self.name:
+                self.fault("roster", f"run {show(name)} has a site that the roster lacks")
+        if plan is not None and (not sites or sites != [s for s in plan.sites if s in sites]):
+            self.fault("plan", "the sites of a run must be the plan's, in its order")
+        model = entry["model"]
+        self.runs[name] = Run(plan_name, plan, sites, model, model)
+
+    def _round(self, entry: dict[str, Any]) -> None:
+        run = self.runs.get(entry["run"])
+        if run is None or run.how:
+            self.fault("round", f"run {show(entry['run'])} is not open")
+            return
+        if entry["round"] != run.rounds + 1:
+            self.fault("round", "the rounds of a run must count up from 1 without a gap")
+        if run.plan is not None and entry["round"] > run.plan.rounds:
+            self.fault("round", "more rounds than the plan has")
+        run.rounds = entry["round"]
+        if entry["model"] != run.model:
+            self.fault("model", "a round must begin with the model that the last one made")
+        averages = run.plan is not None and run.plan.averages
+        if entry["shown"] != entry["next"] and not averages:
+            self.fault("model", "the model shown is not the round's, and the plan does not average")
+        run.model, run.shown = entry["next"], entry["shown"]
+        here: Places = {}
+        for item in entry["orders"]:
+            self._order(run, entry, item, here)
+        for purpose in ("train", "evaluate"):
+            taken: set[str] = set()
+            for item in entry["joined" if purpose == "train" else "metrics"]:
+                if item["site"] in taken:
+                    self.fault("round", f"two releases of {show(item['site'])} in one list")
+                taken.add(item["site"])
+                self._use(purpose, item, here)
+        for item in entry["witnessed"]:
+            if item["log"] == self.origin:
+                self._own.append((self._here, item))
+            else:
+                self._witnessed(item)
+
+    def _order(
+        self, run: Run, entry: dict[str, Any], item: dict[str, Any], here: Places
+    ) -> None:  # fmt: skip
+        orders, place = self.case.orders, self.case.orders.find_text(item["order"])
+        if place == NONE:
+            self.fault("order", f"an order for {show(item['site'])} is not in the bundle")
+            return
+        if orders.state[place] & LISTED:
+            self.fault("order", "an order is listed twice")
+            return
+        orders.state[place] |= LISTED
+        order = orders.get(place)
+        slot = (entry["run"], entry["round"], item["purpose"], item["attempt"], item["site"])
+        if order[:5] != slot or order.plan != run.plan_name or order.site not in run.sites:
+            self.fault("order", "a listed order is of another slot, plan or site")
+        if order.model != entry["model" if order.purpose == "train" else "shown"]:
+            self.fault("model", f"the order for {show(item['site'])} carries another model")
+        here.setdefault((order.purpose, order.site), []).append(place)
+        self._answer(place, item["answer"], order)
+
+    def _answer(self, place: int, answer: str, order: Order) -> None:
+        state, status = self.case.orders.state[place], self.case.orders.status[place]
+        where = f"{show(order.site)} answered {answer}"
+        if state & RESERVED and state & REFUSED:
+            self.fault("order", f"{show(order.site)} both reserved and refused one order")
+        elif state & RESERVED:
+            if answer == "released" and not state & RELEASED:
+                self.fault("order", f"{where}, and its ledger has no release")
+            elif answer not in ("released", "failed", "no-reply"):
+                self.fault("order", f"{where}, and its ledger has a reservation")
+        elif state & REFUSED:
+            if answer not in (self.case.orders.texts.text[status], "no-reply"):
+                self.fault("order", f"{where}, and its ledger has another refusal")
+        elif answer not in ("no-reply", "failed", *TRACELESS):
+            self.fault("order", f"{where}, and its ledger has no entry")
+
+    def _use(self, purpose: str, item: dict[str, Any], here: Places) -> None:
+        """Check that a joined or shown release stands where the journal says."""
+        orders, site = self.case.orders, item["site"]
+        wanted = bytes.fromhex(item["digest"][7:])
+        found = NONE
+        for place in here.get((purpose, site), ()):
+            same = orders.release[32 * place : 32 * place + 32] == wanted
+            if orders.state[place] & RELEASED and orders.entry[place] == item["entry"] and same:
+                found = place
+        member = self.case.members.get(site)
+        if found == NONE or member is None or item["log"] != member.log.name:
+            self.fault("release", f"no such release of {show(site)} for this round")
+            found = NONE
+        else:
+            orders.state[found] |= USED
+        self.receipts.append(found)
+
+    def _witnessed(self, item: dict[str, Any]) -> None:
+        """Check that a witnessed checkpoint is here, with exactly these cosigners."""
+        owner = self.case.origins.get(item["log"])
+        head = self.case.heads.get(item["log"], {}).get(item["size"])
+        if owner is None or head is None or "sha256:" + head.root.hex() != item["root"]:
+            self.fault("witness", "a witnessed checkpoint is not in the bundle")
+            return
+        head.named = True
+        if list(head.cosigners) != item["cosigners"]:
+            self.fault("witness", "the cosigners of a checkpoint are not those of the journal")
+        if not self.case.quorum(head.cosigners, owner):
+            self.fault("witness", "a witnessed checkpoint has no quorum")
+
+    def _run_closed(self, entry: dict[str, Any]) -> None:
+        run = self.runs.get(entry["run"])
+        if run is None or run.how:
+            self.fault("round", f"run {show(entry['run'])} is not open")
+            return
+        run.how = entry["how"]
+        if entry["rounds"] != run.rounds:
+            self.fault("round", "a run is closed with another number of rounds")
+        if run.how == "done" and run.plan is not None and run.rounds != run.plan.rounds:
+            self.fault("round", "a run is done with fewer rounds than its plan has")
+        if entry["model"] != run.shown:
+            self.fault("model", "the published model is not the last one shown")
+
+    def close(self) -> None:
+        """Check the journal against the ledgers as a whole."""
+        super().close()
+        for here, item in self._own:
+            self._here = here
+            self._witnessed(item)
+        self._here = -1
+        for name, run in self.runs.items():
+            if not run.how:
+                self.case.findings.note(f"run {show(name)} is not closed")
+            for site, entry in self.case.run(name).without_order.items():
+                self.case.findings.fault("order", "an entry's order is missing", site, entry)
+        for name in self.case.runs.keys() - self.runs.keys():
+            self.case.findings.note(f"run {show(name)} is of no journal here: not checked")
+        self._check_orders()
+
+    def _check_orders(self) -> None:
+        orders = self.case.orders
+        unused = 0
+        for place, state in enumerate(orders.state):
+            if state & RELEASED and not state & USED:
+                unused += 1
+            if state & LISTED:
+                continue
+            order = orders.get(place)
+            run = self.runs.get(order.run)
+            if (
+                run is None or run.how == "done" or order.round != run.rounds + 1
+                or not state & (RESERVED | REFUSED)
+            ):  # fmt: skip
+                self.fault("order", f"an order of run {show(order.run)} is not in the journal")
+                continue
+            if order.plan != run.plan_name or order.site not in run.sites:
+                self.fault("order", "an order of an unfinished round is of another plan or site")
+            if order.purpose == "train" and order.model != run.model:
+                self.fault("model", "an order of an unfinished round carries another model")
+        if unused:
+            self.case.findings.note(f"{unused} releases are neither joined nor shown (unused)")
+
+    def receipt(self, number: int, found: Receipt | Problem) -> None:
+        """Check receipt ``number`` of the bundle."""
+        if isinstance(found, Problem):
+            self.fault(found.rule, found.message)
+            return
+        if number >= len(self.receipts):
+            self.fault("receipt", "a receipt too many")
+            return
+        place = self.receipts[number]
+        if place == NONE:
+            return
+        orders, order = self.case.orders, self.case.orders.get(place)
+        where = f"receipt {number}"
+        if (found.run, found.round, found.purpose, found.site) != (*order[:3], order.site):
+            self.fault("receipt", f"{where} is of another release than the journal's next")
+            return
+        origin = self.case.members[order.site].log.name
+        heads, match = self.case.heads[origin], self.case.texts[origin].get(found.checkpoint)
+        if match is None:
+            self.fault("receipt", f"the checkpoint of {where} is not in the bundle")
+            return
+        heads[match].named = True
+        try:
+            leaf = bytes(orders.leaf[32 * place : 32 * place + 32])
+            root = inclusion_root(found.place, match, leaf, found.path)
+        except Malformed as error:
+            self.fault("receipt", f"{where}: {error}")
+            return
+        if found.place != orders.entry[place] or root != heads[match].root:
+            self.fault("receipt", f"{where} does not prove that the release is in the ledger")

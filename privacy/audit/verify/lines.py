@@ -1,0 +1,135 @@
+"""Orders, checkpoints and receipts: read and verified without any state, for workers."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+from privet.privacy.audit.verify import notes, signatures
+from privet.privacy.audit.verify.schema import PURPOSES, is_count, is_text
+from privet.privacy.audit.verify.strict import (
+    Malformed,
+    canonical,
+    is_digest,
+    obj,
+    read,
+    unbase64,
+)
+
+ORDER_TYPE = b"application/vnd.privet.order+json"
+ORDER_FIELDS = ("run", "site", "round", "attempt", "purpose", "plan", "model", "parameters")
+
+
+class Order(NamedTuple):
+    """An order as it stands in the bundle, with its digest (32 raw bytes)."""
+
+    run: str
+    round: int
+    purpose: str
+    attempt: int
+    site: str
+    plan: str
+    model: str
+    digest: bytes
+
+
+class Receipt(NamedTuple):
+    """A receipt: its slot, the inclusion proof, and the hash of its checkpoint's text."""
+
+    run: str
+    round: int
+    purpose: str
+    site: str
+    place: int
+    path: list[bytes]
+    checkpoint: bytes
+
+
+class Problem(NamedTuple):
+    """What is wrong with a line."""
+
+    rule: str
+    message: str
+
+
+def _order(key: bytes, keyid: str, line: bytes) -> tuple[Order | None, list[Problem]]:
+    value = obj(read(line), "an order line", "kind", "order", "keyid", "sig")
+    order = obj(value["order"], "an order", *ORDER_FIELDS)
+    fine = (
+        is_text(order["run"]) and is_text(order["site"]) and is_count(order["round"])
+        and is_count(order["attempt"]) and order["purpose"] in PURPOSES
+        and is_digest(order["plan"]) and is_digest(order["model"])
+        and isinstance(order["parameters"], list) and all(map(is_text, order["parameters"]))
+    )  # fmt: skip
+    if not fine or not isinstance(value["sig"], str):
+        raise Malformed("an order has a field of the wrong type")
+    payload = canonical(order)
+    problems = []
+    message = signatures.pae(ORDER_TYPE, payload)
+    if value["keyid"] != keyid:
+        problems.append(Problem("order", "an order is not signed by the roster's order key"))
+    signature = unbase64(value["sig"])
+    if len(signature) != 64 or not signatures.ed25519(key, signature, message):
+        problems.append(Problem("order", "the signature of an order is false"))
+    found = Order(
+        order["run"], order["round"], order["purpose"], order["attempt"], order["site"],
+        order["plan"], order["model"], hashlib.sha256(payload).digest(),
+    )  # fmt: skip
+    return found, problems
+
+
+def read_orders(
+    context: tuple[bytes, str], lines: list[bytes]
+) -> list[tuple[Order | None, list[Problem]]]:
+    """Read order lines; ``context`` is the order key, raw and as key id."""
+    found = []
+    for line in lines:
+        try:
+            found.append(_order(*context, line))
+        except (Malformed, RecursionError, TypeError) as error:
+            found.append((None, [Problem("order", str(error))]))
+    return found
+
+
+def _text(line: bytes, kind: str, *fields: str) -> dict[str, Any]:
+    value = obj(read(line), f"a {kind} line", "kind", *fields)
+    if not all(isinstance(value[name], str) for name in fields if name != "round"):
+        raise Malformed(f"a {kind} line has a field of the wrong type")
+    return value
+
+
+def read_checkpoints(
+    context: dict[tuple[str, bytes], notes.Key], lines: list[bytes]
+) -> list[tuple[notes.Checkpoint | None, bytes, Problem | None]]:
+    """Read checkpoint lines; every signature must be by one of the keys in ``context``.
+
+    Returns the checkpoint, the SHA-256 of its text and what is wrong, for each line.
+    """
+    found: list[tuple[notes.Checkpoint | None, bytes, Problem | None]] = []
+    for line in lines:
+        try:
+            text = _text(line, "checkpoint", "note")["note"]
+            head = notes.open_checkpoint(text, context)
+            found.append((head, hashlib.sha256(text.encode()).digest(), None))
+        except notes.Unsigned as error:
+            found.append((None, b"", Problem("signature", str(error))))
+        except (Malformed, RecursionError) as error:
+            found.append((None, b"", Problem("bundle", f"a checkpoint: {error}")))
+    return found
+
+
+def read_receipts(_: None, lines: list[bytes]) -> list[Receipt | Problem]:
+    """Read receipt lines."""
+    found: list[Receipt | Problem] = []
+    for line in lines:
+        try:
+            value = _text(line, "receipt", "run", "round", "purpose", "site", "proof")
+            if not is_count(value["round"]) or value["purpose"] not in PURPOSES:
+                raise Malformed("a receipt line has a field of the wrong type")
+            index, path, note = notes.read_proof(value["proof"])
+            digest = hashlib.sha256(note.encode()).digest()
+            slot = (value["run"], value["round"], value["purpose"], value["site"])
+            found.append(Receipt(*slot, index, path, digest))
+        except (Malformed, RecursionError) as error:
+            found.append(Problem("receipt", str(error)))
+    return found

@@ -1,0 +1,182 @@
+"""What both kinds of logs have in common: tree, order, clock, keys and checkpoints."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import Any
+
+from privet.privacy.audit.verify import notes
+from privet.privacy.audit.verify.case import Case, Head
+from privet.privacy.audit.verify.entries import Context, Row
+from privet.privacy.audit.verify.notes import SIGNER, Checkpoint, Key
+from privet.privacy.audit.verify.result import Entry, LogRecord
+from privet.privacy.audit.verify.roster import Member
+from privet.privacy.audit.verify.tree import Frontier
+
+_BACK = 600
+
+
+class Log:
+    """One log, entry by entry. Subclasses hold the rules of a ledger and of a journal."""
+
+    role = ""
+    called = ""
+
+    def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
+        self.case, self.member, self.name = case, member, member.name
+        self.origin = member.log.name
+        self.tree = Frontier()
+        self.roots: dict[int, bytes] = {}
+        self.heads: dict[int, Head] = {}
+        self.record = LogRecord(member.name, self.called, self.origin)
+        self._wanted = wanted
+        self._clock: int | None = None
+        self._recovery: Key | None = None
+        #: Keys with the size from which they are in force.
+        self._keys: list[tuple[int, Key]] = [(0, member.log)]
+        self._used = {member.log.raw}
+        self._here = -1
+        self._covered = 0
+        self._texts: list[str] = []
+
+    def fault(self, rule: str, message: str) -> None:
+        """Add a fault at the entry that is being read."""
+        entry = self._here if self._here >= 0 else None
+        self.case.findings.fault(rule, message, self.name, entry)
+
+    @property
+    def context(self) -> Context:
+        """What workers must know to read entries from here on."""
+        keys = {self._keys[-1][1].fingerprint: self._keys[-1][1].raw}
+        if self._recovery is not None:
+            keys[self._recovery.fingerprint] = self._recovery.raw
+        return Context(self.role, self.origin, keys, self.case.keep)
+
+    @property
+    def checkpoint_keys(self) -> dict[tuple[str, bytes], Key]:
+        """The keys that may sign checkpoints of this log."""
+        own = {(key.name, key.id): key for _, key in self._keys}
+        return own | self.case.roster.witnesses
+
+    def take(self, row: Row, events: list[str]) -> None:
+        """Take in the next entry."""
+        hashed, signer, problems, kind, sequence, seconds, values, predicate, time = row
+        here = self._here = self.tree.size
+        self.tree.append(hashed)
+        if here + 1 in self._wanted:
+            self.roots[here + 1] = self.tree.root()
+        for rule, message in problems:
+            self.fault(rule, message)
+        if not kind:
+            return
+        if sequence != here:
+            self.fault("sequence", f"an entry of sequence {sequence} stands at place {here}")
+        if self._clock is not None and seconds < self._clock - _BACK:
+            self.fault("sequence", "time goes back by more than 600 seconds")
+        if self._clock is None or seconds > self._clock:
+            self._clock = seconds
+        if (kind == "genesis") != (here == 0):
+            self.fault("sequence", "a genesis is entry 0, and entry 0 is a genesis")
+        self._check_signer(kind, signer, predicate)
+        if self.case.keep and predicate is not None:
+            self.record.entries.append(Entry(sequence, time, kind, predicate))
+        if kind == "genesis":
+            if here == 0 and predicate is not None:
+                self._genesis(predicate)
+        elif kind == "key-rotated" and predicate is not None:
+            self._rotate(predicate)
+        self._texts = events
+        self.apply(kind, values, predicate, hashed)
+
+    def apply(
+        self, kind: str, values: tuple[Any, ...] | None, predicate: dict[str, Any] | None,
+        hashed: bytes,
+    ) -> None:  # fmt: skip
+        """Apply the rules of this kind of log."""
+        raise NotImplementedError
+
+    def _check_signer(
+        self, kind: str, signer: str | None, predicate: dict[str, Any] | None
+    ) -> None:
+        expected = self._keys[-1][1].fingerprint
+        if kind == "key-rotated" and predicate is not None and predicate["why"] == "recovery":
+            if self._recovery is None:
+                self.fault("signature", "the log has no recovery key")
+                return
+            expected = self._recovery.fingerprint
+        if signer != expected:
+            self.fault("signature", "the entry is not signed by the key in force")
+
+    def _genesis(self, predicate: dict[str, Any]) -> None:
+        member = self.member
+        if predicate[self.called] != member.name:
+            self.fault("roster", f"the name of the {self.called} is not the roster's")
+        pairs = [("key", SIGNER, member.log), ("witness", notes.COSIGNER, member.witness)]
+        if member.orders is not None:
+            pairs.append(("orders", SIGNER, member.orders))
+        for field, signature_type, key in pairs:
+            if notes.read_vkey(predicate[field], signature_type) != key:
+                self.fault("roster", f"'{field}' of the genesis is not the roster's")
+        if predicate["recovery"] is not None:
+            self._recovery = notes.read_vkey(predicate["recovery"], SIGNER)
+            if self._recovery.raw in self._used:
+                self.fault("signature", "the recovery key is the log's own key")
+
+    def _rotate(self, predicate: dict[str, Any]) -> None:
+        key = notes.read_vkey(predicate["key"], SIGNER)
+        if key.name != self.origin:
+            self.fault("signature", "the new key must have the log's name")
+        if key.raw in self._used:
+            self.fault("signature", "the new key was in force before")
+        self._used.add(key.raw)
+        self._keys.append((self.tree.size, key))
+
+    def in_force(self, size: int) -> Key:
+        """Return the key in force once the log has ``size`` entries."""
+        place = bisect_right(self._keys, size, key=lambda pair: pair[0])
+        return self._keys[place - 1][1]
+
+    def checkpoint(self, head: Checkpoint, text: bytes) -> None:
+        """Take in a checkpoint whose signatures were verified."""
+        self._here = -1
+        key = self.in_force(head.size)
+        own = [signer for signer in head.signers if signer[0] == self.origin]
+        if head.origin != self.origin:
+            self.fault("signature", "a checkpoint of another log")
+            return
+        if own != [(key.name, key.id)]:
+            self.fault("signature", f"checkpoint {head.size} is not signed by the key in force")
+        if head.size <= self._covered:
+            self.fault("consistency", "the sizes of checkpoints must rise from 1")
+            return
+        self._covered = head.size
+        last = head.size == self.tree.size
+        if head.size > self.tree.size:
+            self.fault("tree", f"checkpoint {head.size} is beyond the entries")
+        elif self.roots.get(head.size) != head.root:
+            rule = "tree" if last else "consistency"
+            self.fault(rule, f"the root of checkpoint {head.size} is not that of the entries")
+        cosigners = tuple(sorted(name for name, _ in head.signers if name != self.origin))
+        self.heads[head.size] = Head(head.root, cosigners, text)
+        if self.case.keep:
+            self.record.checkpoints.append((head.size, cosigners))
+
+    def close(self) -> None:
+        """Check what can be checked once entries and checkpoints are read."""
+        self._here = -1
+        if self.tree.size == 0:
+            self.fault("sequence", "a log without a genesis")
+        if self.tree.size not in self.heads:
+            self.fault("tree", "the last checkpoint does not cover all entries")
+        self.case.heads[self.origin] = self.heads
+        self.case.texts[self.origin] = {head.text: size for size, head in self.heads.items()}
+        held = [n for n, head in self.heads.items() if self.case.quorum(head.cosigners, self.name)]
+        witnessed = max(held, default=0)
+        if witnessed:
+            self.heads[witnessed].named = True
+        if self.tree.size in self.heads:
+            self.heads[self.tree.size].named = True
+        if witnessed < self.tree.size:
+            self.case.findings.note(
+                f"{self.name}: unwitnessed tail, entries {witnessed} to {self.tree.size - 1}"
+            )

@@ -1,0 +1,122 @@
+"""What a plan fixes: the events of a run, how many of them, and for whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privet.privacy.audit.verify.accounting import RELATIONS, SLACK
+from privet.privacy.audit.verify.events import NON_PRIVATE, Event, gaussian
+from privet.privacy.audit.verify.strict import Malformed, number
+
+
+def _section(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    section = plan.get(name)
+    if not isinstance(section, dict):
+        raise Malformed(f"the plan has no section '{name}'")
+    return section
+
+
+def _count(section: dict[str, Any], name: str, default: int | None = None) -> int:
+    value = section.get(name, default)
+    if type(value) is not int or value < 1:
+        raise Malformed(f"'{name}' of the plan must be an integer from 1")
+    return value
+
+
+def _positive(section: dict[str, Any], name: str, most: float = float("inf")) -> float:
+    try:
+        value = number(section.get(name))
+    except Malformed as error:
+        raise Malformed(f"'{name}' of the plan {error}") from None
+    if not 0 < value <= most:
+        raise Malformed(f"'{name}' of the plan is out of range")
+    return value
+
+
+class Plan:
+    """The parts of a plan that evidence depends on.
+
+    Attributes:
+        sites: names of the sites, in the plan's order.
+        rounds, every: training rounds, and rounds between two evaluations (0: none).
+        train, evaluate: the event of one release of each purpose, None if there is none.
+        budget: (ε, δ, unit, relation) of the section ``privacy``, None without it.
+        averages: whether the model that is shown is a mean over rounds.
+
+    Raises:
+        Malformed: if a part is missing or impossible.
+    """
+
+    def __init__(self, value: object) -> None:
+        if not isinstance(value, dict):
+            raise Malformed("a plan must be an object")
+        listed = value.get("sites")
+        if not isinstance(listed, list) or not listed:
+            raise Malformed("a plan must list its sites")
+        self.sites = [site.get("name") for site in listed if isinstance(site, dict)]
+        if len(self.sites) != len(listed) or not all(isinstance(s, str) for s in self.sites):
+            raise Malformed("every site of a plan must have a name")
+        if len(set(self.sites)) != len(self.sites):
+            raise Malformed("a plan names a site twice")
+        training = _section(value, "training")
+        self.rounds = _count(training, "rounds")
+        strategy = value.get("strategy")
+        self.averages = isinstance(strategy, dict) and _count(strategy, "average_last", 1) > 1
+        self._read_events(value, training)
+
+    def _read_events(self, value: dict[str, Any], training: dict[str, Any]) -> None:
+        metrics = value.get("metrics")
+        gate = isinstance(metrics, dict) and metrics.get("source") == "gate"
+        self.every = _count(metrics, "every") if gate and isinstance(metrics, dict) else 0
+        self.budget: tuple[float, float, str, str] | None = None
+        self.train = Event(NON_PRIVATE)
+        self.evaluate = Event(NON_PRIVATE) if gate else None
+        if value.get("privacy") is None:
+            return
+        privacy = _section(value, "privacy")
+        unit, relation = privacy.get("unit"), privacy.get("relation")
+        if not isinstance(unit, str) or relation not in RELATIONS:
+            raise Malformed("the plan must name unit and relation of its privacy")
+        epsilon, delta = _positive(privacy, "epsilon"), _positive(privacy, "delta", 1.0)
+        self.budget = (epsilon, delta, unit, relation)
+        clip = _positive(privacy, "clip")
+        noise = _positive(privacy, "noise_multiplier") * clip
+        step = gaussian(noise, clip, _positive(training, "sample_rate", 1.0))
+        self.train = Event(step, _count(training, "steps"))
+        if gate and isinstance(metrics, dict):
+            self.evaluate = Event(gaussian(_positive(metrics, "noise_multiplier"), 1.0))
+
+    @property
+    def evaluations(self) -> int:
+        """How many evaluations a run has at each site."""
+        return -(-self.rounds // self.every) if self.every else 0
+
+    @property
+    def planned(self) -> list[Event]:
+        """All that a run may do at one site."""
+        parts = [(self.train, self.rounds), (self.evaluate, self.evaluations)]
+        return [Event(e.mechanism, e.count * n) for e, n in parts if e is not None and n]
+
+    def has(self, purpose: str, round_: int) -> bool:
+        """Return whether a run of this plan has such a release in this round."""
+        if round_ > self.rounds:
+            return False
+        if purpose == "train":
+            return True
+        return self.every > 0 and (round_ % self.every == 0 or round_ == self.rounds)
+
+    def event(self, purpose: str) -> Event | None:
+        """Return the event of a release."""
+        return self.train if purpose == "train" else self.evaluate
+
+    def misfit(self, cap: float | None, delta: float, unit: str, relation: str) -> str | None:
+        """Return why the plan's privacy does not fit a population's, or None."""
+        if self.budget is None:
+            return None
+        if (unit, relation) != self.budget[2:]:
+            return "unit or relation of the plan is not the population's"
+        if cap is not None and self.budget[0] > cap + SLACK:
+            return "the plan's epsilon is above the population's"
+        if self.budget[1] > delta:
+            return "the plan's delta is above the population's"
+        return None

@@ -1,0 +1,151 @@
+"""What a verifier answers, and what it keeps of a bundle when asked to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+#: The closed list of rules that a fault can name.
+RULES = (
+    "bundle", "roster", "signature", "tree", "consistency", "witness", "sequence", "entry",
+    "vocabulary", "population", "policy", "plan", "code", "event", "reservation", "release",
+    "cap", "accounting", "order", "round", "model", "receipt",
+)  # fmt: skip
+
+#: After this many faults no more are listed.
+MAX_FAULTS = 1000
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One broken rule.
+
+    Attributes:
+        site: name of the site or of the coordinator; None for the bundle as a whole.
+        entry: sequence number in that log, if the fault is at one entry.
+        rule: one of :data:`RULES`.
+        message: what is wrong, in printable ASCII where it quotes the bundle.
+    """
+
+    site: str | None
+    entry: int | None
+    rule: str
+    message: str
+
+
+@dataclass(frozen=True)
+class SiteFinding:
+    """What one population of one site spent.
+
+    Attributes:
+        epsilon: the PLD of all charges at ``delta``; None if an event is not private.
+        cap: the ε of the population; None if it has no cap.
+        entries: entries of the site's ledger.
+        charges: reservations that were not given back.
+        runs: runs that these charges belong to.
+        conditional: ids of the honesty list that ``epsilon`` is conditional on.
+        enforced_by: what holds the cap at the end of the ledger.
+        rdp_epsilon: the ceiling, by the second accountant.
+    """
+
+    site: str
+    population: str
+    unit: str
+    relation: str
+    delta: float
+    epsilon: float | None
+    cap: float | None
+    entries: int
+    charges: int = 0
+    runs: int = 0
+    conditional: tuple[str, ...] = ()
+    enforced_by: Literal["pld", "filter", "none"] = "none"
+    rdp_epsilon: float | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a log, as it was read."""
+
+    sequence: int
+    time: str
+    kind: str
+    predicate: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class LogRecord:
+    """One log; ``checkpoints`` are sizes with the names of the cosigning keys."""
+
+    name: str
+    role: str
+    origin: str
+    entries: list[Entry] = field(default_factory=list)
+    checkpoints: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The readable parts of a bundle; plans by their digest."""
+
+    roster: dict[str, Any] = field(default_factory=dict)
+    plans: dict[str, dict[str, Any]] = field(default_factory=dict)
+    logs: list[LogRecord] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer: ``ok`` means that no rule is broken; notes break none."""
+
+    ok: bool
+    roster: Literal["pinned", "unpinned"]
+    faults: list[Fault]
+    notes: list[str]
+    sites: list[SiteFinding]
+    record: Record | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the format page; sites carry a few fields more."""
+        return {
+            "ok": self.ok,
+            "roster": self.roster,
+            "faults": [asdict(fault) for fault in self.faults],
+            "sites": [
+                {**asdict(finding), "conditional": list(finding.conditional)}
+                for finding in self.sites
+            ],
+        }
+
+
+class Findings:
+    """Collects faults and notes; beyond :data:`MAX_FAULTS` it only counts."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self.notes: list[str] = []
+        self.dropped = 0
+
+    def fault(self, rule: str, message: str, site: str | None = None, entry: int | None = None,
+              ) -> None:  # fmt: skip
+        """Add a fault."""
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(Fault(site, entry, rule, message))
+        else:
+            self.dropped += 1
+
+    def note(self, text: str) -> None:
+        """Add a note."""
+        if len(self.notes) < MAX_FAULTS:
+            self.notes.append(text)
+
+
+def show(value: object, limit: int = 80) -> str:
+    """Return untrusted ``value`` as short printable ASCII."""
+    if isinstance(value, str | bytes):
+        value = value[: limit + 1]
+    elif isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else "a list"
+    elif isinstance(value, int) and value.bit_length() > 256:
+        return "a huge integer"
+    text = ascii(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,335 @@
+"""The state machine of one site's ledger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from privet.privacy.audit.verify import accounting
+from privet.privacy.audit.verify.budget import Budget, Charge
+from privet.privacy.audit.verify.case import Case
+from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
+from privet.privacy.audit.verify.log import Log
+from privet.privacy.audit.verify.orders import NONE, REFUSED, RESERVED
+from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.result import SiteFinding, show
+from privet.privacy.audit.verify.roster import Member
+from privet.privacy.audit.verify.strict import Malformed, decimal, read
+
+_MOST_EVENTS = 20_000
+
+
+@dataclass
+class Population:
+    """A registered population."""
+
+    name: str
+    unit: str
+    budget: Budget
+    open: bool = True
+
+
+@dataclass
+class Slot:
+    """The latest reservation of one run and purpose; ``state`` is open, done or aborted."""
+
+    place: tuple[int, int]
+    order: str
+    state: str = "open"
+
+
+@dataclass
+class Reservation:
+    """An open reservation."""
+
+    population: Population | None
+    order: str
+    purpose: str
+    charge: Charge
+    slot: Slot
+    index: int
+
+
+class Ledger(Log):
+    """A site's ledger; :meth:`apply` takes its entries in turn."""
+
+    role = "ledger"
+    called = "site"
+
+    def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
+        super().__init__(case, member, wanted)
+        self.populations: dict[str, Population] = {}
+        self.setting = ""
+        self._first = ""
+        self._data_sets: dict[str, str] = {}
+        self._policy = self._paused = self._withdrawn = False
+        self._approved: dict[str, bool] = {}
+        self._open: dict[int, Reservation] = {}
+        self._slots: dict[tuple[str, str], Slot] = {}
+        self._events: dict[str, Event] = {}
+        self._fits: dict[tuple[str, str], str | None] = {}
+        self._rules: dict[str, Callable[..., None]] = {
+            "reserved": self._reserved, "refused": self._refused, "aborted": self._aborted,
+            "released": self._released, "metric-released": self._metric_released,
+        }  # fmt: skip
+        self._rare: dict[str, Callable[[dict[str, Any]], None]] = {
+            "population": self._population, "data-set": self._data_set,
+            "plan-approved": self._plan_approved, "plan-refused": self._plan_refused,
+            "budget-closed": self._budget_closed,
+        }  # fmt: skip
+
+    def apply(
+        self, kind: str, values: tuple[Any, ...] | None, predicate: dict[str, Any] | None,
+        hashed: bytes,
+    ) -> None:  # fmt: skip
+        """Apply the rules of a ledger to its next entry."""
+        if self._withdrawn and kind != "aborted":
+            self.fault("sequence", "after 'withdrawn' nothing follows but 'aborted'")
+        if values is not None:
+            if kind in ("released", "metric-released"):
+                self._rules[kind](hashed, *values)
+            else:
+                self._rules[kind](*values)
+        elif predicate is not None:
+            if kind == "genesis":
+                self.setting = predicate["setting"]
+            self._policy = self._policy or kind == "policy"
+            if kind in ("paused", "resumed"):
+                self._paused = kind == "paused"
+            self._withdrawn = self._withdrawn or kind == "withdrawn"
+            if kind in self._rare:
+                self._rare[kind](predicate)
+
+    def _event(self, place: int) -> Event:
+        """Return the event of the batch's text at ``place``."""
+        text = self._texts[place]
+        event = self._events.get(text)
+        if event is None:
+            try:
+                event = read_event(read(text.encode())) if text else Event(NON_PRIVATE)
+            except Malformed:
+                event = Event(NON_PRIVATE)
+            if len(self._events) >= _MOST_EVENTS:
+                self.fault("event", "more different events than a verifier keeps")
+                return Event(NON_PRIVATE)
+            self._events[text] = event
+        return event
+
+    # populations, data sets, plans
+
+    def _population(self, entry: dict[str, Any]) -> None:
+        name, relation = entry["population"], entry["relation"]
+        cap = None if entry["epsilon"] is None else decimal(entry["epsilon"])
+        if name in self.populations:
+            self.fault("population", f"population {show(name)} is registered twice")
+            return
+        if cap is None and self.setting != "simulation":
+            self.fault("population", f"population {show(name)} has no cap outside a simulation")
+        self._first = self._first or name
+        budget = Budget(cap, decimal(entry["delta"]), relation)
+        self.populations[name] = Population(name, entry["unit"], budget)
+
+    def _data_set(self, entry: dict[str, Any]) -> None:
+        name, population = entry["data_set"], entry["population"]
+        if population not in self.populations:
+            self.fault("population", f"data set {show(name)} is of an unregistered population")
+        if name in self._data_sets:
+            self.fault("population", f"data set {show(name)} is registered twice")
+            return
+        if (population == self._first) != (entry["disjoint"] == ""):
+            self.fault(
+                "population",
+                f"data set {show(name)} must share the first population, with 'disjoint' empty, or"
+                " say why its persons are in no other",
+            )
+        self._data_sets[name] = population
+
+    def _plan_approved(self, entry: dict[str, Any]) -> None:
+        self._approved[entry["plan"]] = True
+        self.case.referred.add(entry["plan"])
+
+    def _plan_refused(self, entry: dict[str, Any]) -> None:
+        self._approved[entry["plan"]] = False
+        self.case.referred.add(entry["plan"])
+
+    def _budget_closed(self, entry: dict[str, Any]) -> None:
+        population = self.populations.get(entry["population"])
+        if population is None or not population.open:
+            self.fault("population", "'budget-closed' is of no open population")
+            return
+        population.open = False
+
+    # reservations
+
+    def _reserved(
+        self, population: str, data_set: str, run: str, round_: int, attempt: int, purpose: str,
+        order: str, plan: str, model: str, code: str, event_place: int,
+    ) -> None:  # fmt: skip
+        owner = self.populations.get(population)
+        if owner is None or not owner.open:
+            self.fault("population", f"population {show(population)} is not registered or closed")
+        if self._data_sets.get(data_set) != population:
+            self.fault("population", f"data set {show(data_set)} is not one of the population")
+        if not self._policy:
+            self.fault("policy", "a reservation before a policy")
+        if not self._approved.get(plan):
+            self.fault("plan", "a reservation for a plan that is not approved")
+        if self._paused:
+            self.fault("reservation", "a reservation while the site is paused")
+        event = self._event(event_place)
+        known = self._check_plan(plan, owner, purpose, round_, event)
+        index = self._check_order(run, round_, attempt, purpose, order, plan, model, RESERVED)
+        seen = self.case.run(run)
+        if seen.code is None:
+            seen.code = code
+        elif seen.code != code:
+            self.fault("code", f"run {show(run)} runs other code than elsewhere")
+        slot = self._take_slot(run, purpose, (round_, attempt), order)
+        charge = Charge(run, purpose, event, known)
+        if owner is not None:
+            owner.budget.add(self._here, charge)
+        self._open[self._here] = Reservation(owner, order, purpose, charge, slot, index)
+
+    def _take_slot(self, run: str, purpose: str, place: tuple[int, int], order: str) -> Slot:
+        last = self._slots.get((run, purpose))
+        if last is not None and place < last.place:
+            self.fault("reservation", "the slots of a run go back")
+        elif last is not None and place == last.place:
+            if order != last.order:
+                self.fault("reservation", "a slot is reserved again for another order")
+            if last.state != "aborted":
+                self.fault("reservation", "a slot is reserved again that was not aborted")
+        slot = self._slots[run, purpose] = Slot(place, order)
+        return slot
+
+    def _check_plan(
+        self, name: str, owner: Population | None, purpose: str, round_: int, event: Event
+    ) -> Plan | None:
+        """Return the plan if it fixes this charge."""
+        self.case.referred.add(name)
+        plan = self.case.plans.get(name)
+        if plan is None:
+            return None
+        where = (name, "" if owner is None else owner.name)
+        if where not in self._fits:
+            self._fits[where] = self._misfit(plan, owner)
+        if (misfit := self._fits[where]) is not None:
+            self.fault("plan", misfit)
+        if not plan.has(purpose, round_):
+            self.fault("plan", f"the plan has no '{purpose}' in round {round_}")
+        if event != plan.event(purpose):
+            self.fault("event", "the event is not the one that the plan fixes")
+            return None
+        return plan
+
+    def _misfit(self, plan: Plan, owner: Population | None) -> str | None:
+        if self.name not in plan.sites:
+            return "the plan does not name the site"
+        if owner is None:
+            return None
+        budget = owner.budget
+        return plan.misfit(budget.cap, budget.delta, owner.unit, budget.relation)
+
+    def _check_order(
+        self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
+        flag: int,
+    ) -> int:  # fmt: skip
+        """Compare an entry with its order; return the order's place."""
+        seen, orders = self.case.run(run), self.case.orders
+        if seen.plan is None:
+            seen.plan = plan
+        elif seen.plan != plan:
+            self.fault("plan", f"run {show(run)} has another plan than elsewhere")
+        index = orders.find_text(order)
+        if index == NONE:
+            seen.without_order.setdefault(self.name, self._here)
+            return NONE
+        if orders.get(index)[:7] != (run, round_, purpose, attempt, self.name, plan, model):
+            self.fault("order", "the entry is not what its order asked for")
+        orders.state[index] |= flag
+        return index
+
+    def _refused(
+        self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
+        status: str,
+    ) -> None:  # fmt: skip
+        self.case.referred.add(plan)
+        index = self._check_order(run, round_, attempt, purpose, order, plan, model, REFUSED)
+        if index != NONE:
+            orders = self.case.orders
+            number = orders.texts.add(status)
+            if orders.status[index] not in (NONE, number):
+                self.fault("order", "an order is refused with two statuses")
+            orders.status[index] = number
+
+    def _close(self, reservation: int, rule: str) -> Reservation | None:
+        found = self._open.pop(reservation, None)
+        if found is None:
+            self.fault(rule, f"there is no open reservation {reservation}")
+        return found
+
+    def _metric_released(
+        self, hashed: bytes, reservation: int, order: str, digest: str, event_place: int
+    ) -> None:  # fmt: skip
+        self._released(hashed, reservation, order, digest, event_place, "evaluate")
+
+    def _released(
+        self, hashed: bytes, reservation: int, order: str, digest: str, event_place: int,
+        purpose: str = "train",
+    ) -> None:  # fmt: skip
+        event = self._event(event_place)
+        found = self._close(reservation, "release")
+        if found is None:
+            return
+        found.slot.state = "done"
+        if found.order != order:
+            self.fault("release", "a release of another order than was reserved")
+        if found.purpose != purpose:
+            self.fault("release", f"'{found.purpose}' is released as another kind")
+        if not found.charge.event.covers(event):
+            self.fault("event", "the event that ran is not the reserved one, or more of it")
+        if found.index != NONE:
+            self.case.orders.released(found.index, self._here, digest, hashed)
+
+    def _aborted(self, reservation: int, data_opened: bool) -> None:
+        found = self._close(reservation, "reservation")
+        if found is None:
+            return
+        found.slot.state = "aborted"
+        if not data_opened and found.population is not None:
+            found.population.budget.add(self._here, found.charge, -1)
+
+    # the end
+
+    def close(self) -> None:
+        """Finish the accounting of every population."""
+        super().close()
+        if self._open:
+            self.case.findings.note(f"{self.name}: {len(self._open)} reservations left open")
+        for population in self.populations.values():
+            self.case.findings_of_sites.append(self._finding(population))
+
+    def _finding(self, population: Population) -> SiteFinding:
+        budget = population.budget
+        budget.close()
+        if budget.fault is not None:
+            entry, message = budget.fault
+            self._here = entry
+            self.fault("cap", f"population {show(population.name)}: {message}")
+            self._here = -1
+        events = [Event(e.mechanism, e.count * n) for e, n in budget.counts.items()]
+        value, ceiling, remark = accounting.epsilon(events, budget.delta, budget.relation)
+        if remark:
+            self.case.findings.note(f"{self.name}: epsilon of {show(population.name)} is {remark}")
+        if value > ceiling * (1 + 1e-3) + 1e-3:
+            self.fault("accounting", "the epsilon of the distributions is above the Renyi ceiling")
+        return SiteFinding(
+            self.name, population.name, population.unit, budget.relation, budget.delta,
+            None if math.isinf(value) else value, budget.cap, self.tree.size,
+            charges=budget.charges, runs=budget.runs,
+            conditional=("H29",) if budget.runs > 1 else (),
+            enforced_by=cast(Literal["pld", "filter", "none"], budget.enforced_by),
+            rdp_epsilon=None if math.isinf(ceiling) else ceiling,
+        )  # fmt: skip

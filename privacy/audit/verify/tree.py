@@ -1,0 +1,98 @@
+"""Merkle trees of RFC 6962: a streaming frontier, inclusion and consistency proofs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from privet.privacy.audit.verify.strict import Malformed
+
+_sha256 = hashlib.sha256
+
+
+def leaf_hash(leaf: bytes) -> bytes:
+    """Return SHA-256(0x00 ‖ leaf)."""
+    return _sha256(b"\x00" + leaf).digest()
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """Return SHA-256(0x01 ‖ left ‖ right)."""
+    return _sha256(b"\x01" + left + right).digest()
+
+
+class Frontier:
+    """The right edge of a growing tree: one hash for each complete subtree (log n)."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._edge: list[bytes] = []
+
+    def append(self, leaf: bytes) -> None:
+        """Add a leaf's hash."""
+        rest = self.size
+        while rest & 1:
+            leaf = _sha256(b"\x01" + self._edge.pop() + leaf).digest()
+            rest >>= 1
+        self._edge.append(leaf)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """Return the root of all leaves so far."""
+        if not self._edge:
+            return _sha256(b"").digest()
+        result = self._edge[-1]
+        for left in reversed(self._edge[:-1]):
+            result = node_hash(left, result)
+        return result
+
+
+def inclusion_root(index: int, size: int, leaf: bytes, path: Sequence[bytes]) -> bytes:
+    """Return the root that an inclusion proof leads to (RFC 9162, section 2.1.3.2).
+
+    Raises:
+        Malformed: if the proof is longer or shorter than index and size ask for.
+    """
+    if not 0 <= index < size:
+        raise Malformed("the index is outside the tree")
+    node, last, result = index, size - 1, leaf
+    for sibling in path:
+        if last == 0:
+            raise Malformed("the proof is too long")
+        if node & 1 or node == last:
+            result = node_hash(sibling, result)
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        else:
+            result = node_hash(result, sibling)
+        node, last = node >> 1, last >> 1
+    if last:
+        raise Malformed("the proof is too short")
+    return result
+
+
+def consistent(
+    first: int, second: int, old: bytes, new: bytes, path: Sequence[bytes]
+) -> bool:  # fmt: skip
+    """Return whether a proof shows that root ``new`` extends ``old`` (RFC 9162, 2.1.4.2)."""
+    if not 0 < first <= second:
+        return False
+    if first == second:
+        return not path and old == new
+    rest = list(path) if first & (first - 1) else [old, *path]
+    if not rest:
+        return False
+    node, last = first - 1, second - 1
+    while node & 1:
+        node, last = node >> 1, last >> 1
+    left = right = rest[0]
+    for sibling in rest[1:]:
+        if last == 0:
+            return False
+        if node & 1 or node == last:
+            left, right = node_hash(sibling, left), node_hash(sibling, right)
+            while not node & 1 and node:
+                node, last = node >> 1, last >> 1
+        else:
+            right = node_hash(right, sibling)
+        node, last = node >> 1, last >> 1
+    return last == 0 and left == old and right == new

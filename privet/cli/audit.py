@@ -1,0 +1,117 @@
+"""``privet audit``: gather the evidence, verify it offline, report it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from privet.cli import app
+
+audit = typer.Typer(
+    no_args_is_help=True,
+    help="Verify what sites spent, from files alone: no network, no trust in who wrote them.",
+)
+app.add_typer(audit, name="audit")
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Roster = Annotated[
+    Path | None,
+    typer.Option(
+        help="Roster of keys or fingerprints that reached you another way than the bundle.",
+        metavar="FILE",
+    ),
+]
+Bundle = Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")]
+FAULTS = 4
+"""Exit code when verification found faults."""
+
+
+@audit.command(
+    epilog="[bold]Example[/bold]\n\nprivet audit bundle runs/lending-1 --out lending.bundle"
+)
+def bundle(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Run folders, folders of sites' ledgers, a coordinator's folder.",
+            metavar="SOURCE…",
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    as_json: AsJson = False,
+) -> None:
+    """Gather ledgers, journal, plans, orders and proofs into one file for an auditor.
+
+    SOURCE is a run folder, a folder that holds ledger.db (a site) or journal.db (a
+    coordinator), or a folder of such folders.
+    """
+    from privet.privacy.audit.bundle import write_bundle
+
+    made = write_bundle(sources, out)
+    if as_json:
+        value = {"bundle": str(made.path), "sites": made.sites, "entries": made.entries}
+        typer.echo(json.dumps({**value, "notes": list(made.notes)}))
+        return
+    typer.echo(f"{made.path}: {made.sites} sites, {made.entries} entries")
+    for note in made.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"Next: privet audit verify {made.path} --roster ROSTER")
+
+
+@audit.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "privet audit verify lending.bundle --roster fingerprints.json\n\n"
+    "privet audit verify lending.bundle --json     exit code 0: no fault; 4: faults"
+)
+def verify(bundle: Bundle, roster: Roster = None, as_json: AsJson = False) -> None:
+    """Check everything that a bundle says, from the file alone.
+
+    BUNDLE is the file that `privet audit bundle` wrote. Without a roster that reached you
+    another way, whoever wrote the bundle chose whose signatures count: the answer then says
+    that the roster is not pinned.
+    """
+    from privet.cli import show
+    from privet.privacy.audit.verify import verify as check
+
+    with show.counting("verifying") as progress:
+        verdict = check(bundle, roster, progress=progress)
+    if as_json:
+        typer.echo(json.dumps(verdict.to_dict()))
+    else:
+        show.verdict(verdict)
+    if not verdict.ok:
+        raise typer.Exit(FAULTS)
+
+
+@audit.command(
+    epilog="[bold]Example[/bold]\n\n"
+    "privet audit report lending.bundle --roster fingerprints.json --out report"
+)
+def report(
+    bundle: Bundle,
+    out: Annotated[Path, typer.Option(help="Folder for the report; new or empty.")],
+    roster: Roster = None,
+    as_json: AsJson = False,
+) -> None:
+    """Verify a bundle and write the officer's report: one HTML file, JSON, registry form.
+
+    BUNDLE is the file that `privet audit bundle` wrote. A report on a bundle with faults says
+    so first, and the exit code is 4.
+    """
+    from privet.cli import show
+    from privet.privacy.audit.report import write_report
+    from privet.privacy.audit.verify import verify as check
+
+    with show.counting("verifying") as progress:
+        verdict = check(bundle, roster, keep=True, progress=progress)
+    files = write_report(verdict, out)
+    if as_json:
+        typer.echo(json.dumps({"ok": verdict.ok, "files": [str(path) for path in files]}))
+    else:
+        show.verdict(verdict)
+        typer.echo(f"Open {files[0]}")
+    if not verdict.ok:
+        raise typer.Exit(FAULTS)
