@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
@@ -209,5 +209,5 @@ def _x_ticks(low: float, high: float, by_time: bool, most: int) -> list[tuple[fl
     found = []
     for place in range(most):
         moment = low + (high - low) * place / (most - 1)
-        found.append((moment, datetime.fromtimestamp(moment).strftime("%Y-%m-%d")))
+        found.append((moment, datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")))
     return found

@@ -1,0 +1,321 @@
+"""What the report says in plain words: units, odds, statuses, glossary, what it may help with.
+
+The odds are those of Kairouz, Oh and Viswanath 2015 (The composition theorem for
+differential privacy, theorem 3.1): whatever an (ε, δ)-private site lets out can be made
+from a game that tells the answer outright with probability δ, and otherwise answers
+rightly with probability e^ε / (1 + e^ε). So nobody learns more than from that game.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from privet.privacy.audit.report.reading import dig, number
+from privet.privacy.units import PrivacyLoss, Relation, Unit
+
+_UNITS = {
+    "record": "one record",
+    "person": "one person (one patient), all their records together",
+    "account": "one account, all its records together",
+    "site": "one whole site",
+}
+_SHORT = {"record": "record", "person": "person"}
+_RELATIONS = {
+    "add_or_remove_one": "with it, or without it",
+    "replace_one": "with it, or with another in its place",
+}
+STATUSES = {
+    "refused-plan": "the site has not approved the plan, or has refused it",
+    "refused-parameters": "the parameters to train are not those of the plan",
+    "refused-budget": "the population's budget would not have covered it",
+    "refused-conflict": "the same attempt was asked before with something else in it",
+    "refused-self-test": "a start-up test of the model failed",
+    "refused-policy": "the site's policy does not allow it",
+    "refused-paused": "the site was paused",
+    "refused-signature": "the order was not signed by an accepted coordinator",
+    "refused-rollback": "the site's ledger did not extend its last witnessed head",
+    "no-reply": "the site did not answer",
+}
+REASONS = {
+    "failed": "it failed at the site",
+    "recovered": "the site was restarted in the middle",
+    "does-not-fit": "what ran was not what had been reserved",
+}
+CLAIMS = {
+    "proved-in-model": "Proved in the model: no row of the honesty list is unknown.",
+    "conditional": "Conditional: it holds if the rows named here hold, which nobody has shown.",
+    "none": "None: no privacy is claimed.",
+}
+STATES = {
+    "enforced": "the software makes the mistake impossible",
+    "tested": "tested when the run started",
+    "attested": "somebody signs that it holds",
+    "unknown": "nobody knows; the claim is conditional on it",
+}
+HOLDERS = {
+    "pld": "every charge, before it was made, by the exact accounting of the one plan",
+    "filter": "every charge, before it was made, by a filter that allows for later plans",
+    "none": "nothing: the population has no cap",
+}
+
+
+def unit_of(unit: str, max_records: int = 1) -> str:
+    """Return a privacy unit in words."""
+    words = _UNITS.get(unit, f"one {unit}")
+    return f"{words} (at most {max_records} are used)" if max_records > 1 else words
+
+
+def relation_of(unit: str, relation: str) -> str:
+    """Return what is compared, in words."""
+    return f"the data {_RELATIONS.get(relation, relation)}: {_UNITS.get(unit, unit)}"
+
+
+def terms_of(delta: float, unit: str, relation: str) -> str:
+    """Return δ, unit and relation as they stand beside an ε."""
+    try:
+        return PrivacyLoss(0.0, delta, Unit(unit), Relation(relation)).terms
+    except ValueError:
+        return f"δ {delta:g}, per {unit}, {relation.replace('_', ' ')}"
+
+
+def figure_of(epsilon: float | None) -> str:
+    """Return ε alone, rounded up, for a place below a heading with its terms."""
+    return PrivacyLoss(
+        math.inf if epsilon is None else max(0.0, epsilon), 0.5, Unit.RECORD, Relation.REPLACE_ONE
+    ).figure
+
+
+def left_of(epsilon: float | None, cap: float | None) -> str:
+    """Return cap minus ε, rounded down."""
+    if epsilon is None or cap is None:
+        return "no cap" if cap is None else "0"
+    return f"{math.floor(max(0.0, cap - epsilon) * 1000 + 1e-6) / 1000:.3f}"
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, rounded up, and never as 100 %."""
+    value = math.ceil(share * 1000 - 1e-9) / 10
+    return f"{value:.1f} %" if value < 99.95 else "more than 99.9 %"
+
+
+def odds(epsilon: float, delta: float) -> dict[str, str]:
+    """Return what (ε, δ) lets somebody find out about one unit.
+
+    ``even`` and ``rare`` are the most that a belief of 50 % and of 1 % can become, but for
+    a chance of ``slip``; ``guess`` is how often a guess can be right, slip and all.
+    """
+    gain = math.exp(min(epsilon, 700.0))
+    return {
+        "even": percent(gain / (1 + gain)),
+        "rare": percent(gain / (gain + 99)),
+        "guess": percent((gain + delta) / (1 + gain)),
+        "times": f"{math.ceil(gain * 10) / 10:,.1f}" if gain < 1e4 else f"{gain:,.0f}",
+        "slip": f"1 in {max(1, math.floor(1 / delta + 1e-9)):,}" if delta > 0 else "0",
+    }
+
+
+def weak(epsilon: float) -> bool:
+    """Whether the figure by itself promises little: 50 % can become 99 % and more."""
+    return epsilon > math.log(99)
+
+
+def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a plan's parameters in words, as pairs of a name and what it is."""
+    training, privacy = dig(plan, "training") or {}, dig(plan, "privacy")
+    task, label = str(dig(plan, "task", "kind")), str(dig(plan, "task", "label"))
+    rows = [
+        ("Task", f"{task}: predict “{label}” from {_features(plan)}"),
+        ("Model", f"{dig(plan, 'model', 'kind')}"),
+        (
+            "Training",
+            f"{dig(training, 'rounds')} rounds; in each, every site takes {dig(training, 'steps')} "
+            f"noisy steps; in each step every unit of the site is drawn with probability "
+            f"{_plain(dig(training, 'sample_rate'))}, independently of the others",
+        ),
+    ]
+    if not isinstance(privacy, dict):
+        return [*rows, ("Privacy", "none: the plan trains without noise")]
+    noise, clip = number(privacy.get("noise_multiplier")), number(privacy.get("clip"))
+    unit = unit_of(str(privacy.get("unit")), int(number(privacy.get("max_records")) or 1))
+    loss = terms_of(
+        number(privacy.get("delta")) or 0.0,
+        str(privacy.get("unit")),
+        str(privacy.get("relation")),
+    )
+    rows += [
+        ("Protected unit", unit),
+        ("Budget asked for", f"ε {_plain(privacy.get('epsilon'))} ({loss}) at each site"),
+        (
+            "Noise",
+            f"what a unit adds to a step is cut to length {_plain(clip)}; then random noise with a "
+            f"standard deviation of {_plain(noise)} times that length is added"
+            if noise is not None
+            else "not fixed in the plan",
+        ),
+        ("Trust", "local: noise is added at the site; nobody outside sees un-noised values"),
+    ]
+    return [*rows, ("Figures about the model", figures_of(plan))]
+
+
+def figures_of(plan: Mapping[str, Any]) -> str:
+    """Return in words where a plan's figures come from."""
+    source = dig(plan, "metrics", "source")
+    if source == "gate":
+        return (
+            "through the gate: each site's own held-out records, noised and paid for from the same "
+            f"budget, every {dig(plan, 'metrics', 'every')} rounds"
+        )
+    if source == "off":
+        return "none are computed"
+    return (
+        "in the clear, on a test split that counts as public; records in it are outside the promise"
+    )
+
+
+def _features(plan: Mapping[str, Any]) -> str:
+    if dig(plan, "task", "kind") == "text":
+        return "a text"
+    counts = [len(dig(plan, "task", key) or ()) for key in ("numeric", "categorical")]
+    return f"{sum(counts)} declared features" if sum(counts) else "the user's own encoding"
+
+
+def _plain(value: Any) -> str:
+    found = number(value)
+    return "not given" if found is None else f"{found:g}"
+
+
+NOT_PROVED = [
+    (
+        "That the noise was truly random",
+        "The software draws it from the operating system's generator. A site that deceives itself "
+        "could draw worse noise, and no file can show it.",
+    ),
+    (
+        "That the software named here is what ran",
+        "Each entry carries a digest of the installed program, signed by the site. Whether that "
+        "program ran, unchanged, on that machine, the site alone knows.",
+    ),
+    (
+        "That nobody is at two sites",
+        "For a person whose data are at two sites, or in two populations, the figures add up.",
+    ),
+    (
+        "That there was no training outside the ledger",
+        "Use of the same data by other software, or before the ledger began, is not in the figures.",
+    ),
+    (
+        "What can be learnt from time",
+        "How long a site took to answer is outside the promise.",
+    ),
+    (
+        "That nothing can be learnt about a person",
+        "The model teaches general facts, which may apply to a person whether or not their data "
+        "were used. The promise is about the use of their data.",
+    ),
+]
+
+WHO_SEES = [
+    ("The site itself", "its records, and un-noised gradients in memory while it trains"),
+    ("The coordinator", "orders; each site's update and figures, after noise; the joint model"),
+    ("The other sites", "the joint model, and each other's signed ledger heads (sizes and digests)"),
+    ("Witnesses", "signed heads of ledgers: sizes and digests, no entries"),
+    ("The auditor", "this bundle: entries, plans, orders, proofs; no records and no updates"),
+    ("Those who get the model", "the published model"),
+]
+
+GLOSSARY = [
+    (
+        "ε (epsilon)",
+        "The privacy loss: how much more sure somebody can become that a unit's data were used. "
+        "0 is nothing at all; each 0.7 more can double the odds. It means nothing without δ, unit "
+        "and relation.",
+    ),
+    (
+        "δ (delta)",
+        "The exception to ε: as if, with this small probability, the answer were told outright.",
+    ),
+    (
+        "Unit",
+        "Whose presence is protected: one record, or one person with all their records. If the "
+        "unit is a record, a person with several records is protected less.",
+    ),
+    (
+        "Relation",
+        "What is compared: the data with and without the unit (“add or remove one”), or with "
+        "another in its place (“replace one”).",
+    ),
+    (
+        "Population",
+        "The persons behind a site's data. The life-time budget belongs to them, whatever data "
+        "set or plan their records are used in.",
+    ),
+    ("Cap", "The most ε that a population may ever spend, over all plans together."),
+    ("Charge", "A part of the budget, reserved before data are opened. It is kept if they were."),
+    (
+        "Ledger",
+        "A site's own book of all this. Each entry is signed; none can be changed or left out "
+        "later without it showing.",
+    ),
+    ("Journal", "The coordinator's book: which orders it gave, and what it joined."),
+    (
+        "Witness",
+        "Another party that signs the state of a ledger, so that its keeper cannot show two "
+        "versions or go back to an older one.",
+    ),
+    (
+        "Roster",
+        "The list of parties and the fingerprints of their keys. It is pinned if it came to you "
+        "another way than the bundle.",
+    ),
+    ("Bundle", "The one file that an auditor is given."),
+    ("Plan", "What is to be trained, and how. Its digest identifies it everywhere."),
+]
+
+MAPPING: list[tuple[str, list[tuple[str, str]]]] = [
+    (
+        "NIST SP 800-226 (March 2025), Evaluating Differential Privacy Guarantees",
+        [
+            ("Section 2: privacy parameter, unit of privacy", "Spent and left; Plans"),
+            ("Section 2: comparing guarantees; other data releases", "Claims; What is not proved"),
+            ("Section 3: algorithms, machine learning", "Plans; Honesty list H1 to H4, H26"),
+            ("Section 4: query model, threat model, trust", "Who sees what"),
+            ("Section 4: implementation, side channels", "Honesty list H5 to H8, H14 to H19, H30"),
+            ("Section 4: security, exposure at collection", "Outside this report"),
+        ],
+    ),
+    (
+        "GDPR",
+        [
+            ("Art. 30: records of processing", "In short; Runs and refusals; Plans"),
+            ("Art. 35(7)(a): description of the processing", "In short; Plans; Who sees what"),
+            ("Art. 35(7)(c): risks to data subjects", "What the number means; What is not proved"),
+            ("Art. 35(7)(d): measures and safeguards", "Spent and left; Honesty list; Witnesses"),
+        ],
+    ),
+    (
+        "HIPAA, expert determination, 45 CFR 164.514(b)(1)",
+        [
+            ("(i): the expert's judgement of the risk", "What the number means; Claims"),
+            ("(ii): methods and results, documented", "Plans; Spent and left; Check it yourself"),
+        ],
+    ),
+    (
+        "EU AI Act, Annex IV (where it applies)",
+        [
+            ("Point 2(a), (b): development, design choices", "Plans"),
+            ("Point 2(d): training data", "In short (populations only; not their content)"),
+            ("Point 2(g): validation, testing", "Honesty list, rows tested; Plans (figures)"),
+            ("Point 2(h): cybersecurity measures", "Witnesses; Keys; Check it yourself"),
+        ],
+    ),
+    (
+        "US model risk guidance: SR 26-2 of April 2026, which replaced SR 11-7",
+        [
+            ("Development and documentation", "Plans; Runs and refusals"),
+            ("Independent validation", "Check it yourself; Honesty list"),
+            ("Governance, inventory", "In short; Who approved the plans; registry.json"),
+        ],
+    ),
+]
