@@ -72,7 +72,7 @@ def over_time(lines: list[Line], terms: str, name: str) -> Picture:
     by_time = _days(lines) >= 2
     shared = _shared(lines, by_time)
     caps = sorted({line.group.cap for line in lines if line.group.cap is not None})
-    top = max([*caps, *(y for _, steps in shared for _, y in steps), 1e-6]) * 1.08
+    top = max([*caps, *(y for _, steps in shared for _, y in steps), 1e-6]) * 1.12
     low = min(x for _, steps in shared for x, _ in steps)
     high = max(x for _, steps in shared for x, _ in steps)
     if not by_time:
@@ -82,7 +82,8 @@ def over_time(lines: list[Line], terms: str, name: str) -> Picture:
         + " ".join(f"{names}: {steps[-1][1]:.3f} at the end." for names, steps in shared[:12])
         + (f" Cap: {', '.join(f'{cap:g}' for cap in caps)}." if caps else " No cap.")
     )
-    ends = (low, max(high, low + 1e-9), top)
+    margin = (high - low) * 0.03 if by_time else 0.5
+    ends = (low, high + max(margin, 1e-9), top)
     pictures = [
         _draw(shared, caps, _Frame(width, height), ends, by_time, said, f"{name}-{width}")
         for width, height in ((680, 260), (330, 240))
@@ -182,7 +183,10 @@ def _draw(
         f"{axis}</text>"
     )
     for cap in caps:
-        parts.append(f'<path class="cap" d="M{at(low, cap)}L{at(high, cap)}"/>')
+        parts.append(
+            f'<path class="cap" d="M{at(low, cap)}L{at(high, cap)}"/>'
+            f'<text x="{frame.left + 4}" y="{frame.y(cap / top) - 5:.1f}">cap {cap:g}</text>'
+        )
     for number, (_, steps) in enumerate(shared):
         x, y = steps[0]
         path = f"M{at(low, 0)}L{at(x, 0)}L{at(x, y)}"

@@ -38,6 +38,8 @@ def view(case: Case, verdict: Verdict, interval: Interval) -> dict[str, Any]:
         "case": case,
         "titles": list(dict.fromkeys(case.title(run.plan) for run in case.runs)),
         "blocks": blocks,
+        "intervals": bool(interval),
+        "holders": _holders(verdict),
         "pictures": _pictures(case, verdict) if verdict.ok else [],
         "runs": [_run(case, run) for run in case.runs],
         "refusals": refusals(case),
@@ -74,6 +76,7 @@ def _blocks(case: Case, verdict: Verdict, interval: Interval) -> list[dict[str, 
         worst: SiteFinding = block["worst"]
         most = max((g.max_records for g in groups.values() if g.unit == worst.unit), default=1)
         block["unit"] = words.unit_of(worst.unit, most)
+        block["question"] = words.question_of(worst.unit, worst.relation)
         block["relation"] = words.relation_of(worst.unit, worst.relation)
         if worst.epsilon is not None:
             block["odds"] = words.odds(worst.epsilon, worst.delta)
@@ -97,9 +100,15 @@ def _spent(finding: SiteFinding, group: Group | None, interval: Interval) -> dic
         "bar": drawing.bar(share, label),
         "ceiling": words.figure_of(finding.rdp_epsilon),
         "interval": interval.get((finding.site, finding.population)),
-        "holder": words.HOLDERS[finding.enforced_by],
         "data_sets": group.data_sets if group else [],
     }
+
+
+def _holders(verdict: Verdict) -> list[tuple[str, list[str]]]:
+    found: dict[str, list[str]] = defaultdict(list)
+    for finding in verdict.sites:
+        found[words.HOLDERS[finding.enforced_by]].append(finding.site)
+    return [(holder, list(dict.fromkeys(sites))) for holder, sites in found.items()]
 
 
 def _pictures(case: Case, verdict: Verdict) -> list[tuple[str, drawing.Picture]]:

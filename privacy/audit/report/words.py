@@ -21,7 +21,10 @@ _UNITS = {
     "account": "one account, all its records together",
     "site": "one whole site",
 }
-_SHORT = {"record": "record", "person": "person"}
+_QUESTIONS = {
+    "record": "whether one given record was used",
+    "person": "whether one given person's records were used, all of them together",
+}
 _RELATIONS = {
     "add_or_remove_one": "with it, or without it",
     "replace_one": "with it, or with another in its place",
@@ -55,8 +58,9 @@ STATES = {
     "unknown": "nobody knows; the claim is conditional on it",
 }
 HOLDERS = {
-    "pld": "every charge, before it was made, by the exact accounting of the one plan",
-    "filter": "every charge, before it was made, by a filter that allows for later plans",
+    "pld": "each charge was checked against it beforehand, by the accounting of the one plan",
+    "filter": "each charge was checked against it beforehand, by a filter that allows for plans "
+    "chosen later",
     "none": "nothing: the population has no cap",
 }
 
@@ -70,6 +74,12 @@ def unit_of(unit: str, max_records: int = 1) -> str:
 def relation_of(unit: str, relation: str) -> str:
     """Return what is compared, in words."""
     return f"the data {_RELATIONS.get(relation, relation)}: {_UNITS.get(unit, unit)}"
+
+
+def question_of(unit: str, relation: str) -> str:
+    """Return what somebody might want to find out, in words."""
+    words = _QUESTIONS.get(unit, f"whether the data of one given {unit} were used")
+    return words + (", or another in its place" if relation == "replace_one" else "")
 
 
 def terms_of(delta: float, unit: str, relation: str) -> str:
@@ -111,7 +121,7 @@ def odds(epsilon: float, delta: float) -> dict[str, str]:
         "even": percent(gain / (1 + gain)),
         "rare": percent(gain / (gain + 99)),
         "guess": percent((gain + delta) / (1 + gain)),
-        "times": f"{math.ceil(gain * 10) / 10:,.1f}" if gain < 1e4 else f"{gain:,.0f}",
+        "times": f"{math.ceil(gain * 10) / 10:.1f}" if gain < 10 else f"{math.ceil(gain):,}",
         "slip": f"1 in {max(1, math.floor(1 / delta + 1e-9)):,}" if delta > 0 else "0",
     }
 
@@ -123,16 +133,15 @@ def weak(epsilon: float) -> bool:
 
 def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a plan's parameters in words, as pairs of a name and what it is."""
-    training, privacy = dig(plan, "training") or {}, dig(plan, "privacy")
+    privacy, training = dig(plan, "privacy"), dig(plan, "training")
+    training = training if isinstance(training, dict) else {}
     task, label = str(dig(plan, "task", "kind")), str(dig(plan, "task", "label"))
     rows = [
         ("Task", f"{task}: predict “{label}” from {_features(plan)}"),
         ("Model", f"{dig(plan, 'model', 'kind')}"),
         (
             "Training",
-            f"{dig(training, 'rounds')} rounds; in each, every site takes {dig(training, 'steps')} "
-            f"noisy steps; in each step every unit of the site is drawn with probability "
-            f"{_plain(dig(training, 'sample_rate'))}, independently of the others",
+            _training(training),
         ),
     ]
     if not isinstance(privacy, dict):
@@ -157,6 +166,21 @@ def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Trust", "local: noise is added at the site; nobody outside sees un-noised values"),
     ]
     return [*rows, ("Figures about the model", figures_of(plan))]
+
+
+def _training(training: Mapping[str, Any]) -> str:
+    rounds, steps = training.get("rounds"), training.get("steps")
+    rate = number(training.get("sample_rate"))
+    return (
+        f"{rounds} round{'' if rounds == 1 else 's'}; in each, every site takes {steps} noisy "
+        f"step{'' if steps == 1 else 's'}; in a step "
+        + (
+            "all units of the site take part"
+            if rate is not None and rate >= 1
+            else f"each unit of the site takes part with probability {_plain(rate)}, independently "
+            "of the others"
+        )
+    )
 
 
 def figures_of(plan: Mapping[str, Any]) -> str:
