@@ -65,7 +65,7 @@ def write_report(
     }
     files = {
         "report.html": _page(content, made),
-        "report.json": _json(view.as_json(case, verdict, content, {"made_by": made})),
+        "report.json": _json(view.as_json(case, verdict, content, made)),
         "registry.json": _json(registry.record(case, verdict, content["claim"], content["rows"])),
     }
     for name, text in files.items():

@@ -19,15 +19,18 @@ _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "1 2")
 _MOST_LINES = 6
 
 
-def bar(share: float | None, label: str) -> Markup:
+def bar(share: float | None, label: str, *, claimed: bool = False) -> Markup:
     """Return a bar of which ``share`` is spent; None is a bar without a cap.
 
     Args:
         share: from 0 to 1 and above, or None.
         label: what it shows, for those who do not see it.
+        claimed: grey, because nobody verified it.
     """
     width = 100.0 if share is None else 100 * min(max(share, 0.0), 1.0)
     fill = "none" if share is None else "over" if share > 1 + 1e-6 else "spent"
+    if claimed and fill == "spent":
+        fill = "claimed"
     return Markup(
         '<svg class="bar" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" '
         'aria-label="{0}"><title>{0}</title>'
@@ -117,7 +120,10 @@ def _shared(lines: list[Line], by_time: bool) -> list[tuple[str, list[tuple[floa
         )
         found.setdefault(steps, []).append(line.group.site)
     return [
-        (", ".join(names) if len(names) < 6 else f"{names[0]} and {len(names) - 1} others", [*steps])
+        (
+            ", ".join(names) if len(names) < 6 else f"{names[0]} and {len(names) - 1} others",
+            [*steps],
+        )
         for steps, names in found.items()
     ]
 
@@ -171,9 +177,10 @@ def _draw(
     few = 3 if frame.width < 400 else 6
     for tick, text in _x_ticks(low, high, by_time, few):
         x = frame.x((tick - low) / (high - low))
+        anchor = "middle" if not by_time or low < tick < high else ("start", "end")[tick >= high]
         parts.append(
             f'<text x="{x:.1f}" y="{frame.height - frame.bottom + 16}" '
-            f'text-anchor="middle">{text}</text>'
+            f'text-anchor="{anchor}">{text}</text>'
         )
     parts.append(f'<text x="4" y="{frame.top + 2}" class="axis">ε</text>')
     middle = (frame.left + frame.width - frame.right) / 2
@@ -182,11 +189,11 @@ def _draw(
         f'<text x="{middle:.0f}" y="{frame.height - 6}" text-anchor="middle" class="axis">'
         f"{axis}</text>"
     )
-    for cap in caps:
-        parts.append(
-            f'<path class="cap" d="M{at(low, cap)}L{at(high, cap)}"/>'
-            f'<text x="{frame.left + 4}" y="{frame.y(cap / top) - 5:.1f}">cap {cap:g}</text>'
-        )
+    parts += [
+        f'<path class="cap" d="M{at(low, cap)}L{at(high, cap)}"/>'
+        f'<text x="{frame.left + 4}" y="{frame.y(cap / top) - 5:.1f}">cap {cap:g}</text>'
+        for cap in caps
+    ]
     for number, (_, steps) in enumerate(shared):
         x, y = steps[0]
         path = f"M{at(low, 0)}L{at(x, 0)}L{at(x, y)}"
@@ -210,8 +217,5 @@ def _x_ticks(low: float, high: float, by_time: bool, most: int) -> list[tuple[fl
     if not by_time:
         whole = [tick for tick in _ticks(low, high, most) if tick == int(tick)]
         return [(tick, f"{tick:g}") for tick in whole]
-    found = []
-    for place in range(most):
-        moment = low + (high - low) * place / (most - 1)
-        found.append((moment, datetime.fromtimestamp(moment, UTC).strftime("%Y-%m-%d")))
-    return found
+    moments = [low + (high - low) * place / (most - 1) for place in range(most)]
+    return [(at, datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d")) for at in moments]

@@ -23,11 +23,15 @@ _LARGEST_EPSILON = 100.0
 
 @dataclass(frozen=True)
 class Claim:
-    """``none``, ``conditional`` or ``proved-in-model``, with rows that are unknown and why."""
+    """``none``, ``conditional`` or ``proved-in-model``, with rows that are unknown and why.
+
+    ``alarm``: what was let out is not protected, although somebody might think so.
+    """
 
     word: str
     conditional: list[str]
     why: str = ""
+    alarm: bool = False
 
 
 def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
@@ -40,7 +44,9 @@ def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
     groups = [group for ledger in ledgers for group in ledger.groups.values()]
     simulated = case.settings != {"site"}
     return honesty.Facts(
-        self_tests=tuple(row for row in honesty.IDS if tested and set.intersection(*tested) >= {row}),
+        self_tests=tuple(
+            row for row in honesty.IDS if tested and set.intersection(*tested) >= {row}
+        ),
         person=bool(groups) and all(group.unit == "person" for group in groups),
         metrics=known[0] if known and sources <= {"gate", "off"} else "public",
         attested=_attested(case, plans),
@@ -75,11 +81,11 @@ def claim_of(case: Case, verdict: Verdict, ledgers: list[Ledger]) -> Claim:
     if not verdict.ok:
         return Claim("none", [], "verification found faults")
     if any(charge.reproducible for ledger in ledgers for charge in ledger.charges):
-        return Claim("none", [], "noise came from a seed that somebody knows")
-    if not findings or any(finding.epsilon is None for finding in findings):
-        return Claim("none", [], "something that was let out has no privacy guarantee")
-    if not any(ledger.charges for ledger in ledgers):
+        return Claim("none", [], "noise came from a seed that somebody knows", True)
+    if not findings or not any(ledger.charges for ledger in ledgers):
         return Claim("none", [], "nothing was let out yet")
+    if any(finding.epsilon is None for finding in findings):
+        return Claim("none", [], "something that was let out has no privacy guarantee", True)
     word, unknown = honesty.claim(honesty.assess(facts(case, ledgers)), private=True)
     return Claim(word, unknown)
 
@@ -170,7 +176,9 @@ def spent(counts: Counter[Event], group: Group) -> float:
 
 def of_run(group: Group, run: str) -> float | None:
     """Return the ε that one run cost a population; None if it is not private or not known."""
-    counts = Counter(charge.event for charge in group.charges if charge.counts and charge.run == run)
+    counts = Counter(
+        charge.event for charge in group.charges if charge.counts and charge.run == run
+    )
     try:
         value = spent(counts, group)
     except (PrivetError, ArithmeticError, ValueError, MemoryError, IndexError):

@@ -28,7 +28,7 @@ class Charge:
     reproducible: bool = False
 
     def __getattr__(self, name: str) -> Any:
-        """Return a field of the entry: ``run``, ``round``, ``purpose``, ``plan``, …"""
+        """Return a field of the entry: ``run``, ``round``, ``purpose``, ``plan`` and so on."""
         try:
             return self.entry.predicate[name]
         except KeyError:
@@ -206,8 +206,9 @@ def _ledger(log: LogRecord) -> Ledger:
             pair = (value["data_set"], value["disjoint"])
             ledger.groups[value["population"]].data_sets.append(pair)
         elif kind == "reserved":
-            charge, group = Charge(entry, _event(value["event"])), ledger.groups.get(
-                value["population"]
+            charge, group = (
+                Charge(entry, _event(value["event"])),
+                ledger.groups.get(value["population"]),
             )
             found[entry.sequence] = charge, group
             ledger.charges.append(charge)
@@ -290,7 +291,8 @@ def _runs(ledgers: list[Ledger], journal: LogRecord | None) -> list[Run]:
             if not run.journal:
                 run.opened = min(filter(None, (run.opened, entry.time)))
                 run.closed = max(run.closed, entry.time)
-                run.rounds = max(run.rounds, value["round"])
+                if entry.kind == "reserved":
+                    run.rounds = max(run.rounds, value["round"])
             code = value.get("code")
             if code and code not in run.codes:
                 run.codes.append(code)

@@ -46,7 +46,7 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
                 "intended_use": _FILL_IN,
                 "data_product_type": "Machine learning model",
                 "data_product_region": _FILL_IN,
-                "description": f"A model trained by {len(case.ledgers)} sites together with Privet. "
+                "description": f"A model trained by {len(case.ledgers)} sites together. "
                 "Records stay at the sites; what leaves a site is noised there.",
                 "publication_date": day or "1900-01-01",
             },
@@ -71,8 +71,8 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
                 "actors": f"Sites: {', '.join(ledger.site for ledger in case.ledgers)}. "
                 f"Coordinator: {case.coordinator}.",
                 "release_type": "Many releases",
-                "release_type_details": "One noised update of each site in each round. The budget of "
-                "a population is for its life and is never reset.",
+                "release_type_details": "One noised update of each site in each round. The budget "
+                "of a population is for its life and is never reset.",
                 "data_source_type": "Static",
                 "data_source_type_details": "A new extract of the same persons spends the same "
                 "budget.",
@@ -85,7 +85,9 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
                 "(Feldman and Zrnic 2021).",
             },
             "implementation": {
-                "preprocessing_and_hyperparameter_tuning": next(row.why for row in rows if row.id == "H12"),
+                "preprocessing_and_hyperparameter_tuning": next(
+                    row.why for row in rows if row.id == "H12"
+                ),
                 "mechanisms": "Poisson sampling, clipping per unit, Gaussian noise from a "
                 "cryptographic generator; " + "; ".join(_mechanisms(plans)) + ". The guarantee is "
                 "in real arithmetic; timing is outside it.",
@@ -105,9 +107,7 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
 
 
 def _worst(findings: list[SiteFinding]) -> SiteFinding | None:
-    return max(
-        findings, key=lambda f: (f.epsilon is None, f.epsilon or 0.0, f.site), default=None
-    )
+    return max(findings, key=lambda f: (f.epsilon is None, f.epsilon or 0.0, f.site), default=None)
 
 
 def _loss(case: Case, verdict: Verdict, worst: SiteFinding | None) -> dict[str, Any]:

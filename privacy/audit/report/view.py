@@ -38,6 +38,10 @@ def view(case: Case, verdict: Verdict, interval: Interval) -> dict[str, Any]:
         "case": case,
         "titles": list(dict.fromkeys(case.title(run.plan) for run in case.runs)),
         "blocks": blocks,
+        "overdrawn": any(
+            f.epsilon is None or f.epsilon > (f.cap or f.epsilon) + 1e-6 for f in verdict.sites
+        ),
+        "capped": any(finding.cap is not None for finding in verdict.sites),
         "intervals": bool(interval),
         "holders": _holders(verdict),
         "pictures": _pictures(case, verdict) if verdict.ok else [],
@@ -50,7 +54,9 @@ def view(case: Case, verdict: Verdict, interval: Interval) -> dict[str, Any]:
         "claims": [(ledger.site, claim_of(case, verdict, [ledger])) for ledger in case.ledgers],
         "witnesses": [(log, held(case, log)) for log in case.record.logs],
         "changes": changes(case),
-        "approvals": [(ledger.site, entry) for ledger in case.ledgers for entry in ledger.approvals],
+        "approvals": [
+            (ledger.site, entry) for ledger in case.ledgers for entry in ledger.approvals
+        ],
         "plans": [(name, plan, words.plan_of(plan)) for name, plan in sorted(case.plans.items())],
         "software": sorted({ledger.software for ledger in case.ledgers if ledger.software}),
         "codes": sorted({code for run in case.runs for code in run.codes}),
@@ -66,7 +72,7 @@ def _blocks(case: Case, verdict: Verdict, interval: Interval) -> list[dict[str, 
         terms = words.terms_of(finding.delta, finding.unit, finding.relation)
         group = groups.get((finding.site, finding.population))
         block = blocks.setdefault(terms, {"terms": terms, "rows": [], "worst": finding})
-        block["rows"].append(_spent(finding, group, interval))
+        block["rows"].append(_spent(finding, group, interval, claimed=not verdict.ok))
         if (finding.epsilon is None, finding.epsilon or 0) > (
             block["worst"].epsilon is None,
             block["worst"].epsilon or 0,
@@ -78,13 +84,16 @@ def _blocks(case: Case, verdict: Verdict, interval: Interval) -> list[dict[str, 
         block["unit"] = words.unit_of(worst.unit, most)
         block["question"] = words.question_of(worst.unit, worst.relation)
         block["relation"] = words.relation_of(worst.unit, worst.relation)
+        block["bare"] = [r["finding"].site for r in block["rows"] if r["finding"].epsilon is None]
         if worst.epsilon is not None:
             block["odds"] = words.odds(worst.epsilon, worst.delta)
             block["weak"] = words.weak(worst.epsilon)
     return list(blocks.values())
 
 
-def _spent(finding: SiteFinding, group: Group | None, interval: Interval) -> dict[str, Any]:
+def _spent(
+    finding: SiteFinding, group: Group | None, interval: Interval, *, claimed: bool
+) -> dict[str, Any]:
     share = None
     if finding.cap:
         share = 9.0 if finding.epsilon is None else finding.epsilon / finding.cap
@@ -97,7 +106,7 @@ def _spent(finding: SiteFinding, group: Group | None, interval: Interval) -> dic
         "figure": figure,
         "left": left,
         "cap": cap,
-        "bar": drawing.bar(share, label),
+        "bar": drawing.bar(share, label, claimed=claimed),
         "ceiling": words.figure_of(finding.rdp_epsilon),
         "interval": interval.get((finding.site, finding.population)),
         "data_sets": group.data_sets if group else [],
@@ -212,7 +221,7 @@ def as_json(
     by_site = dict(content["claims"])
     return {
         "format": "privet/report/v1",
-        **made,
+        "made": dict(made),
         "verified": verdict.ok,
         "roster": verdict.roster,
         "faults": [_fault(fault) for fault in verdict.faults],

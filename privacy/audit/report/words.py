@@ -41,6 +41,30 @@ STATUSES = {
     "refused-rollback": "the site's ledger did not extend its last witnessed head",
     "no-reply": "the site did not answer",
 }
+RULES = {
+    "bundle": "the file is damaged or incomplete",
+    "roster": "names or keys are not the roster's",
+    "signature": "a signature does not hold",
+    "tree": "entries are not what was signed",
+    "consistency": "the book was rewritten",
+    "witness": "a cosignature is missing or wrong",
+    "sequence": "entries are out of order",
+    "entry": "an entry cannot be read",
+    "vocabulary": "an entry of an unknown kind",
+    "population": "a population is not used as registered",
+    "policy": "no policy stood before",
+    "plan": "the plan is missing, not approved or does not fit",
+    "code": "sites ran different programs",
+    "event": "what ran is not what was planned and reserved",
+    "reservation": "something was not reserved as it should be",
+    "release": "a release does not belong to a reservation",
+    "cap": "the life-time cap was exceeded",
+    "accounting": "two ways of counting contradict each other",
+    "order": "an order is missing, unsigned or not answered",
+    "round": "rounds are missing or out of order",
+    "model": "a round did not begin where the last one ended",
+    "receipt": "a proof is missing or wrong",
+}
 REASONS = {
     "failed": "it failed at the site",
     "recovered": "the site was restarted in the middle",
@@ -227,7 +251,7 @@ NOT_PROVED = [
     ),
     (
         "That there was no training outside the ledger",
-        "Use of the same data by other software, or before the ledger began, is not in the figures.",
+        "Use of the same data by other software, or before the ledger began, is not counted.",
     ),
     (
         "What can be learnt from time",
@@ -243,7 +267,10 @@ NOT_PROVED = [
 WHO_SEES = [
     ("The site itself", "its records, and un-noised gradients in memory while it trains"),
     ("The coordinator", "orders; each site's update and figures, after noise; the joint model"),
-    ("The other sites", "the joint model, and each other's signed ledger heads (sizes and digests)"),
+    (
+        "The other sites",
+        "the joint model, and each other's signed ledger heads (sizes and digests)",
+    ),
     ("Witnesses", "signed heads of ledgers: sizes and digests, no entries"),
     ("The auditor", "this bundle: entries, plans, orders, proofs; no records and no updates"),
     ("Those who get the model", "the published model"),
