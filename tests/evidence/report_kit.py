@@ -126,16 +126,22 @@ def verdict(
             runs = len({e.predicate["run"] for e in charges})
             found.append(
                 SiteFinding(
-                    book.record.name, "patients", unit, "add_or_remove_one", 1e-6, epsilon, 3.0,
-                    len(book.record.entries), charges=len(charges), runs=runs,
+                    book.record.name,
+                    "patients",
+                    unit,
+                    "add_or_remove_one",
+                    1e-6,
+                    epsilon,
+                    3.0,
+                    len(book.record.entries),
+                    charges=len(charges),
+                    runs=runs,
                     enforced_by="filter" if runs > 1 else "pld",
                     rdp_epsilon=None if epsilon is None else epsilon * 1.1,
                 )  # fmt: skip
             )
     record = Record(roster, {PLAN: plan()} if plans is None else plans, [b.record for b in books])
-    return Verdict(
-        not faults, "pinned" if pinned else "unpinned", faults or [], [], found, record
-    )
+    return Verdict(not faults, "pinned" if pinned else "unpinned", faults or [], [], found, record)
 
 
 def three_sites(**changes: Any) -> list[Book]:
@@ -145,7 +151,9 @@ def three_sites(**changes: Any) -> list[Book]:
     lakeside = books[1]
     order = {"order": CODE, "plan": PLAN, "model": CODE, "purpose": "train"}
     lakeside.add("paused", by="Dr. Ada Okafor")
-    lakeside.add("refused", run="readmission-1", round=9, attempt=1, status="refused-paused", **order)
+    lakeside.add(
+        "refused", run="readmission-1", round=9, attempt=1, status="refused-paused", **order
+    )
     lakeside.add("resumed", by="Dr. Ada Okafor")
     books[2].add("key-rotated", key="privet.ledger/Harbour/0123456789abcdef+00+AA", why="rotation")
     for book in books:

@@ -50,7 +50,7 @@ def test_evidence_imports_without_torch_and_flower(root: Path) -> None:
         f"privet.privacy.{name}"
         for name in (
             "events", "units", "accounting", "ledger", "honesty", "program", "policy", "filter",
-            "interval",
+            "interval", "audit.report",
         )
     ]  # fmt: skip
     code, said = import_without(HEAVY, *names, cwd=root)

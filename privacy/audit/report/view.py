@@ -274,7 +274,7 @@ def as_json(
             for name, _, pairs in content["plans"]
         },
         "code": content["codes"],
-        "software": content["software"],
+        "programs": content["software"],
         "not_proved": [title for title, _ in words.NOT_PROVED],
     }  # fmt: skip
 

@@ -324,49 +324,30 @@ GLOSSARY = [
     ("Plan", "What is to be trained, and how. Its digest identifies it everywhere."),
 ]
 
-MAPPING: list[tuple[str, list[tuple[str, str]]]] = [
-    (
-        "NIST SP 800-226 (March 2025), Evaluating Differential Privacy Guarantees",
-        [
-            ("Section 2: privacy parameter, unit of privacy", "Spent and left; Plans"),
-            ("Section 2: comparing guarantees; other data releases", "Claims; What is not proved"),
-            ("Section 3: algorithms, machine learning", "Plans; Honesty list H1 to H4, H26"),
-            ("Section 4: query model, threat model, trust", "Who sees what"),
-            ("Section 4: implementation, side channels", "Honesty list H5 to H8, H14 to H19, H30"),
-            ("Section 4: security, exposure at collection", "Outside this report"),
-        ],
-    ),
-    (
-        "GDPR",
-        [
-            ("Art. 30: records of processing", "In short; Runs and refusals; Plans"),
-            ("Art. 35(7)(a): description of the processing", "In short; Plans; Who sees what"),
-            ("Art. 35(7)(c): risks to data subjects", "What the number means; What is not proved"),
-            ("Art. 35(7)(d): measures and safeguards", "Spent and left; Honesty list; Witnesses"),
-        ],
-    ),
-    (
-        "HIPAA, expert determination, 45 CFR 164.514(b)(1)",
-        [
-            ("(i): the expert's judgement of the risk", "What the number means; Claims"),
-            ("(ii): methods and results, documented", "Plans; Spent and left; Check it yourself"),
-        ],
-    ),
-    (
-        "EU AI Act, Annex IV (where it applies)",
-        [
-            ("Point 2(a), (b): development, design choices", "Plans"),
-            ("Point 2(d): training data", "In short (populations only; not their content)"),
-            ("Point 2(g): validation, testing", "Honesty list, rows tested; Plans (figures)"),
-            ("Point 2(h): cybersecurity measures", "Witnesses; Keys; Check it yourself"),
-        ],
-    ),
-    (
-        "US model risk guidance: SR 26-2 of April 2026, which replaced SR 11-7",
-        [
-            ("Development and documentation", "Plans; Runs and refusals"),
-            ("Independent validation", "Check it yourself; Honesty list"),
-            ("Governance, inventory", "In short; Who approved the plans; registry.json"),
-        ],
-    ),
+MAPPING = [
+    ("NIST 800-226", "Section 2: privacy parameter, unit", "Spent and left; Plans"),
+    ("NIST 800-226", "Section 2: comparing guarantees", "Claims; What is not proved"),
+    ("NIST 800-226", "Section 3: algorithms, learning", "Plans; Honesty list H1 to H4, H26"),
+    ("NIST 800-226", "Section 4: query and threat model", "Who sees what"),
+    ("NIST 800-226", "Section 4: implementation", "Honesty list H5 to H8, H14 to H19, H30"),
+    ("NIST 800-226", "Section 4: security, collection", "None: outside this report"),
+    ("GDPR", "Art. 30: records of processing", "In short; Runs and refusals; Plans"),
+    ("GDPR", "Art. 35(7)(a): the processing", "In short; Plans; Who sees what"),
+    ("GDPR", "Art. 35(7)(c): risks", "What the number means; What is not proved"),
+    ("GDPR", "Art. 35(7)(d): measures", "Spent and left; Honesty list; Witnesses"),
+    ("HIPAA", "(b)(1)(i): the expert's judgement", "What the number means; Claims"),
+    ("HIPAA", "(b)(1)(ii): methods and results", "Plans; Spent and left; Check it yourself"),
+    ("AI Act", "Point 2(a), (b): development, design", "Plans"),
+    ("AI Act", "Point 2(d): training data", "In short (which data sets, not their content)"),
+    ("AI Act", "Point 2(g): validation, testing", "Honesty list (rows tested); Plans"),
+    ("AI Act", "Point 2(h): cybersecurity", "Witnesses; Keys, pauses, withdrawals"),
+    ("SR 26-2", "Development, documentation", "Plans; Runs and refusals"),
+    ("SR 26-2", "Validation", "Check it yourself; Honesty list"),
+    ("SR 26-2", "Governance, inventory", "In short; Who approved the plans; registry.json"),
 ]
+TEXTS = (
+    "NIST SP 800-226, Guidelines for Evaluating Differential Privacy Guarantees (March 2025); "
+    "GDPR, Regulation (EU) 2016/679; HIPAA, expert determination, 45 CFR 164.514(b)(1); AI Act, "
+    "Regulation (EU) 2024/1689, Annex IV, for systems that it covers; SR 26-2, the model risk "
+    "guidance of the US banking agencies of April 2026, which replaced SR 11-7."
+)
