@@ -36,20 +36,19 @@ class Desk:
 
     @classmethod
     def open(cls, policy_file: Path, passphrase: str | None) -> Desk:
-        """Open what ``policy_file`` names, and note in the ledger what the policy says.
+        """Open what ``policy_file`` names. Nothing is written: populations are registered
+        for life, so only a client that starts to work under the policy does that.
 
         Raises:
             PolicyError: if the policy is wrong.
-            LedgerError: if there is no ledger yet, or the policy contradicts it.
+            LedgerError: if there is no ledger yet.
             KeyFault: if the key does not open.
         """
         policy = Policy.load(policy_file)
         folder = policy.ledger_folder
         if not (folder / "ledger.db").exists():
             raise LedgerError(f"{folder}: there is no ledger yet; run `privet client init` first")
-        desk = cls(policy, Ledger(folder, _key(folder, passphrase), policy.site))
-        note_policy(policy, desk.ledger)
-        return desk
+        return cls(policy, Ledger(folder, _key(folder, passphrase), policy.site))
 
     def approve(self, plan: str, name: str) -> tuple[str, ...]:
         """Approve a plan by its digest in somebody's name; return all who did."""

@@ -45,7 +45,7 @@ from privet.privacy.events import (
 )
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
-ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512)
 SLACK = 1e-6
 """Comparisons allow this much for rounding."""
 
@@ -190,13 +190,25 @@ def decide(cap: Cap, history: History, run: str, event: Event, planned: Counts |
     Raises:
         InputError: if the run was charged under another plan before.
     """
+    return _decide(cap, history, run, group([event]), planned)
+
+
+def decide_whole(cap: Cap, history: History, planned: Counts) -> Decision:
+    """Say whether a new run of a plan may be begun and would come to its end."""
+    new = max(history, key=len, default="") + "+"
+    return _decide(cap, history, new, planned, planned)
+
+
+def _decide(
+    cap: Cap, history: History, run: str, asked: Counts, planned: Counts | None
+) -> Decision:
     if run in history and history[run].planned != planned:
         raise InputError(f"run '{run}' was charged under another plan before")
     if cap.epsilon is None:
         return Decision(True, "no cap", 0.0)
     before = history[run].counts if run in history else ()
     after = {key: value for key, value in history.items() if value.counts}
-    after[run] = Charges(merged([before, group([event])]), planned)
+    after[run] = Charges(merged([before, asked]), planned)
     first = next(iter(after.values()))
     if len(after) == 1 and first.planned is not None and within(first.counts, first.planned):
         whole = _plan_epsilon(cap, first.planned)

@@ -15,6 +15,7 @@ The rules are those of docs/reference/evidence-format.md.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections import Counter
@@ -37,7 +38,7 @@ from privet.common.plan import Plan
 from privet.privacy import events as ev
 from privet.privacy.accounting import privacy_loss
 from privet.privacy.events import Counts
-from privet.privacy.filter import Cap, Charges, decide
+from privet.privacy.filter import Cap, Charges, History, decide
 from privet.privacy.log import Log
 from privet.privacy.program import planned
 from privet.privacy.signed_note import Key, Signer
@@ -309,7 +310,6 @@ class Ledger:
         create: bool = False,
         patience: float = 30.0,
     ) -> None:
-        self._plan_events: dict[str, Counts] = {}
         self.log = Log(folder / FILE, signer, LEDGER, site, Book, create=create, patience=patience)
         if not len(self.log):
             if witness is None:
@@ -588,40 +588,17 @@ class Ledger:
         population, order = self.book.populations[name], request.order
         budget = population.budget
         cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
-        history = {
-            run: Charges(tuple(counts.items()), self._planned(run))
-            for run, counts in population.charges.items()
-        }
+        history = _history(self.log.store, self.book, name)
         known = self.book.plan_of.get(order.run, order.plan)
         if known != order.plan:
             raise OutOfTurn(f"run '{order.run}' was begun under another plan, {known}")
-        decision = decide(cap, history, order.run, request.event, self.plan_events(order.plan))
+        decision = decide(
+            cap, history, order.run, request.event, _plan_events(self.log.store, order.plan)
+        )
         if not decision.allowed:
             raise BudgetExceeded(
                 f"{order.slot}: {decision.against(cap)}; {self.spent(name)} is spent"
             )
-
-    def _planned(self, run: str) -> Counts:
-        digest = self.book.plan_of[run]
-        found = self.plan_events(digest)
-        if found is None:
-            raise LedgerError(
-                f"{self.log.store.path}: plan {digest} of run '{run}' is not kept beside the "
-                "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
-            )
-        return found
-
-    def plan_events(self, plan: str) -> Counts | None:
-        """Return all that a run of ``plan`` (a digest) may do, or None if it is not kept."""
-        if plan not in self._plan_events:
-            text = self.log.store.paper("plan", plan)
-            if text is None:
-                return None
-            found = Plan.parse(json.loads(text), where=plan)
-            if found.digest != plan:
-                raise LedgerError(f"{self.log.store.path}: the plan kept as {plan} is another one")
-            self._plan_events[plan] = planned(found)
-        return self._plan_events[plan]
 
     def _require_open(self, reservation: Reservation) -> Reservation:
         found = self.book.open.get(reservation.number)
@@ -650,6 +627,49 @@ class _Lost:
 
     def sign(self, message: bytes) -> bytes:
         raise LedgerError("the ledger key is lost; it can sign nothing")
+
+
+def read_history(folder: Path, population: str) -> History:
+    """Return what was charged to ``population`` by the ledger in ``folder``, by run.
+
+    Needs no key. No ledger yet, or a population that is not in it, means no charges.
+
+    Raises:
+        LedgerError: if the ledger cannot be read.
+    """
+    if not (folder / FILE).exists():
+        return {}
+    store, book = Store(folder / FILE), Book()
+    for leaf in store.leaves():
+        book.apply(Entry.read(leaf))
+    return _history(store, book, population) if population in book.populations else {}
+
+
+def _history(store: Store, book: Book, population: str) -> History:
+    found = {}
+    for run, counts in book.charges(population).items():
+        events = _plan_events(store, book.plan_of[run])
+        if events is None:
+            raise LedgerError(
+                f"{store.path}: plan {book.plan_of[run]} of run '{run}' is not kept beside the "
+                "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
+            )
+        found[run] = Charges(tuple(counts.items()), events)
+    return found
+
+
+def _plan_events(store: Store, plan: str) -> Counts | None:
+    """Return all that a run of ``plan`` (a digest) may do, or None if it is not kept."""
+    text = store.paper("plan", plan)
+    return None if text is None else _events_of(plan, text)
+
+
+@functools.lru_cache(maxsize=256)
+def _events_of(plan: str, text: str) -> Counts:
+    found = Plan.parse(json.loads(text), where=plan)
+    if found.digest != plan:
+        raise LedgerError(f"the plan that is kept as {plan} is another one, {found.digest}")
+    return planned(found)
 
 
 def fits(ran: ev.Event, reserved: ev.Event) -> bool:

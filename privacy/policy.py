@@ -121,7 +121,8 @@ class Policy(Part):
     """One site's limits and data.
 
     ``attested`` names rows of the honesty list that the site vouches for, with the reason:
-    H12 (where its constants come from), H21 (nobody is at two sites).
+    H12 (where its constants come from), H13 (figures come from public data), H21 (nobody is
+    at two sites).
     """
 
     site: Name
@@ -130,7 +131,7 @@ class Policy(Part):
     populations: Annotated[dict[Key, Population], Field(min_length=1)]
     data: Annotated[dict[Key, DataSet], Field(min_length=1)]
     allow: Allow = Allow()
-    attested: dict[Literal["H12", "H21"], str] = {}
+    attested: dict[Literal["H12", "H13", "H21"], str] = {}
     _folder: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")

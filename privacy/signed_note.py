@@ -181,6 +181,10 @@ class Checkpoint:
         """Whether the witness's key ``key`` cosigned it."""
         return any(line.is_by(key) and self._checks(line, key) for line in self.lines)
 
+    def alone(self) -> Self:
+        """Return this checkpoint with the log's own signature only."""
+        return type(self)(self.origin, self.size, self.root, self.lines[:1])
+
     def with_cosignatures(self, lines: Iterable[Line]) -> Self:
         """Return this checkpoint with more lines, each name and id once, in order of name."""
         known = {(line.name, line.id): line for line in self.lines[1:]}

@@ -24,10 +24,11 @@ from privet.simulations.parties import Parties
 
 @dataclass(frozen=True)
 class SiteResult:
-    """What a site did and spent; ``loss`` is None in a run without privacy."""
+    """What a site did and spent; ``loss`` and ``cap`` are None in a run without privacy."""
 
     name: str
     loss: PrivacyLoss | None
+    cap: float | None
     status: str
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -37,6 +38,7 @@ class SiteResult:
         return {
             "name": self.name,
             "epsilon": epsilon,
+            "cap": self.cap,
             "status": self.status,
             "metrics": self.metrics,
         }
@@ -131,10 +133,11 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
         metrics, by_site = pooled_gate(last.histograms)
     sites, losses = [], []
     for spec in plan.sites:
-        loss = None
+        loss = cap = None
         if plan.privacy is not None:
             ledger = parties.ledger(spec.name)
             loss = ledger.spent()
+            cap = next(iter(ledger.book.populations.values())).budget.epsilon
             losses.append(loss)
             released = any(step.statuses.get(spec.name) == "released" for step in outcome.progress)
             if released and not ledger.history():
@@ -143,7 +146,7 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
                     "ledger does not say so; no ε can be told. Do its workers share this folder?"
                 )
         status = str(last.statuses.get(spec.name, "no reply"))
-        sites.append(SiteResult(spec.name, loss, status, by_site.get(spec.name, {})))
+        sites.append(SiteResult(spec.name, loss, cap, status, by_site.get(spec.name, {})))
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
     rows = honesty.assess(_facts(plan))
     private = worst is not None and math.isfinite(worst.epsilon) and not outcome.reproducible

@@ -6,6 +6,7 @@ verifier would believe: leaves, checkpoints and orders are copied as they were s
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -142,20 +143,47 @@ class _Gathered:
             yield self.journal, "coordinator"
 
     def checkpoints(self, source: _Source, size: int) -> list[str]:
-        """Return the heads of a log that are in the bundle, each with all its cosignatures."""
-        notes: dict[int, str] = {}
+        """Return the heads of a log that the journal names, and the last one.
+
+        Each has all cosignatures that witnesses of the roster gave. Those of other
+        witnesses, from runs with another coordinator, say nothing under this roster.
+        """
         texts = [text for _, text in source.store.papers("checkpoint")]
         if self.journal is not None:
             texts += [text for _, text in self.journal.store.papers("checkpoint")]
-        head = source.store.fact("head")
-        for text in [*texts, head or ""]:
+        texts.append(source.store.fact("head") or "")
+        wanted = self._witnessed.get(source.origin, set()) | {size}
+        heads: dict[int, Checkpoint] = {}
+        for text in texts:
             if not text.startswith(source.origin + "\n"):
                 continue
             found = Checkpoint.parse(text)
-            known = notes.get(found.size)
-            if found.size <= size and (known is None or len(text) > len(known)):
-                notes[found.size] = text
-        return [notes[number] for number in sorted(notes)]
+            if found.size in wanted:
+                known = heads.get(found.size)
+                ours = [line for line in found.lines[1:] if line.name in self.roster.witnesses]
+                heads[found.size] = (known or found.alone()).with_cosignatures(ours)
+        last = heads[size]
+        if size not in self._witnessed.get(source.origin, ()):
+            # Nobody says who cosigned this one, so it carries exactly a quorum, or nothing.
+            own = self._own_witness(source)
+            others = [line for line in last.lines[1:] if line.name != own]
+            enough = others[: self.roster.quorum] if len(others) >= self.roster.quorum else []
+            heads[size] = last.alone().with_cosignatures(enough)
+        return [heads[number].text for number in sorted(heads)]
+
+    def _own_witness(self, source: _Source) -> str:
+        if source is self.journal:
+            return self.roster.coordinator.witness.name
+        return self.roster.site(source.name).witness.name
+
+    @functools.cached_property
+    def _witnessed(self) -> dict[str, set[int]]:
+        """The sizes of each log that the journal says were witnessed."""
+        sizes: dict[str, set[int]] = {}
+        for leaf in self.journal.store.leaves() if self.journal is not None else ():
+            for item in Entry.read(leaf).predicate.get("witnessed", ()):
+                sizes.setdefault(item["log"], set()).add(item["size"])
+        return sizes
 
 
 def _write(gathered: _Gathered, stream: BinaryIO) -> int:

@@ -66,4 +66,4 @@ def main() -> None:
         sys.exit(1)
 
 
-from privet.cli import audit, init, simulate  # noqa: E402, F401  (they register their commands)
+from privet.cli import audit, budget, client, init, simulate  # noqa: E402, F401  (they register)

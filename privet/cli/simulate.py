@@ -39,6 +39,8 @@ privet simulate fed-heart --data DIR --epsilon 5 --compare
 privet simulate lending --model linear --sweep 1,3,8
 
 privet simulate plan.toml --json > result.json
+
+privet simulate lending --ledgers banks --cap 6     run it again: the second run counts, too
 """
 
 
@@ -91,6 +93,17 @@ def simulate(
     out: Annotated[
         Path | None, typer.Option(help="Run folder, new or empty; default runs/NAME-TIME.")
     ] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of ledgers that last: what earlier runs spent counts in this one.",
+            metavar="DIR",
+        ),
+    ] = None,
+    cap: Annotated[
+        float | None,
+        typer.Option(help="Life-time ε of each site's population, where its ledger is new."),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
@@ -101,7 +114,7 @@ def simulate(
 
     Several institutions train one model together; each site's ε is computed from what its
     mechanism did. The run folder holds result.json, the model with its card, plots, the
-    plan, and each site's events.
+    plan, the roster, and each site's ledger: `privet audit bundle` gathers them.
     """
     if list_:
         _list(data, as_json)
@@ -112,6 +125,8 @@ def simulate(
         raise InputError("--ray-address goes with --engine ray")
     if sweep is not None and (compare or epsilon is not None):
         raise InputError("--sweep goes without --compare and --epsilon")
+    if cap is not None and no_dp:
+        raise InputError("--cap goes without --no-dp")
     if no_dp and (epsilon is not None or sweep is not None):
         raise InputError("--no-dp goes without --epsilon and --sweep")
     from privet.cli import show
@@ -134,6 +149,8 @@ def simulate(
         noise_seed=noise_seed,
         data_dir=data,
         base=base,
+        ledgers=ledgers,
+        cap=cap,
     )
     if sweep is not None:
         _sweep(chosen, setting, _numbers(sweep), out, as_json)

@@ -108,7 +108,7 @@ def test_help_says_what_there_is_and_loads_nothing_heavy(root: Path) -> None:
 
 
 def test_each_command_helps_with_an_example(privet: Run) -> None:
-    for command in ("simulate", "init"):
+    for command in ("simulate", "init", "budget"):
         ended = privet(command, "--help")
         assert ended.code == 0
         assert "Example" in ended.out

@@ -16,7 +16,7 @@ from typing import Any
 from privet.privacy.audit.verify.events import Event, Mechanism
 
 #: The orders of the filter.
-FILTER_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64)
+FILTER_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512)
 #: The orders of the ceiling.
 CEILING_ORDERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
 #: Comparisons of ε allow this much for rounding.
@@ -79,6 +79,8 @@ def rho(mechanism: Mechanism, order: int, relation: str) -> float:
     try:
         if mechanism.type == "laplace":
             return math.inf if relation == REPLACE else _laplace(mechanism.scale / size, order)
+        if relation == REPLACE and mechanism.type == "mixture":
+            return math.inf
         if relation == REPLACE:
             size, rate = 2 * size, 1.0
         ratio = mechanism.scale / size
@@ -156,6 +158,7 @@ def _dp_event(mechanism: Mechanism) -> Any:
     return dp_accounting.PoissonSampledDpEvent(mechanism.rate, simple(ratio))
 
 
+@lru_cache(maxsize=1024)
 def _pld(merged: tuple[tuple[Mechanism, int], ...], delta: float, relation: str) -> float:
     return float(_composed(merged, relation).get_epsilon(delta))
 

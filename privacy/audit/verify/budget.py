@@ -1,15 +1,13 @@
 """The cap of one population, held at every prefix of its ledger.
 
-Charges of one run within its plan are held by privacy loss distributions: they only grow, so
-the last state is computed first, and the prefixes are searched only if that breaks the cap.
-All other states are held by the Rényi filter, in fixed-point integers, which neither drift
-nor cancel when a charge is given back.
+Charges of one run within its plan are held by the composition of the whole plan, by privacy
+loss distributions, once. All other states are held by the Rényi filter, in fixed-point
+integers, which neither drift nor cancel when a charge is given back.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,6 @@ from privet.privacy.audit.verify.events import Event
 from privet.privacy.audit.verify.plans import Plan
 
 _ONE = 1 << 64
-_MOST_SEARCHES = 64
 
 
 @dataclass(frozen=True)
@@ -132,7 +129,7 @@ class Budget:
         self._plans: dict[str, Plan | None] = {}
         self._kinds: Counter[tuple[str, Plan | None, str]] = Counter()
         self._loose = 0
-        self._paths: dict[Plan, tuple[array[int], array[int], array[int]]] = {}
+        self._whole: dict[Plan, bool] = {}
 
     @property
     def runs(self) -> int:
@@ -144,7 +141,8 @@ class Budget:
         """What holds the cap now: ``pld``, ``filter`` or ``none``."""
         if self.cap is None:
             return "none"
-        return "pld" if not self.charges or self._one_run() else "filter"
+        plan = self._one_run()
+        return "pld" if not self.charges or (plan and self._fits(plan)) else "filter"
 
     def add(self, sequence: int, charge: Charge, sign: int = 1) -> None:
         """Charge a reservation, or give it back; then the cap must hold."""
@@ -160,8 +158,8 @@ class Budget:
         if self.fault is None and self.charges:
             self._check(sequence)
 
-    def _one_run(self) -> tuple[Plan, int, int] | None:
-        """Return plan, trainings and evaluations if all charges are one run's, within its plan."""
+    def _one_run(self) -> Plan | None:
+        """Return the plan if all charges are one run's and no more than it fixes."""
         if len(self._runs) != 1 or self._loose or len(self._kinds) > 2:
             return None
         run, plan, _ = next(iter(self._kinds))
@@ -171,7 +169,7 @@ class Budget:
         evaluated = self._kinds.get((run, plan, "evaluate"), 0)
         if trained > plan.rounds or evaluated > plan.evaluations:
             return None
-        return plan, trained, evaluated
+        return plan
 
     @property
     def _first_plan(self) -> Plan | None:
@@ -179,57 +177,16 @@ class Budget:
         return next((plan for run, plan in self._plans.items() if self._runs[run]), None)
 
     def _check(self, sequence: int) -> None:
-        state = self._one_run()
-        if state is not None:
-            plan, trained, evaluated = state
-            path = self._paths.setdefault(plan, (array("q"), array("q"), array("q")))
-            for column, value in zip(path, (sequence, trained, evaluated), strict=True):
-                column.append(value)
-        elif self._filter is not None and not self._filter.holds(self._first_plan):
-            self.fault = (sequence, "the Renyi filter of the population is overrun")
+        plan = self._one_run()
+        if plan is not None and self._fits(plan):
+            return
+        if self._filter is not None and not self._filter.holds(self._first_plan):
+            what = "its plan is above the cap, and " if plan is not None else ""
+            self.fault = (sequence, f"{what}the Renyi filter of the population is overrun")
 
-    def _epsilon(self, plan: Plan, trained: int, evaluated: int) -> float:
-        parts = ((plan.train, trained), (plan.evaluate, evaluated))
-        events = [Event(e.mechanism, e.count * n) for e, n in parts if e is not None and n]
-        return accounting.epsilon(events, self.delta, self.relation)[0]
-
-    def close(self) -> None:
-        """Check the states that privacy loss distributions hold; sets ``fault`` to the first."""
-        for plan, path in self._paths.items():
-            found = self._search(plan, *path)
-            if found is not None and (self.fault is None or found < self.fault[0]):
-                self.fault = (found, f"the cap of {self.cap} is overrun")
-
-    def _search(
-        self, plan: Plan, sequences: array[int], trained: array[int], evaluated: array[int]
-    ) -> int | None:
-        """Return the first sequence at which the PLD of one run is above the cap."""
-        good = [(0, 0)]
-        bad: list[tuple[int, int]] = []
-        searches = 0
-
-        def holds(state: tuple[int, int]) -> bool:
-            nonlocal searches
-            if any(state[0] <= t and state[1] <= e for t, e in good):
-                return True
-            if searches >= _MOST_SEARCHES or any(state[0] >= t and state[1] >= e for t, e in bad):
-                return False
-            searches += 1
-            value = self._epsilon(plan, *state)
-            fits = self.cap is None or value <= self.cap + SLACK
-            (good if fits else bad).append(state)
-            return fits
-
-        if holds((max(trained), max(evaluated))):
-            return None
-        low, high = 0, len(sequences)  # the largest prefix whose maxima hold
-        while low < high:
-            middle = (low + high + 1) // 2
-            if holds((max(trained[:middle]), max(evaluated[:middle]))):
-                low = middle
-            else:
-                high = middle - 1
-        for place in range(low, len(sequences)):
-            if not holds((trained[place], evaluated[place])):
-                return sequences[place]
-        return None
+    def _fits(self, plan: Plan) -> bool:
+        """Whether all that the plan fixes is within the cap, by privacy loss distributions."""
+        if plan not in self._whole:
+            spent, _, _ = accounting.epsilon(plan.planned, self.delta, self.relation)
+            self._whole[plan] = self.cap is None or spent <= self.cap + SLACK
+        return self._whole[plan]

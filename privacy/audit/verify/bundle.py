@@ -265,6 +265,13 @@ class BundleReader:
                 if not head.named:
                     message = f"checkpoint {size} is surplus: nothing here refers to it"
                     self.findings.fault("bundle", message, case.origins[origin])
+                others = case.others(head.cosigners, case.origins[origin])
+                if not head.told and head.cosigners and others != case.roster.quorum:
+                    message = (
+                        f"checkpoint {size}, which no journal names, carries {others} "
+                        f"cosignatures of other witnesses, not exactly {case.roster.quorum}"
+                    )
+                    self.findings.fault("witness", message, case.origins[origin])
 
     def _end(self) -> None:
         while self.source.line is not None and not self.source.starts(_END):

@@ -16,12 +16,16 @@ from privet.privacy.audit.verify.strict import Malformed, digest
 
 @dataclass
 class Head:
-    """A checkpoint whose signatures were verified."""
+    """A checkpoint whose signatures were verified.
+
+    ``named``: something refers to it; ``told``: a journal says who cosigned it.
+    """
 
     root: bytes
     cosigners: tuple[str, ...]
     text: bytes
     named: bool = False
+    told: bool = False
 
 
 @dataclass
@@ -68,11 +72,14 @@ class Case:
             seen = self.runs[name] = Seen()
         return seen
 
+    def others(self, cosigners: tuple[str, ...], owner: str) -> int:
+        """Return how many witnesses other than ``owner`` cosigned."""
+        owners = self.roster.owners
+        return len({name for name in cosigners if owners.get(name) not in (None, owner)})
+
     def quorum(self, cosigners: tuple[str, ...], owner: str) -> bool:
         """Return whether enough witnesses other than ``owner`` cosigned."""
-        owners = self.roster.owners
-        others = {name for name in cosigners if owners.get(name) not in (None, owner)}
-        return len(others) >= self.roster.quorum
+        return self.others(cosigners, owner) >= self.roster.quorum
 
     def check_plans(self) -> None:
         """Plans and references must be the same set."""

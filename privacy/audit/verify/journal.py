@@ -52,6 +52,7 @@ class Journal(Log):
     def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
         super().__init__(case, member, wanted)
         self.runs: dict[str, Run] = {}
+        self._closed = False
         self.receipts = array("I")
         self._own: list[tuple[int, dict[str, Any]]] = []
         self._rules: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -63,6 +64,7 @@ class Journal(Log):
         hashed: bytes,
     ) -> None:  # fmt: skip
         """Apply the rules of a journal to its next entry."""
+        self._closed = kind == "run-closed"
         if predicate is not None and kind in self._rules:
             self._rules[kind](predicate)
 
@@ -176,7 +178,7 @@ class Journal(Log):
         if owner is None or head is None or "sha256:" + head.root.hex() != item["root"]:
             self.fault("witness", "a witnessed checkpoint is not in the bundle")
             return
-        head.named = True
+        head.named = head.told = True
         if list(head.cosigners) != item["cosigners"]:
             self.fault("witness", "the cosigners of a checkpoint are not those of the journal")
         if not self.case.quorum(head.cosigners, owner):
@@ -202,6 +204,9 @@ class Journal(Log):
             self._here = here
             self._witnessed(item)
         self._here = -1
+        last = self.heads.get(self.tree.size)
+        if self._closed and (last is None or not last.cosigners):
+            self.fault("witness", "the end of the run is not witnessed")
         for name, run in self.runs.items():
             if not run.how:
                 self.case.findings.note(f"run {show(name)} is not closed")
@@ -221,10 +226,7 @@ class Journal(Log):
                 continue
             order = orders.get(place)
             run = self.runs.get(order.run)
-            if (
-                run is None or run.how == "done" or order.round != run.rounds + 1
-                or not state & (RESERVED | REFUSED)
-            ):  # fmt: skip
+            if run is None or run.how == "done" or order.round != run.rounds + 1:
                 self.fault("order", f"an order of run {show(order.run)} is not in the journal")
                 continue
             if order.plan != run.plan_name or order.site not in run.sites:

@@ -313,7 +313,6 @@ class Ledger(Log):
 
     def _finding(self, population: Population) -> SiteFinding:
         budget = population.budget
-        budget.close()
         if budget.fault is not None:
             entry, message = budget.fault
             self._here = entry

@@ -1,0 +1,159 @@
+"""``privet budget``: what a plan will cost a site, before anything is spent."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privet.cli import app
+
+if TYPE_CHECKING:
+    from privet.common.plan import Plan
+    from privet.privacy.filter import Decision, History
+    from privet.privacy.policy import Policy
+    from privet.privacy.units import PrivacyLoss
+
+_MANY = 1000
+"""From here on the number of runs that fit is given as "at least"."""
+
+_EPILOG = """[bold]Examples[/bold]
+
+privet budget plan.toml site.toml
+
+privet budget lending site.toml --json > cost.json
+"""
+
+
+@app.command(epilog=_EPILOG)
+def budget(
+    plan: Annotated[str, typer.Argument(help="A scenario or a plan file.", metavar="PLAN")],
+    policy: Annotated[Path, typer.Argument(help="The site's policy file.", metavar="POLICY")],
+    data_set: Annotated[
+        str | None, typer.Option("--data-set", help="Which one, if the policy names several.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on standard output.")
+    ] = False,
+) -> None:
+    """Say what a plan will cost and what will be left, before anything is spent.
+
+    PLAN is the name of a scenario or a plan file (*.toml), POLICY the site's own file; it
+    names the ledger. Nothing is written and no record is read. The exit code is 3 if the
+    policy would refuse the plan or the population's budget does not cover it.
+    """
+    from privet.cli import show
+    from privet.common.errors import Refused
+    from privet.privacy import program
+    from privet.privacy.ledger import read_history
+    from privet.privacy.policy import Policy
+    from privet.simulations.planning import find_plan
+
+    chosen, _ = find_plan(plan)
+    site = Policy.load(policy)
+    name, found = site.data_set(data_set)
+    history = read_history(site.ledger_folder, found.population)
+    with show.stage("budget") as tell:
+        if chosen.privacy is not None and chosen.privacy.noise_multiplier is None:
+            tell(f"calibrating the noise to ε {chosen.privacy.epsilon:g}, the plan's own …")
+        fitted = program.calibrated(chosen)
+        forecast = Forecast(chosen, fitted, site, name, history)
+    if as_json:
+        typer.echo(json.dumps(forecast.to_dict(), ensure_ascii=False))
+    else:
+        show.budget(forecast)
+    if forecast.reason:
+        raise Refused(forecast.reason)
+
+
+class Forecast:
+    """What a plan would cost one population of a site.
+
+    Attributes:
+        plan: the plan, noise calibrated.
+        calibrated: the plan left its noise to be calibrated.
+        per_round, total: cost of a round, of the whole run.
+        spent, after: cost of all charges so far, and of those with the run; None where the plan
+            has another unit or relation than the population, so that they cannot be added.
+        decision: of the cap; None in the same case.
+        runs_left: how many such runs may be begun and come to their end, this one included.
+        reason: why the plan would be refused, or "".
+    """
+
+    def __init__(
+        self, asked: Plan, fitted: Plan, policy: Policy, data_set: str, history: History
+    ) -> None:
+        from privet.privacy import program
+        from privet.privacy.accounting import privacy_loss
+        from privet.privacy.events import Counts, Repeated
+        from privet.privacy.filter import Cap, decide_whole, merged, runs_that_fit
+        from privet.privacy.units import Relation, Unit
+
+        self.plan, self.policy, self.data_set = fitted, policy, data_set
+        self.calibrated = asked != fitted
+        self.population = policy.data_set(data_set)[1].population
+        limits = policy.populations[self.population]
+        terms = policy.terms(self.population)
+        self.cap = Cap(limits.epsilon, limits.delta, *terms)
+        privacy = fitted.privacy
+        own = (Unit(privacy.unit), Relation(privacy.relation)) if privacy else terms
+        planned = program.planned(fitted)
+
+        def cost(counts: Counts) -> PrivacyLoss:
+            events = [Repeated(event, count) for event, count in counts]
+            return privacy_loss(events, limits.delta, *own)
+
+        self.per_round, self.total = cost(program.one_round(fitted)), cost(planned)
+        self.spent: PrivacyLoss | None = None
+        self.after: PrivacyLoss | None = None
+        self.decision: Decision | None = None
+        self.runs_left: int | None = None
+        # A plan approved by its digest was approved with its noise.
+        self.reason = policy.fault(fitted, data_set=data_set) or ""
+        if own != terms:
+            return
+        before = merged(charges.counts for charges in history.values())
+        self.spent, self.after = cost(before), cost(merged([before, planned]))
+        self.decision = decide_whole(self.cap, history, planned)
+        self.runs_left = runs_that_fit(self.cap, history, planned)
+        if not self.reason and not self.decision.allowed:
+            self.reason = f"the budget does not cover the plan: {self.decision.against(self.cap)}"
+
+    @property
+    def left_after(self) -> float | None:
+        """ε left after the run; None without a cap or a common unit."""
+        if self.after is None or self.cap.epsilon is None:
+            return None
+        return max(0.0, self.cap.epsilon - self.after.epsilon)
+
+    @property
+    def many(self) -> bool:
+        """Whether more runs fit than are worth counting."""
+        return self.runs_left is not None and self.runs_left >= _MANY
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the answer as JSON; numbers that are infinite or unknown are null."""
+        privacy = self.plan.privacy
+        return {
+            "cost": {
+                "per_round": self.per_round.to_dict()["epsilon"],
+                "total": self.total.to_dict()["epsilon"],
+            },
+            "spent": self.spent.to_dict()["epsilon"] if self.spent else None,
+            "left_after": self.left_after,
+            "runs_left": min(self.runs_left, _MANY) if self.runs_left is not None else None,
+            "runs_left_at_least": self.many,
+            **{key: self.total.to_dict()[key] for key in ("delta", "unit", "relation")},
+            "cap": self.cap.epsilon,
+            "allowed": not self.reason,
+            "reason": self.reason or None,
+            "rule": self.decision.rule if self.decision else None,
+            "plan": self.plan.digest,
+            "site": self.policy.site,
+            "population": self.population,
+            "data_set": self.data_set,
+            "noise_multiplier": privacy.noise_multiplier if privacy else None,
+            "calibrated": self.calibrated,
+        }

@@ -1,0 +1,192 @@
+"""``privet client``: what a site's operator decides, as entries in the site's ledger."""
+
+from __future__ import annotations
+
+import getpass
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privet.cli import app
+from privet.common.errors import InputError
+
+if TYPE_CHECKING:
+    from privet.client.desk import Desk
+
+client = typer.Typer(
+    no_args_is_help=True,
+    help="A site's ledger and what its operator decides. Each decision is a signed entry.",
+)
+app.add_typer(client, name="client")
+
+PolicyFile = Annotated[Path, typer.Option("--policy", help="The site's policy.", metavar="FILE")]
+Digest = Annotated[str, typer.Argument(help="Digest of a plan, sha256:…", metavar="HASH")]
+Person = Annotated[
+    str | None, typer.Option("--as", help="Who decides; default the name you are logged in by.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+_SITE = Path("site.toml")
+
+
+@client.command(
+    epilog="[bold]Example[/bold]\n\nPRIVET_PASSPHRASE=… privet client init north --site North"
+)
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
+    site: Annotated[str, typer.Option(help="Name of the site, as plans call it.")],
+    plain_keys: Annotated[
+        bool, typer.Option("--plain-keys", help="Keep the keys unencrypted, for trials only.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a site's folder: a policy to fill in, keys, and an empty ledger.
+
+    DIR is a new or empty folder. Keys are made here and encrypted under the passphrase
+    in PRIVET_PASSPHRASE (asked for where it is not set). Give the fingerprints that are
+    printed to the coordinator and to your auditor; put offline/recovery.pem in a safe.
+    """
+    from privet.client.desk import POLICY_FILE, make_site
+
+    made = make_site(folder, site, None if plain_keys else _passphrase(confirm=True))
+    if as_json:
+        typer.echo(json.dumps({"folder": str(folder), "site": site, **made}))
+        return
+    typer.echo(f"Made {folder}: {POLICY_FILE}, ledger/, offline/recovery.pem")
+    typer.echo(f"  ledger key   {made['ledger']}")
+    typer.echo(f"  witness key  {made['witness']}")
+    typer.echo(f"Next: fill in {folder / POLICY_FILE}; move offline/ to a safe place.")
+
+
+@client.command(epilog="[bold]Example[/bold]\n\nprivet client status --policy north/site.toml")
+def status(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
+    """Show what was spent and is left, approvals, and who witnessed the ledger."""
+    value = _desk(policy).status()
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    from privet.cli import show
+
+    show.site_status(value)
+
+
+@client.command(epilog="[bold]Example[/bold]\n\nprivet client plans --policy north/site.toml")
+def plans(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
+    """List the plans that were approved or refused, and by whom."""
+    found = _desk(policy).status()["plans"]
+    if as_json:
+        typer.echo(json.dumps({"plans": found}))
+        return
+    for plan in found:
+        typer.echo(f"{plan['state']:9} {plan['plan']}  {', '.join(plan['by'])}")
+    if not found:
+        typer.echo("No plan was approved or refused yet.")
+
+
+@client.command(
+    epilog="[bold]Example[/bold]\n\nprivet client approve sha256:… --policy north/site.toml"
+)
+def approve(
+    plan: Digest, policy: PolicyFile = _SITE, name: Person = None, as_json: AsJson = False
+) -> None:
+    """Approve a plan by its digest, in your name.
+
+    HASH is the plan's digest. Where the policy wants two approvers, a second person must
+    do the same under another name.
+    """
+    desk = _desk(policy)
+    by = desk.approve(plan, name or getpass.getuser())
+    needed = desk.policy.allow.approvers
+    if as_json:
+        typer.echo(json.dumps({"plan": plan, "by": list(by), "needed": needed}))
+        return
+    typer.echo(f"Approved by {', '.join(by)} ({len(by)} of {needed}).")
+
+
+@client.command(
+    epilog="[bold]Example[/bold]\n\nprivet client refuse sha256:… --policy north/site.toml"
+)
+def refuse(
+    plan: Digest, policy: PolicyFile = _SITE, name: Person = None, as_json: AsJson = False
+) -> None:
+    """Refuse a plan from now on, also one that was approved; HASH is its digest."""
+    from privet.client.desk import full_digest
+
+    _desk(policy).ledger.refuse_plan(full_digest(plan), [name or getpass.getuser()])
+    _done({"plan": plan, "state": "refused"}, "Refused.", as_json)
+
+
+@client.command(epilog="[bold]Example[/bold]\n\nprivet client pause --policy north/site.toml")
+def pause(
+    policy: PolicyFile = _SITE,
+    end: Annotated[bool, typer.Option("--end", help="End the pause.")] = False,
+    name: Person = None,
+    as_json: AsJson = False,
+) -> None:
+    """Reserve nothing until the pause is ended with --end."""
+    ledger = _desk(policy).ledger
+    (ledger.resume if end else ledger.pause)(name or getpass.getuser())
+    state = "open" if end else "paused"
+    _done({"state": state}, f"The site is {state}.", as_json)
+
+
+@client.command(
+    epilog="[bold]Example[/bold]\n\nprivet client withdraw --yes --policy north/site.toml"
+)
+def withdraw(
+    policy: PolicyFile = _SITE,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    name: Person = None,
+    as_json: AsJson = False,
+) -> None:
+    """Spend nothing ever again. This cannot be undone; what was released stays released."""
+    if not yes:
+        typer.confirm("Withdraw this site for good?", abort=True, err=True)
+    _desk(policy).ledger.withdraw(name or getpass.getuser())
+    _done({"state": "withdrawn"}, "The site has withdrawn.", as_json)
+
+
+@client.command(
+    "rotate-key",
+    epilog="[bold]Examples[/bold]\n\nprivet client rotate-key --policy north/site.toml\n\n"
+    "privet client rotate-key --recovery safe/recovery.pem     the ledger key was lost",
+)
+def rotate_key(
+    policy: PolicyFile = _SITE,
+    recovery: Annotated[
+        Path | None, typer.Option(help="The recovery key, where the ledger key is lost.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Replace the ledger key by a new one; the old one signs that."""
+    from privet.client.desk import rotate_key as rotate
+    from privet.privacy.keys import passphrase_from_environment
+
+    fingerprint = rotate(policy, passphrase_from_environment(), recovery=recovery)
+    _done({"ledger": fingerprint}, f"The ledger key is now {fingerprint}", as_json)
+
+
+def _desk(policy: Path) -> Desk:
+    from privet.client.desk import Desk
+    from privet.privacy.keys import passphrase_from_environment
+
+    return Desk.open(policy, passphrase_from_environment())
+
+
+def _passphrase(*, confirm: bool) -> str:
+    from privet.privacy.keys import PASSPHRASE, passphrase_from_environment
+
+    found = passphrase_from_environment()
+    if found is None:
+        try:
+            found = str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm))
+        except typer.Abort:
+            raise InputError(
+                f"a passphrase is needed: set {PASSPHRASE}, or use --plain-keys for a trial"
+            ) from None
+    return found
+
+
+def _done(value: dict[str, Any], text: str, as_json: bool) -> None:
+    typer.echo(json.dumps(value) if as_json else text)
