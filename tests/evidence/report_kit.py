@@ -138,7 +138,7 @@ def verdict(
                     runs=runs,
                     enforced_by="filter" if runs > 1 else "pld",
                     rdp_epsilon=None if epsilon is None else epsilon * 1.1,
-                )  # fmt: skip
+                )
             )
     record = Record(roster, {PLAN: plan()} if plans is None else plans, [b.record for b in books])
     return Verdict(not faults, "pinned" if pinned else "unpinned", faults or [], [], found, record)

@@ -23,10 +23,10 @@ from privet import __version__
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
 from privet.privacy.audit.report import reading, registry, view
-from privet.privacy.audit.report.view import Interval
+from privet.privacy.audit.report.judging import Intervals, intervals
 from privet.privacy.audit.verify import Record, Verdict
 
-__all__ = ["Interval", "write_report"]
+__all__ = ["Intervals", "intervals", "write_report"]
 
 _HERE = Path(__file__).parent
 
@@ -35,7 +35,7 @@ def write_report(
     verdict: Verdict,
     out_dir: Path,
     *,
-    interval: Interval | None = None,
+    interval: Intervals | None = None,
     bundle: Path | None = None,
 ) -> list[Path]:
     """Write ``report.html``, ``report.json`` and ``registry.json``; return their paths.
@@ -45,7 +45,7 @@ def write_report(
     Args:
         verdict: of ``verify(bundle, roster, keep=True)``.
         out_dir: folder for the files, new or empty.
-        interval: lower and upper ε by (site, population), from an independent accountant.
+        interval: of an independent accountant, by (site, population): see :func:`intervals`.
         bundle: the file that was verified; its name and digest are printed.
 
     Raises:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from privet.common.errors import PrivetError
+from privet.privacy import events as ev
 from privet.privacy import honesty
 from privet.privacy.accounting import epsilon
-from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, texts
+from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, read, texts
 from privet.privacy.audit.verify import LogRecord, SiteFinding, Verdict
-from privet.privacy.events import Event
+from privet.privacy.interval import Interval, NoInterval, certified_interval
 from privet.privacy.units import Relation
+
+Intervals = Mapping[tuple[str, str], Interval | NoInterval]
+"""What an independent accountant says of each site's population."""
 
 _BY_PLAN = ("H12", "H13", "H21")
 _BY_SITE = ("H12", "H21")
@@ -153,7 +157,7 @@ def lines(case: Case, verdict: Verdict) -> list[Line]:
 def _points(
     group: Group, finding: SiteFinding, most: int
 ) -> list[tuple[int, str, int, str, float]]:
-    counts: Counter[Event] = Counter()
+    counts: Counter[ev.Event] = Counter()
     points = []
     wanted = {round(i * (len(group.steps) - 1) / most) for i in range(most + 1)}
     for place, (charge, sign) in enumerate(group.steps):
@@ -166,12 +170,31 @@ def _points(
     return points
 
 
-def spent(counts: Counter[Event], group: Group) -> float:
+def spent(counts: Counter[ev.Event], group: Group) -> float:
     """Return the ε of events that happened so often."""
-    from privet.privacy.events import Repeated
-
-    events: Iterable[Event] = [Repeated(event, n) for event, n in counts.items() if n > 0]
+    events: Iterable[ev.Event] = [ev.Repeated(event, n) for event, n in counts.items() if n > 0]
     return epsilon(events, group.delta, Relation(group.relation))
+
+
+def intervals(verdict: Verdict, *, seconds: float = 30.0) -> Intervals:
+    """Ask prv-accountant about each population of a verified bundle.
+
+    Args:
+        verdict: with its record.
+        seconds: most time for each different history.
+    """
+    found: dict[tuple[str, str], Interval | NoInterval] = {}
+    known: dict[object, Interval | NoInterval] = {}
+    if verdict.record is None or not verdict.ok:
+        return found
+    for one in read(verdict.record).groups:
+        counts = ev.group(charge.event for charge in one.charges if charge.counts)
+        asked = (frozenset(counts), one.delta, one.relation)
+        if asked not in known:
+            relation = Relation(one.relation)
+            known[asked] = certified_interval(counts, one.delta, relation, seconds=seconds)
+        found[one.site, one.name] = known[asked]
+    return found
 
 
 def of_run(group: Group, run: str) -> float | None:

@@ -7,6 +7,7 @@ report of a broken bundle must come out, and say that it is broken.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -179,11 +180,12 @@ def texts(value: Any) -> dict[str, str]:
 
 
 def number(value: Any) -> float | None:
-    """Return a number that JSON gives as a number or as a decimal string."""
+    """Return a finite number that JSON gives as a number or as a decimal string, or None."""
     try:
-        return float(value)
+        found = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
+    return found if math.isfinite(found) else None
 
 
 def read(record: Record) -> Case:

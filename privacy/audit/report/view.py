@@ -11,6 +11,7 @@ from privet.privacy.audit.report import drawing, words
 from privet.privacy.audit.report.judging import (
     Claim,
     Held,
+    Intervals,
     claim_of,
     facts,
     held,
@@ -20,12 +21,10 @@ from privet.privacy.audit.report.judging import (
 from privet.privacy.audit.report.reading import Case, Charge, Group, Run
 from privet.privacy.audit.verify import Fault, LogRecord, SiteFinding, Verdict
 
-Interval = Mapping[tuple[str, str], tuple[float, float]]
-"""Lower and upper ε of a site's population, by an accountant of its own."""
 MOST_FAULTS = 200
 
 
-def view(case: Case, verdict: Verdict, interval: Interval) -> dict[str, Any]:
+def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
     """Return everything that the page's template needs."""
     overall = claim_of(case, verdict, case.ledgers)
     blocks = _blocks(case, verdict, interval)
@@ -64,7 +63,7 @@ def view(case: Case, verdict: Verdict, interval: Interval) -> dict[str, Any]:
     }
 
 
-def _blocks(case: Case, verdict: Verdict, interval: Interval) -> list[dict[str, Any]]:
+def _blocks(case: Case, verdict: Verdict, interval: Intervals) -> list[dict[str, Any]]:
     """Return spent and left, one block for each δ, unit and relation."""
     groups = {(group.site, group.name): group for group in case.groups}
     blocks: dict[str, dict[str, Any]] = {}
@@ -92,7 +91,7 @@ def _blocks(case: Case, verdict: Verdict, interval: Interval) -> list[dict[str, 
 
 
 def _spent(
-    finding: SiteFinding, group: Group | None, interval: Interval, *, claimed: bool
+    finding: SiteFinding, group: Group | None, interval: Intervals, *, claimed: bool
 ) -> dict[str, Any]:
     share = None
     if finding.cap:
@@ -290,6 +289,7 @@ def _fault(fault: Fault) -> dict[str, Any]:
 
 def _site(row: Mapping[str, Any], claim: Claim) -> dict[str, Any]:
     finding: SiteFinding = row["finding"]
+    between = row["interval"]
     left = None
     if finding.cap is not None and finding.epsilon is not None:
         left = max(0.0, finding.cap - finding.epsilon)
@@ -304,7 +304,7 @@ def _site(row: Mapping[str, Any], claim: Claim) -> dict[str, Any]:
         "unit": finding.unit,
         "relation": finding.relation,
         "rdp_epsilon": finding.rdp_epsilon,
-        "interval": list(row["interval"]) if row["interval"] else None,
+        "interval": [between.low, between.high] if between else None,
         "enforced_by": finding.enforced_by,
         "claim": claim.word,
         "conditional_on": claim.conditional,

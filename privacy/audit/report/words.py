@@ -145,7 +145,7 @@ def odds(epsilon: float, delta: float) -> dict[str, str]:
         "even": percent(gain / (1 + gain)),
         "rare": percent(gain / (gain + 99)),
         "guess": percent((gain + delta) / (1 + gain)),
-        "times": f"{math.ceil(gain * 10) / 10:.1f}" if gain < 10 else f"{math.ceil(gain):,}",
+        "times": f"{math.ceil(gain * 10 - 1e-9) / 10:.1f}" if gain < 10 else f"{math.ceil(gain):,}",
         "slip": f"1 in {max(1, math.floor(1 / delta + 1e-9)):,}" if delta > 0 else "0",
     }
 
