@@ -338,6 +338,11 @@ def test_one_site_cannot_attest_for_the_others() -> None:
     books = kit.three_sites(attested={"H21": "one county each"})
     books[1].add("policy", policy={"attested": {}})
     assert states(kit.verdict(books))["H21"] == "unknown"
+    books = kit.three_sites(attested={"H21": "one county each"})
+    said = dict(view(case_of(kit.verdict(books)), kit.verdict(books), {})["not_proved"])
+    assert said["That nobody is at two sites"].endswith(
+        "Attested, not proved: each site says: one county each."
+    )
 
 
 def test_a_plan_cannot_attest_what_only_a_ledger_can_show() -> None:
@@ -373,6 +378,8 @@ def test_metrics_are_as_open_as_the_most_open_plan() -> None:
     case = case_of(kit.verdict(books, plans=plans))
     assert facts(case, case.ledgers).metrics == "public"
     assert "H13" in (facts(case, case.ledgers).attested or {})
+    open_ = view(case, kit.verdict(books, plans=plans), {})["not_proved"]
+    assert "Anything about the records of the test split" in dict(open_)
     # H12 is attested by one plan of two only.
     assert "H12" not in (facts(case, case.ledgers).attested or {})
 
@@ -413,6 +420,7 @@ def test_two_runs_on_one_population(tmp_path: Path) -> None:
     )
     assert [run["title"] for run in value["runs"]] == ["Who is readmitted", "A second look"]
     assert "H29" in value["conditional_on"]
+    assert "Anything about the records of the test split" not in page.text
     assert "1.690 to 1.720" in page.text
     assert value["sites"][2]["interval"] == [1.69, 1.72]
     assert "a filter that allows for plans chosen later" in page.text

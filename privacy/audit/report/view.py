@@ -28,6 +28,9 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
     """Return everything that the page's template needs."""
     overall = claim_of(case, verdict, case.ledgers)
     blocks = _blocks(case, verdict, interval)
+    known = facts(case, case.ledgers)
+    rows = honesty.assess(known)
+    overlap = (known.attested or {}).get("H21")
     return {
         "verdict": verdict,
         "verified": verdict.ok,
@@ -47,8 +50,9 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "runs": [_run(case, run) for run in case.runs],
         "refusals": refusals(case),
         "aborted": aborted(case),
-        "rows": honesty.assess(facts(case, case.ledgers)),
-        "states": Counter(row.state for row in honesty.assess(facts(case, case.ledgers))),
+        "rows": rows,
+        "states": Counter(row.state for row in rows),
+        "not_proved": words.not_proved(known.metrics == "public" and bool(case.runs), overlap),
         "claim": overall,
         "claims": [(ledger.site, claim_of(case, verdict, [ledger])) for ledger in case.ledgers],
         "witnesses": [(log, held(case, log)) for log in case.record.logs],
@@ -274,7 +278,7 @@ def as_json(
         },
         "code": content["codes"],
         "programs": content["software"],
-        "not_proved": [title for title, _ in words.NOT_PROVED],
+        "not_proved": [title for title, _ in content["not_proved"]],
     }  # fmt: skip
 
 

@@ -155,6 +155,28 @@ def weak(epsilon: float) -> bool:
     return epsilon > math.log(99)
 
 
+def not_proved(clear: bool, overlap: str | None) -> list[tuple[str, str]]:
+    """Return what is not proved, as pairs of a title and why.
+
+    Args:
+        clear: figures on a test split were shown without noise.
+        overlap: who attests that nobody is at two sites, and why.
+    """
+    found = []
+    for title, why in NOT_PROVED:
+        said = f" Attested, not proved: {overlap}." if overlap and "two sites" in title else ""
+        found.append((title, why + said))
+    if clear:
+        found.append(
+            (
+                "Anything about the records of the test split",
+                "Figures about the model were computed on them and shown in the clear, as if they "
+                "were public.",
+            )
+        )
+    return found
+
+
 def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a plan's parameters in words, as pairs of a name and what it is."""
     privacy, training = dig(plan, "privacy"), dig(plan, "training")
@@ -252,6 +274,10 @@ NOT_PROVED = [
     (
         "That there was no training outside the ledger",
         "Use of the same data by other software, or before the ledger began, is not counted.",
+    ),
+    (
+        "That rounding gives nothing away",
+        "The promise is proved for exact numbers; computers round.",
     ),
     (
         "What can be learnt from time",
