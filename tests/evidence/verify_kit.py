@@ -305,7 +305,9 @@ class Federation:
         }  # fmt: skip
         return self.sites[site].add(kind, **fields)
 
-    def ask(self, run: str, round_: int, purpose: str, plan: dict[str, Any], model: str) -> list[Any]:
+    def ask(
+        self, run: str, round_: int, purpose: str, plan: dict[str, Any], model: str
+    ) -> list[Any]:
         """One order to each site, answered: (site, order, entry) for each."""
         event = train_event(plan) if purpose == "train" else gate_event(plan)
         done = []
