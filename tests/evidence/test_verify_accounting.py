@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from verify_kit import gaussian, gate_event, plan_of, repeated, sampled, train_event
+from verify_kit import gate_event, gaussian, plan_of, repeated, sampled, train_event
 
 from privet.privacy.audit.verify import accounting, events
 from privet.privacy.audit.verify.budget import Budget, Charge, Filter
@@ -74,7 +74,9 @@ def test_replace_one_doubles_the_sensitivity_and_does_not_sample() -> None:
 
 def test_a_mixture_counts_as_its_largest_part_sampled() -> None:
     mixture = Mechanism("mixture", 40.0, (0.0, 1.0, 2.0), (0.5, 0.25, 0.25))
-    assert accounting.rho(mixture, 6, ADD) == accounting.rho(events.gaussian(40.0, 2.0, 0.5), 6, ADD)
+    assert accounting.rho(mixture, 6, ADD) == accounting.rho(
+        events.gaussian(40.0, 2.0, 0.5), 6, ADD
+    )
     value, ceiling, _ = accounting.epsilon([Event(mixture, 3)], 1e-5, ADD)
     assert 0 < value <= ceiling
     assert accounting.epsilon([Event(mixture, 3)], 1e-5, REPLACE)[0] > value
@@ -95,7 +97,9 @@ GOLDEN = [
 
 
 @pytest.mark.parametrize(("charges", "delta", "expected"), GOLDEN)
-def test_golden_values_of_the_distributions(charges: list[Event], delta: float, expected: float) -> None:
+def test_golden_values_of_the_distributions(
+    charges: list[Event], delta: float, expected: float
+) -> None:
     value, ceiling, remark = accounting.epsilon(charges, delta, ADD)
     assert value == pytest.approx(expected, abs=6e-5)
     assert value <= ceiling <= 6 * value
@@ -106,12 +110,16 @@ def test_golden_values_of_the_distributions(charges: list[Event], delta: float, 
     ("charges", "delta", "expected"),
     [(GOLDEN[0], 1e-6, 2.267), (GOLDEN[1], 1e-5, 2.5966), (GOLDEN[3], 1e-5, 15.725)],
 )
-def test_the_ceiling_is_near_the_renyi_accountant(charges: Any, delta: float, expected: float) -> None:
+def test_the_ceiling_is_near_the_renyi_accountant(
+    charges: Any, delta: float, expected: float
+) -> None:
     assert accounting.ceiling(charges[0], delta, ADD) == pytest.approx(expected, rel=0.02)
 
 
 def test_a_gaussian_under_replace_one() -> None:
-    assert accounting.epsilon([step(1.0, 1.0, 1)], 1e-5, REPLACE)[0] == pytest.approx(9.997, abs=1e-3)
+    assert accounting.epsilon([step(1.0, 1.0, 1)], 1e-5, REPLACE)[0] == pytest.approx(
+        9.997, abs=1e-3
+    )
 
 
 def test_what_is_too_large_for_distributions_gets_the_ceiling() -> None:

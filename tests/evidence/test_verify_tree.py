@@ -95,7 +95,9 @@ def test_the_frontier_is_the_definition_at_every_prefix(leaves: list[bytes]) -> 
 
 
 @given(trees, st.data())
-def test_inclusion_holds_for_the_leaf_at_its_place_only(leaves: list[bytes], data: st.DataObject) -> None:
+def test_inclusion_holds_for_the_leaf_at_its_place_only(
+    leaves: list[bytes], data: st.DataObject
+) -> None:
     index = data.draw(st.integers(0, len(leaves) - 1))
     path, root, size = tree_path(index, leaves), tree_root(leaves), len(leaves)
     leaf = leaf_hash(leaves[index])
