@@ -142,7 +142,7 @@ def lines(case: Case, verdict: Verdict) -> list[Line]:
     found = []
     findings = {(f.site, f.population): f for f in verdict.sites}
     groups = [g for g in case.groups if g.charges and (g.site, g.name) in findings]
-    most = max(8, min(60, _MOST_POINTS // max(1, len(groups))))
+    most = max(2, min(60, _MOST_POINTS // max(1, len(groups))))
     for group in groups:
         finding = findings[group.site, group.name]
         if finding.epsilon is None or finding.epsilon > _LARGEST_EPSILON:

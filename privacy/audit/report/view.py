@@ -28,6 +28,7 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
     """Return everything that the page's template needs."""
     overall = claim_of(case, verdict, case.ledgers)
     blocks = _blocks(case, verdict, interval)
+    refused = refusals(case)
     known = facts(case, case.ledgers)
     rows = honesty.assess(known)
     overlap = (known.attested or {}).get("H21")
@@ -47,8 +48,8 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "intervals": bool(interval),
         "holders": _holders(verdict),
         "pictures": _pictures(case, verdict) if verdict.ok else [],
-        "runs": [_run(case, run) for run in case.runs],
-        "refusals": refusals(case),
+        "runs": [_run(case, run, refused) for run in case.runs],
+        "refusals": refused,
         "aborted": aborted(case),
         "rows": rows,
         "states": Counter(row.state for row in rows),
@@ -134,7 +135,7 @@ def _pictures(case: Case, verdict: Verdict) -> list[tuple[str, drawing.Picture]]
     ]
 
 
-def _run(case: Case, run: Run) -> dict[str, Any]:
+def _run(case: Case, run: Run, refused: list[dict[str, Any]]) -> dict[str, Any]:
     charges = [c for ledger in case.ledgers for c in ledger.charges if c.run == run.name]
     costs: list[tuple[float, str]] = []
     private = True
@@ -153,7 +154,7 @@ def _run(case: Case, run: Run) -> dict[str, Any]:
         "measured": sum(charge.purpose == "evaluate" for charge in released),
         "kept": sum(charge.state in ("kept", "open") for charge in charges),
         "returned": sum(charge.state == "returned" for charge in charges),
-        "refused": sum(row["count"] for row in refusals(case) if row["run"] == run.name),
+        "refused": sum(row["count"] for row in refused if row["run"] == run.name),
         "cost": max(costs)[1] if costs and private else "no guarantee" if charges else "nothing",
     }
 
