@@ -237,7 +237,10 @@ class Log(Generic[BookT]):
         """
         seen = Checkpoint.parse(text)
         self.refresh()
-        signed = any(seen.is_signed_by(Key(self.origin, public)) for _, public in self._keys)
+        # The same head comes with every order of a round.
+        signed = text == self._known_head or any(
+            seen.is_signed_by(Key(self.origin, public)) for _, public in self._keys
+        )
         if seen.origin != self.origin or not signed:
             raise NoteError("the head that was shown is not one of this log")
         if seen.size > len(self._tree) or self._tree.root(seen.size) != seen.root:
@@ -247,6 +250,9 @@ class Log(Generic[BookT]):
                 "backup? Nothing may be spent. Restore the newer file; if it is lost, the "
                 "population's budget is to be counted as spent"
             )
+        if text == self._known_head:
+            return seen
+        self._known_head = text
         kept = self.cosigned()
         if kept is None or (seen.size, len(seen.lines)) > (kept.size, len(kept.lines)):
             with self.store.transaction():
