@@ -153,6 +153,10 @@ class Log(Generic[BookT]):
         """The key the log began with, which a roster names."""
         return Key(self.origin, self._keys[0][1])
 
+    @property
+    def _own_keys(self) -> list[Key]:
+        return [Key(self.origin, public) for _, public in self._keys]
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the right to write, with everything taken in that other processes wrote.
@@ -228,8 +232,12 @@ class Log(Generic[BookT]):
         """Return the offline proof (tlog-proof) that entry ``number`` is under ``checkpoint``."""
         return proof_text(number, self._tree.inclusion(number, checkpoint.size), checkpoint)
 
-    def require_extends(self, text: str) -> Checkpoint:
+    def require_extends(self, text: str, witnesses: Iterable[Key] = ()) -> Checkpoint:
         """Check that this log extends a head it signed before, and keep that head.
+
+        Args:
+            text: the head.
+            witnesses: whose cosignatures on it are kept. What others wrote on it is not.
 
         Raises:
             RolledBack: if it does not: the file is older than what it signed.
@@ -237,9 +245,10 @@ class Log(Generic[BookT]):
         """
         seen = Checkpoint.parse(text)
         self.refresh()
-        signed = any(seen.is_signed_by(Key(self.origin, public)) for _, public in self._keys)
-        if seen.origin != self.origin or not signed:
+        by = next((key for key in self._own_keys if seen.is_signed_by(key)), None)
+        if seen.origin != self.origin or by is None:
             raise NoteError("the head that was shown is not one of this log")
+        seen = seen.trimmed(by, witnesses)
         if seen.size > len(self._tree) or self._tree.root(seen.size) != seen.root:
             raise RolledBack(
                 f"{self.store.path}: has {len(self._tree)} entries and does not extend the head of "
@@ -250,8 +259,8 @@ class Log(Generic[BookT]):
         kept = self.cosigned()
         if kept is None or (seen.size, len(seen.lines)) > (kept.size, len(kept.lines)):
             with self.store.transaction():
-                self.store.put(_COSIGNED, text)
-                self.store.file(CHECKPOINT, f"{seen.size:012d}", text)
+                self.store.put(_COSIGNED, seen.text)
+                self.store.file(CHECKPOINT, f"{seen.size:012d}", seen.text)
         return seen
 
     def cosigned(self) -> Checkpoint | None:
