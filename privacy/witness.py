@@ -152,7 +152,7 @@ class Witness:
             try:
                 stored = json.loads(self._path.read_text())
                 self._seen = {str(origin): _seen(value) for origin, value in stored.items()}
-            except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            except (OSError, ValueError, TypeError, KeyError, NoteError, AttributeError) as error:
                 raise LedgerError(
                     f"{self._path}: what this witness saw cannot be read ({error}); restore it, or "
                     "remove it if you accept that earlier heads are forgotten"
