@@ -173,7 +173,7 @@ class Site:
         """Refuse everything where this site's own log was longer before (H31)."""
         try:
             if head:
-                self.ledger.log.require_extends(head)
+                self.ledger.log.require_extends(head, self._roster.witnesses.values())
         except (RolledBack, NoteError) as error:
             raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
 

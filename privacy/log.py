@@ -153,6 +153,10 @@ class Log(Generic[BookT]):
         """The key the log began with, which a roster names."""
         return Key(self.origin, self._keys[0][1])
 
+    @property
+    def _own_keys(self) -> list[Key]:
+        return [Key(self.origin, public) for _, public in self._keys]
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """Hold the right to write, with everything taken in that other processes wrote.
@@ -228,21 +232,21 @@ class Log(Generic[BookT]):
         """Return the offline proof (tlog-proof) that entry ``number`` is under ``checkpoint``."""
         return proof_text(number, self._tree.inclusion(number, checkpoint.size), checkpoint)
 
-    def require_extends(self, text: str) -> Checkpoint:
+    def require_extends(self, text: str, witnesses: Iterable[Key] = ()) -> Checkpoint:
         """Check that this log extends a head it signed before, and keep that head.
+
+        Args:
+            text: the head.
+            witnesses: whose cosignatures on it are kept. What others wrote on it is not.
 
         Raises:
             RolledBack: if it does not: the file is older than what it signed.
             NoteError: if the note is not a head of this log.
         """
-        seen = Checkpoint.parse(text)
         self.refresh()
-        # The same head comes with every order of a round.
-        signed = text == self._known_head or any(
-            seen.is_signed_by(Key(self.origin, public)) for _, public in self._keys
-        )
-        if seen.origin != self.origin or not signed:
-            raise NoteError("the head that was shown is not one of this log")
+        # The same head comes with every order of a round: its signatures are checked once.
+        known = self._shown.get(text)
+        seen = known or self._own_head(text, witnesses)
         if seen.size > len(self._tree) or self._tree.root(seen.size) != seen.root:
             raise RolledBack(
                 f"{self.store.path}: has {len(self._tree)} entries and does not extend the head of "
@@ -250,15 +254,23 @@ class Log(Generic[BookT]):
                 "backup? Nothing may be spent. Restore the newer file; if it is lost, the "
                 "population's budget is to be counted as spent"
             )
-        if text == self._known_head:
+        if known is not None:
             return seen
-        self._known_head = text
+        self._shown = {text: seen}
         kept = self.cosigned()
         if kept is None or (seen.size, len(seen.lines)) > (kept.size, len(kept.lines)):
             with self.store.transaction():
-                self.store.put(_COSIGNED, text)
-                self.store.file(CHECKPOINT, f"{seen.size:012d}", text)
+                self.store.put(_COSIGNED, seen.text)
+                self.store.file(CHECKPOINT, f"{seen.size:012d}", seen.text)
         return seen
+
+    def _own_head(self, text: str, witnesses: Iterable[Key]) -> Checkpoint:
+        """Read a head of this log, with the signatures that count and no others."""
+        seen = Checkpoint.parse(text)
+        by = next((key for key in self._own_keys if seen.is_signed_by(key)), None)
+        if seen.origin != self.origin or by is None:
+            raise NoteError("the head that was shown is not one of this log")
+        return seen.trimmed(by, witnesses)
 
     def cosigned(self) -> Checkpoint | None:
         """Return the newest head that witnesses sent back, or None."""

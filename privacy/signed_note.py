@@ -185,6 +185,25 @@ class Checkpoint:
         """Return this checkpoint with the log's own signature only."""
         return type(self)(self.origin, self.size, self.root, self.lines[:1])
 
+    def trimmed(self, log: Key, witnesses: Iterable[Key] = ()) -> Self:
+        """Return this checkpoint with the signatures of these keys alone.
+
+        Whatever else stands on it was written by nobody who counts.
+
+        Raises:
+            NoteError: if ``log`` did not sign it.
+        """
+        own = [s for s in self.lines if s.is_by(log) and log.verifies(s.signature, self.body)]
+        if not own:
+            raise NoteError(f"the checkpoint of '{self.origin}' is not signed by its log")
+        bare = type(self)(self.origin, self.size, self.root, (own[0],))
+        known = {(key.name, key.id): key for key in witnesses}
+        return bare.with_cosignatures(
+            line
+            for line in self.lines
+            if (line.name, line.id) in known and self._checks(line, known[line.name, line.id])
+        )
+
     def with_cosignatures(self, lines: Iterable[Line]) -> Self:
         """Return this checkpoint with more lines, each name and id once, in order of name."""
         known = {(line.name, line.id): line for line in self.lines[1:]}

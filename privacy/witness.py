@@ -7,11 +7,14 @@ or rolled back is noticed also after a restart (c2sp.org/tlog-witness, without H
 
 from __future__ import annotations
 
+import fcntl
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import EvidenceFault, LedgerError, NoteError
@@ -48,12 +51,36 @@ def extend(shown: Evidence, first: Key, seen: Seen | None) -> tuple[Checkpoint, 
         raise EvidenceFault(f"{name}: its head cannot be read: {error}") from error
     if head.origin != name:
         raise EvidenceFault(f"{name}: the head shown is of another log, '{head.origin}'")
-    key = _key_in_force(shown, head, first)
-    if not head.is_signed_by(Key(name, key)):
-        raise EvidenceFault(f"{name}: its head is not signed by the key in force")
+    keys = _keys(shown, head, first)
+    try:
+        head = head.trimmed(Key(name, keys[-1]))
+    except NoteError as error:
+        raise EvidenceFault(f"{name}: its head is not signed by the key in force") from error
     if seen is not None:
         _require_growth(name, shown, head, seen)
-    return head, Seen(head.size, head.root.hex(), shown.note)
+        if not is_signed_by_one(Checkpoint.parse(seen.note), keys):
+            # The old key, which may be stolen, signs nothing after it was replaced.
+            raise EvidenceFault(
+                f"{name}: it leaves out a rotation of its key that was witnessed before"
+            )
+    return head, Seen(head.size, head.root.hex(), head.text)
+
+
+def keys_of(shown: Evidence, first: Key) -> list[bytes]:
+    """Return the keys that a log had in turn, as it shows them, the first one first.
+
+    Raises:
+        EvidenceFault: if one was not handed over by the one before it.
+    """
+    try:
+        return _keys(shown, Checkpoint.parse(shown.note), first)
+    except NoteError as error:
+        raise EvidenceFault(f"{first.name}: its head cannot be read: {error}") from error
+
+
+def is_signed_by_one(head: Checkpoint, keys: Iterable[bytes]) -> bool:
+    """Whether one of a log's ``keys`` signed its ``head``."""
+    return any(head.is_signed_by(Key(head.origin, key)) for key in keys)
 
 
 def _require_growth(name: str, shown: Evidence, head: Checkpoint, seen: Seen) -> None:
@@ -70,28 +97,32 @@ def _require_growth(name: str, shown: Evidence, head: Checkpoint, seen: Seen) ->
         )
 
 
-def _key_in_force(shown: Evidence, head: Checkpoint, first: Key) -> bytes:
+def _keys(shown: Evidence, head: Checkpoint, first: Key) -> list[bytes]:
     """Follow the key rotations from the roster's key, each signed by the key before it."""
-    key, recovery = first.public, b""
+    keys, recovery = [first.public], b""
     for sequence, leaf, path in sorted(shown.rotations):
         if root_from_inclusion(leaf, sequence, head.size, path) != head.root:
             raise EvidenceFault(f"{first.name}: entry {sequence} is not in the log it shows")
         try:
             entry = Entry.read(leaf)
+            if entry.kind != ("key-rotated" if sequence else "genesis"):
+                raise LedgerError(f"it is '{entry.kind}'")
             new = Key.parse(str(entry.predicate["key"])).public
-            if entry.kind == "genesis":
-                Entry.read(leaf, (key,))
+            if not sequence:
+                Entry.read(leaf, (keys[-1],))
                 other = entry.predicate["recovery"]
-                recovery = Key.parse(other).public if other else b""
+                recovery = Key.parse(str(other)).public if other else b""
                 continue
-            by = recovery if entry.predicate["why"] == "recovery" and recovery else key
-            Entry.read(leaf, (by, new))
-        except (LedgerError, NoteError, KeyError, AttributeError) as error:
+            lost = entry.predicate["why"] == "recovery"
+            if (lost and not recovery) or new in keys:
+                raise LedgerError("no recovery key was named, or the key was in force before")
+            Entry.read(leaf, (recovery if lost else keys[-1], new))
+        except (LedgerError, NoteError, KeyError) as error:
             raise EvidenceFault(
                 f"{first.name}: entry {sequence} does not hand the key over: {error}"
             ) from error
-        key = new
-    return key
+        keys.append(new)
+    return keys
 
 
 class Witness:
@@ -108,20 +139,33 @@ class Witness:
         self._signer = signer
         self.key = Key(key_name("witness", owner, signer.public), signer.public, COSIGN)
         self._seen: dict[str, Seen] = {}
-        if path.exists():
-            try:
-                stored = json.loads(path.read_text())
-                self._seen = {origin: Seen(**value) for origin, value in stored.items()}
-            except (OSError, ValueError, TypeError) as error:
-                raise LedgerError(
-                    f"{path}: what this witness saw cannot be read ({error}); restore it, or "
-                    "remove it if you accept that earlier heads are forgotten"
-                ) from error
+        self._read()
 
     @property
     def seen(self) -> dict[str, Seen]:
-        """What was seen of each log, by origin."""
+        """What was seen of each log, by origin, also by other processes of its owner."""
+        return self._read()
+
+    def _read(self) -> dict[str, Seen]:
+        """Return what is on disk; what this process saw, if the file was removed meanwhile."""
+        if self._path.exists():
+            try:
+                stored = json.loads(self._path.read_text())
+                self._seen = {str(origin): _seen(value) for origin, value in stored.items()}
+            except (OSError, ValueError, TypeError, KeyError, NoteError, AttributeError) as error:
+                raise LedgerError(
+                    f"{self._path}: what this witness saw cannot be read ({error}); restore it, or "
+                    "remove it if you accept that earlier heads are forgotten"
+                ) from error
         return dict(self._seen)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes of this witness from cosigning at the same time."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_suffix(".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def cosign(
         self, shown: Mapping[str, Evidence], keys: Mapping[str, Key]
@@ -135,6 +179,12 @@ class Witness:
         Returns:
             Cosignature lines by origin, and what is wrong with the others.
         """
+        with self._alone():
+            return self._cosign(shown, keys, self._read())
+
+    def _cosign(
+        self, shown: Mapping[str, Evidence], keys: Mapping[str, Key], known: dict[str, Seen]
+    ) -> tuple[dict[str, Line], dict[str, str]]:
         lines: dict[str, Line] = {}
         faults: dict[str, str] = {}
         news: dict[str, Seen] = {}
@@ -144,15 +194,24 @@ class Witness:
                 faults[origin] = f"{origin}: not a log that this witness watches"
                 continue
             try:
-                head, seen = extend(evidence, keys[origin], self._seen.get(origin))
+                head, seen = extend(evidence, keys[origin], known.get(origin))
             except EvidenceFault as fault:
                 faults[origin] = str(fault)
                 continue
             news[origin] = seen
             lines[origin] = head.cosignature(self.key, self._signer, moment)
-        if any(self._seen.get(origin) != seen for origin, seen in news.items()):
+        if any(known.get(origin) != seen for origin, seen in news.items()):
             # Remembered durably before a signature leaves.
-            self._seen |= news
-            stored = {origin: asdict(seen) for origin, seen in sorted(self._seen.items())}
+            stored = {origin: asdict(seen) for origin, seen in sorted((known | news).items())}
             write_atomic(self._path, json.dumps(stored).encode())
+            self._seen = known | news
         return lines, faults
+
+
+def _seen(value: dict[str, Any]) -> Seen:
+    """Read one head from a witness's file, and check it against its own note."""
+    seen = Seen(int(value["size"]), str(value["root"]), str(value["note"]))
+    head = Checkpoint.parse(seen.note)
+    if (head.size, head.root.hex()) != (seen.size, seen.root):
+        raise ValueError("a head is not the one of its note")
+    return seen

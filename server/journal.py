@@ -16,7 +16,7 @@ from typing import Any
 
 from privet import __version__
 from privet.common.canonical import digest
-from privet.common.errors import LedgerError
+from privet.common.errors import LedgerError, RunError
 from privet.common.order import ORDER_TYPE, Order
 from privet.privacy.log import CHECKPOINT, Log
 from privet.privacy.signed_note import Key, Signer, fingerprint, key_name
@@ -112,8 +112,17 @@ class Journal:
         )
 
     def open_run(self, run: str, plan: str, model: str, sites: Iterable[str]) -> None:
-        """Note that a run begins; nothing if it began before."""
+        """Note that a run begins; nothing if it began before.
+
+        Raises:
+            RunError: if it ended before: nothing that it does now would be noted.
+        """
         with self.log.writing():
+            if run in self.log.book.closed:
+                raise RunError(
+                    f"run '{run}' has ended, and the journal says so; begin another one, with a "
+                    "name and a folder for snapshots of its own"
+                )
             if run not in self.log.book.last:
                 self.log.append(
                     "run-opened", "plan", plan, run=run, plan=plan, model=model, sites=list(sites)

@@ -13,7 +13,9 @@ every log. A history that was rewritten stops the run.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +24,9 @@ from privet.common.order import Order, Status
 from privet.privacy.log import Evidence
 from privet.privacy.merkle import root_from_inclusion
 from privet.privacy.roster import Roster
-from privet.privacy.signed_note import Checkpoint, Line, parse_line, proof_text
+from privet.privacy.signed_note import Checkpoint, Key, Line, parse_line, proof_text
 from privet.privacy.statement import Entry
-from privet.privacy.witness import Witness
+from privet.privacy.witness import Witness, keys_of
 from privet.server.journal import CHECKPOINT, RECEIPT, Journal, order_paper
 
 Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
@@ -69,8 +71,12 @@ class Recorder:
         self._witness = witness
         self._roster = roster
         self._origins = {site.name: site.ledger.name for site in roster.sites}
+        chief = roster.coordinator
+        self._own_eyes = {site.ledger.name: site.witness.name for site in roster.sites}
+        self._own_eyes[chief.journal.name] = chief.witness.name
+        self._keys = {origin: [key.public] for origin, key in roster.logs.items()}
         self._heads: dict[str, Checkpoint] = {}
-        self._sizes: dict[str, set[int]] = {}
+        self._sizes: dict[str, dict[str, _Sizes]] = {}
         self._round = _Round()
 
     def begin(self, run: str, plan: str, model: str, sites: list[str], show: Show) -> None:
@@ -84,6 +90,7 @@ class Recorder:
             self._know(Checkpoint.parse(text))
         for seen in self._witness.seen.values():
             self._know(Checkpoint.parse(seen.note))
+        self._note_own()
         self._learn(show({site: self._question(site) for site in sites}))
         answers = show({site: self._question(site) for site in sites})
         self._require_present(answers)
@@ -144,22 +151,24 @@ class Recorder:
             self._learn(show({site: self._question(site) for site in missing}))
         own = self.journal.log.origin
         shown = dict(self._round.shown)
-        shown[own] = self.journal.log.evidence(self._sizes.get(own, ()))
+        shown[own] = self.journal.log.evidence(self._since(own))
         lines, faults = self._witness.cosign(shown, self._roster.logs)
+        self._note_own()
         said = {f"the coordinator: {fault}" for fault in faults.values()}
-        gathered: dict[str, list[Line]] = {origin: [line] for origin, line in lines.items()}
+        gathered = {origin: [lines[origin]] if origin in lines else [] for origin in shown}
         gathered[own] = []
         questions = {
             site: self._question(site, {k: v for k, v in shown.items() if k != self._origins[site]})
             for site in sites
         }
+        self._note_shown(sites, {origin: shown[origin] for origin in lines})
         for site, answer in show(questions).items():
-            said |= {f"site '{site}': {fault}" for fault in dict(answer.get("faults", {})).values()}
-            for origin, text in dict(answer.get("lines", {})).items():
-                line = self._line(shown, str(origin), str(text))
+            said |= {f"site '{site}': {_plain(what)}" for what in _part(answer, "faults").values()}
+            for origin, text in _part(answer, "lines").items():
+                line = self._line(shown, origin, str(text))
                 if line is not None:
-                    gathered.setdefault(origin, []).append(line)
-            self._note_seen(answer)
+                    gathered[origin].append(line)
+            self._note_seen(site, answer)
         if said:
             raise EvidenceFault(
                 "the history of a log does not hold; the run stops, nothing more is joined:\n  "
@@ -243,10 +252,9 @@ class Recorder:
         show({site: self._question(site) for site in sites})
 
     def _question(self, site: str, shown: Mapping[str, Evidence] | None = None) -> dict[str, Any]:
-        sizes = self._sizes.get(self._origins[site], set())
         return {
             "head": self.head(site),
-            "since": sorted(sizes),
+            "since": self._since(self._origins[site]),
             "slots": self._round.slots.get(site, []),
             "shown": {origin: evidence.to_json() for origin, evidence in (shown or {}).items()},
         }
@@ -262,44 +270,77 @@ class Recorder:
 
     def _learn(self, answers: Mapping[str, dict[str, Any]]) -> None:
         for site, answer in answers.items():
-            self._note_seen(answer)
             if "evidence" in answer:
-                try:
-                    self._round.shown[self._origins[site]] = Evidence.from_json(answer["evidence"])
-                except NoteError:
-                    continue
+                origin = self._origins[site]
+                # What is wrong with it is said by those who witness it.
+                with suppress(NoteError, EvidenceFault):
+                    evidence = Evidence.from_json(answer["evidence"])
+                    self._round.shown[origin] = evidence
+                    self._keys[origin] = keys_of(evidence, self._roster.logs[origin])
+        for site, answer in answers.items():
+            self._note_seen(site, answer)
 
-    def _note_seen(self, answer: Mapping[str, Any]) -> None:
-        """Take in what a site's witness remembers of the others' logs."""
-        for seen in dict(answer.get("seen", {})).values():
+    def _note_seen(self, site: str, answer: Mapping[str, Any]) -> None:
+        """Take in what a site's witness remembers of the others' logs.
+
+        Raises:
+            EvidenceFault: if it shows a head that the log, by what it shows, never signed.
+        """
+        for seen in _part(answer, "seen").values():
             try:
                 head = Checkpoint.parse(str(seen["note"]))
             except (NoteError, KeyError, TypeError):
                 continue
-            first = self._roster.logs.get(head.origin)
-            if first is not None:
-                self._know(head)
+            keys = [Key(head.origin, key) for key in self._keys.get(head.origin, ())]
+            by = next((key for key in keys if head.is_signed_by(key)), None)
+            if by is not None:
+                self._know(head.trimmed(by))
+                self._sizes_of(head.origin, site).saw(head.size)
+            elif head.origin in self._round.shown:
+                raise EvidenceFault(
+                    f"{head.origin}: site '{site}' remembers a head of {head.size} entries, signed "
+                    "by no key that this log shows; one of the two does not tell the truth: a "
+                    "restored backup, or a head that was made up"
+                )
+
+    def _note_own(self) -> None:
+        for origin, seen in self._witness.seen.items():
+            self._sizes_of(origin, "").saw(seen.size)
+
+    def _note_shown(self, sites: Iterable[str], shown: Mapping[str, Evidence]) -> None:
+        """Remember what witnesses may have seen by now, whether their answers come or not."""
+        for origin, evidence in shown.items():
+            size = Checkpoint.parse(evidence.note).size
+            for site in sites:
+                self._sizes_of(origin, site).may_have_seen(size)
+
+    def _sizes_of(self, origin: str, witness: str) -> _Sizes:
+        return self._sizes.setdefault(origin, {}).setdefault(witness, _Sizes())
+
+    def _since(self, origin: str) -> list[int]:
+        """Return the sizes from which some witness needs a proof."""
+        return sorted({n for one in self._sizes.get(origin, {}).values() for n in one.all})
 
     def _know(self, head: Checkpoint) -> None:
-        self._sizes.setdefault(head.origin, set()).add(head.size)
-        # Old sizes are of no use once everybody is past them.
-        self._sizes[head.origin] = set(sorted(self._sizes[head.origin])[-_KEPT_SIZES:])
         known = self._heads.get(head.origin)
         if known is None or (head.size, len(head.lines)) > (known.size, len(known.lines)):
             self._heads[head.origin] = head
 
     def _line(self, shown: Mapping[str, Evidence], origin: str, text: str) -> Line | None:
-        """Return a cosignature that a witness of the roster made over what was shown."""
+        """Return a cosignature over what was shown, by a witness other than the log's own."""
         try:
             line = parse_line(text)
             head = Checkpoint.parse(shown[origin].note).with_cosignatures([line])
         except (NoteError, KeyError):
             return None
         key = self._roster.witnesses.get(line.name)
+        if line.name == self._own_eyes.get(origin):
+            return None
         return line if key is not None and head.is_cosigned_by(key) else None
 
     def _cosigned(self, origin: str, shown: Evidence, lines: list[Line]) -> dict[str, Any]:
-        head = Checkpoint.parse(shown.note).with_cosignatures(lines)
+        log = Key(origin, self._keys[origin][-1])
+        head = Checkpoint.parse(shown.note).trimmed(log).with_cosignatures(lines)
         cosigners = sorted({line.name for line in head.lines[1:]})
         if len(cosigners) < self._roster.quorum:
             raise EvidenceFault(
@@ -320,7 +361,38 @@ class Recorder:
         return proof_text(receipt.entry, path, self._heads[receipt.origin])
 
 
+@dataclass
+class _Sizes:
+    """Up to which sizes a witness may know a log: the last it told, and those shown since."""
+
+    told: int = 0
+    shown: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT_SIZES))
+
+    @property
+    def all(self) -> set[int]:
+        return {self.told, *self.shown} - {0}
+
+    def saw(self, size: int) -> None:
+        self.told = size
+        self.shown.clear()
+
+    def may_have_seen(self, size: int) -> None:
+        self.shown.append(size)
+
+
 _KEPT_SIZES = 64
+"""Of the heads that were shown to a witness that does not answer."""
+
+
+def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a site's answer; empty where it is malformed."""
+    part = answer.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _plain(what: object) -> str:
+    """Return what a site says of others, without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else " " for sign in str(what))[:500]
 
 
 def _receipt(

@@ -35,7 +35,7 @@ from privet.privacy.store import Store
 PREAMBLE = f"""
 import os, signal, sys
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from ledger_kit import *
 from privet.common.errors import BudgetExceeded, LedgerError
 folder = Path(sys.argv[1])
