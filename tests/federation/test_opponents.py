@@ -1,0 +1,70 @@
+"""Those who want evidence to look false, or a run to stop: each is met by the real parties."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+from flwr.app import Message
+
+from privet.common.errors import RunError
+from privet.common.order import Order, Status
+from privet.common.release import Arrays
+from privet.privacy.audit.bundle import write_bundle
+from privet.privacy.audit.verify import verify
+from privet.simulations.grid import InProcessGrid
+
+Make = Callable[..., Any]
+Orders = Callable[..., Order]
+Start = Callable[[Any], Arrays]
+Faults = list[tuple[str | None, str, str]]
+UNKNOWN = "sha256:" + "7" * 64
+
+
+def faults(fed: Any, *names: str) -> Faults:
+    """What a verifier says of the run, or of the ledgers of these sites alone."""
+    out = fed.folder / f"{len(list(fed.folder.glob('*.bundle')))}.bundle"
+    write_bundle([fed.home(name) for name in names] or [fed.folder], out)
+    found = verify(out, fed.folder / "roster-fingerprints.json").faults
+    return [(fault.site, fault.rule, fault.message) for fault in found]
+
+
+def between(fed: Any, act: Callable[[int, str, list[Message]], None]) -> InProcessGrid:
+    """A grid that calls ``act`` before each message: how many of its type went, and its type."""
+    count: dict[str, int] = {}
+
+    class Grid(InProcessGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            messages = list(messages)
+            kind = messages[0].metadata.message_type
+            count[kind] = count.get(kind, 0) + 1
+            act(count[kind], kind, messages)
+            return super().send_and_receive(messages, timeout=timeout)
+
+    return fed.grid(Grid)
+
+
+# a coordinator that wants a site's ledger to look false
+
+
+@pytest.mark.parametrize("run", ["tiny-run", "another"])
+def test_a_refused_order_for_a_plan_that_nobody_has_spoils_no_ledger(
+    federation: Make, order_for: Orders, start: Start, run: str
+) -> None:
+    fed = federation()
+    fed.run()
+    model = start(fed.plan)
+    order = order_for(fed, "North", model, run=run, plan=UNKNOWN, attempt=2)
+    assert fed.sites[0].answer(order, model).status is Status.REFUSED_PLAN
+    assert fed.entries("North")[-1].kind == "refused"
+    assert faults(fed, "North", "East", "South") == []
+
+
+def test_a_plan_that_an_operator_decides_on_may_never_come(federation: Make) -> None:
+    fed = federation()
+    fed.ledger("North").refuse_plan(UNKNOWN, ["Ada"])
+    fed.ledger("East").approve(UNKNOWN, ["Ada"], "manual")
+    assert faults(fed, "North", "East", "South") == []
