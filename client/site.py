@@ -35,6 +35,7 @@ from privet.privacy.dpsgd import NoisedUpdate, PlainUpdate
 from privet.privacy.ledger import Request, Reservation
 from privet.privacy.log import Evidence
 from privet.privacy.noise import Stream
+from privet.privacy.program import has_gate_release
 from privet.privacy.roster import Roster
 from privet.privacy.signed_note import Key
 from privet.privacy.witness import Witness
@@ -200,8 +201,10 @@ class Site:
             raise Refusal(Status.REFUSED_PLAN, "not the plan that this site approved")
         if order.round > self.plan.training.rounds:
             raise Refusal(Status.REFUSED_PLAN, f"the plan has {self.plan.training.rounds} rounds")
-        if order.purpose == "evaluate" and self.plan.metrics.source != "gate":
-            raise Refusal(Status.REFUSED_PLAN, "the plan has no metrics from the gate")
+        if order.purpose == "evaluate" and not has_gate_release(self.plan, order.round):
+            raise Refusal(
+                Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
+            )
         try:
             self._trainer.self_test()
         except SelfTestFailed as error:

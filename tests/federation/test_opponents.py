@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from privet.common.errors import RunError
 from privet.common.order import Order, Status
 from privet.common.release import Arrays
 from privet.privacy.audit.bundle import write_bundle
@@ -67,4 +66,15 @@ def test_a_plan_that_an_operator_decides_on_may_never_come(federation: Make) -> 
     fed = federation()
     fed.ledger("North").refuse_plan(UNKNOWN, ["Ada"])
     fed.ledger("East").approve(UNKNOWN, ["Ada"], "manual")
+    assert faults(fed, "North", "East", "South") == []
+
+
+def test_an_evaluation_that_the_plan_does_not_have_is_refused(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    fed = federation(metrics={"source": "gate", "every": 2}, training={"rounds": 3})
+    model, site = start(fed.plan), fed.sites[0]
+    for number, said in ((1, "refused-plan"), (2, "released"), (3, "released")):
+        order = order_for(fed, "North", model, purpose="evaluate", round=number)
+        assert site.answer(order, model).status == said
     assert faults(fed, "North", "East", "South") == []
