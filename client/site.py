@@ -129,8 +129,7 @@ class Site:
             reservation = self._reserve(order, event)
         except Refusal as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
-            self._note_refusal(order, no.status)
-            return Answer(no.status)
+            return Answer(self._noted(order, no.status))
         except Exception as error:
             self._log.exception("%s: failed before data was opened: %r", order.slot, error)
             return Answer(Status.FAILED)
@@ -184,16 +183,22 @@ class Site:
         own = self.ledger.log.origin
         return {origin: key for origin, key in self._roster.logs.items() if origin != own}
 
-    def _note_refusal(self, order: Order, status: Status) -> None:
-        """Refusals are entries, but for orders to others or that nobody entitled has signed."""
+    def _noted(self, order: Order, status: Status) -> Status:
+        """Note a refusal; return the status that is answered.
+
+        Refusals are entries, but for orders to others or that nobody entitled has signed. What
+        has no entry, because the site has withdrawn, its disk is full, or the order was
+        reserved before, is answered ``failed``: else the ledger would gainsay the answer.
+        """
         if status in (Status.REFUSED_SIGNATURE, Status.REFUSED_ROLLBACK):
-            return
+            return status
         if order.site != self.name:
-            return
+            return status
         try:
-            self.ledger.refuse(order, str(status))
+            return status if self.ledger.refuse(order, str(status)) else Status.FAILED
         except PrivetError as error:
             self._log.error("%s: the refusal could not be noted: %s", order.slot, error)
+            return Status.FAILED
 
     def _admit(self, order: Order, model: Arrays) -> ev.Event:
         """Check everything that can be checked without data; return what it will cost."""

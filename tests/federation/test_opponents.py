@@ -78,3 +78,33 @@ def test_an_evaluation_that_the_plan_does_not_have_is_refused(
         order = order_for(fed, "North", model, purpose="evaluate", round=number)
         assert site.answer(order, model).status == said
     assert faults(fed, "North", "East", "South") == []
+
+
+# what goes wrong among honest parties, and is not to look like a lie
+
+
+def test_a_site_that_withdraws_while_a_run_goes_on(federation: Make) -> None:
+    fed = federation()
+
+    def act(number: int, kind: str, messages: list[Message]) -> None:
+        if (number, kind) == (2, "train"):
+            fed.ledger("South").withdraw("Ada")
+
+    fed.run(between(fed, act))
+    assert faults(fed) == []
+
+
+def test_a_repeated_order_that_cannot_be_answered_again(federation: Make) -> None:
+    """The coordinator dies with the replies in hand, and a site loses its outbox."""
+    fed = federation()
+
+    def act(number: int, kind: str, messages: list[Message]) -> None:
+        if kind == "train":
+            list(fed.grid().send_and_receive(messages))
+            raise ConnectionError("the coordinator died")
+
+    with pytest.raises(ConnectionError):
+        fed.run(between(fed, act))
+    fed.sites[2].outbox.remove("tiny-run/train/1/1")
+    fed.run()
+    assert faults(fed) == []
