@@ -1,5 +1,8 @@
 """The honesty list: 32 ways in which an ε becomes false, and what holds in a given run.
 
+What differs from run to run is in :class:`Facts`: the self-tests, the plan, what somebody
+attests, and whether a real site's ledger, witnessed by others, stands behind the figures.
+
 States: ``enforced`` (the code makes it impossible), ``tested`` (at run start or in the
 test suite), ``attested`` (somebody signs that it holds), ``unknown``. A claim is
 ``proved-in-model`` when no row is unknown, ``conditional`` with the unknown rows
@@ -33,12 +36,18 @@ class Facts:
         person: the unit is a person.
         metrics: ``public``, ``gate`` or ``off``.
         attested: rows somebody vouches for, with the reason.
+        setting: ``site`` where the ledgers are those of real sites, or ``simulation``.
+        witnessed: a quorum of others cosigned the head of every ledger.
+        runs: most runs that were charged to one population.
     """
 
     self_tests: tuple[str, ...] = ()
     person: bool = False
     metrics: str = "public"
     attested: dict[str, str] | None = None
+    setting: Literal["site", "simulation"] = "simulation"
+    witnessed: bool = False
+    runs: int = 1
 
 
 _FIXED: dict[str, tuple[str, State, str]] = {
@@ -101,10 +110,38 @@ def assess(facts: Facts) -> list[Row]:
         else ("per record: a person with many records is protected less, see the unit")
     )
     rows["H20"] = Row("H20", "unit", "enforced", unit)
+    rows |= _of_ledgers(facts)
     for key, why in (facts.attested or {}).items():
         if rows[key].state == "unknown":
             rows[key] = Row(key, rows[key].name, "attested", why)
     return list(rows.values())
+
+
+def _of_ledgers(facts: Facts) -> dict[str, Row]:
+    """Return the rows that the ledgers decide, where they are not as in one simulation."""
+    found: dict[str, tuple[State, str]] = {}
+    if facts.setting == "site":
+        found["H11"] = (
+            "enforced",
+            "every run, retry and crash that this ledger knows counts against the population",
+        )
+        found["H31"] = (
+            ("enforced", "others cosigned the ledger's head; the site must extend it to spend")
+            if facts.witnessed
+            else ("unknown", "too few others cosigned the ledger's head")
+        )
+        found["H32"] = (
+            "enforced",
+            "one cap for all data sets of a population; a second population says why nobody is in "
+            "both",
+        )
+    if facts.runs > 1:
+        found["H29"] = (
+            "unknown",
+            f"{facts.runs} runs: later plans may follow from earlier results. The cap is held by a "
+            "Rényi filter, which allows that; the ε over all runs is conditional",
+        )
+    return {key: Row(key, _FIXED[key][0], *value) for key, value in found.items()}
 
 
 def claim(rows: list[Row], *, private: bool) -> tuple[str, list[str]]:

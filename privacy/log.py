@@ -243,12 +243,10 @@ class Log(Generic[BookT]):
             RolledBack: if it does not: the file is older than what it signed.
             NoteError: if the note is not a head of this log.
         """
-        seen = Checkpoint.parse(text)
         self.refresh()
-        by = next((key for key in self._own_keys if seen.is_signed_by(key)), None)
-        if seen.origin != self.origin or by is None:
-            raise NoteError("the head that was shown is not one of this log")
-        seen = seen.trimmed(by, witnesses)
+        # The same head comes with every order of a round: its signatures are checked once.
+        known = self._shown.get(text)
+        seen = known or self._own_head(text, witnesses)
         if seen.size > len(self._tree) or self._tree.root(seen.size) != seen.root:
             raise RolledBack(
                 f"{self.store.path}: has {len(self._tree)} entries and does not extend the head of "
@@ -256,12 +254,23 @@ class Log(Generic[BookT]):
                 "backup? Nothing may be spent. Restore the newer file; if it is lost, the "
                 "population's budget is to be counted as spent"
             )
+        if known is not None:
+            return seen
+        self._shown = {text: seen}
         kept = self.cosigned()
         if kept is None or (seen.size, len(seen.lines)) > (kept.size, len(kept.lines)):
             with self.store.transaction():
                 self.store.put(_COSIGNED, seen.text)
                 self.store.file(CHECKPOINT, f"{seen.size:012d}", seen.text)
         return seen
+
+    def _own_head(self, text: str, witnesses: Iterable[Key]) -> Checkpoint:
+        """Read a head of this log, with the signatures that count and no others."""
+        seen = Checkpoint.parse(text)
+        by = next((key for key in self._own_keys if seen.is_signed_by(key)), None)
+        if seen.origin != self.origin or by is None:
+            raise NoteError("the head that was shown is not one of this log")
+        return seen.trimmed(by, witnesses)
 
     def cosigned(self) -> Checkpoint | None:
         """Return the newest head that witnesses sent back, or None."""

@@ -31,6 +31,8 @@ CREATE TRIGGER entries_remain BEFORE DELETE ON entries
     BEGIN SELECT RAISE(ABORT, 'entries are never removed'); END;
 """
 _VERSION = 1
+_SMALLEST = 512
+"""No SQLite file with anything in it is smaller; SQLite itself takes such a file for empty."""
 
 
 class Store:
@@ -55,7 +57,10 @@ class Store:
             raise LedgerError(f"{path}: there is no log here; is this the right folder?")
         with self._told():
             path.parent.mkdir(parents=True, exist_ok=True)
+            foreign = path.exists() and 0 < path.stat().st_size < _SMALLEST
             self._connect()
+            if foreign or not (create or self._version()):
+                raise LedgerError(f"{path}: the file is damaged: it is not a log")
             self._prepare()
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from privet.server.rounds import Outcome
 from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, find_plan, resolve
 from privet.simulations.records import Records
-from privet.simulations.result import make_result, write_result
+from privet.simulations.result import attestations, make_result, write_result
 from privet.simulations.run import SiteMaker, public_test, server_app
 
 
@@ -47,7 +47,12 @@ def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
     data = Path(given["data"]) if given.get("data") else None
     default = Path(tempfile.gettempdir()) / run_id
     folder = Path(str(given.get("out") or default))
-    return SiteMaker(run_id, Parties(resolve(plan), folder), Records(plan, data, base), None)
+    return SiteMaker(
+        run_id,
+        Parties(resolve(plan.changed(attested=attestations(plan))), folder),
+        Records(plan, data, base),
+        None,
+    )
 
 
 server = ServerApp()

@@ -45,7 +45,7 @@ from privet.simulations.grid import InProcessGrid
 from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, find_plan, resolve
 from privet.simulations.records import Records
-from privet.simulations.result import Result, make_result, write_result
+from privet.simulations.result import Result, attestations, make_result, write_result
 
 Engine = Literal["auto", "inline", "ray"]
 Observer = Callable[[Progress], None]
@@ -193,7 +193,8 @@ def run_plan(
     records = Records(plan, data_dir and data_dir.resolve(), setting.base.resolve())
     records.parts()
     check(plan)
-    resolved = resolve(plan)
+    # In the plan itself, so that the ledgers and the report say who vouches for what.
+    resolved = resolve(plan.changed(attested=attestations(plan)))
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", resolved.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.

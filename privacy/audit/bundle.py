@@ -84,9 +84,9 @@ class _Gathered:
         self.notes: list[str] = []
         self.sites: dict[str, _Source] = {}
         self.journal: _Source | None = None
-        for folder in folders:
-            for path in _logs(folder):
-                self._add(path)
+        # A log that two sources share, such as a run and its sites, counts once.
+        for path in dict.fromkeys(path.resolve() for folder in folders for path in _logs(folder)):
+            self._add(path)
         self.roster = self._find_roster(folders)
         self.plans = self._find_plans(folders)
         missing = [site.name for site in self.roster.sites if site.name not in self.sites]

@@ -94,6 +94,12 @@ def report(
     bundle: Bundle,
     out: Annotated[Path, typer.Option(help="Folder for the report; new or empty.")],
     roster: Roster = None,
+    interval: Annotated[
+        bool,
+        typer.Option(
+            "--interval", help="Also ask prv-accountant, an independent one (privet[interval])."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Verify a bundle and write the officer's report: one HTML file, JSON, registry form.
@@ -102,12 +108,13 @@ def report(
     so first, and the exit code is 4.
     """
     from privet.cli import show
-    from privet.privacy.audit.report import write_report
+    from privet.privacy.audit.report import intervals, write_report
     from privet.privacy.audit.verify import verify as check
 
     with show.counting("verifying") as progress:
         verdict = check(bundle, roster, keep=True, progress=progress)
-    files = write_report(verdict, out)
+    asked = intervals(verdict) if interval else None
+    files = write_report(verdict, out, interval=asked, bundle=bundle)
     if as_json:
         typer.echo(json.dumps({"ok": verdict.ok, "files": [str(path) for path in files]}))
     else:

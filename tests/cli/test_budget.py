@@ -6,16 +6,22 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from privet.common.errors import BudgetExceeded
+from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy import program
 from privet.privacy.accounting import epsilon
 from privet.privacy.events import Repeated
-from privet.privacy.filter import Charges
+from privet.privacy.keys import FileSigner
+from privet.privacy.ledger import Budget, Ledger, Request
+from privet.privacy.signed_note import COSIGN, Key, key_name
+from privet.privacy.units import Relation, Unit
 
 Make = Callable[..., dict[str, Any]]
 KEYS = {"cost", "spent", "left_after", "runs_left", "delta", "unit", "relation"}
@@ -67,13 +73,27 @@ def desk(capsys, monkeypatch, tmp_path, write_toml, plan_value) -> Desk:
 
 
 def charged(desk: Desk, plan: dict[str, Any], runs: int = 1) -> None:
-    """Let the site's ledger say that runs of a plan were finished before."""
-    planned = program.planned(Plan.parse(desk.plan(**plan)))
-    history = {f"run {number}": Charges(planned, planned) for number in range(runs)}
-    monkeypatch = desk.monkeypatch
-    # The package's attribute "budget" is the command; the module is found by its full name.
-    module = sys.modules.get("privet.cli.budget") or __import__("privet.cli.budget").cli.budget
-    monkeypatch.setattr(module, "ledger_charges", lambda folder, population: history)
+    """Let the site's ledger be charged with whole runs of a plan, as far as its cap goes."""
+    folder, found = desk.folder / "ledger", Plan.parse(desk.plan(**plan))
+    witness = FileSigner.generate()
+    ledger = Ledger(
+        folder, FileSigner.generate(), "North", create=True,
+        witness=Key(key_name("witness", "North", witness.public), witness.public, COSIGN),
+    )  # fmt: skip
+    ledger.register("patients", Budget(20.0, 1e-4, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE))
+    ledger.add_data_set("admissions", "patients")
+    ledger.set_policy({})
+    ledger.keep("plan", found.digest, found.to_dict())
+    ledger.approve(found.digest, ["dpo"], "manual")
+    event, model = program.training_event(found), "sha256:" + "0" * 64
+    with suppress(BudgetExceeded):
+        for run in range(runs):
+            for number in range(1, found.training.rounds + 1):
+                order = Order(
+                    f"run-{run}", "North", number, 1, "train", found.digest, model, ("w",)
+                )
+                ledger.reserve(Request(order, event, "admissions"))
+    ledger.log.store.close()
 
 
 def test_the_figures_are_those_of_the_accountant(desk: Desk):
@@ -133,7 +153,6 @@ def test_a_spent_budget_refuses(desk: Desk):
     code, said = desk.json({}, policy_value())
     assert code == 3
     assert said["runs_left"] == 0
-    assert said["left_after"] == 0
     assert not said["allowed"]
     assert "the budget does not cover the plan: the filter counts ε" in said["reason"]
 
@@ -221,10 +240,10 @@ def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(desk: Desk):
     desk.write(desk.folder / "site.toml", policy_value())
     (desk.folder / "ledger").mkdir()
     assert desk.ask("plan.toml", "site.toml")[0] == 0
-    (desk.folder / "ledger" / "entries").write_text("?")
+    (desk.folder / "ledger" / "ledger.db").write_text("?")
     code, _, err = desk.ask("plan.toml", "site.toml")
     assert code == 1
-    assert "cannot read what was charged" in err
+    assert "the file is damaged" in err
 
 
 def test_nothing_is_written(desk: Desk):

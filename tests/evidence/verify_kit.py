@@ -305,7 +305,9 @@ class Federation:
         }  # fmt: skip
         return self.sites[site].add(kind, **fields)
 
-    def ask(self, run: str, round_: int, purpose: str, plan: dict[str, Any], model: str) -> list[Any]:
+    def ask(
+        self, run: str, round_: int, purpose: str, plan: dict[str, Any], model: str
+    ) -> list[Any]:
         """One order to each site, answered: (site, order, entry) for each."""
         event = train_event(plan) if purpose == "train" else gate_event(plan)
         done = []
@@ -315,10 +317,10 @@ class Federation:
             done.append((site, order, self.release(site, order, reservation, event)))
         return done
 
-    def witness(self, log: Log, key: Key | None = None) -> int:
-        """All others cosign the head of ``log``."""
+    def witness(self, log: Log, key: Key | None = None, count: int | None = None) -> int:
+        """All others, or so many of them, cosign the head of ``log``."""
         others = [other.witness for other in self.logs() if other is not log]
-        return log.checkpoint(others, key)
+        return log.checkpoint(others[:count], key)
 
     def run(self, run: str = "run-1", plan: dict[str, Any] | None = None, rounds: int | None = None,
             close: str | None = "done") -> None:  # fmt: skip
@@ -419,8 +421,8 @@ class Federation:
             values += [self.order_line(order) for order in ordered]
         lines = [rfc8785.dumps(value) for value in values]
         for log in self.logs() if self.journal_here else self.sites.values():
-            if len(log.leaves) not in log.notes:
-                self.witness(log)
+            if len(log.leaves) not in log.notes or not self.journal_here:
+                self.witness(log, count=self.quorum)
             role = "site" if log.role == "ledger" else "coordinator"
             lines.append(rfc8785.dumps({
                 "kind": "log", "log": log.origin, "name": log.name, "role": role,

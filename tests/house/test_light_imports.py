@@ -51,7 +51,7 @@ def test_evidence_imports_without_torch_and_flower(root: Path) -> None:
         for name in (
             "events", "units", "accounting", "honesty", "program", "policy", "filter", "merkle",
             "signed_note", "keys", "statement", "store", "log", "ledger", "witness", "roster",
-            "audit.bundle", "audit.verify",
+            "audit.bundle", "audit.verify", "audit.report", "interval",
         )
     ]  # fmt: skip
     code, said = import_without(HEAVY, *names, cwd=root)

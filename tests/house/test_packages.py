@@ -16,7 +16,10 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("common", "privacy", "client", "server", "simulations")
-DATA_FILES = {"privet/common/models/tokenizer.json", "privet/common/models/tokenizer.md"}
+DATA_FILES = {
+    "privet/common/models/tokenizer.json", "privet/common/models/tokenizer.md",
+    "privet/privacy/audit/report/page.html.j2", "privet/privacy/audit/report/style.css",
+}  # fmt: skip
 PLANTED = (
     "site.toml", "ledger.jsonl", "data.csv", "data.json", "patients.md", "planted.py",
     "runs/lending/result.json", "runs/lending/planted.py", "data/planted.py",

@@ -26,9 +26,11 @@ REPLACE = "replace_one"
 RELATIONS = ("add_or_remove_one", REPLACE)
 
 # Beyond these a privacy loss distribution does not fit into memory or time.
-_LARGEST_EPSILON = 500.0
-_LEAST_RATIO = 0.05
+_LARGEST_EPSILON = 1000.0
+_LEAST_RATIO = 0.2
+_MOST_COUNT = 10**7
 _MOST_MECHANISMS = 200
+_MOST_MIXTURES = 4
 
 
 def _log_expm1(x: float) -> float:
@@ -138,24 +140,28 @@ def _too_large(merged: list[tuple[Mechanism, int]], bound: float) -> bool:
     return (
         bound > _LARGEST_EPSILON
         or len(merged) > _MOST_MECHANISMS
-        or any(part.scale / max(part.sensitivities) < _LEAST_RATIO for part, _ in merged)
+        or sum(part.type == "mixture" for part, _ in merged) > _MOST_MIXTURES
+        or any(
+            count > _MOST_COUNT or part.scale / max(part.sensitivities) < _LEAST_RATIO
+            for part, count in merged
+        )
     )
 
 
 def _dp_event(mechanism: Mechanism) -> Any:
-    import dp_accounting
+    from dp_accounting import dp_event
 
     ratio = mechanism.scale / max(mechanism.sensitivities)
     if mechanism.type == "mixture":
-        return dp_accounting.MixtureOfGaussiansDpEvent(
+        return dp_event.MixtureOfGaussiansDpEvent(
             mechanism.scale, list(mechanism.sensitivities), list(mechanism.probabilities)
         )
-    simple = dp_accounting.LaplaceDpEvent if mechanism.type == "laplace" else (
-        dp_accounting.GaussianDpEvent
+    simple = dp_event.LaplaceDpEvent if mechanism.type == "laplace" else (
+        dp_event.GaussianDpEvent
     )  # fmt: skip
     if mechanism.rate == 1:
         return simple(ratio)
-    return dp_accounting.PoissonSampledDpEvent(mechanism.rate, simple(ratio))
+    return dp_event.PoissonSampledDpEvent(mechanism.rate, simple(ratio))
 
 
 @lru_cache(maxsize=1024)
@@ -190,11 +196,22 @@ def delta_at(charges: Iterable[Event], epsilon: float, relation: str) -> float:
         return 1.0
 
 
+def contradict(value: float, bound: float, charges: Iterable[Event]) -> bool:
+    """Return whether ε by distributions is above its Rényi ceiling by more than its grid explains.
+
+    Rounding losses to the grid h adds at most h²/4 to the variance of each of n losses, so
+    ε can be too large by a few times h √n / 2. It is an upper bound all the same.
+    """
+    runs = math.fsum(event.count for event in charges)
+    return value > bound * (1 + 1e-3) + 1e-3 + 2 * GRID * math.sqrt(runs)
+
+
 def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[float, float, str]:
     """Return ε by privacy loss distributions, its Rényi ceiling, and a remark.
 
-    Where a distribution would be too large (ε above 500, noise below a twentieth of the
-    sensitivity, more than 200 mechanisms), the ceiling stands for it and the remark says so.
+    Where distributions would take too much memory or time (a ceiling above 1000, noise below a
+    fifth of the sensitivity, more than 10^7 runs of one mechanism, more than 200 mechanisms or
+    4 mixtures), the ceiling stands for ε and the remark says so.
     """
     events = list(charges)
     bound = ceiling(events, delta, relation)

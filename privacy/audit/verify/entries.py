@@ -7,7 +7,9 @@ travels back; what follows from the order of entries is left to the log's state 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from privet.privacy.audit.verify import notes, signatures
@@ -23,6 +25,7 @@ from privet.privacy.audit.verify.strict import (
 )
 
 PAYLOAD_TYPE = b"application/vnd.in-toto+json"
+_LONG_EVENT = 1 << 16
 _STATEMENT = "https://in-toto.io/Statement/v1"
 _SIGNATURE = rb'\{"keyid":"([0-9a-f]{64})","sig":"([A-Za-z0-9+/]{86}==)"\}'
 # The canonical form of an envelope has no freedom, so one pattern reads and checks it.
@@ -61,14 +64,24 @@ Row = tuple[
 ]  # fmt: skip
 
 
+@lru_cache(maxsize=1024)
+def _misread(text: str) -> str:
+    """Return what is wrong with an event's canonical text, or ''."""
+    try:
+        read_event(json.loads(text))
+    except (Malformed, RecursionError) as error:
+        return str(error) or "nested too deeply"
+    return ""
+
+
 def _event_text(event: object, problems: list[tuple[str, str]]) -> str:
     """Return the canonical text of an event, checked; '' if it is malformed."""
-    try:
-        read_event(event)
-        return canonical(event).decode()
-    except (Malformed, RecursionError) as error:
-        problems.append(("event", str(error)))
+    text = canonical(event).decode()
+    wrong = _misread(text) if len(text) < _LONG_EVENT else "longer than a verifier reads"
+    if wrong:
+        problems.append(("event", wrong))
         return ""
+    return text
 
 
 def _predicate(context: Context, payload: bytes) -> tuple[str, dict[str, Any]]:
@@ -121,7 +134,6 @@ def read_leaf(context: Context, leaf: bytes, events: dict[str, int]) -> Row:
     """Read one leaf; ``events`` numbers the texts of the events met so far."""
     hashed = hashlib.sha256(b"\x00" + leaf).digest()
     problems: list[tuple[str, str]] = []
-    signer: str | None = ""
     match = _ENVELOPE.fullmatch(leaf)
     if match is None:
         problems.append(("entry", "not the canonical JSON of a DSSE envelope"))
@@ -129,6 +141,7 @@ def read_leaf(context: Context, leaf: bytes, events: dict[str, int]) -> Row:
     try:
         payload = unbase64(match[1])
         kind, predicate = _predicate(context, payload)
+        time = seconds(predicate["time"])
         signer = _signer(context, match, kind, predicate, payload, problems)
     except LookupError as error:
         problems.append(("vocabulary", str(error.args[0])))
@@ -138,7 +151,6 @@ def read_leaf(context: Context, leaf: bytes, events: dict[str, int]) -> Row:
         return hashed, "", problems, "", -1, 0, None, None, ""
     if predicate["log"] != context.origin:
         problems.append(("entry", "the entry names another log"))
-    time = seconds(predicate["time"])
     picked = PICKED.get(kind)
     values: tuple[Any, ...] | None = None
     whole: dict[str, Any] | None = predicate

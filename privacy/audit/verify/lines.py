@@ -55,6 +55,8 @@ class Problem(NamedTuple):
 def _order(key: bytes, keyid: str, line: bytes) -> tuple[Order | None, list[Problem]]:
     value = obj(read(line), "an order line", "kind", "order", "keyid", "sig")
     order = obj(value["order"], "an order", *ORDER_FIELDS)
+    if value["kind"] != "order":
+        raise Malformed("not an order line")
     fine = (
         is_text(order["run"]) and is_text(order["site"]) and is_count(order["round"])
         and is_count(order["attempt"]) and order["purpose"] in PURPOSES

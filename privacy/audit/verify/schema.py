@@ -9,13 +9,7 @@ from typing import Any
 
 from privet.privacy.audit.verify import notes
 from privet.privacy.audit.verify.accounting import RELATIONS
-from privet.privacy.audit.verify.strict import (
-    Malformed,
-    canonical,
-    decimal,
-    is_digest,
-    seconds,
-)
+from privet.privacy.audit.verify.strict import Malformed, canonical, decimal, is_digest
 
 Check = Callable[[Any], bool]
 PURPOSES = ("train", "evaluate")
@@ -130,14 +124,6 @@ def _sorted_names(value: Any) -> bool:
     return _texts(value) and value == sorted(set(value))
 
 
-def _time(value: Any) -> bool:
-    try:
-        seconds(value)
-    except Malformed:
-        return False
-    return True
-
-
 _positive = _number(0.0, float("inf"))
 _purpose, _signer = _one_of(*PURPOSES), _vkey(notes.SIGNER)
 _keys: dict[str, Check] = {
@@ -216,7 +202,7 @@ FIELDS: dict[str, dict[str, dict[str, Check]]] = {
 }  # fmt: skip
 for _kinds in FIELDS.values():
     for _kind in _kinds:
-        _kinds[_kind] = {"sequence": _natural, "time": _time, "log": is_text, **_kinds[_kind]}
+        _kinds[_kind] = {"sequence": _natural, "time": is_text, "log": is_text, **_kinds[_kind]}
 
 
 def _of_key(predicate: dict[str, Any]) -> str:

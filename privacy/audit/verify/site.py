@@ -322,7 +322,7 @@ class Ledger(Log):
         value, ceiling, remark = accounting.epsilon(events, budget.delta, budget.relation)
         if remark:
             self.case.findings.note(f"{self.name}: epsilon of {show(population.name)} is {remark}")
-        if value > ceiling * (1 + 1e-3) + 1e-3:
+        if accounting.contradict(value, ceiling, events):
             self.fault("accounting", "the epsilon of the distributions is above the Renyi ceiling")
         return SiteFinding(
             self.name, population.name, population.unit, budget.relation, budget.delta,

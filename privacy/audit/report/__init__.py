@@ -1,0 +1,95 @@
+"""The report for a data-protection officer: what a verified bundle shows, in plain words.
+
+::
+
+    Verdict ── reading ── judging ── view ── page.html.j2 ── report.html
+     (+Record)  Case      claims,     │                      report.json
+                          witnesses   └────── registry ───── registry.json
+
+Nothing is claimed here that the verifier did not answer: where it found faults, the
+report says so first and calls the figures claimed. It never says that something is lawful.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from privet import __version__
+from privet.common.canonical import write_atomic
+from privet.common.errors import InputError
+from privet.privacy.audit.report import reading, registry, view
+from privet.privacy.audit.report.judging import Intervals, intervals
+from privet.privacy.audit.verify import Record, Verdict
+
+__all__ = ["Intervals", "intervals", "write_report"]
+
+_HERE = Path(__file__).parent
+
+
+def write_report(
+    verdict: Verdict,
+    out_dir: Path,
+    *,
+    interval: Intervals | None = None,
+    bundle: Path | None = None,
+) -> list[Path]:
+    """Write ``report.html``, ``report.json`` and ``registry.json``; return their paths.
+
+    The same verdict gives the same bytes: the report is dated by the newest entry.
+
+    Args:
+        verdict: of ``verify(bundle, roster, keep=True)``.
+        out_dir: folder for the files, new or empty.
+        interval: of an independent accountant, by (site, population): see :func:`intervals`.
+        bundle: the file that was verified; its name and digest are printed.
+
+    Raises:
+        InputError: if the verdict has no record, or ``out_dir`` is not empty.
+    """
+    if verdict.record is None:
+        raise InputError("the verdict has no record: verify with keep=True")
+    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
+        raise InputError(f"{out_dir} is not empty; a report is never overwritten")
+    case = reading.read(verdict.record or Record())
+    content = view.view(case, verdict, interval or {})
+    made: dict[str, Any] = {
+        "software": f"privet {__version__}",
+        "date": case.period[1],
+        "bundle": bundle.name if bundle else None,
+        "bundle_sha256": _sha256(bundle) if bundle else None,
+    }
+    files = {
+        "report.html": _page(content, made),
+        "report.json": _json(view.as_json(case, verdict, content, made)),
+        "registry.json": _json(registry.record(case, verdict, content["claim"], content["rows"])),
+    }
+    for name, text in files.items():
+        write_atomic(out_dir / name, text.encode())
+    return [out_dir / name for name in files]
+
+
+def _page(content: dict[str, Any], made: dict[str, Any]) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        extensions=["jinja2.ext.do"],
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = (_HERE / "style.css").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(**content, made=made, style=style)
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,209 @@
+"""What follows from the evidence: the honesty list's facts, claims, witnesses, ε over time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from privet.common.errors import PrivetError
+from privet.privacy import events as ev
+from privet.privacy import honesty
+from privet.privacy.accounting import epsilon
+from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, read, texts
+from privet.privacy.audit.verify import LogRecord, SiteFinding, Verdict
+from privet.privacy.interval import Interval, NoInterval, certified_interval
+from privet.privacy.units import Relation
+
+Intervals = Mapping[tuple[str, str], Interval | NoInterval]
+"""What an independent accountant says of each site's population."""
+
+_BY_PLAN = ("H12", "H13", "H21")
+_BY_SITE = ("H12", "H21")
+_MOST_POINTS = 400
+_LARGEST_EPSILON = 100.0
+
+
+@dataclass(frozen=True)
+class Claim:
+    """``none``, ``conditional`` or ``proved-in-model``, with rows that are unknown and why.
+
+    ``alarm``: what was let out is not protected, although somebody might think so.
+    """
+
+    word: str
+    conditional: list[str]
+    why: str = ""
+    alarm: bool = False
+
+
+def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
+    """Return the facts about ``ledgers``, from entries, plans and policies alone."""
+    charges = [charge for ledger in ledgers for charge in ledger.charges]
+    plans = [case.plans.get(name, {}) for name in dict.fromkeys(c.plan for c in charges)]
+    tested = [set(charge.self_tests) for charge in charges]
+    sources = {str(dig(plan, "metrics", "source")) for plan in plans}
+    known = [name for name in ("gate", "off") if name in sources]
+    groups = [group for ledger in ledgers for group in ledger.groups.values()]
+    simulated = case.settings != {"site"}
+    return honesty.Facts(
+        self_tests=tuple(
+            row for row in honesty.IDS if tested and set.intersection(*tested) >= {row}
+        ),
+        person=bool(groups) and all(group.unit == "person" for group in groups),
+        metrics=known[0] if known and sources <= {"gate", "off"} else "public",
+        attested=_attested(case, plans),
+        setting="simulation" if simulated else "site",
+        witnessed=bool(ledgers) and all(held(case, ledger.log).whole for ledger in ledgers),
+        runs=max((len(group.runs) for group in groups), default=0),
+    )
+
+
+def _attested(case: Case, plans: list[dict[str, object]]) -> dict[str, str]:
+    """Return the rows that every plan vouches for, or every site, with who says so."""
+    found: dict[str, str] = {}
+    for row in _BY_SITE:
+        reasons = {ledger.site: ledger.attested.get(row) for ledger in case.ledgers}
+        if reasons and all(reasons.values()):
+            said = dict.fromkeys(str(reason) for reason in reasons.values())
+            found[row] = f"each site says: {' / '.join(said)}"
+    for row in _BY_PLAN:
+        # A plan whose figures are not shown in the clear has nothing to vouch for.
+        asked = [p for p in plans if row != "H13" or dig(p, "metrics", "source") == "public"]
+        reasons_of = [texts(dig(plan, "attested")).get(row) for plan in asked]
+        if reasons_of and all(reasons_of):
+            said = dict.fromkeys(str(reason) for reason in reasons_of)
+            found[row] = f"the plan's author says: {' / '.join(said)}"
+    return found
+
+
+def claim_of(case: Case, verdict: Verdict, ledgers: list[Ledger]) -> Claim:
+    """Return what may be claimed for ``ledgers``."""
+    names = {ledger.site for ledger in ledgers}
+    findings = [finding for finding in verdict.sites if finding.site in names]
+    if not verdict.ok:
+        return Claim("none", [], "verification found faults")
+    if any(charge.reproducible for ledger in ledgers for charge in ledger.charges):
+        return Claim("none", [], "noise came from a seed that somebody knows", True)
+    if not findings or not any(ledger.charges for ledger in ledgers):
+        return Claim("none", [], "nothing was let out yet")
+    if any(finding.epsilon is None for finding in findings):
+        return Claim("none", [], "something that was let out has no privacy guarantee", True)
+    word, unknown = honesty.claim(honesty.assess(facts(case, ledgers)), private=True)
+    return Claim(word, unknown)
+
+
+@dataclass(frozen=True)
+class Held:
+    """How the heads of one log are witnessed.
+
+    Attributes:
+        whole: the last head, over all entries, has a quorum.
+        heads: how many signed heads are in the bundle.
+        enough: how many of them have a quorum.
+        tail: entries after the last head with a quorum.
+        by: how many heads each witness cosigned.
+    """
+
+    whole: bool
+    heads: int
+    enough: int
+    tail: int
+    by: Counter[str]
+
+
+def held(case: Case, log: LogRecord) -> Held:
+    """Count the cosignatures of others on the heads of ``log``."""
+    owners, by, sizes = case.owners, Counter[str](), []
+    for size, cosigners in log.checkpoints:
+        others = {owners[name] for name in cosigners if owners.get(name) not in (None, log.name)}
+        by.update(others)
+        if case.quorum and len(others) >= case.quorum:
+            sizes.append(size)
+    last = max(sizes, default=0)
+    entries = len(log.entries)
+    return Held(last == entries > 0, len(log.checkpoints), len(sizes), entries - last, by)
+
+
+@dataclass(frozen=True)
+class Line:
+    """ε of one population after each of its charges: (charges so far, time, round, run, ε)."""
+
+    group: Group
+    points: list[tuple[int, str, int, str, float]]
+
+
+def lines(case: Case, verdict: Verdict) -> list[Line]:
+    """Return ε over time, for populations whose ε is finite and not huge.
+
+    Long histories are thinned out to about 400 points over all populations.
+    """
+    found = []
+    findings = {(f.site, f.population): f for f in verdict.sites}
+    groups = [g for g in case.groups if g.charges and (g.site, g.name) in findings]
+    most = max(2, min(60, _MOST_POINTS // max(1, len(groups))))
+    for group in groups:
+        finding = findings[group.site, group.name]
+        if finding.epsilon is None or finding.epsilon > _LARGEST_EPSILON:
+            continue
+        try:
+            found.append(Line(group, _points(group, finding, most)))
+        except (PrivetError, ArithmeticError, ValueError, MemoryError, IndexError):
+            continue
+    return found
+
+
+def _points(
+    group: Group, finding: SiteFinding, most: int
+) -> list[tuple[int, str, int, str, float]]:
+    counts: Counter[ev.Event] = Counter()
+    points = []
+    wanted = {round(i * (len(group.steps) - 1) / most) for i in range(most + 1)}
+    for place, (charge, sign) in enumerate(group.steps):
+        counts[charge.event] += sign
+        if place not in wanted:
+            continue
+        last = place == len(group.steps) - 1
+        value = (finding.epsilon or 0.0) if last else spent(counts, group)
+        points.append((place + 1, charge.entry.time, charge.round, charge.run, value))
+    return points
+
+
+def spent(counts: Counter[ev.Event], group: Group) -> float:
+    """Return the ε of events that happened so often."""
+    events: Iterable[ev.Event] = [ev.Repeated(event, n) for event, n in counts.items() if n > 0]
+    return epsilon(events, group.delta, Relation(group.relation))
+
+
+def intervals(verdict: Verdict, *, seconds: float = 30.0) -> Intervals:
+    """Ask prv-accountant about each population of a verified bundle.
+
+    Args:
+        verdict: with its record.
+        seconds: most time for each different history.
+    """
+    found: dict[tuple[str, str], Interval | NoInterval] = {}
+    known: dict[object, Interval | NoInterval] = {}
+    if verdict.record is None or not verdict.ok:
+        return found
+    for one in read(verdict.record).groups:
+        counts = ev.group(charge.event for charge in one.charges if charge.counts)
+        asked = (frozenset(counts), one.delta, one.relation)
+        if asked not in known:
+            relation = Relation(one.relation)
+            known[asked] = certified_interval(counts, one.delta, relation, seconds=seconds)
+        found[one.site, one.name] = known[asked]
+    return found
+
+
+def of_run(group: Group, run: str) -> float | None:
+    """Return the ε that one run cost a population; None if it is not private or not known."""
+    counts = Counter(
+        charge.event for charge in group.charges if charge.counts and charge.run == run
+    )
+    try:
+        value = spent(counts, group)
+    except (PrivetError, ArithmeticError, ValueError, MemoryError, IndexError):
+        return None
+    return value if math.isfinite(value) else None

@@ -1,0 +1,323 @@
+"""What a bundle's record says: ledgers, populations, charges, runs, refusals, witnesses.
+
+The verifier keeps an entry only if its fields have the types of the format page. What is
+inside a plan, a policy or an event may still be anything, so it is read with care: a
+report of a broken bundle must come out, and say that it is broken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from privet.common.errors import InputError
+from privet.privacy import events as ev
+from privet.privacy.audit.verify import Entry, LogRecord, Record
+
+
+@dataclass
+class Charge:
+    """One reservation and what became of it: ``open``, ``released``, ``kept``, ``returned``."""
+
+    entry: Entry
+    event: ev.Event
+    state: str = "open"
+    reason: str = ""
+    reproducible: bool = False
+
+    def __getattr__(self, name: str) -> Any:
+        """Return a field of the entry: ``run``, ``round``, ``purpose``, ``plan`` and so on."""
+        try:
+            return self.entry.predicate[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts against the population."""
+        return self.state != "returned"
+
+
+@dataclass
+class Group:
+    """One population of one site, with its data sets (name, why disjoint) and charges."""
+
+    site: str
+    name: str
+    unit: str
+    relation: str
+    cap: float | None
+    delta: float
+    max_records: int
+    data_sets: list[tuple[str, str]] = field(default_factory=list)
+    charges: list[Charge] = field(default_factory=list)
+    closed: bool = False
+    steps: list[tuple[Charge, int]] = field(default_factory=list)
+    """Charges as they came (1) and as they were given back (-1)."""
+
+    @property
+    def runs(self) -> list[str]:
+        """Runs whose charges count, in order."""
+        return list(dict.fromkeys(c.run for c in self.charges if c.counts))
+
+
+@dataclass
+class Ledger:
+    """One site's ledger."""
+
+    log: LogRecord
+    setting: str = ""
+    software: str = ""
+    groups: dict[str, Group] = field(default_factory=dict)
+    charges: list[Charge] = field(default_factory=list)
+    policies: list[Entry] = field(default_factory=list)
+    approvals: list[Entry] = field(default_factory=list)
+    refusals: list[Entry] = field(default_factory=list)
+    rotations: list[Entry] = field(default_factory=list)
+    stops: list[Entry] = field(default_factory=list)
+
+    @property
+    def site(self) -> str:
+        """The site's name."""
+        return self.log.name
+
+    @property
+    def attested(self) -> dict[str, str]:
+        """Rows that the newest policy vouches for, with the reason."""
+        policy = self.policies[-1].predicate["policy"] if self.policies else {}
+        return texts(dig(policy, "attested"))
+
+
+@dataclass
+class Run:
+    """One run, as the journal and the ledgers tell it. ``journal`` is False without a journal."""
+
+    name: str
+    plan: str
+    journal: bool
+    sites: list[str]
+    opened: str = ""
+    closed: str = ""
+    how: str = ""
+    model: str = ""
+    rounds: int = 0
+    codes: list[str] = field(default_factory=list)
+    answers: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Answers that leave no entry at the site, by site and status."""
+
+
+@dataclass
+class Case:
+    """Everything the report is made of."""
+
+    record: Record
+    ledgers: list[Ledger]
+    journal: LogRecord | None
+    runs: list[Run]
+    plans: dict[str, dict[str, Any]]
+
+    @property
+    def coordinator(self) -> str:
+        """Name of the coordinator, as the roster has it."""
+        return str(dig(self.record.roster, "coordinator", "name") or "")
+
+    @property
+    def quorum(self) -> int:
+        """How many cosignatures a witnessed head needs."""
+        value = self.record.roster.get("quorum")
+        return value if isinstance(value, int) else 0
+
+    @property
+    def settings(self) -> set[str]:
+        """What the geneses say: ``site``, ``simulation``."""
+        found = {ledger.setting for ledger in self.ledgers}
+        if self.journal and self.journal.entries:
+            found.add(str(self.journal.entries[0].predicate.get("setting", "")))
+        return found or {""}
+
+    @property
+    def groups(self) -> list[Group]:
+        """All populations of all sites."""
+        return [group for ledger in self.ledgers for group in ledger.groups.values()]
+
+    @property
+    def period(self) -> tuple[str, str]:
+        """Times of the first and the last entry of all logs; empty without entries."""
+        times = [entry.time for log in self.record.logs for entry in log.entries]
+        return (min(times), max(times)) if times else ("", "")
+
+    @property
+    def owners(self) -> dict[str, str]:
+        """Who holds a witness key, by the key's name."""
+        roster = self.record.roster
+        found: dict[str, str] = {}
+        for member in [*(roster.get("sites") or []), roster.get("coordinator")]:
+            key, name = dig(member, "witness"), dig(member, "name")
+            if isinstance(key, str) and isinstance(name, str):
+                found[key.partition("+")[0]] = name
+        return found
+
+    def title(self, plan: str) -> str:
+        """Return the title of a plan, or its name."""
+        value = self.plans.get(plan, {})
+        return str(dig(value, "title") or dig(value, "name") or "plan not in the bundle")
+
+
+def dig(value: Any, *keys: str) -> Any:
+    """Return what is at ``keys`` of nested mappings, or None."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def texts(value: Any) -> dict[str, str]:
+    """Return the pairs of a mapping whose value is a text that says something."""
+    pairs = value.items() if isinstance(value, dict) else ()
+    return {str(k): v for k, v in pairs if isinstance(v, str) and v.strip()}
+
+
+def number(value: Any) -> float | None:
+    """Return a finite number that JSON gives as a number or as a decimal string, or None."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def read(record: Record) -> Case:
+    """Read a record; nothing in it raises."""
+    ledgers = [_ledger(log) for log in record.logs if log.role == "site"]
+    journal = next((log for log in record.logs if log.role == "coordinator"), None)
+    return Case(record, ledgers, journal, _runs(ledgers, journal), record.plans)
+
+
+def _ledger(log: LogRecord) -> Ledger:
+    ledger = Ledger(log)
+    found: dict[int, tuple[Charge, Group | None]] = {}
+    for entry in log.entries:
+        value, kind = entry.predicate, entry.kind
+        if kind == "genesis":
+            ledger.setting, ledger.software = str(value["setting"]), _software(value["software"])
+        elif kind == "population":
+            ledger.groups.setdefault(value["population"], _group(log.name, value))
+        elif kind == "data-set" and value["population"] in ledger.groups:
+            pair = (value["data_set"], value["disjoint"])
+            ledger.groups[value["population"]].data_sets.append(pair)
+        elif kind == "reserved":
+            charge, group = (
+                Charge(entry, _event(value["event"])),
+                ledger.groups.get(value["population"]),
+            )
+            found[entry.sequence] = charge, group
+            ledger.charges.append(charge)
+            if group is not None:
+                group.charges.append(charge)
+                group.steps.append((charge, 1))
+        elif kind in ("released", "metric-released", "aborted"):
+            pair_of = found.get(value["reservation"])
+            if pair_of is not None:
+                _close(entry, *pair_of)
+        elif kind == "budget-closed":
+            ledger.stops.append(entry)
+            if value["population"] in ledger.groups:
+                ledger.groups[value["population"]].closed = True
+        else:
+            _sort_in(ledger, entry)
+    return ledger
+
+
+def _sort_in(ledger: Ledger, entry: Entry) -> None:
+    lists = {
+        "policy": ledger.policies,
+        "plan-approved": ledger.approvals,
+        "plan-refused": ledger.approvals,
+        "refused": ledger.refusals,
+        "key-rotated": ledger.rotations,
+        "paused": ledger.stops,
+        "resumed": ledger.stops,
+        "withdrawn": ledger.stops,
+    }
+    if entry.kind in lists:
+        lists[entry.kind].append(entry)
+
+
+def _close(entry: Entry, charge: Charge, group: Group | None) -> None:
+    value = entry.predicate
+    if entry.kind != "aborted":
+        charge.state = "released"
+        charge.reproducible = bool(value["reproducible"])
+        return
+    charge.reason = value["reason"]
+    charge.state = "kept" if value["data_opened"] else "returned"
+    if group is not None and charge.state == "returned":
+        group.steps.append((charge, -1))
+
+
+def _group(site: str, value: dict[str, Any]) -> Group:
+    return Group(
+        site,
+        value["population"],
+        value["unit"],
+        value["relation"],
+        number(value["epsilon"]),
+        number(value["delta"]) or 0.0,
+        value["max_records"],
+    )
+
+
+def _event(value: Any) -> ev.Event:
+    try:
+        return ev.from_json(value)
+    except InputError:
+        return ev.NonPrivate("the event cannot be read")
+
+
+def _software(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {part}" for key, part in sorted(value.items()))
+    return str(value)
+
+
+def _runs(ledgers: list[Ledger], journal: LogRecord | None) -> list[Run]:
+    runs = {run.name: run for run in _journal_runs(journal)}
+    for ledger in ledgers:
+        for entry in [*(charge.entry for charge in ledger.charges), *ledger.refusals]:
+            value = entry.predicate
+            run = runs.setdefault(value["run"], Run(value["run"], value["plan"], False, []))
+            if ledger.site not in run.sites:
+                run.sites.append(ledger.site)
+            if not run.journal:
+                run.opened = min(filter(None, (run.opened, entry.time)))
+                run.closed = max(run.closed, entry.time)
+                if entry.kind == "reserved":
+                    run.rounds = max(run.rounds, value["round"])
+            code = value.get("code")
+            if code and code not in run.codes:
+                run.codes.append(code)
+    return sorted(runs.values(), key=lambda run: (run.opened, run.name))
+
+
+def _journal_runs(journal: LogRecord | None) -> Iterator[Run]:
+    runs: dict[str, Run] = {}
+    for entry in journal.entries if journal else ():
+        value = entry.predicate
+        if entry.kind == "run-opened":
+            runs[value["run"]] = Run(
+                value["run"], value["plan"], True, list(value["sites"]), opened=entry.time
+            )
+            continue
+        run = runs.get(value.get("run", ""))
+        if run is None:
+            continue
+        if entry.kind == "round":
+            run.rounds += 1
+            for order in value["orders"]:
+                if order["answer"] in ("no-reply", "refused-signature", "refused-rollback"):
+                    run.answers[order["site"], order["answer"]] += 1
+        elif entry.kind == "run-closed":
+            run.closed, run.how, run.model = entry.time, value["how"], value["model"]
+    yield from runs.values()

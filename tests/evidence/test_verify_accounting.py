@@ -1,0 +1,306 @@
+"""Two accountants, the filter, and what an unknown event costs."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from verify_kit import gate_event, gaussian, plan_of, repeated, sampled, train_event
+
+from privet.privacy.audit.verify import accounting, events
+from privet.privacy.audit.verify.budget import Budget, Charge, Filter
+from privet.privacy.audit.verify.events import NON_PRIVATE, Event, Mechanism, read_event
+from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.strict import Malformed
+
+ADD, REPLACE = accounting.RELATIONS
+
+
+def laplace(scale: float, sensitivity: float = 1.0) -> dict[str, Any]:
+    return {"type": "laplace", "scale": repr(scale), "sensitivity": repr(sensitivity)}
+
+
+def step(rate: float, noise: float, count: int) -> Event:
+    return Event(events.gaussian(noise, 1.0, rate), count)
+
+
+def peer(mechanism: Mechanism, order: int) -> float:
+    """ρ by dp-accounting."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import dp_accounting
+        from dp_accounting import rdp
+
+        ratio = mechanism.scale / mechanism.sensitivities[0]
+        kinds = {"gaussian": dp_accounting.GaussianDpEvent, "laplace": dp_accounting.LaplaceDpEvent}
+        event = kinds[mechanism.type](ratio)
+        if mechanism.rate < 1:
+            event = dp_accounting.PoissonSampledDpEvent(mechanism.rate, event)
+        accountant = rdp.RdpAccountant([float(order)])
+        accountant.compose(event)
+        return float(accountant._rdp[0])
+
+
+@pytest.mark.parametrize("order", [2, 3, 8, 20, 64])
+@pytest.mark.parametrize("noise", [0.5, 1.1, 4.0])
+@pytest.mark.parametrize("rate", [1.0, 0.5, 0.1, 0.01])
+def test_rho_of_a_sampled_gaussian_is_dp_accountings(rate: float, noise: float, order: int) -> None:
+    mechanism = events.gaussian(2 * noise, 2.0, rate)
+    assert accounting.rho(mechanism, order, ADD) == pytest.approx(peer(mechanism, order), rel=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 5, 64])
+@pytest.mark.parametrize("scale", [0.5, 3.0, 10.0])
+def test_rho_of_laplace_is_dp_accountings(scale: float, order: int) -> None:
+    mechanism = Mechanism("laplace", scale, (1.0,))
+    assert accounting.rho(mechanism, order, ADD) == pytest.approx(peer(mechanism, order), rel=1e-9)
+
+
+def test_rho_does_not_cancel_where_it_is_tiny() -> None:
+    q, noise = 1e-6, 10.0
+    exact = math.log1p(q * q * math.expm1(1 / noise**2))
+    assert accounting.rho(events.gaussian(noise, 1.0, q), 2, ADD) == pytest.approx(exact, rel=1e-12)
+
+
+def test_replace_one_doubles_the_sensitivity_and_does_not_sample() -> None:
+    plain, twice = events.gaussian(2.0, 1.0, 0.01), events.gaussian(1.0, 1.0)
+    assert accounting.rho(plain, 8, REPLACE) == accounting.rho(twice, 8, ADD)
+    assert accounting.rho(Mechanism("laplace", 3.0, (1.0,)), 8, REPLACE) == math.inf
+
+
+def test_a_mixture_counts_as_its_largest_part_sampled() -> None:
+    mixture = Mechanism("mixture", 40.0, (0.0, 1.0, 2.0), (0.5, 0.25, 0.25))
+    assert accounting.rho(mixture, 6, ADD) == accounting.rho(
+        events.gaussian(40.0, 2.0, 0.5), 6, ADD
+    )
+    value, ceiling, _ = accounting.epsilon([Event(mixture, 3)], 1e-5, ADD)
+    assert 0 < value <= ceiling
+    assert accounting.epsilon([Event(mixture, 3)], 1e-5, REPLACE)[0] > value
+
+
+GOLDEN = [
+    ([step(1e-4, 0.6, 100_000)], 1e-6, 0.9638),
+    ([step(256 / 60000, 1.1, 14_062)], 1e-5, 2.3817),
+    ([step(0.01, 4.0, 10_000)], 1e-5, 0.9470),
+    ([step(0.5, 2.0, 100)], 1e-5, 14.2845),
+    ([step(1.0, 10.0, 100)], 1e-5, 4.3772),
+    ([step(0.02, 0.8, 1500), step(0.01, 1.2, 3000), step(0.05, 1.5, 400)], 1e-5, 9.1846),
+    ([step(0.01, 1.0, 2000), step(1.0, 20.0, 5), Event(Mechanism("laplace", 10.0, (1.0,)), 3)],
+     1e-6, 3.0980),
+    ([step(16 / 150, 1.5, 282)], 1e-3, 4.6717),
+    ([step(0.02, 0.4, 2000)], 1e-5, 72.5399),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("charges", "delta", "expected"), GOLDEN)
+def test_golden_values_of_the_distributions(
+    charges: list[Event], delta: float, expected: float
+) -> None:
+    value, ceiling, remark = accounting.epsilon(charges, delta, ADD)
+    assert value == pytest.approx(expected, abs=6e-5)
+    assert value <= ceiling <= 6 * value
+    assert remark == ""
+
+
+@pytest.mark.parametrize(
+    ("charges", "delta", "expected"),
+    [(GOLDEN[0], 1e-6, 2.267), (GOLDEN[1], 1e-5, 2.5966), (GOLDEN[3], 1e-5, 15.725)],
+)
+def test_the_ceiling_is_near_the_renyi_accountant(
+    charges: Any, delta: float, expected: float
+) -> None:
+    assert accounting.ceiling(charges[0], delta, ADD) == pytest.approx(expected, rel=0.02)
+
+
+def test_a_gaussian_under_replace_one() -> None:
+    assert accounting.epsilon([step(1.0, 1.0, 1)], 1e-5, REPLACE)[0] == pytest.approx(
+        9.997, abs=1e-3
+    )
+
+
+def test_what_is_too_large_for_distributions_gets_the_ceiling() -> None:
+    for charges in ([step(1.0, 1e-9, 1)], [step(0.5, 0.5, 10**15)], [step(1.0, 5e-324, 1)]):
+        value, ceiling, remark = accounting.epsilon(charges, 1e-5, ADD)
+        assert value == ceiling > 100 and "too large" in remark
+
+
+def test_the_accountants_may_differ_by_what_the_grid_explains() -> None:
+    charges = [step(1e-4, 5.0, 10**5)]
+    value, ceiling, _ = accounting.epsilon(charges, 1e-5, ADD)
+    assert not accounting.contradict(value, ceiling, charges)
+    assert not accounting.contradict(math.inf, math.inf, charges)
+    assert accounting.contradict(2.01, 2.0, [step(0.1, 1.0, 100)])
+    assert accounting.contradict(math.inf, 2.0, charges)
+
+
+def test_an_unknown_event_is_non_private() -> None:
+    for unknown in (
+        {"type": "quantum", "anything": [1]},
+        repeated({"type": "quantum"}, 3),
+        sampled(0.1, {"type": "quantum"}),
+        sampled(0.1, repeated(gaussian(1.0, 1.0), 2)),
+        sampled(0.1, sampled(0.1, gaussian(1.0, 1.0))),
+        {"type": "non_private", "reason": "none"},
+    ):
+        event = read_event(unknown)
+        assert event.mechanism == NON_PRIVATE
+        assert accounting.epsilon([event], 1e-5, ADD)[:2] == (math.inf, math.inf)
+        budget = Budget(1e6, 1e-5, ADD)
+        budget.add(3, Charge("run", "train", event, None))
+        assert budget.fault is not None and budget.fault[0] == 3
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        None, [], "gaussian", {}, {"type": 3}, {"type": "gaussian"},
+        {**gaussian(1.0, 1.0), "more": 1}, gaussian(0.0, 1.0), gaussian(-1.0, 1.0),
+        {"type": "gaussian", "standard_deviation": 1, "sensitivity": "1.0"},
+        {"type": "gaussian", "standard_deviation": "nan", "sensitivity": "1.0"},
+        repeated(gaussian(1.0, 1.0), 0), repeated(gaussian(1.0, 1.0), True),
+        repeated(repeated(gaussian(1.0, 1.0), 2**30), 2**30),
+        sampled(1.5, gaussian(1.0, 1.0)), sampled(0.0, gaussian(1.0, 1.0)),
+        {"type": "mixture_of_gaussians", "standard_deviation": "1.0", "sensitivities": ["1.0"],
+         "probabilities": ["0.5"]},
+        {"type": "mixture_of_gaussians", "standard_deviation": "1.0", "sensitivities": [],
+         "probabilities": []},
+    ],
+)  # fmt: skip
+def test_a_malformed_event_is_refused(event: object) -> None:
+    with pytest.raises(Malformed):
+        read_event(event)
+
+
+def test_events_must_not_be_nested_without_end() -> None:
+    event: dict[str, Any] = gaussian(1.0, 1.0)
+    for _ in range(20):
+        event = repeated(event, 1)
+    with pytest.raises(Malformed, match="deeply"):
+        read_event(event)
+
+
+def test_the_filter_is_the_formula() -> None:
+    cap, delta, event = 3.0, 1e-5, step(0.1, 2.0, 10)
+    spent = 0
+    held = Filter(cap, delta, ADD)
+    while True:
+        held.add(event, 1)
+        spent += 1
+        expected = any(
+            spent * 10 * accounting.rho(event.mechanism, a, ADD)
+            <= cap - math.log((a - 1) / a) + (math.log(delta / 14) + math.log(a)) / (a - 1) + 1e-6
+            for a in accounting.FILTER_ORDERS
+        )
+        assert held.holds() == expected
+        if not expected:
+            break
+    assert 10 < spent < 1000
+    held.add(event, -1)
+    assert held.holds()
+
+
+def test_a_huge_charge_given_back_leaves_no_trace() -> None:
+    fresh, used = (Filter(1.0, 1e-5, ADD) for _ in range(2))
+    small, huge = step(0.01, 5.0, 3), step(1.0, 1e-120, 1)
+    for held in (fresh, used):
+        held.add(small, 1)
+    for event in (huge, Event(NON_PRIVATE)):
+        used.add(event, 1)
+        assert not used.holds()
+        used.add(event, -1)
+    assert used._sums == fresh._sums and used.holds()
+
+
+def charge(plan: Plan, purpose: str = "train", run: str = "run") -> Charge:
+    event = plan.event(purpose)
+    assert event is not None
+    return Charge(run, purpose, event, plan)
+
+
+def test_one_run_within_its_plan_is_held_by_the_distributions() -> None:
+    plan = Plan(plan_of(training={"rounds": 6}))
+    whole = accounting.epsilon([Event(plan.train.mechanism, 18)], 1e-5, ADD)[0]
+    for cap, expected in ((whole, None), (whole - 1e-3, 5)):
+        budget = Budget(cap, 1e-5, ADD)
+        for sequence in range(6):
+            budget.add(sequence, charge(plan))
+        assert budget.enforced_by == "pld"
+        budget.close()
+        assert (budget.fault and budget.fault[0]) == expected
+
+
+def test_more_than_the_plan_or_a_second_run_is_held_by_the_filter() -> None:
+    plan = Plan(plan_of(training={"rounds": 2}))
+    budget = Budget(50.0, 1e-5, ADD)
+    for sequence in range(3):
+        budget.add(sequence, charge(plan))
+    assert budget.enforced_by == "filter"
+    budget.add(3, charge(plan), -1)
+    assert budget.enforced_by == "pld"
+    budget.add(4, charge(plan, run="other"))
+    assert budget.enforced_by == "filter" and budget.runs == 2
+    budget.close()
+    assert budget.fault is None
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=14), st.floats(0.3, 3.0))
+def test_the_search_finds_the_first_prefix(moves: list[tuple[int, bool]], cap: float) -> None:
+    """Against the composition of every prefix, with charges given back in between."""
+    plans = [Plan(plan_of(training={"rounds": 5, "sample_rate": q})) for q in ("0.5", "1.0")]
+    choices = [charge(p, purpose) for p in plans[:1] for purpose in ("train", "evaluate")]
+    choices += [charge(plans[1]), charge(plans[0], run="other")]
+    budget, held, first = Budget(cap, 1e-5, ADD), [], None
+    mirror = Filter(cap, 1e-5, ADD)
+    for sequence, (which, back) in enumerate(moves):
+        moved = choices[which]
+        sign = -1 if back and moved in held else 1
+        if sign > 0:
+            held.append(moved)
+        else:
+            held.remove(moved)
+        budget.add(sequence, moved, sign)
+        mirror.add(moved.event, sign)
+        if first is None and held:
+            counts = {p: [c.purpose for c in held].count(p) for p in ("train", "evaluate")}
+            one = len({(c.run, id(c.plan)) for c in held}) == 1
+            if one and counts["train"] <= 5 and counts["evaluate"] <= 2:
+                fits = accounting.epsilon([c.event for c in held], 1e-5, ADD)[0] <= cap + 1e-6
+            else:
+                fits = mirror.holds()
+            first = None if fits else sequence
+    budget.close()
+    assert (budget.fault and budget.fault[0]) == first
+
+
+def test_what_a_plan_fixes() -> None:
+    plan = Plan(plan_of(training={"rounds": 7}, metrics={"every": 3}))
+    assert plan.train == read_event(train_event(plan_of()))
+    assert plan.evaluate == read_event(gate_event(plan_of()))
+    assert [r for r in range(1, 9) if plan.has("evaluate", r)] == [3, 6, 7]
+    assert plan.evaluations == 3
+    bare = plan_of()
+    del bare["privacy"]
+    assert Plan(bare).train.mechanism == NON_PRIVATE
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sites": []}, {"sites": [{"nominal_size": 3}]}, {"sites": [{"name": "A"}] * 2},
+        {"training": {"rounds": 0}}, {"training": {"sample_rate": "1.5"}},
+        {"training": {"steps": True}}, {"privacy": {"clip": "0.0"}},
+        {"privacy": {"noise_multiplier": None}}, {"privacy": {"relation": "both"}},
+        {"metrics": {"every": 0}}, {"strategy": {"average_last": "2"}}, {"training": "x"},
+    ],
+)  # fmt: skip
+def test_an_impossible_plan_is_refused(changes: dict[str, Any]) -> None:
+    plan = plan_of()
+    for key, change in changes.items():
+        plan[key] = {**plan[key], **change} if isinstance(change, dict) else change
+    with pytest.raises(Malformed):
+        Plan(plan)
