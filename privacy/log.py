@@ -129,6 +129,7 @@ class Log(Generic[BookT]):
         self._own_name = key_name(kind, owner, signer.public)
         self._make_book = book
         self._dirty = False
+        self._shown: dict[str, Checkpoint] = {}
         self._reset()
         with self.store.reading():
             self.refresh()
@@ -304,7 +305,7 @@ class Log(Generic[BookT]):
         self._tree = Tree()
         self._origin = self._time = ""
         self._keys: list[tuple[int, bytes]] = []
-        self._shown: dict[str, Checkpoint] = {}
+        self._shown.clear()
 
     def _take(self, leaf: bytes, entry: Entry) -> None:
         """Take in the next entry, from the file or about to be written to it."""
