@@ -128,7 +128,6 @@ class Log(Generic[BookT]):
         kind = {LEDGER: "ledger", JOURNAL: "journal"}[vocabulary]
         self._own_name = key_name(kind, owner, signer.public)
         self._make_book = book
-        self._shown: dict[str, Checkpoint] = {}
         self._dirty = False
         self._shown: dict[str, Checkpoint] = {}
         self._reset()
