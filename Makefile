@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench docs clean
+.PHONY: help install demo test lint bench campaigns docs clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -35,6 +35,11 @@ lint: install  ## Style, types
 
 bench: install  ## The benchmarks, each under a minute
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --quick || exit 1; done
+
+campaigns: install  ## Tampers, kills and races, a short round of each
+	$(BIN)/python benchmarks/tamper.py --quick
+	$(BIN)/python benchmarks/crash.py --quick
+	$(BIN)/python benchmarks/race.py --quick
 
 docs: install  ## Build the documentation into build/site; broken links fail
 	$(BIN)/mkdocs build --quiet --strict

@@ -1,7 +1,7 @@
 """Kill sites at any moment, fill their disk, cut their writes: no debit may be lost.
 
     python benchmarks/crash.py --json            500 killed runs, 120 with a failing disk
-    python benchmarks/crash.py --quick           40 and 12
+    python benchmarks/crash.py --quick           15 and 12
 
 In each run a real site (guard, ledger, outbox, Opacus training on real records) answers the
 orders of a plan in a process of its own, and tells through a pipe what it reserved and what
@@ -234,7 +234,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--runs", type=int, help="number of killed runs")
     arguments = options.parse_args()
-    runs = arguments.runs or (40 if arguments.quick else 500)
+    runs = arguments.runs or (15 if arguments.quick else 500)
     rng = random.Random(0)
     total, kinds = Counter[str](), Counter[str]()
     with tempfile.TemporaryDirectory() as name:

@@ -73,7 +73,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--tries", type=int, help="number of tries")
     arguments = options.parse_args()
-    tries = arguments.tries or (300 if arguments.quick else 10_000)
+    tries = arguments.tries or (200 if arguments.quick else 10_000)
     from privet.privacy.ledger import Budget
     from privet.privacy.units import Relation, Unit
 

@@ -1,7 +1,7 @@
 """Change a real bundle in every way we can think of; none of it may be accepted.
 
     python benchmarks/tamper.py --json                 100,000 mutations
-    python benchmarks/tamper.py --quick                2,000
+    python benchmarks/tamper.py --quick                1,000
 
 A bundle of 3 sites and 20 rounds is made by a simulation, and a second one for replays.
 Each mutation changes the first, sets the digest in its last line right again (an opponent
@@ -349,7 +349,7 @@ def main() -> None:
     options.add_argument("--count", type=int, help="number of mutations")
     options.add_argument("--processes", type=int, default=2)
     arguments = options.parse_args()
-    count = arguments.count or (2_000 if arguments.quick else 100_000)
+    count = arguments.count or (1_000 if arguments.quick else 100_000)
     from privet.privacy.audit.bundle import write_bundle
 
     global _material

@@ -13,6 +13,7 @@ import hashlib
 from pathlib import Path
 
 from privet.client.desk import note_policy
+from privet.common.errors import BudgetExceeded
 from privet.common.order import ORDER_TYPE, Order, Status
 from privet.common.plan import Plan
 from privet.privacy.ledger import Ledger
@@ -74,6 +75,10 @@ class Guard:
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)
         self._keep_plan(plan)
+        try:
+            self.ledger.require_whole_run(self.data_set, order.run, plan.digest)
+        except BudgetExceeded as error:
+            raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
 
     def _keep_plan(self, plan: Plan) -> None:
         """Keep the plan beside the ledger, for those who verify it later."""

@@ -309,6 +309,7 @@ class Site:
         facts: dict[str, Any],
     ) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""
+        population = self.ledger.book.population_of(self.guard.data_set)
         release = Release(
             order.digest,
             {
@@ -316,7 +317,7 @@ class Site:
                 "site": self.name,
                 "event": ev.to_json(event),
                 "digest": digest_arrays(arrays),
-                "spent": self.ledger.spent().to_dict(),
+                "spent": self.ledger.spent(population).to_dict(),
             },
             arrays,
         )

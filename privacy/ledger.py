@@ -38,7 +38,7 @@ from privet.common.plan import Plan
 from privet.privacy import events as ev
 from privet.privacy.accounting import privacy_loss
 from privet.privacy.events import Counts
-from privet.privacy.filter import Cap, Charges, History, decide
+from privet.privacy.filter import Cap, Charges, History, decide, decide_whole
 from privet.privacy.log import Log
 from privet.privacy.program import planned
 from privet.privacy.signed_note import Key, Signer
@@ -607,6 +607,31 @@ class Ledger:
         origin = hashlib.sha256(self.log.origin.encode()).hexdigest()
         self.log.append(kind, "ledger", f"sha256:{origin}", **fields)
 
+    def require_whole_run(self, data_set: str, run: str, plan: str) -> None:
+        """Check, for a run that was not charged yet, that its whole plan would be covered.
+
+        A run that cannot come to its end would only waste what is left.
+
+        Raises:
+            BudgetExceeded: if the population's cap does not cover the plan (by digest).
+        """
+        self.log.refresh()
+        name = self.book.population_of(data_set)
+        budget = self.book.populations[name].budget
+        cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
+        history, planned = (
+            _history(self.log.store, self.book, name),
+            _plan_events(self.log.store, plan),
+        )
+        if run in history or planned is None:
+            return
+        decision = decide_whole(cap, history, planned)
+        if not decision.allowed:
+            raise BudgetExceeded(
+                f"run '{run}' would not come to its end: {decision.against(cap)}; "
+                f"{self.spent(name)} is spent"
+            )
+
     def _require_cover(self, name: str, request: Request) -> None:
         """Check that the population's cap covers the request (privacy/filter.py)."""
         population, order = self.book.populations[name], request.order
@@ -616,9 +641,8 @@ class Ledger:
         known = self.book.plan_of.get(order.run, order.plan)
         if known != order.plan:
             raise OutOfTurn(f"run '{order.run}' was begun under another plan, {known}")
-        decision = decide(
-            cap, history, order.run, request.event, _plan_events(self.log.store, order.plan)
-        )
+        plan = _plan_events(self.log.store, order.plan)
+        decision = decide(cap, history, order.run, request.event, plan)
         if not decision.allowed:
             raise BudgetExceeded(
                 f"{order.slot}: {decision.against(cap)}; {self.spent(name)} is spent"

@@ -129,6 +129,7 @@ class Log(Generic[BookT]):
         self._own_name = key_name(kind, owner, signer.public)
         self._make_book = book
         self._dirty = False
+        self._shown: dict[str, Checkpoint] = {}
         self._reset()
         with self.store.reading():
             self.refresh()
@@ -288,6 +289,11 @@ class Log(Generic[BookT]):
             try:
                 for leaf in self.store.leaves(before):
                     self._take(leaf, Entry.read(leaf))
+                if self.store.size() != len(self._tree):
+                    raise LedgerError(
+                        f"{self.store.path}: entries that were here are gone: was the file "
+                        "replaced while it was open? Start again with the newer file"
+                    )
                 if len(self._tree) > before:
                     self._check_head()
             except LedgerError:
@@ -299,6 +305,7 @@ class Log(Generic[BookT]):
         self._tree = Tree()
         self._origin = self._time = ""
         self._keys: list[tuple[int, bytes]] = []
+        self._shown.clear()
 
     def _take(self, leaf: bytes, entry: Entry) -> None:
         """Take in the next entry, from the file or about to be written to it."""

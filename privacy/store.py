@@ -102,6 +102,12 @@ class Store:
         with self._told():
             return int(self._open().execute("SELECT COUNT(*) FROM entries").fetchone()[0])
 
+    def size(self) -> int:
+        """Return one more than the last entry's sequence; quicker than :meth:`count`."""
+        with self._told():
+            row = self._open().execute("SELECT MAX(sequence) FROM entries").fetchone()
+        return 0 if row[0] is None else int(row[0]) + 1
+
     def fact(self, name: str) -> str | None:
         """Return a fact, or None."""
         with self._told():
@@ -189,7 +195,19 @@ class Store:
         # A connection must not be used in a process that was forked after it was made.
         if self._process != os.getpid():
             self._connect()
+        if self._identity() != self._opened:
+            raise LedgerError(
+                f"{self.path}: the file was moved, removed or replaced while it was open; what is "
+                "written now would be lost. Start again"
+            )
         return self._connection
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _connect(self) -> None:
         self._connection = sqlite3.connect(
@@ -197,6 +215,7 @@ class Store:
         )
         self._process = os.getpid()
         self._connection.execute("PRAGMA journal_mode = WAL")
+        self._opened = self._identity()
         self._connection.execute("PRAGMA synchronous = FULL")
 
     def _prepare(self) -> None:

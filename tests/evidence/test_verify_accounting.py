@@ -79,7 +79,7 @@ def test_a_mixture_counts_as_its_largest_part_sampled() -> None:
     )
     value, ceiling, _ = accounting.epsilon([Event(mixture, 3)], 1e-5, ADD)
     assert 0 < value <= ceiling
-    assert accounting.epsilon([Event(mixture, 3)], 1e-5, REPLACE)[0] > value
+    assert accounting.epsilon([Event(mixture, 3)], 1e-5, REPLACE) == (math.inf, math.inf, "")
 
 
 GOLDEN = [
@@ -183,24 +183,34 @@ def test_events_must_not_be_nested_without_end() -> None:
         read_event(event)
 
 
+def bound(order: int, cap: float, delta: float) -> float:
+    """B(α) of the format page, in floats."""
+    share = math.log(delta / len(accounting.FILTER_ORDERS)) + math.log(order)
+    return cap - math.log((order - 1) / order) + share / (order - 1)
+
+
+def admits(held: list[Event], cap: float, delta: float) -> bool:
+    """Whether the filter of the format page holds, in floats."""
+    return delta > 0 and any(
+        sum(e.count * accounting.rho(e.mechanism, a, ADD) for e in held)
+        <= bound(a, cap, delta) + 1e-6
+        for a in accounting.FILTER_ORDERS
+    )
+
+
 def test_the_filter_is_the_formula() -> None:
     cap, delta, event = 3.0, 1e-5, step(0.1, 2.0, 10)
-    spent = 0
-    held = Filter(cap, delta, ADD)
+    held, spent = Filter(cap, delta, ADD), 0
     while True:
         held.add(event, 1)
         spent += 1
-        expected = any(
-            spent * 10 * accounting.rho(event.mechanism, a, ADD)
-            <= cap - math.log((a - 1) / a) + (math.log(delta / 14) + math.log(a)) / (a - 1) + 1e-6
-            for a in accounting.FILTER_ORDERS
-        )
-        assert held.holds() == expected
+        expected = admits([event] * spent, cap, delta)
+        assert held.holds(None) == expected
         if not expected:
             break
     assert 10 < spent < 1000
     held.add(event, -1)
-    assert held.holds()
+    assert held.holds(None)
 
 
 def test_a_huge_charge_given_back_leaves_no_trace() -> None:
@@ -210,9 +220,9 @@ def test_a_huge_charge_given_back_leaves_no_trace() -> None:
         held.add(small, 1)
     for event in (huge, Event(NON_PRIVATE)):
         used.add(event, 1)
-        assert not used.holds()
+        assert not used.holds(None)
         used.add(event, -1)
-    assert used._sums == fresh._sums and used.holds()
+    assert used._sums == fresh._sums and used.holds(None)
 
 
 def charge(plan: Plan, purpose: str = "train", run: str = "run") -> Charge:
@@ -221,16 +231,20 @@ def charge(plan: Plan, purpose: str = "train", run: str = "run") -> Charge:
     return Charge(run, purpose, event, plan)
 
 
-def test_one_run_within_its_plan_is_held_by_the_distributions() -> None:
+def test_one_run_is_held_by_the_composition_of_its_whole_plan() -> None:
     plan = Plan(plan_of(training={"rounds": 6}))
-    whole = accounting.epsilon([Event(plan.train.mechanism, 18)], 1e-5, ADD)[0]
-    for cap, expected in ((whole, None), (whole - 1e-3, 5)):
-        budget = Budget(cap, 1e-5, ADD)
-        for sequence in range(6):
-            budget.add(sequence, charge(plan))
-        assert budget.enforced_by == "pld"
-        budget.close()
-        assert (budget.fault and budget.fault[0]) == expected
+    whole = accounting.epsilon(plan.planned, 1e-5, ADD)[0]
+    assert [event.count for event in plan.planned] == [18, 6]
+    budget = Budget(whole, 1e-5, ADD)
+    for sequence in range(6):
+        budget.add(sequence, charge(plan))
+    assert budget.enforced_by == "pld" and budget.fault is None
+    budget = Budget(whole - 1e-3, 1e-5, ADD)  # now the filter, from the first charge on
+    first = next(n for n in range(1, 9) if not admits([plan.train] * n, whole - 1e-3, 1e-5))
+    for sequence in range(6):
+        budget.add(sequence, charge(plan))
+    assert budget.enforced_by == "filter"
+    assert budget.fault is not None and budget.fault[0] == first - 1
 
 
 def test_more_than_the_plan_or_a_second_run_is_held_by_the_filter() -> None:
@@ -243,38 +257,79 @@ def test_more_than_the_plan_or_a_second_run_is_held_by_the_filter() -> None:
     assert budget.enforced_by == "pld"
     budget.add(4, charge(plan, run="other"))
     assert budget.enforced_by == "filter" and budget.runs == 2
-    budget.close()
     assert budget.fault is None
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=14), st.floats(0.3, 3.0))
-def test_the_search_finds_the_first_prefix(moves: list[tuple[int, bool]], cap: float) -> None:
-    """Against the composition of every prefix, with charges given back in between."""
-    plans = [Plan(plan_of(training={"rounds": 5, "sample_rate": q})) for q in ("0.5", "1.0")]
-    choices = [charge(p, purpose) for p in plans[:1] for purpose in ("train", "evaluate")]
-    choices += [charge(plans[1]), charge(plans[0], run="other")]
-    budget, held, first = Budget(cap, 1e-5, ADD), [], None
-    mirror = Filter(cap, 1e-5, ADD)
+def test_the_two_rules_share_one_delta() -> None:
+    """A first run that only distributions admit leaves less δ to what follows."""
+    plan = Plan(plan_of(training={"rounds": 6}))
+    cap = accounting.epsilon(plan.planned, 1e-5, ADD)[0] + 1e-3
+    assert not admits(plan.planned, cap, 1e-5)
+    used = accounting.delta_at(plan.planned, cap + 1e-6, ADD)
+    assert 0.9e-5 < used < 1e-5
+    filters = Filter(cap, 1e-5, ADD)
+    assert filters._limits_after(None) == filters._limits(1e-5)
+    assert filters._limits_after(plan) == filters._limits(1e-5 - used)
+    small = Plan(plan_of(training={"rounds": 1, "steps": 1}))
+    assert filters._limits_after(small) == filters._limits(1e-5)
+    large = Plan(plan_of(training={"rounds": 60}))
+    assert filters._limits_after(large) == filters._limits(1e-5)
+
+
+def test_delta_of_what_has_no_distribution_is_one() -> None:
+    assert accounting.delta_at([Event(NON_PRIVATE)], 1.0, ADD) == 1.0
+    assert accounting.delta_at([step(1.0, 1e-9, 1)], 1.0, ADD) == 1.0
+    assert accounting.delta_at([], 1.0, ADD) == 0.0
+    assert accounting.delta_at([step(1.0, 1.0, 1)], 4.377, ADD) == pytest.approx(1e-5, rel=0.01)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=14),
+    st.sampled_from([1.0, 1.6, 2.2, 3.0]),
+)
+def test_the_cap_is_that_of_the_page_at_every_prefix(
+    moves: list[tuple[int, bool]], cap: float
+) -> None:
+    """Against the page's words, with charges given back in between."""
+    plans = [
+        Plan(plan_of(training={"rounds": n, "sample_rate": q})) for n, q in ((3, 0.5), (2, 1.0))
+    ]
+    runs = ["a", "b", "c"]
+    choices = [charge(plans[0], "train", "a"), charge(plans[0], "evaluate", "a"),
+               charge(plans[1], "train", "b"), charge(plans[0], "train", "c"),
+               charge(plans[1], "evaluate", "b")]  # fmt: skip
+    budget, first = Budget(cap, 1e-5, ADD), None
+    held: list[Charge] = []
+    seen: list[str] = []
     for sequence, (which, back) in enumerate(moves):
         moved = choices[which]
         sign = -1 if back and moved in held else 1
         if sign > 0:
             held.append(moved)
+            seen += [moved.run] * (moved.run not in seen)
         else:
             held.remove(moved)
         budget.add(sequence, moved, sign)
-        mirror.add(moved.event, sign)
-        if first is None and held:
-            counts = {p: [c.purpose for c in held].count(p) for p in ("train", "evaluate")}
-            one = len({(c.run, id(c.plan)) for c in held}) == 1
-            if one and counts["train"] <= 5 and counts["evaluate"] <= 2:
-                fits = accounting.epsilon([c.event for c in held], 1e-5, ADD)[0] <= cap + 1e-6
-            else:
-                fits = mirror.holds()
-            first = None if fits else sequence
-    budget.close()
+        if first is None and held and not _page(held, seen, cap):
+            first = sequence
     assert (budget.fault and budget.fault[0]) == first
+    assert budget.runs == len({c.run for c in held} & set(runs))
+
+
+def _page(held: list[Charge], seen: list[str], cap: float) -> bool:
+    events = [c.event for c in held]
+    first = next(c.plan for run in seen for c in held if c.run == run)
+    assert first is not None
+    whole = accounting.epsilon(first.planned, 1e-5, ADD)[0] <= cap + 1e-6
+    counts = [[c.purpose for c in held].count(p) for p in ("train", "evaluate")]
+    within = counts[0] <= first.rounds and counts[1] <= first.evaluations
+    if len({c.run for c in held}) == 1 and within and whole:
+        return True
+    left = 1e-5
+    if whole and not admits(first.planned, cap, 1e-5):
+        left -= accounting.delta_at(first.planned, cap + 1e-6, ADD)
+    return admits(events, cap, left)
 
 
 def test_what_a_plan_fixes() -> None:
@@ -292,10 +347,11 @@ def test_what_a_plan_fixes() -> None:
     "changes",
     [
         {"sites": []}, {"sites": [{"nominal_size": 3}]}, {"sites": [{"name": "A"}] * 2},
-        {"training": {"rounds": 0}}, {"training": {"sample_rate": "1.5"}},
-        {"training": {"steps": True}}, {"privacy": {"clip": "0.0"}},
+        {"training": {"rounds": 0}}, {"training": {"sample_rate": 1.5}},
+        {"training": {"steps": True}}, {"privacy": {"clip": 0.0}},
         {"privacy": {"noise_multiplier": None}}, {"privacy": {"relation": "both"}},
-        {"metrics": {"every": 0}}, {"strategy": {"average_last": "2"}}, {"training": "x"},
+        {"metrics": {"every": 0}}, {"strategy": {"average_last": "2"}}, {"privacy": {"epsilon": "8.0"}},
+        {"privacy": {"delta": True}}, {"training": "x"},
     ],
 )  # fmt: skip
 def test_an_impossible_plan_is_refused(changes: dict[str, Any]) -> None:

@@ -193,7 +193,7 @@ def item(list_: str, **fields: Any) -> Change:
 
 
 OTHER = digest(b"other")
-WEAK = train_event(plan_of(privacy={"noise_multiplier": "3.9"}))
+WEAK = train_event(plan_of(privacy={"noise_multiplier": 3.9}))
 MORE = repeated(train_event(plan_of())["event"], 4)
 PLANTED: list[tuple[str, str | None, str, str, Change]] = [
     ("sequence", NORTH, NORTH, "policy", put(sequence=7)),
@@ -433,7 +433,7 @@ def checkpoint_by_the_old_key(fed: Federation) -> None:
     log = fed.sites[NORTH]
     old = log.key
     log.rotate()
-    fed.witness(log, old, count=2)
+    fed.witness(log, old)
 
 
 def checkpoint_by_a_stranger(fed: Federation) -> None:
@@ -458,7 +458,7 @@ def another_tree(fed: Federation) -> None:
     log = fed.sites[NORTH]
     log.add("paused", by=["dpo"])
     kept, log.leaves[2] = log.leaves[2], log.leaves[3]
-    fed.witness(log, count=2)
+    fed.witness(log)
     log.leaves[2] = kept
 
 
@@ -467,10 +467,27 @@ def another_prefix(fed: Federation) -> None:
     fed.sites[NORTH].add("resumed", by=["dpo"])
 
 
+def unwitnessed_end(fed: Federation) -> None:
+    fed.hub.checkpoint([])
+
+
+def too_many_cosigners(fed: Federation) -> None:
+    fed.witness(fed.hub)
+
+
+def too_few_cosigners(fed: Federation) -> None:
+    fed.witness(fed.hub, most=1)
+
+
+def an_owners_cosignature(fed: Federation) -> None:
+    others = [log.witness for log in fed.sites.values()]
+    fed.hub.checkpoint([*others[:2], fed.hub.witness])
+
+
 def surplus_checkpoint(fed: Federation) -> None:
     log = fed.sites[NORTH]
     log.add("paused", by=["dpo"])
-    fed.witness(log, count=2)
+    fed.witness(log)
     log.add("resumed", by=["dpo"])
 
 
@@ -562,7 +579,7 @@ def receipt_with_another_checkpoint(fed: Federation) -> None:
     log.checkpoint([])
     short = kept.rsplit("— ", 1)[0]
     fed.receipts[0] = {**fed.receipts[0], "proof": log.proof(entry, size).replace(kept, short)}
-    fed.witness(log, count=2)
+    fed.witness(log)
 
 
 def receipt_before_the_release(fed: Federation) -> None:
@@ -598,6 +615,8 @@ HISTORIES: list[tuple[str, str | None, Callable[[Federation], None]]] = [
     ("round", HUB, more_rounds), ("receipt", None, receipt_missing), ("receipt", HUB, receipts_swapped),
     ("receipt", HUB, receipt_too_many), ("receipt", HUB, receipt_of_another_place),
     ("receipt", HUB, receipt_with_another_checkpoint), ("receipt", HUB, receipt_before_the_release),
+    ("witness", HUB, unwitnessed_end), ("witness", HUB, too_many_cosigners),
+    ("witness", HUB, too_few_cosigners), ("witness", HUB, an_owners_cosignature),
 ]  # fmt: skip
 
 
@@ -649,20 +668,19 @@ def test_a_second_population_says_why(tmp_path: Path) -> None:
 
 
 def test_the_cap_of_one_run_names_the_first_entry(tmp_path: Path) -> None:
-    plan = plan_of(privacy={"epsilon": "1.2"})
+    plan = plan_of(privacy={"epsilon": 1.2})
     fed = Federation(cap="1.2")
     fed.run(plan=plan)
     answer = verdict(tmp_path, fed)
     assert {rule for rule, _ in found(answer)} == {"cap"}
     kinds = [kind for kind, _ in fed.sites[NORTH].predicates]
     reserved = [place for place, kind in enumerate(kinds) if kind == "reserved"]
-    # The whole plan is above the cap, so only the filter counts, and it admits one release.
     assert answer.faults[0].entry == reserved[1]
     assert answer.sites[0].epsilon is not None and answer.sites[0].epsilon > 1.2
 
 
 def test_the_cap_over_runs_names_the_first_entry(tmp_path: Path) -> None:
-    plan = plan_of(privacy={"epsilon": "1.5"})
+    plan = plan_of(privacy={"epsilon": 1.5})
     fed = Federation(cap="1.6")
     fed.run("a", plan)
     count = len(fed.sites[NORTH].leaves)

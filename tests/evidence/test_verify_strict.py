@@ -95,3 +95,24 @@ def test_other_times_are_refused(text: object) -> None:
 
 def test_time_counts_from_1970() -> None:
     assert strict.seconds("1970-01-02T00:00:01Z") == 86401
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53) + 1, 2**53 - 1))
+def test_a_plan_has_numbers_as_rfc8785_writes_them(number: float) -> None:
+    text = rfc8785.dumps({"x": number})
+    assert strict.number(strict.read_plan(text)["x"]) == number
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"1.0", b"1e0", b"-0.0", b"1e400", b"NaN", b"0.10", b"1E-7", b"[1,]", b"\xff", b"[" * 99_999],
+)
+def test_a_plan_has_them_in_no_other_way(text: bytes) -> None:
+    with pytest.raises(Malformed):
+        strict.read_plan(text)
+
+
+@pytest.mark.parametrize("value", ["1.0", True, None, float("inf"), float("nan"), []])
+def test_what_is_no_number_of_a_plan(value: object) -> None:
+    with pytest.raises(Malformed):
+        strict.number(value)

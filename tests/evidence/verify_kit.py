@@ -189,13 +189,13 @@ def plan_of(**changes: Any) -> dict[str, Any]:
     plan: dict[str, Any] = {
         "name": "tiny",
         "sites": [{"name": name, "nominal_size": 100} for name in SITES],
-        "training": {"rounds": 2, "steps": 3, "sample_rate": "0.5"},
+        "training": {"rounds": 2, "steps": 3, "sample_rate": 0.5},
         "strategy": {"average_last": 1},
         "privacy": {
-            "epsilon": "8.0", "delta": "1e-05", "unit": "record",
-            "relation": "add_or_remove_one", "clip": "0.5", "noise_multiplier": "4.0",
+            "epsilon": 8.0, "delta": 1e-5, "unit": "record",
+            "relation": "add_or_remove_one", "clip": 0.5, "noise_multiplier": 4.0,
         },
-        "metrics": {"source": "gate", "every": 1, "noise_multiplier": "20.0"},
+        "metrics": {"source": "gate", "every": 1, "noise_multiplier": 20.0},
     }  # fmt: skip
     for key, change in changes.items():
         plan[key] = {**plan[key], **change} if isinstance(change, dict) else change
@@ -317,10 +317,10 @@ class Federation:
             done.append((site, order, self.release(site, order, reservation, event)))
         return done
 
-    def witness(self, log: Log, key: Key | None = None, count: int | None = None) -> int:
-        """All others, or so many of them, cosign the head of ``log``."""
+    def witness(self, log: Log, key: Key | None = None, most: int | None = None) -> int:
+        """All others, or the first ``most`` of them, cosign the head of ``log``."""
         others = [other.witness for other in self.logs() if other is not log]
-        return log.checkpoint(others[:count], key)
+        return log.checkpoint(others[:most], key)
 
     def run(self, run: str = "run-1", plan: dict[str, Any] | None = None, rounds: int | None = None,
             close: str | None = "done") -> None:  # fmt: skip
@@ -421,8 +421,8 @@ class Federation:
             values += [self.order_line(order) for order in ordered]
         lines = [rfc8785.dumps(value) for value in values]
         for log in self.logs() if self.journal_here else self.sites.values():
-            if len(log.leaves) not in log.notes or not self.journal_here:
-                self.witness(log, count=self.quorum)
+            if len(log.leaves) not in log.notes:
+                self.witness(log, most=self.quorum)
             role = "site" if log.role == "ledger" else "coordinator"
             lines.append(rfc8785.dumps({
                 "kind": "log", "log": log.origin, "name": log.name, "role": role,
@@ -431,7 +431,8 @@ class Federation:
             lines += log.leaves
             notes = log.notes
             if not self.journal_here:
-                notes = {max(notes): notes[max(notes)]}
+                last = self.witness(log, most=self.quorum)
+                notes = {last: notes[last]}
             lines += [
                 rfc8785.dumps({"kind": "checkpoint", "note": notes[size]}) for size in sorted(notes)
             ]

@@ -80,6 +80,28 @@ def test_a_backup_that_grew_on_is_a_fork(folder: Path, ledger: Ledger) -> None:
         back.log.require_extends(head)
 
 
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_a_file_that_is_swapped_while_it_is_open_is_noticed(
+    folder: Path, ledger: Ledger, how: str
+) -> None:
+    """Else promises would be written to a file that nobody finds again."""
+    ledger.log.store.close()
+    backup = copy(folder, folder.with_name("backup"))
+    running = opened(folder)
+    taken = running.reserve(asked(1))
+    remove(folder)
+    if how == "replaced":
+        (folder / "ledger.db").write_bytes((backup / "ledger.db").read_bytes())
+    with pytest.raises(LedgerError):
+        running.reserve(asked(2))
+    with pytest.raises(LedgerError):
+        running.commit(taken, EVENT, RELEASE)
+    if how == "removed":
+        assert not (folder / "ledger.db").exists()
+    else:
+        assert charged(opened_only(folder)) == 0
+
+
 def test_a_new_ledger_under_the_old_key_is_rolled_back(folder: Path, ledger: Ledger) -> None:
     """A ledger that was deleted and begun anew has the same name, and forgot everything."""
     spend(ledger, 1)

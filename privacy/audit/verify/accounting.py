@@ -79,10 +79,10 @@ def rho(mechanism: Mechanism, order: int, relation: str) -> float:
     if rate == 0 or size == 0:
         return 0.0
     try:
-        if mechanism.type == "laplace":
-            return math.inf if relation == REPLACE else _laplace(mechanism.scale / size, order)
-        if relation == REPLACE and mechanism.type == "mixture":
+        if relation == REPLACE and mechanism.type != "gaussian":
             return math.inf
+        if mechanism.type == "laplace":
+            return _laplace(mechanism.scale / size, order)
         if relation == REPLACE:
             size, rate = 2 * size, 1.0
         ratio = mechanism.scale / size
@@ -112,21 +112,15 @@ def ceiling(charges: Iterable[Event], delta: float, relation: str) -> float:
     return max(0.0, best)
 
 
-def _gaussian_only(mechanism: Mechanism, relation: str) -> bool:
-    return (mechanism.type == "gaussian" and mechanism.rate == 1) or (
-        mechanism.type == "mixture" and relation == REPLACE
-    )
-
-
 def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, int]] | None:
     """Return mechanisms with their counts, all plain Gaussians as one; None if not private."""
     counts: dict[Mechanism, int] = {}
     inverse = 0.0
     for event in charges:
         part = event.mechanism
-        if part.type == "none" or (part.type == "laplace" and relation == REPLACE):
+        if part.type == "none" or (part.type != "gaussian" and relation == REPLACE):
             return None
-        if _gaussian_only(part, relation):
+        if part.type == "gaussian" and part.rate == 1:
             inverse += event.count * (max(part.sensitivities) / part.scale) ** 2
         elif max(part.sensitivities) > 0:
             counts[part] = counts.get(part, 0) + event.count
@@ -169,7 +163,7 @@ def _pld(merged: tuple[tuple[Mechanism, int], ...], delta: float, relation: str)
     return float(_composed(merged, relation).get_epsilon(delta))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)
 def _composed(merged: tuple[tuple[Mechanism, int], ...], relation: str) -> Any:
     import dp_accounting
     from dp_accounting import pld

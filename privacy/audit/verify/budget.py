@@ -7,6 +7,7 @@ integers, which neither drift nor cancel when a charge is given back.
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -126,7 +127,9 @@ class Budget:
         self.fault: tuple[int, str] | None = None
         self._filter = None if cap is None else Filter(cap, delta, relation)
         self._runs: Counter[str] = Counter()
-        self._plans: dict[str, Plan | None] = {}
+        self._order: dict[str, int] = {}
+        self._plans: list[tuple[str, Plan | None]] = []
+        self._present: list[int] = []
         self._kinds: Counter[tuple[str, Plan | None, str]] = Counter()
         self._loose = 0
         self._whole: dict[Plan, bool] = {}
@@ -149,7 +152,8 @@ class Budget:
         self.charges += sign
         _count(self.counts, charge.event, sign)
         _count(self._runs, charge.run, sign)
-        self._plans.setdefault(charge.run, charge.plan)
+        if sign > 0 and self._runs[charge.run] == 1:
+            self._arrive(charge)
         _count(self._kinds, (charge.run, charge.plan, charge.purpose), sign)
         self._loose += sign * (charge.plan is None)
         if self._filter is None:
@@ -171,16 +175,24 @@ class Budget:
             return None
         return plan
 
-    @property
+    def _arrive(self, charge: Charge) -> None:
+        """Keep the runs with charges that count in a heap, by when they were first charged."""
+        if charge.run not in self._order:
+            self._order[charge.run] = len(self._plans)
+            self._plans.append((charge.run, charge.plan))
+        heapq.heappush(self._present, self._order[charge.run])
+
     def _first_plan(self) -> Plan | None:
-        """The plan of the run that was charged first, of those that still are."""
-        return next((plan for run, plan in self._plans.items() if self._runs[run]), None)
+        """Return the plan of the run that was charged first, of those that still are."""
+        while self._present and not self._runs[self._plans[self._present[0]][0]]:
+            heapq.heappop(self._present)
+        return self._plans[self._present[0]][1] if self._present else None
 
     def _check(self, sequence: int) -> None:
         plan = self._one_run()
         if plan is not None and self._fits(plan):
             return
-        if self._filter is not None and not self._filter.holds(self._first_plan):
+        if self._filter is not None and not self._filter.holds(self._first_plan()):
             what = "its plan is above the cap, and " if plan is not None else ""
             self.fault = (sequence, f"{what}the Renyi filter of the population is overrun")
 

@@ -266,10 +266,11 @@ class BundleReader:
                     message = f"checkpoint {size} is surplus: nothing here refers to it"
                     self.findings.fault("bundle", message, case.origins[origin])
                 others = case.others(head.cosigners, case.origins[origin])
-                if not head.told and head.cosigners and others != case.roster.quorum:
+                exact = others == len(head.cosigners) == case.roster.quorum
+                if not head.told and head.cosigners and not exact:
                     message = (
-                        f"checkpoint {size}, which no journal names, carries {others} "
-                        f"cosignatures of other witnesses, not exactly {case.roster.quorum}"
+                        f"checkpoint {size}, which no journal names, must carry the cosignatures"
+                        f" of exactly {case.roster.quorum} other witnesses, or none"
                     )
                     self.findings.fault("witness", message, case.origins[origin])
 

@@ -47,6 +47,10 @@ PICKED: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 
+class _UnknownKind(Exception):
+    """The vocabulary has grown since."""
+
+
 class Context(NamedTuple):
     """What a worker must know of a log: ``keys`` maps key ids (hex) to raw keys."""
 
@@ -92,7 +96,7 @@ def _predicate(context: Context, payload: bytes) -> tuple[str, dict[str, Any]]:
     if statement["_type"] != _STATEMENT:
         raise Malformed("not an in-toto Statement v1")
     if not isinstance(kind, str) or kind.removeprefix(prefix) not in FIELDS[context.role]:
-        raise LookupError("an entry of a kind that this verifier does not know")
+        raise _UnknownKind("an entry of a kind that this verifier does not know")
     if not kind.startswith(prefix):
         raise Malformed("the predicate type is not of this log's role")
     kind = kind.removeprefix(prefix)
@@ -143,8 +147,8 @@ def read_leaf(context: Context, leaf: bytes, events: dict[str, int]) -> Row:
         kind, predicate = _predicate(context, payload)
         time = seconds(predicate["time"])
         signer = _signer(context, match, kind, predicate, payload, problems)
-    except LookupError as error:
-        problems.append(("vocabulary", str(error.args[0])))
+    except _UnknownKind as error:
+        problems.append(("vocabulary", str(error)))
         return hashed, "", problems, "", -1, 0, None, None, ""
     except (Malformed, RecursionError) as error:
         problems.append(("entry", str(error) or "nested too deeply"))

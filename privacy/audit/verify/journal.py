@@ -205,7 +205,7 @@ class Journal(Log):
             self._witnessed(item)
         self._here = -1
         last = self.heads.get(self.tree.size)
-        if self._closed and (last is None or not last.cosigners):
+        if self._closed and (last is None or not self.case.quorum(last.cosigners, self.name)):
             self.fault("witness", "the end of the run is not witnessed")
         for name, run in self.runs.items():
             if not run.how:

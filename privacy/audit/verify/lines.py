@@ -63,7 +63,7 @@ def _order(key: bytes, keyid: str, line: bytes) -> tuple[Order | None, list[Prob
         and is_digest(order["plan"]) and is_digest(order["model"])
         and isinstance(order["parameters"], list) and all(map(is_text, order["parameters"]))
     )  # fmt: skip
-    if not fine or not isinstance(value["sig"], str) or value["kind"] != "order":
+    if not fine or not isinstance(value["sig"], str):
         raise Malformed("an order has a field of the wrong type")
     payload = canonical(order)
     problems = []

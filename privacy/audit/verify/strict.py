@@ -37,6 +37,15 @@ def _integer(text: str) -> int:
     return value
 
 
+def _integral(text: str) -> int | float:
+    """Read a number without a fraction; RFC 8785 writes floats below 1e21 like that."""
+    return _integer(text) if len(text) < 16 or len(text) > 22 else _narrow(float(text))
+
+
+def _narrow(value: float) -> int | float:
+    return int(value) if abs(value) <= _SAFE else value
+
+
 def _no_float(text: str) -> NoReturn:
     raise Malformed("a number that is not an integer and not a decimal string")
 
@@ -54,7 +63,7 @@ _decode = json.JSONDecoder(
 _decode_unique = json.JSONDecoder(
     parse_float=_no_float, parse_int=_integer, parse_constant=_no_float, object_pairs_hook=_unique
 ).decode
-_decode_floats = json.JSONDecoder(parse_int=_integer, parse_constant=_no_float).decode
+_decode_floats = json.JSONDecoder(parse_int=_integral, parse_constant=_no_float).decode
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -159,10 +168,10 @@ def decimal(value: object) -> float:
 
 
 def number(value: object) -> float:
-    """Read a number of a plan, or a decimal string."""
-    if type(value) in (int, float) and math.isfinite(value):  # type: ignore[arg-type]
-        return float(value)  # type: ignore[arg-type]
-    return decimal(value)
+    """Read a number of a plan, where alone numbers stand as JSON numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Malformed("must be a number")
+    return float(value)
 
 
 def seconds(value: object) -> int:
