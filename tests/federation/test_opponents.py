@@ -108,3 +108,23 @@ def test_a_repeated_order_that_cannot_be_answered_again(federation: Make) -> Non
     fed.sites[2].outbox.remove("tiny-run/train/1/1")
     fed.run()
     assert faults(fed) == []
+
+
+def test_a_site_that_comes_after_a_restart_waits_for_the_next_run(federation: Make) -> None:
+    fed = federation()
+
+    class Two(InProcessGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            messages = list(messages)
+            kind = messages[0].metadata.message_type
+            if kind == "train":
+                raise ConnectionError("the coordinator died")
+            answers = list(super().send_and_receive(messages, timeout=timeout))
+            return answers[:2] if kind == "query" else answers
+
+    with pytest.raises(ConnectionError):
+        fed.run(fed.grid(Two))
+    assert set(fed.run().progress[0].statuses) == {"North", "East"}
+    assert faults(fed) == []
