@@ -10,6 +10,7 @@ from flwr.app import Message
 
 from privet.common.order import Order, Status
 from privet.common.release import Arrays
+from privet.common.wire import encode_reply
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
 from privet.simulations.grid import InProcessGrid
@@ -127,4 +128,25 @@ def test_a_site_that_comes_after_a_restart_waits_for_the_next_run(federation: Ma
     with pytest.raises(ConnectionError):
         fed.run(fed.grid(Two))
     assert set(fed.run().progress[0].statuses) == {"North", "East"}
+    assert faults(fed) == []
+
+
+# a site that wants the journal to look false, or the coordinator to stop
+
+
+@pytest.mark.parametrize("status", [Status.PRESENT, Status.RELEASED])
+def test_an_answer_to_another_question_is_a_failure(federation: Make, status: Status) -> None:
+    fed = federation()
+
+    class Evades(InProcessGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            asked = list(messages)
+            if asked[0].metadata.message_type != "train":
+                return super().send_and_receive(asked, timeout=timeout)
+            lost = Message(encode_reply("South", status), reply_to=asked[2])
+            return [*super().send_and_receive(asked[:2], timeout=timeout), lost]
+
+    assert fed.run(fed.grid(Evades)).progress[0].statuses["South"] is Status.FAILED
     assert faults(fed) == []
