@@ -79,7 +79,7 @@ class Evidence:
                     for n, leaf, path in value["rotations"]
                 ],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise NoteError(f"the evidence of a log is malformed: {error!r}") from error
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 from flwr.app import Message
 
+from privet.common.errors import EvidenceFault
 from privet.common.order import Order, Status
 from privet.common.release import Arrays
-from privet.common.wire import encode_reply
+from privet.common.wire import decode_show, encode_reply, encode_show
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
+from privet.privacy.keys import FileSigner
+from privet.privacy.merkle import root_from_inclusion
+from privet.privacy.signed_note import Checkpoint
 from privet.simulations.grid import InProcessGrid
 
 Make = Callable[..., Any]
@@ -149,4 +154,82 @@ def test_an_answer_to_another_question_is_a_failure(federation: Make, status: St
             return [*super().send_and_receive(asked[:2], timeout=timeout), lost]
 
     assert fed.run(fed.grid(Evades)).progress[0].statuses["South"] is Status.FAILED
+    assert faults(fed) == []
+
+
+def lies(fed: Any, name: str, change: Callable[[dict[str, Any]], None]) -> InProcessGrid:
+    """A grid on which a site's answers about logs are changed."""
+    origin = fed.roster.site(name).ledger.name
+
+    class Grid(InProcessGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            messages = list(messages)
+            answers = list(super().send_and_receive(messages, timeout=timeout))
+            questions = {one.metadata.message_id: one for one in messages}
+            for answer in answers:
+                question = questions[answer.metadata.reply_to_message_id]
+                if question.metadata.message_type == "query.show":
+                    value = decode_show(answer.content)
+                    if value["evidence"]["note"].startswith(origin):
+                        change(value)
+                        answer = Message(encode_show(value), reply_to=question)
+                yield answer
+
+    return fed.grid(Grid)
+
+
+def test_evidence_with_infinity_does_not_stop_the_coordinator(federation: Make) -> None:
+    fed = federation()
+
+    def change(answer: dict[str, Any]) -> None:
+        answer["evidence"]["rotations"] = [[float("inf"), "", []]]
+
+    assert fed.run(lies(fed, "South", change)).progress[0].statuses["South"] is Status.FAILED
+    assert faults(fed) == []
+
+
+def test_a_tree_that_nobody_can_have_grown_does_not_stop_the_coordinator(federation: Make) -> None:
+    """A path to any place in a huge tree can be made up, with a head that is properly signed."""
+    fed = federation()
+    log = fed.sites[2].ledger.log
+
+    def change(answer: dict[str, Any]) -> None:
+        for _, (leaf, path) in list(answer["evidence"]["inclusion"].items()):
+            place = 2**53 + 1
+            path = [bytes([level]) * 32 for level in range(54)]
+            root = next(
+                root
+                for last in range(len(path) + 1)
+                if (root := root_from_inclusion(leaf.encode(), place, place + 1, path[:last]))
+            )
+            path = next(
+                path[:last]
+                for last in range(len(path) + 1)
+                if root_from_inclusion(leaf.encode(), place, place + 1, path[:last])
+            )
+            head = Checkpoint(log.origin, place + 1, root).signed(log.key, log.signer)
+            texts = [base64.b64encode(part).decode() for part in path]
+            answer["evidence"] = {
+                "note": head.text, "proofs": {}, "inclusion": {str(place): [leaf, texts]},
+                "rotations": [],
+            }  # fmt: skip
+
+    with pytest.raises(EvidenceFault, match="not believed"):
+        fed.run(lies(fed, "South", change))
+    assert fed.journal_entries()[-1].predicate["fault"] == "EvidenceFault"
+
+
+# while a run goes on
+
+
+def test_a_key_that_is_rotated_under_a_running_client_accuses_nobody(federation: Make) -> None:
+    fed = federation()
+
+    def act(number: int, kind: str, messages: list[Message]) -> None:
+        if (number, kind) == (2, "train"):
+            fed.ledger("South").rotate(FileSigner.generate())
+
+    assert fed.run(between(fed, act)).progress[1].statuses["South"] is Status.FAILED
     assert faults(fed) == []
