@@ -217,8 +217,13 @@ class Log(Generic[BookT]):
         return unsigned.signed(self.key, self.signer)
 
     def evidence(self, since: Iterable[int] = (), entries: Iterable[int] = ()) -> Evidence:
-        """Return the head, with proofs from the sizes ``since`` and for ``entries``."""
+        """Return the head, with proofs from the sizes ``since`` and for ``entries``.
+
+        Raises:
+            KeyFault: if another process replaced the key: this one can sign no head.
+        """
         self.refresh()
+        self._require_key()
         size, tree = len(self._tree), self._tree
         # With the genesis, which names the key that may recover.
         rotations = [number for number, _ in self._keys] if len(self._keys) > 1 else []
