@@ -170,6 +170,10 @@ class Recorder:
                     gathered[origin].append(line)
             self._note_seen(site, answer)
         if said:
+            # Whoever objects takes no other's word away: what has a quorum, has one.
+            for origin, lines_of in gathered.items():
+                with suppress(EvidenceFault, NoteError):
+                    self._cosigned(origin, shown[origin], lines_of)
             raise EvidenceFault(
                 "the history of a log does not hold; the run stops, nothing more is joined:\n  "
                 + "\n  ".join(sorted(said))

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from privet.common.errors import EvidenceFault, QuorumNotMet, RunError
+from privet.common.errors import QuorumNotMet, RunError
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
@@ -126,14 +126,15 @@ def run(
         recorder.close_round(stored.record)
     rounds = _Rounds(run_id, plan, sites, link, recorder, evaluate)
     last: deque[Arrays] = deque(maxlen=plan.strategy.average_last)
-    outcome = Outcome(model)
+    last.extend((*stored.earlier, stored.arrays) if stored else ())
+    outcome = Outcome(average(list(last)) if len(last) > 1 else model)
     try:
         for number in range(done + 1, plan.training.rounds + 1):
-            replies, joined = rounds.train(number, model)
+            replies, joined = rounds.train(number, model, outcome.model)
             last.append(joined)
             shown = average(list(last)) if len(last) > 1 else joined
             progress, record = rounds.look(number, (model, joined, shown), replies)
-            snapshots.store(Snapshot(number, joined, record))
+            snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1]))
             recorder.close_round(record)
             model = joined
             outcome.progress.append(progress)
@@ -158,15 +159,18 @@ class _Rounds:
     evaluate: Callable[[Arrays], dict[str, Any]] | None
     _used: list[str] = field(default_factory=list)
 
-    def train(self, number: int, model: Arrays) -> tuple[list[Reply], Arrays]:
-        """Order, wait, check, join; return the replies and the next model."""
+    def train(self, number: int, model: Arrays, shown: Arrays) -> tuple[list[Reply], Arrays]:
+        """Order, wait, check, join; return the replies and the next model.
+
+        ``shown`` is what is published if this round breaks.
+        """
         self._used = []
         replies = self._ask("train", number, model)
         try:
             _require_quorum(self.plan, number, replies)
             return replies, self.link.join(number, model, _released(replies))
         except RunError:
-            self._note_broken(number, model)
+            self._note_broken(number, model, shown)
             raise
 
     def look(
@@ -237,20 +241,19 @@ class _Rounds:
         return checked
 
     def _record(self, number: int, models: tuple[Arrays, Arrays, Arrays]) -> dict[str, Any]:
-        try:
-            witnessed = self.recorder.witness(self.sites, self.link.show)
-        except EvidenceFault:
-            self._note_broken(number, models[0])
-            raise
+        # Where this stops the run, the round has no line: its model was never published, and an
+        # evaluation of it belongs to no other.
+        witnessed = self.recorder.witness(self.sites, self.link.show)
         before, after, shown = (digest_arrays(model) for model in models)
         return self.recorder.record(
             self.run_id, number, (before, after, shown), witnessed, self._used
         )
 
-    def _note_broken(self, number: int, model: Arrays) -> None:
+    def _note_broken(self, number: int, model: Arrays, shown: Arrays) -> None:
         """Note the orders of a round that joins nothing: the run ends with it."""
         same = digest_arrays(model)
-        record = self.recorder.record(self.run_id, number, (same, same, same), [], ())
+        models = same, same, digest_arrays(shown)
+        record = self.recorder.record(self.run_id, number, models, [], ())
         self.recorder.close_round(record)
 
 

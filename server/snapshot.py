@@ -17,11 +17,15 @@ from privet.common.release import Arrays
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The model after ``round`` rounds, and what the journal says of the last one."""
+    """The model after ``round`` rounds, and what the journal says of the last one.
+
+    ``earlier`` are the models of the rounds before it that the plan averages, oldest first.
+    """
 
     round: int
     arrays: Arrays
     record: dict[str, Any]
+    earlier: tuple[Arrays, ...] = ()
 
 
 def save_model(path: Path, arrays: Arrays, facts: dict[str, str]) -> None:
@@ -54,12 +58,25 @@ class Snapshots:
 
     def store(self, snapshot: Snapshot) -> None:
         """Replace the latest snapshot, durably."""
-        facts = {"round": str(snapshot.round), "record": json.dumps(snapshot.record)}
-        save_model(self._path, snapshot.arrays, facts)
+        earlier = snapshot.earlier
+        facts = {
+            "round": str(snapshot.round),
+            "record": json.dumps(snapshot.record),
+            "earlier": str(len(earlier)),
+        }
+        arrays = dict(snapshot.arrays)
+        for place, model in enumerate(earlier):
+            arrays |= {f"{place}/{name}": array for name, array in model.items()}
+        save_model(self._path, arrays, facts)
 
     def latest(self) -> Snapshot | None:
         """Return the latest snapshot, or None."""
         if not self._path.exists():
             return None
-        arrays, facts = load_model(self._path)
-        return Snapshot(int(facts["round"]), arrays, json.loads(facts["record"]))
+        stored, facts = load_model(self._path)
+        names, count = list(stored), int(facts.get("earlier", "0"))
+        size = len(names) // (count + 1)
+        models: list[Arrays] = [{name: stored[name] for name in names[:size]}]
+        models += [{name: stored[f"{k}/{name}"] for name in names[:size]} for k in range(count)]
+        record = json.loads(facts["record"])
+        return Snapshot(int(facts["round"]), models[0], record, tuple(models[1:]))

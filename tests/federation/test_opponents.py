@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from privet.common.errors import EvidenceFault
+from privet.common.errors import EvidenceFault, RunError
 from privet.common.order import Order, Status
 from privet.common.release import Arrays
 from privet.common.wire import decode_show, encode_reply, encode_show
@@ -18,6 +18,7 @@ from privet.privacy.audit.verify import verify
 from privet.privacy.keys import FileSigner
 from privet.privacy.merkle import root_from_inclusion
 from privet.privacy.signed_note import Checkpoint
+from privet.server.recorder import Recorder
 from privet.simulations.grid import InProcessGrid
 
 Make = Callable[..., Any]
@@ -44,9 +45,10 @@ def between(fed: Any, act: Callable[[int, str, list[Message]], None]) -> InProce
             self, messages: Iterable[Message], *, timeout: float | None = None
         ) -> Iterable[Message]:
             messages = list(messages)
-            kind = messages[0].metadata.message_type
-            count[kind] = count.get(kind, 0) + 1
-            act(count[kind], kind, messages)
+            if messages:
+                kind = messages[0].metadata.message_type
+                count[kind] = count.get(kind, 0) + 1
+                act(count[kind], kind, messages)
             return super().send_and_receive(messages, timeout=timeout)
 
     return fed.grid(Grid)
@@ -232,4 +234,51 @@ def test_a_key_that_is_rotated_under_a_running_client_accuses_nobody(federation:
             fed.ledger("South").rotate(FileSigner.generate())
 
     assert fed.run(between(fed, act)).progress[1].statuses["South"] is Status.FAILED
+    assert faults(fed) == []
+
+
+@pytest.mark.parametrize("after", [2, 3])
+def test_a_run_that_averages_goes_on_as_if_nothing_had_happened(
+    federation: Make, same: Callable[[Arrays, Arrays], bool], monkeypatch: pytest.MonkeyPatch,
+    after: int,
+) -> None:  # fmt: skip
+    more = {"training": {"rounds": 3}, "strategy": {"average_last": 3}, "noise_seed": 7}
+    whole = federation(folder="whole", **more).run().model
+    fed, note = federation(**more), Recorder.close_round
+
+    def dies(self: Recorder, record: dict[str, Any]) -> None:
+        note(self, record)
+        if record["round"] == after:
+            raise ConnectionError("the coordinator died")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "close_round", dies)
+        with pytest.raises(ConnectionError):
+            fed.run()
+    assert same(fed.run().model, whole)
+    assert faults(fed) == []
+
+
+def test_a_run_that_averages_and_breaks(federation: Make) -> None:
+    fed = federation(training={"rounds": 3}, strategy={"average_last": 2})
+
+    def act(number: int, kind: str, messages: list[Message]) -> None:
+        if (number, kind) == (3, "train"):
+            for site in fed.sites:
+                fed.ledger(site.name).pause("Ada")
+
+    with pytest.raises(RunError):
+        fed.run(between(fed, act))
+    assert faults(fed) == []
+
+
+def test_one_witness_that_objects_stops_the_run_and_nothing_else(federation: Make) -> None:
+    fed = federation(metrics={"source": "gate"})
+
+    def change(answer: dict[str, Any]) -> None:
+        if answer["lines"]:
+            answer |= {"lines": {}, "faults": {"": "I have seen something else"}}
+
+    with pytest.raises(EvidenceFault, match="site 'South': I have seen something else"):
+        fed.run(lies(fed, "South", change))
     assert faults(fed) == []
