@@ -266,6 +266,7 @@ PLANTED: list[tuple[str, str | None, str, str, Change]] = [
     ("witness", HUB, HUB, "round", item("witnessed", size=2)),
     ("witness", HUB, HUB, "round", lambda p: p["witnessed"][0]["cosigners"].pop()),
     ("witness", HUB, HUB, "round", item("witnessed", log="privet.ledger/x/0123456789abcdef")),
+    ("witness", HUB, HUB, "round", put(witnessed=[])),
     ("entry", HUB, HUB, "round", lambda p: p["witnessed"][0]["cosigners"].reverse()),
 ]  # fmt: skip
 

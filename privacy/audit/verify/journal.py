@@ -105,6 +105,7 @@ class Journal(Log):
         here: Places = {}
         for item in entry["orders"]:
             self._order(run, entry, item, here)
+        covered = {item["log"]: item["size"] for item in entry["witnessed"]}
         for purpose in ("train", "evaluate"):
             taken: set[str] = set()
             for item in entry["joined" if purpose == "train" else "metrics"]:
@@ -112,6 +113,8 @@ class Journal(Log):
                     self.fault("round", f"two releases of {show(item['site'])} in one list")
                 taken.add(item["site"])
                 self._use(purpose, item, here)
+                if covered.get(item["log"], 0) <= item["entry"]:
+                    self.fault("witness", f"a release of {show(item['site'])} is not witnessed")
         for item in entry["witnessed"]:
             if item["log"] == self.origin:
                 self._own.append((self._here, item))
