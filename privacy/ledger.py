@@ -247,9 +247,11 @@ class Book:
         reservation = self.open.pop(value["reservation"])
         if not value["data_opened"]:
             population, run = self._of[reservation.number]
-            charged = self.populations[population].charges[run]
-            charged.subtract(dict(ev.group([reservation.event])))
-            self.populations[population].charges[run] = +charged
+            charges = self.populations[population].charges
+            charges[run].subtract(dict(ev.group([reservation.event])))
+            charges[run] = +charges[run]
+            if not charges[run]:
+                del charges[run]  # it never was; if it is charged again, others were first
 
     def _rotate(self, value: dict[str, Any]) -> None:
         Key.parse(value["key"])

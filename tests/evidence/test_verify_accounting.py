@@ -360,3 +360,13 @@ def test_an_impossible_plan_is_refused(changes: dict[str, Any]) -> None:
         plan[key] = {**plan[key], **change} if isinstance(change, dict) else change
     with pytest.raises(Malformed):
         Plan(plan)
+
+
+def test_a_run_that_got_everything_back_is_not_the_first_one_again() -> None:
+    small, large = (Plan(plan_of(training={"rounds": rounds})) for rounds in (1, 2))
+    budget = Budget(90.0, 1e-5, "add_or_remove_one")
+    budget.add(0, charge(small, run="A"))
+    budget.add(1, charge(small, run="A"), -1)
+    budget.add(2, charge(large, run="B"))
+    budget.add(3, charge(small, run="A"))
+    assert budget._first_plan() is large

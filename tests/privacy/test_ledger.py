@@ -408,3 +408,12 @@ def test_what_was_reserved_is_not_noted_as_refused(ledger: Ledger) -> None:
     spend(ledger, 1)
     ledger.refuse(order(), "refused-conflict")
     assert kinds(ledger) == ["reserved", "released"]
+
+
+def test_a_run_that_got_everything_back_is_not_the_first_one_again(folder: Path) -> None:
+    """Else a plan that never ran would say how much of delta the run that did leaves."""
+    ledger = opened(folder, 90.0)
+    ledger.abort(ledger.reserve(asked(run="A")), data_opened=False)
+    ledger.reserve(asked(run="B"))
+    ledger.reserve(asked(attempt=2, run="A"))
+    assert list(ledger.book.charges(PATIENTS)) == ["B", "A"]

@@ -176,15 +176,21 @@ class Budget:
         return plan
 
     def _arrive(self, charge: Charge) -> None:
-        """Keep the runs with charges that count in a heap, by when they were first charged."""
-        if charge.run not in self._order:
-            self._order[charge.run] = len(self._plans)
-            self._plans.append((charge.run, charge.plan))
+        """Keep the runs with charges that count in a heap, by when they were first charged.
+
+        A run whose charges were all given back never was; charged again, it comes after the others.
+        """
+        self._order[charge.run] = len(self._plans)
+        self._plans.append((charge.run, charge.plan))
         heapq.heappush(self._present, self._order[charge.run])
+
+    def _is_past(self, place: int) -> bool:
+        run = self._plans[place][0]
+        return not self._runs[run] or self._order[run] != place
 
     def _first_plan(self) -> Plan | None:
         """Return the plan of the run that was charged first, of those that still are."""
-        while self._present and not self._runs[self._plans[self._present[0]][0]]:
+        while self._present and self._is_past(self._present[0]):
             heapq.heappop(self._present)
         return self._plans[self._present[0]][1] if self._present else None
 
