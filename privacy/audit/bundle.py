@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -187,6 +188,15 @@ class _Gathered:
 
 
 def _write(gathered: _Gathered, stream: BinaryIO) -> int:
+    """Write every log as of one moment, also while its owner goes on writing."""
+    with ExitStack() as held:
+        for source, _ in gathered.logs:
+            held.enter_context(source.store.reading())
+            source.store.count()  # the moment is that of the first look
+        return _write_lines(gathered, stream)
+
+
+def _write_lines(gathered: _Gathered, stream: BinaryIO) -> int:
     total, entries = hashlib.sha256(), 0
 
     def put(line: bytes) -> None:
