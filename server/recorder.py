@@ -149,6 +149,30 @@ class Recorder:
         missing = [site for site in sites if self._origins[site] not in self._round.shown]
         if missing:
             self._learn(show({site: self._question(site) for site in missing}))
+        for _ in range(_CHANCES):
+            shown, gathered, said = self._gather(sites, show)
+            if not said:
+                return [self._cosigned(log, shown[log], gathered[log]) for log in sorted(shown)]
+            # Whoever objects takes no other's word away: what has a quorum, has one.
+            for origin, lines in gathered.items():
+                with suppress(EvidenceFault, NoteError):
+                    self._cosigned(origin, shown[origin], lines)
+            # With another coordinator a log may have grown since it was shown to this one.
+            self._learn(show({site: self._question(site) for site in sites}))
+            if all(
+                log in shown and one.note == shown[log].note
+                for log, one in self._round.shown.items()
+            ):
+                break
+        raise EvidenceFault(
+            "the history of a log does not hold; the run stops, nothing more is joined:\n  "
+            + "\n  ".join(sorted(said))
+        )
+
+    def _gather(
+        self, sites: list[str], show: Show
+    ) -> tuple[dict[str, Evidence], dict[str, list[Line]], set[str]]:
+        """Show every log to everybody; return what was shown, cosignatures and objections."""
         own = self.journal.log.origin
         shown = dict(self._round.shown)
         shown[own] = self.journal.log.evidence(self._since(own))
@@ -169,16 +193,7 @@ class Recorder:
                 if line is not None:
                     gathered[origin].append(line)
             self._note_seen(site, answer)
-        if said:
-            # Whoever objects takes no other's word away: what has a quorum, has one.
-            for origin, lines_of in gathered.items():
-                with suppress(EvidenceFault, NoteError):
-                    self._cosigned(origin, shown[origin], lines_of)
-            raise EvidenceFault(
-                "the history of a log does not hold; the run stops, nothing more is joined:\n  "
-                + "\n  ".join(sorted(said))
-            )
-        return [self._cosigned(origin, shown[origin], gathered[origin]) for origin in sorted(shown)]
+        return shown, gathered, said
 
     def record(
         self,
@@ -384,6 +399,7 @@ class _Sizes:
         self.shown.append(size)
 
 
+_CHANCES = 3
 _KEPT_SIZES = 64
 """Of the heads that were shown to a witness that does not answer."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from privet.privacy.audit.verify import verify
 from privet.privacy.keys import FileSigner
 from privet.privacy.merkle import root_from_inclusion
 from privet.privacy.signed_note import Checkpoint
+from privet.privacy.store import Store
 from privet.server.recorder import Recorder
 from privet.simulations.grid import InProcessGrid
+from privet.simulations.parties import Parties
 
 Make = Callable[..., Any]
 Orders = Callable[..., Order]
@@ -31,7 +35,8 @@ UNKNOWN = "sha256:" + "7" * 64
 def faults(fed: Any, *names: str) -> Faults:
     """What a verifier says of the run, or of the ledgers of these sites alone."""
     out = fed.folder / f"{len(list(fed.folder.glob('*.bundle')))}.bundle"
-    write_bundle([fed.home(name) for name in names] or [fed.folder], out)
+    whole = [fed.folder, *([fed.parties.ledgers] if fed.parties.ledgers else [])]
+    write_bundle([fed.home(name) for name in names] or whole, out)
     found = verify(out, fed.folder / "roster-fingerprints.json").faults
     return [(fault.site, fault.rule, fault.message) for fault in found]
 
@@ -282,3 +287,38 @@ def test_one_witness_that_objects_stops_the_run_and_nothing_else(federation: Mak
     with pytest.raises(EvidenceFault, match="site 'South': I have seen something else"):
         fed.run(lies(fed, "South", change))
     assert faults(fed) == []
+
+
+def test_two_coordinators_at_the_same_sites_accuse_nobody(federation: Make, tmp_path: Path) -> None:
+    """The other one's run comes between the showing of a head and its cosigning."""
+    fed = federation()
+    parties = Parties(fed.plan, tmp_path / "other", fed.folder / "sites")
+    other = replace(fed, parties=parties, folder=parties.folder, roster=parties.found(), sites=[])
+    other.sites.extend(other.restart(site.name) for site in fed.sites)
+    runs: list[Any] = []
+
+    def act(number: int, kind: str, messages: list[Message]) -> None:
+        if kind == "query.show" and decode_show(messages[0].content)["shown"] and not runs:
+            runs.append(other.run(run="other-run"))
+
+    fed.run(between(fed, act))
+    assert runs and faults(fed) == []
+    assert faults(other) == []
+
+
+def test_a_bundle_is_made_while_a_site_goes_on(
+    federation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed, count = federation(), Store.count
+    fed.run()
+
+    def counted(self: Store) -> int:
+        found = count(self)
+        for site in fed.sites:
+            fed.ledger(site.name).approve(UNKNOWN, [f"person {found}"], "manual")
+        return found
+
+    fed.ledger("South").pause("Ada")
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "count", counted)
+        assert faults(fed, "North", "East", "South") == []
