@@ -8,6 +8,7 @@ decision is an entry in the ledger, also while a client is running.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,10 @@ def make_site(
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; nothing was written")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", site):
+        raise InputError(
+            f"'{site}' cannot be the name of a site: up to 64 letters, digits, spaces and . _ -"
+        )
     place = folder / "ledger"
     ledger_key: Signer
     if keys is None:
