@@ -84,5 +84,5 @@ def _asked(value: dict[str, Any]) -> Asked:
             tuple(str(slot) for slot in value["slots"]),
             {str(k): Evidence.from_json(shown) for k, shown in value["shown"].items()},
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"the message asks for no log: {error!r}") from error

@@ -35,6 +35,7 @@ from privet.privacy.dpsgd import NoisedUpdate, PlainUpdate
 from privet.privacy.ledger import Request, Reservation
 from privet.privacy.log import Evidence
 from privet.privacy.noise import Stream
+from privet.privacy.program import has_gate_release
 from privet.privacy.roster import Roster
 from privet.privacy.signed_note import Key
 from privet.privacy.witness import Witness
@@ -128,8 +129,7 @@ class Site:
             reservation = self._reserve(order, event)
         except Refusal as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
-            self._note_refusal(order, no.status)
-            return Answer(no.status)
+            return Answer(self._noted(order, no.status))
         except Exception as error:
             self._log.exception("%s: failed before data was opened: %r", order.slot, error)
             return Answer(Status.FAILED)
@@ -183,16 +183,22 @@ class Site:
         own = self.ledger.log.origin
         return {origin: key for origin, key in self._roster.logs.items() if origin != own}
 
-    def _note_refusal(self, order: Order, status: Status) -> None:
-        """Refusals are entries, but for orders to others or that nobody entitled has signed."""
+    def _noted(self, order: Order, status: Status) -> Status:
+        """Note a refusal; return the status that is answered.
+
+        Refusals are entries, but for orders to others or that nobody entitled has signed. What
+        has no entry, because the site has withdrawn, its disk is full, or the order was
+        reserved before, is answered ``failed``: else the ledger would gainsay the answer.
+        """
         if status in (Status.REFUSED_SIGNATURE, Status.REFUSED_ROLLBACK):
-            return
+            return status
         if order.site != self.name:
-            return
+            return status
         try:
-            self.ledger.refuse(order, str(status))
+            return status if self.ledger.refuse(order, str(status)) else Status.FAILED
         except PrivetError as error:
             self._log.error("%s: the refusal could not be noted: %s", order.slot, error)
+            return Status.FAILED
 
     def _admit(self, order: Order, model: Arrays) -> ev.Event:
         """Check everything that can be checked without data; return what it will cost."""
@@ -200,8 +206,10 @@ class Site:
             raise Refusal(Status.REFUSED_PLAN, "not the plan that this site approved")
         if order.round > self.plan.training.rounds:
             raise Refusal(Status.REFUSED_PLAN, f"the plan has {self.plan.training.rounds} rounds")
-        if order.purpose == "evaluate" and self.plan.metrics.source != "gate":
-            raise Refusal(Status.REFUSED_PLAN, "the plan has no metrics from the gate")
+        if order.purpose == "evaluate" and not has_gate_release(self.plan, order.round):
+            raise Refusal(
+                Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
+            )
         try:
             self._trainer.self_test()
         except SelfTestFailed as error:

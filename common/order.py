@@ -37,6 +37,7 @@ ORDER_TYPE = "application/vnd.privet.order+json"
 """DSSE payload type of a signed order."""
 
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,10 @@ class Order:
         for name in ("run", "site", "purpose", "plan", "model"):
             if not isinstance(value[name], str):
                 raise InputError(f"order: '{name}' must be a text")
+        # They are written into the site's ledger, also where the order is refused.
+        for name in ("plan", "model"):
+            if not _DIGEST.fullmatch(value[name]):
+                raise InputError(f"order: '{name}' must be a digest, sha256: and 64 hex digits")
         if not _RUN.fullmatch(value["run"]):
             raise InputError(
                 "order: 'run' must begin with a letter or digit and hold at most 128 letters, "

@@ -436,14 +436,19 @@ class Ledger:
             )
             return self.book.open[entry.sequence]
 
-    def refuse(self, order: Order, status: str) -> None:
-        """Note that an order was refused: once, and not one that was reserved before."""
+    def refuse(self, order: Order, status: str) -> bool:
+        """Note that an order was refused: once, and not one that was reserved before.
+
+        Returns:
+            Whether an entry says so with this status, now or before.
+        """
         with self.log.writing():
             known = order.digest in self.book.refusals or order.digest in self.book.reserved_orders
             if not known and not self.book.withdrawn:
                 self.log.append(
                     "refused", "order", order.digest, **_slot_fields(order), status=status
                 )
+            return self.book.refusals.get(order.digest) == status
 
     def refusal(self, order: str) -> str | None:
         """Return the status that an order (by digest) was refused with, or None."""

@@ -79,7 +79,7 @@ class Evidence:
                     for n, leaf, path in value["rotations"]
                 ],
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise NoteError(f"the evidence of a log is malformed: {error!r}") from error
 
 
@@ -217,8 +217,13 @@ class Log(Generic[BookT]):
         return unsigned.signed(self.key, self.signer)
 
     def evidence(self, since: Iterable[int] = (), entries: Iterable[int] = ()) -> Evidence:
-        """Return the head, with proofs from the sizes ``since`` and for ``entries``."""
+        """Return the head, with proofs from the sizes ``since`` and for ``entries``.
+
+        Raises:
+            KeyFault: if another process replaced the key: this one can sign no head.
+        """
         self.refresh()
+        self._require_key()
         size, tree = len(self._tree), self._tree
         # With the genesis, which names the key that may recover.
         rotations = [number for number, _ in self._keys] if len(self._keys) > 1 else []

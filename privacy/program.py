@@ -48,6 +48,12 @@ def gate_event(plan: Plan) -> Event:
     return Gaussian(plan.metrics.noise_multiplier, 1.0)
 
 
+def has_gate_release(plan: Plan, number: int) -> bool:
+    """Whether each site releases metrics through the gate in round ``number``."""
+    due = number % plan.metrics.every == 0 or number == plan.training.rounds
+    return plan.metrics.source == "gate" and due
+
+
 def gate_releases(plan: Plan) -> int:
     """Return how many times each site releases metrics through the gate."""
     if plan.metrics.source != "gate":

@@ -25,6 +25,9 @@ COSIGN = 4
 """Signature type of timestamped checkpoint cosignatures."""
 _DASH = "— "
 _MOST_SIGNATURES = 64
+_LARGEST = 2**53 - 1
+"""The largest size that canonical JSON can write. A path to a place in a tree that nobody has
+grown is easily made up."""
 
 
 class Signer(Protocol):
@@ -156,6 +159,8 @@ class Checkpoint:
             raise NoteError("a checkpoint has three lines: origin, size, root")
         if not re.fullmatch(r"0|[1-9][0-9]{0,17}", parts[1]):
             raise NoteError(f"'{parts[1]}' is not the size of a tree")
+        if int(parts[1]) > _LARGEST:
+            raise NoteError(f"a tree of {parts[1]} entries is not believed")
         root = decode64(parts[2])
         if len(root) != 32:
             raise NoteError("the root of a checkpoint has 32 bytes")

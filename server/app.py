@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from flwr.app import Context, Message, MessageType, RecordDict
@@ -122,9 +123,13 @@ _SPENT = {"epsilon", "delta", "unit", "relation"}
 
 
 def _matching(reply: rounds.Reply, order: Order, model: Arrays) -> rounds.Reply:
-    """Treat a release that does not answer the order, or has other shapes, as a failure."""
+    """Treat a release that does not answer the order, or has other shapes, as a failure.
+
+    So is the answer to another question, or ``released`` without a release.
+    """
     if reply.release is None:
-        return reply
+        answers = reply.status not in (Status.PRESENT, Status.RELEASED)
+        return reply if answers else replace(reply, status=Status.FAILED)
     arrays, facts = reply.release.arrays, reply.release.facts
     if order.purpose == "evaluate":
         fits = list(arrays) == ["histogram"] and arrays["histogram"].ndim == 2

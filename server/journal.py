@@ -32,6 +32,7 @@ class Runs:
     def __init__(self) -> None:
         self.coordinator = ""
         self.last: dict[str, tuple[int, str]] = {}
+        self.sites: dict[str, list[str]] = {}
         self.closed: set[str] = set()
 
     def apply(self, entry: Entry) -> None:
@@ -47,6 +48,7 @@ class Runs:
             if run in self.last:
                 raise LedgerError(f"run '{run}' is in this journal already")
             self.last[run] = (0, str(value["model"]))
+            self.sites[run] = list(value["sites"])
         elif entry.kind in ("round", "run-closed"):
             if run not in self.last or run in self.closed:
                 raise LedgerError(f"run '{run}' is not open in this journal")

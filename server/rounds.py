@@ -115,6 +115,11 @@ def run(
         raise RunError("no site of the plan is connected")
     stored = snapshots.latest()
     model, done = (stored.arrays, stored.round) if stored else (initial, 0)
+    begun = recorder.journal.log.book.sites.get(run_id, sites)
+    # Who comes late takes part in the next run: the journal has said who is in this one.
+    sites = [site for site in sites if site in begun]
+    if not sites:
+        raise RunError("no site that began this run is connected")
     recorder.begin(run_id, plan.digest, digest_arrays(initial), sites, link.show)
     if stored and stored.record:
         # The process may have ended between the snapshot and its line in the journal.

@@ -38,6 +38,7 @@ floats = hnp.arrays(
 arrays = st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=4)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 runs = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", fullmatch=True)
+PLAN = "sha256:" + "0" * 64
 facts = st.dictionaries(texts, st.one_of(st.integers(-9, 9), st.floats(-1, 1), texts), max_size=3)
 
 
@@ -72,7 +73,7 @@ def test_an_order_comes_back_as_it_left(
     values: Arrays, run: str, number: int, purpose: str, signature: str, head: str
 ) -> None:
     order = Order(
-        run, "A", number, 1, purpose, "p", digest_arrays(values), tuple(values), "key", signature
+        run, "A", number, 1, purpose, PLAN, digest_arrays(values), tuple(values), "key", signature
     )
     config = ConfigRecord({"server-round": number})
     sent = encode_order(order, to_record(values), config, head)
@@ -274,11 +275,12 @@ def test_a_message_without_a_reply_is_refused(content: RecordDict) -> None:
         {"attempt": 0}, {"purpose": "steal"}, {"run": 3}, {"parameters": "w"},
         {"parameters": [1]}, {"extra": 1}, {"site": None}, {"run": ""}, {"run": "a\n"},
         {"run": "../a"}, {"run": "a/b"}, {"run": "a b"}, {"run": "ä"}, {"run": "a" * 129},
+        {"plan": "hello"}, {"plan": PLAN + "\n"}, {"model": ""}, {"model": PLAN.upper()},
     ],
     ids=str,
 )  # fmt: skip
 def test_a_malformed_order_is_refused(changes: dict[str, Any]) -> None:
-    good = json.loads(Order("r", "A", 1, 1, "train", "p", "m", ("w",)).encode())
+    good = json.loads(Order("r", "A", 1, 1, "train", PLAN, PLAN, ("w",)).encode())
     assert Order.decode(good).parameters == ("w",)
     with pytest.raises(InputError, match="order"):
         Order.decode({**good, **changes})

@@ -179,7 +179,7 @@ class BundleReader:
                     self.findings.fault(problem.rule, problem.message)
                 if order is None:
                     continue
-                case.referred.add(order.plan)
+                case.needed.add(order.plan)
                 if order[:5] <= last:
                     self.findings.fault("bundle", "orders must be sorted by slot, none twice")
                 last = order[:5]

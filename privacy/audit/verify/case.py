@@ -44,7 +44,9 @@ class Case:
         self.findings, self.roster, self.keep = findings, roster, keep
         self.plans: dict[str, Plan | None] = {}
         self.plan_values: dict[str, dict[str, Any]] = {}
+        #: Plans that something names, and those without which it cannot be checked.
         self.referred: set[str] = set()
+        self.needed: set[str] = set()
         self.orders = Orders()
         self.runs: dict[str, Seen] = {}
         self.heads: dict[str, dict[int, Head]] = {}
@@ -82,8 +84,12 @@ class Case:
         return self.others(cosigners, owner) >= self.roster.quorum
 
     def check_plans(self) -> None:
-        """Plans and references must be the same set."""
-        for name in sorted(self.referred - self.plans.keys()):
+        """Plans that are needed are here, and none that nothing names.
+
+        A plan that was only approved or refused, or whose order was refused, was never run; nobody
+        may have it.
+        """
+        for name in sorted(self.needed - self.plans.keys()):
             self.findings.fault("plan", f"plan {name[:23]} is referred to and not here")
-        for name in sorted(self.plans.keys() - self.referred):
+        for name in sorted(self.plans.keys() - self.referred - self.needed):
             self.findings.fault("plan", f"plan {name[:23]} is not referred to")

@@ -70,7 +70,7 @@ class Journal(Log):
 
     def _run_opened(self, entry: dict[str, Any]) -> None:
         name, plan_name = entry["run"], entry["plan"]
-        self.case.referred.add(plan_name)
+        self.case.needed.add(plan_name)
         if name in self.runs:
             self.fault("round", f"run {show(name)} is opened twice")
             return

@@ -208,7 +208,7 @@ class Ledger(Log):
         self, name: str, owner: Population | None, purpose: str, round_: int, event: Event
     ) -> Plan | None:
         """Return the plan if it fixes this charge."""
-        self.case.referred.add(name)
+        self.case.needed.add(name)
         plan = self.case.plans.get(name)
         if plan is None:
             return None
@@ -238,10 +238,10 @@ class Ledger(Log):
     ) -> int:  # fmt: skip
         """Compare an entry with its order; return the order's place."""
         seen, orders = self.case.run(run), self.case.orders
-        if seen.plan is None:
-            seen.plan = plan
-        elif seen.plan != plan:
-            self.fault("plan", f"run {show(run)} has another plan than elsewhere")
+        if flag == RESERVED:  # what a site refused may be anything
+            seen.plan = seen.plan or plan
+            if seen.plan != plan:
+                self.fault("plan", f"run {show(run)} has another plan than elsewhere")
         index = orders.find_text(order)
         if index == NONE:
             seen.without_order.setdefault(self.name, self._here)
