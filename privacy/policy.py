@@ -2,8 +2,8 @@
 
 The site's operator writes it (``site.toml``) and nobody else. It names the populations
 whose life-time budgets are kept, the data sets that hold their records, and what may be
-asked of them and by whom. What it says is published in the ledger, without paths, columns
-and sizes (:meth:`Policy.public`).
+asked of them and by whom. What it says is published in the ledger, without paths, columns,
+sizes and where keys are (:meth:`Policy.public`).
 """
 
 from __future__ import annotations
@@ -117,8 +117,24 @@ class Allow(Part):
     approvers: Annotated[int, Field(ge=1, le=2)] = 1
 
 
+class Keys(Part):
+    """The ledger's key in a hardware token (privacy/pkcs11.py). Never published.
+
+    Attributes:
+        module: absolute path of the vendor's PKCS#11 library.
+        token: label of the token.
+        ledger: label of the ledger's key pair.
+    """
+
+    module: Annotated[str, Field(pattern=r"^/")]
+    token: Annotated[str, Field(min_length=1, max_length=32)]
+    ledger: Annotated[str, Field(min_length=1)]
+
+
 class Policy(Part):
     """One site's limits and data.
+
+    ``keys`` is None where the ledger's key is a file beside the ledger.
 
     ``attested`` names rows of the honesty list that the site vouches for, with the reason:
     H12 (where its constants come from), H13 (figures come from public data), H21 (nobody is
@@ -128,6 +144,7 @@ class Policy(Part):
     site: Name
     setting: Literal["site", "simulation"] = "site"
     ledger: str = "ledger"
+    keys: Keys | None = None
     populations: Annotated[dict[Key, Population], Field(min_length=1)]
     data: Annotated[dict[Key, DataSet], Field(min_length=1)]
     allow: Allow = Allow()
@@ -257,11 +274,11 @@ class Policy(Part):
         return digest_json(self.public())
 
     def public(self) -> dict[str, Any]:
-        """Return what is published in the ledger: no paths, no columns, no sizes.
+        """Return what is published in the ledger: no paths, no columns, no sizes, no keys.
 
         Numbers other than integers are decimal strings.
         """
-        value = self.model_dump(mode="json", exclude={"ledger"})
+        value = self.model_dump(mode="json", exclude={"ledger", "keys"})
         for population in value["populations"].values():
             for key in ("epsilon", "delta"):
                 if population[key] is not None:
@@ -360,6 +377,12 @@ TEMPLATE = """\
 # What this site lets others do with its data. Keep it at the site.
 site = "North"                       # as plans and the roster call it
 ledger = "ledger"                    # folder of the ledger, from this file's folder
+
+# Where the ledger's key is in a hardware token; else it is the file ledger/ledger.pem.
+# [keys]
+# module = "/usr/lib/softhsm/libsofthsm2.so"    # the vendor's PKCS#11 library
+# token = "north"                      # label of the token
+# ledger = "ledger-key"                # label of the Ed25519 key pair
 
 # The persons. Their life-time budget is spent by every plan on any of their records.
 [populations.patients]

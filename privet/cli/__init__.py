@@ -24,6 +24,12 @@ app = typer.Typer(
 )
 
 
+_TRAIN = frozenset(
+    "flwr grpc opacus pandas peft pyarrow safetensors sklearn torch transformers".split()
+)
+"""What the core install leaves out, as it is imported (extra: train)."""
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"privet {__version__}")
@@ -58,6 +64,13 @@ def main() -> None:
             sys.exit(1)
         if os.environ.get("PRIVET_DEBUG"):
             raise
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN:
+            typer.echo(
+                f"privet: this command needs {error.name}, which the core install leaves out: "
+                "pip install 'privet[train]'",
+                err=True,
+            )
+            sys.exit(2)
         typer.echo(
             f"privet: this should not have happened: {error!r}. Run it again with PRIVET_DEBUG=1 "
             "to see where, and report it.",

@@ -14,6 +14,7 @@ from privet.common.errors import InputError
 
 if TYPE_CHECKING:
     from privet.client.desk import Desk
+    from privet.privacy.policy import Keys
 
 client = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +40,14 @@ def init(
     plain_keys: Annotated[
         bool, typer.Option("--plain-keys", help="Keep the keys unencrypted, for trials only.")
     ] = False,
+    module: Annotated[
+        Path | None,
+        typer.Option(help="PKCS#11 library of the token that holds the ledger key."),
+    ] = None,
+    token: Annotated[str, typer.Option(help="Label of the token.")] = "",
+    ledger_key: Annotated[
+        str, typer.Option(help="Label of the Ed25519 key pair in the token.")
+    ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Make a site's folder: a policy to fill in, keys, and an empty ledger.
@@ -46,10 +55,13 @@ def init(
     DIR is a new or empty folder. Keys are made here and encrypted under the passphrase
     in PRIVET_PASSPHRASE (asked for where it is not set). Give the fingerprints that are
     printed to the coordinator and to your auditor; put offline/recovery.pem in a safe.
+    With --module, --token and --ledger-key the ledger key is one that you made in a
+    hardware token; its PIN is in PRIVET_PIN, or asked for.
     """
     from privet.client.desk import POLICY_FILE, make_site
 
-    made = make_site(folder, site, None if plain_keys else _passphrase(confirm=True))
+    keys = _keys(module, token, ledger_key)
+    made = make_site(folder, site, None if plain_keys else _passphrase(confirm=True), keys=keys)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "site": site, **made}))
         return
@@ -150,21 +162,31 @@ def withdraw(
 @client.command(
     "rotate-key",
     epilog="[bold]Examples[/bold]\n\nprivet client rotate-key --policy north/site.toml\n\n"
-    "privet client rotate-key --recovery safe/recovery.pem     the ledger key was lost",
+    "privet client rotate-key --recovery safe/recovery.pem     the ledger key was lost\n\n"
+    "privet client rotate-key --to ledger-key-2                a new key in the token",
 )
 def rotate_key(
     policy: PolicyFile = _SITE,
     recovery: Annotated[
         Path | None, typer.Option(help="The recovery key, where the ledger key is lost.")
     ] = None,
+    to: Annotated[
+        str | None,
+        typer.Option(help="Label of a new key pair in the token of the policy.", metavar="LABEL"),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the ledger key by a new one; the old one signs that."""
+    """Replace the ledger key by a new one; the old one signs that.
+
+    Where the policy has [keys], the new key is one that you made in the token: --to names
+    it, and you then write its label into the policy.
+    """
     from privet.client.desk import rotate_key as rotate
     from privet.privacy.keys import passphrase_from_environment
 
-    fingerprint = rotate(policy, passphrase_from_environment(), recovery=recovery)
-    _done({"ledger": fingerprint}, f"The ledger key is now {fingerprint}", as_json)
+    fingerprint = rotate(policy, passphrase_from_environment(), recovery=recovery, to=to)
+    then = f'\nNext: write ledger = "{to}" under [keys] in {policy}' if to else ""
+    _done({"ledger": fingerprint}, f"The ledger key is now {fingerprint}{then}", as_json)
 
 
 def _desk(policy: Path) -> Desk:
@@ -172,6 +194,18 @@ def _desk(policy: Path) -> Desk:
     from privet.privacy.keys import passphrase_from_environment
 
     return Desk.open(policy, passphrase_from_environment())
+
+
+def _keys(module: Path | None, token: str, ledger_key: str) -> Keys | None:
+    from privet.common.schema import parse
+    from privet.privacy.policy import Keys
+
+    if module is None and not token and not ledger_key:
+        return None
+    if module is None or not token or not ledger_key:
+        raise InputError("a key in a token needs all of --module, --token and --ledger-key")
+    value = {"module": str(module.absolute()), "token": token, "ledger": ledger_key}
+    return parse(Keys, value, where="--module, --token, --ledger-key", error=InputError)
 
 
 def _passphrase(*, confirm: bool) -> str:

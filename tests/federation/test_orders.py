@@ -225,7 +225,7 @@ def test_a_budget_is_used_up_and_then_refuses(
         filter_epsilon(ev.group([one] * count), 1e-4, Relation.ADD_OR_REMOVE_ONE)[0]
         for count in (1, 2)
     ]
-    fed = federation(privacy={"epsilon": sum(each) / 2}, training={"rounds": 9})
+    fed = federation(privacy={"epsilon": sum(each) / 2}, training={"rounds": 1})
     model = start(fed.plan)
     statuses = [
         fed.sites[0].answer(order_for(fed, "North", model, attempt=k), model).status
@@ -234,6 +234,18 @@ def test_a_budget_is_used_up_and_then_refuses(
     assert statuses == [Status.RELEASED, Status.REFUSED_BUDGET, Status.REFUSED_BUDGET]
     assert fed.kinds("North") == ["reserved", "released", "refused", "refused"]
     assert fed.ledger("North").spent().epsilon <= sum(each) / 2
+
+
+def test_a_run_that_cannot_come_to_its_end_is_not_begun(
+    federation: Make, order_for: Orders, start: Start
+) -> None:
+    fed = federation(privacy={"epsilon": 1.0}, training={"rounds": 1000})
+    model = start(fed.plan)
+    answer = fed.sites[0].answer(order_for(fed, "North", model), model)
+    assert answer.status is Status.REFUSED_BUDGET
+    assert "would not come to its end" in fed.log("North")
+    assert fed.kinds("North") == ["refused"]
+    assert fed.opened == []
 
 
 _MIXING = """

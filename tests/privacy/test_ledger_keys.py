@@ -19,6 +19,7 @@ from ledger_kit import (
     spend,
 )
 
+from privet.client.desk import Desk, make_site, rotate_key
 from privet.common.errors import (
     KeyFault,
     LedgerError,
@@ -126,6 +127,20 @@ def test_a_lost_key_is_replaced_by_the_recovery_key(folder: Path, ledger: Ledger
     # The recovery key replaces keys; it is none of the ledger's own.
     with pytest.raises(KeyFault):
         Ledger(folder, spare, SITE)
+
+
+@pytest.mark.parametrize("wrong", [None, "wrong horse"])
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_wrong_passphrase_rotates_nothing(tmp_path: Path, wrong: str | None, lost: bool) -> None:
+    home, right = tmp_path / "north", "correct horse"
+    first, place = make_site(home, SITE, right), home / "ledger"
+    recovery = home / "offline" / "recovery.pem" if lost else None
+    with pytest.raises(KeyFault):
+        rotate_key(home / "site.toml", wrong, recovery=recovery)
+    assert sorted(path.name for path in place.glob("*.pem")) == ["ledger.pem", "witness.pem"]
+    made = rotate_key(home / "site.toml", right, recovery=recovery)
+    assert Desk.open(home / "site.toml", right).ledger.log.key.fingerprint == made
+    assert made != first["ledger"]
 
 
 def test_a_strangers_recovery_key_replaces_nothing(folder: Path, ledger: Ledger) -> None:

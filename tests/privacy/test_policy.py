@@ -87,7 +87,7 @@ def test_every_key_is_in_the_template():
     for part in ("unit", "relation", "epsilon", "delta", "max_records", "population", "path",
                  "nominal_size", "person_column", "disjoint", "tasks", "models", "max_rounds",
                  "max_parameters", "metrics", "coordinators", "plans", "approval", "approvers",
-                 "site", "ledger", "[attested]"):  # fmt: skip
+                 "site", "ledger", "[keys]", "module", "token", "[attested]"):  # fmt: skip
         assert part in TEMPLATE
 
 
@@ -114,6 +114,10 @@ def test_every_key_is_in_the_template():
         ("data.admissions.population", "pupils", ("names population 'pupils'; there is patients",)),
         ("data.admissions.nominal_size", 0, ("data.admissions.nominal_size",)),
         ("data.admissions.nominal_size", 60.5, ("data.admissions.nominal_size",)),
+        ("keys", {"module": "lib.so", "token": "t", "ledger": "k"}, ("keys.module",)),
+        ("keys", {"module": "/lib.so", "token": "t"}, ("keys.ledger: missing",)),
+        ("keys", {"module": "/l.so", "token": "t", "legder": "k"}, ("did you mean 'ledger'?",)),
+        ("keys", {"module": "/lib.so", "token": "t" * 33, "ledger": "k"}, ("keys.token",)),
         ("allow.metrics", ["train-loss"], ("allow.metrics",)),
         ("allow.coordinators", ["alice"], ("allow.coordinators",)),
         ("allow.coordinators", ["*"], ("allow.coordinators",)),
@@ -195,8 +199,11 @@ def test_a_file_cannot_make_a_site_a_simulation(tmp_path: Path, write_toml):
 
 
 def test_neither_paths_nor_columns_nor_sizes_are_published():
-    text = canonical_json(Policy.parse(value()).public()).decode()
-    for private in ("secret", "60", "path", "person_column", "nominal_size", "ledger"):
+    keys = {"module": "/secret/lib.so", "token": "secret token", "ledger": "secret-key"}
+    with_keys = Policy.parse({**value(), "keys": keys})
+    text = canonical_json(with_keys.public()).decode()
+    assert with_keys.digest == Policy.parse(value()).digest
+    for private in ("secret", "60", "path", "person_column", "nominal_size", "ledger", "keys"):
         assert private not in text
 
 
