@@ -64,7 +64,8 @@ class Trial:
         from privet.simulations.run import initial_model
 
         self.plan, self.records = plan, records
-        self.parties = Parties(plan, folder)
+        # Room for broken attempts: their charges stay.
+        self.parties = Parties(plan, folder, cap=100.0)
         roster = self.parties.found()
         self.model = initial_model(plan)
         journal = self.parties.recorder(roster).journal
@@ -176,12 +177,10 @@ class Trial:
                          if not e.predicate["data_opened"]}
         )  # fmt: skip
         found["lost debits"] += counted != expected
-        found["runs not finished"] += len(digests) != len(self.orders) and not self._spent()
+        if len(digests) != len(self.orders):
+            found["runs not finished"] += 1
+            tell(f"not finished: {self.told[-12:]}")
         return found
-
-    def _spent(self) -> bool:
-        """Whether broken attempts used up the budget, so that the site had to refuse."""
-        return any(told.get("refused") == "refused-budget" for told in self.told)
 
 
 def _say(pipe: int, value: dict[str, object]) -> None:

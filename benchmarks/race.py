@@ -11,6 +11,7 @@ different runs. Exactly one may succeed.
 from __future__ import annotations
 
 import multiprocessing
+import queue
 import random
 import sys
 import tempfile
@@ -83,6 +84,7 @@ def main() -> None:
         budget = Budget(1.0, 1e-5, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
         with ledger.log.writing():
             ledger.keep("plan", plan.digest, plan.to_dict())
+            ledger.set_policy({})
             ledger.approve(plan.digest, ["somebody"], "manual")
             for attempt in range(tries):
                 ledger.register(f"people-{attempt}", budget)
@@ -98,7 +100,14 @@ def main() -> None:
         started = time.monotonic()
         for process in racers:
             process.start()
-        won = [results.get() for _ in racers]
+        won = []
+        while len(won) < len(racers):
+            try:
+                won.append(results.get(timeout=5))
+            except queue.Empty:
+                if any(process.exitcode for process in racers):
+                    barrier.abort()
+                    raise SystemExit("a racer ended with an error") from None
         for process in racers:
             process.join()
         seconds = time.monotonic() - started
