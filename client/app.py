@@ -53,9 +53,7 @@ def create_app(site_of: SiteOf) -> ClientApp:
         try:
             order, model, head = decode_order(message.content)
         except InputError:
-            return Message(
-                encode_reply(_name(context), Status.REFUSED_PARAMETERS), reply_to=message
-            )
+            return Message(encode_reply(_name(context), Status.FAILED), reply_to=message)
         try:
             site = site_of(context)
         except Exception:

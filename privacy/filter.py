@@ -46,8 +46,10 @@ from privet.privacy.events import (
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512)
-SLACK = 1e-6
-"""Comparisons allow this much for rounding."""
+SLACK = 5e-7
+"""For rounding: half of what the verifier allows, so that it never sees more than was let in."""
+LEAST_RATIO = 0.2
+"""Noise below this fraction of the sensitivity has no distribution that a verifier composes."""
 
 Rule = Literal["no cap", "one run", "filter"]
 
@@ -263,10 +265,24 @@ def within(counts: Counts, planned: Counts) -> bool:
 
 
 def _plan_epsilon(cap: Cap, planned: Counts) -> float:
+    if any(_ratio(event) < LEAST_RATIO for event, _ in planned):
+        return math.inf  # as the verifier has it: only the filter can admit it
     try:
         return accounting.epsilon(_as_events(planned), cap.delta, cap.relation)
     except InputError:
         return math.inf  # no composition is known: only the filter can admit it
+
+
+def _ratio(event: Event) -> float:
+    """Return noise by sensitivity."""
+    match event:
+        case PoissonSampled(_, inner):
+            return _ratio(inner)
+        case Gaussian(noise, sensitivity) | Laplace(noise, sensitivity):
+            return noise / sensitivity
+        case MixtureOfGaussians():
+            return event.standard_deviation / max(event.sensitivities)
+    return math.inf
 
 
 def _as_events(counts: Counts) -> list[Event]:

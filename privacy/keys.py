@@ -26,6 +26,8 @@ from privet.common.errors import KeyFault
 
 PASSPHRASE = "PRIVET_PASSPHRASE"
 """Environment variable that holds the passphrase of a site's keys."""
+_LONGEST = 1000
+"""Bytes of a passphrase; OpenSSL takes 1023."""
 
 
 class FileSigner:
@@ -80,6 +82,8 @@ class FileSigner:
         """
         if path.exists():
             raise KeyFault(f"{path} exists; a key is never overwritten")
+        if passphrase and len(passphrase.encode()) > _LONGEST:
+            raise KeyFault(f"a passphrase has at most {_LONGEST} bytes")
         how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
         write_atomic(
             path, self._private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, how), mode=0o600

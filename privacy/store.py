@@ -8,11 +8,13 @@ writes at a time, a second one waits. Entries can be added and read, never chang
 
 from __future__ import annotations
 
+import atexit
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +37,17 @@ _SMALLEST = 512
 """No SQLite file with anything in it is smaller; SQLite itself takes such a file for empty."""
 
 
+_OPEN: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Leave no write-ahead file behind: who copies the log alone would copy an older one."""
+    for store in list(_OPEN):
+        with suppress(Exception):
+            store.close()
+
+
 class Store:
     """Entries in order, facts by name, and papers by kind and name, in one file.
 
@@ -51,6 +64,7 @@ class Store:
         self.path = path
         self._patience = patience
         self._lock = threading.RLock()
+        _OPEN.add(self)
         self._inside: Literal["", "reading", "writing"] = ""
         self._process = 0
         if not path.exists() and not create:

@@ -95,6 +95,10 @@ class Recorder:
         answers = show({site: self._question(site) for site in sites})
         self._require_present(answers)
 
+    def close(self) -> None:
+        """Close the journal's file, so that nothing of it is left in a file beside it."""
+        self.journal.log.store.close()
+
     def head(self, site: str) -> str:
         """Return the newest head of a site's log that anybody witnessed, or ""."""
         known = self._heads.get(self._origins[site])

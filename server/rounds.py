@@ -142,8 +142,10 @@ def run(
             observe(progress)
     except RunError as error:
         rounds.close(outcome.model, fault=type(error).__name__)
+        recorder.close()
         raise
     rounds.close(outcome.model)
+    recorder.close()
     return outcome
 
 

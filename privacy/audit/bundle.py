@@ -93,6 +93,10 @@ class _Gathered:
         missing = [site.name for site in self.roster.sites if site.name not in self.sites]
         if missing:
             self.notes.append(f"the ledgers of {', '.join(missing)} are not in the sources")
+        named = {site.name for site in self.roster.sites}
+        for name in sorted(set(self.sites) - named):
+            self.notes.append(f"site '{name}' is not in the roster: its ledger is left out")
+            del self.sites[name]
         if self.journal is None:
             self.notes.append("no coordinator's journal is in the sources")
 

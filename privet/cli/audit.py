@@ -79,7 +79,7 @@ def verify(bundle: Bundle, roster: Roster = None, as_json: AsJson = False) -> No
     with show.counting("verifying") as progress:
         verdict = check(bundle, roster, progress=progress)
     if as_json:
-        typer.echo(json.dumps(verdict.to_dict()))
+        typer.echo(json.dumps({**verdict.to_dict(), "notes": verdict.notes}))
     else:
         show.verdict(verdict)
     if not verdict.ok:

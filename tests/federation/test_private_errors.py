@@ -125,7 +125,7 @@ def test_an_order_cannot_write_a_line_of_the_operators_log(
     model, line = initial_model(fed.plan), "2026-01-01 North INFO all is well"
     order = order_for(fed, "North", model, run=f"r\n{line}", plan="sha256:0")
     reply = scripted(fed, order, model)
-    assert decode_reply(reply.content) == ("North", Status.REFUSED_PARAMETERS, None)
+    assert decode_reply(reply.content) == ("North", Status.FAILED, None)
     assert line not in fed.log("North")
     # The control: past the check of the message, the line would stand in the log.
     fed.sites[0].answer(order, model)

@@ -543,7 +543,7 @@ def test_a_message_that_is_no_order_is_refused(federation: Make, raw: str | None
         "fields": RecordDict({"order": ConfigRecord({"json": "{}"}), "arrays": _empty()}),
     }
     reply = fed.client(Message(records[raw], 1, "train"), _context())
-    assert decode_reply(reply.content)[1] is Status.REFUSED_PARAMETERS
+    assert decode_reply(reply.content)[1] is Status.FAILED
     assert fed.answers("North") == []
 
 
@@ -569,7 +569,7 @@ def test_a_malformed_model_is_refused(
         {"order": ConfigRecord({"json": order.encode().decode()}), "arrays": arrays}
     )
     reply = fed.client(Message(content, 1, "train"), _context())
-    assert decode_reply(reply.content)[1] is Status.REFUSED_PARAMETERS
+    assert decode_reply(reply.content)[1] is Status.FAILED
 
 
 def test_another_model_than_ordered_is_refused(
@@ -585,7 +585,7 @@ def test_another_model_than_ordered_is_refused(
     for sent in (other, dict(reversed(model.items())), dict(list(model.items())[:1])):
         content = encode_order(order, to_record(sent), ConfigRecord())
         reply = fed.client(Message(content, 1, "train"), _context())
-        assert decode_reply(reply.content)[1] is Status.REFUSED_PARAMETERS
+        assert decode_reply(reply.content)[1] is Status.FAILED
     assert fed.answers("North") == []
 
 

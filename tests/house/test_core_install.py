@@ -49,7 +49,10 @@ def core(wheel: Path, root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     venv.create(home, with_pip=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--no-input"]
     command = [*pip, "install", "--quiet", "-c", str(root / "constraints.txt"), str(wheel)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=home)
+    environment = {name: v for name, v in os.environ.items() if not name.startswith("PYTHON")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=home, env=environment
+    )
     if done.returncode and any(sign in done.stderr for sign in NO_REGISTRY):
         pytest.skip(f"the registry cannot be reached: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
