@@ -271,7 +271,7 @@ def test_h9_a_fresh_accountant_for_each_round_would_stop_nothing():
 
 def test_the_filter_gets_the_delta_that_the_first_plan_leaves():
     left = renyi.delta_left(CAP, PLAN)
-    assert left == pytest.approx(1e-5 - delta_at(events(PLAN), 3.0 + 1e-6), rel=1e-6)
+    assert left == pytest.approx(1e-5 - delta_at(events(PLAN), 3.0 + renyi.SLACK), rel=1e-6)
     assert 0 < left < 1e-7
     assert renyi.delta_left(CAP, SMALL) == 1e-5  # the filter holds it from the start
     assert renyi.delta_left(CAP, None) == 1e-5
