@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -48,8 +47,9 @@ class Bench:
     """A ledger with one plan of many rounds, and its keys."""
 
     def __init__(self, folder: Path, rounds: int) -> None:
+        from privet.privacy.book import Budget
         from privet.privacy.keys import FileSigner
-        from privet.privacy.ledger import Budget, Ledger
+        from privet.privacy.ledger import Ledger
         from privet.privacy.program import training_event
         from privet.privacy.roster import Coordinator, Member, Roster
         from privet.privacy.signed_note import COSIGN, Key, key_name
@@ -75,6 +75,8 @@ class Bench:
             "coordinator", key("journal", "coordinator"), key("orders", "coordinator"),
             key("witness", "coordinator", COSIGN),
         )  # fmt: skip
+        self.keyid = chief.orders.fingerprint.partition(":")[2]
+        (self.folder / "keyid").write_text(self.keyid)
         Roster(chief, (Member("site", self.ledger.log.first_key, witness),), 0).save(folder)
 
     def release(self, number: int) -> None:
@@ -83,7 +85,7 @@ class Bench:
         from privet.privacy.ledger import Request
 
         order = Order("run", "site", number, 1, "train", self.plan.digest, "sha256:" + "0" * 64,
-                      ("w",))  # fmt: skip
+                      ("w",), self.keyid)  # fmt: skip
         code = "sha256:" + "1" * 64
         reservation = self.ledger.reserve(Request(order, self.event, "records", code))
         self.ledger.commit(reservation, self.event, "sha256:" + f"{number:064x}")
@@ -161,7 +163,7 @@ def _in_a_new_process(job: Callable[[Path], float], folder: Path) -> float:
 def _first_decision(folder: Path) -> float:
     bench = Bench.__new__(Bench)
     bench.plan = plan_of(10_000)
-    bench.ledger = _opened(folder)
+    bench.ledger, bench.keyid = _opened(folder), (folder / "keyid").read_text()
     from privet.privacy.program import training_event
 
     bench.event = training_event(bench.plan)
@@ -200,16 +202,10 @@ def verification(folder: Path, entries: int) -> list[Row]:
     path = folder / "bundle"
     write_bundle([bench.folder, folder], path)
     tell("verifying")
-    started = time.perf_counter()
-    command = [sys.executable, "-m", "privet.cli", "audit", "verify", str(path),
-               "--roster", str(folder / "roster-fingerprints.json"), "--json"]  # fmt: skip
     code = "import privet.cli, sys; sys.argv[1:] = sys.argv[2:]; privet.cli.main()"
-    command[1:3] = ["-c", code, "-"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    mine = time.perf_counter() - started
-    if done.returncode != 0:
-        raise SystemExit(f"verification failed: {done.stdout[:500]}{done.stderr[:500]}")
-    memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    command = [sys.executable, "-c", code, "-", "audit", "verify", str(path),
+               "--roster", str(folder / "roster-fingerprints.json"), "--json"]  # fmt: skip
+    mine, memory = _watched(command)
     key = Ed25519PublicKey.from_public_bytes(bench.signer.public)
     message = pae("application/vnd.in-toto+json", b"x" * 900)
     signature = bench.signer.sign(message)
@@ -223,6 +219,28 @@ def verification(folder: Path, entries: int) -> list[Row]:
             bytes=path.stat().st_size),
         row(f"largest process verifying {entries:,}", memory, "MB", None, None),
     ]  # fmt: skip
+
+
+#: Runs a command and prints its seconds and the peak memory of its largest process in KiB. Linux
+#: counts what a process had before `exec` to its peak, so the command is not started from here.
+_WATCH = """
+import resource, subprocess, sys, time
+started = time.perf_counter()
+done = subprocess.run(sys.argv[1:], stdout=sys.stderr)
+seconds = time.perf_counter() - started
+print(seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(done.returncode)
+"""
+
+
+def _watched(command: list[str]) -> tuple[float, float]:
+    """Return the seconds a command took, and the peak memory of its largest process in MB."""
+    watch = [sys.executable, "-c", _WATCH, *command]
+    done = subprocess.run(watch, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"verification failed: {done.stderr[:1000]}")
+    seconds, peak = map(float, done.stdout.split())
+    return seconds, peak / 1024
 
 
 @contextmanager

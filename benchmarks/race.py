@@ -58,7 +58,7 @@ def racer(number: int, folder: Path, tries: int, barrier: Barrier, results) -> N
     event, won, chance = training_event(plan), Counter[int](), random.Random(number)
     for attempt in range(tries):
         order = Order(f"run-{number}-{attempt}", "site", 1, 1, "train", plan.digest,
-                      "sha256:" + "0" * 64, ("w",))  # fmt: skip
+                      "sha256:" + "0" * 64, ("w",), "0" * 64)  # fmt: skip
         barrier.wait()
         time.sleep(chance.uniform(0, 0.001))
         try:
@@ -75,7 +75,7 @@ def main() -> None:
     options.add_argument("--tries", type=int, help="number of tries")
     arguments = options.parse_args()
     tries = arguments.tries or (200 if arguments.quick else 10_000)
-    from privet.privacy.ledger import Budget
+    from privet.privacy.book import Budget
     from privet.privacy.units import Relation, Unit
 
     with tempfile.TemporaryDirectory() as name:

@@ -15,8 +15,9 @@ from typing import Any
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError, KeyFault, LedgerError
+from privet.privacy.book import Budget
 from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Budget, Ledger
+from privet.privacy.ledger import Ledger
 from privet.privacy.pkcs11 import Pkcs11Signer
 from privet.privacy.policy import TEMPLATE, Keys, Policy
 from privet.privacy.signed_note import COSIGN, Key, Signer, key_name

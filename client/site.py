@@ -31,8 +31,9 @@ from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.privacy import events as ev
 from privet.privacy import gate
+from privet.privacy.book import Reservation
 from privet.privacy.dpsgd import NoisedUpdate, PlainUpdate
-from privet.privacy.ledger import Request, Reservation
+from privet.privacy.ledger import Request
 from privet.privacy.log import Evidence
 from privet.privacy.noise import Stream
 from privet.privacy.program import has_gate_release
@@ -121,12 +122,13 @@ class Site:
         try:
             self.guard.require_signature(order)
             self._require_head(head)
+            self._require_coordinator(order)
             if repeated := self._already_released(order):
                 return Answer(Status.RELEASED, repeated)
-            if refused := self.ledger.refusal(order.digest):
+            if refused := self.ledger.refusal(order):
                 raise Refusal(Status(refused), "refused before; an order gets one answer")
-            event = self._admit(order, model)
-            reservation = self._reserve(order, event)
+            request = self._admit(order, model)
+            reservation = self._reserve(request)
         except Refusal as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
             return Answer(self._noted(order, no.status))
@@ -177,6 +179,13 @@ class Site:
         except (RolledBack, NoteError) as error:
             raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
 
+    def _require_coordinator(self, order: Order) -> None:
+        """Refuse who asks in another coordinator's run, before anything is shown."""
+        try:
+            self.ledger.require_coordinator(order)
+        except OutOfTurn as error:
+            raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
+
     @property
     def _watched(self) -> dict[str, Key]:
         """The first keys of the others' logs."""
@@ -200,8 +209,8 @@ class Site:
             self._log.error("%s: the refusal could not be noted: %s", order.slot, error)
             return Status.FAILED
 
-    def _admit(self, order: Order, model: Arrays) -> ev.Event:
-        """Check everything that can be checked without data; return what it will cost."""
+    def _admit(self, order: Order, model: Arrays) -> Request:
+        """Check everything that can be checked without data; return what is to be reserved."""
         if order.site != self.name or order.plan != self.plan.digest:
             raise Refusal(Status.REFUSED_PLAN, "not the plan that this site approved")
         if order.round > self.plan.training.rounds:
@@ -211,7 +220,7 @@ class Site:
                 Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
             )
         try:
-            self._trainer.self_test()
+            tested = self._trainer.self_test()
         except SelfTestFailed as error:
             raise Refusal(Status.REFUSED_SELF_TEST, str(error)) from error
         if order.parameters != self._trainer.parameters:
@@ -221,9 +230,10 @@ class Site:
         if fault := self._trainer.misfit(model):
             raise Refusal(Status.REFUSED_PARAMETERS, fault)
         self.guard.admit(order, self.plan, sum(array.size for array in model.values()))
+        event = self._trainer.mechanism.event
         if order.purpose == "evaluate":
-            return gate.event(self.plan.metrics.noise_multiplier)
-        return self._trainer.mechanism.event
+            event = gate.event(self.plan.metrics.noise_multiplier)
+        return Request(order, event, self.guard.data_set, code_digest(), tested)
 
     def _already_released(self, order: Order) -> Release | None:
         """Return the release of the same order again; refuse another one for its slot.
@@ -250,19 +260,12 @@ class Site:
             raise LedgerError(f"{order.slot}: the stored release is not the committed one")
         return release
 
-    def _reserve(self, order: Order, event: ev.Event) -> Reservation:
+    def _reserve(self, request: Request) -> Reservation:
         """Debit, after naming what an earlier process left open: its charge is kept."""
         for left in self.ledger.pending():
             self._log.warning("%s: was left open by a process that ended", left.slot)
             self.outbox.remove(left.slot)
             self.ledger.abort(left, data_opened=True, reason="recovered")
-        request = Request(
-            order,
-            event,
-            self.guard.data_set,
-            code_digest(),
-            self._trainer.self_test(),
-        )
         try:
             return self.ledger.reserve(request)
         except BudgetExceeded as error:

@@ -12,7 +12,7 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
@@ -236,6 +236,9 @@ class DataSpec(Part):
 class Plan(Part):
     """The whole plan. ``privacy = None`` is a run without any guarantee.
 
+    It has no default, so that nobody trains without one by leaving something out; a file says
+    ``privacy = "none"``.
+
     ``attested`` names rows of the honesty list that the author of the plan vouches for,
     with the reason: H12 (where the constants come from), H13 (the test split's records are
     public), H21 (nobody is at two sites).
@@ -251,7 +254,14 @@ class Plan(Part):
     model: ModelSpec = ModelSpec()
     training: Training = Training()
     strategy: Strategy = Strategy()
-    privacy: Privacy | None
+    privacy: Annotated[
+        Privacy | None,
+        BeforeValidator(lambda value: None if value == "none" else value),
+        Field(
+            description="write a section [privacy], or privacy = \"none\" above the first section "
+            "to train without any guarantee"
+        ),
+    ]
     metrics: Metrics = Metrics()
     split: Split = Split()
     data: DataSpec = DataSpec()

@@ -64,9 +64,15 @@ def _explain(error: ValidationError, where: str, kind: type[Part]) -> str:
         if item["type"] == "extra_forbidden":
             message = "unknown key" + _did_you_mean(item["loc"], kind)
         elif item["type"] == "missing":
-            message = "missing"
+            message = "missing" + _what_to_write(item["loc"], kind)
         lines.append(f"{where}: {path}: {message}")
     return "\n".join(lines)
+
+
+def _what_to_write(place: tuple[str | int, ...], kind: type[Part]) -> str:
+    """Return the hint of a top-level key that must be written, or ''."""
+    found = kind.model_fields.get(str(place[0])) if len(place) == 1 else None
+    return f"; {found.description}" if found is not None and found.description else ""
 
 
 def _not_finite(value: Any, place: str = "") -> str:

@@ -132,6 +132,17 @@ def group(events: Iterable[Event]) -> Counts:
     return tuple(counts.items())
 
 
+def within(counts: Counts, planned: Counts) -> bool:
+    """Whether every event of ``counts`` is planned, at least as often."""
+    limit = dict(planned)
+    return all(count <= limit.get(event, 0) for event, count in counts)
+
+
+def covers(reserved: Event, ran: Event) -> bool:
+    """Whether ``ran`` is the reserved mechanism, run as often as reserved or less."""
+    return within(group([ran]), group([reserved]))
+
+
 def to_dp_event(event: Event) -> dp.DpEvent:
     """Translate to dp-accounting's vocabulary, with the noise multiplier of add or remove.
 

@@ -42,6 +42,7 @@ from privet.privacy.events import (
     PoissonSampled,
     Repeated,
     group,
+    within,
 )
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
@@ -256,12 +257,6 @@ def runs_that_fit(cap: Cap, history: History, planned: Counts) -> int | None:
 def merged(parts: Iterable[Counts]) -> Counts:
     """Return the sum of several counts."""
     return group(event for counts in parts for event in _as_events(counts))
-
-
-def within(counts: Counts, planned: Counts) -> bool:
-    """Whether every event of ``counts`` is planned, at least as often."""
-    limit = dict(planned)
-    return all(count <= limit.get(event, 0) for event, count in counts)
 
 
 def _plan_epsilon(cap: Cap, planned: Counts) -> float:

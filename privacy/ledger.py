@@ -4,13 +4,12 @@
 
     Site ── Ledger ── Log ── Store (SQLite)
               │         └─ Merkle tree, signed head
-              └─ Book: what the entries add up to, and which entry may come next
+              └─ Book (privacy/book.py): what the entries add up to, and which may come next
 
-:class:`Book` is pure: it is told entries and answers questions. :class:`Ledger` turns a
-site's wishes into entries, under the store's lock, and promises nothing that is not on
-disk. A reservation that was not given back counts in full, so a crash over-counts and
-never forgets. The budget belongs to a **population**, over all its runs and data sets.
-The rules are those of docs/reference/evidence-format.md.
+:class:`Ledger` turns a site's wishes into entries, under the store's lock, and promises
+nothing that is not on disk. A reservation that was not given back counts in full, so a
+crash over-counts and never forgets. The budget belongs to a **population**, over all its
+runs and data sets. The rules are those of docs/reference/evidence-format.md.
 """
 
 from __future__ import annotations
@@ -18,25 +17,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from privet import __version__
 from privet.common.canonical import digest, digest_json
-from privet.common.errors import (
-    BudgetExceeded,
-    InputError,
-    LedgerError,
-    OutOfTurn,
-    SitePaused,
-)
+from privet.common.errors import BudgetExceeded, LedgerError, SitePaused
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy import events as ev
 from privet.privacy.accounting import privacy_loss
+from privet.privacy.book import Book, Budget, Reservation
 from privet.privacy.events import Counts
 from privet.privacy.filter import Cap, Charges, History, decide, decide_whole
 from privet.privacy.log import Log
@@ -44,33 +37,9 @@ from privet.privacy.program import planned
 from privet.privacy.signed_note import Key, Signer
 from privet.privacy.statement import LEDGER, Entry
 from privet.privacy.store import Store
-from privet.privacy.units import PrivacyLoss, Relation, Unit
+from privet.privacy.units import PrivacyLoss
 
 FILE = "ledger.db"
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The life-time budget of a population, with its unit and relation.
-
-    ``epsilon`` is None where there is no cap: in simulations without privacy only.
-    """
-
-    epsilon: float | None
-    delta: float
-    unit: Unit
-    relation: Relation
-    max_records: int = 1
-
-
-@dataclass(frozen=True)
-class Reservation:
-    """Leave to spend ``event``, given before data is opened. ``number`` is its entry."""
-
-    number: int
-    order: str
-    slot: str
-    event: ev.Event
 
 
 @dataclass(frozen=True)
@@ -90,203 +59,6 @@ class Request:
     data_set: str
     code: str = ""
     self_tests: tuple[str, ...] = ()
-
-
-class _Turn(NamedTuple):
-    """The last slot of a run and purpose."""
-
-    round: int
-    attempt: int
-    order: str
-    number: int
-
-
-@dataclass
-class _Population:
-    budget: Budget
-    charges: dict[str, Counter[ev.Event]] = field(default_factory=dict)
-    closed: bool = False
-
-
-class Book:
-    """What a ledger's entries add up to. Pure; raises LedgerError where the rules forbid."""
-
-    def __init__(self) -> None:
-        self.site = self.setting = ""
-        self.populations: dict[str, _Population] = {}
-        self.data_sets: dict[str, str] = {}
-        self.policy: dict[str, Any] | None = None
-        self.approvals: dict[str, tuple[str, ...]] = {}
-        self.refused_plans: set[str] = set()
-        self.refusals: dict[str, str] = {}
-        self.reserved_orders: set[str] = set()
-        self.open: dict[int, Reservation] = {}
-        self.released: dict[str, tuple[int, str]] = {}
-        self.paused = self.withdrawn = False
-        self.plan_of: dict[str, str] = {}
-        self._turns: dict[tuple[str, str], _Turn] = {}
-        self._of: dict[int, tuple[str, str]] = {}
-
-    def apply(self, entry: Entry) -> None:
-        """Take in the next entry."""
-        handler = _HANDLERS.get(entry.kind)
-        if handler is None:
-            raise LedgerError(f"entry {entry.sequence}: '{entry.kind}' is not known; update Privet")
-        if self.withdrawn and entry.kind != "aborted":
-            raise LedgerError(f"entry {entry.sequence}: the site has withdrawn")
-        try:
-            handler(self, entry.predicate)
-        except (KeyError, TypeError, ValueError, InputError) as error:
-            raise LedgerError(f"entry {entry.sequence} ({entry.kind}): {error!r}") from error
-
-    def population_of(self, data_set: str) -> str:
-        """Return the population whose persons are in ``data_set``.
-
-        Raises:
-            LedgerError: if the data set is not registered.
-        """
-        if data_set not in self.data_sets:
-            known = ", ".join(self.data_sets) or "none"
-            raise LedgerError(f"data set '{data_set}' is not registered; registered: {known}")
-        return self.data_sets[data_set]
-
-    def require_turn(self, order: Order) -> None:
-        """Check that ``order`` is not behind what its run was asked already.
-
-        Raises:
-            OutOfTurn: if it was refused, its slot was taken by another order, or the run is
-                past it.
-        """
-        if order.digest in self.refusals:
-            raise OutOfTurn(f"{order.slot}: this order was refused; a new attempt may be asked")
-        last = self._turns.get((order.run, order.purpose))
-        if last is None or (order.round, order.attempt) > (last.round, last.attempt):
-            return
-        same = (order.round, order.attempt, order.digest) == (last.round, last.attempt, last.order)
-        if not same or order.slot in self.released or last.number in self.open:
-            raise OutOfTurn(
-                f"{order.slot}: round {last.round}, attempt {last.attempt} was taken before; an "
-                "attempt is answered once and for one order"
-            )
-
-    def charges(self, population: str) -> Mapping[str, Counter[ev.Event]]:
-        """Return what counts against the population: by run, how often each event."""
-        return self.populations[population].charges
-
-    # One handler for each kind.
-
-    def _genesis(self, value: dict[str, Any]) -> None:
-        self.site, self.setting = str(value["site"]), str(value["setting"])
-
-    def _add_population(self, value: dict[str, Any]) -> None:
-        name = value["population"]
-        if name in self.populations:
-            raise ValueError(f"population '{name}' is registered already")
-        epsilon = value["epsilon"]
-        self.populations[name] = _Population(
-            Budget(
-                None if epsilon is None else float(epsilon),
-                float(value["delta"]),
-                Unit(value["unit"]),
-                Relation(value["relation"]),
-                int(value["max_records"]),
-            )
-        )
-
-    def _add_data_set(self, value: dict[str, Any]) -> None:
-        name, population = value["data_set"], value["population"]
-        if name in self.data_sets:
-            raise ValueError(f"data set '{name}' is registered already")
-        if population not in self.populations:
-            raise ValueError(f"population '{population}' is not registered")
-        if population != next(iter(self.populations)) and not value["disjoint"].strip():
-            raise ValueError(
-                f"data set '{name}' is not of the first population and does not say why its "
-                "persons are in no other one (H32)"
-            )
-        self.data_sets[name] = population
-
-    def _set_policy(self, value: dict[str, Any]) -> None:
-        self.policy = dict(value["policy"])
-
-    def _approve(self, value: dict[str, Any]) -> None:
-        self.refused_plans.discard(value["plan"])
-        self.approvals[value["plan"]] = tuple(value["by"])
-
-    def _refuse_plan(self, value: dict[str, Any]) -> None:
-        self.approvals.pop(value["plan"], None)
-        self.refused_plans.add(value["plan"])
-
-    def _reserve(self, value: dict[str, Any]) -> None:
-        population = self.populations[value["population"]]
-        if self.data_sets[value["data_set"]] != value["population"]:
-            raise ValueError("the data set is of another population")
-        if self.paused or population.closed or value["plan"] not in self.approvals:
-            raise ValueError("paused, closed, or the plan is not approved")
-        if self.policy is None:
-            raise ValueError("no policy is noted")
-        event, number = ev.from_json(value["event"]), int(value["sequence"])
-        slot = f"{value['run']}/{value['purpose']}/{value['round']}/{value['attempt']}"
-        self.open[number] = Reservation(number, value["order"], slot, event)
-        population.charges.setdefault(value["run"], Counter()).update(dict(ev.group([event])))
-        self.reserved_orders.add(value["order"])
-        self._of[number] = (value["population"], value["run"])
-        self.plan_of.setdefault(value["run"], value["plan"])
-        self._turns[value["run"], value["purpose"]] = _Turn(
-            int(value["round"]), int(value["attempt"]), value["order"], number
-        )
-
-    def _refuse(self, value: dict[str, Any]) -> None:
-        self.refusals.setdefault(value["order"], str(value["status"]))
-
-    def _release(self, value: dict[str, Any]) -> None:
-        reservation = self.open.pop(value["reservation"])
-        self.released[reservation.slot] = (int(value["sequence"]), value["digest"])
-
-    def _abort(self, value: dict[str, Any]) -> None:
-        reservation = self.open.pop(value["reservation"])
-        if not value["data_opened"]:
-            population, run = self._of[reservation.number]
-            charges = self.populations[population].charges
-            charges[run].subtract(dict(ev.group([reservation.event])))
-            charges[run] = +charges[run]
-            if not charges[run]:
-                del charges[run]  # it never was; if it is charged again, others were first
-
-    def _rotate(self, value: dict[str, Any]) -> None:
-        Key.parse(value["key"])
-
-    def _close(self, value: dict[str, Any]) -> None:
-        self.populations[value["population"]].closed = True
-
-    def _pause(self, value: dict[str, Any]) -> None:
-        self.paused = True
-
-    def _resume(self, value: dict[str, Any]) -> None:
-        self.paused = False
-
-    def _withdraw(self, value: dict[str, Any]) -> None:
-        self.withdrawn = True
-
-
-_HANDLERS = {
-    "genesis": Book._genesis,
-    "population": Book._add_population,
-    "data-set": Book._add_data_set,
-    "policy": Book._set_policy,
-    "plan-approved": Book._approve,
-    "plan-refused": Book._refuse_plan,
-    "reserved": Book._reserve,
-    "refused": Book._refuse,
-    "released": Book._release,
-    "metric-released": Book._release,
-    "aborted": Book._abort,
-    "key-rotated": Book._rotate,
-    "budget-closed": Book._close,
-    "paused": Book._pause,
-    "resumed": Book._resume,
-    "withdrawn": Book._withdraw,
-}
 
 
 class Ledger:
@@ -445,17 +217,25 @@ class Ledger:
             Whether an entry says so with this status, now or before.
         """
         with self.log.writing():
-            known = order.digest in self.book.refusals or order.digest in self.book.reserved_orders
-            if not known and not self.book.withdrawn:
+            if not self.book.is_answered(order) and not self.book.withdrawn:
                 self.log.append(
                     "refused", "order", order.digest, **_slot_fields(order), status=status
                 )
-            return self.book.refusals.get(order.digest) == status
+            return self.book.refusal(order) == status
 
-    def refusal(self, order: str) -> str | None:
-        """Return the status that an order (by digest) was refused with, or None."""
+    def require_coordinator(self, order: Order) -> None:
+        """Check that nobody else began the order's run.
+
+        Raises:
+            OutOfTurn: if another coordinator did.
+        """
         self.log.refresh()
-        return self.book.refusals.get(order)
+        self.book.require_coordinator(order)
+
+    def refusal(self, order: Order) -> str | None:
+        """Return the status that an order was refused with, or None."""
+        self.log.refresh()
+        return self.book.refusal(order)
 
     def commit(
         self, reservation: Reservation, event: ev.Event, release: str, *, reproducible: bool = False
@@ -475,7 +255,7 @@ class Ledger:
         fitting = True
         with self.log.writing():
             reserved = self._require_open(reservation)
-            fitting = fits(event, reserved.event)
+            fitting = ev.covers(reserved.event, event)
             if fitting:
                 kind = "metric-released" if "/evaluate/" in reserved.slot else "released"
                 return self.log.append(
@@ -619,12 +399,7 @@ class Ledger:
         """
         self.log.refresh()
         name = self.book.population_of(data_set)
-        budget = self.book.populations[name].budget
-        cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
-        history, planned = (
-            _history(self.log.store, self.book, name),
-            _plan_events(self.log.store, plan),
-        )
+        cap, history, planned = self._standing(name, plan)
         if run in history or planned is None:
             return
         decision = decide_whole(cap, history, planned)
@@ -636,19 +411,19 @@ class Ledger:
 
     def _require_cover(self, name: str, request: Request) -> None:
         """Check that the population's cap covers the request (privacy/filter.py)."""
-        population, order = self.book.populations[name], request.order
-        budget = population.budget
-        cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
-        history = _history(self.log.store, self.book, name)
-        known = self.book.plan_of.get(order.run, order.plan)
-        if known != order.plan:
-            raise OutOfTurn(f"run '{order.run}' was begun under another plan, {known}")
-        plan = _plan_events(self.log.store, order.plan)
-        decision = decide(cap, history, order.run, request.event, plan)
+        order = request.order
+        cap, history, planned = self._standing(name, order.plan)
+        decision = decide(cap, history, order.run, request.event, planned)
         if not decision.allowed:
             raise BudgetExceeded(
                 f"{order.slot}: {decision.against(cap)}; {self.spent(name)} is spent"
             )
+
+    def _standing(self, population: str, plan: str) -> tuple[Cap, History, Counts | None]:
+        """Return a population's cap and charges, and all that ``plan`` (a digest) may do."""
+        store, budget = self.log.store, self.book.populations[population].budget
+        cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
+        return cap, _history(store, self.book, population), _plan_events(store, plan)
 
     def _require_open(self, reservation: Reservation) -> Reservation:
         found = self.book.open.get(reservation.number)
@@ -698,10 +473,11 @@ def read_history(folder: Path, population: str) -> History:
 def _history(store: Store, book: Book, population: str) -> History:
     found = {}
     for run, counts in book.charges(population).items():
-        events = _plan_events(store, book.plan_of[run])
+        plan = book.plan_of(run)
+        events = _plan_events(store, plan)
         if events is None:
             raise LedgerError(
-                f"{store.path}: plan {book.plan_of[run]} of run '{run}' is not kept beside the "
+                f"{store.path}: plan {plan} of run '{run}' is not kept beside the "
                 "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
             )
         found[run] = Charges(tuple(counts.items()), events)
@@ -722,24 +498,21 @@ def _events_of(plan: str, text: str) -> Counts:
     return planned(found)
 
 
-def fits(ran: ev.Event, reserved: ev.Event) -> bool:
-    """Whether ``ran`` is the reserved mechanism, run as often as reserved or less."""
-    actual, planned = ev.group([ran]), dict(ev.group([reserved]))
-    return all(planned.get(event, 0) >= count for event, count in actual)
-
-
 def _recovery_key(store: Store) -> bytes:
     named = Entry.read(store.leaf(0)).predicate["recovery"]
     return Key.parse(named).public if named else b""
 
 
 def _slot_fields(order: Order) -> dict[str, Any]:
+    if len(order.keyid) != 64:
+        raise LedgerError(f"{order.slot}: an order that nobody signed has no place in a ledger")
     return {
         "run": order.run,
         "round": order.round,
         "attempt": order.attempt,
         "purpose": order.purpose,
         "order": order.digest,
+        "keyid": order.keyid,
         "plan": order.plan,
         "model": order.model,
     }

@@ -9,10 +9,11 @@ from typing import Any
 
 from privet.common.order import Order
 from privet.common.plan import Plan
+from privet.privacy.book import Budget, Reservation
 from privet.privacy.events import Gaussian, Repeated
 from privet.privacy.filter import filter_epsilon
 from privet.privacy.keys import load_or_make
-from privet.privacy.ledger import Budget, Ledger, Request, Reservation
+from privet.privacy.ledger import Ledger, Request
 from privet.privacy.log import Log
 from privet.privacy.program import training_event
 from privet.privacy.signed_note import COSIGN, Key, Signer, key_name
@@ -52,11 +53,16 @@ CAP = (cost(4) + cost(5)) / 2
 """Pays for four."""
 
 
+KEYID = "0a" * 32
+"""Whose orders they are."""
+
+
 def order(round_: int = 1, attempt: int = 1, **changes: Any) -> Order:
     """An order for one round of run ``run``."""
     fields = {
         "run": "run", "site": SITE, "round": round_, "attempt": attempt, "purpose": "train",
         "plan": PLAN.digest, "model": "sha256:" + "0" * 64, "parameters": ("w",),
+        "keyid": KEYID,
     }  # fmt: skip
     return Order(**{**fields, **changes})
 

@@ -17,9 +17,10 @@ from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy import program
 from privet.privacy.accounting import epsilon
+from privet.privacy.book import Budget
 from privet.privacy.events import Repeated
 from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Budget, Ledger, Request
+from privet.privacy.ledger import Ledger, Request
 from privet.privacy.signed_note import COSIGN, Key, key_name
 from privet.privacy.units import Relation, Unit
 
@@ -90,7 +91,15 @@ def charged(desk: Desk, plan: dict[str, Any], runs: int = 1) -> None:
         for run in range(runs):
             for number in range(1, found.training.rounds + 1):
                 order = Order(
-                    f"run-{run}", "North", number, 1, "train", found.digest, model, ("w",)
+                    f"run-{run}",
+                    "North",
+                    number,
+                    1,
+                    "train",
+                    found.digest,
+                    model,
+                    ("w",),
+                    keyid="0" * 64,
                 )
                 ledger.reserve(Request(order, event, "admissions"))
     ledger.log.store.close()

@@ -87,7 +87,14 @@ def ledger(
         book.add("plan-approved", plan=digest, by=["Dr. Ada Okafor"], how="manual")
         for number in range(1, rounds + 1):
             order = f"sha256:{number:064x}"
-            slot = {"run": run, "round": number, "attempt": 1, "order": order, "plan": digest}
+            slot = {
+                "run": run,
+                "round": number,
+                "attempt": 1,
+                "order": order,
+                "keyid": "0" * 64,
+                "plan": digest,
+            }
             at = book.add(
                 "reserved", population="patients", data_set="admissions-2026", **slot,
                 purpose="train", model=CODE, code=CODE, event=event(), self_tests=list(tests),
@@ -149,7 +156,7 @@ def three_sites(**changes: Any) -> list[Book]:
     names = ("St. Anna", "Lakeside", "Harbour")
     books = [ledger(name, **changes) for name in names]
     lakeside = books[1]
-    order = {"order": CODE, "plan": PLAN, "model": CODE, "purpose": "train"}
+    order = {"order": CODE, "plan": PLAN, "model": CODE, "purpose": "train", "keyid": "0" * 64}
     lakeside.add("paused", by="Dr. Ada Okafor")
     lakeside.add(
         "refused", run="readmission-1", round=9, attempt=1, status="refused-paused", **order

@@ -152,8 +152,7 @@ def test_retries_aborts_and_refusals_are_fine(tmp_path: Path) -> None:
     less = repeated(event["event"], 2)
     done = [(NORTH, order, fed.release(NORTH, order, again, less))]
     _, refused = fed.order("r", "East", 1, "train", name, model)
-    slot = {k: refused[k] for k in ("run", "round", "attempt", "purpose", "plan", "model")}
-    fed.sites["East"].add("refused", **slot, order=digest(refused), status="refused-budget")
+    fed.refuse("East", refused, "refused-budget")
     _, silent = fed.order("r", "South Bay", 1, "train", name, model)
 
     def add_answers(who: str, kind: str, fields: dict[str, Any]) -> None:
@@ -206,6 +205,7 @@ PLANTED: list[tuple[str, str | None, str, str, Change]] = [
     ("entry", NORTH, NORTH, "population", put(delta="1e-5")),
     ("entry", NORTH, NORTH, "reserved", put(self_tests=["H0"])),
     ("entry", NORTH, NORTH, "reserved", put(round=0)),
+    ("entry", NORTH, NORTH, "reserved", put(keyid="0" * 63)),
     ("entry", NORTH, NORTH, "released", put(reproducible=1)),
     ("entry", HUB, HUB, "round", item("joined", more=1)),
     ("entry", HUB, HUB, "round", item("orders", answer="perhaps")),
@@ -246,6 +246,8 @@ PLANTED: list[tuple[str, str | None, str, str, Change]] = [
     ("release", HUB, HUB, "round", item("metrics", digest=OTHER)),
     ("order", NORTH, NORTH, "reserved", put(order=OTHER)),
     ("order", NORTH, NORTH, "reserved", put(attempt=2)),
+    ("order", HUB, NORTH, "reserved", put(keyid="0" * 64)),
+    ("reservation", NORTH, NORTH, "reserved", put(keyid="0" * 64)),
     ("order", NORTH, NORTH, "reserved", put(model=OTHER)),
     ("order", HUB, HUB, "round", item("orders", order=OTHER)),
     ("order", HUB, HUB, "round", item("orders", attempt=2)),
@@ -354,6 +356,11 @@ def after_refusal(fed: Federation) -> None:
 def slot_back(fed: Federation) -> None:
     another(fed, 2)
     another(fed, 1)
+
+
+def begun_by_another(fed: Federation) -> None:
+    another(fed, 1)
+    another(fed, 2, keyid="0" * 64)
 
 
 def slot_twice(fed: Federation) -> None:
@@ -532,9 +539,7 @@ def order_by_another_key(fed: Federation) -> None:
 
 
 def both_reserved_and_refused(fed: Federation) -> None:
-    order = fed.orders[0]
-    slot = {k: order[k] for k in ("run", "round", "attempt", "purpose", "plan", "model")}
-    fed.sites[NORTH].add("refused", **slot, order=digest(order), status="refused-budget")
+    fed.refuse(NORTH, fed.orders[0], "refused-budget")
 
 
 def run_twice(fed: Federation) -> None:
@@ -600,7 +605,7 @@ HISTORIES: list[tuple[str, str | None, Callable[[Federation], None]]] = [
     ("reservation", NORTH, while_paused), ("population", NORTH, while_closed),
     ("plan", NORTH, after_refusal), ("reservation", NORTH, slot_back),
     ("reservation", NORTH, slot_twice), ("reservation", NORTH, slot_for_another_order),
-    ("reservation", NORTH, aborted_twice), ("release", NORTH, released_twice),
+    ("reservation", NORTH, begun_by_another), ("reservation", NORTH, aborted_twice), ("release", NORTH, released_twice),
     ("release", NORTH, released_as_another_kind), ("signature", NORTH, old_key),
     ("signature", NORTH, recovery_key_on_an_entry), ("signature", NORTH, strangers_key),
     ("signature", NORTH, recovery_by_the_key_in_force), ("signature", NORTH, rotation_by_one),
@@ -619,6 +624,21 @@ HISTORIES: list[tuple[str, str | None, Callable[[Federation], None]]] = [
     ("witness", HUB, unwitnessed_end), ("witness", HUB, too_many_cosigners),
     ("witness", HUB, too_few_cosigners), ("witness", HUB, an_owners_cosignature),
 ]  # fmt: skip
+
+
+def test_what_another_coordinator_asks_is_charged_and_noted(tmp_path: Path) -> None:
+    """Its run may even be called as one of this journal, if the site refused that."""
+    fed = Federation(cap="60.0")
+    fed.run()
+    before = verdict(tmp_path, fed).sites[0]
+    order, place = another(fed, 1, keyid="0" * 64, code=OTHER)
+    fed.release(NORTH, order, place, train_event(fed.plans[0]))
+    fed.refuse(NORTH, {**fed.orders[0], "attempt": 2}, "refused-conflict", keyid="0" * 64)
+    answer = verdict(tmp_path, fed)
+    assert answer.ok
+    assert any("2 entries answer another coordinator" in note for note in answer.notes)
+    assert answer.sites[0].charges == before.charges + 1
+    assert (answer.sites[0].epsilon or 0) > (before.epsilon or 0)
 
 
 @pytest.mark.parametrize(("rule", "at", "plant"), HISTORIES)

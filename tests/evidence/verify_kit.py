@@ -287,10 +287,18 @@ class Federation:
         self.orders.append(order)
         return digest(order), order
 
+    def slot(self, order: dict[str, Any]) -> dict[str, Any]:
+        """The fields of 'reserved' and 'refused' that say which order was answered."""
+        fields = ("run", "round", "attempt", "purpose", "plan", "model")
+        kept = {name: order[name] for name in fields}
+        return {**kept, "order": digest(order), "keyid": self.order_key.hex}
+
+    def refuse(self, site: str, order: dict[str, Any], status: str, **more: Any) -> int:
+        return self.sites[site].add("refused", **{**self.slot(order), "status": status, **more})
+
     def reserve(self, site: str, order: dict[str, Any], event: dict[str, Any], **more: Any) -> int:
-        slot = {k: order[k] for k in ("run", "round", "attempt", "purpose", "plan", "model")}
         fields = {
-            "population": "patients", "data_set": "er", **slot, "order": digest(order),
+            "population": "patients", "data_set": "er", **self.slot(order),
             "code": digest(b"code"), "event": event, "self_tests": ["H6", "H16"], **more,
         }  # fmt: skip
         return self.sites[site].add("reserved", **fields)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
+from privet.client.site import Answer
 from privet.common.errors import EvidenceFault, RunError
 from privet.common.order import Order, Status
 from privet.common.release import Arrays
@@ -57,6 +58,15 @@ def between(fed: Any, act: Callable[[int, str, list[Message]], None]) -> InProce
             return super().send_and_receive(messages, timeout=timeout)
 
     return fed.grid(Grid)
+
+
+def beside(fed: Any, folder: Path) -> Any:
+    """Another coordinator of the same sites, whose policies name it, too."""
+    parties = Parties(fed.plan, folder, fed.folder / "sites")
+    other = replace(fed, parties=parties, folder=folder, roster=parties.found(), sites=[])
+    other.__dict__.pop("journal", None)
+    other.sites.extend(other.restart(site.name) for site in fed.sites)
+    return other
 
 
 # a coordinator that wants a site's ledger to look false
@@ -292,9 +302,7 @@ def test_one_witness_that_objects_stops_the_run_and_nothing_else(federation: Mak
 def test_two_coordinators_at_the_same_sites_accuse_nobody(federation: Make, tmp_path: Path) -> None:
     """The other one's run comes between the showing of a head and its cosigning."""
     fed = federation()
-    parties = Parties(fed.plan, tmp_path / "other", fed.folder / "sites")
-    other = replace(fed, parties=parties, folder=parties.folder, roster=parties.found(), sites=[])
-    other.sites.extend(other.restart(site.name) for site in fed.sites)
+    other = beside(fed, tmp_path / "other")
     runs: list[Any] = []
 
     def act(number: int, kind: str, messages: list[Message]) -> None:
@@ -304,6 +312,39 @@ def test_two_coordinators_at_the_same_sites_accuse_nobody(federation: Make, tmp_
     fed.run(between(fed, act))
     assert runs and faults(fed) == []
     assert faults(other) == []
+
+
+def test_another_coordinator_under_the_same_run_id_spoils_nothing(
+    federation: Make, order_for: Orders, start: Start, tmp_path: Path
+) -> None:
+    """It gets neither a turn in the run nor what the run's releases were."""
+    fed = federation(training={"rounds": 3})
+    other, model = beside(fed, tmp_path / "other"), start(fed.plan)
+    said: list[Answer] = []
+
+    def act(number: int, kind: str, messages: list[Message]) -> None:
+        if (number, kind) == (3, "train"):
+            for changes in ({}, {"round": 3}, {"round": 9}, {"plan": UNKNOWN, "round": 3}):
+                order = order_for(other, "North", model, **changes)
+                said.append(other.sites[0].answer(order, model))
+
+    fed.run(between(fed, act))
+    assert len(said) == 4 and all(answer.release is None for answer in said)
+    assert {answer.status for answer in said} == {Status.REFUSED_CONFLICT}
+    assert fed.kinds("North").count("refused") == 4
+    assert fed.charged("North") == 3
+    assert faults(fed) == []
+
+
+def test_a_run_id_that_another_coordinator_took_first_is_refused(
+    federation: Make, tmp_path: Path
+) -> None:
+    fed = federation()
+    other = beside(fed, tmp_path / "other")
+    other.run()
+    with pytest.raises(RunError, match="refused-conflict"):
+        fed.run()
+    assert faults(fed) == faults(other) == []
 
 
 def test_a_bundle_is_made_while_a_site_goes_on(

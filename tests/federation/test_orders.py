@@ -20,9 +20,10 @@ from privet.common.plan import Plan
 from privet.common.release import Arrays, Release, digest_arrays
 from privet.common.wire import encode_reply
 from privet.privacy import events as ev
+from privet.privacy.book import Reservation
 from privet.privacy.dpsgd import DpSgd, PlainSgd
 from privet.privacy.filter import filter_epsilon
-from privet.privacy.ledger import Ledger, Request, Reservation
+from privet.privacy.ledger import Ledger, Request
 from privet.privacy.units import Relation
 
 Make = Callable[..., Any]

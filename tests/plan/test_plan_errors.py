@@ -161,8 +161,11 @@ def test_a_feature_declared_twice_is_refused(plan_value: Make) -> None:
 def test_a_plan_must_say_whether_it_is_private(plan_value: Make) -> None:
     value = plan_value()
     del value["privacy"]
-    refused(value, "privacy: missing")
-    assert Plan.parse(plan_value(privacy=None)).privacy is None
+    refused(value, 'privacy: missing; write a section [privacy], or privacy = "none"')
+    for nothing in (None, "none"):
+        plan = Plan.parse(plan_value(privacy=nothing))
+        assert plan.privacy is None and Plan.parse(plan.to_dict()) == plan
+    refused(plan_value(privacy="None"), "privacy: ")
 
 
 def test_every_fault_is_named_at_once(plan_value: Make) -> None:

@@ -31,8 +31,7 @@ from privet.common.errors import BypassDetected, InputError, NotReleasable, Priv
 from privet.privacy import dpsgd
 from privet.privacy.accounting import epsilon
 from privet.privacy.dpsgd import DpSgd, NoisedUpdate, PlainSgd, PlainUpdate
-from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated, group
-from privet.privacy.ledger import fits
+from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated, covers, group
 from privet.privacy.noise import Stream
 from privet.privacy.sampling import PoissonSampler
 from privet.privacy.units import Relation, Unit, UnitIndex
@@ -208,7 +207,7 @@ def test_the_event_is_what_was_planned_when_all_goes_to_plan(rate, steps):
     assert mechanism.event == Repeated(step, steps)
     update = released(mechanism)
     assert update.event == mechanism.event
-    assert fits(update.event, mechanism.event)
+    assert covers(mechanism.event, update.event)
 
 
 def test_noise_additions_are_counted():
@@ -233,7 +232,7 @@ def test_other_steps_than_planned_are_another_event(extra, monkeypatch):
     mechanism = DpSgd(RATE, NOISE, CLIP, 3)
     update = released(mechanism)
     assert group([update.event])[0][1] == 3 + extra
-    assert fits(update.event, mechanism.event) == (extra < 0)
+    assert covers(mechanism.event, update.event) == (extra < 0)
 
 
 def test_another_rate_is_another_event(monkeypatch):
@@ -242,7 +241,7 @@ def test_another_rate_is_another_event(monkeypatch):
         update = released()
     except PrivacyFault:
         return
-    assert not fits(update.event, MECHANISM.event)
+    assert not covers(MECHANISM.event, update.event)
 
 
 def test_another_clip_is_not_released(monkeypatch):
@@ -389,7 +388,7 @@ def test_a_plain_run_says_that_it_is_not_private():
         assert type(update) is PlainUpdate
         assert isinstance(update.event, NonPrivate)
         assert epsilon([update.event], 1e-5) == float("inf")
-        assert not fits(update.event, MECHANISM.event)
+        assert not covers(MECHANISM.event, update.event)
 
 
 # --- bypass (H5, H8, H17) -----------------------------------------------------------------

@@ -43,9 +43,10 @@ from privet.common.errors import (
     OutOfTurn,
 )
 from privet.privacy.accounting import epsilon
-from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated
+from privet.privacy.book import Reservation
+from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated, covers
 from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger, Reservation, fits
+from privet.privacy.ledger import Ledger
 from privet.privacy.program import training_event
 
 # a new ledger
@@ -274,7 +275,7 @@ def test_what_does_not_fit_keeps_its_charge_under_its_name(folder: Path, ran: An
 @examples(60)
 @given(st.integers(0, 6), st.integers(0, 6))
 def test_as_often_as_reserved_or_less(ran: int, reserved: int) -> None:
-    assert fits(Repeated(EVENT, ran), Repeated(EVENT, reserved)) == (ran <= reserved)
+    assert covers(Repeated(EVENT, reserved), Repeated(EVENT, ran)) == (ran <= reserved)
 
 
 def test_a_reservation_is_used_once(ledger: Ledger) -> None:
@@ -396,12 +397,37 @@ def test_a_refusal_is_noted_once_and_stands(folder: Path, ledger: Ledger) -> Non
     ledger.refuse(order(), "refused-paused")
     ledger.refuse(order(), "refused-plan")
     assert kinds(ledger) == ["refused"]
-    assert ledger.refusal(order().digest) == opened(folder).refusal(order().digest)
-    assert ledger.refusal(order().digest) == "refused-paused"
+    assert ledger.refusal(order()) == opened(folder).refusal(order())
+    assert ledger.refusal(order()) == "refused-paused"
     with pytest.raises(OutOfTurn, match="was refused"):
         ledger.reserve(asked())
-    assert ledger.refusal(order(1, 2).digest) is None
+    assert ledger.refusal(order(1, 2)) is None
     ledger.reserve(asked(1, 2))
+
+
+def test_a_run_keeps_its_coordinator(folder: Path, ledger: Ledger) -> None:
+    spend(ledger, 1)
+    for again in (ledger, opened(folder)):
+        with pytest.raises(OutOfTurn, match="another coordinator"):
+            again.reserve(asked(2, keyid="0b" * 32))
+    ledger.reserve(asked(2))
+
+
+def test_the_refusal_of_one_coordinator_binds_no_other(ledger: Ledger) -> None:
+    """The same order, asked by a second one first."""
+    assert ledger.refuse(order(keyid="0b" * 32), "refused-policy")
+    assert ledger.refusal(order()) is None
+    ledger.reserve(asked())
+
+
+def test_an_order_without_a_key_has_no_place(ledger: Ledger) -> None:
+    for act in (
+        lambda: ledger.reserve(asked(keyid="")),
+        lambda: ledger.refuse(order(keyid=""), "x"),
+    ):
+        with pytest.raises(LedgerError, match="nobody signed"):
+            act()
+    assert kinds(ledger) == []
 
 
 def test_what_was_reserved_is_not_noted_as_refused(ledger: Ledger) -> None:

@@ -36,9 +36,10 @@ from privet.common.errors import (
     NoteError,
     RolledBack,
 )
+from privet.privacy.book import Reservation
 from privet.privacy.events import NonPrivate
 from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger, Reservation
+from privet.privacy.ledger import Ledger
 from privet.privacy.signed_note import Checkpoint
 from privet.privacy.statement import Entry
 

@@ -28,7 +28,8 @@ from privet.common.errors import (
     BudgetExceeded,
     LedgerError,
 )
-from privet.privacy.ledger import Ledger, Request, Reservation
+from privet.privacy.book import Reservation
+from privet.privacy.ledger import Ledger, Request
 from privet.privacy.log import Log
 from privet.privacy.store import Store
 

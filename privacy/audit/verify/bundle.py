@@ -171,7 +171,7 @@ class BundleReader:
 
     def _orders(self, case: Case) -> None:
         key, last = case.roster.coordinator.orders, ("", 0, "", 0, "")
-        context = (b"", "") if key is None else (key.raw, key.fingerprint)
+        context = (b"", "") if key is None else (key.raw, case.roster.orders_keyid)
         batches = self.source.batches(_ORDER, lambda: context)
         for _, results in self.workers.run(lines.read_orders, batches):
             for order, problems in results:

@@ -37,10 +37,10 @@ _ENVELOPE = re.compile(
 #: The kinds that come in masses travel as the tuples of these fields.
 PICKED: dict[str, tuple[str, ...]] = {
     "reserved": (
-        "population", "data_set", "run", "round", "attempt", "purpose", "order", "plan", "model",
-        "code", "event",
+        "population", "data_set", "run", "round", "attempt", "purpose", "order", "keyid", "plan",
+        "model", "code", "event",
     ),
-    "refused": ("run", "round", "attempt", "purpose", "order", "plan", "model", "status"),
+    "refused": ("run", "round", "attempt", "purpose", "order", "keyid", "plan", "model", "status"),
     "released": ("reservation", "order", "digest", "event"),
     "metric-released": ("reservation", "order", "digest", "event"),
     "aborted": ("reservation", "data_opened"),

@@ -39,6 +39,12 @@ class Roster:
     witnesses: dict[tuple[str, bytes], Key]
     owners: dict[str, str]
 
+    @property
+    def orders_keyid(self) -> str:
+        """The fingerprint of the key that signs the coordinator's orders, in hex."""
+        key = self.coordinator.orders
+        return "" if key is None else key.fingerprint
+
 
 def _named(text: object, signature_type: int, prefix: str, name: str) -> Key:
     """Read a verifier key that must be called ``PREFIX/NAME/FP16``."""

@@ -53,6 +53,10 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 1 <= value <= MOST_ROUNDS
 
 
+def _keyid(value: Any) -> bool:
+    return isinstance(value, str) and is_digest(f"sha256:{value}")
+
+
 def _flag(value: Any) -> bool:
     return isinstance(value, bool)
 
@@ -132,7 +136,7 @@ _keys: dict[str, Check] = {
 }  # fmt: skip
 _slot: dict[str, Check] = {
     "run": is_text, "round": is_count, "attempt": is_count, "purpose": _purpose,
-    "order": is_digest, "plan": is_digest, "model": is_digest,
+    "order": is_digest, "keyid": _keyid, "plan": is_digest, "model": is_digest,
 }  # fmt: skip
 _decision: dict[str, Check] = {
     "plan": is_digest, "by": _texts, "how": _one_of("listed", "manual", "simulation"),

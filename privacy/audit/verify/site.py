@@ -66,6 +66,8 @@ class Ledger(Log):
         self._data_sets: dict[str, str] = {}
         self._policy = self._paused = self._withdrawn = False
         self._approved: dict[str, bool] = {}
+        self._begun: dict[str, str] = {}
+        self._elsewhere = 0
         self._open: dict[int, Reservation] = {}
         self._slots: dict[tuple[str, str], Slot] = {}
         self._events: dict[str, Event] = {}
@@ -165,7 +167,7 @@ class Ledger(Log):
 
     def _reserved(
         self, population: str, data_set: str, run: str, round_: int, attempt: int, purpose: str,
-        order: str, plan: str, model: str, code: str, event_place: int,
+        order: str, keyid: str, plan: str, model: str, code: str, event_place: int,
     ) -> None:  # fmt: skip
         owner = self.populations.get(population)
         if owner is None or not owner.open:
@@ -180,12 +182,12 @@ class Ledger(Log):
             self.fault("reservation", "a reservation while the site is paused")
         event = self._event(event_place)
         known = self._check_plan(plan, owner, purpose, round_, event)
-        index = self._check_order(run, round_, attempt, purpose, order, plan, model, RESERVED)
-        seen = self.case.run(run)
-        if seen.code is None:
-            seen.code = code
-        elif seen.code != code:
-            self.fault("code", f"run {show(run)} runs other code than elsewhere")
+        if self._begun.setdefault(run, keyid) != keyid:
+            self.fault("reservation", f"run {show(run)} was begun by another coordinator")
+        index = NONE
+        if self._is_asked_here(keyid):
+            self._check_run(run, plan, code)
+            index = self._check_order(run, round_, attempt, purpose, order, plan, model, RESERVED)
         slot = self._take_slot(run, purpose, (round_, attempt), order)
         charge = Charge(run, purpose, event, known)
         if owner is not None:
@@ -232,19 +234,30 @@ class Ledger(Log):
         budget = owner.budget
         return plan.misfit(budget.cap, budget.delta, owner.unit, budget.relation)
 
+    def _is_asked_here(self, keyid: str) -> bool:
+        """Whether an order came from the coordinator of the roster; others are counted."""
+        own = keyid == self.case.roster.orders_keyid
+        self._elsewhere += not own
+        return own
+
+    def _check_run(self, run: str, plan: str, code: str) -> None:
+        """Compare a run's plan and code with what they are elsewhere in the bundle."""
+        seen = self.case.run(run)
+        seen.plan, seen.code = seen.plan or plan, seen.code or code
+        if seen.plan != plan:
+            self.fault("plan", f"run {show(run)} has another plan than elsewhere")
+        if seen.code != code:
+            self.fault("code", f"run {show(run)} runs other code than elsewhere")
+
     def _check_order(
         self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
         flag: int,
     ) -> int:  # fmt: skip
         """Compare an entry with its order; return the order's place."""
-        seen, orders = self.case.run(run), self.case.orders
-        if flag == RESERVED:  # what a site refused may be anything
-            seen.plan = seen.plan or plan
-            if seen.plan != plan:
-                self.fault("plan", f"run {show(run)} has another plan than elsewhere")
+        orders = self.case.orders
         index = orders.find_text(order)
         if index == NONE:
-            seen.without_order.setdefault(self.name, self._here)
+            self.case.run(run).without_order.setdefault(self.name, self._here)
             return NONE
         if orders.get(index)[:7] != (run, round_, purpose, attempt, self.name, plan, model):
             self.fault("order", "the entry is not what its order asked for")
@@ -252,10 +265,12 @@ class Ledger(Log):
         return index
 
     def _refused(
-        self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
-        status: str,
+        self, run: str, round_: int, attempt: int, purpose: str, order: str, keyid: str, plan: str,
+        model: str, status: str,
     ) -> None:  # fmt: skip
         self.case.referred.add(plan)
+        if not self._is_asked_here(keyid):
+            return
         index = self._check_order(run, round_, attempt, purpose, order, plan, model, REFUSED)
         if index != NONE:
             orders = self.case.orders
@@ -306,6 +321,11 @@ class Ledger(Log):
     def close(self) -> None:
         """Finish the accounting of every population."""
         super().close()
+        if self._elsewhere:
+            self.case.findings.note(
+                f"{self.name}: {self._elsewhere} entries answer another coordinator: charged, and"
+                " not compared with its orders"
+            )
         if self._open:
             self.case.findings.note(f"{self.name}: {len(self._open)} reservations left open")
         for population in self.populations.values():

@@ -1,0 +1,275 @@
+"""What the entries of a site's ledger add up to, and which entry may come next.
+
+Pure: nothing here reads or writes. :class:`~privet.privacy.ledger.Ledger` tells a
+:class:`Book` the entries that are on disk, and asks it before it writes the next. The
+rules are those of docs/reference/evidence-format.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from privet.common.errors import InputError, LedgerError, OutOfTurn
+from privet.common.order import Order
+from privet.privacy import events as ev
+from privet.privacy.signed_note import Key
+from privet.privacy.statement import Entry
+from privet.privacy.units import Relation, Unit
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The life-time budget of a population, with its unit and relation.
+
+    ``epsilon`` is None where there is no cap: in simulations without privacy only.
+    """
+
+    epsilon: float | None
+    delta: float
+    unit: Unit
+    relation: Relation
+    max_records: int = 1
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """Leave to spend ``event``, given before data is opened. ``number`` is its entry."""
+
+    number: int
+    order: str
+    slot: str
+    event: ev.Event
+
+
+class _Run(NamedTuple):
+    """Under which plan a run was begun, and by the holder of which order key."""
+
+    plan: str
+    keyid: str
+
+
+class _Turn(NamedTuple):
+    """The last slot of a run and purpose."""
+
+    round: int
+    attempt: int
+    order: str
+    number: int
+
+
+@dataclass
+class _Population:
+    budget: Budget
+    charges: dict[str, Counter[ev.Event]] = field(default_factory=dict)
+    closed: bool = False
+
+
+class Book:
+    """What a ledger's entries add up to. Pure; raises LedgerError where the rules forbid."""
+
+    def __init__(self) -> None:
+        self.site = self.setting = ""
+        self.populations: dict[str, _Population] = {}
+        self.data_sets: dict[str, str] = {}
+        self.policy: dict[str, Any] | None = None
+        self.approvals: dict[str, tuple[str, ...]] = {}
+        self.refused_plans: set[str] = set()
+        self._refusals: dict[tuple[str, str], str] = {}
+        self._reserved: set[tuple[str, str]] = set()
+        self.open: dict[int, Reservation] = {}
+        self.released: dict[str, tuple[int, str]] = {}
+        self.paused = self.withdrawn = False
+        self._runs: dict[str, _Run] = {}
+        self._turns: dict[tuple[str, str], _Turn] = {}
+        self._of: dict[int, tuple[str, str]] = {}
+
+    def apply(self, entry: Entry) -> None:
+        """Take in the next entry."""
+        handler = _HANDLERS.get(entry.kind)
+        if handler is None:
+            raise LedgerError(f"entry {entry.sequence}: '{entry.kind}' is not known; update Privet")
+        if self.withdrawn and entry.kind != "aborted":
+            raise LedgerError(f"entry {entry.sequence}: the site has withdrawn")
+        try:
+            handler(self, entry.predicate)
+        except (KeyError, TypeError, ValueError, InputError) as error:
+            raise LedgerError(f"entry {entry.sequence} ({entry.kind}): {error!r}") from error
+
+    def population_of(self, data_set: str) -> str:
+        """Return the population whose persons are in ``data_set``.
+
+        Raises:
+            LedgerError: if the data set is not registered.
+        """
+        if data_set not in self.data_sets:
+            known = ", ".join(self.data_sets) or "none"
+            raise LedgerError(f"data set '{data_set}' is not registered; registered: {known}")
+        return self.data_sets[data_set]
+
+    def refusal(self, order: Order) -> str | None:
+        """Return the status that an order was refused with, or None."""
+        return self._refusals.get((order.keyid, order.digest))
+
+    def is_answered(self, order: Order) -> bool:
+        """Whether an order was reserved or refused before."""
+        asked = (order.keyid, order.digest)
+        return asked in self._refusals or asked in self._reserved
+
+    def plan_of(self, run: str) -> str:
+        """Return the plan (its digest) under which ``run`` was begun."""
+        return self._runs[run].plan
+
+    def require_coordinator(self, order: Order) -> None:
+        """Check that nobody else began the order's run.
+
+        Raises:
+            OutOfTurn: if another coordinator did.
+        """
+        begun = self._runs.get(order.run)
+        if begun is not None and begun.keyid != order.keyid:
+            raise OutOfTurn(f"run '{order.run}' was begun by another coordinator")
+
+    def require_turn(self, order: Order) -> None:
+        """Check that ``order`` is not behind what its run was asked already.
+
+        Raises:
+            OutOfTurn: if it was refused, its slot was taken by another order, the run is
+                past it, or was begun by another coordinator or under another plan.
+        """
+        self.require_coordinator(order)
+        begun = self._runs.get(order.run)
+        if begun is not None and begun.plan != order.plan:
+            raise OutOfTurn(f"run '{order.run}' was begun under another plan, {begun.plan}")
+        if self.refusal(order) is not None:
+            raise OutOfTurn(f"{order.slot}: this order was refused; a new attempt may be asked")
+        last = self._turns.get((order.run, order.purpose))
+        if last is None or (order.round, order.attempt) > (last.round, last.attempt):
+            return
+        same = (order.round, order.attempt, order.digest) == (last.round, last.attempt, last.order)
+        if not same or order.slot in self.released or last.number in self.open:
+            raise OutOfTurn(
+                f"{order.slot}: round {last.round}, attempt {last.attempt} was taken before; an "
+                "attempt is answered once and for one order"
+            )
+
+    def charges(self, population: str) -> Mapping[str, Counter[ev.Event]]:
+        """Return what counts against the population: by run, how often each event."""
+        return self.populations[population].charges
+
+    # One handler for each kind.
+
+    def _genesis(self, value: dict[str, Any]) -> None:
+        self.site, self.setting = str(value["site"]), str(value["setting"])
+
+    def _add_population(self, value: dict[str, Any]) -> None:
+        name = value["population"]
+        if name in self.populations:
+            raise ValueError(f"population '{name}' is registered already")
+        epsilon = value["epsilon"]
+        self.populations[name] = _Population(
+            Budget(
+                None if epsilon is None else float(epsilon),
+                float(value["delta"]),
+                Unit(value["unit"]),
+                Relation(value["relation"]),
+                int(value["max_records"]),
+            )
+        )
+
+    def _add_data_set(self, value: dict[str, Any]) -> None:
+        name, population = value["data_set"], value["population"]
+        if name in self.data_sets:
+            raise ValueError(f"data set '{name}' is registered already")
+        if population not in self.populations:
+            raise ValueError(f"population '{population}' is not registered")
+        if population != next(iter(self.populations)) and not value["disjoint"].strip():
+            raise ValueError(
+                f"data set '{name}' is not of the first population and does not say why its "
+                "persons are in no other one (H32)"
+            )
+        self.data_sets[name] = population
+
+    def _set_policy(self, value: dict[str, Any]) -> None:
+        self.policy = dict(value["policy"])
+
+    def _approve(self, value: dict[str, Any]) -> None:
+        self.refused_plans.discard(value["plan"])
+        self.approvals[value["plan"]] = tuple(value["by"])
+
+    def _refuse_plan(self, value: dict[str, Any]) -> None:
+        self.approvals.pop(value["plan"], None)
+        self.refused_plans.add(value["plan"])
+
+    def _reserve(self, value: dict[str, Any]) -> None:
+        population = self.populations[value["population"]]
+        if self.data_sets[value["data_set"]] != value["population"]:
+            raise ValueError("the data set is of another population")
+        if self.paused or population.closed or value["plan"] not in self.approvals:
+            raise ValueError("paused, closed, or the plan is not approved")
+        if self.policy is None:
+            raise ValueError("no policy is noted")
+        event, number = ev.from_json(value["event"]), int(value["sequence"])
+        slot = f"{value['run']}/{value['purpose']}/{value['round']}/{value['attempt']}"
+        self.open[number] = Reservation(number, value["order"], slot, event)
+        population.charges.setdefault(value["run"], Counter()).update(dict(ev.group([event])))
+        self._reserved.add((value["keyid"], value["order"]))
+        self._of[number] = (value["population"], value["run"])
+        self._runs.setdefault(value["run"], _Run(value["plan"], value["keyid"]))
+        self._turns[value["run"], value["purpose"]] = _Turn(
+            int(value["round"]), int(value["attempt"]), value["order"], number
+        )
+
+    def _refuse(self, value: dict[str, Any]) -> None:
+        self._refusals.setdefault((value["keyid"], value["order"]), str(value["status"]))
+
+    def _release(self, value: dict[str, Any]) -> None:
+        reservation = self.open.pop(value["reservation"])
+        self.released[reservation.slot] = (int(value["sequence"]), value["digest"])
+
+    def _abort(self, value: dict[str, Any]) -> None:
+        reservation = self.open.pop(value["reservation"])
+        if not value["data_opened"]:
+            population, run = self._of[reservation.number]
+            charges = self.populations[population].charges
+            charges[run].subtract(dict(ev.group([reservation.event])))
+            charges[run] = +charges[run]
+            if not charges[run]:
+                del charges[run]  # it never was; if it is charged again, others were first
+
+    def _rotate(self, value: dict[str, Any]) -> None:
+        Key.parse(value["key"])
+
+    def _close(self, value: dict[str, Any]) -> None:
+        self.populations[value["population"]].closed = True
+
+    def _pause(self, value: dict[str, Any]) -> None:
+        self.paused = True
+
+    def _resume(self, value: dict[str, Any]) -> None:
+        self.paused = False
+
+    def _withdraw(self, value: dict[str, Any]) -> None:
+        self.withdrawn = True
+
+
+_HANDLERS = {
+    "genesis": Book._genesis,
+    "population": Book._add_population,
+    "data-set": Book._add_data_set,
+    "policy": Book._set_policy,
+    "plan-approved": Book._approve,
+    "plan-refused": Book._refuse_plan,
+    "reserved": Book._reserve,
+    "refused": Book._refuse,
+    "released": Book._release,
+    "metric-released": Book._release,
+    "aborted": Book._abort,
+    "key-rotated": Book._rotate,
+    "budget-closed": Book._close,
+    "paused": Book._pause,
+    "resumed": Book._resume,
+    "withdrawn": Book._withdraw,
+}
