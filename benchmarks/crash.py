@@ -19,32 +19,42 @@ import os
 import random
 import resource
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-
-from harness import Row, finish, parser, row, tell
 
 # Children are forked: threads would not survive that.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from harness import Row, finish, parser, row, tell
+
+from privet.client.site import Site
+from privet.client.trainer import workbench
+from privet.common.order import Order
+from privet.common.plan import Plan
+from privet.common.release import digest_arrays
+from privet.privacy.book import Reservation
+from privet.privacy.ledger import Request
+from privet.privacy.statement import Entry
+from privet.simulations.parties import Parties
+from privet.simulations.planning import resolve
+from privet.simulations.records import Records
+from privet.simulations.run import initial_model
+from privet.simulations.starter import write_starter
+
 ROUNDS = 4
 
 
-def prepare(folder: Path):  # type: ignore[no-untyped-def]
+def prepare(folder: Path) -> tuple[Plan, Records]:
     """Return a plan and its records, with model and self-test warm in this process."""
-    import torch
-
-    import privet
-    from privet.client.trainer import workbench
-    from privet.simulations.planning import resolve
-    from privet.simulations.records import Records
-    from privet.simulations.starter import write_starter
-
     torch.set_num_threads(1)
     write_starter(folder / "plan")
-    plan = privet.Plan.load(folder / "plan" / "plan.toml").changed(
+    plan = Plan.load(folder / "plan" / "plan.toml").changed(
         training={"rounds": ROUNDS}, metrics={"source": "gate"}, threads=1
     )
     plan = resolve(plan)
@@ -54,15 +64,21 @@ def prepare(folder: Path):  # type: ignore[no-untyped-def]
     return plan, records
 
 
+class TellingSite(Site):
+    """A site that tells what it reserved as soon as the ledger has promised it."""
+
+    pipe = -1
+
+    def _reserve(self, request: Request) -> Reservation:
+        reservation = super()._reserve(request)
+        _say(self.pipe, {"reserved": reservation.number, "slot": reservation.slot})
+        return reservation
+
+
 class Trial:
     """One site with its coordinator's orders."""
 
-    def __init__(self, plan, records, folder: Path) -> None:  # type: ignore[no-untyped-def]
-        from privet.common.order import Order
-        from privet.common.release import digest_arrays
-        from privet.simulations.parties import Parties
-        from privet.simulations.run import initial_model
-
+    def __init__(self, plan: Plan, records: Records, folder: Path) -> None:
         self.plan, self.records = plan, records
         # Room for broken attempts: their charges stay.
         self.parties = Parties(plan, folder, cap=100.0)
@@ -81,22 +97,13 @@ class Trial:
 
     def work(self, pipe: int) -> None:
         """Answer all orders from the first that was not answered; tell what happened."""
-        from privet.client.site import Site
-
         roster = self.parties.roster()
         guard = self.parties.guard(self.name, roster)
-        site = Site(
+        site = TellingSite(
             self.name, self.plan, self.parties.folder / "sites" / self.name, guard,
             self.parties.witness(self.name), roster, lambda: self.records.site(self.name),
         )  # fmt: skip
-        reserve = guard.ledger.reserve
-
-        def telling(request):  # type: ignore[no-untyped-def]
-            reservation = reserve(request)
-            _say(pipe, {"reserved": reservation.number, "slot": reservation.slot})
-            return reservation
-
-        guard.ledger.reserve = telling  # type: ignore[method-assign]
+        site.pipe = pipe
         answered = {told["slot"] for told in self.told if "released" in told}
         # The last answer may have been lost on its way: the same order is asked again.
         todo = [n for n, order in enumerate(self.orders) if order.slot not in answered]
@@ -140,8 +147,6 @@ class Trial:
 
     def check(self) -> Counter[str]:
         """Compare what was told with what the ledger says."""
-        from privet.privacy.statement import Entry
-
         ledger = self.parties.ledger(self.name)
         entries = [Entry.read(leaf) for leaf in ledger.log.store.leaves()]
         found = Counter[str]()
@@ -255,31 +260,35 @@ def main() -> None:
             total += trial.check()
             if kinds["tried"] % 50 == 0:
                 tell(f"{kinds['killed']} killed runs, {time.monotonic() - begun:.0f} s")
-        for number in range(max(6, runs * 60 // 500)):
+        disks = max(6, runs * 60 // 500)
+        for number in range(disks):
             trial = Trial(plan, records, folder / f"cut-{number}")
             kinds["cut"] += cut_run(trial, rng)
             total += trial.check()
-        _full_disks(plan, records, folder, max(6, runs * 60 // 500), rng, kinds, total)
+        for full, found in full_disks(plan, records, folder / "tmpfs", disks, rng):
+            kinds["full"] += full
+            total += found
     rows = _rows(kinds, total)
     finish(rows, arguments.json, lambda r: f"{r['name']:42} {r['value']:>7g} {r['unit']}")
     if any(r["value"] for r in rows if r["peer"] == "goal"):
         sys.exit(1)
 
 
-def _full_disks(plan, records, folder, count, rng, kinds, total) -> None:  # type: ignore[no-untyped-def]
-    place = folder / "tmpfs"
+def full_disks(
+    plan: Plan, records: Records, place: Path, count: int, rng: random.Random
+) -> Iterator[tuple[int, Counter[str]]]:
+    """Yield, for each of ``count`` runs on a full disk, whether it failed and what was found."""
     place.mkdir()
-    for number in range(count):
-        if os.system(f"mount -t tmpfs -o size=2m tmpfs {place} 2>/dev/null") != 0:
+    for _ in range(count):
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+        if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
             tell("no tmpfs can be mounted here: the full disk was not tried")
             return
         try:
             trial = Trial(plan, records, place / "run")
-            kinds["full"] += full_run(trial, rng)
-            total += trial.check()
+            yield full_run(trial, rng), trial.check()
         finally:
-            os.system(f"umount -l {place}")
-        del number
+            subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 def _rows(kinds: Counter[str], total: Counter[str]) -> list[Row]:
