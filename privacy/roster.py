@@ -111,7 +111,7 @@ class Roster:
             if value["format"] != FORMAT:
                 raise InputError(f"not a roster of format {FORMAT}")
             chief = value["coordinator"]
-            return cls(
+            found = cls(
                 Coordinator(
                     chief["name"],
                     Key.parse(chief["journal"], type_=SIGN),
@@ -126,10 +126,25 @@ class Roster:
                     )
                     for site in value["sites"]
                 ),
-                int(value["quorum"]),
+                value["quorum"],
             )
+            found._check()
+            return found
         except (KeyError, TypeError, ValueError, AttributeError, NoteError) as error:
             raise InputError(f"the roster is malformed: {error}") from error
+
+    def _check(self) -> None:
+        chief, sites = self.coordinator, self.sites
+        names = [chief.name, *(site.name for site in sites)]
+        keys = [chief.journal, chief.orders, chief.witness]
+        keys += [key for site in sites for key in (site.ledger, site.witness)]
+        if not sites or not all(isinstance(name, str) for name in names):
+            raise InputError("a roster has names, and at least one site")
+        for what, items in (("name", names), ("key", [key.public for key in keys])):
+            if len(set(items)) != len(items):
+                raise InputError(f"the roster has a {what} twice")
+        if type(self.quorum) is not int or not 0 <= self.quorum <= len(sites):
+            raise InputError(f"the roster's quorum must be an integer from 0 to {len(sites)}")
 
     @classmethod
     def load(cls, path: Path) -> Self:

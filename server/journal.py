@@ -33,6 +33,7 @@ class Runs:
         self.coordinator = ""
         self.last: dict[str, tuple[int, str]] = {}
         self.sites: dict[str, list[str]] = {}
+        self.begun: dict[str, tuple[str, str]] = {}
         self.closed: set[str] = set()
 
     def apply(self, entry: Entry) -> None:
@@ -49,6 +50,7 @@ class Runs:
                 raise LedgerError(f"run '{run}' is in this journal already")
             self.last[run] = (0, str(value["model"]))
             self.sites[run] = list(value["sites"])
+            self.begun[run] = (str(value["plan"]), str(value["model"]))
         elif entry.kind in ("round", "run-closed"):
             if run not in self.last or run in self.closed:
                 raise LedgerError(f"run '{run}' is not open in this journal")
@@ -117,7 +119,8 @@ class Journal:
         """Note that a run begins; nothing if it began before.
 
         Raises:
-            RunError: if it ended before: nothing that it does now would be noted.
+            RunError: if it ended before (nothing that it does now would be noted), or was begun
+                under another plan or with another model.
         """
         with self.log.writing():
             if run in self.log.book.closed:
@@ -125,7 +128,14 @@ class Journal:
                     f"run '{run}' has ended, and the journal says so; begin another one, with a "
                     "name and a folder for snapshots of its own"
                 )
-            if run not in self.log.book.last:
+            if run in self.log.book.last:
+                begun = self.log.book.begun[run]
+                if begun != (plan, model):
+                    raise RunError(
+                        f"run '{run}' was begun with plan {begun[0]} and first model {begun[1]}; "
+                        "go on with these, or begin another run"
+                    )
+            else:
                 self.log.append(
                     "run-opened", "plan", plan, run=run, plan=plan, model=model, sites=list(sites)
                 )

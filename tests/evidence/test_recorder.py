@@ -635,6 +635,24 @@ def test_a_run_that_has_ended_does_not_go_on_unrecorded(federation: Make) -> Non
     assert [fed.ledger(name).log.head() for name in SITES] == spent
 
 
+def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
+    federation: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fed = federation()
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "receive", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fed.run()
+    spent = [fed.ledger(name).log.head() for name in SITES]
+    for change in ({"training": {"steps": 4}}, {"model": {"options": {"scale": 2.0}}}):
+        other = replace(fed, plan=fed.plan.changed(**change))
+        with pytest.raises(RunError, match="'tiny-run' was begun with plan"):
+            other.run(snapshots="elsewhere")
+    assert [fed.ledger(name).log.head() for name in SITES] == spent
+    fed.run()
+    assert fed.verdict().ok
+
+
 # --- refusals -------------------------------------------------------------------------------------
 
 

@@ -626,6 +626,15 @@ HISTORIES: list[tuple[str, str | None, Callable[[Federation], None]]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("quorum", "weak"), [(0, True), (1, True), (2, False), (3, False)])
+def test_a_quorum_of_half_the_witnesses_or_fewer_is_noted(
+    tmp_path: Path, quorum: int, weak: bool
+) -> None:
+    fed = Federation(quorum=quorum)
+    fed.run()
+    assert any("weak quorum" in note for note in verdict(tmp_path, fed).notes) == weak
+
+
 def test_what_another_coordinator_asks_is_charged_and_noted(tmp_path: Path) -> None:
     """Its run may even be called as one of this journal, if the site refused that."""
     fed = Federation(cap="60.0")

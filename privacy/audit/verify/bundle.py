@@ -125,6 +125,11 @@ class BundleReader:
             raise Unreadable("line 1 is not the head of a privet/bundle/v1")
         self.source.advance()
         case = self.case = self._roster()
+        if 2 * case.roster.quorum <= len(case.roster.sites):
+            self.findings.note(
+                f"weak quorum: {case.roster.quorum} of {len(case.roster.sites)} other witnesses;"
+                " with half of them or fewer, two histories can both be witnessed"
+            )
         self._plans(case)
         self._orders(case)
         self._logs(case)
