@@ -35,9 +35,9 @@ from harness import Row, finish, parser, row, tell
 
 from privet.client.site import Site
 from privet.client.trainer import workbench
+from privet.common.flat import digest_arrays
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.common.release import digest_arrays
 from privet.privacy.book import Reservation
 from privet.privacy.ledger import Request
 from privet.privacy.statement import Entry

@@ -26,9 +26,10 @@ from privet.common.errors import (
     SelfTestFailed,
     SitePaused,
 )
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.release import Release
 from privet.privacy import events as ev
 from privet.privacy import gate
 from privet.privacy.book import Reservation

@@ -14,9 +14,9 @@ import pandas as pd
 import torch
 
 from privet.common.errors import DataError, PrivetError
+from privet.common.flat import Arrays
 from privet.common.models import build_model, trainable
 from privet.common.plan import Plan
-from privet.common.release import Arrays
 from privet.common.tasks import Batch, build_task
 from privet.privacy import events as ev
 from privet.privacy import gate, selftest

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,6 @@ def digest(data: bytes) -> str:
 def digest_json(value: Any) -> str:
     """Return the digest of the canonical JSON of ``value``."""
     return digest(canonical_json(value))
-
-
-def digest_parts(parts: Iterable[tuple[str, bytes | memoryview]]) -> str:
-    """Return one digest over named byte strings, with lengths, in the order given."""
-    running = hashlib.sha256()
-    for name, data in parts:
-        label = name.encode()
-        running.update(len(label).to_bytes(8, "little") + label)
-        running.update(memoryview(data).nbytes.to_bytes(8, "little"))
-        running.update(data)
-    return "sha256:" + running.hexdigest()
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:

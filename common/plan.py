@@ -258,7 +258,7 @@ class Plan(Part):
         Privacy | None,
         BeforeValidator(lambda value: None if value == "none" else value),
         Field(
-            description="write a section [privacy], or privacy = \"none\" above the first section "
+            description='write a section [privacy], or privacy = "none" above the first section '
             "to train without any guarantee"
         ),
     ]

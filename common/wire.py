@@ -7,15 +7,18 @@ that every number is finite.
 
 from __future__ import annotations
 
+import io
 import json
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from privet.common.errors import InputError, NotReleasable
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
-from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.release import Release
 
 ARRAYS = "arrays"
 ORDER = "order"
@@ -23,9 +26,34 @@ REPLY = "reply"
 SHOW = "show"
 
 
+class View(Array):  # type: ignore[misc]
+    """A numpy array as Flower's: its bytes are made only where Flower's transport asks for them.
+
+    Flower's own ``Array`` copies into a buffer at once, and out of it at each use.
+    """
+
+    stype = "numpy.ndarray"
+
+    def __init__(self, array: npt.NDArray[Any]) -> None:
+        self._array = array.view()
+        self._array.flags.writeable = False
+        self.dtype, self.shape = str(array.dtype), tuple(array.shape)
+
+    @property
+    def data(self) -> bytes:
+        """The array in numpy's file format."""
+        buffer = io.BytesIO()
+        np.save(buffer, self._array, allow_pickle=False)
+        return buffer.getvalue()
+
+    def numpy(self) -> npt.NDArray[Any]:
+        """Return the array itself, read-only."""
+        return self._array
+
+
 def to_record(arrays: Arrays) -> ArrayRecord:
-    """Return named arrays as Flower's record, in the same order."""
-    return ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    """Return named arrays as Flower's record, in the same order, without copying them."""
+    return ArrayRecord({name: View(array) for name, array in arrays.items()})
 
 
 def from_record(record: ArrayRecord) -> Arrays:

@@ -28,8 +28,8 @@ from flwr.serverapp.strategy import (
 
 from privet.common.config import make
 from privet.common.errors import PlanError, RunError
+from privet.common.flat import Arrays
 from privet.common.plan import Plan
-from privet.common.release import Arrays
 from privet.common.wire import ARRAYS, from_record, to_record
 
 WEIGHT = "nominal-size"

@@ -12,9 +12,9 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from privet.common.errors import InputError, RunError
+from privet.common.flat import Arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.release import Arrays
 from privet.common.wire import decode_reply, decode_show, encode_order, encode_show
 from privet.server import rounds
 from privet.server.aggregate import Aggregator, mean_of

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from privet.common.errors import QuorumNotMet, RunError
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.release import Release
 from privet.server.recorder import Recorder
 from privet.server.snapshot import Snapshot, Snapshots
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load, save
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import RunError
-from privet.common.release import Arrays
+from privet.common.flat import Arrays
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from privet.client.trainer import workbench
+from privet.common.flat import Arrays
 from privet.common.plan import Plan
-from privet.common.release import Arrays
 from privet.common.tasks import metrics
 from privet.simulations.partition import SITE
 

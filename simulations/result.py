@@ -10,8 +10,8 @@ from typing import Any
 from privet.client.trainer import workbench
 from privet.common.canonical import write_json
 from privet.common.errors import LedgerError
+from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
-from privet.common.release import Arrays
 from privet.privacy import honesty
 from privet.privacy.ledger import Ledger
 from privet.privacy.units import PrivacyLoss, Relation, Unit

@@ -30,10 +30,10 @@ from privet.client.site import Site
 from privet.common.canonical import write_json
 from privet.common.config import data_folder
 from privet.common.errors import InputError, RunError
+from privet.common.flat import Arrays
 from privet.common.models import build_model, trainable
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.common.release import Arrays
 from privet.common.tasks import build_task
 from privet.privacy.noise import Stream
 from privet.server.aggregate import Aggregator

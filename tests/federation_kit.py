@@ -20,9 +20,9 @@ from flwr.clientapp import ClientApp
 from privet.client.app import create_app as create_client_app
 from privet.client.site import Site
 from privet.client.trainer import SiteData, mechanism
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.common.release import Arrays, digest_arrays
 from privet.privacy import events as ev
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import Verdict, verify

@@ -35,9 +35,10 @@ from verify_kit import Federation, gaussian, repeated, sampled
 
 from privet.client.trainer import mechanism
 from privet.common.errors import BudgetExceeded, LedgerError, NotReleasable
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.release import Release
 from privet.common.wire import encode_reply
 from privet.privacy import events as ev
 from privet.privacy.accounting import epsilon

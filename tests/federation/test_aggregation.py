@@ -18,8 +18,8 @@ from flwr.serverapp.strategy import (
 )
 
 from privet.common.errors import RunError
+from privet.common.flat import Arrays
 from privet.common.plan import Plan
-from privet.common.release import Arrays
 from privet.common.wire import to_record
 from privet.server.aggregate import Aggregator, mean_of
 from privet.simulations.grid import InProcessGrid

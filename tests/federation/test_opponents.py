@@ -13,8 +13,8 @@ from flwr.app import Message
 
 from privet.client.site import Answer
 from privet.common.errors import EvidenceFault, RunError
+from privet.common.flat import Arrays
 from privet.common.order import Order, Status
-from privet.common.release import Arrays
 from privet.common.wire import decode_show, encode_reply, encode_show
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify

@@ -15,9 +15,10 @@ import pytest
 
 from privet.client.outbox import Outbox
 from privet.client.trainer import SiteData, mechanism
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.release import Release
 from privet.common.wire import encode_reply
 from privet.privacy import events as ev
 from privet.privacy.book import Reservation

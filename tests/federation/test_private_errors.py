@@ -15,9 +15,9 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict, UserConfig
 from privet.client.site import Answer, Site
 from privet.client.trainer import SiteData
 from privet.common.errors import DataError, QuorumNotMet
+from privet.common.flat import Arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.release import Arrays
 from privet.common.wire import decode_reply, encode_order, encode_reply, to_record
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.run import initial_model

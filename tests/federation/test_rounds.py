@@ -15,8 +15,9 @@ from flwr.clientapp import ClientApp
 from privet.client.app import create_app
 from privet.client.site import Answer, Site
 from privet.common.errors import QuorumNotMet, RunError
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
-from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.release import Release
 from privet.common.wire import encode_reply
 from privet.privacy import events as ev
 from privet.server.recorder import Recorder

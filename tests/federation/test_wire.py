@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from privet.common.errors import InputError, NotReleasable
+from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
-from privet.common.release import Arrays, Release, digest_arrays
+from privet.common.release import Release
 from privet.common.wire import (
     decode_order,
     decode_reply,

@@ -1,0 +1,223 @@
+r"""Arrays as one flat stream of bytes, whose SHA-256 is their digest.
+
+::
+
+    for each array, in order:
+        8 bytes    length of the label, little-endian
+        label      name NUL dtype NUL shape       "head.weight\\0<f4\\02,7", UTF-8
+        8 bytes    length of the data, little-endian
+        data       the array, little-endian, in C order
+
+The digest that orders, releases and ledgers name (:func:`digest_arrays`)
+is the SHA-256 of exactly these bytes, so what is moved is hashed once, while it moves.
+Nothing is pickled, and nothing is copied but at the edge of a chunk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from privet.common.errors import InputError
+
+Arrays = dict[str, npt.NDArray[Any]]
+"""Named arrays in a fixed order, as they travel and as they are hashed."""
+
+CHUNK = 1 << 20
+"""Bytes in a chunk."""
+
+_DTYPES = ("<f2", "<f4", "<f8")
+_MOST_ARRAYS = 100_000
+_MOST_LABEL = 4096
+_SHAPE = re.compile(r"(?:[0-9]{1,15}(?:,[0-9]{1,15}){0,15})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One array of a stream: its label's parts, and where its data begins."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int = 0
+
+    @property
+    def label(self) -> bytes:
+        """What stands before the data, without its length."""
+        return f"{self.name}\0{self.dtype}\0{','.join(map(str, self.shape))}".encode()
+
+    @property
+    def size(self) -> int:
+        """Bytes of data."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
+
+    @classmethod
+    def of(cls, name: str, array: npt.NDArray[Any]) -> Self:
+        """Return the layout of ``array``."""
+        return cls(name, array.dtype.newbyteorder("<").str, array.shape)
+
+    @classmethod
+    def read(cls, label: bytes, offset: int) -> Self:
+        """Read a label.
+
+        Raises:
+            InputError: if it is not one, or not of floating-point numbers.
+        """
+        try:
+            name, dtype, shape = label.decode().split("\0")
+        except ValueError:
+            raise InputError("a label of the stream is malformed") from None
+        if not name or dtype not in _DTYPES or not _SHAPE.fullmatch(shape):
+            raise InputError("an array of the stream has no name, type or shape that can be read")
+        found = cls(name, dtype, tuple(int(part) for part in shape.split(",") if part), offset)
+        if found.label != label:
+            raise InputError("a label of the stream is not in its one form")
+        return found
+
+
+def _parts(arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[bytes | memoryview]:
+    for name, array in arrays.items():
+        layout = Layout.of(name, array)
+        label = layout.label
+        size = layout.size.to_bytes(8, "little")
+        yield len(label).to_bytes(8, "little") + label + size
+        if array.size:
+            little = np.ascontiguousarray(array, dtype=layout.dtype)
+            yield little.reshape(-1).view(np.uint8).data
+
+
+def size_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
+    """Return the length of the stream in bytes."""
+    layouts = [Layout.of(name, array) for name, array in arrays.items()]
+    return sum(16 + len(layout.label) + layout.size for layout in layouts)
+
+
+def digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
+    """Return ``sha256:…`` of the stream."""
+    running = hashlib.sha256()
+    for part in _parts(arrays):
+        running.update(part)
+    return "sha256:" + running.hexdigest()
+
+
+def chunks(
+    arrays: Mapping[str, npt.NDArray[Any]], start: int = 0, size: int = CHUNK
+) -> Iterator[bytes]:
+    """Yield the stream from byte ``start`` in chunks of ``size`` bytes, the last one shorter."""
+    pending: list[memoryview] = []
+    held = 0
+    for part in _parts(arrays):
+        view = memoryview(part)
+        if start >= view.nbytes:
+            start -= view.nbytes
+            continue
+        view, start = view[start:], 0
+        while held + view.nbytes >= size:
+            cut = size - held
+            yield b"".join((*pending, view[:cut]))
+            pending, held, view = [], 0, view[cut:]
+        if view.nbytes:
+            pending.append(view)
+            held += view.nbytes
+    if held:
+        yield b"".join(pending)
+
+
+class Intake:
+    """Takes a stream in as it comes, and gives the arrays with their digest.
+
+    Memory is claimed for an array when its label has come and fits in what is left of the
+    stream, so a label alone cannot claim more than was announced.
+
+    Args:
+        size: length of the whole stream, as it was announced.
+
+    Example::
+
+        intake = Intake(size)
+        for chunk in stream:
+            intake.take(chunk)
+        arrays, digest = intake.finish()
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.taken = 0
+        self._hash = hashlib.sha256()
+        self._arrays: Arrays = {}
+        self._need = 8
+        self._head = bytearray()
+        self._stage = 0
+        self._into: memoryview | None = None
+        self._layout: Layout | None = None
+
+    def take(self, chunk: bytes | memoryview) -> None:
+        """Take the next bytes.
+
+        Raises:
+            InputError: if they are not what the stream must go on with.
+        """
+        view = memoryview(chunk).cast("B")
+        if self.taken + view.nbytes > self.size:
+            raise InputError("more bytes came than were announced")
+        self._hash.update(view)
+        self.taken += view.nbytes
+        while view.nbytes:
+            if self._into is not None:
+                view = self._fill(self._into, view)
+                continue
+            cut = min(self._need - len(self._head), view.nbytes)
+            self._head += view[:cut]
+            view = view[cut:]
+            if len(self._head) == self._need:
+                self._step(bytes(self._head))
+                self._head.clear()
+
+    def _fill(self, into: memoryview, view: memoryview) -> memoryview:
+        cut = min(into.nbytes, view.nbytes)
+        into[:cut] = view[:cut]
+        self._into = into[cut:] if cut < into.nbytes else None
+        return view[cut:]
+
+    def _step(self, head: bytes) -> None:
+        """Go on from a whole length (stages 0 and 2) or label (stage 1)."""
+        if self._stage == 0:
+            self._need = int.from_bytes(head, "little")
+            if not 0 < self._need <= _MOST_LABEL or len(self._arrays) >= _MOST_ARRAYS:
+                raise InputError("the stream has a label too long, or too many arrays")
+        elif self._stage == 1:
+            self._layout, self._need = Layout.read(head, 0), 8
+            if self._layout.name in self._arrays:
+                raise InputError(f"the stream has '{self._layout.name}' twice")
+        else:
+            self._open(int.from_bytes(head, "little"))
+            self._need = 8
+        self._stage = (self._stage + 1) % 3
+
+    def _open(self, size: int) -> None:
+        layout = self._layout
+        assert layout is not None
+        if size != layout.size:
+            raise InputError(f"'{layout.name}' has another length than its shape")
+        if size > self.size:
+            raise InputError(f"'{layout.name}' is longer than the whole stream")
+        array = np.empty(layout.shape, layout.dtype)
+        self._arrays[layout.name] = array
+        self._into = array.reshape(-1).view(np.uint8).data if size else None
+
+    def finish(self) -> tuple[Arrays, str]:
+        """Return the arrays and ``sha256:…`` of the stream.
+
+        Raises:
+            InputError: if the stream is not at its end.
+        """
+        if self.taken != self.size or self._stage or self._head or self._into is not None:
+            raise InputError("the stream ended before its end")
+        return self._arrays, "sha256:" + self._hash.hexdigest()
