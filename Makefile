@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench campaigns docs clean
+.PHONY: help install demo test lint bench campaigns proto docs clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ campaigns: install  ## Tampers, kills and races, a short round of each
 	$(BIN)/python benchmarks/tamper.py --quick
 	$(BIN)/python benchmarks/crash.py --quick
 	$(BIN)/python benchmarks/race.py --quick
+
+proto: install  ## Generate the link's code from its .proto
+	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. privet/common/link/link.proto
 
 docs: install  ## Build the documentation into build/site; broken links fail
 	$(BIN)/mkdocs build --quiet --strict

@@ -12,13 +12,23 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from privet.client.site import Asked, Site
 from privet.common.errors import InputError
+from privet.common.flat import Arrays
 from privet.common.order import Status
-from privet.common.wire import decode_order, decode_show, encode_reply, encode_show
+from privet.common.wire import (
+    claim_identity,
+    decode_order,
+    decode_show,
+    encode_reply,
+    encode_show,
+    number_message,
+    pack,
+    unpack,
+)
 from privet.privacy.log import Evidence
 
 _LOG = logging.getLogger("privet.client")
@@ -67,6 +77,31 @@ def create_app(site_of: SiteOf) -> ClientApp:
     app.train()(answer)
     app.evaluate()(answer)
     return app
+
+
+def serve(
+    app: ClientApp, context: Context, kind: str, records: bytes, arrays: Arrays
+) -> tuple[bytes, Arrays]:
+    """Answer one message of the link through the app; the same as on any Flower runtime.
+
+    Raises:
+        InputError: if the message is malformed.
+    """
+    claim_identity(context.run_id)
+    message = Message(unpack(records, arrays), context.node_id, kind)
+    number_message(message)
+    return pack(app(message, context).content)
+
+
+def context_of(site: str) -> Context:
+    """Return the Flower context of a site on the link."""
+    return Context(
+        run_id=1,
+        node_id=1,
+        node_config=UserConfig({"site": site}),
+        state=RecordDict(),
+        run_config=UserConfig(),
+    )
 
 
 def _asked(value: dict[str, Any]) -> Asked:

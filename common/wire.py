@@ -10,10 +10,12 @@ from __future__ import annotations
 import io
 import json
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
 
 from privet.common.errors import InputError, NotReleasable
 from privet.common.flat import Arrays, digest_arrays
@@ -24,6 +26,24 @@ ARRAYS = "arrays"
 ORDER = "order"
 REPLY = "reply"
 SHOW = "show"
+
+
+def claim_identity(run_id: int) -> None:
+    """Give this process the identity that Flower's ``Message`` wants to see.
+
+    This and :func:`number_message` are the two private places of Flower that a grid of one's
+    own needs.
+    """
+    TaskIdentity.task_id = 1
+    TaskIdentity.run_id = run_id
+    TaskIdentity.node_id = 1
+
+
+def number_message(message: Message) -> str:
+    """Give ``message`` an id of its own, and return it."""
+    number = str(uuid4())
+    message.metadata.__dict__["_message_id"] = number
+    return number
 
 
 class View(Array):  # type: ignore[misc]
@@ -75,6 +95,46 @@ def from_record(record: ArrayRecord) -> Arrays:
             raise InputError(f"array '{name}' holds {value.dtype}, not floating-point numbers")
         arrays[name] = value
     return arrays
+
+
+def pack(content: RecordDict) -> tuple[bytes, Arrays]:
+    """Return a message's records as JSON, and its arrays apart, for the link.
+
+    Raises:
+        InputError: if it holds what the link does not carry: bytes, or arrays twice.
+    """
+    records: dict[str, Any] = {}
+    arrays: Arrays = {}
+    for name, record in content.items():
+        if isinstance(record, ArrayRecord) and name == ARRAYS:
+            arrays = from_record(record)
+            records[name] = "arrays"
+        elif isinstance(record, ConfigRecord):
+            records[name] = dict(record)
+        else:
+            raise InputError(f"a {type(record).__name__} '{name}' does not travel over the link")
+    try:
+        return json.dumps(records, allow_nan=False).encode(), arrays
+    except (TypeError, ValueError) as error:
+        raise InputError(f"a record cannot travel over the link: {error}") from error
+
+
+def unpack(records: bytes, arrays: Arrays) -> RecordDict:
+    """Return the message that :func:`pack` took apart.
+
+    Raises:
+        InputError: if the records are not what it makes.
+    """
+    content = RecordDict()
+    try:
+        for name, values in json.loads(records).items():
+            if values == "arrays" and name == ARRAYS:
+                content[name] = to_record(arrays)
+            else:
+                content[name] = ConfigRecord(values)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"the records of a message are malformed: {error}") from error
+    return content
 
 
 def encode_order(

@@ -1,20 +1,19 @@
 """A Flower ``Grid`` in this process: messages go to the ``ClientApp`` of each site in turn.
 
-Nothing is serialised and nothing waits on a poll. The two private places of Flower that
-an in-process grid needs (task identity, message id) are touched here and nowhere else.
+Nothing is serialised and nothing waits on a poll.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
+
+from privet.common.wire import claim_identity, number_message
 
 _RUN_ID = 1
 _CLIENT_FAILED = 2
@@ -48,9 +47,7 @@ class InProcessGrid(Grid):
             for number in range(sites)
         }
         self._replies: dict[str, Message] = {}
-        TaskIdentity.task_id = 1
-        TaskIdentity.run_id = _RUN_ID
-        TaskIdentity.node_id = 1
+        claim_identity(_RUN_ID)
 
     def set_run(self, run: Run) -> None:
         """Accept the run of Flower's own machinery; there is only one here."""
@@ -99,8 +96,7 @@ class InProcessGrid(Grid):
         return replies
 
     def _deliver(self, message: Message) -> str:
-        number = str(uuid4())
-        message.metadata.__dict__["_message_id"] = number
+        number = number_message(message)
         context = self._contexts.get(message.metadata.dst_node_id)
         if context is None:
             raise ValueError(f"there is no node {message.metadata.dst_node_id}")
@@ -109,6 +105,6 @@ class InProcessGrid(Grid):
         except Exception as error:
             # Only the kind of error: its text could speak of private data.
             reply = Message(Error(_CLIENT_FAILED, type(error).__name__), reply_to=message)
-        reply.metadata.__dict__["_message_id"] = str(uuid4())
+        number_message(reply)
         self._replies[number] = reply
         return number

@@ -51,7 +51,7 @@ learning_rate = 1.0
 [strategy]
 kind = "fedavg"                # fedprox, fedavgm, fedadam, fedyogi, fedadagrad
 
-[privacy]                      # leave the section out to train without any guarantee
+[privacy]                      # or, above the first section, privacy = "none": no guarantee
 epsilon = 3.0
 delta = 1e-4                   # at most one over the number of records
 unit = "record"                # or "person": set data.person_column then

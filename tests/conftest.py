@@ -15,6 +15,8 @@ import pytest
 # One thread keeps sums in one order, and small machines quick.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+# Flower loads gRPC before the link can limit it to TLS 1.3.
+os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"
 
 with warnings.catch_warnings():

@@ -1,0 +1,114 @@
+"""Who is at the other end: certificates, and the TLS that both ends insist on.
+
+A site's name is a URI in its certificate, ``urn:privet:site:NAME``; the coordinator's is
+``urn:privet:coordinator:NAME``, with the one DNS name :data:`SERVER_NAME` beside it, so that
+it is the same under whatever address a site dials.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from urllib.parse import quote, unquote
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from privet.common.errors import InputError, RunError
+
+SERVER_NAME = "coordinator.privet.internal"
+_SITE, _COORDINATOR = "urn:privet:site:", "urn:privet:coordinator:"
+
+# gRPC sets no minimum version. All our keys are elliptic, so the one TLS 1.2 suite that is left
+# (for RSA keys) can never be agreed on, and 1.3 remains. gRPC reads it when it is loaded.
+_VARIABLE, _SUITES = "GRPC_SSL_CIPHER_SUITES", "ECDHE-RSA-AES256-GCM-SHA384"
+_IN_TIME = os.environ.get(_VARIABLE) == _SUITES or "grpc" not in sys.modules
+os.environ[_VARIABLE] = _SUITES
+
+
+def require_tls_1_3() -> None:
+    """Check that this process speaks nothing below TLS 1.3.
+
+    Raises:
+        RunError: if gRPC was loaded before it could be told.
+    """
+    if not _IN_TIME:
+        raise RunError(
+            "gRPC was loaded before privet.common.link, and would speak TLS 1.2: import "
+            f"privet.common.link first, or set {_VARIABLE}={_SUITES} for this process"
+        )
+
+
+def site_uri(name: str) -> str:
+    """Return the URI that names a site in its certificate."""
+    return _SITE + quote(name, safe="")
+
+
+def coordinator_uri(name: str) -> str:
+    """Return the URI that names a coordinator in its certificate."""
+    return _COORDINATOR + quote(name, safe="")
+
+
+def read_certificate(pem: bytes) -> x509.Certificate:
+    """Read one certificate.
+
+    Raises:
+        InputError: if it cannot be read, or its key is not elliptic (it would let TLS 1.2 in).
+    """
+    try:
+        found = x509.load_pem_x509_certificate(pem)
+        elliptic = isinstance(found.public_key(), ec.EllipticCurvePublicKey)
+    except ValueError as error:
+        raise InputError(f"not a certificate: {error}") from None
+    if not elliptic:
+        raise InputError("the certificate's key must be elliptic (P-256), so that TLS 1.3 is used")
+    return found
+
+
+def site_of(certificate: x509.Certificate) -> str:
+    """Return the site that a certificate names.
+
+    Raises:
+        InputError: if it names none, or more than one.
+    """
+    names = [uri[len(_SITE) :] for uri in _uris(certificate) if uri.startswith(_SITE)]
+    if len(names) != 1:
+        raise InputError("the certificate does not name one site")
+    return unquote(names[0])
+
+
+def fingerprint_of(certificate: x509.Certificate) -> str:
+    """Return ``sha256:…`` of the whole certificate."""
+    return "sha256:" + certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
+    """Return a private key as PKCS#8 PEM, encrypted where a passphrase is given."""
+    how: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase is not None:
+        how = serialization.BestAvailableEncryption(passphrase)
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+
+
+def request(site: str) -> tuple[bytes, bytes]:
+    """Return a certificate request for ``site``, and its new private key, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(site_uri(site))])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(common_name(site))
+    asked = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
+    return asked.public_bytes(serialization.Encoding.PEM), private_pem(key)
+
+
+def common_name(name: str) -> x509.Name:
+    """Return an X.509 name for people to read; nothing is decided by it."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+
+
+def _uris(certificate: x509.Certificate) -> list[str]:
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError):
+        return []
+    return names.get_values_for_type(x509.UniformResourceIdentifier)

@@ -1,0 +1,191 @@
+"""A coordinator and sites over the link on loopback, with certificates of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from privet.client.app import context_of, create_app, serve
+from privet.client.dial import Asked, Dialer, Serve, Told
+from privet.client.site import Site
+from privet.common.link.identity import fingerprint_of, read_certificate, request, site_of
+from privet.server.certificates import Authority
+from privet.server.grid import LinkGrid
+from privet.server.hub import Hub
+
+
+@dataclass
+class Members:
+    """Who may call: certificates by fingerprint, as a federation keeps them."""
+
+    known: dict[str, str] = field(default_factory=dict)
+
+    def add(self, pem: bytes) -> None:
+        certificate = read_certificate(pem)
+        self.known[fingerprint_of(certificate)] = site_of(certificate)
+
+    def identify(self, pem: bytes) -> str | None:
+        certificate = read_certificate(pem)
+        return self.known.get(fingerprint_of(certificate))
+
+
+class Ends:
+    """One hub, and a dialer in a thread for each site that was started."""
+
+    def __init__(self, folder: Path, sites: list[str]) -> None:
+        import grpc
+
+        self.grpc, self.sites = grpc, sites
+        self.authority = Authority.found("test")
+        self.members = Members()
+        self.keys: dict[str, tuple[bytes, bytes]] = {}
+        for name in sites:
+            asked, key = request(name)
+            self.keys[name] = self.authority.admit(asked, name), key
+            self.members.add(self.keys[name][0])
+        self.hub = Hub("coordinator", self.members.identify, folder / "spool")
+        certificate, key = self.authority.serve("coordinator")
+        self.port = self.hub.start(
+            "127.0.0.1:0",
+            grpc.ssl_server_credentials([(key, certificate)], self.authority.pem(), True),
+        )
+        self.threads: list[Dialed] = []
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def credentials(self, name: str) -> Any:
+        certificate, key = self.keys[name]
+        return self.grpc.ssl_channel_credentials(self.authority.pem(), key, certificate)
+
+    def dial(self, name: str, answer: Serve, **how: Any) -> Dialed:
+        dialer = Dialer(how.pop("address", self.address), self.credentials(name), answer, **how)
+        thread = Dialed(dialer)
+        self.threads.append(thread)
+        return thread
+
+    def grid(self) -> LinkGrid:
+        assert self.hub.wait_for(set(self.sites), 10) == set(self.sites)
+        return LinkGrid(self.hub, self.sites)
+
+    def close(self) -> None:
+        for thread in self.threads:
+            thread.stop()
+        self.hub.stop()
+
+
+class Dialed:
+    """A dialer in a thread of its own, as its process would run it."""
+
+    def __init__(self, dialer: Dialer) -> None:
+        self.dialer = dialer
+        self.error: BaseException | None = None
+        self._loop = asyncio.new_event_loop()
+        self._task = self._loop.create_task(dialer.run())
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._loop.run_until_complete(self._task)
+        except asyncio.CancelledError:
+            pass
+        except BaseException as error:
+            self.error = error
+
+    def stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._task.cancel)
+        self._thread.join(10)
+
+
+_ONE_MODEL = threading.Lock()
+"""Sites of one process share the model that they train with."""
+
+
+def answering(site: Site) -> Serve:
+    """Answer by the site's Flower app."""
+    app, context = create_app(lambda _: site), context_of(site.name)
+
+    def answer(asked: Asked) -> Told:
+        with _ONE_MODEL:
+            return Told(*serve(app, context, asked.kind, asked.records, asked.arrays))
+
+    return answer
+
+
+def until(check: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
+class Wire:
+    """A TCP proxy that can be cut: now, or after so many bytes one way."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.up = self.down = 0
+        self.cut_up = self.cut_down = 0
+        self.cuts = 0
+        self.closed = False
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            if self.closed:
+                near.close()
+                continue
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._pairs.append((near, far))
+            for way, source, sink in (("up", near, far), ("down", far, near)):
+                threading.Thread(target=self._pump, args=(way, source, sink), daemon=True).start()
+
+    def _pump(self, way: str, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while data := source.recv(65536):
+                setattr(self, way, getattr(self, way) + len(data))
+                limit = getattr(self, f"cut_{way}")
+                if limit and getattr(self, way) >= limit:
+                    setattr(self, f"cut_{way}", 0)
+                    self.cut()
+                    return
+                sink.sendall(data)
+        except OSError:
+            pass
+        finally:
+            for end in (source, sink):
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+                end.close()
+
+    def cut(self) -> None:
+        """Cut all connections that there are."""
+        self.cuts += 1
+        pairs, self._pairs = self._pairs, []
+        for pair in pairs:
+            for end in pair:
+                with suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.closed = True
+        self.cut()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
