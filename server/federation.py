@@ -1,0 +1,319 @@
+"""A federation's folder at the coordinator: its authority, its keys, its members.
+
+::
+
+    FOLDER/
+      federation.json          name and addresses
+      authority.pem, .key      the certificate authority; the key is encrypted if there is a
+      server.pem, .key         passphrase
+      members/NAME.json        what is known of a site: certificate, keys, or an open invitation
+      coordinator/             journal.db, journal.pem, orders.pem, witness.pem, witness.json
+
+A file is replaced as a whole, so a coordinator that runs reads what a command in another
+process changed. An invitation is a random token, kept as a hash, for one name and for a while;
+it is used up by the first that comes with it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import secrets
+import time
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from privet.common.canonical import write_atomic, write_json
+from privet.common.errors import InputError
+from privet.common.link.identity import fingerprint_of, read_certificate
+from privet.privacy.keys import load_or_make
+from privet.privacy.roster import Coordinator, Member, Roster
+from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
+from privet.privacy.witness import Witness
+from privet.server.certificates import Authority
+from privet.server.journal import Journal
+from privet.server.recorder import Recorder
+
+FORMAT, JOIN = "privet/federation/v1", "privet/join/v1"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", re.ASCII)
+_FILE = "federation.json"
+
+
+@dataclass(frozen=True)
+class SiteRecord:
+    """What is known of a site.
+
+    Attributes:
+        name: of the site.
+        token: SHA-256 of the open invitation, in hex, or "".
+        expires: when it ends, in seconds since 1970.
+        certificates: fingerprints of the certificates that may call.
+        ledger, witness: the site's first keys (vkeys), or "".
+        revoked: nothing of the site is let in any more.
+    """
+
+    name: str
+    token: str = ""
+    expires: float = 0.0
+    certificates: tuple[str, ...] = ()
+    ledger: str = ""
+    witness: str = ""
+    revoked: bool = False
+
+    @property
+    def state(self) -> str:
+        """``revoked``, ``enrolled``, ``invited`` or ``expired``."""
+        if self.revoked:
+            return "revoked"
+        if self.certificates:
+            return "enrolled"
+        return "invited" if time.time() < self.expires else "expired"
+
+
+@dataclass
+class Federation:
+    """One federation's folder, opened.
+
+    Example::
+
+        federation = Federation.found(Path("federation"), "readmission", "hub.example.org:7443")
+        join = federation.invite("Hospital 1")
+    """
+
+    folder: Path
+    name: str
+    address: str
+    enrolment: str
+    passphrase: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def found(
+        cls, folder: Path, name: str, address: str, enrolment: str, passphrase: str | None = None
+    ) -> Self:
+        """Make the folder: authority, server certificate, keys, journal.
+
+        Raises:
+            InputError: if the folder is not empty, or the name cannot be one.
+        """
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"'{name}' cannot name a coordinator: it begins with a letter or digit and has at "
+                "most 64 letters, digits, spaces, dots, underscores and hyphens"
+            )
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise InputError(f"{folder} exists and is not an empty folder")
+        made = cls(folder, name, address, enrolment, passphrase)
+        authority = Authority.found(name)
+        secret = passphrase.encode() if passphrase else None
+        certificate, key = authority.serve(name)
+        write_atomic(folder / "authority.pem", authority.pem())
+        write_atomic(folder / "authority.key", authority.key_pem(secret), mode=0o600)
+        write_atomic(folder / "server.pem", certificate)
+        write_atomic(folder / "server.key", key, mode=0o600)
+        made.coordinator()
+        value = {"format": FORMAT, "name": name, "address": address, "enrolment": enrolment}
+        write_json(folder / _FILE, value)
+        return made
+
+    @classmethod
+    def load(cls, folder: Path, passphrase: str | None = None) -> Self:
+        """Open a federation's folder.
+
+        Raises:
+            InputError: if it is none.
+        """
+        try:
+            value = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+            if value.pop("format") != FORMAT:
+                raise InputError(f"{folder}: not a federation of format {FORMAT}")
+            return cls(folder, **{k: str(v) for k, v in value.items()}, passphrase=passphrase)
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: there is no federation here; make one with `privet server init`"
+            ) from None
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f"{folder / _FILE}: cannot be read: {error}") from error
+
+    # members
+
+    def members(self) -> dict[str, SiteRecord]:
+        """Return what is known of every site, by name."""
+        paths = sorted((self.folder / "members").glob("*.json"))
+        found = [_read(path, _version(path)) for path in paths]
+        return {record.name: record for record in found}
+
+    def invite(self, site: str, hours: float = 72.0) -> dict[str, Any]:
+        """Return a join file for ``site``; a new one replaces an earlier invitation.
+
+        Raises:
+            InputError: if the name cannot be one, is taken, or was revoked.
+        """
+        if not _NAME.fullmatch(site) or site.casefold() == self.name.casefold():
+            raise InputError(f"'{site}' cannot name a site")
+        known = self.members()
+        for name, record in known.items():
+            if name.casefold() != site.casefold():
+                continue
+            if name != site or record.state in ("enrolled", "revoked"):
+                raise InputError(f"site '{name}' is {record.state} already")
+        token = secrets.token_urlsafe(32)
+        hashed = hashlib.sha256(token.encode()).hexdigest()
+        self._store(SiteRecord(site, hashed, time.time() + hours * 3600))
+        chief = self.coordinator()
+        return {
+            "format": JOIN,
+            "federation": self.name,
+            "site": site,
+            "address": self.address,
+            "enrolment": self.enrolment,
+            "authority": (self.folder / "authority.pem").read_text(),
+            "coordinator": {
+                "journal": chief.journal.fingerprint,
+                "orders": chief.orders.fingerprint,
+                "witness": chief.witness.fingerprint,
+            },
+            "token": token,
+            "expires": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + hours * 3600)),
+        }
+
+    @property
+    def invites(self) -> bool:
+        """Whether an invitation is open."""
+        return any(record.state == "invited" for record in self.members().values())
+
+    def enrol(self, site: str, token: str, request: bytes, ledger: str, witness: str) -> bytes:
+        """Use an invitation up: keep the site's keys, return its certificate.
+
+        Raises:
+            InputError: if there is no such invitation, or a key is not what it must be. The
+                message is the same whatever is wrong with the invitation.
+        """
+        record = self.members().get(site)
+        hashed = hashlib.sha256(token.encode()).hexdigest()
+        known = record.token if record is not None and record.state == "invited" else "0" * 64
+        if not hmac.compare_digest(hashed, known) or record is None:
+            raise InputError("there is no such invitation: it was used, it has ended, or never was")
+        for text, kind, type_ in ((ledger, "ledger", SIGN), (witness, "witness", COSIGN)):
+            key = Key.parse(text, type_=type_)
+            if key.name != key_name(kind, site, key.public):
+                raise InputError(f"the {kind} key of '{site}' must be called as the format says")
+        certificate = self._authority().admit(request, site)
+        print_ = fingerprint_of(read_certificate(certificate))
+        self._store(SiteRecord(site, certificates=(print_,), ledger=ledger, witness=witness))
+        return certificate
+
+    def renew(self, site: str, request: bytes) -> bytes:
+        """Return a further certificate for an enrolled site; the older one stays until it ends.
+
+        Raises:
+            InputError: if the site is not enrolled.
+        """
+        record = self._enrolled(site)
+        certificate = self._authority().admit(request, site)
+        print_ = fingerprint_of(read_certificate(certificate))
+        self._store(replace(record, certificates=(*record.certificates[-1:], print_)))
+        return certificate
+
+    def revoke(self, site: str) -> None:
+        """Let nothing of a site in any more.
+
+        Raises:
+            InputError: if the site is not known.
+        """
+        record = self.members().get(site)
+        if record is None:
+            raise InputError(f"site '{site}' is not known; known: {', '.join(self.members())}")
+        self._store(replace(record, revoked=True, token=""))
+
+    def identify(self, pem: bytes) -> str | None:
+        """Return the enrolled site that a certificate stands for, or None."""
+        try:
+            found = fingerprint_of(read_certificate(pem))
+        except InputError:
+            return None
+        for record in self.members().values():
+            if record.state == "enrolled" and found in record.certificates:
+                return record.name
+        return None
+
+    def _enrolled(self, site: str) -> SiteRecord:
+        record = self.members().get(site)
+        if record is None or record.state != "enrolled":
+            raise InputError(f"site '{site}' is not enrolled")
+        return record
+
+    def _store(self, record: SiteRecord) -> None:
+        write_json(self.folder / "members" / f"{record.name}.json", asdict(record))
+
+    # the coordinator's own
+
+    @property
+    def _office(self) -> Path:
+        return self.folder / "coordinator"
+
+    def _authority(self) -> Authority:
+        return Authority.load(
+            (self.folder / "authority.pem").read_bytes(),
+            (self.folder / "authority.key").read_bytes(),
+            self.passphrase.encode() if self.passphrase else None,
+        )
+
+    def witness(self) -> Witness:
+        """Return the coordinator's witness."""
+        signer = load_or_make(self._office / "witness.pem", self.passphrase)
+        return Witness(self._office / "witness.json", signer, self.name)
+
+    def journal(self) -> Journal:
+        """Return the coordinator's journal."""
+        return Journal(
+            self._office,
+            self.name,
+            load_or_make(self._office / "journal.pem", self.passphrase),
+            load_or_make(self._office / "orders.pem", self.passphrase),
+            self.witness().key,
+            setting="site",
+        )
+
+    def coordinator(self) -> Coordinator:
+        """Return the coordinator's public keys."""
+        journal = self.journal()
+        found = Coordinator(self.name, journal.log.first_key, journal.order_key, self.witness().key)
+        journal.log.store.close()
+        return found
+
+    def roster(self, sites: list[str]) -> Roster:
+        """Return the roster of ``sites``: more than half of a log's other witnesses count.
+
+        Raises:
+            InputError: if one is not enrolled.
+        """
+        records = [self._enrolled(site) for site in sites]
+        members = tuple(
+            Member(r.name, Key.parse(r.ledger, type_=SIGN), Key.parse(r.witness, type_=COSIGN))
+            for r in records
+        )
+        return Roster(self.coordinator(), members, len(members) // 2 + 1)
+
+    def recorder(self, roster: Roster) -> Recorder:
+        """Return the coordinator's recorder."""
+        return Recorder(self.journal(), self.witness(), roster)
+
+
+def _version(path: Path) -> tuple[int, int, int]:
+    """Return what changes when a file is replaced, also twice within one tick of the clock."""
+    state = path.stat()
+    return state.st_ino, state.st_mtime_ns, state.st_size
+
+
+@lru_cache(maxsize=4096)
+def _read(path: Path, version: tuple[int, int, int]) -> SiteRecord:
+    del version
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return SiteRecord(**{**value, "certificates": tuple(value["certificates"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
