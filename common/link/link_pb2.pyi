@@ -109,3 +109,23 @@ class Piece(_message.Message):
     offset: int
     data: bytes
     def __init__(self, parcel: _Optional[str] = ..., sha256: _Optional[bytes] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Request(_message.Message):
+    __slots__ = ("site", "token", "request", "ledger", "witness")
+    SITE_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    LEDGER_FIELD_NUMBER: _ClassVar[int]
+    WITNESS_FIELD_NUMBER: _ClassVar[int]
+    site: str
+    token: str
+    request: bytes
+    ledger: str
+    witness: str
+    def __init__(self, site: _Optional[str] = ..., token: _Optional[str] = ..., request: _Optional[bytes] = ..., ledger: _Optional[str] = ..., witness: _Optional[str] = ...) -> None: ...
+
+class Certificate(_message.Message):
+    __slots__ = ("pem",)
+    PEM_FIELD_NUMBER: _ClassVar[int]
+    pem: bytes
+    def __init__(self, pem: _Optional[bytes] = ...) -> None: ...

@@ -228,3 +228,81 @@ class Link(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class EnrolmentStub(object):
+    """How a site comes in, on a port of its own that is open only while an invitation is. The
+    coordinator shows its certificate; the site has none yet, and shows its invitation.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Enrol = channel.unary_unary(
+                '/privet.link.v1.Enrolment/Enrol',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.Request.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Certificate.FromString,
+                _registered_method=True)
+
+
+class EnrolmentServicer(object):
+    """How a site comes in, on a port of its own that is open only while an invitation is. The
+    coordinator shows its certificate; the site has none yet, and shows its invitation.
+    """
+
+    def Enrol(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_EnrolmentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Enrol': grpc.unary_unary_rpc_method_handler(
+                    servicer.Enrol,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.Request.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Certificate.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'privet.link.v1.Enrolment', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('privet.link.v1.Enrolment', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Enrolment(object):
+    """How a site comes in, on a port of its own that is open only while an invitation is. The
+    coordinator shows its certificate; the site has none yet, and shows its invitation.
+    """
+
+    @staticmethod
+    def Enrol(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/privet.link.v1.Enrolment/Enrol',
+            privet_dot_common_dot_link_dot_link__pb2.Request.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Certificate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

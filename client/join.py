@@ -1,0 +1,146 @@
+"""A site comes in: its join file, its request, its certificate.
+
+The join file came from the coordinator by a way that both trust, such as encrypted mail. It
+holds the authority that the coordinator's certificate must be of, so nobody else can answer;
+and a token that works once.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import grpc
+
+from privet.common.canonical import write_atomic
+from privet.common.errors import InputError, RunError
+from privet.common.link import link_pb2 as pb
+from privet.common.link import link_pb2_grpc as rpc
+from privet.common.link.identity import (
+    SERVER_NAME,
+    fingerprint_of,
+    read_certificate,
+    request,
+    require_tls_1_3,
+    site_of,
+)
+
+FORMAT = "privet/join/v1"
+_TEXTS = ("federation", "site", "address", "enrolment", "authority", "token", "expires")
+_KEYS = ("journal", "orders", "witness")
+
+
+@dataclass(frozen=True)
+class Join:
+    """A join file.
+
+    Attributes:
+        federation: name of the coordinator.
+        site: the name that this site will have.
+        address, enrolment: ``host:port`` of the link and of the enrolment.
+        authority: certificate (PEM) of the federation's authority.
+        coordinator: fingerprints of the coordinator's keys: journal, orders, witness.
+        token: works once.
+        expires: until when.
+    """
+
+    federation: str
+    site: str
+    address: str
+    enrolment: str
+    authority: str
+    coordinator: dict[str, str]
+    token: str
+    expires: str
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a join file.
+
+        Raises:
+            InputError: if it is none.
+        """
+        try:
+            value: Any = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+        except ValueError:
+            raise InputError(f"{path}: not a join file; ask the coordinator for one") from None
+        if not isinstance(value, dict) or value.pop("format", None) != FORMAT:
+            raise InputError(f"{path}: not a join file of format {FORMAT}")
+        chief = value.get("coordinator")
+        fine = (
+            set(value) == {*_TEXTS, "coordinator"}
+            and all(isinstance(value[name], str) for name in _TEXTS)
+            and isinstance(chief, dict)
+            and set(chief) == set(_KEYS)
+            and all(isinstance(text, str) for text in chief.values())
+        )
+        if not fine:
+            raise InputError(f"{path}: the join file lacks something; ask for it again")
+        read_certificate(value["authority"].encode())
+        return cls(**value)
+
+
+def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float = 30.0) -> str:
+    """Make a key, send the request, keep the certificate; return its fingerprint.
+
+    The key is on disk before the request leaves, so that an answer that is lost on its way
+    leaves no certificate without its key. What is written: ``link.key``, ``link.pem``,
+    ``authority.pem``, ``join.json`` (without the token).
+
+    Args:
+        join: the join file.
+        folder: the site's folder for the link.
+        ledger: vkey of the site's ledger.
+        witness: vkey of its witness.
+        timeout: seconds to wait for the coordinator.
+
+    Raises:
+        InputError: if the coordinator refuses the invitation.
+        RunError: if it cannot be reached, or answers with another certificate than asked.
+    """
+    require_tls_1_3()
+    asked, key = request(join.site)
+    write_atomic(folder / "link.key", key, mode=0o600)
+    credentials = grpc.ssl_channel_credentials(join.authority.encode())
+    options = [("grpc.ssl_target_name_override", SERVER_NAME)]
+    message = pb.Request(
+        site=join.site, token=join.token, request=asked, ledger=ledger, witness=witness
+    )
+    with grpc.secure_channel(join.enrolment, credentials, options) as channel:
+        try:
+            answer = rpc.EnrolmentStub(channel).Enrol(message, timeout=timeout)
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.PERMISSION_DENIED:
+                raise InputError(
+                    f"{join.enrolment}: the coordinator refuses: the invitation was used or has "
+                    "ended. Ask for a new join file"
+                ) from None
+            raise RunError(f"{join.enrolment}: {error.details()}") from None
+    return keep(join, folder, answer.pem)
+
+
+def keep(join: Join, folder: Path, pem: bytes) -> str:
+    """Keep a certificate that the coordinator gave, however it came; return its fingerprint.
+
+    Raises:
+        RunError: if it is for another site, or not of this site's key.
+    """
+    certificate = read_certificate(pem)
+    own = (folder / "link.key").read_bytes()
+    if site_of(certificate) != join.site or not _belongs(certificate.public_key(), own):
+        raise RunError("the certificate that came is not for this site and its key")
+    write_atomic(folder / "link.pem", pem)
+    write_atomic(folder / "authority.pem", join.authority.encode())
+    kept = {"format": FORMAT, **{k: v for k, v in vars(join).items() if k != "token"}}
+    write_atomic(folder / "join.json", (json.dumps(kept, indent=2) + "\n").encode())
+    return fingerprint_of(certificate)
+
+
+def _belongs(public: Any, key: bytes) -> bool:
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    return bool(load_pem_private_key(key, None).public_key() == public)

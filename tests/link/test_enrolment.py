@@ -1,0 +1,145 @@
+"""Enrolment over a port of its own: real TLS, one use, nothing for a stranger."""
+
+from __future__ import annotations
+
+import json
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from link_kit import until
+
+from privet.client import join as module
+from privet.client.join import Join, enrol, keep
+from privet.common.errors import InputError, RunError
+from privet.common.link import link_pb2 as pb
+from privet.common.link import link_pb2_grpc as rpc
+from privet.common.link.identity import SERVER_NAME, request
+from privet.privacy.keys import FileSigner
+from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
+from privet.server import enrolment
+from privet.server.certificates import Authority
+from privet.server.enrolment import Door
+from privet.server.federation import Federation
+
+
+@pytest.fixture
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
+    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
+    monkeypatch.setattr(enrolment, "_WRONG", 0.0)
+    return Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:0")
+
+
+@pytest.fixture
+def door(federation: Federation) -> Iterator[Door]:
+    with Door(federation, "127.0.0.1:0") as opened:
+        yield opened
+
+
+def vkeys(site: str) -> tuple[str, str]:
+    found = []
+    for kind, type_ in (("ledger", SIGN), ("witness", COSIGN)):
+        public = FileSigner.generate().public
+        found.append(str(Key(key_name(kind, site, public), public, type_)))
+    return found[0], found[1]
+
+
+def join_file(
+    federation: Federation, door: Door, path: Path, site: str = "North", **more: Any
+) -> Join:
+    value = federation.invite(site)
+    until(lambda: door.is_open)
+    path.write_text(json.dumps({**value, "enrolment": door.address, **more}))
+    return Join.load(path)
+
+
+def test_a_site_enrols_and_the_door_is_shut(
+    federation: Federation, door: Door, tmp_path: Path
+) -> None:
+    assert not door.is_open
+    join = join_file(federation, door, tmp_path / "join.json")
+    home = tmp_path / "site"
+    enrol(join, home, *vkeys("North"))
+    certificate = (home / "link.pem").read_bytes()
+    assert federation.identify(certificate) == "North"
+    assert stat.S_IMODE((home / "link.key").stat().st_mode) == 0o600
+    assert join.token not in "".join(p.read_text() for p in home.iterdir())
+    until(lambda: not door.is_open)
+    with pytest.raises(OSError), socket.create_connection(_place(door), timeout=1):
+        pass
+
+
+def _place(door: Door) -> tuple[str, int]:
+    host, _, port = door.address.rpartition(":")
+    return host, int(port)
+
+
+def test_a_token_works_once_and_a_wrong_one_not_at_all(
+    federation: Federation, door: Door, tmp_path: Path
+) -> None:
+    join = join_file(federation, door, tmp_path / "join.json")
+    federation.invite("East")  # keeps the door open
+    wrong = Join(**{**vars(join), "token": "x"})
+    with pytest.raises(InputError, match="Ask for a new join file"):
+        enrol(wrong, tmp_path / "thief", *vkeys("North"))
+    assert federation.members()["North"].state == "invited"
+    enrol(join, tmp_path / "site", *vkeys("North"))
+    with pytest.raises(InputError, match="was used or has ended"):
+        enrol(join, tmp_path / "thief", *vkeys("North"))
+
+
+def test_a_site_enrols_with_no_other_coordinator(
+    federation: Federation, door: Door, tmp_path: Path
+) -> None:
+    """The token is not even sent to one whose certificate is of another authority."""
+    other = Authority.found("other").pem().decode()
+    join = join_file(federation, door, tmp_path / "join.json", authority=other)
+    with pytest.raises(RunError):
+        enrol(join, tmp_path / "site", *vkeys("North"), timeout=5)
+    assert federation.members()["North"].state == "invited"
+
+
+def test_what_is_too_long_is_not_read(federation: Federation, door: Door, tmp_path: Path) -> None:
+    join = join_file(federation, door, tmp_path / "join.json")
+    credentials = grpc.ssl_channel_credentials(join.authority.encode())
+    options = [("grpc.ssl_target_name_override", SERVER_NAME)]
+    with grpc.secure_channel(door.address, credentials, options) as channel:
+        stub = rpc.EnrolmentStub(channel)
+        for message, code in (
+            (pb.Request(request=b"x" * 100_000), grpc.StatusCode.RESOURCE_EXHAUSTED),
+            (pb.Request(), grpc.StatusCode.PERMISSION_DENIED),
+            (pb.Request(site="\0", token="\u202e"), grpc.StatusCode.PERMISSION_DENIED),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                stub.Enrol(message, timeout=10)
+            assert caught.value.code() is code
+
+
+def test_a_certificate_by_file_must_be_of_the_sites_own_key(
+    federation: Federation, door: Door, tmp_path: Path
+) -> None:
+    join = join_file(federation, door, tmp_path / "join.json")
+    home = tmp_path / "site"
+    home.mkdir()
+    asked, key = request("North")
+    (home / "link.key").write_bytes(key)
+    ledger, witness = vkeys("North")
+    pem = federation.enrol("North", join.token, asked, ledger, witness)
+    other = federation._authority().admit(request("North")[0], "North")
+    with pytest.raises(RunError, match="not for this site and its key"):
+        keep(join, home, other)
+    assert keep(join, home, pem).startswith("sha256:")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "privet/join/v1"}'])
+def test_what_is_no_join_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "join.json").write_text(text)
+    with pytest.raises(InputError, match="join file"):
+        Join.load(tmp_path / "join.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        Join.load(tmp_path / "nowhere")
+    assert module.FORMAT == "privet/join/v1"
