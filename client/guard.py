@@ -59,26 +59,36 @@ class Guard:
         note_policy(self.policy, self.ledger)
         self.ledger.keep("roster", "newest", self._roster.to_dict())
 
-    def admit(self, order: Order, plan: Plan, parameters: int) -> None:
-        """Let the order pass, or refuse it.
+    def look(self, plan: Plan, run: str) -> None:
+        """Refuse a run that the policy, the operator or the budget does not allow.
+
+        Nothing of the plan is run for it: a plan may name a model or a task of the site's own
+        code, which is not even imported before the plan is approved.
 
         Args:
-            order: as it came.
             plan: the plan that the site knows.
-            parameters: how many numbers it trains.
+            run: the run's identifier.
 
         Raises:
             Refusal: with the status that is answered.
         """
-        self.require_signature(order)
-        if fault := self.policy.fault(plan, parameters, data_set=self.data_set):
+        if fault := self.policy.fault(plan, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)
         self._keep_plan(plan)
         try:
-            self.ledger.require_whole_run(self.data_set, order.run, plan.digest)
+            self.ledger.require_whole_run(self.data_set, run, plan.digest)
         except BudgetExceeded as error:
             raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
+
+    def require_size(self, plan: Plan, parameters: int) -> None:
+        """Refuse a model that is larger than the policy allows.
+
+        Raises:
+            Refusal: with the status that is answered.
+        """
+        if fault := self.policy.fault(plan, parameters, data_set=self.data_set):
+            raise Refusal(Status.REFUSED_POLICY, fault)
 
     def _keep_plan(self, plan: Plan) -> None:
         """Keep the plan beside the ledger, for those who verify it later."""

@@ -29,7 +29,7 @@ from privet.common.link.identity import (
 
 FORMAT = "privet/join/v1"
 _TEXTS = ("federation", "site", "address", "enrolment", "authority", "token", "expires")
-_KEYS = ("journal", "orders", "witness")
+_KEYS = ("orders", "witness")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Join:
         site: the name that this site will have.
         address, enrolment: ``host:port`` of the link and of the enrolment.
         authority: certificate (PEM) of the federation's authority.
-        coordinator: fingerprints of the coordinator's keys: journal, orders, witness.
+        coordinator: fingerprints of the coordinator's keys: orders, witness.
         token: works once.
         expires: until when.
     """
@@ -82,6 +82,24 @@ class Join:
             raise InputError(f"{path}: the join file lacks something; ask for it again")
         read_certificate(value["authority"].encode())
         return cls(**value)
+
+    @classmethod
+    def kept(cls, folder: Path) -> Self:
+        """Read what :func:`keep` kept, without a token.
+
+        Raises:
+            InputError: if the site is not enrolled.
+        """
+        try:
+            value = json.loads((folder / "join.json").read_text(encoding="utf-8"))
+            value.pop("format")
+            return cls(**value, token="")
+        except FileNotFoundError:
+            raise InputError(
+                f"{folder}: the site is not enrolled; come in with `privet client init JOINFILE`"
+            ) from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{folder / 'join.json'}: cannot be read: {error}") from error
 
 
 def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float = 30.0) -> str:

@@ -220,6 +220,7 @@ class Site:
             raise Refusal(
                 Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
             )
+        self.guard.look(self.plan, order.run)
         try:
             tested = self._trainer.self_test()
         except SelfTestFailed as error:
@@ -230,7 +231,7 @@ class Site:
             )
         if fault := self._trainer.misfit(model):
             raise Refusal(Status.REFUSED_PARAMETERS, fault)
-        self.guard.admit(order, self.plan, sum(array.size for array in model.values()))
+        self.guard.require_size(self.plan, sum(array.size for array in model.values()))
         event = self._trainer.mechanism.event
         if order.purpose == "evaluate":
             event = gate.event(self.plan.metrics.noise_multiplier)

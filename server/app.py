@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from privet.common.errors import InputError, RunError
@@ -176,3 +176,11 @@ def create_app(
         )
 
     return app
+
+
+def run_app(app: ServerApp, grid: Grid) -> None:
+    """Run a ``ServerApp`` on a grid of ours, which needs nothing of Flower's context."""
+    context = Context(
+        run_id=1, node_id=0, node_config=UserConfig(), state=RecordDict(), run_config=UserConfig()
+    )
+    app(grid, context)

@@ -7,7 +7,8 @@
       authority.pem, .key      the certificate authority; the key is encrypted if there is a
       server.pem, .key         passphrase
       members/NAME.json        what is known of a site: certificate, keys, or an open invitation
-      coordinator/             journal.db, journal.pem, orders.pem, witness.pem, witness.json
+      coordinator/             orders.pem, witness.pem, witness.json
+      runs/RUN/coordinator/    journal.db, journal.pem: each run has a journal and a key for it
 
 A file is replaced as a whole, so a coordinator that runs reads what a command in another
 process changed. An invitation is a random token, kept as a hash, for one name and for a while;
@@ -114,7 +115,8 @@ class Federation:
         write_atomic(folder / "authority.key", authority.key_pem(secret), mode=0o600)
         write_atomic(folder / "server.pem", certificate)
         write_atomic(folder / "server.key", key, mode=0o600)
-        made.coordinator()
+        made.order_key()
+        made.witness()
         value = {"format": FORMAT, "name": name, "address": address, "enrolment": enrolment}
         write_json(folder / _FILE, value)
         return made
@@ -163,7 +165,6 @@ class Federation:
         token = secrets.token_urlsafe(32)
         hashed = hashlib.sha256(token.encode()).hexdigest()
         self._store(SiteRecord(site, hashed, time.time() + hours * 3600))
-        chief = self.coordinator()
         return {
             "format": JOIN,
             "federation": self.name,
@@ -172,9 +173,8 @@ class Federation:
             "enrolment": self.enrolment,
             "authority": (self.folder / "authority.pem").read_text(),
             "coordinator": {
-                "journal": chief.journal.fingerprint,
-                "orders": chief.orders.fingerprint,
-                "witness": chief.witness.fingerprint,
+                "orders": self.order_key().fingerprint,
+                "witness": self.witness().key.fingerprint,
             },
             "token": token,
             "expires": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + hours * 3600)),
@@ -267,40 +267,49 @@ class Federation:
         signer = load_or_make(self._office / "witness.pem", self.passphrase)
         return Witness(self._office / "witness.json", signer, self.name)
 
-    def journal(self) -> Journal:
-        """Return the coordinator's journal."""
+    def order_key(self) -> Key:
+        """Return the key that signs orders."""
+        public = load_or_make(self._office / "orders.pem", self.passphrase).public
+        return Key(key_name("orders", self.name, public), public)
+
+    def journal(self, run: Path) -> Journal:
+        """Return the journal of a run, by its folder."""
         return Journal(
-            self._office,
+            run / "coordinator",
             self.name,
-            load_or_make(self._office / "journal.pem", self.passphrase),
+            load_or_make(run / "coordinator" / "journal.pem", self.passphrase),
             load_or_make(self._office / "orders.pem", self.passphrase),
             self.witness().key,
             setting="site",
         )
 
-    def coordinator(self) -> Coordinator:
-        """Return the coordinator's public keys."""
-        journal = self.journal()
-        found = Coordinator(self.name, journal.log.first_key, journal.order_key, self.witness().key)
-        journal.log.store.close()
-        return found
-
-    def roster(self, sites: list[str]) -> Roster:
-        """Return the roster of ``sites``: more than half of a log's other witnesses count.
+    def roster(self, sites: list[str], run: Path) -> Roster:
+        """Return the roster of a run: more than half of a log's other witnesses count.
 
         Raises:
-            InputError: if one is not enrolled.
+            InputError: if a site is not enrolled.
         """
-        records = [self._enrolled(site) for site in sites]
+        records = self.require_enrolled(sites)
         members = tuple(
             Member(r.name, Key.parse(r.ledger, type_=SIGN), Key.parse(r.witness, type_=COSIGN))
             for r in records
         )
-        return Roster(self.coordinator(), members, len(members) // 2 + 1)
+        journal = self.journal(run)
+        chief = Coordinator(self.name, journal.log.first_key, journal.order_key, self.witness().key)
+        journal.log.store.close()
+        return Roster(chief, members, len(members) // 2 + 1)
 
-    def recorder(self, roster: Roster) -> Recorder:
-        """Return the coordinator's recorder."""
-        return Recorder(self.journal(), self.witness(), roster)
+    def require_enrolled(self, sites: list[str]) -> list[SiteRecord]:
+        """Return what is known of ``sites``.
+
+        Raises:
+            InputError: if one is not enrolled.
+        """
+        return [self._enrolled(site) for site in sites]
+
+    def recorder(self, roster: Roster, run: Path) -> Recorder:
+        """Return the coordinator's recorder of a run."""
+        return Recorder(self.journal(run), self.witness(), roster)
 
 
 def _version(path: Path) -> tuple[int, int, int]:

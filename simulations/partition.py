@@ -1,60 +1,25 @@
 """Splits of a table into sites, and of each site's units into train, validation and test.
 
-Private records are split by :func:`split_by_unit`: a keyed hash of the unit decides, so
-that no unit's presence moves another, as the accounting assumes. The scenarios, which are
-benchmarks on open records, use :func:`split_in_proportion`: exact shares in each stratum,
-by a permutation in which every unit's place depends on the others. Both are the same on
-every machine and for every row of a comparison.
+Private records are split as a site does it (:mod:`privet.client.data.split`): a keyed hash of
+the unit decides, so that no unit's presence moves another, as the accounting assumes. The
+scenarios, which are benchmarks on open records, use :func:`split_in_proportion`: exact shares
+in each stratum, by a permutation in which every unit's place depends on the others. Both are
+the same on every machine and for every row of a comparison.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
-from pandas.util import hash_array
 
+from privet.client.data.split import PERSON, split_by_unit
 from privet.common.plan import Split
 
 SITE = "site"
-PERSON = "person"
 PART = "part"
 """Column that a scenario may bring with a fixed split: train, validation or test."""
-
-
-def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
-    """Return ``train``, ``validation`` or ``test`` for each row, from its unit alone.
-
-    SipHash, keyed by ``seed``, of the person's name, or of the row's content where there is
-    no column ``person``. Shares are met on average; equal rows go together.
-    """
-    if PERSON in frame.columns:
-        names = frame[PERSON].map(_text).tolist()
-    else:
-        columns = [
-            [f"{column}\x1f{text}\x1e" if (text := _text(cell)) else "" for cell in frame[column]]
-            for column in sorted(frame.columns)
-        ]
-        names = ["".join(cells) for cells in zip(*columns, strict=True)]
-    hashes = hash_array(np.array(names, dtype=object), hash_key=f"{seed:016x}", categorize=False)
-    place = hashes / 2.0**64
-    part = np.where(place < shares.test + shares.validation, "validation", "train")
-    return pd.Series(np.where(place < shares.test, "test", part), index=frame.index)
-
-
-def _text(cell: object) -> str:
-    """Return a cell as text that does not depend on how the rest of its column was read.
-
-    A single odd cell makes a column of whole numbers one of decimals, or one of texts.
-    """
-    text = str(cell).strip().casefold()
-    try:
-        number = float(text)
-    except ValueError:
-        return "" if text in ("none", "<na>", "nat") else text
-    return "" if math.isnan(number) else repr(number)
 
 
 def split_in_proportion(
@@ -93,3 +58,6 @@ def deal(count: int, sites: int, seed: int) -> np.ndarray:
     """Deal ``count`` rows to ``sites`` sites at random, as evenly as can be."""
     generator = np.random.default_rng([seed, 0xDEA1])
     return generator.permutation(np.arange(count) % sites)
+
+
+__all__ = ["PART", "PERSON", "SITE", "deal", "split_by_unit", "split_in_proportion"]

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from flwr.app import Context, RecordDict, UserConfig
+from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
@@ -38,6 +38,7 @@ from privet.common.tasks import build_task
 from privet.privacy.noise import Stream
 from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
+from privet.server.app import run_app
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
 from privet.simulations.evaluate import PublicTest
@@ -299,10 +300,7 @@ def _run_apps(server: ServerApp, client: ClientApp, sites: int, setting: Setting
 
         run_on_ray(server, client, sites, setting.ray_address)
         return
-    context = Context(
-        run_id=1, node_id=0, node_config=UserConfig(), state=RecordDict(), run_config=UserConfig()
-    )
-    server(InProcessGrid(client, sites), context)
+    run_app(server, InProcessGrid(client, sites))
 
 
 def _quiet_flower() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from privet.client.data import split
 from privet.common.plan import Plan, Split
-from privet.simulations import partition
 from privet.simulations.partition import split_by_unit, split_in_proportion
 from privet.simulations.records import Records
 
@@ -89,7 +89,7 @@ def test_a_split_by_the_cells_as_they_were_read_is_noticed(
     """The control: without cells in one form, the test above would fail."""
     whole, decimal = frame.assign(age=40), frame.assign(age=40.0)
     assert (by_unit(whole) == by_unit(decimal)).all()
-    monkeypatch.setattr(partition, "_text", str)
+    monkeypatch.setattr(split, "_text", str)
     assert not (by_unit(whole) == by_unit(decimal)).all()
 
 

@@ -18,7 +18,8 @@ FLOWER = (
 OPACUS = ("privacy/dpsgd.py", "privacy/clipping/*.py")
 EVIDENCE = (
     "events", "units", "accounting", "honesty", "program", "policy", "filter", "merkle",
-    "signed_note", "keys", "pkcs11", "statement", "store", "log", "ledger", "witness", "roster",
+    "signed_note", "keys", "pkcs11", "statement", "store", "log", "book", "ledger", "witness",
+    "roster",
 )  # fmt: skip
 VERIFIER = "privacy/audit/verify/"
 VERIFIER_MAY = ("privet.common.errors", "privet.privacy.audit.verify")

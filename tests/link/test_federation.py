@@ -57,7 +57,7 @@ def test_the_folder_holds_no_token_and_no_open_key(tmp_path: Path) -> None:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert b"ENCRYPTED" in (made.folder / "authority.key").read_bytes()
     with pytest.raises(PrivetError):
-        Federation.load(made.folder, "another one").coordinator()
+        Federation.load(made.folder, "another one").order_key()
     assert enrol(Federation.load(made.folder, "a long passphrase"), "North", join)
 
 
@@ -139,11 +139,13 @@ def test_a_certificate_of_the_authority_alone_is_no_member(federation: Federatio
 def test_the_roster_has_the_enrolled_sites(federation: Federation) -> None:
     for name in ("North", "East", "South"):
         enrol(federation, name)
-    roster = federation.roster(["North", "South"])
+    run = federation.folder / "runs" / "one"
+    roster = federation.roster(["North", "South"], run)
+    assert federation.roster(["North", "South"], run) == roster
     assert [member.name for member in roster.sites] == ["North", "South"]
     assert roster.quorum == 2 and roster.coordinator.name == "hub"
     with pytest.raises(InputError, match="not enrolled"):
-        federation.roster(["North", "West"])
+        federation.roster(["North", "West"], run)
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a/b", "..", "é", "x" * 65, "HUB"])

@@ -1,0 +1,124 @@
+"""The gate of a site: what comes in over the link is answered here.
+
+::
+
+    Dialer ── Gate ─┬─ offer: is it our coordinator, our key in its roster, a plan of our
+                    │         policy that was approved, and within the budget?
+                    └─ all else ── Flower's ClientApp ── Site (admit, reserve, train, commit)
+
+A site has one run at a time. Its policy is read anew at each offer, so what its operator
+changed holds from the next run on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from privet.client.app import context_of, create_app, serve
+from privet.client.data.records import open_records
+from privet.client.dial import Asked, Told
+from privet.client.guard import Guard, Refusal
+from privet.client.join import Join
+from privet.client.site import Site, StreamFor
+from privet.client.trainer import SiteData
+from privet.common.canonical import write_atomic, write_json
+from privet.common.errors import PrivetError
+from privet.common.link import offer
+from privet.common.order import Status
+from privet.common.plan import Plan
+from privet.privacy.ledger import Ledger
+from privet.privacy.policy import Policy
+from privet.privacy.roster import Roster
+from privet.privacy.witness import Witness
+
+_LOG = logging.getLogger("privet.gate")
+
+
+@dataclass
+class Gate:
+    """Answers what comes over the link.
+
+    Args:
+        policy: reads the site's policy as it is now.
+        ledger: reads the site's ledger; called once for each run.
+        witness: the site's own.
+        join: as the site came in.
+        home: folder for offers, outbox and the operator's log.
+        stream_for: randomness of an order, for tests only.
+    """
+
+    policy: Callable[[], Policy]
+    ledger: Callable[[], Ledger]
+    witness: Witness
+    join: Join
+    home: Path
+    stream_for: StreamFor = lambda order: None
+    _site: Site | None = None
+    _of: tuple[str, str] = field(default=("", ""))
+
+    def __post_init__(self) -> None:
+        self._app = create_app(lambda context: self._current())
+        self._context = context_of(self.join.site)
+        # A site that was restarted in the middle of a run goes on with it.
+        if self._kept.exists():
+            self._offered(self._kept.read_bytes())
+
+    def __call__(self, asked: Asked) -> Told:
+        """Answer one parcel; what is wrong with it is a status, and a line in the log."""
+        if asked.kind == offer.KIND:
+            return Told(offer.encode_answer(self._offered(asked.records)), {})
+        return Told(*serve(self._app, self._context, asked.kind, asked.records, asked.arrays))
+
+    @property
+    def _kept(self) -> Path:
+        return self.home / "offers" / "run.json"
+
+    def _current(self) -> Site:
+        if self._site is None:
+            raise Refusal(Status.REFUSED_PLAN, "no run was offered")
+        return self._site
+
+    def _offered(self, records: bytes) -> Status:
+        try:
+            run, plan_value, roster_value = offer.decode(records)
+            plan, roster = Plan.parse(plan_value, where="offer"), Roster.parse(roster_value)
+            policy, ledger = self.policy(), self.ledger()
+            self._check_roster(roster, ledger)
+            write_json(self.home / "offers" / f"{plan.digest[7:]}.json", plan.to_dict())
+            guard = Guard(policy, ledger, roster)
+            if self._of != (plan.digest, json.dumps(roster_value, sort_keys=True)):
+                self._site = Site(
+                    self.join.site, plan, self.home, guard, self.witness, roster,
+                    lambda: self._open(policy, guard.data_set, plan), self.stream_for,
+                )  # fmt: skip
+                self._of = plan.digest, json.dumps(roster_value, sort_keys=True)
+            guard.look(plan, run)
+            write_atomic(self._kept, records)
+        except Refusal as no:
+            _LOG.warning("not ready: %s: %s", no.status, no)
+            return no.status
+        except PrivetError as error:
+            _LOG.error("an offer was refused: %s", error)
+            return Status.REFUSED_POLICY
+        return offer.READY
+
+    def _check_roster(self, roster: Roster, ledger: Ledger) -> None:
+        """Check that the roster is of our coordinator, and has this site as it is."""
+        chief, said = roster.coordinator, self.join.coordinator
+        keys = {"orders": chief.orders, "witness": chief.witness}
+        for name, key in keys.items():
+            if key.fingerprint != said[name]:
+                raise Refusal(
+                    Status.REFUSED_POLICY, f"the coordinator's {name} key is not the join file's"
+                )
+        own = roster.site(self.join.site)
+        if (own.ledger, own.witness) != (ledger.log.first_key, self.witness.key):
+            raise Refusal(Status.REFUSED_POLICY, "the roster has other keys of this site")
+
+    @staticmethod
+    def _open(policy: Policy, data_set: str, plan: Plan) -> SiteData:
+        return open_records(policy, data_set, plan)

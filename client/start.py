@@ -1,0 +1,90 @@
+"""A site's client, started: gate and dialer from what is in the site's folder."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import grpc
+
+from privet.client.desk import Desk
+from privet.client.dial import Dialer
+from privet.client.gate import Gate
+from privet.client.join import Join
+from privet.client.site import StreamFor
+from privet.common.errors import InputError
+from privet.privacy.keys import FileSigner
+from privet.privacy.ledger import Ledger
+from privet.privacy.policy import Policy
+from privet.privacy.witness import Witness
+
+LINK = "link"
+"""Folder of certificate, key and join file, beside the policy."""
+
+
+def make_gate(
+    policy_file: Path, passphrase: str | None, stream_for: StreamFor = lambda order: None
+) -> Gate:
+    """Return the gate of the site whose policy is ``policy_file``.
+
+    Raises:
+        InputError: if the policy is wrong, or the site is not enrolled.
+        KeyFault: if a key does not open.
+    """
+    desk = Desk.open(policy_file, passphrase)
+    policy, ledger = desk.policy, desk.ledger
+    home = policy_file.parent
+    join = Join.kept(home / LINK)
+    if join.site != policy.site:
+        raise InputError(f"{policy_file}: site '{policy.site}' came in as '{join.site}'")
+    signer = FileSigner.load(policy.ledger_folder / "witness.pem", passphrase)
+    witness = Witness(policy.ledger_folder / "witness.json", signer, policy.site)
+
+    def current() -> Ledger:
+        return ledger
+
+    return Gate(
+        functools.partial(Policy.load, policy_file), current, witness, join, home, stream_for
+    )
+
+
+def dialer(
+    policy_file: Path, gate: Gate, on_state: Callable[[str], None] = lambda state: None
+) -> Dialer:
+    """Return the dialer of an enrolled site.
+
+    Raises:
+        InputError: if its certificate is not there.
+    """
+    folder = policy_file.parent / LINK
+    try:
+        credentials = grpc.ssl_channel_credentials(
+            (folder / "authority.pem").read_bytes(),
+            (folder / "link.key").read_bytes(),
+            (folder / "link.pem").read_bytes(),
+        )
+    except OSError as error:
+        raise InputError(
+            f"{folder}: the certificate cannot be read ({error.strerror}); the site comes in with "
+            "`privet client init JOINFILE`"
+        ) from None
+    return Dialer(gate.join.address, credentials, gate, on_state=on_state)
+
+
+async def run(dialer: Dialer) -> None:
+    """Stay at the coordinator until SIGTERM or SIGINT.
+
+    Raises:
+        RunError: if the coordinator does not know this site, or speaks another version.
+    """
+    task = asyncio.create_task(dialer.run())
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return

@@ -1,0 +1,140 @@
+"""Coordinator and sites as processes of their own: they train, are killed, and go on."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from office_kit import Town
+
+from privet.common.errors import InputError
+from privet.common.plan import Plan
+from privet.privacy.audit.bundle import write_bundle
+from privet.privacy.audit.verify import verify
+from privet.server.office import submit
+from privet.server.snapshot import load_model
+
+Make = Callable[..., Any]
+SITES = ("North", "East", "South")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+
+
+@pytest.fixture
+def town(
+    tmp_path: Path, root: Path, plan_value: Make, frame_of: Make
+) -> Iterator[Callable[..., Town]]:
+    made: list[Town] = []
+
+    def make(seed: str = "", folder: str = "town", **changes: Any) -> Town:
+        changes = {"metrics": {"source": "gate"}, "training": {"rounds": 4}} | changes
+        plan = Plan.parse(plan_value(**changes))
+        frames = {name: frame_of(40, number) for number, name in enumerate(SITES)}
+        made.append(Town(tmp_path / folder, root, plan, frames, seed))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def model_of(town: Town, run: str = "first") -> dict[str, np.ndarray]:
+    return load_model(town.federation.folder / "runs" / run / "model" / "model.safetensors")[0]
+
+
+def verdict_of(town: Town, run: str = "first") -> Any:
+    """What a verifier says of the coordinator's papers and all ledgers."""
+    folder = town.federation.folder
+    sources = [folder / "runs" / run]
+    sources += [town.folder / name / "ledger" for name in SITES]
+    out = town.folder / f"{run}.bundle"
+    write_bundle(sources, out)
+    return verify(out, folder / "runs" / run / "roster-fingerprints.json")
+
+
+def test_three_sites_train_over_the_link(town: Make) -> None:
+    here = town()
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    status = here.wait(run, lambda s: s["state"] == "done")
+    assert status["round"] == 4
+    assert set(status["spent"]) == set(SITES)
+    verdict = verdict_of(here)
+    assert verdict.ok, verdict.faults
+    assert all(site.charges == 8 for site in verdict.sites)
+
+
+def test_a_coordinator_that_is_killed_goes_on_at_the_same_round(town: Make) -> None:
+    calm, here = town("seed", "calm"), town("seed")
+    quiet, run = calm.submit(), here.submit()
+    for who in ("hub", *SITES):
+        calm.start(who)
+    calm.wait(quiet, lambda s: s["state"] == "done")
+    calm.close()
+    for who in ("hub", *SITES):
+        here.start(who)
+    for number in (1, 2, 3):
+        here.wait(run, lambda s, n=number: s.get("round", 0) >= n or s["state"] == "done")
+        here.kill("hub")
+        here.start("hub")
+    here.wait(run, lambda s: s["state"] == "done")
+    verdict = verdict_of(here)
+    assert verdict.ok, verdict.faults
+    # A repeated order was answered from the outbox: nothing was paid twice.
+    assert [site.charges for site in verdict.sites] == [8, 8, 8]
+    ours, theirs = model_of(here), model_of(calm)
+    assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_site_that_is_killed_and_comes_back_takes_part_again(town: Make) -> None:
+    here = town(strategy={"min_sites": 3}, training={"rounds": 6})
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    here.wait(run, lambda s: s.get("round", 0) >= 2)
+    here.kill("East")
+    here.start("East")
+    here.wait(run, lambda s: s["state"] == "done")
+    verdict = verdict_of(here)
+    assert verdict.ok, verdict.faults
+
+
+def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:
+    here = town()
+    policy = here.folder / "East" / "site.toml"
+    approved = policy.read_text()
+    policy.write_text(approved.replace(f'plans = ["{here.plan.digest}"]', ""))
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    said = here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-plan")
+    assert said["state"] == "waiting"
+    policy.write_text(approved)
+    here.wait(run, lambda s: s["state"] == "done")
+
+
+def test_a_coordinator_that_is_told_to_stop_ends_between_two_rounds(town: Make) -> None:
+    here = town(training={"rounds": 60})
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    here.wait(run, lambda s: s.get("round", 0) >= 1)
+    assert here.kill("hub", signal.SIGTERM) == 0
+    assert run.status["state"] == "running"
+    assert here.kill("East", signal.SIGTERM) == 0
+
+
+def test_a_plan_that_cannot_run_here_is_not_queued(town: Make, frame_of: Make) -> None:
+    here = town()
+    with pytest.raises(InputError, match="test split at the coordinator"):
+        submit(here.federation, here.plan.changed(metrics={"source": "public"}), "x")
+    here.federation.revoke("East")
+    with pytest.raises(InputError, match="'East' is not enrolled"):
+        here.submit()
+    assert not (here.federation.folder / "runs").exists()
+    assert isinstance(frame_of(1, 1), pd.DataFrame)

@@ -1,0 +1,163 @@
+"""A whole federation of processes on loopback: a coordinator and its sites, to be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from privet.client import start
+from privet.client.desk import make_site
+from privet.client.join import Join, enrol
+from privet.client.start import LINK
+from privet.common.order import Order
+from privet.common.plan import Plan
+from privet.privacy.keys import FileSigner
+from privet.privacy.noise import Stream
+from privet.privacy.program import calibrated
+from privet.privacy.signed_note import COSIGN, Key, key_name
+from privet.server import office
+from privet.server.enrolment import Door
+from privet.server.federation import Federation
+from privet.simulations.run import initial_model
+
+# A process that has imported everything, from which each party is forked: importing torch takes
+# longer than a run.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["office_kit", "privet.common.link"])
+
+
+def run_office(folder: Path, address: str, log: Path) -> None:
+    """What `privet server start` does."""
+    _write_to(log)
+    at_work = office.Office(Federation.load(folder), initial_model, link=address)
+    signal.signal(signal.SIGTERM, lambda *_: at_work.stopped.set())
+    at_work.serve()
+
+
+def run_site(policy: Path, seed: str, log: Path) -> None:
+    """What `privet client start` does; with a seed, its noise can be made again."""
+    _write_to(log)
+
+    def stream(order: Order) -> Stream | None:
+        return Stream.seeded(seed, order.site, order.purpose, order.round) if seed else None
+
+    gate = start.make_gate(policy, None, stream)
+    asyncio.run(start.run(start.dialer(policy, gate)))
+
+
+def _write_to(log: Path) -> None:
+    torch.set_num_threads(1)
+    with log.open("ab") as stream:
+        for descriptor in (1, 2):
+            os.dup2(stream.fileno(), descriptor)
+
+
+class Town:
+    """Folders of a coordinator and of sites, and their processes."""
+
+    def __init__(
+        self, folder: Path, root: Path, plan: Plan, frames: dict[str, pd.DataFrame], seed: str = ""
+    ) -> None:
+        self.folder, self.root, self.seed = folder, root, seed
+        self.plan = calibrated(plan)
+        self.port = _free_port()
+        address = f"127.0.0.1:{self.port}"
+        self.federation = Federation.found(folder / "hub", "hub", address, "127.0.0.1:0")
+        self.processes: dict[str, Any] = {}
+        with Door(self.federation, "127.0.0.1:0") as door:
+            for name, frame in frames.items():
+                self._enrol(name, frame, door)
+
+    def _enrol(self, name: str, frame: pd.DataFrame, door: Door) -> None:
+        home = self.folder / name
+        make_site(home, name, None)
+        keys = {}
+        for kind, type_ in (("ledger", 1), ("witness", COSIGN)):
+            public = FileSigner.load(home / "ledger" / f"{kind}.pem", None).public
+            keys[kind] = str(Key(key_name(kind, name, public), public, type_))
+        invitation = self.federation.invite(name)
+        while not door.is_open:
+            time.sleep(0.02)
+        (home / "join.json").write_text(json.dumps({**invitation, "enrolment": door.address}))
+        join = Join.load(home / "join.json")
+        enrol(join, home / LINK, keys["ledger"], keys["witness"])
+        frame.to_csv(home / "records.csv", index=False)
+        (home / "site.toml").write_text(self._policy(name, join))
+
+    def _policy(self, name: str, join: Join) -> str:
+        privacy = self.plan.privacy
+        assert privacy is not None
+        size = self.plan.site(name).nominal_size
+        return f"""
+site = "{name}"
+
+[populations.patients]
+unit = "{privacy.unit}"
+epsilon = {20 * privacy.epsilon}
+delta = {privacy.delta}
+
+[data.records]
+population = "patients"
+nominal_size = {size}
+path = "records.csv"
+
+[allow]
+tasks = ["*"]
+models = ["*"]
+coordinators = ["{join.coordinator["orders"]}"]
+plans = ["{self.plan.digest}"]
+"""
+
+    def start(self, who: str) -> None:
+        """Start the coordinator (``hub``) or a site, as a process of its own."""
+        log = self.folder / f"{who}.log"
+        if who == "hub":
+            given: Any = (run_office, (self.folder / "hub", f"127.0.0.1:{self.port}", log))
+        else:
+            given = (run_site, (self.folder / who / "site.toml", self.seed, log))
+        process = _PROCESSES.Process(target=given[0], args=given[1], daemon=True)
+        process.start()
+        self.processes[who] = process
+
+    def kill(self, who: str, how: int = signal.SIGKILL) -> int | None:
+        process = self.processes.pop(who)
+        assert process.pid is not None
+        os.kill(process.pid, how)
+        process.join(30)
+        return process.exitcode
+
+    def submit(self, run: str = "first") -> office.Run:
+        return office.submit(self.federation, self.plan, run)
+
+    def wait(self, run: office.Run, check: Any, seconds: float = 90) -> dict[str, Any]:
+        end = time.monotonic() + seconds
+        while True:
+            status = run.status
+            if check(status):
+                return status
+            if time.monotonic() > end or status["state"] == "failed":
+                logs = {p.name: p.read_text()[-2000:] for p in self.folder.glob("*.log")}
+                raise AssertionError(
+                    f"{status}\n" + "\n".join(f"== {k}\n{v}" for k, v in logs.items())
+                )
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        for who in list(self.processes):
+            self.kill(who)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
