@@ -149,3 +149,14 @@ def show(value: object, limit: int = 80) -> str:
         return "a huge integer"
     text = ascii(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def short(name: str) -> str:
+    """Return a digest shortened, and so that it shows."""
+    return name[:23] + "…"
+
+
+def count(number: int, what: str) -> str:
+    """Return ``number`` and the noun, in the plural if it is not one."""
+    noun = what if number == 1 else f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{number} {noun}"
