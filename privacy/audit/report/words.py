@@ -89,6 +89,11 @@ HOLDERS = {
 }
 
 
+def counted(number: int, what: str) -> str:
+    """Return a count with its noun, in the plural if it is not one."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def unit_of(unit: str, max_records: int = 1) -> str:
     """Return a privacy unit in words."""
     words = _UNITS.get(unit, f"one {unit}")
@@ -145,7 +150,7 @@ def odds(epsilon: float, delta: float) -> dict[str, str]:
         "even": percent(gain / (1 + gain)),
         "rare": percent(gain / (gain + 99)),
         "guess": percent((gain + delta) / (1 + gain)),
-        "times": f"{math.ceil(gain * 10 - 1e-9) / 10:.1f}" if gain < 10 else f"{math.ceil(gain):,}",
+        "times": f"{math.ceil(gain * 10 - 1e-9) / 10:,.1f}",
         "slip": f"1 in {max(1, math.floor(1 / delta + 1e-9)):,}" if delta > 0 else "0",
     }
 
@@ -273,7 +278,8 @@ NOT_PROVED = [
     ),
     (
         "That there was no training outside the ledger",
-        "Use of the same data by other software, or before the ledger began, is not counted.",
+        "Use of the same data by other software, training by this software with another ledger or "
+        "without one, and whatever came before the ledger began are not counted.",
     ),
     (
         "That rounding gives nothing away",

@@ -40,7 +40,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from privet.common.errors import InputError
+from privet.common.errors import InputError, reason_of
 from privet.privacy.audit.verify.bundle import BundleReader
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import (
@@ -97,7 +97,7 @@ def verify(
         with path.open("rb") as stream, Workers(processes, seen.lines) as workers:
             reader = _read(stream, path.stat().st_size, seen, workers, findings, keep, progress)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
     is_pinned = pinned is not None and _compare(pinned, reader, findings)
     if pinned is None:
         findings.note("roster unpinned: the keys are only the bundle's word")
@@ -131,19 +131,13 @@ def _read(
     return reader
 
 
-def _unreadable(path: Path, error: OSError) -> InputError:
-    if path.is_dir():
-        return InputError(f"{path} is a folder, not a file")
-    return InputError(f"{path}: cannot be read ({error.strerror or error})")
-
-
 def _pinned(path: Path) -> dict[str, Any]:
     """Read the roster that was obtained out of band; its fields are looked at later."""
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_LINE + 1)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
     try:
         value = read_loose(content) if len(content) <= MAX_LINE else None
     except (Malformed, RecursionError) as error:
