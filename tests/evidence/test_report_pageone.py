@@ -160,3 +160,23 @@ def test_figures_do_not_break(tmp_path: Path) -> None:
     assert re.search(r'<th [^>]*class="num whole">ε spent</th>', text)
     style: Any = text[text.index("<style>") : text.index("</style>")]
     assert ".whole { white-space: nowrap; }" in style
+
+
+def test_a_shortened_digest_shows_it() -> None:
+    whole = "sha256:" + "a" * 64
+    assert words.marked("policy sha256:4ed0610bc23f") == "policy sha256:4ed0610bc23f…"
+    assert words.marked(f"policy {whole}, ok") == f"policy {whole}, ok"
+    assert words.marked("policy sha256:4ed0…") == "policy sha256:4ed0…"
+
+
+def test_many_witnesses_are_counted() -> None:
+    assert words.signers({"a": 2, "b": 2}) == "a (2), b (2)"
+    assert words.signers(dict.fromkeys("abcdefghi", 5)) == "9 others (5 each)"
+    assert words.signers({**dict.fromkeys("abcd", 5), "e": 4}).endswith("e (4)")
+    assert words.signers({}) == "nobody"
+
+
+def test_no_section_forces_a_page(tmp_path: Path) -> None:
+    text = written(kit.verdict(kit.three_sites()), tmp_path / "out")
+    assert "break-before: page" not in text
+    assert "p:has(+ .table)" in text

@@ -9,12 +9,15 @@ rightly with probability e^ε / (1 + e^ε). So nobody learns more than from that
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from privet.privacy.audit.report.reading import dig, number
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
+_DIGEST = re.compile(r"sha256:([0-9a-f]+)(?!…)\b")
+_MOST_NAMES = 4
 _UNITS = {
     "record": "one record",
     "person": "one person (one patient), all their records together",
@@ -92,6 +95,19 @@ HOLDERS = {
 def counted(number: int, what: str) -> str:
     """Return a count with its noun, in the plural if it is not one."""
     return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def marked(text: str) -> str:
+    """Return a text in which a digest that was shortened shows that it was."""
+    return _DIGEST.sub(lambda m: m[0] if len(m[1]) == 64 else f"{m[0]}…", text)
+
+
+def signers(by: Mapping[str, int]) -> str:
+    """Return who cosigned how often; many who did so equally often are counted."""
+    often = set(by.values())
+    if len(by) > _MOST_NAMES and len(often) == 1:
+        return f"{len(by)} others ({often.pop()} each)"
+    return ", ".join(f"{name} ({times})" for name, times in sorted(by.items())) or "nobody"
 
 
 def unit_of(unit: str, max_records: int = 1) -> str:
