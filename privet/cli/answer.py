@@ -23,7 +23,7 @@ _SETTINGS = {
 
 
 def as_json(found: Verdict) -> dict[str, Any]:
-    """Return the answer of ``verify(…, keep=True)`` with what a report puts on top of it."""
+    """Return the answer of ``verify(…, brief=True)`` with what a report puts on top of it."""
     value, top = found.to_dict(), standing(found)
     for site, finding in zip(value["sites"], found.sites, strict=True):
         site["in_words"] = _in_words(finding)

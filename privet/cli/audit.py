@@ -91,7 +91,7 @@ def verify(bundle: Bundle, roster: Roster = None, as_json: AsJson = False) -> No
     from privet.privacy.audit.verify import verify as check
 
     with show.counting("verifying") as progress:
-        verdict = check(bundle, roster, keep=True, progress=progress)
+        verdict = check(bundle, roster, brief=True, progress=progress)
     if as_json:
         typer.echo(json.dumps(answer.as_json(verdict)))
     else:

@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import report_kit as kit
+import verify_kit
 
+from privet.common.errors import InputError
 from privet.privacy import honesty
 from privet.privacy.audit.report import pageone, reading, words, write_report
 from privet.privacy.audit.report.judging import claim_of, standing
-from privet.privacy.audit.verify import Fault, Verdict
+from privet.privacy.audit.verify import Fault, Verdict, verify
 
 
 def written(found: Verdict, out: Path) -> str:
@@ -180,3 +182,52 @@ def test_no_section_forces_a_page(tmp_path: Path) -> None:
     text = written(kit.verdict(kit.three_sites()), tmp_path / "out")
     assert "break-before: page" not in text
     assert "p:has(+ .table)" in text
+
+
+# What `privet audit verify` says, from a brief record.
+
+
+@pytest.mark.parametrize("change", ["", "seed", "test", "abort", "open", "alone", "simulation"])
+def test_a_brief_record_gives_the_same_claim(tmp_path: Path, change: str) -> None:
+    done: list[int] = []
+
+    def tweak(who: str, kind: str, predicate: dict[str, Any]) -> None:
+        if change == "seed" and (who, kind) == ("East", "released"):
+            done.append(1)
+            predicate["reproducible"] = len(done) == 2
+        if change == "test" and (who, kind) == ("East", "reserved"):
+            done.append(1)
+            predicate["self_tests"] = ["H6"] if len(done) == 3 else ["H6", "H7", "H16"]
+        if change == "simulation" and kind == "genesis":
+            predicate["setting"] = "simulation"
+
+    fed = verify_kit.Federation(tweak=tweak, cap="60.0")
+    fed.run()
+    if change in ("abort", "open"):
+        _, order = fed.order("late", "North", 1, "train", verify_kit.digest(fed.plans[0]), "x")
+        fed.orders.pop()
+        event = verify_kit.train_event(fed.plans[0])
+        order = {**order, "model": "sha256:" + "0" * 64}
+        at = fed.reserve("North", order, event, keyid="0" * 64)
+        if change == "abort":
+            fed.sites["North"].add("aborted", reservation=at, data_opened=False, reason="failed")
+    if change == "alone":
+        fed.sites["North"].add("paused", by=["dpo"])
+        fed.sites["North"].checkpoint([])
+    path = verify_kit.write(tmp_path / "bundle", fed.bundle())
+    whole, brief = verify(path, keep=True), verify(path, brief=True)
+    assert whole.ok and standing(whole) == standing(brief)
+    assert standing(whole).claim.word == ("none" if change == "seed" else "conditional")
+
+
+def test_a_brief_record_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
+    sizes = []
+    for rounds in (2, 6):
+        fed = verify_kit.Federation(cap="60.0")
+        fed.run(plan=verify_kit.plan_of(training={"rounds": rounds}))
+        found = verify(verify_kit.write(tmp_path / str(rounds), fed.bundle()), brief=True)
+        assert found.ok and found.record is not None and found.record.brief
+        sizes.append([len(log.entries) for log in found.record.logs])
+        with pytest.raises(InputError, match="keep=True"):
+            write_report(found, tmp_path / "out")
+    assert sizes[0] == sizes[1]

@@ -51,8 +51,8 @@ def write_report(
     Raises:
         InputError: if the verdict has no record, or ``out_dir`` is not empty.
     """
-    if verdict.record is None:
-        raise InputError("the verdict has no record: verify with keep=True")
+    if verdict.record is None or verdict.record.brief:
+        raise InputError("the verdict has no whole record: verify with keep=True")
     check_folder(out_dir)
     case = reading.read(verdict.record or Record())
     content = view.view(case, verdict, interval or {})

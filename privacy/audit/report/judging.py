@@ -109,10 +109,10 @@ def standing(verdict: Verdict) -> Standing:
     """Return what a report puts on top of a verdict, for those who only verify.
 
     Args:
-        verdict: of ``verify(…, keep=True)``.
+        verdict: of ``verify(…, brief=True)``, or of ``keep=True``.
     """
     if verdict.record is None:
-        raise InputError("the verdict has no record: verify with keep=True")
+        raise InputError("the verdict has no record: verify with brief=True")
     case = read(verdict.record)
     known = case.settings & {"simulation", "site"}
     setting = "simulation" if "simulation" in known else "site" if known else None
@@ -147,7 +147,7 @@ def held(case: Case, log: LogRecord) -> Held:
         if case.quorum and len(others) >= case.quorum:
             sizes.append(size)
     last = max(sizes, default=0)
-    entries = len(log.entries)
+    entries = len(log.entries) + log.passed
     return Held(last == entries > 0, len(log.checkpoints), len(sizes), entries - last, by)
 
 

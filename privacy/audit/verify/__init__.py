@@ -67,6 +67,7 @@ def verify(
     roster: Path | None = None,
     *,
     keep: bool = False,
+    brief: bool = False,
     progress: Callable[[int, int], None] | None = None,
     processes: int | None = None,
 ) -> Verdict:
@@ -76,6 +77,7 @@ def verify(
         path: the bundle.
         roster: a roster obtained out of band; without it the keys are only the bundle's word.
         keep: return the readable parts in ``Verdict.record``; memory then grows with the bundle.
+        brief: return in ``Verdict.record`` what a claim depends on, in little memory.
         progress: called with bytes done and bytes in all.
         processes: worker processes for large bundles; 1 for none, None for at most two.
 
@@ -95,7 +97,9 @@ def verify(
         if seen.cut:
             findings.fault("bundle", "the file is cut: it has no end line")
         with path.open("rb") as stream, Workers(processes, seen.lines) as workers:
-            reader = _read(stream, path.stat().st_size, seen, workers, findings, keep, progress)
+            reader = _read(
+                stream, path.stat().st_size, seen, workers, findings, (keep, brief), progress
+            )
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
     is_pinned = pinned is not None and _compare(pinned, reader, findings)
@@ -108,19 +112,22 @@ def verify(
         not findings.faults, "pinned" if is_pinned else "unpinned", findings.faults,
         findings.notes,
         [] if reader is None or reader.case is None else reader.case.findings_of_sites,
-        _record(reader) if keep else None,
+        _record(reader) if keep or brief else None,
     )  # fmt: skip
 
 
 def _read(
     stream: BinaryIO, total: int, seen: Scan, workers: Workers, findings: Findings,
-    keep: bool, progress: Callable[[int, int], None] | None,
+    kept: tuple[bool, bool], progress: Callable[[int, int], None] | None,
 ) -> BundleReader | None:  # fmt: skip
     """Read as much of the bundle as can be read."""
     reader = None
     try:
         source = Source(stream, total, progress, cut=seen.cut)
-        reader = BundleReader(source, seen.sizes, workers, findings, keep)
+        keep, brief = kept
+        reader = BundleReader(
+            source, seen.sizes, workers, findings, keep or brief, brief and not keep
+        )
         reader.read()
     except Unreadable as error:
         if reader is None or not reader.source.ended_early:
@@ -164,4 +171,4 @@ def _record(reader: BundleReader | None) -> Record:
     if reader is None or reader.case is None:
         return Record()
     logs = [log.record for log in reader.logs]
-    return Record(reader.roster_value, reader.case.plan_values, logs)
+    return Record(reader.roster_value, reader.case.plan_values, logs, reader.brief)

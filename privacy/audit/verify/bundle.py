@@ -33,9 +33,10 @@ class BundleReader:
 
     def __init__(
         self, source: Source, sizes: list[set[int]], workers: Workers, findings: Findings,
-        keep: bool,
+        keep: bool, brief: bool = False,
     ) -> None:  # fmt: skip
-        self.source, self.workers, self.findings, self.keep = source, workers, findings, keep
+        self.source, self.workers, self.findings = source, workers, findings
+        self.keep, self.brief = keep, brief
         self.sizes = iter(sizes)
         self.roster_value: dict[str, Any] = {}
         self.case: Case | None = None
@@ -85,7 +86,7 @@ class BundleReader:
             raise Unreadable("line 2 is not a roster")
         try:
             self.roster_value = self._one("roster", "roster")["roster"]
-            return Case(self.findings, read_roster(self.roster_value), self.keep)
+            return Case(self.findings, read_roster(self.roster_value), self.keep, self.brief)
         except (Malformed, RecursionError) as error:
             self.findings.fault("roster", str(error))
             raise Unreadable("without a roster nothing can be checked") from None

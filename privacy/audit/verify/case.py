@@ -40,8 +40,8 @@ class Seen:
 class Case:
     """One bundle under examination."""
 
-    def __init__(self, findings: Findings, roster: Roster, keep: bool) -> None:
-        self.findings, self.roster, self.keep = findings, roster, keep
+    def __init__(self, findings: Findings, roster: Roster, keep: bool, brief: bool = False) -> None:
+        self.findings, self.roster, self.keep, self.brief = findings, roster, keep, brief
         self.plans: dict[str, Plan | None] = {}
         self.plan_values: dict[str, dict[str, Any]] = {}
         #: Plans that something names, and those without which it cannot be checked.
