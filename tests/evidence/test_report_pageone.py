@@ -80,11 +80,11 @@ def test_data_called_as_their_sites_take_one_line() -> None:
     found = kit.verdict(books)
     assert found.record is not None
     case = reading.read(found.record)
-    assert pageone.whose(case) == "all 3 sites: data set called as the site"
+    assert pageone.whose(case) == "all 3 sites: data set named after the site"
     books[1].add("population", **{**books[0].record.entries[1].predicate, "population": "staff"})
     case = reading.read(kit.verdict(books).record or reading.Record())
     assert pageone.whose(case) == (
-        "all 3 sites: data set called as the site; Pacific: no data set of population “staff”"
+        "all 3 sites: data set named after the site; Pacific: no data set of population “staff”"
     )
 
 

@@ -43,7 +43,7 @@ def whose(case: Case) -> str:
 
 def _described(group: Group) -> tuple[str, ...]:
     names = [name for name, _ in group.data_sets]
-    shown = ["called as the site" if own(name, group.site) else f"“{name}”" for name in names]
+    shown = ["named after the site" if own(name, group.site) else f"“{name}”" for name in names]
     sets = f"data {'set' if len(names) == 1 else 'sets'} {', '.join(shown)}" if names else ""
     known = own(group.name, group.site) or [group.name] == names
     of = "" if known else f" of population “{group.name}”"
