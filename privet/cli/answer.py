@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from privet.privacy import honesty
 from privet.privacy.audit.report.judging import Standing, standing
 from privet.privacy.audit.verify import SiteFinding, Verdict
 from privet.privacy.units import PrivacyLoss, Relation, Unit
@@ -104,7 +105,9 @@ def _claim(top: Standing) -> str:
     claim = top.claim
     if claim.word == "conditional":
         points = "1 point" if len(claim.conditional) == 1 else f"{len(claim.conditional)} points"
-        return f"Claim: conditional on {points} of the honesty list: {', '.join(claim.conditional)}"
+        names = {row.id: f"{row.id} {row.name}" for row in honesty.assess(honesty.Facts())}
+        said = ", ".join(names.get(row, row) for row in claim.conditional)
+        return f"Claim: conditional on {points} of the honesty list: {said}"
     if claim.word == "none":
         return f"Claim: none ({claim.why})"
     return "Claim: proved in the model; no point of the honesty list is unknown"

@@ -131,7 +131,8 @@ def counting(title: str) -> Iterator[Callable[[int, int], None]]:
 def site_status(value: dict[str, Any]) -> None:
     """Print a site's ledger: what was spent and is left, by population."""
     _out.print(
-        f"{value['site']}: {value['state']} · {value['entries']} entries, the first "
+        f"{value['site']}: {value['state']} · {value['entries']} "
+        f"{'entry' if value['entries'] == 1 else 'entries'}, the first "
         f"{value['witnessed']} of them witnessed · {value['fingerprint']}",
         soft_wrap=True,
         highlight=False,

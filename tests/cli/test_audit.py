@@ -216,6 +216,7 @@ def test_verify_says_what_the_report_puts_on_top(privet: Run, bundles: dict[str,
     shown = privet("audit", "verify", bundles["run"]).out
     assert "This was a simulation" in shown
     assert f"Claim: conditional on {len(value['conditional_on'])} points" in shown
+    assert "H11 composition" in shown
     # The report says the same.
     privet("audit", "report", bundles["run"], "--out", "report")
     report = json.loads(Path("report/report.json").read_text())

@@ -17,7 +17,7 @@ from privet.privacy.audit.verify.case import Case
 from privet.privacy.audit.verify.journal import Journal
 from privet.privacy.audit.verify.log import Log
 from privet.privacy.audit.verify.pool import Workers
-from privet.privacy.audit.verify.result import Findings, show
+from privet.privacy.audit.verify.result import Findings, count, show
 from privet.privacy.audit.verify.roster import Member, read_roster
 from privet.privacy.audit.verify.site import Ledger
 from privet.privacy.audit.verify.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
@@ -226,9 +226,8 @@ class BundleReader:
                     log.checkpoint(checkpoint, text)
         log.cut = self.source.ended_early
         if log.tree.size != size and not log.cut:
-            log.fault(
-                "bundle", f"the log has {log.tree.size} entries, not as many as its head says"
-            )
+            entries_ = count(log.tree.size, "entry")
+            log.fault("bundle", f"the log has {entries_}, not as many as its head says")
         log.close()
         self.logs.append(log)
 
@@ -255,7 +254,8 @@ class BundleReader:
                 number += 1
         if journal is not None and number < len(journal.receipts) and not self.source.ended_early:
             missing = len(journal.receipts) - number
-            self.findings.fault("receipt", f"{missing} receipts are missing")
+            verb = "is" if missing == 1 else "are"
+            self.findings.fault("receipt", f"{count(missing, 'receipt')} {verb} missing")
 
     def _surplus(self, case: Case) -> None:
         """Fault checkpoints that neither a journal, a receipt nor the end of a log needs."""
