@@ -6,7 +6,8 @@
 A bundle of 3 sites and 20 rounds is made by a simulation, and a second one for replays.
 Each mutation changes the first, sets the digest in its last line right again (an opponent
 can), and is verified against the pinned roster. Accepted mutations and errors that are not
-faults are counted, with what was changed. Batches of lines that did not change are read
+faults are counted, with what was changed. A first line that is not a bundle's any more is refused
+as wrong input, which counts as rejected. Batches of lines that did not change are read
 once in a process, and signatures over the same bytes checked once: the answer cannot
 differ. All that follows from them is done anew each time.
 """
@@ -271,7 +272,11 @@ _material: Material
 
 
 def _work(job: tuple[str, int, int]) -> tuple[str, int, list[str], list[str], Counter[str]]:
-    """Try ``count`` mutations of one kind; return those accepted and those that raised."""
+    """Try ``count`` mutations of one kind; return those accepted and those that raised.
+
+    A file that does not begin as a bundle any more is refused with InputError: rejected, too.
+    """
+    from privet.common.errors import InputError
     from privet.privacy.audit.verify import verify
 
     memoise()
@@ -292,6 +297,11 @@ def _work(job: tuple[str, int, int]) -> tuple[str, int, list[str], list[str], Co
             path.write_bytes(changed)
             try:
                 verdict = verify(path, _material.roster, processes=1)
+            except InputError as error:
+                if changed.split(b"\n", 1)[0] == _material.lines[0]:
+                    errors.append(f"{name}, seed {seed}: {error!r}")
+                rules["not a bundle"] += 1
+                continue
             except Exception as error:
                 errors.append(f"{name}, seed {seed}: {error!r}")
                 continue

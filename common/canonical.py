@@ -37,8 +37,19 @@ def digest_json(value: Any) -> str:
 
 
 def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write ``data`` to ``path`` durably: all of it or nothing, also after a crash."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``data`` to ``path`` durably: all of it or nothing, also after a crash.
+
+    Raises:
+        OSError: if it cannot be written; it names ``path``.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, data, mode)
+    except OSError as error:  # by its number the error is of the same type again
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _write(path: Path, data: bytes, mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:

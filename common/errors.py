@@ -29,6 +29,8 @@ Every message says what is wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+import json
+
 
 class PrivetError(Exception):
     """Base of all errors of Privet. ``exit_code`` is what a command ends with."""
@@ -122,3 +124,16 @@ class LedgerError(RunError):
 
 class RolledBack(LedgerError):
     """The ledger is older than a head it signed before: a restored backup (H31)."""
+
+
+def reason_of(error: Exception) -> str:
+    """Return why a file could not be read or written, in plain words, without its name."""
+    if isinstance(error, IsADirectoryError):
+        return "it is a folder, not a file"
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return "it is not text"
+    if isinstance(error, json.JSONDecodeError):
+        return f"it is not JSON (line {error.lineno})"
+    return str(error)

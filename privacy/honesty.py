@@ -83,7 +83,8 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H29": ("adaptive-parameters", "enforced", "the plan is fixed before its first round"),
     "H30": ("side-channels", "enforced", "closed status codes, charge kept once data was opened; "
             "timing is outside the guarantee"),
-    "H31": ("rollback", "unknown", "a simulation's history has no outside witness"),
+    "H31": ("rollback", "unknown", "a simulation's history has no outside witness: all that "
+            "cosigned it lay on the same machine"),
     "H32": ("re-registered", "unknown", "a simulation does not know the same persons under "
             "another name"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ there is a reason instead of an interval, never a guess.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -40,6 +41,19 @@ class NoInterval:
 
     def __bool__(self) -> bool:
         return False
+
+
+def check_installed() -> None:
+    """Refuse where prv-accountant is not installed.
+
+    Raises:
+        InputError: with what to install.
+    """
+    if importlib.util.find_spec("prv_accountant") is None:
+        raise InputError(
+            "--interval asks prv-accountant, which is not installed: install Privet with the extra "
+            "[interval]"
+        )
 
 
 def certified_interval(

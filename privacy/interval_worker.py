@@ -20,7 +20,10 @@ def main() -> None:
         import prv_accountant as prv
     except ImportError as error:
         _say(
-            {"reason": f"prv-accountant is not installed ({error}): pip install 'privet[interval]'"}
+            {
+                "reason": f"prv-accountant is not installed ({error}): install Privet with the "
+                "extra [interval]"
+            }
         )
         return
     warnings.simplefilter("ignore")

@@ -88,7 +88,7 @@ class Pkcs11Signer:
         except ImportError:
             raise KeyFault(
                 "a key in a token needs python-pkcs11, which is not installed: "
-                "pip install 'privet[pkcs11]'"
+                "install Privet with the extra [pkcs11]"
             ) from None
         if not module.is_file():
             raise KeyFault(f"{module}: there is no PKCS#11 library; is keys.module right?")

@@ -1,7 +1,8 @@
 """The same plan without privacy: together, each site alone, all data pooled.
 
 These models and figures are not private. They are written under ``non-private/`` in the
-run folder, with a notice, and no bundle takes that folder. Another model of the scenario
+run folder, with a notice; a bundle of the run does not take that folder, and bundles of its own
+ledgers claim nothing. Another model of the scenario
 is trained with privacy too, at the same ε, to show which one is better; each spends a
 budget of its own.
 """
@@ -26,7 +27,7 @@ from privet.simulations.run import Setting, train_once
 
 _NOTICE = """The models and figures in this folder were trained WITHOUT noise, or were compared with
 such models, on private records. Treat them as if they were the records: they must not
-leave this machine, and no bundle takes them.
+leave this machine. Their ledgers are here too, and can be bundled; their bundles claim nothing.
 """
 
 

@@ -115,7 +115,7 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
         RunError: if the engine fails.
     """
     if importlib.util.find_spec("ray") is None:
-        raise InputError("--engine ray needs Ray: pip install 'privet[simulation]'")
+        raise InputError("--engine ray needs Ray: install Privet with the extra [simulation]")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     from flwr.simulation import run_simulation

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from privet.common.canonical import canonical_json, digest_json, fsync_folder
-from privet.common.errors import InputError, LedgerError
+from privet.common.errors import InputError, LedgerError, reason_of
 from privet.privacy.roster import Roster
 from privet.privacy.signed_note import Checkpoint
 from privet.privacy.statement import Entry
@@ -30,12 +30,16 @@ _DEPTH = 3
 
 @dataclass(frozen=True)
 class Made:
-    """What was written: the file, how many sites, how many entries, and what is missing."""
+    """What was written: the file, how many sites and entries, and what is missing.
+
+    ``whole`` is False where a ledger is missing: such a bundle does not verify.
+    """
 
     path: Path
     sites: int
     entries: int
     notes: tuple[str, ...]
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -47,21 +51,39 @@ class _Source:
     origin: str
 
 
-def write_bundle(sources: Iterable[Path], out: Path) -> Made:
+def write_bundle(sources: Iterable[Path], out: Path, *, partial: bool = False) -> Made:
     """Write the bundle of ``sources`` to ``out``, whole or not at all.
 
     Args:
         sources: run folders, folders of sites, or a coordinator's.
         out: the file; it must not exist.
+        partial: write it even if a ledger of the roster is missing; it will not verify then.
 
     Raises:
-        InputError: if a source holds no log, or ``out`` exists.
+        InputError: if a source holds no log, a ledger is missing, or ``out`` exists.
         LedgerError: if a log cannot be read.
     """
     if out.exists():
         raise InputError(f"{out} exists; a bundle is never overwritten")
     gathered = _Gathered(list(sources))
-    out.parent.mkdir(parents=True, exist_ok=True)
+    if gathered.missing and not partial:
+        raise InputError(
+            f"{_ledgers(gathered.missing)} not in the sources, and a bundle without "
+            f"{'it' if len(gathered.missing) == 1 else 'them'} will not verify; name the folders "
+            "too, or ask for it as it is with --partial"
+        )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        entries = _write_file(gathered, out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {reason_of(error)}") from error
+    fsync_folder(out.parent)
+    return Made(
+        out, len(gathered.sites), entries, tuple(gathered.notes), whole=not gathered.missing
+    )
+
+
+def _write_file(gathered: _Gathered, out: Path) -> int:
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -70,12 +92,16 @@ def write_bundle(sources: Iterable[Path], out: Path) -> Made:
             os.fsync(stream.fileno())
         Path(name).chmod(0o644)
         Path(name).replace(out)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be written: {error.strerror or error}") from error
     finally:
         Path(name).unlink(missing_ok=True)
-    fsync_folder(out.parent)
-    return Made(out, len(gathered.sites), entries, tuple(gathered.notes))
+    return entries
+
+
+def _ledgers(names: list[str]) -> str:
+    """Return whose ledgers are meant, up to the verb."""
+    if len(names) == 1:
+        return f"the ledger of {names[0]} is"
+    return f"the ledgers of {', '.join(names[:-1])} and {names[-1]} are"
 
 
 class _Gathered:
@@ -90,9 +116,9 @@ class _Gathered:
             self._add(path)
         self.roster = self._find_roster(folders)
         self.plans = self._find_plans(folders)
-        missing = [site.name for site in self.roster.sites if site.name not in self.sites]
-        if missing:
-            self.notes.append(f"the ledgers of {', '.join(missing)} are not in the sources")
+        self.missing = [site.name for site in self.roster.sites if site.name not in self.sites]
+        if self.missing:
+            self.notes.append(f"{_ledgers(self.missing)} not in the sources")
         named = {site.name for site in self.roster.sites}
         for name in sorted(set(self.sites) - named):
             self.notes.append(f"site '{name}' is not in the roster: its ledger is left out")
@@ -134,7 +160,7 @@ class _Gathered:
                 plans[name] = json.loads(text)
         for folder in folders:
             if (folder / "plan.json").exists():
-                plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
+                plan = _read_json(folder / "plan.json")
                 plans[digest_json(plan)] = plan
         return plans
 
@@ -231,6 +257,13 @@ def _write_lines(gathered: _Gathered, stream: BinaryIO) -> int:
             put(canonical_json(receipt))
     stream.write(canonical_json({"kind": "end", "sha256": total.hexdigest()}) + b"\n")
     return entries
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
 
 
 def _referred(gathered: _Gathered) -> set[str]:

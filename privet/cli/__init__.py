@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from privet import __version__
-from privet.common.errors import PrivetError
+from privet.common.errors import PrivetError, reason_of
 
 app = typer.Typer(
     name="privet",
@@ -60,14 +60,14 @@ def main() -> None:
     except Exception as error:
         if isinstance(error, OSError):
             where = f"{error.filename}: " if error.filename else ""
-            typer.echo(f"privet: {where}{error.strerror or error}", err=True)
+            typer.echo(f"privet: {where}{reason_of(error)}", err=True)
             sys.exit(1)
         if os.environ.get("PRIVET_DEBUG"):
             raise
         if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _TRAIN:
             typer.echo(
                 f"privet: this command needs {error.name}, which the core install leaves out: "
-                "pip install 'privet[train]'",
+                "install Privet with the extra [train]",
                 err=True,
             )
             sys.exit(2)

@@ -13,6 +13,10 @@ from privet.cli import app
 audit = typer.Typer(
     no_args_is_help=True,
     help="Verify what sites spent, from files alone: no network, no trust in who wrote them.",
+    epilog="[bold]Example[/bold]\n\n"
+    "privet audit bundle runs/lending-1 --out lending.bundle\n\n"
+    "privet audit verify lending.bundle --roster fingerprints.json\n\n"
+    "privet audit report lending.bundle --roster fingerprints.json --out report",
 )
 app.add_typer(audit, name="audit")
 
@@ -41,6 +45,12 @@ def bundle(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The file to write; it must not exist.")],
+    partial: Annotated[
+        bool,
+        typer.Option(
+            "--partial", help="Write it even where a site's ledger is missing; it will not verify."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Gather ledgers, journal, plans, orders and proofs into one file for an auditor.
@@ -50,14 +60,18 @@ def bundle(
     """
     from privet.privacy.audit.bundle import write_bundle
 
-    made = write_bundle(sources, out)
+    made = write_bundle(sources, out, partial=partial)
     if as_json:
         value = {"bundle": str(made.path), "sites": made.sites, "entries": made.entries}
-        typer.echo(json.dumps({**value, "notes": list(made.notes)}))
+        typer.echo(json.dumps({**value, "whole": made.whole, "notes": list(made.notes)}))
         return
-    typer.echo(f"{made.path}: {made.sites} sites, {made.entries} entries")
+    sites = "1 site" if made.sites == 1 else f"{made.sites} sites"
+    entries = "1 entry" if made.entries == 1 else f"{made.entries} entries"
+    typer.echo(f"{made.path}: {sites}, {entries}")
     for note in made.notes:
         typer.echo(f"note: {note}")
+    if not made.whole:
+        typer.echo("This bundle will not verify.")
     typer.echo(f"Next: privet audit verify {made.path} --roster ROSTER")
 
 
@@ -73,15 +87,15 @@ def verify(bundle: Bundle, roster: Roster = None, as_json: AsJson = False) -> No
     another way, whoever wrote the bundle chose whose signatures count: the answer then says
     that the roster is not pinned.
     """
-    from privet.cli import show
+    from privet.cli import answer, show
     from privet.privacy.audit.verify import verify as check
 
     with show.counting("verifying") as progress:
-        verdict = check(bundle, roster, progress=progress)
+        verdict = check(bundle, roster, brief=True, progress=progress)
     if as_json:
-        typer.echo(json.dumps({**verdict.to_dict(), "notes": verdict.notes}))
+        typer.echo(json.dumps(answer.as_json(verdict)))
     else:
-        show.verdict(verdict)
+        answer.show(verdict)
     if not verdict.ok:
         raise typer.Exit(FAULTS)
 
@@ -107,10 +121,14 @@ def report(
     BUNDLE is the file that `privet audit bundle` wrote. A report on a bundle with faults says
     so first, and the exit code is 4.
     """
-    from privet.cli import show
-    from privet.privacy.audit.report import intervals, write_report
+    from privet.cli import answer, show
+    from privet.privacy.audit.report import check_folder, intervals, write_report
     from privet.privacy.audit.verify import verify as check
+    from privet.privacy.interval import check_installed
 
+    check_folder(out)
+    if interval:
+        check_installed()
     with show.counting("verifying") as progress:
         verdict = check(bundle, roster, keep=True, progress=progress)
     asked = intervals(verdict) if interval else None
@@ -118,7 +136,7 @@ def report(
     if as_json:
         typer.echo(json.dumps({"ok": verdict.ok, "files": [str(path) for path in files]}))
     else:
-        show.verdict(verdict)
+        answer.show(verdict)
         typer.echo(f"Open {files[0]}")
     if not verdict.ok:
         raise typer.Exit(FAULTS)

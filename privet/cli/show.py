@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
@@ -21,7 +23,6 @@ from privet.privacy.units import PrivacyLoss, Relation, Unit
 if TYPE_CHECKING:
     from privet.cli.budget import Forecast
     from privet.common.plan import Plan
-    from privet.privacy.audit.verify import Verdict
     from privet.server.rounds import Progress
     from privet.simulations.compare import Row
     from privet.simulations.result import Result
@@ -127,56 +128,18 @@ def counting(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def verdict(found: Verdict) -> None:
-    """Print what a verifier answers: the sentence first, then sites, faults and notes."""
-    if found.ok:
-        _out.print("[bold green]Verified.[/] Every check on this bundle held.")
-    else:
-        _out.print(f"[bold red]{len(found.faults)} faults.[/] Do not rely on its figures.")
-    if found.roster == "pinned":
-        _out.print("The roster is pinned: signatures count by the keys that you brought.")
-    else:
-        _out.print(
-            "The roster is not pinned: whoever made the bundle chose whose signatures count. "
-            "Bring the fingerprints that the sites gave you: --roster FILE.",
-            soft_wrap=True,
-        )
-    table = Table()
-    for name in ("site", "population", "ε spent", "ε cap", "δ, unit, relation", "entries"):
-        table.add_column(name, justify="right" if name in ("entries",) else "left")
-    for site in found.sites:
-        epsilon = math.inf if site.epsilon is None else site.epsilon
-        loss = PrivacyLoss(epsilon, site.delta, Unit(site.unit), Relation(site.relation))
-        cap = "none" if site.cap is None else f"{site.cap:g}"
-        spent = loss.figure + (" *" if site.conditional else "")
-        table.add_row(site.site, site.population, spent, cap, loss.terms, str(site.entries))
-    _out.print(table)
-    if any(site.conditional for site in found.sites):
-        _out.print(
-            "* several runs were chosen one after the other: this ε is conditional (H29); what "
-            "holds without condition is the cap.",
-            soft_wrap=True,
-        )
-    for fault in found.faults[:_SHOWN]:
-        where = f"{fault.site or 'bundle'}" + (f", entry {fault.entry}" if fault.entry else "")
-        _out.print(f"✗ {where}: {fault.rule}: {fault.message}", soft_wrap=True, markup=False)
-    if len(found.faults) > _SHOWN:
-        _out.print(f"… and {len(found.faults) - _SHOWN} more (--json shows all)")
-    for note in found.notes:
-        _out.print(f"note: {note}", soft_wrap=True, markup=False)
-
-
 def site_status(value: dict[str, Any]) -> None:
     """Print a site's ledger: what was spent and is left, by population."""
     _out.print(
-        f"{value['site']}: {value['state']} · {value['entries']} entries, the first "
+        f"{value['site']}: {value['state']} · {value['entries']} "
+        f"{'entry' if value['entries'] == 1 else 'entries'}, the first "
         f"{value['witnessed']} of them witnessed · {value['fingerprint']}",
         soft_wrap=True,
         highlight=False,
     )
     table = Table()
     for name in ("population", "ε spent", "ε cap", "δ, unit, relation", "runs"):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name.startswith("ε"))
     for item in value["populations"]:
         loss = _loss(item)
         cap = "none" if item["cap"] is None else f"{item['cap']:g}"
@@ -189,11 +152,8 @@ def site_status(value: dict[str, Any]) -> None:
         _out.print(f"reserved and not finished: {slot} (it counts)", soft_wrap=True)
 
 
-_SHOWN = 20
-
-
-def result(outcome: Result, rows: list[Row] | None) -> None:
-    """Print a finished run."""
+def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None) -> None:
+    """Print a finished run, whose ledgers lie in its folder or in ``ledgers``."""
     _out.print()
     _out.print(_comparison(outcome, rows))
     if rows:
@@ -209,7 +169,8 @@ def result(outcome: Result, rows: list[Row] | None) -> None:
         title_justify="left",
     )
     for name in ("site", "last answer", "ε spent", "ε cap", "accuracy", "auc"):
-        table.add_column(name, justify="left" if name in ("site", "last answer") else "right")
+        words = name in ("site", "last answer")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
     for site in outcome.sites:
         table.add_row(
             site.name,
@@ -224,6 +185,14 @@ def result(outcome: Result, rows: list[Row] | None) -> None:
     _out.print(
         f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False, soft_wrap=True
     )
+    _next(outcome.out, ledgers)
+
+
+def _next(folder: Path, ledgers: Path | None) -> None:
+    """Say how to gather the evidence of a run."""
+    sources = [str(folder), *([str(ledgers)] if ledgers else [])]
+    words = ["privet", "audit", "bundle", *sources, "--out", f"{folder.name}.bundle"]
+    _out.print(f"Next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def budget(forecast: Forecast) -> None:

@@ -164,7 +164,7 @@ def simulate(
     if as_json:
         _print_json(result.to_dict())
     else:
-        show.result(result, rows)
+        show.result(result, rows, ledgers)
 
 
 def _print_json(value: Any) -> None:

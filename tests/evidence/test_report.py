@@ -159,7 +159,7 @@ def test_keys_of_the_json(folder: Path) -> None:
     assert value["format"] == "privet/report/v1"
     assert set(value) == {
         "format", "made", "verified", "roster", "faults",
-        "notes", "simulation", "coordinator", "period", "claim", "conditional_on", "sites", "runs",
+        "notes", "simulation", "unchecked", "coordinator", "period", "claim", "conditional_on", "sites", "runs",
         "refusals", "aborted", "honesty", "witnesses", "changes", "approvals", "plans", "code",
         "programs", "not_proved",
     }  # fmt: skip
@@ -184,7 +184,9 @@ def test_the_same_bundle_gives_the_same_bytes(folder: Path, bundle: Path, tmp_pa
 def test_nothing_is_loaded_from_anywhere(folder: Path, page: Page) -> None:
     assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(page.tags)
     loading = {"src", "href", "srcset", "data", "action", "xlink:href", "background"}
-    assert [name for _, name, _ in page.attributes if name in loading] == []
+    assert [v for _, name, v in page.attributes if name in loading and v[:1] != "#"] == []
+    ids = {value for _, name, value in page.attributes if name == "id"}
+    assert {v[1:] for _, name, v in page.attributes if name == "href"} <= ids
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?://|@import|url\(", text)
@@ -250,7 +252,7 @@ def test_a_bundle_that_was_changed(bundle: Path, tmp_path: Path) -> None:
     assert page.headings[1][1].startswith("Verification found")
 
 
-@pytest.mark.parametrize("kept", [0, 1, 3, 40])
+@pytest.mark.parametrize("kept", [1, 3, 40])
 def test_a_bundle_that_is_cut_gives_a_report(bundle: Path, tmp_path: Path, kept: int) -> None:
     cut = tmp_path / "cut.bundle"
     cut.write_bytes(b"".join(bundle.read_bytes().splitlines(keepends=True)[:kept]))

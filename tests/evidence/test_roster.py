@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import verify_kit
 
 from privet.common.errors import InputError
+from privet.privacy.audit.verify import verify
 from privet.privacy.keys import FileSigner
 from privet.privacy.roster import Coordinator, Member, Roster
 from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
@@ -83,3 +87,28 @@ def test_a_file_that_is_no_roster(tmp_path: Path, text: str) -> None:
     path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError):
         Roster.load(path)
+
+
+def test_the_guides_roster_is_one(root: Path, tmp_path: Path) -> None:
+    """The template of the guide needs nothing but its digits filled in."""
+    text = (root / "docs" / "how-to" / "audit.md").read_text(encoding="utf-8")
+    [template] = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    mine = roster().to_dict(fingerprints=True)
+    value = json.loads(template)
+    assert value["format"] == mine["format"] and value.keys() == mine.keys()
+    assert value["coordinator"].keys() == mine["coordinator"].keys()
+    assert value["sites"][0].keys() == mine["sites"][0].keys()
+    fed = verify_kit.Federation(quorum=2)
+    filled = fed.fingerprints()
+    value["coordinator"], value["sites"] = filled["coordinator"], filled["sites"]
+    bundle = verify_kit.write(tmp_path / "bundle", fed.bundle())
+    assert verify(bundle, verify_kit.write_roster(tmp_path / "roster.json", value)).ok
+
+
+def test_what_cannot_be_read_is_said_in_plain_words(tmp_path: Path) -> None:
+    path = tmp_path / "roster.json"
+    path.write_bytes(b"\xff")
+    with pytest.raises(InputError, match="the roster cannot be read: it is not text"):
+        Roster.load(path)
+    with pytest.raises(InputError, match="the roster cannot be read: it is a folder"):
+        Roster.load(tmp_path)

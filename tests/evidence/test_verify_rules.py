@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc8785
 from verify_kit import (
     HUB,
     SITES,
@@ -27,6 +28,7 @@ from verify_kit import (
     write_roster,
 )
 
+from privet.common.errors import InputError
 from privet.privacy.audit.verify import RULES, Verdict, verify
 
 NORTH = SITES[0]
@@ -798,8 +800,7 @@ def reroster(name: str, value: Any) -> Change:
 @pytest.mark.parametrize(
     "change",
     [
-        reroster("quorum", 1), reroster("quorum", "2"), reroster("format", "privet/roster/v2"),
-        reroster("more", 1), lambda r: r["sites"].pop(), lambda r: r["sites"][0].update(name="West"),
+        reroster("quorum", 1), reroster("quorum", "2"), reroster("more", 1), lambda r: r["sites"].pop(), lambda r: r["sites"][0].update(name="West"),
         lambda r: r["sites"].append(r["sites"][0]), lambda r: r["coordinator"].update(name="Bub"),
         lambda r: r["sites"][0].update(ledger="nonsense"), reroster("sites", {}),
     ],
@@ -813,13 +814,73 @@ def test_another_pinned_roster(tmp_path: Path, change: Change) -> None:
     assert found(answer) == {("roster", None)}
 
 
-@pytest.mark.parametrize("content", [b"", b"[", b"\xff", b"null", b'{"a":1,"a":2}', b"1e400"])
-def test_a_pinned_roster_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (reroster("quorum", 1), "the quorum is 2 in the bundle and 1 in the pinned roster"),
+        (lambda r: r["coordinator"].update(name="Bub"),
+         "the coordinator is Hub in the bundle and Bub in the pinned roster"),
+        (lambda r: r["sites"].pop(0), "the site North of the bundle is not in the pinned roster"),
+        (lambda r: r["sites"].append({**r["sites"][0], "name": "West", "ledger": OTHER}),
+         "the site West of the pinned roster is not in the bundle"),
+        (lambda r: r["sites"][0].update(name="West"),
+         "the site that the pinned roster calls West is called North in the bundle"),
+        (lambda r: r["sites"][1].update(witness=OTHER),
+         "the witness key of East is not the pinned one"),
+        (lambda r: r["coordinator"].update(orders=OTHER),
+         "the order key of Hub is not the pinned one"),
+        (lambda r: r["sites"][2].update(ledger="sha256:12"),
+         "the pinned roster: 'ledger' of South Bay is neither a fingerprint (sha256: and 64 hex "
+         "digits) nor a verifier key: not a verifier key (name+id+key)"),
+        (lambda r: r["sites"][2].pop("ledger"),
+         "the pinned roster: site 3 of the roster, South Bay, must have exactly the fields name, "
+         "ledger, witness"),
+        (lambda r: r["sites"][1].update(name="no/name"),
+         "the pinned roster: the name of site 2 of the roster is not a proper one: 'no/name'"),
+        (lambda r: r["sites"].append(r["sites"][0]),
+         "the pinned roster: the roster names North twice"),
+    ],
+)  # fmt: skip
+def test_what_differs_is_named(tmp_path: Path, change: Change, message: str) -> None:
+    fed = Federation()
+    path = write(tmp_path / "bundle", fed.bundle())
+    roster = fed.fingerprints()
+    change(roster)
+    answer = verify(path, write_roster(tmp_path / "roster.json", roster))
+    assert [fault.message for fault in answer.faults] == [message]
+
+
+def test_fingerprints_may_be_in_upper_case(tmp_path: Path) -> None:
+    fed = Federation()
+    path = write(tmp_path / "bundle", fed.bundle())
+    roster = fed.fingerprints()
+    for member in (roster["coordinator"], *roster["sites"]):
+        for field in member.keys() - {"name"}:
+            member[field] = "sha256:" + member[field][7:].upper()
+    answer = verify(path, write_roster(tmp_path / "roster.json", roster))
+    assert answer.ok and answer.roster == "pinned"
+
+
+def test_a_key_of_the_bundles_roster_is_named(tmp_path: Path) -> None:
+    fed = Federation()
+    roster = fed.roster()
+    roster["sites"][1]["witness"] = "nonsense"
+    lines = fed.bundle()
+    lines[1] = rfc8785.dumps({"kind": "roster", "roster": roster})
+    [first, *_] = verify(write(tmp_path / "bundle", lines)).faults
+    assert first.message == "the witness key of East: not a verifier key (name+id+key)"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[", b"\xff", b"null", b'{"a":1,"a":2}', b"1e400", b'{"format": "privet/roster/v2"}'],
+)
+def test_a_pinned_roster_that_is_none(tmp_path: Path, content: bytes) -> None:
     fed = Federation()
     path = write(tmp_path / "bundle", fed.bundle())
     (tmp_path / "roster.json").write_bytes(content)
-    answer = verify(path, tmp_path / "roster.json")
-    assert found(answer) == {("roster", None)} and answer.roster == "unpinned"
+    with pytest.raises(InputError, match=r"roster\.json is not a roster"):
+        verify(path, tmp_path / "roster.json")
 
 
 def test_a_witness_counts_once_and_never_for_its_own_log(tmp_path: Path) -> None:

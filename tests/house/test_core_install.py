@@ -212,7 +212,7 @@ def test_an_operator_makes_a_site_and_asks_what_a_plan_costs(run: Run, evidence:
 def test_what_needs_more_says_what_to_install(run: Run, words: tuple[str, ...]) -> None:
     done = run("privet", *words)
     assert done.returncode == 2
-    assert "pip install 'privet[train]'" in done.stderr
+    assert "install Privet with the extra [train]" in done.stderr
     assert "should not have happened" not in done.stderr
 
 

@@ -26,7 +26,7 @@ from privet.privacy.audit.report import reading, registry, view
 from privet.privacy.audit.report.judging import Intervals, intervals
 from privet.privacy.audit.verify import Record, Verdict
 
-__all__ = ["Intervals", "intervals", "write_report"]
+__all__ = ["Intervals", "check_folder", "intervals", "write_report"]
 
 _HERE = Path(__file__).parent
 
@@ -51,10 +51,9 @@ def write_report(
     Raises:
         InputError: if the verdict has no record, or ``out_dir`` is not empty.
     """
-    if verdict.record is None:
-        raise InputError("the verdict has no record: verify with keep=True")
-    if out_dir.exists() and (not out_dir.is_dir() or any(out_dir.iterdir())):
-        raise InputError(f"{out_dir} is not empty; a report is never overwritten")
+    if verdict.record is None or verdict.record.brief:
+        raise InputError("the verdict has no whole record: verify with keep=True")
+    check_folder(out_dir)
     case = reading.read(verdict.record or Record())
     content = view.view(case, verdict, interval or {})
     made: dict[str, Any] = {
@@ -71,6 +70,18 @@ def write_report(
     for name, text in files.items():
         write_atomic(out_dir / name, text.encode())
     return [out_dir / name for name in files]
+
+
+def check_folder(out_dir: Path) -> None:
+    """Refuse a folder that a report cannot be written to.
+
+    Raises:
+        InputError: if it is a file, or not empty.
+    """
+    if out_dir.exists() and not out_dir.is_dir():
+        raise InputError(f"{out_dir} is a file; name a new or empty folder")
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise InputError(f"{out_dir} is not empty; a report is never overwritten")
 
 
 def _page(content: dict[str, Any], made: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from privet.common.errors import PrivetError
+from privet.common.errors import InputError, PrivetError
 from privet.privacy import events as ev
 from privet.privacy import honesty
 from privet.privacy.accounting import epsilon
@@ -84,14 +84,39 @@ def claim_of(case: Case, verdict: Verdict, ledgers: list[Ledger]) -> Claim:
     findings = [finding for finding in verdict.sites if finding.site in names]
     if not verdict.ok:
         return Claim("none", [], "verification found faults")
-    if any(charge.reproducible for ledger in ledgers for charge in ledger.charges):
+    charges = [charge for ledger in ledgers for charge in ledger.charges]
+    if charges and all(charge.unnoised for charge in charges):
+        return Claim("none", [], "trained without noise", True)
+    if any(charge.reproducible for charge in charges if not charge.unnoised):
         return Claim("none", [], "noise came from a seed that somebody knows", True)
-    if not findings or not any(ledger.charges for ledger in ledgers):
+    if not findings or not charges:
         return Claim("none", [], "nothing was let out yet")
     if any(finding.epsilon is None for finding in findings):
         return Claim("none", [], "something that was let out has no privacy guarantee", True)
     word, unknown = honesty.claim(honesty.assess(facts(case, ledgers)), private=True)
     return Claim(word, unknown)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What stands above every figure: ``setting`` is that of the geneses, None without one."""
+
+    setting: str | None
+    claim: Claim
+
+
+def standing(verdict: Verdict) -> Standing:
+    """Return what a report puts on top of a verdict, for those who only verify.
+
+    Args:
+        verdict: of ``verify(…, brief=True)``, or of ``keep=True``.
+    """
+    if verdict.record is None:
+        raise InputError("the verdict has no record: verify with brief=True")
+    case = read(verdict.record)
+    known = case.settings & {"simulation", "site"}
+    setting = "simulation" if "simulation" in known else "site" if known else None
+    return Standing(setting, claim_of(case, verdict, case.ledgers))
 
 
 @dataclass(frozen=True)
@@ -122,7 +147,7 @@ def held(case: Case, log: LogRecord) -> Held:
         if case.quorum and len(others) >= case.quorum:
             sizes.append(size)
     last = max(sizes, default=0)
-    entries = len(log.entries)
+    entries = len(log.entries) + log.passed
     return Held(last == entries > 0, len(log.checkpoints), len(sizes), entries - last, by)
 
 

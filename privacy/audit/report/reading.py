@@ -36,6 +36,11 @@ class Charge:
             raise AttributeError(name) from None
 
     @property
+    def unnoised(self) -> bool:
+        """Whether it was reserved for something without noise."""
+        return bool(dig(self.entry.predicate["event"], "type") == "non_private")
+
+    @property
     def counts(self) -> bool:
         """Whether it counts against the population."""
         return self.state != "returned"

@@ -13,7 +13,14 @@ from typing import Any
 
 from privet.privacy.audit.report.judging import Claim
 from privet.privacy.audit.report.reading import Case, dig
-from privet.privacy.audit.report.words import NOT_PROVED, figure_of, figures_of, terms_of, unit_of
+from privet.privacy.audit.report.words import (
+    NOT_PROVED,
+    counted,
+    figure_of,
+    figures_of,
+    terms_of,
+    unit_of,
+)
 from privet.privacy.audit.verify import SiteFinding, Verdict
 from privet.privacy.honesty import Row
 
@@ -46,7 +53,7 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
                 "intended_use": _FILL_IN,
                 "data_product_type": "Machine learning model",
                 "data_product_region": _FILL_IN,
-                "description": f"A model trained by {len(case.ledgers)} sites together. "
+                "description": f"A model trained by {counted(len(case.ledgers), 'site')} together. "
                 "Records stay at the sites; what leaves a site is noised there.",
                 "publication_date": day or "1900-01-01",
             },
@@ -154,8 +161,8 @@ def _notes(case: Case, verdict: Verdict) -> str:
         found.append("A simulation: all keys lay on one machine. This was no deployment.")
     if not verdict.ok:
         found.append(
-            f"Verification found {len(verdict.faults)} faults: the figures are claimed, not "
-            "verified."
+            f"Verification found {counted(len(verdict.faults), 'fault')}: the figures are "
+            "claimed, not verified."
         )
     elif verdict.roster == "unpinned":
         found.append("Verified with an unpinned roster.")

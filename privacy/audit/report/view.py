@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from privet.privacy import honesty
-from privet.privacy.audit.report import drawing, words
+from privet.privacy.audit.report import drawing, pageone, words
 from privet.privacy.audit.report.judging import (
     Claim,
     Held,
@@ -32,6 +32,7 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
     known = facts(case, case.ledgers)
     rows = honesty.assess(known)
     overlap = (known.attested or {}).get("H21")
+    claims = [(ledger.site, claim_of(case, verdict, [ledger])) for ledger in case.ledgers]
     return {
         "verdict": verdict,
         "verified": verdict.ok,
@@ -55,7 +56,11 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "states": Counter(row.state for row in rows),
         "not_proved": words.not_proved(known.metrics == "public" and bool(case.runs), overlap),
         "claim": overall,
-        "claims": [(ledger.site, claim_of(case, verdict, [ledger])) for ledger in case.ledgers],
+        "claims": claims,
+        "whose": pageone.whose(case),
+        "protected": pageone.protected(blocks, dict(claims)),
+        "unpaid": [f.site for f in verdict.sites if f.epsilon is None],
+        "unchecked": [] if case.journal else list(pageone.UNCHECKED),
         "witnesses": [(log, held(case, log)) for log in case.record.logs],
         "changes": changes(case),
         "approvals": [
@@ -65,6 +70,7 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "software": sorted({ledger.software for ledger in case.ledgers if ledger.software}),
         "codes": sorted({code for run in case.runs for code in run.codes}),
         "words": words,
+        "own": pageone.own,
     }
 
 
@@ -88,6 +94,7 @@ def _blocks(case: Case, verdict: Verdict, interval: Intervals) -> list[dict[str,
         block["unit"] = words.unit_of(worst.unit, most)
         block["question"] = words.question_of(worst.unit, worst.relation)
         block["relation"] = words.relation_of(worst.unit, worst.relation)
+        block["where"] = pageone.worst_at(block)
         block["bare"] = [r["finding"].site for r in block["rows"] if r["finding"].epsilon is None]
         if worst.epsilon is not None:
             block["odds"] = words.odds(worst.epsilon, worst.delta)
@@ -147,11 +154,14 @@ def _run(case: Case, run: Run, refused: list[dict[str, Any]]) -> dict[str, Any]:
                 terms = words.terms_of(group.delta, group.unit, group.relation)
                 costs.append((cost, f"ε {words.figure_of(cost)} ({terms})"))
     released = [charge for charge in charges if charge.state == "released"]
+    measured = sum(charge.purpose == "evaluate" for charge in released)
+    clear = pageone.in_the_clear(case, run.plan) and not measured
     return {
         "run": run,
         "title": case.title(run.plan),
         "trained": sum(charge.purpose == "train" for charge in released),
-        "measured": sum(charge.purpose == "evaluate" for charge in released),
+        "measured": measured,
+        "figures": "in the clear, not charged" if clear else measured,
         "kept": sum(charge.state in ("kept", "open") for charge in charges),
         "returned": sum(charge.state == "returned" for charge in charges),
         "refused": sum(row["count"] for row in refused if row["run"] == run.name),
@@ -231,6 +241,7 @@ def as_json(
         "faults": [_fault(fault) for fault in verdict.faults],
         "notes": verdict.notes,
         "simulation": content["simulation"],
+        "unchecked": content["unchecked"],
         "coordinator": case.coordinator,
         "period": list(case.period),
         "claim": claim.word,
@@ -333,6 +344,7 @@ def _run_json(row: Mapping[str, Any]) -> dict[str, Any]:
         "model": run.model,
         "releases": row["trained"],
         "metric_releases": row["measured"],
+        "figures": row["figures"],
         "charged_without_release": row["kept"],
         "given_back": row["returned"],
         "refused": row["refused"],

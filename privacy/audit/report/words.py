@@ -9,12 +9,15 @@ rightly with probability e^ε / (1 + e^ε). So nobody learns more than from that
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from privet.privacy.audit.report.reading import dig, number
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
+_DIGEST = re.compile(r"sha256:([0-9a-f]+)(?!…)\b")
+_MOST_NAMES = 4
 _UNITS = {
     "record": "one record",
     "person": "one person (one patient), all their records together",
@@ -89,6 +92,24 @@ HOLDERS = {
 }
 
 
+def counted(number: int, what: str) -> str:
+    """Return a count with its noun, in the plural if it is not one."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def marked(text: str) -> str:
+    """Return a text in which a digest that was shortened shows that it was."""
+    return _DIGEST.sub(lambda m: m[0] if len(m[1]) == 64 else f"{m[0]}…", text)
+
+
+def signers(by: Mapping[str, int]) -> str:
+    """Return who cosigned how often; many who did so equally often are counted."""
+    often = set(by.values())
+    if len(by) > _MOST_NAMES and len(often) == 1:
+        return f"{len(by)} others ({often.pop()} each)"
+    return ", ".join(f"{name} ({times})" for name, times in sorted(by.items())) or "nobody"
+
+
 def unit_of(unit: str, max_records: int = 1) -> str:
     """Return a privacy unit in words."""
     words = _UNITS.get(unit, f"one {unit}")
@@ -145,7 +166,7 @@ def odds(epsilon: float, delta: float) -> dict[str, str]:
         "even": percent(gain / (1 + gain)),
         "rare": percent(gain / (gain + 99)),
         "guess": percent((gain + delta) / (1 + gain)),
-        "times": f"{math.ceil(gain * 10 - 1e-9) / 10:.1f}" if gain < 10 else f"{math.ceil(gain):,}",
+        "times": f"{math.ceil(gain * 10 - 1e-9) / 10:,.1f}",
         "slip": f"1 in {max(1, math.floor(1 / delta + 1e-9)):,}" if delta > 0 else "0",
     }
 
@@ -273,7 +294,8 @@ NOT_PROVED = [
     ),
     (
         "That there was no training outside the ledger",
-        "Use of the same data by other software, or before the ledger began, is not counted.",
+        "Use of the same data by other software, training by this software with another ledger or "
+        "without one, and whatever came before the ledger began are not counted.",
     ),
     (
         "That rounding gives nothing away",

@@ -38,10 +38,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from privet.common.errors import InputError
-from privet.privacy.audit.verify.bundle import BundleReader, Source, Unreadable, scan
+from privet.common.errors import InputError, reason_of
+from privet.privacy.audit.verify.bundle import BundleReader
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import (
     RULES,
@@ -53,7 +53,8 @@ from privet.privacy.audit.verify.result import (
     SiteFinding,
     Verdict,
 )
-from privet.privacy.audit.verify.roster import differences
+from privet.privacy.audit.verify.roster import FORMAT, differences
+from privet.privacy.audit.verify.source import Scan, Source, Unreadable, scan
 from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, read_loose
 
 __all__ = [
@@ -66,6 +67,7 @@ def verify(
     roster: Path | None = None,
     *,
     keep: bool = False,
+    brief: bool = False,
     progress: Callable[[int, int], None] | None = None,
     processes: int | None = None,
 ) -> Verdict:
@@ -75,70 +77,89 @@ def verify(
         path: the bundle.
         roster: a roster obtained out of band; without it the keys are only the bundle's word.
         keep: return the readable parts in ``Verdict.record``; memory then grows with the bundle.
+        brief: return in ``Verdict.record`` what a claim depends on, in little memory.
         progress: called with bytes done and bytes in all.
         processes: worker processes for large bundles; 1 for none, None for at most two.
 
     Raises:
-        InputError: if a file cannot be opened or read. Whatever the files hold is a fault.
+        InputError: if a file cannot be read, or does not begin as a bundle, or is no roster.
+            Whatever else the files hold is a fault.
     """
     findings = Findings()
-    pinned = None if roster is None else _bytes_of(roster)
+    pinned = None if roster is None else _pinned(roster)
     try:
         with path.open("rb") as first:
-            count, sizes = scan(first)
-        with path.open("rb") as stream, Workers(processes, count) as workers:
-            reader = _read(stream, path.stat().st_size, sizes, workers, findings, keep, progress)
+            seen = scan(first)
+        if not seen.headed:
+            raise InputError(
+                f"{path} is not a bundle: it does not begin as one; `privet audit bundle` makes one"
+            )
+        if seen.cut:
+            findings.fault("bundle", "the file is cut: it has no end line")
+        with path.open("rb") as stream, Workers(processes, seen.lines) as workers:
+            reader = _read(
+                stream, path.stat().st_size, seen, workers, findings, (keep, brief), progress
+            )
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
     is_pinned = pinned is not None and _compare(pinned, reader, findings)
     if pinned is None:
         findings.note("roster unpinned: the keys are only the bundle's word")
     if findings.dropped:
-        findings.faults.append(
-            Fault(None, None, "bundle", f"{findings.dropped} more faults are not listed")
-        )
+        more = f"{findings.dropped} more {'fault is' if findings.dropped == 1 else 'faults are'}"
+        findings.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
     return Verdict(
         not findings.faults, "pinned" if is_pinned else "unpinned", findings.faults,
         findings.notes,
         [] if reader is None or reader.case is None else reader.case.findings_of_sites,
-        _record(reader) if keep else None,
+        _record(reader) if keep or brief else None,
     )  # fmt: skip
 
 
 def _read(
-    stream: BinaryIO, total: int, sizes: list[set[int]], workers: Workers, findings: Findings,
-    keep: bool, progress: Callable[[int, int], None] | None,
+    stream: BinaryIO, total: int, seen: Scan, workers: Workers, findings: Findings,
+    kept: tuple[bool, bool], progress: Callable[[int, int], None] | None,
 ) -> BundleReader | None:  # fmt: skip
     """Read as much of the bundle as can be read."""
     reader = None
     try:
-        reader = BundleReader(Source(stream, total, progress), sizes, workers, findings, keep)
+        source = Source(stream, total, progress, cut=seen.cut)
+        keep, brief = kept
+        reader = BundleReader(
+            source, seen.sizes, workers, findings, keep or brief, brief and not keep
+        )
         reader.read()
     except Unreadable as error:
-        findings.fault("bundle", str(error))
+        if reader is None or not reader.source.ended_early:
+            findings.fault("bundle", str(error))
     except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
         # Not known to happen. A bundle that does it is not thereby verified.
         findings.fault("bundle", f"the verifier could not go on ({type(e).__name__})")
     return reader
 
 
-def _bytes_of(path: Path) -> bytes:
+def _pinned(path: Path) -> dict[str, Any]:
+    """Read the roster that was obtained out of band; its fields are looked at later."""
     try:
         with path.open("rb") as stream:
-            return stream.read(MAX_LINE + 1)
+            content = stream.read(MAX_LINE + 1)
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _compare(pinned: bytes, reader: BundleReader | None, findings: Findings) -> bool:
-    """Compare the bundle's roster with the pinned one; return whether that was possible."""
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
     try:
-        if len(pinned) > MAX_LINE:
-            raise Malformed("the file is too long")
-        value = read_loose(pinned)
-        if reader is None or reader.case is None:
-            return False
-        for message in differences(value, reader.case.roster):
+        value = read_loose(content) if len(content) <= MAX_LINE else None
+    except (Malformed, RecursionError) as error:
+        raise InputError(f"{path} is not a roster: {error}") from None
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise InputError(f"{path} is not a roster: its format is not {FORMAT}")
+    return value
+
+
+def _compare(pinned: dict[str, Any], reader: BundleReader | None, findings: Findings) -> bool:
+    """Compare the bundle's roster with the pinned one; return whether that was possible."""
+    if reader is None or reader.case is None:
+        return False
+    try:
+        for message in differences(pinned, reader.case.roster):
             findings.fault("roster", message)
     except (Malformed, RecursionError, TypeError) as error:
         findings.fault("roster", f"the pinned roster: {error}")
@@ -150,4 +171,4 @@ def _record(reader: BundleReader | None) -> Record:
     if reader is None or reader.case is None:
         return Record()
     logs = [log.record for log in reader.logs]
-    return Record(reader.roster_value, reader.case.plan_values, logs)
+    return Record(reader.roster_value, reader.case.plan_values, logs, reader.brief)

@@ -2,104 +2,30 @@
 
 The file is read twice. The first pass only looks for the sizes of checkpoints, which stand after
 the entries: with them the second pass keeps no more of a tree than its right edge.
+
+Each log is read as that of the member whom its first line names. Where a ledger is missing, or the
+end of the file, that is one fault; what merely follows from it is not laid to others.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any
 
 from privet.privacy.audit.verify import entries, lines
 from privet.privacy.audit.verify.case import Case
 from privet.privacy.audit.verify.journal import Journal
 from privet.privacy.audit.verify.log import Log
 from privet.privacy.audit.verify.pool import Workers
-from privet.privacy.audit.verify.result import Findings, show
+from privet.privacy.audit.verify.result import Findings, count, show
 from privet.privacy.audit.verify.roster import Member, read_roster
 from privet.privacy.audit.verify.site import Ledger
-from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, obj, read, read_plan
+from privet.privacy.audit.verify.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
+from privet.privacy.audit.verify.strict import Malformed, obj, read, read_plan
 
-Progress = Callable[[int, int], None]
-_HEADER = b'{"format":"privet/bundle/v1","kind":"bundle"}'
-_LEAF = b'{"payload":"'
-_LOG, _RECEIPT, _END = b'{"kind":"log",', b'{"kind":"receipt",', b'{"kind":"end",'
-_AFTER = (_LOG, _RECEIPT, _END)
-_ORDER = b'{"keyid":"'
-_BATCH, _BATCH_BYTES = 256, 1 << 20
-_SIZE = re.compile(rb'\{"kind":"checkpoint","note":"[^"\\]*\\n([0-9]{1,16})\\n')
+_LEAF, _ORDER = b'{"payload":"', b'{"keyid":"'
+_AFTER = (LOG, RECEIPT, END)
 _MOST_PLANS = 10_000
-
-
-class Unreadable(Exception):
-    """The bundle cannot be read on from here."""
-
-
-def scan(stream: BinaryIO) -> tuple[int, list[set[int]]]:
-    """Return the number of lines and, for each log, the sizes of its checkpoints."""
-    count, sizes = 0, []
-    while line := stream.readline(MAX_LINE + 1):
-        count += 1
-        if len(line) > MAX_LINE:
-            break
-        if line.startswith(_LOG):
-            sizes.append(set[int]())
-        elif sizes and (match := _SIZE.match(line)):
-            sizes[-1].add(int(match[1]))
-    return count, sizes
-
-
-class Source:
-    """The lines of a bundle, one ahead, without their newlines; keeps the running digest."""
-
-    def __init__(self, stream: BinaryIO, total: int, progress: Progress | None) -> None:
-        self._stream, self._total, self._progress = stream, total, progress
-        self._hash = hashlib.sha256()
-        self._done = self._told = 0
-        self.number = 0
-        self.line: bytes | None = None
-        self.advance()
-
-    def advance(self) -> None:
-        """Go to the next line; ``line`` is None at the end of the file."""
-        if self.line is not None:
-            self._hash.update(self.line + b"\n")
-        raw = self._stream.readline(MAX_LINE + 1)
-        self.number += 1
-        self._done += len(raw)
-        if raw and not raw.endswith(b"\n"):
-            what = "is too long" if len(raw) > MAX_LINE else "does not end in a newline"
-            raise Unreadable(f"line {self.number} {what}")
-        self.line = raw[:-1] if raw else None
-        if self._progress is not None and (self._done - self._told > 1 << 20 or not raw):
-            self._told = self._done
-            self._progress(self._done, self._total)
-
-    def starts(self, prefix: bytes) -> bool:
-        """Return whether the line begins with ``prefix``."""
-        return self.line is not None and self.line.startswith(prefix)
-
-    def digest(self) -> str:
-        """Return the SHA-256 of all lines before this one, in hex."""
-        return self._hash.hexdigest()
-
-    def batches(self, prefix: bytes, context: Callable[[], Any], most: int | None = None,
-                ) -> Iterator[tuple[Any, list[bytes]]]:  # fmt: skip
-        """Yield batches of the next lines that begin with ``prefix``, at most ``most``."""
-        left = most
-        while self.starts(prefix) and left != 0:
-            batch: list[bytes] = []
-            weight = 0
-            while (
-                self.line is not None and self.line.startswith(prefix) and left != 0
-                and len(batch) < _BATCH and weight < _BATCH_BYTES
-            ):  # fmt: skip
-                batch.append(self.line)
-                weight += len(self.line)
-                left = None if left is None else left - 1
-                self.advance()
-            yield context(), batch
 
 
 class BundleReader:
@@ -107,13 +33,15 @@ class BundleReader:
 
     def __init__(
         self, source: Source, sizes: list[set[int]], workers: Workers, findings: Findings,
-        keep: bool,
+        keep: bool, brief: bool = False,
     ) -> None:  # fmt: skip
-        self.source, self.workers, self.findings, self.keep = source, workers, findings, keep
+        self.source, self.workers, self.findings = source, workers, findings
+        self.keep, self.brief = keep, brief
         self.sizes = iter(sizes)
         self.roster_value: dict[str, Any] = {}
         self.case: Case | None = None
         self.logs: list[Log] = []
+        self._journal: Journal | None = None
 
     def read(self) -> None:
         """Read everything; what is wrong goes to the findings.
@@ -121,7 +49,7 @@ class BundleReader:
         Raises:
             Unreadable: if there is no way to go on.
         """
-        if self.source.line != _HEADER:
+        if self.source.line != HEADER:
             raise Unreadable("line 1 is not the head of a privet/bundle/v1")
         self.source.advance()
         case = self.case = self._roster()
@@ -133,8 +61,12 @@ class BundleReader:
         self._plans(case)
         self._orders(case)
         self._logs(case)
+        if self.source.ended_early:
+            return
         case.check_plans()
         self._receipts()
+        if self.source.ended_early:
+            return
         self._surplus(case)
         self._end()
 
@@ -154,7 +86,7 @@ class BundleReader:
             raise Unreadable("line 2 is not a roster")
         try:
             self.roster_value = self._one("roster", "roster")["roster"]
-            return Case(self.findings, read_roster(self.roster_value), self.keep)
+            return Case(self.findings, read_roster(self.roster_value), self.keep, self.brief)
         except (Malformed, RecursionError) as error:
             self.findings.fault("roster", str(error))
             raise Unreadable("without a roster nothing can be checked") from None
@@ -192,21 +124,46 @@ class BundleReader:
                     self.findings.fault("order", "an order stands in the bundle twice")
 
     def _logs(self, case: Case) -> None:
-        makers: list[tuple[type[Log], Member]] = [(Ledger, m) for m in case.roster.sites]
-        makers.append((Journal, case.roster.coordinator))
-        for kind, member in makers:
-            self._skip()
-            if self.source.starts(_LOG):
-                self._log(case, kind, member)
-            elif kind is Journal:
-                self.findings.note(
-                    "a bundle of sites, without a journal: the rules about orders, rounds and"
-                    " receipts are not checked"
-                )
-                if len(case.orders):
-                    self.findings.fault("order", "orders without a journal")
+        members = (*case.roster.sites, case.roster.coordinator)
+        unread, place = {member.name: member for member in members}, -1
+        self._skip()
+        while self.source.starts(LOG):
+            head = self._head()
+            member = self._owner(case, head, unread)
+            if member is None or self._journal is not None:
+                self._pass_over(case, head)
             else:
-                self._fault(f"the ledger of {show(member.name)} is not here")
+                del unread[member.name]
+                if members.index(member) < place:
+                    self._fault(f"the log of {member.name} is not in the roster's order")
+                place = members.index(member)
+                if member is case.roster.coordinator:
+                    self._absent(case, unread)
+                self._log(case, member, head)
+            self._skip()
+        if self._journal is None and not self.source.ended_early:
+            del unread[case.roster.coordinator.name]
+            self._absent(case, unread)
+            self._no_journal(case)
+
+    def _absent(self, case: Case, unread: dict[str, Member]) -> None:
+        """Name the ledgers that are not here, once each; nothing else is said about them."""
+        for name in unread:
+            self.findings.fault("bundle", f"the ledger of {name} is not in this bundle")
+            case.absent.add(name)
+
+    def _no_journal(self, case: Case) -> None:
+        if len(case.orders) or self.source.starts(RECEIPT):
+            name = case.roster.coordinator.name
+            case.absent.add(name)
+            self.findings.fault(
+                "bundle", f"the journal of {name} is not in this bundle; its orders or receipts are"
+            )
+            return
+        self.findings.note(
+            "a bundle of sites, without a journal: the rules about orders, rounds and"
+            " receipts are not checked"
+        )
 
     def _skip(self) -> None:
         """Go to the next log, receipt or end."""
@@ -214,17 +171,67 @@ class BundleReader:
             self._fault("a line that does not belong here")
             self.source.advance()
 
-    def _log(self, case: Case, kind: type[Log], member: Member) -> None:
-        log = kind(case, member, next(self.sizes, set()))
-        size = 0
+    def _head(self) -> dict[str, Any]:
+        """Return the line that begins a log, or as much of it as can be read."""
         try:
-            head = self._one("log", "log", "name", "role", "size")
-            expected = (log.origin, log.name, log.called)
-            if (head["log"], head["name"], head["role"]) != expected:
-                self._fault(f"this should be the log of {show(log.name)}, the roster's next")
-            size = head["size"] if type(head["size"]) is int else -1
+            value = read(self.source.line or b"")
+        except (Malformed, RecursionError) as error:
+            self._fault(f"a log: {error}")
+            return {}
+        try:
+            return obj(value, "a log line", "kind", "log", "name", "role", "size")
         except Malformed as error:
             self._fault(f"a log: {error}")
+        return value if isinstance(value, dict) else {}
+
+    def _owner(self, case: Case, head: dict[str, Any], unread: dict[str, Member]) -> Member | None:
+        """Return whose log begins here: by its origin, or else by its name."""
+        if not head:
+            return next(iter(unread.values()), None)
+        texts = [text for text in (head.get("log"), head.get("name")) if isinstance(text, str)]
+        names = [case.origins.get(text, text) for text in texts]
+        return next((unread[name] for name in names if name in unread), None)
+
+    def _pass_over(self, case: Case, head: dict[str, Any]) -> None:
+        """Pass over a log that is nobody's, or is not in its place."""
+        name = head.get("name")
+        if isinstance(name, str) and name in case.members:
+            where = "after the journal" if name in case.absent else "twice"
+            self._fault(f"the log of {name} stands here {where}")
+        else:
+            self._fault(f"a log of {show(name)}, whom the roster does not name")
+        next(self.sizes, None)
+        self.source.advance()
+        while self.source.line is not None and not self.source.line.startswith(_AFTER):
+            self.source.advance()
+
+    def _log(self, case: Case, member: Member, head: dict[str, Any]) -> None:
+        own = member is case.roster.coordinator
+        log = (Journal if own else Ledger)(case, member, next(self.sizes, set()))
+        if isinstance(log, Journal):
+            self._journal = log
+        if (head.get("log"), head.get("name"), head.get("role")) != (
+            log.origin, log.name, log.called,
+        ):  # fmt: skip
+            self._fault(f"this should be the log of {log.name}, and its head says otherwise")
+        size = head["size"] if type(head.get("size")) is int else -1
+        self.source.advance()
+        self._entries(log, size)
+        batches = self.source.batches(b'{"kind":"checkpoint",', lambda: log.checkpoint_keys)
+        for _, heads in self.workers.run(lines.read_checkpoints, batches):
+            for checkpoint, text, problem in heads:
+                if problem is not None:
+                    self.findings.fault(problem.rule, problem.message, log.name)
+                elif checkpoint is not None:
+                    log.checkpoint(checkpoint, text)
+        log.cut = self.source.ended_early
+        if log.tree.size != size and not log.cut:
+            entries_ = count(log.tree.size, "entry")
+            log.fault("bundle", f"the log has {entries_}, not as many as its head says")
+        log.close()
+        self.logs.append(log)
+
+    def _entries(self, log: Log, size: int) -> None:
         batches = self.source.batches(_LEAF, lambda: log.context, max(size, 0))
         for batch, (events, rows) in self.workers.run(entries.read_leaves, batches):
             for place, row in enumerate(rows):
@@ -234,37 +241,26 @@ class BundleReader:
                     log.take(again, list(seen))
                 else:
                     log.take(row, events)
-        if log.tree.size != size:
-            log.fault(
-                "bundle", f"the log has {log.tree.size} entries, not as many as its head says"
-            )
-        batches = self.source.batches(b'{"kind":"checkpoint",', lambda: log.checkpoint_keys)
-        for _, heads in self.workers.run(lines.read_checkpoints, batches):
-            for checkpoint, text, problem in heads:
-                if problem is not None:
-                    self.findings.fault(problem.rule, problem.message, log.name)
-                elif checkpoint is not None:
-                    log.checkpoint(checkpoint, text)
-        log.close()
-        self.logs.append(log)
 
     def _receipts(self) -> None:
-        journal = self.logs[-1] if self.logs and isinstance(self.logs[-1], Journal) else None
-        number = 0
-        batches = self.source.batches(_RECEIPT, lambda: None)
+        journal, number = self._journal, 0
+        batches = self.source.batches(RECEIPT, lambda: None)
         for _, results in self.workers.run(lines.read_receipts, batches):
             for found in results:
-                if journal is None:
-                    self.findings.fault("receipt", "a receipt without a journal")
-                else:
+                if journal is not None:
                     journal.receipt(number, found)
+                elif not self.findings.faults:  # where the journal is missing that was said
+                    self.findings.fault("receipt", "a receipt without a journal")
                 number += 1
-        if journal is not None and number < len(journal.receipts):
+        if journal is not None and number < len(journal.receipts) and not self.source.ended_early:
             missing = len(journal.receipts) - number
-            self.findings.fault("receipt", f"{missing} receipts are missing")
+            verb = "is" if missing == 1 else "are"
+            self.findings.fault("receipt", f"{count(missing, 'receipt')} {verb} missing")
 
     def _surplus(self, case: Case) -> None:
         """Fault checkpoints that neither a journal, a receipt nor the end of a log needs."""
+        if case.roster.coordinator.name in case.absent:
+            return
         for origin, heads in case.heads.items():
             for size, head in heads.items():
                 if not head.named:
@@ -280,11 +276,13 @@ class BundleReader:
                     self.findings.fault("witness", message, case.origins[origin])
 
     def _end(self) -> None:
-        while self.source.line is not None and not self.source.starts(_END):
+        while self.source.line is not None and not self.source.starts(END):
             self._fault("a line that does not belong here")
             self.source.advance()
         if self.source.line is None:
-            raise Unreadable("the bundle has no end line")
+            if not self.source.ended_early:
+                raise Unreadable("the bundle has no end line")
+            return
         expected = self.source.digest()
         try:
             if self._one("end", "sha256")["sha256"] != expected:

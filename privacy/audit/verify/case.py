@@ -9,7 +9,7 @@ import rfc8785
 
 from privet.privacy.audit.verify.orders import Orders
 from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.result import Findings, SiteFinding
+from privet.privacy.audit.verify.result import Findings, SiteFinding, short
 from privet.privacy.audit.verify.roster import Roster
 from privet.privacy.audit.verify.strict import Malformed, digest
 
@@ -40,8 +40,8 @@ class Seen:
 class Case:
     """One bundle under examination."""
 
-    def __init__(self, findings: Findings, roster: Roster, keep: bool) -> None:
-        self.findings, self.roster, self.keep = findings, roster, keep
+    def __init__(self, findings: Findings, roster: Roster, keep: bool, brief: bool = False) -> None:
+        self.findings, self.roster, self.keep, self.brief = findings, roster, keep, brief
         self.plans: dict[str, Plan | None] = {}
         self.plan_values: dict[str, dict[str, Any]] = {}
         #: Plans that something names, and those without which it cannot be checked.
@@ -52,6 +52,8 @@ class Case:
         self.heads: dict[str, dict[int, Head]] = {}
         self.texts: dict[str, dict[bytes, int]] = {}
         self.findings_of_sites: list[SiteFinding] = []
+        #: Members whose log is not in the bundle: what would be in it is asked of nobody.
+        self.absent: set[str] = set()
         self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}
         self.origins = {member.log.name: member.name for member in self.members.values()}
 
@@ -62,7 +64,7 @@ class Case:
             self.plans[name] = Plan(value)
         except (Malformed, RecursionError, TypeError) as error:
             self.plans[name] = None
-            self.findings.fault("plan", f"plan {name[:23]}: {error}")
+            self.findings.fault("plan", f"plan {short(name)}: {error}")
         if self.keep:
             self.plan_values[name] = value
         return name
@@ -90,6 +92,8 @@ class Case:
         may have it.
         """
         for name in sorted(self.needed - self.plans.keys()):
-            self.findings.fault("plan", f"plan {name[:23]} is referred to and not here")
+            self.findings.fault("plan", f"plan {short(name)} is referred to and not here")
+        if self.absent:  # whose entries may be those that refer to it
+            return
         for name in sorted(self.plans.keys() - self.referred - self.needed):
-            self.findings.fault("plan", f"plan {name[:23]} is not referred to")
+            self.findings.fault("plan", f"plan {short(name)} is not referred to")

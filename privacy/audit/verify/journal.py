@@ -19,7 +19,7 @@ from privet.privacy.audit.verify.orders import (
     USED,
 )
 from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.result import show
+from privet.privacy.audit.verify.result import count, show
 from privet.privacy.audit.verify.roster import Member
 from privet.privacy.audit.verify.schema import TRACELESS
 from privet.privacy.audit.verify.strict import Malformed
@@ -139,7 +139,8 @@ class Journal(Log):
         if order.model != entry["model" if order.purpose == "train" else "shown"]:
             self.fault("model", f"the order for {show(item['site'])} carries another model")
         here.setdefault((order.purpose, order.site), []).append(place)
-        self._answer(place, item["answer"], order)
+        if order.site not in self.case.absent:
+            self._answer(place, item["answer"], order)
 
     def _answer(self, place: int, answer: str, order: Order) -> None:
         state, status = self.case.orders.state[place], self.case.orders.status[place]
@@ -160,6 +161,9 @@ class Journal(Log):
     def _use(self, purpose: str, item: dict[str, Any], here: Places) -> None:
         """Check that a joined or shown release stands where the journal says."""
         orders, site = self.case.orders, item["site"]
+        if site in self.case.absent:
+            self.receipts.append(NONE)
+            return
         wanted = bytes.fromhex(item["digest"][7:])
         found = NONE
         for place in here.get((purpose, site), ()):
@@ -177,6 +181,8 @@ class Journal(Log):
     def _witnessed(self, item: dict[str, Any]) -> None:
         """Check that a witnessed checkpoint is here, with exactly these cosigners."""
         owner = self.case.origins.get(item["log"])
+        if owner in self.case.absent:
+            return
         head = self.case.heads.get(item["log"], {}).get(item["size"])
         if owner is None or head is None or "sha256:" + head.root.hex() != item["root"]:
             self.fault("witness", "a witnessed checkpoint is not in the bundle")
@@ -203,6 +209,8 @@ class Journal(Log):
     def close(self) -> None:
         """Check the journal against the ledgers as a whole."""
         super().close()
+        if self.cut:
+            return
         for here, item in self._own:
             self._here = here
             self._witnessed(item)
@@ -237,7 +245,10 @@ class Journal(Log):
             if order.purpose == "train" and order.model != run.model:
                 self.fault("model", "an order of an unfinished round carries another model")
         if unused:
-            self.case.findings.note(f"{unused} releases are neither joined nor shown (unused)")
+            verb = "is" if unused == 1 else "are"
+            self.case.findings.note(
+                f"{count(unused, 'release')} {verb} neither joined nor shown (unused)"
+            )
 
     def receipt(self, number: int, found: Receipt | Problem) -> None:
         """Check receipt ``number`` of the bundle."""

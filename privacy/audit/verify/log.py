@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 from typing import Any
 
 from privet.privacy.audit.verify import notes
+from privet.privacy.audit.verify.brief import Brief
 from privet.privacy.audit.verify.case import Case, Head
 from privet.privacy.audit.verify.entries import Context, Row
 from privet.privacy.audit.verify.notes import SIGNER, Checkpoint, Key
@@ -29,6 +31,9 @@ class Log:
         self.roots: dict[int, bytes] = {}
         self.heads: dict[int, Head] = {}
         self.record = LogRecord(member.name, self.called, self.origin)
+        #: The file ends within this log: what is missing at its end is not its fault.
+        self.cut = False
+        self._brief = Brief(self.record.entries) if case.brief else None
         self._wanted = wanted
         self._clock: int | None = None
         self._recovery: Key | None = None
@@ -79,7 +84,7 @@ class Log:
             self.fault("sequence", "a genesis is entry 0, and entry 0 is a genesis")
         self._check_signer(kind, signer, predicate)
         if self.case.keep and predicate is not None:
-            self.record.entries.append(Entry(sequence, time, kind, predicate))
+            self._keep(Entry(sequence, time, kind, predicate))
         if kind == "genesis":
             if here == 0 and predicate is not None:
                 self._genesis(predicate)
@@ -87,6 +92,12 @@ class Log:
             self._rotate(predicate)
         self._texts = events
         self.apply(kind, values, predicate, hashed)
+
+    def _keep(self, entry: Entry) -> None:
+        if self._brief is None:
+            self.record.entries.append(entry)
+        else:
+            self._brief.take(entry)
 
     def apply(
         self, kind: str, values: tuple[Any, ...] | None, predicate: dict[str, Any] | None,
@@ -164,12 +175,16 @@ class Log:
     def close(self) -> None:
         """Check what can be checked once entries and checkpoints are read."""
         self._here = -1
+        if self._brief is not None:
+            self.record = replace(self.record, passed=self._brief.close())
+        self.case.heads[self.origin] = self.heads
+        self.case.texts[self.origin] = {head.text: size for size, head in self.heads.items()}
+        if self.cut:
+            return
         if self.tree.size == 0:
             self.fault("sequence", "a log without a genesis")
         if self.tree.size not in self.heads:
             self.fault("tree", "the last checkpoint does not cover all entries")
-        self.case.heads[self.origin] = self.heads
-        self.case.texts[self.origin] = {head.text: size for size, head in self.heads.items()}
         held = [n for n, head in self.heads.items() if self.case.quorum(head.cosigners, self.name)]
         witnessed = max(held, default=0)
         if witnessed:

@@ -75,22 +75,30 @@ class Entry:
 
 @dataclass(frozen=True)
 class LogRecord:
-    """One log; ``checkpoints`` are sizes with the names of the cosigning keys."""
+    """One log; ``checkpoints`` are sizes with the names of the cosigning keys.
+
+    ``passed`` counts entries that were read and are not in ``entries``, in a brief record.
+    """
 
     name: str
     role: str
     origin: str
     entries: list[Entry] = field(default_factory=list)
     checkpoints: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
+    passed: int = 0
 
 
 @dataclass(frozen=True)
 class Record:
-    """The readable parts of a bundle; plans by their digest."""
+    """The readable parts of a bundle; plans by their digest.
+
+    ``brief``: of reservations and what became of them only one of each sort is here.
+    """
 
     roster: dict[str, Any] = field(default_factory=dict)
     plans: dict[str, dict[str, Any]] = field(default_factory=dict)
     logs: list[LogRecord] = field(default_factory=list)
+    brief: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,3 +157,14 @@ def show(value: object, limit: int = 80) -> str:
         return "a huge integer"
     text = ascii(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def short(name: str) -> str:
+    """Return a digest shortened, and so that it shows."""
+    return name[:23] + "…"
+
+
+def count(number: int, what: str) -> str:
+    """Return ``number`` and the noun, in the plural if it is not one."""
+    noun = what if number == 1 else f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
+    return f"{number} {noun}"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from privet.privacy.audit.verify import notes
 from privet.privacy.audit.verify.notes import COSIGNER, SIGNER, Key
+from privet.privacy.audit.verify.result import show
 from privet.privacy.audit.verify.schema import is_name
 from privet.privacy.audit.verify.strict import Malformed, is_digest, obj
 
 FORMAT = "privet/roster/v1"
 _MOST_SITES = 10_000
+#: What a roster's fields, and the names of keys, call in short.
+_KEYS = {"ledger": "ledger", "journal": "journal", "orders": "order", "witness": "witness"}
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,15 @@ class Roster:
         return "" if key is None else key.fingerprint
 
 
-def _named(text: object, signature_type: int, prefix: str, name: str) -> Key:
-    """Read a verifier key that must be called ``PREFIX/NAME/FP16``."""
-    key = notes.read_vkey(text, signature_type)
-    if key.name != f"{prefix}/{name.replace(' ', '_')}/{key.fingerprint[:16]}":
-        raise Malformed(f"a key of '{name}' must be called {prefix}/NAME/FP16")
+def _named(text: object, signature_type: int, room: str, name: str) -> Key:
+    """Read a verifier key that must be called ``privet.ROOM/NAME/FP16``."""
+    who = f"the {_KEYS[room]} key of {name}"
+    try:
+        key = notes.read_vkey(text, signature_type)
+    except Malformed as error:
+        raise Malformed(f"{who}: {error}") from None
+    if key.name != f"privet.{room}/{name.replace(' ', '_')}/{key.fingerprint[:16]}":
+        raise Malformed(f"{who} must be called privet.{room}/NAME/FP16")
     return key
 
 
@@ -63,11 +71,17 @@ def _shape(value: object) -> dict[str, Any]:
     obj(roster["coordinator"], "the coordinator", "name", "journal", "orders", "witness")
     if not isinstance(roster["sites"], list) or not 0 < len(roster["sites"]) <= _MOST_SITES:
         raise Malformed("a roster must list its sites")
-    for site in roster["sites"]:
-        obj(site, "a site of the roster", "name", "ledger", "witness")
+    for number, site in enumerate(roster["sites"], 1):
+        name = site.get("name") if isinstance(site, dict) else None
+        who = f"site {number} of the roster" + (f", {name}," if is_name(name) else "")
+        obj(site, who, "name", "ledger", "witness")
     names = [roster["coordinator"]["name"], *(site["name"] for site in roster["sites"])]
-    if not all(map(is_name, names)) or len(set(names)) != len(names):
-        raise Malformed("the names of a roster must be proper and unique")
+    for number, name in enumerate(names):
+        who = f"site {number} of the roster" if number else "the coordinator"
+        if not is_name(name):
+            raise Malformed(f"the name of {who} is not a proper one: {show(name)}")
+    if len(set(names)) != len(names):
+        raise Malformed(f"the roster names {Counter(names).most_common(1)[0][0]} twice")
     return roster
 
 
@@ -81,22 +95,26 @@ def read_roster(value: object) -> Roster:
     head = roster["coordinator"]
     coordinator = Member(
         head["name"],
-        _named(head["journal"], SIGNER, "privet.journal", head["name"]),
-        _named(head["witness"], COSIGNER, "privet.witness", head["name"]),
-        _named(head["orders"], SIGNER, "privet.orders", head["name"]),
+        _named(head["journal"], SIGNER, "journal", head["name"]),
+        _named(head["witness"], COSIGNER, "witness", head["name"]),
+        _named(head["orders"], SIGNER, "orders", head["name"]),
     )
     sites = tuple(
         Member(
             site["name"],
-            _named(site["ledger"], SIGNER, "privet.ledger", site["name"]),
-            _named(site["witness"], COSIGNER, "privet.witness", site["name"]),
+            _named(site["ledger"], SIGNER, "ledger", site["name"]),
+            _named(site["witness"], COSIGNER, "witness", site["name"]),
         )
         for site in roster["sites"]
     )
     members = (coordinator, *sites)
-    raws = [key.raw for m in members for key in (m.log, m.witness, m.orders) if key is not None]
-    if len(set(raws)) != len(raws):
-        raise Malformed("a roster names the same key twice")
+    owners: dict[bytes, str] = {}
+    for member in members:
+        for key in filter(None, (member.log, member.witness, member.orders)):
+            if key.raw in owners:
+                both = f"{owners[key.raw]} and {member.name}"
+                raise Malformed(f"a roster names the same key twice, for {both}")
+            owners[key.raw] = member.name
     return Roster(
         roster["quorum"], coordinator, sites,
         {(m.witness.name, m.witness.id): m.witness for m in members},
@@ -104,11 +122,18 @@ def read_roster(value: object) -> Roster:
     )  # fmt: skip
 
 
-def _same(pinned: object, key: Key) -> bool:
+def _same(pinned: object, key: Key, who: str) -> bool:
     """Return whether a pinned verifier key or fingerprint is that of ``key``."""
-    if is_digest(pinned):
-        return pinned == "sha256:" + key.fingerprint
-    return notes.read_vkey(pinned, key.type) == key
+    # Who reads a fingerprint from paper may write its letters in upper case.
+    if isinstance(pinned, str) and is_digest(pinned.lower()):
+        return pinned.lower() == "sha256:" + key.fingerprint
+    try:
+        return notes.read_vkey(pinned, key.type) == key
+    except Malformed as error:
+        raise Malformed(
+            f"{who} is neither a fingerprint (sha256: and 64 hex digits) nor a verifier key:"
+            f" {error}"
+        ) from None
 
 
 def differences(pinned_value: object, roster: Roster) -> list[str]:
@@ -122,21 +147,59 @@ def differences(pinned_value: object, roster: Roster) -> list[str]:
     pinned = _shape(pinned_value)
     wrong = []
     if pinned["quorum"] != roster.quorum:
-        wrong.append("the quorum is not the pinned one")
+        wrong.append(
+            f"the quorum is {roster.quorum} in the bundle and {pinned['quorum']} in the pinned"
+            " roster"
+        )
     head, own = pinned["coordinator"], roster.coordinator
     if head["name"] != own.name:
-        wrong.append("the coordinator is not the pinned one")
-    pairs = [(head["journal"], own.log), (head["witness"], own.witness)]
-    if own.orders is not None:
-        pairs.append((head["orders"], own.orders))
+        wrong.append(
+            f"the coordinator is {own.name} in the bundle and {head['name']} in the pinned roster"
+        )
     sites = {site["name"]: site for site in pinned["sites"]}
-    if sites.keys() != {member.name for member in roster.sites}:
-        wrong.append("the sites are not the pinned ones")
+    wrong += _other_names(sites, roster)
+    pairs = [(head["journal"], own.log, "journal"), (head["witness"], own.witness, "witness")]
+    if own.orders is not None:
+        pairs.append((head["orders"], own.orders, "orders"))
+    checked = [(*pair, own.name) for pair in pairs]
     for member in roster.sites:
         if member.name in sites:
             site = sites[member.name]
-            pairs += [(site["ledger"], member.log), (site["witness"], member.witness)]
-    for text, key in pairs:
-        if not _same(text, key):
-            wrong.append(f"the key {key.name!a} is not the pinned one")
+            checked.append((site["ledger"], member.log, "ledger", member.name))
+            checked.append((site["witness"], member.witness, "witness", member.name))
+    for text, key, field, name in checked:
+        if not _same(text, key, f"'{field}' of {name}"):
+            wrong.append(f"the {_KEYS[field]} key of {name} is not the pinned one")
     return wrong
+
+
+def _other_names(pinned: dict[str, Any], roster: Roster) -> list[str]:
+    """Return which sites are in one of the rosters only, or have another name in the other."""
+    wrong = []
+    named = {member.name for member in roster.sites}
+    left = {_key_text(site["ledger"]): name for name, site in pinned.items() if name not in named}
+    for member in roster.sites:
+        if member.name in pinned:
+            continue
+        theirs = left.pop("sha256:" + member.log.fingerprint, None)
+        if theirs is None:
+            wrong.append(f"the site {member.name} of the bundle is not in the pinned roster")
+        else:
+            wrong.append(
+                f"the site that the pinned roster calls {theirs} is called {member.name} in the"
+                " bundle"
+            )
+    wrong += [
+        f"the site {name} of the pinned roster is not in the bundle" for name in left.values()
+    ]
+    return wrong
+
+
+def _key_text(pinned: object) -> object:
+    """Return a pinned key as a fingerprint if it is one or holds one, or else as something."""
+    if isinstance(pinned, str) and is_digest(pinned.lower()):
+        return pinned.lower()
+    try:
+        return "sha256:" + notes.read_vkey(pinned, SIGNER).fingerprint
+    except Malformed:
+        return object()

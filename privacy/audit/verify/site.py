@@ -14,7 +14,7 @@ from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
 from privet.privacy.audit.verify.log import Log
 from privet.privacy.audit.verify.orders import NONE, REFUSED, RESERVED
 from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.result import SiteFinding, show
+from privet.privacy.audit.verify.result import SiteFinding, count, show
 from privet.privacy.audit.verify.roster import Member
 from privet.privacy.audit.verify.strict import Malformed, decimal, read
 
@@ -322,12 +322,14 @@ class Ledger(Log):
         """Finish the accounting of every population."""
         super().close()
         if self._elsewhere:
+            answer = "entry answers" if self._elsewhere == 1 else "entries answer"
             self.case.findings.note(
-                f"{self.name}: {self._elsewhere} entries answer another coordinator: charged, and"
+                f"{self.name}: {self._elsewhere} {answer} another coordinator: charged, and"
                 " not compared with its orders"
             )
-        if self._open:
-            self.case.findings.note(f"{self.name}: {len(self._open)} reservations left open")
+        if self._open and not self.cut:
+            found = count(len(self._open), "reservation")
+            self.case.findings.note(f"{self.name}: {found} left open")
         for population in self.populations.values():
             self.case.findings_of_sites.append(self._finding(population))
 

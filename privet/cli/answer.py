@@ -1,0 +1,113 @@
+"""What a verifier's answer looks like: as JSON, and on the screen."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from privet.privacy import honesty
+from privet.privacy.audit.report.judging import Standing, standing
+from privet.privacy.audit.verify import SiteFinding, Verdict
+from privet.privacy.units import PrivacyLoss, Relation, Unit
+
+_out = Console(width=None if sys.stdout.isatty() else 100)
+_SHOWN = 20
+_SETTINGS = {
+    "simulation": "This was a simulation: all keys lay on one machine, and the signatures bind "
+    "nobody.",
+    "site": "The ledgers say that they are those of real sites.",
+}
+
+
+def as_json(found: Verdict) -> dict[str, Any]:
+    """Return the answer of ``verify(…, brief=True)`` with what a report puts on top of it."""
+    value, top = found.to_dict(), standing(found)
+    for site, finding in zip(value["sites"], found.sites, strict=True):
+        site["in_words"] = _in_words(finding)
+    return {
+        **value,
+        "notes": found.notes,
+        "setting": top.setting,
+        "claim": top.claim.word,
+        "conditional_on": top.claim.conditional,
+        "why": top.claim.why,
+    }
+
+
+def show(found: Verdict) -> None:
+    """Print the answer: the sentence first, then sites, claim, faults and notes."""
+    top = standing(found)
+    if found.ok:
+        _out.print("[bold green]Verified.[/] Every check on this bundle held.")
+    else:
+        faults = "1 fault" if len(found.faults) == 1 else f"{len(found.faults)} faults"
+        _out.print(f"[bold red]{faults}.[/] Do not rely on its figures.")
+    if top.setting is not None:
+        _say(_SETTINGS[top.setting])
+    if found.roster == "pinned":
+        _say("The roster is pinned: signatures count by the keys that you brought.")
+    else:
+        _say(
+            "The roster is not pinned: whoever made the bundle chose whose signatures count. "
+            "Bring the fingerprints that the sites gave you: --roster FILE."
+        )
+    if found.sites:
+        _out.print(_table(found.sites))
+    if any(site.conditional for site in found.sites):
+        _say(
+            "* several runs were chosen one after the other: this ε is conditional (H29); what "
+            "holds without condition is the cap."
+        )
+    _say(_claim(top))
+    for fault in found.faults[:_SHOWN]:
+        entry = "" if fault.entry is None else f", entry {fault.entry}"
+        _say(f"✗ {fault.site or 'the bundle'}{entry}: {fault.rule}: {fault.message}")
+    if len(found.faults) > _SHOWN:
+        _say(f"… and {len(found.faults) - _SHOWN} more (--json shows all)")
+    for note in found.notes:
+        _say(f"note: {note}")
+
+
+def _say(text: str) -> None:
+    _out.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+def _table(findings: list[SiteFinding]) -> Table:
+    table = Table()
+    for name in ("site", "population", "ε spent", "ε cap", "δ, unit, relation", "entries"):
+        figure = name in ("ε spent", "ε cap", "entries")
+        table.add_column(name, justify="right" if name == "entries" else "left", no_wrap=figure)
+    for site in findings:
+        loss = _loss(site)
+        spent = loss.figure + (" *" if site.conditional else "")
+        cap = "no cap" if site.cap is None else f"{site.cap:g}"
+        table.add_row(site.site, site.population, spent, cap, loss.terms, str(site.entries))
+    return table
+
+
+def _loss(finding: SiteFinding) -> PrivacyLoss:
+    epsilon = math.inf if finding.epsilon is None else finding.epsilon
+    return PrivacyLoss(epsilon, finding.delta, Unit(finding.unit), Relation(finding.relation))
+
+
+def _in_words(finding: SiteFinding) -> str:
+    loss = _loss(finding)
+    cap = "no cap" if finding.cap is None else f"cap {finding.cap:g}"
+    terms = "" if finding.epsilon is None else f" ({loss.terms})"
+    return f"ε {loss.figure}, {cap}{terms}"
+
+
+def _claim(top: Standing) -> str:
+    claim = top.claim
+    if claim.word == "conditional":
+        points = "1 point" if len(claim.conditional) == 1 else f"{len(claim.conditional)} points"
+        names = {row.id: f"{row.id} {row.name}" for row in honesty.assess(honesty.Facts())}
+        said = ", ".join(names.get(row, row) for row in claim.conditional)
+        return f"Claim: conditional on {points} of the honesty list: {said}"
+    if claim.word == "none":
+        return f"Claim: none ({claim.why})"
+    return "Claim: proved in the model; no point of the honesty list is unknown"
