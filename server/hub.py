@@ -244,8 +244,8 @@ class Hub:
         return int(port)
 
     async def _close(self) -> None:
-        for site in list(self._sessions):
-            self._cut(site)
+        for session in self._sessions.values():
+            session.outgoing.put_nowait(None)
         if self._server is not None:
             await self._server.stop(0.2)
 
@@ -259,10 +259,9 @@ class Hub:
         if parcel is not None and parcel.upload is not None:
             parcel.upload.path.unlink(missing_ok=True)
 
-    def _cut(self, site: str, fault: str = "revoked") -> None:
+    def _cut(self, site: str) -> None:
         self._cuts[site] += 1
         if site in self._sessions:
-            self._sessions[site].fault = fault
             self._sessions[site].outgoing.put_nowait(None)
 
     def open_parcel(self, number: str, site: str) -> _Parcel | None:
