@@ -7,7 +7,8 @@
     │   ├── PlanError              the plan (keys, types, ranges)
     │   ├── PolicyError            a site's policy (keys, types, ranges)
     │   ├── NoteError              a signed note, key or proof is malformed
-    │   ├── KeyFault               a private key is not there, or does not open
+    │   ├── KeyFault               a private key is not there, does not open, or is another
+    │   ├── WrongLedger            a ledger is not there, or is another site's
     │   ├── DataMissing            a file or data set that is not there
     │   └── DataError              the content of a site's data (stays at the site)
     ├── Refused                 3  a site said no
@@ -55,7 +56,11 @@ class NoteError(InputError):
 
 
 class KeyFault(InputError):
-    """A private key is missing, unreadable, or its passphrase is wrong."""
+    """A private key is missing, unreadable, not the one asked for, or its passphrase is wrong."""
+
+
+class WrongLedger(InputError):
+    """The ledger that was pointed at is not there, or belongs to another site."""
 
 
 class DataMissing(InputError):
