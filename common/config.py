@@ -50,9 +50,23 @@ def load_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PlanError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: cannot be read: {error}") from error
+        raise PlanError(f"{path}: cannot be read: {why_unreadable(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{path}: not valid TOML: {error}") from error
+
+
+def why_unreadable(error: OSError | ValueError) -> str:
+    """Return in plain words why a text file could not be read."""
+    match error:
+        case IsADirectoryError():
+            return "it is a folder, not a file"
+        case PermissionError():
+            return "you may not read it"
+        case UnicodeDecodeError():
+            return f"it is not a text file in UTF-8 (byte {error.start})"
+        case OSError():
+            return error.strerror or str(error)
+    return str(error)
 
 
 def import_object(reference: str) -> Any:

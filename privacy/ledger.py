@@ -156,7 +156,7 @@ class Ledger:
                         "relation and cap are for its life"
                     )
                 return
-            self._require_present()
+            self.require_present()
             self._append_plain(
                 "population",
                 population=population,
@@ -184,7 +184,7 @@ class Ledger:
                 return
             if population in list(self.book.populations)[:1]:
                 disjoint = ""  # from what? The others are disjoint from this one.
-            self._require_present()
+            self.require_present()
             self._append_plain(
                 "data-set", data_set=data_set, population=population, disjoint=disjoint
             )
@@ -193,7 +193,7 @@ class Ledger:
         """Note the policy that holds from now on; the same again changes nothing."""
         with self.log.writing():
             if self.book.policy != policy:
-                self._require_present()
+                self.require_present()
                 self.log.append("policy", "policy", digest_json(policy), policy=policy)
 
     def approve(self, plan: str, by: Iterable[str], how: str) -> None:
@@ -201,14 +201,14 @@ class Ledger:
         names = sorted(set(by))
         with self.log.writing():
             if self.book.approvals.get(plan) != tuple(names):
-                self._require_present()
+                self.require_present()
                 self.log.append("plan-approved", "plan", plan, plan=plan, by=names, how=how)
 
     def refuse_plan(self, plan: str, by: Iterable[str], how: str = "manual") -> None:
         """Note that a plan is refused from now on."""
         with self.log.writing():
             if plan not in self.book.refused_plans:
-                self._require_present()
+                self.require_present()
                 self.log.append(
                     "plan-refused", "plan", plan, plan=plan, by=sorted(set(by)), how=how
                 )
@@ -379,7 +379,7 @@ class Ledger:
         if recovery is not None:
             self.require_recovery(recovery)
         with self.log.writing():
-            self._require_present()
+            self.require_present()
             self.log.append(
                 "key-rotated",
                 "key",
@@ -398,6 +398,15 @@ class Ledger:
         named = Entry.read(self.log.store.leaf(0)).predicate["recovery"]
         if not named or Key.parse(named).public != key.public:
             raise KeyFault("the genesis of this ledger does not name this recovery key")
+
+    def require_present(self) -> None:
+        """Check that the site may still decide something.
+
+        Raises:
+            SitePaused: if it has withdrawn.
+        """
+        if self.book.withdrawn:
+            raise SitePaused("the site has withdrawn: nothing can be decided any more")
 
     def pause(self, by: str) -> None:
         """Reserve nothing until :meth:`resume`."""
@@ -421,17 +430,8 @@ class Ledger:
     def _once(self, kind: str, done: bool, **fields: Any) -> None:
         if not done:
             with self.log.writing():
-                self._require_present()
+                self.require_present()
                 self._append_plain(kind, **fields)
-
-    def _require_present(self) -> None:
-        """Check that the site may still decide something.
-
-        Raises:
-            SitePaused: if it has withdrawn.
-        """
-        if self.book.withdrawn:
-            raise SitePaused("the site has withdrawn: nothing can be decided any more")
 
     def _begin(self, site: str, witness: Key, recovery: Key | None, setting: str) -> None:
         key = self.log.key

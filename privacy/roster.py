@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from privet.common.canonical import write_json
+from privet.common.config import why_unreadable
 from privet.common.errors import InputError, NoteError
 from privet.privacy.signed_note import COSIGN, SIGN, Key, policy_text
 
@@ -156,4 +157,6 @@ class Roster:
         try:
             return cls.parse(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path}: the roster cannot be read: {error}") from error
+            raise InputError(
+                f"{path}: the roster cannot be read: {why_unreadable(error)}"
+            ) from error

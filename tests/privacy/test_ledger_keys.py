@@ -19,7 +19,8 @@ from ledger_kit import (
     spend,
 )
 
-from privet.client.desk import Desk, make_site, rotate_key
+from privet.client.desk import Desk, make_site
+from privet.client.rotation import rotate_key
 from privet.common.errors import (
     KeyFault,
     LedgerError,
