@@ -115,7 +115,7 @@ def approve(
     from privet.client.desk import full_digest
 
     desk = _desk(policy)
-    by = desk.approve(plan, name or _login())
+    by = desk.approve(plan, _who(name))
     digest, allow = full_digest(plan), desk.policy.allow
     missing = approval_fault(desk.policy, desk.ledger.book, digest)
     note = ""
@@ -138,7 +138,7 @@ def refuse(
     """Refuse a plan from now on, also one that was approved; HASH is its digest."""
     from privet.client.desk import full_digest
 
-    _desk(policy).refuse(plan, name or _login())
+    _desk(policy).refuse(plan, _who(name))
     _done({"plan": full_digest(plan), "state": "refused"}, "Refused.", as_json)
 
 
@@ -150,7 +150,7 @@ def pause(
     as_json: AsJson = False,
 ) -> None:
     """Reserve nothing until the pause is ended with --end."""
-    _desk(policy).pause(name or _login(), end=end)
+    _desk(policy).pause(_who(name), end=end)
     state = "open" if end else "paused"
     _done({"state": state}, f"The site is {state}.", as_json)
 
@@ -167,7 +167,7 @@ def withdraw(
     """Spend nothing ever again. This cannot be undone; what was released stays released."""
     if not yes:
         typer.confirm("Withdraw this site for good?", abort=True, err=True)
-    _desk(policy).withdraw(name or _login())
+    _desk(policy).withdraw(_who(name))
     _done({"state": "withdrawn"}, "The site has withdrawn.", as_json)
 
 
@@ -208,9 +208,9 @@ def _desk(policy: Path) -> Desk:
     return Desk.open(policy, passphrase_from_environment())
 
 
-def _login() -> str:
+def _who(name: str | None) -> str:
     try:
-        return getpass.getuser()
+        return getpass.getuser() if name is None else name
     except (KeyError, OSError):
         raise InputError("nobody is logged in by a name: say who decides with --as NAME") from None
 
