@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 _out = Console(width=None if sys.stdout.isatty() else 100)
 _ANSWERS = {
     False: "The site would refuse this plan.",
-    True: "The site would let this plan run to its end, once it is decided:",
+    True: "The site would let this plan run to its end, once it is approved.",
 }
-"""By whether nothing but a decision of the operator is missing."""
+"""By whether nothing but an approval is missing."""
 
 
 def budget(forecast: Forecast) -> None:

@@ -43,7 +43,7 @@ def test_a_plan_that_nobody_approved_may_not_run_yet(site: Desk) -> None:
     assert "not approved yet (0 of 1)" in said["reason"]
     assert command in said["reason"]
     _, out, err = site.ask("plan.toml", "north/site.toml")
-    assert "once it is decided" in out
+    assert "once it is approved" in out
     assert said["plan"] in out
     assert command in err
     site.run(*command.strip("`").split()[1:], "--as", "Ann")
