@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privet.client.approval import budget_of, joined, tidy
+from privet.client.standing import site_standing
 from privet.common.canonical import write_atomic
-from privet.common.errors import InputError, KeyFault, LedgerError
-from privet.privacy.book import Budget
+from privet.common.errors import InputError, WrongLedger
 from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
+from privet.privacy.ledger import FILE, Ledger
 from privet.privacy.pkcs11 import Pkcs11Signer
 from privet.privacy.policy import TEMPLATE, Keys, Policy
 from privet.privacy.signed_note import COSIGN, Key, Signer, key_name
-from privet.privacy.units import Relation, Unit
 
 POLICY_FILE = "site.toml"
-_LEDGER_KEY, _WITNESS_KEY, _RECOVERY_KEY = "ledger.pem", "witness.pem", "recovery.pem"
+LEDGER_KEY, _WITNESS_KEY, _RECOVERY_KEY = "ledger.pem", "witness.pem", "recovery.pem"
 
 
 @dataclass(frozen=True)
@@ -46,51 +48,52 @@ class Desk:
 
         Raises:
             PolicyError: if the policy is wrong.
-            LedgerError: if there is no ledger yet.
-            KeyFault: if the key does not open.
+            WrongLedger: if there is no ledger yet, it is missing, or another site's.
+            KeyFault: if the key does not open, or is not the ledger's.
         """
         policy = Policy.load(policy_file)
-        folder = policy.ledger_folder
-        if not (folder / "ledger.db").exists():
-            raise LedgerError(f"{folder}: there is no ledger yet; run `privet client init` first")
-        return cls(policy, Ledger(folder, _key(policy, passphrase), policy.site))
+        require_ledger(policy)
+        return cls(policy, Ledger(policy.ledger_folder, _key(policy, passphrase), policy.site))
 
     def approve(self, plan: str, name: str) -> tuple[str, ...]:
-        """Approve a plan by its digest in somebody's name; return all who did."""
-        digest = full_digest(plan)
-        self.ledger.log.refresh()
-        by = {*self.ledger.book.approvals.get(digest, ()), name}
-        self.ledger.approve(digest, by, "manual")
+        """Approve a plan by its digest in somebody's name; return all who did.
+
+        Raises:
+            InputError: if it is no digest, or no name.
+            SitePaused: if the site has withdrawn.
+        """
+        digest, name = full_digest(plan), tidy(name)
+        with self._deciding():
+            by = joined(self.ledger.book.approvals.get(digest, ()), name)
+            self.ledger.approve(digest, by, "manual")
         return self.ledger.book.approvals[digest]
 
+    def refuse(self, plan: str, name: str) -> None:
+        """Refuse a plan by its digest from now on. Raises as :meth:`approve`."""
+        digest, name = full_digest(plan), tidy(name)
+        with self._deciding():
+            self.ledger.refuse_plan(digest, [name])
+
+    def pause(self, name: str, *, end: bool = False) -> None:
+        """Reserve nothing from now on, or end that. Raises as :meth:`approve`."""
+        name = tidy(name)
+        with self._deciding():
+            (self.ledger.resume if end else self.ledger.pause)(name)
+
+    def withdraw(self, name: str) -> None:
+        """Reserve nothing ever again; a second time changes nothing."""
+        self.ledger.withdraw(tidy(name))
+
     def status(self) -> dict[str, Any]:
-        """Return the state of the ledger in JSON values."""
-        book, log = self.ledger.book, self.ledger.log
-        cosigned = log.cosigned()
-        state = "withdrawn" if book.withdrawn else "paused" if book.paused else "open"
-        return {
-            "site": self.policy.site,
-            "state": state,
-            "entries": len(log),
-            "witnessed": cosigned.size if cosigned else 0,
-            "origin": log.origin,
-            "fingerprint": log.first_key.fingerprint,
-            "populations": [
-                {
-                    "population": name,
-                    **self.ledger.spent(name).to_dict(),
-                    "cap": population.budget.epsilon,
-                    "runs": sum(bool(events) for events in population.charges.values()),
-                    "closed": population.closed,
-                }
-                for name, population in book.populations.items()
-            ],
-            "plans": [
-                *({"plan": p, "state": "approved", "by": list(by)} for p, by in _sorted(book)),
-                *({"plan": p, "state": "refused", "by": []} for p in sorted(book.refused_plans)),
-            ],
-            "open": [item.slot for item in self.ledger.pending()],
-        }
+        """Return the state of the site in JSON values."""
+        return site_standing(self.policy, self.ledger)
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """Hold the right to decide, as of what is on disk now."""
+        with self.ledger.log.writing():
+            self.ledger.require_present()
+            yield
 
 
 def note_policy(policy: Policy, ledger: Ledger) -> None:
@@ -99,15 +102,8 @@ def note_policy(policy: Policy, ledger: Ledger) -> None:
     Raises:
         LedgerError: if it says something else about a population than the ledger.
     """
-    for name, population in policy.populations.items():
-        budget = Budget(
-            population.epsilon,
-            population.delta,
-            Unit(population.unit),
-            Relation(population.relation),
-            population.max_records,
-        )
-        ledger.register(name, budget)
+    for name in policy.populations:
+        ledger.register(name, budget_of(policy, name))
     for name, data in policy.data.items():
         ledger.add_data_set(name, data.population, data.disjoint)
     ledger.set_policy(policy.public())
@@ -138,9 +134,9 @@ def make_site(
     ledger_key: Signer
     if keys is None:
         ledger_key = FileSigner.generate()
-        ledger_key.save(place / _LEDGER_KEY, passphrase)
+        ledger_key.save(place / LEDGER_KEY, passphrase)
     else:
-        ledger_key = _in_token(keys)
+        ledger_key = in_token(keys)
     witness_key, recovery_key = FileSigner.generate(), FileSigner.generate()
     witness_key.save(place / _WITNESS_KEY, passphrase)
     recovery_key.save(folder / "offline" / _RECOVERY_KEY, passphrase)
@@ -155,66 +151,36 @@ def make_site(
     return {"ledger": ledger.log.first_key.fingerprint, "witness": witness.fingerprint}
 
 
-def rotate_key(
-    policy_file: Path, passphrase: str | None, *, recovery: Path | None, to: str | None = None
-) -> str:
-    """Replace the ledger key by a new one; return its fingerprint.
-
-    A new key file is on disk before the entry that names it, and takes the old one's place
-    after it; if the process ends between, the next call finishes. A new key in a token is
-    made there by the operator: it is ``to``, or the one that the policy names where the key
-    in force is still a file, or lost.
-
-    Args:
-        policy_file: of the site.
-        passphrase: of all key files.
-        recovery: the recovery key's file, where the ledger key is lost.
-        to: label of the new key pair in the token that the policy names.
+def require_ledger(policy: Policy) -> None:
+    """Check that the ledger that ``policy`` names is there.
 
     Raises:
-        InputError: if ``to`` is given and the policy names no token.
-        KeyFault: if a key does not open, or nothing would change.
-        LedgerError: if the ledger cannot be written.
+        WrongLedger: if it is not, saying whether there was one.
     """
-    policy = Policy.load(policy_file)
-    folder, keys = policy.ledger_folder, policy.keys
-    path, coming = folder / _LEDGER_KEY, folder / "ledger-next.pem"
-    if to and keys is None:
-        raise InputError(f"{policy_file} has no [keys]: there is no token that could hold '{to}'")
-    new = _in_token(keys, to) if keys else _next_file(coming, recovery or path, passphrase)
-    if _is_in_force(folder, policy.site, new):
-        # An earlier call wrote the entry and ended before the files were moved.
-        if keys and not to and not path.exists():
-            raise KeyFault(
-                f"the key '{keys.ledger}' is in force already; make another one in token "
-                f"'{keys.token}' and name it with --to"
-            )
-    elif recovery is not None:
-        signer = FileSigner.load(recovery, passphrase)
-        Ledger.recover(folder, policy.site, signer, new)
-    else:
-        old = _in_token(keys) if keys and to else FileSigner.load(path, passphrase)
-        Ledger(folder, old, policy.site).rotate(new)
-    if path.exists():
-        path.replace(folder / f"ledger-until-{new.public.hex()[:8]}.pem")
-    if keys is None:
-        coming.replace(path)
-    return Key("ledger", new.public).fingerprint
+    if has_ledger(policy):
+        return
+    raise WrongLedger(
+        f"{policy.ledger_folder}: there is no ledger yet; run `privet client init` first"
+    )
 
 
-def _next_file(path: Path, signs: Path, passphrase: str | None) -> Signer:
-    if not path.exists():
-        FileSigner.load(signs, passphrase)  # a wrong passphrase must not become the new key's
-        FileSigner.generate().save(path, passphrase)
-    return FileSigner.load(path, passphrase)
+def has_ledger(policy: Policy) -> bool:
+    """Whether the ledger that ``policy`` names is there.
 
-
-def _is_in_force(folder: Path, site: str, signer: Signer) -> bool:
-    try:
-        Ledger(folder, signer, site)
-    except KeyFault:
-        return False
-    return True
+    Raises:
+        WrongLedger: if there was one: its keys, or a part of it, are still there.
+    """
+    folder = policy.ledger_folder
+    if (folder / FILE).exists():
+        return True
+    left = sorted(path.name for pattern in ("*.pem", f"{FILE}*") for path in folder.glob(pattern))
+    if left:
+        raise WrongLedger(
+            f"{folder}: the ledger is missing ({FILE}), though there is {', '.join(left)}. Restore "
+            "its newest copy and do not start anew: what cannot be read any more counts as spent "
+            "(docs/explanation/evidence.md, Loss and repair)"
+        )
+    return False
 
 
 def full_digest(text: str) -> str:
@@ -231,13 +197,14 @@ def full_digest(text: str) -> str:
 
 def _key(policy: Policy, passphrase: str | None) -> Signer:
     if policy.keys is not None:
-        return _in_token(policy.keys)
-    return FileSigner.load(policy.ledger_folder / _LEDGER_KEY, passphrase)
+        return in_token(policy.keys)
+    return FileSigner.load(policy.ledger_folder / LEDGER_KEY, passphrase)
 
 
-def _in_token(keys: Keys, label: str | None = None) -> Signer:
+def in_token(keys: Keys, label: str | None = None) -> Signer:
+    """Return the key that ``keys`` names, or the one called ``label`` in the same token.
+
+    Raises:
+        KeyFault: if it cannot be opened.
+    """
     return Pkcs11Signer.open(Path(keys.module), keys.token, label or keys.ledger)
-
-
-def _sorted(book: Any) -> list[tuple[str, tuple[str, ...]]]:
-    return sorted(book.approvals.items())

@@ -12,6 +12,7 @@ import functools
 import hashlib
 from pathlib import Path
 
+from privet.client.approval import approval_fault
 from privet.client.desk import note_policy
 from privet.common.errors import BudgetExceeded
 from privet.common.order import ORDER_TYPE, Order, Status
@@ -110,20 +111,11 @@ class Guard:
             raise Refusal(Status.REFUSED_SIGNATURE, f"the order is not signed by {key.name}")
 
     def _require_approval(self, plan: Plan) -> None:
-        book, allow = self.ledger.book, self.policy.allow
-        if plan.digest in book.refused_plans:
-            raise Refusal(Status.REFUSED_PLAN, "the operator refused this plan")
-        if plan.digest in allow.plans:
-            how = "simulation" if book.setting == "simulation" else "listed"
+        if fault := approval_fault(self.policy, self.ledger.book, plan.digest):
+            raise Refusal(Status.REFUSED_PLAN, f"plan {plan.digest}: {fault}")
+        if plan.digest in self.policy.allow.plans:
+            how = "simulation" if self.ledger.book.setting == "simulation" else "listed"
             self.ledger.approve(plan.digest, [f"policy {self.policy.digest[:19]}"], how)
-            return
-        by = book.approvals.get(plan.digest, ())
-        if allow.approval != "manual" or len(by) < allow.approvers:
-            raise Refusal(
-                Status.REFUSED_PLAN,
-                f"plan {plan.digest} is not approved: {len(by)} of {allow.approvers} approvals. "
-                "Look at it and run `privet client approve`",
-            )
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from privet.common.errors import DataMissing, InputError, PlanError, PrivetError
+from privet.common.errors import DataMissing, InputError, PlanError, PrivetError, reason_of
 
 DATA_VARIABLE = "PRIVET_DATA"
 
@@ -50,7 +50,7 @@ def load_toml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise PlanError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise PlanError(f"{path}: cannot be read: {error}") from error
+        raise PlanError(f"{path}: cannot be read: {reason_of(error)}") from error
     except tomllib.TOMLDecodeError as error:
         raise PlanError(f"{path}: not valid TOML: {error}") from error
 

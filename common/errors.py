@@ -7,7 +7,8 @@
     │   ├── PlanError              the plan (keys, types, ranges)
     │   ├── PolicyError            a site's policy (keys, types, ranges)
     │   ├── NoteError              a signed note, key or proof is malformed
-    │   ├── KeyFault               a private key is not there, or does not open
+    │   ├── KeyFault               a private key is not there, does not open, or is another
+    │   ├── WrongLedger            a ledger is not there, or is another site's
     │   ├── DataMissing            a file or data set that is not there
     │   └── DataError              the content of a site's data (stays at the site)
     ├── Refused                 3  a site said no
@@ -57,7 +58,11 @@ class NoteError(InputError):
 
 
 class KeyFault(InputError):
-    """A private key is missing, unreadable, or its passphrase is wrong."""
+    """A private key is missing, unreadable, not the one asked for, or its passphrase is wrong."""
+
+
+class WrongLedger(InputError):
+    """The ledger that was pointed at is not there, or belongs to another site."""
 
 
 class DataMissing(InputError):
@@ -128,12 +133,13 @@ class RolledBack(LedgerError):
 
 def reason_of(error: Exception) -> str:
     """Return why a file could not be read or written, in plain words, without its name."""
-    if isinstance(error, IsADirectoryError):
-        return "it is a folder, not a file"
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    if isinstance(error, UnicodeDecodeError):
-        return "it is not text"
-    if isinstance(error, json.JSONDecodeError):
-        return f"it is not JSON (line {error.lineno})"
+    match error:
+        case IsADirectoryError():
+            return "it is a folder, not a file"
+        case OSError():
+            return error.strerror or str(error)
+        case UnicodeDecodeError():
+            return f"it is not a text file in UTF-8 (byte {error.start})"
+        case json.JSONDecodeError():
+            return f"it is not JSON (line {error.lineno})"
     return str(error)

@@ -294,6 +294,8 @@ class Plan(Part):
         Raises:
             PlanError: naming every wrong key and what was expected.
         """
+        if isinstance(value, dict) and "populations" in value and "task" not in value:
+            raise PlanError(f"{where}: this is a policy, not a plan")
         return parse(cls, value, where=where, error=PlanError)
 
     @classmethod

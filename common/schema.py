@@ -15,7 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from privet.common.errors import InputError
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$"
+KEY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+DIGEST = r"^sha256:[0-9a-f]{64}$"
+ABSOLUTE = r"^/"
+_SHAPES = {
+    NAME: "must be at most 64 letters, digits, spaces and . _ -, the first a letter or digit",
+    KEY: "must be at most 64 letters, digits and . _ -, the first a letter or digit",
+    DIGEST: "must be sha256: and 64 digits of 0-9 and a-f",
+    ABSOLUTE: "must be an absolute path",
+}
+"""What a text that misses a pattern is told."""
+
+Name = Annotated[str, Field(pattern=NAME)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
@@ -59,14 +71,74 @@ def _explain(error: ValidationError, where: str, kind: type[Part]) -> str:
             other["loc"][: len(place)] == place and other is not item for other in items
         ):
             continue  # pydantic counts the wrong entries of a list as absent, too
-        path = ".".join(str(part) for part in item["loc"]) or kind.__name__.lower()
-        message = item["msg"].removeprefix("Value error, ")
+        # A wrong name of an entry stands under the entry.
+        named = place[:-1] if place and place[-1] == "[key]" else place
+        path = ".".join(str(part) for part in named) or kind.__name__.lower()
+        message = _in_words(item)
         if item["type"] == "extra_forbidden":
             message = "unknown key" + _did_you_mean(item["loc"], kind)
         elif item["type"] == "missing":
             message = "missing" + _what_to_write(item["loc"], kind)
+        elif named != place:
+            message = f"this name {message.partition(', not ')[0]}"
         lines.append(f"{where}: {path}: {message}")
     return "\n".join(lines)
+
+
+def _in_words(item: Any) -> str:
+    """Return a fault as pydantic found it in plain words."""
+    context, given = item.get("ctx", {}), item["input"]
+    match item["type"]:
+        case "value_error":
+            return str(item["msg"]).removeprefix("Value error, ")
+        case "string_pattern_mismatch" if context["pattern"] in _SHAPES:
+            return f"{_SHAPES[context['pattern']]}, not {_shown(given)}"
+        case "literal_error":
+            return f"must be {context['expected']}, not {_shown(given)}"
+        case kind if kind in _BOUNDS:
+            word, key = _BOUNDS[kind]
+            return f"must be {word} {_shown(context[key])}, not {_shown(given)}"
+        case "too_short" | "string_too_short" if context["min_length"] == 1:
+            return "must not be empty"
+        case "too_long":
+            return f"may have at most {context['max_length']} entries"
+        case "string_too_long":
+            return f"may have at most {context['max_length']} characters"
+        case kind if kind in _KINDS:
+            return f"must be {_KINDS[kind]}, not {_shown(given)}"
+    return str(item["msg"]).replace("Input should be", "must be")
+
+
+_BOUNDS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+_KINDS = {
+    "string_type": "a text in quotes",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing_size": "a smaller number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "finite_number": "a finite number",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a table",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+
+
+def _shown(value: Any) -> str:
+    """Return a wrong value as its author wrote it, if that is short."""
+    if isinstance(value, dict | list):
+        return "a table" if isinstance(value, dict) else "a list"
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value)
+    return "nothing" if value is None else text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def _what_to_write(place: tuple[str | int, ...], kind: type[Part]) -> str:

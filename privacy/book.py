@@ -76,7 +76,7 @@ class Book:
         self.data_sets: dict[str, str] = {}
         self.policy: dict[str, Any] | None = None
         self.approvals: dict[str, tuple[str, ...]] = {}
-        self.refused_plans: set[str] = set()
+        self.refused_plans: dict[str, tuple[str, ...]] = {}
         self._refusals: dict[tuple[str, str], str] = {}
         self._reserved: set[tuple[str, str]] = set()
         self.open: dict[int, Reservation] = {}
@@ -196,12 +196,12 @@ class Book:
         self.policy = dict(value["policy"])
 
     def _approve(self, value: dict[str, Any]) -> None:
-        self.refused_plans.discard(value["plan"])
+        self.refused_plans.pop(value["plan"], None)
         self.approvals[value["plan"]] = tuple(value["by"])
 
     def _refuse_plan(self, value: dict[str, Any]) -> None:
         self.approvals.pop(value["plan"], None)
-        self.refused_plans.add(value["plan"])
+        self.refused_plans[value["plan"]] = tuple(value["by"])
 
     def _reserve(self, value: dict[str, Any]) -> None:
         population = self.populations[value["population"]]

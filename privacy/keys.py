@@ -26,6 +26,8 @@ from privet.common.errors import KeyFault
 
 PASSPHRASE = "PRIVET_PASSPHRASE"
 """Environment variable that holds the passphrase of a site's keys."""
+_SHORTEST = 8
+"""Characters of a passphrase, where keys are made."""
 _LONGEST = 1000
 """Bytes of a passphrase; OpenSSL takes 1023."""
 
@@ -64,8 +66,10 @@ class FileSigner:
         except FileNotFoundError:
             raise KeyFault(f"{path}: there is no key file; was it moved, or never made?") from None
         except TypeError as error:
-            wants = "needs a passphrase" if passphrase is None else "is not encrypted"
-            raise KeyFault(f"{path}: the key {wants}; set {PASSPHRASE} accordingly") from error
+            wants = f"is not encrypted; unset {PASSPHRASE}"
+            if secret is None:
+                wants = f"needs a passphrase; set {PASSPHRASE}"
+            raise KeyFault(f"{path}: the key {wants}") from error
         except (ValueError, UnsupportedAlgorithm) as error:
             raise KeyFault(f"{path}: wrong passphrase, or not a key file") from error
         except OSError as error:
@@ -78,10 +82,12 @@ class FileSigner:
         """Write a new key file; an existing one is never overwritten.
 
         Raises:
-            KeyFault: if ``path`` exists.
+            KeyFault: if ``path`` exists, or the passphrase is too short or too long.
         """
         if path.exists():
             raise KeyFault(f"{path} exists; a key is never overwritten")
+        if passphrase and len(passphrase) < _SHORTEST:
+            raise KeyFault(f"a passphrase has at least {_SHORTEST} characters; no key was made")
         if passphrase and len(passphrase.encode()) > _LONGEST:
             raise KeyFault(f"a passphrase has at most {_LONGEST} bytes")
         how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()

@@ -14,7 +14,6 @@ runs and data sets. The rules are those of docs/reference/evidence-format.md.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -24,17 +23,23 @@ from typing import Any
 
 from privet import __version__
 from privet.common.canonical import digest, digest_json
-from privet.common.errors import BudgetExceeded, LedgerError, SitePaused
+from privet.common.errors import (
+    BudgetExceeded,
+    KeyFault,
+    LedgerError,
+    NoteError,
+    SitePaused,
+    WrongLedger,
+)
 from privet.common.order import Order
-from privet.common.plan import Plan
 from privet.privacy import events as ev
 from privet.privacy.accounting import privacy_loss
 from privet.privacy.book import Book, Budget, Reservation
 from privet.privacy.events import Counts
-from privet.privacy.filter import Cap, Charges, History, decide, decide_whole
+from privet.privacy.filter import Cap, History, decide, decide_whole
 from privet.privacy.log import Log
-from privet.privacy.program import planned
 from privet.privacy.signed_note import Key, Signer
+from privet.privacy.standing import history_of, plan_events
 from privet.privacy.statement import LEDGER, Entry
 from privet.privacy.store import Store
 from privet.privacy.units import PrivacyLoss
@@ -75,7 +80,8 @@ class Ledger:
         patience: seconds to wait for another process.
 
     Raises:
-        LedgerError: if there is no ledger, or it is damaged.
+        WrongLedger: if there is no ledger, or it is another site's.
+        LedgerError: if it is damaged.
         KeyFault: if ``signer`` is not its key.
     """
 
@@ -99,9 +105,36 @@ class Ledger:
                 if not len(self.log):
                     self._begin(site, witness, recovery, setting)
         if self.book.site != site:
-            raise LedgerError(
+            raise WrongLedger(
                 f"{folder}: this is the ledger of '{self.book.site}', not of '{site}'"
             )
+
+    @classmethod
+    def read(cls, folder: Path, site: str | None = None) -> Ledger:
+        """Open a ledger without its key: all can be read and is checked, nothing written.
+
+        Args:
+            folder: holds ``ledger.db``.
+            site: whose ledger it must be; default whoever's it is.
+
+        Raises:
+            WrongLedger: if there is no ledger, or it is another site's.
+            LedgerError: if it is damaged.
+        """
+        store = Store(folder / FILE)
+        named = [
+            entry.predicate
+            for entry in map(Entry.read, store.leaves())
+            if entry.kind in ("genesis", "key-rotated")
+        ]
+        store.close()
+        if not named:
+            raise LedgerError(f"{folder}: the ledger is empty")
+        try:
+            signer = _Keyless(Key.parse(str(named[-1].get("key"))).public)
+        except NoteError as error:
+            raise LedgerError(f"{folder}: the ledger names no key: {error}") from error
+        return cls(folder, signer, site or str(named[0].get("site")))
 
     @property
     def book(self) -> Book:
@@ -123,6 +156,7 @@ class Ledger:
                         "relation and cap are for its life"
                     )
                 return
+            self.require_present()
             self._append_plain(
                 "population",
                 population=population,
@@ -150,6 +184,7 @@ class Ledger:
                 return
             if population in list(self.book.populations)[:1]:
                 disjoint = ""  # from what? The others are disjoint from this one.
+            self.require_present()
             self._append_plain(
                 "data-set", data_set=data_set, population=population, disjoint=disjoint
             )
@@ -158,6 +193,7 @@ class Ledger:
         """Note the policy that holds from now on; the same again changes nothing."""
         with self.log.writing():
             if self.book.policy != policy:
+                self.require_present()
                 self.log.append("policy", "policy", digest_json(policy), policy=policy)
 
     def approve(self, plan: str, by: Iterable[str], how: str) -> None:
@@ -165,12 +201,14 @@ class Ledger:
         names = sorted(set(by))
         with self.log.writing():
             if self.book.approvals.get(plan) != tuple(names):
+                self.require_present()
                 self.log.append("plan-approved", "plan", plan, plan=plan, by=names, how=how)
 
     def refuse_plan(self, plan: str, by: Iterable[str], how: str = "manual") -> None:
         """Note that a plan is refused from now on."""
         with self.log.writing():
             if plan not in self.book.refused_plans:
+                self.require_present()
                 self.log.append(
                     "plan-refused", "plan", plan, plan=plan, by=sorted(set(by)), how=how
                 )
@@ -313,17 +351,19 @@ class Ledger:
         budget = self.book.populations[name].budget
         return privacy_loss(self.history(name), budget.delta, budget.unit, budget.relation)
 
+    def charges(self, population: str) -> History:
+        """Return what was charged to a population, by run; nothing if it is not registered."""
+        self.log.refresh()
+        return history_of(self.log.store, self.book, population)
+
     @classmethod
     def recover(cls, folder: Path, site: str, recovery: Signer, new: Signer) -> Ledger:
         """Replace a lost ledger key with the recovery key that the genesis names.
 
         Raises:
-            LedgerError: if the genesis names no recovery key, or another one.
+            KeyFault: if the genesis names no recovery key, or another one.
         """
-        store = Store(folder / FILE)
-        in_force = [Entry.read(leaf) for leaf in store.leaves()]
-        keys = [e.predicate["key"] for e in in_force if e.kind in ("genesis", "key-rotated")]
-        ledger = cls(folder, _Lost(Key.parse(keys[-1]).public), site)
+        ledger = cls.read(folder, site)
         ledger.rotate(new, recovery=recovery)
         return ledger
 
@@ -331,13 +371,15 @@ class Ledger:
         """Replace the ledger key; with ``recovery`` where the key in force is lost.
 
         Raises:
-            LedgerError: if the genesis does not name the recovery key, or ``new`` was in
-                force before.
+            KeyFault: if the genesis does not name the recovery key.
+            LedgerError: if ``new`` was in force before.
+            SitePaused: if the site has withdrawn.
         """
         key = Key(self.log.origin, new.public)
-        if recovery is not None and recovery.public != _recovery_key(self.log.store):
-            raise LedgerError("the genesis of this ledger does not name this recovery key")
+        if recovery is not None:
+            self.require_recovery(recovery)
         with self.log.writing():
+            self.require_present()
             self.log.append(
                 "key-rotated",
                 "key",
@@ -346,6 +388,25 @@ class Ledger:
                 key=str(key),
                 why="recovery" if recovery else "rotation",
             )
+
+    def require_recovery(self, key: Signer) -> None:
+        """Check that ``key`` is the recovery key that the genesis names.
+
+        Raises:
+            KeyFault: if it is not.
+        """
+        named = Entry.read(self.log.store.leaf(0)).predicate["recovery"]
+        if not named or Key.parse(named).public != key.public:
+            raise KeyFault("the genesis of this ledger does not name this recovery key")
+
+    def require_present(self) -> None:
+        """Check that the site may still decide something.
+
+        Raises:
+            SitePaused: if it has withdrawn.
+        """
+        if self.book.withdrawn:
+            raise SitePaused("the site has withdrawn: nothing can be decided any more")
 
     def pause(self, by: str) -> None:
         """Reserve nothing until :meth:`resume`."""
@@ -369,6 +430,7 @@ class Ledger:
     def _once(self, kind: str, done: bool, **fields: Any) -> None:
         if not done:
             with self.log.writing():
+                self.require_present()
                 self._append_plain(kind, **fields)
 
     def _begin(self, site: str, witness: Key, recovery: Key | None, setting: str) -> None:
@@ -423,7 +485,7 @@ class Ledger:
         """Return a population's cap and charges, and all that ``plan`` (a digest) may do."""
         store, budget = self.log.store, self.book.populations[population].budget
         cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
-        return cap, _history(store, self.book, population), _plan_events(store, plan)
+        return cap, history_of(store, self.book, population), plan_events(store, plan)
 
     def _require_open(self, reservation: Reservation) -> Reservation:
         found = self.book.open.get(reservation.number)
@@ -444,14 +506,14 @@ class Ledger:
         return next(iter(self.book.populations))
 
 
-class _Lost:
-    """Stands for a key that nobody has: it opens a ledger and signs nothing."""
+class _Keyless:
+    """Stands for a key that is not at hand: it opens a ledger and signs nothing."""
 
     def __init__(self, public: bytes) -> None:
         self.public = public
 
     def sign(self, message: bytes) -> bytes:
-        raise LedgerError("the ledger key is lost; it can sign nothing")
+        raise LedgerError("the ledger was opened without its key, so nothing can be signed")
 
 
 def read_history(folder: Path, population: str) -> History:
@@ -464,43 +526,10 @@ def read_history(folder: Path, population: str) -> History:
     """
     if not (folder / FILE).exists():
         return {}
-    store, book = Store(folder / FILE), Book()
-    for leaf in store.leaves():
-        book.apply(Entry.read(leaf))
-    return _history(store, book, population) if population in book.populations else {}
-
-
-def _history(store: Store, book: Book, population: str) -> History:
-    found = {}
-    for run, counts in book.charges(population).items():
-        plan = book.plan_of(run)
-        events = _plan_events(store, plan)
-        if events is None:
-            raise LedgerError(
-                f"{store.path}: plan {plan} of run '{run}' is not kept beside the "
-                "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
-            )
-        found[run] = Charges(tuple(counts.items()), events)
+    ledger = Ledger.read(folder)
+    found = ledger.charges(population)
+    ledger.log.store.close()
     return found
-
-
-def _plan_events(store: Store, plan: str) -> Counts | None:
-    """Return all that a run of ``plan`` (a digest) may do, or None if it is not kept."""
-    text = store.paper("plan", plan)
-    return None if text is None else _events_of(plan, text)
-
-
-@functools.lru_cache(maxsize=256)
-def _events_of(plan: str, text: str) -> Counts:
-    found = Plan.parse(json.loads(text), where=plan)
-    if found.digest != plan:
-        raise LedgerError(f"the plan that is kept as {plan} is another one, {found.digest}")
-    return planned(found)
-
-
-def _recovery_key(store: Store) -> bytes:
-    named = Entry.read(store.leaf(0)).predicate["recovery"]
-    return Key.parse(named).public if named else b""
 
 
 def _slot_fields(order: Order) -> dict[str, Any]:

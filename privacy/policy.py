@@ -18,13 +18,13 @@ from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError, PolicyError
 from privet.common.plan import Plan
-from privet.common.schema import Count, Name, Part, parse
+from privet.common.schema import ABSOLUTE, DIGEST, KEY, Count, Name, Part, parse
 from privet.privacy.events import decimal
 from privet.privacy.units import Relation, Unit
 
-Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Key = Annotated[str, Field(pattern=KEY)]
 """Name of a population or a data set; safe as a file name."""
-Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+Digest = Annotated[str, Field(pattern=DIGEST)]
 ANY = "*"
 
 
@@ -126,7 +126,7 @@ class Keys(Part):
         ledger: label of the ledger's key pair.
     """
 
-    module: Annotated[str, Field(pattern=r"^/")]
+    module: Annotated[str, Field(pattern=ABSOLUTE)]
     token: Annotated[str, Field(min_length=1, max_length=32)]
     ledger: Annotated[str, Field(min_length=1)]
 
@@ -137,8 +137,7 @@ class Policy(Part):
     ``keys`` is None where the ledger's key is a file beside the ledger.
 
     ``attested`` names rows of the honesty list that the site vouches for, with the reason:
-    H12 (where its constants come from), H13 (figures come from public data), H21 (nobody is
-    at two sites).
+    H12 (where its constants come from), H21 (nobody is at two sites). H13 is a plan's.
     """
 
     site: Name
@@ -148,7 +147,7 @@ class Policy(Part):
     populations: Annotated[dict[Key, Population], Field(min_length=1)]
     data: Annotated[dict[Key, DataSet], Field(min_length=1)]
     allow: Allow = Allow()
-    attested: dict[Literal["H12", "H13", "H21"], str] = {}
+    attested: dict[Literal["H12", "H21"], str] = {}
     _folder: Path = PrivateAttr(default=Path())
 
     @model_validator(mode="after")
@@ -179,6 +178,8 @@ class Policy(Part):
         Raises:
             PolicyError: naming every wrong key and what was expected.
         """
+        if isinstance(value, dict) and "task" in value and "populations" not in value:
+            raise PolicyError(f"{where}: this is a plan, not a policy")
         return parse(cls, value, where=where, error=PolicyError)
 
     @classmethod
@@ -253,7 +254,7 @@ class Policy(Part):
                     "plans": [plan.digest],
                     "approval": "listed",
                 },
-                "attested": plan.attested,
+                "attested": {key: why for key, why in plan.attested.items() if key != "H13"},
             },
             where=f"simulated site '{site}'",
         )

@@ -4,22 +4,32 @@ SQLite gives what a ledger needs and is hard to write well: a transaction is on 
 (``synchronous=FULL``) before the promise is given, or it never happened; a full disk or a
 short write rolls back; a killed process leaves a file that opens again; one process
 writes at a time, a second one waits. Entries can be added and read, never changed.
+
+A file that cannot be written, or lies in a folder that cannot, is read all the same, and
+nothing is left beside it:
+
+- no write-ahead file beside it: all is in the file itself, which is read as it is
+  (``immutable``). If somebody writes to it meanwhile, the reader is told to start again.
+- a write-ahead file with its index: its owner may be at work; SQLite reads both (``mode=ro``).
+- a write-ahead file alone, as in a copy: both are copied to a temporary folder and read there.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import sqlite3
+import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from privet.common.canonical import fsync_folder
-from privet.common.errors import LedgerError
+from privet.common.errors import LedgerError, WrongLedger
 
 _SCHEMA = """
 CREATE TABLE entries (sequence INTEGER PRIMARY KEY, leaf BLOB NOT NULL);
@@ -57,7 +67,8 @@ class Store:
         patience: seconds to wait for another process's transaction.
 
     Raises:
-        LedgerError: if the file is not there, not a log, or of a later version.
+        WrongLedger: if the file is not there.
+        LedgerError: if it is not a log, or of a later version.
     """
 
     def __init__(self, path: Path, *, create: bool = False, patience: float = 30.0) -> None:
@@ -67,8 +78,10 @@ class Store:
         _OPEN.add(self)
         self._inside: Literal["", "reading", "writing"] = ""
         self._process = 0
+        self._remove_copy: Callable[[], object] = _nothing
         if not path.exists() and not create:
-            raise LedgerError(f"{path}: there is no log here; is this the right folder?")
+            raise WrongLedger(f"{path}: there is no log here; is this the right folder?")
+        self._writable = not path.exists() or _is_writable(path)
         with self._told():
             path.parent.mkdir(parents=True, exist_ok=True)
             foreign = path.exists() and 0 < path.stat().st_size < _SMALLEST
@@ -83,6 +96,7 @@ class Store:
             if self._process == os.getpid():
                 self._connection.close()
             self._process = 0
+            self._remove_copy()
 
     def leaves(self, start: int = 0) -> Iterator[bytes]:
         """Yield the leaves from sequence ``start`` on, and check that none is missing."""
@@ -94,6 +108,7 @@ class Store:
                 if sequence != expected or not isinstance(leaf, bytes):
                     raise LedgerError(f"{self.path}: entry {expected} is missing or damaged")
                 yield leaf
+            self._require_still()
 
     def leaf(self, sequence: int) -> bytes:
         """Return one leaf.
@@ -160,6 +175,8 @@ class Store:
             if self._inside:
                 raise LedgerError(f"{self.path}: nothing is written while it is being read")
             connection = self._open()
+            if not self._writable:
+                raise LedgerError(f"{self.path}: may be read only: the file or its folder")
             connection.execute("BEGIN IMMEDIATE")
             self._inside = "writing"
             try:
@@ -184,6 +201,7 @@ class Store:
             self._inside = "reading"
             try:
                 yield
+                self._require_still()
             finally:
                 self._inside = ""
                 connection.execute("ROLLBACK")
@@ -214,6 +232,7 @@ class Store:
                 f"{self.path}: the file was moved, removed or replaced while it was open; what is "
                 "written now would be lost. Start again"
             )
+        self._require_still()
         return self._connection
 
     def _identity(self) -> tuple[int, int] | None:
@@ -224,17 +243,51 @@ class Store:
         return found.st_dev, found.st_ino
 
     def _connect(self) -> None:
+        self._as_it_was: tuple[int, int] | None = None
+        self._opened = self._identity()
+        where = str(self.path) if self._writable else self._to_be_read()
         self._connection = sqlite3.connect(
-            self.path, timeout=self._patience, isolation_level=None, check_same_thread=False
+            where,
+            uri=not self._writable,
+            timeout=self._patience,
+            isolation_level=None,
+            check_same_thread=False,
         )
         self._process = os.getpid()
-        self._connection.execute("PRAGMA journal_mode = WAL")
-        self._opened = self._identity()
-        self._connection.execute("PRAGMA synchronous = FULL")
+        if self._writable:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._opened = self._identity()  # it may have been made just now
+            self._connection.execute("PRAGMA synchronous = FULL")
+
+    def _to_be_read(self) -> str:
+        """Return what SQLite opens where nothing can be written (see the module)."""
+        ahead, index = (self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))
+        # Looked at before the write-ahead file: what is moved into the file later is noticed.
+        as_it_was = self._state()
+        if not ahead.exists() or ahead.stat().st_size == 0:
+            self._as_it_was = as_it_was
+            return self.path.absolute().as_uri() + "?mode=ro&immutable=1"
+        if index.exists():
+            return self.path.absolute().as_uri() + "?mode=ro"
+        self._remove_copy()
+        copied = Path(tempfile.mkdtemp(prefix="privet-"))
+        self._remove_copy = weakref.finalize(self, shutil.rmtree, copied, ignore_errors=True)
+        for source in (self.path, ahead):
+            shutil.copyfile(source, copied / source.name)
+        return (copied / self.path.name).as_uri()
+
+    def _state(self) -> tuple[int, int]:
+        found = self.path.stat()
+        return found.st_size, found.st_mtime_ns
+
+    def _require_still(self) -> None:
+        """Check that a file that is read as it is was not written to since it was opened."""
+        if self._as_it_was is not None and self._as_it_was != self._state():
+            raise LedgerError(f"{self.path}: was written to while it was being read; start again")
 
     def _prepare(self) -> None:
         new = not self._version()
-        if new:
+        if new and self._writable:
             with self.transaction():
                 if not self._version():
                     for statement in _SCHEMA.split(";\n"):
@@ -264,3 +317,12 @@ class Store:
             raise LedgerError(f"{self.path}: the file is damaged: {error}") from error
         except OSError as error:
             raise LedgerError(f"{self.path}: {error.strerror or error}") from error
+
+
+def _is_writable(path: Path) -> bool:
+    """Whether the file and its folder can be written: SQLite needs both."""
+    return all(os.access(place, os.W_OK, effective_ids=True) for place in (path, path.parent))
+
+
+def _nothing() -> None:
+    pass

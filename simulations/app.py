@@ -26,9 +26,9 @@ from privet.common.canonical import write_json
 from privet.common.errors import InputError
 from privet.server.rounds import Outcome
 from privet.simulations.parties import Parties
-from privet.simulations.planning import adjusted, find_plan, resolve
+from privet.simulations.planning import adjusted, attestations, find_plan, resolve
 from privet.simulations.records import Records
-from privet.simulations.result import attestations, make_result, write_result
+from privet.simulations.result import make_result, write_result
 from privet.simulations.run import SiteMaker, public_test, server_app
 
 

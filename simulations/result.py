@@ -21,6 +21,7 @@ from privet.simulations import plots, scenarios
 from privet.simulations.card import model_card
 from privet.simulations.evaluate import pooled_gate
 from privet.simulations.parties import Parties
+from privet.simulations.planning import attestations
 
 
 @dataclass(frozen=True)
@@ -172,21 +173,6 @@ def _facts(plan: Plan) -> honesty.Facts:
         metrics=plan.metrics.source,
         attested=attestations(plan),
     )
-
-
-def attestations(plan: Plan) -> dict[str, str]:
-    """Return the rows that somebody vouches for: the plan, and its scenario for its own task."""
-    attested = {str(key): why for key, why in plan.attested.items()}
-    scenario = scenarios.get(plan.scenario) if plan.scenario else None
-    if scenario is None or plan.task != scenario.make_plan().task:
-        return attested
-    return {
-        "H12": "an open data set: ranges are round numbers declared in the scenario, settings were "
-        "chosen on a validation split that counts as public",
-        "H13": "an open data set: the test split counts as public",
-        **scenario.attested,
-        **attested,
-    }
 
 
 def write_result(result: Result) -> None:

@@ -44,9 +44,9 @@ from privet.server.snapshot import Snapshots, save_model
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.parties import Parties
-from privet.simulations.planning import adjusted, find_plan, resolve
+from privet.simulations.planning import adjusted, attestations, find_plan, resolve
 from privet.simulations.records import Records
-from privet.simulations.result import Result, attestations, make_result, write_result
+from privet.simulations.result import Result, make_result, write_result
 
 Engine = Literal["auto", "inline", "ray"]
 Observer = Callable[[Progress], None]

@@ -21,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Federated training of Transformers whose privacy budget anyone can verify.\n\n"
     "Start with: privet simulate --list, then privet simulate lending.",
+    epilog="[bold]Examples[/bold]\n\nprivet simulate lending\n\n"
+    "privet budget plan.toml site.toml     what it would cost, before anything is spent",
 )
 
 

@@ -111,7 +111,7 @@ def report(
     interval: Annotated[
         bool,
         typer.Option(
-            "--interval", help="Also ask prv-accountant, an independent one (privet[interval])."
+            "--interval", help="Also ask prv-accountant, an independent one (privet\\[interval])."
         ),
     ] = False,
     as_json: AsJson = False,

@@ -11,7 +11,10 @@ import typer
 from privet.cli import app
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from privet.common.plan import Plan
+    from privet.privacy.events import Counts
     from privet.privacy.filter import Decision, History
     from privet.privacy.policy import Policy
     from privet.privacy.units import PrivacyLoss
@@ -41,31 +44,60 @@ def budget(
     """Say what a plan will cost and what will be left, before anything is spent.
 
     PLAN is the name of a scenario or a plan file (*.toml), POLICY the site's own file; it
-    names the ledger. Nothing is written and no record is read. The exit code is 3 if the
-    policy would refuse the plan or the population's budget does not cover it.
+    names the ledger, which is read without its key. Nothing is written and no record is
+    read. The exit code is 3 if the site would not let the plan run to its end now: the
+    policy or the budget forbids it, the site is paused, or nobody approved the plan yet.
+    The digest that is shown is the one that `privet client approve` takes.
     """
-    from privet.cli import show
+    from privet.cli import show, show_site
     from privet.common.errors import Refused
     from privet.privacy import program
-    from privet.privacy.ledger import read_history
     from privet.privacy.policy import Policy
-    from privet.simulations.planning import find_plan
+    from privet.simulations.planning import attestations, find_plan
 
-    chosen, _ = find_plan(plan)
     site = Policy.load(policy)
-    name, found = site.data_set(data_set)
-    history = read_history(site.ledger_folder, found.population)
+    chosen, _ = find_plan(plan)
+    chosen = chosen.changed(attested=attestations(chosen))  # as `privet simulate` runs it
+    name, _ = site.data_set(data_set)
+    place = _Place(policy, site)
     with show.stage("budget") as tell:
         if chosen.privacy is not None and chosen.privacy.noise_multiplier is None:
             tell(f"calibrating the noise to ε {chosen.privacy.epsilon:g}, the plan's own …")
         fitted = program.calibrated(chosen)
-        forecast = Forecast(chosen, fitted, site, name, history)
+        forecast = Forecast(chosen, fitted, place, name)
     if as_json:
         typer.echo(json.dumps(forecast.to_dict(), ensure_ascii=False))
     else:
-        show.budget(forecast)
-    if forecast.reason:
-        raise Refused(forecast.reason)
+        show_site.budget(forecast)
+    if forecast.faults:
+        raise Refused("\n".join(forecast.faults))
+
+
+class _Place:
+    """A policy, and what the ledger that it names says, read without its key.
+
+    Raises:
+        WrongLedger: if the ledger is another site's, or was lost.
+        LedgerError: if it cannot be read.
+    """
+
+    def __init__(self, file: Path, policy: Policy) -> None:
+        from privet.client.desk import has_ledger
+        from privet.privacy.book import Book
+        from privet.privacy.ledger import Ledger
+
+        self.file, self.policy = file, policy
+        self.note = ""
+        self._ledger: Ledger | None = None
+        if has_ledger(policy):
+            self._ledger = Ledger.read(policy.ledger_folder, policy.site)
+        else:
+            self.note = f"no ledger at {policy.ledger_folder}: taken as empty"
+        self.book = self._ledger.book if self._ledger else Book()
+
+    def charges(self, population: str) -> History:
+        """Return what was charged to a population, by run."""
+        return self._ledger.charges(population) if self._ledger else {}
 
 
 class Forecast:
@@ -79,18 +111,20 @@ class Forecast:
             has another unit or relation than the population, so that they cannot be added.
         decision: of the cap; None in the same case.
         runs_left: how many such runs may be begun and come to their end, this one included.
-        reason: why the plan would be refused, or "".
+        faults: why the site would not let the plan run to its end now; empty if it would.
+        only_undecided: nothing is missing but a decision of the operator.
+        notes: what is to be known about the figures.
     """
 
-    def __init__(
-        self, asked: Plan, fitted: Plan, policy: Policy, data_set: str, history: History
-    ) -> None:
+    def __init__(self, asked: Plan, fitted: Plan, place: _Place, data_set: str) -> None:
+        from privet.client.approval import approval_fault, standing_faults
         from privet.privacy import program
         from privet.privacy.accounting import privacy_loss
-        from privet.privacy.events import Counts, Repeated
-        from privet.privacy.filter import Cap, decide_whole, merged, runs_that_fit
+        from privet.privacy.events import Repeated
+        from privet.privacy.filter import Cap
         from privet.privacy.units import Relation, Unit
 
+        policy = place.policy
         self.plan, self.policy, self.data_set = fitted, policy, data_set
         self.calibrated = asked != fitted
         self.population = policy.data_set(data_set)[1].population
@@ -110,16 +144,31 @@ class Forecast:
         self.after: PrivacyLoss | None = None
         self.decision: Decision | None = None
         self.runs_left: int | None = None
+        self.notes = [place.note] if place.note else []
+        self.faults = standing_faults(policy, place.book, data_set)
         # A plan approved by its digest was approved with its noise.
-        self.reason = policy.fault(fitted, data_set=data_set) or ""
-        if own != terms:
-            return
+        forbidden = policy.fault(fitted, data_set=data_set)
+        self.faults += [forbidden] if forbidden else []
+        if own == terms:
+            self._add_up(cost, place.charges(self.population), planned)
+            if self.decision and not self.decision.allowed and not forbidden:
+                against = self.decision.against(self.cap)
+                self.faults.append(f"the budget does not cover the plan: {against}")
+        refused = fitted.digest in place.book.refused_plans
+        self.only_undecided = not self.faults and not refused
+        undecided = approval_fault(policy, place.book, fitted.digest, place.file)
+        if undecided and (refused or policy.allow.approval == "manual"):
+            self.faults.append(undecided)
+
+    def _add_up(
+        self, cost: Callable[[Counts], PrivacyLoss], history: History, planned: Counts
+    ) -> None:
+        from privet.privacy.filter import decide_whole, merged, runs_that_fit
+
         before = merged(charges.counts for charges in history.values())
         self.spent, self.after = cost(before), cost(merged([before, planned]))
         self.decision = decide_whole(self.cap, history, planned)
         self.runs_left = runs_that_fit(self.cap, history, planned)
-        if not self.reason and not self.decision.allowed:
-            self.reason = f"the budget does not cover the plan: {self.decision.against(self.cap)}"
 
     @property
     def left_after(self) -> float | None:
@@ -147,8 +196,8 @@ class Forecast:
             "runs_left_at_least": self.many,
             **{key: self.total.to_dict()[key] for key in ("delta", "unit", "relation")},
             "cap": self.cap.epsilon,
-            "allowed": not self.reason,
-            "reason": self.reason or None,
+            "allowed": not self.faults,
+            "reason": "; ".join(self.faults) or None,
             "rule": self.decision.rule if self.decision else None,
             "plan": self.plan.digest,
             "site": self.policy.site,
@@ -156,4 +205,5 @@ class Forecast:
             "data_set": self.data_set,
             "noise_multiplier": privacy.noise_multiplier if privacy else None,
             "calibrated": self.calibrated,
+            "notes": self.notes,
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 client = typer.Typer(
     no_args_is_help=True,
     help="A site's ledger and what its operator decides. Each decision is a signed entry.",
+    epilog="[bold]Example[/bold]\n\nprivet client status --policy north/site.toml",
 )
 app.add_typer(client, name="client")
 
@@ -32,7 +34,7 @@ _SITE = Path("site.toml")
 
 
 @client.command(
-    epilog="[bold]Example[/bold]\n\nPRIVET_PASSPHRASE=… privet client init north --site North"
+    epilog="[bold]Example[/bold]\n\nprivet client init north --site North     asks for a passphrase"
 )
 def init(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
@@ -53,7 +55,8 @@ def init(
     """Make a site's folder: a policy to fill in, keys, and an empty ledger.
 
     DIR is a new or empty folder. Keys are made here and encrypted under the passphrase
-    in PRIVET_PASSPHRASE (asked for where it is not set). Give the fingerprints that are
+    in PRIVET_PASSPHRASE, at least 8 characters; you are asked for it where it is not set,
+    and it belongs on no command line. Give the fingerprints that are
     printed to the coordinator and to your auditor; put offline/recovery.pem in a safe.
     With --module, --token and --ledger-key the ledger key is one that you made in a
     hardware token; its PIN is in PRIVET_PIN, or asked for.
@@ -78,9 +81,9 @@ def status(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps(value))
         return
-    from privet.cli import show
+    from privet.cli import show_site
 
-    show.site_status(value)
+    show_site.site_status(value)
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client plans --policy north/site.toml")
@@ -90,8 +93,9 @@ def plans(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps({"plans": found}))
         return
-    for plan in found:
-        typer.echo(f"{plan['state']:9} {plan['plan']}  {', '.join(plan['by'])}")
+    from privet.cli import show_site
+
+    show_site.plans(found)
     if not found:
         typer.echo("No plan was approved or refused yet.")
 
@@ -107,13 +111,22 @@ def approve(
     HASH is the plan's digest. Where the policy wants two approvers, a second person must
     do the same under another name.
     """
+    from privet.client.approval import approval_fault, people
+    from privet.client.desk import full_digest
+
     desk = _desk(policy)
-    by = desk.approve(plan, name or getpass.getuser())
-    needed = desk.policy.allow.approvers
-    if as_json:
-        typer.echo(json.dumps({"plan": plan, "by": list(by), "needed": needed}))
-        return
-    typer.echo(f"Approved by {', '.join(by)} ({len(by)} of {needed}).")
+    by = desk.approve(plan, _who(name))
+    digest, allow = full_digest(plan), desk.policy.allow
+    missing = approval_fault(desk.policy, desk.ledger.book, digest)
+    note = ""
+    if allow.approval == "listed" and missing:
+        note = f'without effect: {missing}. Write it there, or set approval = "manual"'
+    elif digest in allow.plans:
+        note = "the policy lists this plan, so nobody has to approve it"
+    value = {"plan": digest, "by": list(by), "needed": allow.approvers}
+    count = f"{people(by)} of {allow.approvers}" if allow.approval == "manual" else "noted"
+    text = f"Approved by {', '.join(by)} ({count})." + (f" But {note}." if note else "")
+    _done({**value, "enough": missing is None, "note": note or None}, text, as_json)
 
 
 @client.command(
@@ -125,8 +138,8 @@ def refuse(
     """Refuse a plan from now on, also one that was approved; HASH is its digest."""
     from privet.client.desk import full_digest
 
-    _desk(policy).ledger.refuse_plan(full_digest(plan), [name or getpass.getuser()])
-    _done({"plan": plan, "state": "refused"}, "Refused.", as_json)
+    _desk(policy).refuse(plan, _who(name))
+    _done({"plan": full_digest(plan), "state": "refused"}, "Refused.", as_json)
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client pause --policy north/site.toml")
@@ -137,8 +150,7 @@ def pause(
     as_json: AsJson = False,
 ) -> None:
     """Reserve nothing until the pause is ended with --end."""
-    ledger = _desk(policy).ledger
-    (ledger.resume if end else ledger.pause)(name or getpass.getuser())
+    _desk(policy).pause(_who(name), end=end)
     state = "open" if end else "paused"
     _done({"state": state}, f"The site is {state}.", as_json)
 
@@ -155,7 +167,7 @@ def withdraw(
     """Spend nothing ever again. This cannot be undone; what was released stays released."""
     if not yes:
         typer.confirm("Withdraw this site for good?", abort=True, err=True)
-    _desk(policy).ledger.withdraw(name or getpass.getuser())
+    _desk(policy).withdraw(_who(name))
     _done({"state": "withdrawn"}, "The site has withdrawn.", as_json)
 
 
@@ -176,12 +188,12 @@ def rotate_key(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Replace the ledger key by a new one; the old one signs that.
+    r"""Replace the ledger key by a new one; the old one signs that.
 
-    Where the policy has [keys], the new key is one that you made in the token: --to names
+    Where the policy has \[keys], the new key is one that you made in the token: --to names
     it, and you then write its label into the policy.
     """
-    from privet.client.desk import rotate_key as rotate
+    from privet.client.rotation import rotate_key as rotate
     from privet.privacy.keys import passphrase_from_environment
 
     fingerprint = rotate(policy, passphrase_from_environment(), recovery=recovery, to=to)
@@ -194,6 +206,13 @@ def _desk(policy: Path) -> Desk:
     from privet.privacy.keys import passphrase_from_environment
 
     return Desk.open(policy, passphrase_from_environment())
+
+
+def _who(name: str | None) -> str:
+    try:
+        return getpass.getuser() if name is None else name
+    except (KeyError, OSError):
+        raise InputError("nobody is logged in by a name: say who decides with --as NAME") from None
 
 
 def _keys(module: Path | None, token: str, ledger_key: str) -> Keys | None:
@@ -213,6 +232,11 @@ def _passphrase(*, confirm: bool) -> str:
 
     found = passphrase_from_environment()
     if found is None:
+        if not sys.stdin.isatty():
+            raise InputError(
+                f"nobody can be asked for a passphrase here: set {PASSPHRASE}, or use "
+                "--plain-keys for a trial"
+            )
         try:
             found = str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm))
         except typer.Abort:

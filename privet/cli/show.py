@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import sys
 import time
@@ -21,7 +20,6 @@ from rich.table import Table
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 if TYPE_CHECKING:
-    from privet.cli.budget import Forecast
     from privet.common.plan import Plan
     from privet.server.rounds import Progress
     from privet.simulations.compare import Row
@@ -76,7 +74,7 @@ class RunDisplay:
         )
 
     def _worst(self, progress: Progress) -> PrivacyLoss | None:
-        losses = [_loss(value) for value in progress.spent.values()]
+        losses = [loss_of(value) for value in progress.spent.values()]
         return max(losses, key=lambda loss: loss.epsilon) if losses and self._plan.privacy else None
 
     def _table(self, progress: Progress) -> Table:
@@ -93,7 +91,7 @@ class RunDisplay:
         for site in self._plan.sites:
             spent = left = "–"
             if privacy and site.name in progress.spent:
-                loss = _loss(progress.spent[site.name])
+                loss = loss_of(progress.spent[site.name])
                 spent, left = loss.figure, f"{max(0.0, privacy.epsilon - loss.epsilon):.3f}"
             table.add_row(
                 site.name,
@@ -126,30 +124,6 @@ def counting(title: str) -> Iterator[Callable[[int, int], None]]:
     with Bar(TextColumn(title), BarColumn(), TimeElapsedColumn(), console=_err) as bar:
         task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def site_status(value: dict[str, Any]) -> None:
-    """Print a site's ledger: what was spent and is left, by population."""
-    _out.print(
-        f"{value['site']}: {value['state']} · {value['entries']} "
-        f"{'entry' if value['entries'] == 1 else 'entries'}, the first "
-        f"{value['witnessed']} of them witnessed · {value['fingerprint']}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    table = Table()
-    for name in ("population", "ε spent", "ε cap", "δ, unit, relation", "runs"):
-        table.add_column(name, no_wrap=name.startswith("ε"))
-    for item in value["populations"]:
-        loss = _loss(item)
-        cap = "none" if item["cap"] is None else f"{item['cap']:g}"
-        name = item["population"] + (" (closed)" if item["closed"] else "")
-        table.add_row(name, loss.figure, cap, loss.terms, str(item["runs"]))
-    _out.print(table)
-    for plan in value["plans"]:
-        _out.print(f"{plan['state']}: {plan['plan']} {', '.join(plan['by'])}", soft_wrap=True)
-    for slot in value["open"]:
-        _out.print(f"reserved and not finished: {slot} (it counts)", soft_wrap=True)
 
 
 def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None) -> None:
@@ -193,55 +167,6 @@ def _next(folder: Path, ledgers: Path | None) -> None:
     sources = [str(folder), *([str(ledgers)] if ledgers else [])]
     words = ["privet", "audit", "bundle", *sources, "--out", f"{folder.name}.bundle"]
     _out.print(f"Next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
-
-
-def budget(forecast: Forecast) -> None:
-    """Print what a plan would cost."""
-    plan, cap, decision = forecast.plan, forecast.cap, forecast.decision
-    _out.print(
-        f"Plan {plan.name} at site {forecast.policy.site}, on data set {forecast.data_set} of "
-        f"population {forecast.population}",
-        highlight=False,
-        soft_wrap=True,
-    )
-    if plan.privacy is not None:
-        how = "calibrated to" if forecast.calibrated else "set by the plan, which allows itself"
-        _out.print(
-            f"Noise multiplier {plan.privacy.noise_multiplier:g}, {how} ε {plan.privacy.epsilon:g} "
-            f"at δ {plan.privacy.delta:g}",
-            highlight=False,
-            soft_wrap=True,
-        )
-    title = f"Budget · {forecast.total.terms}"
-    table = Table(title=title, title_justify="left", min_width=len(title))
-    table.add_column("")
-    table.add_column("ε", justify="right")
-    table.add_row("one round", forecast.per_round.figure)
-    table.add_row(f"all {plan.training.rounds} rounds", forecast.total.figure)
-    if forecast.spent is not None:
-        table.add_section()
-        table.add_row("life-time cap", f"{cap.epsilon:g}" if cap.epsilon else "none")
-        table.add_row("spent so far", forecast.spent.figure)
-        if forecast.left_after is not None:
-            left = f"{math.floor(forecast.left_after * 1000 + 1e-6) / 1000:.3f}"
-            covered = decision is not None and decision.allowed
-            table.add_row("left after this run", left if covered else "not covered")
-    _out.print(table)
-    if forecast.runs_left is not None:
-        least = "at least " if forecast.many else ""
-        count = 1000 if forecast.many else forecast.runs_left
-        _out.print(f"Such runs that still fit, this one included: {least}{count}", highlight=False)
-    if forecast.reason:
-        _out.print("The site would refuse this plan.", style="bold")
-        return
-    rule = {
-        "one run": "Nothing else was charged, so the plan counts as a whole, composed tightly.",
-        "filter": "Other runs were charged before, so a Rényi filter decides; it counts higher: "
-        + (decision.against(cap) if decision else ""),
-        "no cap": "This population has no cap.",
-    }
-    _out.print("The site would let this plan run to its end.", style="bold")
-    _out.print(rule[decision.rule] if decision else "", highlight=False, soft_wrap=True)
 
 
 def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
@@ -344,7 +269,8 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
-def _loss(value: dict[str, Any]) -> PrivacyLoss:
+def loss_of(value: dict[str, Any]) -> PrivacyLoss:
+    """Read back what ``PrivacyLoss.to_dict`` gave."""
     epsilon = value["epsilon"]
     return PrivacyLoss(
         float("inf") if epsilon is None else epsilon,

@@ -129,6 +129,10 @@ def simulate(
         raise InputError("--cap goes without --no-dp")
     if no_dp and (epsilon is not None or sweep is not None):
         raise InputError("--no-dp goes without --epsilon and --sweep")
+    _within("--epsilon", epsilon, 1000)
+    _within("--cap", cap, 1000)
+    _within("--rounds", rounds, 10**9, least=1)
+    _within("--seed", seed, 2**53 - 1, least=0)
     from privet.cli import show
     from privet.simulations import planning, run
     from privet.simulations.compare import compare as run_compare
@@ -173,11 +177,21 @@ def _print_json(value: Any) -> None:
 
 def _numbers(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
         raise InputError(
             f"--sweep takes numbers with commas, such as 1,3,8, not '{text}'"
         ) from None
+    for value in values:
+        _within("each ε of --sweep", value, 1000)
+    return values
+
+
+def _within(what: str, value: float | None, most: float, *, least: float | None = None) -> None:
+    """Check an option where it was given, so that the plan is not blamed for it."""
+    low = "above 0" if least is None else f"at least {least:g}"
+    if value is not None and not (0 < value <= most if least is None else least <= value <= most):
+        raise InputError(f"{what} must be {low} and at most {most:,}, not {value:g}")
 
 
 def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_json: bool) -> None:

@@ -5,104 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import suppress
-from pathlib import Path
-from typing import Any
 
 import pytest
+from budget_kit import CHEAP, Desk, charged, policy_value
 
-from privet.common.errors import BudgetExceeded
-from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy import program
 from privet.privacy.accounting import epsilon
-from privet.privacy.book import Budget
 from privet.privacy.events import Repeated
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger, Request
-from privet.privacy.signed_note import COSIGN, Key, key_name
-from privet.privacy.units import Relation, Unit
 
-Make = Callable[..., dict[str, Any]]
 KEYS = {"cost", "spent", "left_after", "runs_left", "delta", "unit", "relation"}
-CHEAP = {"epsilon": 20.0, "delta": 1e-4, "noise_multiplier": 9.0}
-
-
-def policy_value(**population: Any) -> dict[str, Any]:
-    """Return a policy of site North that allows the tiny plan."""
-    return {
-        "site": "North",
-        "populations": {"patients": {"unit": "record", "epsilon": 20.0, "delta": 1e-4, **population}},
-        "data": {"admissions": {"population": "patients", "nominal_size": 60}},
-        "allow": {"tasks": ["tabular"], "models": ["linear"]},
-    }  # fmt: skip
-
-
-class Desk:
-    """Runs ``privet budget`` in this process, in an empty folder."""
-
-    def __init__(self, capsys: Any, monkeypatch: Any, folder: Path, write: Any, plan: Make):
-        self.capsys, self.monkeypatch, self.folder = capsys, monkeypatch, folder
-        self.write, self.plan = write, plan
-
-    def ask(self, *words: object) -> tuple[int, str, str]:
-        from privet.cli import main
-
-        self.monkeypatch.setattr(sys, "argv", ["privet", "budget", *map(str, words)])
-        code = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code if isinstance(end.code, int) else 1
-        said = self.capsys.readouterr()
-        assert "Traceback" not in said.out + said.err
-        return code, said.out, said.err
-
-    def json(self, plan: dict[str, Any], policy: dict[str, Any]) -> tuple[int, dict[str, Any]]:
-        self.write(self.folder / "plan.toml", self.plan(**plan))
-        self.write(self.folder / "site.toml", policy)
-        code, out, _ = self.ask("plan.toml", "site.toml", "--json")
-        assert len(out.splitlines()) == 1
-        return code, json.loads(out)
-
-
-@pytest.fixture
-def desk(capsys, monkeypatch, tmp_path, write_toml, plan_value) -> Desk:
-    monkeypatch.chdir(tmp_path)
-    return Desk(capsys, monkeypatch, tmp_path, write_toml, plan_value)
-
-
-def charged(desk: Desk, plan: dict[str, Any], runs: int = 1) -> None:
-    """Let the site's ledger be charged with whole runs of a plan, as far as its cap goes."""
-    folder, found = desk.folder / "ledger", Plan.parse(desk.plan(**plan))
-    witness = FileSigner.generate()
-    ledger = Ledger(
-        folder, FileSigner.generate(), "North", create=True,
-        witness=Key(key_name("witness", "North", witness.public), witness.public, COSIGN),
-    )  # fmt: skip
-    ledger.register("patients", Budget(20.0, 1e-4, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE))
-    ledger.add_data_set("admissions", "patients")
-    ledger.set_policy({})
-    ledger.keep("plan", found.digest, found.to_dict())
-    ledger.approve(found.digest, ["dpo"], "manual")
-    event, model = program.training_event(found), "sha256:" + "0" * 64
-    with suppress(BudgetExceeded):
-        for run in range(runs):
-            for number in range(1, found.training.rounds + 1):
-                order = Order(
-                    f"run-{run}",
-                    "North",
-                    number,
-                    1,
-                    "train",
-                    found.digest,
-                    model,
-                    ("w",),
-                    keyid="0" * 64,
-                )
-                ledger.reserve(Request(order, event, "admissions"))
-    ledger.log.store.close()
 
 
 def test_the_figures_are_those_of_the_accountant(desk: Desk):
@@ -122,12 +34,11 @@ def test_the_figures_are_those_of_the_accountant(desk: Desk):
 
 
 def test_noise_is_calibrated_where_the_plan_leaves_it_open(desk: Desk):
-    plan = desk.plan()
-    del plan["privacy"]["noise_multiplier"]
-    desk.write(desk.folder / "plan.toml", {**plan, "privacy": {"epsilon": 3.0, "delta": 1e-4}})
-    desk.write(desk.folder / "site.toml", policy_value(epsilon=3.0))
+    open_noise = {"epsilon": 3.0, "noise_multiplier": None}
+    digest = desk.files({"privacy": open_noise}, policy_value(epsilon=3.0))
     code, out, err = desk.ask("plan.toml", "site.toml", "--json")
     said = json.loads(out)
+    assert said["plan"] == digest != Plan.load(desk.folder / "plan.toml").digest
     assert code == 0
     assert said["calibrated"]
     assert said["noise_multiplier"] > 1
@@ -137,8 +48,7 @@ def test_noise_is_calibrated_where_the_plan_leaves_it_open(desk: Desk):
 
 
 def test_the_table_says_delta_unit_and_relation(desk: Desk):
-    desk.write(desk.folder / "plan.toml", desk.plan())
-    desk.write(desk.folder / "site.toml", policy_value())
+    desk.files({}, policy_value())
     code, out, _ = desk.ask("plan.toml", "site.toml")
     assert code == 0
     for part in ("δ 0.0001, per record, add or remove one", "one round", "all 2 rounds",
@@ -205,8 +115,7 @@ def test_very_many_runs_are_at_least_so_many(desk: Desk):
 def test_one_of_several_data_sets_must_be_named(desk: Desk):
     limits = policy_value()
     limits["data"]["later"] = {"population": "patients", "nominal_size": 60}
-    desk.write(desk.folder / "plan.toml", desk.plan())
-    desk.write(desk.folder / "site.toml", limits)
+    desk.files({}, limits)
     code, _, err = desk.ask("plan.toml", "site.toml")
     assert code == 2
     assert "name one" in err
@@ -221,14 +130,13 @@ def test_one_of_several_data_sets_must_be_named(desk: Desk):
         (("none.toml", "site.toml"), "there is no such file"),
         (("nothing", "site.toml"), "there is no scenario 'nothing'"),
         (("plan.toml", "bad.toml"), "not valid TOML"),
-        (("plan.toml", "plan.toml"), "unknown key"),
-        (("plan.toml", "."), "cannot be read"),
+        (("plan.toml", "plan.toml"), "this is a plan, not a policy"),
+        (("plan.toml", "."), "cannot be read: it is a folder"),
         (("plan.toml",), "Missing argument"),
     ],
 )
 def test_wrong_use_is_explained(desk: Desk, words, said):
-    desk.write(desk.folder / "plan.toml", desk.plan())
-    desk.write(desk.folder / "site.toml", policy_value())
+    desk.files({}, policy_value())
     (desk.folder / "bad.toml").write_text("site = ")
     code, out, err = desk.ask(*words)
     assert code == 2
@@ -245,8 +153,7 @@ def test_noise_that_costs_more_than_the_plan_allows_itself(desk: Desk):
 
 
 def test_a_ledger_that_cannot_be_read_is_not_an_empty_one(desk: Desk):
-    desk.write(desk.folder / "plan.toml", desk.plan())
-    desk.write(desk.folder / "site.toml", policy_value())
+    desk.files({}, policy_value())
     (desk.folder / "ledger").mkdir()
     assert desk.ask("plan.toml", "site.toml")[0] == 0
     (desk.folder / "ledger" / "ledger.db").write_text("?")

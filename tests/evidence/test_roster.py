@@ -108,7 +108,7 @@ def test_the_guides_roster_is_one(root: Path, tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_said_in_plain_words(tmp_path: Path) -> None:
     path = tmp_path / "roster.json"
     path.write_bytes(b"\xff")
-    with pytest.raises(InputError, match="the roster cannot be read: it is not text"):
+    with pytest.raises(InputError, match="the roster cannot be read: it is not a text file"):
         Roster.load(path)
     with pytest.raises(InputError, match="the roster cannot be read: it is a folder"):
         Roster.load(tmp_path)

@@ -50,7 +50,8 @@ def test_evidence_imports_without_torch_and_flower(root: Path) -> None:
         f"privet.privacy.{name}"
         for name in (
             "events", "units", "accounting", "honesty", "program", "policy", "filter", "merkle",
-            "signed_note", "keys", "pkcs11", "statement", "store", "log", "ledger", "witness", "roster",
+            "signed_note", "keys", "pkcs11", "statement", "store", "log", "standing", "ledger", "witness",
+            "roster",
             "audit.bundle", "audit.verify", "audit.report", "interval",
         )
     ]  # fmt: skip

@@ -17,6 +17,7 @@ import pytest
 
 ROOMS = ("common", "privacy", "client", "server", "simulations")
 DATA_FILES = {
+    "privet/common/link/link.proto", "privet/common/link/link_pb2.pyi",
     "privet/common/models/tokenizer.json", "privet/common/models/tokenizer.md",
     "privet/privacy/audit/report/page.html.j2", "privet/privacy/audit/report/style.css",
 }  # fmt: skip

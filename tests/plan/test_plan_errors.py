@@ -175,7 +175,7 @@ def test_every_fault_is_named_at_once(plan_value: Make) -> None:
 
 @pytest.mark.parametrize("value", [None, [], "plan", 3])
 def test_something_else_than_a_mapping_is_refused(value: Any) -> None:
-    refused(value, "should be an object")
+    refused(value, "must be a table")
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_missing_plan_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_not_a_plan(tmp_path: Path) -> None:
-    with pytest.raises(PlanError, match="cannot be read"):
+    with pytest.raises(PlanError, match="cannot be read: it is a folder, not a file$"):
         Plan.load(tmp_path)
 
 
@@ -240,6 +240,39 @@ def test_a_date_in_a_plan_is_refused(tmp_path: Path, plan_value: Make) -> None:
     path.write_text(path.read_text().replace('[model]\nkind = "linear"\n', ""))
     with pytest.raises(PlanError, match=r"date\.toml"):
         Plan.load(path)
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "old.toml").write_bytes('title = "Köln"'.encode("latin-1"))
+    with pytest.raises(PlanError, match="it is not a text file in UTF-8"):
+        Plan.load(tmp_path / "old.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "../up"}, "name: must be at most 64 letters, digits, spaces and . _ -"),
+        ({"attested": {"H11": "why"}}, "attested.H11: this name must be 'H12', 'H13' or 'H21'"),
+        ({"training": {"steps": 0}}, "training.steps: must be at least 1, not 0"),
+        ({"training": {"steps": 2.5}}, "training.steps: must be a whole number, not 2.5"),
+        ({"training": {"optimizer": "lamb"}}, "must be 'sgd' or 'adam', not 'lamb'"),
+        ({"training": 3}, "training: must be a table, not 3"),
+        ({"privacy": {"epsilon": 0}}, "privacy.epsilon: must be above 0, not 0"),
+        ({"task": {"classes": "ab"}}, "task.classes: must be a list, not 'ab'"),
+        ({"title": 4}, "title: must be a text in quotes, not 4"),
+        ({"sites": []}, "sites: must not be empty"),
+    ],
+)
+def test_a_fault_is_told_in_plain_words(
+    plan_value: Make, changes: dict[str, Any], said: str
+) -> None:
+    message = refused(plan_value(**changes), said)
+    for jargon in ("Input", "String", "[key]", "pattern"):
+        assert jargon not in message
+
+
+def test_a_policy_is_not_a_plan() -> None:
+    refused({"site": "North", "populations": {}, "data": {}}, "this is a policy, not a plan")
 
 
 # names that are looked up when the plan is used

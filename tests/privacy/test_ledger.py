@@ -41,6 +41,7 @@ from privet.common.errors import (
     BudgetExceeded,
     LedgerError,
     OutOfTurn,
+    WrongLedger,
 )
 from privet.privacy.accounting import epsilon
 from privet.privacy.book import Reservation
@@ -69,7 +70,7 @@ def _hex(folder: Path) -> str:
 
 
 def test_a_ledger_is_not_made_by_looking_for_it(folder: Path) -> None:
-    with pytest.raises(LedgerError, match="there is no log here"):
+    with pytest.raises(WrongLedger, match="there is no log here"):
         Ledger(folder, FileSigner.generate(), SITE)
     assert not folder.exists()
 

@@ -19,10 +19,12 @@ from ledger_kit import (
     spend,
 )
 
-from privet.client.desk import Desk, make_site, rotate_key
+from privet.client.desk import Desk, make_site
+from privet.client.rotation import rotate_key
 from privet.common.errors import (
     KeyFault,
     LedgerError,
+    WrongLedger,
 )
 from privet.privacy.keys import FileSigner, load_or_make
 from privet.privacy.ledger import Ledger
@@ -145,9 +147,9 @@ def test_a_wrong_passphrase_rotates_nothing(tmp_path: Path, wrong: str | None, l
 
 def test_a_strangers_recovery_key_replaces_nothing(folder: Path, ledger: Ledger) -> None:
     before, stranger = ledger.log.head(), FileSigner.generate()
-    with pytest.raises(LedgerError, match="does not name this recovery key"):
+    with pytest.raises(KeyFault, match="does not name this recovery key"):
         Ledger.recover(folder, SITE, stranger, FileSigner.generate())
-    with pytest.raises(LedgerError, match="does not name this recovery key"):
+    with pytest.raises(KeyFault, match="does not name this recovery key"):
         ledger.rotate(FileSigner.generate(), recovery=stranger)
     assert opened(folder).log.head() == before
 
@@ -158,12 +160,12 @@ def test_a_ledger_without_a_recovery_key_cannot_be_recovered(folder: Path) -> No
     signer = FileSigner.generate()
     witness = Key("privet.witness/North/0", FileSigner.generate().public, COSIGN)
     Ledger(folder, signer, SITE, witness=witness, create=True)
-    with pytest.raises(LedgerError, match="does not name this recovery key"):
+    with pytest.raises(KeyFault, match="does not name this recovery key"):
         Ledger.recover(folder, SITE, FileSigner.generate(), FileSigner.generate())
 
 
 def test_a_file_from_another_site(folder: Path, ledger: Ledger) -> None:
-    with pytest.raises(LedgerError, match="is the ledger of 'North', not of 'South'"):
+    with pytest.raises(WrongLedger, match="is the ledger of 'North', not of 'South'"):
         Ledger(folder, ledger.log.signer, "South")
     elsewhere = folder.with_name("south")
     bare(elsewhere, "South").log.store.close()

@@ -202,7 +202,7 @@ def test_a_site_that_withdrew_never_comes_back(folder: Path, ledger: Ledger) -> 
             wish()
     again.resume("Ada")  # it is not paused: nothing to do
     for wish in wishes[2:]:
-        with pytest.raises(LedgerError, match="withdrawn"):
+        with pytest.raises((LedgerError, SitePaused), match="the site has withdrawn"):
             wish()
     again.refuse(order(2), "refused-paused")
     again.abort(taken, data_opened=True)

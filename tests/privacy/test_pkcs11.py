@@ -16,7 +16,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from ledger_kit import SITE, charged, opened, spend
 
-from privet.client.desk import Desk, make_site, rotate_key
+from privet.client.desk import Desk, make_site
+from privet.client.rotation import rotate_key
 from privet.common.errors import InputError, KeyFault
 from privet.privacy.keys import FileSigner
 from privet.privacy.ledger import Ledger

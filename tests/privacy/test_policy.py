@@ -125,7 +125,8 @@ def test_every_key_is_in_the_template():
         ("allow.approval", "auto", ("allow.approval",)),
         ("allow.approvers", 3, ("allow.approvers",)),
         ("allow.approvers", True, ("allow.approvers",)),
-        ("attested", {"H9": "trust me"}, ("attested",)),
+        ("attested", {"H9": "trust me"}, ("attested.H9: this name must be 'H12' or 'H21'",)),
+        ("attested", {"H13": "open data"}, ("attested.H13: this name must be 'H12' or 'H21'",)),
         ("site", "../up", ("site",)),
     ],
 )  # fmt: skip

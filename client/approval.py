@@ -1,0 +1,149 @@
+"""What an operator's decisions add up to: who approved, and why a plan may not run now.
+
+Pure. The rules are those of docs/reference/policy.md; :class:`~privet.client.guard.Guard`
+holds orders to them, and ``privet budget`` says beforehand what they would answer.
+
+Names are not authenticated: whoever has the ledger's key can note any name. What is done
+here only keeps one person from passing for two by another spelling.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from privet.common.errors import InputError, PolicyError
+from privet.privacy.book import Book, Budget
+from privet.privacy.policy import Policy
+from privet.privacy.units import Relation, Unit
+
+
+def tidy(name: str) -> str:
+    """Return a person's name as it is noted: NFKC, with single spaces, none around it.
+
+    Raises:
+        InputError: if nothing is left, or something in it cannot be seen.
+    """
+    text = " ".join(unicodedata.normalize("NFKC", name).split())
+    if not text or not text.isprintable():
+        raise InputError(f"{name!r} is not a name: it needs letters, and nothing invisible")
+    return text
+
+
+def same_person(name: str) -> str:
+    """Return what all spellings of a name have in common: case and spaces do not count."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(c for c in " ".join(folded.split()) if c.isprintable())
+
+
+def people(names: Iterable[str]) -> int:
+    """Return how many different people these names are."""
+    return len({same_person(name) for name in names})
+
+
+def joined(names: Iterable[str], name: str) -> list[str]:
+    """Return the names with one more person; who is among them already stays as noted."""
+    known = list(names)
+    if same_person(name) in map(same_person, known):
+        return known
+    return [*known, tidy(name)]
+
+
+def approval_fault(
+    policy: Policy, book: Book, plan: str, policy_file: Path | None = None
+) -> str | None:
+    """Return why a plan (by digest) is not approved, with the command to type, or None.
+
+    Args:
+        policy: of the site.
+        book: what its ledger says.
+        plan: digest, noise calibrated.
+        policy_file: where the policy is, for the command.
+    """
+    allow = policy.allow
+    if plan in book.refused_plans:
+        return f"the operator refused this plan ({', '.join(book.refused_plans[plan])})"
+    if plan in allow.plans:
+        return None
+    if allow.approval != "manual":
+        return f'the policy has approval = "{allow.approval}" and does not list {plan} under plans'
+    count = people(book.approvals.get(plan, ()))
+    if count >= allow.approvers:
+        return None
+    where = f" --policy {policy_file}" if policy_file is not None else ""
+    return (
+        f"not approved yet ({count} of {allow.approvers}): look at the plan, then "
+        f"`privet client approve {plan}{where}`"
+    )
+
+
+def standing_faults(policy: Policy, book: Book, data_set: str) -> list[str]:
+    """Return why the site would reserve nothing for a data set now, whatever the plan.
+
+    Raises:
+        PolicyError: if the policy calls the population otherwise than the ledger.
+    """
+    name = policy.data[data_set].population
+    require_known(policy, book, name)
+    faults = []
+    if book.withdrawn:
+        faults.append("the site has withdrawn")
+    elif book.paused:
+        faults.append("the site is paused; `privet client pause --end` ends that")
+    population = book.populations.get(name)
+    if population is not None and population.closed:
+        faults.append(f"the budget of population '{name}' was closed for good")
+    if population is not None and population.budget != budget_of(policy, name):
+        faults.append(
+            f"the ledger holds population '{name}' with {in_words(population.budget)}, the policy "
+            f"says {in_words(budget_of(policy, name))}: these terms are for its life"
+        )
+    if book.data_sets.get(data_set, name) != name:
+        faults.append(
+            f"data set '{data_set}' belongs to population '{book.data_sets[data_set]}' for its life"
+        )
+    if not policy.allow.coordinators:
+        faults.append(
+            "nobody may ask: `coordinators` under [allow] is empty; it takes the fingerprint of "
+            "the coordinator's order key"
+        )
+    return faults
+
+
+def require_known(policy: Policy, book: Book, population: str) -> None:
+    """Check that a population is the ledger's, or really a new one beside the ledger's own.
+
+    Raises:
+        PolicyError: if it seems to be one of the ledger's under another name, whose budget
+            would begin at zero (H32).
+    """
+    gone = [name for name in book.populations if name not in policy.populations]
+    if not book.populations or population in book.populations:
+        return
+    if gone or population == policy.first_population:
+        known = ", ".join(f"'{name}'" for name in book.populations)
+        raise PolicyError(
+            f"population '{population}' is not in the ledger, which has {known}. A population is "
+            "not renamed: its budget would begin at zero (H32). Write the ledger's name into the "
+            "policy"
+        )
+
+
+def budget_of(policy: Policy, population: str) -> Budget:
+    """Return a population's terms, as the policy says them."""
+    found = policy.populations[population]
+    return Budget(
+        found.epsilon,
+        found.delta,
+        Unit(found.unit),
+        Relation(found.relation),
+        found.max_records,
+    )
+
+
+def in_words(budget: Budget) -> str:
+    """Return a budget's terms as a phrase."""
+    cap = "no cap" if budget.epsilon is None else f"ε {budget.epsilon:g}"
+    text = f"{cap}, δ {budget.delta:g}, per {budget.unit}, {budget.relation}"
+    return text + (f", {budget.max_records} records" if budget.max_records != 1 else "")

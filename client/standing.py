@@ -1,0 +1,92 @@
+"""How a site stands: what its populations spent, which plans were decided, who saw that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from privet.client.approval import budget_of, in_words
+from privet.privacy.book import Book
+from privet.privacy.ledger import Ledger
+from privet.privacy.policy import Policy
+from privet.privacy.units import PrivacyLoss
+
+
+def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
+    """Return the state of a site in JSON values: what the ledger holds beside the policy."""
+    book, log = ledger.book, ledger.log
+    cosigned = log.cosigned()
+    to_come = [name for name in policy.populations if name not in book.populations]
+    return {
+        "site": policy.site,
+        "state": "withdrawn" if book.withdrawn else "paused" if book.paused else "open",
+        "entries": len(log),
+        "witnessed": cosigned.size if cosigned else 0,
+        "origin": log.origin,
+        "fingerprint": log.first_key.fingerprint,
+        "populations": [
+            *(_registered(ledger, name) for name in book.populations),
+            *(_to_come(policy, name) for name in to_come),
+        ],
+        "plans": decided(book),
+        "open": [item.slot for item in ledger.pending()],
+        "notes": _notes(policy, book),
+    }
+
+
+def decided(book: Book) -> list[dict[str, Any]]:
+    """Return the plans that were approved or refused, and by whom."""
+    both = (("approved", book.approvals), ("refused", book.refused_plans))
+    return [
+        {"plan": plan, "state": state, "by": list(by)}
+        for state, plans in both
+        for plan, by in sorted(plans.items())
+    ]
+
+
+def _registered(ledger: Ledger, name: str) -> dict[str, Any]:
+    population, spent = ledger.book.populations[name], ledger.spent(name)
+    cap = population.budget.epsilon
+    return {
+        "population": name,
+        **spent.to_dict(),
+        "cap": cap,
+        "cap_minus_spent": None if cap is None else max(0.0, cap - spent.epsilon),
+        "runs": sum(bool(events) for events in population.charges.values()),
+        "closed": population.closed,
+        "registered": True,
+    }
+
+
+def _to_come(policy: Policy, name: str) -> dict[str, Any]:
+    """Return a population that only the policy names: nothing of it is spent."""
+    limits = policy.populations[name]
+    return {
+        "population": name,
+        **PrivacyLoss(0.0, limits.delta, *policy.terms(name)).to_dict(),
+        "cap": limits.epsilon,
+        "cap_minus_spent": limits.epsilon,
+        "runs": 0,
+        "closed": False,
+        "registered": False,
+    }
+
+
+def _notes(policy: Policy, book: Book) -> list[str]:
+    notes = []
+    for name in policy.populations:
+        if name not in book.populations:
+            notes.append(
+                f"population '{name}' is not in the ledger yet: it is registered, for life, when "
+                "the site's client first works under this policy"
+            )
+        elif (held := book.populations[name].budget) != budget_of(policy, name):
+            notes.append(
+                f"the ledger holds population '{name}' with {in_words(held)}, the policy says "
+                f"{in_words(budget_of(policy, name))}: the ledger's terms are for its life"
+            )
+    notes += [
+        f"population '{name}' is in the ledger and not in the policy"
+        for name in book.populations
+        if name not in policy.populations
+    ]
+    return notes

@@ -1,0 +1,129 @@
+"""What a site's operator sees: what a plan would cost, and how the site stands."""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from privet.cli.show import loss_of
+
+if TYPE_CHECKING:
+    from privet.cli.budget import Forecast
+
+_out = Console(width=None if sys.stdout.isatty() else 100)
+_ANSWERS = {
+    False: "The site would refuse this plan.",
+    True: "The site would let this plan run to its end, once it is approved.",
+}
+"""By whether nothing but an approval is missing."""
+
+
+def budget(forecast: Forecast) -> None:
+    """Print what a plan would cost."""
+    plan, cap, decision = forecast.plan, forecast.cap, forecast.decision
+    _out.print(
+        f"Plan {plan.name} at site {forecast.policy.site}, on data set {forecast.data_set} of "
+        f"population {forecast.population}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if plan.privacy is not None:
+        how = "calibrated to" if forecast.calibrated else "set by the plan, which allows itself"
+        _out.print(
+            f"Noise multiplier {plan.privacy.noise_multiplier:g}, {how} ε {plan.privacy.epsilon:g} "
+            f"at δ {plan.privacy.delta:g}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    title = f"Budget · {forecast.total.terms}"
+    _out.print(
+        f"Digest {plan.digest} (of the plan with its noise: this is what is approved)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(title=title, title_justify="left", min_width=len(title))
+    table.add_column("")
+    table.add_column("ε", justify="right")
+    table.add_row("one round", forecast.per_round.figure)
+    table.add_row(f"all {plan.training.rounds} rounds", forecast.total.figure)
+    if forecast.spent is not None:
+        table.add_section()
+        table.add_row("life-time cap", f"{cap.epsilon:g}" if cap.epsilon else "none")
+        table.add_row("spent so far", forecast.spent.figure)
+        if forecast.left_after is not None:
+            covered = decision is not None and decision.allowed
+            table.add_row(
+                "left after this run", floored(forecast.left_after) if covered else "not covered"
+            )
+    _out.print(table)
+    if forecast.runs_left is not None:
+        least = "at least " if forecast.many else ""
+        count = 1000 if forecast.many else forecast.runs_left
+        _out.print(f"Such runs that still fit, this one included: {least}{count}", highlight=False)
+    for note in forecast.notes:
+        _out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    if forecast.faults:
+        _out.print(_ANSWERS[forecast.only_undecided], style="bold")
+        return
+    rule = {
+        "one run": "Nothing else was charged, so the plan counts as a whole, composed tightly.",
+        "filter": "Other runs were charged before, so a Rényi filter decides; it counts higher: "
+        + (decision.against(cap) if decision else ""),
+        "no cap": "This population has no cap.",
+    }
+    _out.print("The site would let this plan run to its end.", style="bold")
+    _out.print(rule[decision.rule] if decision else "", highlight=False, soft_wrap=True)
+
+
+def site_status(value: dict[str, Any]) -> None:
+    """Print a site's ledger: what was spent and is left, by population."""
+    _out.print(
+        f"{value['site']}: {value['state']} · {_witnessed(value)} · {value['fingerprint']}",
+        soft_wrap=True,
+        highlight=False,
+    )
+    table = Table()
+    for name in ("population", "ε spent", "ε cap", "cap − spent", "δ, unit, relation", "runs"):
+        table.add_column(name)
+    for item in value["populations"]:
+        loss = loss_of(item)
+        cap, left = ("–" if item[key] is None else item[key] for key in ("cap", "cap_minus_spent"))
+        name = item["population"] + (" (closed)" if item["closed"] else "")
+        table.add_row(
+            name,
+            loss.figure,
+            cap if isinstance(cap, str) else f"{cap:g}",
+            left if isinstance(left, str) else floored(left),
+            loss.terms,
+            str(item["runs"]),
+        )
+    _out.print(table)
+    for note in value["notes"]:
+        _out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    plans(value["plans"])
+    for slot in value["open"]:
+        _out.print(f"reserved and not finished: {slot} (it counts)", soft_wrap=True, markup=False)
+
+
+def plans(found: list[dict[str, Any]]) -> None:
+    """Print the plans that were decided, and by whom."""
+    for plan in found:
+        line = f"{plan['state']:9} {plan['plan']}  {', '.join(plan['by'])}"
+        _out.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _witnessed(value: dict[str, Any]) -> str:
+    entries, seen = value["entries"], value["witnessed"]
+    count = f"{entries} {'entry' if entries == 1 else 'entries'}"
+    if seen == 0:
+        return f"{count}, not witnessed yet"
+    return f"{count}, all witnessed" if seen == entries else f"{count}, the first {seen} witnessed"
+
+
+def floored(epsilon: float) -> str:
+    """Return what is left of a budget, never rounded up."""
+    return f"{math.floor(epsilon * 1000 + 1e-6) / 1000:.3f}"

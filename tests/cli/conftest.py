@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from budget_kit import Desk
+
+
+@pytest.fixture
+def desk(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    write_toml: Any,
+    plan_value: Any,
+) -> Desk:
+    """An operator's desk in an empty folder, with no passphrase set."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PRIVET_PASSPHRASE", raising=False)
+    return Desk(capsys, monkeypatch, tmp_path, write_toml, plan_value)

@@ -1,0 +1,266 @@
+"""``privet client``: decisions, who made them, what the site's state is, and plain refusals."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from budget_kit import Desk, policy_value
+from read_only_kit import names
+
+POLICY = ("--policy", "north/site.toml")
+PLAN, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
+
+
+@pytest.fixture
+def site(desk: Desk) -> Desk:
+    """A site with keys that are not encrypted."""
+    assert desk.run("client", "init", "north", "--site", "North", "--plain-keys")[0] == 0
+    return desk
+
+
+def allow(desk: Desk, **changes: object) -> None:
+    value = policy_value()
+    value["allow"] |= changes
+    desk.write(desk.folder / "north" / "site.toml", value)
+
+
+# who decides
+
+
+@pytest.mark.parametrize("again", ["ann", "ANN", " Ann ", "Ａｎｎ", "Ann  Lee", "ann\u3000lee"])
+def test_one_person_in_two_spellings_is_one(site: Desk, again: str) -> None:
+    allow(site, approvers=2)
+    first = "Ann Lee" if "ee" in again else "Ann"
+    assert site.client("approve", PLAN, "--as", first, *POLICY)["by"] == [first]
+    said = site.client("approve", PLAN, "--as", again, *POLICY)
+    assert (said["by"], said["enough"]) == ([first], False)
+    said = site.client("approve", PLAN, "--as", "  Bo   Berg", *POLICY)
+    assert (said["by"], said["enough"]) == (sorted([first, "Bo Berg"]), True)
+
+
+def test_two_spellings_that_are_in_the_ledger_already_are_one(site: Desk) -> None:
+    from privet.client.approval import approval_fault
+    from privet.client.desk import Desk as Opened
+
+    allow(site, approvers=2)
+    desk = Opened.open(site.folder / "north" / "site.toml", None)
+    desk.ledger.approve(PLAN, ["Ann", "ann ", "a\u200bnn"], "manual")
+    assert "(1 of 2)" in str(approval_fault(desk.policy, desk.ledger.book, PLAN))
+    desk.ledger.approve(PLAN, ["Ann", "Bo"], "manual")
+    assert approval_fault(desk.policy, desk.ledger.book, PLAN) is None
+
+
+@pytest.mark.parametrize("name", ["", "  ", "An\u200bn", "Ann\x00"])
+def test_a_name_can_be_seen(site: Desk, name: str) -> None:
+    said = site.refused(2, "client", "approve", PLAN, "--as", name, *POLICY)
+    assert "is not a name" in said
+    assert site.client("plans", *POLICY)["plans"] == []
+
+
+def test_an_approval_without_effect_says_so(site: Desk) -> None:
+    allow(site, approval="listed", plans=[OTHER])
+    _, out, _ = site.run("client", "approve", PLAN, "--as", "Ann", *POLICY)
+    assert "without effect" in out
+    assert 'approval = "listed"' in out
+    said = site.client("approve", PLAN, "--as", "Bo", *POLICY)
+    assert not said["enough"]
+    assert "without effect" in said["note"]
+    said = site.client("approve", OTHER, "--as", "Ann", *POLICY)
+    assert said["enough"]
+    assert "nobody has to approve it" in said["note"]
+
+
+def test_who_refused_is_shown(site: Desk) -> None:
+    site.client("approve", PLAN, "--as", "Ann", *POLICY)
+    site.client("refuse", OTHER, "--as", " Bo ", *POLICY)
+    assert site.client("plans", *POLICY)["plans"] == [
+        {"plan": PLAN, "state": "approved", "by": ["Ann"]},
+        {"plan": OTHER, "state": "refused", "by": ["Bo"]},
+    ]
+    _, out, _ = site.run("client", "plans", *POLICY)
+    assert f"refused   {OTHER}  Bo" in out
+
+
+# after a withdrawal
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("approve", PLAN), ("refuse", PLAN), ("pause",), ("pause", "--end"), ("rotate-key",)],
+    ids=" ".join,
+)
+def test_after_a_withdrawal_nothing_is_decided(site: Desk, words: tuple[str, ...]) -> None:
+    site.client("withdraw", "--yes", "--as", "Ann", *POLICY)
+    before = names(site.folder / "north" / "ledger")
+    said = site.refused(3, "client", *words, *POLICY)
+    assert "the site has withdrawn" in said
+    assert "entry" not in said
+    assert names(site.folder / "north" / "ledger") == before
+    assert site.client("withdraw", "--yes", "--as", "Ann", *POLICY)["state"] == "withdrawn"
+
+
+# the ledger
+
+
+def test_a_lost_ledger_is_not_begun_anew(site: Desk) -> None:
+    folder = site.folder / "north" / "ledger"
+    (folder / "ledger.db").unlink()
+    before = names(folder)
+    for words in (("status",), ("approve", PLAN), ("rotate-key",)):
+        said = site.refused(2, "client", *words, *POLICY)
+        assert "the ledger is missing" in said
+        assert "Restore" in said
+        assert "counts as spent" in said
+        assert "init" not in said
+    assert names(folder) == before
+
+
+def test_a_ledger_that_never_was(desk: Desk) -> None:
+    desk.write(desk.folder / "site.toml", policy_value())
+    for words in (("status",), ("rotate-key",)):
+        said = desk.refused(2, "client", *words)
+        assert "there is no ledger yet; run `privet client init` first" in said
+    assert names(desk.folder) == ["site.toml"]
+
+
+def test_another_sites_ledger(site: Desk) -> None:
+    value = {**policy_value(), "site": "South", "ledger": "north/ledger"}
+    site.write(site.folder / "south.toml", value)
+    said = site.refused(2, "client", "status", "--policy", "south.toml")
+    assert "this is the ledger of 'North', not of 'South'" in said
+
+
+# status
+
+
+def test_the_status_of_a_new_site(site: Desk) -> None:
+    allow(site)
+    value = site.client("status", *POLICY)
+    [patients] = value["populations"]
+    assert (patients["population"], patients["epsilon"], patients["registered"]) == (
+        "patients", 0, False,
+    )  # fmt: skip
+    assert (patients["cap"], patients["cap_minus_spent"], patients["delta"]) == (20.0, 20.0, 1e-4)
+    assert "is not in the ledger yet" in value["notes"][0]
+    _, out, _ = site.run("client", "status", *POLICY)
+    assert "1 entry, not witnessed yet" in out
+    assert "cap − spent" in out
+    assert "20.000" in out
+    assert "is not in the ledger yet" in out
+
+
+def test_the_status_of_a_registered_population(site: Desk) -> None:
+    from privet.client.desk import Desk as Opened
+    from privet.client.desk import note_policy
+
+    allow(site)
+    desk = Opened.open(site.folder / "north" / "site.toml", None)
+    note_policy(desk.policy, desk.ledger)
+    desk.ledger.log.store.close()
+    value = site.client("status", *POLICY)
+    assert value["populations"][0]["registered"]
+    assert value["notes"] == []
+    assert "4 entries" in site.run("client", "status", *POLICY)[1]
+    site.write(site.folder / "north" / "site.toml", policy_value(epsilon=30.0))
+    assert "the policy says ε 30" in site.client("status", *POLICY)["notes"][0]
+
+
+# keys and passphrases
+
+
+def test_a_short_passphrase_makes_no_key(desk: Desk) -> None:
+    desk.monkeypatch.setenv("PRIVET_PASSPHRASE", "1234567")
+    said = desk.refused(2, "client", "init", "north", "--site", "North")
+    assert "at least 8 characters" in said
+    assert not list(desk.folder.rglob("*.pem"))
+    desk.monkeypatch.setenv("PRIVET_PASSPHRASE", "12345678")
+    assert desk.run("client", "init", "south", "--site", "South")[0] == 0
+
+
+def test_a_passphrase_for_keys_that_have_none(site: Desk) -> None:
+    site.monkeypatch.setenv("PRIVET_PASSPHRASE", "correct horse")
+    said = site.refused(2, "client", "status", *POLICY)
+    assert "is not encrypted; unset PRIVET_PASSPHRASE" in said
+
+
+def test_nobody_is_there_to_be_asked(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from privet.cli import main; main()",
+         "client", "init", "north", "--site", "North"],
+        cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env={"PATH": "/usr/bin"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("privet: nobody can be asked for a passphrase here")
+    assert "Warning" not in done.stderr
+    assert names(tmp_path) == []
+
+
+# rotation
+
+
+def other_recovery(desk: Desk) -> Path:
+    assert desk.run("client", "init", "south", "--site", "South", "--plain-keys")[0] == 0
+    return desk.folder / "south" / "offline" / "recovery.pem"
+
+
+def test_a_wrong_recovery_key_leaves_nothing(site: Desk) -> None:
+    folder = site.folder / "north" / "ledger"
+    before = names(folder)
+    wrong = other_recovery(site)
+    said = site.refused(2, "client", "rotate-key", "--recovery", wrong, *POLICY)
+    assert "does not name this recovery key" in said
+    assert names(folder) == before
+    right = site.folder / "north" / "offline" / "recovery.pem"
+    made = site.client("rotate-key", "--recovery", right, *POLICY)["ledger"]
+    assert made.startswith("sha256:")
+    assert names(folder) != before
+
+
+def test_a_key_that_is_not_in_force_rotates_nothing(site: Desk) -> None:
+    folder = site.folder / "north" / "ledger"
+    other_recovery(site)
+    (folder / "ledger.pem").write_bytes((site.folder / "south/ledger/ledger.pem").read_bytes())
+    before = names(folder)
+    said = site.refused(2, "client", "rotate-key", *POLICY)
+    assert "is not the key in force" in said
+    assert names(folder) == before
+
+
+def test_what_a_broken_rotation_left(site: Desk) -> None:
+    folder = site.folder / "north" / "ledger"
+    (folder / "ledger-next.pem").write_text("half a key")
+    said = site.refused(2, "client", "rotate-key", *POLICY)
+    assert "no entry names its key, so it may be deleted" in said
+    (folder / "ledger.pem").rename(folder / "away.pem")
+    said = site.refused(2, "client", "rotate-key", *POLICY)
+    assert "it may hold the key in force" in said
+    (folder / "away.pem").rename(folder / "ledger.pem")
+    (folder / "ledger-next.pem").unlink()
+    site.client("rotate-key", *POLICY)
+
+
+def test_a_folder_in_the_place_of_a_file(site: Desk) -> None:
+    said = site.refused(2, "client", "status", "--policy", "north")
+    assert "north: cannot be read: it is a folder, not a file" in said
+    said = site.refused(2, "client", "rotate-key", "--recovery", "north", *POLICY)
+    assert "Errno" not in said
+
+
+def test_the_json_of_each_decision(site: Desk) -> None:
+    """As docs/reference/cli.md lists it."""
+    who = ("--as", "Ann", *POLICY)
+    assert set(site.client("approve", PLAN, *who)) == {"plan", "by", "needed", "enough", "note"}
+    assert site.client("approve", PLAN[7:], *who)["plan"] == PLAN
+    assert site.client("refuse", PLAN[7:], *who) == {"plan": PLAN, "state": "refused"}
+    assert site.client("pause", *who) == {"state": "paused"}
+    assert site.client("pause", "--end", *who) == {"state": "open"}
+    assert set(site.client("plans", *POLICY)) == {"plans"}
+    assert set(site.client("rotate-key", *POLICY)) == {"ledger"}
+    assert json.loads(site.run("client", "withdraw", "--yes", *who, "--json")[1]) == {
+        "state": "withdrawn"
+    }
