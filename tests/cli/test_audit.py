@@ -166,7 +166,11 @@ def test_what_cannot_be_written_names_the_target(
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(None, "it is a folder, not a file"), (b"\xff\xfe", "it is not a text file"), (b"{", "not JSON")],
+    [
+        (None, "it is a folder, not a file"),
+        (b"\xff\xfe", "it is not a text file"),
+        (b"{", "not JSON"),
+    ],
 )
 def test_a_roster_beside_the_logs_that_cannot_be_read(
     privet: Run, runs: dict[str, Path], tmp_path: Path, content: bytes | None, said: str
