@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
@@ -26,6 +27,9 @@ COSIGN = 4
 _DASH = "— "
 _MOST_SIGNATURES = 64
 _LARGEST = 2**53 - 1
+_SHORT = 1 << 14
+"""Characters of a note that is kept parsed."""
+_FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
 """The largest size that canonical JSON can write. A path to a place in a tree that nobody has
 grown is easily made up."""
 
@@ -234,7 +238,12 @@ def parse_note(text: str) -> tuple[str, tuple[Line, ...]]:
     Raises:
         NoteError: if the form is wrong.
     """
-    if any((ord(sign) < 0x20 and sign != "\n") or _is_half(sign) for sign in text):
+    # The same heads are shown to every witness in turn.
+    return _parsed(text) if len(text) < _SHORT else _parse_note(text)
+
+
+def _parse_note(text: str) -> tuple[str, tuple[Line, ...]]:
+    if _FORBIDDEN.search(text):
         raise NoteError("a note is UTF-8 and holds no control character but newline")
     body, found, rest = text.rpartition("\n\n")
     if not found or not rest.endswith("\n"):
@@ -243,6 +252,9 @@ def parse_note(text: str) -> tuple[str, tuple[Line, ...]]:
     if len(raw) > _MOST_SIGNATURES:
         raise NoteError(f"a note with more than {_MOST_SIGNATURES} signatures is not read")
     return body + "\n", tuple(_line(line) for line in raw)
+
+
+_parsed = functools.lru_cache(maxsize=1024)(_parse_note)
 
 
 def _line(text: str) -> Line:
