@@ -1,23 +1,22 @@
-"""Every Ed25519 check of the verifier goes through :func:`ed25519`."""
+"""Every Ed25519 check of the verifier goes through :func:`ed25519`.
+
+It is libsodium's, by PyNaCl: twice as fast as OpenSSL's, which those who write the evidence use,
+and another implementation. It also refuses keys of small order and signatures in a second form.
+"""
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-
-@lru_cache(maxsize=4096)
-def _public(key: bytes) -> Ed25519PublicKey:
-    return Ed25519PublicKey.from_public_bytes(key)
+from nacl.bindings import crypto_sign_open
+from nacl.exceptions import BadSignatureError
 
 
 def ed25519(key: bytes, signature: bytes, message: bytes) -> bool:
     """Return whether ``signature`` (64 bytes) of ``key`` (32 raw bytes) fits ``message``."""
+    if len(key) != 32 or len(signature) != 64:
+        return False
     try:
-        _public(key).verify(signature, message)
-    except (InvalidSignature, ValueError):
+        crypto_sign_open(signature + message, key)
+    except BadSignatureError:
         return False
     return True
 
