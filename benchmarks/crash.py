@@ -36,6 +36,7 @@ from harness import Row, finish, parser, row, tell
 from privet.client.site import Site
 from privet.client.trainer import workbench
 from privet.common.flat import digest_arrays
+from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.book import Reservation
@@ -44,7 +45,6 @@ from privet.privacy.statement import Entry
 from privet.simulations.parties import Parties
 from privet.simulations.planning import resolve
 from privet.simulations.records import Records
-from privet.simulations.run import initial_model
 from privet.simulations.starter import write_starter
 
 ROUNDS = 4

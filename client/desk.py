@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from privet.privacy.ledger import FILE, Ledger
 from privet.privacy.pkcs11 import Pkcs11Signer
 from privet.privacy.policy import TEMPLATE, Keys, Policy
 from privet.privacy.signed_note import COSIGN, Key, Signer, key_name
+from privet.privacy.statement import Entry
 
 POLICY_FILE = "site.toml"
 LEDGER_KEY, _WITNESS_KEY, _RECOVERY_KEY = "ledger.pem", "witness.pem", "recovery.pem"
@@ -110,7 +111,12 @@ def note_policy(policy: Policy, ledger: Ledger) -> None:
 
 
 def make_site(
-    folder: Path, site: str, passphrase: str | None, *, keys: Keys | None = None
+    folder: Path,
+    site: str,
+    passphrase: str | None,
+    *,
+    keys: Keys | None = None,
+    coordinators: Sequence[str] = (),
 ) -> dict[str, str]:
     """Make a site's folder: policy to fill in, keys, ledger; return the fingerprints.
 
@@ -119,6 +125,7 @@ def make_site(
         site: its name.
         passphrase: of the key files.
         keys: where the ledger's key is, if it is in a token; default a new file.
+        coordinators: fingerprints of the order keys that may ask.
 
     Raises:
         InputError: if the folder is not empty.
@@ -144,11 +151,24 @@ def make_site(
     recovery = Key(key_name("recovery", site, recovery_key.public), recovery_key.public)
     ledger = Ledger(place, ledger_key, site, witness=witness, recovery=recovery, create=True)
     text = TEMPLATE.replace('site = "North"', f'site = "{site}"')
+    text = text.replace("coordinators = []  ", f"coordinators = {json.dumps(list(coordinators))}  ")
     if keys is not None:
         named = "\n".join(f"{k} = {json.dumps(v)}" for k, v in keys.model_dump().items())
         text = text.replace("\n# The persons.", f"\n[keys]\n{named}\n\n# The persons.")
     write_atomic(folder / POLICY_FILE, text.encode())
     return {"ledger": ledger.log.first_key.fingerprint, "witness": witness.fingerprint}
+
+
+def public_keys(folder: Path) -> tuple[Key, Key]:
+    """Return the first keys of a site's ledger and of its witness, by the site's folder.
+
+    Raises:
+        WrongLedger: if there is no ledger.
+    """
+    policy = Policy.load(folder / POLICY_FILE)
+    ledger = Ledger.read(policy.ledger_folder, policy.site)
+    genesis = Entry.read(ledger.log.store.leaf(0)).predicate
+    return Key.parse(genesis["key"]), Key.parse(genesis["witness"])
 
 
 def require_ledger(policy: Policy) -> None:

@@ -73,6 +73,7 @@ class Guard:
         Raises:
             Refusal: with the status that is answered.
         """
+        self.ledger.log.refresh()  # the operator decides in another process
         if fault := self.policy.fault(plan, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import grpc
 
-from privet.client.desk import Desk
+from privet.client.desk import Desk, public_keys
 from privet.client.dial import Dialer
 from privet.client.gate import Gate
-from privet.client.join import Join
+from privet.client.join import Join, enrol
 from privet.client.site import StreamFor
 from privet.common.errors import InputError
 from privet.privacy.keys import FileSigner
@@ -23,6 +23,19 @@ from privet.privacy.witness import Witness
 
 LINK = "link"
 """Folder of certificate, key and join file, beside the policy."""
+
+
+def come_in(join: Join, folder: Path) -> None:
+    """Get a site's certificate from its coordinator.
+
+    Raises:
+        InputError: if the site came in before, or the invitation is refused.
+        RunError: if the coordinator cannot be reached.
+    """
+    if (folder / LINK / "link.pem").exists():
+        raise InputError(f"{folder}: this site has its certificate already")
+    ledger, witness = public_keys(folder)
+    enrol(join, folder / LINK, str(ledger), str(witness))
 
 
 def make_gate(

@@ -15,19 +15,16 @@ it goes on with what was running, at the same round.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from pathlib import Path
-from typing import Any
 
 import grpc
 
 from privet.common.canonical import write_json
-from privet.common.errors import InputError, PrivetError
+from privet.common.errors import PrivetError
 from privet.common.flat import Arrays
 from privet.common.link import offer
 from privet.common.order import Status
@@ -37,14 +34,14 @@ from privet.server.enrolment import Door
 from privet.server.federation import Federation
 from privet.server.grid import LinkGrid
 from privet.server.hub import Answered, Hub
+from privet.server.queue import OPEN, PRESENT, Run, runs
 from privet.server.rounds import Outcome, Progress
-from privet.server.snapshot import Snapshots, save_model
+from privet.server.snapshot import save_model
 
 _LOOK = 1.0
 """Seconds between two looks for members, runs and stops."""
 _LATE_START = 30.0
 """Seconds that a run that goes on waits for all its sites before a quorum is enough."""
-OPEN = ("queued", "waiting", "running")
 
 _LOG = logging.getLogger("privet.office")
 
@@ -54,66 +51,6 @@ class Stopped(Exception):
 
     No :class:`RunError`, which would be noted as the end of the run.
     """
-
-
-class Run:
-    """One run's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.id = folder.name
-
-    @property
-    def plan(self) -> Plan:
-        """The plan, as it was submitted."""
-        return Plan.parse(json.loads((self.folder / "plan.json").read_text()), where=self.id)
-
-    @property
-    def status(self) -> dict[str, Any]:
-        """What is known of the run."""
-        try:
-            value: dict[str, Any] = json.loads((self.folder / "status.json").read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder}: the status cannot be read: {error}") from error
-        return value
-
-    def note(self, **facts: Any) -> None:
-        """Change the status."""
-        write_json(self.folder / "status.json", {**self.status, **facts})
-
-    @property
-    def snapshots(self) -> Snapshots:
-        """Where the model is kept after each round."""
-        return Snapshots(self.folder / "model")
-
-
-def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
-    """Queue a plan whose noise is calibrated.
-
-    Raises:
-        InputError: if it cannot run here: a site is not enrolled, or it wants figures on a test
-            split, which a coordinator does not have.
-    """
-    if plan.metrics.source == "public":
-        raise InputError(
-            f"plan '{plan.name}': metrics.source 'public' needs a test split at the coordinator; "
-            "use 'gate' (noised and paid for at the sites) or 'off'"
-        )
-    federation.require_enrolled([site.name for site in plan.sites])
-    folder = federation.folder / "runs" / run_id
-    if folder.exists():
-        raise InputError(f"run '{run_id}' is there already")
-    write_json(folder / "plan.json", plan.to_dict())
-    facts = {"run": run_id, "state": "queued", "submitted": time.time(), "plan": plan.digest}
-    write_json(folder / "status.json", facts)
-    return Run(folder)
-
-
-def runs(federation: Federation) -> list[Run]:
-    """Return all runs, oldest first."""
-    paths = (federation.folder / "runs").glob("*/status.json")
-    found = [Run(path.parent) for path in paths]
-    return sorted(found, key=lambda run: run.status["submitted"])
 
 
 class Office:
@@ -174,7 +111,7 @@ class Office:
                 self.hub.revoke(name)
             gone = revoked
             present = {"connected": sorted(self.hub.present()), "time": time.time()}
-            write_json(self.federation.folder / "present.json", present)
+            write_json(self.federation.folder / PRESENT, present)
 
     def _next(self) -> None:
         for run in runs(self.federation):

@@ -30,8 +30,7 @@ from privet.client.site import Site
 from privet.common.canonical import write_json
 from privet.common.config import data_folder
 from privet.common.errors import InputError, RunError
-from privet.common.flat import Arrays
-from privet.common.models import build_model, trainable
+from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.tasks import build_task
@@ -286,12 +285,6 @@ def public_test(maker: SiteMaker) -> PublicTest | None:
     if maker.plan.metrics.source != "public":
         return None
     return PublicTest(maker.plan, maker.records.parts()["test"])
-
-
-def initial_model(plan: Plan) -> Arrays:
-    """Return the public initial values of the trained parameters."""
-    model = build_model(plan)
-    return {name: p.detach().cpu().numpy().copy() for name, p in trainable(model).items()}
 
 
 def _run_apps(server: ServerApp, client: ClientApp, sites: int, setting: Setting) -> None:

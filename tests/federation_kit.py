@@ -21,6 +21,7 @@ from privet.client.app import create_app as create_client_app
 from privet.client.site import Site
 from privet.client.trainer import SiteData, mechanism
 from privet.common.flat import Arrays, digest_arrays
+from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy import events as ev
@@ -37,7 +38,6 @@ from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.parties import Parties
-from privet.simulations.run import initial_model
 
 RUN = "tiny-run"
 ANSWERS = ("reserved", "refused", "released", "metric-released", "aborted")

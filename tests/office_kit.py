@@ -18,16 +18,16 @@ from privet.client import start
 from privet.client.desk import make_site
 from privet.client.join import Join, enrol
 from privet.client.start import LINK
+from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.keys import FileSigner
 from privet.privacy.noise import Stream
 from privet.privacy.program import calibrated
 from privet.privacy.signed_note import COSIGN, Key, key_name
-from privet.server import office
+from privet.server import office, queue
 from privet.server.enrolment import Door
 from privet.server.federation import Federation
-from privet.simulations.run import initial_model
 
 # A process that has imported everything, from which each party is forked: importing torch takes
 # longer than a run.
@@ -135,10 +135,10 @@ plans = ["{self.plan.digest}"]
         process.join(30)
         return process.exitcode
 
-    def submit(self, run: str = "first") -> office.Run:
-        return office.submit(self.federation, self.plan, run)
+    def submit(self, run: str = "first") -> queue.Run:
+        return queue.submit(self.federation, self.plan, run)
 
-    def wait(self, run: office.Run, check: Any, seconds: float = 90) -> dict[str, Any]:
+    def wait(self, run: queue.Run, check: Any, seconds: float = 90) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while True:
             status = run.status

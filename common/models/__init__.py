@@ -10,6 +10,7 @@ from privet.common.errors import InputError, PlanError
 if TYPE_CHECKING:
     from torch import nn
 
+    from privet.common.flat import Arrays
     from privet.common.plan import Plan
 
 KINDS = {
@@ -77,3 +78,9 @@ def trainable(model: nn.Module) -> dict[str, Any]:
     if not named:
         raise InputError("the model has no trainable parameter")
     return named
+
+
+def initial_model(plan: Plan) -> Arrays:
+    """Return the public initial values of the parameters that a plan trains."""
+    model = build_model(plan)
+    return {name: p.detach().cpu().numpy().copy() for name, p in trainable(model).items()}

@@ -27,7 +27,7 @@ app = typer.Typer(
 
 
 _TRAIN = frozenset(
-    "flwr grpc opacus pandas peft pyarrow safetensors sklearn torch transformers".split()
+    "flwr google grpc opacus pandas peft pyarrow safetensors sklearn torch transformers".split()
 )
 """What the core install leaves out, as it is imported (extra: train)."""
 
@@ -81,4 +81,4 @@ def main() -> None:
         sys.exit(1)
 
 
-from privet.cli import audit, budget, client, init, simulate  # noqa: E402, F401  (they register)
+from privet.cli import audit, budget, client, init, server, simulate  # noqa: E402, F401  (they register)

@@ -34,11 +34,23 @@ _SITE = Path("site.toml")
 
 
 @client.command(
-    epilog="[bold]Example[/bold]\n\nprivet client init north --site North     asks for a passphrase"
+    epilog="[bold]Examples[/bold]\n\nprivet client init north.join.json     joins a federation"
+    "\n\nprivet client init north --site North     only makes the folder; asks for a passphrase"
 )
 def init(
-    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
-    site: Annotated[str, typer.Option(help="Name of the site, as plans call it.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="The join file that the coordinator sent, or a new folder.", metavar="JOINFILE|DIR"
+        ),
+    ],
+    site: Annotated[
+        str, typer.Option(help="Name of the site, as plans call it; with DIR only.")
+    ] = "",
+    place: Annotated[
+        Path | None,
+        typer.Option("--dir", help="The site's folder, with JOINFILE; default the site's name."),
+    ] = None,
     plain_keys: Annotated[
         bool, typer.Option("--plain-keys", help="Keep the keys unencrypted, for trials only.")
     ] = False,
@@ -52,19 +64,44 @@ def init(
     ] = "",
     as_json: AsJson = False,
 ) -> None:
-    """Make a site's folder: a policy to fill in, keys, and an empty ledger.
+    """Make a site's folder: a policy to fill in, keys, an empty ledger; come in to a federation.
 
-    DIR is a new or empty folder. Keys are made here and encrypted under the passphrase
-    in PRIVET_PASSPHRASE, at least 8 characters; you are asked for it where it is not set,
-    and it belongs on no command line. Give the fingerprints that are
-    printed to the coordinator and to your auditor; put offline/recovery.pem in a safe.
+    With JOINFILE the site also gets its certificate from the coordinator, whose enrolment must be
+    reachable now; where it was not, the same command tries again. Keys are made here and encrypted
+    under the passphrase in PRIVET_PASSPHRASE, at least 8 characters; you are asked for it where it
+    is not set, and it belongs on no command line. Give the fingerprints that are printed to the
+    coordinator and to your auditor; put offline/recovery.pem in a safe.
     With --module, --token and --ledger-key the ledger key is one that you made in a
     hardware token; its PIN is in PRIVET_PIN, or asked for.
     """
     from privet.client.desk import POLICY_FILE, make_site
 
     keys = _keys(module, token, ledger_key)
-    made = make_site(folder, site, None if plain_keys else _passphrase(confirm=True), keys=keys)
+    join = None
+    if folder.is_file():
+        import privet.common.link
+        from privet.client.join import Join
+
+        assert privet.common.link
+        join = Join.load(folder)
+        if site and site != join.site:
+            raise InputError(f"{folder} is for site '{join.site}', not for '{site}'")
+        site, folder = join.site, place or Path(join.site.replace(" ", "-"))
+    elif not site:
+        raise InputError(f"{folder}: name the site with --site, or a join file that is there")
+    if join is not None and (folder / POLICY_FILE).exists():
+        from privet.client.desk import public_keys
+
+        kinds = ("ledger", "witness")
+        made = {k: key.fingerprint for k, key in zip(kinds, public_keys(folder), strict=True)}
+    else:
+        secret = None if plain_keys else _passphrase(confirm=True)
+        coordinators = [join.coordinator["orders"]] if join else []
+        made = make_site(folder, site, secret, keys=keys, coordinators=coordinators)
+    if join is not None:
+        from privet.client.start import come_in
+
+        come_in(join, folder)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "site": site, **made}))
         return
@@ -72,6 +109,33 @@ def init(
     typer.echo(f"  ledger key   {made['ledger']}")
     typer.echo(f"  witness key  {made['witness']}")
     typer.echo(f"Next: fill in {folder / POLICY_FILE}; move offline/ to a safe place.")
+    if join is not None:
+        typer.echo(f"Then: privet client start --policy {folder / POLICY_FILE}")
+
+
+@client.command(epilog="[bold]Example[/bold]\n\nprivet client start --policy north/site.toml")
+def start(policy: PolicyFile = _SITE) -> None:
+    """Stay at the coordinator and answer its orders, until stopped (Ctrl-C or SIGTERM).
+
+    The site dials out; nothing listens here. What it lets itself be asked is in the policy, which
+    is read again before each run. It may be killed at any moment: started again, it answers a
+    repeated order with the release that was paid for.
+    """
+    import asyncio
+    import logging
+
+    import privet.common.link
+    from privet.client.start import dialer, make_gate, run
+    from privet.privacy.keys import passphrase_from_environment
+
+    assert privet.common.link
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    gate = make_gate(policy, passphrase_from_environment())
+
+    def tell(state: str) -> None:
+        typer.echo(f"{gate.join.site}: {state} ({gate.join.address})", err=True)
+
+    asyncio.run(run(dialer(policy, gate, tell)))
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client status --policy north/site.toml")

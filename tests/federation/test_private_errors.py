@@ -16,11 +16,11 @@ from privet.client.site import Answer, Site
 from privet.client.trainer import SiteData
 from privet.common.errors import DataError, QuorumNotMet
 from privet.common.flat import Arrays
+from privet.common.models import initial_model
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.wire import decode_reply, encode_order, encode_reply, to_record
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.run import initial_model
 
 Make = Callable[..., Any]
 SECRET = "Mrs-Hedge-1931"

@@ -16,6 +16,7 @@ from privet.client.app import create_app
 from privet.client.site import Answer, Site
 from privet.common.errors import QuorumNotMet, RunError
 from privet.common.flat import Arrays, digest_arrays
+from privet.common.models import initial_model
 from privet.common.order import Order, Status
 from privet.common.release import Release
 from privet.common.wire import encode_reply
@@ -24,7 +25,6 @@ from privet.server.recorder import Recorder
 from privet.server.rounds import Outcome, Progress
 from privet.simulations import grid as grid_module
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.run import initial_model
 
 Make = Callable[..., Any]
 WEIGHTS = {"North": 60, "East": 30, "South": 10}

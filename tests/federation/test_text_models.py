@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from privet.common.models import initial_model
 from privet.common.plan import Plan
-from privet.simulations.run import initial_model, simulate
+from privet.simulations.run import simulate
 
 TEXTS = ["where is my card", "my card is lost", "send money home", "transfer money now", ""]
 

@@ -1,0 +1,269 @@
+"""``privet server``: the coordinator of a federation over the link."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privet.cli import app
+from privet.common.errors import InputError
+
+if TYPE_CHECKING:
+    from privet.server.federation import Federation
+
+server = typer.Typer(
+    no_args_is_help=True,
+    help="A coordinator: invites sites, runs plans with them over mutually authenticated gRPC.",
+    epilog="[bold]Example[/bold]\n\nprivet server init hub --name study --address "
+    "hub.example.org:7443",
+)
+app.add_typer(server, name="server")
+
+Folder = Annotated[Path, typer.Argument(help="The federation's folder.", metavar="DIR")]
+Site = Annotated[str, typer.Argument(help="Name of a site.", metavar="SITE")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+_VARIABLE = "PRIVET_PASSPHRASE"
+_LEAST = 8
+
+
+@server.command(
+    epilog="[bold]Example[/bold]\n\nprivet server init hub --name study "
+    "--address hub.example.org:7443"
+)
+def init(
+    folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
+    name: Annotated[str, typer.Option(help="Name of the coordinator, as ledgers will call it.")],
+    address: Annotated[str, typer.Option(help="host:port that sites dial.")],
+    enrolment: Annotated[
+        str, typer.Option(help="host:port where sites come in; default the next port.")
+    ] = "",
+    plain_keys: Annotated[
+        bool, typer.Option("--plain-keys", help="Keep the keys unencrypted, for trials only.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a federation's folder: a certificate authority, keys, and nothing else.
+
+    The keys are encrypted under the passphrase in PRIVET_PASSPHRASE, at least 8 characters;
+    you are asked for it where it is not set. Sites reach the address by its one port; the port
+    for enrolment listens only while an invitation is open.
+    """
+    from privet.server.federation import Federation
+
+    host, port = _place(address)
+    made = Federation.found(
+        folder, name, address, enrolment or f"{host}:{port + 1}",
+        None if plain_keys else _passphrase(confirm=True),
+    )  # fmt: skip
+    value = {"folder": str(folder), "name": name, "orders": made.order_key().fingerprint}
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    typer.echo(f"Made {folder}. Order key: {value['orders']}")
+    typer.echo(f"Next: privet server enroll {folder} SITE, and privet server start {folder}")
+
+
+@server.command(
+    epilog="[bold]Example[/bold]\n\nprivet server enroll hub 'Hospital 1' --out hospital-1.json"
+)
+def enroll(
+    folder: Folder,
+    site: Site,
+    out: Annotated[Path | None, typer.Option(help="Where the join file is written.")] = None,
+    hours: Annotated[float, typer.Option(help="How long the invitation is open.")] = 72.0,
+    as_json: AsJson = False,
+) -> None:
+    """Invite a site: write a join file that works once.
+
+    Send it by a way that others cannot read, such as encrypted mail: whoever has it first is the
+    site. An earlier invitation of the same name ends.
+    """
+    from privet.common.canonical import write_atomic
+
+    if not 0 < hours <= 24 * 365:
+        raise InputError("--hours must be above 0 and at most 8760")
+    path = out or Path(f"{site.replace(' ', '-')}.join.json")
+    if path.exists():
+        raise InputError(f"{path} exists; name another --out")
+    join = _open(folder).invite(site, hours)
+    write_atomic(path, (json.dumps(join, indent=2) + "\n").encode(), mode=0o600)
+    if as_json:
+        typer.echo(json.dumps({"join": str(path), "site": site, "expires": join["expires"]}))
+        return
+    typer.echo(f"Wrote {path}: it works once, until {join['expires']}")
+    typer.echo(f"At the site: privet client init {path.name}")
+
+
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server start hub")
+def start(
+    folder: Folder,
+    listen: Annotated[
+        str, typer.Option(help="host:port to listen at; default the port of the address, anywhere.")
+    ] = "",
+    listen_enrolment: Annotated[str, typer.Option(help="The same for enrolment.")] = "",
+) -> None:
+    """Run the coordinator until it is stopped (Ctrl-C, SIGTERM, privet server stop).
+
+    It runs what was submitted, one run after the other. It may be killed at any moment: started
+    again, it goes on at the same round, and no site trains or pays twice.
+    """
+    import logging
+    import signal
+
+    import privet.common.link
+    from privet.common.models import initial_model
+    from privet.server.office import Office
+
+    assert privet.common.link
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    federation = _open(folder)
+    office = Office(
+        federation,
+        initial_model,
+        link=listen or _anywhere(federation.address),
+        enrolment=listen_enrolment or _anywhere(federation.enrolment),
+    )
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: office.stopped.set())
+    (folder / "server.pid").write_text(f"{os.getpid()}\n")
+    typer.echo(f"{federation.name} listens at {federation.address}", err=True)
+    try:
+        office.serve()
+    finally:
+        (folder / "server.pid").unlink(missing_ok=True)
+
+
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server submit hub plan.toml")
+def submit(
+    folder: Folder,
+    plan: Annotated[Path, typer.Argument(help="A plan (*.toml).", metavar="PLAN")],
+    run: Annotated[
+        str, typer.Option(help="Name of the run; default the plan's and the time.")
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Queue a plan: its noise is calibrated now, and its sites are asked when it is its turn.
+
+    Every site decides by its own policy; their operators approve the digest that is printed.
+    """
+    from privet.common.plan import Plan
+    from privet.privacy.program import calibrated
+    from privet.server.queue import submit as queue
+
+    found = calibrated(Plan.load(plan))
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    queued = queue(_open(folder), found, run or f"{found.name.replace(' ', '-')}-{stamp}")
+    if as_json:
+        typer.echo(json.dumps({"run": queued.id, "plan": found.digest}))
+        return
+    typer.echo(f"Queued {queued.id}, plan {found.digest}")
+    typer.echo(f"At each site: privet client approve {found.digest}")
+
+
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server status hub")
+def status(folder: Folder, as_json: AsJson = False) -> None:
+    """Show sites and runs: who is connected, which round, what each site answered."""
+    from privet.server.federation import Federation
+    from privet.server.queue import connected, runs
+
+    federation = Federation.load(folder)
+    present = connected(federation)
+    sites = [
+        {"site": record.name, "state": record.state, "connected": record.name in present}
+        for record in federation.members().values()
+    ]
+    value: dict[str, Any] = {
+        "federation": federation.name,
+        "listening": _is_running(folder),
+        "sites": sites,
+        "runs": [run.status for run in runs(federation)],
+    }
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    from privet.cli import show_server
+
+    show_server.status(value)
+
+
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server revoke hub 'Hospital 1'")
+def revoke(folder: Folder, site: Site) -> None:
+    """Let nothing of a site in any more; its open streams end within a second."""
+    from privet.server.federation import Federation
+
+    Federation.load(folder).revoke(site)
+    typer.echo(f"{site} is revoked")
+
+
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server stop hub")
+def stop(folder: Folder) -> None:
+    """Tell the coordinator to end after the round that runs; started again, it goes on."""
+    import signal
+
+    from privet.server.federation import Federation
+
+    Federation.load(folder)
+    if not _is_running(folder):
+        raise InputError(f"{folder}: no coordinator is running")
+    os.kill(_pid(folder), signal.SIGTERM)
+    typer.echo("It ends after the round that runs.")
+
+
+def _pid(folder: Path) -> int:
+    try:
+        return int((folder / "server.pid").read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _is_running(folder: Path) -> bool:
+    number = _pid(folder)
+    if number <= 0:
+        return False
+    try:
+        os.kill(number, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _open(folder: Path) -> Federation:
+    from privet.server.federation import Federation
+
+    found = Federation.load(folder)
+    if b"ENCRYPTED" in (folder / "authority.key").read_bytes():
+        found.passphrase = _passphrase()
+    return found
+
+
+def _passphrase(confirm: bool = False) -> str:
+    given = os.environ.get(_VARIABLE)
+    if given is None:
+        if not sys.stdin.isatty():
+            raise InputError(f"set {_VARIABLE}: there is no terminal to ask for the passphrase")
+        given = getpass.getpass("Passphrase of the coordinator's keys: ")
+        if confirm and given != getpass.getpass("Once more: "):
+            raise InputError("the two passphrases differ")
+    if confirm and len(given) < _LEAST:
+        raise InputError(f"a passphrase has at least {_LEAST} characters")
+    return given
+
+
+def _place(address: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65535:
+        raise InputError(f"'{address}' is not host:port")
+    return host, int(port)
+
+
+def _anywhere(address: str) -> str:
+    return f"[::]:{_place(address)[1]}"

@@ -1,0 +1,110 @@
+"""``privet server`` and a site's way in, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+from budget_kit import Desk
+
+from privet.server import enrolment
+from privet.server.enrolment import Door
+from privet.server.federation import Federation
+from privet.server.queue import Run
+
+
+@pytest.fixture
+def hub(desk: Desk) -> Desk:
+    code, said = said_by(desk, "init", "hub", "--name", "study", "--address", "localhost:7443",
+                         "--plain-keys", "--json")  # fmt: skip
+    assert code == 0 and json.loads(said)["orders"].startswith("sha256:")
+    return desk
+
+
+def said_by(desk: Desk, *words: str) -> tuple[int, str]:
+    """Exit code, and what was said on either stream."""
+    code, out, err = desk.run("server", *words)
+    return code, out + err
+
+
+def test_a_site_is_invited_and_comes_in(
+    hub: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
+    code, _ = said_by(hub, "enroll", "hub", "Hospital 1", "--out", "h1.json")
+    assert code == 0 and stat.S_IMODE(Path("h1.json").stat().st_mode) == 0o600
+    with Door(Federation.load(Path("hub")), "127.0.0.1:0") as door:
+        join = json.loads(Path("h1.json").read_text())
+        Path("h1.json").write_text(json.dumps({**join, "enrolment": door.address}))
+        code, _, err = hub.run("client", "init", "h1.json", "--dir", "site", "--plain-keys")
+        assert code == 0, err
+        # A second time there is nothing to do, and nothing is done.
+        code, _, err = hub.run("client", "init", "h1.json", "--dir", "site", "--plain-keys")
+        assert code == 2 and "certificate already" in err
+    assert join["coordinator"]["orders"] in Path("site/site.toml").read_text()
+    code, said = said_by(hub, "status", "hub", "--json")
+    assert json.loads(said)["sites"] == [
+        {"site": "Hospital 1", "state": "enrolled", "connected": False}
+    ]
+    assert said_by(hub, "revoke", "hub", "Hospital 1")[0] == 0
+    assert json.loads(said_by(hub, "status", "hub", "--json")[1])["sites"][0]["state"] == "revoked"
+
+
+def test_a_site_whose_coordinator_is_away_tries_again(hub: Desk) -> None:
+    said_by(hub, "enroll", "hub", "North", "--out", "n.json")
+    join = json.loads(Path("n.json").read_text())
+    Path("n.json").write_text(json.dumps({**join, "enrolment": "127.0.0.1:9"}))
+    for _ in range(2):
+        code, _, err = hub.run("client", "init", "n.json", "--plain-keys")
+        assert code == 1 and "127.0.0.1:9" in err
+    assert Path("North/site.toml").exists() and not Path("North/link/link.pem").exists()
+
+
+def test_a_plan_is_queued_when_its_sites_are_there(
+    hub: Desk, plan_value: Any, tmp_path: Path
+) -> None:
+    hub.write(tmp_path / "plan.toml", plan_value(metrics={"source": "gate"}))
+    code, said = said_by(hub, "submit", "hub", "plan.toml")
+    assert code == 2 and "is not enrolled" in said
+    assert json.loads(said_by(hub, "status", "hub", "--json")[1])["runs"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["status", "nowhere"], "privet server init"),
+        (["init", "hub", "--name", "x", "--address", "a:1", "--plain-keys"], "not an empty folder"),
+        (["init", "new", "--name", "x", "--address", "a", "--plain-keys"], "not host:port"),
+        (["init", "new", "--name", "x", "--address", "a:99999", "--plain-keys"], "not host:port"),
+        (["init", "new", "--name", "../x", "--address", "a:1", "--plain-keys"], "cannot name"),
+        (["init", "new", "--name", "x", "--address", "a:1"], "PRIVET_PASSPHRASE"),
+        (["enroll", "hub", "a/b"], "cannot name a site"),
+        (["enroll", "hub", "North", "--hours", "0"], "--hours"),
+        (["enroll", "hub", "North", "--out", "hub/server.pem"], "exists"),
+        (["submit", "hub", "nothing.toml"], "nothing.toml"),
+        (["revoke", "hub", "North"], "is not known"),
+        (["stop", "hub"], "no coordinator is running"),
+    ],
+)
+def test_wrong_use_is_told_in_plain_words(hub: Desk, words: list[str], said: str) -> None:
+    code, text = said_by(hub, *words)
+    assert code == 2 and said in text and "Traceback" not in text
+    assert not Path("new").exists()
+
+
+def test_status_for_people(hub: Desk) -> None:
+    said_by(hub, "enroll", "hub", "North")
+    folder = Path("hub/runs/first")
+    folder.mkdir(parents=True)
+    facts = {"run": "first", "state": "running", "submitted": 1.0, "plan": "sha256:0", "round": 3}
+    (folder / "status.json").write_text(json.dumps(facts))
+    Run(folder).note(
+        sites={"North": "released"}, spent={"North": {"epsilon": 1.25}}, fault="[red] herring"
+    )
+    code, said = said_by(hub, "status", "hub")
+    assert code == 0
+    for word in ("not running", "North", "invited", "first: running, round 3", "ε 1.250", "[red]"):
+        assert word in said
