@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 from privet.client.desk import LEDGER_KEY, in_token, require_ledger
@@ -43,38 +44,39 @@ def rotate_key(
         raise InputError(f"{policy_file} has no [keys]: there is no token that could hold '{to}'")
     require_ledger(policy)
     ledger = Ledger.read(folder, policy.site)
-    in_force = ledger.log.key
-    new: Signer | None = None
-    if keys is not None:
-        new = in_token(keys, to)
-    elif coming.exists():
-        new = _left_over(coming, path, in_force, passphrase)
-    if new is not None and new.public == in_force.public:
-        # An earlier call wrote the entry and ended before the files were moved.
-        if keys and not to and not path.exists():
-            raise KeyFault(
-                f"the key '{keys.ledger}' is in force already; make another one in token "
-                f"'{keys.token}' and name it with --to"
-            )
-    else:
-        if ledger.book.withdrawn:
-            raise SitePaused("the site has withdrawn: its key is not replaced any more")
-        if recovery is not None:
-            signs: Signer = FileSigner.load(recovery, passphrase)
-            ledger.require_recovery(signs)
+    with closing(ledger.log.store):
+        in_force = ledger.log.key
+        new: Signer | None = None
+        if keys is not None:
+            new = in_token(keys, to)
+        elif coming.exists():
+            new = _left_over(coming, path, in_force, passphrase)
+        if new is not None and new.public == in_force.public:
+            # An earlier call wrote the entry and ended before the files were moved.
+            if keys and not to and not path.exists():
+                raise KeyFault(
+                    f"the key '{keys.ledger}' is in force already; make another one in token "
+                    f"'{keys.token}' and name it with --to"
+                )
         else:
-            signs = in_token(keys) if keys and to else FileSigner.load(path, passphrase)
-            _require_in_force(path, signs, in_force)
-        new = new or _made(coming, passphrase)
-        if recovery is not None:
-            Ledger.recover(folder, policy.site, signs, new)
-        else:
-            Ledger(folder, signs, policy.site).rotate(new)
-    if path.exists():
-        path.replace(folder / f"ledger-until-{new.public.hex()[:8]}.pem")
-    if keys is None:
-        coming.replace(path)
-    return Key("ledger", new.public).fingerprint
+            if ledger.book.withdrawn:
+                raise SitePaused("the site has withdrawn: its key is not replaced any more")
+            if recovery is not None:
+                signs: Signer = FileSigner.load(recovery, passphrase)
+                ledger.require_recovery(signs)
+            else:
+                signs = in_token(keys) if keys and to else FileSigner.load(path, passphrase)
+                _require_in_force(path, signs, in_force)
+            new = new or _made(coming, passphrase)
+            if recovery is not None:
+                Ledger.recover(folder, policy.site, signs, new)
+            else:
+                Ledger(folder, signs, policy.site).rotate(new)
+        if path.exists():
+            path.replace(folder / f"ledger-until-{new.public.hex()[:8]}.pem")
+        if keys is None:
+            coming.replace(path)
+        return Key("ledger", new.public).fingerprint
 
 
 def _made(path: Path, passphrase: str | None) -> Signer:
