@@ -628,6 +628,19 @@ HISTORIES: list[tuple[str, str | None, Callable[[Federation], None]]] = [
 ]  # fmt: skip
 
 
+def test_signature_lines_in_another_order_are_noticed(tmp_path: Path) -> None:
+    """No byte of a bundle is free: not even the order of lines that are all valid."""
+    fed = Federation()
+    fed.run()
+    log = fed.sites[NORTH]
+    size = max(log.notes)
+    body, _, lines = log.notes[size].rpartition("\n\n")
+    first, *others = lines.splitlines(keepends=True)
+    for turned in ([*others, first], [first, *reversed(others)]):
+        log.notes[size] = body + "\n\n" + "".join(turned)
+        assert ("signature", NORTH) in found(verdict(tmp_path, fed))
+
+
 @pytest.mark.parametrize(("quorum", "weak"), [(0, True), (1, True), (2, False), (3, False)])
 def test_a_quorum_of_half_the_witnesses_or_fewer_is_noted(
     tmp_path: Path, quorum: int, weak: bool

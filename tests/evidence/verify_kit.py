@@ -169,7 +169,8 @@ class Log:
         """Sign the head; return its size."""
         size = len(self.leaves)
         body = f"{self.origin}\n{size}\n{b64(self.root())}\n"
-        lines = [k.line(body, START + self.ticks) for k in (key or self.key, *cosigners)]
+        others = sorted(cosigners, key=lambda k: k.name)
+        lines = [k.line(body, START + self.ticks) for k in (key or self.key, *others)]
         self.notes[size] = body + "\n" + "".join(lines)
         return size
 

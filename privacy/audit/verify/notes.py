@@ -154,6 +154,8 @@ def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], Key]) -> Checkpo
         if not verified(body, line, key):
             raise Unsigned(f"the signature by {line.name[:120]!a} is false")
         seen.append((key.name, key.id))
+    if seen != sorted(seen, key=lambda signer: (signer[0] != head.origin, signer)):
+        raise Unsigned("the signatures are not in order: the log's own, then by name")
     return Checkpoint(head.origin, head.size, head.root, tuple(seen))
 
 
