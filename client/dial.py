@@ -159,6 +159,8 @@ class Dialer:
             stream.cancel()
         except (InputError, aio.UsageError, asyncio.InvalidStateError) as error:
             _LOG.warning("a parcel was not answered: %s", error)
+        except Exception:
+            _LOG.exception("a parcel was not answered")
 
     async def _told(self, stub: rpc.LinkStub, parcel: pb.Parcel) -> Told:
         """Return the parcel's answer, made once however often it is asked for."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import secrets
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -144,7 +145,8 @@ class Hub:
 
         hub = Hub("coordinator", members.identify, folder / "spool")
         port = hub.start("127.0.0.1:0", credentials)
-        answer = hub.post("Hospital 1", "query", "", b"{}", {}).result(timeout=10)
+        number, answer = hub.post("Hospital 1", "query", "", b"{}", {})
+        print(answer.result(timeout=10).records)
         hub.stop()
     """
 
@@ -156,6 +158,8 @@ class Hub:
         self.spool = spool
         self.most_numbers = most_numbers
         self.late: Counter[str] = Counter()
+        # A site keeps its answers by parcel: a restarted coordinator must not get those of another.
+        self._life = secrets.token_hex(8)
         self._numbers = 0
         self._open: dict[str, _Parcel] = {}
         self._sessions: dict[str, _Session] = {}
@@ -205,7 +209,7 @@ class Hub:
     ) -> tuple[str, Future[Answered]]:
         """Offer a parcel to a site, now or when it comes; return its id and its answer."""
         self._numbers += 1
-        number = f"{self._numbers:08d}-{hashlib.sha256(records).hexdigest()[:12]}"
+        number = f"{self._life}-{self._numbers}"
         message = pb.ToSite(parcel=pb.Parcel(id=number, kind=kind, group=group, records=records))
         if arrays:
             message.parcel.numbers.CopyFrom(self._announce(arrays))
@@ -322,9 +326,10 @@ class Hub:
             _LOG.warning("%s: an answer came late, or twice, or to nothing", site)
             return
         arrays = await self._numbers_of(parcel, answer)
-        del self._open[answer.id]
-        if not parcel.answer.done():
-            parcel.answer.set_result(Answered(answer.records, arrays))
+        if self._open.pop(answer.id, None) is None:
+            self.late[site] += 1  # it was withdrawn, or answered on another stream, meanwhile
+            return
+        parcel.answer.set_result(Answered(answer.records, arrays))
 
     async def _numbers_of(self, parcel: _Parcel, answer: pb.Answer) -> Arrays:
         numbers = answer.numbers

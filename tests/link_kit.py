@@ -50,13 +50,22 @@ class Ends:
             asked, key = request(name)
             self.keys[name] = self.authority.admit(asked, name), key
             self.members.add(self.keys[name][0])
+        self.port = self._listen(folder)
+        self.threads: list[Dialed] = []
+
+    def _listen(self, folder: Path) -> int:
         self.hub = Hub("coordinator", self.members.identify, folder / "spool")
         certificate, key = self.authority.serve("coordinator")
-        self.port = self.hub.start(
-            "127.0.0.1:0",
-            grpc.ssl_server_credentials([(key, certificate)], self.authority.pem(), True),
+        credentials = self.grpc.ssl_server_credentials(
+            [(key, certificate)], self.authority.pem(), True
         )
-        self.threads: list[Dialed] = []
+        return self.hub.start("127.0.0.1:0", credentials)
+
+    def again(self, folder: Path) -> int:
+        """End the hub and start another one, as a new process would; return its port."""
+        self.hub.stop()
+        self.port = self._listen(folder)
+        return self.port
 
     @property
     def address(self) -> str:
@@ -173,6 +182,11 @@ class Wire:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
                 end.close()
+
+    def turn_to(self, port: int) -> None:
+        """Lead to another port from now on."""
+        self._target = port
+        self.cut()
 
     def cut(self) -> None:
         """Cut all connections that there are."""

@@ -116,6 +116,25 @@ def test_a_site_that_is_cut_while_it_works_is_not_asked_twice(ends: Ends) -> Non
     wire.close()
 
 
+def test_a_restarted_coordinator_gets_no_answer_to_an_earlier_question(
+    ends: Ends, tmp_path: Path
+) -> None:
+    """Its first parcel may read as the first one of its life before."""
+    count: list[Asked] = []
+
+    def counting(what: Asked) -> Told:
+        count.append(what)
+        return Told(str(len(count)).encode(), {})
+
+    wire = Wire(ends.port)
+    ends.dial("North", counting, address=f"127.0.0.1:{wire.port}")
+    assert ends.hub.post("North", "query", "", b"{}", {})[1].result(10).records == b"1"
+    again = ends.again(tmp_path / "again")
+    wire.turn_to(again)
+    assert ends.hub.post("North", "query", "", b"{}", {})[1].result(20).records == b"2"
+    wire.close()
+
+
 def test_an_answer_after_its_time_is_counted_and_not_used(ends: Ends) -> None:
     def slow(what: Asked) -> Told:
         time.sleep(0.5)
