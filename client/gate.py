@@ -7,15 +7,14 @@
                     └─ all else ── Flower's ClientApp ── Site (admit, reserve, train, commit)
 
 A site has one run at a time. Its policy is read anew at each offer, so what its operator
-changed holds from the next run on.
+changed holds from the next run on, or from when the coordinator was started again.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.app import context_of, create_app, serve
@@ -24,8 +23,7 @@ from privet.client.dial import Asked, Told
 from privet.client.guard import Guard, Refusal
 from privet.client.join import Join
 from privet.client.site import Site, StreamFor
-from privet.client.trainer import SiteData
-from privet.common.canonical import write_atomic, write_json
+from privet.common.canonical import digest_json, write_atomic, write_json
 from privet.common.errors import PrivetError
 from privet.common.link import offer
 from privet.common.order import Status
@@ -44,7 +42,7 @@ class Gate:
 
     Args:
         policy: reads the site's policy as it is now.
-        ledger: reads the site's ledger; called once for each run.
+        ledger: the site's own.
         witness: the site's own.
         join: as the site came in.
         home: folder for offers, outbox and the operator's log.
@@ -52,13 +50,13 @@ class Gate:
     """
 
     policy: Callable[[], Policy]
-    ledger: Callable[[], Ledger]
+    ledger: Ledger
     witness: Witness
     join: Join
     home: Path
     stream_for: StreamFor = lambda order: None
     _site: Site | None = None
-    _of: tuple[str, str] = field(default=("", ""))
+    _of: str = ""
 
     def __post_init__(self) -> None:
         self._app = create_app(lambda context: self._current())
@@ -86,16 +84,19 @@ class Gate:
         try:
             run, plan_value, roster_value = offer.decode(records)
             plan, roster = Plan.parse(plan_value, where="offer"), Roster.parse(roster_value)
-            policy, ledger = self.policy(), self.ledger()
-            self._check_roster(roster, ledger)
+            policy = self.policy()
+            self._check_roster(roster)
             write_json(self.home / "offers" / f"{plan.digest[7:]}.json", plan.to_dict())
-            guard = Guard(policy, ledger, roster)
-            if self._of != (plan.digest, json.dumps(roster_value, sort_keys=True)):
+            guard = Guard(policy, self.ledger, roster)
+            # Only a plan that is allowed makes a site of it, which registers populations for life.
+            guard.require_allowed(plan)
+            of = digest_json([plan_value, roster_value, policy.model_dump(mode="json")])
+            if self._of != of:
                 self._site = Site(
                     self.join.site, plan, self.home, guard, self.witness, roster,
-                    lambda: self._open(policy, guard.data_set, plan), self.stream_for,
+                    lambda: open_records(policy, guard.data_set, plan), self.stream_for,
                 )  # fmt: skip
-                self._of = plan.digest, json.dumps(roster_value, sort_keys=True)
+                self._of = of
             guard.look(plan, run)
             write_atomic(self._kept, records)
         except Refusal as no:
@@ -106,7 +107,7 @@ class Gate:
             return Status.REFUSED_POLICY
         return offer.READY
 
-    def _check_roster(self, roster: Roster, ledger: Ledger) -> None:
+    def _check_roster(self, roster: Roster) -> None:
         """Check that the roster is of our coordinator, and has this site as it is."""
         chief, said = roster.coordinator, self.join.coordinator
         keys = {"orders": chief.orders, "witness": chief.witness}
@@ -116,9 +117,5 @@ class Gate:
                     Status.REFUSED_POLICY, f"the coordinator's {name} key is not the join file's"
                 )
         own = roster.site(self.join.site)
-        if (own.ledger, own.witness) != (ledger.log.first_key, self.witness.key):
+        if (own.ledger, own.witness) != (self.ledger.log.first_key, self.witness.key):
             raise Refusal(Status.REFUSED_POLICY, "the roster has other keys of this site")
-
-    @staticmethod
-    def _open(policy: Policy, data_set: str, plan: Plan) -> SiteData:
-        return open_records(policy, data_set, plan)

@@ -73,15 +73,23 @@ class Guard:
         Raises:
             Refusal: with the status that is answered.
         """
-        self.ledger.log.refresh()  # the operator decides in another process
-        if fault := self.policy.fault(plan, data_set=self.data_set):
-            raise Refusal(Status.REFUSED_POLICY, fault)
-        self._require_approval(plan)
+        self.require_allowed(plan)
         self._keep_plan(plan)
         try:
             self.ledger.require_whole_run(self.data_set, run, plan.digest)
         except BudgetExceeded as error:
             raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
+
+    def require_allowed(self, plan: Plan) -> None:
+        """Refuse a plan that the policy or the operator does not allow.
+
+        Raises:
+            Refusal: with the status that is answered.
+        """
+        self.ledger.log.refresh()  # the operator decides in another process
+        if fault := self.policy.fault(plan, data_set=self.data_set):
+            raise Refusal(Status.REFUSED_POLICY, fault)
+        self._require_approval(plan)
 
     def require_size(self, plan: Plan, parameters: int) -> None:
         """Refuse a model that is larger than the policy allows.

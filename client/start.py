@@ -17,7 +17,6 @@ from privet.client.join import Join, enrol
 from privet.client.site import StreamFor
 from privet.common.errors import InputError
 from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
 from privet.privacy.policy import Policy
 from privet.privacy.witness import Witness
 
@@ -56,11 +55,8 @@ def make_gate(
     signer = FileSigner.load(policy.ledger_folder / "witness.pem", passphrase)
     witness = Witness(policy.ledger_folder / "witness.json", signer, policy.site)
 
-    def current() -> Ledger:
-        return ledger
-
     return Gate(
-        functools.partial(Policy.load, policy_file), current, witness, join, home, stream_for
+        functools.partial(Policy.load, policy_file), ledger, witness, join, home, stream_for
     )
 
 
