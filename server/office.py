@@ -9,7 +9,7 @@
       model/          snapshot, and the final model
 
 A run is *queued*, then *waiting* for its sites (connected, plan approved), then *running*,
-and ends *done*, *failed* or *stopped*. The process may be killed at any moment: started again,
+and ends *done* or *failed*. The process may be killed at any moment: started again,
 it goes on with what was running, at the same round.
 """
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import getpass
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +34,7 @@ Site = Annotated[str, typer.Argument(help="Name of a site.", metavar="SITE")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 _VARIABLE = "PRIVET_PASSPHRASE"
 _LEAST = 8
+_PID = "server.pid"
 
 
 @server.command(
@@ -132,12 +136,9 @@ def start(
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: office.stopped.set())
-    (folder / "server.pid").write_text(f"{os.getpid()}\n")
-    typer.echo(f"{federation.name} listens at {federation.address}", err=True)
-    try:
+    with _alone(folder):
+        typer.echo(f"{federation.name} listens at {federation.address}", err=True)
         office.serve()
-    finally:
-        (folder / "server.pid").unlink(missing_ok=True)
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server submit hub plan.toml")
@@ -181,7 +182,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     ]
     value: dict[str, Any] = {
         "federation": federation.name,
-        "listening": _is_running(folder),
+        "listening": _pid(folder) != 0,
         "sites": sites,
         "runs": [run.status for run in runs(federation)],
     }
@@ -210,30 +211,38 @@ def stop(folder: Folder) -> None:
     from privet.server.federation import Federation
 
     Federation.load(folder)
-    if not _is_running(folder):
+    number = _pid(folder)
+    if not number:
         raise InputError(f"{folder}: no coordinator is running")
-    os.kill(_pid(folder), signal.SIGTERM)
+    os.kill(number, signal.SIGTERM)
     typer.echo("It ends after the round that runs.")
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock ends with it, however it ends."""
+    with (folder / _PID).open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"{folder}: a coordinator is running here already") from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
+
+
 def _pid(folder: Path) -> int:
+    """Return the process that holds the folder, or 0: a number alone may be anybody's by now."""
     try:
-        return int((folder / "server.pid").read_text())
+        with (folder / _PID).open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return int(stream.read() or 0)
     except (OSError, ValueError):
-        return 0
-
-
-def _is_running(folder: Path) -> bool:
-    number = _pid(folder)
-    if number <= 0:
-        return False
-    try:
-        os.kill(number, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        pass
+    return 0
 
 
 def _open(folder: Path) -> Federation:

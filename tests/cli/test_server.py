@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from budget_kit import Desk
 
+from privet.cli import server
 from privet.server import enrolment
 from privet.server.enrolment import Door
 from privet.server.federation import Federation
@@ -93,6 +95,17 @@ def test_wrong_use_is_told_in_plain_words(hub: Desk, words: list[str], said: str
     code, text = said_by(hub, *words)
     assert code == 2 and said in text and "Traceback" not in text
     assert not Path("new").exists()
+
+
+def test_a_number_left_by_a_killed_coordinator_is_nobody_to_stop(hub: Desk) -> None:
+    """By now it may be any process: here it is this one, which must not be told to end."""
+    Path("hub/server.pid").write_text(f"{os.getpid()}\n")
+    code, said = said_by(hub, "stop", "hub")
+    assert code == 2 and "no coordinator is running" in said
+    with server._alone(Path("hub")):
+        assert server._pid(Path("hub")) == os.getpid()
+        code, said = said_by(hub, "start", "hub")
+        assert code == 2 and "running here already" in said
 
 
 def test_status_for_people(hub: Desk) -> None:
