@@ -34,7 +34,8 @@ import torch
 from harness import Row, finish, parser, row, tell
 
 from privet.client.site import Site
-from privet.client.trainer import workbench
+from privet.client.trainer import Trainer
+from privet.client.workbench import workbench
 from privet.common.flat import digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
@@ -101,7 +102,8 @@ class Trial:
         guard = self.parties.guard(self.name, roster)
         site = TellingSite(
             self.name, self.plan, self.parties.folder / "sites" / self.name, guard,
-            self.parties.witness(self.name), roster, lambda: self.records.site(self.name),
+            self.parties.witness(self.name), roster,
+            Trainer(self.plan, self.name, lambda: self.records.site(self.name)),
         )  # fmt: skip
         site.pipe = pipe
         answered = {told["slot"] for told in self.told if "released" in told}

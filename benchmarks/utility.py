@@ -22,7 +22,7 @@ from harness import Row, finish, parser, row, tell
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from privet.client.trainer import workbench
+from privet.client.workbench import workbench
 from privet.common.plan import Plan
 from privet.simulations import scenarios
 from privet.simulations.planning import adjusted

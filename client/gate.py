@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.app import context_of, create_app, serve
-from privet.client.data.records import open_records
 from privet.client.dial import Asked, Told
 from privet.client.guard import Guard, Refusal
 from privet.client.join import Join
-from privet.client.site import Site, StreamFor
+from privet.client.site import Site
+from privet.client.training import Training
 from privet.common.canonical import digest_json, write_atomic, write_json
 from privet.common.errors import PrivetError
 from privet.common.link import offer
@@ -35,6 +35,9 @@ from privet.privacy.witness import Witness
 
 _LOG = logging.getLogger("privet.gate")
 
+TrainingFor = Callable[[Plan, Policy, str], Training]
+"""Makes the trainer of a plan for a data set of the policy."""
+
 
 @dataclass
 class Gate:
@@ -46,7 +49,7 @@ class Gate:
         witness: the site's own.
         join: as the site came in.
         home: folder for offers, outbox and the operator's log.
-        stream_for: randomness of an order, for tests only.
+        training_for: makes the trainer of a plan that is allowed.
     """
 
     policy: Callable[[], Policy]
@@ -54,8 +57,9 @@ class Gate:
     witness: Witness
     join: Join
     home: Path
-    stream_for: StreamFor = lambda order: None
+    training_for: TrainingFor
     _site: Site | None = None
+    _training: Training | None = None
     _of: str = ""
 
     def __post_init__(self) -> None:
@@ -70,6 +74,12 @@ class Gate:
         if asked.kind == offer.KIND:
             return Told(offer.encode_answer(self._offered(asked.records)), {})
         return Told(*serve(self._app, self._context, asked.kind, asked.records, asked.arrays))
+
+    def close(self) -> None:
+        """Let go of the run: end its trainer."""
+        if self._training is not None:
+            self._training.close()
+        self._site, self._training, self._of = None, None, ""
 
     @property
     def _kept(self) -> Path:
@@ -92,10 +102,11 @@ class Gate:
             guard.require_allowed(plan)
             of = digest_json([plan_value, roster_value, policy.model_dump(mode="json")])
             if self._of != of:
+                self.close()
+                self._training = self.training_for(plan, policy, guard.data_set)
                 self._site = Site(
-                    self.join.site, plan, self.home, guard, self.witness, roster,
-                    lambda: open_records(policy, guard.data_set, plan), self.stream_for,
-                )  # fmt: skip
+                    self.join.site, plan, self.home, guard, self.witness, roster, self._training
+                )
                 self._of = of
             guard.look(plan, run)
             write_atomic(self._kept, records)

@@ -7,19 +7,18 @@ data is opened, and what leaves is a committed release or a status from a closed
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from privet.client.guard import Guard, Refusal, code_digest
 from privet.client.outbox import Outbox
-from privet.client.trainer import SiteData, Trainer
+from privet.client.training import Made, Training, misfit
 from privet.common.errors import (
     BudgetExceeded,
     LedgerError,
     NoteError,
-    NotReleasable,
     OutOfTurn,
     PrivetError,
     RolledBack,
@@ -31,20 +30,15 @@ from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.privacy import events as ev
-from privet.privacy import gate
 from privet.privacy.book import Reservation
-from privet.privacy.dpsgd import NoisedUpdate, PlainUpdate
 from privet.privacy.ledger import Request
 from privet.privacy.log import Evidence
-from privet.privacy.noise import Stream
-from privet.privacy.program import has_gate_release
+from privet.privacy.program import gate_event, has_gate_release
 from privet.privacy.roster import Roster
 from privet.privacy.signed_note import Key
 from privet.privacy.witness import Witness
 
 _KEPT_RELEASES = 4
-
-StreamFor = Callable[[Order], Stream | None]
 
 
 @dataclass(frozen=True)
@@ -82,9 +76,7 @@ class Site:
         guard: who may ask what; it holds the ledger, which pays for every release.
         witness: cosigns the logs of the others.
         roster: whose logs they are.
-        open_data: reads the site's records; called after the first reservation.
-        stream_for: randomness of an order; the default draws a key from the operating
-            system. A simulation may fix it, and then its claim is ``none``.
+        training: does the work, once it was paid for.
     """
 
     def __init__(
@@ -95,8 +87,7 @@ class Site:
         guard: Guard,
         witness: Witness,
         roster: Roster,
-        open_data: Callable[[], SiteData],
-        stream_for: StreamFor = lambda order: None,
+        training: Training,
     ) -> None:
         self.name = name
         self.plan = plan
@@ -105,10 +96,7 @@ class Site:
         self.witness = witness
         self._roster = roster
         self.outbox = Outbox(folder / "outbox")
-        self._trainer = Trainer(plan, name)
-        self._open_data = open_data
-        self._data: SiteData | None = None
-        self._stream_for = stream_for
+        self._trainer = training
         self._log = _operator_log(folder / "operator.log", name)
         guard.open()
 
@@ -225,16 +213,16 @@ class Site:
             tested = self._trainer.self_test()
         except SelfTestFailed as error:
             raise Refusal(Status.REFUSED_SELF_TEST, str(error)) from error
-        if order.parameters != self._trainer.parameters:
+        shapes = self._trainer.shapes()
+        if order.parameters != tuple(shapes):
             raise Refusal(
                 Status.REFUSED_PARAMETERS, "not the parameters that the plan trains (H17)"
             )
-        if fault := self._trainer.misfit(model):
+        if fault := misfit(shapes, model):
             raise Refusal(Status.REFUSED_PARAMETERS, fault)
         self.guard.require_size(self.plan, sum(array.size for array in model.values()))
-        event = self._trainer.mechanism.event
-        if order.purpose == "evaluate":
-            event = gate.event(self.plan.metrics.noise_multiplier)
+        evaluation = order.purpose == "evaluate"
+        event = gate_event(self.plan) if evaluation else self._trainer.event
         return Request(order, event, self.guard.data_set, code_digest(), tested)
 
     def _already_released(self, order: Order) -> Release | None:
@@ -280,11 +268,8 @@ class Site:
     def _train_and_commit(self, order: Order, model: Arrays, reservation: Reservation) -> Answer:
         """From here on data is open: the only failure that leaves is ``failed`` (H30)."""
         try:
-            if self._data is None:
-                self._data = self._open_data()
-            stream = self._stream_for(order)
-            arrays, event, facts = self._run(order, model, self._data, stream)
-            return Answer(Status.RELEASED, self._store(order, reservation, arrays, event, facts))
+            made = self._trainer.release(order, model)
+            return Answer(Status.RELEASED, self._store(order, reservation, made))
         except PrivetError as error:
             self._log.error("%s: %s", order.slot, error)
         except Exception as error:
@@ -292,39 +277,19 @@ class Site:
         self._abort(reservation)
         return Answer(Status.FAILED)
 
-    def _run(
-        self, order: Order, model: Arrays, data: SiteData, stream: Stream | None
-    ) -> tuple[Arrays, ev.Event, dict[str, Any]]:
-        if order.purpose == "evaluate":
-            table, event = self._trainer.evaluate(model, data, stream)
-            return table, event, {"reproducible": bool(stream and stream.reproducible)}
-        update = self._trainer.train(model, data, stream)
-        releasable = PlainUpdate if self.plan.privacy is None else NoisedUpdate
-        if not isinstance(update, releasable):
-            raise NotReleasable(f"a {type(update).__name__} is not a release")
-        arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()}
-        return arrays, update.event, {"reproducible": update.reproducible}
-
-    def _store(
-        self,
-        order: Order,
-        reservation: Reservation,
-        arrays: Arrays,
-        event: ev.Event,
-        facts: dict[str, Any],
-    ) -> Release:
+    def _store(self, order: Order, reservation: Reservation, made: Made) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""
         population = self.ledger.book.population_of(self.guard.data_set)
         release = Release(
             order.digest,
             {
-                **facts,
+                "reproducible": made.reproducible,
                 "site": self.name,
-                "event": ev.to_json(event),
-                "digest": digest_arrays(arrays),
+                "event": ev.to_json(made.event),
+                "digest": digest_arrays(made.arrays),
                 "spent": self.ledger.spent(population).to_dict(),
             },
-            arrays,
+            made.arrays,
         )
         self.outbox.put(order.slot, release)
         try:

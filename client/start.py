@@ -14,8 +14,9 @@ from privet.client.desk import Desk, public_keys
 from privet.client.dial import Dialer
 from privet.client.gate import Gate
 from privet.client.join import Join, enrol
-from privet.client.site import StreamFor
+from privet.client.worker.remote import RemoteTrainer
 from privet.common.errors import InputError
+from privet.common.plan import Plan
 from privet.privacy.keys import FileSigner
 from privet.privacy.policy import Policy
 from privet.privacy.witness import Witness
@@ -38,9 +39,15 @@ def come_in(join: Join, folder: Path) -> None:
 
 
 def make_gate(
-    policy_file: Path, passphrase: str | None, stream_for: StreamFor = lambda order: None
+    policy_file: Path, passphrase: str | None, *, unconfined: bool = False, seed: str = ""
 ) -> Gate:
     """Return the gate of the site whose policy is ``policy_file``.
+
+    Args:
+        policy_file: the site's.
+        passphrase: of its keys; None for keys that are not encrypted.
+        unconfined: train also where the kernel cannot close the network to the trainer.
+        seed: makes the noise again, for tests only.
 
     Raises:
         InputError: if the policy is wrong, or the site is not enrolled.
@@ -54,9 +61,15 @@ def make_gate(
         raise InputError(f"{policy_file}: site '{policy.site}' came in as '{join.site}'")
     signer = FileSigner.load(policy.ledger_folder / "witness.pem", passphrase)
     witness = Witness(policy.ledger_folder / "witness.json", signer, policy.site)
+    closed = policy.ledger_folder, home / LINK, home / "offline"
+
+    def training_for(plan: Plan, policy: Policy, data_set: str) -> RemoteTrainer:
+        trainer = RemoteTrainer(plan, policy, data_set, home, closed, unconfined, seed)
+        trainer.start()
+        return trainer
 
     return Gate(
-        functools.partial(Policy.load, policy_file), ledger, witness, join, home, stream_for
+        functools.partial(Policy.load, policy_file), ledger, witness, join, home, training_for
     )
 
 

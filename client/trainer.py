@@ -1,26 +1,28 @@
-"""The trainer: model, task and gradient engine of one plan, kept warm between orders.
+"""The trainer: model, records and mechanism of one plan, kept warm between orders.
 
 It holds no keys and opens no connection. What it hands out is a noised update or a
-noised histogram, each with its event.
+noised histogram, each with its event (:class:`~privet.client.training.Made`).
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
 
-from privet.common.errors import DataError, PrivetError
+from privet.client.training import Made
+from privet.client.workbench import Workbench, workbench
+from privet.common.errors import DataError, NotReleasable, PrivetError
 from privet.common.flat import Arrays
-from privet.common.models import build_model, trainable
+from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
 from privet.privacy import events as ev
 from privet.privacy import gate, selftest
-from privet.privacy.clipping import GradientEngine
 from privet.privacy.dpsgd import DpSgd, Mechanism, NoisedUpdate, PlainSgd, PlainUpdate
 from privet.privacy.noise import Stream
 from privet.privacy.units import Relation, Unit, UnitIndex
@@ -64,20 +66,34 @@ def mechanism(plan: Plan) -> Mechanism:
     )
 
 
+StreamFor = Callable[[Order], Stream | None]
+"""Randomness of an order; None draws a key from the operating system."""
+
+
 class Trainer:
-    """Trains and evaluates for one site.
+    """Trains and evaluates for one site, in this process; a :class:`Training`.
 
     Args:
         plan: with its noise calibrated.
         site: name of the site in the plan.
-
-    The start-up tests run at the first order, before data is opened.
+        open_data: reads the site's records; called at the first order that was paid for.
+        stream_for: randomness of an order; a simulation may fix it, and then its claim is
+            ``none``.
     """
 
-    def __init__(self, plan: Plan, site: str) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        site: str,
+        open_data: Callable[[], SiteData],
+        stream_for: StreamFor = lambda order: None,
+    ) -> None:
         self.plan = plan
         self.site = plan.site(site)
         self.mechanism = mechanism(plan)
+        self._open_data = open_data
+        self._stream_for = stream_for
+        self._data: SiteData | None = None
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
         self._cache: dict[str, _Encoded] = {}
 
@@ -86,19 +102,13 @@ class Trainer:
         return workbench(self.plan)
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """Names of the trained parameters, in order."""
-        return tuple(self._bench.engine.named)
+    def event(self) -> ev.Event:
+        """See :class:`~privet.client.training.Training`, as all public methods here."""
+        return self.mechanism.event
 
-    def misfit(self, model: Arrays) -> str | None:
-        """Say what is wrong with a model that came with an order; None if it can be trained."""
-        for name, parameter in self._bench.engine.named.items():
-            array = model.get(name)
-            if array is None or array.shape != tuple(parameter.shape):
-                return f"'{name}' has another shape than in the plan's model"
-            if not bool(np.isfinite(array).all()):
-                return f"'{name}' is not finite"
-        return None
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the trained parameters in order, each with its shape."""
+        return {name: tuple(part.shape) for name, part in self._bench.engine.named.items()}
 
     def self_test(self) -> tuple[str, ...]:
         """Run the start-up tests, once a process and plan; return the rows that passed.
@@ -108,18 +118,30 @@ class Trainer:
         """
         return self._bench.self_tests
 
-    def train(
-        self, model: Arrays, data: SiteData, stream: Stream | None
-    ) -> NoisedUpdate | PlainUpdate:
-        """Run one round's steps from ``model``.
+    def release(self, order: Order, model: Arrays) -> Made:
+        """Train, or evaluate, as the order says.
 
         Raises:
             DataError: if the site has no usable record.
+            NotReleasable: if what came out is not what may leave.
         """
+        if self._data is None:
+            self._data = self._open_data()
         torch.set_num_threads(self.plan.threads)
+        stream = self._stream_for(order)
+        if order.purpose == "evaluate":
+            return self._evaluate(model, self._data, stream)
+        return self._train(model, self._data, stream)
+
+    def close(self) -> None:
+        """Let go of the records."""
+        self._data = None
+        self._cache.clear()
+
+    def _train(self, model: Arrays, data: SiteData, stream: Stream | None) -> Made:
         encoded = self._encoded("train", data.train)
         self._bench.load(model)
-        return self.mechanism.release(
+        update = self.mechanism.release(
             self._bench.engine,
             encoded.examples,
             encoded.units,
@@ -128,12 +150,13 @@ class Trainer:
             proximal_mu=self.plan.strategy.proximal_mu,
             stream=stream,
         )
+        releasable = PlainUpdate if self.plan.privacy is None else NoisedUpdate
+        if not isinstance(update, releasable):
+            raise NotReleasable(f"a {type(update).__name__} is not a release")
+        arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()}
+        return Made(arrays, update.event, update.reproducible)
 
-    def evaluate(
-        self, model: Arrays, data: SiteData, stream: Stream | None
-    ) -> tuple[Arrays, ev.Event]:
-        """Return the noised histogram of ``model`` on the site's held-out records."""
-        torch.set_num_threads(self.plan.threads)
+    def _evaluate(self, model: Arrays, data: SiteData, stream: Stream | None) -> Made:
         encoded = self._encoded("held_out", data.held_out)
         self._bench.load(model)
         table, event = gate.noised_histogram(
@@ -144,7 +167,8 @@ class Trainer:
             noise_multiplier=self.plan.metrics.noise_multiplier,
             stream=stream,
         )
-        return {"histogram": table.astype(np.float64)}, event
+        reproducible = stream is not None and stream.reproducible
+        return Made({"histogram": table.astype(np.float64)}, event, reproducible)
 
     def _encoded(self, part: str, frame: pd.DataFrame) -> _Encoded:
         if part not in self._cache:
@@ -187,82 +211,3 @@ def units_of(plan: Plan, frame: pd.DataFrame) -> UnitIndex:
         row = int(np.flatnonzero(frame[PERSON].isna())[0])
         raise DataError(f"row {row} names no person; the unit is a person")
     return UnitIndex.by_person(frame[PERSON].astype(str).to_numpy(), plan.privacy.max_records)
-
-
-class Workbench:
-    """Task, model and gradient engine of one plan; a process has one for each plan.
-
-    One model serves all sites that a process simulates: weights are set at each order,
-    and nothing else of it may change between orders (the watch sees to that).
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.task = build_task(plan)
-        person = plan.privacy is not None and plan.privacy.unit == "person"
-        self.engine = GradientEngine(
-            build_model(plan),
-            self.task.loss,
-            mode=plan.training.clipping,
-            one_record_each=not person,
-            micro_batch=plan.training.micro_batch,
-        )
-
-    def load(self, model: Arrays) -> None:
-        """Set the trained parameters."""
-        with torch.no_grad():
-            for name, parameter in self.engine.named.items():
-                parameter.copy_(torch.from_numpy(np.array(model[name])))
-
-    @functools.cached_property
-    def self_tests(self) -> tuple[str, ...]:
-        """Rows of the honesty list whose start-up tests this model passed.
-
-        Raises:
-            SelfTestFailed: naming the row and the layer.
-        """
-        declared = trainable(self.engine.model)
-        before = {name: parameter.detach().clone() for name, parameter in declared.items()}
-        generator = torch.Generator().manual_seed(0)
-        try:
-            with torch.no_grad():
-                # Away from initial zeros, where the gradients of whole layers vanish.
-                for parameter in declared.values():
-                    moved = 0.1 * torch.randn(parameter.shape, generator=generator)
-                    parameter.add_(moved.to(parameter.device))
-            return tuple(selftest.run(self.engine, self._random_batch, declared))
-        finally:
-            with torch.no_grad():
-                for name, parameter in declared.items():
-                    parameter.copy_(before[name])
-
-    def _random_batch(self, records: int, seed: int) -> Batch:
-        batch = self.task.random_batch(records, seed)
-        return {name: tensor.to(self.plan.device) for name, tensor in batch.items()}
-
-    def score(self, examples: Batch, chunk: int = 1024) -> np.ndarray:
-        """Return class probabilities [N, K] of the model as it is now."""
-        model, parts = self.engine.model, []
-        model.eval()
-        try:
-            with torch.no_grad(), self.engine.hooks_off():
-                for start in range(0, len(examples["label"]), chunk):
-                    batch = {name: t[start : start + chunk] for name, t in examples.items()}
-                    parts.append(self.task.scores(model, batch).float().cpu().numpy())
-        finally:
-            model.train()
-        return np.concatenate(parts)
-
-    def encode(self, frame: pd.DataFrame) -> Batch:
-        """Return the records as tensors on the plan's device.
-
-        Raises:
-            DataError: if they do not fit the task.
-        """
-        return {name: t.to(self.plan.device) for name, t in self.task.encode(frame).items()}
-
-
-@functools.lru_cache(maxsize=4)
-def workbench(plan: Plan) -> Workbench:
-    """Return the process's workbench for ``plan``."""
-    return Workbench(plan)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ def digest_json(value: Any) -> str:
     return digest(canonical_json(value))
 
 
-def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write ``data`` to ``path`` durably: all of it or nothing, also after a crash.
+def write_atomic(
+    path: Path, data: bytes | Iterable[bytes | memoryview], *, mode: int = 0o644
+) -> None:
+    """Write ``data``, whole or in parts, to ``path`` durably: all or nothing, also after a crash.
 
     Raises:
         OSError: if it cannot be written; it names ``path``.
@@ -49,11 +52,12 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def _write(path: Path, data: bytes, mode: int) -> None:
+def _write(path: Path, data: bytes | Iterable[bytes | memoryview], mode: int) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+            for part in (data,) if isinstance(data, bytes) else data:
+                stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())
         Path(name).chmod(mode)

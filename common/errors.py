@@ -21,6 +21,7 @@
     │   └── NotReleasable          a value without a privacy event was about to leave
     └── RunError                1  the federation did not work out
         ├── QuorumNotMet           too few sites answered
+        ├── TrainerLost            the process that trains has ended
         ├── EvidenceFault          a site's history was rewritten, forked or rolled back
         └── LedgerError            a history is broken, locked or incomplete
             └── RolledBack         the ledger does not extend its last cosigned head
@@ -117,6 +118,10 @@ class RunError(PrivetError):
 
 class QuorumNotMet(RunError):
     """Too few sites answered a round."""
+
+
+class TrainerLost(RunError):
+    """The process that trains has ended, or could not be confined."""
 
 
 class EvidenceFault(RunError):

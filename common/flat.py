@@ -32,6 +32,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 CHUNK = 1 << 20
 """Bytes in a chunk."""
+BLOCK = 1 << 20
+"""Numbers that are worked on at once, where a model may be larger than memory should hold twice."""
 
 _DTYPES = ("<f2", "<f4", "<f8")
 _MOST_ARRAYS = 100_000
@@ -99,8 +101,58 @@ def size_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     return sum(16 + len(layout.label) + layout.size for layout in layouts)
 
 
+class Sealed(dict[str, npt.NDArray[Any]]):
+    """Named arrays that nobody changes any more, so that their digest is computed once.
+
+    Args:
+        arrays: from here on read-only.
+        digest: of their stream, where it was computed from the same bytes before.
+    """
+
+    def __init__(self, arrays: Arrays, digest: str = "") -> None:
+        super().__init__({name: _read_only(array) for name, array in arrays.items()})
+        self._digest = digest
+
+    @property
+    def digest(self) -> str:
+        """``sha256:…`` of the stream."""
+        if not self._digest:
+            self._digest = _digest(self)
+        return self._digest
+
+    def forget(self) -> None:
+        """Give back memory that can be had again from a file; here there is none."""
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
+def blocks(arrays: Arrays) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """Yield all numbers, flat, :data:`BLOCK` at a time, each with the name of its array."""
+    count = 0
+    for name, array in arrays.items():
+        flat = array.reshape(-1)
+        for start in range(0, flat.size, BLOCK):
+            yield name, flat[start : start + BLOCK]
+            count += 1
+            if count % 8 == 0 and isinstance(arrays, Sealed):
+                arrays.forget()
+
+
+def not_finite(arrays: Arrays) -> str | None:
+    """Return the name of an array that holds a number that is not finite, or None."""
+    return next((name for name, part in blocks(arrays) if not bool(np.isfinite(part).all())), None)
+
+
 def digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return ``sha256:…`` of the stream."""
+    return arrays.digest if isinstance(arrays, Sealed) else _digest(arrays)
+
+
+def _digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     running = hashlib.sha256()
     for part in _parts(arrays):
         running.update(part)
@@ -138,6 +190,7 @@ class Intake:
 
     Args:
         size: length of the whole stream, as it was announced.
+        hashing: whether the digest is wanted.
 
     Example::
 
@@ -147,10 +200,10 @@ class Intake:
         arrays, digest = intake.finish()
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, *, hashing: bool = True) -> None:
         self.size = size
         self.taken = 0
-        self._hash = hashlib.sha256()
+        self._hash = hashlib.sha256() if hashing else None
         self._arrays: Arrays = {}
         self._need = 8
         self._head = bytearray()
@@ -167,7 +220,8 @@ class Intake:
         view = memoryview(chunk).cast("B")
         if self.taken + view.nbytes > self.size:
             raise InputError("more bytes came than were announced")
-        self._hash.update(view)
+        if self._hash is not None:
+            self._hash.update(view)
         self.taken += view.nbytes
         while view.nbytes:
             if self._into is not None:
@@ -213,11 +267,39 @@ class Intake:
         self._into = array.reshape(-1).view(np.uint8).data if size else None
 
     def finish(self) -> tuple[Arrays, str]:
-        """Return the arrays and ``sha256:…`` of the stream.
+        """Return the arrays and ``sha256:…`` of the stream, or "" where it was not wanted.
 
         Raises:
             InputError: if the stream is not at its end.
         """
         if self.taken != self.size or self._stage or self._head or self._into is not None:
             raise InputError("the stream ended before its end")
-        return self._arrays, "sha256:" + self._hash.hexdigest()
+        if self._hash is None:
+            return self._arrays, ""
+        digest = "sha256:" + self._hash.hexdigest()
+        return Sealed(self._arrays, digest), digest
+
+
+def layouts(stream: bytes | memoryview) -> Iterator[Layout]:
+    """Yield what a whole stream holds, without touching the numbers.
+
+    Raises:
+        InputError: if it is not a stream.
+    """
+    view = memoryview(stream).cast("B")
+    names: set[str] = set()
+    at = 0
+    while at < view.nbytes:
+        length = int.from_bytes(view[at : at + 8], "little")
+        if not 0 < length <= _MOST_LABEL or len(names) >= _MOST_ARRAYS:
+            raise InputError("the stream has a label too long, or too many arrays")
+        data = at + 16 + length
+        layout = Layout.read(bytes(view[at + 8 : at + 8 + length]), data)
+        size = int.from_bytes(view[data - 8 : data], "little")
+        if size != layout.size or data + size > view.nbytes or layout.name in names:
+            raise InputError(
+                f"'{layout.name}' is there twice, or has another length than its shape"
+            )
+        names.add(layout.name)
+        yield layout
+        at = data + size

@@ -130,6 +130,8 @@ class Strategy(Part):
             (post-processing, free of privacy cost).
         min_sites: quorum, counted after replies; default: more than half of the sites.
         timeout: seconds to wait for the replies of a round.
+        attempts: over the link, how often a site that failed may be asked for the same round
+            where the quorum is not met without it; each attempt is charged again.
     """
 
     kind: str = "fedavg"
@@ -138,6 +140,7 @@ class Strategy(Part):
     average_last: Count = 1
     min_sites: Count | None = None
     timeout: Positive = 3600.0
+    attempts: Annotated[int, Field(ge=1, le=100)] = 3
 
     @model_validator(mode="after")
     def _prox(self) -> Self:

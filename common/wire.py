@@ -18,7 +18,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 from privet.common.errors import InputError, NotReleasable
-from privet.common.flat import Arrays, digest_arrays
+from privet.common.flat import Arrays, digest_arrays, not_finite
 from privet.common.order import Order, Status
 from privet.common.release import Release
 
@@ -71,9 +71,34 @@ class View(Array):  # type: ignore[misc]
         return self._array
 
 
+class Record(ArrayRecord):  # type: ignore[misc]
+    """Flower's record of arrays that keeps what it was made of: a digest need not be made again."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        # Given a mapping, Flower would copy every array.
+        super().__init__()
+        for name, array in arrays.items():
+            self[name] = View(array)
+        self._views = list(self.items())
+        self._arrays = arrays
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayRecord, (dict(self.items()),)
+
+    @property
+    def arrays(self) -> Arrays | None:
+        """What it was made of, unless something was put in its place."""
+        now = list(self.items())
+        same = len(now) == len(self._views) and all(
+            (name, id(view)) == (key, id(made))
+            for (name, view), (key, made) in zip(now, self._views, strict=True)
+        )
+        return self._arrays if same else None
+
+
 def to_record(arrays: Arrays) -> ArrayRecord:
     """Return named arrays as Flower's record, in the same order, without copying them."""
-    return ArrayRecord({name: View(array) for name, array in arrays.items()})
+    return Record(arrays)
 
 
 def from_record(record: ArrayRecord) -> Arrays:
@@ -82,6 +107,9 @@ def from_record(record: ArrayRecord) -> Arrays:
     Raises:
         InputError: if an array cannot be read without pickle, or holds no floats.
     """
+    known = record.arrays if isinstance(record, Record) else None
+    if known is not None and all(array.dtype.kind == "f" for array in known.values()):
+        return known
     arrays: Arrays = {}
     for name, array in record.items():
         try:
@@ -204,9 +232,8 @@ def encode_reply(site: str, status: Status, release: Release | None = None) -> R
     if release is not None:
         if not isinstance(release, Release):
             raise NotReleasable(f"a {type(release).__name__} has no wire encoding")
-        for name, array in release.arrays.items():
-            if not bool(np.isfinite(array).all()):
-                raise NotReleasable(f"'{name}' is not finite")
+        if name := not_finite(release.arrays):
+            raise NotReleasable(f"'{name}' is not finite")
         reply |= {"order": release.order, "facts": release.facts}
         records[ARRAYS] = to_record(release.arrays)
     records[REPLY] = ConfigRecord({"json": json.dumps(reply)})
@@ -232,9 +259,8 @@ def decode_reply(content: RecordDict) -> tuple[str, Status, Release | None]:
     facts = reply.get("facts")
     if not isinstance(facts, dict) or facts.get("digest") != digest_arrays(arrays):
         raise InputError(f"the release of '{site}' does not match its digest")
-    for name, array in arrays.items():
-        if not bool(np.isfinite(array).all()):
-            raise InputError(f"'{name}' in the release of '{site}' is not finite")
+    if name := not_finite(arrays):
+        raise InputError(f"'{name}' in the release of '{site}' is not finite")
     return site, status, Release(str(reply.get("order")), facts, arrays)
 
 

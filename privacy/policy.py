@@ -265,6 +265,17 @@ class Policy(Part):
         return next(iter(self.populations))
 
     @property
+    def folder(self) -> Path:
+        """The folder that paths in the policy start from."""
+        return self._folder
+
+    def at(self, folder: Path) -> Policy:
+        """Return the policy as if it had been read from a file in ``folder``."""
+        moved = self.model_copy()
+        moved._folder = folder
+        return moved
+
+    @property
     def ledger_folder(self) -> Path:
         """Where the ledger is kept."""
         return self._folder / self.ledger

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
@@ -28,9 +30,9 @@ from flwr.serverapp.strategy import (
 
 from privet.common.config import make
 from privet.common.errors import PlanError, RunError
-from privet.common.flat import Arrays
+from privet.common.flat import BLOCK, Arrays, Sealed
 from privet.common.plan import Plan
-from privet.common.wire import ARRAYS, from_record, to_record
+from privet.common.wire import ARRAYS, View, to_record
 
 WEIGHT = "nominal-size"
 _KINDS: dict[str, Any] = {
@@ -46,6 +48,10 @@ _KINDS: dict[str, Any] = {
 class Aggregator:
     """One run's strategy.
 
+    Flower's own strategies work number by number, so a model is joined a block at a time, each
+    block by an instance of its own that keeps its own moments: beside the old and the new model,
+    memory holds one block, however many sites there are. A strategy of the user's sees all at once.
+
     Args:
         plan: names the strategy, its options and the sites' weights.
 
@@ -55,20 +61,33 @@ class Aggregator:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._strategy = _build(plan)
+        self._strategies = [_build(plan)]
         self._place = {site.name: number for number, site in enumerate(plan.sites)}
 
     def configure(
         self, round_number: int, model: Arrays, grid: Grid
     ) -> tuple[ArrayRecord, ConfigRecord]:
         """Return what the strategy wants sent in this round: model and config."""
-        messages = list(
-            self._strategy.configure_train(round_number, to_record(model), ConfigRecord(), grid)
-        )
+        cuts = self._cuts(model)
+        if len(cuts) == 1:
+            content = self._configured(0, round_number, to_record(model), grid)
+            return content.array_records[ARRAYS], content.config_records["config"]
+        for number, cut in enumerate(cuts):
+            part = {piece.key: piece.of(model) for piece in cut}
+            content = self._configured(number, round_number, to_record(part), _Alone())
+        return to_record(model), content.config_records["config"]
+
+    def _strategy(self, number: int) -> Strategy:
+        while len(self._strategies) <= number:
+            self._strategies.append(_build(self._plan))
+        return self._strategies[number]
+
+    def _configured(self, number: int, round_number: int, arrays: Any, grid: Any) -> RecordDict:
+        strategy = self._strategy(number)
+        messages = list(strategy.configure_train(round_number, arrays, ConfigRecord(), grid))
         if not messages:
             raise RunError(f"the strategy '{self._plan.strategy.kind}' asks no site")
-        content = messages[0].content
-        return content.array_records[ARRAYS], content.config_records["config"]
+        return messages[0].content
 
     def aggregate(
         self, round_number: int, model: Arrays, updates: dict[str, tuple[Message, Arrays]]
@@ -85,32 +104,108 @@ class Aggregator:
         """
         if not updates:
             raise RunError("no site released an update")
-        replies = []
-        for site in sorted(updates, key=self._place.__getitem__):
-            message, update = updates[site]
-            moved = {name: model[name] + update[name] for name in model}
-            weight = MetricRecord({WEIGHT: float(self._plan.site(site).nominal_size)})
-            content = RecordDict({ARRAYS: to_record(moved), "metrics": weight})
-            replies.append(Message(content, reply_to=message))
-        arrays, _ = self._strategy.aggregate_train(round_number, replies)
-        if arrays is None:
-            raise RunError(f"the strategy '{self._plan.strategy.kind}' made no model")
-        joined = from_record(arrays)
-        for name, array in joined.items():
-            if not bool(np.isfinite(array).all()):
-                raise RunError(f"round {round_number}: the joined model is not finite in '{name}'")
-        return {name: joined[name].astype(model[name].dtype) for name in model}
+        sites = sorted(updates, key=self._place.__getitem__)
+        joined = {name: np.empty(array.shape, array.dtype) for name, array in model.items()}
+        for number, cut in enumerate(self._cuts(model)):
+            replies = [self._reply(site, *updates[site], model, cut) for site in sites]
+            arrays, _ = self._strategy(number).aggregate_train(round_number, replies)
+            if arrays is None:
+                raise RunError(f"the strategy '{self._plan.strategy.kind}' made no model")
+            self._take(round_number, arrays, cut, joined)
+            if number % _FORGET == _FORGET - 1:
+                for _, update in updates.values():
+                    if isinstance(update, Sealed):
+                        update.forget()
+        return Sealed(joined)
+
+    def _reply(
+        self, site: str, message: Message, update: Arrays, model: Arrays, cut: list[_Piece]
+    ) -> Message:
+        weight = MetricRecord({WEIGHT: float(self._plan.site(site).nominal_size)})
+        moved = ArrayRecord()
+        for piece in cut:
+            moved[piece.key] = _Moved(piece, model, update)
+        return Message(RecordDict({ARRAYS: moved, "metrics": weight}), reply_to=message)
+
+    @staticmethod
+    def _take(round_number: int, arrays: Any, cut: list[_Piece], joined: Arrays) -> None:
+        for piece in cut:
+            part = arrays[piece.key].numpy()
+            if not bool(np.isfinite(part).all()):
+                raise RunError(
+                    f"round {round_number}: the joined model is not finite in '{piece.name}'"
+                )
+            piece.of(joined)[...] = part
+
+    def _cuts(self, model: Arrays) -> list[list[_Piece]]:
+        whole = [_Piece(name, name) for name in model]
+        if ":" in self._plan.strategy.kind or sum(a.size for a in model.values()) <= BLOCK:
+            return [whole]
+        cuts: list[list[_Piece]] = []
+        room = 0
+        for name, array in model.items():
+            start = 0
+            while start < array.size:
+                if not room:
+                    cuts.append([])
+                    room = BLOCK
+                stop = min(start + room, array.size)
+                cuts[-1].append(_Piece(f"{name}[{start}:{stop}]", name, start, stop))
+                room -= stop - start
+                start = stop
+        return cuts
+
+
+_FORGET = 8
+"""Blocks between two times that memory of what was read is given back."""
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of one array of a model: flat numbers, or all of it in its shape."""
+
+    key: str
+    name: str
+    start: int = 0
+    stop: int | None = None
+
+    def of(self, arrays: Arrays) -> npt.NDArray[Any]:
+        array = arrays[self.name]
+        return array if self.stop is None else array.reshape(-1)[self.start : self.stop]
+
+
+class _Moved(View):
+    """``model + update``, made when it is asked for."""
+
+    def __init__(self, piece: _Piece, model: Arrays, update: Arrays) -> None:
+        super().__init__(piece.of(model))
+        self._update = piece.of(update)
+
+    def numpy(self) -> npt.NDArray[Any]:
+        moved: npt.NDArray[Any] = self._array + self._update
+        return moved
+
+
+class _Alone:
+    """What a strategy sees of the grid where only its config is wanted: one node."""
+
+    @staticmethod
+    def get_node_ids() -> list[int]:
+        return [1]
 
 
 def mean_of(models: Iterable[Arrays]) -> Arrays:
     """Return the mean of several models, in the order given."""
-    total: Arrays = {}
-    count = 0
-    for model in models:
-        count += 1
-        for name, array in model.items():
-            total[name] = total[name] + array if name in total else array.astype("float64")
-    return {name: (array / count).astype("float32") for name, array in total.items()}
+    given = list(models)
+    mean = {name: np.empty(array.shape, "float32") for name, array in given[0].items()}
+    for name, out in mean.items():
+        flat, parts = out.reshape(-1), [model[name].reshape(-1) for model in given]
+        for start in range(0, flat.size, BLOCK):
+            total = parts[0][start : start + BLOCK].astype("float64")
+            for part in parts[1:]:
+                total = total + part[start : start + BLOCK]
+            flat[start : start + BLOCK] = (total / len(given)).astype("float32")
+    return Sealed(mean)
 
 
 def _build(plan: Plan) -> Strategy:

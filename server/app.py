@@ -23,6 +23,8 @@ from privet.server.snapshot import Snapshots
 
 _REGISTRATION = 30.0
 """Seconds to wait for nodes to register."""
+_LOOK = 60.0
+"""Seconds that a site has to show its log."""
 
 
 class FlowerLink:
@@ -74,30 +76,39 @@ class FlowerLink:
             for order in orders
         ]
         wanted = {order.site: order for order in orders}
+        names = {node: site for site, node in self._nodes.items()}
         replies: dict[str, rounds.Reply] = {}
         for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
-            reply = _decode(message)
-            if reply is None or reply.site not in wanted:
-                continue
-            if self._nodes[reply.site] != message.metadata.src_node_id:
+            site = names[message.metadata.src_node_id]
+            reply = _decode(message) or rounds.Reply(site, Status.FAILED, None, message)
+            if reply.site != site and reply.site in self._nodes:
                 raise RunError(f"a node answered in the name of site '{reply.site}'")
-            replies[reply.site] = _matching(reply, wanted[reply.site], model)
+            if reply.site in wanted:
+                replies[reply.site] = _matching(reply, wanted[reply.site], model)
         return [replies[order.site] for order in orders if order.site in replies]
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Ask sites to show their logs; a malformed answer counts as none."""
+        """Ask the sites that are there to show their logs; a malformed answer counts as none."""
+        there = set(self._grid.get_node_ids())
         messages = [
             Message(encode_show(question), self._nodes[site], f"{MessageType.QUERY}.show")
             for site, question in questions.items()
+            if self._nodes[site] in there
         ]
         names = {node: site for site, node in self._nodes.items()}
         answers: dict[str, dict[str, Any]] = {}
-        for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
+        timeout = min(self._plan.strategy.timeout, _LOOK)
+        for message in self._grid.send_and_receive(messages, timeout=timeout):
             with suppress(InputError):
                 if not message.has_error():
                     site = names[message.metadata.src_node_id]
                     answers[site] = decode_show(message.content)
         return {site: answers[site] for site in questions if site in answers}
+
+    def wait(self, sites: list[str]) -> bool:
+        """Wait for sites where the grid says that they may come; they do not in one process."""
+        wait_for = getattr(self._grid, "wait_for", None)
+        return wait_for is not None and bool(wait_for({self._nodes[site] for site in sites}))
 
     def join(self, round_number: int, model: Arrays, replies: list[rounds.Reply]) -> Arrays:
         """Hand the updates to the strategy, in site order."""
@@ -165,7 +176,7 @@ def create_app(
             rounds.run(
                 run_id,
                 plan,
-                initial(),
+                initial,
                 FlowerLink(plan, grid),
                 snapshots,
                 recorder(),

@@ -36,6 +36,7 @@ from privet.common.flat import CHUNK, Arrays, Intake, chunks, digest_arrays, siz
 from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
 from privet.common.link.identity import require_tls_1_3
+from privet.server.spool import Spooled
 
 VERSION = 1
 INLINE = 1 << 16
@@ -204,6 +205,12 @@ class Hub:
             self._changed.wait_for(lambda: sites <= set(self._sessions), timeout)
             return sites & set(self._sessions)
 
+    def wait_for_any(self, sites: set[str], timeout: float) -> set[str]:
+        """Wait until one of ``sites`` attends; return those that do."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(sites & set(self._sessions)), timeout)
+            return sites & set(self._sessions)
+
     def post(
         self, site: str, kind: str, group: str, records: bytes, arrays: Arrays
     ) -> tuple[str, Future[Answered]]:
@@ -335,30 +342,21 @@ class Hub:
         numbers = answer.numbers
         if not numbers.size:
             return {}
+        named = "sha256:" + numbers.sha256.hex()
         if numbers.inline:
             intake = Intake(numbers.size)
             intake.take(numbers.inline)
-        else:
-            upload = parcel.upload
-            parcel.upload = None
-            if upload is None or not upload.whole or upload.sha256 != numbers.sha256:
-                if upload is not None:
-                    upload.path.unlink(missing_ok=True)
-                raise InputError("an answer names numbers that were not brought")
-            intake = await self._loop.run_in_executor(None, _read, upload)
-        arrays, digest = intake.finish()
-        if digest != "sha256:" + numbers.sha256.hex():
-            raise InputError("an answer's numbers are not those of its digest")
-        return arrays
-
-
-def _read(upload: _Upload) -> Intake:
-    intake = Intake(upload.size)
-    with upload.path.open("rb") as stream:
-        while part := stream.read(CHUNK):
-            intake.take(part)
-    upload.path.unlink()
-    return intake
+            arrays, digest = intake.finish()
+            if digest != named:
+                raise InputError("an answer's numbers are not those of its digest")
+            return arrays
+        upload, parcel.upload = parcel.upload, None
+        if upload is None or not upload.whole or upload.sha256 != numbers.sha256:
+            if upload is not None:
+                upload.path.unlink(missing_ok=True)
+            raise InputError("an answer names numbers that were not brought")
+        # What was hashed as it came is what the file holds: it is not read again before it is used.
+        return await self._loop.run_in_executor(None, Spooled.take, upload.path, named)
 
 
 async def _written(context: aio.ServicerContext[Any, Any], message: Any) -> bool:

@@ -18,22 +18,21 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 import grpc
 
 from privet.common.canonical import write_json
 from privet.common.errors import PrivetError
-from privet.common.flat import Arrays
 from privet.common.link import offer
 from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.server.app import create_app, run_app
 from privet.server.enrolment import Door
 from privet.server.federation import Federation
-from privet.server.grid import LinkGrid
+from privet.server.grid import LinkGrid, Stopped
 from privet.server.hub import Answered, Hub
+from privet.server.initial import first_model
 from privet.server.queue import OPEN, PRESENT, Run, runs
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
@@ -43,14 +42,9 @@ _LOOK = 1.0
 _LATE_START = 30.0
 """Seconds that a run that goes on waits for all its sites before a quorum is enough."""
 
+_GONE = "not connected"
+
 _LOG = logging.getLogger("privet.office")
-
-
-class Stopped(Exception):
-    """The coordinator was told to end; the run goes on when it is started again.
-
-    No :class:`RunError`, which would be noted as the end of the run.
-    """
 
 
 class Office:
@@ -59,19 +53,16 @@ class Office:
     Args:
         federation: opened.
         link, enrolment: addresses to listen at; default those of the federation.
-        initial: makes the first model of a plan.
     """
 
     def __init__(
         self,
         federation: Federation,
-        initial: Callable[[Plan], Arrays],
         *,
         link: str | None = None,
         enrolment: str | None = None,
     ) -> None:
         self.federation = federation
-        self._initial = initial
         self._link = link or federation.address
         self._door = Door(federation, enrolment or federation.enrolment)
         self.hub = Hub(federation.name, federation.identify, federation.folder / "spool")
@@ -135,20 +126,21 @@ class Office:
         def observe(progress: Progress) -> None:
             answers = {name: str(status) for name, status in progress.statuses.items()}
             run.note(round=progress.round, sites=answers, spent=progress.spent)
-            if self.stopped.is_set():
-                raise Stopped("stopped between two rounds")
+
+        def tell(missing: list[str]) -> None:
+            run.note(sites={**run.status.get("sites", {}), **dict.fromkeys(missing, _GONE)})
 
         outcomes: list[Outcome] = []
         app = create_app(
             run.id,
             plan,
-            lambda: self._initial(plan),
+            lambda: first_model(plan, run.folder / "model" / "initial.safetensors"),
             run.snapshots,
             lambda: self.federation.recorder(roster, run.folder),
             observe=observe,
             finish=outcomes.append,
         )
-        run_app(app, LinkGrid(self.hub, names))
+        run_app(app, LinkGrid(self.hub, names, stopped=self.stopped, on_wait=tell))
         facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
         save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
         run.note(state="done")
@@ -174,7 +166,7 @@ class Office:
         asked: dict[str, tuple[str, Future[Answered]]] = {}
         for name in names:
             if name not in present:
-                said[name] = "not connected"
+                said[name] = _GONE
             else:
                 asked[name] = self.hub.post(name, offer.KIND, "", offered, {})
         wait([answer for _, answer in asked.values()], timeout=30)

@@ -13,6 +13,7 @@ every log. A history that was rewritten stops the run.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -27,10 +28,12 @@ from privet.privacy.roster import Roster
 from privet.privacy.signed_note import Checkpoint, Key, Line, parse_line, proof_text
 from privet.privacy.statement import Entry
 from privet.privacy.witness import Witness, keys_of
-from privet.server.journal import CHECKPOINT, RECEIPT, Journal, order_paper
+from privet.server.journal import CHECKPOINT, ORDER, RECEIPT, Journal, order_paper
 
 Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
 """Ask sites to show their logs: a question by site, the answers by site."""
+Wait = Callable[[list[str]], bool]
+"""Wait until one of the sites can be asked again; False where that makes no sense."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,21 @@ class Recorder:
         answers = show({site: self._question(site) for site in sites})
         self._require_present(answers)
 
+    def resume(self, run: str, number: int) -> dict[str, int]:
+        """Take up the orders of a round that an earlier process signed and did not note.
+
+        Returns:
+            By site, its newest attempt at training in that round.
+        """
+        attempts: dict[str, int] = {}
+        for _, text in self.journal.log.store.papers(ORDER):
+            order = Order.decode(json.loads(text)["order"])
+            if (order.run, order.round) == (run, number):
+                self._round.orders.setdefault(order.digest, (order, "no-reply"))
+                if order.purpose == "train":
+                    attempts[order.site] = max(order.attempt, attempts.get(order.site, 1))
+        return attempts
+
     def close(self) -> None:
         """Close the journal's file, so that nothing of it is left in a file beside it."""
         self.journal.log.store.close()
@@ -144,19 +162,34 @@ class Recorder:
                 proved.add(site)
         return proved
 
-    def witness(self, sites: list[str], show: Show) -> list[dict[str, Any]]:
+    def witness(
+        self, sites: list[str], show: Show, wait: Wait = lambda sites: False
+    ) -> list[dict[str, Any]]:
         """Have every log of this round cosigned; return who cosigned what.
+
+        Args:
+            sites: whose logs, and who cosigns.
+            show: asks them.
+            wait: for those that say nothing, where too few cosigned.
 
         Raises:
             EvidenceFault: naming each log whose history does not hold, and who saw it.
         """
-        missing = [site for site in sites if self._origins[site] not in self._round.shown]
-        if missing:
-            self._learn(show({site: self._question(site) for site in missing}))
-        for _ in range(_CHANCES):
-            shown, gathered, said = self._gather(sites, show)
+        chances = _CHANCES
+        while chances:
+            missing = [site for site in sites if self._origins[site] not in self._round.shown]
+            if missing:
+                self._learn(show({site: self._question(site) for site in missing}))
+            shown, gathered, said, answered = self._gather(sites, show)
+            silent = [site for site in sites if site not in answered]
             if not said:
-                return [self._cosigned(log, shown[log], gathered[log]) for log in sorted(shown)]
+                try:
+                    return [self._cosigned(log, shown[log], gathered[log]) for log in sorted(shown)]
+                except EvidenceFault:
+                    if not silent or not wait(silent):
+                        raise
+                    self._learn(show({site: self._question(site) for site in silent}))
+                    continue
             # Whoever objects takes no other's word away: what has a quorum, has one.
             for origin, lines in gathered.items():
                 with suppress(EvidenceFault, NoteError):
@@ -168,6 +201,7 @@ class Recorder:
                 for log, one in self._round.shown.items()
             ):
                 break
+            chances -= 1
         raise EvidenceFault(
             "the history of a log does not hold; the run stops, nothing more is joined:\n  "
             + "\n  ".join(sorted(said))
@@ -175,8 +209,12 @@ class Recorder:
 
     def _gather(
         self, sites: list[str], show: Show
-    ) -> tuple[dict[str, Evidence], dict[str, list[Line]], set[str]]:
-        """Show every log to everybody; return what was shown, cosignatures and objections."""
+    ) -> tuple[dict[str, Evidence], dict[str, list[Line]], set[str], set[str]]:
+        """Show every log to everybody.
+
+        Returns:
+            What was shown, the cosignatures, the objections, and who answered.
+        """
         own = self.journal.log.origin
         shown = dict(self._round.shown)
         shown[own] = self.journal.log.evidence(self._since(own))
@@ -190,14 +228,15 @@ class Recorder:
             for site in sites
         }
         self._note_shown(sites, {origin: shown[origin] for origin in lines})
-        for site, answer in show(questions).items():
+        answers = show(questions)
+        for site, answer in answers.items():
             said |= {f"site '{site}': {_plain(what)}" for what in _part(answer, "faults").values()}
             for origin, text in _part(answer, "lines").items():
                 line = self._line(shown, origin, str(text))
                 if line is not None:
                     gathered[origin].append(line)
             self._note_seen(site, answer)
-        return shown, gathered, said
+        return shown, gathered, said, set(answers)
 
     def record(
         self,

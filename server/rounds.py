@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from privet.common.errors import QuorumNotMet, RunError
-from privet.common.flat import Arrays, digest_arrays
+from privet.common.flat import Arrays, Sealed, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
@@ -23,12 +23,16 @@ from privet.server.snapshot import Snapshot, Snapshots
 
 @dataclass(frozen=True)
 class Reply:
-    """One site's answer; ``handle`` is the link's own message."""
+    """One site's answer; ``handle`` is the link's own message.
+
+    ``unproved``: there was a release, but its site did not show that its log holds it.
+    """
 
     site: str
     status: Status
     release: Release | None
     handle: Any = None
+    unproved: bool = False
 
 
 class Link(Protocol):
@@ -49,6 +53,10 @@ class Link(Protocol):
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Ask sites to show their logs; return the answers that came in time, by site."""
+        ...
+
+    def wait(self, sites: list[str]) -> bool:
+        """Wait until one of ``sites`` can be asked again; False where that makes no sense."""
         ...
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
@@ -95,7 +103,7 @@ class Outcome:
 def run(
     run_id: str,
     plan: Plan,
-    initial: Arrays,
+    initial: Callable[[], Arrays],
     link: Link,
     snapshots: Snapshots,
     recorder: Recorder,
@@ -115,19 +123,25 @@ def run(
     if not sites:
         raise RunError("no site of the plan is connected")
     stored = snapshots.latest()
-    model, done = (stored.arrays, stored.round) if stored else (initial, 0)
+    model: Arrays = Sealed(initial())
+    begins = digest_arrays(model)
+    done = 0
+    if stored is not None:
+        model, done = Sealed(stored.arrays), stored.round
     begun = recorder.journal.log.book.sites.get(run_id, sites)
     # Who comes late takes part in the next run: the journal has said who is in this one.
     sites = [site for site in sites if site in begun]
     if not sites:
         raise RunError("no site that began this run is connected")
-    recorder.begin(run_id, plan.digest, digest_arrays(initial), sites, link.show)
+    recorder.begin(run_id, plan.digest, begins, sites, link.show)
     if stored and stored.record:
         # The process may have ended between the snapshot and its line in the journal.
         recorder.close_round(stored.record)
-    rounds = _Rounds(run_id, plan, sites, link, recorder, evaluate)
+    attempts = recorder.resume(run_id, done + 1)
+    rounds = _Rounds(run_id, plan, sites, link, recorder, evaluate, attempts)
     last: deque[Arrays] = deque(maxlen=plan.strategy.average_last)
-    last.extend((*stored.earlier, stored.arrays) if stored else ())
+    last.extend((*stored.earlier, model) if stored else ())
+    del stored
     outcome = Outcome(average(list(last)) if len(last) > 1 else model)
     try:
         for number in range(done + 1, plan.training.rounds + 1):
@@ -160,6 +174,7 @@ class _Rounds:
     link: Link
     recorder: Recorder
     evaluate: Callable[[Arrays], dict[str, Any]] | None
+    attempts: dict[str, int]
     _used: list[str] = field(default_factory=list)
 
     def train(self, number: int, model: Arrays, shown: Arrays) -> tuple[list[Reply], Arrays]:
@@ -168,13 +183,46 @@ class _Rounds:
         ``shown`` is what is published if this round breaks.
         """
         self._used = []
-        replies = self._ask("train", number, model)
+        held: dict[str, Reply] = {}
         try:
-            _require_quorum(self.plan, number, replies)
-            return replies, self.link.join(number, model, _released(replies))
+            self._gather(number, model, held)
+            replies = [held[site] for site in self.sites if site in held]
+            joined = self.link.join(number, model, _released(replies))
         except RunError:
             self._note_broken(number, model, shown)
             raise
+        self.attempts = {}
+        return replies, joined
+
+    def _gather(self, number: int, model: Arrays, held: dict[str, Reply]) -> None:
+        """Ask until a quorum has released: who is silent the same again, who failed anew.
+
+        Raises:
+            QuorumNotMet: if nobody else can be asked.
+        """
+        plan = self.plan
+        asked = self.sites
+        while True:
+            replies = self._ask("train", number, model, asked)
+            held.update({reply.site: reply for reply in replies})
+            released = {site for site, reply in held.items() if reply.release is not None}
+            if len(released) >= plan.quorum:
+                return
+            failed = [
+                site
+                for site, reply in held.items()
+                if reply.status in _MAY_BE_ASKED_ANEW
+                and not reply.unproved
+                and self.attempts.get(site, 1) < plan.strategy.attempts
+            ]
+            silent = [site for site in self.sites if site not in held or held[site].unproved]
+            asked = [site for site in self.sites if site in {*failed, *silent}]
+            if len(released) + len(asked) < plan.quorum or not self.link.wait(asked):
+                raise _no_quorum(plan, number, list(held.values()))
+            for site in asked:
+                held.pop(site, None)
+            for site in failed:
+                self.attempts[site] = self.attempts.get(site, 1) + 1
 
     def look(
         self, number: int, models: tuple[Arrays, Arrays, Arrays], replies: list[Reply]
@@ -196,7 +244,7 @@ class _Rounds:
         latest = {reply.site: reply for reply in replies}
         releases = [reply.release for reply in replies if reply.release is not None]
         if due and plan.metrics.source == "gate":
-            for reply in self._ask("evaluate", number, shown):
+            for reply in self._ask("evaluate", number, shown, self.sites):
                 if reply.release is not None:
                     tables[reply.site] = reply.release.arrays["histogram"]
                     latest[reply.site] = reply
@@ -217,15 +265,25 @@ class _Rounds:
             self.run_id, digest_arrays(model), self.sites, self.link.show, fault=fault
         )
 
-    def _ask(self, purpose: str, number: int, model: Arrays) -> list[Reply]:
+    def _ask(self, purpose: str, number: int, model: Arrays, sites: list[str]) -> list[Reply]:
         """Order, wait, and drop every release that its site's log does not hold."""
         digest, plan = digest_arrays(model), self.plan.digest
+        attempts = self.attempts if purpose == "train" else {}
         wanted = [
-            Order(self.run_id, site, number, 1, purpose, plan, digest, tuple(model))
-            for site in self.sites
+            Order(
+                self.run_id,
+                site,
+                number,
+                attempts.get(site, 1),
+                purpose,
+                plan,
+                digest,
+                tuple(model),
+            )
+            for site in sites
         ]
         orders = {order.site: order for order in self.recorder.sign(wanted)}
-        heads = {site: self.recorder.head(site) for site in self.sites}
+        heads = {site: self.recorder.head(site) for site in sites}
         replies = self.link.ask(number, list(orders.values()), model, heads)
         came = {
             reply.site: (orders[reply.site], str(reply.release.facts["digest"]))
@@ -236,7 +294,7 @@ class _Rounds:
         checked = []
         for reply in replies:
             if reply.release is not None and reply.site not in proved:
-                reply = replace(reply, status=Status.FAILED, release=None)
+                reply = replace(reply, status=Status.FAILED, release=None, unproved=True)
             self.recorder.answered(orders[reply.site], reply.status)
             if reply.release is not None:
                 self._used.append(orders[reply.site].digest)
@@ -246,7 +304,7 @@ class _Rounds:
     def _record(self, number: int, models: tuple[Arrays, Arrays, Arrays]) -> dict[str, Any]:
         # Where this stops the run, the round has no line: its model was never published, and an
         # evaluation of it belongs to no other.
-        witnessed = self.recorder.witness(self.sites, self.link.show)
+        witnessed = self.recorder.witness(self.sites, self.link.show, self.link.wait)
         before, after, shown = (digest_arrays(model) for model in models)
         return self.recorder.record(
             self.run_id, number, (before, after, shown), witnessed, self._used
@@ -264,10 +322,7 @@ def _released(replies: list[Reply]) -> list[Reply]:
     return [reply for reply in replies if reply.release is not None]
 
 
-def _require_quorum(plan: Plan, number: int, replies: list[Reply]) -> None:
-    released = _released(replies)
-    if len(released) >= plan.quorum:
-        return
+def _no_quorum(plan: Plan, number: int, replies: list[Reply]) -> QuorumNotMet:
     counts: dict[str, int] = {}
     for reply in replies:
         counts[reply.status] = counts.get(reply.status, 0) + 1
@@ -275,7 +330,11 @@ def _require_quorum(plan: Plan, number: int, replies: list[Reply]) -> None:
     if silent:
         counts["no reply in time"] = silent
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    raise QuorumNotMet(
-        f"round {number}: {len(released)} of {len(plan.sites)} sites released an update, the "
-        f"quorum is {plan.quorum} ({said})"
+    return QuorumNotMet(
+        f"round {number}: {len(_released(replies))} of {len(plan.sites)} sites released an update, "
+        f"the quorum is {plan.quorum} ({said})"
     )
+
+
+_MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)
+"""What may be otherwise at the next attempt; each is charged again."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import RunError
@@ -29,9 +31,32 @@ class Snapshot:
 
 
 def save_model(path: Path, arrays: Arrays, facts: dict[str, str]) -> None:
-    """Write a model as safetensors, atomically, with ``facts`` in its header."""
-    names = json.dumps(list(arrays))
-    write_atomic(path, save(arrays, metadata={**facts, "names": names}))
+    """Write a model as safetensors, atomically, with ``facts`` in its header.
+
+    It is written array by array: the library's own writer holds all of it twice.
+    """
+    write_atomic(path, _safetensors(arrays, {**facts, "names": json.dumps(list(arrays))}))
+
+
+def _safetensors(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield the file's parts (format: the safetensors README, "Format")."""
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, array in arrays.items():
+        kind = _KINDS[array.dtype.newbyteorder("<").str]
+        place = [at, at + array.nbytes]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": place}
+        at = place[1]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for array in arrays.values():
+        little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        if little.size:
+            yield little.reshape(-1).view(np.uint8).data
+
+
+_KINDS = {"<f2": "F16", "<f4": "F32", "<f8": "F64"}
 
 
 def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:

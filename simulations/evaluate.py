@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from privet.client.trainer import workbench
+from privet.client.workbench import workbench
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
 from privet.common.tasks import metrics

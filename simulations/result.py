@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privet.client.trainer import workbench
+from privet.client.workbench import workbench
 from privet.common.canonical import write_json
 from privet.common.errors import LedgerError
 from privet.common.flat import Arrays

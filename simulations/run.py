@@ -27,6 +27,7 @@ from flwr.serverapp import ServerApp
 
 from privet.client.app import create_app as create_client_app
 from privet.client.site import Site
+from privet.client.trainer import Trainer
 from privet.common.canonical import write_json
 from privet.common.config import data_folder
 from privet.common.errors import InputError, RunError
@@ -164,8 +165,12 @@ def _site(maker: SiteMaker, name: str) -> Site:
         parties.guard(name, roster),
         parties.witness(name),
         roster,
-        functools.partial(maker.records.site, name),
-        functools.partial(_stream, maker),
+        Trainer(
+            parties.plan,
+            name,
+            functools.partial(maker.records.site, name),
+            functools.partial(_stream, maker),
+        ),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, settings
 
 # One thread keeps sums in one order, and small machines quick.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -23,6 +24,10 @@ with warnings.catch_warnings():
     # typer touches a deprecated name of click when it is imported.
     warnings.simplefilter("ignore", DeprecationWarning)
     import typer  # noqa: F401
+
+# Timing decides no test, and a loaded machine draws slowly.
+settings.register_profile("privet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("privet")
 
 SITES = ("North", "East", "South")
 SIZES = {"North": 60, "East": 30, "South": 10}

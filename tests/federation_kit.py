@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 
 from privet.client.app import create_app as create_client_app
 from privet.client.site import Site
-from privet.client.trainer import SiteData, mechanism
+from privet.client.trainer import SiteData, Trainer, mechanism
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
@@ -106,8 +106,7 @@ class Federation:
             self.parties.guard(name, self.roster),
             self.parties.witness(name),
             self.roster,
-            open_data or (lambda: self.data(name)),
-            stream or self.stream,
+            Trainer(self.plan, name, open_data or (lambda: self.data(name)), stream or self.stream),
         )
 
     def data(self, name: str) -> SiteData:

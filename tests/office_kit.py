@@ -18,11 +18,8 @@ from privet.client import start
 from privet.client.desk import make_site
 from privet.client.join import Join, enrol
 from privet.client.start import LINK
-from privet.common.models import initial_model
-from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.keys import FileSigner
-from privet.privacy.noise import Stream
 from privet.privacy.program import calibrated
 from privet.privacy.signed_note import COSIGN, Key, key_name
 from privet.server import office, queue
@@ -38,7 +35,7 @@ _PROCESSES.set_forkserver_preload(["office_kit", "privet.common.link"])
 def run_office(folder: Path, address: str, log: Path) -> None:
     """What `privet server start` does."""
     _write_to(log)
-    at_work = office.Office(Federation.load(folder), initial_model, link=address)
+    at_work = office.Office(Federation.load(folder), link=address)
     signal.signal(signal.SIGTERM, lambda *_: at_work.stopped.set())
     at_work.serve()
 
@@ -47,11 +44,9 @@ def run_site(policy: Path, seed: str, log: Path) -> None:
     """What `privet client start` does; with a seed, its noise can be made again."""
     _write_to(log)
 
-    def stream(order: Order) -> Stream | None:
-        return Stream.seeded(seed, order.site, order.purpose, order.round) if seed else None
-
-    gate = start.make_gate(policy, None, stream)
+    gate = start.make_gate(policy, None, seed=seed)
     asyncio.run(start.run(start.dialer(policy, gate)))
+    gate.close()
 
 
 def _write_to(log: Path) -> None:
@@ -138,7 +133,7 @@ plans = ["{self.plan.digest}"]
     def submit(self, run: str = "first") -> queue.Run:
         return queue.submit(self.federation, self.plan, run)
 
-    def wait(self, run: queue.Run, check: Any, seconds: float = 90) -> dict[str, Any]:
+    def wait(self, run: queue.Run, check: Any, seconds: float = 400) -> dict[str, Any]:
         end = time.monotonic() + seconds
         while True:
             status = run.status

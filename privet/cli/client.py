@@ -114,10 +114,20 @@ def init(
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client start --policy north/site.toml")
-def start(policy: PolicyFile = _SITE) -> None:
+def start(
+    policy: PolicyFile = _SITE,
+    unconfined: Annotated[
+        bool,
+        typer.Option(
+            "--unconfined-trainer",
+            help="Train also where the kernel cannot close the network to the trainer.",
+        ),
+    ] = False,
+) -> None:
     """Stay at the coordinator and answer its orders, until stopped (Ctrl-C or SIGTERM).
 
-    The site dials out; nothing listens here. What it lets itself be asked is in the policy, which
+    The site dials out; nothing listens here. Training runs in a process of its own, which has no
+    keys and no network. What it lets itself be asked is in the policy, which
     is read again before each run. It may be killed at any moment: started again, it answers a
     repeated order with the release that was paid for.
     """
@@ -130,12 +140,15 @@ def start(policy: PolicyFile = _SITE) -> None:
 
     assert privet.common.link
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    gate = make_gate(policy, passphrase_from_environment())
+    gate = make_gate(policy, passphrase_from_environment(), unconfined=unconfined)
 
     def tell(state: str) -> None:
         typer.echo(f"{gate.join.site}: {state} ({gate.join.address})", err=True)
 
-    asyncio.run(run(dialer(policy, gate, tell)))
+    try:
+        asyncio.run(run(dialer(policy, gate, tell)))
+    finally:
+        gate.close()
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client status --policy north/site.toml")

@@ -122,7 +122,6 @@ def start(
     import signal
 
     import privet.common.link
-    from privet.common.models import initial_model
     from privet.server.office import Office
 
     assert privet.common.link
@@ -130,7 +129,6 @@ def start(
     federation = _open(folder)
     office = Office(
         federation,
-        initial_model,
         link=listen or _anywhere(federation.address),
         enrolment=listen_enrolment or _anywhere(federation.enrolment),
     )
@@ -205,7 +203,7 @@ def revoke(folder: Folder, site: Site) -> None:
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server stop hub")
 def stop(folder: Folder) -> None:
-    """Tell the coordinator to end after the round that runs; started again, it goes on."""
+    """Tell the coordinator to end; started again, it goes on at the same round."""
     import signal
 
     from privet.server.federation import Federation
@@ -215,7 +213,7 @@ def stop(folder: Folder) -> None:
     if not number:
         raise InputError(f"{folder}: no coordinator is running")
     os.kill(number, signal.SIGTERM)
-    typer.echo("It ends after the round that runs.")
+    typer.echo("It ends now; started again, it goes on at the same round.")
 
 
 @contextmanager

@@ -229,3 +229,32 @@ def test_the_mean_of_models_is_their_mean() -> None:
     for key in mean:
         expected = np.mean([model[key].astype(float) for model in models], axis=0)
         np.testing.assert_array_equal(mean[key], expected.astype(np.float32))
+
+
+@pytest.mark.parametrize("kind", list(OPTIONS))
+def test_a_model_that_is_joined_in_blocks_is_the_same_bits(
+    kind: str, grid: InProcessGrid, plan_value: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments over several rounds, blocks that end within an array, sites that stay away."""
+    plan = Plan.parse(plan_value(strategy={"kind": kind, "options": OPTIONS[kind]}))
+    models = []
+    for size in (1 << 20, 5):
+        monkeypatch.setattr("privet.server.aggregate.BLOCK", size)
+        aggregator, model = Aggregator(plan), random_arrays(0)
+        for number in (1, 2, 3):
+            aggregator.configure(number, model, grid)
+            arrays = {name: random_arrays(10 * number + k) for k, name in enumerate(WEIGHTS)}
+            if number == 2:
+                del arrays["East"]
+            model = aggregator.aggregate(number, model, updates_of(arrays))
+        models.append(model)
+        assert len(aggregator._strategies) == (1 if size > 16 else 4)
+    assert all(np.array_equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_a_mean_in_blocks_is_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [random_arrays(k) for k in range(3)]
+    whole = mean_of(given)
+    monkeypatch.setattr("privet.server.aggregate.BLOCK", 3)
+    parts = mean_of(given)
+    assert all(np.array_equal(whole[name], parts[name]) for name in whole)

@@ -532,7 +532,7 @@ def test_a_ledger_that_forgets_is_noticed(
     model = start(fed.plan)
     site = fed.sites[0]
     site.ledger.__class__ = Refunding
-    site._open_data = lambda: SiteData(pd.DataFrame(), pd.DataFrame())
+    site._trainer._open_data = lambda: SiteData(pd.DataFrame(), pd.DataFrame())
     assert site.answer(order_for(fed, "North", model), model).status is Status.FAILED
     assert fed.charged("North") == 0
 

@@ -298,7 +298,7 @@ def test_a_person_with_many_records_moves_the_update_by_one_bound(
             training={"sample_rate": 1.0, "steps": 1, "learning_rate": 1.0},
         )  # fmt: skip
         site = fed.sites[0]
-        site._open_data = lambda data=train: SiteData(data, data)
+        site._trainer._open_data = lambda data=train: SiteData(data, data)
         model = initial_model(fed.plan)
         update = site.answer(order_for(fed, "North", model), model).release.arrays
         updates.append(np.concatenate([array.ravel() for array in update.values()]))

@@ -18,7 +18,7 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 from torch.nn import functional
 
-from privet.client.trainer import Workbench
+from privet.client.workbench import Workbench
 from privet.common.errors import SelfTestFailed
 from privet.common.models import trainable
 from privet.privacy import selftest

@@ -1,0 +1,76 @@
+"""What a site needs of its trainer, which may run in this process or in one of its own.
+
+A trainer holds the model, the records and the gradient engine of one plan. It has no keys and
+no ledger: whether it may work is decided before it is asked (:mod:`privet.client.site`).
+Neither torch nor pandas is needed to talk to one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from privet.common.flat import Arrays
+from privet.common.order import Order
+from privet.privacy.events import Event
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a trainer made for one order, noised.
+
+    Attributes:
+        arrays: the update, or the histogram.
+        event: emitted by what drew the batch and added the noise.
+        reproducible: the noise came from a seed, and protects nobody.
+    """
+
+    arrays: Arrays
+    event: Event
+    reproducible: bool
+
+
+class Training(Protocol):
+    """One plan's trainer at one site."""
+
+    @property
+    def event(self) -> Event:
+        """What a training release will cost, to be reserved before it runs."""
+        ...
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the trained parameters in order, each with its shape."""
+        ...
+
+    def self_test(self) -> tuple[str, ...]:
+        """Run the start-up tests, once; return the rows of the honesty list that passed.
+
+        Raises:
+            SelfTestFailed: naming the row and the layer.
+        """
+        ...
+
+    def release(self, order: Order, model: Arrays) -> Made:
+        """Train, or evaluate, as the order says; records are opened at the first one.
+
+        Raises:
+            PrivetError: with a text that may speak of private data, for the operator only.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of model and records."""
+        ...
+
+
+def misfit(shapes: dict[str, tuple[int, ...]], model: Arrays) -> str | None:
+    """Say what is wrong with a model that came with an order; None if it can be trained."""
+    for name, shape in shapes.items():
+        array = model.get(name)
+        if array is None or array.shape != shape:
+            return f"'{name}' has another shape than in the plan's model"
+        if not bool(np.isfinite(array).all()):
+            return f"'{name}' is not finite"
+    return None

@@ -1,0 +1,95 @@
+"""Task, model and gradient engine of a plan: what is dear to make, and made once a process."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pandas as pd
+import torch
+
+from privet.common.flat import Arrays
+from privet.common.models import build_model, trainable
+from privet.common.plan import Plan
+from privet.common.tasks import Batch, build_task
+from privet.privacy import selftest
+from privet.privacy.clipping import GradientEngine
+
+
+class Workbench:
+    """Task, model and gradient engine of one plan; a process has one for each plan.
+
+    One model serves all sites that a process simulates: weights are set at each order,
+    and nothing else of it may change between orders (the watch sees to that).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.task = build_task(plan)
+        person = plan.privacy is not None and plan.privacy.unit == "person"
+        self.engine = GradientEngine(
+            build_model(plan),
+            self.task.loss,
+            mode=plan.training.clipping,
+            one_record_each=not person,
+            micro_batch=plan.training.micro_batch,
+        )
+
+    def load(self, model: Arrays) -> None:
+        """Set the trained parameters."""
+        with torch.no_grad():
+            for name, parameter in self.engine.named.items():
+                parameter.copy_(torch.from_numpy(np.array(model[name])))
+
+    @functools.cached_property
+    def self_tests(self) -> tuple[str, ...]:
+        """Rows of the honesty list whose start-up tests this model passed.
+
+        Raises:
+            SelfTestFailed: naming the row and the layer.
+        """
+        declared = trainable(self.engine.model)
+        before = {name: parameter.detach().clone() for name, parameter in declared.items()}
+        generator = torch.Generator().manual_seed(0)
+        try:
+            with torch.no_grad():
+                # Away from initial zeros, where the gradients of whole layers vanish.
+                for parameter in declared.values():
+                    moved = 0.1 * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(moved.to(parameter.device))
+            return tuple(selftest.run(self.engine, self._random_batch, declared))
+        finally:
+            with torch.no_grad():
+                for name, parameter in declared.items():
+                    parameter.copy_(before[name])
+
+    def _random_batch(self, records: int, seed: int) -> Batch:
+        batch = self.task.random_batch(records, seed)
+        return {name: tensor.to(self.plan.device) for name, tensor in batch.items()}
+
+    def score(self, examples: Batch, chunk: int = 1024) -> np.ndarray:
+        """Return class probabilities [N, K] of the model as it is now."""
+        model, parts = self.engine.model, []
+        model.eval()
+        try:
+            with torch.no_grad(), self.engine.hooks_off():
+                for start in range(0, len(examples["label"]), chunk):
+                    batch = {name: t[start : start + chunk] for name, t in examples.items()}
+                    parts.append(self.task.scores(model, batch).float().cpu().numpy())
+        finally:
+            model.train()
+        return np.concatenate(parts)
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """Return the records as tensors on the plan's device.
+
+        Raises:
+            DataError: if they do not fit the task.
+        """
+        return {name: t.to(self.plan.device) for name, t in self.task.encode(frame).items()}
+
+
+@functools.lru_cache(maxsize=4)
+def workbench(plan: Plan) -> Workbench:
+    """Return the process's workbench for ``plan``."""
+    return Workbench(plan)

@@ -1,0 +1,41 @@
+"""The worker: it confines itself, then does what its gate asks."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from privet.client.worker.confine import confine
+from privet.client.worker.pipe import Pipe
+from privet.common.flat import CHUNK
+
+
+def main() -> None:
+    """Serve one plan until the gate closes the pipe."""
+    # What anything prints goes to the site's log, and nothing else reads the gate's words.
+    pipe = Pipe(os.fdopen(os.dup(0), "rb", CHUNK), os.fdopen(os.dup(1), "wb", CHUNK))
+    os.dup2(2, 1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    opening, _ = pipe.receive()
+    confined = confine(map(Path, opening["closed"]))
+    pipe.send(asdict(confined))
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+    # Not before: torch starts threads, which would keep what this one has given up.
+    from privet.client.worker.serving import serve
+
+    serve(pipe, opening)
+
+
+def _end_with(parent: int) -> None:
+    """End this process, whatever it is doing, when its gate is gone."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Take from this process what a trainer must not have: sockets, and the site's keys.
+
+Means of the Linux kernel, for any user and for good (children have them, too):
+
+- seccomp: ``socket`` and what could take a socket's place fail with EACCES
+  (``seccomp(2)``, filter in classic BPF).
+- Landlock (``landlock(7)``): the folders of keys can be neither read nor written. A rule can
+  only allow, so all that lies beside the way to them is allowed, as it is when this is called.
+  It also keeps this process out of the memory and environment of the one that started it.
+- Capabilities, for whoever runs this as root: only that of reading others' files is kept.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+_NO_NEW_PRIVS = 38
+_CAPABILITIES_3, _DAC_OVERRIDE = 0x20080522, 1 << 1
+_SET_MODE_FILTER, _TSYNC = 1, 1
+_ALLOW, _EACCES = 0x7FFF0000, 0x00050000 | 13
+_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """Numbers of system calls, from the kernel's tables (``unistd.h``)."""
+
+    audit: int
+    seccomp: int
+    socket: int
+    ptrace: int
+    process_vm_readv: int
+    process_vm_writev: int
+
+
+_MACHINES = {
+    "x86_64": _Machine(0xC000003E, 317, 41, 101, 310, 311),
+    "aarch64": _Machine(0xC00000B7, 277, 198, 117, 270, 271),
+}
+# The same on every machine.
+_IO_URING_SETUP, _PIDFD_GETFD = 425, 438
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_PATH_BENEATH, _VERSION_ONLY = 1, 1
+_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
+# Removing, making and renaming: bits 4 to 12 (ABI 1).
+_CHANGE = sum(1 << bit for bit in range(4, 13))
+_ON_FILES = _WRITE_FILE | _READ_FILE
+_HANDLED = _ON_FILES | _READ_DIR | _CHANGE
+
+
+@dataclass(frozen=True)
+class Confined:
+    """What is in force in this process.
+
+    Attributes:
+        network: no socket can be made.
+        keys: the folders that were named cannot be opened.
+    """
+
+    network: bool
+    keys: bool
+
+
+def confine(folders: Iterable[Path]) -> Confined:
+    """Give up sockets, and all that lies in ``folders``; return what the kernel could do.
+
+    Call it before other threads are started.
+    """
+    if sys.platform != "linux" or platform.machine() not in _MACHINES:
+        return Confined(False, False)
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
+    header = struct.pack("Ii", _CAPABILITIES_3, 0)
+    libc.capset(header, struct.pack("6I", _DAC_OVERRIDE, _DAC_OVERRIDE, 0, 0, 0, 0))
+    keys = _close_folders(libc, [folder.resolve() for folder in folders])
+    return Confined(_close_network(libc, _MACHINES[platform.machine()]), keys)
+
+
+def _close_network(libc: ctypes.CDLL, machine: _Machine) -> bool:
+    denied = [
+        machine.socket, machine.ptrace, machine.process_vm_readv, machine.process_vm_writev,
+        _IO_URING_SETUP, _PIDFD_GETFD,
+    ]  # fmt: skip
+    # struct seccomp_data: number at 0, machine at 4. From here, jumps are counted to the end.
+    lines = [(_LOAD, 0, 0, 4), (_EQUAL, 0, len(denied) + 3, machine.audit), (_LOAD, 0, 0, 0)]
+    # Numbers from 2^30 on are x86's second table.
+    lines.append((_AT_LEAST, len(denied) + 1, 0, 1 << 30))
+    lines += [(_EQUAL, len(denied) - place, 0, call) for place, call in enumerate(denied)]
+    lines += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _EACCES)]
+    code = b"".join(struct.pack("HBBI", *line) for line in lines)
+    buffer = ctypes.create_string_buffer(code, len(code))
+    program = struct.pack("HxxxxxxP", len(lines), ctypes.addressof(buffer))
+    done: int = libc.syscall(machine.seccomp, _SET_MODE_FILTER, _TSYNC, program)
+    return done == 0
+
+
+def _close_folders(libc: ctypes.CDLL, folders: list[Path]) -> bool:
+    if libc.syscall(_CREATE_RULESET, None, 0, _VERSION_ONLY) < 1:
+        return False
+    rules = libc.syscall(_CREATE_RULESET, struct.pack("Q", _HANDLED), 8, 0)
+    if rules < 0:
+        return False
+    try:
+        for path in _beside(folders):
+            _allow(libc, rules, path)
+        return int(libc.syscall(_RESTRICT_SELF, rules, 0)) == 0
+    finally:
+        os.close(rules)
+
+
+def _beside(folders: list[Path]) -> Iterable[Path]:
+    """Return the highest paths that lead to none of ``folders``."""
+    todo = [Path("/")]
+    while todo:
+        path = todo.pop()
+        if path in folders:
+            continue
+        if not any(path in folder.parents for folder in folders):
+            yield path
+            continue
+        try:
+            todo.extend(path.iterdir())
+        except OSError:
+            continue
+
+
+def _allow(libc: ctypes.CDLL, rules: int, path: Path) -> None:
+    try:
+        # A link is a name: what it leads to has a rule of its own.
+        place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        allowed = _HANDLED if path.is_dir() and not path.is_symlink() else _ON_FILES
+        libc.syscall(_ADD_RULE, rules, _PATH_BENEATH, struct.pack("<Qi", allowed, place), 0)
+    finally:
+        os.close(place)

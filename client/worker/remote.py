@@ -1,0 +1,222 @@
+"""The gate's side of the pipe: a :class:`~privet.client.training.Training` in another process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from privet.client.training import Made
+from privet.client.worker.pipe import Pipe
+from privet.common.errors import DataError, PrivetError, SelfTestFailed, TrainerLost
+from privet.common.flat import CHUNK, Arrays
+from privet.common.order import Order
+from privet.common.plan import Plan
+from privet.privacy import events as ev
+from privet.privacy.policy import Policy
+from privet.privacy.program import training_event
+
+_LOG = logging.getLogger("privet.worker")
+_PASSED_ON = "PRIVET_DATA"
+_STOP_WITHIN = 5.0
+"""Seconds that a worker has to end once its pipe is closed."""
+
+
+@dataclass
+class RemoteTrainer:
+    """One plan's trainer, in a process without keys and without network.
+
+    The process is started by :meth:`start`, or at the first question, and stays warm. If it
+    ends, the question fails and the next one starts another.
+
+    Args:
+        plan: with its noise calibrated.
+        policy: of the site; says where the records are.
+        data_set: of the policy.
+        home: the site's folder; the worker's log and temporary files lie there.
+        closed: folders that the worker cannot open, or lie outside its reach.
+        unconfined: go on where the kernel cannot close the network.
+        seed: makes the noise again, for tests only.
+    """
+
+    plan: Plan
+    policy: Policy
+    data_set: str
+    home: Path
+    closed: tuple[Path, ...]
+    unconfined: bool = False
+    seed: str = ""
+    _process: subprocess.Popen[bytes] | None = None
+    _pipe: Pipe | None = None
+    _seen: tuple[int, int] | None = None
+    _opened: bool = False
+    _shapes: dict[str, tuple[int, ...]] | None = None
+    _tests: tuple[str, ...] | None = None
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def event(self) -> ev.Event:
+        """What a training release will cost."""
+        return training_event(self.plan)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the trained parameters in order, each with its shape."""
+        if self._shapes is None:
+            told, _ = self._ask({"do": "shapes"})
+            self._shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
+        return self._shapes
+
+    def self_test(self) -> tuple[str, ...]:
+        """Run the start-up tests; return the rows that passed."""
+        if self._tests is None:
+            told, _ = self._ask({"do": "test"})
+            self._tests = tuple(told["tests"])
+        return self._tests
+
+    def release(self, order: Order, model: Arrays) -> Made:
+        """Train, or evaluate, as the order says."""
+        if not self._opened and self._seen != self._file():
+            # A file that was replaced since the worker was confined is out of its reach.
+            self.close()
+        told, arrays = self._ask({"do": "release", "order": order.to_dict()}, model)
+        self._opened = True
+        return Made(arrays, ev.from_json(told["event"]), told["reproducible"] is not False)
+
+    def start(self) -> None:
+        """Start the process, without waiting until it is ready.
+
+        Raises:
+            TrainerLost: if it cannot be started.
+        """
+        with self._turn:
+            if self._process is None:
+                self._start()
+
+    def close(self) -> None:
+        """End the process."""
+        with self._turn:
+            self._end()
+
+    def _file(self) -> tuple[int, int] | None:
+        path = self.policy.path_of(self.policy.data_set(self.data_set)[1])
+        try:
+            known = path.stat() if path is not None else None
+        except OSError:
+            return None
+        return (known.st_dev, known.st_ino) if known is not None else None
+
+    def _start(self) -> None:
+        work = self.home / "trainer"
+        work.mkdir(mode=0o700, exist_ok=True)
+        self._seen, self._opened = self._file(), False
+        log = os.open(self.home / "trainer.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "privet.client.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=_environment(work),
+                bufsize=CHUNK,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise TrainerLost(f"the trainer cannot be started: {error.strerror}") from None
+        finally:
+            os.close(log)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._pipe = Pipe(self._process.stdout, self._process.stdin)
+        opening = {
+            "plan": self.plan.to_dict(),
+            "site": self.policy.site,
+            "policy": self.policy.model_dump(mode="json"),
+            "folder": str(self.policy.folder.resolve()),
+            "data_set": self.data_set,
+            "closed": [str(folder.resolve()) for folder in self.closed],
+            "seed": self.seed,
+        }
+        self._pipe.send(opening)
+        self._require_confined()
+
+    def _require_confined(self) -> None:
+        confined, _ = self._exchange(None, None)
+        if not confined["network"]:
+            if not self.unconfined:
+                self._end()
+                raise TrainerLost(
+                    "the kernel does not close the network to the trainer (seccomp); run it where "
+                    "it can, or accept that with --unconfined-trainer"
+                )
+            _LOG.warning("the trainer is not kept from the network")
+        if not confined["keys"]:
+            _LOG.warning("the trainer is not kept from the folders of keys (Landlock)")
+
+    def _ask(
+        self, value: dict[str, Any], arrays: Arrays | None = None
+    ) -> tuple[dict[str, Any], Arrays]:
+        with self._turn:
+            if self._process is None:
+                self._start()
+            told, numbers = self._exchange(value, arrays)
+        if "error" in told:
+            raise _error(told["error"], told["text"])
+        return told, numbers
+
+    def _exchange(
+        self, value: dict[str, Any] | None, arrays: Arrays | None
+    ) -> tuple[dict[str, Any], Arrays]:
+        assert self._pipe is not None and self._process is not None
+        try:
+            if value is not None:
+                self._pipe.send(value, arrays)
+            return self._pipe.receive()
+        except (EOFError, PrivetError, ValueError):
+            process = self._process
+            self._end()
+            raise TrainerLost(
+                f"the trainer's process has ended ({_how(process.returncode)}); its last words are "
+                f"in {self.home / 'trainer.log'}"
+            ) from None
+
+    def _end(self) -> None:
+        process, self._process, self._pipe = self._process, None, None
+        if process is None:
+            return
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    continue
+        try:
+            process.wait(_STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _environment(work: Path) -> dict[str, str]:
+    """Return the worker's environment: no passphrase, no proxy; the same modules."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if (not name.startswith("PRIVET_") or name == _PASSED_ON)
+        and not name.lower().endswith("_proxy")
+    }
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return kept | {"PYTHONPATH": path, "TMPDIR": str(work), "HF_HUB_OFFLINE": "1"}
+
+
+def _error(kind: str, text: str) -> PrivetError:
+    return SelfTestFailed(text) if kind == "SelfTestFailed" else DataError(f"{kind}: {text}")
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "not yet gone"
+    return f"signal {-code}" if code < 0 else f"exit {code}"

@@ -1,0 +1,221 @@
+"""The trainer in a process of its own: the same bits, no keys, no network; it may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from privet.client.data.records import open_records
+from privet.client.trainer import Trainer
+from privet.client.training import misfit
+from privet.client.worker.remote import RemoteTrainer
+from privet.common.errors import DataError, TrainerLost
+from privet.common.flat import Arrays, digest_arrays
+from privet.common.models import initial_model
+from privet.common.order import Order
+from privet.common.plan import Plan
+from privet.privacy.noise import Stream
+from privet.privacy.policy import Policy
+
+Make = Callable[..., Any]
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the kernel's means are Linux's")
+
+NOSY = """
+import json, os, pathlib, socket, urllib.request
+from torch import nn
+
+
+def tried(what):
+    try:
+        what()
+    except OSError as error:
+        return type(error).__name__
+    return "done"
+
+
+def make(task, home):
+    home = pathlib.Path(home)
+    said = {
+        "socket": tried(lambda: socket.create_connection(("127.0.0.1", 9), 1)),
+        "listen": tried(lambda: socket.create_server(("127.0.0.1", 0))),
+        "key": tried(lambda: (home / "ledger" / "ledger.pem").read_text()),
+        "write": tried(lambda: (home / "ledger" / "more").write_text("x")),
+        "list": tried(lambda: os.listdir(home / "ledger")),
+        "parent": tried(lambda: open(f"/proc/{os.getppid()}/mem", "rb").read(1)),
+        "environment": tried(lambda: open(f"/proc/{os.getppid()}/environ", "rb").read(1)),
+        "records": tried(lambda: (home / "records.csv").read_text()),
+        "secrets": [name for name in os.environ if "PASSPHRASE" in name],
+    }
+    (home / "trainer" / "said.json").write_text(json.dumps(said))
+    return nn.Linear(5, 2)
+"""
+"""A model of the site's own code that looks around while it is made."""
+
+
+@pytest.fixture
+def home(tmp_path: Path, frame_of: Make) -> Path:
+    """A site's folder, with something that stands for keys."""
+    folder = tmp_path / "north"
+    (folder / "ledger").mkdir(parents=True)
+    (folder / "ledger" / "ledger.pem").write_text("secret")
+    frame_of(40, 1).to_csv(folder / "records.csv", index=False)
+    return folder
+
+
+@pytest.fixture
+def remote(home: Path, plan_value: Make) -> Iterator[Make]:
+    made: list[RemoteTrainer] = []
+
+    def make(**changes: Any) -> RemoteTrainer:
+        plan = Plan.parse(plan_value(**changes))
+        policy = Policy.for_simulation(plan, "North", "sha256:" + 64 * "0").at(home)
+        data = {
+            name: {**part.model_dump(), "path": "records.csv"} for name, part in policy.data.items()
+        }
+        policy = Policy.parse({**policy.model_dump(), "data": data}).at(home)
+        made.append(
+            RemoteTrainer(plan, policy, next(iter(data)), home, (home / "ledger",), seed="seed")
+        )
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def order(trainer: RemoteTrainer, model: Arrays, number: int = 1, purpose: str = "train") -> Order:
+    plan = trainer.plan
+    digest = digest_arrays(model)
+    return Order("run", "North", number, 1, purpose, plan.digest, digest, tuple(model))
+
+
+@pytest.mark.parametrize("purpose", ["train", "evaluate"])
+def test_the_worker_makes_what_a_trainer_in_this_process_makes(remote: Make, purpose: str) -> None:
+    trainer = remote(metrics={"source": "gate"})
+    plan, policy, data_set = trainer.plan, trainer.policy, trainer.data_set
+    here = Trainer(
+        plan, "North", lambda: open_records(policy, data_set, plan),
+        lambda asked: Stream.seeded("seed", asked.site, asked.purpose, asked.round),
+    )  # fmt: skip
+    model = initial_model(plan)
+    assert trainer.shapes() == here.shapes()
+    assert misfit(trainer.shapes(), model) is None
+    assert trainer.self_test() == here.self_test()
+    assert trainer.event == here.event
+    for number in (1, 2):
+        ours = trainer.release(order(trainer, model, number, purpose), model)
+        theirs = here.release(order(trainer, model, number, purpose), model)
+        assert (ours.event, ours.reproducible) == (theirs.event, True)
+        assert digest_arrays(ours.arrays) == digest_arrays(theirs.arrays)
+    # The control: other noise, other bits.
+    other = here.release(order(trainer, model, 3, purpose), model)
+    assert digest_arrays(other.arrays) != digest_arrays(ours.arrays)
+
+
+@LINUX
+def test_what_trains_has_no_network_and_no_keys(
+    remote: Make, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nosy.py").write_text(NOSY)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PRIVET_PASSPHRASE", "not for you")
+    options = {"home": str(home)}
+    trainer = remote(model={"kind": "nosy:make", "options": options})
+    trainer.shapes()
+    said = json.loads((home / "trainer" / "said.json").read_text())
+    assert said == {
+        "socket": "PermissionError",
+        "listen": "PermissionError",
+        "key": "PermissionError",
+        "write": "PermissionError",
+        "list": "PermissionError",
+        "parent": "PermissionError",
+        "environment": "PermissionError",
+        "records": "done",
+        "secrets": [],
+    }
+    # The control: the same code in a process that is not confined gets at all of it.
+    control = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nosy; nosy.make(None, {str(home)!r})"
+    subprocess.run([sys.executable, "-c", control], check=True)
+    said = json.loads((home / "trainer" / "said.json").read_text())
+    assert (said["listen"], said["key"], said["list"]) == ("done", "done", "done")
+    assert said["socket"] == "ConnectionRefusedError"
+    assert said["secrets"] == ["PRIVET_PASSPHRASE"]
+
+
+def test_a_worker_that_is_killed_fails_one_question(remote: Make) -> None:
+    trainer = remote()
+    model = initial_model(trainer.plan)
+    first = trainer.release(order(trainer, model), model)
+    process = trainer._process
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(TrainerLost, match="signal 9"):
+        trainer.release(order(trainer, model), model)
+    again = trainer.release(order(trainer, model), model)
+    assert digest_arrays(again.arrays) == digest_arrays(first.arrays)
+
+
+def test_what_goes_wrong_in_the_worker_is_told_to_the_operator_only(
+    remote: Make, home: Path
+) -> None:
+    (home / "records.csv").write_text("x1,x2\n1,2\n")
+    trainer = remote()
+    model = initial_model(trainer.plan)
+    with pytest.raises(DataError, match="there is no column"):
+        trainer.release(order(trainer, model), model)
+
+
+def test_records_that_were_replaced_since_the_worker_was_confined_are_read(
+    remote: Make, home: Path, frame_of: Make
+) -> None:
+    trainer = remote()
+    trainer.shapes()
+    confined = trainer._process
+    frame_of(30, 2).to_csv(home / "new.csv", index=False)
+    (home / "new.csv").replace(home / "records.csv")
+    model = initial_model(trainer.plan)
+    assert trainer.release(order(trainer, model), model).arrays
+    assert trainer._process is not confined
+
+
+def test_the_worker_ends_with_its_gate(remote: Make) -> None:
+    trainer = remote()
+    trainer.start()
+    process = trainer._process
+    trainer.close()
+    assert process.poll() is not None
+
+
+@LINUX
+def test_a_worker_whose_gate_is_killed_ends(tmp_path: Path) -> None:
+    """Whatever it is doing: a gate that is gone cannot take what is made."""
+    code = (
+        "import subprocess, sys, time\n"
+        "code = 'import os,time,threading\\nfrom privet.client.worker.__main__ import _end_with\\n"
+        "threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()\\n"
+        "print(os.getpid(), flush=True)\\nwhile True: pass'\n"
+        "child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)\n"
+        "print(child.stdout.readline().decode(), end='', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    gate = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert gate.stdout is not None
+    worker = int(gate.stdout.readline())
+    gate.kill()
+    gate.wait()
+    gate.stdout.close()
+    for _ in range(600):
+        if not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text():
+            return
+        signal.sigtimedwait([], 0.1)
+    os.kill(worker, signal.SIGKILL)
+    pytest.fail("the worker outlived its gate")
