@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench campaigns proto docs clean
+.PHONY: help install demo test lint bench campaigns proto docs kit clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -46,6 +46,10 @@ proto: install  ## Generate the link's code from its .proto
 
 docs: install  ## Build the documentation into build/site; broken links fail
 	$(BIN)/mkdocs build --quiet --strict
+
+kit: install  ## Offline install kits in dist: an auditor's, and coordinator's and sites'
+	$(BIN)/python deploy/kit.py
+	$(BIN)/python deploy/kit.py --extra train $(shell sed -n 's/^sql = .*/--extra sql/p' pyproject.toml)
 
 clean:  ## Remove what was built, but not the runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -26,7 +26,9 @@ from privet.common.errors import KeyFault
 
 PASSPHRASE = "PRIVET_PASSPHRASE"
 """Environment variable that holds the passphrase of a site's keys."""
-_SHORTEST = 8
+PASSPHRASE_FILE = "PRIVET_PASSPHRASE_FILE"
+"""Environment variable that names the file with the passphrase, such as a service's secret."""
+SHORTEST = 8
 """Characters of a passphrase, where keys are made."""
 _LONGEST = 1000
 """Bytes of a passphrase; OpenSSL takes 1023."""
@@ -86,8 +88,8 @@ class FileSigner:
         """
         if path.exists():
             raise KeyFault(f"{path} exists; a key is never overwritten")
-        if passphrase and len(passphrase) < _SHORTEST:
-            raise KeyFault(f"a passphrase has at least {_SHORTEST} characters; no key was made")
+        if passphrase and len(passphrase) < SHORTEST:
+            raise KeyFault(f"a passphrase has at least {SHORTEST} characters; no key was made")
         if passphrase and len(passphrase.encode()) > _LONGEST:
             raise KeyFault(f"a passphrase has at most {_LONGEST} bytes")
         how = BestAvailableEncryption(passphrase.encode()) if passphrase else NoEncryption()
@@ -106,5 +108,25 @@ def load_or_make(path: Path, passphrase: str | None) -> FileSigner:
 
 
 def passphrase_from_environment() -> str | None:
-    """Return the passphrase in ``PRIVET_PASSPHRASE``, or None."""
-    return os.environ.get(PASSPHRASE) or None
+    """Return the passphrase in ``PRIVET_PASSPHRASE`` or in the file of ``PRIVET_PASSPHRASE_FILE``.
+
+    One line end at the end of the file is no part of it. None if neither variable is set.
+
+    Raises:
+        KeyFault: if both are set, or the file is empty, no text, or cannot be read.
+    """
+    given, named = os.environ.get(PASSPHRASE), os.environ.get(PASSPHRASE_FILE)
+    if not named:
+        return given or None
+    if given:
+        raise KeyFault(f"both {PASSPHRASE} and {PASSPHRASE_FILE} are set; unset one of them")
+    try:
+        text = Path(named).read_bytes().decode()
+    except OSError as error:
+        raise KeyFault(f"{PASSPHRASE_FILE}: {named} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise KeyFault(f"{PASSPHRASE_FILE}: {named} is not UTF-8 text") from None
+    text = text.removesuffix("\n").removesuffix("\r")
+    if not text or "\n" in text:
+        raise KeyFault(f"{PASSPHRASE_FILE}: {named} must hold one line, the passphrase")
+    return text

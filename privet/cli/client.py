@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import getpass
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from privet.cli import app
+from privet.cli.passphrase import passphrase
 from privet.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -68,9 +68,10 @@ def init(
 
     With JOINFILE the site also gets its certificate from the coordinator, whose enrolment must be
     reachable now; where it was not, the same command tries again. Keys are made here and encrypted
-    under the passphrase in PRIVET_PASSPHRASE, at least 8 characters; you are asked for it where it
-    is not set, and it belongs on no command line. Give the fingerprints that are printed to the
-    coordinator and to your auditor; put offline/recovery.pem in a safe.
+    under the passphrase in PRIVET_PASSPHRASE, or in the file that PRIVET_PASSPHRASE_FILE names, at
+    least 8 characters; you are asked for it where neither is set: it belongs on no command line.
+    Give the fingerprints that are printed to the coordinator and to your auditor; put
+    offline/recovery.pem in a safe.
     With --module, --token and --ledger-key the ledger key is one that you made in a
     hardware token; its PIN is in PRIVET_PIN, or asked for.
     """
@@ -95,7 +96,7 @@ def init(
         kinds = ("ledger", "witness")
         made = {k: key.fingerprint for k, key in zip(kinds, public_keys(folder), strict=True)}
     else:
-        secret = None if plain_keys else _passphrase(confirm=True)
+        secret = None if plain_keys else passphrase(new=True)
         coordinators = [join.coordinator["orders"]] if join else []
         made = make_site(folder, site, secret, keys=keys, coordinators=coordinators)
     if join is not None:
@@ -302,25 +303,6 @@ def _keys(module: Path | None, token: str, ledger_key: str) -> Keys | None:
         raise InputError("a key in a token needs all of --module, --token and --ledger-key")
     value = {"module": str(module.absolute()), "token": token, "ledger": ledger_key}
     return parse(Keys, value, where="--module, --token, --ledger-key", error=InputError)
-
-
-def _passphrase(*, confirm: bool) -> str:
-    from privet.privacy.keys import PASSPHRASE, passphrase_from_environment
-
-    found = passphrase_from_environment()
-    if found is None:
-        if not sys.stdin.isatty():
-            raise InputError(
-                f"nobody can be asked for a passphrase here: set {PASSPHRASE}, or use "
-                "--plain-keys for a trial"
-            )
-        try:
-            found = str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=confirm))
-        except typer.Abort:
-            raise InputError(
-                f"a passphrase is needed: set {PASSPHRASE}, or use --plain-keys for a trial"
-            ) from None
-    return found
 
 
 def _done(value: dict[str, Any], text: str, as_json: bool) -> None:

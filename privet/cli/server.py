@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import getpass
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
+from privet.cli.passphrase import passphrase
 from privet.common.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ app.add_typer(server, name="server")
 Folder = Annotated[Path, typer.Argument(help="The federation's folder.", metavar="DIR")]
 Site = Annotated[str, typer.Argument(help="Name of a site.", metavar="SITE")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-_VARIABLE = "PRIVET_PASSPHRASE"
-_LEAST = 8
 _PID = "server.pid"
 
 
@@ -55,16 +52,17 @@ def init(
 ) -> None:
     """Make a federation's folder: a certificate authority, keys, and nothing else.
 
-    The keys are encrypted under the passphrase in PRIVET_PASSPHRASE, at least 8 characters;
-    you are asked for it where it is not set. Sites reach the address by its one port; the port
-    for enrolment listens only while an invitation is open.
+    The keys are encrypted under the passphrase in PRIVET_PASSPHRASE, or in the file that
+    PRIVET_PASSPHRASE_FILE names, at least 8 characters; you are asked for it where neither is set.
+    Sites reach the address by its one port; the port for enrolment listens only while an
+    invitation is open.
     """
     from privet.server.federation import Federation
 
     host, port = _place(address)
     made = Federation.found(
         folder, name, address, enrolment or f"{host}:{port + 1}",
-        None if plain_keys else _passphrase(confirm=True),
+        None if plain_keys else passphrase(new=True),
     )  # fmt: skip
     value = {"folder": str(folder), "name": name, "orders": made.order_key().fingerprint}
     if as_json:
@@ -248,21 +246,8 @@ def _open(folder: Path) -> Federation:
 
     found = Federation.load(folder)
     if b"ENCRYPTED" in (folder / "authority.key").read_bytes():
-        found.passphrase = _passphrase()
+        found.passphrase = passphrase()
     return found
-
-
-def _passphrase(confirm: bool = False) -> str:
-    given = os.environ.get(_VARIABLE)
-    if given is None:
-        if not sys.stdin.isatty():
-            raise InputError(f"set {_VARIABLE}: there is no terminal to ask for the passphrase")
-        given = getpass.getpass("Passphrase of the coordinator's keys: ")
-        if confirm and given != getpass.getpass("Once more: "):
-            raise InputError("the two passphrases differ")
-    if confirm and len(given) < _LEAST:
-        raise InputError(f"a passphrase has at least {_LEAST} characters")
-    return given
 
 
 def _place(address: str) -> tuple[str, int]:

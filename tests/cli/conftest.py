@@ -18,4 +18,5 @@ def desk(
     """An operator's desk in an empty folder, with no passphrase set."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PRIVET_PASSPHRASE", raising=False)
+    monkeypatch.delenv("PRIVET_PASSPHRASE_FILE", raising=False)
     return Desk(capsys, monkeypatch, tmp_path, write_toml, plan_value)

@@ -192,6 +192,18 @@ def test_a_passphrase_for_keys_that_have_none(site: Desk) -> None:
     assert "is not encrypted; unset PRIVET_PASSPHRASE" in said
 
 
+def test_a_passphrase_from_a_file_makes_and_opens_keys(desk: Desk) -> None:
+    (desk.folder / "secret").write_text("correct horse\n")
+    desk.monkeypatch.setenv("PRIVET_PASSPHRASE_FILE", str(desk.folder / "secret"))
+    assert desk.run("client", "init", "north", "--site", "North")[0] == 0
+    assert b"ENCRYPTED" in (desk.folder / "north" / "ledger" / "ledger.pem").read_bytes()
+    desk.monkeypatch.delenv("PRIVET_PASSPHRASE_FILE")
+    pause = ("client", "pause", "--as", "Ada", *POLICY)
+    assert "needs a passphrase" in desk.refused(2, *pause)
+    desk.monkeypatch.setenv("PRIVET_PASSPHRASE", "correct horse")
+    assert desk.run(*pause)[0] == 0
+
+
 def test_nobody_is_there_to_be_asked(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", "from privet.cli import main; main()",

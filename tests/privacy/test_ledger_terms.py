@@ -32,6 +32,7 @@ from ledger_kit import (
 
 from privet.common.errors import (
     BudgetExceeded,
+    KeyFault,
     LedgerError,
     SitePaused,
 )
@@ -261,3 +262,25 @@ def test_the_environment_names_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PRIVET_PASSPHRASE", "correct horse")
     assert passphrase_from_environment() == "correct horse"
     assert os.environ["PRIVET_PASSPHRASE"] == "correct horse"
+
+
+def test_a_passphrase_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from privet.privacy.keys import passphrase_from_environment
+
+    secret = tmp_path / "secret"
+    monkeypatch.delenv("PRIVET_PASSPHRASE", raising=False)
+    monkeypatch.setenv("PRIVET_PASSPHRASE_FILE", str(secret))
+    for content in (b"correct horse ", b"correct horse \n", b"correct horse \r\n"):
+        secret.write_bytes(content)
+        assert passphrase_from_environment() == "correct horse "
+    for content, said in ((b"", "one line"), (b"\n", "one line"), (b"a\nb", "one line"),
+                          (b"\xff\xfe", "UTF-8")):  # fmt: skip
+        secret.write_bytes(content)
+        with pytest.raises(KeyFault, match=said):
+            passphrase_from_environment()
+    secret.unlink()
+    with pytest.raises(KeyFault, match="cannot be read"):
+        passphrase_from_environment()
+    monkeypatch.setenv("PRIVET_PASSPHRASE", "another one")
+    with pytest.raises(KeyFault, match="both"):
+        passphrase_from_environment()

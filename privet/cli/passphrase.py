@@ -1,0 +1,41 @@
+"""The passphrase of keys: from the environment, from a file that it names, or asked for."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from privet.common.errors import InputError
+from privet.privacy.keys import (
+    PASSPHRASE,
+    PASSPHRASE_FILE,
+    SHORTEST,
+    passphrase_from_environment,
+)
+
+
+def passphrase(*, new: bool = False) -> str:
+    """Return the passphrase; at a terminal it is asked for, twice where it is ``new``.
+
+    Raises:
+        InputError: if nobody can be asked, or a new one is too short.
+        KeyFault: if both variables are set, or the file is not there.
+    """
+    found = passphrase_from_environment()
+    if found is None:
+        found = _asked(new)
+    if new and len(found) < SHORTEST:
+        raise InputError(f"a passphrase has at least {SHORTEST} characters; no key was made")
+    return found
+
+
+def _asked(new: bool) -> str:
+    trial = ", or use --plain-keys for a trial" if new else ""
+    how = f"set {PASSPHRASE} or {PASSPHRASE_FILE}{trial}"
+    if not sys.stdin.isatty():
+        raise InputError(f"nobody can be asked for a passphrase here: {how}")
+    try:
+        return str(typer.prompt("Passphrase", hide_input=True, confirmation_prompt=new, err=True))
+    except typer.Abort:
+        raise InputError(f"a passphrase is needed: {how}") from None
