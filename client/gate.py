@@ -94,7 +94,7 @@ class Gate:
             if self._of != of:
                 self._site = Site(
                     self.join.site, plan, self.home, guard, self.witness, roster,
-                    lambda: open_records(policy, guard.data_set, plan), self.stream_for,
+                    lambda: open_records(policy, guard.data_set, plan, self.home), self.stream_for,
                 )  # fmt: skip
                 self._of = of
             guard.look(plan, run)
