@@ -85,6 +85,13 @@ class TaskSpec(Part):
             raise ValueError(f"'{min(both)}' is declared numeric and categorical")
         return self
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it reads; none are known of a user's own task."""
+        if self.kind == "tabular":
+            return (*self.numeric, *self.categorical, self.label)
+        return (self.text, self.label) if self.kind == "text" else ()
+
 
 class ModelSpec(Part):
     """The model: a kind known to Privet, or ``"module:object"`` of a user's own factory."""

@@ -19,6 +19,7 @@ from privet.common.config import load_toml
 from privet.common.errors import PlanError, PolicyError
 from privet.common.plan import Plan
 from privet.common.schema import ABSOLUTE, DIGEST, KEY, Count, Name, Part, parse
+from privet.privacy.database import Database, Identifier
 from privet.privacy.events import decimal
 from privet.privacy.units import Relation, Unit
 
@@ -81,6 +82,8 @@ class DataSet(Part):
         population: whose records.
         nominal_size: number of units, public and fixed by hand; never counted (H2).
         path: the file, relative to the policy; it never leaves the site.
+        sql: the table of a database, in place of a file; it never leaves the site.
+        columns: the columns that are read, and that a plan may use; None: all of a file's.
         person_column: the column that names the person.
         disjoint: why its persons are in no other population of this site (H32).
     """
@@ -88,8 +91,24 @@ class DataSet(Part):
     population: Key
     nominal_size: Count
     path: str | None = None
+    sql: Database | None = None
+    columns: Annotated[tuple[Identifier, ...], Field(min_length=1)] | None = None
     person_column: str | None = None
     disjoint: str = ""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if self.sql is not None and self.path is not None:
+            raise ValueError("name 'path' or 'sql', not both")
+        if self.columns is None:
+            if self.sql is not None:
+                raise ValueError("'sql' needs 'columns': which columns of the table are read")
+            return self
+        if twice := {name for name in self.columns if self.columns.count(name) > 1}:
+            raise ValueError(f"'columns' names '{min(twice)}' twice")
+        if self.person_column is not None and self.person_column not in self.columns:
+            raise ValueError(f"'columns' lacks the person_column '{self.person_column}'")
+        return self
 
 
 class Allow(Part):
@@ -296,7 +315,7 @@ class Policy(Part):
                 if population[key] is not None:
                     population[key] = decimal(population[key])
         for data in value["data"].values():
-            for key in ("path", "person_column", "nominal_size"):
+            for key in ("path", "sql", "columns", "person_column", "nominal_size"):
                 del data[key]
         return value
 
@@ -315,8 +334,13 @@ class Policy(Part):
         return key, self.data[key]
 
     def path_of(self, data: DataSet) -> Path | None:
-        """Return where the records of a data set are, or None if the policy does not say."""
+        """Return the file of a data set, or None if the policy names none."""
         return None if data.path is None else self._folder / data.path
+
+    @property
+    def folder(self) -> Path:
+        """Where the policy's own relative paths start."""
+        return self._folder
 
     def terms(self, population: str) -> tuple[Unit, Relation]:
         """Return unit and relation of a population."""
@@ -376,6 +400,11 @@ class Policy(Part):
                 f"plan '{plan.name}' counts {said} units here, data set '{name}' has nominal_size "
                 f"{data.nominal_size}"
             )
+        if data.columns is not None and (other := set(plan.task.columns) - set(data.columns)):
+            return (
+                f"plan '{plan.name}' uses column '{min(other)}', which is not among the columns of "
+                f"data set '{name}'"
+            )
         if misfit := self.populations[data.population].misfit(plan):
             return f"plan '{plan.name}' {misfit} (population '{data.population}')"
         return None
@@ -410,8 +439,18 @@ max_records = 1                      # most records of one person that a plan ma
 population = "patients"
 nominal_size = 1200                  # number of units, a round number set by hand
 path = "admissions.csv"              # from this file's folder; never leaves the site
+# columns = ["age", "sex", "died"]   # read these only; a database's table needs it
 # person_column = "patient_id"       # needed for unit = "person"
 disjoint = ""
+
+# In place of "path": a table or view of a database, read-only. Needs privet[sql] and "columns".
+# [data.admissions-2026.sql]
+# url = "postgresql+psycopg://reader@db.example.org/ehr?sslmode=verify-full"
+# password_file = "db.password"      # readable by its owner only; or password_variable
+# table_schema = "research"
+# table = "admissions"
+# timeout = 600                      # seconds
+# max_rows = 10_000_000
 
 # What may be asked. [] is none, ["*"] any.
 [allow]

@@ -1,49 +1,66 @@
-"""A site's own records: what its policy names, the columns that the plan needs, nothing else."""
+"""A site's own records: what its policy names, the columns that the plan needs, nothing else.
+
+::
+
+    locate_records ─┬─ a file:      its path ─────────────────┬─ read_records
+                    └─ a database:  take_snapshot ── a file ──┘
+
+A snapshot is taken where the policy is (by a loader, a process apart); the records are read
+where they are trained on, which needs the file alone (:mod:`privet.client.worker`).
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
+from privet.client.data.loader import locate_records
 from privet.client.data.split import PERSON, split_by_unit
 from privet.client.data.tables import read_table
 from privet.client.trainer import SiteData
-from privet.common.errors import DataError, PolicyError
+from privet.common.errors import DataError
 from privet.common.plan import Plan
-from privet.privacy.policy import Policy
+from privet.privacy.policy import DataSet, Policy
 
 
-def open_records(policy: Policy, data_set: str, plan: Plan) -> SiteData:
+def open_records(policy: Policy, data_set: str, plan: Plan, home: Path) -> SiteData:
     """Read a data set of the policy for a plan: to train on, and held out.
 
-    Of the file's columns only those are kept that the plan's task names, and the person's. A
-    user's own task may read any column, so it gets them all.
+    Args:
+        policy: the site's own.
+        data_set: name of one of its data sets.
+        plan: what the records are for.
+        home: folder of the site, in which the snapshot of a database is kept.
 
     Raises:
         PolicyError: if the policy does not say where the records are.
+        InputError: if a database's driver is not installed, or its password is not there.
+        DataError: if they cannot be read, or lack a column. The message stays at the site.
+    """
+    path = locate_records(policy, data_set, home)
+    return read_records(path, policy.data_set(data_set)[1], plan)
+
+
+def read_records(path: Path, data: DataSet, plan: Plan) -> SiteData:
+    """Read a file, the site's own or a snapshot, for a plan.
+
+    Of its columns only those are kept that the plan's task names, and the person's. A user's
+    own task may read any column that the policy gives, so it gets them all.
+
+    Raises:
         DataError: if a column is not there. The message stays at the site.
     """
-    data = policy.data_set(data_set)[1]
-    path = policy.path_of(data)
-    if path is None:
-        raise PolicyError(f"data set '{data_set}' of site '{policy.site}' has no 'path'")
-    table = read_table(path)
-    wanted = _columns(plan)
-    missing = [name for name in (*(wanted or ()), data.person_column) if name not in (*table, None)]
+    table = read_table(path, data.columns)
+    wanted = plan.task.columns
+    missing = [name for name in (*wanted, data.person_column) if name not in (*table, None)]
     if missing:
         raise DataError(f"{path}: there is no column '{missing[0]}'")
-    kept = table if wanted is None else table[list(wanted)]
+    kept = table[list(wanted)] if wanted else table
     if data.person_column is not None:
         kept = kept.assign(**{PERSON: table[data.person_column]})
     part = split_by_unit(kept, plan.split, plan.seed)
     return SiteData(_rows(kept, part == "train"), _rows(kept, part == "test"))
-
-
-def _columns(plan: Plan) -> list[str] | None:
-    """Return the columns of the plan's task, or None where only the task itself knows."""
-    task = plan.task
-    if task.kind == "tabular":
-        return [*task.numeric, *task.categorical, task.label]
-    return [task.text, task.label] if task.kind == "text" else None
 
 
 def _rows(table: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:

@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from privet.common.errors import DataError, DataMissing
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
     """Read a CSV (``.csv``, ``.csv.gz``, ``.tsv``) or Parquet file.
+
+    Args:
+        path: the file.
+        columns: read these only, in this order; None: all.
 
     Raises:
         DataMissing: if there is no such file.
-        DataError: if it cannot be read as a table, or names a column twice.
+        DataError: if it cannot be read as a table, names a column twice, or lacks one.
     """
     if not path.is_file():
         raise DataMissing(f"{path}: there is no such file")
-    suffixes = "".join(path.suffixes[-2:]).lower()
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
-            table = pd.read_parquet(path)
-        elif suffixes.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-            # Only an empty cell is read as missing: "None" or "NA" may be a category.
-            table = pd.read_csv(
-                path,
-                sep="\t" if ".tsv" in suffixes else ",",
-                keep_default_na=False,
-                na_values=[""],
-                low_memory=False,
-            )
-        else:
-            raise DataError(f"{path}: use a .csv, .csv.gz, .tsv or .parquet file")
+        table = _read(path, columns)
     except DataError:
         raise
     except Exception as error:
@@ -40,4 +33,38 @@ def read_table(path: Path) -> pd.DataFrame:
     if not table.columns.is_unique:
         twice = table.columns[table.columns.duplicated()][0]
         raise DataError(f"{path}: the column '{twice}' is there twice")
-    return table
+    for name in table.columns:
+        if pd.api.types.is_object_dtype(table[name].dtype):
+            # In a Parquet file None is missing among booleans: NaN, as in a CSV file.
+            table[name] = table[name].where(table[name].notna(), np.nan)
+    if columns is None:
+        return table
+    if missing := [name for name in columns if name not in table.columns]:
+        raise DataError(f"{path}: there is no column '{missing[0]}'")
+    return table[list(columns)]
+
+
+def _read(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    suffixes = "".join(path.suffixes[-2:]).lower()
+    if path.suffix.lower() in (".parquet", ".pq"):
+        return _read_parquet(path, columns)
+    if suffixes.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
+        # Only an empty cell is read as missing: "None" or "NA" may be a category.
+        return pd.read_csv(
+            path,
+            sep="\t" if ".tsv" in suffixes else ",",
+            keep_default_na=False,
+            na_values=[""],
+            low_memory=False,
+            usecols=None if columns is None else lambda name: name in columns,
+        )
+    raise DataError(f"{path}: use a .csv, .csv.gz, .tsv or .parquet file")
+
+
+def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+    import pyarrow.parquet as pq
+
+    if columns is not None:
+        names = pq.ParquetFile(path).schema_arrow.names
+        columns = [name for name in names if name in columns]
+    return pd.read_parquet(path, columns=columns)

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from privet.client.data.loader import FOLDER as SNAPSHOTS
+from privet.client.data.loader import locate_records
 from privet.client.training import Made
 from privet.client.worker.pipe import Pipe
 from privet.common.errors import DataError, PrivetError, SelfTestFailed, TrainerLost
@@ -55,6 +57,7 @@ class RemoteTrainer:
     _pipe: Pipe | None = None
     _seen: tuple[int, int] | None = None
     _opened: bool = False
+    _records: Path = Path()
     _shapes: dict[str, tuple[int, ...]] | None = None
     _tests: tuple[str, ...] | None = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
@@ -80,10 +83,13 @@ class RemoteTrainer:
 
     def release(self, order: Order, model: Arrays) -> Made:
         """Train, or evaluate, as the order says."""
-        if not self._opened and self._seen != self._file():
-            # A file that was replaced since the worker was confined is out of its reach.
-            self.close()
-        told, arrays = self._ask({"do": "release", "order": order.to_dict()}, model)
+        if not self._opened:
+            self._records = locate_records(self.policy, self.data_set, self.home)
+            if self._seen != self._file():
+                # A file that was replaced since the worker was confined is out of its reach.
+                self.close()
+        asked = {"do": "release", "order": order.to_dict(), "records": str(self._records)}
+        told, arrays = self._ask(asked, model)
         self._opened = True
         return Made(arrays, ev.from_json(told["event"]), told["reproducible"] is not False)
 
@@ -103,6 +109,7 @@ class RemoteTrainer:
             self._end()
 
     def _file(self) -> tuple[int, int] | None:
+        """Return which file the records are in now; a snapshot's folder is within reach."""
         path = self.policy.path_of(self.policy.data_set(self.data_set)[1])
         try:
             known = path.stat() if path is not None else None
@@ -112,7 +119,8 @@ class RemoteTrainer:
 
     def _start(self) -> None:
         work = self.home / "trainer"
-        work.mkdir(mode=0o700, exist_ok=True)
+        for folder in (work, self.home / SNAPSHOTS):
+            folder.mkdir(mode=0o700, exist_ok=True)
         self._seen, self._opened = self._file(), False
         log = os.open(self.home / "trainer.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
@@ -134,9 +142,7 @@ class RemoteTrainer:
         opening = {
             "plan": self.plan.to_dict(),
             "site": self.policy.site,
-            "policy": self.policy.model_dump(mode="json"),
-            "folder": str(self.policy.folder.resolve()),
-            "data_set": self.data_set,
+            "data": self.policy.data_set(self.data_set)[1].model_dump(mode="json"),
             "closed": [str(folder.resolve()) for folder in self.closed],
             "seed": self.seed,
         }

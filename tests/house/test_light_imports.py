@@ -49,7 +49,7 @@ def test_evidence_imports_without_torch_and_flower(root: Path) -> None:
     names = [
         f"privet.privacy.{name}"
         for name in (
-            "events", "units", "accounting", "honesty", "program", "policy", "filter", "merkle",
+            "events", "units", "accounting", "honesty", "program", "policy", "database", "filter", "merkle",
             "signed_note", "keys", "pkcs11", "statement", "store", "log", "standing", "ledger", "witness",
             "roster",
             "audit.bundle", "audit.verify", "audit.report", "interval",

@@ -17,7 +17,7 @@ FLOWER = (
 )  # fmt: skip
 OPACUS = ("privacy/dpsgd.py", "privacy/clipping/*.py")
 EVIDENCE = (
-    "events", "units", "accounting", "honesty", "program", "policy", "filter", "merkle",
+    "events", "units", "accounting", "honesty", "program", "policy", "database", "filter", "merkle",
     "signed_note", "keys", "pkcs11", "statement", "store", "log", "book", "ledger", "witness",
     "roster",
 )  # fmt: skip

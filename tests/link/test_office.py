@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,30 @@ def test_a_site_that_is_killed_and_comes_back_takes_part_again(town: Make) -> No
     here.wait(run, lambda s: s["state"] == "done")
     verdict = verdict_of(here)
     assert verdict.ok, verdict.faults
+
+
+def test_a_site_trains_on_a_table_of_its_database(town: Make, frame_of: Make) -> None:
+    here = town()
+    home = here.folder / "East"
+    (home / "records.csv").unlink()
+    with contextlib.closing(sqlite3.connect(home / "records.db")) as database:
+        frame_of(40, 1).to_sql("records", database, index=False)
+    policy = home / "site.toml"
+    table = """columns = ["x1", "x2", "colour", "y"]
+[data.records.sql]
+url = "sqlite:///records.db"
+table = "records"
+"""
+    policy.write_text(policy.read_text().replace('path = "records.csv"\n', table))
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    status = here.wait(run, lambda s: s["state"] == "done")
+    assert set(status["spent"]) == set(SITES)
+    assert verdict_of(here).ok
+    snapshots = home / "snapshots"
+    assert [path.name for path in snapshots.iterdir()] == ["records.parquet"]
+    assert (snapshots / "records.parquet").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:

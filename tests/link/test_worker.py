@@ -102,7 +102,7 @@ def test_the_worker_makes_what_a_trainer_in_this_process_makes(remote: Make, pur
     trainer = remote(metrics={"source": "gate"})
     plan, policy, data_set = trainer.plan, trainer.policy, trainer.data_set
     here = Trainer(
-        plan, "North", lambda: open_records(policy, data_set, plan),
+        plan, "North", lambda: open_records(policy, data_set, plan, trainer.home),
         lambda asked: Stream.seeded("seed", asked.site, asked.purpose, asked.round),
     )  # fmt: skip
     model = initial_model(plan)

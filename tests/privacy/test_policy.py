@@ -49,6 +49,15 @@ def second(disjoint: str = "") -> dict[str, Any]:
     return both
 
 
+def with_sql(**sql: Any) -> dict[str, Any]:
+    """Return the policy with a table in place of its file; ``sql`` is all that names it."""
+    of_table = value()
+    data = of_table["data"]["admissions"]
+    del data["path"]
+    data |= {"columns": ["secret_id", "x1"], "sql": {"table": "secret", **sql}}
+    return of_table
+
+
 def refused(wrong: Any, *said: str) -> None:
     with pytest.raises(PolicyError) as caught:
         Policy.parse(wrong, where="site.toml")
@@ -84,7 +93,8 @@ def test_the_template_is_a_policy():
 
 
 def test_every_key_is_in_the_template():
-    for part in ("unit", "relation", "epsilon", "delta", "max_records", "population", "path",
+    for part in ("url", "table", "table_schema", "password_file", "password_variable", "timeout",
+                 "max_rows", "columns", "unit", "relation", "epsilon", "delta", "max_records", "population", "path",
                  "nominal_size", "person_column", "disjoint", "tasks", "models", "max_rounds",
                  "max_parameters", "metrics", "coordinators", "plans", "approval", "approvers",
                  "site", "ledger", "[keys]", "module", "token", "[attested]"):  # fmt: skip
@@ -132,6 +142,77 @@ def test_every_key_is_in_the_template():
 )  # fmt: skip
 def test_what_is_wrong_is_named(path, new, said):
     refused(changed(path, new), *said)
+
+
+PG = "postgresql+psycopg://reader@db.example.org/ehr"
+
+
+@pytest.mark.parametrize(
+    ("sql", "said"),
+    [
+        ({"url": "postgresql://reader:hunter2@db/ehr"}, "without a password"),
+        ({"url": "postgresql://reader:hun/ter2@db/ehr"}, "without a password"),
+        ({"url": f"{PG}?password=hunter2"}, "may not set 'password'"),
+        ({"url": f"{PG}?options=-c%20hunter2"}, "may not set 'options'"),
+        ({"url": f"{PG}?service=hunter2"}, "may not set 'service'"),
+        ({"url": "mysql://reader@db/ehr"}, "must be postgresql+psycopg://"),
+        ({"url": "sqlite://"}, "must be postgresql+psycopg://"),
+        ({"url": "sqlite:///:memory:?mode=rw"}, "must be postgresql+psycopg://"),
+        ({"url": "sqlite:///a.db", "password_file": "hunter2"}, "'password_file' is for Postgre"),
+        ({"url": "sqlite:///a.db", "table_schema": "main"}, "'table_schema' is for PostgreSQL"),
+        ({"url": PG, "password_file": "a", "password_variable": "B"}, "not both"),
+        ({"url": PG, "table": "a\nb"}, "sql.table"),
+        ({"url": PG, "table": ""}, "sql.table: must not be empty"),
+        ({"url": PG, "password": "hunter2"}, "sql.password: unknown key"),
+        ({"url": PG, "quey": "hunter2"}, "sql.quey: unknown key"),
+        ({"url": PG, "tabel": "hunter2"}, "did you mean 'table'?"),
+        ({"url": PG, "timeout": 0.0}, "sql.timeout: must be at least 1"),
+        ({"url": PG, "max_rows": 0}, "sql.max_rows"),
+        ({}, "sql.url: missing"),
+    ],
+)
+def test_what_is_wrong_with_a_database_is_named_without_its_password(sql, said):
+    refused(with_sql(**sql), said)
+    with pytest.raises(PolicyError) as caught:
+        Policy.parse(with_sql(**sql))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "new", "said"),
+    [
+        ("path", "a.csv", "name 'path' or 'sql', not both"),
+        ("columns", None, "'sql' needs 'columns'"),
+        ("columns", [], "columns: must not be empty"),
+        ("columns", ["x1"], "'columns' lacks the person_column 'secret_id'"),
+        ("columns", ["secret_id", "x1", "x1"], "'columns' names 'x1' twice"),
+        ("columns", ["secret_id", "a\tb"], "columns"),
+    ],
+)
+def test_a_table_needs_its_columns(key, new, said):
+    wrong = with_sql(url=PG)
+    wrong["data"]["admissions"][key] = new
+    refused(wrong, said)
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        (PG, "verify-full"),
+        ("postgresql://db/ehr", "verify-full"),
+        ("postgresql://localhost,db/ehr", "verify-full"),
+        ("postgresql://localhost/ehr?hostaddr=192.0.2.1", "verify-full"),
+        ("postgresql://r@/ehr?host=db", "verify-full"),
+        (f"{PG}?sslmode=require", "require"),
+        ("postgresql://r@127.0.0.1:5433/ehr", None),
+        ("postgresql://r@[::1]/ehr", None),
+        ("postgresql:///ehr?host=/run/postgresql", None),
+    ],
+)
+def test_a_network_is_not_crossed_in_the_clear(url, expected):
+    sql = Policy.parse(with_sql(url=url)).data["admissions"].sql
+    assert sql is not None
+    assert sql.connection().get("sslmode") == expected
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b", "x" * 65, "ä"])
@@ -205,6 +286,17 @@ def test_neither_paths_nor_columns_nor_sizes_are_published():
     text = canonical_json(with_keys.public()).decode()
     assert with_keys.digest == Policy.parse(value()).digest
     for private in ("secret", "60", "path", "person_column", "nominal_size", "ledger", "keys"):
+        assert private not in text
+
+
+def test_a_database_and_its_columns_are_not_published():
+    plain = Policy.parse(changed("data.admissions.path", ...))
+    of_table = Policy.parse(
+        with_sql(url="postgresql://secret@secret/secret", password_file="secret.password")
+    )
+    assert of_table.digest == plain.digest
+    text = canonical_json(of_table.public()).decode()
+    for private in ("secret", "sql", "columns", "table", "timeout", "x1"):
         assert private not in text
 
 

@@ -1,0 +1,227 @@
+"""A snapshot of a database's table, taken by a process of its own.
+
+::
+
+    take_snapshot ── one line of JSON on its standard input ──► loader ── SELECT ──► database
+          ▲                                                        │
+          └── snapshots/NAME.parquet ◄── renamed when whole ◄── .NAME.….part
+
+Only the loader reaches the database. It is handed the one database, table, columns and
+password that the policy names, and neither keys nor passphrase: of this process's environment
+it gets the few variables below. It ends with its parent, and at a time limit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from privet.common.canonical import fsync_folder
+from privet.common.errors import DataError, InputError, PolicyError, PrivetError, reason_of
+from privet.privacy.database import Database
+
+if TYPE_CHECKING:  # the loader needs no accounting, and starts in half the time
+    from privet.privacy.policy import Policy
+
+FOLDER = "snapshots"
+"""Where snapshots are kept, in a site's folder."""
+
+# Finding Python's modules, the machine's certificates and Kerberos tickets, and no more. A
+# variable of libpq's, such as PGHOSTADDR, could lead to another database.
+_ENVIRONMENT = (
+    "HOME", "KRB5CCNAME", "KRB5_CONFIG", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH",
+    "SSL_CERT_DIR", "SSL_CERT_FILE", "TMPDIR",
+)  # fmt: skip
+
+
+def locate_records(policy: Policy, data_set: str, home: Path) -> Path:
+    """Return the file that a data set's records are in: its own, or a snapshot taken now.
+
+    Raises:
+        PolicyError: if the policy does not say where the records are.
+        InputError: if a database's driver is not installed, or its password is not there.
+        DataError: if a database cannot be read. The message stays at the site.
+    """
+    data = policy.data_set(data_set)[1]
+    path = take_snapshot(policy, data_set, home) if data.sql else policy.path_of(data)
+    if path is None:
+        raise PolicyError(f"data set '{data_set}' of site '{policy.site}' has no 'path' or 'sql'")
+    return path.resolve()
+
+
+def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
+    """Copy the named columns of a data set's table to a Parquet file, and return its path.
+
+    The file is whole or not there; an earlier snapshot stays until the new one is whole.
+
+    Args:
+        policy: the site's own.
+        data_set: name of one of its data sets, with ``sql``.
+        home: folder of the site; the file is in ``snapshots`` in it, for its owner only.
+
+    Raises:
+        PolicyError: if the data set is not of a database, or its password is not there.
+        InputError: if the database's driver is not installed.
+        DataError: if it cannot be read. The message stays at the site and holds no password.
+    """
+    data = policy.data_set(data_set)[1]
+    if data.sql is None or data.columns is None:
+        raise PolicyError(f"data set '{data_set}' of site '{policy.site}' has no 'sql'")
+    _require_driver(data.sql)
+    password = find_password(data.sql, policy.folder)
+    target = home / FOLDER / f"{data_set}.parquet"
+    try:
+        part = _new_part(target)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {reason_of(error)}") from error
+    request = {
+        "database": data.sql.model_dump(mode="json"),
+        "columns": data.columns,
+        "out": str(part.absolute()),
+        "password": password,
+        "parent": os.getpid(),
+    }
+    try:
+        if fault := _load(request, policy.folder, data.sql.timeout):
+            raise DataError(f"data set '{data_set}': {_without(fault, password)}")
+        part.replace(target)
+        fsync_folder(target.parent)
+    except OSError as error:
+        raise DataError(f"{target}: cannot be written: {reason_of(error)}") from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def find_password(database: Database, folder: Path) -> str | None:
+    """Return the password that the policy names, or None if it names none.
+
+    Args:
+        database: as in the policy.
+        folder: of the policy.
+
+    Raises:
+        PolicyError: if it is not there, or others than its owner may read the file.
+    """
+    if name := database.password_variable:
+        if not (password := os.environ.get(name)):
+            raise PolicyError(f"sql.password_variable: the variable {name} is not set")
+        return password
+    if database.password_file is None:
+        return None
+    path = folder / database.password_file
+    try:
+        with path.open(encoding="utf-8") as stream:
+            kept = os.fstat(stream.fileno())
+            if not stat.S_ISREG(kept.st_mode):
+                raise PolicyError(f"{path}: it is not a file")
+            if kept.st_mode & 0o077 or kept.st_uid != os.getuid():
+                raise PolicyError(
+                    f"{path}: the password must be this user's own file that no other may read: "
+                    "chmod 600"
+                )
+            password = stream.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PolicyError(f"{path}: cannot be read: {reason_of(error)}") from None
+    if not password:
+        raise PolicyError(f"{path}: the first line is empty, and should be the password")
+    return password
+
+
+def _require_driver(database: Database) -> None:
+    needed = ("sqlalchemy", "pyarrow") if database.file else ("sqlalchemy", "pyarrow", "psycopg")
+    for name in needed:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(
+                f"{database}: {name} is not installed: install Privet with the extra [sql]"
+            )
+
+
+def _new_part(target: Path) -> Path:
+    """Make the empty file that the loader fills, and remove what a killed process left."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target.parent.chmod(0o700)
+    for left in target.parent.glob(f".{target.stem}.????????.part"):
+        left.unlink(missing_ok=True)
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".part")
+    os.close(handle)
+    return Path(name)
+
+
+def _load(request: dict[str, Any], folder: Path, seconds: float) -> str:
+    """Run the loader; return what went wrong, or ""."""
+    # -P: no module is found in the folder it works in.
+    command = [sys.executable, "-P", "-m", "privet.client.data.loader"]
+    environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    if path := os.environ.get("PYTHONPATH"):
+        environment["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, path.split(os.pathsep)))
+    try:
+        done = subprocess.run(
+            command,
+            input=json.dumps(request).encode(),
+            capture_output=True,
+            timeout=seconds,
+            env=environment,
+            cwd=folder,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"{_named(request)} took longer than {seconds:g} s (sql.timeout)"
+    except OSError as error:
+        return f"the loader cannot be started: {reason_of(error)}"
+    try:
+        return str(json.loads(done.stdout)["fault"])
+    except (ValueError, KeyError, TypeError):
+        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
+        how = f"code {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
+        return f"the loader ended with {how}: {last[0]}"
+
+
+def _named(request: dict[str, Any]) -> Database:
+    return Database.model_validate_json(json.dumps(request["database"]))
+
+
+def _without(text: str, password: str | None) -> str:
+    return text.replace(password, "***") if password else text
+
+
+def main() -> None:
+    """Take one snapshot: what the loader does."""
+    request = json.load(sys.stdin)
+    os.umask(0o077)
+    threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
+    from privet.client.data.sql import write_snapshot
+
+    fault = ""
+    try:
+        write_snapshot(
+            _named(request),
+            tuple(request["columns"]),
+            Path(request["out"]),
+            password=request["password"],
+        )
+    except PrivetError as error:
+        fault = str(error)
+    except Exception as error:
+        fault = f"the loader failed: {error!r}"
+    print(json.dumps({"fault": fault}))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""Tables and views of PostgreSQL and SQLite, read-only, through SQLAlchemy.
+
+The statements are SQLAlchemy's own: reflection, and one ``SELECT`` of quoted names. They run in
+one read-only transaction that sees one state of the database throughout:
+
+- PostgreSQL: ``REPEATABLE READ, READ ONLY``; rows come by a cursor of the server.
+- SQLite: the file is opened with ``mode=ro``, under ``PRAGMA query_only``.
+
+A column's type comes from its declaration: whole numbers, decimals (as 64-bit floats), booleans,
+and text; dates and times are ISO 8601 text, in UTC where they have a zone. Rows are in the
+order of the columns as the policy names them, NULL last and text by code point, so that a
+snapshot does not depend on how a database stores its rows.
+
+SQLAlchemy is under the MIT licence. psycopg is under the LGPL-3: it is loaded as the separate,
+replaceable package that it is, and only where ``privet[sql]`` was installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import sqlite3
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from privet.common.errors import DataError, DataMissing
+from privet.privacy.database import Database
+
+_CHUNK = 10_000
+"""Rows in memory at once."""
+_CONNECT_SECONDS = 10
+
+
+def write_snapshot(
+    database: Database, columns: tuple[str, ...], out: Path, *, password: str | None = None
+) -> None:
+    """Write the named columns of a table to a Parquet file, and make it durable.
+
+    Args:
+        database: whose table.
+        columns: of the table, in the order in which they are wanted.
+        out: the file; what is in it is replaced.
+        password: of the database's user, where it has one.
+
+    Raises:
+        DataMissing: if there is no such database file, or no such table.
+        DataError: if the database does not answer, says no, lacks a column, or has values that
+            do not fit their declaration.
+    """
+    try:
+        with reading(database, password) as connection:
+            _copy(connection, database, columns, out)
+    except sa.exc.DBAPIError as error:
+        raise DataError(f"{database}: {_first_line(error.orig or error)}") from None
+    except sa.exc.SQLAlchemyError as error:
+        raise DataError(f"{database}: {_first_line(error)}") from None
+
+
+@contextlib.contextmanager
+def reading(database: Database, password: str | None = None) -> Iterator[sa.Connection]:
+    """Open one read-only transaction, which is never committed.
+
+    Raises:
+        DataMissing: if there is no such database file.
+        sqlalchemy.exc.DBAPIError: if the database cannot be opened.
+    """
+    engine = _sqlite(database) if database.file else _postgresql(database, password)
+    try:
+        with engine.connect() as connection:
+            if database.file:
+                connection.exec_driver_sql("PRAGMA query_only = ON")
+                connection.exec_driver_sql("BEGIN")
+            else:
+                milliseconds = str(int(1000 * database.timeout))
+                settings = {"statement_timeout": milliseconds, "timezone": "UTC"}
+                for name, value in settings.items():
+                    connection.execute(sa.select(sa.func.set_config(name, value, True)))
+            yield connection
+            connection.rollback()
+    finally:
+        engine.dispose()
+
+
+def _sqlite(database: Database) -> sa.Engine:
+    path = Path(str(database.file)).absolute()
+    if not path.is_file():
+        raise DataMissing(f"{database}: there is no such file")
+    uri = f"file:{quote(str(path))}?mode=ro"
+
+    def connect() -> sqlite3.Connection:
+        # Its own transactions: isolation_level None leaves BEGIN to us.
+        return sqlite3.connect(uri, uri=True, timeout=_CONNECT_SECONDS, isolation_level=None)
+
+    return sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
+
+
+def _postgresql(database: Database, password: str | None) -> sa.Engine:
+    settings: dict[str, Any] = {
+        "application_name": "privet",
+        "connect_timeout": min(_CONNECT_SECONDS, int(database.timeout)),
+        # No password but the policy's: none from a file in this user's home.
+        "passfile": os.devnull,
+        **database.connection(),
+    }
+    if password is not None:
+        settings["password"] = password
+    return sa.create_engine(
+        "postgresql+psycopg://",
+        connect_args=settings,
+        poolclass=sa.NullPool,
+        isolation_level="REPEATABLE READ",
+        execution_options={"postgresql_readonly": True},
+    )
+
+
+@dataclass(frozen=True)
+class _Column:
+    """How a column is kept: its Arrow type, the conversion of a cell, and what orders rows."""
+
+    name: str
+    arrow: pa.DataType
+    convert: Callable[[Any], Any]
+    order: sa.ColumnElement[Any]
+
+    def array(self, cells: list[Any]) -> pa.Array:
+        """Return cells as an Arrow array.
+
+        Raises:
+            DataError: naming the column, not the cell.
+        """
+        try:
+            values = [None if cell is None else self.convert(cell) for cell in cells]
+            return pa.array(values, self.arrow)
+        except (ValueError, TypeError, OverflowError, pa.ArrowException):
+            raise DataError(
+                f"column '{self.name}' has a value that is not {_IN_WORDS[str(self.arrow)]}, "
+                "as it is declared"
+            ) from None
+
+
+_IN_WORDS = {
+    "int64": "a whole number of 64 bits",
+    "double": "a number",
+    "bool": "true or false",
+    "string": "a text, date or time",
+}
+
+
+def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...], out: Path) -> None:
+    columns = _columns(connection, database, names)
+    table = _table(database, names)
+    chosen = [table.c[name] for name in names]
+    query = sa.select(*chosen).order_by(*(column.order.nulls_last() for column in columns))
+    schema = pa.schema([(column.name, column.arrow) for column in columns])
+    count = 0
+    streamed = connection.execution_options(stream_results=True, max_row_buffer=_CHUNK)
+    with (
+        streamed.execute(query) as rows,
+        out.open("wb") as stream,
+        pq.ParquetWriter(stream, schema) as writer,
+    ):
+        for chunk in rows.partitions(_CHUNK):
+            if (count := count + len(chunk)) > database.max_rows:
+                raise DataError(
+                    f"{database}: '{database.table}' has more than {database.max_rows:,} rows "
+                    "(sql.max_rows)"
+                )
+            cells = zip(*chunk, strict=True)
+            arrays = [column.array(list(own)) for column, own in zip(columns, cells, strict=True)]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+    with out.open("rb") as written:
+        os.fsync(written.fileno())
+
+
+def _table(database: Database, names: tuple[str, ...]) -> sa.TableClause:
+    """Return the table with its columns; every name is quoted, whatever is in it."""
+    quoted: list[sa.ColumnClause[Any]] = [
+        sa.column(sa.quoted_name(name, quote=True)) for name in names
+    ]
+    schema = database.table_schema
+    return sa.table(
+        sa.quoted_name(database.table, quote=True),
+        *quoted,
+        schema=None if schema is None else sa.quoted_name(schema, quote=True),
+    )
+
+
+def _columns(
+    connection: sa.Connection, database: Database, names: tuple[str, ...]
+) -> list[_Column]:
+    """Look up how the columns are declared.
+
+    Raises:
+        DataMissing: if the table is not there.
+        DataError: if a column is not, or is of a kind that is not read.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Of a type that it does not know; _column refuses it.
+            warnings.simplefilter("ignore", sa.exc.SAWarning)
+            found = sa.inspect(connection).get_columns(database.table, schema=database.table_schema)
+    except sa.exc.NoSuchTableError:
+        raise DataMissing(
+            f"{database}: there is no table or view '{_place(database)}' that this user may see"
+        ) from None
+    declared = {column["name"]: column["type"] for column in found}
+    if missing := [name for name in names if name not in declared]:
+        raise DataError(f"{database}: '{_place(database)}' has no column '{missing[0]}'")
+    table = _table(database, names)
+    return [_column(connection, database, table, name, _plain(declared[name])) for name in names]
+
+
+def _column(
+    connection: sa.Connection,
+    database: Database,
+    table: sa.TableClause,
+    name: str,
+    declared: sa.types.TypeEngine[Any],
+) -> _Column:
+    cell = table.c[name]
+    if isinstance(declared, sa.Boolean):
+        return _Column(name, pa.bool_(), _boolean, cell)
+    unsure = isinstance(declared, sa.Numeric | sa.types.NullType)
+    if database.file and unsure and not isinstance(declared, sa.Float):
+        # SQLite calls any declaration that it does not know numeric, and views have none.
+        declared = _by_value(connection, table, name)
+    if isinstance(declared, sa.Integer):
+        return _Column(name, pa.int64(), _whole, cell)
+    if isinstance(declared, sa.Numeric | sa.Float):
+        return _Column(name, pa.float64(), _number, cell)
+    if isinstance(declared, sa.String | sa.Date | sa.DateTime | sa.Time | sa.Uuid):
+        by_code = cell.collate("BINARY") if database.file else sa.cast(cell, sa.Text).collate("C")
+        convert = _moment if isinstance(declared, sa.DateTime) else _text
+        if isinstance(declared, sa.CHAR) and not database.file:
+            convert = _unpadded
+        return _Column(name, pa.string(), convert, by_code)
+    raise DataError(
+        f"{database}: column '{name}' of '{_place(database)}' is of type {declared!r}, which is "
+        "not read: make a view that casts it to a number or a text"
+    )
+
+
+def _plain(declared: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
+    """Return the type under a domain of PostgreSQL."""
+    while isinstance(declared, postgresql.DOMAIN):
+        declared = declared.data_type
+    return declared
+
+
+def _by_value(
+    connection: sa.Connection, table: sa.TableClause, name: str
+) -> sa.types.TypeEngine[Any]:
+    """Return the type of what is in a column of SQLite that declares none."""
+    query = sa.select(sa.func.typeof(table.c[name])).distinct()
+    kinds = set(connection.execute(query).scalars()) - {"null"}
+    if kinds and kinds <= {"integer"}:
+        return sa.Integer()
+    if kinds <= {"integer", "real"}:
+        return sa.Float()
+    return sa.Text()
+
+
+def _whole(cell: Any) -> int:
+    if isinstance(cell, bool) or not isinstance(cell, int):
+        raise TypeError
+    return cell
+
+
+def _number(cell: Any) -> float:
+    if not isinstance(cell, int | float | Decimal):
+        raise TypeError
+    return float(cell)
+
+
+def _boolean(cell: Any) -> bool:
+    if cell not in (0, 1):
+        raise ValueError
+    return bool(cell)
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, str):
+        return cell
+    if isinstance(cell, dt.date | dt.time):
+        return cell.isoformat()
+    if isinstance(cell, int | float | Decimal | uuid.UUID):
+        return str(cell)
+    raise TypeError
+
+
+def _unpadded(cell: Any) -> str:
+    """Return a CHAR(n) without the blanks that fill it up, which mean nothing."""
+    return _text(cell).rstrip(" ")
+
+
+def _moment(cell: Any) -> str:
+    """Return date and time in one form; SQLite has them as text, with a blank or a T."""
+    text = _text(cell)
+    try:
+        return dt.datetime.fromisoformat(text).isoformat()
+    except ValueError:
+        return text
+
+
+def _place(database: Database) -> str:
+    schema = database.table_schema
+    return database.table if schema is None else f"{schema}.{database.table}"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

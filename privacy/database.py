@@ -1,0 +1,120 @@
+"""A table of a database that holds a site's records, as its policy names it.
+
+There is no query text: a table or view and its columns are named, and quoted by who reads
+them. What a table cannot say, a view of the database says.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Self
+from urllib.parse import parse_qsl, unquote
+
+from pydantic import Field, model_validator
+
+from privet.common.schema import Count, Part
+
+_POSTGRESQL = re.compile(
+    r"postgresql(?:\+psycopg)?://"
+    r"(?:(?P<user>[^@:/?#]+)@)?"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^@:/?#\[\]]*)(?::(?P<port>[0-9]{1,5}))?"
+    r"/(?P<database>[^/?#]+)(?:\?(?P<query>[^#]*))?"
+)
+_SQLITE = re.compile(r"sqlite:///(?P<file>[^?#]+)")
+_FORMS = (
+    "must be postgresql+psycopg://USER@HOST/DATABASE?sslmode=verify-full or sqlite:///FILE, "
+    "without a password: that is what 'password_file' and 'password_variable' are for"
+)
+_SETTINGS = (
+    "channel_binding", "gssencmode", "host", "hostaddr", "krbsrvname", "port", "require_auth",
+    "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert",
+)  # fmt: skip
+"""What of libpq's connection the address may set; no other host, file or password comes in."""
+
+Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Name of a table, schema or column; any but control characters, exactly as in the database."""
+
+
+class Database(Part):
+    """One table or view of one database, read-only.
+
+    Attributes:
+        url: the database, without a password.
+        table: a table or view.
+        table_schema: the schema it is in; None: as the database's user sees it.
+        password_file: file with the password, from the policy's folder.
+        password_variable: environment variable with the password.
+        timeout: seconds that a snapshot may take, the connection included.
+        max_rows: a table with more rows is not read.
+    """
+
+    url: str
+    table: Identifier
+    table_schema: Identifier | None = None
+    password_file: Annotated[str, Field(min_length=1)] | None = None
+    password_variable: Annotated[str, Field(min_length=1)] | None = None
+    timeout: Annotated[float, Field(ge=1, le=86_400)] = 600.0
+    max_rows: Count = 10_000_000
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Self:
+        found = _POSTGRESQL.fullmatch(self.url)
+        if found is None:
+            if _SQLITE.fullmatch(self.url) is None:
+                raise ValueError(f"'url' {_FORMS}")
+            for key in ("table_schema", "password_file", "password_variable"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"'{key}' is for PostgreSQL, and the database is SQLite")
+            return self
+        if self.password_file and self.password_variable:
+            raise ValueError("name 'password_file' or 'password_variable', not both")
+        for key, _ in parse_qsl(found["query"] or "", keep_blank_values=True):
+            if key not in _SETTINGS:
+                raise ValueError(f"'url' may not set '{key}'; it may set {', '.join(_SETTINGS)}")
+        return self
+
+    @property
+    def file(self) -> Path | None:
+        """The file of an SQLite database, from the policy's folder; None for PostgreSQL."""
+        found = _SQLITE.fullmatch(self.url)
+        return Path(found["file"]) if found else None
+
+    def connection(self) -> dict[str, str]:
+        """Return libpq's settings of a PostgreSQL database, without a password.
+
+        Where the address names a host elsewhere and not how it is protected, it is
+        ``sslmode=verify-full``: neither records nor password cross a network in the clear.
+        """
+        found = _POSTGRESQL.fullmatch(self.url)
+        if found is None:
+            return {}
+        named = {
+            "user": found["user"],
+            "host": (found["host"] or "").strip("[]"),
+            "port": found["port"],
+            "dbname": found["database"],
+        }
+        settings = {key: unquote(value) for key, value in named.items() if value}
+        settings |= dict(parse_qsl(found["query"] or ""))
+        if not _is_here(settings.get("hostaddr") or settings.get("host", "")):
+            settings.setdefault("sslmode", "verify-full")
+        return settings
+
+    def __str__(self) -> str:
+        """Return which database it is, for the operator's messages."""
+        if self.file is not None:
+            return f"database {self.file}"
+        settings = self.connection()
+        return f"database '{settings['dbname']}' at {settings.get('host') or 'this machine'}"
+
+
+def _is_here(hosts: str) -> bool:
+    """Whether every host is this machine: a folder of sockets, or loopback."""
+    return all(
+        host in ("", "localhost", "::1") or host.startswith("/") or _LOOPBACK.fullmatch(host)
+        for host in hosts.split(",")
+    )
+
+
+_LOOPBACK = re.compile(r"127(\.[0-9]{1,3}){3}")
