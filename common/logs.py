@@ -17,7 +17,7 @@ import traceback
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from privet.common.errors import (
     InputError,
@@ -72,17 +72,16 @@ def set_up(style: Style, level: Level, *, operator: Path | None = None) -> None:
     if style is Style.JSON:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     root = logging.getLogger()
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
+    root.handlers = [one for one in root.handlers if not isinstance(one, _Stderr | _Operators)]
     root.setLevel(logging.WARNING)
     own = logging.getLogger(_OWN)
     own.setLevel(level.upper())
-    error = logging.StreamHandler(sys.stderr)
+    error = _Stderr()
     error.setFormatter(Lines(style, texts=operator is None))
     root.addHandler(error)
     if operator is not None:
         error.addFilter(lambda record: record.name.split(".")[0] == _OWN)
-        root.addHandler(_operators(operator))
+        root.addHandler(_Operators(operator))
     _take_over()
 
 
@@ -178,16 +177,28 @@ def _take_over() -> None:
         flower.addFilter(_ToRoot())
 
 
-def _operators(path: Path) -> logging.Handler:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(_Whole("%(asctime)s %(name)s %(levelname)s %(message)s"))
-    return handler
+class _Stderr(logging.StreamHandler[TextIO]):
+    """Writes to standard error, wherever that is now."""
+
+    @property
+    def stream(self) -> TextIO:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: TextIO) -> None:
+        del value
+
+
+class _Operators(logging.FileHandler):
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(path, delay=True)
+        self.setFormatter(_Whole("%(asctime)s %(name)s %(levelname)s %(message)s"))
 
 
 def to_file_only(path: Path) -> None:
     """Let a process that handles records log to the operator's file, and nowhere else."""
     root = logging.getLogger()
-    root.handlers = [_operators(path)]
+    root.handlers = [_Operators(path)]
     root.setLevel(logging.INFO)
     _take_over()
