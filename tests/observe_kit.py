@@ -9,7 +9,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from office_kit import Town, _free_port
@@ -103,9 +102,3 @@ def can_be_apart() -> bool:
     done = subprocess.run(["unshare", "-rn", "ip", "link", "set", "lo", "up"], check=False,
                           capture_output=True)  # fmt: skip
     return done.returncode == 0
-
-
-def folder_of(tmp_path: Path, name: str) -> Path:
-    """A new folder."""
-    (tmp_path / name).mkdir()
-    return tmp_path / name
