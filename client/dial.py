@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -66,6 +67,22 @@ class Told:
     arrays: Arrays
 
 
+@dataclass
+class Tally:
+    """What passed since the dialer was made.
+
+    Attributes:
+        connected: whether the coordinator has welcomed this site on the stream that is open.
+        streams: streams that were begun.
+        received, sent: bytes of messages, before gRPC and TLS add theirs.
+    """
+
+    connected: bool = False
+    streams: int = 0
+    received: int = 0
+    sent: int = 0
+
+
 Serve = Callable[[Asked], Told]
 """Answers a parcel; runs in a thread, one at a time."""
 
@@ -100,6 +117,9 @@ class Dialer:
         self._partial: dict[bytes, Intake] = {}
         self._turn = asyncio.Lock()
         self._wait = _SHORTEST
+        self.tally = Tally()
+        self.on_answer: Callable[[Asked, Told, float], None] = lambda asked, told, seconds: None
+        """Told of each answer that was made, and of the seconds that it took."""
 
     async def run(self) -> None:
         """Dial, and dial again, until cancelled.
@@ -117,9 +137,11 @@ class Dialer:
             except aio.AioRpcError as error:
                 if error.code() in _HOPELESS:
                     raise RunError(f"{self.address}: {error.details()}") from None
-                _LOG.info("%s: %s", self.address, error.details())
+                _LOG.info("cut", extra={"address": self.address, "why": error.details()})
             except InputError as error:
-                _LOG.warning("%s: %s", self.address, error)
+                _LOG.warning("cut", extra={"address": self.address, "why": error})
+            finally:
+                self.tally.connected = False
             self._on_state("cut")
             await asyncio.sleep(self._wait * random.uniform(0.5, 1.0))
             self._wait = min(2 * self._wait, _LONGEST)
@@ -133,11 +155,14 @@ class Dialer:
             raise await _ended(stream)
         if first.WhichOneof("what") != "welcome" or first.welcome.version not in VERSIONS:
             raise InputError("the coordinator did not say which version it speaks")
+        self.tally.connected = True
+        self.tally.streams += 1
         self._on_state("connected")
         self._wait = _SHORTEST
         sending: set[asyncio.Task[None]] = set()
         try:
             while (message := await stream.read()) is not aio.EOF:
+                self.tally.received += message.ByteSize()
                 if message.WhichOneof("what") == "parcel":
                     task = asyncio.create_task(self._answer(stub, stream, message.parcel))
                     sending.add(task)
@@ -153,12 +178,14 @@ class Dialer:
             told = await self._told(stub, parcel)
             numbers = await self._bring(stub, parcel.id, told.arrays)
             answer = pb.Answer(id=parcel.id, records=told.records, numbers=numbers)
-            await stream.write(pb.FromSite(answer=answer))
+            message = pb.FromSite(answer=answer)
+            await stream.write(message)
+            self.tally.sent += message.ByteSize()
         except aio.AioRpcError as error:
-            _LOG.info("cut while answering: %s", error.details())
+            _LOG.info("cut while answering", extra={"why": error.details()})
             stream.cancel()
         except (InputError, aio.UsageError, asyncio.InvalidStateError) as error:
-            _LOG.warning("a parcel was not answered: %s", error)
+            _LOG.warning("a parcel was not answered", extra={"why": error})
         except Exception:
             _LOG.exception("a parcel was not answered")
 
@@ -175,7 +202,10 @@ class Dialer:
 
     async def _make(self, asked: Asked) -> Told:
         async with self._turn:
-            return await asyncio.to_thread(self._serve, asked)
+            began = time.monotonic()
+            told = await asyncio.to_thread(self._serve, asked)
+            self.on_answer(asked, told, time.monotonic() - began)
+            return told
 
     async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:
         """Return the arrays that a parcel names.
@@ -206,6 +236,7 @@ class Dialer:
         try:
             async for chunk in stub.Download(want):
                 intake.take(chunk.data)
+                self.tally.received += len(chunk.data)
         except (aio.AioRpcError, asyncio.CancelledError):
             self._partial = {sha256: intake}
             raise
@@ -221,7 +252,7 @@ class Dialer:
             return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
         held = await stub.Status(pb.Want(sha256=sha256, parcel=number))
         if held.offset < size:
-            await stub.Upload(_pieces(number, sha256, size, held.offset, arrays))
+            await stub.Upload(_pieces(number, sha256, size, held.offset, arrays, self.tally))
         return pb.Numbers(sha256=sha256, size=size)
 
 
@@ -236,11 +267,12 @@ async def _ended(stream: Any) -> aio.AioRpcError:
 
 
 async def _pieces(
-    number: str, sha256: bytes, size: int, offset: int, arrays: Arrays
+    number: str, sha256: bytes, size: int, offset: int, arrays: Arrays, tally: Tally
 ) -> AsyncIterator[pb.Piece]:
     head: dict[str, Any] = {
         "parcel": number, "sha256": sha256, "size": size, "offset": offset,
     }  # fmt: skip
     for part in chunks(arrays, offset, CHUNK):
         yield pb.Piece(data=part, **head)
+        tally.sent += len(part)
         head = {}

@@ -111,10 +111,10 @@ class Gate:
             guard.look(plan, run)
             write_atomic(self._kept, records)
         except Refusal as no:
-            _LOG.warning("not ready: %s: %s", no.status, no)
+            _LOG.warning("not ready", extra={"status": str(no.status), "why": str(no)})
             return no.status
         except PrivetError as error:
-            _LOG.error("an offer was refused: %s", error)
+            _LOG.error("an offer was refused", extra={"why": error})
             return Status.REFUSED_POLICY
         return offer.READY
 

@@ -264,6 +264,14 @@ def decode_reply(content: RecordDict) -> tuple[str, Status, Release | None]:
     return site, status, Release(str(reply.get("order")), facts, arrays)
 
 
+def status_of(records: bytes) -> Status | None:
+    """Return the status in a site's packed reply, or None; its arrays are not looked at."""
+    try:
+        return Status(json.loads(json.loads(records)[REPLY]["json"])["status"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _json(record: Any) -> Any:
     try:
         return json.loads(record["json"])

@@ -337,11 +337,6 @@ class Policy(Part):
         """Return the file of a data set, or None if the policy names none."""
         return None if data.path is None else self._folder / data.path
 
-    @property
-    def folder(self) -> Path:
-        """Where the policy's own relative paths start."""
-        return self._folder
-
     def terms(self, population: str) -> tuple[Unit, Relation]:
         """Return unit and relation of a population."""
         found = self.populations[population]

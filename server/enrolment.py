@@ -79,7 +79,7 @@ class Door:
         try:
             wanted = self._federation.invites
         except PrivetError as error:
-            _LOG.error("the invitations cannot be read: %s", error)
+            _LOG.error("the invitations cannot be read", extra={"why": error})
             wanted = False
         if wanted and self._server is None:
             self._open()
@@ -99,13 +99,13 @@ class Door:
         self.address = f"{host}:{port}"
         server.start()
         self._server = server
-        _LOG.info("open for enrolment at %s", self.address)
+        _LOG.info("open for enrolment", extra={"address": self.address})
 
     def _shut(self) -> None:
         if self._server is not None:
             self._server.stop(0.5).wait()
             self._server = None
-            _LOG.info("shut: no invitation is open")
+            _LOG.info("enrolment is shut: no invitation is open")
 
 
 class _Service(rpc.EnrolmentServicer):
@@ -121,8 +121,8 @@ class _Service(rpc.EnrolmentServicer):
                     request.site, request.token, request.request, request.ledger, request.witness
                 )
             except PrivetError as error:
-                _LOG.warning("refused from %s: %s", context.peer(), error)
+                _LOG.warning("refused", extra={"peer": context.peer(), "why": error})
                 self._sleep(_WRONG)
                 context.abort(grpc.StatusCode.PERMISSION_DENIED, "no such invitation, or bad keys")
-            _LOG.info("%s enrolled from %s", request.site, context.peer())
+            _LOG.info("enrolled", extra={"site": request.site, "peer": context.peer()})
         return pb.Certificate(pem=pem)

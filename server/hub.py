@@ -12,6 +12,8 @@ A site may come and go: what was posted to it stays open until it is answered or
 and is offered again on each new stream. Every call is checked against the members; a site
 that is revoked loses its streams at once. A parcel's answer is taken once; one that comes
 after the parcel was withdrawn is counted as late and never handed on.
+
+The standard health service answers members on the same port; nothing else is served.
 """
 
 from __future__ import annotations
@@ -26,17 +28,20 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from grpc import aio
+from grpc_health.v1 import health_pb2_grpc
 
 from privet.common.errors import InputError
 from privet.common.flat import CHUNK, Arrays, Intake, chunks, digest_arrays, size_of
 from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
 from privet.common.link.identity import require_tls_1_3
+from privet.server.health import Health
 from privet.server.spool import Spooled
+from privet.server.tally import Tally
 
 VERSION = 1
 INLINE = 1 << 16
@@ -158,7 +163,7 @@ class Hub:
         self.identify = identify
         self.spool = spool
         self.most_numbers = most_numbers
-        self.late: Counter[str] = Counter()
+        self.tally = Tally()
         # A site keeps its answers by parcel: a restarted coordinator must not get those of another.
         self._life = secrets.token_hex(8)
         self._numbers = 0
@@ -198,6 +203,15 @@ class Hub:
     def present(self) -> list[str]:
         """Return the sites that attend now."""
         return list(self._sessions)
+
+    @property
+    def late(self) -> Counter[str]:
+        """Answers that came late, by site."""
+        return self.tally.late
+
+    def open_parcels(self) -> int:
+        """Return how many parcels were posted and neither answered nor withdrawn."""
+        return len(self._open)
 
     def wait_for(self, sites: set[str], timeout: float) -> set[str]:
         """Wait until all of ``sites`` attend; return those that do."""
@@ -246,7 +260,9 @@ class Hub:
 
     async def _listen(self, address: str, credentials: grpc.ServerCredentials) -> int:
         self._server = aio.server(options=_OPTIONS)
-        rpc.add_LinkServicer_to_server(_Service(self), self._server)
+        service = _Service(self)
+        rpc.add_LinkServicer_to_server(service, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(Health(service.member), self._server)
         try:
             port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
@@ -293,6 +309,8 @@ class Hub:
         if before is not None:
             before.outgoing.put_nowait(None)
         self._sessions[session.site] = session
+        self.tally.streams[session.site] += 1
+        _LOG.info("a site attends", extra={"site": session.site})
         for parcel in self._open.values():
             if parcel.site == session.site:
                 session.outgoing.put_nowait(parcel.message)
@@ -303,6 +321,7 @@ class Hub:
         """Forget a stream that has ended."""
         if self._sessions.get(session.site) is session:
             del self._sessions[session.site]
+            _LOG.info("a site is gone", extra={"site": session.site})
             with self._changed:
                 self._changed.notify_all()
 
@@ -329,12 +348,12 @@ class Hub:
         """
         parcel = self.open_parcel(answer.id, site)
         if parcel is None:
-            self.late[site] += 1
-            _LOG.warning("%s: an answer came late, or twice, or to nothing", site)
+            self.tally.late[site] += 1
+            _LOG.warning("an answer came late, or twice, or to nothing", extra={"site": site})
             return
         arrays = await self._numbers_of(parcel, answer)
         if self._open.pop(answer.id, None) is None:
-            self.late[site] += 1  # it was withdrawn, or answered on another stream, meanwhile
+            self.tally.late[site] += 1  # it was withdrawn, or answered on another stream, meanwhile
             return
         parcel.answer.set_result(Answered(answer.records, arrays))
 
@@ -368,29 +387,46 @@ async def _written(context: aio.ServicerContext[Any, Any], message: Any) -> bool
     return True
 
 
+_NOT_A_MEMBER = grpc.StatusCode.UNAUTHENTICATED, "not a member"
+_TOO_MANY = grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once"
+
+
 class _Service(rpc.LinkServicer):
     """The four calls. Whoever is no member gets a status and nothing else."""
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
 
-    async def _member(self, context: aio.ServicerContext[Any, Any]) -> Call:
+    async def member(self, context: aio.ServicerContext[Any, Any]) -> Call:
+        """Return the call of a member; anybody else's ends here."""
         found = context.auth_context().get("x509_pem_cert", [b""])[0]
         site = self._hub.identify(found)
         if site is None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a member")
-        assert site is not None
+            await self._refuse(context, "not-a-member", _NOT_A_MEMBER)
         call = self._hub.call(site)
         if call is None:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once")
-        assert call is not None
+            await self._refuse(context, "too-many-calls", _TOO_MANY, site)
         return call
+
+    async def _refuse(
+        self,
+        context: aio.ServicerContext[Any, Any],
+        reason: str,
+        how: tuple[grpc.StatusCode, str],
+        site: str = "",
+    ) -> NoReturn:
+        """Count why a call is refused, and end it."""
+        self._hub.tally.refused[reason] += 1
+        known = {"site": site} if site else {"peer": context.peer()}
+        _LOG.warning("a call was refused", extra={"reason": reason, "why": how[1], **known})
+        await context.abort(*how)
+        raise AssertionError("abort raises")
 
     async def Attend(  # noqa: N802
         self, requests: AsyncIterator[pb.FromSite], context: aio.ServicerContext[Any, Any]
     ) -> None:
-        with await self._member(context) as call:
-            await self._greet(context)
+        with await self.member(context) as call:
+            await self._greet(call.site, context)
             session = _Session(call.site)
             self._hub.begin(session)
             reader = asyncio.create_task(self._listen(session, context))
@@ -398,25 +434,27 @@ class _Service(rpc.LinkServicer):
                 while (message := await session.outgoing.get()) is not None:
                     if not await _written(context, message):
                         break
+                    self._hub.tally.sent[call.site] += message.ByteSize()
             finally:
                 self._hub.end(session)
                 reader.cancel()
             if call.is_cut:
                 await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a member any more")
             if session.fault:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, session.fault)
+                how = grpc.StatusCode.INVALID_ARGUMENT, session.fault
+                await self._refuse(context, "malformed", how, call.site)
 
-    async def _greet(self, context: aio.ServicerContext[Any, Any]) -> None:
+    async def _greet(self, site: str, context: aio.ServicerContext[Any, Any]) -> None:
         try:
             first = await asyncio.wait_for(context.read(), _FIRST_WORD)
         except TimeoutError:
             first = None
         if not isinstance(first, pb.FromSite) or first.WhichOneof("what") != "hello":
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello")
+            how = grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello"
+            await self._refuse(context, "malformed", how, site)
         if VERSION not in first.hello.versions:
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION, f"this coordinator speaks version {VERSION}"
-            )
+            how = grpc.StatusCode.FAILED_PRECONDITION, f"this coordinator speaks version {VERSION}"
+            await self._refuse(context, "version", how, site)
         await context.write(
             pb.ToSite(
                 welcome=pb.Welcome(
@@ -431,11 +469,11 @@ class _Service(rpc.LinkServicer):
         """Take answers until the site goes, or says what it must not."""
         try:
             while isinstance(word := await context.read(), pb.FromSite):
+                self._hub.tally.received[session.site] += word.ByteSize()
                 if word.WhichOneof("what") != "answer":
                     raise InputError("only answers follow Hello")
                 await self._hub.answered(session.site, word.answer)
         except InputError as error:
-            _LOG.warning("%s: %s", session.site, error)
             session.fault = str(error)
         finally:
             session.outgoing.put_nowait(None)
@@ -443,21 +481,22 @@ class _Service(rpc.LinkServicer):
     async def Download(  # noqa: N802
         self, request: pb.Want, context: aio.ServicerContext[Any, Any]
     ) -> None:
-        with await self._member(context) as call:
+        with await self.member(context) as call:
             arrays = self._hub.offered(call.site, request.sha256)
             if arrays is None:
-                await context.abort(grpc.StatusCode.NOT_FOUND, "not offered to this site")
-            assert arrays is not None
+                how = grpc.StatusCode.NOT_FOUND, "not offered to this site"
+                await self._refuse(context, "not-offered", how, call.site)
             for part in chunks(arrays, request.offset):
                 if call.is_cut:
                     await context.abort(grpc.StatusCode.UNAUTHENTICATED, "not a member any more")
                 if not await _written(context, pb.Chunk(data=part)):
                     return
+                self._hub.tally.sent[call.site] += len(part)
 
     async def Status(  # noqa: N802
         self, request: pb.Want, context: aio.ServicerContext[Any, Any]
     ) -> pb.Held:
-        with await self._member(context) as call:
+        with await self.member(context) as call:
             parcel = self._hub.open_parcel(request.parcel, call.site)
             upload = parcel.upload if parcel is not None else None
             same = upload is not None and upload.sha256 == request.sha256
@@ -466,7 +505,7 @@ class _Service(rpc.LinkServicer):
     async def Upload(  # noqa: N802
         self, requests: AsyncIterator[pb.Piece], context: aio.ServicerContext[Any, Any]
     ) -> pb.Held:
-        with await self._member(context) as call:
+        with await self.member(context) as call:
             upload: _Upload | None = None
             async for piece in requests:
                 if call.is_cut:
@@ -475,7 +514,9 @@ class _Service(rpc.LinkServicer):
                     upload = await self._begin_upload(call.site, piece, context)
                 async with upload.lock:
                     if len(piece.data) > min(2 * CHUNK, upload.size - upload.held):
-                        await context.abort(grpc.StatusCode.OUT_OF_RANGE, "more than was announced")
+                        how = grpc.StatusCode.OUT_OF_RANGE, "more than was announced"
+                        await self._refuse(context, "malformed", how, call.site)
+                    self._hub.tally.received[call.site] += len(piece.data)
                     loop = asyncio.get_running_loop()
                     await loop.run_in_executor(None, upload.write, piece.data)
             return pb.Held(offset=upload.held if upload is not None else 0)
@@ -485,15 +526,17 @@ class _Service(rpc.LinkServicer):
     ) -> _Upload:
         parcel = self._hub.open_parcel(piece.parcel, site)
         if parcel is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "no such parcel is open")
-        assert parcel is not None
+            how = grpc.StatusCode.NOT_FOUND, "no such parcel is open"
+            await self._refuse(context, "not-offered", how, site)
         if not 0 < piece.size <= self._hub.most_numbers or len(piece.sha256) != 32:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too long, or no digest")
+            how = grpc.StatusCode.RESOURCE_EXHAUSTED, "too long, or no digest"
+            await self._refuse(context, "malformed", how, site)
         known = parcel.upload
         if known is None or (known.sha256, known.size) != (piece.sha256, piece.size):
             path = self._hub.spool / f"{piece.parcel}.part"
             path.unlink(missing_ok=True)
             known = parcel.upload = _Upload(path, piece.sha256, piece.size)
         if piece.offset != known.held:
-            await context.abort(grpc.StatusCode.ABORTED, f"go on from byte {known.held}")
+            how = grpc.StatusCode.ABORTED, f"go on from byte {known.held}"
+            await self._refuse(context, "out-of-step", how, site)
         return known

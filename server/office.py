@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 
 import grpc
@@ -25,8 +26,9 @@ import grpc
 from privet.common.canonical import write_json
 from privet.common.errors import PrivetError
 from privet.common.link import offer
-from privet.common.order import Status
+from privet.common.order import Order, Status
 from privet.common.plan import Plan
+from privet.privacy.roster import Roster
 from privet.server.app import create_app, run_app
 from privet.server.enrolment import Door
 from privet.server.federation import Federation
@@ -34,6 +36,7 @@ from privet.server.grid import LinkGrid, Stopped
 from privet.server.hub import Answered, Hub
 from privet.server.initial import first_model
 from privet.server.queue import OPEN, PRESENT, Run, runs
+from privet.server.recorder import Recorder
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
 
@@ -68,6 +71,20 @@ class Office:
         self.hub = Hub(federation.name, federation.identify, federation.folder / "spool")
         self.stopped = threading.Event()
         self.port = 0
+        self.on_answer: Callable[[Order, str], None] = lambda order, said: None
+        """Told of each order, as ``ordered``, and of what was answered."""
+        self.on_round: Callable[[float], None] = lambda seconds: None
+        """Told of each round that was done, and how long it took."""
+
+    @property
+    def is_listening(self) -> bool:
+        """Whether sites can come."""
+        return self.port != 0 and not self.stopped.is_set()
+
+    @property
+    def is_enrolling(self) -> bool:
+        """Whether the port for enrolment is open."""
+        return self._door.is_open
 
     def serve(self) -> None:
         """Listen, and run what is queued, until :attr:`stopped` is set.
@@ -82,6 +99,7 @@ class Office:
             self.port = self.hub.start(
                 self._link, grpc.ssl_server_credentials([pair], authority, True)
             )
+            _LOG.info("listening", extra={"address": self._link, "port": self.port})
             watcher = threading.Thread(target=self._watch, name="members", daemon=True)
             watcher.start()
             try:
@@ -112,7 +130,7 @@ class Office:
                 except Stopped:
                     return
                 except PrivetError as error:
-                    _LOG.error("%s: %s", run.id, error)
+                    _LOG.error("a run failed", extra={"run": run.id, "why": error})
                     run.note(state="failed", fault=str(error))
 
     def _run(self, run: Run) -> None:
@@ -122,8 +140,14 @@ class Office:
         roster.save(run.folder)
         self._gather(run, plan, offer.encode(run.id, plan.to_dict(), roster.to_dict()))
         run.note(state="running")
+        _LOG.info("a run goes on", extra={"run": run.id, "plan": plan.digest})
+        began = time.monotonic()
 
         def observe(progress: Progress) -> None:
+            nonlocal began
+            seconds, began = time.monotonic() - began, time.monotonic()
+            self.on_round(seconds)
+            _LOG.info("a round is done", extra={"run": run.id, "round": progress.round})
             answers = {name: str(status) for name, status in progress.statuses.items()}
             run.note(round=progress.round, sites=answers, spent=progress.spent)
 
@@ -136,7 +160,7 @@ class Office:
             plan,
             lambda: first_model(plan, run.folder / "model" / "initial.safetensors"),
             run.snapshots,
-            lambda: self.federation.recorder(roster, run.folder),
+            lambda: self._recorder(roster, run),
             observe=observe,
             finish=outcomes.append,
         )
@@ -144,6 +168,12 @@ class Office:
         facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
         save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
         run.note(state="done")
+        _LOG.info("a run is done", extra={"run": run.id})
+
+    def _recorder(self, roster: Roster, run: Run) -> Recorder:
+        made = self.federation.recorder(roster, run.folder)
+        made.on_answer = self.on_answer
+        return made
 
     def _gather(self, run: Run, plan: Plan, offered: bytes) -> None:
         """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end."""

@@ -81,6 +81,8 @@ class Recorder:
         self._heads: dict[str, Checkpoint] = {}
         self._sizes: dict[str, dict[str, _Sizes]] = {}
         self._round = _Round()
+        self.on_answer: Callable[[Order, str], None] = lambda order, said: None
+        """Told of each order, as ``ordered``, and of what was answered."""
 
     def begin(self, run: str, plan: str, model: str, sites: list[str], show: Show) -> None:
         """Open the run: learn what everybody saw, and show each site its newest head.
@@ -127,11 +129,14 @@ class Recorder:
         signed = [self.journal.sign(order) for order in orders]
         self._round.orders.update({order.digest: (order, "no-reply") for order in signed})
         self.journal.keep(order_paper(order) for order in signed)
+        for order in signed:
+            self.on_answer(order, "ordered")
         return signed
 
     def answered(self, order: Order, status: Status) -> None:
         """Note what a site said."""
         self._round.orders[order.digest] = (self._round.orders[order.digest][0], str(status))
+        self.on_answer(order, str(status))
 
     def receive(self, releases: Mapping[str, tuple[Order, str]], show: Show) -> set[str]:
         """Check that releases are in their sites' logs.

@@ -27,7 +27,8 @@ app = typer.Typer(
 
 
 _TRAIN = frozenset(
-    "flwr google grpc opacus pandas peft pyarrow safetensors sklearn torch transformers".split()
+    "flwr google grpc grpc_health opacus pandas peft prometheus_client pyarrow safetensors sklearn "
+    "torch transformers".split()
 )
 """What the core install leaves out, as it is imported (extra: train)."""
 

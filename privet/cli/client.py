@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +12,9 @@ import typer
 
 from privet.cli import app
 from privet.cli.passphrase import passphrase
+from privet.cli.watch import Log, LogLevel, Metrics, logged
 from privet.common.errors import InputError
+from privet.common.logs import Level, Style
 
 if TYPE_CHECKING:
     from privet.client.desk import Desk
@@ -114,7 +117,10 @@ def init(
         typer.echo(f"Then: privet client start --policy {folder / POLICY_FILE}")
 
 
-@client.command(epilog="[bold]Example[/bold]\n\nprivet client start --policy north/site.toml")
+@client.command(
+    epilog="[bold]Examples[/bold]\n\nprivet client start --policy north/site.toml\n\n"
+    "privet client start --policy north/site.toml --log json --metrics 9465"
+)
 def start(
     policy: PolicyFile = _SITE,
     unconfined: Annotated[
@@ -124,30 +130,52 @@ def start(
             help="Train also where the kernel cannot close the network to the trainer.",
         ),
     ] = False,
+    metrics: Metrics = "",
+    log: Log = Style.TEXT,
+    log_level: LogLevel = Level.INFO,
 ) -> None:
     """Stay at the coordinator and answer its orders, until stopped (Ctrl-C or SIGTERM).
 
-    The site dials out; nothing listens here. Training runs in a process of its own, which has no
-    keys and no network. What it lets itself be asked is in the policy, which
-    is read again before each run. It may be killed at any moment: started again, it answers a
-    repeated order with the release that was paid for.
+    The site dials out; nothing listens here, but for --metrics on this machine. Training runs
+    in a process of its own, which has no keys and no network. What the site lets itself be asked
+    is in the policy, which is read again before each run. It may be killed at any moment: started
+    again, it answers a repeated order with the release that was paid for.
+    What may speak of records is in operator.log beside the policy, never on standard error.
     """
+    with logged(log, log_level, policy.parent / "operator.log"):
+        _attend(policy, metrics, unconfined=unconfined)
+
+
+def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
     import asyncio
     import logging
+    from contextlib import nullcontext
+    from functools import partial
 
     import privet.common.link
-    from privet.client.start import dialer, make_gate, run
+    from privet.client.start import LINK, dialer, make_gate, run
     from privet.privacy.keys import passphrase_from_environment
 
     assert privet.common.link
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    own = logging.getLogger("privet.client")
     gate = make_gate(policy, passphrase_from_environment(), unconfined=unconfined)
 
     def tell(state: str) -> None:
-        typer.echo(f"{gate.join.site}: {state} ({gate.join.address})", err=True)
+        own.info(state, extra={"site": gate.join.site, "address": gate.join.address})
 
+    link = dialer(policy, gate, tell)
+    endpoint: AbstractContextManager[object] = nullcontext()
+    if metrics:
+        from privet.client.metrics import ClientMetrics
+        from privet.common.metrics import Endpoint, parse_address, registry
+        from privet.privacy.policy import Policy
+
+        read = partial(Policy.load, policy)
+        figures = registry("client", ClientMetrics(link, read, policy.parent / LINK / "link.pem"))
+        endpoint = Endpoint(figures, parse_address(metrics), lambda: link.tally.connected)
     try:
-        asyncio.run(run(dialer(policy, gate, tell)))
+        with endpoint:
+            asyncio.run(run(link))
     finally:
         gate.close()
 

@@ -15,7 +15,9 @@ import typer
 
 from privet.cli import app
 from privet.cli.passphrase import passphrase
+from privet.cli.watch import Log, LogLevel, Metrics, logged
 from privet.common.errors import InputError
+from privet.common.logs import Level, Style
 
 if TYPE_CHECKING:
     from privet.server.federation import Federation
@@ -103,27 +105,37 @@ def enroll(
     typer.echo(f"At the site: privet client init {path.name}")
 
 
-@server.command(epilog="[bold]Example[/bold]\n\nprivet server start hub")
+@server.command(
+    epilog="[bold]Examples[/bold]\n\nprivet server start hub\n\n"
+    "privet server start hub --log json --metrics 9464"
+)
 def start(
     folder: Folder,
     listen: Annotated[
         str, typer.Option(help="host:port to listen at; default the port of the address, anywhere.")
     ] = "",
     listen_enrolment: Annotated[str, typer.Option(help="The same for enrolment.")] = "",
+    metrics: Metrics = "",
+    log: Log = Style.TEXT,
+    log_level: LogLevel = Level.INFO,
 ) -> None:
     """Run the coordinator until it is stopped (Ctrl-C, SIGTERM, privet server stop).
 
     It runs what was submitted, one run after the other. It may be killed at any moment: started
     again, it goes on at the same round, and no site trains or pays twice.
     """
-    import logging
+    with logged(log, log_level):
+        _serve(folder, listen, listen_enrolment, metrics)
+
+
+def _serve(folder: Path, listen: str, listen_enrolment: str, metrics: str) -> None:
     import signal
+    from contextlib import ExitStack
 
     import privet.common.link
     from privet.server.office import Office
 
     assert privet.common.link
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     federation = _open(folder)
     office = Office(
         federation,
@@ -132,8 +144,15 @@ def start(
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: office.stopped.set())
-    with _alone(folder):
-        typer.echo(f"{federation.name} listens at {federation.address}", err=True)
+    with ExitStack() as held:
+        held.enter_context(_alone(folder))
+        if metrics:
+            from privet.common.metrics import Endpoint, parse_address, registry
+            from privet.server.metrics import ServerMetrics
+
+            figures = registry("server", ServerMetrics(office))
+            place = parse_address(metrics)
+            held.enter_context(Endpoint(figures, place, lambda: office.is_listening))
         office.serve()
 
 

@@ -1,0 +1,137 @@
+"""What a coordinator tells Prometheus. Nothing of it is more than it knows from the link."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from prometheus_client import Histogram
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from privet.common.link.identity import read_certificate
+from privet.common.metrics import counter, gauge
+from privet.common.order import Order, Status
+from privet.server.office import Office
+from privet.server.queue import OPEN, runs
+from privet.server.tally import REASONS
+
+_ANSWERS = [str(status) for status in Status if status is not Status.PRESENT]
+_PURPOSES = ("train", "evaluate")
+_STATES = ("enrolled", "invited", "expired", "revoked")
+_RUNS = (*OPEN, "done", "failed")
+_BUCKETS = (0.1, 0.3, 1, 3, 10, 30, 60, 120, 300, 600, 1800, 3600)
+_SPENT = ("site", "delta", "unit", "relation")
+
+
+class ServerMetrics(Collector):
+    """Reads what the office, its hub and its federation know, when it is asked.
+
+    Counters begin at 0 when the process does.
+    """
+
+    def __init__(self, office: Office) -> None:
+        self._office = office
+        self._ordered: Counter[str] = Counter()
+        self._answered: Counter[tuple[str, str]] = Counter()
+        self._seconds = Histogram(
+            "privet_server_round_seconds",
+            "Seconds from the end of the round before, or the run's start, to a round's end.",
+            buckets=_BUCKETS,
+            registry=None,
+        )
+        office.on_answer = self._note
+        office.on_round = self._seconds.observe
+
+    def _note(self, order: Order, said: str) -> None:
+        if said == "ordered":
+            self._ordered[order.purpose] += 1
+        else:
+            self._answered[order.purpose, said] += 1
+
+    def collect(self) -> Iterable[Metric]:
+        """Yield the figures as they are now."""
+        yield from self._members()
+        yield from self._runs()
+        yield from self._orders()
+        yield from self._link()
+        yield from self._seconds.collect()
+
+    def _members(self) -> Iterable[Metric]:
+        office = self._office
+        members, present = office.federation.members(), set(office.hub.present())
+        states = Counter(record.state for record in members.values())
+        enrolled = [name for name, record in members.items() if record.state == "enrolled"]
+        yield gauge(
+            "server_sites", "Sites by state.", ("state",), {(s,): states[s] for s in _STATES}
+        )
+        yield gauge(
+            "server_site_connected", "1 if an enrolled site attends now.", ("site",),
+            {(name,): name in present for name in enrolled},
+        )  # fmt: skip
+        yield gauge(
+            "server_enrolment_open", "1 if the port for enrolment is open.", (),
+            {(): office.is_enrolling},
+        )  # fmt: skip
+        certificate = read_certificate((office.federation.folder / "server.pem").read_bytes())
+        yield gauge(
+            "server_certificate_expiry_timestamp_seconds", "When the link's certificate ends.", (),
+            {(): certificate.not_valid_after_utc.timestamp()},
+        )  # fmt: skip
+
+    def _runs(self) -> Iterable[Metric]:
+        found = [run.status for run in runs(self._office.federation)]
+        states = Counter(str(status["state"]) for status in found)
+        yield gauge("server_runs", "Runs by state.", ("state",), {(s,): states[s] for s in _RUNS})
+        begun = [status for status in found if status["state"] in OPEN]
+        yield gauge(
+            "server_run_round", "Last round that was done, of each run that is not over.", ("run",),
+            {(status["run"],): status.get("round", 0) for status in begun},
+        )  # fmt: skip
+        spent: dict[tuple[str, ...], float] = {}
+        for status in found:
+            for site, loss in status.get("spent", {}).items():
+                terms = tuple(str(loss[name]) for name in _SPENT[1:])
+                if loss["epsilon"] is not None:
+                    spent[site, *terms] = loss["epsilon"]
+        yield gauge(
+            "server_epsilon_spent", "What a site's population has spent, as its last release says.",
+            _SPENT, spent,
+        )  # fmt: skip
+
+    def _orders(self) -> Iterable[Metric]:
+        yield counter(
+            "server_orders", "Orders that were signed.", ("purpose",),
+            {(purpose,): self._ordered[purpose] for purpose in _PURPOSES},
+        )  # fmt: skip
+        yield counter(
+            "server_answers", "Answers to orders that came in time.", ("purpose", "status"),
+            {(p, said): self._answered[p, said] for p in _PURPOSES for said in _ANSWERS},
+        )  # fmt: skip
+
+    def _link(self) -> Iterable[Metric]:
+        hub, tally = self._office.hub, self._office.hub.tally
+        yield gauge(
+            "server_parcels_open", "Messages that were posted and not yet answered.", (),
+            {(): hub.open_parcels()},
+        )  # fmt: skip
+        known = sorted({*self._office.federation.members(), *tally.streams})
+        yield counter(
+            "server_streams", "Streams that a site began; all but the first are reconnects.",
+            ("site",),
+            {(name,): tally.streams[name] for name in known},
+        )  # fmt: skip
+        yield counter(
+            "server_late_answers", "Answers that came too late, twice, or to nothing.", ("site",),
+            {(name,): tally.late[name] for name in known},
+        )  # fmt: skip
+        both = (("received", tally.received), ("sent", tally.sent))
+        yield counter(
+            "server_bytes", "Bytes of messages, before gRPC and TLS add theirs.",
+            ("site", "direction"),
+            {(name, way): count[name] for way, count in both for name in known},
+        )  # fmt: skip
+        yield counter(
+            "server_refused_calls", "Calls over the link that were refused.", ("reason",),
+            {(reason,): tally.refused[reason] for reason in REASONS},
+        )  # fmt: skip
