@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -42,7 +43,7 @@ def serve(pipe: Pipe, opening: dict[str, Any]) -> None:
 class _Worker:
     def __init__(self, opening: dict[str, Any]) -> None:
         self._plan = Plan.parse(opening["plan"], where="offer")
-        self._data = DataSet.model_validate(opening["data"])
+        self._data = DataSet.model_validate_json(json.dumps(opening["data"]))
         self._seed = opening["seed"]
         self._records = Path()
         self._trainer = Trainer(self._plan, opening["site"], self._open, self._stream_for)
