@@ -17,6 +17,7 @@ from privet.common.plan import Plan
 from privet.common.wire import claim_identity, decode_reply, number_message
 from privet.flower import client, server
 from privet.privacy.audit.bundle import write_bundle
+from privet.privacy.audit.report import write_report
 from privet.privacy.audit.report.judging import standing
 from privet.privacy.audit.verify import verify
 from privet.simulations.grid import InProcessGrid
@@ -45,6 +46,11 @@ def test_the_apps_run_a_scenario_named_in_the_config(tmp_path: Path) -> None:
     top = standing(found)
     assert found.ok and (top.setting, top.claim.word) == ("bundle", "none")
     assert "shipped" in top.claim.why
+    write_report(verify(tmp_path / "run.bundle", keep=True), tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "This was a simulation" in page and top.claim.why in page
+    registry = (tmp_path / "report" / "registry.json").read_text()
+    assert "This was no deployment" in registry
 
 
 def test_the_apps_never_write_over_a_run(tmp_path: Path) -> None:
