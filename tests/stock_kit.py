@@ -48,7 +48,7 @@ class StockFlower:
             "FLWR_DISABLE_UPDATE_CHECK": "1",
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             # Asks for tasks more often than once a second; nothing else is hurried.
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.5",
             "OMP_NUM_THREADS": "1",
             **environment,
         }
@@ -90,6 +90,14 @@ class StockFlower:
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout[done.stdout.index("{") :])
+
+    def said(self, run: str) -> str:
+        """What a run's ServerApp said."""
+        done = subprocess.run(
+            [str(PROGRAMS / "flwr"), "log", run, NAME, "--show"],
+            env=self.environment, capture_output=True, text=True, timeout=400, check=False,
+        )  # fmt: skip
+        return done.stdout + done.stderr
 
     def run(self, app: Path, config: str = "") -> str:
         """Start a run; return its id."""

@@ -108,12 +108,18 @@ def test_a_run_over_stock_flower(
     assert {site.site: site.population for site in found.sites} == dict.fromkeys(SITES, "patients")
     top = standing(found)
     assert (top.setting, top.claim.word) == ("site", "conditional")
-    # A run that has ended is not run again.
+
+
+def test_the_app_of_the_page_reaches_the_federation(
+    flower: StockFlower, tmp_path: Path, root: Path
+) -> None:
+    """Its two files are enough, and a run that was not submitted is refused in plain words."""
+    Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2", SECRET)
     app = app_of_the_page(root, tmp_path / "app")
     number = flower.run(app, f'hub="{tmp_path / "hub"}" run="first" wait=5')
     assert flower.ended(number, lambda: True) == "finished:failed"
-    assert "run 'first' is done: submit another one" in flower.logs()
-    assert run.status == status
+    said = " ".join(flower.said(number).split())
+    assert "no run 'first' was submitted; do that with `privet server submit`" in said
 
 
 def app_of_the_page(root: Path, folder: Path) -> Path:
