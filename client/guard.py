@@ -123,7 +123,7 @@ class Guard:
         if fault := approval_fault(self.policy, self.ledger.book, plan.digest):
             raise Refusal(Status.REFUSED_PLAN, f"plan {plan.digest}: {fault}")
         if plan.digest in self.policy.allow.plans:
-            how = "simulation" if self.ledger.book.setting == "simulation" else "listed"
+            how = "listed" if self.ledger.book.setting == "site" else "simulation"
             self.ledger.approve(plan.digest, [f"policy {self.policy.digest[:19]}"], how)
 
 

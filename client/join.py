@@ -27,7 +27,7 @@ from privet.common.link.identity import (
     site_of,
 )
 
-FORMAT = "privet/join/v1"
+FORMAT, REQUEST = "privet/join/v1", "privet/request/v1"
 _TEXTS = ("federation", "site", "address", "enrolment", "authority", "token", "expires")
 _KEYS = ("orders", "witness")
 
@@ -152,10 +152,33 @@ def keep(join: Join, folder: Path, pem: bytes) -> str:
     if site_of(certificate) != join.site or not _belongs(certificate.public_key(), own):
         raise RunError("the certificate that came is not for this site and its key")
     write_atomic(folder / "link.pem", pem)
+    _keep_join(join, folder)
+    return fingerprint_of(certificate)
+
+
+def request_by_file(join: Join, folder: Path, ledger: str, witness: str) -> dict[str, str]:
+    """Return what a site asks the coordinator, to be carried as a file; keep the rest.
+
+    It holds the token of the join file, so it travels by a way that others cannot read. What is
+    written: ``link.key``, ``authority.pem``, ``join.json`` (without the token).
+    """
+    asked, key = request(join.site)
+    write_atomic(folder / "link.key", key, mode=0o600)
+    _keep_join(join, folder)
+    return {
+        "format": REQUEST,
+        "site": join.site,
+        "token": join.token,
+        "request": asked.decode(),
+        "ledger": ledger,
+        "witness": witness,
+    }
+
+
+def _keep_join(join: Join, folder: Path) -> None:
     write_atomic(folder / "authority.pem", join.authority.encode())
     kept = {"format": FORMAT, **{k: v for k, v in vars(join).items() if k != "token"}}
     write_atomic(folder / "join.json", (json.dumps(kept, indent=2) + "\n").encode())
-    return fingerprint_of(certificate)
 
 
 def _belongs(public: Any, key: bytes) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +14,9 @@ import grpc
 from privet.client.desk import Desk, public_keys
 from privet.client.dial import Dialer
 from privet.client.gate import Gate
-from privet.client.join import Join, enrol
+from privet.client.join import Join, enrol, keep, request_by_file
 from privet.client.worker.remote import RemoteTrainer
+from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.keys import FileSigner
@@ -32,10 +34,44 @@ def come_in(join: Join, folder: Path) -> None:
         InputError: if the site came in before, or the invitation is refused.
         RunError: if the coordinator cannot be reached.
     """
-    if (folder / LINK / "link.pem").exists():
-        raise InputError(f"{folder}: this site has its certificate already")
+    _require_outside(folder)
     ledger, witness = public_keys(folder)
     enrol(join, folder / LINK, str(ledger), str(witness))
+
+
+def come_in_by_file(join: Join, folder: Path, out: Path) -> None:
+    """Write what this site asks its coordinator into ``out``, readable by its owner only.
+
+    Raises:
+        InputError: if the site came in before, or ``out`` exists.
+    """
+    _require_outside(folder)
+    if out.exists():
+        raise InputError(f"{out} exists; name another file")
+    ledger, witness = public_keys(folder)
+    asked = request_by_file(join, folder / LINK, str(ledger), str(witness))
+    write_atomic(out, (json.dumps(asked, indent=2) + "\n").encode(), mode=0o600)
+
+
+def take_certificate(join: Join, folder: Path, path: Path) -> None:
+    """Keep the certificate that the coordinator gave for a request by file.
+
+    Raises:
+        InputError: if it cannot be read, or the site asked for none.
+        RunError: if it is not for this site and its key.
+    """
+    try:
+        pem = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    if not (folder / LINK / "link.key").exists():
+        raise InputError(f"{folder}: this site asked for no certificate; use --request first")
+    keep(join, folder / LINK, pem)
+
+
+def _require_outside(folder: Path) -> None:
+    if (folder / LINK / "link.pem").exists():
+        raise InputError(f"{folder}: this site has its certificate already")
 
 
 def make_gate(

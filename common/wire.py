@@ -26,6 +26,7 @@ ARRAYS = "arrays"
 ORDER = "order"
 REPLY = "reply"
 SHOW = "show"
+OFFER = "offer"
 
 
 def claim_identity(run_id: int) -> None:
@@ -219,6 +220,23 @@ def decode_show(content: RecordDict) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError("the message shows no log")
     return value
+
+
+def encode_offer(offered: bytes) -> RecordDict:
+    """Return the content of an offer's message on stock Flower; see :mod:`~common.link.offer`."""
+    return RecordDict({OFFER: ConfigRecord({"json": offered.decode()})})
+
+
+def decode_offer(content: RecordDict) -> bytes:
+    """Read an offer's message.
+
+    Raises:
+        InputError: if it carries none.
+    """
+    text = content[OFFER].get("json") if OFFER in content.config_records else None
+    if not isinstance(text, str):
+        raise InputError("the message carries no offer")
+    return text.encode()
 
 
 def encode_reply(site: str, status: Status, release: Release | None = None) -> RecordDict:

@@ -75,7 +75,7 @@ class Ledger:
         site: its name.
         witness: the site's own witness key; needed to make a new ledger.
         recovery: a key kept elsewhere that may replace a lost ledger key.
-        setting: ``site`` or ``simulation``.
+        setting: ``site``, ``simulation``, or ``bundle``: one whose app the coordinator shipped.
         create: make a new ledger where there is none.
         patience: seconds to wait for another process.
 

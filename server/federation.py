@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from privet.common.canonical import write_atomic, write_json
-from privet.common.errors import InputError
+from privet.common.errors import InputError, reason_of
 from privet.common.link.identity import fingerprint_of, read_certificate
 from privet.privacy.keys import load_or_make
 from privet.privacy.roster import Coordinator, Member, Roster
@@ -40,6 +40,7 @@ from privet.server.journal import Journal
 from privet.server.recorder import Recorder
 
 FORMAT, JOIN = "privet/federation/v1", "privet/join/v1"
+REQUEST = "privet/request/v1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", re.ASCII)
 _FILE = "federation.json"
 
@@ -205,6 +206,22 @@ class Federation:
         print_ = fingerprint_of(read_certificate(certificate))
         self._store(SiteRecord(site, certificates=(print_,), ledger=ledger, witness=witness))
         return certificate
+
+    def admit(self, path: Path) -> tuple[str, bytes]:
+        """Enrol a site by the request that it sent as a file; return its name and certificate.
+
+        Raises:
+            InputError: if the file is no request; or as :meth:`enrol`.
+        """
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if value.pop("format") != REQUEST:
+                raise InputError(f"{path}: not a request of format {REQUEST}")
+            names = ("site", "token", "request", "ledger", "witness")
+            site, token, request, ledger, witness = (str(value[name]) for name in names)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: not a site's request: {reason_of(error)}") from None
+        return site, self.enrol(site, token, request.encode(), ledger, witness)
 
     def renew(self, site: str, request: bytes) -> bytes:
         """Return a further certificate for an enrolled site; the older one stays until it ends.

@@ -1,35 +1,50 @@
-"""The two apps for ``flwr run .``: a scenario or a plan in Flower's own simulation runtime.
+"""The two apps that ``flwr run .`` finds.
 
-What is run comes from the app's config (``[tool.flwr.app.config]`` or ``--run-config``):
-``plan`` (a scenario or the absolute path of a plan), ``epsilon`` and ``rounds`` (0: the
-plan's), ``data`` and ``out`` (absolute folders; "": ``PRIVET_DATA``, and a new folder below
-the system's folder for temporary files). The federation must have as many nodes as the
-plan has sites.
+What is run comes from the app's config (``[tool.flwr.app.config]`` or ``--run-config``).
 
-A coordinator ships this code to the nodes, so here it simulates and protects nobody from
-the coordinator.
+- A federation: ``hub`` (its folder at the coordinator, absolute), ``run`` (as `privet server
+  submit` said it) and ``wait`` (seconds until all sites are ready). At the sites Privet's launcher
+  answers, never the ``client`` of this bundle.
+- A simulation, where ``hub`` is empty: ``plan`` (a scenario or the absolute path of a plan),
+  ``epsilon`` and ``rounds`` (0: the plan's), ``data`` and ``out`` (absolute folders; "":
+  ``PRIVET_DATA``, and a new folder below the system's folder for temporary files). The
+  federation must have as many nodes as the plan has sites.
+
+A coordinator ships this code to the nodes, so here it protects nobody from the coordinator: it
+opens no ledger of a real site, and its own ledgers say that it came in a bundle, which makes the
+claim ``none``.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context
+from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from privet.client.app import create_app as create_client_app
 from privet.client.site import Site
 from privet.common.canonical import write_json
 from privet.common.errors import InputError
+from privet.common.models import initial_model
+from privet.common.order import Status
+from privet.common.wire import encode_reply
+from privet.privacy.keys import passphrase_from_environment
+from privet.server.federation import Federation
 from privet.server.rounds import Outcome
+from privet.server.stock import run_submitted
 from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, attestations, find_plan, resolve
 from privet.simulations.records import Records
 from privet.simulations.result import make_result, write_result
 from privet.simulations.run import SiteMaker, public_test, server_app
+
+_SETTING = "bundle"
+_LOG = logging.getLogger("privet.bundle")
 
 
 def _run(context: Context) -> SiteMaker:
@@ -49,7 +64,7 @@ def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
     folder = Path(str(given.get("out") or default))
     return SiteMaker(
         run_id,
-        Parties(resolve(plan.changed(attested=attestations(plan))), folder),
+        Parties(resolve(plan.changed(attested=attestations(plan))), folder, setting=_SETTING),
         Records(plan, data, base),
         None,
     )
@@ -60,7 +75,10 @@ server = ServerApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the plan on Flower's grid and write the run folder."""
+    """Run a federation's plan, or simulate one and write the run folder."""
+    if context.run_config.get("hub"):
+        _coordinate(grid, context)
+        return
     run = _run(context)
     plan, folder = run.plan, run.folder
     if folder.exists() and any(folder.iterdir()):
@@ -73,8 +91,36 @@ def main(grid: Grid, context: Context) -> None:
     write_result(make_result(run.run_id, run.parties, outcomes[0], seconds=0.0))
 
 
+def _coordinate(grid: Grid, context: Context) -> None:
+    config = context.run_config
+    hub = Path(str(config["hub"]))
+    if not hub.is_absolute():
+        raise InputError(f"hub = '{hub}' must be an absolute path: the app runs in another folder")
+    run_submitted(
+        Federation.load(hub, passphrase_from_environment()),
+        str(config.get("run", "")),
+        initial_model,
+        grid,
+        context,
+        patience=float(config.get("wait", 0)),
+    )
+
+
 def _site(context: Context) -> Site:
+    if context.run_config.get("hub") or context.node_config.get("policy"):
+        raise InputError(
+            "an app that came in a bundle answers for no real site: start the SuperNode by "
+            "Privet's launcher (`privet client launcher`)"
+        )
     return _run(context)(context)
 
 
 client = create_client_app(_site)
+
+
+@client.query("offer")
+def offered(message: Message, context: Context) -> Message:
+    """Say that no site is here: an offer is for the app that is installed at a site."""
+    del context
+    _LOG.error("a run was offered to an app that came in a bundle; use `privet client launcher`")
+    return Message(encode_reply("", Status.FAILED), reply_to=message)

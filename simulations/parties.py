@@ -8,7 +8,8 @@
       sites/NAME/   ledger.db, keys, witness.json, outbox/, operator.log
 
 Everything is what a real federation would have, but for two things: all keys lie on one
-machine, unencrypted, and every ledger's genesis says ``simulation``.
+machine, unencrypted, and every ledger's genesis says ``simulation``, or ``bundle`` where the
+sites' app came from the coordinator in a Flower bundle.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.guard import Guard
+from privet.common.errors import WrongLedger
 from privet.common.plan import Plan
 from privet.privacy.keys import load_or_make
 from privet.privacy.ledger import Ledger
@@ -27,7 +29,6 @@ from privet.server.journal import Journal
 from privet.server.recorder import Recorder
 
 COORDINATOR = "coordinator"
-_SETTING = "simulation"
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Parties:
         ledgers: folder of ledgers that last over runs; None keeps them in the run folder.
         cap: life-time ε of each site's population, where it is registered now; default
             the plan's ε.
+        setting: what the geneses say.
     """
 
     plan: Plan
     folder: Path
     ledgers: Path | None = None
     cap: float | None = None
+    setting: str = "simulation"
 
     def found(self) -> Roster:
         """Make what is not there yet: keys, ledgers, journal, roster."""
@@ -71,16 +74,26 @@ class Parties:
         return Witness(home / "witness.json", load_or_make(home / "witness.pem", None), site)
 
     def ledger(self, site: str) -> Ledger:
-        """Return a site's ledger."""
+        """Return a site's ledger.
+
+        Raises:
+            WrongLedger: if it was made for something else, such as a real site.
+        """
         home = self.home(site)
-        return Ledger(
+        ledger = Ledger(
             home,
             load_or_make(home / "ledger.pem", None),
             site,
             witness=self.witness(site).key,
-            setting=_SETTING,
+            setting=self.setting,
             create=True,
         )
+        if (found := ledger.book.setting) != self.setting:
+            raise WrongLedger(
+                f"{home}: this ledger's setting is '{found}', it is not opened as a "
+                f"'{self.setting}'; name another folder"
+            )
+        return ledger
 
     def guard(self, site: str, roster: Roster) -> Guard:
         """Return a site's guard, by a policy that allows this one plan.
@@ -120,7 +133,7 @@ class Parties:
             load_or_make(self._office / "journal.pem", None),
             load_or_make(self._office / "orders.pem", None),
             self._chief().key,
-            setting=_SETTING,
+            setting=self.setting,
         )
 
     def _coordinator_keys(self) -> Coordinator:

@@ -152,6 +152,7 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
     rows = honesty.assess(_facts(plan))
     private = worst is not None and math.isfinite(worst.epsilon) and not outcome.reproducible
+    private = private and parties.setting != "bundle"
     claim, conditional = honesty.claim(rows, private=private)
     return Result(
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,

@@ -17,6 +17,8 @@ from privet.privacy.units import PrivacyLoss, Relation, Unit
 _out = Console(width=None if sys.stdout.isatty() else 100)
 _SHOWN = 20
 _SETTINGS = {
+    "bundle": "This was a simulation by an app that came in a Flower bundle: nothing kept its code "
+    "at the sites, and the signatures bind nobody.",
     "simulation": "This was a simulation: all keys lay on one machine, and the signatures bind "
     "nobody.",
     "site": "The ledgers say that they are those of real sites.",

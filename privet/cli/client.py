@@ -65,6 +65,14 @@ def init(
     ledger_key: Annotated[
         str, typer.Option(help="Label of the Ed25519 key pair in the token.")
     ] = "",
+    request: Annotated[
+        Path | None,
+        typer.Option(help="Write what the coordinator must know here, in place of calling it."),
+    ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(help="The certificate that came back for such a request."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a site's folder: a policy to fill in, keys, an empty ledger; come in to a federation.
@@ -77,6 +85,9 @@ def init(
     offline/recovery.pem in a safe.
     With --module, --token and --ledger-key the ledger key is one that you made in a
     hardware token; its PIN is in PRIVET_PIN, or asked for.
+    With --request nothing is called: send that file to the coordinator by a way that others cannot
+    read, for `privet server admit`. The link needs the certificate that comes back (--certificate),
+    stock Flower does not.
     """
     from privet.client.desk import POLICY_FILE, make_site
 
@@ -91,6 +102,8 @@ def init(
         if site and site != join.site:
             raise InputError(f"{folder} is for site '{join.site}', not for '{site}'")
         site, folder = join.site, place or Path(join.site.replace(" ", "-"))
+    elif request is not None or certificate is not None:
+        raise InputError(f"{folder}: --request and --certificate need a join file that is there")
     elif not site:
         raise InputError(f"{folder}: name the site with --site, or a join file that is there")
     if join is not None and (folder / POLICY_FILE).exists():
@@ -103,9 +116,14 @@ def init(
         coordinators = [join.coordinator["orders"]] if join else []
         made = make_site(folder, site, secret, keys=keys, coordinators=coordinators)
     if join is not None:
-        from privet.client.start import come_in
+        from privet.client.start import come_in, come_in_by_file, take_certificate
 
-        come_in(join, folder)
+        if certificate is not None:
+            take_certificate(join, folder, certificate)
+        elif request is not None:
+            come_in_by_file(join, folder, request)
+        else:
+            come_in(join, folder)
     if as_json:
         typer.echo(json.dumps({"folder": str(folder), "site": site, **made}))
         return
@@ -113,7 +131,9 @@ def init(
     typer.echo(f"  ledger key   {made['ledger']}")
     typer.echo(f"  witness key  {made['witness']}")
     typer.echo(f"Next: fill in {folder / POLICY_FILE}; move offline/ to a safe place.")
-    if join is not None:
+    if request is not None and certificate is None:
+        typer.echo(f"Send {request} to the coordinator: it is as secret as the join file.")
+    elif join is not None:
         typer.echo(f"Then: privet client start --policy {folder / POLICY_FILE}")
 
 
@@ -178,6 +198,26 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
             asyncio.run(run(link))
     finally:
         gate.close()
+
+
+@client.command(epilog="[bold]Example[/bold]\n\nprivet client launcher north/launcher")
+def launcher(
+    folder: Annotated[
+        Path, typer.Argument(help="A folder for the programs, new or empty.", metavar="DIR")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Write the programs by which a stock Flower SuperNode runs only what is installed here.
+
+    Start the SuperNode by DIR/flower-supernode, with Flower's own arguments and --node-config
+    'policy="/absolute/path/of/site.toml"'. A SuperNode that is started otherwise runs whatever
+    code the coordinator sends.
+    """
+    from privet.client.launcher import write_launcher
+
+    supernode = write_launcher(folder)
+    text = f"Wrote {folder}. Start the SuperNode by {supernode}"
+    _done({"folder": str(folder), "supernode": str(supernode)}, text, as_json)
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client status --policy north/site.toml")

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,6 +15,8 @@ from privet.cli.passphrase import passphrase
 from privet.cli.watch import Log, LogLevel, Metrics, logged
 from privet.common.errors import InputError
 from privet.common.logs import Level, Style
+from privet.server.lock import alone as _alone
+from privet.server.lock import holder as _pid
 
 if TYPE_CHECKING:
     from privet.server.federation import Federation
@@ -33,7 +32,6 @@ app.add_typer(server, name="server")
 Folder = Annotated[Path, typer.Argument(help="The federation's folder.", metavar="DIR")]
 Site = Annotated[str, typer.Argument(help="Name of a site.", metavar="SITE")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-_PID = "server.pid"
 
 
 @server.command(
@@ -103,6 +101,35 @@ def enroll(
         return
     typer.echo(f"Wrote {path}: it works once, until {join['expires']}")
     typer.echo(f"At the site: privet client init {path.name}")
+
+
+@server.command(
+    epilog="[bold]Example[/bold]\n\nprivet server admit hub north.request.json --out north.pem"
+)
+def admit(
+    folder: Folder,
+    request: Annotated[
+        Path, typer.Argument(help="What `privet client init --request` wrote.", metavar="FILE")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the certificate is written; default nowhere.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Let a site in that sent its request as a file: keep its keys, use its invitation up.
+
+    On stock Flower a site needs no certificate. Over the link it does: send it the one that --out
+    writes, which is no secret.
+    """
+    from privet.common.canonical import write_atomic
+
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists; name another --out")
+    site, certificate = _open(folder).admit(request)
+    if out is not None:
+        write_atomic(out, certificate)
+    value = {"site": site, "certificate": None if out is None else str(out)}
+    typer.echo(json.dumps(value) if as_json else f"{site} is enrolled")
 
 
 @server.command(
@@ -231,33 +258,6 @@ def stop(folder: Folder) -> None:
         raise InputError(f"{folder}: no coordinator is running")
     os.kill(number, signal.SIGTERM)
     typer.echo("It ends now; started again, it goes on at the same round.")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock ends with it, however it ends."""
-    with (folder / _PID).open("a+") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"{folder}: a coordinator is running here already") from None
-        stream.truncate(0)
-        stream.write(f"{os.getpid()}\n")
-        stream.flush()
-        yield
-
-
-def _pid(folder: Path) -> int:
-    """Return the process that holds the folder, or 0: a number alone may be anybody's by now."""
-    try:
-        with (folder / _PID).open("r+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                return int(stream.read() or 0)
-    except (OSError, ValueError):
-        pass
-    return 0
 
 
 def _open(folder: Path) -> Federation:

@@ -13,7 +13,7 @@ ROOMS = ("common", "privacy", "client", "server", "simulations")
 RANK = {"common": 0, "privacy": 1, "client": 2, "server": 2, "simulations": 3, "cli": 4}
 FLOWER = (
     "*/app.py", "*/grid.py", "server/aggregate.py", "simulations/run.py", "simulations/ray.py",
-    "common/wire.py",
+    "common/wire.py", "client/stock.py", "server/stock.py",
 )  # fmt: skip
 OPACUS = ("privacy/dpsgd.py", "privacy/clipping/*.py")
 EVIDENCE = (

@@ -84,6 +84,8 @@ def claim_of(case: Case, verdict: Verdict, ledgers: list[Ledger]) -> Claim:
     findings = [finding for finding in verdict.sites if finding.site in names]
     if not verdict.ok:
         return Claim("none", [], "verification found faults")
+    if "bundle" in case.settings:
+        return Claim("none", [], "the sites ran an app that the coordinator shipped to them")
     charges = [charge for ledger in ledgers for charge in ledger.charges]
     if charges and all(charge.unnoised for charge in charges):
         return Claim("none", [], "trained without noise", True)
@@ -114,8 +116,8 @@ def standing(verdict: Verdict) -> Standing:
     if verdict.record is None:
         raise InputError("the verdict has no record: verify with brief=True")
     case = read(verdict.record)
-    known = case.settings & {"simulation", "site"}
-    setting = "simulation" if "simulation" in known else "site" if known else None
+    known = ("bundle", "simulation", "site")
+    setting = next((name for name in known if name in case.settings), None)
     return Standing(setting, claim_of(case, verdict, case.ledgers))
 
 

@@ -137,11 +137,16 @@ class Case:
 
     @property
     def settings(self) -> set[str]:
-        """What the geneses say: ``site``, ``simulation``."""
+        """What the geneses say: ``site``, ``simulation``, ``bundle``."""
         found = {ledger.setting for ledger in self.ledgers}
         if self.journal and self.journal.entries:
             found.add(str(self.journal.entries[0].predicate.get("setting", "")))
         return found or {""}
+
+    @property
+    def simulated(self) -> bool:
+        """Whether somebody's log says that this was a simulation, also one from a bundle."""
+        return bool(self.settings & {"simulation", "bundle"})
 
     @property
     def groups(self) -> list[Group]:

@@ -157,7 +157,7 @@ def _mechanisms(plans: list[dict[str, Any]]) -> list[str]:
 
 def _notes(case: Case, verdict: Verdict) -> str:
     found = [f"Form: {SCHEMA}."]
-    if "simulation" in case.settings:
+    if case.simulated:
         found.append("A simulation: all keys lay on one machine. This was no deployment.")
     if not verdict.ok:
         found.append(

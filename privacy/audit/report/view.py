@@ -38,7 +38,7 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "verified": verdict.ok,
         "faults": verdict.faults[:MOST_FAULTS],
         "more_faults": max(0, len(verdict.faults) - MOST_FAULTS),
-        "simulation": "simulation" in case.settings,
+        "simulation": case.simulated,
         "case": case,
         "titles": list(dict.fromkeys(case.title(run.plan) for run in case.runs)),
         "blocks": blocks,

@@ -132,7 +132,7 @@ _positive = _number(0.0, float("inf"))
 _purpose, _signer = _one_of(*PURPOSES), _vkey(notes.SIGNER)
 _keys: dict[str, Check] = {
     "key": _signer, "recovery": _or_null(_signer), "witness": _vkey(notes.COSIGNER),
-    "setting": _one_of("site", "simulation"), "software": _software,
+    "setting": _one_of("site", "simulation", "bundle"), "software": _software,
 }  # fmt: skip
 _slot: dict[str, Check] = {
     "run": is_text, "round": is_count, "attempt": is_count, "purpose": _purpose,

@@ -127,7 +127,7 @@ class Ledger(Log):
         if name in self.populations:
             self.fault("population", f"population {show(name)} is registered twice")
             return
-        if cap is None and self.setting != "simulation":
+        if cap is None and self.setting == "site":
             self.fault("population", f"population {show(name)} has no cap outside a simulation")
         self._first = self._first or name
         budget = Budget(cap, decimal(entry["delta"]), relation)

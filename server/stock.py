@@ -1,0 +1,231 @@
+"""The coordinator on stock Flower: a run that was submitted, over a SuperLink's grid.
+
+Folder, journal, snapshots, offers and rounds are those of :mod:`privet.server.office`; only the
+messages go another way. Flower forgets a run when its SuperLink ends. The folder does not: the
+same run, started again, goes on at the same round, and no site trains or pays twice.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from privet.common.errors import InputError, PrivetError, RunError
+from privet.common.flat import Arrays
+from privet.common.link import offer
+from privet.common.plan import Plan
+from privet.common.wire import decode_reply, encode_offer
+from privet.server.app import create_app
+from privet.server.federation import Federation
+from privet.server.lock import alone
+from privet.server.queue import OPEN
+from privet.server.queue import Run as Submitted
+from privet.server.rounds import Outcome, Progress
+from privet.server.snapshot import save_model
+
+_LOOK = 5.0
+"""Seconds between two offers."""
+_ANSWER = 120.0
+"""Seconds that a site has to answer an offer: a process starts there for it."""
+_POLL = 0.5
+"""Seconds between two looks for answers; Flower's own way looks every three."""
+_AWAY = "not connected"
+
+_LOG = logging.getLogger("privet.stock")
+
+
+def run_submitted(
+    federation: Federation,
+    run_id: str,
+    initial: Callable[[Plan], Arrays],
+    grid: Grid,
+    context: Context,
+    *,
+    patience: float,
+) -> None:
+    """Run what was submitted under ``run_id``, from its latest snapshot if there is one.
+
+    Args:
+        federation: opened.
+        run_id: as `privet server submit` said it.
+        initial: makes the first model of a plan.
+        grid: Flower's.
+        context: Flower's.
+        patience: seconds to wait until all sites are ready.
+
+    Raises:
+        InputError: if there is no such run, it has ended, or a coordinator is running here.
+        RunError: if the sites are not ready in time, or the run fails.
+    """
+    run = find(federation, run_id)
+    with alone(federation.folder):
+        try:
+            _Stock(federation, run, _Prompt(grid)).run(initial, context, patience)
+        except PrivetError as error:
+            # A site that is not ready yet ends nothing: the same run may be started again.
+            if run.status["state"] == "running":
+                run.note(state="failed", fault=str(error))
+            else:
+                run.note(state="queued", fault=str(error))
+            raise
+    _LOG.info("%s: done", run.id)
+
+
+def find(federation: Federation, run_id: str) -> Submitted:
+    """Return a run that was submitted and has not ended.
+
+    Raises:
+        InputError: if there is none.
+    """
+    run = Submitted(federation.folder / "runs" / run_id)
+    if not run_id or "/" in run_id or not (run.folder / "status.json").exists():
+        raise InputError(
+            f"{federation.folder}: no run '{run_id}' was submitted; do that with `privet server "
+            'submit`, and name it with run="…" in --run-config'
+        )
+    if run.status["state"] not in OPEN:
+        raise InputError(f"run '{run_id}' is {run.status['state']}: submit another one")
+    return run
+
+
+class _Prompt(Grid):
+    """Flower's grid, asked for answers more often."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        nodes: Iterable[int] = self._grid.get_node_ids()
+        return nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        numbers: Iterable[str] = self._grid.push_messages(messages)
+        return numbers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        came: Iterable[Message] = self._grid.pull_messages(message_ids)
+        return came
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        end = None if timeout is None else time.monotonic() + timeout
+        waiting = {number for number in self.push_messages(messages) if number}
+        came: list[Message] = []
+        while waiting:
+            for message in self.pull_messages(waiting):
+                waiting.discard(message.metadata.reply_to_message_id)
+                came.append(message)
+            if end is not None and time.monotonic() > end:
+                break
+            if waiting:
+                time.sleep(_POLL)
+        return came
+
+
+class _Stock:
+    """One run over Flower's grid."""
+
+    def __init__(self, federation: Federation, run: Submitted, grid: Grid) -> None:
+        self._federation, self._run, self._grid = federation, run, grid
+        self._plan = run.plan
+        self._names = [site.name for site in self._plan.sites]
+
+    def run(self, initial: Callable[[Plan], Arrays], context: Context, patience: float) -> None:
+        run, plan = self._run, self._plan
+        roster = self._federation.roster(self._names, run.folder)
+        roster.save(run.folder)
+        self._gather(offer.encode(run.id, plan.to_dict(), roster.to_dict()), patience)
+        run.note(state="running", fault="")
+
+        def observe(progress: Progress) -> None:
+            answers = {name: str(status) for name, status in progress.statuses.items()}
+            run.note(round=progress.round, sites=answers, spent=progress.spent)
+
+        outcomes: list[Outcome] = []
+        app = create_app(
+            run.id,
+            plan,
+            lambda: initial(plan),
+            run.snapshots,
+            lambda: self._federation.recorder(roster, run.folder),
+            observe=observe,
+            finish=outcomes.append,
+        )
+        app(self._grid, context)
+        facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
+        save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
+        run.note(state="done")
+
+    def _gather(self, offered: bytes, patience: float) -> None:
+        """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end."""
+        begun = self._run.snapshots.latest() is not None
+        self._run.note(state="waiting", fault="")
+        end = time.monotonic() + patience
+        while True:
+            said, nameless = self._offer(offered)
+            self._run.note(sites=said)
+            ready = [name for name in self._names if said[name] == offer.READY]
+            late = time.monotonic() > end
+            if len(ready) == len(self._names) or (
+                late and begun and len(ready) >= self._plan.quorum
+            ):
+                return
+            if late:
+                raise RunError(_not_ready(said, nameless))
+            time.sleep(_LOOK)
+
+    def _offer(self, offered: bytes) -> tuple[dict[str, str], int]:
+        """Offer the run to every node; return what each site said, and how many are no site."""
+        said, nameless = dict.fromkeys(self._names, _AWAY), 0
+        messages = [
+            Message(encode_offer(offered), node, f"{MessageType.QUERY}.offer")
+            for node in self._grid.get_node_ids()
+        ]
+        if not messages:
+            return said, nameless
+        for message in self._grid.send_and_receive(messages, timeout=_ANSWER):
+            try:
+                site = ""
+                if not message.has_error():
+                    site, status, _ = decode_reply(message.content)
+            except InputError:
+                site = ""
+            if site in said:
+                said[site] = str(status)
+            else:
+                nameless += 1
+        return said, nameless
+
+
+def _not_ready(said: dict[str, str], nameless: int) -> str:
+    missing = ", ".join(f"{name}: {word}" for name, word in said.items() if word != offer.READY)
+    text = f"not all sites are ready ({missing}); start the run again when they are"
+    if nameless:
+        text += (
+            f". {nameless} of the nodes did not say which site they are: does Privet's launcher "
+            "start there, and does --node-config name a policy? The site's own log says more"
+        )
+    return text

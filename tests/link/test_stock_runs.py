@@ -1,0 +1,164 @@
+"""A submitted run over a grid of Flower's kind: gathered, cut off, gone on with, refused.
+
+Sites answer by their real gates, in this process; only SuperLink and SuperNodes are not there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message, RecordDict, UserConfig
+from stock_kit import enrol
+
+from privet.client.dial import Asked
+from privet.client.gate import Gate
+from privet.client.start import make_gate
+from privet.client.stock import reply_of
+from privet.common.errors import InputError, RunError
+from privet.common.models import initial_model
+from privet.common.plan import Plan
+from privet.flower import client as bundle
+from privet.flower import server as bundle_server
+from privet.privacy.program import calibrated
+from privet.privacy.statement import Entry
+from privet.server import stock
+from privet.server.federation import Federation
+from privet.server.lock import alone
+from privet.server.queue import submit
+from privet.server.snapshot import load_model
+from privet.simulations.grid import InProcessGrid
+
+SITES = ("North", "East")
+Make = Callable[..., Any]
+
+
+class Town:
+    """A federation of two sites that came in by files, each answering by its gate."""
+
+    def __init__(self, folder: Path, plan: Plan, frame_of: Make) -> None:
+        self.plan = plan
+        self.federation = Federation.found(folder / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2")
+        self.policies = [
+            enrol(self.federation, plan, folder / name, name, frame_of(80, number))
+            for number, name in enumerate(SITES)
+        ]
+        self.run = submit(self.federation, plan, "first")
+        self.gates: dict[Path, Gate] = {}
+        self.left = -1
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer as a SuperNode with the launcher; what is asked after `left` messages is lost."""
+        if not self.left:
+            raise ConnectionError
+        self.left -= 1
+
+        def ask(policy: Path, kind: str, records: bytes, arrays: Any) -> Any:
+            gate = self.gates.setdefault(policy, make_gate(policy, None))
+            told = gate(Asked(kind, "", records, arrays))
+            return told.records, told.arrays
+
+        policy = self.policies[int(str(context.node_config["partition-id"]))]
+        return reply_of(message, policy, ask)
+
+    def restart(self) -> None:
+        """End every site's process."""
+        self.gates.clear()
+
+    def go(self, client: Any = None, patience: float = 0, run: str = "first") -> None:
+        grid = Cut(client or self, len(SITES))
+        context = Context(1, 0, UserConfig(), RecordDict(), UserConfig())
+        stock.run_submitted(self.federation, run, initial_model, grid, context, patience=patience)
+
+    def entries(self, kind: str) -> list[int]:
+        """How many entries of a kind each site's ledger holds."""
+        logs = [self.gates[policy].ledger.log for policy in self.policies]
+        return [[Entry.read(leaf).kind for leaf in log.store.leaves()].count(kind) for log in logs]
+
+
+class Cut(InProcessGrid):
+    """A grid whose SuperLink goes away when a site can no longer be reached."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        replies = list(super().pull_messages(message_ids))
+        if any(reply.has_error() and reply.error.reason == "ConnectionError" for reply in replies):
+            raise ConnectionError("the SuperLink is gone")
+        return replies
+
+
+@pytest.fixture
+def town(
+    tmp_path: Path, plan_value: Make, frame_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Town]:
+    monkeypatch.setattr(stock, "_LOOK", 0.01)
+    value = plan_value(metrics={"source": "off"})
+    value["sites"] = [site for site in value["sites"] if site["name"] in SITES]
+    yield Town(tmp_path, calibrated(Plan.parse(value, where="test")), frame_of)
+
+
+def test_a_run_goes_on_where_its_superlink_was_lost(town: Town, tmp_path: Path) -> None:
+    # Two offers, two questions who is there, two logs twice, then the first round.
+    town.left = 2 + 2 + 4 + 1
+    with pytest.raises(ConnectionError):
+        town.go()
+    assert town.run.status["state"] == "running" and town.entries("released") == [1, 0]
+    town.left = -1
+    town.restart()
+    town.go()
+    status = town.run.status
+    assert (status["state"], status["round"]) == ("done", 2)
+    for kind in ("reserved", "released"):
+        assert town.entries(kind) == [2, 2], "the repeated order was paid once"
+    model, facts = load_model(town.run.folder / "model" / "model.safetensors")
+    assert facts == {"plan": town.plan.digest, "private": "true", "names": facts["names"]}
+    assert all(np.isfinite(array).all() for array in model.values())
+    with pytest.raises(InputError, match="run 'first' is done: submit another one"):
+        town.go()
+
+
+def test_sites_that_are_not_ready_are_named_and_may_be_ready_later(town: Town) -> None:
+    text = town.policies[0].read_text()
+    town.policies[0].write_text(text.replace(town.plan.digest, "sha256:" + "0" * 64))
+    with pytest.raises(RunError, match=r"North: refused-plan\); start the run again"):
+        town.go()
+    status = town.run.status
+    assert status["state"] == "queued" and "North: refused-plan" in status["fault"]
+    assert status["sites"] == {"North": "refused-plan", "East": "present"}
+    town.policies[0].write_text(text)
+    town.go()
+    assert (town.run.status["state"], town.run.status["fault"]) == ("done", "")
+
+
+def test_nodes_without_the_launcher_are_not_sites(town: Town) -> None:
+    """The bundle's own app is there instead, as if nobody had put the launcher first."""
+    with pytest.raises(RunError, match=r"2 of the nodes did not say.*launcher"):
+        town.go(bundle)
+    assert town.run.status["sites"] == dict.fromkeys(SITES, "not connected")
+    town.gates = {policy: make_gate(policy, None) for policy in town.policies}
+    assert all(not gate.ledger.book.populations for gate in town.gates.values())
+
+
+def test_one_coordinator_works_in_a_folder(town: Town) -> None:
+    before = town.run.status
+    with alone(town.federation.folder), pytest.raises(InputError, match="running here already"):
+        town.go()
+    assert town.run.status == before
+
+
+@pytest.mark.parametrize("run", ["", "second", "../runs/first", "a/b"])
+def test_what_was_not_submitted_is_not_run(town: Town, run: str) -> None:
+    with pytest.raises(InputError, match="privet server submit"):
+        town.go(run=run)
+
+
+@pytest.mark.parametrize(
+    ("hub", "said"), [("hub", "absolute path"), ("/nowhere", "privet server init")]
+)
+def test_the_app_names_a_federation(hub: str, said: str) -> None:
+    config = UserConfig({"hub": hub, "run": "first", "wait": 0})
+    context = Context(1, 0, UserConfig(), RecordDict(), config)
+    with pytest.raises(InputError, match=said):
+        bundle_server(InProcessGrid(bundle, 2, config=config), context)
