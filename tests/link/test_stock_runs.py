@@ -57,8 +57,9 @@ class Town:
         self.left -= 1
 
         def ask(policy: Path, kind: str, records: bytes, arrays: Any) -> Any:
-            gate = self.gates.setdefault(policy, make_gate(policy, None))
-            told = gate(Asked(kind, "", records, arrays))
+            if policy not in self.gates:
+                self.gates[policy] = make_gate(policy, None)
+            told = self.gates[policy](Asked(kind, "", records, arrays))
             return told.records, told.arrays
 
         policy = self.policies[int(str(context.node_config["partition-id"]))]
@@ -66,6 +67,8 @@ class Town:
 
     def restart(self) -> None:
         """End every site's process."""
+        for gate in self.gates.values():
+            gate.close()
         self.gates.clear()
 
     def go(self, client: Any = None, patience: float = 0, run: str = "first") -> None:
@@ -96,7 +99,9 @@ def town(
     monkeypatch.setattr(stock, "_LOOK", 0.01)
     value = plan_value(metrics={"source": "off"})
     value["sites"] = [site for site in value["sites"] if site["name"] in SITES]
-    yield Town(tmp_path, calibrated(Plan.parse(value, where="test")), frame_of)
+    made = Town(tmp_path, calibrated(Plan.parse(value, where="test")), frame_of)
+    yield made
+    made.restart()
 
 
 def test_a_run_goes_on_where_its_superlink_was_lost(town: Town, tmp_path: Path) -> None:
