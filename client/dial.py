@@ -9,6 +9,9 @@
 What was asked and not yet answered is offered again on the next stream; an answer that was
 ready when the stream broke is sent then, without asking ``serve`` twice. A download or an
 upload goes on from the byte where it was cut.
+
+A coordinator cannot make a site hold more than one set of numbers that it sends, beside a few
+answers: parcels are taken one after the other, and no further one is read while many wait.
 """
 
 from __future__ import annotations
@@ -34,6 +37,14 @@ VERSIONS = (1,)
 INLINE = 1 << 16
 _SHORTEST, _LONGEST = 0.2, 30.0
 """Seconds between two attempts to dial."""
+_WORD = 30.0
+"""Seconds within which a coordinator says a word that is due."""
+_STILL = 120.0
+"""Seconds that a download may stand still."""
+_MOST_PARCELS = 16
+"""Parcels that are read and not answered yet; further ones wait on the coordinator's side."""
+_MOST_ANSWERS, _MOST_WITH_NUMBERS = 64, 2
+"""Answers that are kept in case they are asked for again; those with numbers are large."""
 _OPTIONS = [
     ("grpc.ssl_target_name_override", SERVER_NAME),
     ("grpc.max_receive_message_length", 8 << 20),
@@ -42,6 +53,9 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
+    # gRPC unpacks a message before it looks how long it is.
+    ("grpc.per_message_decompression", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),
 ]
 _HOPELESS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
 
@@ -99,6 +113,7 @@ class Dialer:
         self._kept: dict[bytes, Arrays] = {}
         self._partial: dict[bytes, Intake] = {}
         self._turn = asyncio.Lock()
+        self._serving = asyncio.Lock()
         self._wait = _SHORTEST
 
     async def run(self) -> None:
@@ -118,8 +133,8 @@ class Dialer:
                 if error.code() in _HOPELESS:
                     raise RunError(f"{self.address}: {error.details()}") from None
                 _LOG.info("%s: %s", self.address, error.details())
-            except InputError as error:
-                _LOG.warning("%s: %s", self.address, error)
+            except (InputError, TimeoutError) as error:
+                _LOG.warning("%s: %s", self.address, error or "no word came in time")
             self._on_state("cut")
             await asyncio.sleep(self._wait * random.uniform(0.5, 1.0))
             self._wait = min(2 * self._wait, _LONGEST)
@@ -128,7 +143,8 @@ class Dialer:
         stream = stub.Attend()
         hello = pb.Hello(versions=VERSIONS, software=f"privet {__version__}")
         await stream.write(pb.FromSite(hello=hello))
-        first = await stream.read()
+        async with asyncio.timeout(_WORD):
+            first = await stream.read()
         if first is aio.EOF:
             raise await _ended(stream)
         if first.WhichOneof("what") != "welcome" or first.welcome.version not in VERSIONS:
@@ -138,10 +154,13 @@ class Dialer:
         sending: set[asyncio.Task[None]] = set()
         try:
             while (message := await stream.read()) is not aio.EOF:
-                if message.WhichOneof("what") == "parcel":
-                    task = asyncio.create_task(self._answer(stub, stream, message.parcel))
-                    sending.add(task)
-                    task.add_done_callback(sending.discard)
+                if message.WhichOneof("what") != "parcel":
+                    raise InputError("only parcels follow Welcome")
+                task = asyncio.create_task(self._answer(stub, stream, message.parcel))
+                sending.add(task)
+                task.add_done_callback(sending.discard)
+                while len(sending) >= _MOST_PARCELS:
+                    await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
             raise await _ended(stream)
         finally:
             for task in sending:
@@ -154,8 +173,9 @@ class Dialer:
             numbers = await self._bring(stub, parcel.id, told.arrays)
             answer = pb.Answer(id=parcel.id, records=told.records, numbers=numbers)
             await stream.write(pb.FromSite(answer=answer))
-        except aio.AioRpcError as error:
-            _LOG.info("cut while answering: %s", error.details())
+        except (aio.AioRpcError, TimeoutError) as error:
+            why = error.details() if isinstance(error, aio.AioRpcError) else "it stood still"
+            _LOG.info("cut while answering: %s", why)
             stream.cancel()
         except (InputError, aio.UsageError, asyncio.InvalidStateError) as error:
             _LOG.warning("a parcel was not answered: %s", error)
@@ -166,15 +186,28 @@ class Dialer:
         """Return the parcel's answer, made once however often it is asked for."""
         task = self._answers.get(parcel.id)
         if task is None:
-            arrays = await self._fetch(stub, parcel.numbers)
-            asked = Asked(parcel.kind, parcel.group, parcel.records, arrays)
-            task = self._answers[parcel.id] = asyncio.create_task(self._make(asked))
-            while len(self._answers) > 64:
-                self._answers.pop(next(iter(self._answers)))
+            async with self._turn:
+                task = self._answers.get(parcel.id)
+                if task is None:
+                    arrays = await self._fetch(stub, parcel.numbers)
+                    asked = Asked(parcel.kind, parcel.group, parcel.records, arrays)
+                    task = self._answers[parcel.id] = asyncio.create_task(self._make(asked))
+                    del asked, arrays
+                    await asyncio.wait([task])
+                    self._forget()
         return await asyncio.shield(task)
 
+    def _forget(self) -> None:
+        """Keep a few answers; a failure would keep all that it was asked with."""
+        done = {k: task for k, task in self._answers.items() if task.done()}
+        failed = [k for k, task in done.items() if task.cancelled() or task.exception()]
+        large = [k for k in done if k not in failed and done[k].result().arrays]
+        small = [k for k in done if k not in failed and k not in large]
+        for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
+            del self._answers[number]
+
     async def _make(self, asked: Asked) -> Told:
-        async with self._turn:
+        async with self._serving:  # also where the stream that asked was cut meanwhile
             return await asyncio.to_thread(self._serve, asked)
 
     async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:
@@ -189,11 +222,17 @@ class Dialer:
             return self._kept[numbers.sha256]
         if numbers.size > self._most_numbers:
             raise InputError(f"{numbers.size} bytes are more than this site takes")
-        intake = self._partial.pop(numbers.sha256, None) or Intake(numbers.size)
+        self._kept.clear()
         if numbers.inline:
+            if len(numbers.inline) != numbers.size:
+                raise InputError("the numbers that came along are not as long as announced")
             intake = Intake(numbers.size)
             intake.take(numbers.inline)
         else:
+            begun = self._partial.pop(numbers.sha256, None)
+            self._partial.clear()
+            same = begun is not None and begun.size == numbers.size
+            intake = begun if begun is not None and same else Intake(numbers.size)
             await self._download(stub, numbers.sha256, intake)
         arrays, digest = intake.finish()
         if digest != "sha256:" + numbers.sha256.hex():
@@ -202,13 +241,23 @@ class Dialer:
         return arrays
 
     async def _download(self, stub: rpc.LinkStub, sha256: bytes, intake: Intake) -> None:
-        want = pb.Want(sha256=sha256, offset=intake.taken)
+        call = stub.Download(pb.Want(sha256=sha256, offset=intake.taken))
         try:
-            async for chunk in stub.Download(want):
+            while True:
+                async with asyncio.timeout(_STILL):
+                    chunk = await call.read()
+                if chunk is aio.EOF:
+                    break
+                if not chunk.data:
+                    raise InputError("a chunk of the numbers is empty")
                 intake.take(chunk.data)
-        except (aio.AioRpcError, asyncio.CancelledError):
+            if await call.code() is not grpc.StatusCode.OK:
+                raise await _ended(call)
+        except (aio.AioRpcError, asyncio.CancelledError, TimeoutError):
             self._partial = {sha256: intake}
             raise
+        finally:
+            call.cancel()
 
     async def _bring(self, stub: rpc.LinkStub, number: str, arrays: Arrays) -> pb.Numbers | None:
         """Bring the arrays of an answer, from where an earlier stream was cut."""
@@ -219,7 +268,7 @@ class Dialer:
         sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
         if size <= INLINE:
             return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
-        held = await stub.Status(pb.Want(sha256=sha256, parcel=number))
+        held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_WORD)
         if held.offset < size:
             await stub.Upload(_pieces(number, sha256, size, held.offset, arrays))
         return pb.Numbers(sha256=sha256, size=size)

@@ -208,7 +208,10 @@ class Intake:
             raise InputError(f"'{layout.name}' has another length than its shape")
         if size > self.size:
             raise InputError(f"'{layout.name}' is longer than the whole stream")
-        array = np.empty(layout.shape, layout.dtype)
+        try:
+            array = np.empty(layout.shape, layout.dtype)
+        except (ValueError, MemoryError) as error:  # a shape with a zero may have any other length
+            raise InputError(f"'{layout.name}' has a shape that cannot be: {error}") from None
         self._arrays[layout.name] = array
         self._into = array.reshape(-1).view(np.uint8).data if size else None
 

@@ -1,0 +1,194 @@
+"""The four calls of the link, at the coordinator.
+
+Whoever is no member gets one status, whatever was called, and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+from privet.common.errors import InputError, PrivetError
+from privet.common.flat import CHUNK, chunks
+from privet.common.link import link_pb2 as pb
+from privet.server.calls import PATIENCE, CallFault, Context, Line
+
+if TYPE_CHECKING:
+    from privet.server.hub import Call, Hub
+    from privet.server.spool import Upload
+
+VERSION = 1
+FIRST_WORD = 10.0
+"""Seconds that a new call has to say what it wants."""
+_MOST_USELESS = 100
+"""Answers to nothing that one stream may bring."""
+
+_LOG = logging.getLogger("privet.hub")
+
+
+class Session:
+    """One stream of a site."""
+
+    def __init__(self, site: str) -> None:
+        self.site = site
+        self.outgoing: asyncio.Queue[pb.ToSite | None] = asyncio.Queue()
+        self.useless = 0
+        self.fault: CallFault | None = None
+
+
+class Service:
+    """Serves a hub's calls.
+
+    Args:
+        hub: whose.
+        patience: seconds that a call may stand still.
+    """
+
+    def __init__(self, hub: Hub, patience: float = PATIENCE) -> None:
+        self._hub = hub
+        self._patience = patience
+        self._methods = {
+            "Attend": self._attend,
+            "Download": self._download,
+            "Status": self._status,
+            "Upload": self._upload,
+        }
+
+    async def __call__(self, method: str, context: Context) -> None:
+        """Serve a call.
+
+        Raises:
+            CallFault: the status that ends it.
+        """
+        with self._member(context) as call:
+            service, _, name = method.removeprefix("/").partition("/")
+            if service != "privet.link.v1.Link" or name not in self._methods:
+                raise CallFault(grpc.StatusCode.UNIMPLEMENTED, "no such call")
+            await self._methods[name](call, context)
+            self._require_member(call)
+
+    def _member(self, context: Context) -> Call:
+        found = context.auth_context().get("x509_pem_cert", [b""])[0]
+        try:
+            site = self._hub.identify(found)
+        except PrivetError as error:
+            _LOG.error("the members cannot be read: %s", error)
+            raise CallFault(grpc.StatusCode.UNAVAILABLE, "come again later") from error
+        if site is None:
+            raise CallFault(grpc.StatusCode.UNAUTHENTICATED, "not a member")
+        call = self._hub.call(site)
+        if call is None:
+            raise CallFault(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many calls at once")
+        return call
+
+    @staticmethod
+    def _require_member(call: Call) -> None:
+        if call.is_cut:
+            raise CallFault(grpc.StatusCode.UNAUTHENTICATED, "not a member any more")
+
+    async def _attend(self, call: Call, context: Context) -> None:
+        line = Line(context, pb.FromSite)
+        await self._greet(line)
+        session = Session(call.site)
+        self._hub.begin(session)
+        reader = asyncio.create_task(self._listen(session, line))
+        try:
+            while (message := await session.outgoing.get()) is not None:
+                if not await line.write(message, self._patience):
+                    break
+        finally:
+            self._hub.end(session)
+            reader.cancel()
+        if session.fault is not None:
+            raise session.fault
+
+    async def _greet(self, line: Line[pb.FromSite]) -> None:
+        first = await line.one(FIRST_WORD)
+        if first.WhichOneof("what") != "hello":
+            raise CallFault(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello")
+        if VERSION not in first.hello.versions:
+            status = grpc.StatusCode.FAILED_PRECONDITION
+            raise CallFault(status, f"this coordinator speaks version {VERSION}")
+        welcome = pb.Welcome(
+            version=VERSION,
+            coordinator=self._hub.coordinator,
+            most_numbers=self._hub.most_numbers,
+        )
+        await line.write(pb.ToSite(welcome=welcome), self._patience)
+
+    async def _listen(self, session: Session, line: Line[pb.FromSite]) -> None:
+        """Take answers until the site goes, or says what it must not."""
+        try:
+            while (word := await line.read()) is not None:
+                if word.WhichOneof("what") != "answer":
+                    raise InputError("only answers follow Hello")
+                if not await self._hub.answered(session.site, word.answer):
+                    session.useless += 1
+                if session.useless > _MOST_USELESS:
+                    raise InputError("too many answers came late, or twice, or to nothing")
+        except InputError as error:
+            session.fault = CallFault(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except CallFault as fault:
+            session.fault = fault
+        finally:
+            if session.fault is not None:
+                _LOG.warning("%s: %s", session.site, session.fault)
+            session.outgoing.put_nowait(None)
+
+    async def _download(self, call: Call, context: Context) -> None:
+        line = Line(context, pb.Want)
+        want = await line.one(FIRST_WORD)
+        arrays = self._hub.offered(call.site, want.sha256)
+        if arrays is None:
+            raise CallFault(grpc.StatusCode.NOT_FOUND, "not offered to this site")
+        for part in chunks(arrays, want.offset):
+            self._require_member(call)
+            if not await line.write(pb.Chunk(data=part), self._patience):
+                return
+
+    async def _status(self, call: Call, context: Context) -> None:
+        line = Line(context, pb.Want)
+        want = await line.one(FIRST_WORD)
+        parcel = self._hub.open_parcel(want.parcel, call.site)
+        upload = parcel.upload if parcel is not None else None
+        same = upload is not None and upload.sha256 == want.sha256
+        held = upload.held if upload is not None and same else 0
+        await line.write(pb.Held(offset=held), self._patience)
+
+    async def _upload(self, call: Call, context: Context) -> None:
+        line = Line(context, pb.Piece)
+        piece: pb.Piece | None = await line.one(FIRST_WORD)
+        assert piece is not None
+        upload = self._begin_upload(call.site, piece)
+        while piece is not None:
+            self._require_member(call)
+            await self._keep(call.site, upload, piece.data)
+            piece = await line.read(self._patience)
+        await line.write(pb.Held(offset=upload.held), self._patience)
+
+    def _begin_upload(self, site: str, piece: pb.Piece) -> Upload:
+        parcel = self._hub.open_parcel(piece.parcel, site)
+        if parcel is None:
+            raise CallFault(grpc.StatusCode.NOT_FOUND, "no such parcel is open")
+        if not 0 < piece.size <= parcel.most or len(piece.sha256) != 32:
+            raise CallFault(grpc.StatusCode.RESOURCE_EXHAUSTED, "too long, or no digest")
+        upload = self._hub.upload(parcel, piece.sha256, piece.size)
+        if piece.offset != upload.held:
+            raise CallFault(grpc.StatusCode.ABORTED, f"go on from byte {upload.held}")
+        return upload
+
+    @staticmethod
+    async def _keep(site: str, upload: Upload, data: Any) -> None:
+        async with upload.turn:
+            if len(data) > min(2 * CHUNK, upload.size - upload.held):
+                raise CallFault(grpc.StatusCode.OUT_OF_RANGE, "more than was announced")
+            try:
+                await asyncio.to_thread(upload.write, data)
+            except InputError as error:
+                raise CallFault(grpc.StatusCode.NOT_FOUND, str(error)) from error
+            except OSError as error:
+                _LOG.error("%s: what it brings cannot be kept: %s", site, error)
+                raise CallFault(grpc.StatusCode.UNAVAILABLE, "cannot be kept now") from error
