@@ -53,7 +53,7 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
-    # gRPC unpacks a message before it looks how long it is.
+    # Nothing here is compressed, and what is gets refused unread.
     ("grpc.per_message_decompression", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
 ]

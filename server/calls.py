@@ -1,40 +1,57 @@
 """Calls of gRPC, heard with patience: what both ports of a coordinator have in common.
 
-Every method of a port comes to one function, and messages are parsed here. So nothing that was
-sent is parsed, and not even told whether a method exists, before the caller is known; what is no
-message is a status and no error in the log; and a call that does not go on is ended.
+Messages are parsed here and not by gRPC. So nothing that was sent is parsed before the caller is
+known; what is no message is a status and no error in the log; and a call that does not go on is
+ended. A call of a method that does not exist is not answered.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
+from grpc._cython import cygrpc
+from grpc.aio._server import Server
+
+from privet.common.errors import RunError
 
 PATIENCE = 60.0
 """Seconds that a call may stand still where it should go on: a megabyte takes 8 at 1 Mbit/s."""
 
-OPTIONS = [
+_OPTIONS = [
     # A stranger has so long for the handshake; by default it is two minutes.
     ("grpc.server_handshake_timeout_ms", 10_000),
     # Connections without a call end. An honest site always has one: Attend.
     ("grpc.max_connection_idle_ms", 30_000),
     ("grpc.absolute_max_metadata_size", 32 << 10),
-    # gRPC unpacks a message before it looks how long it is.
+    # Nothing here is compressed, and what is gets refused unread.
     ("grpc.per_message_decompression", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
+    # Calls that nobody has taken yet, of one method or of unknown ones, and for how long.
+    ("grpc.server.max_pending_requests", 200),
+    ("grpc.server.max_pending_requests_hard_limit", 400),
+    ("grpc.server_max_unrequested_time_in_server", 5),
     ("grpc.so_reuseport", 0),
 ]
+
+_LOG = logging.getLogger("privet.calls")
+
+# It writes a traceback for metadata that is no text, which it then takes as it is.
+logging.getLogger("grpc._cython.cygrpc").addFilter(
+    lambda record: not str(record.msg).startswith("Invalid encoding")
+)
 
 _M = TypeVar("_M", bound=Message)
 
 Context: TypeAlias = "aio.ServicerContext[Any, Any]"
-Serve = Callable[[str, Context], Awaitable[None]]
-"""Serves a call of a method; raises :class:`CallFault`."""
+Serve = Callable[[Context], Awaitable[None]]
+"""Serves a call; raises :class:`CallFault`."""
+Options = Sequence[tuple[str, int]]
 
 
 class CallFault(Exception):
@@ -105,20 +122,62 @@ class Line(Generic[_M]):
         return True
 
 
-class EveryMethod(grpc.GenericRpcHandler):
-    """Hands every call, of whatever method, to one function."""
+def make_server(
+    service: str, methods: Mapping[str, Serve], options: Options, most: int | None = None
+) -> aio.Server:
+    """Return a server of these methods; call it in the loop that will run it.
 
-    def __init__(self, serve: Serve) -> None:
-        self._serve = serve
+    Args:
+        service: full name.
+        methods: by name.
+        options: of gRPC, beside those of every port.
+        most: calls at once; others are refused.
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler:
-        """Return the handler of a call."""
-        method = details.method
+    Raises:
+        RunError: if this version of gRPC cannot be kept from unknown methods.
+    """
+    server = _Server((*_OPTIONS, *options), most)
+    handlers = {name: _handler(serve) for name, serve in methods.items()}
+    server.add_registered_method_handlers(service, handlers)
+    return server
 
-        async def handle(_: Any, context: Context) -> None:
-            try:
-                await self._serve(method, context)
-            except CallFault as fault:
-                await context.abort(fault.status, str(fault))
 
-        return grpc.stream_stream_rpc_method_handler(handle)
+class _Core(cygrpc.AioServer):
+    """Takes calls of the methods that it knows, and leaves others without an answer.
+
+    gRPC's own takes all, and ends for good at a method's name that is no UTF-8: one call of a
+    stranger would shut the port (seen with grpcio 1.85.1; this is its private place).
+    """
+
+    def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
+        if method is None:
+            return asyncio.get_running_loop().create_future()
+        found: asyncio.Future[Any] = super()._make_request_call_future(method)
+        return found
+
+
+class _Server(Server):
+    def __init__(self, options: Options, most: int | None) -> None:
+        if not hasattr(cygrpc.AioServer, "_make_request_call_future"):
+            raise RunError("this version of gRPC is not known to Privet; install grpcio 1.85")
+        self._loop = asyncio.get_running_loop()
+        self._server = _Core(self._loop, None, (), (), tuple(options), most)
+
+
+def _handler(serve: Serve) -> grpc.RpcMethodHandler:
+    async def handle(_: Any, context: Context) -> None:
+        try:
+            await serve(context)
+        except CallFault as fault:
+            await _end(context, fault)
+
+    return grpc.stream_stream_rpc_method_handler(handle)
+
+
+async def _end(context: Context, fault: CallFault) -> None:
+    try:
+        await context.abort(fault.status, str(fault))
+    except aio.AbortError:
+        raise
+    except Exception as error:  # gRPC ended the call before; it has no public name for that
+        _LOG.debug("a call had ended: %s", error)

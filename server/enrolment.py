@@ -18,7 +18,7 @@ from grpc import aio
 from privet.common.errors import InputError, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
-from privet.server.calls import OPTIONS, CallFault, Context, EveryMethod, Line
+from privet.server.calls import CallFault, Context, Line, make_server
 from privet.server.federation import Federation
 
 _LOOK = 1.0
@@ -27,10 +27,8 @@ _WRONG = 1.0
 """Seconds that a wrong request waits for its answer."""
 _FIRST_WORD = 5.0
 """Seconds that a call has to bring its request."""
-_METHOD = "/privet.link.v1.Enrolment/Enrol"
 _MOST_CALLS = 1_000
 _OPTIONS = [
-    *OPTIONS,
     ("grpc.max_receive_message_length", 64 << 10),
     ("grpc.max_metadata_size", 8 << 10),
     ("grpc.max_concurrent_streams", 4),
@@ -120,8 +118,8 @@ class Door:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _listen(self, credentials: grpc.ServerCredentials) -> int:
-        server = aio.server(options=_OPTIONS, maximum_concurrent_rpcs=_MOST_CALLS)
-        server.add_generic_rpc_handlers((EveryMethod(_Service(self._federation)),))
+        methods = {"Enrol": _Service(self._federation)}
+        server = make_server("privet.link.v1.Enrolment", methods, _OPTIONS, _MOST_CALLS)
         try:
             port = server.add_secure_port(self.address, credentials)
         except RuntimeError as error:
@@ -136,12 +134,10 @@ class _Service:
         self._federation = federation
         self._turn = asyncio.Lock()
 
-    async def __call__(self, method: str, context: Context) -> None:
+    async def __call__(self, context: Context) -> None:
         line = Line(context, pb.Request)
         request = await line.one(_FIRST_WORD)
         try:
-            if method != _METHOD:
-                raise InputError("no such call")
             async with self._turn:  # an invitation is used once
                 pem = await asyncio.to_thread(self._enrol, request)
         except Exception as error:

@@ -34,8 +34,8 @@ from privet.common.errors import InputError
 from privet.common.flat import CHUNK, Arrays, Intake, chunks, digest_arrays, size_of
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
-from privet.server.calls import OPTIONS, PATIENCE, EveryMethod
-from privet.server.service import Service, Session
+from privet.server.calls import PATIENCE, make_server
+from privet.server.service import NAME, Service, Session
 from privet.server.spool import Upload, clear
 
 INLINE = 1 << 16
@@ -45,7 +45,6 @@ _MOST_CALLS = 16
 _LEAST_ANSWER = 64 << 20
 """An answer may be as long as this, or as four times what was asked with, but no longer."""
 _OPTIONS = [
-    *OPTIONS,
     # Each costs a stranger a TCP connection, and us a descriptor.
     ("grpc.max_allowed_incoming_connections", 2_000),
     ("grpc.max_receive_message_length", _MOST_RECORDS + CHUNK),
@@ -217,9 +216,7 @@ class Hub:
     # in the loop
 
     async def _listen(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        self._server = aio.server(options=_OPTIONS)
-        service = EveryMethod(Service(self, self._patience))
-        self._server.add_generic_rpc_handlers((service,))
+        self._server = make_server(NAME, Service(self, self._patience).methods, _OPTIONS)
         try:
             port = self._server.add_secure_port(address, credentials)
         except RuntimeError as error:
@@ -313,7 +310,6 @@ class Hub:
         parcel = self.open_parcel(answer.id, site)
         if parcel is None:
             self.late[site] += 1
-            _LOG.warning("%s: an answer came late, or twice, or to nothing", site)
             return False
         arrays = await self._numbers_of(parcel, answer)
         if self._open.pop(answer.id, None) is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,12 +15,13 @@ import grpc
 from privet.common.errors import InputError, PrivetError
 from privet.common.flat import CHUNK, chunks
 from privet.common.link import link_pb2 as pb
-from privet.server.calls import PATIENCE, CallFault, Context, Line
+from privet.server.calls import PATIENCE, CallFault, Context, Line, Serve
 
 if TYPE_CHECKING:
     from privet.server.hub import Call, Hub
     from privet.server.spool import Upload
 
+NAME = "privet.link.v1.Link"
 VERSION = 1
 FIRST_WORD = 10.0
 """Seconds that a new call has to say what it wants."""
@@ -50,25 +52,25 @@ class Service:
     def __init__(self, hub: Hub, patience: float = PATIENCE) -> None:
         self._hub = hub
         self._patience = patience
-        self._methods = {
+
+    @property
+    def methods(self) -> dict[str, Serve]:
+        """The four calls, by name."""
+        calls = {
             "Attend": self._attend,
             "Download": self._download,
             "Status": self._status,
             "Upload": self._upload,
         }
+        return {name: self._for_members(call) for name, call in calls.items()}
 
-    async def __call__(self, method: str, context: Context) -> None:
-        """Serve a call.
+    def _for_members(self, serve: Callable[[Call, Context], Awaitable[None]]) -> Serve:
+        async def served(context: Context) -> None:
+            with self._member(context) as call:
+                await serve(call, context)
+                self._require_member(call)
 
-        Raises:
-            CallFault: the status that ends it.
-        """
-        with self._member(context) as call:
-            service, _, name = method.removeprefix("/").partition("/")
-            if service != "privet.link.v1.Link" or name not in self._methods:
-                raise CallFault(grpc.StatusCode.UNIMPLEMENTED, "no such call")
-            await self._methods[name](call, context)
-            self._require_member(call)
+        return served
 
     def _member(self, context: Context) -> Call:
         found = context.auth_context().get("x509_pem_cert", [b""])[0]
@@ -134,6 +136,9 @@ class Service:
         except CallFault as fault:
             session.fault = fault
         finally:
+            if session.useless:
+                what = "answers came late, or twice, or to nothing"
+                _LOG.warning("%s: %d %s", session.site, session.useless, what)
             if session.fault is not None:
                 _LOG.warning("%s: %s", session.site, session.fault)
             session.outgoing.put_nowait(None)
