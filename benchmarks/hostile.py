@@ -1,7 +1,7 @@
 """Attack a coordinator and a site with what is malformed or not allowed; they must go on.
 
     python benchmarks/hostile.py --json      110,000 requests to a coordinator, 20,000 to a site
-    python benchmarks/hostile.py --quick     1,500 and 500
+    python benchmarks/hostile.py --quick     1,500 each
 
 A coordinator, as `privet server start` starts it, serves two honest sites that are asked and
 answer all the time, while strangers without a certificate, outsiders with one that is no
@@ -201,7 +201,7 @@ def attack_coordinator(
         watch = Watch(camp.hub.pid, camp.log)
         before = watch.look()
         assert before is not None, "the coordinator is gone before it begins"
-        first = max(len(KINDS) * 4, requests // 20)
+        first = max(len(KINDS) * 4, requests // 4)
         _attack(arena, first, tally, watch, seed)
         warm = _settle(arena, watch, before.files) or before
         tell(f"warm after {tally.total:,} requests: {warm.memory:.0f} MB")
@@ -211,7 +211,7 @@ def attack_coordinator(
         _settle(arena, watch, before.files)
         watch.stop()
         traffic = _read(arena.traffic)
-        left = len(list((camp.federation.folder / "spool").glob("*")))
+        left = _left(camp.federation.folder / "spool")
         found = verdict(
             watch, before, warm,
             {who: tally.wrong[who] for who in ("stranger", "outsider", "member", "door")},
@@ -225,6 +225,74 @@ def attack_coordinator(
         return found, tally
     finally:
         camp.close()
+
+
+def attack_site(
+    messages: int, folder: Path, *, fault: str = "", large: int = 10_000, seed: int = 0
+) -> tuple[Verdict, Counter[str]]:
+    """Put a site at the mercy of a hostile coordinator; return the verdict, and what it did."""
+    from hostile_sites import Coordinator, Estate
+
+    folder.mkdir()
+    estate = Estate(folder)
+    one = Coordinator(estate, seed, large)
+    estate.settle(one.port)
+    log = folder / "site.log"
+    process = _start(log, "site", str(estate.policy), fault)
+    try:
+        _until(lambda: one.traffic["answered"] >= 1, 90, log)
+        assert one.offered == "present", f"the site is not ready: {one.offered}"
+        watch = Watch(process.pid, log)
+        before = watch.look()
+        assert before is not None, "the site is gone before it begins"
+        offered = estate.entries()
+        _hurt(one, max(500, messages // 4), watch)
+        warm = _rest(one, watch) or before
+        tell(f"the site is warm after {one.said:,} messages: {warm.memory:.0f} MB")
+        _hurt(one, messages, watch)
+        _rest(one, watch)
+        watch.stop()
+        added = estate.entries() - offered
+        found = verdict(watch, warm, warm, {}, 0, dict(one.traffic), unhandled=_UNHANDLED)
+        kept = len(list((estate.home / "offers").glob("*")))
+        others = sum(count for kind, count in added.items() if kind != "refused")
+        found.rows.append(("ledger entries but refusals", others, "entries", 0))
+        found.rows.append(("offers kept", kept, "files", 65))
+        if not watch.died and found.failed:
+            tell(f"ledger: {dict(added)}")
+        return found, one.words
+    finally:
+        one.close()
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+_UNHANDLED = ("never retrieved", "a parcel was not answered\nTraceback", "cygrpc\nTraceback")
+"""What a site's log must not have. Its operator is shown where a message could not be read."""
+
+
+def _hurt(one: Any, messages: int, watch: Watch) -> None:
+    one.goal = messages
+    told = time.monotonic()
+    while one.said < messages and not watch.died:
+        time.sleep(0.2)
+        watch.requests = one.said
+        if time.monotonic() - told > 20:
+            told = time.monotonic()
+            tell(f"{one.said:,} of {messages:,} messages; {watch.samples[-1:]}")
+
+
+def _rest(one: Any, watch: Watch) -> Any:
+    """Ask honestly until three questions were answered; return a look at the site."""
+    one.goal, answered = 0, one.traffic["answered"]
+    until = time.monotonic() + 60
+    while one.traffic["answered"] < answered + 3 and time.monotonic() < until and not watch.died:
+        time.sleep(0.2)
+    return watch.look()
 
 
 def _attack(arena: Arena, requests: int, tally: Tally, watch: Watch, seed: int) -> None:
@@ -300,6 +368,16 @@ def _tell_traceback(log: Path) -> None:
     text = log.read_text(errors="replace")
     if (at := text.find("Traceback")) >= 0:
         tell(text[max(0, at - 300) : at + 2500])
+
+
+def _left(spool: Path) -> int:
+    """Return how many files stay in the spool when the parcels that were open are withdrawn."""
+    begun = set(spool.glob("*"))
+    end = time.monotonic() + 10
+    while begun and time.monotonic() < end:
+        time.sleep(0.2)
+        begun &= set(spool.glob("*"))
+    return len(begun)
 
 
 def _start(log: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -409,6 +487,7 @@ def main() -> None:
     """Run the campaign."""
     options = parser(__doc__)
     options.add_argument("--requests", type=int, help="to the coordinator")
+    options.add_argument("--messages", type=int, help="to the site")
     options.add_argument("--seed", type=int, default=0)
     arguments = options.parse_args()
     quick = arguments.quick
@@ -426,6 +505,14 @@ def main() -> None:
             rows.append(row(kind, sum(words.values()), "requests", None, None, came=dict(words)))
         for example in tally.examples:
             tell(example)
+        messages = arguments.messages or (1_500 if quick else 20_000)
+        found, did = attack_site(
+            messages, Path(name) / "b", large=300 if quick else 10_000, seed=arguments.seed
+        )
+        rows += _rows("site", found)
+        failed += [f"site: {what}" for what in found.failed]
+        for kind, count in sorted(did.items()):
+            rows.append(row(f"coordinator: {kind}", count, "streams", None, None))
     rows.append(row("time", round(time.monotonic() - started, 1), "s", None, None))
     finish(rows, arguments.json, _line)
     if failed:

@@ -1,9 +1,10 @@
 """What strangers, outsiders and a hostile member do to a coordinator, kind by kind.
 
 A *stranger* has no certificate of the authority, and may see nothing but the handshake. An
-*outsider* has one, but is no member (any more): the one answer is UNAUTHENTICATED. A *member*
-may do what the protocol lets it do. At the *door* everybody may ask, and gets PERMISSION_DENIED.
-Each attack gives a word for each request: what came of it. Its kind says which words are right.
+*outsider* has one, but is no member (any more): the one answer is UNAUTHENTICATED, or CANCELLED
+in the end where the method does not exist. A *member* may do what the protocol lets it do. At
+the *door* everybody may ask, and gets PERMISSION_DENIED. Each attack gives a word for each
+request: what came of it. Its kind says which words are right.
 """
 
 from __future__ import annotations
@@ -342,13 +343,13 @@ def untimely_certificate(lane: Lane) -> Iterator[str]:
 # outsiders
 
 
-@kind("outsider", {"status 16", "silence", *GONE}, 12)
+@kind("outsider", {"status 16", "status 1", "silence", *GONE}, 12)
 def outsider_calls(lane: Lane) -> Iterator[str]:
     """A certificate of the authority, but no member: never enrolled, re-issued, another name."""
     yield from _outsider(lane, lane.chance.choice(["never enrolled", "re-issued", "no name"]))
 
 
-@kind("outsider", {"status 16", "silence", *GONE}, 6)
+@kind("outsider", {"status 16", "status 1", "silence", *GONE}, 6)
 def revoked_calls(lane: Lane) -> Iterator[str]:
     """A revoked member, with the TLS session from before."""
     yield from _outsider(lane, "revoked")
@@ -410,7 +411,7 @@ def _speaks(lane: Lane, make: Callable[[str], bytes]) -> Iterator[str]:
             yield word(call.call(LINK + method, message(make(method))))
 
 
-@kind("member", REFUSED | {"silence"}, 8)
+@kind("member", REFUSED | {"silence", "status 1"}, 8)
 def unknown_methods(lane: Lane) -> Iterator[str]:
     """Calls that do not exist, with names that are no text."""
     chance = lane.chance
@@ -424,7 +425,7 @@ def unknown_methods(lane: Lane) -> Iterator[str]:
     yield word(answer)
 
 
-@kind("member", REFUSED | {"silence", "data", "status 4", "status 13"}, 6)
+@kind("member", REFUSED | {"silence", "data", "status 1", "status 4", "status 13"}, 6)
 def odd_headers(lane: Lane) -> Iterator[str]:
     """Metadata that is no text, is doubled, or must not be there."""
     more = lane.chance.choice([

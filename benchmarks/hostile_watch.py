@@ -98,7 +98,13 @@ class Verdict:
 
 
 def verdict(
-    watch: Watch, before: Sample, warm: Sample, wrong: dict[str, int], left: int, traffic: Any
+    watch: Watch,
+    before: Sample,
+    warm: Sample,
+    wrong: dict[str, int],
+    left: int,
+    traffic: Any,
+    unhandled: tuple[str, ...] = ("Traceback",),
 ) -> Verdict:
     """Judge what was seen.
 
@@ -109,6 +115,7 @@ def verdict(
         wrong: answers that must not be, by who got them.
         left: spool files at the end.
         traffic: honest messages: asked, answered, lost, wrong, and the longest gap in seconds.
+        unhandled: what its log must not have.
     """
     end = watch.look()
     late = [s for s in watch.samples if s.requests >= watch.requests / 2]
@@ -123,7 +130,7 @@ def verdict(
     rows: list[tuple[str, float, str, float | None]] = [
         ("requests", watch.requests, "requests", None),
         ("crashes", float(gone), "processes", 0),
-        ("tracebacks in its log", text.count("Traceback"), "tracebacks", 0),
+        ("errors that nothing handled", sum(map(text.count, unhandled)), "errors", 0),
         *((f"wrong answers, {who}", count, "answers", 0) for who, count in sorted(wrong.items())),
         ("honest messages", traffic.get("asked", 0), "messages", None),
         ("honest messages unanswered", traffic.get("lost", 0) + max(0, waiting - 2), "messages", 0),

@@ -109,7 +109,7 @@ class Dialer:
         self._serve = serve
         self._most_numbers = most_numbers
         self._on_state = on_state
-        self._answers: dict[str, asyncio.Task[Told]] = {}
+        self._answers: dict[str, asyncio.Task[Told | None]] = {}
         self._kept: dict[bytes, Arrays] = {}
         self._partial: dict[bytes, Intake] = {}
         self._turn = asyncio.Lock()
@@ -134,7 +134,12 @@ class Dialer:
                     raise RunError(f"{self.address}: {error.details()}") from None
                 _LOG.info("%s: %s", self.address, error.details())
             except (InputError, TimeoutError) as error:
-                _LOG.warning("%s: %s", self.address, error or "no word came in time")
+                _LOG.warning("%s: %s", self.address, str(error) or "no word came in time")
+            except asyncio.CancelledError:
+                # gRPC raises it too where a stream was cut by ourselves, while answering.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
             self._on_state("cut")
             await asyncio.sleep(self._wait * random.uniform(0.5, 1.0))
             self._wait = min(2 * self._wait, _LONGEST)
@@ -147,14 +152,15 @@ class Dialer:
             first = await stream.read()
         if first is aio.EOF:
             raise await _ended(stream)
-        if first.WhichOneof("what") != "welcome" or first.welcome.version not in VERSIONS:
+        welcome = None if first is None else first.welcome  # None: it cannot be read
+        if welcome is None or not first.HasField("welcome") or welcome.version not in VERSIONS:
             raise InputError("the coordinator did not say which version it speaks")
         self._on_state("connected")
         self._wait = _SHORTEST
         sending: set[asyncio.Task[None]] = set()
         try:
             while (message := await stream.read()) is not aio.EOF:
-                if message.WhichOneof("what") != "parcel":
+                if message is None or message.WhichOneof("what") != "parcel":
                     raise InputError("only parcels follow Welcome")
                 task = asyncio.create_task(self._answer(stub, stream, message.parcel))
                 sending.add(task)
@@ -195,20 +201,33 @@ class Dialer:
                     del asked, arrays
                     await asyncio.wait([task])
                     self._forget()
-        return await asyncio.shield(task)
+        told = await asyncio.shield(task)
+        if told is None:
+            raise InputError(f"'{parcel.kind[:40]}' could not be answered")
+        return told
 
     def _forget(self) -> None:
-        """Keep a few answers; a failure would keep all that it was asked with."""
-        done = {k: task for k, task in self._answers.items() if task.done()}
-        failed = [k for k, task in done.items() if task.cancelled() or task.exception()]
-        large = [k for k in done if k not in failed and done[k].result().arrays]
-        small = [k for k in done if k not in failed and k not in large]
+        """Keep a few answers."""
+        done = {k: task.result() for k, task in self._answers.items() if task.done()}
+        failed = [number for number, told in done.items() if told is None]
+        large = [number for number, told in done.items() if told is not None and told.arrays]
+        small = [number for number in done if number not in failed and number not in large]
         for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
             del self._answers[number]
 
-    async def _make(self, asked: Asked) -> Told:
+    async def _make(self, asked: Asked) -> Told | None:
         async with self._serving:  # also where the stream that asked was cut meanwhile
-            return await asyncio.to_thread(self._serve, asked)
+            return await asyncio.to_thread(self._try, asked)
+
+    def _try(self, asked: Asked) -> Told | None:
+        """Answer, or say in the log why not: an error that was kept would keep what was asked."""
+        try:
+            return self._serve(asked)
+        except InputError as error:
+            _LOG.warning("a parcel could not be read: %.500s", error)
+        except Exception:
+            _LOG.exception("a parcel was not answered")
+        return None
 
     async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:
         """Return the arrays that a parcel names.
@@ -248,8 +267,8 @@ class Dialer:
                     chunk = await call.read()
                 if chunk is aio.EOF:
                     break
-                if not chunk.data:
-                    raise InputError("a chunk of the numbers is empty")
+                if chunk is None or not chunk.data:
+                    raise InputError("a chunk of the numbers is empty, or none")
                 intake.take(chunk.data)
             if await call.code() is not grpc.StatusCode.OK:
                 raise await _ended(call)
@@ -269,6 +288,8 @@ class Dialer:
         if size <= INLINE:
             return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
         held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_WORD)
+        if held is None:
+            raise InputError("the coordinator does not say what it holds")
         if held.offset < size:
             await stub.Upload(_pieces(number, sha256, size, held.offset, arrays))
         return pb.Numbers(sha256=sha256, size=size)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -109,7 +109,7 @@ def digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 def chunks(
     arrays: Mapping[str, npt.NDArray[Any]], start: int = 0, size: int = CHUNK
-) -> Iterator[bytes]:
+) -> Generator[bytes, None, None]:
     """Yield the stream from byte ``start`` in chunks of ``size`` bytes, the last one shorter."""
     pending: list[memoryview] = []
     held = 0

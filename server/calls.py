@@ -39,8 +39,6 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 
-_LOG = logging.getLogger("privet.calls")
-
 # It writes a traceback for metadata that is no text, which it then takes as it is.
 logging.getLogger("grpc._cython.cygrpc").addFilter(
     lambda record: not str(record.msg).startswith("Invalid encoding")
@@ -60,6 +58,10 @@ class CallFault(Exception):
     def __init__(self, status: grpc.StatusCode, text: str) -> None:
         super().__init__(text)
         self.status = status
+
+
+class Gone(Exception):
+    """Nobody is at the other end of a call any more."""
 
 
 class Line(Generic[_M]):
@@ -105,21 +107,35 @@ class Line(Generic[_M]):
             raise CallFault(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return message
 
-    async def write(self, message: Message, seconds: float | None = None) -> bool:
-        """Write a message; False if nobody is there any more.
+    async def write(
+        self, message: Message, seconds: float, stalled: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write a message.
+
+        A call cannot be ended while something of it is being sent: it waits, and counts, until
+        the other end reads or goes. What it need not keep until then, ``stalled`` lets go.
+
+        Args:
+            message: what is sent.
+            seconds: within which it should be taken.
+            stalled: called once, if it is not.
 
         Raises:
-            CallFault: if it is not taken in time.
+            CallFault: if it was not taken in time.
+            Gone: if nobody is there any more.
         """
+        writing = asyncio.ensure_future(self._context.write(message.SerializeToString()))
         try:
-            async with asyncio.timeout(PATIENCE if seconds is None else seconds):
-                await self._context.write(message.SerializeToString())
-        except TimeoutError:
-            status = grpc.StatusCode.DEADLINE_EXCEEDED
-            raise CallFault(status, "what was sent was not taken") from None
-        except Exception:  # gRPC has no public name for it
-            return False
-        return True
+            _, late = await asyncio.wait({writing}, timeout=seconds)
+            if late:
+                stalled()
+            await writing
+        except Exception as error:  # gRPC has no public name for it
+            raise Gone from error
+        finally:
+            writing.cancel()
+        if late:
+            raise CallFault(grpc.StatusCode.DEADLINE_EXCEEDED, "what was sent was not taken")
 
 
 def make_server(
@@ -170,6 +186,8 @@ def _handler(serve: Serve) -> grpc.RpcMethodHandler:
             await serve(context)
         except CallFault as fault:
             await _end(context, fault)
+        except Gone as gone:
+            raise asyncio.CancelledError from gone  # there is no status to send
 
     return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -180,4 +198,4 @@ async def _end(context: Context, fault: CallFault) -> None:
     except aio.AbortError:
         raise
     except Exception as error:  # gRPC ended the call before; it has no public name for that
-        _LOG.debug("a call had ended: %s", error)
+        raise asyncio.CancelledError from error

@@ -6,6 +6,7 @@ Whoever is no member gets one status, whatever was called, and nothing else.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -96,13 +97,13 @@ class Service:
         await self._greet(line)
         session = Session(call.site)
         self._hub.begin(session)
+        leave = functools.partial(self._hub.end, session)
         reader = asyncio.create_task(self._listen(session, line))
         try:
             while (message := await session.outgoing.get()) is not None:
-                if not await line.write(message, self._patience):
-                    break
+                await line.write(message, self._patience, leave)
         finally:
-            self._hub.end(session)
+            leave()
             reader.cancel()
         if session.fault is not None:
             raise session.fault
@@ -149,10 +150,11 @@ class Service:
         arrays = self._hub.offered(call.site, want.sha256)
         if arrays is None:
             raise CallFault(grpc.StatusCode.NOT_FOUND, "not offered to this site")
-        for part in chunks(arrays, want.offset):
+        parts = chunks(arrays, want.offset)
+        del arrays  # a call that stalls keeps no model
+        for part in parts:
             self._require_member(call)
-            if not await line.write(pb.Chunk(data=part), self._patience):
-                return
+            await line.write(pb.Chunk(data=part), self._patience, parts.close)
 
     async def _status(self, call: Call, context: Context) -> None:
         line = Line(context, pb.Want)
