@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import random
 import signal
 import sys
@@ -29,6 +30,10 @@ import privet.common.link.identity  # before gRPC is loaded
 HONEST = ("Honest 1", "Honest 2")
 HOSTILE, IDLER = "Mallory", "Idler"
 STATUS = "traffic.json"
+_WAIT = 20.0
+"""Seconds after which an honest message counts as unanswered."""
+_LATE = 10.0
+"""Seconds after which some planted faults begin."""
 
 
 def coordinator(folder: str, link: str, enrolment: str, patience: str, fault: str) -> None:
@@ -80,7 +85,7 @@ def _post(office: Any, folder: Path) -> None:
                 said["answered"] += 1
                 last = now
                 wrong += not right
-            elif now - since > 60:
+            elif now - since > _WAIT:
                 del mine[key]
                 hub.withdraw(key.split("/")[1])
                 said["lost"] += 1
@@ -105,37 +110,45 @@ def _post(office: Any, folder: Path) -> None:
 
 
 def _plant(fault: str) -> None:
-    """Plant a fault, for the tests of the campaign itself."""
+    """Plant a fault, for the tests of the campaign itself; it is there after a few seconds."""
     from privet.common.link import link_pb2 as pb
     from privet.server import hub, service
 
     kept: list[bytes] = []
-    member = service.Service._member
+    begun = time.monotonic()
+    member, answered = service.Service._member, hub.Hub.answered
 
     def planted(self: Any, context: Any) -> Any:
         if fault == "leak":
-            kept.append(bytes(1_000_000))
+            kept.append(b"x" * 500_000)
         if fault == "traceback":
             logging.getLogger("planted").error("Traceback (most recent call last):")
         return member(self, context)
 
-    async def telling(self: Any, method: str, context: Any) -> None:
-        await service.Line(context, pb.Want).write(pb.Held(offset=1))
+    def telling(self: Any, serve: Any) -> Any:
+        async def served(context: Any) -> None:
+            try:
+                with member(self, context) as call:
+                    await serve(call, context)
+            except service.CallFault:
+                await service.Line(context, pb.Want).write(pb.Held(offset=1), 5)
+
+        return served
+
+    async def nothing(self: Any, site: str, answer: Any) -> bool:
+        late = time.monotonic() - begun > _LATE and site in HONEST
+        return True if late else await answered(self, site, answer)
 
     if fault in ("leak", "traceback"):
         service.Service._member = planted  # type: ignore[method-assign]
     elif fault == "tells":
-        service.Service.__call__ = telling  # type: ignore[method-assign]
+        service.Service._for_members = telling  # type: ignore[method-assign]
     elif fault == "unanswered":
-        hub.Hub.answered = _nothing  # type: ignore[method-assign]
+        hub.Hub.answered = nothing  # type: ignore[method-assign]
     elif fault == "dies":
-        threading.Timer(12.0, lambda: signal.raise_signal(signal.SIGKILL)).start()
+        threading.Timer(_LATE, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     elif fault:
         raise SystemExit(f"no fault is called {fault}")
-
-
-async def _nothing(*_: Any) -> bool:
-    return True
 
 
 def honest(folder: str, link: str) -> None:
@@ -188,7 +201,7 @@ def site(policy: str, fault: str) -> None:
         serve, kept = dialer._serve, []
 
         def leaking(asked: dial.Asked) -> dial.Told:
-            kept.append(bytes(1_000_000))
+            kept.append(b"x" * 500_000)
             return serve(asked)
 
         dialer._serve = leaking

@@ -224,7 +224,7 @@ class Dialer:
         try:
             return self._serve(asked)
         except InputError as error:
-            _LOG.warning("a parcel could not be read: %.500s", error)
+            _LOG.warning("a parcel could not be read: %.500s", str(error))
         except Exception:
             _LOG.exception("a parcel was not answered")
         return None

@@ -126,14 +126,15 @@ class Line(Generic[_M]):
         """
         writing = asyncio.ensure_future(self._context.write(message.SerializeToString()))
         try:
-            _, late = await asyncio.wait({writing}, timeout=seconds)
-            if late:
+            await asyncio.wait({writing}, timeout=seconds)
+            if late := not writing.done():
                 stalled()
             await writing
-        except Exception as error:  # gRPC has no public name for it
-            raise Gone from error
+        except Exception:  # gRPC has no public name for it
+            raise Gone from None
         finally:
             writing.cancel()
+            del writing  # its error would keep this frame, and what was to be sent
         if late:
             raise CallFault(grpc.StatusCode.DEADLINE_EXCEEDED, "what was sent was not taken")
 
@@ -182,20 +183,31 @@ class _Server(Server):
 
 def _handler(serve: Serve) -> grpc.RpcMethodHandler:
     async def handle(_: Any, context: Context) -> None:
-        try:
-            await serve(context)
-        except CallFault as fault:
-            await _end(context, fault)
-        except Gone as gone:
-            raise asyncio.CancelledError from gone  # there is no status to send
+        # gRPC keeps the error that ends a call, and with it all frames that it came through.
+        outcome = await _outcome(serve, context)
+        if outcome is not None:
+            await _end(context, *outcome)
 
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-async def _end(context: Context, fault: CallFault) -> None:
+async def _outcome(serve: Serve, context: Context) -> tuple[grpc.StatusCode | None, str] | None:
     try:
-        await context.abort(fault.status, str(fault))
-    except aio.AbortError:
-        raise
-    except Exception as error:  # gRPC ended the call before; it has no public name for that
-        raise asyncio.CancelledError from error
+        await serve(context)
+    except CallFault as fault:
+        return fault.status, str(fault)
+    except Gone:
+        return None, ""
+    return None
+
+
+async def _end(context: Context, status: grpc.StatusCode | None, text: str) -> None:
+    """End a call with a status, or without one where nobody would hear it."""
+    if status is not None:
+        try:
+            await context.abort(status, text)
+        except aio.AbortError:
+            raise
+        except Exception:  # gRPC ended the call before; it has no public name for that
+            pass
+    raise asyncio.CancelledError
