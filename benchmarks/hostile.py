@@ -210,6 +210,7 @@ def attack_coordinator(
         came_in = not watch.died and camp.newcomer_enrols()
         _settle(arena, watch, before.files)
         watch.stop()
+        ended = not _goes_on(arena.traffic)
         traffic = _read(arena.traffic)
         left = _left(camp.federation.folder / "spool")
         found = verdict(
@@ -218,10 +219,9 @@ def attack_coordinator(
             left, traffic,
         )  # fmt: skip
         _tell_traceback(camp.log)
-        stale = time.time() - traffic.get("time", 0) > 5
         found.rows.append(("calls held open and not ended", held, "calls", 0))
         found.rows.append(("honest sites that could not enrol", float(not came_in), "sites", 0))
-        found.rows.append(("honest service at an end", float(stale), "processes", 0))
+        found.rows.append(("honest service at an end", float(ended), "services", 0))
         return found, tally
     finally:
         camp.close()
@@ -368,6 +368,16 @@ def _tell_traceback(log: Path) -> None:
     text = log.read_text(errors="replace")
     if (at := text.find("Traceback")) >= 0:
         tell(text[max(0, at - 300) : at + 2500])
+
+
+def _goes_on(traffic: Path) -> bool:
+    """Whether honest messages are still answered, now that the attack is over."""
+    answered, end = _read(traffic).get("answered", 0), time.monotonic() + 15
+    while time.monotonic() < end:
+        if _read(traffic).get("answered", 0) > answered + 2:
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _left(spool: Path) -> int:

@@ -15,8 +15,8 @@ MOST_GROWTH = 20.0
 """MB by which a process may have grown from after the warm-up to the end."""
 MOST_GAP = 15.0
 """Seconds between two honest answers; an honest site dials anew now and then."""
-MOST_FILES, MOST_THREADS = 5, 3
-"""How many more there may be at the end than before."""
+MOST_FILES, MOST_THREADS = 5, 8
+"""How many more there may be at the end than before; gRPC's own threads come and go."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,7 @@ class Dialer:
         self._partial: dict[bytes, Intake] = {}
         self._turn = asyncio.Lock()
         self._serving = asyncio.Lock()
+        self._saying = asyncio.Lock()
         self._wait = _SHORTEST
 
     async def run(self) -> None:
@@ -178,7 +179,8 @@ class Dialer:
             told = await self._told(stub, parcel)
             numbers = await self._bring(stub, parcel.id, told.arrays)
             answer = pb.Answer(id=parcel.id, records=told.records, numbers=numbers)
-            await stream.write(pb.FromSite(answer=answer))
+            async with self._saying:  # two at once would end the stream
+                await stream.write(pb.FromSite(answer=answer))
         except (aio.AioRpcError, TimeoutError) as error:
             why = error.details() if isinstance(error, aio.AioRpcError) else "it stood still"
             _LOG.info("cut while answering: %s", why)

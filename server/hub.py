@@ -139,7 +139,7 @@ class Hub:
         self._patience = patience
         # A site keeps its answers by parcel: a restarted coordinator must not get those of another.
         self._life = secrets.token_hex(8)
-        self._numbers = 0
+        self._numbers = self._uploads = 0
         self._open: dict[str, _Parcel] = {}
         self._sessions: dict[str, Session] = {}
         self._calls: Counter[str] = Counter()
@@ -297,7 +297,8 @@ class Hub:
         if known is None or (known.sha256, known.size) != (sha256, size):
             if known is not None:
                 known.discard()
-            path = self.spool / f"{parcel.message.parcel.id}.part"
+            self._uploads += 1
+            path = self.spool / f"{parcel.message.parcel.id}-{self._uploads}.part"
             known = parcel.upload = Upload(path, sha256, size)
         return known
 
@@ -335,7 +336,10 @@ class Hub:
                 if upload is not None:
                     upload.discard()
                 raise InputError("an answer names numbers that were not brought")
-            intake = await asyncio.to_thread(upload.read)
+            try:
+                intake = await asyncio.to_thread(upload.read)
+            finally:
+                upload.discard()  # also where the stream was cut before it was read
         arrays, digest = intake.finish()
         if digest != "sha256:" + numbers.sha256.hex():
             raise InputError("an answer's numbers are not those of its digest")

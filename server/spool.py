@@ -53,18 +53,15 @@ class Upload:
         return self.held == self.size and self._running.digest() == self.sha256
 
     def read(self) -> Intake:
-        """Read it all, and remove the file.
+        """Read it all.
 
         Raises:
             InputError: if it is no flat stream.
         """
         intake = Intake(self.size)
-        try:
-            with self._path.open("rb") as stream:
-                while part := stream.read(CHUNK):
-                    intake.take(part)
-        finally:
-            self.discard()
+        with self._path.open("rb") as stream:
+            while part := stream.read(CHUNK):
+                intake.take(part)
         return intake
 
     def discard(self) -> None:

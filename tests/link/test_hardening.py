@@ -430,6 +430,20 @@ def test_a_client_reads_no_more_parcels_than_it_can_answer(
     assert written[0] < 80
     free.set()
     until(lambda: len(one.answers) == 100, 60)
+    assert one.streams == 1
+
+
+def test_many_answers_at_once_do_not_end_the_stream(
+    ends: Ends, chief: Callable[..., Chief]
+) -> None:
+    async def says(context: Any) -> None:
+        for number in range(300):
+            await context.write(parcel(str(number)))
+
+    one = chief(says)
+    ends.dial("North", echo, address=f"127.0.0.1:{one.port}")
+    until(lambda: len(one.answers) == 300, 30)
+    assert one.streams == 1
 
 
 def test_a_client_keeps_no_more_answers_with_numbers_than_two(ends: Ends) -> None:

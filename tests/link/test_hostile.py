@@ -88,7 +88,7 @@ def test_a_coordinator_stands_a_short_campaign(tmp_path: Path) -> None:
         ("leak", "memory growth"),
         ("tells", "wrong answers, outsider"),
         ("traceback", "errors that nothing handled"),
-        ("unanswered", "honest messages unanswered"),
+        ("unanswered", "honest service at an end"),
         ("dies", "crashes"),
     ],
 )
