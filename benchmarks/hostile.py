@@ -292,6 +292,7 @@ def _rest(one: Any, watch: Watch) -> Any:
     until = time.monotonic() + 60
     while one.traffic["answered"] < answered + 3 and time.monotonic() < until and not watch.died:
         time.sleep(0.2)
+    watch.tidy()
     return watch.look()
 
 
@@ -338,7 +339,7 @@ def _settle(arena: Arena, watch: Watch, files: int) -> Any:
     while arena.held:
         arena.held.pop().close()
     watch.calm(30, files + 2)
-    time.sleep(1)
+    watch.tidy()
     return watch.look()
 
 

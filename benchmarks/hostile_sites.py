@@ -121,7 +121,7 @@ class Coordinator:
     """
 
     def __init__(self, estate: Estate, seed: int, large: int) -> None:
-        self.estate, self.large = estate, large
+        self.estate, self.large, self.many = estate, large, large
         self.chance = random.Random(seed)
         self.said = 0
         self.traffic: Counter[str] = Counter()
@@ -304,7 +304,8 @@ async def made_up(one: Coordinator, context: Any) -> None:
 
 async def many_at_once(one: Coordinator, context: Any) -> None:
     """Thousands of parcels at once."""
-    for _ in range(one.large):
+    count, one.many = one.many, max(100, one.large // 20)
+    for _ in range(count):
         await one.say(context, _parcel(one.number(), "none", b"{}"))
     await one.drain(0.3)
 
