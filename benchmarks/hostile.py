@@ -42,6 +42,8 @@ from hostile_watch import Verdict, Watch, verdict
 from raw_http2 import Closed, Connection
 
 WORKERS = 3
+SITE_GROWTH = 64.0
+"""MB by which a site may grow: it reads ahead up to 16 parcels, of up to 8 MB each."""
 HERE = Path(__file__).resolve().parent
 
 
@@ -253,7 +255,10 @@ def attack_site(
         _rest(one, watch)
         watch.stop()
         added = estate.entries() - offered
-        found = verdict(watch, warm, warm, {}, 0, dict(one.traffic), unhandled=_UNHANDLED)
+        found = verdict(
+            watch, warm, warm, {}, 0, dict(one.traffic),
+            unhandled=_UNHANDLED, most_growth=SITE_GROWTH,
+        )  # fmt: skip
         kept = len(list((estate.home / "offers").glob("*")))
         others = sum(count for kind, count in added.items() if kind != "refused")
         found.rows.append(("ledger entries but refusals", others, "entries", 0))

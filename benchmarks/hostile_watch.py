@@ -114,6 +114,7 @@ def verdict(
     left: int,
     traffic: Any,
     unhandled: tuple[str, ...] = ("Traceback",),
+    most_growth: float = MOST_GROWTH,
 ) -> Verdict:
     """Judge what was seen.
 
@@ -125,6 +126,7 @@ def verdict(
         left: spool files at the end.
         traffic: honest messages: asked, answered, lost, wrong, and the longest gap in seconds.
         unhandled: what its log must not have.
+        most_growth: MB by which it may have grown since the warm-up.
     """
     end = watch.look()
     late = [s for s in watch.samples if s.requests >= watch.requests / 2]
@@ -146,7 +148,7 @@ def verdict(
         ("honest messages answered wrongly", traffic.get("wrong", 0), "messages", 0),
         ("longest time without an honest answer", round(traffic.get("gap", 0), 1), "s", MOST_GAP),
         ("memory after the warm-up", round(warm.memory, 1), "MB", None),
-        ("memory growth", round(now.memory - warm.memory, 1), "MB", MOST_GROWTH),
+        ("memory growth", round(now.memory - warm.memory, 1), "MB", most_growth),
         ("memory, most", round(max([s.memory for s in watch.samples], default=0), 1), "MB", None),
         ("slope over the last half", round(slope, 2), "MB per 10,000 requests", None),
         ("file descriptors left", now.files - before.files, "descriptors", MOST_FILES),
