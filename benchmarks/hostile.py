@@ -1,7 +1,7 @@
 """Attack a coordinator and a site with what is malformed or not allowed; they must go on.
 
     python benchmarks/hostile.py --json      110,000 requests to a coordinator, 20,000 to a site
-    python benchmarks/hostile.py --quick     1,500 each
+    python benchmarks/hostile.py --quick     1,500 and 400
 
 A coordinator, as `privet server start` starts it, serves two honest sites that are asked and
 answer all the time, while strangers without a certificate, outsiders with one that is no
@@ -248,7 +248,7 @@ def attack_site(
         before = watch.look()
         assert before is not None, "the site is gone before it begins"
         offered = estate.entries()
-        _hurt(one, max(500, messages // 4), watch)
+        _hurt(one, max(100, messages // 4), watch)
         warm = _rest(one, watch) or before
         tell(f"the site is warm after {one.said:,} messages: {warm.memory:.0f} MB")
         _hurt(one, messages, watch)
@@ -513,7 +513,7 @@ def main() -> None:
     failed: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         found, tally = attack_coordinator(
-            requests, Path(name) / "a", patience=4.0 if quick else 60.0, seed=arguments.seed
+            requests, Path(name) / "a", patience=2.0 if quick else 60.0, seed=arguments.seed
         )
         rows += _rows("coordinator", found)
         failed += [f"coordinator: {what}" for what in found.failed]
@@ -521,9 +521,9 @@ def main() -> None:
             rows.append(row(kind, sum(words.values()), "requests", None, None, came=dict(words)))
         for example in tally.examples:
             tell(example)
-        messages = arguments.messages or (1_500 if quick else 20_000)
+        messages = arguments.messages or (400 if quick else 20_000)
         found, did = attack_site(
-            messages, Path(name) / "b", large=300 if quick else 10_000, seed=arguments.seed
+            messages, Path(name) / "b", large=60 if quick else 10_000, seed=arguments.seed
         )
         rows += _rows("site", found)
         failed += [f"site: {what}" for what in found.failed]
