@@ -9,8 +9,8 @@ certificates. **round**: `privet server start` and two `privet client start` wit
 every fsync and cosignature in it; the peer is stock Flower 1.41 (SuperLink, two SuperNodes, TLS)
 doing nothing at all in its round. **goodput**: a model down and an update up at two sites at once,
 hashed at both ends; the peers are bare gRPC streams in chunks of the same size, and unary messages.
-**memory**: the coordinator's peak while it joins a model of 100 and 400 MB from 2 and 8 sites, whose
-gates are real and whose trainers answer at once. **many**: 64 gates without a model in a run.
+**memory**: the coordinator's peak while it joins a model of 100 and 400 MB from 2 and 8 sites,
+whose gates are real and whose trainers answer at once. **many**: 64 gates without a model in a run.
 """
 
 from __future__ import annotations

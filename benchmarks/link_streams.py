@@ -54,6 +54,7 @@ class BareServer(grpc.GenericRpcHandler):
         self.go = asyncio.Event()
 
     def service(self, details: Any) -> Any:
+        """Return the handler of a call."""
         name = details.method.rpartition("/")[2]
         if name == "Down":
             return grpc.unary_stream_rpc_method_handler(self._down)

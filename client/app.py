@@ -34,6 +34,8 @@ from privet.privacy.log import Evidence
 _LOG = logging.getLogger("privet.client")
 """What goes wrong before a site has its own log; it stays on the site's machine."""
 
+KINDS = ("query", "query.show", "train", "evaluate")
+
 SiteOf = Callable[[Context], Site]
 
 
@@ -87,6 +89,8 @@ def serve(
     Raises:
         InputError: if the message is malformed.
     """
+    if kind not in KINDS:
+        raise InputError(f"a message of kind {kind[:40]!r} is not one that a site answers")
     claim_identity(context.run_id)
     message = Message(unpack(records, arrays), context.node_id, kind)
     number_message(message)

@@ -9,6 +9,9 @@
 What was asked and not yet answered is offered again on the next stream; an answer that was
 ready when the stream broke is sent then, without asking ``serve`` twice. A download or an
 upload goes on from the byte where it was cut.
+
+A coordinator cannot make a site hold more than one set of numbers that it sends, beside a few
+answers: parcels are taken one after the other, and no further one is read while many wait.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
 
 from privet import __version__
@@ -30,11 +34,22 @@ from privet.common.flat import CHUNK, Arrays, Intake, chunks, digest_arrays, siz
 from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
 from privet.common.link.identity import SERVER_NAME, require_tls_1_3
+from privet.common.link.pieces import CHUNK as CHUNK_DATA
+from privet.common.link.pieces import PIECE as PIECE_DATA
+from privet.common.link.pieces import data_of, head
 
 VERSIONS = (1,)
 INLINE = 1 << 16
 _SHORTEST, _LONGEST = 0.2, 30.0
 """Seconds between two attempts to dial."""
+_WORD = 30.0
+"""Seconds within which a coordinator says a word that is due."""
+_STILL = 120.0
+"""Seconds that a download may stand still."""
+_MOST_PARCELS = 16
+"""Parcels that are read and not answered yet; further ones wait on the coordinator's side."""
+_MOST_ANSWERS, _MOST_WITH_NUMBERS = 64, 2
+"""Answers that are kept in case they are asked for again; those with numbers are large."""
 _OPTIONS = [
     ("grpc.ssl_target_name_override", SERVER_NAME),
     ("grpc.max_receive_message_length", 8 << 20),
@@ -43,6 +58,9 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
+    # Nothing here is compressed, and what is gets refused unread.
+    ("grpc.per_message_decompression", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),
 ]
 _HOPELESS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
 
@@ -112,10 +130,12 @@ class Dialer:
         self._serve = serve
         self._most_numbers = most_numbers
         self._on_state = on_state
-        self._answers: dict[str, asyncio.Task[Told]] = {}
+        self._answers: dict[str, asyncio.Task[Told | None]] = {}
         self._kept: dict[bytes, Arrays] = {}
         self._partial: dict[bytes, Intake] = {}
         self._turn = asyncio.Lock()
+        self._serving = asyncio.Lock()
+        self._saying = asyncio.Lock()
         self._wait = _SHORTEST
         self.tally = Tally()
         self.on_answer: Callable[[Asked, Told, float], None] = lambda asked, told, seconds: None
@@ -133,13 +153,19 @@ class Dialer:
                 async with aio.secure_channel(
                     self.address, self._credentials, options=_OPTIONS
                 ) as channel:
-                    await self._attend(rpc.LinkStub(channel))
+                    await self._attend(_Stub(channel))
             except aio.AioRpcError as error:
                 if error.code() in _HOPELESS:
                     raise RunError(f"{self.address}: {error.details()}") from None
                 _LOG.info("cut", extra={"address": self.address, "why": error.details()})
-            except InputError as error:
-                _LOG.warning("cut", extra={"address": self.address, "why": error})
+            except (InputError, TimeoutError) as error:
+                why = error if str(error) else "no word came in time"
+                _LOG.warning("cut", extra={"address": self.address, "why": why})
+            except asyncio.CancelledError:
+                # gRPC raises it too where a stream was cut by ourselves, while answering.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
             finally:
                 self.tally.connected = False
             self._on_state("cut")
@@ -150,10 +176,12 @@ class Dialer:
         stream = stub.Attend()
         hello = pb.Hello(versions=VERSIONS, software=f"privet {__version__}")
         await stream.write(pb.FromSite(hello=hello))
-        first = await stream.read()
+        async with asyncio.timeout(_WORD):
+            first = await stream.read()
         if first is aio.EOF:
             raise await _ended(stream)
-        if first.WhichOneof("what") != "welcome" or first.welcome.version not in VERSIONS:
+        welcome = None if first is None else first.welcome  # None: it cannot be read
+        if welcome is None or not first.HasField("welcome") or welcome.version not in VERSIONS:
             raise InputError("the coordinator did not say which version it speaks")
         self.tally.connected = True
         self.tally.streams += 1
@@ -162,11 +190,14 @@ class Dialer:
         sending: set[asyncio.Task[None]] = set()
         try:
             while (message := await stream.read()) is not aio.EOF:
+                if message is None or message.WhichOneof("what") != "parcel":
+                    raise InputError("only parcels follow Welcome")
                 self.tally.received += message.ByteSize()
-                if message.WhichOneof("what") == "parcel":
-                    task = asyncio.create_task(self._answer(stub, stream, message.parcel))
-                    sending.add(task)
-                    task.add_done_callback(sending.discard)
+                task = asyncio.create_task(self._answer(stub, stream, message.parcel))
+                sending.add(task)
+                task.add_done_callback(sending.discard)
+                while len(sending) >= _MOST_PARCELS:
+                    await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
             raise await _ended(stream)
         finally:
             for task in sending:
@@ -179,10 +210,12 @@ class Dialer:
             numbers = await self._bring(stub, parcel.id, told.arrays)
             answer = pb.Answer(id=parcel.id, records=told.records, numbers=numbers)
             message = pb.FromSite(answer=answer)
-            await stream.write(message)
+            async with self._saying:  # two at once would end the stream
+                await stream.write(message)
             self.tally.sent += message.ByteSize()
-        except aio.AioRpcError as error:
-            _LOG.info("cut while answering", extra={"why": error.details()})
+        except (aio.AioRpcError, TimeoutError) as error:
+            why = error.details() if isinstance(error, aio.AioRpcError) else "it stood still"
+            _LOG.info("cut while answering", extra={"why": why})
             stream.cancel()
         except (InputError, aio.UsageError, asyncio.InvalidStateError) as error:
             _LOG.warning("a parcel was not answered", extra={"why": error})
@@ -193,19 +226,46 @@ class Dialer:
         """Return the parcel's answer, made once however often it is asked for."""
         task = self._answers.get(parcel.id)
         if task is None:
-            arrays = await self._fetch(stub, parcel.numbers)
-            asked = Asked(parcel.kind, parcel.group, parcel.records, arrays)
-            task = self._answers[parcel.id] = asyncio.create_task(self._make(asked))
-            while len(self._answers) > 64:
-                self._answers.pop(next(iter(self._answers)))
-        return await asyncio.shield(task)
+            async with self._turn:
+                task = self._answers.get(parcel.id)
+                if task is None:
+                    arrays = await self._fetch(stub, parcel.numbers)
+                    asked = Asked(parcel.kind, parcel.group, parcel.records, arrays)
+                    task = self._answers[parcel.id] = asyncio.create_task(self._make(asked))
+                    del asked, arrays
+                    await asyncio.wait([task])
+                    self._forget()
+        told = await asyncio.shield(task)
+        if told is None:
+            raise InputError(f"'{parcel.kind[:40]}' could not be answered")
+        return told
 
-    async def _make(self, asked: Asked) -> Told:
-        async with self._turn:
+    def _forget(self) -> None:
+        """Keep a few answers."""
+        done = {k: task.result() for k, task in self._answers.items() if task.done()}
+        failed = [number for number, told in done.items() if told is None]
+        large = [number for number, told in done.items() if told is not None and told.arrays]
+        small = [number for number in done if number not in failed and number not in large]
+        for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
+            del self._answers[number]
+
+    async def _make(self, asked: Asked) -> Told | None:
+        async with self._serving:  # also where the stream that asked was cut meanwhile
             began = time.monotonic()
-            told = await asyncio.to_thread(self._serve, asked)
-            self.on_answer(asked, told, time.monotonic() - began)
+            told = await asyncio.to_thread(self._try, asked)
+            if told is not None:
+                self.on_answer(asked, told, time.monotonic() - began)
             return told
+
+    def _try(self, asked: Asked) -> Told | None:
+        """Answer, or say in the log why not: an error that was kept would keep what was asked."""
+        try:
+            return self._serve(asked)
+        except InputError as error:
+            _LOG.warning("a parcel could not be read", extra={"why": error})
+        except Exception:
+            _LOG.exception("a parcel was not answered")
+        return None
 
     async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:
         """Return the arrays that a parcel names.
@@ -219,11 +279,17 @@ class Dialer:
             return self._kept[numbers.sha256]
         if numbers.size > self._most_numbers:
             raise InputError(f"{numbers.size} bytes are more than this site takes")
-        intake = self._partial.pop(numbers.sha256, None) or Intake(numbers.size)
+        self._kept.clear()
         if numbers.inline:
+            if len(numbers.inline) != numbers.size:
+                raise InputError("the numbers that came along are not as long as announced")
             intake = Intake(numbers.size)
             intake.take(numbers.inline)
         else:
+            begun = self._partial.pop(numbers.sha256, None)
+            self._partial.clear()
+            same = begun is not None and begun.size == numbers.size
+            intake = begun if begun is not None and same else Intake(numbers.size)
             await self._download(stub, numbers.sha256, intake)
         arrays, digest = intake.finish()
         if digest != "sha256:" + numbers.sha256.hex():
@@ -232,14 +298,23 @@ class Dialer:
         return arrays
 
     async def _download(self, stub: rpc.LinkStub, sha256: bytes, intake: Intake) -> None:
-        want = pb.Want(sha256=sha256, offset=intake.taken)
+        call = stub.Download(pb.Want(sha256=sha256, offset=intake.taken))
         try:
-            async for chunk in stub.Download(want):
-                intake.take(chunk.data)
-                self.tally.received += len(chunk.data)
-        except (aio.AioRpcError, asyncio.CancelledError):
+            while True:
+                async with asyncio.timeout(_STILL):
+                    raw = await call.read()
+                if raw is aio.EOF:
+                    break
+                data = _data(raw)
+                intake.take(data)
+                self.tally.received += len(data)
+            if await call.code() is not grpc.StatusCode.OK:
+                raise await _ended(call)
+        except (aio.AioRpcError, asyncio.CancelledError, TimeoutError):
             self._partial = {sha256: intake}
             raise
+        finally:
+            call.cancel()
 
     async def _bring(self, stub: rpc.LinkStub, number: str, arrays: Arrays) -> pb.Numbers | None:
         """Bring the arrays of an answer, from where an earlier stream was cut."""
@@ -250,7 +325,9 @@ class Dialer:
         sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
         if size <= INLINE:
             return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
-        held = await stub.Status(pb.Want(sha256=sha256, parcel=number))
+        held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_WORD)
+        if held is None:
+            raise InputError("the coordinator does not say what it holds")
         if held.offset < size:
             await stub.Upload(_pieces(number, sha256, size, held.offset, arrays, self.tally))
         return pb.Numbers(sha256=sha256, size=size)
@@ -268,11 +345,44 @@ async def _ended(stream: Any) -> aio.AioRpcError:
 
 async def _pieces(
     number: str, sha256: bytes, size: int, offset: int, arrays: Arrays, tally: Tally
-) -> AsyncIterator[pb.Piece]:
-    head: dict[str, Any] = {
-        "parcel": number, "sha256": sha256, "size": size, "offset": offset,
-    }  # fmt: skip
-    for part in chunks(arrays, offset, CHUNK):
-        yield pb.Piece(data=part, **head)
-        tally.sent += len(part)
-        head = {}
+) -> AsyncIterator[bytes]:
+    announced = pb.Piece(parcel=number, sha256=sha256, size=size, offset=offset)
+    first = announced.SerializeToString()
+
+    def before(count: int) -> bytes:
+        nonlocal first
+        said, first = first, b""
+        return said + head(PIECE_DATA, count)
+
+    for piece in chunks(arrays, offset, CHUNK, before):
+        yield piece
+        tally.sent += len(piece)
+
+
+class _Stub(rpc.LinkStub):
+    """The generated stub, but that numbers travel as bytes (:mod:`privet.common.link.pieces`)."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        super().__init__(channel)
+        self.Download = channel.unary_stream(
+            "/privet.link.v1.Link/Download", request_serializer=pb.Want.SerializeToString
+        )
+        self.Upload = channel.stream_unary(
+            "/privet.link.v1.Link/Upload", response_deserializer=pb.Held.FromString
+        )
+
+
+def _data(raw: bytes | None) -> bytes | memoryview:
+    """Return the numbers of a chunk.
+
+    Raises:
+        InputError: if it holds none.
+    """
+    try:
+        found = data_of(CHUNK_DATA, raw) if raw else None
+        data: bytes | memoryview = found or pb.Chunk.FromString(raw or b"").data
+    except DecodeError:
+        raise InputError("what came is no chunk of numbers") from None
+    if not data:
+        raise InputError("a chunk of the numbers is empty, or none")
+    return data

@@ -33,6 +33,9 @@ from privet.privacy.policy import Policy
 from privet.privacy.roster import Roster
 from privet.privacy.witness import Witness
 
+_MOST_OFFERS = 64
+"""Plans that were offered and are kept for the operator to look at; the newest ones."""
+
 _LOG = logging.getLogger("privet.gate")
 
 TrainingFor = Callable[[Plan, Policy, str], Training]
@@ -96,7 +99,7 @@ class Gate:
             plan, roster = Plan.parse(plan_value, where="offer"), Roster.parse(roster_value)
             policy = self.policy()
             self._check_roster(roster)
-            write_json(self.home / "offers" / f"{plan.digest[7:]}.json", plan.to_dict())
+            self._keep(plan)
             guard = Guard(policy, self.ledger, roster)
             # Only a plan that is allowed makes a site of it, which registers populations for life.
             guard.require_allowed(plan)
@@ -117,6 +120,15 @@ class Gate:
             _LOG.error("an offer was refused", extra={"why": error})
             return Status.REFUSED_POLICY
         return offer.READY
+
+    def _keep(self, plan: Plan) -> None:
+        """Keep a plan for the operator to look at; a coordinator may offer any number."""
+        folder = self.home / "offers"
+        write_json(folder / f"{plan.digest[7:]}.json", plan.to_dict())
+        kept = [path for path in folder.glob("*.json") if path != self._kept]
+        kept.sort(key=lambda path: path.stat().st_mtime_ns)
+        for path in kept[:-_MOST_OFFERS]:
+            path.unlink(missing_ok=True)
 
     def _check_roster(self, roster: Roster) -> None:
         """Check that the roster is of our coordinator, and has this site as it is."""

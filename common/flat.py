@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -160,9 +160,15 @@ def _digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
 
 
 def chunks(
-    arrays: Mapping[str, npt.NDArray[Any]], start: int = 0, size: int = CHUNK
-) -> Iterator[bytes]:
-    """Yield the stream from byte ``start`` in chunks of ``size`` bytes, the last one shorter."""
+    arrays: Mapping[str, npt.NDArray[Any]],
+    start: int = 0,
+    size: int = CHUNK,
+    head: Callable[[int], bytes] = lambda count: b"",
+) -> Generator[bytes, None, None]:
+    """Yield the stream from byte ``start`` in chunks of ``size`` bytes, the last one shorter.
+
+    Before each chunk stands what ``head`` gives for its length.
+    """
     pending: list[memoryview] = []
     held = 0
     for part in _parts(arrays):
@@ -173,13 +179,13 @@ def chunks(
         view, start = view[start:], 0
         while held + view.nbytes >= size:
             cut = size - held
-            yield b"".join((*pending, view[:cut]))
+            yield b"".join((head(size), *pending, view[:cut]))
             pending, held, view = [], 0, view[cut:]
         if view.nbytes:
             pending.append(view)
             held += view.nbytes
     if held:
-        yield b"".join(pending)
+        yield b"".join((head(held), *pending))
 
 
 class Intake:
@@ -262,7 +268,10 @@ class Intake:
             raise InputError(f"'{layout.name}' has another length than its shape")
         if size > self.size:
             raise InputError(f"'{layout.name}' is longer than the whole stream")
-        array = np.empty(layout.shape, layout.dtype)
+        try:
+            array = np.empty(layout.shape, layout.dtype)
+        except (ValueError, MemoryError) as error:  # a shape with a zero may have any other length
+            raise InputError(f"'{layout.name}' has a shape that cannot be: {error}") from None
         self._arrays[layout.name] = array
         self._into = array.reshape(-1).view(np.uint8).data if size else None
 

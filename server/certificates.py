@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Self
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
@@ -100,11 +101,15 @@ class Authority:
         """
         try:
             asked = x509.load_pem_x509_csr(request)
-            valid, key = asked.is_signature_valid, asked.public_key()
-        except ValueError as error:
+            key = asked.public_key()
+            # A signature by another kind of key is not even looked at: it may take long.
+            right = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
+                key.curve, ec.SECP256R1
+            )
+            valid = right and asked.is_signature_valid
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise InputError(f"not a certificate request: {error}") from None
-        curve = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP256R1)
-        if not valid or not curve:
+        if not valid:
             raise InputError("a certificate request must be signed by its own P-256 key")
         assert isinstance(key, ec.EllipticCurvePublicKey)
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(site_uri(site))]

@@ -1,35 +1,40 @@
 """The door by which sites come in: a port of its own, open only while an invitation is.
 
 What is asked here needs no certificate, so it is the one thing that a stranger can reach. A
-request is small, a wrong one costs a second, and the answer is the same whatever was wrong.
+request is small and soon said, a wrong one costs a second in which others are served, and the
+answer is the same whatever was wrong.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
+from grpc import aio
 
 from privet.common.errors import InputError, PrivetError
 from privet.common.link import link_pb2 as pb
-from privet.common.link import link_pb2_grpc as rpc
 from privet.common.link.identity import require_tls_1_3
+from privet.server.calls import CallFault, Context, Line, make_server
 from privet.server.federation import Federation
 
 _LOOK = 1.0
 """Seconds between two looks whether an invitation is open."""
 _WRONG = 1.0
-"""Seconds that a wrong request waits for its answer; no two are answered at once."""
+"""Seconds that a wrong request waits for its answer."""
+_FIRST_WORD = 5.0
+"""Seconds that a call has to bring its request."""
+_MOST_CALLS = 1_000
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 10),
     ("grpc.max_metadata_size", 8 << 10),
-    ("grpc.max_connection_age_ms", 30_000),
-    ("grpc.so_reuseport", 0),
+    ("grpc.max_concurrent_streams", 4),
+    ("grpc.max_connection_age_ms", 10_000),
+    ("grpc.max_connection_age_grace_ms", 5_000),
+    ("grpc.max_allowed_incoming_connections", 500),
 ]
 
 _LOG = logging.getLogger("privet.enrolment")
@@ -52,19 +57,25 @@ class Door:
         self._federation = federation
         self.address = address
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="door", daemon=True)
-        self._server: Any = None
+        self._watcher = threading.Thread(target=self._watch, name="door", daemon=True)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="calls", daemon=True)
+        self._server: aio.Server | None = None
 
     def __enter__(self) -> Door:
         require_tls_1_3()
-        self._look()
         self._thread.start()
+        self._look()
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.join()
+        if self._watcher.is_alive():
+            self._watcher.join()
         self._shut()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
 
     @property
     def is_open(self) -> bool:
@@ -73,7 +84,10 @@ class Door:
 
     def _watch(self) -> None:
         while not self._stopped.wait(_LOOK):
-            self._look()
+            try:
+                self._look()
+            except (InputError, OSError) as error:
+                _LOG.error("%s", error)  # it is tried again
 
     def _look(self) -> None:
         try:
@@ -89,40 +103,53 @@ class Door:
     def _open(self) -> None:
         folder = self._federation.folder
         pair = (folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes()
-        server = grpc.server(ThreadPoolExecutor(4), options=_OPTIONS, maximum_concurrent_rpcs=4)
-        rpc.add_EnrolmentServicer_to_server(_Service(self._federation), server)
-        try:
-            port = server.add_secure_port(self.address, grpc.ssl_server_credentials([pair]))
-        except RuntimeError as error:
-            raise InputError(f"{self.address}: cannot listen there: {error}") from None
+        port = self._do(self._listen(grpc.ssl_server_credentials([pair])))
         host, _, _ = self.address.rpartition(":")
         self.address = f"{host}:{port}"
-        server.start()
-        self._server = server
         _LOG.info("open for enrolment", extra={"address": self.address})
 
     def _shut(self) -> None:
         if self._server is not None:
-            self._server.stop(0.5).wait()
+            self._do(self._server.stop(0.5))
             self._server = None
             _LOG.info("enrolment is shut: no invitation is open")
 
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-class _Service(rpc.EnrolmentServicer):
-    def __init__(self, federation: Federation, sleep: Callable[[float], None] = time.sleep) -> None:
+    async def _listen(self, credentials: grpc.ServerCredentials) -> int:
+        services = {"privet.link.v1.Enrolment": {"Enrol": _Service(self._federation)}}
+        server = make_server(services, _OPTIONS, _MOST_CALLS)
+        try:
+            port = server.add_secure_port(self.address, credentials)
+        except RuntimeError as error:
+            raise InputError(f"{self.address}: cannot listen there: {error}") from None
+        await server.start()
+        self._server = server
+        return int(port)
+
+
+class _Service:
+    def __init__(self, federation: Federation) -> None:
         self._federation = federation
-        self._sleep = sleep
-        self._lock = threading.Lock()
+        self._turn = asyncio.Lock()
 
-    def Enrol(self, request: pb.Request, context: grpc.ServicerContext) -> pb.Certificate:  # noqa: N802
-        with self._lock:
-            try:
-                pem = self._federation.enrol(
-                    request.site, request.token, request.request, request.ledger, request.witness
-                )
-            except PrivetError as error:
-                _LOG.warning("refused", extra={"peer": context.peer(), "why": error})
-                self._sleep(_WRONG)
-                context.abort(grpc.StatusCode.PERMISSION_DENIED, "no such invitation, or bad keys")
-            _LOG.info("enrolled", extra={"site": request.site, "peer": context.peer()})
-        return pb.Certificate(pem=pem)
+    async def __call__(self, context: Context) -> None:
+        line = Line(context, pb.Request)
+        request = await line.one(_FIRST_WORD)
+        try:
+            async with self._turn:  # an invitation is used once
+                pem = await asyncio.to_thread(self._enrol, request)
+        except Exception as error:
+            level = logging.WARNING if isinstance(error, PrivetError) else logging.ERROR
+            _LOG.log(level, "refused", extra={"peer": context.peer(), "why": error})
+            await asyncio.sleep(_WRONG)
+            status = grpc.StatusCode.PERMISSION_DENIED
+            raise CallFault(status, "no such invitation, or bad keys") from error
+        _LOG.info("enrolled", extra={"site": request.site, "peer": context.peer()})
+        await line.write(pb.Certificate(pem=pem), _FIRST_WORD)
+
+    def _enrol(self, request: pb.Request) -> bytes:
+        return self._federation.enrol(
+            request.site, request.token, request.request, request.ledger, request.witness
+        )

@@ -2,43 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager
-from typing import Any
-
 import grpc
-from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2 as health
 
+from privet.server.calls import PATIENCE, CallFault, Context, Line
+
+HEALTH = "grpc.health.v1.Health"
 NAMED = ("", "privet.link.v1.Link")
 """Services that the health service knows."""
 
-Member = Callable[[aio.ServicerContext[Any, Any]], Awaitable[AbstractContextManager[Any]]]
-"""Returns the call of a member; ends anybody else's."""
 
+async def check(call: object, context: Context) -> None:
+    """Answer ``SERVING`` for the whole and for the link, ``NOT_FOUND`` for all else.
 
-class Health(health_pb2_grpc.HealthServicer):
-    """Says that the link is served: a coordinator that does not serve it does not answer.
-
-    Args:
-        member: who may ask.
+    A coordinator that does not serve the link does not answer.
     """
+    line = Line(context, health.HealthCheckRequest)
+    asked = await line.one(PATIENCE)
+    if asked.service not in NAMED:
+        raise CallFault(grpc.StatusCode.NOT_FOUND, "no such service", "not-offered")
+    serving = health.HealthCheckResponse(status=health.HealthCheckResponse.SERVING)
+    await line.write(serving, PATIENCE)
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
 
-    async def Check(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
-    ) -> health_pb2.HealthCheckResponse:
-        """Answer ``SERVING`` for the whole and for the link, ``NOT_FOUND`` for all else."""
-        with await self._member(context):
-            if request.service not in NAMED:
-                await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-            return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-
-    async def Watch(  # noqa: N802
-        self, request: health_pb2.HealthCheckRequest, context: aio.ServicerContext[Any, Any]
-    ) -> None:
-        """Refuse: who wants to know asks again."""
-        with await self._member(context):
-            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")
+async def watch(call: object, context: Context) -> None:
+    """Refuse: who wants to know asks again."""
+    raise CallFault(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-REASONS = ("not-a-member", "too-many-calls", "malformed", "version", "not-offered", "out-of-step")
+REASONS = (
+    "not-a-member", "too-many-calls", "malformed", "version", "not-offered", "out-of-step",
+    "stalled", "unread", "disk",
+)  # fmt: skip
 """Why a call is refused. ``not-offered``: numbers that are not this site's to fetch or to bring;
-``out-of-step``: an upload that goes on from another byte than the coordinator holds."""
+``out-of-step``: an upload that goes on from another byte than the coordinator holds; ``stalled``:
+it stood still; ``unread``: the members cannot be read; ``disk``: it took no more."""
 
 
 @dataclass

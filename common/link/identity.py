@@ -12,6 +12,7 @@ import sys
 from urllib.parse import quote, unquote
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
@@ -60,7 +61,7 @@ def read_certificate(pem: bytes) -> x509.Certificate:
     try:
         found = x509.load_pem_x509_certificate(pem)
         elliptic = isinstance(found.public_key(), ec.EllipticCurvePublicKey)
-    except ValueError as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise InputError(f"not a certificate: {error}") from None
     if not elliptic:
         raise InputError("the certificate's key must be elliptic (P-256), so that TLS 1.3 is used")

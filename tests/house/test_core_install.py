@@ -159,7 +159,14 @@ def test_the_wheel_requires_what_the_core_imports(run: Run) -> None:
     assert {"privet.privacy.ledger", "privet.privacy.audit.report", "privet.cli"} <= set(loaded)
     assert {"numpy", "scipy", "cryptography"} <= set(direct)
     assert missing == []
-    assert set(failed.values()) <= {*ABSENT, "google", "grpc", "peft", "prometheus_client", "pyarrow"}
+    assert set(failed.values()) <= {
+        *ABSENT,
+        "google",
+        "grpc",
+        "peft",
+        "prometheus_client",
+        "pyarrow",
+    }
 
 
 def test_help(run: Run) -> None:
