@@ -47,14 +47,13 @@ def _tidy(*_: Any) -> None:
 
 def coordinator(folder: str, link: str, enrolment: str, patience: str, fault: str) -> None:
     """Serve a federation, and post parcels to its members."""
-    from privet.common.models import initial_model
     from privet.server.federation import Federation
     from privet.server.office import Office
 
     logging.basicConfig(level=logging.INFO)
     federation = Federation.load(Path(folder))
     _plant(fault)
-    office = Office(federation, initial_model, link=link, enrolment=enrolment)
+    office = Office(federation, link=link, enrolment=enrolment)
     office.hub._patience = float(patience)
     signal.signal(signal.SIGTERM, lambda *_: office.stopped.set())
     posting = threading.Thread(target=_post, args=(office, Path(folder)), daemon=True)

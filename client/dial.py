@@ -262,7 +262,8 @@ class Dialer:
         try:
             return self._serve(asked)
         except InputError as error:
-            _LOG.warning("a parcel could not be read", extra={"why": error})
+            # Without its frames, which hold what was asked.
+            _LOG.warning("a parcel could not be read", extra={"why": error.with_traceback(None)})
         except Exception:
             _LOG.exception("a parcel was not answered")
         return None
@@ -347,11 +348,11 @@ async def _pieces(
     number: str, sha256: bytes, size: int, offset: int, arrays: Arrays, tally: Tally
 ) -> AsyncIterator[bytes]:
     announced = pb.Piece(parcel=number, sha256=sha256, size=size, offset=offset)
-    first = announced.SerializeToString()
+    first: bytes = announced.SerializeToString()
 
     def before(count: int) -> bytes:
         nonlocal first
-        said, first = first, b""
+        said, first = bytes(first), b""
         return said + head(PIECE_DATA, count)
 
     for piece in chunks(arrays, offset, CHUNK, before):

@@ -76,6 +76,7 @@ class Door:
         self._shut()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     @property
     def is_open(self) -> bool:
@@ -103,9 +104,7 @@ class Door:
     def _open(self) -> None:
         folder = self._federation.folder
         pair = (folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes()
-        port = self._do(self._listen(grpc.ssl_server_credentials([pair])))
-        host, _, _ = self.address.rpartition(":")
-        self.address = f"{host}:{port}"
+        self._do(self._listen(grpc.ssl_server_credentials([pair])))
         _LOG.info("open for enrolment", extra={"address": self.address})
 
     def _shut(self) -> None:
@@ -117,7 +116,7 @@ class Door:
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _listen(self, credentials: grpc.ServerCredentials) -> int:
+    async def _listen(self, credentials: grpc.ServerCredentials) -> None:
         services = {"privet.link.v1.Enrolment": {"Enrol": _Service(self._federation)}}
         server = make_server(services, _OPTIONS, _MOST_CALLS)
         try:
@@ -125,8 +124,9 @@ class Door:
         except RuntimeError as error:
             raise InputError(f"{self.address}: cannot listen there: {error}") from None
         await server.start()
+        host, _, _ = self.address.rpartition(":")
+        self.address = f"{host}:{port}"
         self._server = server
-        return int(port)
 
 
 class _Service:

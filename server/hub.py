@@ -173,6 +173,8 @@ class Hub:
             self._do(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
+        if not self._loop.is_running():
+            self._loop.close()
 
     @property
     def late(self) -> Counter[str]:
