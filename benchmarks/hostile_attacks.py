@@ -366,7 +366,13 @@ def _outsider(lane: Lane, who: str) -> Iterator[str]:
     try:
         for _ in range(chance.randint(1, 12)):
             method = chance.choice([*METHODS, "Nothing", "", "../x"])
-            path = chance.choice([LINK + method, LINK + method, "/grpc.health.v1.Health/Check"])
+            path = chance.choice(
+                [
+                    LINK + method,
+                    LINK + method,
+                    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                ]
+            )
             body = chance.choice([real(lane, "Attend"), fields(chance), b"", b"\xff" * 50])
             known = method in METHODS and path.startswith(LINK)
             yield word(call.call(path, message(body), seconds=10 if known else 0.02))
@@ -416,7 +422,9 @@ def unknown_methods(lane: Lane) -> Iterator[str]:
     """Calls that do not exist, with names that are no text."""
     chance = lane.chance
     name = chance.choice(["Nothing", "", "attend", "x" * 3000, "Attend/", "\xff\xfe", "\0"])
-    path = chance.choice([LINK + name, "/" + name, name, "/grpc.health.v1.Health/Check"])
+    path = chance.choice(
+        [LINK + name, "/" + name, name, REFLECTION]
+    )
     call = lane.member()
     stream = call.open(path)
     call.put(stream, message(b""), end=True)

@@ -16,6 +16,7 @@ whose gates are real and whose trainers answer at once. **many**: 64 gates witho
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import statistics
 import subprocess
@@ -100,7 +101,7 @@ def ours(folder: Path, size: int, repeats: int) -> list[float]:
             posted = [hub.post(name, "train", "", b"{}", model) for name in ("North", "East")]
             answers = [answer.result(600) for _, answer in posted]
             took.append(time.perf_counter() - begun)
-            assert all(answer.arrays["w"][0] == number + 1 for answer in answers)
+            assert all(answer.arrays["w"][0] == 2 - number % 2 for answer in answers)
         return took[1:]
     finally:
         ends.close()
@@ -128,6 +129,7 @@ def bare(folder: Path, size: int, repeats: int, kind: str) -> list[float]:
         took = []
         for _ in range(repeats + 1):
             begun = time.perf_counter()
+            hashlib.sha256(handler.model.data).digest()
             handler.go.set()
             await asyncio.sleep(0.05)
             handler.go.clear()
