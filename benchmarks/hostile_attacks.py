@@ -43,6 +43,7 @@ from raw_http2 import (
 
 from privet.common.link import link_pb2 as pb
 
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
 LINK, DOOR = "/privet.link.v1.Link/", "/privet.link.v1.Enrolment/Enrol"
 METHODS = ("Attend", "Download", "Status", "Upload")
 GONE = {"closed", "alert", "reset", "ended"}
@@ -422,9 +423,7 @@ def unknown_methods(lane: Lane) -> Iterator[str]:
     """Calls that do not exist, with names that are no text."""
     chance = lane.chance
     name = chance.choice(["Nothing", "", "attend", "x" * 3000, "Attend/", "\xff\xfe", "\0"])
-    path = chance.choice(
-        [LINK + name, "/" + name, name, REFLECTION]
-    )
+    path = chance.choice([LINK + name, "/" + name, name, REFLECTION])
     call = lane.member()
     stream = call.open(path)
     call.put(stream, message(b""), end=True)

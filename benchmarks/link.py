@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import statistics
 import subprocess
@@ -171,15 +172,176 @@ def goodput(quick: bool) -> list[Row]:
     return rows
 
 
+def a_round(quick: bool) -> list[Row]:
+    """Seconds a round, from order to the next order, of the real commands."""
+    from link_town import Town, follow, plan_for
+
+    rounds = 40 if quick else 300
+    with tempfile.TemporaryDirectory() as name:
+        town = Town(Path(name) / "town", plan_for(["North", "East"], rounds))
+        run = town.submit()
+        try:
+            town.start_all()
+            times = follow(run, town)
+        finally:
+            town.close()
+    took = [after - before for before, after in itertools.pairwise(times[5:]) if after > before]
+    stock = None if quick else _stock_round()
+    median = statistics.median(took)
+    return [
+        row(
+            "round of a linear model, 2 sites, median", median, "s",
+            None if stock is None else "stock Flower 1.41, an empty round", stock, goal="< 0.05",
+            worst=max(took), rounds=len(took),
+        )
+    ]  # fmt: skip
+
+
+_STOCK_APP = """
+import time
+import numpy as np
+from flwr.app import ArrayRecord, Array, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+client = ClientApp()
+
+
+@client.train()
+def train(message, context):
+    metrics = MetricRecord({"num-examples": 1})
+    content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
+    return Message(content, reply_to=message)
+
+
+server = ServerApp()
+
+
+@server.main()
+def main(grid, context):
+    def note(number, arrays):
+        with open(TIMES, "a") as out:
+            out.write(f"{time.time()}\\n")
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=2, min_available_nodes=2)
+    arrays = ArrayRecord([np.zeros((2, 4), np.float32)])
+    strategy.start(grid, arrays, num_rounds=ROUNDS, evaluate_fn=note)
+"""
+
+
+def _stock_round() -> float:
+    """Return the median seconds of a round of stock Flower that does nothing."""
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    from stock_kit import PROGRAMS, StockFlower
+
+    rounds = 5
+    with tempfile.TemporaryDirectory() as name:
+        folder, times = Path(name), Path(name) / "times"
+        app = folder / "app"
+        (app / "stocked").mkdir(parents=True)
+        (app / "stocked" / "__init__.py").write_text("")
+        head = f"TIMES, ROUNDS = {str(times)!r}, {rounds}\n"
+        (app / "stocked" / "app.py").write_text(head + _STOCK_APP.replace("\\\\n", "\\n"))
+        (app / "pyproject.toml").write_text(
+            '[project]\nname = "stocked"\nversion = "1.0.0"\nlicense = "Apache-2.0"\n'
+            '[tool.flwr.app]\npublisher = "bench"\nfab-include = ["stocked/*.py"]\n'
+            "[tool.flwr.app.components]\n"
+            'serverapp = "stocked.app:server"\nclientapp = "stocked.app:client"\n'
+        )
+        flower = StockFlower(folder / "flower")
+        try:
+            for site in ("North", "East"):
+                flower.node(site, PROGRAMS / "flower-supernode")
+            number = flower.run(app)
+            flower.ended(number, lambda: times.exists() and _lines(times) > rounds)
+        finally:
+            flower.close()
+        noted = [float(line) for line in times.read_text().splitlines()]
+    return statistics.median(after - before for before, after in itertools.pairwise(noted))
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines())
+
+
+def memory(quick: bool) -> list[Row]:
+    """The coordinator's peak in MB, beside twice the model."""
+    from link_model import INPUTS
+    from link_town import Town, follow, plan_for
+
+    rows = []
+    for megabytes, count in ((20, 2),) if quick else ((100, 2), (100, 8), (400, 2), (400, 8)):
+        names = [f"Site {number}" for number in range(count)]
+        options = {"hidden": megabytes * 250_000 // (INPUTS + 2)}
+        plan = plan_for(names, 2, model={"kind": "link_model:make", "options": options})
+        with tempfile.TemporaryDirectory() as name:
+            town = Town(Path(name) / "town", plan, ("light",))
+            run = town.submit()
+            try:
+                town.start_all()
+                follow(run, town)
+                peak = town.peak("hub")
+            finally:
+                town.close()
+        tell(f"{megabytes} MB, {count} sites: {peak:.0f} MB")
+        rows.append(
+            row(
+                f"coordinator's peak memory, {megabytes} MB model, {count} sites", peak, "MB",
+                "twice the model", 2.0 * megabytes, goal=f"< {2 * megabytes + 200}",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def many(quick: bool) -> list[Row]:
+    """A run of many sites; every order of every round is answered once."""
+    from link_town import Town, follow, plan_for
+
+    count, rounds = (8, 5) if quick else (64, 1000)
+    plan = plan_for([f"Site {number}" for number in range(count)], rounds)
+    with tempfile.TemporaryDirectory() as name:
+        town = Town(Path(name) / "town", plan, ("light",))
+        run = town.submit()
+        try:
+            town.start_all()
+            times = follow(run, town, seconds=6 * 3600)
+        finally:
+            town.close()
+        entries = _entries(town.federation.folder / "runs" / "run" / "coordinator")
+    answers = [order for entry in entries for order in entry["orders"]]
+    lost = sum(order["answer"] != "released" for order in answers)
+    asked = {(order["site"], order["order"]) for order in answers}
+    took = [after - before for before, after in itertools.pairwise(times) if after > before]
+    wanted = count * rounds
+    return [
+        row(f"orders lost, {count} sites, {rounds} rounds", lost + wanted - len(asked), "", None,
+            None, goal="0", doubled=len(answers) - len(asked)),
+        row(f"round of {count} sites, median", statistics.median(took), "s", None, None),
+    ]  # fmt: skip
+
+
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """Return the rounds of a coordinator's journal."""
+    from privet.privacy.statement import Entry
+    from privet.privacy.store import Store
+
+    found = [Entry.read(leaf) for leaf in Store(folder / "journal.db").leaves()]
+    return [entry.predicate for entry in found if entry.kind == "round"]
+
+
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--part", choices=PARTS, action="append", help="only these parts")
     options = arguments.parse_args()
-    makers: dict[str, Callable[[bool], list[Row]]] = {"goodput": goodput}
+    makers: dict[str, Callable[[bool], list[Row]]] = {
+        "round": a_round,
+        "goodput": goodput,
+        "memory": memory,
+        "many": many,
+    }
     rows: list[Row] = []
     for part in options.part or PARTS:
-        if part in makers:
-            rows += makers[part](options.quick)
+        rows += makers[part](options.quick)
     finish(rows, options.json, _line)
 
 

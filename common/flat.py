@@ -132,13 +132,11 @@ def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def blocks(arrays: Arrays) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """Yield all numbers, flat, :data:`BLOCK` at a time, each with the name of its array."""
-    count = 0
     for name, array in arrays.items():
         flat = array.reshape(-1)
         for start in range(0, flat.size, BLOCK):
             yield name, flat[start : start + BLOCK]
-            count += 1
-            if count % 8 == 0 and isinstance(arrays, Sealed):
+            if flat.size > BLOCK and isinstance(arrays, Sealed):
                 arrays.forget()
 
 

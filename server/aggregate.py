@@ -33,6 +33,7 @@ from privet.common.errors import PlanError, RunError
 from privet.common.flat import BLOCK, Arrays, Sealed
 from privet.common.plan import Plan
 from privet.common.wire import ARRAYS, View, to_record
+from privet.server.spool import give_back
 
 WEIGHT = "nominal-size"
 _KINDS: dict[str, Any] = {
@@ -105,17 +106,19 @@ class Aggregator:
         if not updates:
             raise RunError("no site released an update")
         sites = sorted(updates, key=self._place.__getitem__)
+        cuts = self._cuts(model)
+        if len(cuts) > 1:
+            give_back()  # what carried the updates here
         joined = {name: np.empty(array.shape, array.dtype) for name, array in model.items()}
-        for number, cut in enumerate(self._cuts(model)):
+        for number, cut in enumerate(cuts):
             replies = [self._reply(site, *updates[site], model, cut) for site in sites]
             arrays, _ = self._strategy(number).aggregate_train(round_number, replies)
             if arrays is None:
                 raise RunError(f"the strategy '{self._plan.strategy.kind}' made no model")
             self._take(round_number, arrays, cut, joined)
-            if number % _FORGET == _FORGET - 1:
-                for _, update in updates.values():
-                    if isinstance(update, Sealed):
-                        update.forget()
+            for _, update in updates.values():
+                if isinstance(update, Sealed):
+                    update.forget()
         return Sealed(joined)
 
     def _reply(
@@ -154,10 +157,6 @@ class Aggregator:
                 room -= stop - start
                 start = stop
         return cuts
-
-
-_FORGET = 8
-"""Blocks between two times that memory of what was read is given back."""
 
 
 @dataclass(frozen=True)
