@@ -64,6 +64,7 @@ class Gate:
     _site: Site | None = None
     _training: Training | None = None
     _of: str = ""
+    _said: str = ""
 
     def __post_init__(self) -> None:
         self._app = create_app(lambda context: self._current())
@@ -114,12 +115,23 @@ class Gate:
             guard.look(plan, run)
             write_atomic(self._kept, records)
         except Refusal as no:
-            _LOG.warning("not ready", extra={"status": str(no.status), "why": str(no)})
+            self._tell(str(no.status), no)
             return no.status
         except PrivetError as error:
-            _LOG.error("an offer was refused", extra={"why": error})
+            self._tell(str(Status.REFUSED_POLICY), error)
             return Status.REFUSED_POLICY
+        self._tell(str(offer.READY), None)
         return offer.READY
+
+    def _tell(self, status: str, why: PrivetError | None) -> None:
+        """Log what an offer was answered with, once: it is repeated every second."""
+        if (said := f"{status} {why}") == self._said:
+            return
+        self._said = said
+        if why is None:
+            _LOG.info("ready for the run that was offered")
+        else:
+            _LOG.warning("not ready", extra={"status": status, "why": why})
 
     def _keep(self, plan: Plan) -> None:
         """Keep a plan for the operator to look at; a coordinator may offer any number."""
