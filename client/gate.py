@@ -115,7 +115,7 @@ class Gate:
             guard.look(plan, run)
             write_atomic(self._kept, records)
         except Refusal as no:
-            self._tell(str(no.status), no)
+            self._tell(str(no.status), str(no))
             return no.status
         except PrivetError as error:
             self._tell(str(Status.REFUSED_POLICY), error)
@@ -123,7 +123,7 @@ class Gate:
         self._tell(str(offer.READY), None)
         return offer.READY
 
-    def _tell(self, status: str, why: PrivetError | None) -> None:
+    def _tell(self, status: str, why: PrivetError | str | None) -> None:
         """Log what an offer was answered with, once: it is repeated every second."""
         if (said := f"{status} {why}") == self._said:
             return
