@@ -109,8 +109,9 @@ class Gate:
                 self.close()
                 self._training = self.training_for(plan, policy, guard.data_set)
                 self._site = Site(
-                    self.join.site, plan, self.home, guard, self.witness, roster, self._training
-                )
+                    self.join.site, plan, self.home, guard, self.witness, roster, self._training,
+                    live=True,
+                )  # fmt: skip
                 self._of = of
             guard.look(plan, run)
             write_atomic(self._kept, records)

@@ -30,6 +30,7 @@ from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.privacy import events as ev
+from privet.privacy.accounting import GRID, LIVE_GRID
 from privet.privacy.book import Reservation
 from privet.privacy.ledger import Request
 from privet.privacy.log import Evidence
@@ -77,6 +78,8 @@ class Site:
         witness: cosigns the logs of the others.
         roster: whose logs they are.
         training: does the work, once it was paid for.
+        live: what was spent is told on a coarser grid until the last round. Over the link a
+            round may take less than the number of record.
     """
 
     def __init__(
@@ -88,6 +91,8 @@ class Site:
         witness: Witness,
         roster: Roster,
         training: Training,
+        *,
+        live: bool = False,
     ) -> None:
         self.name = name
         self.plan = plan
@@ -97,6 +102,7 @@ class Site:
         self._roster = roster
         self.outbox = Outbox(folder / "outbox")
         self._trainer = training
+        self._live = live
         self._log = _operator_log(folder / "operator.log", name)
         guard.open()
 
@@ -280,6 +286,8 @@ class Site:
     def _store(self, order: Order, reservation: Reservation, made: Made) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""
         population = self.ledger.book.population_of(self.guard.data_set)
+        last = order.round == self.plan.training.rounds
+        grid = LIVE_GRID if self._live and not last else GRID
         release = Release(
             order.digest,
             {
@@ -287,7 +295,7 @@ class Site:
                 "site": self.name,
                 "event": ev.to_json(made.event),
                 "digest": digest_arrays(made.arrays),
-                "spent": self.ledger.spent(population).to_dict(),
+                "spent": self.ledger.spent(population, grid=grid).to_dict(),
             },
             made.arrays,
         )

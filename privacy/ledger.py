@@ -33,7 +33,7 @@ from privet.common.errors import (
 )
 from privet.common.order import Order
 from privet.privacy import events as ev
-from privet.privacy.accounting import privacy_loss
+from privet.privacy.accounting import GRID, privacy_loss
 from privet.privacy.book import Book, Budget, Reservation
 from privet.privacy.events import Counts
 from privet.privacy.filter import Cap, History, decide, decide_whole
@@ -344,12 +344,14 @@ class Ledger:
             for event, count in run.items()
         ]
 
-    def spent(self, population: str | None = None) -> PrivacyLoss:
-        """Return what a population's history costs: the ε of record."""
+    def spent(self, population: str | None = None, *, grid: float = GRID) -> PrivacyLoss:
+        """Return what a population's history costs: the ε of record, or on a coarser grid."""
         self.log.refresh()
         name = self._population(population)
         budget = self.book.populations[name].budget
-        return privacy_loss(self.history(name), budget.delta, budget.unit, budget.relation)
+        return privacy_loss(
+            self.history(name), budget.delta, budget.unit, budget.relation, grid=grid
+        )
 
     def charges(self, population: str) -> History:
         """Return what was charged to a population, by run; nothing if it is not registered."""

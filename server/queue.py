@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.canonical import write_json
-from privet.common.errors import InputError
+from privet.common.errors import InputError, reason_of
 from privet.common.plan import Plan
 from privet.server.federation import Federation
 from privet.server.snapshot import Snapshots
@@ -30,7 +30,12 @@ class Run:
     @property
     def plan(self) -> Plan:
         """The plan, as it was submitted."""
-        return Plan.parse(json.loads((self.folder / "plan.json").read_text()), where=self.id)
+        path = self.folder / "plan.json"
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: the plan cannot be read: {reason_of(error)}") from error
+        return Plan.parse(value, where=self.id)
 
     @property
     def status(self) -> dict[str, Any]:

@@ -70,6 +70,9 @@ def test_three_sites_train_over_the_link(town: Make) -> None:
     verdict = verdict_of(here)
     assert verdict.ok, verdict.faults
     assert all(site.charges == 8 for site in verdict.sites)
+    # On the way ε is told on a coarser grid; at the end it is the number of record.
+    told = {name: spent["epsilon"] for name, spent in status["spent"].items()}
+    assert told == {site.site: pytest.approx(site.epsilon, rel=1e-9) for site in verdict.sites}
 
 
 def test_a_coordinator_that_is_killed_goes_on_at_the_same_round(town: Make) -> None:
