@@ -148,7 +148,9 @@ class Lines(logging.Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    return {key: value for key, value in vars(record).items() if key not in _KNOWN}
+    # A name that begins with "_" is of a library that makes the records its own, as Ray does.
+    found = vars(record).items()
+    return {key: value for key, value in found if key not in _KNOWN and key[0] != "_"}
 
 
 class _Whole(logging.Formatter):

@@ -53,12 +53,17 @@ class View(Array):  # type: ignore[misc]
     Flower's own ``Array`` copies into a buffer at once, and out of it at each use.
     """
 
+    __qualname__ = "Array"
+    """Flower's transport writes a class's name, and knows its own only."""
     stype = "numpy.ndarray"
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array.view()
         self._array.flags.writeable = False
         self.dtype, self.shape = str(array.dtype), tuple(array.shape)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Array, (self.dtype, self.shape, self.stype, self.data)
 
     @property
     def data(self) -> bytes:
@@ -74,6 +79,8 @@ class View(Array):  # type: ignore[misc]
 
 class Record(ArrayRecord):  # type: ignore[misc]
     """Flower's record of arrays that keeps what it was made of: a digest need not be made again."""
+
+    __qualname__ = "ArrayRecord"
 
     def __init__(self, arrays: Arrays) -> None:
         # Given a mapping, Flower would copy every array.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,6 +162,26 @@ def refused_or_the_same(content: RecordDict) -> None:
         return
     assert got is not None
     assert digest_arrays(got.arrays) == digest_arrays(release().arrays)
+
+
+def test_flowers_own_transport_and_pickle_see_its_own_types() -> None:
+    """A SuperLink refuses an object of a class that it does not know."""
+    values = {"w": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    record = to_record(values)
+    assert record.deflate().startswith(b"ArrayRecord ")
+    for child in record.children.values():
+        assert child.deflate().startswith(b"Array ")
+    again = ArrayRecord.inflate(
+        record.deflate(),
+        {
+            key: Array.inflate(child.deflate(), dict(child.children))
+            for key, child in record.children.items()
+        },
+    )
+    assert np.array_equal(again["w"].numpy(), values["w"])
+    copied = pickle.loads(pickle.dumps(record))
+    assert type(copied) is ArrayRecord and type(copied["w"]) is Array
+    assert np.array_equal(copied["w"].numpy(), values["w"])
 
 
 @pytest.mark.parametrize("place", range(128, 152))
