@@ -97,16 +97,24 @@ def make_gate(
         raise InputError(f"{policy_file}: site '{policy.site}' came in as '{join.site}'")
     signer = FileSigner.load(policy.ledger_folder / "witness.pem", passphrase)
     witness = Witness(policy.ledger_folder / "witness.json", signer, policy.site)
-    closed = policy.ledger_folder, home / LINK, home / "offline"
 
     def training_for(plan: Plan, policy: Policy, data_set: str) -> RemoteTrainer:
-        trainer = RemoteTrainer(plan, policy, data_set, home, closed, unconfined, seed)
+        trainer = RemoteTrainer(
+            plan, policy, data_set, home, _closed(policy, home), unconfined, seed
+        )
         trainer.start()
         return trainer
 
     return Gate(
         functools.partial(Policy.load, policy_file), ledger, witness, join, home, training_for
     )
+
+
+def _closed(policy: Policy, home: Path) -> tuple[Path, ...]:
+    """Return where keys and passwords lie."""
+    sources = [data.sql for data in policy.data.values() if data.sql is not None]
+    passwords = [policy.folder / one.password_file for one in sources if one.password_file]
+    return policy.ledger_folder, home / LINK, home / "offline", *passwords
 
 
 def dialer(

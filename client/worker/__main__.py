@@ -20,7 +20,7 @@ def main() -> None:
     os.dup2(2, 1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     opening, _ = pipe.receive()
-    confined = confine(map(Path, opening["closed"]))
+    confined = confine(map(Path, opening["closed"]), [Path(opening["work"])])
     pipe.send(asdict(confined))
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 

@@ -1,12 +1,14 @@
-"""Take from this process what a trainer must not have: sockets, and the site's keys.
+"""Take from this process what a trainer must not have: sockets, the site's keys, and writing.
 
 Means of the Linux kernel, for any user and for good (children have them, too):
 
 - seccomp: ``socket`` and what could take a socket's place fail with EACCES
   (``seccomp(2)``, filter in classic BPF).
-- Landlock (``landlock(7)``): the folders of keys can be neither read nor written. A rule can
-  only allow, so all that lies beside the way to them is allowed, as it is when this is called.
-  It also keeps this process out of the memory and environment of the one that started it.
+- Landlock (``landlock(7)``): what is closed can be neither read nor written, and nothing is
+  written but in the folders that are named: else this process could change the site's policy, or
+  the code that its gate will run. A rule can only allow, so all that lies beside the way to what
+  is closed may be read, as it is when this is called. It also keeps this process out of the
+  memory and environment of the one that started it, and from ending it.
 - Capabilities, for whoever runs this as root: only that of reading others' files is kept.
 """
 
@@ -48,11 +50,10 @@ _MACHINES = {
 _IO_URING_SETUP, _PIDFD_GETFD = 425, 438
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _PATH_BENEATH, _VERSION_ONLY = 1, 1
-_WRITE_FILE, _READ_FILE, _READ_DIR = 1 << 1, 1 << 2, 1 << 3
-# Removing, making and renaming: bits 4 to 12 (ABI 1).
+_WRITE_FILE, _READ_FILE, _READ_DIR, _TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14
+# Removing, making and renaming.
 _CHANGE = sum(1 << bit for bit in range(4, 13))
-_ON_FILES = _WRITE_FILE | _READ_FILE
-_HANDLED = _ON_FILES | _READ_DIR | _CHANGE
+_SIGNALS = 1 << 1
 
 
 @dataclass(frozen=True)
@@ -61,17 +62,21 @@ class Confined:
 
     Attributes:
         network: no socket can be made.
-        keys: the folders that were named cannot be opened.
+        files: what is closed cannot be opened, and what is not named not written.
     """
 
     network: bool
-    keys: bool
+    files: bool
 
 
-def confine(folders: Iterable[Path]) -> Confined:
-    """Give up sockets, and all that lies in ``folders``; return what the kernel could do.
+def confine(closed: Iterable[Path], writable: Iterable[Path]) -> Confined:
+    """Give up sockets and files; return what the kernel could do.
 
     Call it before other threads are started.
+
+    Args:
+        closed: folders and files that cannot be opened any more.
+        writable: folders in which files may be written, beside the devices.
     """
     if sys.platform != "linux" or platform.machine() not in _MACHINES:
         return Confined(False, False)
@@ -79,8 +84,10 @@ def confine(folders: Iterable[Path]) -> Confined:
     libc.prctl(_NO_NEW_PRIVS, 1, 0, 0, 0)
     header = struct.pack("Ii", _CAPABILITIES_3, 0)
     libc.capset(header, struct.pack("6I", _DAC_OVERRIDE, _DAC_OVERRIDE, 0, 0, 0, 0))
-    keys = _close_folders(libc, [folder.resolve() for folder in folders])
-    return Confined(_close_network(libc, _MACHINES[platform.machine()]), keys)
+    files = _close_files(
+        libc, [path.resolve() for path in closed], [path.resolve() for path in writable]
+    )
+    return Confined(_close_network(libc, _MACHINES[platform.machine()]), files)
 
 
 def _close_network(libc: ctypes.CDLL, machine: _Machine) -> bool:
@@ -101,28 +108,37 @@ def _close_network(libc: ctypes.CDLL, machine: _Machine) -> bool:
     return done == 0
 
 
-def _close_folders(libc: ctypes.CDLL, folders: list[Path]) -> bool:
-    if libc.syscall(_CREATE_RULESET, None, 0, _VERSION_ONLY) < 1:
+def _close_files(libc: ctypes.CDLL, closed: list[Path], writable: list[Path]) -> bool:
+    version = libc.syscall(_CREATE_RULESET, None, 0, _VERSION_ONLY)
+    if version < 1:
         return False
-    rules = libc.syscall(_CREATE_RULESET, struct.pack("Q", _HANDLED), 8, 0)
+    read = _READ_FILE | _READ_DIR
+    everything = read | _WRITE_FILE | _CHANGE | (_TRUNCATE if version >= 3 else 0)
+    # struct landlock_ruleset_attr: files, network (from version 4), scopes (from version 6).
+    sizes = ((6, 24), (4, 16), (1, 8))
+    size = next(size for since, size in sizes if version >= since)
+    asked = struct.pack("QQQ", everything, 0, _SIGNALS)
+    rules = libc.syscall(_CREATE_RULESET, asked, size, 0)
     if rules < 0:
         return False
     try:
-        for path in _beside(folders):
-            _allow(libc, rules, path)
+        for path in _beside(closed):
+            _allow(libc, rules, path, read)
+        for path in (*writable, Path("/dev")):
+            _allow(libc, rules, path, everything)
         return int(libc.syscall(_RESTRICT_SELF, rules, 0)) == 0
     finally:
         os.close(rules)
 
 
-def _beside(folders: list[Path]) -> Iterable[Path]:
-    """Return the highest paths that lead to none of ``folders``."""
+def _beside(closed: list[Path]) -> Iterable[Path]:
+    """Return the highest paths that lead to nothing closed."""
     todo = [Path("/")]
     while todo:
         path = todo.pop()
-        if path in folders:
+        if path in closed:
             continue
-        if not any(path in folder.parents for folder in folders):
+        if not any(path in place.parents for place in closed):
             yield path
             continue
         try:
@@ -131,14 +147,15 @@ def _beside(folders: list[Path]) -> Iterable[Path]:
             continue
 
 
-def _allow(libc: ctypes.CDLL, rules: int, path: Path) -> None:
+def _allow(libc: ctypes.CDLL, rules: int, path: Path, rights: int) -> None:
     try:
         # A link is a name: what it leads to has a rule of its own.
         place = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return
     try:
-        allowed = _HANDLED if path.is_dir() and not path.is_symlink() else _ON_FILES
-        libc.syscall(_ADD_RULE, rules, _PATH_BENEATH, struct.pack("<Qi", allowed, place), 0)
+        if not path.is_dir() or path.is_symlink():
+            rights &= _READ_FILE | _WRITE_FILE | _TRUNCATE
+        libc.syscall(_ADD_RULE, rules, _PATH_BENEATH, struct.pack("<Qi", rights, place), 0)
     finally:
         os.close(place)

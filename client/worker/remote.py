@@ -24,7 +24,13 @@ from privet.privacy.policy import Policy
 from privet.privacy.program import training_event
 
 _LOG = logging.getLogger("privet.worker")
-_PASSED_ON = "PRIVET_DATA"
+# What finds programs, modules, the GPU and the number of threads, and no more: a password or a
+# token that stands in this process's environment is not the trainer's.
+_PASSED_ON = (
+    "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA",
+    "TZ",
+)  # fmt: skip
+_PASSED_ON_ALL = ("CUDA_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "PYTORCH_", "TORCH_")
 _STOP_WITHIN = 5.0
 """Seconds that a worker has to end once its pipe is closed."""
 
@@ -41,7 +47,7 @@ class RemoteTrainer:
         policy: of the site; says where the records are.
         data_set: of the policy.
         home: the site's folder; the worker's log and temporary files lie there.
-        closed: folders that the worker cannot open, or lie outside its reach.
+        closed: folders and files of keys and passwords, which the worker cannot open.
         unconfined: go on where the kernel cannot close the network.
         seed: makes the noise again, for tests only.
     """
@@ -75,7 +81,16 @@ class RemoteTrainer:
         return self._shapes
 
     def self_test(self) -> tuple[str, ...]:
-        """Run the start-up tests; return the rows that passed."""
+        """Run the start-up tests; return the rows that passed.
+
+        It is asked before each order is paid for, so a process that has ended since the last
+        one is replaced here, where that costs no charge.
+        """
+        with self._turn:
+            if self._process is not None and self._process.poll() is not None:
+                self._end()
+            if self._process is None:
+                self._tests = None
         if self._tests is None:
             told, _ = self._ask({"do": "test"})
             self._tests = tuple(told["tests"])
@@ -143,7 +158,8 @@ class RemoteTrainer:
             "plan": self.plan.to_dict(),
             "site": self.policy.site,
             "data": self.policy.data_set(self.data_set)[1].model_dump(mode="json"),
-            "closed": [str(folder.resolve()) for folder in self.closed],
+            "closed": [str(path.resolve()) for path in self.closed],
+            "work": str(work.resolve()),
             "seed": self.seed,
         }
         self._pipe.send(opening)
@@ -159,8 +175,8 @@ class RemoteTrainer:
                     "it can, or accept that with --unconfined-trainer"
                 )
             _LOG.warning("the trainer is not kept from the network")
-        if not confined["keys"]:
-            _LOG.warning("the trainer is not kept from the folders of keys (Landlock)")
+        if not confined["files"]:
+            _LOG.warning("the trainer is not kept from keys, nor from writing (Landlock)")
 
     def _ask(
         self, value: dict[str, Any], arrays: Arrays | None = None
@@ -207,15 +223,15 @@ class RemoteTrainer:
 
 
 def _environment(work: Path) -> dict[str, str]:
-    """Return the worker's environment: no passphrase, no proxy; the same modules."""
+    """Return the worker's environment; what it caches lies in its own folder."""
     kept = {
         name: value
         for name, value in os.environ.items()
-        if (not name.startswith("PRIVET_") or name == _PASSED_ON)
-        and not name.lower().endswith("_proxy")
+        if name in _PASSED_ON or name.startswith(_PASSED_ON_ALL)
     }
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return kept | {"PYTHONPATH": path, "TMPDIR": str(work), "HF_HUB_OFFLINE": "1"}
+    own = dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH"), str(work))
+    return kept | own | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
 
 def _error(kind: str, text: str) -> PrivetError:

@@ -48,11 +48,17 @@ def make(task, home):
         "listen": tried(lambda: socket.create_server(("127.0.0.1", 0))),
         "key": tried(lambda: (home / "ledger" / "ledger.pem").read_text()),
         "write": tried(lambda: (home / "ledger" / "more").write_text("x")),
+        "truncate": tried(lambda: os.truncate(home / "ledger" / "ledger.pem", 0)),
+        "remove": tried(lambda: (home / "ledger" / "ledger.pem").rename(home / "trainer" / "x")),
+        "policy": tried(lambda: (home / "site.toml").write_text("mine")),
+        "cut policy": tried(lambda: os.truncate(home / "site.toml", 0)),
+        "code": tried(lambda: pathlib.Path(__file__).write_text("mine")),
+        "end": tried(lambda: os.kill(os.getppid(), 0)),
         "list": tried(lambda: os.listdir(home / "ledger")),
         "parent": tried(lambda: open(f"/proc/{os.getppid()}/mem", "rb").read(1)),
         "environment": tried(lambda: open(f"/proc/{os.getppid()}/environ", "rb").read(1)),
         "records": tried(lambda: (home / "records.csv").read_text()),
-        "secrets": [name for name in os.environ if "PASSPHRASE" in name],
+        "secrets": [name for name in os.environ if "PASS" in name],
     }
     (home / "trainer" / "said.json").write_text(json.dumps(said))
     return nn.Linear(5, 2)
@@ -127,6 +133,8 @@ def test_what_trains_has_no_network_and_no_keys(
     (tmp_path / "nosy.py").write_text(NOSY)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PRIVET_PASSPHRASE", "not for you")
+    monkeypatch.setenv("EHR_PASSWORD", "not for you")
+    (home / "site.toml").write_text("the site's")
     options = {"home": str(home)}
     trainer = remote(model={"kind": "nosy:make", "options": options})
     trainer.shapes()
@@ -136,19 +144,27 @@ def test_what_trains_has_no_network_and_no_keys(
         "listen": "PermissionError",
         "key": "PermissionError",
         "write": "PermissionError",
+        "truncate": "PermissionError",
+        "remove": "PermissionError",
+        "policy": "PermissionError",
+        "cut policy": "PermissionError",
+        "code": "PermissionError",
+        "end": "PermissionError",
         "list": "PermissionError",
         "parent": "PermissionError",
         "environment": "PermissionError",
         "records": "done",
         "secrets": [],
     }
+    assert (home / "site.toml").read_text() == "the site's"
     # The control: the same code in a process that is not confined gets at all of it.
     control = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import nosy; nosy.make(None, {str(home)!r})"
     subprocess.run([sys.executable, "-c", control], check=True)
     said = json.loads((home / "trainer" / "said.json").read_text())
-    assert (said["listen"], said["key"], said["list"]) == ("done", "done", "done")
+    open_to_all = ("listen", "key", "write", "truncate", "policy", "code", "list", "end")
+    assert {name: said[name] for name in open_to_all} == dict.fromkeys(open_to_all, "done")
     assert said["socket"] == "ConnectionRefusedError"
-    assert said["secrets"] == ["PRIVET_PASSPHRASE"]
+    assert set(said["secrets"]) == {"PRIVET_PASSPHRASE", "EHR_PASSWORD"}
 
 
 def test_a_worker_that_is_killed_fails_one_question(remote: Make) -> None:
@@ -162,6 +178,19 @@ def test_a_worker_that_is_killed_fails_one_question(remote: Make) -> None:
         trainer.release(order(trainer, model), model)
     again = trainer.release(order(trainer, model), model)
     assert digest_arrays(again.arrays) == digest_arrays(first.arrays)
+
+
+def test_a_worker_that_ended_between_two_orders_is_replaced_before_one_is_paid_for(
+    remote: Make,
+) -> None:
+    trainer = remote()
+    tests = trainer.self_test()
+    process = trainer._process
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert trainer.self_test() == tests
+    model = initial_model(trainer.plan)
+    assert trainer.release(order(trainer, model), model).arrays
 
 
 def test_what_goes_wrong_in_the_worker_is_told_to_the_operator_only(
