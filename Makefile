@@ -36,11 +36,10 @@ lint: install  ## Style, types
 bench: install  ## The benchmarks, each under a minute
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --quick || exit 1; done
 
-campaigns: install  ## Tampers, kills, races and attacks, a short round of each
+campaigns: install  ## Tampers, kills and races, a short round of each (that of attacks is among the tests)
 	$(BIN)/python benchmarks/tamper.py --quick
 	$(BIN)/python benchmarks/crash.py --quick
 	$(BIN)/python benchmarks/race.py --quick
-	$(BIN)/python benchmarks/hostile.py --quick
 
 proto: install  ## Generate the link's code from its .proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. privet/common/link/link.proto

@@ -180,11 +180,11 @@ async def _one(home: Path, link: str) -> None:
     def answer(asked: dial.Asked) -> dial.Told:
         return dial.Told(asked.records, {name: a + 1 for name, a in asked.arrays.items()})
 
+    def credentials() -> grpc.ChannelCredentials:
+        names = ("authority.pem", "link.key", "link.pem")
+        return grpc.ssl_channel_credentials(*((home / name).read_bytes() for name in names))
+
     while True:
-        credentials = grpc.ssl_channel_credentials(
-            (home / "authority.pem").read_bytes(), (home / "link.key").read_bytes(),
-            (home / "link.pem").read_bytes(),
-        )  # fmt: skip
         running = asyncio.create_task(dial.Dialer(link, credentials, answer).run())
         await asyncio.wait([running], timeout=random.uniform(5, 15))
         running.cancel()

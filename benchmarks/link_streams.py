@@ -134,7 +134,7 @@ def main() -> None:
             updates.reverse()
             return Told(b"{}", {"w": updates[0]})
 
-        work = Dialer(facts["address"], credentials, answer).run()
+        work = Dialer(facts["address"], lambda: credentials, answer).run()
     try:
         asyncio.run(work)
     except (grpc.RpcError, KeyboardInterrupt):

@@ -29,7 +29,8 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 
 from privet import __version__
-from privet.common.errors import InputError, RunError
+from privet.client.renewal import Renewal
+from privet.common.errors import InputError, PrivetError, RunError
 from privet.common.flat import CHUNK, Arrays, Intake, chunks, digest_arrays, size_of
 from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
@@ -46,6 +47,8 @@ _WORD = 30.0
 """Seconds within which a coordinator says a word that is due."""
 _STILL = 120.0
 """Seconds that a download may stand still."""
+_LOOK_AT_CERTIFICATE = 3600.0
+"""Seconds between two looks whether the certificate should be renewed."""
 _MOST_PARCELS = 16
 """Parcels that are read and not answered yet; further ones wait on the coordinator's side."""
 _MOST_ANSWERS, _MOST_WITH_NUMBERS = 64, 2
@@ -110,8 +113,10 @@ class Dialer:
 
     Args:
         address: ``host:port``.
-        credentials: of the site, with the authority that signed the coordinator's.
+        credentials: returns those of the site, with the authority that signed the coordinator's;
+            asked each time it dials.
         serve: answers parcels.
+        renewal: the site's certificate, to be renewed before it ends; None leaves it.
         most_numbers: longest flat stream that is fetched, in bytes.
         on_state: told ``connected``, ``cut``.
     """
@@ -119,15 +124,17 @@ class Dialer:
     def __init__(
         self,
         address: str,
-        credentials: grpc.ChannelCredentials,
+        credentials: Callable[[], grpc.ChannelCredentials],
         serve: Serve,
         *,
+        renewal: Renewal | None = None,
         most_numbers: int = 16 << 30,
         on_state: Callable[[str], None] = lambda state: None,
     ) -> None:
         self.address = address
         self._credentials = credentials
         self._serve = serve
+        self._renewal = renewal
         self._most_numbers = most_numbers
         self._on_state = on_state
         self._answers: dict[str, asyncio.Task[Told | None]] = {}
@@ -151,7 +158,7 @@ class Dialer:
         while True:
             try:
                 async with aio.secure_channel(
-                    self.address, self._credentials, options=_OPTIONS
+                    self.address, self._credentials(), options=_OPTIONS
                 ) as channel:
                     await self._attend(_Stub(channel))
             except aio.AioRpcError as error:
@@ -188,6 +195,7 @@ class Dialer:
         self._on_state("connected")
         self._wait = _SHORTEST
         sending: set[asyncio.Task[None]] = set()
+        renewing = asyncio.create_task(self._renew(stub))
         try:
             while (message := await stream.read()) is not aio.EOF:
                 if message is None or message.WhichOneof("what") != "parcel":
@@ -200,8 +208,23 @@ class Dialer:
                     await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
             raise await _ended(stream)
         finally:
+            renewing.cancel()
             for task in sending:
                 task.cancel()
+
+    async def _renew(self, stub: rpc.LinkStub) -> None:
+        """Get another certificate when it is time; the next dialing is done with it."""
+        while self._renewal is not None:
+            try:
+                if self._renewal.is_due():
+                    asked = pb.Renewal(request=self._renewal.ask())
+                    answer = await stub.Renew(asked, timeout=_WORD)
+                    self._renewal.keep(answer.pem if answer is not None else b"")
+                    _LOG.info("the certificate was renewed")
+            except (aio.AioRpcError, PrivetError, OSError) as error:
+                why = error.details() if isinstance(error, aio.AioRpcError) else error
+                _LOG.warning("the certificate was not renewed; tried again", extra={"why": why})
+            await asyncio.sleep(_LOOK_AT_CERTIFICATE)
 
     async def _answer(self, stub: rpc.LinkStub, stream: Any, parcel: pb.Parcel) -> None:
         """Answer a parcel on this stream; where it breaks, the next one asks again."""

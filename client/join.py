@@ -20,6 +20,7 @@ from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
 from privet.common.link.identity import (
     SERVER_NAME,
+    belongs,
     fingerprint_of,
     read_certificate,
     request,
@@ -149,7 +150,7 @@ def keep(join: Join, folder: Path, pem: bytes) -> str:
     """
     certificate = read_certificate(pem)
     own = (folder / "link.key").read_bytes()
-    if site_of(certificate) != join.site or not _belongs(certificate.public_key(), own):
+    if site_of(certificate) != join.site or not belongs(certificate, own):
         raise RunError("the certificate that came is not for this site and its key")
     write_atomic(folder / "link.pem", pem)
     _keep_join(join, folder)
@@ -179,9 +180,3 @@ def _keep_join(join: Join, folder: Path) -> None:
     write_atomic(folder / "authority.pem", join.authority.encode())
     kept = {"format": FORMAT, **{k: v for k, v in vars(join).items() if k != "token"}}
     write_atomic(folder / "join.json", (json.dumps(kept, indent=2) + "\n").encode())
-
-
-def _belongs(public: Any, key: bytes) -> bool:
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
-
-    return bool(load_pem_private_key(key, None).public_key() == public)

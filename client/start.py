@@ -9,15 +9,15 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import grpc
-
 from privet.client.desk import Desk, public_keys
 from privet.client.dial import Dialer
 from privet.client.gate import Gate
 from privet.client.join import Join, enrol, keep, request_by_file
+from privet.client.renewal import Renewal
 from privet.client.worker.remote import RemoteTrainer
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
+from privet.common.link.identity import is_due, read_certificate
 from privet.common.plan import Plan
 from privet.privacy.keys import FileSigner
 from privet.privacy.policy import Policy
@@ -70,7 +70,8 @@ def take_certificate(join: Join, folder: Path, path: Path) -> None:
 
 
 def _require_outside(folder: Path) -> None:
-    if (folder / LINK / "link.pem").exists():
+    path = folder / LINK / "link.pem"
+    if path.exists() and not is_due(read_certificate(path.read_bytes())):
         raise InputError(f"{folder}: this site has its certificate already")
 
 
@@ -125,19 +126,9 @@ def dialer(
     Raises:
         InputError: if its certificate is not there.
     """
-    folder = policy_file.parent / LINK
-    try:
-        credentials = grpc.ssl_channel_credentials(
-            (folder / "authority.pem").read_bytes(),
-            (folder / "link.key").read_bytes(),
-            (folder / "link.pem").read_bytes(),
-        )
-    except OSError as error:
-        raise InputError(
-            f"{folder}: the certificate cannot be read ({error.strerror}); the site comes in with "
-            "`privet client init JOINFILE`"
-        ) from None
-    return Dialer(gate.join.address, credentials, gate, on_state=on_state)
+    renewal = Renewal(policy_file.parent / LINK, gate.join.site)
+    address = gate.join.address
+    return Dialer(address, renewal.credentials, gate, renewal=renewal, on_state=on_state)
 
 
 async def run(dialer: Dialer) -> None:

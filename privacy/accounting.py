@@ -25,9 +25,10 @@ from privet.privacy.events import (
     Gaussian,
     Laplace,
     MixtureOfGaussians,
+    NonPrivate,
     PoissonSampled,
+    Repeated,
     group,
-    to_dp_event,
 )
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
@@ -114,6 +115,26 @@ def _epsilon(
         except dp.UnsupportedEventError as error:
             raise InputError(f"accountant 'rdp' cannot treat {event}: {error}") from error
     return float(engine.get_epsilon(delta))
+
+
+def to_dp_event(event: Event) -> dp.DpEvent:
+    """Translate to dp-accounting's vocabulary, with the noise multiplier of add or remove.
+
+    It has no word for a mixture of Gaussians, which becomes its dominating event.
+    """
+    match event:
+        case Gaussian(std, sensitivity):
+            return dp.GaussianDpEvent(std / sensitivity)
+        case Laplace(scale, sensitivity):
+            return dp.LaplaceDpEvent(scale / sensitivity)
+        case MixtureOfGaussians():
+            return to_dp_event(event.dominating)
+        case PoissonSampled(rate, inner):
+            return dp.PoissonSampledDpEvent(rate, to_dp_event(inner))
+        case Repeated(inner, count):
+            return dp.SelfComposedDpEvent(to_dp_event(inner), count)
+        case NonPrivate():
+            return dp.NonPrivateDpEvent()
 
 
 @lru_cache(maxsize=4)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from privet.common.errors import InputError, NotReleasable
 from privet.privacy import events as ev
-from privet.privacy.accounting import calibrate_noise
 from privet.privacy.clipping import ClippedSum, GradientEngine
 from privet.privacy.clipping.engine import Batch
 from privet.privacy.noise import Stream
@@ -141,6 +140,9 @@ class DpSgd:
         Raises:
             InputError: if no noise reaches the target.
         """
+        # Not above: a process that only trains is up sooner without the accountants.
+        from privet.privacy.accounting import calibrate_noise
+
         others = tuple(extra)
 
         def events_at(noise: float) -> list[ev.Event]:

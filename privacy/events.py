@@ -15,8 +15,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import dp_accounting as dp
-
 from privet.common.errors import InputError
 
 
@@ -141,26 +139,6 @@ def within(counts: Counts, planned: Counts) -> bool:
 def covers(reserved: Event, ran: Event) -> bool:
     """Whether ``ran`` is the reserved mechanism, run as often as reserved or less."""
     return within(group([ran]), group([reserved]))
-
-
-def to_dp_event(event: Event) -> dp.DpEvent:
-    """Translate to dp-accounting's vocabulary, with the noise multiplier of add or remove.
-
-    It has no word for a mixture of Gaussians, which becomes its dominating event.
-    """
-    match event:
-        case Gaussian(std, sensitivity):
-            return dp.GaussianDpEvent(std / sensitivity)
-        case Laplace(scale, sensitivity):
-            return dp.LaplaceDpEvent(scale / sensitivity)
-        case MixtureOfGaussians():
-            return to_dp_event(event.dominating)
-        case PoissonSampled(rate, inner):
-            return dp.PoissonSampledDpEvent(rate, to_dp_event(inner))
-        case Repeated(inner, count):
-            return dp.SelfComposedDpEvent(to_dp_event(inner), count)
-        case NonPrivate():
-            return dp.NonPrivateDpEvent()
 
 
 def to_json(event: Event) -> dict[str, Any]:

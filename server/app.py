@@ -83,8 +83,10 @@ class FlowerLink:
             reply = _decode(message) or rounds.Reply(site, Status.FAILED, None, message)
             if reply.site != site and reply.site in self._nodes:
                 raise RunError(f"a node answered in the name of site '{reply.site}'")
-            if reply.site in wanted:
-                replies[reply.site] = _matching(reply, wanted[reply.site], model)
+            if reply.site != site:
+                reply = rounds.Reply(site, Status.FAILED, None, message)
+            if site in wanted:
+                replies[site] = _matching(reply, wanted[site], model)
         return [replies[order.site] for order in orders if order.site in replies]
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

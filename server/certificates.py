@@ -72,6 +72,8 @@ class Authority:
             private.public_key() != found.public_key()
         ):
             raise InputError("the authority's key does not belong to its certificate")
+        if not _may_sign(found):
+            raise InputError("the authority's certificate may not sign others, or has ended")
         return cls(found, private)
 
     def pem(self) -> bytes:
@@ -126,7 +128,7 @@ class Authority:
     ) -> x509.Certificate:
         issuer = self.certificate.subject
         builder = (
-            _builder(common_name(name), issuer, key, days)
+            _builder(common_name(name), issuer, key, days, self.certificate.not_valid_after_utc)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(authority=False), critical=True)
             .add_extension(x509.ExtendedKeyUsage([purpose]), critical=False)
@@ -136,9 +138,14 @@ class Authority:
 
 
 def _builder(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, days: int
+    subject: x509.Name,
+    issuer: x509.Name,
+    key: ec.EllipticCurvePublicKey,
+    days: int,
+    latest: datetime | None = None,
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
+    end = now + timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -146,7 +153,7 @@ def _builder(
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - _CLOCKS)
-        .not_valid_after(now + timedelta(days=days))
+        .not_valid_after(min(end, latest or end))
     )
 
 
@@ -162,3 +169,11 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
+
+
+def _may_sign(certificate: x509.Certificate) -> bool:
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except (x509.ExtensionNotFound, ValueError):
+        return False
+    return basic.ca and datetime.now(UTC) < certificate.not_valid_after_utc

@@ -19,6 +19,7 @@ from privet.common.errors import InputError, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
 from privet.server.calls import CallFault, Context, Line, make_server
+from privet.server.credentials import credentials
 from privet.server.federation import Federation
 
 _LOOK = 1.0
@@ -102,9 +103,7 @@ class Door:
             self._shut()
 
     def _open(self) -> None:
-        folder = self._federation.folder
-        pair = (folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes()
-        self._do(self._listen(grpc.ssl_server_credentials([pair])))
+        self._do(self._listen(credentials(self._federation, mutual=False)))
         _LOG.info("open for enrolment", extra={"address": self.address})
 
     def _shut(self) -> None:
@@ -116,11 +115,11 @@ class Door:
     def _do(self, work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
-    async def _listen(self, credentials: grpc.ServerCredentials) -> None:
+    async def _listen(self, shown: grpc.ServerCredentials) -> None:
         services = {"privet.link.v1.Enrolment": {"Enrol": _Service(self._federation)}}
         server = make_server(services, _OPTIONS, _MOST_CALLS)
         try:
-            port = server.add_secure_port(self.address, credentials)
+            port = server.add_secure_port(self.address, shown)
         except RuntimeError as error:
             raise InputError(f"{self.address}: cannot listen there: {error}") from None
         await server.start()

@@ -30,7 +30,7 @@ from typing import Any, Self
 
 from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import InputError, reason_of
-from privet.common.link.identity import fingerprint_of, read_certificate
+from privet.common.link.identity import belongs, fingerprint_of, is_due, read_certificate
 from privet.privacy.keys import load_or_make
 from privet.privacy.roster import Coordinator, Member, Roster
 from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
@@ -67,13 +67,18 @@ class SiteRecord:
     revoked: bool = False
 
     @property
+    def is_invited(self) -> bool:
+        """Whether a join file of this site is good now."""
+        return bool(self.token) and not self.revoked and time.time() < self.expires
+
+    @property
     def state(self) -> str:
         """``revoked``, ``enrolled``, ``invited`` or ``expired``."""
         if self.revoked:
             return "revoked"
         if self.certificates:
             return "enrolled"
-        return "invited" if time.time() < self.expires else "expired"
+        return "invited" if self.is_invited else "expired"
 
 
 @dataclass
@@ -94,9 +99,23 @@ class Federation:
 
     @classmethod
     def found(
-        cls, folder: Path, name: str, address: str, enrolment: str, passphrase: str | None = None
+        cls,
+        folder: Path,
+        name: str,
+        address: str,
+        enrolment: str,
+        passphrase: str | None = None,
+        authority: Authority | None = None,
     ) -> Self:
-        """Make the folder: authority, server certificate, keys, journal.
+        """Make the folder: authority, server certificate, keys.
+
+        Args:
+            folder: new or empty.
+            name: of the coordinator.
+            address: ``host:port`` of the link.
+            enrolment: ``host:port`` where sites come in.
+            passphrase: of the keys; None leaves them unencrypted.
+            authority: the organisation's; None makes one.
 
         Raises:
             InputError: if the folder is not empty, or the name cannot be one.
@@ -109,7 +128,7 @@ class Federation:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder} exists and is not an empty folder")
         made = cls(folder, name, address, enrolment, passphrase)
-        authority = Authority.found(name)
+        authority = authority or Authority.found(name)
         secret = passphrase.encode() if passphrase else None
         certificate, key = authority.serve(name)
         write_atomic(folder / "authority.pem", authority.pem())
@@ -149,11 +168,18 @@ class Federation:
         found = [_read(path, _version(path)) for path in paths]
         return {record.name: record for record in found}
 
-    def invite(self, site: str, hours: float = 72.0) -> dict[str, Any]:
+    def invite(self, site: str, hours: float = 72.0, *, again: bool = False) -> dict[str, Any]:
         """Return a join file for ``site``; a new one replaces an earlier invitation.
 
+        Args:
+            site: its name.
+            hours: how long the file is good.
+            again: for a site that is enrolled and whose certificate has ended. It keeps its
+                keys of ledger and witness, or is not let in.
+
         Raises:
-            InputError: if the name cannot be one, is taken, or was revoked.
+            InputError: if the name cannot be one, is taken, or was revoked; or with ``again``,
+                if the site is not enrolled.
         """
         if not _NAME.fullmatch(site) or site.casefold() == self.name.casefold():
             raise InputError(f"'{site}' cannot name a site")
@@ -161,11 +187,15 @@ class Federation:
         for name, record in known.items():
             if name.casefold() != site.casefold():
                 continue
-            if name != site or record.state in ("enrolled", "revoked"):
+            if name != site or record.revoked or (record.certificates and not again):
                 raise InputError(f"site '{name}' is {record.state} already")
+        if again:
+            self._enrolled(site)
         token = secrets.token_urlsafe(32)
         hashed = hashlib.sha256(token.encode()).hexdigest()
-        self._store(SiteRecord(site, hashed, time.time() + hours * 3600))
+        invited = known.get(site) if again else None
+        expires = time.time() + hours * 3600
+        self._store(replace(invited or SiteRecord(site), token=hashed, expires=expires))
         return {
             "format": JOIN,
             "federation": self.name,
@@ -184,7 +214,7 @@ class Federation:
     @property
     def invites(self) -> bool:
         """Whether an invitation is open."""
-        return any(record.state == "invited" for record in self.members().values())
+        return any(record.is_invited for record in self.members().values())
 
     def enrol(self, site: str, token: str, request: bytes, ledger: str, witness: str) -> bytes:
         """Use an invitation up: keep the site's keys, return its certificate.
@@ -195,17 +225,16 @@ class Federation:
         """
         record = self.members().get(site)
         hashed = hashlib.sha256(token.encode()).hexdigest()
-        known = record.token if record is not None and record.state == "invited" else "0" * 64
+        known = record.token if record is not None and record.is_invited else "0" * 64
         if not hmac.compare_digest(hashed, known) or record is None:
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
         for text, kind, type_ in ((ledger, "ledger", SIGN), (witness, "witness", COSIGN)):
             key = Key.parse(text, type_=type_)
             if key.name != key_name(kind, site, key.public):
                 raise InputError(f"the {kind} key of '{site}' must be called as the format says")
-        certificate = self._authority().admit(request, site)
-        print_ = fingerprint_of(read_certificate(certificate))
-        self._store(SiteRecord(site, certificates=(print_,), ledger=ledger, witness=witness))
-        return certificate
+        if record.certificates and (ledger, witness) != (record.ledger, record.witness):
+            raise InputError(f"'{site}' is enrolled with other keys of ledger or witness")
+        return self._certify(replace(record, ledger=ledger, witness=witness), request)
 
     def admit(self, path: Path) -> tuple[str, bytes]:
         """Enrol a site by the request that it sent as a file; return its name and certificate.
@@ -229,11 +258,7 @@ class Federation:
         Raises:
             InputError: if the site is not enrolled.
         """
-        record = self._enrolled(site)
-        certificate = self._authority().admit(request, site)
-        print_ = fingerprint_of(read_certificate(certificate))
-        self._store(replace(record, certificates=(*record.certificates[-1:], print_)))
-        return certificate
+        return self._certify(self._enrolled(site), request)
 
     def revoke(self, site: str) -> None:
         """Let nothing of a site in any more.
@@ -256,6 +281,28 @@ class Federation:
             if record.state == "enrolled" and found in record.certificates:
                 return record.name
         return None
+
+    def _certify(self, record: SiteRecord, request: bytes) -> bytes:
+        """Return a certificate, and let it in beside the newest that was; no invitation is left."""
+        certificate = self._authority().admit(request, record.name)
+        prints = (*record.certificates[-1:], fingerprint_of(read_certificate(certificate)))
+        self._store(replace(record, certificates=prints, token="", expires=0.0))
+        return certificate
+
+    def serving_pair(self) -> tuple[bytes, bytes]:
+        """Return the key and the certificate that the coordinator shows, made anew when due.
+
+        Raises:
+            InputError: if they are due and the authority's key does not open.
+        """
+        paths = self.folder / "server.key", self.folder / "server.pem"
+        key, certificate = (path.read_bytes() for path in paths)
+        shown = read_certificate(certificate)
+        if is_due(shown) or not belongs(shown, key):
+            certificate, key = self._authority().serve(self.name)
+            write_atomic(paths[0], key, mode=0o600)
+            write_atomic(paths[1], certificate)
+        return key, certificate
 
     def _enrolled(self, site: str) -> SiteRecord:
         record = self.members().get(site)

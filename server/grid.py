@@ -7,16 +7,12 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, wait
 
-from flwr.app import Error, Message, RecordDict
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
+from flwr.app import Error, Message
 
 from privet.common.errors import InputError
-from privet.common.wire import claim_identity, number_message, pack, unpack
+from privet.common.grid import OwnGrid
+from privet.common.wire import number_message, pack, unpack
 from privet.server.hub import Answered, Hub
-
-_RUN_ID = 1
-
 
 _STEP = 0.25
 """Seconds between two looks whether to stop, and who is there."""
@@ -29,7 +25,7 @@ class Stopped(Exception):
     """
 
 
-class LinkGrid(Grid):
+class LinkGrid(OwnGrid):
     """Sends messages to sites through a hub; node ids are places in ``sites``, from 1.
 
     Args:
@@ -50,32 +46,13 @@ class LinkGrid(Grid):
         patience: float = 30.0,
         on_wait: Callable[[list[str]], None] = lambda sites: None,
     ) -> None:
+        super().__init__()
         self._hub = hub
         self._sites = sites
         self._stopped = stopped or threading.Event()
         self._patience = patience
         self._on_wait = on_wait
         self._open: dict[str, tuple[Message, str, Future[Answered]]] = {}
-        claim_identity(_RUN_ID)
-
-    def set_run(self, run: Run) -> None:
-        """Accept the run of Flower's own machinery; there is only one here."""
-
-    @property
-    def run(self) -> Run:
-        """The one run."""
-        return Run.create_empty(run_id=_RUN_ID)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See :class:`flwr.serverapp.Grid`."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the numbers of the sites that are connected."""

@@ -22,6 +22,7 @@ import asyncio
 import logging
 import secrets
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -45,6 +46,8 @@ INLINE = 1 << 16
 """Shorter streams travel inside their message."""
 _MOST_RECORDS = 4 << 20
 _MOST_CALLS = 16
+_RENEW_AGAIN = 600.0
+"""Seconds between two certificates of one site."""
 _LEAST_ANSWER = 64 << 20
 """An answer may be as long as this, or as four times what was asked with, but no longer."""
 _OPTIONS = [
@@ -64,6 +67,8 @@ _LOG = logging.getLogger("privet.hub")
 
 Identify = Callable[[bytes], str | None]
 """Return the member that a client certificate (PEM) stands for now, or None."""
+Renew = Callable[[str, bytes], bytes]
+"""Return a further certificate for a member, by its request; both as PEM."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ class Hub:
         coordinator: its name, told to sites.
         identify: which member a certificate stands for; asked on every call.
         spool: folder for what is being brought.
+        renew: gives members further certificates; by default nobody gets one.
         most_numbers: longest flat stream that is taken, in bytes.
         patience: seconds that a call may stand still where it should go on.
 
@@ -131,12 +137,14 @@ class Hub:
         identify: Identify,
         spool: Path,
         *,
+        renew: Renew | None = None,
         most_numbers: int = 16 << 30,
         patience: float = PATIENCE,
     ) -> None:
         self.coordinator = coordinator
         self.identify = identify
         self.spool = spool
+        self.renew: Renew = renew or _renew_nothing
         self.most_numbers = most_numbers
         self.tally = Tally()
         self._patience = patience
@@ -147,6 +155,7 @@ class Hub:
         self._sessions: dict[str, Session] = {}
         self._calls: Counter[str] = Counter()
         self._cuts: Counter[str] = Counter()
+        self._renewed: dict[str, float] = {}
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
         self._server: aio.Server | None = None
@@ -314,6 +323,14 @@ class Hub:
         """Count a call as done."""
         self._calls[call.site] -= 1
 
+    def may_renew(self, site: str) -> bool:
+        """Note that a site asks for a certificate; False if it did so a short while ago."""
+        now = time.monotonic()
+        if now - self._renewed.get(site, -_RENEW_AGAIN) < _RENEW_AGAIN:
+            return False
+        self._renewed[site] = now
+        return True
+
     def upload(self, parcel: _Parcel, sha256: bytes, size: int) -> Upload:
         """Return what is being brought as the parcel's answer; another stream replaces it."""
         known = parcel.upload
@@ -366,3 +383,8 @@ class Hub:
             return await asyncio.to_thread(upload.read)
         finally:
             upload.discard()  # also where the stream was cut before it was read
+
+
+def _renew_nothing(site: str, request: bytes) -> bytes:
+    del request
+    raise InputError(f"site '{site}' gets its certificates another way")

@@ -34,7 +34,8 @@ class Runs:
         self.last: dict[str, tuple[int, str]] = {}
         self.sites: dict[str, list[str]] = {}
         self.begun: dict[str, tuple[str, str]] = {}
-        self.closed: set[str] = set()
+        self.closed: dict[str, str] = {}
+        """How each run ended: `done` or `failed`."""
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry.
@@ -55,7 +56,7 @@ class Runs:
             if run not in self.last or run in self.closed:
                 raise LedgerError(f"run '{run}' is not open in this journal")
             if entry.kind == "run-closed":
-                self.closed.add(run)
+                self.closed[run] = str(value["how"])
                 return
             number, model = self.last[run]
             if (value["round"], value["model"]) != (number + 1, model):
@@ -139,6 +140,10 @@ class Journal:
                 self.log.append(
                     "run-opened", "plan", plan, run=run, plan=plan, model=model, sites=list(sites)
                 )
+
+    def is_done(self, run: str) -> bool:
+        """Return whether the run has ended, and not because it failed."""
+        return self.log.book.closed.get(run) == "done"
 
     def keep(self, papers: Iterable[tuple[str, str, str]]) -> None:
         """Keep papers (kind, name, text) durably, before the round that they belong to."""

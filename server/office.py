@@ -21,15 +21,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 
-import grpc
-
 from privet.common.canonical import write_json
 from privet.common.errors import PrivetError
 from privet.common.link import offer
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.privacy.roster import Roster
-from privet.server.app import create_app, run_app
+from privet.server.conduct import conduct
+from privet.server.credentials import credentials
 from privet.server.enrolment import Door
 from privet.server.federation import Federation
 from privet.server.grid import LinkGrid, Stopped
@@ -37,8 +36,6 @@ from privet.server.hub import Answered, Hub
 from privet.server.initial import first_model
 from privet.server.queue import OPEN, PRESENT, Run, runs
 from privet.server.recorder import Recorder
-from privet.server.rounds import Outcome, Progress
-from privet.server.snapshot import save_model
 
 _LOOK = 1.0
 """Seconds between two looks for members, runs and stops."""
@@ -68,7 +65,12 @@ class Office:
         self.federation = federation
         self._link = link or federation.address
         self._door = Door(federation, enrolment or federation.enrolment)
-        self.hub = Hub(federation.name, federation.identify, federation.folder / "spool")
+        self.hub = Hub(
+            federation.name,
+            federation.identify,
+            federation.folder / "spool",
+            renew=federation.renew,
+        )
         self.stopped = threading.Event()
         self.port = 0
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
@@ -92,13 +94,8 @@ class Office:
         Raises:
             InputError: if a port cannot be had.
         """
-        folder = self.federation.folder
-        pair = (folder / "server.key").read_bytes(), (folder / "server.pem").read_bytes()
-        authority = (folder / "authority.pem").read_bytes()
         with self._door:
-            self.port = self.hub.start(
-                self._link, grpc.ssl_server_credentials([pair], authority, True)
-            )
+            self.port = self.hub.start(self._link, credentials(self.federation, mutual=True))
             _LOG.info("listening", extra={"address": self._link, "port": self.port})
             watcher = threading.Thread(target=self._watch, name="members", daemon=True)
             watcher.start()
@@ -139,36 +136,17 @@ class Office:
         roster = self.federation.roster(names, run.folder)
         roster.save(run.folder)
         self._gather(run, plan, offer.encode(run.id, plan.to_dict(), roster.to_dict()))
-        run.note(state="running")
-        _LOG.info("a run goes on", extra={"run": run.id, "plan": plan.digest})
-        began = time.monotonic()
-
-        def observe(progress: Progress) -> None:
-            nonlocal began
-            seconds, began = time.monotonic() - began, time.monotonic()
-            self.on_round(seconds)
-            _LOG.info("a round is done", extra={"run": run.id, "round": progress.round})
-            answers = {name: str(status) for name, status in progress.statuses.items()}
-            run.note(round=progress.round, sites=answers, spent=progress.spent)
 
         def tell(missing: list[str]) -> None:
             run.note(sites={**run.status.get("sites", {}), **dict.fromkeys(missing, _GONE)})
 
-        outcomes: list[Outcome] = []
-        app = create_app(
-            run.id,
-            plan,
+        conduct(
+            run,
+            LinkGrid(self.hub, names, stopped=self.stopped, on_wait=tell),
             lambda: first_model(plan, run.folder / "model" / "initial.safetensors"),
-            run.snapshots,
             lambda: self._recorder(roster, run),
-            observe=observe,
-            finish=outcomes.append,
+            on_round=self.on_round,
         )
-        run_app(app, LinkGrid(self.hub, names, stopped=self.stopped, on_wait=tell))
-        facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
-        save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
-        run.note(state="done")
-        _LOG.info("a run is done", extra={"run": run.id})
 
     def _recorder(self, roster: Roster, run: Run) -> Recorder:
         made = self.federation.recorder(roster, run.folder)

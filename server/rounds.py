@@ -7,7 +7,7 @@ but through a release.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -119,10 +119,15 @@ def run(
         EvidenceFault: if the history of a site's ledger, or the journal's, does not hold.
         RunError: if no site is there, or none releases.
     """
+    stored = snapshots.latest()
+    if stored and stored.round == plan.training.rounds and recorder.journal.is_done(run_id):
+        # The process ended between the journal's last line and whoever keeps the model.
+        recorder.close()
+        whole = [*stored.earlier, stored.arrays]
+        return Outcome(average(whole) if len(whole) > 1 else stored.arrays)
     sites = link.enrolled()
     if not sites:
         raise RunError("no site of the plan is connected")
-    stored = snapshots.latest()
     model: Arrays = Sealed(initial())
     begins = digest_arrays(model)
     done = 0
@@ -197,11 +202,15 @@ class _Rounds:
     def _gather(self, number: int, model: Arrays, held: dict[str, Reply]) -> None:
         """Ask until a quorum has released: who is silent the same again, who failed anew.
 
+        Who did not prove a release is asked the same, too, but no more often than who failed:
+        its log may only have been out of reach, or it may never show it.
+
         Raises:
             QuorumNotMet: if nobody else can be asked.
         """
-        plan = self.plan
+        plan, most = self.plan, self.plan.strategy.attempts
         asked = self.sites
+        unproved: Counter[str] = Counter()
         while True:
             replies = self._ask("train", number, model, asked)
             held.update({reply.site: reply for reply in replies})
@@ -213,10 +222,15 @@ class _Rounds:
                 for site, reply in held.items()
                 if reply.status in _MAY_BE_ASKED_ANEW
                 and not reply.unproved
-                and self.attempts.get(site, 1) < plan.strategy.attempts
+                and self.attempts.get(site, 1) < most
             ]
-            silent = [site for site in self.sites if site not in held or held[site].unproved]
-            asked = [site for site in self.sites if site in {*failed, *silent}]
+            unproved.update(site for site in asked if site in held and held[site].unproved)
+            same = [
+                site
+                for site in self.sites
+                if site not in held or (held[site].unproved and unproved[site] < most)
+            ]
+            asked = [site for site in self.sites if site in {*failed, *same}]
             if len(released) + len(asked) < plan.quorum or not self.link.wait(asked):
                 raise _no_quorum(plan, number, list(held.values()))
             for site in asked:
@@ -337,4 +351,4 @@ def _no_quorum(plan: Plan, number: int, replies: list[Reply]) -> QuorumNotMet:
 
 
 _MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)
-"""What may be otherwise at the next attempt; each is charged again."""
+"""What may be otherwise at the next attempt; where data was opened, that is charged again."""

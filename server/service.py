@@ -1,4 +1,4 @@
-"""The four calls of the link, at the coordinator.
+"""The five calls of the link, at the coordinator.
 
 Whoever is no member gets one status, whatever was called, and nothing else.
 """
@@ -30,6 +30,7 @@ NAME = "privet.link.v1.Link"
 VERSION = 1
 FIRST_WORD = 10.0
 """Seconds that a new call has to say what it wants."""
+_LONGEST_REQUEST = 8 << 10
 _MOST_USELESS = 100
 """Answers to nothing that one stream may bring."""
 
@@ -69,12 +70,13 @@ class Service:
 
     @property
     def methods(self) -> dict[str, Serve]:
-        """The four calls of the link, by name."""
+        """The five calls of the link, by name."""
         calls = {
             "Attend": self._attend,
             "Download": self._download,
             "Status": self._status,
             "Upload": self._upload,
+            "Renew": self._renew,
         }
         return {name: self._for_members(call) for name, call in calls.items()}
 
@@ -218,6 +220,24 @@ class Service:
                 grpc.StatusCode.ABORTED, f"go on from byte {upload.held}", "out-of-step"
             )
         return upload
+
+    async def _renew(self, call: Call, context: Context) -> None:
+        line = Line(context, pb.Renewal)
+        asked = await line.one(FIRST_WORD)
+        if len(asked.request) > _LONGEST_REQUEST:
+            raise CallFault(grpc.StatusCode.INVALID_ARGUMENT, "not a certificate request")
+        if not self._hub.may_renew(call.site):
+            status = grpc.StatusCode.RESOURCE_EXHAUSTED
+            raise CallFault(status, "a certificate was given a short while ago", "too-many-calls")
+        try:
+            pem = await asyncio.to_thread(self._hub.renew, call.site, asked.request)
+        except InputError as error:
+            raise CallFault(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+        except (PrivetError, OSError) as error:
+            _LOG.error("no certificate can be given", extra={"site": call.site, "why": error})
+            raise CallFault(grpc.StatusCode.UNAVAILABLE, "come again later", "unread") from error
+        _LOG.info("a certificate was renewed", extra={"site": call.site})
+        await line.write(pb.Certificate(pem=pem), self._patience)
 
     @staticmethod
     async def _keep(site: str, upload: Upload, data: Any) -> None:

@@ -7,26 +7,23 @@ same run, started again, goes on at the same round, and no site trains or pays t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from privet.common.errors import InputError, PrivetError, RunError
 from privet.common.flat import Arrays
+from privet.common.grid import PassingGrid
 from privet.common.link import offer
 from privet.common.plan import Plan
 from privet.common.wire import decode_reply, encode_offer
-from privet.server.app import create_app
+from privet.server.conduct import conduct
 from privet.server.federation import Federation
 from privet.server.lock import alone
 from privet.server.queue import OPEN
 from privet.server.queue import Run as Submitted
-from privet.server.rounds import Outcome, Progress
-from privet.server.snapshot import save_model
 
 _LOOK = 5.0
 """Seconds between two offers."""
@@ -36,15 +33,12 @@ _POLL = 0.5
 """Seconds between two looks for answers; Flower's own way looks every three."""
 _AWAY = "not connected"
 
-_LOG = logging.getLogger("privet.stock")
-
 
 def run_submitted(
     federation: Federation,
     run_id: str,
     initial: Callable[[Plan], Arrays],
     grid: Grid,
-    context: Context,
     *,
     patience: float,
 ) -> None:
@@ -55,7 +49,6 @@ def run_submitted(
         run_id: as `privet server submit` said it.
         initial: makes the first model of a plan.
         grid: Flower's.
-        context: Flower's.
         patience: seconds to wait until all sites are ready.
 
     Raises:
@@ -65,7 +58,7 @@ def run_submitted(
     run = find(federation, run_id)
     with alone(federation.folder):
         try:
-            _Stock(federation, run, _Prompt(grid)).run(initial, context, patience)
+            _Stock(federation, run, _Prompt(grid)).run(initial, patience)
         except PrivetError as error:
             # A site that is not ready yet ends nothing: the same run may be started again.
             if run.status["state"] == "running":
@@ -73,7 +66,6 @@ def run_submitted(
             else:
                 run.note(state="queued", fault=str(error))
             raise
-    _LOG.info("%s: done", run.id)
 
 
 def find(federation: Federation, run_id: str) -> Submitted:
@@ -93,40 +85,8 @@ def find(federation: Federation, run_id: str) -> Submitted:
     return run
 
 
-class _Prompt(Grid):
+class _Prompt(PassingGrid):
     """Flower's grid, asked for answers more often."""
-
-    def __init__(self, grid: Grid) -> None:
-        self._grid = grid
-
-    def set_run(self, run: Run) -> None:
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        nodes: Iterable[int] = self._grid.get_node_ids()
-        return nodes
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        numbers: Iterable[str] = self._grid.push_messages(messages)
-        return numbers
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        came: Iterable[Message] = self._grid.pull_messages(message_ids)
-        return came
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -148,36 +108,22 @@ class _Prompt(Grid):
 class _Stock:
     """One run over Flower's grid."""
 
-    def __init__(self, federation: Federation, run: Submitted, grid: Grid) -> None:
+    def __init__(self, federation: Federation, run: Submitted, grid: _Prompt) -> None:
         self._federation, self._run, self._grid = federation, run, grid
         self._plan = run.plan
         self._names = [site.name for site in self._plan.sites]
 
-    def run(self, initial: Callable[[Plan], Arrays], context: Context, patience: float) -> None:
+    def run(self, initial: Callable[[Plan], Arrays], patience: float) -> None:
         run, plan = self._run, self._plan
         roster = self._federation.roster(self._names, run.folder)
         roster.save(run.folder)
         self._gather(offer.encode(run.id, plan.to_dict(), roster.to_dict()), patience)
-        run.note(state="running", fault="")
-
-        def observe(progress: Progress) -> None:
-            answers = {name: str(status) for name, status in progress.statuses.items()}
-            run.note(round=progress.round, sites=answers, spent=progress.spent)
-
-        outcomes: list[Outcome] = []
-        app = create_app(
-            run.id,
-            plan,
+        conduct(
+            run,
+            self._grid,
             lambda: initial(plan),
-            run.snapshots,
             lambda: self._federation.recorder(roster, run.folder),
-            observe=observe,
-            finish=outcomes.append,
         )
-        app(self._grid, context)
-        facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
-        save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
-        run.note(state="done")
 
     def _gather(self, offered: bytes, patience: float) -> None:
         """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end."""

@@ -23,7 +23,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
 from privet.client.app import create_app as create_client_app
@@ -77,7 +77,7 @@ server = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run a federation's plan, or simulate one and write the run folder."""
     if context.run_config.get("hub"):
-        _coordinate(grid, context)
+        _coordinate(grid, context.run_config)
         return
     run = _run(context)
     plan, folder = run.plan, run.folder
@@ -91,8 +91,7 @@ def main(grid: Grid, context: Context) -> None:
     write_result(make_result(run.run_id, run.parties, outcomes[0], seconds=0.0))
 
 
-def _coordinate(grid: Grid, context: Context) -> None:
-    config = context.run_config
+def _coordinate(grid: Grid, config: UserConfig) -> None:
     hub = Path(str(config["hub"]))
     if not hub.is_absolute():
         raise InputError(f"hub = '{hub}' must be an absolute path: the app runs in another folder")
@@ -101,7 +100,6 @@ def _coordinate(grid: Grid, context: Context) -> None:
         str(config.get("run", "")),
         initial_model,
         grid,
-        context,
         patience=float(config.get("wait", 0)),
     )
 

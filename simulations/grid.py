@@ -10,17 +10,15 @@ from collections.abc import Iterable
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
-from privet.common.wire import claim_identity, number_message
+from privet.common.grid import RUN_ID, OwnGrid
+from privet.common.wire import number_message
 
-_RUN_ID = 1
 _CLIENT_FAILED = 2
 """Flower's error code for an exception in a ClientApp."""
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(OwnGrid):
     """Runs ``client_app`` for ``sites`` nodes, numbered from 1, one after the other.
 
     Args:
@@ -35,10 +33,11 @@ class InProcessGrid(Grid):
         sites: int,
         config: UserConfig | None = None,
     ) -> None:
+        super().__init__()
         self._app = client_app
         self._contexts = {
             number + 1: Context(
-                run_id=_RUN_ID,
+                run_id=RUN_ID,
                 node_id=number + 1,
                 node_config=UserConfig({"partition-id": number, "num-partitions": sites}),
                 state=RecordDict(),
@@ -47,26 +46,6 @@ class InProcessGrid(Grid):
             for number in range(sites)
         }
         self._replies: dict[str, Message] = {}
-        claim_identity(_RUN_ID)
-
-    def set_run(self, run: Run) -> None:
-        """Accept the run of Flower's own machinery; there is only one here."""
-
-    @property
-    def run(self) -> Run:
-        """The one run."""
-        return Run.create_empty(run_id=_RUN_ID)
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See :class:`flwr.serverapp.Grid`."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes' numbers."""

@@ -10,15 +10,15 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.run import Run
 
 from privet.common.errors import InputError, PrivetError, RunError
+from privet.common.grid import PassingGrid
 
 
-class StoppableGrid(Grid):
+class StoppableGrid(PassingGrid):
     """Flower's grid, whose waiting ends when ``stopped`` is set.
 
     Flower runs the ``ServerApp`` in a thread of its own. When its engine fails to start,
@@ -26,28 +26,8 @@ class StoppableGrid(Grid):
     """
 
     def __init__(self, grid: Grid, stopped: threading.Event) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._stopped = stopped
-
-    def set_run(self, run: Run) -> None:
-        """See :class:`flwr.serverapp.Grid`."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """See :class:`flwr.serverapp.Grid`."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See :class:`flwr.serverapp.Grid`."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes' numbers.
@@ -56,18 +36,7 @@ class StoppableGrid(Grid):
             RunError: once the engine has stopped.
         """
         self._check()
-        ids: Iterable[int] = self._grid.get_node_ids()
-        return ids
-
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """See :class:`flwr.serverapp.Grid`."""
-        ids: Iterable[str] = self._grid.push_messages(messages)
-        return ids
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """See :class:`flwr.serverapp.Grid`."""
-        messages: Iterable[Message] = self._grid.pull_messages(message_ids)
-        return messages
+        return super().get_node_ids()
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

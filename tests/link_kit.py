@@ -76,7 +76,9 @@ class Ends:
         return self.grpc.ssl_channel_credentials(self.authority.pem(), key, certificate)
 
     def dial(self, name: str, answer: Serve, **how: Any) -> Dialed:
-        dialer = Dialer(how.pop("address", self.address), self.credentials(name), answer, **how)
+        dialer = Dialer(
+            how.pop("address", self.address), lambda: self.credentials(name), answer, **how
+        )
         thread = Dialed(dialer)
         self.threads.append(thread)
         return thread

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from datetime import UTC, datetime
 from urllib.parse import quote, unquote
 
 from cryptography import x509
@@ -83,6 +84,21 @@ def site_of(certificate: x509.Certificate) -> str:
 def fingerprint_of(certificate: x509.Certificate) -> str:
     """Return ``sha256:…`` of the whole certificate."""
     return "sha256:" + certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def is_due(certificate: x509.Certificate, now: datetime | None = None) -> bool:
+    """Return whether a certificate should be renewed: a third of its life is left, or less."""
+    begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return (now or datetime.now(UTC)) >= end - (end - begin) / 3
+
+
+def belongs(certificate: x509.Certificate, key: bytes) -> bool:
+    """Return whether an unencrypted private key (PEM) is the certificate's."""
+    try:
+        private = serialization.load_pem_private_key(key, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return bool(private.public_key() == certificate.public_key())
 
 
 def private_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:

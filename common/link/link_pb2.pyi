@@ -110,6 +110,12 @@ class Piece(_message.Message):
     data: bytes
     def __init__(self, parcel: _Optional[str] = ..., sha256: _Optional[bytes] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
+class Renewal(_message.Message):
+    __slots__ = ("request",)
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    request: bytes
+    def __init__(self, request: _Optional[bytes] = ...) -> None: ...
+
 class Request(_message.Message):
     __slots__ = ("site", "token", "request", "ledger", "witness")
     SITE_FIELD_NUMBER: _ClassVar[int]

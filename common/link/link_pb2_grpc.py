@@ -54,6 +54,11 @@ class LinkStub(object):
                 request_serializer=privet_dot_common_dot_link_dot_link__pb2.Piece.SerializeToString,
                 response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Held.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/privet.link.v1.Link/Renew',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.Renewal.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Certificate.FromString,
+                _registered_method=True)
 
 
 class LinkServicer(object):
@@ -87,6 +92,13 @@ class LinkServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """A further certificate for the site that calls; the one it calls with stays good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LinkServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_LinkServicer_to_server(servicer, server):
                     servicer.Upload,
                     request_deserializer=privet_dot_common_dot_link_dot_link__pb2.Piece.FromString,
                     response_serializer=privet_dot_common_dot_link_dot_link__pb2.Held.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.Renewal.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Certificate.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Link(object):
             '/privet.link.v1.Link/Upload',
             privet_dot_common_dot_link_dot_link__pb2.Piece.SerializeToString,
             privet_dot_common_dot_link_dot_link__pb2.Held.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/privet.link.v1.Link/Renew',
+            privet_dot_common_dot_link_dot_link__pb2.Renewal.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Certificate.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,7 @@ from privet.server.lock import alone as _alone
 from privet.server.lock import holder as _pid
 
 if TYPE_CHECKING:
+    from privet.server.certificates import Authority
     from privet.server.federation import Federation
 
 server = typer.Typer(
@@ -48,6 +49,13 @@ def init(
     plain_keys: Annotated[
         bool, typer.Option("--plain-keys", help="Keep the keys unencrypted, for trials only.")
     ] = False,
+    authority: Annotated[
+        Path | None,
+        typer.Option(help="Your organisation's authority (PEM, elliptic); default a new one."),
+    ] = None,
+    authority_key: Annotated[
+        Path | None, typer.Option(help="Its key (PEM); if encrypted, under the same passphrase.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a federation's folder: a certificate authority, keys, and nothing else.
@@ -56,13 +64,17 @@ def init(
     PRIVET_PASSPHRASE_FILE names, at least 8 characters; you are asked for it where neither is set.
     Sites reach the address by its one port; the port for enrolment listens only while an
     invitation is open.
+    With --authority and --authority-key the certificates of coordinator and sites are of your
+    organisation's authority, best one made for this federation alone: sites trust whatever it
+    signs to be the coordinator, and the key is kept in the folder, encrypted like the others.
     """
     from privet.server.federation import Federation
 
     host, port = _place(address)
+    secret = None if plain_keys else passphrase(new=True)
     made = Federation.found(
-        folder, name, address, enrolment or f"{host}:{port + 1}",
-        None if plain_keys else passphrase(new=True),
+        folder, name, address, enrolment or f"{host}:{port + 1}", secret,
+        _authority(authority, authority_key, secret),
     )  # fmt: skip
     value = {"folder": str(folder), "name": name, "orders": made.order_key().fingerprint}
     if as_json:
@@ -70,6 +82,22 @@ def init(
         return
     typer.echo(f"Made {folder}. Order key: {value['orders']}")
     typer.echo(f"Next: privet server enroll {folder} SITE, and privet server start {folder}")
+
+
+def _authority(certificate: Path | None, key: Path | None, secret: str | None) -> Authority | None:
+    """Read the organisation's authority, where one is named."""
+    from privet.server.certificates import Authority
+
+    if certificate is None and key is None:
+        return None
+    if certificate is None or key is None:
+        raise InputError("--authority and --authority-key belong together")
+    try:
+        pair = certificate.read_bytes(), key.read_bytes()
+    except OSError as error:
+        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
+    encrypted = secret.encode() if secret and b"ENCRYPTED" in pair[1] else None
+    return Authority.load(*pair, encrypted)
 
 
 @server.command(
@@ -80,12 +108,18 @@ def enroll(
     site: Site,
     out: Annotated[Path | None, typer.Option(help="Where the join file is written.")] = None,
     hours: Annotated[float, typer.Option(help="How long the invitation is open.")] = 72.0,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="For an enrolled site whose certificate has ended."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Invite a site: write a join file that works once.
 
     Send it by a way that others cannot read, such as encrypted mail: whoever has it first is the
     site. An earlier invitation of the same name ends.
+    A certificate is renewed over the link by itself. Where a site was away for longer than its
+    certificate was good, --again lets it in once more, with the same keys.
     """
     from privet.common.canonical import write_atomic
 
@@ -94,7 +128,7 @@ def enroll(
     path = out or Path(f"{site.replace(' ', '-')}.join.json")
     if path.exists():
         raise InputError(f"{path} exists; name another --out")
-    join = _open(folder).invite(site, hours)
+    join = _open(folder).invite(site, hours, again=again)
     write_atomic(path, (json.dumps(join, indent=2) + "\n").encode(), mode=0o600)
     if as_json:
         typer.echo(json.dumps({"join": str(path), "site": site, "expires": join["expires"]}))

@@ -226,6 +226,19 @@ def test_a_round_that_was_stored_and_not_noted_is_noted_after_the_restart(
     assert rounds[0]["next"] == rounds[1]["model"]
 
 
+def test_a_run_that_ended_before_its_model_was_kept_gives_the_model_again(
+    federation: Make, same: Callable[..., bool]
+) -> None:
+    """The coordinator dies between the journal's last line and the final model."""
+    fed = federation(strategy={"average_last": 2})
+    outcome = fed.run()
+    spent = [fed.entries(name) for name in WEIGHTS]
+    again = fed.run(fed.grid(Dead))
+    assert same(again.model, outcome.model)
+    assert [fed.entries(name) for name in WEIGHTS] == spent
+    assert [entry.kind for entry in fed.journal_entries()].count("run-closed") == 1
+
+
 def test_seeded_noise_is_told_by_the_releases(federation: Make) -> None:
     gate = {"metrics": {"source": "gate"}}
     assert not federation(folder="fresh", **gate).run().reproducible
@@ -463,6 +476,12 @@ def crafted(
     return fed.grid()  # type: ignore[no-any-return]
 
 
+def unproved(release: Release, facts: dict[str, Any]) -> Release:
+    """Return one that is well formed, of the right order, and not what the ledger paid for."""
+    arrays = {name: array + np.float32(1) for name, array in release.arrays.items()}
+    return Release(release.order, {**facts, "digest": digest_arrays(arrays)}, arrays)
+
+
 EAST_FAILED = {"North": Status.RELEASED, "East": Status.FAILED, "South": Status.RELEASED}
 
 
@@ -494,20 +513,51 @@ def test_a_release_of_another_order_counts_as_failed(federation: Make) -> None:
 
 
 def test_a_release_that_its_log_does_not_hold_counts_as_failed(federation: Make) -> None:
-    """Well formed, of the right order, and not what the site's ledger paid for."""
     fed = federation()
-
-    def other(release: Release, facts: dict[str, Any]) -> Release:
-        arrays = {name: array + np.float32(1) for name, array in release.arrays.items()}
-        return Release(release.order, {**facts, "digest": digest_arrays(arrays)}, arrays)
-
-    outcome = fed.run(crafted(fed, facts=other))
+    outcome = fed.run(crafted(fed, facts=unproved))
     assert outcome.progress[0].statuses == EAST_FAILED
     for entry in fed.journal_entries("round"):
         assert {item["site"] for item in entry.predicate["joined"]} == {"North", "South"}
     # The control: the same releases as they were made are joined.
     honest = federation(folder="honest")
     assert honest.run(crafted(honest)).progress[0].statuses["East"] is Status.RELEASED
+
+
+class Patient(InProcessGrid):
+    """A grid on which every site may always be asked again."""
+
+    def wait_for(self, nodes: set[int]) -> bool:
+        return True
+
+
+def test_who_never_proves_its_release_is_not_asked_for_ever(federation: Make) -> None:
+    fed = federation(strategy={"min_sites": 3, "attempts": 3})
+    grid = crafted(fed, facts=unproved)
+    grid.__class__ = Patient
+    with pytest.raises(QuorumNotMet, match="1 failed, 2 released"):
+        fed.run(grid)
+    (line,) = fed.journal_entries("round")
+    asked = [order for order in line.predicate["orders"] if order["site"] == "East"]
+    assert [(order["attempt"], order["answer"]) for order in asked] == [(1, "failed")]
+    assert [entry.kind for entry in fed.entries("East")].count("released") == 1
+
+
+def test_who_answers_under_a_name_that_is_nobodys_is_not_asked_for_ever(federation: Make) -> None:
+    fed = federation(strategy={"min_sites": 3, "attempts": 3})
+    honest = fed.client
+
+    def lying(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        asked = message.metadata.message_type
+        if asked.startswith("query") or message.metadata.dst_node_id != 2:
+            return reply
+        return Message(encode_reply("Nobody", Status.FAILED), reply_to=message)
+
+    with pytest.raises(QuorumNotMet, match="1 failed, 2 released"):
+        fed.run(Patient(_as_app(lying), 3))
+    (line,) = fed.journal_entries("round")
+    asked = [order for order in line.predicate["orders"] if order["site"] == "East"]
+    assert [order["attempt"] for order in asked] == [1, 2, 3]
 
 
 def test_a_release_under_a_false_digest_counts_as_failed(federation: Make) -> None:

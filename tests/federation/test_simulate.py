@@ -448,36 +448,7 @@ def test_a_site_that_fails_on_ray_says_failed(
 
 @ray_test
 @pytest.mark.slow
-def test_another_ray_cluster_on_the_machine_is_left_alone(
-    files: Path, plan_value: Make, write_toml: Callable[..., Path], tmp_path: Path
-) -> None:
-    site = {"name": "North", "nominal_size": 60, "path": str(files / "north.csv")}
-    path = write_toml(tmp_path / "tiny.toml", plan_value(sites=[site]))
-    host = (
-        "import ray\nray.init(address='local', num_cpus=1, include_dashboard=False)\n"
-        "print('ready', flush=True)\ninput()"
-    )
-    run = "from privet.cli import main; main()"
-    words = [sys.executable, "-c", run, "simulate", str(path), "--engine", "ray", "--out", "run"]
-    pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen([sys.executable, "-W", "ignore", "-c", host], **pipe) as other:
-        try:
-            assert any("ready" in line for line in other.stdout or ())
-            with subprocess.Popen(
-                words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=tmp_path
-            ) as command:
-                said = next((line for line in command.stderr or () if "engine failed" in line), "")
-                if said:
-                    command.kill()  # it would hang until the time limit
-        finally:
-            other.communicate("\n")
-    assert said == ""
-    assert command.returncode == 0
-
-
-@ray_test
-@pytest.mark.slow
-def test_an_existing_cluster_is_used_and_left_running(
+def test_another_ray_cluster_is_left_alone_unless_it_is_named(
     files: Path, plan_value: Make, write_toml: Callable[..., Path], tmp_path: Path
 ) -> None:
     site = {"name": "North", "nominal_size": 60, "path": str(files / "north.csv")}
@@ -488,18 +459,25 @@ def test_an_existing_cluster_is_used_and_left_running(
         "print('ready', at['gcs_address'], flush=True)\ninput()\n"
         "print('alive', len(ray.nodes()), flush=True)"
     )
+
+    def simulate(out: str, *more: str) -> subprocess.CompletedProcess[str]:
+        words = ["simulate", str(path), "--engine", "ray", "--json", "--out", out, *more]
+        return subprocess.run(
+            [sys.executable, "-c", "from privet.cli import main; main()", *words],
+            capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
+        )  # fmt: skip
+
     pipe: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen([sys.executable, "-W", "ignore", "-c", host], **pipe) as cluster:
         address = next(line for line in cluster.stdout or () if "ready" in line).split()[1]
-        words = ["simulate", str(path), "--engine", "ray", "--ray-address", address, "--json"]
-        run = subprocess.run(
-            [sys.executable, "-c", "from privet.cli import main; main()", *words, "--out", "run"],
-            capture_output=True, text=True, cwd=tmp_path, timeout=300, check=False,
-        )  # fmt: skip
+        alone = simulate("alone")
+        used = simulate("used", "--ray-address", address)
         left, _ = cluster.communicate("\n")
-    assert run.returncode == 0, run.stderr
+    for run in (alone, used):
+        assert run.returncode == 0, run.stderr
     assert "alive 1" in left
-    assert (tmp_path / "run" / "sites" / "North" / "ledger.db").exists()
+    for out in ("alone", "used"):
+        assert (tmp_path / out / "sites" / "North" / "ledger.db").exists()
 
 
 def test_a_released_update_without_a_history_gives_no_epsilon(

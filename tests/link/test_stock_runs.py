@@ -73,8 +73,7 @@ class Town:
 
     def go(self, client: Any = None, patience: float = 0, run: str = "first") -> None:
         grid = Cut(client or self, len(SITES))
-        context = Context(1, 0, UserConfig(), RecordDict(), UserConfig())
-        stock.run_submitted(self.federation, run, initial_model, grid, context, patience=patience)
+        stock.run_submitted(self.federation, run, initial_model, grid, patience=patience)
 
     def entries(self, kind: str) -> list[int]:
         """How many entries of a kind each site's ledger holds."""

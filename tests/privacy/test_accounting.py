@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from privet.common.canonical import canonical_json
 from privet.common.errors import InputError
 from privet.privacy import accounting
-from privet.privacy.accounting import calibrate_noise, epsilon, privacy_loss
+from privet.privacy.accounting import calibrate_noise, epsilon, privacy_loss, to_dp_event
 from privet.privacy.events import (
     Event,
     Gaussian,
@@ -24,7 +24,6 @@ from privet.privacy.events import (
     from_json,
     group,
     per_record_clipping,
-    to_dp_event,
     to_json,
 )
 from privet.privacy.units import Relation, Unit

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from privet.common.errors import InputError
-from privet.privacy.accounting import epsilon
+from privet.privacy.accounting import epsilon, to_dp_event
 from privet.privacy.events import (
     Gaussian,
     MixtureOfGaussians,
@@ -17,7 +17,6 @@ from privet.privacy.events import (
     Repeated,
     from_json,
     per_record_clipping,
-    to_dp_event,
     to_json,
 )
 from privet.privacy.units import Relation

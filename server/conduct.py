@@ -1,0 +1,61 @@
+"""One submitted run, from its first round to its final model, over any grid."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+
+from privet.common.flat import Arrays
+from privet.common.grid import OwnGrid, PassingGrid
+from privet.server.app import create_app, run_app
+from privet.server.queue import Run
+from privet.server.recorder import Recorder
+from privet.server.rounds import Outcome, Progress
+from privet.server.snapshot import save_model
+
+_LOG = logging.getLogger("privet.run")
+
+
+def conduct(
+    run: Run,
+    grid: OwnGrid | PassingGrid,
+    initial: Callable[[], Arrays],
+    recorder: Callable[[], Recorder],
+    *,
+    on_round: Callable[[float], None] = lambda seconds: None,
+) -> None:
+    """Run all rounds that are left, note each in the run's status, and keep the final model.
+
+    Args:
+        run: whose sites are ready.
+        grid: reaches them.
+        initial: makes the first model.
+        recorder: opens the run's journal.
+        on_round: told of each round that was done, and how long it took.
+
+    Raises:
+        RunError: as :func:`privet.server.rounds.run`.
+    """
+    plan = run.plan
+    run.note(state="running", fault="")
+    _LOG.info("a run goes on", extra={"run": run.id, "plan": plan.digest})
+    began = time.monotonic()
+
+    def observe(progress: Progress) -> None:
+        nonlocal began
+        seconds, began = time.monotonic() - began, time.monotonic()
+        on_round(seconds)
+        _LOG.info("a round is done", extra={"run": run.id, "round": progress.round})
+        answers = {name: str(status) for name, status in progress.statuses.items()}
+        run.note(round=progress.round, sites=answers, spent=progress.spent)
+
+    outcomes: list[Outcome] = []
+    app = create_app(
+        run.id, plan, initial, run.snapshots, recorder, observe=observe, finish=outcomes.append
+    )
+    run_app(app, grid)
+    facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
+    save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
+    run.note(state="done")
+    _LOG.info("a run is done", extra={"run": run.id})
