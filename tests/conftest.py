@@ -29,6 +29,12 @@ with warnings.catch_warnings():
 settings.register_profile("privet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("privet")
 
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name long values by their argument: two processes must give a test the same name."""
+    return argname if isinstance(val, str | bytes) and len(val) > 40 else None
+
+
 SITES = ("North", "East", "South")
 SIZES = {"North": 60, "East": 30, "South": 10}
 
