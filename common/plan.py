@@ -121,7 +121,7 @@ class Training(Part):
     momentum: Fraction = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     micro_batch: Count = 256
-    clipping: Literal["auto", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
+    clipping: Literal["auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
     clip: Positive | None = None
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 from privet.common.errors import InputError, NotReleasable
 from privet.privacy import events as ev
 from privet.privacy.clipping import ClippedSum, GradientEngine
-from privet.privacy.clipping.engine import Batch
+from privet.privacy.clipping.methods import Batch
 from privet.privacy.noise import Stream
 from privet.privacy.sampling import PoissonSampler
 from privet.privacy.units import Relation, Unit, UnitIndex
@@ -162,7 +162,7 @@ class DpSgd:
         if total.clip != self.clip:
             raise NotReleasable(f"clipped to {total.clip}, but the noise is for {self.clip}")
         standard_deviation = self.noise_multiplier * total.clip
-        noised = [tensor + _normals(tensor, stream, standard_deviation) for tensor in total.tensors]
+        noised = _with_noise(total.tensors, stream, standard_deviation)
         rate = self.sample_rate if sample_rate is None else sample_rate
         return noised, _step_event(rate, standard_deviation, total.clip)
 
@@ -296,9 +296,16 @@ def _descend(
     }
 
 
-def _normals(like: Tensor, stream: Stream, standard_deviation: float) -> Tensor:
-    values = stream.normal(like.numel()) * standard_deviation
-    return torch.from_numpy(values).to(device=like.device, dtype=like.dtype).view_as(like)
+def _with_noise(
+    tensors: Sequence[Tensor], stream: Stream, standard_deviation: float
+) -> list[Tensor]:
+    """Return the tensors plus noise, in one sweep over all that are of one type."""
+    if len({(tensor.dtype, tensor.device) for tensor in tensors}) > 1:
+        return [_with_noise([tensor], stream, standard_deviation)[0] for tensor in tensors]
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    stream.add_normal(flat, standard_deviation)
+    parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 __all__ = ["DpSgd", "Mechanism", "NoisedUpdate", "PlainSgd", "PlainUpdate"]

@@ -59,12 +59,14 @@ class Door:
         self.address = address
         self._stopped = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="door", daemon=True)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="calls", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread
         self._server: aio.Server | None = None
 
     def __enter__(self) -> Door:
         require_tls_1_3()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="calls", daemon=True)
         self._thread.start()
         self._look()
         self._watcher.start()

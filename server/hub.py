@@ -156,8 +156,8 @@ class Hub:
         self._calls: Counter[str] = Counter()
         self._cuts: Counter[str] = Counter()
         self._renewed: dict[str, float] = {}
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread | None = None
         self._server: aio.Server | None = None
         self._changed = threading.Condition()
 
@@ -172,17 +172,18 @@ class Hub:
         """
         require_tls_1_3()
         clear(self.spool)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
         self._thread.start()
         port: int = self._do(self._listen(address, credentials))
         return port
 
     def stop(self) -> None:
         """End all streams and the thread; what is open stays unanswered."""
-        if self._thread.is_alive():
+        if self._thread is not None and self._thread.is_alive():
             self._do(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
-        if not self._loop.is_running():
             self._loop.close()
 
     @property

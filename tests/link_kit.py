@@ -113,8 +113,10 @@ class Dialed:
             self.error = error
 
     def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._task.cancel)
-        self._thread.join(10)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._thread.join(10)
+            self._loop.close()
 
 
 _ONE_MODEL = threading.Lock()

@@ -25,6 +25,7 @@ class Clipping(StrEnum):
     """How per-unit gradients are computed; no effect on the guarantee."""
 
     auto = "auto"
+    bookkeeping = "bookkeeping"
     opacus_hooks = "opacus-hooks"
     opacus_ghost = "opacus-ghost"
     functorch = "functorch"

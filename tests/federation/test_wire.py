@@ -29,7 +29,7 @@ from privet.common.wire import (
     to_record,
 )
 from privet.privacy.clipping import ClippedSum
-from privet.privacy.clipping.engine import RawGradients
+from privet.privacy.clipping.methods import RawGradients
 from privet.privacy.dpsgd import NoisedUpdate
 
 floats = hnp.arrays(

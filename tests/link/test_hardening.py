@@ -304,7 +304,8 @@ class Chief:
         self.answers: list[pb.Answer] = []
         self.download: Callable[[Any], Awaitable[None]] = self._none
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         pair = ends.authority.serve("coordinator")
         self._credentials = grpc.ssl_server_credentials(
             [(pair[1], pair[0])], ends.authority.pem(), True
@@ -343,6 +344,8 @@ class Chief:
     def close(self) -> None:
         asyncio.run_coroutine_threadsafe(self._server.stop(0), self._loop).result(10)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
 
 
 @pytest.fixture

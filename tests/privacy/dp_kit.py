@@ -22,7 +22,7 @@ from privet.privacy.noise import Stream
 FALSE_ALARM = 1e-8
 """Every statistical test refuses below this probability; all of them run on fixed seeds."""
 
-HOOKS, GHOST, FUNCTORCH = "opacus-hooks", "opacus-ghost", "functorch"
+BOOK, HOOKS, GHOST, FUNCTORCH = "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch"
 
 # Opacus speaks on every first pass of its functorch samplers; transformers on loading.
 QUIET = (
@@ -210,12 +210,15 @@ class Weak(Stream):
     def normal(self, count: int) -> Any:
         return self.factor * super().normal(count)
 
+    def add_normal(self, values: Tensor, standard_deviation: float) -> None:
+        super().add_normal(values, self.factor * standard_deviation)
+
 
 class Counting(Stream):
     """Counts how many normals were drawn."""
 
     drawn = 0
 
-    def normal(self, count: int) -> Any:
-        self.drawn += count
-        return super().normal(count)
+    def add_normal(self, values: Tensor, standard_deviation: float) -> None:
+        self.drawn += values.numel()
+        super().add_normal(values, standard_deviation)

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 
 import numpy as np
 import pytest
 import torch
-from dp_kit import Weak, examples, rate_fits, scale_fits, shape_fits
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from dp_kit import FALSE_ALARM, Weak, examples, rate_fits, scale_fits, shape_fits
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from privet.common.errors import PrivacyFault
+from privet.privacy import device_noise, noise
 from privet.privacy.noise import Stream
 
 MANY = 400_000
@@ -86,6 +89,9 @@ class Fixed(Stream):
     def words(self, count):
         return np.full(count, self.word, dtype=np.uint64)
 
+    def _draw(self, words):
+        words[:] = np.uint64(self.word) >> np.uint64(11)
+
 
 @pytest.mark.parametrize("word", [0, 1, 2047, 2**63, 2**64 - 1])
 def test_extreme_words_give_no_zero_and_no_infinity(word):
@@ -108,8 +114,89 @@ def test_any_number_of_normals(count, seed):
     assert len(np.unique(values)) == count
 
 
+@examples(30)
+@given(st.integers(0, 9), st.floats(0.1, 9.0), st.sampled_from([torch.float32, torch.float64]))
+def test_noise_is_added_to_every_number_once(count, scale, dtype):
+    values = torch.arange(count, dtype=dtype)
+    Stream.seeded("add").add_normal(values, scale)
+    drawn = torch.from_numpy(Stream.seeded("add").normal(count)) * scale
+    assert torch.allclose(values, (torch.arange(count) + drawn).to(dtype), rtol=1e-6)
+
+
+# --- on a device ----------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def test_the_devices_words_are_the_key_stream_of_chacha20():
+    key = hashlib.sha256(b"device").digest()
+    theirs = Cipher(algorithms.ChaCha20(key, bytes(16)), None).encryptor().update(bytes(64 * 50))
+    assert device_noise.words(key, 50, CPU).numpy().tobytes() == theirs
+
+
+def test_the_devices_words_are_those_of_the_rfc():
+    """RFC 8439, 2.3.2 is for another nonce; its appendix A.1, vector 1, is for one of zeros."""
+    words = device_noise.words(bytes(32), 1, CPU).numpy().tobytes()
+    assert words[:16].hex() == "76b8e0ada0f13d90405d6ae55386bd28"
+
+
+def test_a_devices_normals_are_normal():
+    values = device_noise.normals(hashlib.sha256(b"normal").digest(), MANY, CPU).numpy()
+    assert scale_fits(values, 1.0) and shape_fits(values, 1.0)
+    assert not scale_fits(values * 1.01, 1.0)
+    for power in (1, 2):
+        lagged = np.corrcoef(values[1:] ** power, values[:-1] ** power)[0, 1]
+        halves = np.corrcoef(values[: MANY // 2] ** power, values[MANY // 2 :] ** power)[0, 1]
+        assert max(abs(lagged), abs(halves)) < 6 / np.sqrt(MANY / 2)
+
+
+def test_a_devices_uniforms_are_never_zero():
+    values = device_noise.uniforms(bytes(32), 100_001, CPU)
+    assert len(values) == 100_001
+    assert float(values.min()) > 0 and float(values.max()) <= 1
+    assert stats.kstest(values.numpy(), "uniform").pvalue > FALSE_ALARM
+
+
+def test_a_device_is_keyed_by_the_stream_and_never_twice(monkeypatch):
+    keys = []
+    honest = device_noise.normals
+
+    def normals(key, count, device):
+        keys.append(key)
+        return honest(key, count, CPU)
+
+    monkeypatch.setattr(device_noise, "normals", normals)
+    monkeypatch.setattr(noise, "_ON_DEVICE", 1000)
+    values = OnDevice(torch.zeros(2500, dtype=torch.float64))
+    Stream.fresh().add_normal(values, 2.0)
+    assert [len(key) for key in keys] == [32] * 3 and len(set(keys)) == 3
+    assert len(torch.unique(values.inner)) == 2500
+    assert 1.8 < float(values.inner.std()) < 2.2
+
+
+class OnDevice:
+    """Numbers that say that they are elsewhere, and are here."""
+
+    device = torch.device("meta")
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def view(self, *shape):
+        return Elsewhere(self.inner.view(*shape))
+
+
+class Elsewhere(OnDevice):
+    """A flat one."""
+
+    def numel(self):
+        return self.inner.numel()
+
+    def __getitem__(self, rows):
+        return self.inner[rows]
+
+
 def test_words_are_the_key_stream_of_aes():
-    import hashlib
 
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 

@@ -1,0 +1,322 @@
+"""What one pass over a micro-batch leaves: each unit's gradient, or what its norm is made of.
+
+::
+
+    layers ── Page.linear / lookup / vector ──► Book ── squares ──► factors ── add_to
+              (during the backward pass)         │
+                                                 ├── instantiated: a kept matrix [U, n]
+                                                 └── ghost: the pass's own tensors
+
+A page is of one parameter, and takes any number of contributions: weights may be shared. All
+that comes is of shape [U, L, width]: the L rows of a unit are those of all its records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from privet.common.errors import SelfTestFailed
+from privet.privacy.clipping.cost import ghost_is_cheaper
+
+_SMALL = 1 << 14
+"""Parameters of at most so many numbers share one matrix."""
+_FEW = 4
+"""A table of at most so many times as many rows as are looked up is instantiated."""
+
+
+class Page:
+    """One parameter's page.
+
+    Args:
+        name: of the parameter.
+        parameter: itself.
+        dense: whether to instantiate; None for what costs less, at first use.
+    """
+
+    def __init__(self, name: str, parameter: Tensor, *, dense: bool | None = None) -> None:
+        self.name = name
+        self.parameter = parameter
+        self.dense = dense
+        self.transposed = False
+        """Its shape is [inputs, outputs], not [outputs, inputs]."""
+        self.used = False
+        self._matrix: Matrix | None = None
+        self._place = 0
+        self._linear: list[tuple[Tensor, Tensor]] = []
+        self._lookup: list[tuple[Tensor, Tensor]] = []
+
+    def lies_in(self, matrix: Matrix, place: int) -> None:
+        """Instantiate into ``matrix``, from column ``place`` on."""
+        self._matrix, self._place = matrix, place
+
+    def begin(self) -> None:
+        """Forget the last pass."""
+        self.used = False
+        self._linear.clear()
+        self._lookup.clear()
+
+    def linear(self, x: Tensor, g: Tensor) -> None:
+        """Take x [U, L, p] and g [U, L, n] of a map whose gradient is Σ g xᵀ."""
+        if self.dense is None:
+            self.dense = not ghost_is_cheaper(x.shape[1], x.shape[2], g.shape[2], x)
+        if not self.dense:
+            self._linear.append((x, g))
+            self.used = True
+            return
+        one, two = (x.mT, g) if self.transposed else (g.mT, x)
+        held = self._held(len(x))
+        if x.dtype != held.dtype:
+            self._put(torch.bmm(one, two).to(held.dtype))
+        elif self.used:
+            held.baddbmm_(one, two)
+        else:
+            torch.bmm(one, two, out=held)
+        self.used = True
+
+    def lookup(self, ids: Tensor, g: Tensor) -> None:
+        """Take ids [U, L] and g [U, L, n] of rows that were looked up."""
+        rows = self.parameter.shape[0]
+        if self.dense is None:
+            self.dense = rows <= _FEW * ids.shape[1]
+        if not self.dense:
+            self._lookup.append((ids, g))
+            self.used = True
+            return
+        held = self._held(len(ids))
+        if not self.used:
+            held.zero_()
+        ids = ids.unsqueeze(2).expand(g.shape)
+        held.scatter_add_(1, ids, g.to(held.dtype))
+        self.used = True
+
+    def vector(self, g: Tensor) -> None:
+        """Take each unit's gradient [U, *shape] as it is."""
+        self.dense = True
+        self._put(g)
+        self.used = True
+
+    def _put(self, g: Tensor) -> None:
+        held = self._held(len(g))
+        if self.used:
+            held.add_(g)
+        else:
+            held.copy_(g)
+
+    def _held(self, units: int) -> Tensor:
+        assert self._matrix is not None
+        self._matrix.reserve(units)
+        width = self.parameter.numel()
+        rows = self._matrix.rows[:units, self._place : self._place + width]
+        return rows.view(units, *self.parameter.shape)
+
+    def gradients(self, units: int) -> Tensor:
+        """Return the instantiated gradients [U, *shape]; they are overwritten by the next pass."""
+        return self._held(units)
+
+    # ghost
+
+    @property
+    def is_ghost(self) -> bool:
+        """Whether this pass left no gradients but what they are made of."""
+        return self.used and not self.dense
+
+    def squares(self) -> Tensor:
+        """Return the squared norms [U] of gradients that are not there."""
+        total = torch.zeros((), device=self.parameter.device)
+        for i, one in enumerate(self._linear):
+            total = total + _linear_linear(one, one)
+            for other in self._linear[:i]:
+                total = total + 2 * _linear_linear(one, other)
+            for looked in self._lookup:
+                total = total + 2 * _lookup_linear(looked, one)
+        for i, looked in enumerate(self._lookup):
+            total = total + _lookup_lookup(looked, looked)
+            for before in self._lookup[:i]:
+                total = total + 2 * _lookup_lookup(looked, before)
+        # Where terms cancel, rounding may go below what a square can be.
+        return total.clamp(min=0.0) if len(self._linear) + len(self._lookup) > 1 else total
+
+    def add_to(self, total: Tensor, factors: Tensor, keep: Tensor | None) -> None:
+        """Add Σ factor · gradient to ``total``; ``keep`` [U] marks units that count."""
+        for x, g in self._linear:
+            x, g = _kept(x, keep), _kept(g, keep) * factors.to(g.dtype)[:, None, None]
+            one, two = (x, g) if self.transposed else (g, x)
+            one, two = one.flatten(0, 1), two.flatten(0, 1)
+            if one.dtype == total.dtype:
+                total.addmm_(one.mT, two)
+            else:
+                total.add_((one.mT @ two).to(total.dtype))
+        for ids, g in self._lookup:
+            g = (_kept(g, keep) * factors.to(g.dtype)[:, None, None]).to(total.dtype)
+            total.index_add_(0, ids.flatten(), g.flatten(0, 1))
+
+
+@dataclass
+class Matrix:
+    """Kept memory: the gradients of some parameters, a row a unit."""
+
+    pages: list[Page]
+    rows: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    @property
+    def width(self) -> int:
+        """Numbers a unit."""
+        return sum(page.parameter.numel() for page in self.pages)
+
+    def reserve(self, units: int) -> None:
+        """Have room for ``units`` rows; what lies there is lost where there was not."""
+        like = self.pages[0].parameter
+        if len(self.rows) < units or self.rows.device != like.device:
+            self.rows = torch.empty(units, self.width, device=like.device, dtype=like.dtype)
+
+
+class Book:
+    """The pages of all trained parameters, and how a micro-batch's records belong to units.
+
+    Args:
+        pages: in the order of the parameters.
+    """
+
+    def __init__(self, pages: Sequence[Page]) -> None:
+        self.pages = list(pages)
+        small = [page for page in pages if page.parameter.numel() <= _SMALL]
+        large = [page for page in pages if page.parameter.numel() > _SMALL]
+        groups: dict[tuple[torch.dtype, torch.device], list[Page]] = {}
+        for page in small:
+            key = page.parameter.dtype, page.parameter.device
+            groups.setdefault(key, []).append(page)
+        self.matrices = [Matrix(group) for group in groups.values()]
+        self.matrices += [Matrix([page]) for page in large]
+        for matrix in self.matrices:
+            place = 0
+            for page in matrix.pages:
+                page.lies_in(matrix, place)
+                place += page.parameter.numel()
+        self.records = self.units = 0
+        self._most = 1
+        self._slots: Tensor | None = None
+
+    def begin(self, records: int, counts: Tensor | None) -> None:
+        """Begin a pass over ``records`` records.
+
+        Args:
+            records: B.
+            counts: [U] records of each unit, which follow each other; None for one each.
+        """
+        self.records, self._slots, self._most = records, None, 1
+        self.units = records if counts is None else len(counts)
+        if counts is not None and records:
+            self._most = int(counts.max())
+            if bool((counts != self._most).any()):
+                starts = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
+                unit = torch.repeat_interleave(torch.arange(len(counts)), counts)
+                self._slots = unit * self._most + torch.arange(records) - starts
+        for page in self.pages:
+            page.begin()
+
+    def by_unit(self, x: Tensor) -> Tensor:
+        """Return [B, L, n] as [U, most · L, n], with zeros where a unit has fewer records."""
+        if self._most == 1:
+            return x
+        if self._slots is not None:
+            room = x.new_zeros(self.units * self._most, *x.shape[1:])
+            x = room.index_copy_(0, self._slots.to(x.device), x)
+        return x.reshape(self.units, -1, *x.shape[2:])
+
+    def squares(self) -> Tensor:
+        """Return the squared norms [U] over all parameters.
+
+        Raises:
+            SelfTestFailed: if a parameter's page is empty, so that it would escape clipping (H17).
+        """
+        for page in self.pages:
+            if not page.used or page.parameter.grad is not None:
+                why = "no per-unit gradient" if not page.used else "a gradient outside its layer"
+                raise SelfTestFailed(
+                    f"parameter '{page.name}' has {why}: freeze it, or use "
+                    "clipping = 'functorch' (H17)"
+                )
+        parts = [page.squares() for page in self.pages if page.is_ghost]
+        parts += [
+            torch.linalg.vector_norm(rows, dim=1).square() for _, rows in self._instantiated()
+        ]
+        return torch.stack([part.float() for part in parts]).sum(0)
+
+    def add_to(self, totals: list[Tensor], factors: Tensor, keep: Tensor | None) -> None:
+        """Add Σ factor · gradient of the pass to ``totals``, one of a matrix or a ghost's page.
+
+        Args:
+            totals: of :meth:`zeros`.
+            factors: [U].
+            keep: [U] units that count; None for all.
+        """
+        found = {id(matrix): total for matrix, total in zip(self.matrices, totals, strict=True)}
+        for matrix, rows in self._instantiated():
+            if keep is not None:
+                rows = torch.where(keep[:, None], rows, 0.0)
+            found[id(matrix)].addmv_(rows.t(), factors.to(rows.dtype))
+        for matrix in self.matrices:
+            total = found[id(matrix)]
+            for page, part in zip(matrix.pages, _parts(matrix, total), strict=True):
+                if page.is_ghost:
+                    page.add_to(part, factors, keep)
+
+    def zeros(self) -> list[Tensor]:
+        """Return zeros to add to, one flat tensor for each matrix."""
+        return [m.pages[0].parameter.new_zeros(m.width) for m in self.matrices]
+
+    def of_parameters(self, totals: list[Tensor]) -> list[Tensor]:
+        """Return totals as tensors of the parameters' shapes, in their order."""
+        found: dict[int, Tensor] = {}
+        for matrix, total in zip(self.matrices, totals, strict=True):
+            for page, part in zip(matrix.pages, _parts(matrix, total), strict=True):
+                found[id(page)] = part
+        return [found[id(page)] for page in self.pages]
+
+    def _instantiated(self) -> list[tuple[Matrix, Tensor]]:
+        """Return each matrix that holds gradients; a ghost among small parameters is zero there."""
+        found = []
+        for matrix in self.matrices:
+            if all(page.is_ghost for page in matrix.pages):
+                continue
+            for page in matrix.pages:
+                if page.is_ghost:
+                    page.gradients(self.units).zero_()
+            found.append((matrix, matrix.rows[: self.units]))
+        return found
+
+
+def _parts(matrix: Matrix, total: Tensor) -> list[Tensor]:
+    sizes = [page.parameter.numel() for page in matrix.pages]
+    return [
+        part.view(page.parameter.shape)
+        for page, part in zip(matrix.pages, torch.split(total, sizes), strict=True)
+    ]
+
+
+def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
+    return x if keep is None else torch.where(keep.view(-1, *[1] * (x.dim() - 1)), x, 0.0)
+
+
+def _linear_linear(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
+    """⟨Σ g xᵀ, Σ h yᵀ⟩ = Σ (x·y)(g·h) over all pairs of rows (Goodfellow 2015; Li et al. 2022)."""
+    (x, g), (y, h) = one, two
+    return (torch.bmm(x, y.mT).float() * torch.bmm(g, h.mT).float()).sum((1, 2))
+
+
+def _lookup_lookup(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
+    """Rows of a table meet where they are the same row."""
+    (ids, g), (other, h) = one, two
+    same = ids.unsqueeze(2) == other.unsqueeze(1)
+    return torch.where(same, torch.bmm(g, h.mT).float(), 0.0).sum((1, 2))
+
+
+def _lookup_linear(looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> Tensor:
+    """The cross term of a table that is also a linear map's weight: Σ g[t, id] (x[t] · e)."""
+    (ids, e), (x, g) = looked, linear
+    chosen = torch.gather(g, 2, ids.unsqueeze(1).expand(-1, g.shape[1], -1))
+    return (chosen.float() * torch.bmm(x, e.mT.to(x.dtype)).float()).sum((1, 2))
