@@ -22,7 +22,7 @@ from torch import Tensor
 from privet.common.errors import SelfTestFailed
 from privet.privacy.clipping.cost import ghost_is_cheaper
 
-_SMALL = 1 << 14
+_SMALL = 1 << 11
 """Parameters of at most so many numbers share one matrix."""
 _FEW = 4
 """A table of at most so many times as many rows as are looked up is instantiated."""
@@ -48,6 +48,7 @@ class Page:
         self._place = 0
         self._linear: list[tuple[Tensor, Tensor]] = []
         self._lookup: list[tuple[Tensor, Tensor]] = []
+        self._shared: list[tuple[Tensor, Tensor]] = []
 
     def lies_in(self, matrix: Matrix, place: int) -> None:
         """Instantiate into ``matrix``, from column ``place`` on."""
@@ -58,6 +59,7 @@ class Page:
         self.used = False
         self._linear.clear()
         self._lookup.clear()
+        self._shared.clear()
 
     def linear(self, x: Tensor, g: Tensor) -> None:
         """Take x [U, L, p] and g [U, L, n] of a map whose gradient is Σ g xᵀ."""
@@ -93,6 +95,26 @@ class Page:
         held.scatter_add_(1, ids, g.to(held.dtype))
         self.used = True
 
+    def shared_lookup(self, ids: Tensor, g: Tensor) -> None:
+        """Take ids [L] and g [U, L, n] of rows that all units looked up, such as positions."""
+        alone = not (self.used and self._shared)  # two such lookups may meet in a row
+        if self.dense is not True and alone and len(torch.unique(ids)) == len(ids):
+            self.dense = False
+            self._shared.append((ids, g))
+            self.used = True
+        else:
+            self.lookup(ids.expand(len(g), -1), g)
+
+    def rows(self, g: Tensor) -> None:
+        """Take [U, L, n] of which the sum over the L rows is each unit's gradient."""
+        self.dense = True
+        held = self._held(len(g)).view(len(g), -1)
+        if self.used or g.dtype != held.dtype:
+            self._put(g.sum(1).view(len(g), *self.parameter.shape))
+        else:
+            torch.sum(g, 1, out=held)
+        self.used = True
+
     def vector(self, g: Tensor) -> None:
         """Take each unit's gradient [U, *shape] as it is."""
         self.dense = True
@@ -126,6 +148,9 @@ class Page:
 
     def squares(self) -> Tensor:
         """Return the squared norms [U] of gradients that are not there."""
+        if self._shared and (self._lookup or self._linear):
+            self._lookup += [(ids.expand(len(g), -1), g) for ids, g in self._shared]
+            self._shared.clear()
         total = torch.zeros((), device=self.parameter.device)
         for i, one in enumerate(self._linear):
             total = total + _linear_linear(one, one)
@@ -133,10 +158,12 @@ class Page:
                 total = total + 2 * _linear_linear(one, other)
             for looked in self._lookup:
                 total = total + 2 * _lookup_linear(looked, one)
-        for i, looked in enumerate(self._lookup):
-            total = total + _lookup_lookup(looked, looked)
-            for before in self._lookup[:i]:
-                total = total + 2 * _lookup_lookup(looked, before)
+        for _, g in self._shared:
+            total = total + g.float().square().sum((1, 2))
+        if self._lookup:
+            ids, g = (torch.cat(parts, 1) for parts in zip(*self._lookup, strict=True))
+            same = _rows_by_gram if g.is_cuda else _rows_by_sorting
+            total = total + same(ids, g)
         # Where terms cancel, rounding may go below what a square can be.
         return total.clamp(min=0.0) if len(self._linear) + len(self._lookup) > 1 else total
 
@@ -150,6 +177,9 @@ class Page:
                 total.addmm_(one.mT, two)
             else:
                 total.add_((one.mT @ two).to(total.dtype))
+        for ids, g in self._shared:
+            added = torch.tensordot(factors.to(g.dtype), _kept(g, keep), dims=1)
+            total.index_add_(0, ids, added.to(total.dtype))
         for ids, g in self._lookup:
             g = (_kept(g, keep) * factors.to(g.dtype)[:, None, None]).to(total.dtype)
             total.index_add_(0, ids.flatten(), g.flatten(0, 1))
@@ -308,11 +338,21 @@ def _linear_linear(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Te
     return (torch.bmm(x, y.mT).float() * torch.bmm(g, h.mT).float()).sum((1, 2))
 
 
-def _lookup_lookup(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
-    """Rows of a table meet where they are the same row."""
-    (ids, g), (other, h) = one, two
-    same = ids.unsqueeze(2) == other.unsqueeze(1)
-    return torch.where(same, torch.bmm(g, h.mT).float(), 0.0).sum((1, 2))
+def _rows_by_gram(ids: Tensor, g: Tensor) -> Tensor:
+    """Squared norms of what was looked up: rows of a table meet where they are the same row."""
+    same = ids.unsqueeze(2) == ids.unsqueeze(1)
+    return torch.where(same, torch.bmm(g, g.mT).float(), 0.0).sum((1, 2))
+
+
+def _rows_by_sorting(ids: Tensor, g: Tensor) -> Tensor:
+    """The same by adding equal rows first: less arithmetic, and the host waits for a number."""
+    units, most = len(ids), int(ids.max()) + 1 if ids.numel() else 1
+    own = ids + most * torch.arange(units, device=ids.device).unsqueeze(1)
+    found, place = torch.unique(own, return_inverse=True)
+    added = torch.zeros(len(found), g.shape[2], device=g.device)
+    added.index_add_(0, place.flatten(), g.flatten(0, 1).float())
+    squares = added.square_().sum(1)
+    return torch.zeros(units, device=g.device).index_add_(0, found // most, squares)
 
 
 def _lookup_linear(looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> Tensor:

@@ -90,7 +90,7 @@ class LinearRule:
         if self.weight is not None and x is not None:
             self.weight.linear(self.book.by_unit(_records_first(x, records)), g)
         if self.bias is not None:
-            self.bias.vector(g.sum(1))
+            self.bias.rows(g)
 
 
 # convolutions
@@ -178,14 +178,16 @@ def _two(value: Sequence[int], other: int) -> tuple[int, int]:
 
 class _Lookup(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, ids: Tensor, rule: LookupRule) -> Tensor:
-        ctx.rule, ctx.ids = rule, ids
+    def forward(
+        ctx: Any, weight: Tensor, ids: Tensor, shared: Tensor | None, rule: LookupRule
+    ) -> Tensor:
+        ctx.rule, ctx.ids, ctx.shared = rule, ids, shared
         return functional.embedding(ids, weight)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[None, None, None]:
-        ctx.rule.take(ctx.ids, g)
-        return None, None, None
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, None, None]:
+        ctx.rule.take(ctx.ids, ctx.shared, g)
+        return None, None, None, None
 
 
 class LookupRule:
@@ -201,16 +203,21 @@ class LookupRule:
     def __call__(self, ids: Tensor) -> Tensor:
         """As the layer's own forward."""
         records = self.book.records
+        shared = None
         if ids.shape[0] == 1 and records > 1 and ids.dim() > 1:
-            ids = ids.expand(records, *ids.shape[1:])
+            shared, ids = ids.flatten(), ids.expand(records, *ids.shape[1:])
         if ids.shape[0] != records:
             raise Unsupported(f"a table is read at {tuple(ids.shape)}, not of {records} records")
-        return _Lookup.apply(self.module.weight, ids, self)  # type: ignore[no-any-return]
+        return _Lookup.apply(self.module.weight, ids, shared, self)  # type: ignore[no-any-return]
 
-    def take(self, ids: Tensor, g: Tensor) -> None:
-        """Write the page from a backward pass."""
+    def take(self, ids: Tensor, shared: Tensor | None, g: Tensor) -> None:
+        """Write the page from a backward pass; ``shared`` are the ids of every record."""
         book = self.book
         g = g.reshape(book.records, -1, g.shape[-1])
+        if shared is not None and self.module.padding_idx is None:
+            every = book.by_unit(g.unsqueeze(1)).view(book.units, -1, *g.shape[1:])
+            self.weight.shared_lookup(shared, every.sum(1) if every.shape[1] > 1 else every[:, 0])
+            return
         ids = ids.reshape(book.records, -1)
         if self.module.padding_idx is not None:
             g = torch.where((ids == self.module.padding_idx).unsqueeze(2), 0.0, g)
@@ -243,7 +250,7 @@ class PositionBias:
                 table.__dict__["forward"] = own
         if len(asked) != 1 or plain.shape[1:] != (table.weight.shape[1], *asked[0].shape):
             raise Unsupported("a position bias that is not T5's")
-        values = self.table(asked[0].expand(self.table.book.records, *asked[0].shape))
+        values = self.table(asked[0].unsqueeze(0))
         return values.permute(0, 3, 1, 2)
 
 
@@ -360,7 +367,7 @@ class LayerNormRule:
             scales = book.by_unit(scale.reshape(records, -1, 1))
             self.weight.vector(torch.bmm(scales.mT, each).squeeze(1))
         if self.bias is not None:
-            self.bias.vector(g.sum(1))
+            self.bias.rows(g)
 
 
 # parameters by themselves
