@@ -170,18 +170,16 @@ class Page:
     def add_to(self, total: Tensor, factors: Tensor, keep: Tensor | None) -> None:
         """Add Σ factor · gradient to ``total``; ``keep`` [U] marks units that count."""
         for x, g in self._linear:
-            x, g = _kept(x, keep), _kept(g, keep) * factors.to(g.dtype)[:, None, None]
+            # In the total's type: rounding the factor or the product would pass the bound.
+            x, g = _kept(x, keep).to(total.dtype), _weighed(g, factors, keep, total.dtype)
             one, two = (x, g) if self.transposed else (g, x)
-            one, two = one.flatten(0, 1), two.flatten(0, 1)
-            if one.dtype == total.dtype:
-                total.addmm_(one.mT, two)
-            else:
-                total.add_((one.mT @ two).to(total.dtype))
+            total.addmm_(one.flatten(0, 1).mT, two.flatten(0, 1))
         for ids, g in self._shared:
-            added = torch.tensordot(factors.to(g.dtype), _kept(g, keep), dims=1)
-            total.index_add_(0, ids, added.to(total.dtype))
+            weight = factors.to(total.dtype)
+            added = torch.tensordot(weight, _kept(g, keep).to(total.dtype), dims=1)
+            total.index_add_(0, ids, added)
         for ids, g in self._lookup:
-            g = (_kept(g, keep) * factors.to(g.dtype)[:, None, None]).to(total.dtype)
+            g = _weighed(g, factors, keep, total.dtype)
             total.index_add_(0, ids.flatten(), g.flatten(0, 1))
 
 
@@ -332,16 +330,25 @@ def _kept(x: Tensor, keep: Tensor | None) -> Tensor:
     return x if keep is None else torch.where(keep.view(-1, *[1] * (x.dim() - 1)), x, 0.0)
 
 
+def _weighed(g: Tensor, factors: Tensor, keep: Tensor | None, dtype: torch.dtype) -> Tensor:
+    return _kept(g, keep).to(dtype) * factors.to(dtype)[:, None, None]
+
+
+def _gram(x: Tensor, y: Tensor) -> Tensor:
+    """Return all products of rows [U, L, M], in single precision whatever came."""
+    return torch.bmm(x.float(), y.float().mT)
+
+
 def _linear_linear(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
     """⟨Σ g xᵀ, Σ h yᵀ⟩ = Σ (x·y)(g·h) over all pairs of rows (Goodfellow 2015; Li et al. 2022)."""
     (x, g), (y, h) = one, two
-    return (torch.bmm(x, y.mT).float() * torch.bmm(g, h.mT).float()).sum((1, 2))
+    return (_gram(x, y) * _gram(g, h)).sum((1, 2))
 
 
 def _rows_by_gram(ids: Tensor, g: Tensor) -> Tensor:
     """Squared norms of what was looked up: rows of a table meet where they are the same row."""
     same = ids.unsqueeze(2) == ids.unsqueeze(1)
-    return torch.where(same, torch.bmm(g, g.mT).float(), 0.0).sum((1, 2))
+    return torch.where(same, _gram(g, g), 0.0).sum((1, 2))
 
 
 def _rows_by_sorting(ids: Tensor, g: Tensor) -> Tensor:
@@ -359,4 +366,4 @@ def _lookup_linear(looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor])
     """The cross term of a table that is also a linear map's weight: Σ g[t, id] (x[t] · e)."""
     (ids, e), (x, g) = looked, linear
     chosen = torch.gather(g, 2, ids.unsqueeze(1).expand(-1, g.shape[1], -1))
-    return (chosen.float() * torch.bmm(x, e.mT.to(x.dtype)).float()).sum((1, 2))
+    return (chosen.float() * _gram(x, e)).sum((1, 2))
