@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics as sk
 
 Array = npt.NDArray[Any]
 NAMES = ("accuracy", "precision", "recall", "f1", "auc")
@@ -24,6 +23,9 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
     """
     if not len(labels):
         return dict.fromkeys(NAMES)
+    # Not above: a site's histogram needs none of it, and it takes a third of a second to load.
+    from sklearn import metrics as sk
+
     guess = scores.argmax(1)
     binary = scores.shape[1] == 2
     average: Any = "binary" if binary else "macro"
@@ -41,6 +43,8 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
 
 
 def _auc(scores: Array, labels: Array, present: Array) -> float | None:
+    from sklearn import metrics as sk
+
     if len(present) < 2:
         return None
     if scores.shape[1] == 2:
