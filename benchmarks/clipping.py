@@ -39,7 +39,9 @@ from privet.privacy.noise import Stream
 
 OURS, PLAIN, VMAP = "bookkeeping", "plain", "vmap"
 PEERS = ("opacus-hooks", "opacus-ghost", "functorch", VMAP)
-GOALS = {"bert": 1.15, "lora": 1.02, "tiny": 1.25, "minilm": 1.2, "gpt2": 1.25}
+GOALS: dict[str, float | None] = {
+    "bert": 1.15, "lora": 1.02, "tiny": 1.25, "minilm": 1.2, "gpt2": 1.25, "lending": None,
+}  # fmt: skip
 MOST_MEMORY, MOST_NANOSECONDS = 1.3, 7.0
 Batch = dict[str, Tensor]
 Step = Callable[[], Any]

@@ -36,6 +36,8 @@ def make(name: str, device: str) -> tuple[Any, Loss, Batch]:
         return _gpt2(device)
     if name == "llama-1b-lora":
         return _llama(device)
+    if name == "lending":
+        return _lending(device)
     return _bert("bert" if name == "lora" else name, device, lora=name == "lora")
 
 
@@ -97,6 +99,18 @@ def _llama(device: str) -> tuple[Any, Loss, Batch]:
     model: Any = peft.get_peft_model(transformers.LlamaForCausalLM(config), settings)
     batch = {"input_ids": torch.randint(0, 32000, (8, 512), device=device)}
     return model.train().to(device), _speak, batch
+
+
+def _lending(device: str) -> tuple[Any, Loss, Batch]:
+    """The main job's Transformer, on made-up loans."""
+    from privet.common.models import build_model
+    from privet.common.tasks import build_task
+    from privet.simulations import scenarios
+
+    plan = scenarios.get("lending").make_plan("ft-transformer")
+    task = build_task(plan)
+    batch = task.random_batch(1024, 0)
+    return build_model(plan).to(device), task.loss, {k: t.to(device) for k, t in batch.items()}
 
 
 def _speak(model: Any, batch: Batch) -> Tensor:
