@@ -135,7 +135,7 @@ def time_all(options: argparse.Namespace) -> dict[str, Any]:
     steps: dict[str, Step] = {}
     failed: dict[str, str] = {}
     errors: dict[str, float] = {}
-    for kind in (PLAIN, OURS, *PEERS):
+    for kind in (PLAIN, OURS) if options.alone else (PLAIN, OURS, *PEERS):
         # Opacus hangs its hooks on a model: each way has its own.
         model, loss, batch = clipping_models.make(options.model, options.device)
         want = [] if kind == PLAIN else reference(model, loss, batch)
@@ -231,7 +231,7 @@ def rows_of(options: argparse.Namespace, model: str, threads: int) -> list[Row]:
                 told = apart("peak", options, model=model, threads=threads, kind=kind)
                 peaks[kind] = told["peak"]
     rows: list[Row] = []
-    for kind in (OURS, *PEERS):
+    for kind in (OURS,) if options.alone else (OURS, *PEERS):
         name = f"{model}, {threads} thread{'s' if threads > 1 else ''}: {kind}"
         if kind not in seconds:
             rows.append(row(name, float("inf"), "s", PLAIN, plain, why=found["failed"][kind]))
@@ -254,6 +254,7 @@ def main() -> None:
     made.add_argument("--times", type=int, default=0, help="steps of each way")
     made.add_argument("--device", default="cpu")
     made.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    made.add_argument("--alone", action="store_true", help="leave out the peers")
     made.add_argument("--work", choices=WORK, help=argparse.SUPPRESS)
     made.add_argument("--told", help=argparse.SUPPRESS)
     options = made.parse_args()

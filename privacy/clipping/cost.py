@@ -69,7 +69,7 @@ def ghost_is_cheaper(length: int, inputs: int, outputs: int, like: torch.Tensor)
 
 def units_at_once(parameters: int, device: torch.device) -> int:
     """Return how many units' gradients of so many parameters are held at once."""
-    held = 1 << 31 if device.type == "cuda" else 1 << 28
+    held = 1 << 31 if device.type == "cuda" else 1 << 27
     return max(1, held // (4 * max(1, parameters)))
 
 

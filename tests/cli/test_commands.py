@@ -288,7 +288,11 @@ def test_the_comparison_stays_under_non_private(
     assert {key: value[key] for key in ("epsilon", "metrics")} == {
         key: json.loads(plain.out)[key] for key in ("epsilon", "metrics")
     }
-    for figure in {str(row["metrics"]["auc"]) for row in compared["rows"]}:
+    # By chance an un-noised model may be as good as the private one, whose figures are said.
+    figures = {str(row["metrics"]["auc"]) for row in compared["rows"]}
+    hidden = {figure for figure in figures if figure not in plain.out}
+    assert hidden
+    for figure in hidden:
         assert figure not in (Path("run/result.json").read_text() + ended.out)
 
 
