@@ -285,7 +285,7 @@ def _descend(
         watch.check("between two steps")
         for parameter, value, origin in zip(parameters, noised, start, strict=True):
             pull = proximal_mu * (parameter.detach() - origin) if proximal_mu else 0.0
-            parameter.grad = value + pull
+            parameter.grad = (value + pull).to(parameter.dtype)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         watch.accept()

@@ -107,7 +107,7 @@ class Page:
 
     def rows(self, g: Tensor) -> None:
         """Take [U, L, n] of which the sum over the L rows is each unit's gradient."""
-        self.dense = True
+        self._instantiate()
         held = self._held(len(g)).view(len(g), -1)
         if self.used or g.dtype != held.dtype:
             self._put(g.sum(1).view(len(g), *self.parameter.shape))
@@ -117,9 +117,18 @@ class Page:
 
     def vector(self, g: Tensor) -> None:
         """Take each unit's gradient [U, *shape] as it is."""
-        self.dense = True
+        self._instantiate()
         self._put(g)
         self.used = True
+
+    def _instantiate(self) -> None:
+        """Take gradients as they are, which do not go together with ghosts of the same pass."""
+        if self.is_ghost:
+            raise SelfTestFailed(
+                f"parameter '{self.name}' is shared by layers of two kinds: use clipping = "
+                "'functorch' (H17)"
+            )
+        self.dense = True
 
     def _put(self, g: Tensor) -> None:
         held = self._held(len(g))
@@ -199,7 +208,7 @@ class Matrix:
         """Have room for ``units`` rows; what lies there is lost where there was not."""
         like = self.pages[0].parameter
         if len(self.rows) < units or self.rows.device != like.device:
-            self.rows = torch.empty(units, self.width, device=like.device, dtype=like.dtype)
+            self.rows = torch.empty(units, self.width, device=like.device, dtype=_wide(like))
 
 
 class Book:
@@ -295,7 +304,11 @@ class Book:
 
     def zeros(self) -> list[Tensor]:
         """Return zeros to add to, one flat tensor for each matrix."""
-        return [m.pages[0].parameter.new_zeros(m.width) for m in self.matrices]
+        first = [matrix.pages[0].parameter for matrix in self.matrices]
+        return [
+            like.new_zeros(matrix.width, dtype=_wide(like))
+            for matrix, like in zip(self.matrices, first, strict=True)
+        ]
 
     def of_parameters(self, totals: list[Tensor]) -> list[Tensor]:
         """Return totals as tensors of the parameters' shapes, in their order."""
@@ -316,6 +329,11 @@ class Book:
                     page.gradients(self.units).zero_()
             found.append((matrix, matrix.rows[: self.units]))
         return found
+
+
+def _wide(like: Tensor) -> torch.dtype:
+    """Return the type that gradients are held and added in: never less than single precision."""
+    return torch.promote_types(like.dtype, torch.float32)
 
 
 def _parts(matrix: Matrix, total: Tensor) -> list[Tensor]:

@@ -386,6 +386,33 @@ def test_shared_layers() -> None:
         assert relative(got, expected(gradients, np.arange(5), clip)) <= EXACT
 
 
+def test_a_page_takes_no_gradient_beside_ghosts() -> None:
+    """What is written one way and read the other would escape the norm."""
+    page = Page("w", nn.Parameter(torch.ones(3, 6)), dense=False)
+    Book([page]).begin(4, None)
+    page.linear(torch.ones(4, 1, 6), torch.ones(4, 1, 3))
+    for take in (page.rows, page.vector):
+        with pytest.raises(SelfTestFailed, match=r"'w' is shared by layers of two kinds"):
+            take(torch.ones(4, 3, 6))
+
+
+def test_parameters_of_bfloat16_are_clipped_in_single_precision() -> None:
+    model = lively(Wide(features=40)).bfloat16()
+    batch = rows(6, features=40)
+    batch["x"] = batch["x"].bfloat16()
+
+    def loss(model: Any, batch: Batch) -> Tensor:
+        return functional.cross_entropy(model(batch["x"]).float(), batch["label"], reduction="none")
+
+    for ghost in (True, False):
+        unit = engine(model, loss, ghost)
+        for i in range(6):
+            one = {key: tensor[i : i + 1] for key, tensor in batch.items()}
+            alone = unit.clipped_sum(one, np.arange(1), 1, 0.01).tensors
+            assert all(tensor.dtype == torch.float32 for tensor in alone)
+            assert 0.0099 < norm(alone) <= 0.01 * (1 + 1e-5)
+
+
 def test_padding_rows_of_a_table_have_no_gradient() -> None:
     class Words(nn.Module):
         def __init__(self) -> None:
