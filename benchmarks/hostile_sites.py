@@ -133,7 +133,8 @@ class Coordinator:
         self._order: list[Bout] = []
         self._answers: asyncio.Queue[pb.Answer] = asyncio.Queue()
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
         self._offer = estate.offer()
         self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(20)
 
@@ -151,6 +152,8 @@ class Coordinator:
         """Stop listening."""
         asyncio.run_coroutine_threadsafe(self._server.stop(0), self._loop).result(20)
         self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(20)
+        self._loop.close()
 
     # what the site calls
 

@@ -401,7 +401,8 @@ in_its_own_process = pytest.mark.skipif(
 @pytest.mark.slow
 def test_runs_on_ray(request: pytest.FixtureRequest) -> None:
     """Ray leaves threads, sockets and loops open in a process: the tests below get one."""
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "on_ray_alone"]
+    plugins = ["-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+    words = [sys.executable, "-m", "pytest", "-q", *plugins, "-k", "on_ray_alone"]
     done = subprocess.run(
         [*words, str(request.path)], cwd=request.config.rootpath, capture_output=True, text=True,
         env={**os.environ, "PRIVET_TEST_ALONE": "1"}, timeout=600, check=False,
