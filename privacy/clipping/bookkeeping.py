@@ -41,7 +41,9 @@ class BookKeeping:
             id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
         }  # they are not instantiated where they are large
         count = sum(p.numel() for p in named.values() if id(p) not in tables)
-        self.most_units: int | None = units_at_once(count, next(iter(named.values())).device)
+        trained = sum(p.numel() for p in named.values())
+        device = next(iter(named.values())).device
+        self.most_units: int | None = units_at_once(count, trained, device)
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`Method.per_sample`."""

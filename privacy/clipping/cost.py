@@ -67,10 +67,20 @@ def ghost_is_cheaper(length: int, inputs: int, outputs: int, like: torch.Tensor)
     return ghost < instantiate
 
 
-def units_at_once(parameters: int, device: torch.device) -> int:
-    """Return how many units' gradients of so many parameters are held at once."""
-    held = 1 << 31 if device.type == "cuda" else 1 << 27
-    return max(1, held // (4 * max(1, parameters)))
+def units_at_once(instantiated: int, trained: int, device: torch.device) -> int:
+    """Return how many units' gradients are held at once.
+
+    As much memory is used as four times the model's, which is less than the activations of a
+    usual batch; but never less than 128 MB, nor more than 1 GB (2 GB on CUDA).
+
+    Args:
+        instantiated: numbers in a unit's gradients that are held.
+        trained: numbers in all trained parameters.
+        device: where they are.
+    """
+    most = 1 << 31 if device.type == "cuda" else 1 << 30
+    held = min(max(16 * trained, 1 << 27), most)
+    return max(1, held // (4 * max(1, instantiated)))
 
 
 __all__ = ["ghost_is_cheaper", "rates", "units_at_once"]
