@@ -413,6 +413,19 @@ def test_parameters_of_bfloat16_are_clipped_in_single_precision() -> None:
             assert 0.0099 < norm(alone) <= 0.01 * (1 + 1e-5)
 
 
+def test_the_norm_of_millions_of_numbers_is_not_too_small() -> None:
+    model = lively(Wide(features=2000, classes=1500))
+    batch = rows(3, features=2000, classes=1500)
+    gradients = singles(model, cross_entropy, batch)
+    unit = engine(model, cross_entropy, False)
+    for clip in (0.1, 0.5):
+        got = unit.clipped_sum(batch, np.arange(3), 3, clip).tensors
+        assert relative(got, expected(gradients, np.arange(3), clip)) <= 3e-6
+        one = {name: tensor[:1] for name, tensor in batch.items()}
+        alone = unit.clipped_sum(one, np.arange(1), 1, clip).tensors
+        assert norm(alone) <= clip * (1 + 1e-7)
+
+
 def test_padding_rows_of_a_table_have_no_gradient() -> None:
     class Words(nn.Module):
         def __init__(self) -> None:
