@@ -17,12 +17,15 @@ it is used up by the first that comes with it.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import json
 import re
 import secrets
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -266,10 +269,11 @@ class Federation:
         Raises:
             InputError: if the site is not known.
         """
-        record = self.members().get(site)
-        if record is None:
-            raise InputError(f"site '{site}' is not known; known: {', '.join(self.members())}")
-        self._store(replace(record, revoked=True, token=""))
+        with self._changing():
+            record = self.members().get(site)
+            if record is None:
+                raise InputError(f"site '{site}' is not known; known: {', '.join(self.members())}")
+            self._store(replace(record, revoked=True, token=""))
 
     def identify(self, pem: bytes) -> str | None:
         """Return the enrolled site that a certificate stands for, or None."""
@@ -285,8 +289,13 @@ class Federation:
     def _certify(self, record: SiteRecord, request: bytes) -> bytes:
         """Return a certificate, and let it in beside the newest that was; no invitation is left."""
         certificate = self._authority().admit(request, record.name)
-        prints = (*record.certificates[-1:], fingerprint_of(read_certificate(certificate)))
-        self._store(replace(record, certificates=prints, token="", expires=0.0))
+        with self._changing():
+            # Signing takes a while, in which the site may have been revoked.
+            known = self.members().get(record.name)
+            if known is None or known.revoked or known.token != record.token:
+                raise InputError(f"site '{record.name}' was revoked, or invited anew, meanwhile")
+            prints = (*known.certificates[-1:], fingerprint_of(read_certificate(certificate)))
+            self._store(replace(record, certificates=prints, token="", expires=0.0))
         return certificate
 
     def serving_pair(self) -> tuple[bytes, bytes]:
@@ -309,6 +318,13 @@ class Federation:
         if record is None or record.state != "enrolled":
             raise InputError(f"site '{site}' is not enrolled")
         return record
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """Let no other process change a member between reading and writing it."""
+        with (self.folder / "members.lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     def _store(self, record: SiteRecord) -> None:
         write_json(self.folder / "members" / f"{record.name}.json", asdict(record))

@@ -100,7 +100,9 @@ class Page:
     def shared_lookup(self, ids: Tensor, g: Tensor) -> None:
         """Take ids [L] and g [U, L, n] of rows that all units looked up, such as positions."""
         alone = not (self.used and self._shared)  # two such lookups may meet in a row
-        if self.dense is not True and alone and len(torch.unique(ids)) == len(ids):
+        # On CUDA the count of different rows would have to be waited for.
+        here = self.dense is not True and alone and not g.is_cuda
+        if here and len(torch.unique(ids)) == len(ids):
             self.dense = False
             self._shared.append((ids, g))
             self.used = True
@@ -373,13 +375,13 @@ def _gram(x: Tensor, y: Tensor) -> Tensor:
 def _linear_linear(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
     """⟨Σ g xᵀ, Σ h yᵀ⟩ = Σ (x·y)(g·h) over all pairs of rows (Goodfellow 2015; Li et al. 2022)."""
     (x, g), (y, h) = one, two
-    return (_gram(x, y) * _gram(g, h)).sum((1, 2))
+    return (_gram(x, y) * _gram(g, h)).sum((1, 2), dtype=torch.float64)
 
 
 def _rows_by_gram(ids: Tensor, g: Tensor) -> Tensor:
     """Squared norms of what was looked up: rows of a table meet where they are the same row."""
     same = ids.unsqueeze(2) == ids.unsqueeze(1)
-    return torch.where(same, _gram(g, g), 0.0).sum((1, 2))
+    return torch.where(same, _gram(g, g), 0.0).sum((1, 2), dtype=torch.float64)
 
 
 def _rows_by_sorting(ids: Tensor, g: Tensor) -> Tensor:
@@ -397,4 +399,4 @@ def _lookup_linear(looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor])
     """The cross term of a table that is also a linear map's weight: Σ g[t, id] (x[t] · e)."""
     (ids, e), (x, g) = looked, linear
     chosen = torch.gather(g, 2, ids.unsqueeze(1).expand(-1, g.shape[1], -1))
-    return (chosen.float() * _gram(x, e)).sum((1, 2))
+    return (chosen.float() * _gram(x, e)).sum((1, 2), dtype=torch.float64)

@@ -171,6 +171,23 @@ def test_who_asks_for_certificates_without_end_gets_one(
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+def test_a_site_that_is_revoked_while_its_certificate_is_made_stays_out(
+    federation: Federation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = site(federation, tmp_path / "link")
+    honest = Authority.admit
+
+    def slow(self: Authority, asked: bytes, name: str) -> bytes:
+        Federation.load(federation.folder).revoke("North")
+        return honest(self, asked, name)
+
+    monkeypatch.setattr(Authority, "admit", slow)
+    with pytest.raises(InputError, match="revoked"):
+        federation.renew("North", request("North")[0])
+    assert federation.members()["North"].state == "revoked"
+    assert federation.identify((folder / "link.pem").read_bytes()) is None
+
+
 def test_a_change_that_was_cut_in_two_is_finished(federation: Federation, tmp_path: Path) -> None:
     folder = site(federation, tmp_path / "link")
     renewal = Renewal(folder, "North")

@@ -21,7 +21,6 @@ from privet.privacy import selftest
 from privet.privacy.clipping import GradientEngine, cost
 from privet.privacy.clipping.book import Book, Page
 from privet.privacy.clipping.bookkeeping import BookKeeping
-from privet.privacy.clipping.layers import Layers
 
 Batch = dict[str, Tensor]
 EXACT = 1e-5
@@ -614,9 +613,3 @@ def test_the_start_up_tests_pass_for_every_family() -> None:
             warnings.simplefilter("ignore")
             passed = selftest.run(unit, draw, unit.named)
         assert {"H6", "H16", "H17"} <= set(passed), name
-
-
-def test_layers_are_read_anew_when_a_parameter_thaws() -> None:
-    model = lively(Wide())
-    layers = Layers(model)
-    assert [page.name for page in layers.book.pages] == ["layer.weight", "layer.bias"]
