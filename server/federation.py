@@ -198,7 +198,11 @@ class Federation:
         hashed = hashlib.sha256(token.encode()).hexdigest()
         invited = known.get(site) if again else None
         expires = time.time() + hours * 3600
-        self._store(replace(invited or SiteRecord(site), token=hashed, expires=expires))
+        with self._changing():
+            now = self.members().get(site)
+            if now is not None and now.revoked:
+                raise InputError(f"site '{site}' is revoked already")
+            self._store(replace(invited or SiteRecord(site), token=hashed, expires=expires))
         return {
             "format": JOIN,
             "federation": self.name,
