@@ -48,6 +48,7 @@ class Page:
         self.used = False
         self._matrix: Matrix | None = None
         self._place = 0
+        self._view: tuple[Tensor, int, Tensor] | None = None
         self._linear: list[tuple[Tensor, Tensor]] = []
         self._lookup: list[tuple[Tensor, Tensor]] = []
         self._shared: list[tuple[Tensor, Tensor]] = []
@@ -143,10 +144,13 @@ class Page:
 
     def _held(self, units: int) -> Tensor:
         assert self._matrix is not None
-        self._matrix.reserve(units)
-        width = self.parameter.numel()
-        rows = self._matrix.rows[:units, self._place : self._place + width]
-        return rows.view(units, *self.parameter.shape)
+        kept = self._matrix.reserve(units)
+        # At small sizes making a view costs as much as filling it.
+        if self._view is None or self._view[0] is not kept or self._view[1] != units:
+            width = self.parameter.numel()
+            rows = kept[:units, self._place : self._place + width]
+            self._view = kept, units, rows.view(units, *self.parameter.shape)
+        return self._view[2]
 
     def gradients(self, units: int) -> Tensor:
         """Return the instantiated gradients [U, *shape]; they are overwritten by the next pass."""
@@ -208,11 +212,12 @@ class Matrix:
         """Numbers a unit."""
         return sum(page.parameter.numel() for page in self.pages)
 
-    def reserve(self, units: int) -> None:
+    def reserve(self, units: int) -> Tensor:
         """Have room for ``units`` rows; what lies there is lost where there was not."""
         like = self.pages[0].parameter
         if len(self.rows) < units or self.rows.device != like.device:
             self.rows = torch.empty(units, self.width, device=like.device, dtype=_wide(like))
+        return self.rows
 
 
 class Book:
@@ -281,9 +286,11 @@ class Book:
                     f"parameter '{page.name}' has {why}: freeze it, or use "
                     "clipping = 'functorch' (H17)"
                 )
-        parts = [page.squares() for page in self.pages if page.is_ghost]
-        parts += [_squares_of(rows) for _, rows in self._instantiated()]
-        return torch.stack([part.double() for part in parts]).sum(0).float()
+        parts = [page.squares().double() for page in self.pages if page.is_ghost]
+        norms = [part for _, rows in self._instantiated() for part in _norms_of(rows)]
+        if norms:
+            parts.append(torch.cat(norms, 1).double().square_().sum(1))
+        return torch.stack(parts).sum(0).float()
 
     def add_to(self, totals: list[Tensor], factors: Tensor, keep: Tensor | None) -> None:
         """Add Σ factor · gradient of the pass to ``totals``, one of a matrix or a ghost's page.
@@ -333,17 +340,21 @@ class Book:
         return found
 
 
-def _squares_of(rows: Tensor) -> Tensor:
-    """Return the squared norm of each row [U, n].
+def _norms_of(rows: Tensor) -> list[Tensor]:
+    """Return norms [U, k] of stretches of each row [U, n].
 
     A sum of millions of squares in single precision comes out too small (by 4e-5 for GPT-2), which
     would pass the bound: stretches are added in single precision, and those in double.
     """
-    whole = rows.shape[1] - rows.shape[1] % _STRETCH
-    stretches = rows[:, :whole].view(len(rows), -1, _STRETCH)
-    total: Tensor = torch.linalg.vector_norm(stretches, dim=2).double().square().sum(1)
-    total += torch.linalg.vector_norm(rows[:, whole:], dim=1).double().square()
-    return total
+    width = rows.shape[1]
+    whole = width - width % _STRETCH
+    found = []
+    if whole:
+        stretches = rows[:, :whole].unflatten(1, (-1, _STRETCH))
+        found.append(torch.linalg.vector_norm(stretches, dim=2))
+    if whole < width:
+        found.append(torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True))
+    return found
 
 
 def _wide(like: Tensor) -> torch.dtype:
