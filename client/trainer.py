@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from privet.client.training import Made
-from privet.client.workbench import Workbench, workbench
+from privet.client.workbench import Workbench, labels_of, workbench
 from privet.common.errors import DataError, NotReleasable, PrivetError
 from privet.common.flat import Arrays
 from privet.common.order import Order
@@ -161,8 +161,9 @@ class Trainer:
         self._bench.load(model)
         table, event = gate.noised_histogram(
             self._bench.score(encoded.examples),
-            encoded.examples["label"].cpu().numpy(),
+            labels_of(encoded.examples),
             encoded.units,
+            table=self._bench.measure.table,
             bins=self.plan.metrics.bins,
             noise_multiplier=self.plan.metrics.noise_multiplier,
             stream=stream,

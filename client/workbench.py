@@ -13,6 +13,7 @@ from privet.common.flat import Arrays
 from privet.common.models import build_model, trainable
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
+from privet.common.tasks.measure import Measure, measure_of
 from privet.privacy import selftest
 from privet.privacy.clipping import GradientEngine
 
@@ -71,18 +72,24 @@ class Workbench:
         batch = self.task.random_batch(records, seed)
         return {name: tensor.to(self.plan.device) for name, tensor in batch.items()}
 
-    def score(self, examples: Batch, chunk: int = 1024) -> np.ndarray:
-        """Return class probabilities [N, K] of the model as it is now."""
+    def score(self, examples: Batch) -> np.ndarray:
+        """Return what each record is measured by, [N, K], of the model as it is now."""
         model, parts = self.engine.model, []
+        chunk = max(1, min(1024, 4 * self.plan.training.micro_batch))
         model.eval()
         try:
             with torch.no_grad(), self.engine.hooks_off():
-                for start in range(0, len(examples["label"]), chunk):
+                for start in range(0, _count(examples), chunk):
                     batch = {name: t[start : start + chunk] for name, t in examples.items()}
                     parts.append(self.task.scores(model, batch).float().cpu().numpy())
         finally:
             model.train()
         return np.concatenate(parts)
+
+    @property
+    def measure(self) -> Measure:
+        """How the task is measured."""
+        return measure_of(self.task)
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """Return the records as tensors on the plan's device.
@@ -91,6 +98,18 @@ class Workbench:
             DataError: if they do not fit the task.
         """
         return {name: t.to(self.plan.device) for name, t in self.task.encode(frame).items()}
+
+
+def labels_of(examples: Batch) -> np.ndarray:
+    """Return class numbers [N]; zeros where a task has none."""
+    if "label" not in examples:
+        return np.zeros(_count(examples), dtype=np.int64)
+    labels: np.ndarray = examples["label"].cpu().numpy()
+    return labels
+
+
+def _count(examples: Batch) -> int:
+    return len(next(iter(examples.values())))
 
 
 @functools.lru_cache(maxsize=4)

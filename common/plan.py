@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError
-from privet.common.schema import Count, Name, Part, parse
+from privet.common.schema import DIGEST, Count, Name, Part, parse
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -44,18 +44,52 @@ class Numeric(Part):
         return self
 
 
+class Image(Part):
+    """An image in columns, one a pixel: ``prefix`` and a number from 0, by channel, row, column.
+
+    The cell ``x`` becomes ``2 (x - low) / (high - low) - 1``; ``low`` and ``high`` are public.
+    """
+
+    height: Annotated[int, Field(ge=1, le=1024)]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    channels: Annotated[int, Field(ge=1, le=16)] = 1
+    prefix: str = "pixel_"
+    low: Finite = 0.0
+    high: Finite = 255.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError("'low' must be below 'high'")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of the pixels, in order."""
+        count = self.channels * self.height * self.width
+        return tuple(f"{self.prefix}{number}" for number in range(count))
+
+
+CLASSIFYING = ("tabular", "text", "image")
+LANGUAGE = ("causal-text", "masked-text", "text-to-text")
+
+
 class TaskSpec(Part):
     """What is predicted from what.
 
     Attributes:
-        kind: ``tabular``, ``text``, or ``"module:object"`` of a user's own
+        kind: ``tabular``, ``text`` and ``image`` classify; ``causal-text`` predicts the next
+            token of a text, ``masked-text`` tokens that were left out, ``text-to-text`` one text
+            from another; or ``"module:object"`` of a user's own
             :class:`privet.common.tasks.Task` factory.
         label: name of the label column.
         classes: the declared labels, in order; a label outside them is an error.
         numeric, categorical: features of a tabular task, by column. The values of a
             categorical feature are declared; any other cell counts as "other".
-        text: text column of a text task.
+        text: text column, of ``text-to-text`` the column of what is read.
+        target: column of what is to be written (``text-to-text``).
         max_tokens: texts are cut to this many tokens.
+        image: pixels of an image task.
         options: handed to a user's own task.
     """
 
@@ -65,15 +99,23 @@ class TaskSpec(Part):
     numeric: dict[str, Numeric] = {}
     categorical: dict[str, tuple[str, ...]] = {}
     text: str = "text"
+    target: str = "target"
     max_tokens: Annotated[int, Field(ge=2, le=8192)] = 128
+    image: Image | None = None
     options: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        if self.kind not in ("tabular", "text") and ":" not in self.kind:
-            raise ValueError("'kind' must be 'tabular', 'text' or 'module:object'")
-        if ":" not in self.kind and len(self.classes) < 2:
+        kinds = (*CLASSIFYING, *LANGUAGE)
+        if self.kind not in kinds and ":" not in self.kind:
+            known = ", ".join(f"'{kind}'" for kind in kinds)
+            raise ValueError(f"'kind' must be one of {known}, or 'module:object'")
+        if self.kind in CLASSIFYING and len(self.classes) < 2:
             raise ValueError("'classes' must declare at least two labels")
+        if self.kind in LANGUAGE and self.classes:
+            raise ValueError(f"'classes' has no meaning for kind '{self.kind}'")
+        if (self.kind == "image") != (self.image is not None):
+            raise ValueError("an image task, and no other, has a section 'image'")
         if len({canonical_label(name) for name in self.classes}) != len(self.classes):
             raise ValueError("'classes' names a label twice (numbers are compared by value)")
         if self.kind == "tabular" and not (self.numeric or self.categorical):
@@ -90,14 +132,27 @@ class TaskSpec(Part):
         """The columns that it reads; none are known of a user's own task."""
         if self.kind == "tabular":
             return (*self.numeric, *self.categorical, self.label)
-        return (self.text, self.label) if self.kind == "text" else ()
+        if self.image is not None:
+            return (*self.image.columns, self.label)
+        if self.kind == "text":
+            return self.text, self.label
+        if self.kind in LANGUAGE:
+            return (self.text, self.target) if self.kind == "text-to-text" else (self.text,)
+        return ()
 
 
 class ModelSpec(Part):
-    """The model: a kind known to Privet, or ``"module:object"`` of a user's own factory."""
+    """The model: a kind known to Privet, or ``"module:object"`` of a user's own factory.
+
+    Attributes:
+        kind, options: what is built.
+        start: digest of a file of weights that it starts from (:mod:`privet.common.models.start`);
+            None for fresh ones.
+    """
 
     kind: str = "ft-transformer"
     options: dict[str, Any] = {}
+    start: Annotated[str, Field(pattern=DIGEST)] | None = None
 
 
 class Training(Part):

@@ -17,6 +17,7 @@ from typing import Any
 from privet.client.trainer import SiteData
 from privet.common.canonical import write_atomic, write_json
 from privet.common.plan import Plan
+from privet.common.tasks.measure import measure_of_kind
 from privet.simulations import plots, scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.partition import SITE
@@ -54,10 +55,12 @@ def compare(
         _alone(plain, setting, folder, tell),
         _pooled(plain, setting, folder, tell),
     ]
+    headline = measure_of_kind(result.plan.task.kind).headline
     label = f"federated with DP ({result.plan.model.kind})"
     plots.write_comparison(
         [label if result.loss else "federated", *(row.name for row in rows)],
-        [result.metrics.get("accuracy"), *(row.metrics.get("accuracy") for row in rows)],
+        [result.metrics.get(headline), *(row.metrics.get(headline) for row in rows)],
+        headline,
         str(result.loss) if result.loss else "with privacy",
         folder / "compare",
     )
@@ -83,8 +86,9 @@ def _other_models(
         return []
     rows = []
     scenario = scenarios.get(plan.scenario)
-    for name in [scenario.plan["model"]["kind"], *scenario.models]:
-        if name == plan.model.kind:
+    own = scenarios.model_name(scenario.make_plan().model)
+    for name in [own, *scenario.models]:
+        if name == scenarios.model_name(plan.model) or name in scenario.slow:
             continue
         tell(f"{name} with privacy")
         other = scenario.make_plan(name).changed(
@@ -119,7 +123,7 @@ def _alone(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], Non
         everyone.append(own[site.name])
     mean = {
         name: _mean([figures.get(name) for figures in everyone])
-        for name in ("accuracy", "precision", "recall", "f1", "auc")
+        for name in measure_of_kind(plan.task.kind).names
     }
     return Row("each site alone, mean", False, "∞", {**mean, "sites": own})
 

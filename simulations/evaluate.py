@@ -8,10 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from privet.client.workbench import workbench
+from privet.client.workbench import labels_of, workbench
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
-from privet.common.tasks import metrics
+from privet.common.tasks.language import TextToText, texts_of
+from privet.common.tasks.measure import read_table
 from privet.simulations.partition import SITE
 
 
@@ -36,22 +37,48 @@ class PublicTest:
         if self._examples is None:
             self._examples = bench.encode(self._frame)
         bench.load(model)
-        scores = bench.score(self._examples)
-        labels = self._examples["label"].cpu().numpy()
+        scores, labels = bench.score(self._examples), labels_of(self._examples)
         sites = self._frame[SITE].to_numpy()
-        figures: dict[str, Any] = dict(metrics.from_scores(scores, labels))
-        # What saying the most frequent class each time would reach: a weak signal shows.
-        figures["majority"] = float(np.bincount(labels).max() / len(labels))
+        figures: dict[str, Any] = dict(bench.measure.figures(scores, labels))
+        if "label" in self._examples:
+            # What saying the most frequent class each time would reach: a weak signal shows.
+            figures["majority"] = float(np.bincount(labels).max() / len(labels))
         figures["sites"] = {
-            site.name: metrics.from_scores(scores[mine], labels[mine])
+            site.name: bench.measure.figures(scores[mine], labels[mine])
             for site in self._plan.sites
             if (mine := sites == site.name).any()
         }
         return figures
 
+    def written(self, model: Arrays) -> dict[str, float]:
+        """Return chrF and BLEU of what the model writes for the test records, if it writes any.
+
+        By beam search, scored by sacrebleu (Popović 2015; Papineni et al. 2002; Post 2018).
+        """
+        bench = workbench(self._plan)
+        if not isinstance(bench.task, TextToText) or not len(self._frame):
+            return {}
+        import sacrebleu
+
+        bench.load(model)
+        network = bench.engine.model
+        network.eval()
+        try:
+            with bench.engine.hooks_off():
+                texts = bench.task.write(network, bench.encode(self._frame))
+        finally:
+            network.train()
+        wanted = [texts_of(self._frame, self._plan.task.target)]
+        # The tokens know no capitals.
+        wanted = [[text.lower() for text in wanted[0]]]
+        return {
+            "chrf": float(sacrebleu.corpus_chrf(texts, wanted).score),
+            "bleu": float(sacrebleu.corpus_bleu(texts, wanted, lowercase=True).score),
+        }
+
 
 def pooled_gate(tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the figures over all sites and of each site, from noised tables."""
     total = sum(np.asarray(table, dtype=np.float64) for table in tables.values())
-    by_site = {site: metrics.from_histogram(np.asarray(table)) for site, table in tables.items()}
-    return metrics.from_histogram(np.asarray(total)), by_site
+    by_site = {site: read_table(table) for site, table in tables.items()}
+    return read_table(total), by_site

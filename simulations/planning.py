@@ -32,6 +32,7 @@ def adjusted(
     seed: int | None = None,
     sites: int | None = None,
     clipping: str | None = None,
+    start: str | None = None,
     dp: bool = True,
 ) -> Plan:
     """Return the plan with the changes of a command line.
@@ -51,6 +52,8 @@ def adjusted(
         changes["strategy"] = {"average_last": max(1, min(plan.strategy.average_last, rounds))}
     if clipping is not None:
         changes.setdefault("training", {})["clipping"] = clipping
+    if start is not None:
+        changes["model"] = {"start": start}
     if seed is not None:
         changes["seed"] = seed
     if sites is not None:
@@ -71,7 +74,8 @@ def without_privacy(plan: Plan) -> Plan:
     if plan.metrics.source == "gate":
         changes["metrics"] = {"source": "public"}
     if plan.scenario:
-        for key, change in scenarios.get(plan.scenario).plain.get(plan.model.kind, {}).items():
+        name = scenarios.model_name(plan.model)
+        for key, change in scenarios.get(plan.scenario).plain.get(name, {}).items():
             changes[key] = {**changes.get(key, {}), **change}
     return plan.changed(**changes)
 

@@ -1,4 +1,4 @@
-"""Pictures of a run: accuracy and ε by round, over all and per site."""
+"""Pictures of a run: its headline figure and ε by round, over all and per site."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
+from privet.common.tasks.measure import measure_of_kind
 from privet.simulations.evaluate import pooled_gate
 
 if TYPE_CHECKING:
@@ -38,17 +39,18 @@ def write(result: Result, folder: Path) -> None:
             _save(figure, folder / name)
 
 
-def _accuracy(step: Progress) -> tuple[float | None, dict[str, float | None]]:
+def _headline(step: Progress, name: str) -> tuple[float | None, dict[str, float | None]]:
     if step.histograms:
         overall, sites = pooled_gate(step.histograms)
     else:
         overall, sites = step.metrics, step.metrics.get("sites", {})
-    return overall.get("accuracy"), {name: m.get("accuracy") for name, m in sites.items()}
+    return overall.get(name), {site: figures.get(name) for site, figures in sites.items()}
 
 
 def _rounds(result: Result) -> Any:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    series = [(step.round, *_accuracy(step)) for step in result.progress]
+    name = measure_of_kind(result.plan.task.kind).headline
+    series = [(step.round, *_headline(step, name)) for step in result.progress]
     for spec in result.plan.sites:
         points = [(r, sites[spec.name]) for r, _, sites in series if sites.get(spec.name)]
         if points:
@@ -58,8 +60,9 @@ def _rounds(result: Result) -> Any:
         left.plot(*zip(*overall, strict=True), color=_GREEN, lw=2.2, marker="o", ms=3)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(
-        title="Accuracy (thick: all sites, thin: each site)", xlabel="round", ylabel="accuracy"
-    )
+        title=f"{name.capitalize()} (thick: all sites, thin: each site)", xlabel="round",
+        ylabel=name,
+    )  # fmt: skip
     loss, privacy = result.loss, result.plan.privacy
     if loss is None or privacy is None:
         right.axis("off")
@@ -86,14 +89,15 @@ def _sites(result: Result) -> Any:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(9, height), layout="constrained", sharey=True
     )
-    values = [site.metrics.get("accuracy") or 0.0 for site in result.sites]
+    name = measure_of_kind(result.plan.task.kind).headline
+    values = [site.metrics.get(name) or 0.0 for site in result.sites]
     left.barh(names, values, color=_GREEN, height=0.6)
     left.invert_yaxis()
-    left.set(title="Accuracy of the joint model at each site", xlim=(0, 1))
+    most = _end(values)
+    left.set(title=f"{name.capitalize()} of the joint model at each site", xlim=(0, most))
     for row, value in enumerate(values):
-        left.text(
-            value + 0.01, row, f"{value:.3f}" if value else "not shown", va="center", fontsize=8
-        )
+        text = f"{value:.3f}" if value else "not shown"
+        left.text(value + 0.01 * most, row, text, va="center", fontsize=8)
     privacy = result.plan.privacy
     if privacy is None or result.loss is None:
         right.axis("off")
@@ -108,20 +112,26 @@ def _sites(result: Result) -> Any:
     return figure
 
 
+def _end(values: list[float]) -> float:
+    """Return where an axis of a figure ends: 1 for a share, else a little beyond the largest."""
+    return 1.0 if max(values, default=0.0) <= 1.0 else 1.15 * max(values)
+
+
 def write_comparison(
-    names: list[str], accuracies: list[float | None], terms: str, path: Path
+    names: list[str], figures: list[float | None], headline: str, terms: str, path: Path
 ) -> None:
     """Write a bar for each way of training, the first with privacy, as SVG and PNG."""
     with mpl.rc_context(_STYLE):
         height = 0.9 + 0.34 * len(names)
         figure, axes = plt.subplots(figsize=(7, height), layout="constrained")
-        values = [value or 0.0 for value in accuracies]
+        values = [value or 0.0 for value in figures]
         colors = [_GREEN if "with DP" in name else _GREY for name in names]
         axes.barh(names, values, color=colors, height=0.6)
         axes.invert_yaxis()
-        axes.set(title=f"Test accuracy (green: {terms})", xlim=(0, 1))
+        most = _end(values)
+        axes.set(title=f"Test {headline} (green: {terms})", xlim=(0, most))
         for place, value in enumerate(values):
-            axes.text(value + 0.01, place, f"{value:.3f}", va="center", fontsize=8)
+            axes.text(value + 0.01 * most, place, f"{value:.3f}", va="center", fontsize=8)
         _save(figure, path)
 
 

@@ -252,6 +252,8 @@ def _train(
     _run_apps(server, create_client_app(maker), len(maker.plan.sites), setting)
     if not outcomes:
         raise RunError("the run ended without an outcome")
+    if public is not None:
+        outcomes[0].progress[-1].metrics.update(public.written(outcomes[0].model))
     return outcomes[0]
 
 

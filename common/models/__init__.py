@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from privet.common.config import make
 from privet.common.errors import InputError, PlanError
+from privet.common.models import start
 
 if TYPE_CHECKING:
     from torch import nn
@@ -15,10 +16,26 @@ if TYPE_CHECKING:
 
 KINDS = {
     "linear": "multinomial logistic regression on a tabular task",
+    "dense": "dense network on a tabular task",
     "ft-transformer": "tabular Transformer (one token a feature)",
     "text-encoder": "small Transformer encoder from scratch, with its own tokenizer",
     "minilm": "MiniLM-L6 sentence encoder; tuning = head, lora or full",
+    "decoder": "Transformer language model from scratch: encoder layers under a causal mask",
+    "encoder-decoder": "Transformer encoder-decoder from scratch",
+    "t5": "T5 from scratch",
+    "vit": "small Vision Transformer from scratch",
+    "resnet": "small residual network with group norms from scratch",
+    "huggingface": "a model of transformers from a local folder; tuning = full, lora or head",
 }
+_READS = {
+    "tabular": ("linear", "dense", "ft-transformer"),
+    "text": ("text-encoder", "minilm", "huggingface"),
+    "image": ("vit", "resnet"),
+    "causal-text": ("decoder", "huggingface"),
+    "masked-text": ("text-encoder", "minilm", "huggingface"),
+    "text-to-text": ("encoder-decoder", "t5", "huggingface"),
+}
+"""Models that can do a task."""
 
 
 def build_model(plan: Plan) -> nn.Module:
@@ -28,12 +45,15 @@ def build_model(plan: Plan) -> nn.Module:
 
     Raises:
         PlanError: if the kind or an option is unknown or does not fit the task.
+        DataMissing: if weights that it needs are not on this machine.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         model = _build(plan)
+    if plan.model.start is not None:
+        start.apply(model, plan.model.start)
     model.train()
     try:
         return model.to(plan.device)
@@ -46,26 +66,56 @@ def _build(plan: Plan) -> nn.Module:
     import torch
 
     kind, task, options = plan.model.kind, plan.task, plan.model.options
-    try:
-        if kind in ("linear", "ft-transformer") and task.kind == "tabular":
-            from privet.common.models import tabular
-
-            factory: Any = {"linear": tabular.Linear, "ft-transformer": tabular.FTTransformer}[kind]
-            sizes = [len(values) + 1 for _, values in sorted(task.categorical.items())]
-            return factory(len(task.numeric), sizes, len(task.classes), **options)  # type: ignore[no-any-return]
-        if kind in ("text-encoder", "minilm") and task.kind == "text":
-            from privet.common.models import text
-
-            return text.build(plan.model, len(task.classes), task.max_tokens)
-    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
-        raise PlanError(f"model.options: {error or 'impossible'}") from error
     if ":" in kind:
         return make(kind, torch.nn.Module, task, **options)  # type: ignore[no-any-return]
-    if kind in KINDS:
-        raise PlanError(f"model '{kind}' does not read task '{task.kind}'")
-    raise PlanError(
-        f"model '{kind}' is not known: use one of {', '.join(KINDS)}, or 'module:object'"
-    )
+    if kind not in KINDS:
+        raise PlanError(
+            f"model '{kind}' is not known: use one of {', '.join(KINDS)}, or 'module:object'"
+        )
+    if kind not in _READS.get(task.kind, ()):
+        able = ", ".join(_READS.get(task.kind, ())) or "'module:object'"
+        raise PlanError(f"model '{kind}' does not do task '{task.kind}': use {able}")
+    try:
+        return _known(plan)
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
+        raise PlanError(f"model.options: {error or 'impossible'}") from error
+
+
+def _known(plan: Plan) -> nn.Module:
+    """Build one of :data:`KINDS`."""
+    kind, task, options = plan.model.kind, plan.task, plan.model.options
+    if task.kind == "tabular":
+        from privet.common.models import tabular
+
+        tables: dict[str, Any] = {
+            "linear": tabular.Linear,
+            "dense": tabular.Dense,
+            "ft-transformer": tabular.FTTransformer,
+        }
+        sizes = [len(values) + 1 for _, values in sorted(task.categorical.items())]
+        return tables[kind](len(task.numeric), sizes, len(task.classes), **options)  # type: ignore[no-any-return]
+    if task.kind == "image":
+        from privet.common.models import image
+
+        pictures: dict[str, Any] = {"vit": image.VisionTransformer, "resnet": image.ResNet}
+        return pictures[kind](task.image, len(task.classes), **options)  # type: ignore[no-any-return]
+    if kind == "huggingface":
+        from privet.common.models import huggingface
+
+        return huggingface.build(task.kind, len(task.classes), **options)
+    from privet.common.models import language, text
+
+    if task.kind == "text":
+        return text.build(plan.model, len(task.classes), task.max_tokens)
+    if task.kind == "masked-text":
+        return text.build_masked(plan.model, task.max_tokens)
+    writers: dict[str, Any] = {
+        "decoder": language.Decoder,
+        "encoder-decoder": language.encoder_decoder,
+        "t5": language.t5,
+    }
+    size = text.tokens_for(plan.model, task.max_tokens).size
+    return writers[kind](size, task.max_tokens, **options)  # type: ignore[no-any-return]
 
 
 def trainable(model: nn.Module) -> dict[str, Any]:

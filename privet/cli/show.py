@@ -21,13 +21,13 @@ from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 if TYPE_CHECKING:
     from privet.common.plan import Plan
+    from privet.common.tasks.measure import Measure
     from privet.server.rounds import Progress
     from privet.simulations.compare import Row
     from privet.simulations.result import Result
 
 _err = Console(stderr=True)
 _out = Console(width=None if sys.stdout.isatty() else 100)
-_FIGURES = ("accuracy", "precision", "recall", "f1", "auc")
 
 
 class RunDisplay:
@@ -64,7 +64,7 @@ class RunDisplay:
         if self._live is not None:
             self._live.update(Group(self._bar, self._table(progress)))
             return
-        figures = _words(_figures(progress))
+        figures = _words(_figures(progress), _short(_measure(self._plan)))
         loss = self._worst(progress)
         _err.print(
             f"round {progress.round}/{self._plan.training.rounds}  "
@@ -85,7 +85,8 @@ class RunDisplay:
         table.add_column("answer")
         table.add_column("ε spent", justify="right")
         table.add_column("ε left", justify="right")
-        table.add_column("accuracy", justify="right")
+        headline = _measure(self._plan).headline
+        table.add_column(headline, justify="right")
         figures = _figures(progress)
         by_site = figures.get("sites", {})
         for site in self._plan.sites:
@@ -98,10 +99,10 @@ class RunDisplay:
                 str(progress.statuses.get(site.name, "no reply")),
                 spent,
                 left,
-                _number(by_site.get(site.name, {}).get("accuracy")),
+                _number(by_site.get(site.name, {}).get(headline)),
             )
         table.add_section()
-        table.add_row("all sites", "", "", "", _number(figures.get("accuracy")), style="bold")
+        table.add_row("all sites", "", "", "", _number(figures.get(headline)), style="bold")
         return table
 
 
@@ -142,7 +143,8 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
         title=f"Sites · {outcome.loss.terms if outcome.loss else 'no privacy'}",
         title_justify="left",
     )
-    for name in ("site", "last answer", "ε spent", "ε cap", "accuracy", "auc"):
+    shown = _short(_measure(outcome.plan))
+    for name in ("site", "last answer", "ε spent", "ε cap", *shown):
         words = name in ("site", "last answer")
         table.add_column(name, justify="left" if words else "right", no_wrap=not words)
     for site in outcome.sites:
@@ -151,8 +153,7 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
             site.status,
             site.loss.figure if site.loss else "∞",
             "–" if site.cap is None else f"{site.cap:g}",
-            _number(site.metrics.get("accuracy")),
-            _number(site.metrics.get("auc")),
+            *(_number(site.metrics.get(name)) for name in shown),
         )
     _out.print(table)
     _out.print(_claim(outcome), soft_wrap=True, highlight=False)
@@ -179,17 +180,18 @@ def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
     )
     table.add_column("trained")
     table.add_column("ε", justify="right")
-    for name in _FIGURES:
+    names = _measure(plan).names
+    for name in names:
         table.add_column(name, justify="right")
     label = "federated with DP" if outcome.loss else "federated, no privacy"
     table.add_row(
         f"{label} ({plan.model.kind})",
         outcome.loss.figure if outcome.loss else "∞",
-        *(_number(outcome.metrics.get(name)) for name in _FIGURES),
+        *(_number(outcome.metrics.get(name)) for name in names),
         style="bold",
     )
     if outcome.metrics.get("majority") is not None:
-        blanks = ["–"] * (len(_FIGURES) - 1)
+        blanks = ["–"] * (len(names) - 1)
         table.add_row(
             "always the most frequent class", "–", _number(outcome.metrics["majority"]), *blanks
         )
@@ -197,7 +199,7 @@ def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
         table.add_row(
             row.name + ("" if row.private else " ✗"),
             row.epsilon,
-            *(_number(row.metrics.get(name)) for name in _FIGURES),
+            *(_number(row.metrics.get(name)) for name in names),
         )
     return table
 
@@ -221,13 +223,14 @@ def sweep(results: list[Result]) -> None:
         title=f"{first.plan.name} · {first.loss.terms if first.loss else ''}", title_justify="left"
     )
     table.add_column("ε", justify="right")
-    for name in _FIGURES:
+    names = _measure(first.plan).names
+    for name in names:
         table.add_column(name, justify="right")
     table.add_column("run folder")
     for item in results:
         table.add_row(
             item.loss.figure if item.loss else "∞",
-            *(_number(item.metrics.get(name)) for name in _FIGURES),
+            *(_number(item.metrics.get(name)) for name in names),
             str(item.out),
         )
     _out.print(table)
@@ -260,8 +263,20 @@ def _figures(progress: Progress) -> dict[str, Any]:
     return {**overall, "sites": sites}
 
 
-def _words(figures: dict[str, Any]) -> str:
-    shown = [f"{name} {figures[name]:.3f}" for name in ("accuracy", "auc") if figures.get(name)]
+def _measure(plan: Plan) -> Measure:
+    """Return how a plan's task is measured."""
+    from privet.common.tasks.measure import measure_of_kind
+
+    return measure_of_kind(plan.task.kind)
+
+
+def _short(measure: Measure) -> tuple[str, str]:
+    """Return the two figures that say most: the first and the last."""
+    return measure.names[0], measure.names[-1]
+
+
+def _words(figures: dict[str, Any], names: tuple[str, ...]) -> str:
+    shown = [f"{name} {figures[name]:.3f}" for name in names if figures.get(name)]
     return "  ".join(shown) or "no figures"
 
 

@@ -42,6 +42,8 @@ privet simulate lending --model linear --sweep 1,3,8
 privet simulate plan.toml --json > result.json
 
 privet simulate lending --ledgers banks --cap 6     run it again: the second run counts, too
+
+privet simulate eicu-text --model text-encoder --start runs/FIRST/model/model.safetensors
 """
 
 
@@ -91,6 +93,13 @@ def simulate(
     clipping: Annotated[
         Clipping | None, typer.Option(help="How per-unit gradients are computed.")
     ] = None,
+    start: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights of an earlier run, as far as names and shapes agree.",
+            metavar="FILE",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Run folder, new or empty; default runs/NAME-TIME.")
     ] = None,
@@ -135,6 +144,7 @@ def simulate(
     _within("--rounds", rounds, 10**9, least=1)
     _within("--seed", seed, 2**53 - 1, least=0)
     from privet.cli import show
+    from privet.common.models.start import offer
     from privet.simulations import planning, run
     from privet.simulations.compare import compare as run_compare
 
@@ -146,6 +156,7 @@ def simulate(
         seed=seed,
         sites=sites,
         clipping=clipping.value if clipping else None,
+        start=offer(start) if start else None,
         dp=not no_dp,
     )
     setting = run.Setting(

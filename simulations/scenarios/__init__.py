@@ -14,7 +14,7 @@ from privet.common.errors import DataMissing, InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from privet.common.plan import Plan
+    from privet.common.plan import ModelSpec, Plan
 
 _NAMES = {
     "lending": "lending",
@@ -22,7 +22,11 @@ _NAMES = {
     "fed-heart": "fed_heart",
     "sba-loans": "sba_loans",
     "eicu-text": "eicu_text",
+    "eicu-gaps": "eicu_gaps",
     "banking77": "banking77",
+    "digits": "digits",
+    "shakespeare": "shakespeare",
+    "gospels": "gospels",
 }
 
 
@@ -38,6 +42,7 @@ class Scenario:
             unit can be a person, ``person``; it takes the data folder or None.
         probe: says whether the data is there, without reading it.
         models: other models for the same task: name to changes of the plan.
+        slow: those of them that a comparison leaves out.
         plain: by model, changes of the plan for runs without privacy.
         strata: columns that splits keep in proportion.
         attested: rows of the honesty list that the scenario vouches for, with the reason,
@@ -52,6 +57,7 @@ class Scenario:
     load: Callable[[Path | None], pd.DataFrame]
     probe: Callable[[Path | None], object]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slow: tuple[str, ...] = ()
     plain: dict[str, dict[str, Any]] = field(default_factory=dict)
     strata: tuple[str, ...] = ("site",)
     attested: dict[str, str] = field(default_factory=dict)
@@ -74,12 +80,37 @@ class Scenario:
         from privet.common.plan import Plan
 
         plan = Plan.parse({**self.plan, "scenario": self.name}, where=self.name)
-        if model is None or model == plan.model.kind:
+        own = model_name(plan.model)
+        if model is None or model == own:
             return plan
         if model not in self.models:
-            known = ", ".join([plan.model.kind, *self.models])
+            known = ", ".join([own, *self.models])
             raise InputError(f"scenario '{self.name}' has no model '{model}': use one of {known}")
         return plan.changed(**self.models[model])
+
+
+def model_name(model: ModelSpec) -> str:
+    """Return what a scenario calls a model: its kind, and how it is tuned, unless by its head."""
+    tuning = str(model.options.get("tuning", "head"))
+    return model.kind if tuning == "head" else f"{model.kind}-{tuning}"
+
+
+def tuned_minilm(
+    *, rounds: int, steps: int, sample_rate: float, learning_rate: float, clip: float
+) -> dict[str, dict[str, Any]]:
+    """Return MiniLM by LoRA and in full, as changes of a plan whose own model is its head."""
+    return {
+        f"minilm-{tuning}": {
+            "model": {"kind": "minilm", "options": {"tuning": tuning}},
+            "training": {
+                "rounds": rounds, "steps": steps, "sample_rate": sample_rate,
+                "learning_rate": learning_rate, "micro_batch": 64,
+            },
+            "strategy": {"kind": "fedavg", "options": {}, "average_last": min(3, rounds)},
+            "privacy": {"clip": clip},
+        }
+        for tuning in ("lora", "full")
+    }  # fmt: skip
 
 
 def names() -> list[str]:

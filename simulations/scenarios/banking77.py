@@ -12,7 +12,7 @@ import pandas as pd
 
 from privet.common.config import find_data
 from privet.simulations.partition import deal
-from privet.simulations.scenarios import Scenario
+from privet.simulations.scenarios import Scenario, tuned_minilm
 
 _SOURCE = "PolyAI (task-specific-datasets, banking77)"
 _SITES = 10
@@ -99,7 +99,9 @@ SCENARIO = Scenario(
             },
             "strategy": {"kind": "fedavg", "options": {}, "average_last": 3},
         },
+        **tuned_minilm(rounds=10, steps=4, sample_rate=0.1, learning_rate=0.5, clip=1.0),
     },
+    slow=("minilm-lora", "minilm-full"),
     plain={
         "minilm": {"training": {"clip": None, "rounds": 40}, "strategy": {"average_last": 10}},
     },

@@ -66,6 +66,7 @@ SCENARIO = Scenario(
         "ft-transformer": {
             "model": {"kind": "ft-transformer", "options": {"width": 16, "layers": 1}},
         },
+        "dense": {"model": {"kind": "dense", "options": {"width": 32}}},
     },
     load=load,
     probe=have_registry,

@@ -114,6 +114,7 @@ SCENARIO = Scenario(
         "ft-transformer": {
             "model": {"kind": "ft-transformer", "options": {"width": 32, "layers": 1}},
         },
+        "dense": {"model": {"kind": "dense", "options": {"width": 64}}},
     },
     load=load,
     probe=probe,

@@ -130,13 +130,18 @@ def test_no_command_shows_the_help(privet: Run) -> None:
 
 # list
 
+SCENARIOS = [
+    "lending", "medpar", "fed-heart", "sba-loans", "eicu-text", "eicu-gaps", "banking77",
+    "digits", "shakespeare", "gospels",
+]  # fmt: skip
+
 
 def test_the_list_has_its_keys(privet: Run) -> None:
     ended = privet("simulate", "--list", "--json")
     assert ended.code == 0
     value = json.loads(ended.out)
     names = [row["name"] for row in value["scenarios"]]
-    assert names == ["lending", "medpar", "fed-heart", "sba-loans", "eicu-text", "banking77"]
+    assert names == SCENARIOS
     for row in value["scenarios"]:
         assert set(row) >= {"name", "task", "model", "sites", "unit", "data", "available"}
         assert type(row["sites"]) is int
@@ -147,7 +152,7 @@ def test_the_list_has_its_keys(privet: Run) -> None:
 def test_the_list_names_every_scenario(privet: Run) -> None:
     ended = privet("simulate", "--list")
     assert ended.code == 0
-    for name in ("lending", "medpar", "fed-heart", "sba-loans", "eicu-text", "banking77"):
+    for name in SCENARIOS:
         assert name in ended.out
 
 

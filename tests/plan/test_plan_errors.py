@@ -281,14 +281,14 @@ def test_a_policy_is_not_a_plan() -> None:
 def test_an_unknown_model_is_refused(plan_value: Make) -> None:
     from privet.common.models import build_model
 
-    with pytest.raises(PlanError, match="model 'resnet' is not known: use one of linear"):
-        build_model(Plan.parse(plan_value(model={"kind": "resnet"})))
+    with pytest.raises(PlanError, match="model 'gru' is not known: use one of linear"):
+        build_model(Plan.parse(plan_value(model={"kind": "gru"})))
 
 
 def test_a_model_for_another_task_is_refused(plan_value: Make) -> None:
     from privet.common.models import build_model
 
-    with pytest.raises(PlanError, match="'text-encoder' does not read task 'tabular'"):
+    with pytest.raises(PlanError, match="'text-encoder' does not do task 'tabular'"):
         build_model(Plan.parse(plan_value(model={"kind": "text-encoder"})))
 
 

@@ -1,0 +1,199 @@
+"""A Transformer of Hugging Face from a folder on this machine, in full, by LoRA, or its head alone.
+
+Nothing is downloaded and no code of the folder is run: weights are safetensors, the architecture
+is one that transformers knows. All sites need the same folder where parts of it stay frozen, so a
+plan should pin the digest of its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from privet.common.errors import DataMissing, PlanError
+from privet.common.models.tokens import Tokens
+from privet.common.plan import ModelSpec
+
+_AUTO = {
+    "text": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
+    "causal-text": "AutoModelForCausalLM",
+    "masked-text": "AutoModelForMaskedLM",
+    "text-to-text": "AutoModelForSeq2SeqLM",
+}
+TASKS = tuple(_AUTO)
+
+
+def build(
+    task: str,
+    classes: int,
+    *,
+    folder: str,
+    sha256: str | None = None,
+    tuning: str = "full",
+    rank: int = 8,
+    targets: list[str] | None = None,
+) -> nn.Module:
+    """Return the model of a folder for a task.
+
+    Args:
+        task: kind of the plan's task.
+        classes: how many classes there are, where it classifies.
+        folder: as ``save_pretrained`` writes it, with ``model.safetensors`` and ``tokenizer.json``.
+        sha256: digest that ``model.safetensors`` must have, as 64 hexadecimal digits.
+        tuning: ``full``, ``lora`` (with ``rank``, in the layers ``targets``) or ``head``.
+        rank: of LoRA's matrices.
+        targets: names of the layers that LoRA changes; default peft's choice for the model.
+
+    Raises:
+        DataMissing: if the folder has no safetensors.
+        PlanError: if its weights are others, or transformers cannot load it.
+    """
+    import transformers
+    from transformers.utils import logging as hf_logging
+
+    path = _weights(Path(folder), sha256)
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    more: dict[str, Any] = {"num_labels": classes} if task in ("text", "image") else {}
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            path.parent, local_files_only=True, trust_remote_code=False, **more
+        )
+        # Dropout and noise for privacy do the same work, and one of them is asked for.
+        for name, value in config.to_dict().items():
+            if "drop" in name and isinstance(value, float):
+                setattr(config, name, 0.0)
+        model: Any = getattr(transformers, _AUTO[task]).from_pretrained(
+            path.parent,
+            config=config,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=bool(more),
+        )
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise PlanError(f"{folder}: transformers cannot load it for '{task}': {reason}") from error
+    if tuning == "lora":
+        import peft
+
+        settings = peft.LoraConfig(
+            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets,
+            task_type=peft.TaskType.SEQ_CLS if task == "text" else None,
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it turns GPT-2's weights by itself, and says so
+            model = peft.get_peft_model(model, settings)
+    elif tuning == "head":
+        base = model.base_model
+        for parameter in base.parameters():
+            parameter.requires_grad_(False)
+    elif tuning != "full":
+        raise PlanError(f"model.options: tuning '{tuning}' is not one of full, lora, head")
+    return Wrapped(model, task)
+
+
+class Wrapped(nn.Module):
+    """A model of transformers, called as Privet's own are; padding is -1."""
+
+    def __init__(self, inner: Any, task: str) -> None:
+        super().__init__()
+        self.inner = inner
+        self._task = task
+
+    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
+        """Return logits, as the task's own models do."""
+        if self._task == "image":
+            return self.inner(pixel_values=named["pixels"]).logits  # type: ignore[no-any-return]
+        if self._task == "text-to-text":
+            return self._two(*given)
+        tokens = named["tokens"] if named else given[0]
+        logits: Tensor = self.inner(**self._read(tokens)).logits
+        if self._task == "masked-text":
+            places = given[1].unsqueeze(2).expand(-1, -1, logits.shape[2])
+            return logits.gather(1, places)
+        return logits
+
+    def write(self, source: Tensor, beams: int) -> Tensor:
+        """Return what beam search writes for sources [B, T]."""
+        found: Tensor = self.inner.generate(
+            **self._read(source), num_beams=beams, max_new_tokens=source.shape[1]
+        )
+        return found
+
+    def _two(self, source: Tensor, target: Tensor) -> Tensor:
+        start = self.inner.config.decoder_start_token_id
+        before = nn.functional.pad(target[:, :-1], (1, 0), value=start)
+        read = self._read(source)
+        return self.inner(**read, decoder_input_ids=before.clamp(min=0)).logits  # type: ignore[no-any-return]
+
+    def _read(self, tokens: Tensor) -> dict[str, Tensor]:
+        return {"input_ids": tokens.clamp(min=0), "attention_mask": (tokens >= 0).long()}
+
+
+def tokens(model: ModelSpec, max_tokens: int) -> Tokens:
+    """Return the tokens of a folder's ``tokenizer.json``.
+
+    Raises:
+        DataMissing: if there is none.
+    """
+    folder = Path(str(model.options.get("folder", "")))
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise DataMissing(
+            f"{path}: there is no such file; model.options.folder needs a fast tokenizer, which "
+            "transformers writes with save_pretrained"
+        )
+    ids = _special(path)
+    return Tokens(
+        path, max_tokens, padding=-1, start=ids["start"], end=ids["end"],
+        mask=ids["mask"] if ids["mask"] is not None else 0,
+        special=tuple(sorted(ids["special"])),
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=4)
+def _special(path: Path) -> dict[str, Any]:
+    """Return the numbers of special tokens, by the names that transformers gives them."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    known = {one["content"]: one["id"] for one in value.get("added_tokens", []) if one["special"]}
+    settings: dict[str, Any] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (path.parent / name).is_file():
+            settings |= json.loads((path.parent / name).read_text(encoding="utf-8"))
+
+    def number(key: str) -> int | None:
+        text = settings.get(key)
+        return known.get(text["content"] if isinstance(text, dict) else text)
+
+    return {
+        "start": number("bos_token"),
+        "end": number("eos_token"),
+        "mask": number("mask_token"),
+        "special": set(known.values()),
+    }
+
+
+def _weights(folder: Path, sha256: str | None) -> Path:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise DataMissing(
+            f"{path}: there is no such file. Get a model's folder on a machine with a network, by "
+            "`hf download NAME --local-dir FOLDER`, and copy it here; only safetensors are read"
+        )
+    if sha256 is not None and _digest(path, path.stat().st_mtime_ns) != sha256:
+        raise PlanError(f"{path}: these are not the weights that model.options.sha256 names")
+    return path
+
+
+@lru_cache(maxsize=4)
+def _digest(path: Path, _changed: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,100 @@
+"""Where a model starts: trained weights of an earlier run, by the digest of their file.
+
+A plan names the digest, so that it is the same plan wherever the file lies; files are looked for
+in the folders of the environment variable ``PRIVET_MODELS`` (one path, or several as in ``PATH``).
+Tensors are matched by name and shape, with or without LoRA around a layer, so that an encoder that
+filled gaps goes on as a classifier: what is not in the file keeps its fresh values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from privet.common.errors import DataMissing, PlanError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDERS = "PRIVET_MODELS"
+
+
+def digest_of(path: Path) -> str:
+    """Return ``sha256:…`` of a file.
+
+    Raises:
+        DataMissing: if there is no such file.
+    """
+    if not path.is_file():
+        raise DataMissing(f"{path}: there is no such file")
+    return _digest(path, path.stat().st_mtime_ns, path.stat().st_size)
+
+
+def offer(path: Path) -> str:
+    """Let this process, and those that it starts, find a file; return its digest."""
+    digest = digest_of(path)
+    folders = os.environ.get(FOLDERS, "").split(os.pathsep)
+    here = str(path.resolve().parent)
+    if here not in folders:
+        os.environ[FOLDERS] = os.pathsep.join([here, *filter(None, folders)])
+    return digest
+
+
+def find(digest: str) -> Path:
+    """Return the file of a digest.
+
+    Raises:
+        DataMissing: with where it was looked for.
+    """
+    folders = [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
+    for folder in folders:
+        for path in sorted(folder.glob("*.safetensors")):
+            if digest_of(path) == digest:
+                return path
+    looked = ", ".join(map(str, folders)) or "nowhere, as it is not set"
+    raise DataMissing(
+        f"the weights {digest} that the plan starts from are not there: put the file into a folder "
+        f"that the environment variable {FOLDERS} names (looked in {looked})"
+    )
+
+
+def apply(model: nn.Module, digest: str) -> list[str]:
+    """Set the parameters of a model that a file has, trained or frozen; return their names.
+
+    Raises:
+        DataMissing: if the file is not there.
+        PlanError: if it cannot be read, or has none of the model's parameters.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = find(digest)
+    try:
+        tensors = {_plain(name): tensor for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise PlanError(f"{path}: cannot be read as safetensors: {error}") from error
+    found = []
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            tensor = tensors.get(_plain(name))
+            if tensor is not None and tensor.shape == parameter.shape:
+                parameter.copy_(tensor)
+                found.append(name)
+    if not found:
+        raise PlanError(f"{path}: it has no parameter of this model, by name and shape")
+    return found
+
+
+def _plain(name: str) -> str:
+    """Return a parameter's name without what peft writes into it."""
+    return name.replace("base_model.model.", "").replace(".base_layer", "")
+
+
+@lru_cache(maxsize=256)
+def _digest(path: Path, _changed: int, _size: int) -> str:
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -1,0 +1,92 @@
+"""From texts to token numbers, and back. Every row is made from its own text alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TOKENIZER = Path(__file__).parent / "tokenizer.json"
+"""Byte-level BPE of 4,096 tokens, learnt on public-domain English (see ``tokenizer.md``)."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenizer file and how its numbers are used.
+
+    Attributes:
+        path: of a ``tokenizer.json``.
+        max_tokens: rows are cut and padded to so many, so that no row knows of another's length.
+        padding: number of what is not there.
+        start: number that stands before a text that is to be written, None for none.
+        end: number that ends it, None for none.
+        mask: number that stands for a token that was left out.
+        special: numbers that stand for no text, and are never left out.
+    """
+
+    path: Path
+    max_tokens: int
+    padding: int = 0
+    start: int | None = 1
+    end: int | None = 1
+    mask: int = 1
+    special: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many different tokens there are."""
+        return int(_tokenizer(self.path).get_vocab_size())
+
+    def encode(self, texts: list[str], *, ends: bool = False) -> tuple[Tensor, Tensor]:
+        """Return token numbers [N, T], and how many characters of each text they stand for [N].
+
+        Args:
+            texts: N texts.
+            ends: whether to write ``end`` after a text that is not cut.
+        """
+        tokenizer = _tokenizer(self.path)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_tokens)
+        rows = torch.full((len(texts), self.max_tokens), self.padding, dtype=torch.int64)
+        characters = torch.zeros(len(texts), dtype=torch.int64)
+        for row, encoding in enumerate(tokenizer.encode_batch(texts)):
+            ids = list(encoding.ids)
+            characters[row] = max((end for _, end in encoding.offsets), default=0)
+            if ends and self.end is not None and len(ids) < self.max_tokens:
+                ids.append(self.end)
+            rows[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
+        return rows, characters
+
+    def numbers(self, texts: list[str]) -> Tensor:
+        """Return token numbers [N, T]."""
+        return self.encode(texts)[0]
+
+    def decode(self, rows: Tensor) -> list[str]:
+        """Return the texts of token numbers [N, T], up to the first end."""
+        found = []
+        for row in rows.tolist():
+            kept = [number for number in row if number not in (self.padding, self.start)]
+            if self.end is not None and self.end in row[1:]:
+                kept = [
+                    n for n in row[: row.index(self.end, 1)] if n not in (self.padding, self.start)
+                ]
+            found.append(_tokenizer(self.path).decode(kept).strip())
+        return found
+
+    def random(self, records: int, generator: torch.Generator) -> Tensor:
+        """Return made-up rows, of which the last is padded."""
+        length = min(self.max_tokens, 16)
+        rows = torch.randint(2, self.size, (records, length), generator=generator)
+        rows[-1, length // 2 :] = self.padding
+        return rows
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(path: Path) -> Any:
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))

@@ -1,0 +1,204 @@
+"""Language tasks: the next token, tokens that were left out, one text from another.
+
+One record is one sequence; units are never packed together. Each token counts the same: the loss
+of a record is the sum over its predicted tokens, divided by the constant ``max_tokens``. The
+scores are likelihoods (:mod:`privet.common.tasks.likelihood`).
+"""
+
+from __future__ import annotations
+
+import math
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from privet.common.errors import DataError
+from privet.common.models.text import tokens_for
+from privet.common.plan import ModelSpec, TaskSpec
+from privet.common.tasks import Batch
+from privet.common.tasks.measure import LIKELIHOOD
+
+_SHARE = 0.15
+"""Share of tokens that are left out (Devlin et al. 2019)."""
+
+
+class _Language:
+    """What the three tasks share."""
+
+    measure = LIKELIHOOD
+
+    def __init__(self, spec: TaskSpec, model: ModelSpec) -> None:
+        self.spec = spec
+        self.tokens = tokens_for(model, spec.max_tokens)
+
+    def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss of each predicted token, and which of them count; both [B, T]."""
+        raise NotImplementedError
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See :class:`privet.common.tasks.Task`."""
+        nats, counts = self.nats(model, batch)
+        return (nats * counts).sum(1) / self.spec.max_tokens
+
+    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return [B, 3]: nats, tokens, characters."""
+        nats, counts = self.nats(model, batch)
+        return torch.stack([(nats * counts).sum(1), counts.sum(1), batch["characters"]], 1)
+
+
+class CausalText(_Language):
+    """Each token from those before it; a start stands before the first, an end after the last."""
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """See :class:`privet.common.tasks.Task`; an empty text predicts its end alone."""
+        tokens, characters = self.tokens.encode(texts_of(frame, self.spec.text), ends=True)
+        return {"tokens": tokens, "characters": characters}
+
+    def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        tokens, padding = batch["tokens"], self.tokens.padding
+        start = self.tokens.start
+        if start is None:
+            logits = model(tokens[:, :-1])
+            wanted = tokens[:, 1:]
+        else:
+            before = functional.pad(tokens[:, :-1], (1, 0), value=start)
+            logits, wanted = model(before), tokens
+        return _cross_entropy(logits, wanted, padding)
+
+    def random_batch(self, records: int, seed: int) -> Batch:
+        """See :class:`privet.common.tasks.Task`."""
+        generator = torch.Generator().manual_seed(seed)
+        tokens = self.tokens.random(records, generator)
+        return {"tokens": tokens, "characters": torch.ones(records, dtype=torch.int64)}
+
+
+class TextToText(_Language):
+    """One text from another: translation, summaries, questions and answers."""
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """See :class:`privet.common.tasks.Task`."""
+        source, _ = self.tokens.encode(texts_of(frame, self.spec.text), ends=True)
+        target, characters = self.tokens.encode(texts_of(frame, self.spec.target), ends=True)
+        return {"source": source, "target": target, "characters": characters}
+
+    def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        logits = model(batch["source"], batch["target"])
+        return _cross_entropy(logits, batch["target"], self.tokens.padding)
+
+    def random_batch(self, records: int, seed: int) -> Batch:
+        """See :class:`privet.common.tasks.Task`."""
+        generator = torch.Generator().manual_seed(seed)
+        source, target = (self.tokens.random(records, generator) for _ in range(2))
+        return {
+            "source": source,
+            "target": target,
+            "characters": torch.ones(records, dtype=torch.int64),
+        }
+
+    def write(
+        self, model: nn.Module, batch: Batch, *, beams: int = 4, chunk: int = 64
+    ) -> list[str]:
+        """Return the texts that the model writes for the batch's sources, by beam search."""
+        texts: list[str] = []
+        source = batch["source"]
+        with torch.no_grad():
+            for start in range(0, len(source), chunk):
+                written = model.write(source[start : start + chunk], beams)  # type: ignore[operator]
+                texts += self.tokens.decode(written)
+        return texts
+
+
+class MaskedText(_Language):
+    """Tokens that were left out, from those around them (Devlin et al. 2019).
+
+    The same number of places is predicted in each record. Which ones is a hash of the record's own
+    tokens and of a trained weight: new in each step, the same for a record whatever batch it is in
+    (H6), and without a generator's state.
+    """
+
+    @property
+    def places(self) -> int:
+        """How many tokens of a record are predicted at most."""
+        return max(1, math.ceil(_SHARE * self.spec.max_tokens))
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """See :class:`privet.common.tasks.Task`; a text without tokens predicts nothing."""
+        tokens, characters = self.tokens.encode(texts_of(frame, self.spec.text))
+        return {"tokens": tokens, "characters": characters}
+
+    def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """See the base class."""
+        tokens = batch["tokens"]
+        there = tokens != self.tokens.padding
+        for special in self.tokens.special:
+            there = there & (tokens != special)
+        hashes = _hashes(tokens, next(p for p in model.parameters() if p.requires_grad))
+        order = torch.where(there, _share(hashes), 2.0)
+        places = min(self.places, tokens.shape[1])
+        chosen = order.topk(places, dim=1, largest=False).indices
+        wanted, hashes = tokens.gather(1, chosen), hashes.gather(1, chosen)
+        # 15 % of a record's own tokens, and at least one if it has any.
+        allowed = (_SHARE * there.sum(1, keepdim=True)).ceil()
+        counts = (torch.arange(places, device=tokens.device) < allowed).to(torch.float32)
+        # Of ten that are left out, eight are masked, one is another token, one stays.
+        what = _share(_mix(hashes + 1))
+        other = _mix(hashes + 2).remainder(self.tokens.size)
+        read = torch.where(what < 0.8, self.tokens.mask, torch.where(what < 0.9, other, wanted))
+        read = torch.where(counts > 0, read, wanted)
+        logits = model(tokens.scatter(1, chosen, read), chosen)
+        nats = functional.cross_entropy(logits.mT, wanted.clamp(min=0), reduction="none")
+        return nats, counts
+
+    def scores(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return [B, 3]: nats, tokens, and no characters: what is left out is no text."""
+        found = super().scores(model, batch)
+        return torch.cat([found[:, :2], torch.zeros_like(found[:, 2:])], 1)
+
+    def random_batch(self, records: int, seed: int) -> Batch:
+        """See :class:`privet.common.tasks.Task`."""
+        generator = torch.Generator().manual_seed(seed)
+        tokens = self.tokens.random(records, generator)
+        return {"tokens": tokens, "characters": torch.ones(records, dtype=torch.int64)}
+
+
+def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
+    """Return a column's texts; a missing cell is an empty one.
+
+    Raises:
+        DataError: if the column is not there.
+    """
+    if column not in frame.columns:
+        raise DataError(f"the text column '{column}' is missing")
+    return [cell if isinstance(cell, str) else "" for cell in frame[column].tolist()]
+
+
+def _cross_entropy(logits: Tensor, wanted: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+    counts = wanted != padding
+    nats = functional.cross_entropy(logits.mT, wanted.clamp(min=0), reduction="none")
+    return nats, counts.to(nats.dtype)
+
+
+def _hashes(tokens: Tensor, weight: Tensor) -> Tensor:
+    """Return a hash for each place [B, T], of the record's tokens, the place and a weight.
+
+    By SplitMix64's finalizer (Steele et al. 2014).
+    """
+    place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    turn = weight.detach().flatten()[:1].float().view(torch.int32).to(torch.int64)
+    record = _mix(_mix(tokens + place * 0x9E3779B1).sum(1, keepdim=True) + turn)
+    return _mix(record + place * 0x632BE59B)
+
+
+def _share(hashes: Tensor) -> Tensor:
+    """Return hashes as numbers in [0, 1)."""
+    return (hashes & 0xFFFFFFFF).double() / 2.0**32
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)

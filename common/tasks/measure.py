@@ -1,0 +1,71 @@
+"""How well a task is done: figures from scores, or from a table that the metrics gate may noise.
+
+A record adds a total weight to one cell of the table, so that one release serves all figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from privet.common.plan import LANGUAGE
+from privet.common.tasks import likelihood, metrics
+
+Array = npt.NDArray[Any]
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One way to measure.
+
+    Attributes:
+        headline: the figure that pictures show.
+        names: its figures, in the order in which tables show them.
+        lower_is_better: of the headline.
+        figures: from scores [N, K] and labels [N].
+        table: from scores, labels, weights [N] and a number of bins.
+        read: the figures of a table, noised or not.
+    """
+
+    headline: str
+    names: tuple[str, ...]
+    lower_is_better: bool
+    figures: Callable[[Array, Array], Figures]
+    table: Callable[[Array, Array, Array, int], Array]
+    read: Callable[[Array], Figures]
+
+
+CLASSES = Measure(
+    "accuracy", metrics.NAMES, False, metrics.from_scores, metrics.histogram, metrics.from_histogram
+)
+LIKELIHOOD = Measure(
+    "perplexity", likelihood.NAMES, True,
+    likelihood.from_scores, likelihood.histogram, likelihood.from_histogram,
+)  # fmt: skip
+
+
+def measure_of(task: object) -> Measure:
+    """Return how a task is measured; a user's own classifies unless it says otherwise."""
+    found: Measure = getattr(task, "measure", CLASSES)
+    return found
+
+
+def measure_of_kind(kind: str) -> Measure:
+    """Return how a plan's task is measured, by its kind alone."""
+    return LIKELIHOOD if kind in LANGUAGE else CLASSES
+
+
+def measure_of_table(table: Array) -> Measure:
+    """Return what a table was made by: one row holds likelihoods."""
+    return LIKELIHOOD if len(table) == 1 else CLASSES
+
+
+def read_table(table: Any) -> Figures:
+    """Return the figures of a table of either kind."""
+    array = np.asarray(table, dtype=np.float64)
+    return measure_of_table(array).read(array)

@@ -1,0 +1,56 @@
+"""Pre-training on the notes of the eICU demo: fill what was left out of a text.
+
+The records, sites and unit of ``eicu-text``, without its labels. An encoder that was trained here
+goes on there (``--start``), and both runs count in the same ledgers (``--ledgers``).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from privet.simulations.scenarios import Scenario, eicu_text
+
+
+def load(data_dir: Path | None) -> pd.DataFrame:
+    """Return the stays: text, region and patient."""
+    return eicu_text.load(data_dir)[["text", "site", "person"]]
+
+
+SCENARIO = Scenario(
+    name="eicu-gaps",
+    title="What was left out of a note? Pre-training in five regions, by patient",
+    data="eicu_demo/ in the data folder (PhysioNet, ODbL)",
+    plan={
+        "name": "eicu-gaps",
+        "title": "Five regions pre-train an encoder on notes of intensive care",
+        "task": {"kind": "masked-text", "text": "text", "max_tokens": 256},
+        "model": {"kind": "text-encoder", "options": {"width": 64, "layers": 1}},
+        "training": {
+            "rounds": 10, "steps": 4, "sample_rate": 0.25, "learning_rate": 0.5, "micro_batch": 64,
+        },
+        "strategy": {"kind": "fedavgm", "options": {"server_momentum": 0.8}},
+        "privacy": {
+            "epsilon": 4.0, "delta": 1e-5, "unit": "person", "max_records": 4, "clip": 1.0,
+        },
+        "metrics": {"source": "public", "every": 5},
+        "split": {"test": 0.2, "validation": 0.1},
+        "sites": [
+            {"name": name, "nominal_size": size} for name, size in eicu_text.REGIONS.items()
+        ],
+    },
+    models={
+        "minilm-full": {"model": {"kind": "minilm", "options": {"tuning": "full"}}},
+    },
+    slow=("minilm-full",),
+    plain={
+        "text-encoder": {
+            "training": {"clip": None, "optimizer": "adam", "learning_rate": 0.003},
+            "strategy": {"kind": "fedavg", "options": {}},
+        },
+    },
+    load=load,
+    probe=eicu_text.probe,
+    note="7 of the 1,777 patients have stays in two regions, so H21 is not attested.",
+)  # fmt: skip

@@ -1,0 +1,90 @@
+"""Shakespeare's plays by speaker: a language model learns from eight theatre companies.
+
+Source: the public-domain text that char-rnn made known. All speeches of a speaker are at one
+company. A record is one speech, cut into pieces of at most 40 words; the unit of privacy is such a
+record.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from privet.common.config import find_data
+from privet.simulations.scenarios import Scenario
+
+_FILE = "shakespeare/input.txt"
+_SOURCE = "the plays of Shakespeare as one text (char-rnn, tinyshakespeare)"
+_WORDS = 40
+COMPANIES = {
+    "Admiral": 1300, "Chamberlain": 1300, "Chapel": 1300, "Oxford": 1300, "Pembroke": 1300,
+    "Queen": 1300, "Strange": 1300, "Worcester": 1300,
+}  # fmt: skip
+"""Company and its declared nominal number of training records."""
+
+
+def probe(data_dir: Path | None) -> Path:
+    """Return the path of the text."""
+    return find_data(_FILE, data_dir, source=_SOURCE)
+
+
+def load(data_dir: Path | None) -> pd.DataFrame:
+    """Return the speeches in pieces: text, speaker, company."""
+    rows = []
+    for speech in probe(data_dir).read_text(encoding="utf-8").split("\n\n"):
+        speaker, mark, text = speech.strip().partition(":\n")
+        words = text.split()
+        if mark and words:
+            rows += [
+                {"speaker": speaker, "text": " ".join(words[start : start + _WORDS])}
+                for start in range(0, len(words), _WORDS)
+            ]
+    table = pd.DataFrame(rows)
+    return table.assign(site=table["speaker"].map(_companies(table["speaker"])))
+
+
+def _companies(speakers: pd.Series) -> dict[str, str]:
+    """Deal the speakers to companies, those who say most first, each to the smallest."""
+    sizes = dict.fromkeys(COMPANIES, 0)
+    found = {}
+    counts = speakers.value_counts()
+    for speaker in sorted(counts.index, key=lambda name: (-counts[name], name)):
+        company = min(sizes, key=lambda name: (sizes[name], name))
+        found[speaker] = company
+        sizes[company] += int(counts[speaker])
+    return found
+
+
+SCENARIO = Scenario(
+    name="shakespeare",
+    title="What does a character say next? Eight theatre companies, 299 speakers",
+    data="shakespeare/ in the data folder (public domain)",
+    plan={
+        "name": "shakespeare",
+        "title": "Eight companies learn to write like Shakespeare",
+        "task": {"kind": "causal-text", "text": "text", "max_tokens": 64},
+        "model": {"kind": "decoder", "options": {"width": 128, "layers": 2, "heads": 4}},
+        "training": {
+            "rounds": 60, "steps": 4, "sample_rate": 0.05, "learning_rate": 1.0, "micro_batch": 64,
+        },
+        "strategy": {
+            "kind": "fedavgm", "options": {"server_momentum": 0.8}, "average_last": 5,
+        },
+        "privacy": {"epsilon": 8.0, "delta": 1e-5, "unit": "record", "clip": 0.5},
+        "metrics": {"source": "public", "every": 10},
+        "split": {"test": 0.1, "validation": 0.1},
+        "sites": [{"name": name, "nominal_size": size} for name, size in COMPANIES.items()],
+    },
+    plain={
+        "decoder": {
+            "training": {"clip": None, "optimizer": "adam", "learning_rate": 0.003},
+            "strategy": {"kind": "fedavg", "options": {}},
+        },
+    },
+    load=load,
+    probe=probe,
+    attested={"H21": "each speaker is at one company"},
+    note="Perplexity is per token of Privet's tokenizer, whose vocabulary was learnt on these "
+    "plays, among others.",
+)  # fmt: skip

@@ -1,0 +1,184 @@
+"""Every family passes the start-up tests by book-keeping, trains with privacy, and learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families_kit import FAMILIES, family_plan, plan_for, tokenizer_folder
+
+from privet.client.workbench import Workbench
+from privet.common.errors import DataMissing, PlanError, SelfTestFailed
+from privet.common.models import build_model, initial_model
+from privet.simulations.run import simulate
+
+NAMES = sorted(FAMILIES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_passes_the_start_up_tests_by_bookkeeping(name: str, tmp_path: Path) -> None:
+    bench = Workbench(family_plan(name, tmp_path))
+    assert bench.self_tests == ("H6", "H7", "H16", "H17")
+    assert bench.engine.mode == "bookkeeping"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_trains_with_privacy_and_every_parameter_moves(name: str, tmp_path: Path) -> None:
+    plan = family_plan(name, tmp_path)
+    before = initial_model(plan)
+    result = simulate(plan, out=tmp_path / "run")
+    assert result.loss is not None and 7.9 < result.loss.epsilon <= 8
+    assert [site.status for site in result.sites] == ["released", "released"]
+    assert list(result.model) == list(before)
+    assert all(not np.array_equal(result.model[name], before[name]) for name in before)
+    headline = "accuracy" if plan.task.classes else "perplexity"
+    assert result.metrics[headline] is not None
+    assert (result.out / "plots" / "rounds.svg").read_text().count(headline)
+
+
+LEARNS = {"training": {"rounds": 4, "steps": 25, "optimizer": "adam", "learning_rate": 0.02}}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_learns_what_can_be_learnt(name: str, tmp_path: Path) -> None:
+    plan = family_plan(name, tmp_path, privacy="none", **LEARNS)
+    found = simulate(plan, out=tmp_path / "run").metrics
+    if plan.task.classes:
+        assert found["accuracy"] > 0.9
+    else:
+        # 4,096 tokens; what follows a number in words is nearly fixed.
+        assert found["perplexity"] < 12
+
+
+def test_a_translation_is_scored_by_what_is_written(tmp_path: Path) -> None:
+    model = {"kind": "encoder-decoder", "options": {"width": 32, "heads": 2, "layers": 1}}
+    learns = {"training": {"rounds": 4, "steps": 40, "optimizer": "adam", "learning_rate": 0.01}}
+    plan = plan_for("text-to-text", model, tmp_path, 100, privacy="none", **learns)
+    found = simulate(plan, out=tmp_path / "run").metrics
+    assert found["chrf"] > 60 and found["bleu"] > 20
+    untrained = simulate(
+        plan.changed(training={"rounds": 1, "steps": 1, "learning_rate": 1e-9}),
+        out=tmp_path / "other",
+    ).metrics
+    assert untrained["chrf"] < 20
+
+
+# gaps
+
+
+def test_what_is_left_out_depends_on_the_record_and_the_step_alone(tmp_path: Path) -> None:
+    bench = Workbench(family_plan("gaps", tmp_path))
+    batch = bench.task.random_batch(6, 3)
+    losses = bench.engine.losses(batch)
+    shuffled = {key: tensor.flip(0) for key, tensor in batch.items()}
+    assert torch.allclose(bench.engine.losses(shuffled).flip(0), losses, atol=1e-6)
+    alone = {key: tensor[2:3] for key, tensor in batch.items()}
+    assert torch.allclose(bench.engine.losses(alone), losses[2:3], atol=1e-6)
+    with torch.no_grad():  # another step: another choice
+        bench.engine.parameters[0].view(-1)[0] += 0.125
+    assert not torch.allclose(bench.engine.losses(batch), losses, atol=1e-3)
+
+
+def test_a_seventh_of_the_tokens_is_left_out(tmp_path: Path) -> None:
+    plan = family_plan("gaps", tmp_path).changed(task={"max_tokens": 64})
+    bench = Workbench(plan)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(2, 4096, (200, 64), generator=generator)
+    tokens[:100, 40:] = 0
+    seen: list[torch.Tensor] = []
+
+    def model(read: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        seen.extend((read, places))
+        return torch.zeros(*places.shape, 4096)
+
+    model_like: Any = type("Model", (), {"__call__": staticmethod(model)})()
+    model_like.parameters = lambda: iter([torch.nn.Parameter(torch.ones(1))])
+    _, counts = bench.task.nats(model_like, {"tokens": tokens})  # type: ignore[attr-defined]
+    read, places = seen
+    assert counts[:100].sum(1).eq(6).all() and counts[100:].sum(1).eq(10).all()
+    # Padding is neither read instead of anything nor predicted.
+    assert (places[:100][counts[:100] > 0] < 40).all() and (read[:100, 40:] == 0).all()
+    changed = read != tokens
+    masked = (read == 1).sum() / counts.sum()
+    assert 0.75 < masked < 0.85
+    assert 0.85 < changed.sum() / counts.sum() < 0.95
+    # Every place is as likely as another.
+    share = torch.bincount(places[100:][counts[100:] > 0], minlength=64) / 100
+    assert share.min() > 0.04 and share.max() < 0.32
+
+
+def test_gaps_that_depend_on_the_batch_are_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from privet.common.tasks import language
+
+    real = language._hashes
+    monkeypatch.setattr(
+        language, "_hashes", lambda tokens, weight: real(tokens + tokens.sum(), weight)
+    )
+    with pytest.raises(SelfTestFailed, match="H6|H16"):
+        assert Workbench(family_plan("gaps", tmp_path)).self_tests
+
+
+# models of Hugging Face
+
+
+def _save(kind: str) -> Any:
+    import transformers as hf
+
+    more = {"vocab_size": 4096, "pad_token_id": 0}
+    if kind == "causal-text":
+        config: Any = hf.GPT2Config(n_embd=16, n_layer=1, n_head=2, n_positions=32, **more)
+        return hf.GPT2LMHeadModel(config).save_pretrained
+    if kind == "text-to-text":
+        config = hf.T5Config(
+            d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0,
+            eos_token_id=1, **more,
+        )  # fmt: skip
+        return hf.T5ForConditionalGeneration(config).save_pretrained
+    config = hf.BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, **more
+    )
+    return hf.BertForMaskedLM(config).save_pretrained
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("tuning", ["full", "lora", "head"])
+@pytest.mark.parametrize("kind", ["text", "causal-text", "masked-text", "text-to-text"])
+def test_a_folder_of_hugging_face_trains(kind: str, tuning: str, tmp_path: Path) -> None:
+    if tuning == "head" and kind != "text":
+        pytest.skip("the head of a language model is its table of tokens")
+    names = {"eos_token": "[UNK]", "mask_token": "[UNK]", "pad_token": "[PAD]"}
+    folder = tokenizer_folder(tmp_path / "model", _save(kind), **names)
+    targets = {"causal-text": ["c_attn"], "text-to-text": ["q", "v"]}
+    options: dict[str, Any] = {"folder": str(folder), "tuning": tuning, "rank": 2}
+    options["targets"] = targets.get(kind, ["query", "value"])
+    plan = plan_for(kind, {"kind": "huggingface", "options": options}, tmp_path)
+    bench = Workbench(plan)
+    assert bench.self_tests == ("H6", "H7", "H16", "H17")
+    assert bench.engine.mode == "bookkeeping"
+    result = simulate(plan, out=tmp_path / "run")
+    assert [site.status for site in result.sites] == ["released", "released"]
+    before = initial_model(plan)
+    assert any(not np.array_equal(result.model[name], before[name]) for name in before)
+
+
+def test_a_folder_must_have_the_weights_that_the_plan_names(tmp_path: Path) -> None:
+    folder = tokenizer_folder(tmp_path / "model", _save("text"), pad_token="[PAD]")
+    options = {"folder": str(folder), "sha256": "0" * 64}
+    plan = plan_for("text", {"kind": "huggingface", "options": options}, tmp_path)
+    with pytest.raises(PlanError, match="not the weights that model.options.sha256 names"):
+        build_model(plan)
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(DataMissing, match="only safetensors are read"):
+        build_model(plan)
+
+
+def test_a_model_that_cannot_do_the_task_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="model 'vit' does not do task 'text': use text-encoder"):
+        build_model(plan_for("text", {"kind": "vit"}, tmp_path))
+    with pytest.raises(PlanError, match="patch 3 does not divide an image of 4 by 4"):
+        build_model(plan_for("image", {"kind": "vit", "options": {"patch": 3}}, tmp_path))
