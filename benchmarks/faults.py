@@ -108,7 +108,7 @@ def undisturbed(folder: Path, rounds: int) -> Town:
 def disturbed(folder: Path, rounds: int, every: float, seed: int) -> tuple[Town, Counter[str]]:
     """Run it under faults; ``every`` is the mean time between two kills in seconds."""
     town = Town(folder, plan_for(SITES, rounds), ("seeded",))
-    trouble = Trouble(town.port, seed, 0.003)
+    trouble = Trouble(town.port, seed, 0.01)
     for name in SITES:
         town.lead(name, trouble.proxy())
     run = town.submit()
@@ -185,9 +185,7 @@ def main() -> None:
         calm = undisturbed(Path(name) / "calm", rounds)
         tell(f"in peace: {time.monotonic() - began:.0f} s")
         began = time.monotonic()
-        wild, count = disturbed(
-            Path(name) / "wild", rounds, 6.0 if options.quick else 12.0, options.seed
-        )
+        wild, count = disturbed(Path(name) / "wild", rounds, 4.0, options.seed)
         tell(f"under faults: {time.monotonic() - began:.0f} s, {dict(count)}")
         ours, theirs = model_of(wild), model_of(calm)
         other = sum(not np.array_equal(ours[key], theirs[key]) for key in theirs)

@@ -148,9 +148,9 @@ def trimmed(tokens: Tensor) -> Tensor:
     """Return [B, T] without columns that are padding in every row, up to a multiple of 16.
 
     What a record gives does not change, as nothing reads padding; its time does. Not on CUDA, where
-    the host would have to wait.
+    the host would have to wait, nor in what is exported.
     """
-    if tokens.is_cuda or not len(tokens):
+    if tokens.is_cuda or not len(tokens) or torch.compiler.is_exporting():
         return tokens
     longest = int((tokens != 0).any(0).sum())
     return tokens[:, : max(16, -(-longest // 16) * 16)]
@@ -194,6 +194,26 @@ class FeatureHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map features [B, D] to logits [B, K]."""
         return self.head(features * self.scale)  # type: ignore[no-any-return]
+
+
+class EncodedHead(nn.Module):
+    """A head on frozen features together with their encoder, so that it reads token numbers."""
+
+    def __init__(self, encoder: nn.Module, head: FeatureHead) -> None:
+        super().__init__()
+        self.encoder, self.head = encoder, head
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map token numbers [B, T] to logits [B, K]."""
+        features = nn.functional.normalize(_pooled(self.encoder, trimmed(tokens)), dim=1)
+        return self.head(features)  # type: ignore[no-any-return]
+
+
+def joined(network: nn.Module) -> nn.Module:
+    """Return a network that reads records: a head on frozen features gets their encoder."""
+    if isinstance(network, FeatureHead):
+        return EncodedHead(_frozen_minilm(), network)
+    return network
 
 
 def _minilm(classes: int, *, tuning: str = "head", scale: float = 1.0, **more: Any) -> nn.Module:

@@ -77,6 +77,26 @@ class Tokens:
             found.append(_tokenizer(self.path).decode(kept).strip())
         return found
 
+    def words(self, text: str) -> list[tuple[str, list[int]]]:
+        """Return the words of a text as it is written, each with the places of its tokens."""
+        tokenizer = _tokenizer(self.path)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_tokens)
+        encoding = tokenizer.encode(text)
+        found: list[tuple[str, list[int]]] = []
+        ends: tuple[int | None, int] = None, 0
+        for place, word in enumerate(encoding.word_ids):
+            start, end = encoding.offsets[place]
+            if word is None:
+                found.append((encoding.tokens[place], [place]))
+            elif found and ends[0] == word:
+                name, places = found.pop()
+                found.append((name + text[ends[1] : end], [*places, place]))
+            else:
+                found.append((text[start:end].strip(), [place]))
+            ends = word, end
+        return found
+
     def random(self, records: int, generator: torch.Generator) -> Tensor:
         """Return made-up rows, of which the last is padded."""
         length = min(self.max_tokens, 16)

@@ -27,8 +27,8 @@ app = typer.Typer(
 
 
 _TRAIN = frozenset(
-    "flwr google grpc grpc_health opacus pandas peft prometheus_client pyarrow safetensors sklearn "
-    "torch transformers".split()
+    "captum fastapi flwr google grpc grpc_health onnx onnxruntime opacus pandas peft "
+    "prometheus_client pyarrow sacrebleu safetensors sklearn torch transformers uvicorn".split()
 )
 """What the core install leaves out, as it is imported (extra: train)."""
 
@@ -82,4 +82,4 @@ def main() -> None:
         sys.exit(1)
 
 
-from privet.cli import audit, budget, client, init, server, simulate  # noqa: E402, F401  (they register)
+from privet.cli import audit, budget, client, init, model, server, simulate  # noqa: E402, F401  (they register)

@@ -31,7 +31,7 @@ def probe(data_dir: Path | None) -> Path:
 
 
 def load(data_dir: Path | None) -> pd.DataFrame:
-    """Return the labelled stays: text, organ system, region and patient.
+    """Return the labelled stays: text, organ system, region, patient, and what groups they are in.
 
     The list of problems stands last in the text and says most; it is put first, so that
     cutting a long text to 256 tokens does not lose it.
@@ -44,6 +44,7 @@ def load(data_dir: Path | None) -> pd.DataFrame:
             "organ_system": table["organ_system"],
             "site": table["region"].fillna("unknown"),
             "person": table["uniquepid"],
+            **{name: table[name] for name in ("gender", "age", "ethnicity")},
         }
     )
 

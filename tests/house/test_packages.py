@@ -19,6 +19,7 @@ ROOMS = ("common", "privacy", "client", "server", "simulations")
 DATA_FILES = {
     "privet/common/link/link.proto", "privet/common/link/link_pb2.pyi",
     "privet/common/models/tokenizer.json", "privet/common/models/tokenizer.md",
+    "privet/common/delivery/explain.html.j2",
     "privet/privacy/audit/report/page.html.j2", "privet/privacy/audit/report/style.css",
 }  # fmt: skip
 PLANTED = (

@@ -1,0 +1,215 @@
+"""A trained model as a folder that others can load: transformers, ONNX, and a card.
+
+::
+
+    OUT/  README.md            the card: what it is, what protects whose data
+          model.safetensors    all weights, LoRA merged into its layers
+          config.json          of transformers; Privet's own architectures carry their plan
+          tokenizer.json       where it reads texts
+          model.onnx           if asked for, compared with the network
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from privet.common.canonical import write_atomic, write_json
+from privet.common.errors import InputError, RunError
+from privet.common.models.text import joined, tokens_for
+from privet.common.plan import Plan
+
+if TYPE_CHECKING:
+    from privet.common.delivery.trained import Trained
+
+MOST_OFF = 1e-4
+"""Most that ONNX's outputs may differ from the network's, relative to the largest."""
+
+
+def export(trained: Trained, out: Path, card: str, *, onnx: bool = False) -> dict[str, Any]:
+    """Write the folder.
+
+    Args:
+        trained: the model.
+        out: new or empty.
+        card: Markdown, written as ``README.md``.
+        onnx: write ``model.onnx`` too, and compare it.
+
+    Returns:
+        ``out``, ``files`` and, with ONNX, ``onnx_off``, the largest relative difference.
+
+    Raises:
+        InputError: if ``out`` is not empty, or the model cannot be exported.
+        RunError: if ONNX's outputs differ.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not an empty folder; name another --out")
+    # Beside it, and moved when it is whole.
+    part = out.with_name(f".{out.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        off = _write(trained, part, card, onnx)
+        if out.exists():
+            out.rmdir()
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    value: dict[str, Any] = {"out": str(out), "files": sorted(p.name for p in out.iterdir())}
+    return {**value, "onnx_off": off} if onnx else value
+
+
+def _write(trained: Trained, out: Path, card: str, onnx: bool) -> float | None:
+    network = merged(trained.network)
+    inner: Any = getattr(network, "inner", None)
+    if inner is not None:
+        inner.save_pretrained(out)
+    else:
+        _own_architecture(trained, network, out)
+    _tokenizer(trained, out)
+    write_json(out / "plan.json", trained.plan.to_dict())
+    write_atomic(out / "README.md", card.encode())
+    return _onnx(trained, network, out / "model.onnx") if onnx else None
+
+
+def merged(network: nn.Module) -> nn.Module:
+    """Return a network whose LoRA layers are joined with those they change."""
+    for name, module in list(network.named_children()):
+        merge: Any = getattr(module, "merge_and_unload", None)
+        if merge is not None:
+            setattr(network, name, merge())
+    return network
+
+
+def _own_architecture(trained: Trained, network: nn.Module, out: Path) -> None:
+    from safetensors.torch import save_file
+
+    seen: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        # A table that is also a head is written once.
+        if seen.setdefault(id(tensor), name) == name:
+            tensors[name] = tensor.detach().contiguous()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt", **trained.facts})
+    write_json(
+        out / "config.json",
+        {
+            "model_type": "privet",
+            "architectures": [type(network).__name__],
+            "id2label": {str(k): name for k, name in enumerate(trained.plan.task.classes)},
+            "plan": trained.plan.to_dict(),
+        },
+    )
+
+
+def _tokenizer(trained: Trained, out: Path) -> None:
+    if trained.plan.task.kind in ("tabular", "image") or ":" in trained.plan.task.kind:
+        return
+    tokens = tokens_for(trained.plan.model, trained.plan.task.max_tokens)
+    shutil.copyfile(tokens.path, out / "tokenizer.json")
+
+
+def reload(folder: Path) -> nn.Module:
+    """Return the network of a folder of Privet's own architecture, in evaluation mode.
+
+    Raises:
+        InputError: if it is not one.
+    """
+    from safetensors.torch import load_file
+
+    from privet.common.models import build_model
+
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        plan = Plan.parse(config["plan"], where=str(folder / "config.json"))
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: not a folder that `privet model export` wrote") from error
+    network = merged(joined(build_model(plan.changed(device="cpu", model={"start": None}))))
+    missing, unknown = network.load_state_dict(tensors, strict=False)
+    tied = {name for name in missing if _is_tied(network, name, set(tensors))}
+    if unknown or set(missing) - tied:
+        odd = sorted({*unknown, *missing} - tied)[0]
+        raise InputError(f"{folder}: '{odd}' does not fit the plan's model")
+    return network.eval()
+
+
+def _is_tied(network: nn.Module, name: str, known: set[str]) -> bool:
+    state = network.state_dict(keep_vars=True)
+    return any(other in known and state[other] is state[name] for other in state)
+
+
+class _Bare(nn.Module):
+    """A network whose inputs come in an order, as ONNX wants them."""
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.network, self._names = network, names
+
+    def forward(self, *given: Tensor) -> Tensor:
+        """Return the network's output."""
+        if len(self._names) == 1 or "source" in self._names:
+            return self.network(*given)  # type: ignore[no-any-return]
+        return self.network(**dict(zip(self._names, given, strict=True)))  # type: ignore[no-any-return]
+
+
+def _onnx(trained: Trained, network: nn.Module, path: Path) -> float:
+    import onnxruntime
+
+    names = _inputs(trained)
+    batch = trained.task.random_batch(4, 0)
+    given = tuple(_full(trained, batch[name]) for name in names)
+    bare = _Bare(network, names).eval()
+    records = torch.export.Dim("records", min=1, max=1 << 20)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                bare, given, input_names=names, output_names=["logits"], dynamo=True,
+                dynamic_shapes=(tuple({0: records} for _ in names),),
+                verbose=False,
+            )  # fmt: skip
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"this model cannot be written as ONNX: {reason}") from error
+        assert program is not None
+        program.save(str(path))
+        wanted = bare(*given).numpy()
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    got = session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})[0]
+    off = float(np.abs(got - wanted).max() / max(float(np.abs(wanted).max()), 1e-12))
+    if not off <= MOST_OFF:
+        raise RunError(
+            f"ONNX's outputs differ from the network's by {off:.2g}, more than {MOST_OFF}"
+        )
+    return off
+
+
+def _inputs(trained: Trained) -> list[str]:
+    """Return the names of what the network reads, in order."""
+    known = {
+        "tabular": ["numeric", "missing", "categorical"],
+        "image": ["pixels"],
+        "text": ["tokens"],
+        "causal-text": ["tokens"],
+        "text-to-text": ["source", "target"],
+    }
+    if trained.plan.task.kind not in known:
+        raise InputError(f"no ONNX for a model of task '{trained.plan.task.kind}'")
+    return known[trained.plan.task.kind]
+
+
+def _full(trained: Trained, tensor: Tensor) -> Tensor:
+    """Return token numbers at the plan's full length."""
+    if tensor.dtype != torch.int64 or trained.plan.task.kind == "tabular":
+        return tensor
+    tokens = tokens_for(trained.plan.model, trained.plan.task.max_tokens)
+    room = tokens.max_tokens - tensor.shape[1]
+    return nn.functional.pad(tensor, (0, room), value=tokens.padding)

@@ -1,0 +1,137 @@
+"""A trained model, read from a run's folder, as a network and a task that feeds it."""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from privet.common.errors import DataError, InputError
+from privet.common.plan import Plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+    from privet.common.flat import Arrays
+    from privet.common.tasks import Batch, Task
+
+
+@dataclass(frozen=True)
+class Trained:
+    """One trained model.
+
+    Attributes:
+        plan: of the run.
+        arrays: trained parameters by name.
+        facts: what the file of the model says of itself.
+        folder: of the run.
+    """
+
+    plan: Plan
+    arrays: Arrays
+    facts: dict[str, str]
+    folder: Path
+
+    @functools.cached_property
+    def result(self) -> dict[str, Any]:
+        """What the run wrote down at its end; empty where there is none."""
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return {}
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    @functools.cached_property
+    def network(self) -> nn.Module:
+        """The whole network, trained and frozen parts, that maps inputs to logits; on the CPU.
+
+        Where only a head on frozen features was trained, the features' encoder is part of it.
+        """
+        import torch
+
+        from privet.common.models import build_model, trainable
+        from privet.common.models.text import joined
+
+        network = build_model(self.plan.changed(device="cpu"))
+        named = trainable(network)
+        if set(named) != set(self.arrays):
+            odd = sorted(set(named) ^ set(self.arrays))[0]
+            raise InputError(
+                f"{self.folder}: the plan's model and the file do not have the same parameters "
+                f"('{odd}'); was it written by another version?"
+            )
+        with torch.no_grad():
+            for name, parameter in named.items():
+                parameter.copy_(torch.from_numpy(np.array(self.arrays[name])))
+        return joined(network).eval()
+
+    @functools.cached_property
+    def task(self) -> Task:
+        """The task that makes the network's inputs."""
+        from privet.common.tasks import build_task
+
+        options = self.plan.model.options
+        if self.plan.model.kind == "minilm" and options.get("tuning", "head") == "head":
+            return build_task(self.plan.changed(model={"options": {"tuning": "full"}}))
+        return build_task(self.plan)
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """Return the inputs of records that may lack a label.
+
+        Raises:
+            DataError: if they do not fit the task.
+        """
+        spec = self.plan.task
+        if spec.classes and spec.label not in frame.columns:
+            frame = frame.assign(**{spec.label: spec.classes[0]})
+        if spec.kind == "text-to-text" and spec.target not in frame.columns:
+            frame = frame.assign(**{spec.target: ""})
+        if not len(frame):
+            raise DataError("there is no record")
+        return self.task.encode(frame)
+
+    def scores(self, batch: Batch, chunk: int = 256) -> np.ndarray:
+        """Return what each record is measured by, [N, K]."""
+        import torch
+
+        count, parts = len(next(iter(batch.values()))), []
+        with torch.no_grad():
+            for start in range(0, count, chunk):
+                part = {name: tensor[start : start + chunk] for name, tensor in batch.items()}
+                parts.append(self.task.scores(self.network, part).float().numpy())
+        return np.concatenate(parts)
+
+
+def load(folder: Path) -> Trained:
+    """Read the model of a run's folder, of a simulation or of a coordinator.
+
+    Raises:
+        InputError: if there is no finished run, or its parts are not of one plan.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path, plan_path = folder / "model" / "model.safetensors", folder / "plan.json"
+    for needed in (plan_path, path):
+        if not needed.is_file():
+            raise InputError(
+                f"{needed}: there is no such file; name the folder of a finished run, such as "
+                "`privet simulate --out` or a coordinator's runs/NAME"
+            )
+    try:
+        plan = Plan.parse(json.loads(plan_path.read_text(encoding="utf-8")), where=str(plan_path))
+    except ValueError as error:
+        raise InputError(f"{plan_path}: cannot be read: {error}") from error
+    try:
+        with safe_open(str(path), framework="numpy") as stored:
+            facts = dict(stored.metadata() or {})
+            arrays = {name: stored.get_tensor(name) for name in json.loads(facts["names"])}
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
+    if facts.get("plan") != plan.digest:
+        raise InputError(f"{path}: this model is of another plan than {plan_path}")
+    return Trained(plan, arrays, facts, folder)

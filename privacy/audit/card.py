@@ -1,0 +1,177 @@
+"""The card of a model that is handed on: what it is, and what a verifier found behind it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from privet.common.errors import InputError, PrivetError
+from privet.common.plan import Plan
+from privet.privacy.audit.bundle import write_bundle
+from privet.privacy.audit.report.judging import Standing, standing
+from privet.privacy.audit.verify import Verdict, verify
+from privet.privacy.signed_note import Checkpoint
+from privet.privacy.units import PrivacyLoss, Relation, Unit
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What files say about a model.
+
+    Attributes:
+        verdict: of the verifier.
+        standing: what a report makes of it.
+        run: name of the run that ended with this model; None if the journal names none.
+        heads: by log, the size and the root of its last checkpoint.
+    """
+
+    verdict: Verdict
+    standing: Standing
+    run: str | None
+    heads: dict[str, tuple[int, str]]
+
+
+def gather(source: Path, roster: Path | None, model: str) -> Evidence:
+    """Verify a bundle, or a run's folder that is bundled for the purpose.
+
+    Args:
+        source: a bundle or a folder.
+        roster: fingerprints that were had out of band, or None.
+        model: digest of the model's arrays.
+
+    Raises:
+        InputError: if there is no evidence there.
+    """
+    if source.is_file():
+        return _read(source, roster, model)
+    with tempfile.TemporaryDirectory() as name:
+        bundle = Path(name) / "run.bundle"
+        try:
+            write_bundle([source], bundle)
+        except PrivetError as error:
+            raise InputError(
+                f"{source}: its evidence cannot be gathered ({error}); name a bundle: --bundle FILE"
+            ) from error
+        return _read(bundle, roster, model)
+
+
+def _read(bundle: Path, roster: Path | None, model: str) -> Evidence:
+    verdict = verify(bundle, roster, brief=True)
+    run = None
+    for log in verdict.record.logs if verdict.record else []:
+        for entry in log.entries:
+            said = entry.predicate
+            if entry.kind == "run-closed" and said.get("model") == model:
+                run = str(said.get("run"))
+    heads: dict[str, tuple[int, str]] = {}
+    with bundle.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith('{"kind":"checkpoint"'):
+                head = Checkpoint.parse(json.loads(line)["note"])
+                heads[head.origin] = head.size, base64.b64encode(head.root).decode()
+    return Evidence(verdict, standing(verdict), run, heads)
+
+
+def write_card(
+    plan: Plan,
+    figures: Mapping[str, Any],
+    evidence: Evidence | None,
+    *,
+    source: str,
+    note: str = "",
+) -> str:
+    """Return the card as Markdown, with a header that Hugging Face reads.
+
+    Args:
+        plan: of the run.
+        figures: of the model, by name.
+        evidence: what was verified; None if none was at hand.
+        source: where the figures come from, in words.
+        note: what a reader of the figures should know.
+    """
+    rows = "\n".join(
+        f"| {name.replace('_', ' ')} | {value:.4g} |"
+        for name, value in figures.items()
+        if isinstance(value, int | float)
+    )
+    sites = ", ".join(site.name for site in plan.sites)
+    start = f" It started from `{plan.model.start}`." if plan.model.start else ""
+    return f"""---
+license: other
+library_name: privet
+tags: [federated-learning, differential-privacy, privet]
+---
+# {plan.title or plan.name}
+
+Trained by {len(plan.sites)} sites ({sites}) in {plan.training.rounds} rounds with Privet, for the
+task `{plan.task.kind}`, with the model `{plan.model.kind}`.{start} Plan: `{plan.digest}`.
+
+## Privacy
+
+{_privacy(plan, evidence)}
+
+## Figures
+
+Source: {source}.
+
+| figure | value |
+|---|---|
+{rows}
+
+{note}
+
+## Limits
+
+Figures are of the records named above and of no others. Look at the figures by group before the
+model decides about people (`privet model evaluate --group`), and at what it looks at
+(`privet model explain`). It repeats whatever bias its records hold.
+"""
+
+
+def _privacy(plan: Plan, evidence: Evidence | None) -> str:
+    privacy = plan.privacy
+    if privacy is None:
+        return "**None.** This model was trained without noise; treat it as if it were the data."
+    asked = PrivacyLoss(
+        privacy.epsilon, privacy.delta, Unit(privacy.unit), Relation(privacy.relation)
+    )
+    text = (
+        f"The plan allows each site **{asked}**. Trust: {privacy.trust}, nobody outside a site saw "
+        "un-noised values.\n\n"
+    )
+    if evidence is None:
+        return text + "**Not verified:** no evidence was at hand when this card was written."
+    return text + _verified(evidence)
+
+
+def _verified(evidence: Evidence) -> str:
+    verdict, top = evidence.verdict, evidence.standing
+    pinned = "pinned" if verdict.roster == "pinned" else "not pinned: its keys came with it"
+    if not verdict.ok:
+        faults = "\n".join(f"- {fault.rule}: {fault.message}" for fault in verdict.faults[:10])
+        return f"**Its evidence has faults**; rely on no figure of it.\n\n{faults}"
+    lines = [f"The evidence was verified: no rule is broken (roster {pinned})."]
+    if evidence.run is None:
+        lines.append("**The journal names no run that ended with this model.**")
+    else:
+        lines.append(f"The journal says that run `{evidence.run}` ended with this very model.")
+    claim = f"Claim: **{top.claim.word}**"
+    if top.claim.conditional:
+        claim += f", on {', '.join(top.claim.conditional)}"
+    if top.setting != "site":
+        claim += ". This was a simulation: all keys lay on one machine"
+    table = ["| site | population | spent in its life | cap |", "|---|---|---|---|"]
+    for found in verdict.sites:
+        epsilon = float("inf") if found.epsilon is None else found.epsilon
+        loss = PrivacyLoss(epsilon, found.delta, Unit(found.unit), Relation(found.relation))
+        cap = "none" if found.cap is None else f"ε {found.cap:g}"
+        table.append(f"| {found.site} | {found.population} | {loss} | {cap} |")
+    heads = ["| log | entries | root |", "|---|---|---|"]
+    heads += [f"| `{name}` | {size} | `{root}` |" for name, (size, root) in evidence.heads.items()]
+    parts = [" ".join(lines), claim + ".", "\n".join(table), "Checkpoints:", "\n".join(heads)]
+    return "\n\n".join(parts)

@@ -1,0 +1,282 @@
+"""``privet model``: evaluate, explain, export and serve what was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privet.cli import app
+from privet.common.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from privet.common.delivery.trained import Trained
+
+model = typer.Typer(
+    no_args_is_help=True,
+    help="Evaluate, explain, export and serve a trained model.",
+    epilog="[bold]Examples[/bold]\n\n"
+    "privet model evaluate runs/RUN --group sex --group age:40,65\n\n"
+    "privet model explain runs/RUN --records 3 --out why.html\n\n"
+    "privet model export runs/RUN --out model --onnx\n\n"
+    "privet model serve runs/RUN",
+)
+app.add_typer(model, name="model")
+
+Run = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the records; default $PRIVET_DATA.")]
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--from", help="Records of your own: a CSV or Parquet file with the plan's columns.",
+        metavar="FILE",
+    ),
+]  # fmt: skip
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@model.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "privet model evaluate runs/RUN --group sex --group age:40,65\n\n"
+    "privet model evaluate runs/RUN --from cases.csv --json"
+)
+def evaluate(
+    run: Run,
+    data: Data = None,
+    own: From = None,
+    group: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Tell records apart by a column, or by bands of one: age:40,65. Repeatable.",
+            metavar="COLUMN[:BOUNDS]",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a model: over all records, by site, by group, with calibration and gaps.
+
+    The records are the test split of the run's scenario, or a file of your own. The figures are
+    exact: of private records they are private, and must stay where the records are.
+    """
+    from privet.cli import show, show_model
+    from privet.common.delivery.evaluate import Group
+    from privet.common.delivery.evaluate import evaluate as measure
+
+    trained = _load(run)
+    groups = [Group.parse(text) for text in group or []]
+    with show.stage("evaluating") as tell:
+        frame = _records(trained, data, own)
+        tell(f"{len(frame)} records")
+        found = measure(trained, frame, groups)
+    value = {"run": str(run), "source": _source(own), **found}
+    if as_json:
+        typer.echo(json.dumps(value, ensure_ascii=False))
+    else:
+        show_model.evaluation(value)
+
+
+@model.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "privet model explain runs/RUN --records 3 --out why.html\n\n"
+    "privet model explain runs/RUN --from one-case.csv --class 1 --out why.html"
+)
+def explain(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The page to write (HTML).")],
+    data: Data = None,
+    own: From = None,
+    records: Annotated[int, typer.Option(help="Explain the first N records.", min=1, max=100)] = 1,
+    overall: Annotated[
+        int, typer.Option(help="Show what counts over the first N records; 0 for none.", min=0)
+    ] = 0,
+    target: Annotated[
+        str | None,
+        typer.Option("--class", help="The class to explain; default the predicted one."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which words, cells or pixels decided, as a page that stands alone.
+
+    Texts and images by integrated gradients, tables by Shapley values. An explanation holds the
+    record that it explains.
+    """
+    from privet.cli import show
+    from privet.common.delivery import explain as why
+
+    trained = _load(run)
+    if overall and own is not None:
+        raise InputError("--overall is for public records; it goes without --from")
+    with show.stage("explaining") as tell:
+        frame = _records(trained, data, own)
+        tell(f"{records} records")
+        found = why.explain(trained, frame.head(records), target)
+        parts = []
+        if overall:
+            tell(f"over {overall} records")
+            parts = why.whole(why.explain(trained, frame.head(overall), target))
+    plan = trained.plan
+    terms = "These are records of a file of your own: this page holds them."
+    if own is None:
+        terms = "The records are of the public test split."
+    why.write_page(out, f"Why? {plan.title or plan.name}", found, parts, terms)
+    if as_json:
+        value = {
+            "run": str(run),
+            "out": str(out),
+            "records": [one.to_dict() for one in found],
+            "overall": [{"name": part.name, "weight": part.weight} for part in parts],
+        }
+        typer.echo(json.dumps(value, ensure_ascii=False))
+    else:
+        typer.echo(f"{out}: {len(found)} explained")
+
+
+@model.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "privet model export runs/RUN --out model --onnx\n\n"
+    "privet model export runs/RUN --out model --bundle run.bundle --roster fingerprints.json"
+)
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Option(help="The folder to write, new or empty.", metavar="DIR")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="Also write ONNX, and compare it.")] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option(help="Evidence of the run; default: what lies in RUN.", metavar="FILE"),
+    ] = None,
+    roster: Annotated[
+        Path | None,
+        typer.Option(help="Roster of fingerprints that reached you another way.", metavar="FILE"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a folder that others can load, with a card that says what protects whose data.
+
+    The card carries ε with δ, unit and relation, the claim, the ledgers' checkpoints, and what the
+    verifier found.
+    """
+    from privet.cli import show
+    from privet.common.delivery.export import export as write
+    from privet.common.flat import digest_arrays
+    from privet.privacy.audit import card
+
+    trained = _load(run)
+    with show.stage("exporting") as tell:
+        evidence = None
+        if bundle is not None or trained.plan.privacy is not None:
+            tell("verifying the evidence")
+            try:
+                evidence = card.gather(bundle or run, roster, digest_arrays(trained.arrays))
+            except InputError:
+                if bundle is not None:
+                    raise
+        result = trained.result
+        text = card.write_card(
+            trained.plan,
+            result.get("metrics", {}),
+            evidence,
+            source="the run's own (" + str(result.get("metrics_source", "none")) + ")",
+            note=str(result.get("note", "")),
+        )
+        tell("writing")
+        value = write(trained, out, text, onnx=onnx)
+    verified = None if evidence is None else evidence.verdict.ok
+    named = None if evidence is None else evidence.run
+    if as_json:
+        typer.echo(json.dumps({**value, "verified": verified, "run": named}))
+        return
+    typer.echo(f"{out}: {', '.join(value['files'])}")
+    if onnx:
+        typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
+    words = {None: "no evidence at hand", True: "evidence verified", False: "evidence has FAULTS"}
+    typer.echo(f"Card: {words[verified]}")
+
+
+@model.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "privet model serve runs/RUN\n\n"
+    "privet model serve runs/RUN --feedback feedback.csv --policy site.toml"
+)
+def serve(
+    run: Run,
+    host: Annotated[
+        str, typer.Option(help="Address to listen at; others than this machine's need --open.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port.", min=0, max=65535)] = 8080,
+    open_: Annotated[
+        bool,
+        typer.Option(
+            "--open", help="Listen where other machines can reach it. There is no authentication."
+        ),
+    ] = False,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(help="Keep feedback records in this CSV file of the site.", metavar="FILE"),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="The site's policy: says whether a record names a person."),
+    ] = None,
+) -> None:
+    """Serve predictions over HTTP on this machine, with OpenAPI at /docs.
+
+    Feedback records stay in FILE. Name it as a data set of the same population in site.toml, and
+    a later run trains on it through the same ledger.
+    """
+    import ipaddress
+
+    import uvicorn
+
+    from privet.client.serve import Feedback, feedback_columns, make_service
+
+    try:
+        here = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        raise InputError(f"--host {host}: not an address of a machine") from None
+    if not here and not open_:
+        raise InputError(
+            f"--host {host}: other machines could ask, and there is no authentication. Put a proxy "
+            "that asks who is calling before it, or say --open"
+        )
+    trained = _load(run)
+    kept = None
+    if feedback is not None:
+        from privet.privacy.policy import Policy
+
+        site = Policy.load(policy) if policy else None
+        kept = Feedback(feedback, feedback_columns(trained, site))
+    service = make_service(trained, kept)
+    typer.echo(f"http://{host}:{port}/docs", err=True)
+    uvicorn.run(service, host=host, port=port, log_level="warning")
+
+
+def _load(run: Path) -> Trained:
+    from privet.common.delivery.trained import load
+
+    return load(run)
+
+
+def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFrame:
+    """Return a file's records, or the run's test split."""
+    if own is not None:
+        from privet.client.data.tables import read_table
+
+        return read_table(own)
+    from privet.simulations.records import Records
+
+    if trained.plan.scenario is None and not any(
+        [trained.plan.data.path, *(site.path for site in trained.plan.sites)]
+    ):
+        raise InputError("the plan names no records: bring a file, --from FILE")
+    frame = Records(trained.plan, data).parts()["test"]
+    if not len(frame):
+        raise InputError("the plan's test split is empty: bring a file, --from FILE")
+    return frame
+
+
+def _source(own: Path | None) -> Any:
+    return "test split" if own is None else str(own)

@@ -1,0 +1,61 @@
+"""What people see of a model's evaluation."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+_SHOWN = {
+    "accuracy": "accuracy", "f1": "F1", "auc": "AUC", "selected": "selected",
+    "true_positive_rate": "true +", "false_positive_rate": "false +",
+    "perplexity": "perplexity", "loss": "loss", "bits_per_character": "bits/char",
+}  # fmt: skip
+"""Figures of the tables, each with its heading; --json has all."""
+_out = Console(width=None if sys.stdout.isatty() else 100)
+
+
+def evaluation(value: dict[str, Any]) -> None:
+    """Print figures over all, by site and by group, the gaps, and the calibration."""
+    found = {name for name, figure in value["metrics"].items() if figure is not None}
+    names = [name for name in _SHOWN if name in found]
+    table = _table(f"{value['records']} records ({value['source']})", "of", names)
+    _row(table, "all", value["records"], value["metrics"], names, style="bold")
+    for site, figures in value["sites"].items():
+        _row(table, site, figures["records"], figures, names)
+    _out.print(table)
+    for column, found in value["groups"].items():
+        table = _table(f"By {column}", column, names)
+        for group, figures in found["figures"].items():
+            _row(table, group, figures["records"], figures, names)
+        table.add_section()
+        _row(table, "gap", None, found["gaps"], names, style="bold")
+        _out.print(table)
+    if (calibration := value["calibration"]) is not None:
+        _out.print(
+            f"Calibration: stated probabilities are off by {calibration['error']:.3f} on average "
+            f"(Brier score {calibration['brier']:.3f}).",
+            highlight=False,
+        )
+    _out.print(
+        "These figures are exact, not noised: of private records they are private.", style="dim"
+    )
+
+
+def _table(title: str, first: str, names: list[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column(first)
+    table.add_column("records", justify="right")
+    for name in names:
+        table.add_column(_SHOWN[name], justify="right")
+    return table
+
+
+def _row(
+    table: Table, name: str, count: int | None, figures: dict[str, Any], names: list[str],
+    style: str | None = None,
+) -> None:  # fmt: skip
+    cells = ["–" if figures.get(key) is None else f"{figures[key]:.3f}" for key in names]
+    table.add_row(name, "–" if count is None else str(count), *cells, style=style)

@@ -1,0 +1,116 @@
+"""Figures of a model, by site and by group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from families_kit import counting
+
+from privet.common.delivery.evaluate import Group, calibration, evaluate
+from privet.common.delivery.trained import Trained, load
+from privet.common.errors import DataError, InputError
+
+Runs = Callable[[str], Path]
+
+
+def table() -> pd.DataFrame:
+    return pd.concat(
+        [counting(n, 40, 7).assign(site=f"Site {n}", age=20 + 10 * n) for n in (1, 2)],
+        ignore_index=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def dense(run_of: Runs) -> Trained:
+    return load(run_of("dense"))
+
+
+def test_figures_are_those_of_the_scores(dense: Trained) -> None:
+    frame = table()
+    found = evaluate(dense, frame, [])
+    scores = dense.scores(dense.encode(frame))
+    right = scores.argmax(1) == frame["low"].to_numpy()
+    assert found["metrics"]["accuracy"] == pytest.approx(right.mean())
+    assert found["records"] == 80
+    for number in (1, 2):
+        mine = (frame["site"] == f"Site {number}").to_numpy()
+        site = found["sites"][f"Site {number}"]
+        assert site["records"] == 40 and site["accuracy"] == pytest.approx(right[mine].mean())
+
+
+def test_groups_and_their_gaps(dense: Trained) -> None:
+    frame = table().assign(sex=["f", "m"] * 40)
+    frame.loc[0, "sex"] = None
+    found = evaluate(dense, frame, [Group.parse("sex"), Group.parse("age:35,60")])
+    assert list(found["groups"]["age"]["figures"]) == ["below 35", "35 to 60"]
+    by_sex = found["groups"]["sex"]
+    assert list(by_sex["figures"]) == ["f", "m", "missing"]
+    counts = [row["records"] for row in by_sex["figures"].values()]
+    assert counts == [39, 40, 1]
+    shares = [row["selected"] for row in by_sex["figures"].values()]
+    assert by_sex["gaps"]["selected"] == pytest.approx(max(shares) - min(shares))
+
+
+def test_a_rigged_model_shows_in_the_gaps(dense: Trained) -> None:
+    # Group a has the label that the model says, group b the other one.
+    frame = table()
+    said = dense.scores(dense.encode(frame)).argmax(1)
+    group = np.arange(len(frame)) % 2
+    frame["low"], frame["group"] = np.where(group == 0, said, 1 - said), group
+    found = evaluate(dense, frame, [Group.parse("group")])
+    assert found["groups"]["group"]["gaps"]["accuracy"] == 1.0
+
+
+def test_calibration_of_what_is_known() -> None:
+    sure = np.array([[0.9, 0.1]] * 100)
+    labels = np.array([0] * 90 + [1] * 10)
+    assert calibration(sure, labels)["error"] == pytest.approx(0.0, abs=1e-9)
+    assert calibration(sure, 1 - labels)["error"] == pytest.approx(0.8)
+    assert calibration(sure, labels)["brier"] == pytest.approx(0.9 * 0.02 + 0.1 * 1.62)
+
+
+@pytest.mark.parametrize("text", ["age:", "age:x", "age:60,40", ":40", "age:40,40"])
+def test_wrong_groups_are_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--group"):
+        Group.parse(text)
+
+
+def test_unknown_columns_are_named(dense: Trained) -> None:
+    with pytest.raises(InputError, match="there is no column 'ward' to group by"):
+        evaluate(dense, table(), [Group.parse("ward")])
+    with pytest.raises(InputError, match="holds no numbers to cut"):
+        evaluate(dense, table(), [Group.parse("text:1,2")])
+    with pytest.raises(DataError, match="x1"):
+        evaluate(dense, table().drop(columns="x1"), [])
+
+
+@pytest.mark.parametrize("name", ["decoder", "gaps", "encoder-decoder", "vit", "text-encoder"])
+def test_every_family_is_evaluated(run_of: Runs, name: str) -> None:
+    found = evaluate(load(run_of(name)), table(), [Group.parse("site")])
+    headline = "accuracy" if found["calibration"] else "perplexity"
+    assert found["metrics"][headline] is not None
+    assert set(found["groups"]["site"]["gaps"]) >= {headline}
+
+
+# reading
+
+
+def test_a_run_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"plan\.json: there is no such file; name the folder"):
+        load(tmp_path)
+
+
+def test_a_model_of_another_plan_is_refused(run_of: Runs, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(run_of("dense") / "model", tmp_path / "model")
+    shutil.copy(run_of("vit") / "plan.json", tmp_path)
+    with pytest.raises(InputError, match="of another plan"):
+        load(tmp_path)
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"not a model")
+    with pytest.raises(InputError, match="cannot be read as safetensors"):
+        load(tmp_path)

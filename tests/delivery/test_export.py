@@ -1,0 +1,134 @@
+"""What is handed on is the same model, with a card that says what was verified."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from families_kit import counting
+
+from privet.common.delivery.export import export, reload
+from privet.common.delivery.trained import load
+from privet.common.errors import InputError, RunError
+from privet.common.flat import digest_arrays
+from privet.privacy.audit.bundle import write_bundle
+from privet.privacy.audit.card import gather, write_card
+
+Runs = Callable[[str], Path]
+OWN = ["linear", "dense", "ft-transformer", "vit", "resnet", "text-encoder", "decoder", "gaps"]
+WRITTEN_AS_ONNX = ["linear", "dense", "ft-transformer", "vit", "resnet", "text-encoder", "decoder"]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_folder_gives_the_same_network_again(run_of: Runs, tmp_path: Path, name: str) -> None:
+    trained = load(run_of(name))
+    found = export(trained, tmp_path / "out", "# card\n")
+    assert {"README.md", "config.json", "model.safetensors", "plan.json"} <= set(found["files"])
+    again = reload(tmp_path / "out")
+    batch = trained.encode(counting(1, 6, 5))
+    with torch.no_grad():
+        one, two = (trained.task.loss(net, batch) for net in (trained.network, again))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("name", ["t5", "encoder-decoder"])
+def test_a_folder_of_transformers_is_loaded_by_it(run_of: Runs, tmp_path: Path, name: str) -> None:
+    from transformers import AutoModelForSeq2SeqLM
+
+    trained = load(run_of(name))
+    export(trained, tmp_path / "out", "# card\n")
+    again = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "out").eval()
+    batch = trained.encode(counting(1, 3, 5))
+    with torch.no_grad():
+        wanted = trained.network.inner(batch["source"], decoder_input_ids=batch["target"])  # type: ignore[operator]
+        got = again(batch["source"], decoder_input_ids=batch["target"])
+    assert torch.allclose(got.logits, wanted.logits, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRITTEN_AS_ONNX)
+def test_onnx_agrees(run_of: Runs, tmp_path: Path, name: str) -> None:
+    found = export(load(run_of(name)), tmp_path / "out", "# card\n", onnx=True)
+    assert found["onnx_off"] <= 1e-4
+    assert "model.onnx" in found["files"]
+
+
+def test_onnx_that_differs_is_not_handed_on(
+    run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime
+
+    real = onnxruntime.InferenceSession.run
+    monkeypatch.setattr(
+        onnxruntime.InferenceSession, "run",
+        lambda self, names, given: [part * 1.001 for part in real(self, names, given)],
+    )  # fmt: skip
+    with pytest.raises(RunError, match="differ from the network's"):
+        export(load(run_of("dense")), tmp_path / "out", "# card\n", onnx=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(run_of: Runs, tmp_path: Path) -> None:
+    (tmp_path / "note").write_text("mine")
+    with pytest.raises(InputError, match="not an empty folder"):
+        export(load(run_of("dense")), tmp_path, "# card\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["note"]
+    with pytest.raises(InputError, match="not a folder that `privet model export` wrote"):
+        reload(tmp_path)
+
+
+# the card
+
+
+def test_the_card_says_what_was_verified(run_of: Runs) -> None:
+    folder = run_of("dense")
+    trained = load(folder)
+    evidence = gather(folder, folder / "roster-fingerprints.json", digest_arrays(trained.arrays))
+    card = write_card(trained.plan, {"accuracy": 0.5}, evidence, source="a test")
+    result = json.loads((folder / "result.json").read_text())
+    assert "ended with this very model" in card and result["run"] in card
+    assert "no rule is broken (roster pinned)" in card
+    assert "δ 0.001, per record, add or remove one" in card and "Trust: local" in card
+    assert f"{result['sites'][0]['epsilon']:.3f}" in card
+    assert "Claim: **conditional**" in card and "H31" in card
+    for origin, (size, root) in evidence.heads.items():
+        assert f"| `{origin}` | {size} | `{root}` |" in card
+    assert len(evidence.heads) == 3
+
+
+def test_the_card_of_another_model_says_so(run_of: Runs) -> None:
+    folder = run_of("dense")
+    trained = load(folder)
+    arrays = {name: array + 1 for name, array in trained.arrays.items()}
+    evidence = gather(folder, None, digest_arrays(arrays))
+    card = write_card(trained.plan, {}, evidence, source="a test")
+    assert "names no run that ended with this model" in card
+    assert "roster not pinned" in card
+
+
+def test_the_card_of_damaged_evidence_says_so(run_of: Runs, tmp_path: Path) -> None:
+    folder = run_of("dense")
+    trained = load(folder)
+    bundle = write_bundle([folder], tmp_path / "run.bundle").path
+    lines = bundle.read_text().splitlines(keepends=True)
+    cut = next(number for number, line in enumerate(lines) if '"payload"' in line)
+    bundle.write_text("".join(lines[:cut] + lines[cut + 1 :]))
+    evidence = gather(bundle, None, digest_arrays(trained.arrays))
+    card = write_card(trained.plan, {}, evidence, source="a test")
+    assert "has faults" in card and "was verified" not in card
+
+
+def test_evidence_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="its evidence cannot be gathered"):
+        gather(tmp_path, None, "sha256:" + 64 * "0")
+
+
+def test_a_run_without_privacy_says_none(run_of: Runs) -> None:
+    plan = load(run_of("dense")).plan.changed(privacy=None)
+    card = write_card(plan, {}, None, source="a test")
+    assert "**None.** This model was trained without noise" in card
+    with_privacy = write_card(load(run_of("dense")).plan, {}, None, source="a test")
+    assert "**Not verified:**" in with_privacy

@@ -1,0 +1,197 @@
+"""The service of a site: predictions, errors in words, feedback that stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from families_kit import counting
+
+from privet.client.data.records import read_records
+from privet.client.serve import Feedback, feedback_columns
+from privet.common.delivery.trained import load
+from privet.common.errors import DataError, InputError
+from privet.privacy.policy import DataSet
+
+Runs = Callable[[str], Path]
+
+
+class Service:
+    """``privet model serve`` in a process of its own."""
+
+    def __init__(self, run: Path, *more: str) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        command = [sys.executable, "-m", "privet", "model", "serve", str(run)]
+        command = [sys.executable, "-c", "from privet.cli import main; main()", *command[3:]]
+        self.process = subprocess.Popen(
+            [*command, "--port", str(self.port), *more], stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(600):
+            try:
+                self.get("/health")
+            except (urllib.error.URLError, ConnectionError):
+                assert self.process.poll() is None, (
+                    self.process.stderr and self.process.stderr.read()
+                )
+                time.sleep(0.1)
+            else:
+                return
+        raise AssertionError("the service did not come up")
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as answer:
+            return json.loads(answer.read())
+
+    def post(self, path: str, value: Any) -> tuple[int, Any]:
+        asked = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}", json.dumps(value).encode(),
+            {"Content-Type": "application/json"},
+        )  # fmt: skip
+        try:
+            with urllib.request.urlopen(asked, timeout=60) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.loads(error.read())
+
+    def close(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(20)
+        if self.process.stderr:
+            self.process.stderr.close()
+
+
+@pytest.fixture(scope="module")
+def service(run_of: Runs, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("site") / "feedback.csv"
+    made = Service(run_of("dense"), "--feedback", str(path))
+    yield made, path
+    made.close()
+
+
+def test_one_record_and_many(service: Any, run_of: Runs) -> None:
+    made, _ = service
+    frame = counting(1, 5, 9)[["x1", "x2"]]
+    rows = json.loads(frame.to_json(orient="records"))
+    status, one = made.post("/predict", rows[0])
+    assert status == 200 and len(one["predictions"]) == 1
+    status, many = made.post("/predict", {"records": rows})
+    trained = load(run_of("dense"))
+    scores = trained.scores(trained.encode(frame))
+    assert status == 200
+    for answer, row in zip(many["predictions"], scores, strict=True):
+        assert answer["label"] == str(row.argmax())
+        assert answer["probabilities"] == pytest.approx({"0": row[0], "1": row[1]}, abs=1e-6)
+    assert one["predictions"][0]["label"] == many["predictions"][0]["label"]
+
+
+def test_it_describes_itself(service: Any, run_of: Runs) -> None:
+    made, _ = service
+    assert made.get("/health")["plan"] == load(run_of("dense")).plan.digest
+    assert {"/predict", "/feedback", "/health"} <= set(made.get("/openapi.json")["paths"])
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("/predict", {"x1": 1.0}, "'x2' is missing"),
+        ("/predict", {"x1": "high", "x2": 0}, "is not a number"),
+        ("/predict", {"records": []}, "between 1 and 1000"),
+        ("/predict", [], "valid dictionary"),
+        ("/feedback", {"x1": 1, "x2": 0}, "label column 'low' is missing"),
+        ("/feedback", {"x1": 1, "x2": 0, "low": "perhaps"}, "not a declared class"),
+    ],
+)
+def test_what_is_wrong_is_said(service: Any, path: str, value: Any, said: str) -> None:
+    made, kept = service
+    before = kept.read_bytes() if kept.exists() else b""
+    status, answer = made.post(path, value)
+    assert status == 422 and said in json.dumps(answer)
+    assert (kept.read_bytes() if kept.exists() else b"") == before
+    assert made.get("/health")["status"] == "ok"
+
+
+def test_feedback_becomes_a_data_set_of_the_site(service: Any, run_of: Runs) -> None:
+    made, path = service
+    rows = json.loads(counting(1, 30, 9)[["x1", "x2", "low"]].to_json(orient="records"))
+    before = len(pd.read_csv(path)) if path.exists() else 0
+    assert made.post("/feedback", rows[0]) == (201, {"kept": 1})
+    assert made.post("/feedback", {"records": rows[1:]}) == (201, {"kept": 29})
+    data = DataSet(population="patients", nominal_size=30, path=str(path))
+    found = read_records(path, data, load(run_of("dense")).plan)
+    assert len(found.train) + len(found.held_out) == before + 30
+
+
+def test_it_listens_on_this_machine_alone(service: Any) -> None:
+    import psutil
+
+    made, _ = service
+    listening = [
+        one.laddr.ip
+        for one in psutil.Process(made.process.pid).net_connections(kind="inet")
+        if one.status == psutil.CONN_LISTEN
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_another_address_must_be_wanted(run_of: Runs) -> None:
+    command = [sys.executable, "-c", "from privet.cli import main; main()", "model", "serve"]
+    done = subprocess.run(
+        [*command, str(run_of("dense")), "--host", "0.0.0.0"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "there is no authentication" in done.stderr
+
+
+# the file
+
+
+def test_a_full_disk_leaves_no_half_of_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Feedback(tmp_path / "f.csv", ("x", "y"))
+    kept.add([{"x": 1, "y": 2}])
+    whole = kept.path.read_bytes()
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        kept.add([{"x": 3, "y": 4}])
+    assert kept.path.read_bytes() == whole
+
+
+def test_records_that_lack_a_column_are_not_kept(tmp_path: Path) -> None:
+    kept = Feedback(tmp_path / "f.csv", ("x", "person"))
+    with pytest.raises(DataError, match="record 1: 'person' is missing"):
+        kept.add([{"x": 1, "person": "a"}, {"x": 1}])
+    assert not kept.path.exists()
+
+
+def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="its columns are a, b"):
+        Feedback(tmp_path / "f.csv", ("x", "y"))
+
+
+def test_a_person_is_asked_for_where_the_unit_is_one(run_of: Runs) -> None:
+    trained = load(run_of("dense"))
+    assert feedback_columns(trained, None) == ("x1", "x2", "low")
+    plan = trained.plan.changed(privacy={"unit": "person", "max_records": 2})
+    import dataclasses
+
+    other = dataclasses.replace(trained, plan=plan)
+    assert feedback_columns(other, None) == ("x1", "x2", "low", "person")
