@@ -276,7 +276,10 @@ def main() -> None:
         for count in threads:
             tell(f"{model}, {count} threads, {times} times")
             given = argparse.Namespace(**{**vars(options), "times": times})
-            rows += rows_of(given, model, count)
+            found = rows_of(given, model, count)
+            for item in found:  # half an hour is lost otherwise where it is stopped
+                tell(_line(item))
+            rows += found
     if not options.model:
         given = argparse.Namespace(**{**vars(options), "times": 3 if options.quick else 9})
         values = apart("noise", given, threads=1)

@@ -126,13 +126,16 @@ def bare(folder: Path, size: int, repeats: int, kind: str) -> list[float]:
         port = server.add_secure_port("127.0.0.1:0", ends.credentials)
         await server.start()
         ends.start(kind, port)
-        await asyncio.sleep(8)
         took = []
         for _ in range(repeats + 1):
+            async with asyncio.timeout(120):
+                while handler.waiting < 2:  # a site that came too late would wait for ever
+                    await asyncio.sleep(0.005)
             begun = time.perf_counter()
             hashlib.sha256(handler.model.data).digest()
             handler.go.set()
-            await asyncio.sleep(0.05)
+            while handler.waiting:
+                await asyncio.sleep(0)
             handler.go.clear()
             for _ in range(2):
                 await came.get()

@@ -52,6 +52,7 @@ class BareServer(grpc.GenericRpcHandler):
     def __init__(self, model: np.ndarray, done: Callable[[str], None]) -> None:
         self.model, self.done = model, done
         self.go = asyncio.Event()
+        self.waiting = 0
 
     def service(self, details: Any) -> Any:
         """Return the handler of a call."""
@@ -64,8 +65,15 @@ class BareServer(grpc.GenericRpcHandler):
             return grpc.unary_unary_rpc_method_handler(self._down_at_once)
         return grpc.unary_unary_rpc_method_handler(self._up_at_once)
 
+    async def _until_told(self) -> None:
+        self.waiting += 1
+        try:
+            await self.go.wait()
+        finally:
+            self.waiting -= 1
+
     async def _down(self, request: bytes, context: Any) -> AsyncIterator[bytes]:
-        await self.go.wait()
+        await self._until_told()
         view = self.model.view(np.uint8).data
         for start in range(0, view.nbytes, CHUNK):
             yield bytes(view[start : start + CHUNK])
@@ -82,7 +90,7 @@ class BareServer(grpc.GenericRpcHandler):
         return b""
 
     async def _down_at_once(self, request: bytes, context: Any) -> bytes:
-        await self.go.wait()
+        await self._until_told()
         return self.model.tobytes()
 
     async def _up_at_once(self, request: bytes, context: Any) -> bytes:

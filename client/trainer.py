@@ -184,6 +184,8 @@ class Trainer:
                         frame.iloc[[row]].reset_index(drop=True)
                     ),
                 )
+            if part == "train" and self.plan.privacy is not None:
+                selftest.real_records(self._bench.engine, examples)
             self._cache[part] = _Encoded(examples, units_of(self.plan, frame))
         return self._cache[part]
 

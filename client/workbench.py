@@ -61,6 +61,7 @@ class Workbench:
                 return tuple(selftest.run(self.engine, self._random_batch, declared))
             except SelfTestFailed as fault:
                 if not self.engine.fall_back(str(fault)):
+                    self.engine.close()
                     raise
                 return tuple(selftest.run(self.engine, self._random_batch, declared))
         finally:

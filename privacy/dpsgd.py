@@ -275,6 +275,7 @@ def _descend(
     optimizer_factory: OptimizerFactory,
     proximal_mu: float,
 ) -> dict[str, Tensor]:
+    engine.require_same_parameters()
     parameters = engine.parameters
     start = [parameter.detach().clone() for parameter in parameters]
     watch = Watch(engine.model, parameters)

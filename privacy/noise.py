@@ -90,6 +90,8 @@ class Stream:
         They are drawn and scaled in double precision, and rounded to the tensor's type when they
         are added. On CUDA they are made there, from the same words; see :mod:`.device_noise`.
         """
+        if not values.is_floating_point():
+            raise PrivacyFault(f"noise cannot be added to numbers of type {values.dtype}")
         flat = values.view(-1)
         if values.device.type != "cpu":
             from privet.privacy.device_noise import normals

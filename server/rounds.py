@@ -157,6 +157,7 @@ def run(
             snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1]))
             recorder.close_round(record)
             model = joined
+            del replies  # their files would be held through the next round
             outcome.progress.append(progress)
             outcome.model = shown
             observe(progress)

@@ -26,6 +26,8 @@ _SMALL = 1 << 11
 """Parameters of at most so many numbers share one matrix."""
 _STRETCH = 1 << 12
 """Squares that are added in single precision."""
+_CANCELLED = 1 / 16
+"""A square below this share of what its rows have alone is made of numbers that cancel."""
 _FEW = 4
 """A table of at most so many times as many rows as are looked up is instantiated."""
 
@@ -42,7 +44,7 @@ class Page:
     def __init__(self, name: str, parameter: Tensor, *, dense: bool | None = None) -> None:
         self.name = name
         self.parameter = parameter
-        self.dense = dense
+        self.dense = self._wanted = dense
         self.transposed = False
         """Its shape is [inputs, outputs], not [outputs, inputs]."""
         self.used = False
@@ -52,17 +54,20 @@ class Page:
         self._linear: list[tuple[Tensor, Tensor]] = []
         self._lookup: list[tuple[Tensor, Tensor]] = []
         self._shared: list[tuple[Tensor, Tensor]] = []
+        self._cancelling: Tensor | None = None
 
     def lies_in(self, matrix: Matrix, place: int) -> None:
         """Instantiate into ``matrix``, from column ``place`` on."""
         self._matrix, self._place = matrix, place
 
     def begin(self) -> None:
-        """Forget the last pass."""
+        """Forget the last pass, and what was cheaper for it: units may have more rows now."""
         self.used = False
+        self.dense = self._wanted
         self._linear.clear()
         self._lookup.clear()
         self._shared.clear()
+        self._cancelling = None
 
     def linear(self, x: Tensor, g: Tensor) -> None:
         """Take x [U, L, p] and g [U, L, n] of a map whose gradient is Σ g xᵀ."""
@@ -164,33 +169,60 @@ class Page:
         return self.used and not self.dense
 
     def squares(self) -> Tensor:
-        """Return the squared norms [U] of gradients that are not there."""
+        """Return the squared norms [U] of gradients that are not there, in double precision.
+
+        Products are made in single precision. Where they cancel so far that its rounding would
+        show, above all where it would hide a part of a norm, they are made again in double.
+        """
         if self._shared and (self._lookup or self._linear):
             self._lookup += [(ids.expand(len(g), -1), g) for ids, g in self._shared]
             self._shared.clear()
-        total = torch.zeros((), device=self.parameter.device)
-        for i, one in enumerate(self._linear):
-            total = total + _linear_linear(one, one)
-            for other in self._linear[:i]:
-                total = total + 2 * _linear_linear(one, other)
-            for looked in self._lookup:
-                total = total + 2 * _lookup_linear(looked, one)
+        total = self._terms(torch.float32, None)
+        if self._linear:
+            # What rounding is measured by: the squares of all products one by one.
+            alone = sum(_alone(x, g) for x, g in self._linear)
+            doubtful = ~(total >= _CANCELLED * alone)
+            if bool(doubtful.any()):
+                self._cancelling = chosen = doubtful.nonzero().squeeze(1)
+                total = total.index_copy(0, chosen, self._terms(torch.float64, chosen))
+        return total.clamp(min=0.0)
+
+    def _terms(self, exact: torch.dtype, chosen: Tensor | None) -> Tensor:
+        """Return the squared norms of all units, or of those ``chosen``."""
+
+        def of(x: Tensor) -> Tensor:
+            return x if chosen is None else x[chosen]
+
+        linear = [(of(x), of(g)) for x, g in self._linear]
+        lookup = [(of(ids), of(g)) for ids, g in self._lookup]
+        total = torch.zeros((), device=self.parameter.device, dtype=torch.float64)
+        for i, one in enumerate(linear):
+            total = total + _linear_linear(one, one, exact)
+            for other in linear[:i]:
+                total = total + 2 * _linear_linear(one, other, exact)
+            for looked in lookup:
+                total = total + 2 * _lookup_linear(looked, one, exact)
         for _, g in self._shared:
-            total = total + g.float().square().sum((1, 2))
-        if self._lookup:
-            ids, g = (torch.cat(parts, 1) for parts in zip(*self._lookup, strict=True))
+            total = total + of(g).to(exact).square().sum((1, 2), dtype=torch.float64)
+        if lookup:
+            ids, g = (torch.cat(parts, 1) for parts in zip(*lookup, strict=True))
             same = _rows_by_gram if g.is_cuda else _rows_by_sorting
-            total = total + same(ids, g)
-        # Where terms cancel, rounding may go below what a square can be.
-        return total.clamp(min=0.0) if len(self._linear) + len(self._lookup) > 1 else total
+            total = total + same(ids, g, exact)
+        return total
 
     def add_to(self, total: Tensor, factors: Tensor, keep: Tensor | None) -> None:
         """Add Σ factor · gradient to ``total``; ``keep`` [U] marks units that count."""
+        wide = factors
+        if self._cancelling is not None:
+            # What cancels is added in double precision: rounding would be larger than the bound.
+            self._add_exactly(total, self._cancelling, factors, keep)
+            factors = factors.index_fill(0, self._cancelling, 0.0)
         for x, g in self._linear:
             # In the total's type: rounding the factor or the product would pass the bound.
             x, g = _kept(x, keep).to(total.dtype), _weighed(g, factors, keep, total.dtype)
             one, two = (x, g) if self.transposed else (g, x)
             total.addmm_(one.flatten(0, 1).mT, two.flatten(0, 1))
+        factors = wide
         for ids, g in self._shared:
             weight = factors.to(total.dtype)
             added = torch.tensordot(weight, _kept(g, keep).to(total.dtype), dims=1)
@@ -198,6 +230,16 @@ class Page:
         for ids, g in self._lookup:
             g = _weighed(g, factors, keep, total.dtype)
             total.index_add_(0, ids.flatten(), g.flatten(0, 1))
+
+    def _add_exactly(
+        self, total: Tensor, chosen: Tensor, factors: Tensor, keep: Tensor | None
+    ) -> None:
+        for x, g in self._linear:
+            x, g = x[chosen].double(), g[chosen].double() * factors[chosen].double()[:, None, None]
+            if keep is not None:
+                x, g = _kept(x, keep[chosen]), _kept(g, keep[chosen])
+            one, two = (x, g) if self.transposed else (g, x)
+            total.add_((one.flatten(0, 1).mT @ two.flatten(0, 1)).to(total.dtype))
 
 
 @dataclass
@@ -245,6 +287,10 @@ class Book:
         self.records = self.units = 0
         self._most = 1
         self._slots: Tensor | None = None
+        self.listens = False
+        """Whether gradients are of the pass: a loss may take gradients of its own."""
+        self.coarse = False
+        """Whether a layer computed in less than single precision."""
 
     def begin(self, records: int, counts: Tensor | None) -> None:
         """Begin a pass over ``records`` records.
@@ -254,6 +300,7 @@ class Book:
             counts: [U] records of each unit, which follow each other; None for one each.
         """
         self.records, self._slots, self._most = records, None, 1
+        self.listens = False
         self.units = records if counts is None else len(counts)
         if counts is not None and records:
             self._most = int(counts.max())
@@ -274,7 +321,7 @@ class Book:
         return x.reshape(self.units, -1, *x.shape[2:])
 
     def squares(self) -> Tensor:
-        """Return the squared norms [U] over all parameters.
+        """Return the squared norms [U] over all parameters, in double precision.
 
         Raises:
             SelfTestFailed: if a parameter's page is empty, so that it would escape clipping (H17).
@@ -283,14 +330,14 @@ class Book:
             if not page.used or page.parameter.grad is not None:
                 why = "no per-unit gradient" if not page.used else "a gradient outside its layer"
                 raise SelfTestFailed(
-                    f"parameter '{page.name}' has {why}: freeze it, or use "
-                    "clipping = 'functorch' (H17)"
+                    f"parameter '{page.name}' has {why} in a batch: freeze it if no record uses "
+                    "it, use its layer for every record, or use clipping = 'functorch' (H17)"
                 )
-        parts = [page.squares().double() for page in self.pages if page.is_ghost]
+        parts = [page.squares() for page in self.pages if page.is_ghost]
         norms = [part for _, rows in self._instantiated() for part in _norms_of(rows)]
         if norms:
             parts.append(torch.cat(norms, 1).double().square_().sum(1))
-        return torch.stack(parts).sum(0).float()
+        return torch.stack(parts).sum(0)
 
     def add_to(self, totals: list[Tensor], factors: Tensor, keep: Tensor | None) -> None:
         """Add Σ factor · gradient of the pass to ``totals``, one of a matrix or a ghost's page.
@@ -378,36 +425,48 @@ def _weighed(g: Tensor, factors: Tensor, keep: Tensor | None, dtype: torch.dtype
     return _kept(g, keep).to(dtype) * factors.to(dtype)[:, None, None]
 
 
-def _gram(x: Tensor, y: Tensor) -> Tensor:
-    """Return all products of rows [U, L, M], in single precision whatever came."""
-    return torch.bmm(x.float(), y.float().mT)
+def _gram(x: Tensor, y: Tensor, exact: torch.dtype) -> Tensor:
+    """Return all products of rows [U, L, M]."""
+    return torch.bmm(x.to(exact), y.to(exact).mT)
 
 
-def _linear_linear(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
+def _alone(x: Tensor, g: Tensor) -> Tensor:
+    """Return Σ ‖x‖² ‖g‖² over rows: the squared norm if no two rows had anything in common."""
+    read: Tensor = torch.linalg.vector_norm(x, dim=2, dtype=torch.float64)
+    written: Tensor = torch.linalg.vector_norm(g, dim=2, dtype=torch.float64)
+    return (read * written).square().sum(1)
+
+
+def _linear_linear(
+    one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], exact: torch.dtype
+) -> Tensor:
     """⟨Σ g xᵀ, Σ h yᵀ⟩ = Σ (x·y)(g·h) over all pairs of rows (Goodfellow 2015; Li et al. 2022)."""
     (x, g), (y, h) = one, two
-    return (_gram(x, y) * _gram(g, h)).sum((1, 2), dtype=torch.float64)
+    return (_gram(x, y, exact) * _gram(g, h, exact)).sum((1, 2), dtype=torch.float64)
 
 
-def _rows_by_gram(ids: Tensor, g: Tensor) -> Tensor:
+def _rows_by_gram(ids: Tensor, g: Tensor, exact: torch.dtype) -> Tensor:
     """Squared norms of what was looked up: rows of a table meet where they are the same row."""
     same = ids.unsqueeze(2) == ids.unsqueeze(1)
-    return torch.where(same, _gram(g, g), 0.0).sum((1, 2), dtype=torch.float64)
+    return torch.where(same, _gram(g, g, exact), 0.0).sum((1, 2), dtype=torch.float64)
 
 
-def _rows_by_sorting(ids: Tensor, g: Tensor) -> Tensor:
+def _rows_by_sorting(ids: Tensor, g: Tensor, exact: torch.dtype) -> Tensor:
     """The same by adding equal rows first: less arithmetic, and the host waits for a number."""
     units, most = len(ids), int(ids.max()) + 1 if ids.numel() else 1
     own = ids + most * torch.arange(units, device=ids.device).unsqueeze(1)
     found, place = torch.unique(own, return_inverse=True)
-    added = torch.zeros(len(found), g.shape[2], device=g.device)
-    added.index_add_(0, place.flatten(), g.flatten(0, 1).float())
-    squares = added.square_().sum(1)
-    return torch.zeros(units, device=g.device).index_add_(0, found // most, squares)
+    added = torch.zeros(len(found), g.shape[2], device=g.device, dtype=exact)
+    added.index_add_(0, place.flatten(), g.flatten(0, 1).to(exact))
+    squares = added.square_().sum(1, dtype=torch.float64)
+    total = torch.zeros(units, device=g.device, dtype=torch.float64)
+    return total.index_add_(0, found // most, squares)
 
 
-def _lookup_linear(looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> Tensor:
+def _lookup_linear(
+    looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor], exact: torch.dtype
+) -> Tensor:
     """The cross term of a table that is also a linear map's weight: Σ g[t, id] (x[t] · e)."""
     (ids, e), (x, g) = looked, linear
     chosen = torch.gather(g, 2, ids.unsqueeze(1).expand(-1, g.shape[1], -1))
-    return (chosen.float() * _gram(x, e)).sum((1, 2), dtype=torch.float64)
+    return (chosen.to(exact) * _gram(x, e, exact)).sum((1, 2), dtype=torch.float64)

@@ -19,6 +19,8 @@ from privet.privacy.clipping.cost import units_at_once
 from privet.privacy.clipping.layers import Layers, Unsupported
 from privet.privacy.clipping.methods import Batch, Loss, People
 
+_SINGLE = torch.finfo(torch.float32).eps
+
 
 class BookKeeping:
     """See the module.
@@ -51,6 +53,7 @@ class BookKeeping:
         records = len(next(iter(batch.values())))
         self._pass(layers, batch, None)
         layers.book.squares()  # every page is written
+        self._layers.book.coarse |= layers.book.coarse
         return [page.gradients(records) for page in layers.book.pages]
 
     def clipped_sum(self, parts: Iterable[tuple[Batch, People]], clip: float) -> list[Tensor]:
@@ -87,18 +90,34 @@ class BookKeeping:
         for parameter in self.named.values():
             parameter.grad = None
 
+    def close(self) -> None:
+        """As :meth:`Method.close`."""
+        self.forget()
+
+    @property
+    def coarse(self) -> bool:
+        """As :attr:`Method.coarse`."""
+        return self._layers.book.coarse or is_coarse(self.named.values())
+
     def _pass(self, layers: Layers, batch: Batch, counts: Tensor | None) -> None:
         for parameter in self.named.values():
             parameter.grad = None
         records = len(next(iter(batch.values())))
         try:
             with layers.watching(records, counts):
-                self._loss(self.model, batch).sum().backward()
+                loss = self._loss(self.model, batch).sum()
+                layers.book.listens = True
+                loss.backward()
         except Unsupported as error:
             raise SelfTestFailed(
                 f"H16: book-keeping does not fit this model: {error}; use clipping = "
                 "'opacus-hooks' or 'functorch'"
             ) from error
+
+
+def is_coarse(parameters: Iterable[Tensor]) -> bool:
+    """Return whether a parameter holds less than single precision."""
+    return any(torch.finfo(one.dtype).eps > _SINGLE for one in parameters)
 
 
 def _require_separate(model: nn.Module) -> None:

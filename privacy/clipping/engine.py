@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import InputError
+from privet.common.errors import InputError, PrivetError, SelfTestFailed
 from privet.privacy.clipping.methods import (
     Batch,
     Loss,
@@ -24,6 +24,7 @@ from privet.privacy.clipping.methods import (
 
 MODES = ("auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch")
 
+_REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _LOG = logging.getLogger("privet.clipping")
 
 
@@ -69,6 +70,12 @@ class GradientEngine:
         if mode not in MODES:
             raise InputError(f"clipping mode '{mode}' is not known; use one of {', '.join(MODES)}")
         self.parameters = list(self.named.values())
+        for name, parameter in self.named.items():
+            if parameter.dtype not in _REAL:
+                raise InputError(
+                    f"parameter '{name}' is of type {parameter.dtype}: privacy is for real numbers "
+                    "of 16 to 64 bits; freeze it, or keep real and imaginary part apart"
+                )
         self._loss = weighable(loss)
         self._automatic = mode == "auto"
         self.mode, self._method = self._choose(mode)
@@ -95,6 +102,11 @@ class GradientEngine:
         A unit whose gradient is not finite contributes nothing (H7). An empty batch gives
         zeros (H19).
         """
+        records = len(next(iter(examples.values())))
+        if len(owner) != records or (records and (np.diff(owner) < 0).any()):
+            raise InputError(f"'owner' must ascend and name the unit of each of {records} records")
+        if records and not 0 <= owner[0] <= owner[-1] < units:
+            raise InputError(f"'owner' names a unit outside 0 to {units - 1}")
         counts = np.bincount(owner, minlength=1)
         if self.mode == "opacus-ghost" and counts.max() > 1:
             raise InputError("clipping 'opacus-ghost' is for unit 'record' only")
@@ -150,34 +162,64 @@ class GradientEngine:
         if not self._automatic or self.mode != "bookkeeping":
             return False
         _LOG.warning("clipping goes on with opacus-hooks", extra={"why": why})
-        self._method.forget()
+        self._method.close()
         self.mode, self._method = self._opacus("opacus-hooks")
         return True
 
+    @property
+    def coarse(self) -> bool:
+        """Whether gradients were computed in less than single precision, as far as was seen."""
+        return self._method.coarse
+
+    def close(self) -> None:
+        """Leave the model as it was before the engine was made, but for what it learnt."""
+        self._method.close()
+
+    def require_same_parameters(self) -> None:
+        """Check that the model's trained parameters are those that the engine was made for.
+
+        Raises:
+            InputError: if another took the place of one.
+        """
+        now = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        for name in now.keys() | self.named.keys():
+            if now.get(name) is not self.named.get(name):
+                raise InputError(
+                    f"the model's parameter '{name}' is not the one that the engine was made for: "
+                    "make a new engine after replacing, freezing or thawing parameters"
+                )
+
     def _choose(self, mode: str) -> tuple[str, Method]:
         from privet.privacy.clipping.bookkeeping import BookKeeping
-        from privet.privacy.clipping.layers import Unsupported
 
         if mode not in ("auto", "bookkeeping"):
             return self._opacus(mode)
         try:
             return "bookkeeping", BookKeeping(self.model, self._loss, self.named)
-        except Unsupported as error:
+        except PrivetError:
+            raise
+        except Exception as error:
             if mode == "bookkeeping":
                 raise InputError(
                     f"clipping 'bookkeeping' does not fit this model: {error}; use 'auto'"
                 ) from None
-            _LOG.info("clipping by opacus-hooks", extra={"why": error})
+            _LOG.info("clipping by opacus-hooks", extra={"why": repr(error)})
             return self._opacus("opacus-hooks")
 
     def _opacus(self, mode: str) -> tuple[str, Method]:
         # Not above: it takes a second to load, and mostly nobody needs it.
         from privet.privacy.clipping.opacus import OpacusGhost, OpacusHooks
 
-        if mode == "opacus-ghost":
-            return mode, OpacusGhost(self.model, self._loss, self.named)
-        functorch = mode == "functorch"
-        return mode, OpacusHooks(self.model, self._loss, self.named, functorch=functorch)
+        try:
+            if mode == "opacus-ghost":
+                return mode, OpacusGhost(self.model, self._loss, self.named)
+            functorch = mode == "functorch"
+            return mode, OpacusHooks(self.model, self._loss, self.named, functorch=functorch)
+        except PrivetError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise SelfTestFailed(f"H16: Opacus cannot treat this model: {reason}") from error
 
     def _clear(self) -> None:
         for parameter in self.parameters:

@@ -1,7 +1,7 @@
 """A model whose layers write a book while a pass runs, and that is as it was afterwards.
 
-A parameter that no rule knows is handed out as one copy a record, if it has at least two
-dimensions (class tokens, position tables). Whether all this is right for a model is tested, not
+A parameter that no rule knows is handed out as one copy a record, if its first dimension is 1
+(class tokens, position tables). Whether all this is right for a model is tested, not
 assumed: the start-up test compares with single records (H16).
 """
 
@@ -88,6 +88,9 @@ class Layers:
         self.book.begin(records, counts)
         kept = [(module, rule.name) for module, rule in self._copies]
         before = [module._parameters[name] for module, name in kept]
+        for module, name, _ in self._forwards:
+            if name in module.__dict__:
+                raise Unsupported(f"somebody replaced '{name}' of a {type(module).__name__}")
         try:
             for module, name, forward in self._forwards:
                 module.__dict__[name] = forward
@@ -95,6 +98,7 @@ class Layers:
                 module._parameters[rule.name] = rule.copies()  # type: ignore[assignment]
             yield
         finally:
+            self.book.listens = False
             for module, name, _ in self._forwards:
                 module.__dict__.pop(name, None)
             for (module, name), parameter in zip(kept, before, strict=True):

@@ -54,6 +54,15 @@ class Method(Protocol):
         """Drop what is held of a pass, also of one that did not end."""
         ...
 
+    def close(self) -> None:
+        """Leave the model as it was before."""
+        ...
+
+    @property
+    def coarse(self) -> bool:
+        """Whether gradients were computed in less than single precision."""
+        ...
+
 
 def weighable(loss: Loss) -> Loss:
     """Return a loss that minds :data:`WEIGHT`."""
@@ -68,9 +77,9 @@ def weighable(loss: Loss) -> Loss:
 
 
 def clip_factors(squares: Tensor, clip: float) -> Tensor:
-    """Return min(1, C / norm) for squared norms; 0 where the norm is not finite."""
-    norms = squares.sqrt()
-    factors = (clip / norms.clamp(min=1e-30)).clamp(max=1.0)
+    """Return min(1, C / norm) for squared norms [U]; 0 where the norm is not finite."""
+    norms = squares.double().sqrt()
+    factors = (clip / norms.clamp(min=1e-300)).clamp(max=1.0)
     # A float32 product may exceed the bound by rounding; stay a hair below it.
     factors = torch.where(factors < 1.0, factors * (1.0 - 1e-6), factors)
     return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from privet.common.errors import SelfTestFailed
 from privet.privacy.clipping import methods
+from privet.privacy.clipping.bookkeeping import is_coarse
 from privet.privacy.clipping.methods import Batch, Loss, People
 
 # The first layers see inputs without gradients, which is what they should see.
@@ -100,9 +101,19 @@ class OpacusHooks:
                 if hasattr(module, kept):
                     delattr(module, kept)
 
-    def unwrap(self) -> None:
-        """Take Opacus's hooks off the model."""
+    def close(self) -> None:
+        """As :meth:`Method.close`."""
+        self.forget()
         self._wrapped.remove_hooks()
+        for parameter in self.model.parameters():
+            for kept in ("grad_sample", "_norm_sample", "_forward_counter"):
+                if hasattr(parameter, kept):
+                    delattr(parameter, kept)
+
+    @property
+    def coarse(self) -> bool:
+        """As :attr:`Method.coarse`."""
+        return is_coarse(self.named.values())
 
     def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
         gradients = self.per_sample(batch)
@@ -112,11 +123,12 @@ class OpacusHooks:
             gradients = [
                 g.new_zeros(count, *g.shape[1:]).index_add_(0, index, g) for g in gradients
             ]
-        squares = torch.stack([g.flatten(1).square().sum(1) for g in gradients]).sum(0)
+        norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
+        squares = torch.stack([norm.double().square() for norm in norms]).sum(0)
         factors = methods.clip_factors(squares, clip)
         if not bool(torch.isfinite(squares).all()):
             gradients = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients]
-        return [torch.tensordot(factors, g, dims=1) for g in gradients]
+        return [torch.tensordot(factors.to(g.dtype), g, dims=1) for g in gradients]
 
     def _clear(self) -> None:
         for parameter in self.named.values():
@@ -139,7 +151,8 @@ class OpacusGhost(OpacusHooks):
         parameters = list(self.named.values())
         losses = self._loss(self._wrapped, batch)
         losses.sum().backward(retain_graph=True)
-        squares = torch.stack([_norms(n, p).square() for n, p in self.named.items()]).sum(0)
+        squares = torch.stack([_norms(n, p).double().square() for n, p in self.named.items()])
+        squares = squares.sum(0)
         self._clear()
         keep = torch.isfinite(squares)
         if not bool(keep.all()):
@@ -152,7 +165,7 @@ class OpacusGhost(OpacusHooks):
         factors = methods.clip_factors(squares, clip)
         self.pause()
         try:
-            (losses * factors).sum().backward()
+            (losses * factors.to(losses.dtype)).sum().backward()
         finally:
             self.resume()
         part = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]

@@ -28,6 +28,8 @@ def _records_first(x: Tensor, records: int) -> Tensor:
     Raises:
         Unsupported: if the first dimension is not of records.
     """
+    if records == 1:
+        return x.reshape(1, -1, x.shape[-1])  # a model may have squeezed it
     if x.dim() < 2 or x.shape[0] % records:
         raise Unsupported(f"a layer reads {tuple(x.shape)}, which is not of {records} records")
     return x.reshape(records, -1, x.shape[-1])
@@ -41,6 +43,48 @@ def _compute_type(x: Tensor) -> Tensor:
     return x
 
 
+class Rule:
+    """What all rules share: when they read, and of which parameters."""
+
+    weight: Page | None = None
+    bias: Page | None = None
+
+    def __init__(self, module: nn.Module, book: Book, pages: dict[str, Page]) -> None:
+        self.module: Any = module
+        self.book = book
+        self.weight, self.bias = pages.get("weight"), pages.get("bias")
+
+    def __call__(self, *given: Tensor, **named: Tensor) -> Tensor:
+        """As the layer's own forward, whose one argument may have its name.
+
+        Raises:
+            Unsupported: if the layer's parameters are others than when the book was made.
+        """
+        if len(given) + len(named) != 1:
+            raise Unsupported(f"a {type(self.module).__name__} is called with several arguments")
+        for name, page in (("weight", self.weight), ("bias", self.bias)):
+            own: Tensor | None = getattr(self.module, name, None)
+            if own is not (page.parameter if page is not None else own) or (
+                page is None and own is not None and own.requires_grad
+            ):
+                raise Unsupported(f"the {name} of a {type(self.module).__name__} was replaced")
+        return self.forward(given[0] if given else next(iter(named.values())))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output."""
+        raise NotImplementedError
+
+    def told(self, *given: Any) -> None:
+        """Take what a backward pass gives, unless it is another pass than the book's."""
+        if self.book.listens:
+            self.book.coarse |= given[-1].dtype in (torch.bfloat16, torch.float16)
+            self.take(*given)
+
+    def take(self, *given: Any) -> None:
+        """Write the pages from a backward pass; the last argument is the output's gradient."""
+        raise NotImplementedError
+
+
 # linear maps
 
 
@@ -51,16 +95,17 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.rule = rule
         ctx.save_for_backward(_compute_type(x) if rule.weight is not None else None, weight)
-        if not rule.transposed:
-            return functional.linear(x, weight, bias)
         flat = x.reshape(-1, x.shape[-1])
-        y = flat @ weight if bias is None else torch.addmm(bias, flat, weight)
-        return y.view(*x.shape[:-1], weight.shape[1])
+        turned = weight if rule.transposed else weight.t()
+        y = flat @ turned if bias is None else torch.addmm(bias, flat, turned)
+        # No view: what follows may change it in place.
+        whole: Tensor = torch.ops.aten._unsafe_view(y, [*x.shape[:-1], turned.shape[1]])
+        return whole
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
-        ctx.rule.take(x, g)
+        ctx.rule.told(x, g)
         back = None
         if ctx.needs_input_grad[0]:
             weight = weight.to(g.dtype)
@@ -68,18 +113,17 @@ class _Linear(torch.autograd.Function):
         return back, None, None, None
 
 
-class LinearRule:
+class LinearRule(Rule):
     """``nn.Linear``, and ``Conv1D`` of transformers, whose weight is transposed."""
 
     def __init__(self, module: nn.Module, book: Book, pages: dict[str, Page]) -> None:
-        self.module, self.book = module, book
+        super().__init__(module, book, pages)
         self.transposed = not isinstance(module, nn.Linear)
-        self.weight, self.bias = pages.get("weight"), pages.get("bias")
         if self.weight is not None:
             self.weight.transposed = self.transposed
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """As the layer's own forward."""
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own."""
         module: Any = self.module
         return _Linear.apply(x, module.weight, module.bias, self)  # type: ignore[no-any-return]
 
@@ -109,12 +153,12 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
-        ctx.rule.take(x, g)
+        ctx.rule.told(x, g)
         back = ctx.rule.back(g, x, weight.to(g.dtype)) if ctx.needs_input_grad[0] else None
         return back, None, None, None
 
 
-class ConvolutionRule:
+class ConvolutionRule(Rule):
     """``nn.Conv1d`` and ``nn.Conv2d`` with zeros around."""
 
     def __init__(self, module: nn.Module, book: Book, pages: dict[str, Page]) -> None:
@@ -122,11 +166,10 @@ class ConvolutionRule:
             raise Unsupported(f"{type(module).__name__} is not a convolution in one or two ways")
         if isinstance(module.padding, str) or module.padding_mode != "zeros":
             raise Unsupported("a convolution pads with something else than a number of zeros")
-        self.module, self.book = module, book
-        self.weight, self.bias = pages.get("weight"), pages.get("bias")
+        super().__init__(module, book, pages)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """As the layer's own forward."""
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own."""
         return _Convolution.apply(x, self.module.weight, self.module.bias, self)  # type: ignore[no-any-return]
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -186,11 +229,11 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, None, None, None]:
-        ctx.rule.take(ctx.ids, ctx.shared, g)
+        ctx.rule.told(ctx.ids, ctx.shared, g)
         return None, None, None, None
 
 
-class LookupRule:
+class LookupRule(Rule):
     """``nn.Embedding``; positions that are looked up once for all records count for each."""
 
     def __init__(self, module: nn.Module, book: Book, pages: dict[str, Page]) -> None:
@@ -198,10 +241,11 @@ class LookupRule:
             raise Unsupported(f"{type(module).__name__} is not a table")
         if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
             raise Unsupported("a table with max_norm, scale_grad_by_freq or sparse")
-        self.module, self.book, self.weight = module, book, pages["weight"]
+        super().__init__(module, book, pages)
+        self.table = pages["weight"]
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        """As the layer's own forward."""
+    def forward(self, ids: Tensor) -> Tensor:
+        """As the layer's own."""
         records = self.book.records
         shared = None
         if ids.shape[0] == 1 and records > 1 and ids.dim() > 1:
@@ -216,12 +260,12 @@ class LookupRule:
         g = g.reshape(book.records, -1, g.shape[-1])
         if shared is not None and self.module.padding_idx is None:
             every = book.by_unit(g.unsqueeze(1)).view(book.units, -1, *g.shape[1:])
-            self.weight.shared_lookup(shared, every.sum(1) if every.shape[1] > 1 else every[:, 0])
+            self.table.shared_lookup(shared, every.sum(1) if every.shape[1] > 1 else every[:, 0])
             return
         ids = ids.reshape(book.records, -1)
         if self.module.padding_idx is not None:
             g = torch.where((ids == self.module.padding_idx).unsqueeze(2), 0.0, g)
-        self.weight.lookup(book.by_unit(ids.unsqueeze(2)).squeeze(2), book.by_unit(g))
+        self.table.lookup(book.by_unit(ids.unsqueeze(2)).squeeze(2), book.by_unit(g))
 
 
 class PositionBias:
@@ -273,17 +317,16 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight = ctx.saved_tensors
-        ctx.rule.take(x, g)
+        ctx.rule.told(x, g)
         back = g * weight.view(ctx.rule.along(g)) if ctx.needs_input_grad[0] else None
         return back, None, None, None
 
 
-class ScaleRule:
+class ScaleRule(Rule):
     """Group norms and root-mean-square norms: the part that has parameters is a scale."""
 
     def __init__(self, module: nn.Module, book: Book, pages: dict[str, Page]) -> None:
-        self.module, self.book = module, book
-        self.weight, self.bias = pages.get("weight"), pages.get("bias")
+        super().__init__(module, book, pages)
         self._channels = isinstance(module, nn.GroupNorm)
         if isinstance(module, nn.RMSNorm) and len(module.normalized_shape) != 1:
             raise Unsupported("a norm over more than one dimension")
@@ -292,8 +335,8 @@ class ScaleRule:
         """Return the shape in which the weight meets ``x``."""
         return [1, -1, *[1] * (x.dim() - 2)] if self._channels else [-1]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """As the layer's own forward."""
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own."""
         m: Any = self.module
         if isinstance(m, nn.GroupNorm):
             normed = functional.group_norm(x, m.num_groups, None, None, m.eps)
@@ -333,7 +376,7 @@ class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
         x, weight, bias, mean, scale = ctx.saved_tensors
-        ctx.rule.take(x, mean, scale, g)
+        ctx.rule.told(x, mean, scale, g)
         back = None
         if ctx.needs_input_grad[0]:
             back = torch.ops.aten.native_layer_norm_backward(
@@ -342,18 +385,17 @@ class _LayerNorm(torch.autograd.Function):
         return back, None, None, None
 
 
-class LayerNormRule:
+class LayerNormRule(Rule):
     """``nn.LayerNorm`` over the last dimension."""
 
     def __init__(self, module: nn.Module, book: Book, pages: dict[str, Page]) -> None:
         if not isinstance(module, nn.LayerNorm) or len(module.normalized_shape) != 1:
             raise Unsupported("a norm over more than one dimension")
-        self.module, self.book = module, book
+        super().__init__(module, book, pages)
         self.shape, self.eps = list(module.normalized_shape), module.eps
-        self.weight, self.bias = pages.get("weight"), pages.get("bias")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """As the layer's own forward."""
+    def forward(self, x: Tensor) -> Tensor:
+        """As the layer's own."""
         return _LayerNorm.apply(x, self.module.weight, self.module.bias, self)  # type: ignore[no-any-return]
 
     def take(self, x: Tensor, mean: Tensor, scale: Tensor, g: Tensor) -> None:
@@ -377,20 +419,19 @@ class _Copies(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, rule: CopiesRule) -> Tensor:
         ctx.rule = rule
-        shape = parameter.shape[1:] if parameter.shape[0] == 1 else parameter.shape
-        return parameter.expand(rule.book.records, *shape)
+        return parameter.expand(rule.book.records, *parameter.shape[1:])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[None, None]:
-        ctx.rule.take(g)
+        ctx.rule.told(g)
         return None, None
 
 
 class CopiesRule:
-    """A parameter of a module that is not known: each record sees a copy of its own."""
+    """A parameter [1, ...] of a module that is not known: each record sees a copy of its own."""
 
     def __init__(self, name: str, page: Page, book: Book) -> None:
-        if page.parameter.dim() < 2:
+        if page.parameter.dim() < 2 or page.parameter.shape[0] != 1:
             raise Unsupported(f"'{page.name}' is used in a way that is not known")
         self.name, self.page, self.book = name, page, book
 
@@ -398,7 +439,9 @@ class CopiesRule:
         """Return [B, ...]."""
         return _Copies.apply(self.page.parameter, self)  # type: ignore[no-any-return]
 
-    def take(self, g: Tensor) -> None:
-        """Write the page from a backward pass."""
+    def told(self, g: Tensor) -> None:
+        """Write the page from a backward pass of the book's."""
+        if not self.book.listens:
+            return
         g = self.book.by_unit(g.reshape(self.book.records, 1, -1)).sum(1)
         self.page.vector(g.view(self.book.units, *self.page.parameter.shape))

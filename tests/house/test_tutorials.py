@@ -1,0 +1,46 @@
+"""The tutorials' commands do what they say, as written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PAGES = sorted(
+    path.name
+    for path in (Path(__file__).parents[2] / "docs" / "tutorials").glob("*.md")
+    if path.name != "index.md"
+)
+NO_DATA = ("dense-classifier.md", "images.md")
+"""Pages whose records come with packages."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_as_written(page: str, root: Path, tmp_path: Path) -> None:
+    if page not in NO_DATA and not os.environ.get("PRIVET_DATA"):
+        pytest.skip("needs the data folder (PRIVET_DATA)")
+    text = (root / "docs" / "tutorials" / page).read_text(encoding="utf-8")
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if line.strip()]
+    assert commands
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == "privet"
+        done = subprocess.run(
+            [sys.executable, "-c", "from privet.cli import main; main()", *words[1:]],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_page_is_in_the_index(root: Path) -> None:
+    folder = root / "docs" / "tutorials"
+    index = (folder / "index.md").read_text(encoding="utf-8")
+    assert [page for page in PAGES if f"]({page})" not in index] == []
