@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import InputError, PrivetError, SelfTestFailed
+from privet.common.errors import BypassDetected, InputError, PrivetError, SelfTestFailed
 from privet.privacy.clipping.methods import (
     Batch,
     Loss,
@@ -179,12 +179,12 @@ class GradientEngine:
         """Check that the model's trained parameters are those that the engine was made for.
 
         Raises:
-            InputError: if another took the place of one.
+            BypassDetected: if another took the place of one.
         """
         now = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         for name in now.keys() | self.named.keys():
             if now.get(name) is not self.named.get(name):
-                raise InputError(
+                raise BypassDetected(
                     f"the model's parameter '{name}' is not the one that the engine was made for: "
                     "make a new engine after replacing, freezing or thawing parameters"
                 )

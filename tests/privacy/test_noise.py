@@ -182,6 +182,9 @@ class OnDevice:
     def __init__(self, inner):
         self.inner = inner
 
+    def is_floating_point(self):
+        return True
+
     def view(self, *shape):
         return Elsewhere(self.inner.view(*shape))
 

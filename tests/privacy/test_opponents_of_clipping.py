@@ -11,7 +11,7 @@ from dp_kit import BOOK, HOOKS, cross_entropy, difference, norm
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privet.common.errors import InputError, PrivacyFault, SelfTestFailed
+from privet.common.errors import BypassDetected, InputError, PrivacyFault, SelfTestFailed
 from privet.privacy import selftest
 from privet.privacy.clipping import GradientEngine
 from privet.privacy.dpsgd import DpSgd
@@ -201,7 +201,9 @@ def test_a_replaced_weight_is_noticed() -> None:
     with pytest.raises(SelfTestFailed, match="the weight of a Linear was replaced"):
         engine.clipped_sum(batch, np.arange(4), 4, 1.0)
     release = DpSgd(1.0, 1.0, 1.0).release
-    with pytest.raises(InputError, match="'weight' is not the one that the engine was made for"):
+    with pytest.raises(
+        BypassDetected, match="'weight' is not the one that the engine was made for"
+    ):
         release(
             engine, batch, UnitIndex.by_record(4), nominal_size=4,
             optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
