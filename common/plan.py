@@ -89,6 +89,8 @@ class TaskSpec(Part):
         text: text column, of ``text-to-text`` the column of what is read.
         target: column of what is to be written (``text-to-text``).
         max_tokens: texts are cut to this many tokens.
+        clean: what is taken out of texts first (:mod:`privet.common.tasks.cleaning`).
+        clean_region: where phone numbers without a country code are from.
         image: pixels of an image task.
         options: handed to a user's own task.
     """
@@ -101,6 +103,8 @@ class TaskSpec(Part):
     text: str = "text"
     target: str = "target"
     max_tokens: Annotated[int, Field(ge=2, le=8192)] = 128
+    clean: tuple[Literal["dates", "emails", "links", "phones", "ids", "names"], ...] = ()
+    clean_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"
     image: Image | None = None
     options: dict[str, Any] = {}
 
@@ -114,6 +118,8 @@ class TaskSpec(Part):
             raise ValueError("'classes' must declare at least two labels")
         if self.kind in LANGUAGE and self.classes:
             raise ValueError(f"'classes' has no meaning for kind '{self.kind}'")
+        if self.clean and self.kind in ("tabular", "image"):
+            raise ValueError("'clean' is for texts")
         if (self.kind == "image") != (self.image is not None):
             raise ValueError("an image task, and no other, has a section 'image'")
         if len({canonical_label(name) for name in self.classes}) != len(self.classes):

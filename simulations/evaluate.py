@@ -11,7 +11,8 @@ import torch
 from privet.client.workbench import labels_of, workbench
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
-from privet.common.tasks.language import TextToText, texts_of
+from privet.common.tasks.cleaning import texts_of
+from privet.common.tasks.language import TextToText
 from privet.common.tasks.measure import read_table
 from privet.simulations.partition import SITE
 

@@ -94,7 +94,7 @@ def plan_for(
         ],
     }
     for key, change in changes.items():
-        value[key] = {**value[key], **change} if isinstance(change, dict) else change
+        value[key] = {**value.get(key, {}), **change} if isinstance(change, dict) else change
     return Plan.parse(value, where="family")
 
 

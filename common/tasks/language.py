@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privet.common.errors import DataError
 from privet.common.models.text import tokens_for
 from privet.common.plan import ModelSpec, TaskSpec
 from privet.common.tasks import Batch
+from privet.common.tasks.cleaning import cleaner, texts_of
 from privet.common.tasks.measure import LIKELIHOOD
 
 _SHARE = 0.15
@@ -32,6 +32,11 @@ class _Language:
     def __init__(self, spec: TaskSpec, model: ModelSpec) -> None:
         self.spec = spec
         self.tokens = tokens_for(model, spec.max_tokens)
+        self._clean = cleaner(spec.clean, spec.clean_region)
+
+    def texts(self, frame: pd.DataFrame, column: str) -> list[str]:
+        """Return a column's texts, cleaned as the plan says."""
+        return [self._clean(text) for text in texts_of(frame, column)]
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss of each predicted token, and which of them count; both [B, T]."""
@@ -53,7 +58,7 @@ class CausalText(_Language):
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; an empty text predicts its end alone."""
-        tokens, characters = self.tokens.encode(texts_of(frame, self.spec.text), ends=True)
+        tokens, characters = self.tokens.encode(self.texts(frame, self.spec.text), ends=True)
         return {"tokens": tokens, "characters": characters}
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -80,8 +85,8 @@ class TextToText(_Language):
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`."""
-        source, _ = self.tokens.encode(texts_of(frame, self.spec.text), ends=True)
-        target, characters = self.tokens.encode(texts_of(frame, self.spec.target), ends=True)
+        source, _ = self.tokens.encode(self.texts(frame, self.spec.text), ends=True)
+        target, characters = self.tokens.encode(self.texts(frame, self.spec.target), ends=True)
         return {"source": source, "target": target, "characters": characters}
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -127,7 +132,7 @@ class MaskedText(_Language):
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; a text without tokens predicts nothing."""
-        tokens, characters = self.tokens.encode(texts_of(frame, self.spec.text))
+        tokens, characters = self.tokens.encode(self.texts(frame, self.spec.text))
         return {"tokens": tokens, "characters": characters}
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -163,17 +168,6 @@ class MaskedText(_Language):
         generator = torch.Generator().manual_seed(seed)
         tokens = self.tokens.random(records, generator)
         return {"tokens": tokens, "characters": torch.ones(records, dtype=torch.int64)}
-
-
-def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
-    """Return a column's texts; a missing cell is an empty one.
-
-    Raises:
-        DataError: if the column is not there.
-    """
-    if column not in frame.columns:
-        raise DataError(f"the text column '{column}' is missing")
-    return [cell if isinstance(cell, str) else "" for cell in frame[column].tolist()]
 
 
 def _cross_entropy(logits: Tensor, wanted: Tensor, padding: int) -> tuple[Tensor, Tensor]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
-from privet.common.errors import DataError
 from privet.common.models.text import text_inputs
 from privet.common.plan import ModelSpec, TaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.classification import Classification, encode_labels
+from privet.common.tasks.cleaning import cleaner, texts_of
 
 
 class TextTask(Classification):
@@ -18,13 +18,12 @@ class TextTask(Classification):
     def __init__(self, spec: TaskSpec, model: ModelSpec) -> None:
         self.spec = spec
         self._inputs = text_inputs(model, spec.max_tokens)
+        self._clean = cleaner(spec.clean, spec.clean_region)
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; an empty text is allowed."""
-        if self.spec.text not in frame.columns:
-            raise DataError(f"the text column '{self.spec.text}' is missing")
+        texts = [self._clean(text) for text in texts_of(frame, self.spec.text)]
         labels = encode_labels(frame, self.spec.label, self.spec.classes)
-        texts = [cell if isinstance(cell, str) else "" for cell in frame[self.spec.text].tolist()]
         return {**self._inputs.encode(texts), "label": labels}
 
     def random_batch(self, records: int, seed: int) -> Batch:

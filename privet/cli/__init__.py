@@ -27,7 +27,7 @@ app = typer.Typer(
 
 
 _TRAIN = frozenset(
-    "captum fastapi flwr google grpc grpc_health onnx onnxruntime opacus pandas peft "
+    "captum fastapi flwr google grpc grpc_health onnx onnxruntime opacus pandas peft phonenumbers "
     "prometheus_client pyarrow sacrebleu safetensors sklearn torch transformers uvicorn".split()
 )
 """What the core install leaves out, as it is imported (extra: train)."""

@@ -1,0 +1,116 @@
+"""What is taken out of a text before a model reads it: dates, numbers of persons, phones, names.
+
+Each text is cleaned by itself, by rules and by Google's phone number library; nothing is counted or
+reported, for how much was found depends on private records (H13). This lowers what a text says of
+a person to whoever sees the text. It is no guarantee: rules miss names that no title announces.
+What protects the persons behind a released model is the noise.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Literal
+
+from privet.common.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["dates", "emails", "links", "phones", "ids", "names"]
+KINDS: tuple[Kind, ...] = ("dates", "emails", "links", "phones", "ids", "names")
+
+_MONTHS = (
+    "january|february|march|april|may|june|july|august|september|october|november|december|"
+    "jan|feb|mar|apr|jun|jul|aug|sept|sep|oct|nov|dec|"
+    "enero|febrero|marzo|abril|mayo|junio|julio|agosto|septiembre|octubre|noviembre|diciembre"
+)
+_DAY = r"(?:0?[1-9]|[12]\d|3[01])"
+_DATES = re.compile(
+    rf"""\b(?:
+        (?:19|20)\d\d[-/.]{_DAY}[-/.]{_DAY}(?:T\d\d:\d\d(?::\d\d)?)?      # 2014-03-05
+      | {_DAY}[-/.]{_DAY}[-/.](?:19|20)?\d\d                              # 5/3/14, 05.03.2014
+      | {_DAY}(?:st|nd|rd|th)?\s+(?:of\s+|de\s+)?(?:{_MONTHS})\.?(?:,?\s+(?:de\s+)?(?:19|20)\d\d)?
+      | (?:{_MONTHS})\.?\s+{_DAY}(?:st|nd|rd|th)?\b(?:,?\s+(?:19|20)\d\d)?
+      | (?:{_MONTHS})\.?,?\s+(?:19|20)\d\d
+    )\b""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_EMAILS = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")
+_LINKS = re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+", re.IGNORECASE)
+_IDS = re.compile(
+    r"""\b(?:
+        \d{3}-\d{2}-\d{4}                                   # US social security
+      | [A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,4})?   # IBAN
+      | (?:\d[ -]?){12,18}\d                                # cards, accounts
+      | (?:MRN|ID|SSN|NHS|No|Nr)[.:#\s]{1,3}[A-Z0-9-]*\d[A-Z0-9-]*
+      | \d{6,}                                              # record numbers
+    )\b""",
+    re.VERBOSE,
+)
+_WORD = r"[A-ZÀ-ÖØ-Þ][\w'’-]*"
+_NAMES = re.compile(
+    rf"""\b(?:
+        (?:Dr|Mr|Mrs|Ms|Miss|Prof|Sr|Sra|Herr|Frau|Mme|Doctor|Nurse|Professor)\.?\s+
+            {_WORD}(?:\s+(?:(?:van|von|de|del|la|der)\s+)*{_WORD}){{0,2}}
+      | (?<=[Nn]ame:\s){_WORD}(?:\s+{_WORD}){{0,2}}
+      | (?<=[Pp]atient:\s){_WORD}(?:\s+{_WORD}){{0,2}}
+    )""",
+    re.VERBOSE,
+)
+
+
+def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
+    """Return a column's texts; a missing cell is an empty one.
+
+    Raises:
+        DataError: if the column is not there.
+    """
+    if column not in frame.columns:
+        raise DataError(f"the text column '{column}' is missing")
+    return [cell if isinstance(cell, str) else "" for cell in frame[column].tolist()]
+
+
+def cleaner(kinds: Iterable[Kind], region: str = "US") -> Callable[[str], str]:
+    """Return what cleans one text.
+
+    Args:
+        kinds: of :data:`KINDS`; the order does not matter.
+        region: where phone numbers without a country code are from (ISO 3166, two letters).
+    """
+    wanted = set(kinds)
+    # What holds other things first: an address holds a name, a phone number looks like an id.
+    steps: list[Callable[[str], str]] = []
+    for kind, pattern in (("links", _LINKS), ("emails", _EMAILS), ("dates", _DATES)):
+        if kind in wanted:
+            steps.append(_by(pattern, kind))
+    if "phones" in wanted:
+        steps.append(lambda text: _without_phones(text, region))
+    for kind, pattern in (("ids", _IDS), ("names", _NAMES)):
+        if kind in wanted:
+            steps.append(_by(pattern, kind))
+
+    def clean(text: str) -> str:
+        for step in steps:
+            text = step(text)
+        return text
+
+    return clean
+
+
+def _by(pattern: re.Pattern[str], kind: str) -> Callable[[str], str]:
+    mark = _mark(kind)
+    return lambda text: pattern.sub(mark, text)
+
+
+def _mark(kind: str) -> str:
+    return f"[{kind.removesuffix('s')}]"
+
+
+def _without_phones(text: str, region: str) -> str:
+    import phonenumbers
+
+    found = list(phonenumbers.PhoneNumberMatcher(text, region))
+    for match in reversed(found):
+        text = text[: match.start] + _mark("phones") + text[match.end :]
+    return text
