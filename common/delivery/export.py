@@ -14,6 +14,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,33 +24,65 @@ import torch
 from torch import Tensor, nn
 
 from privet.common.canonical import write_atomic, write_json
+from privet.common.delivery import lighter
 from privet.common.errors import InputError, RunError
 from privet.common.models.text import joined, tokens_for
 from privet.common.plan import Plan
+from privet.common.tasks.measure import measure_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from privet.common.delivery.trained import Trained
 
 MOST_OFF = 1e-4
 """Most that ONNX's outputs may differ from the network's, relative to the largest."""
 
 
-def export(trained: Trained, out: Path, card: str, *, onnx: bool = False) -> dict[str, Any]:
+Figures = dict[str, dict[str, Any]]
+"""By variant (``whole``, ``pruned``, ``int8``): figures, bytes, and bytes when packed."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is written.
+
+    Attributes:
+        onnx: ``model.onnx`` too, compared with the network.
+        prune: share of the weights that are set to zero first.
+        int8: ``model.int8.onnx`` too; needs ``onnx``.
+        records: what the lighter variants are measured on, beside the whole model.
+    """
+
+    onnx: bool = False
+    prune: float = 0.0
+    int8: bool = False
+    records: pd.DataFrame | None = None
+
+
+def export(
+    trained: Trained, out: Path, card: str | Callable[[Figures], str], form: Form | None = None
+) -> dict[str, Any]:
     """Write the folder.
 
     Args:
-        trained: the model.
+        trained: the model; it is changed if it is pruned.
         out: new or empty.
-        card: Markdown, written as ``README.md``.
-        onnx: write ``model.onnx`` too, and compare it.
+        card: Markdown, written as ``README.md``; or makes it from the figures of lighter variants.
+        form: what is written; default the network alone.
 
     Returns:
-        ``out``, ``files`` and, with ONNX, ``onnx_off``, the largest relative difference.
+        ``out``, ``files``, ``lighter`` and, with ONNX, ``onnx_off``, the largest difference.
 
     Raises:
         InputError: if ``out`` is not empty, or the model cannot be exported.
         RunError: if ONNX's outputs differ.
     """
+    form = form or Form()
+    if form.int8 and not form.onnx:
+        raise InputError("8-bit integers are for ONNX: add --onnx")
+    if (form.prune or form.int8) and not trained.plan.task.classes:
+        raise InputError(f"a model for '{trained.plan.task.kind}' is not pruned or quantised yet")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; name another --out")
     # Beside it, and moved when it is whole.
@@ -56,18 +90,27 @@ def export(trained: Trained, out: Path, card: str, *, onnx: bool = False) -> dic
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        off = _write(trained, part, card, onnx)
+        off, lighter = _write(trained, part, card, form)
         if out.exists():
             out.rmdir()
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    value: dict[str, Any] = {"out": str(out), "files": sorted(p.name for p in out.iterdir())}
-    return {**value, "onnx_off": off} if onnx else value
+    files = sorted(path.name for path in out.iterdir())
+    value: dict[str, Any] = {"out": str(out), "files": files, "lighter": lighter}
+    return {**value, "onnx_off": off} if form.onnx else value
 
 
-def _write(trained: Trained, out: Path, card: str, onnx: bool) -> float | None:
+def _write(
+    trained: Trained, out: Path, card: str | Callable[[Figures], str], form: Form
+) -> tuple[float | None, Figures]:
     network = merged(trained.network)
+    measured = _Measured(trained, form.records)
+    if form.prune:
+        measured.note("whole", None)
+        lighter.pruned(network, form.prune)
+    elif form.int8:
+        measured.note("whole", None)
     inner: Any = getattr(network, "inner", None)
     if inner is not None:
         inner.save_pretrained(out)
@@ -75,8 +118,35 @@ def _write(trained: Trained, out: Path, card: str, onnx: bool) -> float | None:
         _own_architecture(trained, network, out)
     _tokenizer(trained, out)
     write_json(out / "plan.json", trained.plan.to_dict())
-    write_atomic(out / "README.md", card.encode())
-    return _onnx(trained, network, out / "model.onnx") if onnx else None
+    off = _onnx(trained, network, out / "model.onnx") if form.onnx else None
+    if form.prune:
+        measured.note("pruned", None, out / "model.safetensors")
+    if form.int8:
+        lighter.quantised(out / "model.onnx", out / "model.int8.onnx")
+        measured.note("int8", out / "model.int8.onnx", out / "model.int8.onnx")
+    text = card if isinstance(card, str) else card(measured.found)
+    write_atomic(out / "README.md", text.encode())
+    return off, measured.found
+
+
+class _Measured:
+    """Figures of each variant on the same records."""
+
+    def __init__(self, trained: Trained, records: pd.DataFrame | None) -> None:
+        self._trained = trained
+        self._batch = None if records is None else trained.encode(records)
+        self.found: Figures = {}
+
+    def note(self, variant: str, onnx: Path | None, file: Path | None = None) -> None:
+        """Measure the network as it is now, or an ONNX file."""
+        found: dict[str, Any] = {}
+        if self._batch is not None:
+            if onnx is None:
+                scores = self._trained.scores(self._batch)
+            else:
+                scores = lighter.probabilities(onnx, self._batch, _inputs(self._trained))
+            found = measure_of(self._trained.task).figures(scores, self._batch["label"].numpy())
+        self.found[variant] = {**found, **(lighter.bytes_of(file) if file else {})}
 
 
 def merged(network: nn.Module) -> nn.Module:
@@ -164,8 +234,12 @@ def _onnx(trained: Trained, network: nn.Module, path: Path) -> float:
     import onnxruntime
 
     names = _inputs(trained)
-    batch = trained.task.random_batch(4, 0)
-    given = tuple(_full(trained, batch[name]) for name in names)
+
+    def made_up(count: int) -> tuple[Tensor, ...]:
+        batch = trained.task.random_batch(count, count)
+        return tuple(_full(trained, batch[name]) for name in names)
+
+    given = made_up(4)
     bare = _Bare(network, names).eval()
     records = torch.export.Dim("records", min=1, max=1 << 20)
     with warnings.catch_warnings(), torch.no_grad():
@@ -181,10 +255,19 @@ def _onnx(trained: Trained, network: nn.Module, path: Path) -> float:
             raise InputError(f"this model cannot be written as ONNX: {reason}") from error
         assert program is not None
         program.save(str(path))
-        wanted = bare(*given).numpy()
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    got = session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})[0]
-    off = float(np.abs(got - wanted).max() / max(float(np.abs(wanted).max()), 1e-12))
+    off = 0.0
+    for count in (1, 7):  # other numbers of records than it was written with
+        given = made_up(count)
+        with torch.no_grad():
+            wanted = bare(*given).numpy()
+        try:
+            got = session.run(None, {n: t.numpy() for n, t in zip(names, given, strict=True)})[0]
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(f"this model cannot be run as ONNX: {reason}") from error
+        most = max(float(np.abs(wanted).max()), 1e-12)
+        off = max(off, float(np.abs(got - wanted).max()) / most)
     if not off <= MOST_OFF:
         raise RunError(
             f"ONNX's outputs differ from the network's by {off:.2g}, more than {MOST_OFF}"

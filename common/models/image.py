@@ -45,7 +45,7 @@ class VisionTransformer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Map [B, C, H, W] to logits [B, K]."""
         cut = functional.unfold(pixels, self.patch, stride=self.patch).mT
-        places = torch.arange(cut.shape[1], device=pixels.device).repeat(len(pixels), 1)
+        places = torch.arange(cut.shape[1], device=pixels.device).repeat(pixels.shape[0], 1)
         x = self.patches(cut) + self.places(places)
         for block in self.blocks:
             x = block(x)

@@ -124,7 +124,7 @@ class FTTransformer(nn.Module):
 
     def forward(self, numeric: Tensor, missing: Tensor, categorical: Tensor) -> Tensor:
         """Map [B, F], [B, F] and [B, G] to logits [B, K]."""
-        batch, device = len(numeric), numeric.device
+        batch, device = numeric.shape[0], numeric.device
         tokens = [self.start(torch.zeros((batch, 1), dtype=torch.int64, device=device))]
         if self.scales is not None:
             rows = torch.arange(3 * self.numeric, device=device).repeat(batch, 1)

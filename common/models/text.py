@@ -150,7 +150,7 @@ def trimmed(tokens: Tensor) -> Tensor:
     What a record gives does not change, as nothing reads padding; its time does. Not on CUDA, where
     the host would have to wait, nor in what is exported.
     """
-    if tokens.is_cuda or not len(tokens) or torch.compiler.is_exporting():
+    if tokens.is_cuda or torch.compiler.is_exporting() or not tokens.shape[0]:
         return tokens
     longest = int((tokens != 0).any(0).sum())
     return tokens[:, : max(16, -(-longest // 16) * 16)]

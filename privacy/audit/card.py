@@ -84,6 +84,7 @@ def write_card(
     *,
     source: str,
     note: str = "",
+    lighter: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> str:
     """Return the card as Markdown, with a header that Hugging Face reads.
 
@@ -93,6 +94,7 @@ def write_card(
         evidence: what was verified; None if none was at hand.
         source: where the figures come from, in words.
         note: what a reader of the figures should know.
+        lighter: figures of variants that were pruned or quantised, by name.
     """
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {value:.4g} |"
@@ -124,6 +126,7 @@ Source: {source}.
 {rows}
 
 {note}
+{_variants(lighter or {})}
 
 ## Limits
 
@@ -131,6 +134,23 @@ Figures are of the records named above and of no others. Look at the figures by 
 model decides about people (`privet model evaluate --group`), and at what it looks at
 (`privet model explain`). It repeats whatever bias its records hold.
 """
+
+
+def _variants(lighter: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the table of lighter variants beside the whole model, or ''."""
+    if not lighter:
+        return ""
+    names = list(dict.fromkeys(name for row in lighter.values() for name in row))
+    lines = [
+        "Lighter variants, on the test split (no privacy is spent on them):",
+        "",
+        "| variant | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 1) + "|",
+    ]
+    for variant, row in lighter.items():
+        cells = ["–" if row.get(n) is None else f"{row[n]:.4g}" for n in names]
+        lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def _privacy(plan: Plan, evidence: Evidence | None) -> str:

@@ -144,6 +144,13 @@ def export(
     run: Run,
     out: Annotated[Path, typer.Option(help="The folder to write, new or empty.", metavar="DIR")],
     onnx: Annotated[bool, typer.Option("--onnx", help="Also write ONNX, and compare it.")] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Also write ONNX with weights as 8-bit integers.")
+    ] = False,
+    prune: Annotated[
+        float, typer.Option(help="Set this share of the weights to zero, the smallest.", min=0)
+    ] = 0.0,
+    data: Data = None,
     bundle: Annotated[
         Path | None,
         typer.Option(help="Evidence of the run; default: what lies in RUN.", metavar="FILE"),
@@ -160,6 +167,7 @@ def export(
     verifier found.
     """
     from privet.cli import show
+    from privet.common.delivery.export import Figures, Form
     from privet.common.delivery.export import export as write
     from privet.common.flat import digest_arrays
     from privet.privacy.audit import card
@@ -175,15 +183,20 @@ def export(
                 if bundle is not None:
                     raise
         result = trained.result
-        text = card.write_card(
-            trained.plan,
-            result.get("metrics", {}),
-            evidence,
-            source="the run's own (" + str(result.get("metrics_source", "none")) + ")",
-            note=str(result.get("note", "")),
-        )
+
+        def text(lighter: Figures) -> str:
+            return card.write_card(
+                trained.plan,
+                result.get("metrics", {}),
+                evidence,
+                source="the run's own (" + str(result.get("metrics_source", "none")) + ")",
+                note=str(result.get("note", "")),
+                lighter=lighter,
+            )
+
+        records = _records(trained, data, None) if int8 or prune else None
         tell("writing")
-        value = write(trained, out, text, onnx=onnx)
+        value = write(trained, out, text, Form(onnx, prune, int8, records))
     verified = None if evidence is None else evidence.verdict.ok
     named = None if evidence is None else evidence.run
     if as_json:
@@ -192,6 +205,11 @@ def export(
     typer.echo(f"{out}: {', '.join(value['files'])}")
     if onnx:
         typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
+    for variant, found in value["lighter"].items():
+        said = [f"accuracy {found['accuracy']:.3f}"] if found.get("accuracy") is not None else []
+        if "packed" in found:
+            said.append(f"{found['bytes']:,} bytes, {found['packed']:,} packed")
+        typer.echo(f"{variant}: {', '.join(said)}")
     words = {None: "no evidence at hand", True: "evidence verified", False: "evidence has FAULTS"}
     typer.echo(f"Card: {words[verified]}")
 

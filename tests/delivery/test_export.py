@@ -10,7 +10,7 @@ import pytest
 import torch
 from families_kit import counting
 
-from privet.common.delivery.export import export, reload
+from privet.common.delivery.export import Form, export, reload
 from privet.common.delivery.trained import load
 from privet.common.errors import InputError, RunError
 from privet.common.flat import digest_arrays
@@ -51,7 +51,7 @@ def test_a_folder_of_transformers_is_loaded_by_it(run_of: Runs, tmp_path: Path, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WRITTEN_AS_ONNX)
 def test_onnx_agrees(run_of: Runs, tmp_path: Path, name: str) -> None:
-    found = export(load(run_of(name)), tmp_path / "out", "# card\n", onnx=True)
+    found = export(load(run_of(name)), tmp_path / "out", "# card\n", Form(onnx=True))
     assert found["onnx_off"] <= 1e-4
     assert "model.onnx" in found["files"]
 
@@ -67,7 +67,7 @@ def test_onnx_that_differs_is_not_handed_on(
         lambda self, names, given: [part * 1.001 for part in real(self, names, given)],
     )  # fmt: skip
     with pytest.raises(RunError, match="differ from the network's"):
-        export(load(run_of("dense")), tmp_path / "out", "# card\n", onnx=True)
+        export(load(run_of("dense")), tmp_path / "out", "# card\n", Form(onnx=True))
     assert not any(tmp_path.iterdir())
 
 
@@ -132,3 +132,58 @@ def test_a_run_without_privacy_says_none(run_of: Runs) -> None:
     assert "**None.** This model was trained without noise" in card
     with_privacy = write_card(load(run_of("dense")).plan, {}, None, source="a test")
     assert "**Not verified:**" in with_privacy
+
+
+# lighter
+
+
+def test_pruning_sets_the_share_to_zero_and_says_what_it_costs(
+    run_of: Runs, tmp_path: Path
+) -> None:
+    from safetensors.numpy import load_file
+
+    trained = load(run_of("dense"))
+    before = {name: array.copy() for name, array in trained.arrays.items()}
+    frame = counting(1, 60, 5)
+    found = export(
+        trained,
+        tmp_path / "out",
+        lambda lighter: str(sorted(lighter)),
+        Form(prune=0.5, records=frame),
+    )
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    linear = [name for name in weights if name.endswith("weight")]
+    zeros = sum(int((weights[name] == 0).sum()) for name in linear)
+    total = sum(weights[name].size for name in linear)
+    assert zeros / total == pytest.approx(0.5, abs=0.15)  # the head may have zeros of its own
+    kept = [weights[name][weights[name] != 0] for name in linear]
+    assert all(
+        set(part) <= set(before[name].ravel()) for name, part in zip(linear, kept, strict=True)
+    )
+    assert set(found["lighter"]) == {"whole", "pruned"}
+    assert found["lighter"]["pruned"]["packed"] > 0
+    assert (tmp_path / "out" / "README.md").read_text() == "['pruned', 'whole']"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_eight_bits_are_measured_on_the_same_records(run_of: Runs, tmp_path: Path) -> None:
+    trained = load(run_of("text-encoder"))
+    frame = counting(1, 60, 5)
+    found = export(trained, tmp_path / "out", "# card\n", Form(onnx=True, int8=True, records=frame))
+    whole, small = found["lighter"]["whole"], found["lighter"]["int8"]
+    assert abs(whole["accuracy"] - small["accuracy"]) <= 0.1
+    files = tmp_path / "out"
+    assert (files / "model.int8.onnx").stat().st_size < (files / "model.onnx").stat().st_size / 2
+    card = write_card(trained.plan, {}, None, source="a test", lighter=found["lighter"])
+    assert "| int8 |" in card and "Lighter variants" in card
+
+
+def test_what_cannot_be_made_lighter_is_said(run_of: Runs, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="add --onnx"):
+        export(load(run_of("dense")), tmp_path / "out", "", Form(int8=True))
+    with pytest.raises(InputError, match="not pruned or quantised yet"):
+        export(load(run_of("decoder")), tmp_path / "out", "", Form(prune=0.5))
+    with pytest.raises(InputError, match="a share from 0 to below 1"):
+        export(load(run_of("dense")), tmp_path / "out", "", Form(prune=1.5))
+    assert not any(tmp_path.iterdir())

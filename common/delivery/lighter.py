@@ -1,0 +1,79 @@
+"""A lighter model after training: small weights set to zero, or weights as 8-bit integers.
+
+Both are post-processing: they cost no privacy. Each is measured on the same records as the model
+that it was made of, so that what it costs in accuracy stands beside what it saves.
+"""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.utils import prune
+
+from privet.common.errors import InputError
+
+if TYPE_CHECKING:
+    from privet.common.tasks import Batch
+
+
+def pruned(network: nn.Module, share: float) -> None:
+    """Set the smallest weights of all linear and convolution layers to zero, in place.
+
+    By their size over the whole network (Han et al. 2015), by torch's own pruning.
+
+    Args:
+        network: is changed.
+        share: of the weights, from 0 to below 1.
+
+    Raises:
+        InputError: if the share is out of range, or there is no such layer.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"--prune takes a share from 0 to below 1, not {share:g}")
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
+    layers = [(layer, "weight") for layer in network.modules() if isinstance(layer, kinds)]
+    if not layers:
+        raise InputError("this model has no linear layer to prune")
+    frozen = {id(layer.weight): layer.weight.requires_grad for layer, _ in layers}
+    prune.global_unstructured(layers, prune.L1Unstructured, amount=share)
+    for layer, name in layers:
+        prune.remove(layer, name)  # type: ignore[no-untyped-call]
+        layer.weight.requires_grad_(frozen.get(id(layer.weight), True))
+
+
+def quantised(source: Path, target: Path) -> None:
+    """Write an ONNX model with weights as 8-bit integers, by onnxruntime.
+
+    Activations are scaled as they come (dynamic quantisation), so no record is needed for it.
+
+    Args:
+        source: an ONNX file.
+        target: the file to write.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+
+
+def probabilities(path: Path, batch: Batch, names: list[str], chunk: int = 256) -> np.ndarray:
+    """Return class probabilities [N, K] of an ONNX model."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    count, parts = len(batch[names[0]]), []
+    for start in range(0, count, chunk):
+        given = {name: batch[name][start : start + chunk].numpy() for name in names}
+        logits = torch.from_numpy(session.run(None, given)[0])
+        parts.append(logits.float().softmax(-1).numpy())
+    return np.concatenate(parts)
+
+
+def bytes_of(path: Path) -> dict[str, int]:
+    """Return the size of a file as it lies, and packed: zeros of a pruned model pack well."""
+    data = path.read_bytes()
+    return {"bytes": len(data), "packed": len(gzip.compress(data, 6))}
