@@ -1,19 +1,30 @@
-"""Accuracy with and without privacy, by scenario, over several seeds.
+"""Figures with and without privacy, by scenario and model, over several seeds.
 
-    python benchmarks/utility.py --data DIR --json > utility.json
-    python benchmarks/utility.py --data DIR --only fed-heart banking77
+    python benchmarks/utility.py --data DIR --results utility.jsonl --json > utility.json
+    python benchmarks/utility.py --data DIR --only fed-heart banking77/minilm-lora
+    python benchmarks/utility.py --data DIR --only gospels --tune --set training.rounds=40
     python benchmarks/utility.py --quick
 
+Every run that ends is added to the file of results, and none in it is run again: it can be stopped
+at any time, and several of these may share a file. A run is known by its whole plan, so a changed
+setting is another run.
+
 A seed fixes split and initial weights; all rows of a scenario share the splits. Settings
-were chosen on the validation split, which counts as public and is not trained on (H12);
-figures are on the test split. The peer is logistic regression by scikit-learn on the
-pooled training records, without any privacy, on the same features and the same splits.
+were chosen on the validation split (``--tune`` measures there, ``--set`` changes a plan), which
+counts as public and is not trained on (H12); figures are on the test split. Peers, without any
+privacy: logistic regression by scikit-learn on the pooled training records, on the same features;
+or the same model trained on the pooled records, with as many passes and the same batches.
 """
 
 from __future__ import annotations
 
+import fcntl
+import json
 import statistics
 import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +33,232 @@ from harness import Row, finish, parser, row, tell
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
+from privet.client.trainer import SiteData
 from privet.client.workbench import workbench
+from privet.common.errors import InputError
+from privet.common.models.start import offer
 from privet.common.plan import Plan
 from privet.simulations import scenarios
+from privet.simulations.evaluate import PublicTest
 from privet.simulations.planning import adjusted
 from privet.simulations.records import Records
 from privet.simulations.run import train_once
 
-LEVELS: list[tuple[str, str | None, tuple[float | None, ...]]] = [
-    ("fed-heart", None, (None, 5.0, 1.0)),
-    ("lending", "linear", (None, 3.0, 1.0)),
-    ("lending", None, (None, 3.0, 1.0)),
-    ("medpar", None, (None, 3.0)),
-    ("sba-loans", None, (None, 3.0)),
-    ("eicu-text", None, (None, 8.0, 3.0)),
-    ("banking77", None, (None, 8.0, 3.0)),
-]
-"""Scenario, model (None: the scenario's own), and the values of ε (None: no privacy)."""
+Levels = tuple[float | None, ...]
+Change = dict[str, Any]
 
 
-def plan_at(name: str, model: str | None, epsilon: float | None, seed: int) -> Plan:
-    """Return the scenario's plan at one level of privacy."""
-    plan = scenarios.get(name).make_plan(model)
-    return adjusted(plan, epsilon=epsilon, seed=seed, dp=epsilon is not None)
+@dataclass(frozen=True)
+class Study:
+    """One row for each level of privacy.
+
+    Attributes:
+        scenario, model: what is trained; None is the scenario's own model.
+        levels: values of ε; None is a run without privacy.
+        seeds: over which a row is the mean.
+        figure: what a row tells.
+        peer: ``logistic``, ``pooled`` or none.
+        after: scenario and model of a pre-training that it starts from, and its ε.
+        pooled: changes of the plan for the pooled peer, chosen on the validation split.
+    """
+
+    scenario: str
+    model: str | None
+    levels: Levels
+    seeds: int = 3
+    figure: str = "accuracy"
+    peer: str = ""
+    after: tuple[str, str | None] | None = None
+    pooled: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Scenario and model, as ``--only`` names them."""
+        plan = scenarios.get(self.scenario).make_plan(self.model)
+        made = f"{self.scenario}/{scenarios.model_name(plan.model)}"
+        return f"{made}/pre-trained" if self.after else made
 
 
-def accuracy(plan: Plan, data: Path | None) -> float:
-    """Train once and return the accuracy on the test split."""
-    with tempfile.TemporaryDirectory() as folder:
-        figures = train_once(plan, Records(plan, data), Path(folder) / "run")
-    return float(figures["accuracy"])
+STUDIES = (
+    Study("fed-heart", None, (None, 5.0, 1.0), 5, peer="logistic"),
+    Study("lending", "linear", (None, 3.0, 1.0), 5, peer="logistic"),
+    Study("lending", None, (None, 3.0, 1.0), 5, peer="logistic"),
+    Study("medpar", None, (None, 3.0), 5, peer="logistic"),
+    Study("medpar", "dense", (None, 3.0), 5, peer="logistic"),
+    Study("sba-loans", None, (None, 3.0), 5, peer="logistic"),
+    Study("sba-loans", "dense", (None, 3.0), 5, peer="logistic"),
+    Study("digits", None, (None, 8.0)),
+    Study("digits", "resnet", (None, 8.0)),
+    Study("eicu-text", None, (None, 8.0, 3.0), 5, peer="logistic"),
+    Study("banking77", None, (None, 8.0, 3.0), 5, peer="logistic"),
+    Study("eicu-text", "text-encoder", (None, 8.0)),
+    Study("eicu-text", "text-encoder", (None, 8.0), after=("eicu-gaps", None)),
+    Study("gospels", None, (None, 8.0), figure="chrf", peer="pooled"),
+    Study("shakespeare", None, (None, 8.0), figure="perplexity", peer="pooled"),
+    Study("banking77", "minilm-full", (None,), 1),
+    Study("eicu-text", "minilm-full", (None,), 1),
+    Study("banking77", "minilm-lora", (None, 8.0, 3.0)),
+    Study("eicu-text", "minilm-lora", (None, 8.0, 3.0)),
+    Study("eicu-text", "minilm-lora", (None,), 1, after=("eicu-gaps", "minilm-full")),
+)
 
 
-def pooled_logistic(plan: Plan, data: Path | None) -> float:
-    """Return the test accuracy of logistic regression on all training records."""
+class Pooled(Records):
+    """All records at one site."""
+
+    def site(self, name: str) -> SiteData:
+        """Return all of them."""
+        del name
+        parts = self.parts()
+        return SiteData(parts["train"], parts["test"])
+
+
+def pooled_plan(plan: Plan) -> Plan:
+    """Return a plan with one site: as many passes over the records, in batches as large.
+
+    Where a round of the federation takes ``s`` steps at each of ``n`` sites, it takes ``s n``, one
+    after the other.
+    """
+    sizes = [site.nominal_size for site in plan.sites]
+    training = plan.training
+    return plan.changed(
+        sites=[{"name": "all", "nominal_size": sum(sizes)}],
+        training={
+            "steps": training.steps * len(sizes),
+            "sample_rate": training.sample_rate / len(sizes),
+        },
+    )
+
+
+class Results:
+    """Runs that ended, one JSON object a line; several processes may add to a file."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._found: dict[str, Row] = {}
+
+    def get(self, key: str, make: Callable[[], dict[str, Any]], **facts: Any) -> dict[str, Any]:
+        """Return a run's figures, from the file or made now."""
+        self._read()
+        if key not in self._found:
+            started = time.monotonic()
+            figures = make()
+            seconds = round(time.monotonic() - started, 1)
+            self._add({"key": key, **facts, "figures": figures, "seconds": seconds})
+            tell(f"{' '.join(str(fact) for fact in facts.values())}: {_short(figures)} {seconds} s")
+        found: dict[str, Any] = self._found[key]["figures"]
+        return found
+
+    def _read(self) -> None:
+        if self._path is not None and self._path.is_file():
+            for line in self._path.read_text(encoding="utf-8").splitlines():
+                item = json.loads(line)
+                self._found[item["key"]] = item
+
+    def _add(self, item: Row) -> None:
+        self._found[item["key"]] = item
+        if self._path is None:
+            return
+        with self._path.open("a", encoding="utf-8") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            stream.write(json.dumps(item) + "\n")
+
+
+def _short(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v:.4f}" for k, v in figures.items() if isinstance(v, float))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Runs what a study asks for.
+
+    Attributes:
+        data: folder of the records.
+        results: what ended before.
+        part: split that is measured on.
+        changes: of every plan.
+        threads: of one run.
+    """
+
+    data: Path | None
+    results: Results
+    part: str = "test"
+    changes: tuple[tuple[str, Any], ...] = ()
+    threads: int = 2
+
+    def plan(self, study: Study, epsilon: float | None, seed: int) -> Plan:
+        """Return the scenario's plan at one level of privacy."""
+        plan = scenarios.get(study.scenario).make_plan(study.model)
+        plan = adjusted(plan, epsilon=epsilon, seed=seed, dp=epsilon is not None)
+        return _changed(plan, self.changes)
+
+    def figures(self, study: Study, epsilon: float | None, seed: int) -> dict[str, Any]:
+        """Return the figures of one run."""
+        plan = self.plan(study, epsilon, seed)
+        if study.after is None:
+            return self._run("federated", plan, Records(plan, self.data))
+        before = Study(*study.after, levels=(epsilon,))
+        first = self.plan(before, None if epsilon is None else epsilon / 2, seed)
+        if epsilon is not None:
+            plan = adjusted(plan, epsilon=epsilon / 2)
+        return self._run("pre-trained", plan, Records(plan, self.data), first)
+
+    def pooled(self, study: Study, seed: int) -> dict[str, Any]:
+        """Return the figures of the same model on pooled records, without privacy."""
+        plan = self.plan(study, None, seed)
+        changed = _changed(pooled_plan(plan), study.pooled)
+        return self._run("pooled", changed, Pooled(plan, self.data))
+
+    def logistic(self, study: Study, seed: int) -> dict[str, Any]:
+        """Return the accuracy of logistic regression on all training records."""
+        model = "linear" if study.scenario == "lending" else None
+        plan = self.plan(Study(study.scenario, model, ()), None, seed)
+        return self.results.get(
+            f"logistic {plan.digest} {self.part}",
+            lambda: {"accuracy": _logistic(plan, self.data, self.part)},
+            how="logistic", scenario=plan.scenario, seed=seed,
+        )  # fmt: skip
+
+    def _run(
+        self, how: str, plan: Plan, records: Records, before: Plan | None = None
+    ) -> dict[str, Any]:
+        key = " ".join([how, plan.digest, *([before.digest] if before else []), self.part])
+        privacy = plan.privacy
+        return self.results.get(
+            key, lambda: self._train(plan, records, before),
+            how=how, scenario=plan.scenario, model=scenarios.model_name(plan.model),
+            epsilon=privacy.epsilon if privacy else None, seed=plan.seed, part=self.part,
+            changes=dict(self.changes),
+        )  # fmt: skip
+
+    def _train(self, plan: Plan, records: Records, before: Plan | None) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory() as folder:
+            if before is not None:
+                first = before.changed(threads=self.threads)
+                train_once(first, Records(before, self.data), Path(folder) / "first")
+                start = offer(Path(folder) / "first" / "model" / "model.safetensors")
+                plan = plan.changed(model={"start": start})
+            plan = plan.changed(threads=self.threads)
+            public = PublicTest(plan, records.parts()[self.part])
+            figures = train_once(plan, records, Path(folder) / "run", public)
+        return {name: value for name, value in figures.items() if name != "sites"}
+
+
+def _changed(plan: Plan, changes: tuple[tuple[str, Any], ...]) -> Plan:
+    """Return a plan with changes such as ``("training.rounds", 40)``."""
+    for path, value in changes:
+        part, _, name = path.partition(".")
+        plan = plan.changed(**{part: {name: value}})
+    return plan
+
+
+def _logistic(plan: Plan, data: Path | None, part: str) -> float:
     parts = Records(plan, data).parts()
     task = workbench(plan).task
-    train, test = task.encode(parts["train"]), task.encode(parts["test"])
+    train, test = task.encode(parts["train"]), task.encode(parts[part])
     sizes = [len(values) + 1 for _, values in sorted(plan.task.categorical.items())]
 
-    def features(batch: dict[str, Any]) -> np.ndarray:  # type: ignore[type-arg]
+    def features(batch: dict[str, Any]) -> np.ndarray:
         if "features" in batch:
             return np.asarray(batch["features"]) * 4.0
         columns = [batch["numeric"].numpy(), batch["missing"].numpy()]
@@ -73,30 +270,33 @@ def pooled_logistic(plan: Plan, data: Path | None) -> float:
     return float(model.score(features(test), test["label"].numpy()))
 
 
-def measure(
-    name: str, model: str | None, levels: tuple[float | None, ...], seeds: int, data: Path | None
-) -> list[Row]:
+_PEERS = {
+    "logistic": "pooled logistic regression, no privacy",
+    "pooled": "the same model on pooled records, no privacy",
+}
+
+
+def measure(bench: Bench, study: Study, levels: Levels, seeds: int) -> list[Row]:
     """Return one row for each level of privacy."""
-    peers = [pooled_logistic(plan_at(name, "linear" if model else None, None, s), data)
-             if name == "lending" else pooled_logistic(plan_at(name, model, None, s), data)
-             for s in range(seeds)]  # fmt: skip
+    peers = []
+    if study.peer:
+        ask = bench.pooled if study.peer == "pooled" else bench.logistic
+        peers = [float(ask(study, seed)[study.figure]) for seed in range(seeds)]
     rows = []
     for epsilon in levels:
-        values = []
-        for seed in range(seeds):
-            plan = plan_at(name, model, epsilon, seed)
-            values.append(accuracy(plan, data))
-            tell(f"{name} {plan.model.kind} ε {epsilon} seed {seed}: {values[-1]:.4f}")
-        privacy = plan.privacy
+        found = [bench.figures(study, epsilon, seed) for seed in range(seeds)]
+        values = [float(figures[study.figure]) for figures in found]
+        privacy = bench.plan(study, epsilon, 0).privacy
         rows.append(
             row(
-                f"{name}, {plan.model.kind}",
+                study.name,
                 statistics.mean(values),
-                "accuracy",
-                "pooled logistic regression, no privacy",
-                statistics.mean(peers),
+                study.figure,
+                _PEERS.get(study.peer),
+                statistics.mean(peers) if peers else None,
                 sd=statistics.stdev(values) if seeds > 1 else None,
-                peer_sd=statistics.stdev(peers) if seeds > 1 else None,
+                peer_sd=statistics.stdev(peers) if len(peers) > 1 else None,
+                others=_means(found),
                 epsilon=privacy.epsilon if privacy else None,
                 delta=privacy.delta if privacy else None,
                 privacy_unit=privacy.unit if privacy else None,
@@ -108,35 +308,62 @@ def measure(
     return rows
 
 
+def _means(found: list[dict[str, Any]]) -> dict[str, float]:
+    names = [name for name, value in found[0].items() if isinstance(value, float)]
+    return {name: statistics.mean(float(figures[name]) for figures in found) for name in names}
+
+
 def _line(item: Row) -> str:
     terms = "no privacy"
     if item["epsilon"]:
         terms = f"ε {item['epsilon']:g} (δ {item['delta']:g}, per {item['privacy_unit']})"
     spread = f" ± {item['sd']:.3f}" if item["sd"] is not None else ""
-    return (
-        f"{item['name']:28} {terms:34} {item['value']:.3f}{spread}  peer {item['peer_value']:.3f}"
-    )
+    peer = f"  peer {item['peer_value']:.3f}" if item["peer_value"] is not None else ""
+    figure = f"{item['unit']} {item['value']:.3f}{spread}"
+    return f"{item['name']:36} {terms:34} {figure}{peer}"
+
+
+def _set(text: str) -> tuple[str, Any]:
+    path, mark, value = text.partition("=")
+    if not mark or "." not in path:
+        raise InputError(f"--set {text}: say PART.NAME=VALUE, as training.rounds=40")
+    try:
+        return path, json.loads(value)
+    except ValueError:
+        return path, value
 
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--data", type=Path, help="data folder; default $PRIVET_DATA")
-    options.add_argument("--only", nargs="*", help="scenarios")
-    options.add_argument("--model", help="only this model")
-    options.add_argument("--seeds", type=int, default=5)
+    options.add_argument("--results", type=Path, help="file of runs that ended (JSON lines)")
+    options.add_argument("--only", nargs="*", help="SCENARIO or SCENARIO/MODEL")
+    options.add_argument("--level", nargs="*", help="values of ε, or 'none'")
+    options.add_argument("--seeds", type=int, help="default those of each study")
+    options.add_argument("--threads", type=int, default=2, help="of one run")
+    options.add_argument("--tune", action="store_true", help="measure on the validation split")
+    options.add_argument("--set", nargs="*", default=[], type=_set, help="PART.NAME=VALUE")
+    options.add_argument("--no-peer", action="store_true", help="leave the peers out")
     given = options.parse_args()
+    bench = Bench(
+        given.data, Results(given.results), "validation" if given.tune else "test",
+        tuple(given.set), given.threads,
+    )  # fmt: skip
     rows: list[Row] = []
-    for name, model, levels in LEVELS:
-        kind = scenarios.get(name).make_plan(model).model.kind
-        if (given.only and name not in given.only) or (given.model and kind != given.model):
+    for study in STUDIES:
+        if given.only and not {study.name, study.scenario} & set(given.only):
             continue
-        if given.quick and (name, model) not in (("medpar", None), ("lending", "linear")):
+        if given.quick and study.name not in ("medpar/linear", "lending/linear"):
             continue
-        if not scenarios.get(name).available(given.data):
-            tell(f"{name}: its data is not there, left out")
+        if not scenarios.get(study.scenario).available(given.data):
+            tell(f"{study.name}: its data is not there, left out")
             continue
-        seeds = 1 if given.quick else given.seeds
-        rows += measure(name, model, levels[:2] if given.quick else levels, seeds, given.data)
+        levels = study.levels[:2] if given.quick else study.levels
+        if given.level:
+            levels = tuple(None if text == "none" else float(text) for text in given.level)
+        if given.no_peer:
+            study = replace(study, peer="")
+        rows += measure(bench, study, levels, 1 if given.quick else given.seeds or study.seeds)
     finish(rows, given.json, _line)
 
 

@@ -36,19 +36,24 @@ PERSON = "person"
 _MOST = 1000
 
 
+class NotKept(PrivetError):
+    """Feedback could not be written."""
+
+
 class Feedback:
     """A CSV file that records are added to, durably, one whole row at a time.
 
     Args:
         path: of the file, made when the first record comes.
         columns: of a record, in the file's order.
+        needed: those of them that may not be empty.
 
     Raises:
         InputError: if the file is there and has other columns.
     """
 
-    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
-        self.path, self.columns = path, columns
+    def __init__(self, path: Path, columns: tuple[str, ...], needed: tuple[str, ...]) -> None:
+        self.path, self.columns, self.needed = path, columns, needed
         if path.exists() and path.stat().st_size:
             with path.open(newline="", encoding="utf-8") as stream:
                 found = next(csv.reader(stream), [])
@@ -62,11 +67,22 @@ class Feedback:
         """Add records; return how many.
 
         Raises:
-            DataError: if one lacks a column. Nothing is written then.
+            DataError: if one lacks what is needed. Nothing is written then.
+            NotKept: if the file cannot be written; it is as it was.
         """
         for place, record in enumerate(records):
-            if missing := [name for name in self.columns if record.get(name) in (None, "")]:
+            if missing := [name for name in self.needed if record.get(name) in (None, "")]:
                 raise DataError(f"record {place}: '{missing[0]}' is missing")
+        try:
+            self._append(records)
+        except OSError as error:
+            raise NotKept(
+                f"{self.path.name}: the feedback was not kept: {error.strerror}. Send it again "
+                "when the operator has mended this"
+            ) from error
+        return len(records)
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, extrasaction="ignore", lineterminator="\n")
         with self.path.open("ab") as stream:
@@ -82,7 +98,6 @@ class Feedback:
             except OSError:
                 os.ftruncate(stream.fileno(), size)  # no half of a row
                 raise
-        return len(records)
 
 
 def feedback_columns(trained: Trained, policy: Policy | None) -> tuple[str, ...]:
@@ -99,6 +114,17 @@ def feedback_columns(trained: Trained, policy: Policy | None) -> tuple[str, ...]
     if policy is not None:
         person = any(one.unit == "person" for one in policy.populations.values())
     return (*columns, PERSON) if person else columns
+
+
+def open_feedback(path: Path, trained: Trained, policy: Policy | None) -> Feedback:
+    """Return the file that feedback for a model goes into; features may be empty cells.
+
+    Raises:
+        InputError: if the file has other columns, or the model's are not known.
+    """
+    columns, task = feedback_columns(trained, policy), trained.plan.task
+    features = {*task.numeric, *task.categorical}
+    return Feedback(path, columns, tuple(name for name in columns if name not in features))
 
 
 class Records(BaseModel):
@@ -140,6 +166,10 @@ def make_service(trained: Trained, feedback: Feedback | None = None) -> FastAPI:
     def refuse(_: Any, error: PrivetError) -> Any:
         return JSONResponse({"detail": str(error)}, status_code=422)
 
+    @app.exception_handler(NotKept)
+    def not_kept(_: Any, error: NotKept) -> Any:
+        return JSONResponse({"detail": str(error)}, status_code=507)
+
     @app.get("/health")
     def health() -> dict[str, Any]:
         """Say that the service is up, and with which model."""
@@ -158,9 +188,9 @@ def make_service(trained: Trained, feedback: Feedback | None = None) -> FastAPI:
         def give(asked: Records) -> dict[str, Any]:
             """Keep records with the label that turned out to be right, at this site."""
             found = asked.rows()
-            # Wrong cells are refused now, and not when somebody wants to train.
-            trained.task.encode(pd.DataFrame(found))
             with turn:
+                # Wrong cells are refused now, and not when somebody wants to train.
+                trained.task.encode(pd.DataFrame(found))
                 return {"kept": feedback.add(found)}
 
     return app

@@ -16,6 +16,7 @@ import torch
 
 from privet.client.training import Made
 from privet.client.workbench import Workbench, labels_of, workbench
+from privet.common.compress import compress
 from privet.common.errors import DataError, NotReleasable, PrivetError
 from privet.common.flat import Arrays
 from privet.common.order import Order
@@ -96,6 +97,7 @@ class Trainer:
         self._data: SiteData | None = None
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
         self._cache: dict[str, _Encoded] = {}
+        self._rest: Arrays = {}
 
     @functools.cached_property
     def _bench(self) -> Workbench:
@@ -149,11 +151,17 @@ class Trainer:
             optimizer=self._optimizer,
             proximal_mu=self.plan.strategy.proximal_mu,
             stream=stream,
+            views=self._bench.views,
         )
         releasable = PlainUpdate if self.plan.privacy is None else NoisedUpdate
         if not isinstance(update, releasable):
             raise NotReleasable(f"a {type(update).__name__} is not a release")
         arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()}
+        if self.plan.compression is not None:
+            # After the noise: it costs nothing. Only what was released before is in the rest.
+            arrays, self._rest = compress(
+                arrays, self.plan.compression, stream or Stream.fresh(), self._rest
+            )
         return Made(arrays, update.event, update.reproducible)
 
     def _evaluate(self, model: Arrays, data: SiteData, stream: Stream | None) -> Made:

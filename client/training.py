@@ -69,8 +69,8 @@ def misfit(shapes: dict[str, tuple[int, ...]], model: Arrays) -> str | None:
     """Say what is wrong with a model that came with an order; None if it can be trained."""
     for name, shape in shapes.items():
         array = model.get(name)
-        if array is None or array.shape != shape:
-            return f"'{name}' has another shape than in the plan's model"
+        if array is None or array.shape != shape or array.dtype.kind != "f":
+            return f"'{name}' has another shape or type than in the plan's model"
         if not bool(np.isfinite(array).all()):
             return f"'{name}' is not finite"
     return None

@@ -7,15 +7,17 @@ import functools
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from privet.common.errors import SelfTestFailed
 from privet.common.flat import Arrays
 from privet.common.models import build_model, trainable
 from privet.common.plan import Plan
-from privet.common.tasks import Batch, build_task
+from privet.common.tasks import Batch, augment_of, build_task, sizes_of
 from privet.common.tasks.measure import Measure, measure_of
 from privet.privacy import selftest
 from privet.privacy.clipping import GradientEngine
+from privet.privacy.dpsgd import Views
 
 
 class Workbench:
@@ -28,12 +30,19 @@ class Workbench:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.task = build_task(plan)
+        augment, copies = augment_of(self.task), plan.training.copies
+        self.views = Views(augment, copies) if augment else None
         self.engine = GradientEngine(
             build_model(plan),
-            self.task.loss,
+            self.task.loss if copies == 1 else self._mean_loss,
             mode=plan.training.clipping,
             micro_batch=plan.training.micro_batch,
+            sizes=sizes_of(self.task),
         )
+
+    def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what a view adds to the mean over the views of its record, [B]."""
+        return self.task.loss(model, batch) / self.plan.training.copies
 
     def load(self, model: Arrays) -> None:
         """Set the trained parameters."""
@@ -48,6 +57,8 @@ class Workbench:
         Raises:
             SelfTestFailed: naming the row and the layer.
         """
+        if self.views is not None:
+            selftest.augmentation(self.views.augment, self._random_batch)
         declared = trainable(self.engine.model)
         before = {name: parameter.detach().clone() for name, parameter in declared.items()}
         generator = torch.Generator().manual_seed(0)
@@ -76,6 +87,10 @@ class Workbench:
     def score(self, examples: Batch) -> np.ndarray:
         """Return what each record is measured by, [N, K], of the model as it is now."""
         model, parts = self.engine.model, []
+        sizes = sizes_of(self.task)(examples)
+        if sizes is not None:
+            order = torch.argsort(sizes, stable=True)
+            examples = {name: tensor[order] for name, tensor in examples.items()}
         chunk = max(1, min(1024, 4 * self.plan.training.micro_batch))
         model.eval()
         try:
@@ -85,7 +100,8 @@ class Workbench:
                     parts.append(self.task.scores(model, batch).float().cpu().numpy())
         finally:
             model.train()
-        return np.concatenate(parts)
+        scores = np.concatenate(parts)
+        return scores if sizes is None else scores[torch.argsort(order).numpy()]
 
     @property
     def measure(self) -> Measure:

@@ -35,7 +35,7 @@ CHUNK = 1 << 20
 BLOCK = 1 << 20
 """Numbers that are worked on at once, where a model may be larger than memory should hold twice."""
 
-_DTYPES = ("<f2", "<f4", "<f8")
+_DTYPES = ("<f2", "<f4", "<f8", "|i1", "<i4")
 _MOST_ARRAYS = 100_000
 _MOST_LABEL = 4096
 _SHAPE = re.compile(r"(?:[0-9]{1,15}(?:,[0-9]{1,15}){0,15})?", re.ASCII)
@@ -70,7 +70,7 @@ class Layout:
         """Read a label.
 
         Raises:
-            InputError: if it is not one, or not of floating-point numbers.
+            InputError: if it is not one, or not of numbers that travel.
         """
         try:
             name, dtype, shape = label.decode().split("\0")

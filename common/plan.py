@@ -73,6 +73,9 @@ class Image(Part):
 CLASSIFYING = ("tabular", "text", "image")
 LANGUAGE = ("causal-text", "masked-text", "text-to-text")
 
+AUGMENT = {"tabular": ("hide",), "image": ("shift", "flip"), "text": ("drop",)}
+"""What can be asked for in ``augment``, by kind of task."""
+
 
 class TaskSpec(Part):
     """What is predicted from what.
@@ -91,6 +94,8 @@ class TaskSpec(Part):
         max_tokens: texts are cut to this many tokens.
         clean: what is taken out of texts first (:mod:`privet.common.tasks.cleaning`).
         clean_region: where phone numbers without a country code are from.
+        augment: how other views of a record are made (:mod:`privet.common.tasks.augment`):
+            ``hide`` cells of a table, ``shift`` or ``flip`` an image, ``drop`` tokens of a text.
         image: pixels of an image task.
         options: handed to a user's own task.
     """
@@ -105,6 +110,7 @@ class TaskSpec(Part):
     max_tokens: Annotated[int, Field(ge=2, le=8192)] = 128
     clean: tuple[Literal["dates", "emails", "links", "phones", "ids", "names"], ...] = ()
     clean_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"
+    augment: tuple[Literal["hide", "shift", "flip", "drop"], ...] = ()
     image: Image | None = None
     options: dict[str, Any] = {}
 
@@ -120,6 +126,10 @@ class TaskSpec(Part):
             raise ValueError(f"'classes' has no meaning for kind '{self.kind}'")
         if self.clean and self.kind in ("tabular", "image"):
             raise ValueError("'clean' is for texts")
+        if odd := set(self.augment) - set(AUGMENT.get(self.kind, ())):
+            raise ValueError(f"'augment': {min(odd)} is not for kind '{self.kind}'")
+        if len(set(self.augment)) != len(self.augment):
+            raise ValueError("'augment' names a kind twice")
         if (self.kind == "image") != (self.image is not None):
             raise ValueError("an image task, and no other, has a section 'image'")
         if len({canonical_label(name) for name in self.classes}) != len(self.classes):
@@ -170,6 +180,8 @@ class Training(Part):
         sample_rate: Poisson rate q at which each unit enters a step's batch.
         learning_rate, momentum, optimizer: the local optimizer, new in every round.
         micro_batch: most records in memory at once; no effect on the result but rounding.
+        copies: views of each record in a step, where the task augments; a step takes their mean,
+            and takes so many times as long.
         clipping: how per-unit gradients are computed; no effect on the guarantee.
         clip: L2 bound of one unit's gradient in a run without privacy; None: no bound. In
             a run with privacy it is ``privacy.clip`` that counts.
@@ -182,6 +194,7 @@ class Training(Part):
     momentum: Fraction = 0.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     micro_batch: Count = 256
+    copies: Annotated[int, Field(ge=1, le=256)] = 1
     clipping: Literal["auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
     clip: Positive | None = None
 
@@ -246,6 +259,18 @@ class Privacy(Part):
         if self.unit == "record" and self.max_records != 1:
             raise ValueError("'max_records' belongs to unit = 'person'")
         return self
+
+
+class Compression(Part):
+    """How a site makes its noised update lighter (:mod:`privet.common.compress`).
+
+    Attributes:
+        kind: ``int8``, a byte a number; or ``top-k``, the largest alone.
+        share: of each array's numbers that are sent (``top-k``).
+    """
+
+    kind: Literal["int8", "top-k"]
+    share: Annotated[float, Field(gt=0, le=1)] = 0.1
 
 
 class Metrics(Part):
@@ -333,6 +358,7 @@ class Plan(Part):
             "to train without any guarantee"
         ),
     ]
+    compression: Compression | None = None
     metrics: Metrics = Metrics()
     split: Split = Split()
     data: DataSpec = DataSpec()
@@ -348,6 +374,8 @@ class Plan(Part):
             raise ValueError(f"'strategy.min_sites' is above the number of sites, {len(names)}")
         if self.strategy.average_last > self.training.rounds:
             raise ValueError("'strategy.average_last' is above 'training.rounds'")
+        if self.training.copies > 1 and ":" not in self.task.kind and not self.task.augment:
+            raise ValueError("'training.copies' without 'task.augment': a record twice is the same")
         person = self.privacy is not None and self.privacy.unit == "person"
         if person and self.training.clipping == "opacus-ghost":
             raise ValueError("training.clipping 'opacus-ghost' is for unit 'record' only")

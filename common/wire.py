@@ -113,10 +113,10 @@ def from_record(record: ArrayRecord) -> Arrays:
     """Return Flower's record as named arrays.
 
     Raises:
-        InputError: if an array cannot be read without pickle, or holds no floats.
+        InputError: if an array cannot be read without pickle, or holds no numbers that travel.
     """
     known = record.arrays if isinstance(record, Record) else None
-    if known is not None and all(array.dtype.kind == "f" for array in known.values()):
+    if known is not None and all(_travels(array) for array in known.values()):
         return known
     arrays: Arrays = {}
     for name, array in record.items():
@@ -127,10 +127,15 @@ def from_record(record: ArrayRecord) -> Arrays:
             raise InputError(f"array '{name}' cannot be read: {error}") from error
         if not isinstance(value, np.ndarray):
             raise InputError(f"array '{name}' is not an array")
-        if value.dtype.kind != "f":
-            raise InputError(f"array '{name}' holds {value.dtype}, not floating-point numbers")
+        if not _travels(value):
+            raise InputError(f"array '{name}' holds {value.dtype}, which does not travel")
         arrays[name] = value
     return arrays
+
+
+def _travels(array: npt.NDArray[Any]) -> bool:
+    """Whether these are floats, or the small integers of a compressed update."""
+    return array.dtype.kind == "f" or array.dtype in (np.int8, np.int32)
 
 
 def pack(content: RecordDict) -> tuple[bytes, Arrays]:

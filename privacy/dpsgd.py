@@ -29,6 +29,20 @@ from privet.privacy.sampling import PoissonSampler
 from privet.privacy.units import Relation, Unit, UnitIndex
 from privet.privacy.watch import Watch
 
+
+@dataclass(frozen=True)
+class Views:
+    """How a unit's records are seen in one step.
+
+    Attributes:
+        augment: makes a view of each record [B], given a random 64-bit number for each.
+        copies: views of each record.
+    """
+
+    augment: Callable[[Batch, Tensor], Batch]
+    copies: int = 1
+
+
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 _SEAL = object()
 _PLAIN = ev.NonPrivate("training without noise")
@@ -176,6 +190,7 @@ class DpSgd:
         optimizer: OptimizerFactory,
         proximal_mu: float = 0.0,
         stream: Stream | None = None,
+        views: Views | None = None,
     ) -> NoisedUpdate:
         """Train ``steps`` noisy steps and return the change of the trained parameters.
 
@@ -187,6 +202,7 @@ class DpSgd:
             optimizer: makes the local optimizer; it sees noised gradients only.
             proximal_mu: weight of FedProx's pull to the start (no data in it, no cost).
             stream: randomness; None draws a new key from the operating system.
+            views: how each drawn record is seen; all views of a unit share its bound.
 
         Raises:
             BypassDetected: if anything but these steps moved a parameter or a buffer.
@@ -197,7 +213,7 @@ class DpSgd:
         observed = _Observed()
 
         def gradient() -> list[Tensor]:
-            batch, owner, count = _draw(sampler, examples, units, stream)
+            batch, owner, count = _draw(sampler, examples, units, stream, views)
             total = engine.clipped_sum(batch, owner, count, self.clip)
             noised, event = self.noised(total, stream, sampler.sample_rate)
             observed.steps.append(event)
@@ -233,13 +249,14 @@ class PlainSgd:
         optimizer: OptimizerFactory,
         proximal_mu: float = 0.0,
         stream: Stream | None = None,
+        views: Views | None = None,
     ) -> PlainUpdate:
         """As :meth:`DpSgd.release`, without protection."""
         stream = stream or Stream.fresh()
         sampler = PoissonSampler(self.sample_rate)
 
         def gradient() -> list[Tensor]:
-            batch, owner, count = _draw(sampler, examples, units, stream)
+            batch, owner, count = _draw(sampler, examples, units, stream, views)
             sums: Sequence[Tensor] = (
                 engine.plain_sum(batch)
                 if self.clip is None
@@ -260,12 +277,33 @@ def _step_event(sample_rate: float, standard_deviation: float, clip: float) -> e
 
 
 def _draw(
-    sampler: PoissonSampler, examples: Batch, units: UnitIndex, stream: Stream
+    sampler: PoissonSampler,
+    examples: Batch,
+    units: UnitIndex,
+    stream: Stream,
+    views: Views | None,
 ) -> tuple[Batch, np.ndarray, int]:
     chosen = sampler.draw(len(units), stream)
     rows, owner = units.gather(chosen)
+    if views is not None:
+        rows, owner = np.repeat(rows, views.copies), np.repeat(owner, views.copies)
     index = torch.as_tensor(rows)
-    return {name: tensor[index] for name, tensor in examples.items()}, owner, len(chosen)
+    batch = {name: tensor[index] for name, tensor in examples.items()}
+    if views is not None and len(rows):
+        words = torch.from_numpy(stream.words(len(rows)).astype(np.int64))
+        batch = _same_records(batch, views.augment(dict(batch), words.to(_device(batch))))
+    return batch, owner, len(chosen)
+
+
+def _same_records(batch: Batch, seen: Batch) -> Batch:
+    """Return views of records, of which there must be as many, with the same inputs."""
+    if seen.keys() != batch.keys() or any(len(seen[name]) != len(batch[name]) for name in batch):
+        raise NotReleasable("'augment' must return the batch's tensors, one row for each record")
+    return seen
+
+
+def _device(batch: Batch) -> torch.device:
+    return next(iter(batch.values())).device
 
 
 def _descend(

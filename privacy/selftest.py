@@ -88,6 +88,31 @@ def encoding(whole: Batch, alone: Callable[[int], Batch]) -> None:
                 )
 
 
+def augmentation(augment: Callable[[Batch, Tensor], Batch], random_batch: RandomBatch) -> None:
+    """Check that a view of a record is made of that record and its own random number alone (H6).
+
+    Args:
+        augment: makes views.
+        random_batch: input to test with.
+
+    Raises:
+        SelfTestFailed: naming the tensor that depends on other records.
+    """
+    batch = random_batch(_ENCODED, 3)
+    words = torch.arange(1, _ENCODED + 1) * 0x3C6EF372FE94F82B
+    words = words.to(next(iter(batch.values())).device)
+    whole = augment(dict(batch), words)
+    for row in range(_ENCODED):
+        one = slice(row, row + 1)
+        alone = augment({name: tensor[one] for name, tensor in batch.items()}, words[one])
+        for name in batch:
+            if not torch.equal(alone[name], whole[name][one]):
+                raise SelfTestFailed(
+                    f"H6: '{name}' of an augmented record depends on other records, or on chance "
+                    "that is not its own number; no per-unit bound holds"
+                )
+
+
 def real_records(engine: GradientEngine, examples: Batch) -> None:
     """Check the clipped sum of a few real records against single ones (H16).
 

@@ -28,6 +28,7 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from privet.common.compress import Lighter
 from privet.common.config import make
 from privet.common.errors import PlanError, RunError
 from privet.common.flat import BLOCK, Arrays, Sealed
@@ -178,10 +179,15 @@ class _Moved(View):
 
     def __init__(self, piece: _Piece, model: Arrays, update: Arrays) -> None:
         super().__init__(piece.of(model))
-        self._update = piece.of(update)
+        self._piece, self._update = piece, update
 
     def numpy(self) -> npt.NDArray[Any]:
-        moved: npt.NDArray[Any] = self._array + self._update
+        piece, update = self._piece, self._update
+        if isinstance(update, Lighter):
+            part = update.part(piece.name, piece.start, piece.stop).reshape(self._array.shape)
+        else:
+            part = piece.of(update)
+        moved: npt.NDArray[Any] = self._array + part
         return moved
 
 

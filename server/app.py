@@ -11,10 +11,11 @@ from typing import Any
 from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
+from privet.common.compress import Lighter
 from privet.common.errors import InputError, RunError
 from privet.common.flat import Arrays
 from privet.common.order import Order, Status
-from privet.common.plan import Plan
+from privet.common.plan import Compression, Plan
 from privet.common.wire import decode_reply, decode_show, encode_order, encode_show
 from privet.server import rounds
 from privet.server.aggregate import Aggregator, mean_of
@@ -86,7 +87,7 @@ class FlowerLink:
             if reply.site != site:
                 reply = rounds.Reply(site, Status.FAILED, None, message)
             if site in wanted:
-                replies[site] = _matching(reply, wanted[site], model)
+                replies[site] = _matching(reply, wanted[site], model, self._plan.compression)
         return [replies[order.site] for order in orders if order.site in replies]
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -135,7 +136,9 @@ def _decode(message: Message) -> rounds.Reply | None:
 _SPENT = {"epsilon", "delta", "unit", "relation"}
 
 
-def _matching(reply: rounds.Reply, order: Order, model: Arrays) -> rounds.Reply:
+def _matching(
+    reply: rounds.Reply, order: Order, model: Arrays, compression: Compression | None
+) -> rounds.Reply:
     """Treat a release that does not answer the order, or has other shapes, as a failure.
 
     So is the answer to another question, or ``released`` without a release.
@@ -143,18 +146,36 @@ def _matching(reply: rounds.Reply, order: Order, model: Arrays) -> rounds.Reply:
     if reply.release is None:
         answers = reply.status not in (Status.PRESENT, Status.RELEASED)
         return reply if answers else replace(reply, status=Status.FAILED)
-    arrays, facts = reply.release.arrays, reply.release.facts
+    release = reply.release
+    spent = release.facts.get("spent")
+    arrays = _fitting(release.arrays, order, model, compression)
+    if (
+        release.order != order.digest
+        or arrays is None
+        or not isinstance(spent, dict)
+        or set(spent) != _SPENT
+    ):
+        return rounds.Reply(reply.site, Status.FAILED, None, reply.handle)
+    return replace(reply, release=replace(release, arrays=arrays))
+
+
+def _fitting(
+    arrays: Arrays, order: Order, model: Arrays, compression: Compression | None
+) -> Arrays | None:
+    """Return what an order is answered with, or None if it does not fit."""
     if order.purpose == "evaluate":
         fits = list(arrays) == ["histogram"] and arrays["histogram"].ndim == 2
+    elif compression is not None:
+        shapes = {name: array.shape for name, array in model.items()}
+        try:
+            return Lighter(arrays, shapes, compression)
+        except InputError:
+            return None
     else:
         fits = list(arrays) == list(model) and all(
             arrays[name].shape == model[name].shape for name in model
         )
-    spent = facts.get("spent")
-    fits = fits and isinstance(spent, dict) and set(spent) == _SPENT
-    if reply.release.order != order.digest or not fits:
-        return rounds.Reply(reply.site, Status.FAILED, None, reply.handle)
-    return reply
+    return arrays if fits and all(array.dtype.kind == "f" for array in arrays.values()) else None
 
 
 def create_app(

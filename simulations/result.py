@@ -9,6 +9,7 @@ from typing import Any
 
 from privet.client.workbench import workbench
 from privet.common.canonical import write_json
+from privet.common.compress import bytes_of
 from privet.common.errors import LedgerError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
@@ -68,6 +69,15 @@ class Result:
         """What a reader of the figures should know, or ''."""
         return scenarios.get(self.plan.scenario).note if self.plan.scenario else ""
 
+    @property
+    def update_bytes(self) -> dict[str, int]:
+        """Bytes of one site's update: its numbers as they are, and as they travel."""
+        shapes = {name: array.shape for name, array in self.model.items()}
+        return {
+            "numbers": bytes_of(shapes, None),
+            "sent": bytes_of(shapes, self.plan.compression),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values; the keys are those of ``--json``."""
         privacy = self.plan.privacy
@@ -87,6 +97,7 @@ class Result:
             "out": str(self.out),
             "plan": self.plan.digest,
             "model": self.plan.model.kind,
+            "update_bytes": self.update_bytes,
             "metrics_source": self.plan.metrics.source,
             "noise_multiplier": privacy.noise_multiplier if privacy else None,
             "seconds": round(self.seconds, 3),

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from privet.common.canonical import write_atomic, write_json
@@ -90,14 +91,14 @@ def export(
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        off, lighter = _write(trained, part, card, form)
+        off, variants = _write(trained, part, card, form)
         if out.exists():
             out.rmdir()
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     files = sorted(path.name for path in out.iterdir())
-    value: dict[str, Any] = {"out": str(out), "files": files, "lighter": lighter}
+    value: dict[str, Any] = {"out": str(out), "files": files, "lighter": variants}
     return {**value, "onnx_off": off} if form.onnx else value
 
 
@@ -106,24 +107,24 @@ def _write(
 ) -> tuple[float | None, Figures]:
     network = merged(trained.network)
     measured = _Measured(trained, form.records)
+    if form.prune or form.int8:
+        measured.network("whole", network)
+    facts = dict(trained.facts)
     if form.prune:
-        measured.note("whole", None)
         lighter.pruned(network, form.prune)
-    elif form.int8:
-        measured.note("whole", None)
+        measured.network("pruned", network)
+        facts["pruned"] = f"{form.prune:g} of the weights that were trained are zero here"
     inner: Any = getattr(network, "inner", None)
     if inner is not None:
         inner.save_pretrained(out)
     else:
-        _own_architecture(trained, network, out)
+        _own_architecture(trained, network, out, facts)
     _tokenizer(trained, out)
     write_json(out / "plan.json", trained.plan.to_dict())
     off = _onnx(trained, network, out / "model.onnx") if form.onnx else None
-    if form.prune:
-        measured.note("pruned", None, out / "model.safetensors")
     if form.int8:
         lighter.quantised(out / "model.onnx", out / "model.int8.onnx")
-        measured.note("int8", out / "model.int8.onnx", out / "model.int8.onnx")
+        measured.onnx("pruned, int8" if form.prune else "int8", out / "model.int8.onnx")
     text = card if isinstance(card, str) else card(measured.found)
     write_atomic(out / "README.md", text.encode())
     return off, measured.found
@@ -137,16 +138,25 @@ class _Measured:
         self._batch = None if records is None else trained.encode(records)
         self.found: Figures = {}
 
-    def note(self, variant: str, onnx: Path | None, file: Path | None = None) -> None:
-        """Measure the network as it is now, or an ONNX file."""
-        found: dict[str, Any] = {}
+    def network(self, variant: str, network: nn.Module) -> None:
+        """Measure the network as it is now."""
+        scores = None if self._batch is None else self._trained.scores(self._batch)
+        self._note(variant, scores, save(tensors_of(network)))
+
+    def onnx(self, variant: str, path: Path) -> None:
+        """Measure an ONNX file."""
+        scores = None
         if self._batch is not None:
-            if onnx is None:
-                scores = self._trained.scores(self._batch)
-            else:
-                scores = lighter.probabilities(onnx, self._batch, _inputs(self._trained))
-            found = measure_of(self._trained.task).figures(scores, self._batch["label"].numpy())
-        self.found[variant] = {**found, **(lighter.bytes_of(file) if file else {})}
+            scores = lighter.probabilities(path, self._batch, _inputs(self._trained))
+        self._note(variant, scores, path.read_bytes())
+
+    def _note(self, variant: str, scores: np.ndarray | None, file: bytes) -> None:
+        figures: dict[str, Any] = {}
+        if scores is not None and self._batch is not None:
+            figures = dict(
+                measure_of(self._trained.task).figures(scores, self._batch["label"].numpy())
+            )
+        self.found[variant] = {**figures, **lighter.bytes_of(file)}
 
 
 def merged(network: nn.Module) -> nn.Module:
@@ -158,16 +168,20 @@ def merged(network: nn.Module) -> nn.Module:
     return network
 
 
-def _own_architecture(trained: Trained, network: nn.Module, out: Path) -> None:
-    from safetensors.torch import save_file
-
+def tensors_of(network: nn.Module) -> dict[str, Tensor]:
+    """Return a network's tensors by name; a table that is also a head is there once."""
     seen: dict[int, str] = {}
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in network.state_dict(keep_vars=True).items():
-        # A table that is also a head is written once.
-        if seen.setdefault(id(tensor), name) == name:
-            tensors[name] = tensor.detach().contiguous()
-    save_file(tensors, out / "model.safetensors", metadata={"format": "pt", **trained.facts})
+    return {
+        name: tensor.detach().contiguous()
+        for name, tensor in network.state_dict(keep_vars=True).items()
+        if seen.setdefault(id(tensor), name) == name
+    }
+
+
+def _own_architecture(
+    trained: Trained, network: nn.Module, out: Path, facts: dict[str, str]
+) -> None:
+    save_file(tensors_of(network), out / "model.safetensors", metadata={"format": "pt", **facts})
     write_json(
         out / "config.json",
         {
@@ -192,8 +206,6 @@ def reload(folder: Path) -> nn.Module:
     Raises:
         InputError: if it is not one.
     """
-    from safetensors.torch import load_file
-
     from privet.common.models import build_model
 
     try:

@@ -73,7 +73,6 @@ def probabilities(path: Path, batch: Batch, names: list[str], chunk: int = 256) 
     return np.concatenate(parts)
 
 
-def bytes_of(path: Path) -> dict[str, int]:
+def bytes_of(data: bytes) -> dict[str, int]:
     """Return the size of a file as it lies, and packed: zeros of a pruned model pack well."""
-    data = path.read_bytes()
     return {"bytes": len(data), "packed": len(gzip.compress(data, 6))}

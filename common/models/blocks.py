@@ -1,7 +1,8 @@
-"""Transformer blocks shared by the models: pre-norm attention and feed-forward."""
+"""Transformer blocks shared by the models: attention, feed-forward, and a stack over tokens."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -45,3 +46,34 @@ class Block(nn.Module):
         """Map [B, T, d] to [B, T, d]."""
         x = x + self.attention(self.norm1(x), mask)
         return x + self.down(functional.gelu(self.up(self.norm2(x))))  # type: ignore[no-any-return]
+
+
+class TokenStack(nn.Module):
+    """Tables of tokens and places, Transformer blocks, and a norm.
+
+    Args:
+        vocabulary: number V of tokens.
+        max_tokens: longest sequence T.
+        width, heads, layers: size of the Transformer.
+    """
+
+    def __init__(
+        self, vocabulary: int, max_tokens: int, *, width: int, heads: int, layers: int
+    ) -> None:
+        super().__init__()
+        self.words = nn.Embedding(vocabulary, width)
+        self.places = nn.Embedding(max_tokens, width)
+        self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        nn.init.normal_(self.words.weight, std=width**-0.5)
+        nn.init.normal_(self.places.weight, std=0.1 * width**-0.5)
+
+    def states(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Map token numbers [B, T] to states [B, T, d]; ``mask`` is True where one may be read."""
+        batch, length = tokens.shape
+        # Expanded to [B, T]: Opacus counts the first dimension as records.
+        places = torch.arange(length, device=tokens.device).repeat(batch, 1)
+        x = self.words(tokens) + self.places(places)
+        for block in self.blocks:
+            x = block(x, mask)
+        return self.norm(x)  # type: ignore[no-any-return]

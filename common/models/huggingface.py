@@ -7,7 +7,6 @@ plan should pin the digest of its weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from functools import lru_cache
@@ -17,17 +16,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from privet.common.errors import DataMissing, PlanError
+from privet.common.models.start import digest_of
 from privet.common.models.tokens import Tokens
 from privet.common.plan import ModelSpec
 
 _AUTO = {
     "text": "AutoModelForSequenceClassification",
-    "image": "AutoModelForImageClassification",
     "causal-text": "AutoModelForCausalLM",
     "masked-text": "AutoModelForMaskedLM",
     "text-to-text": "AutoModelForSeq2SeqLM",
 }
-TASKS = tuple(_AUTO)
 
 
 def build(
@@ -61,7 +59,7 @@ def build(
     path = _weights(Path(folder), sha256)
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
-    more: dict[str, Any] = {"num_labels": classes} if task in ("text", "image") else {}
+    more: dict[str, Any] = {"num_labels": classes} if task == "text" else {}
     try:
         config = transformers.AutoConfig.from_pretrained(
             path.parent, local_files_only=True, trust_remote_code=False, **more
@@ -86,6 +84,7 @@ def build(
 
         settings = peft.LoraConfig(
             r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets,
+            # A fresh head for classes is trained in full beside the adapters.
             task_type=peft.TaskType.SEQ_CLS if task == "text" else None,
         )  # fmt: skip
         with warnings.catch_warnings():
@@ -110,8 +109,6 @@ class Wrapped(nn.Module):
 
     def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
         """Return logits, as the task's own models do."""
-        if self._task == "image":
-            return self.inner(pixel_values=named["pixels"]).logits  # type: ignore[no-any-return]
         if self._task == "text-to-text":
             return self._two(*given)
         tokens = named["tokens"] if named else given[0]
@@ -188,12 +185,6 @@ def _weights(folder: Path, sha256: str | None) -> Path:
             f"{path}: there is no such file. Get a model's folder on a machine with a network, by "
             "`hf download NAME --local-dir FOLDER`, and copy it here; only safetensors are read"
         )
-    if sha256 is not None and _digest(path, path.stat().st_mtime_ns) != sha256:
+    if sha256 is not None and digest_of(path) != f"sha256:{sha256}":
         raise PlanError(f"{path}: these are not the weights that model.options.sha256 names")
     return path
-
-
-@lru_cache(maxsize=4)
-def _digest(path: Path, _changed: int) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

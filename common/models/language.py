@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privet.common.errors import PlanError
-from privet.common.models.blocks import Block
+from privet.common.models.blocks import TokenStack
 
 
-class Decoder(nn.Module):
-    """Transformer encoder layers under a causal mask; the output shares its weights with the input.
+class Decoder(TokenStack):
+    """Transformer blocks under a causal mask; the output shares its weights with the input.
 
     Args:
         vocabulary: number V of tokens.
@@ -28,26 +28,16 @@ class Decoder(nn.Module):
     def __init__(
         self, vocabulary: int, max_tokens: int, *, width: int = 128, heads: int = 4, layers: int = 2
     ) -> None:
-        super().__init__()
-        self.words = nn.Embedding(vocabulary, width)
-        self.places = nn.Embedding(max_tokens, width)
-        self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
+        super().__init__(vocabulary, max_tokens, width=width, heads=heads, layers=layers)
         self.head = nn.Linear(width, vocabulary, bias=False)
         self.head.weight = self.words.weight
-        nn.init.normal_(self.words.weight, std=width**-0.5)
-        nn.init.normal_(self.places.weight, std=0.1 * width**-0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token numbers [B, T] to logits of the tokens that follow, [B, T, V]."""
-        batch, length = tokens.shape
-        places = torch.arange(length, device=tokens.device).repeat(batch, 1)
+        length = tokens.shape[1]
         # Padding stands behind the text, where no token that counts can see it.
         mask = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
-        x = self.words(tokens.clamp(min=0)) + self.places(places)
-        for block in self.blocks:
-            x = block(x, mask)
-        return self.head(self.norm(x))  # type: ignore[no-any-return]
+        return self.head(self.states(tokens.clamp(min=0), mask))  # type: ignore[no-any-return]
 
 
 class MaskedEncoder(nn.Module):

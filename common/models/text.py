@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from privet.common.errors import DataMissing, PlanError
 from privet.common.models import huggingface
-from privet.common.models.blocks import Block
+from privet.common.models.blocks import TokenStack
 from privet.common.models.language import MaskedEncoder
-from privet.common.models.tokens import TOKENIZER, Tokens
+from privet.common.models.tokens import TOKENIZER, Tokens, trimmed
 from privet.common.plan import ModelSpec
 
 READERS = ("text-encoder", "decoder", "encoder-decoder", "t5")
@@ -26,10 +26,20 @@ MINILM_WIDTH = 384
 
 
 class TextInputs(Protocol):
-    """Turns texts into what a model reads; each row from its own text alone."""
+    """Turns texts into what a model reads; each row from its own text alone.
+
+    Attributes:
+        tokens: what the numbers mean; None where a row holds none.
+    """
+
+    tokens: Tokens | None
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         """Return tensors with one row a text."""
+        ...
+
+    def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """Return how many tokens each row has, [B], or None if they differ in nothing."""
         ...
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -98,7 +108,7 @@ def _encoder(spec: ModelSpec, max_tokens: int) -> Encoder:
     return Encoder(tokens_for(spec, max_tokens).size, max_tokens, **spec.options)
 
 
-class Encoder(nn.Module):
+class Encoder(TokenStack):
     """Small Transformer encoder over token numbers; token 0 is padding.
 
     Args:
@@ -110,23 +120,11 @@ class Encoder(nn.Module):
     def __init__(
         self, vocabulary: int, max_tokens: int, *, width: int = 64, heads: int = 4, layers: int = 2
     ) -> None:
-        super().__init__()
-        self.words = nn.Embedding(vocabulary, width)
-        self.places = nn.Embedding(max_tokens, width)
-        self.blocks = nn.ModuleList(Block(width, heads, 4 * width) for _ in range(layers))
-        self.norm = nn.LayerNorm(width)
-        nn.init.normal_(self.words.weight, std=width**-0.5)
-        nn.init.normal_(self.places.weight, std=0.1 * width**-0.5)
+        super().__init__(vocabulary, max_tokens, width=width, heads=heads, layers=layers)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token numbers [B, T] to states [B, T, d]."""
-        batch, length = tokens.shape
-        # Expanded to [B, T]: Opacus counts the first dimension as records.
-        places = torch.arange(length, device=tokens.device).repeat(batch, 1)
-        x = self.words(tokens) + self.places(places)
-        for block in self.blocks:
-            x = block(x, _readable(tokens)[:, None, None, :])
-        return self.norm(x)  # type: ignore[no-any-return]
+        return self.states(tokens, _readable(tokens)[:, None, None, :])
 
 
 class TextEncoder(nn.Module):
@@ -142,18 +140,6 @@ class TextEncoder(nn.Module):
         """Map token numbers [B, T] to logits [B, K]."""
         tokens = trimmed(tokens)
         return self.head(_mean(self.encoder(tokens), _readable(tokens)))  # type: ignore[no-any-return]
-
-
-def trimmed(tokens: Tensor) -> Tensor:
-    """Return [B, T] without columns that are padding in every row, up to a multiple of 16.
-
-    What a record gives does not change, as nothing reads padding; its time does. Not on CUDA, where
-    the host would have to wait, nor in what is exported.
-    """
-    if tokens.is_cuda or torch.compiler.is_exporting() or not tokens.shape[0]:
-        return tokens
-    longest = int((tokens != 0).any(0).sum())
-    return tokens[:, : max(16, -(-longest // 16) * 16)]
 
 
 def _readable(tokens: Tensor) -> Tensor:
@@ -282,10 +268,14 @@ class _TokenInputs:
     """Token numbers [N, T] under the name ``tokens``."""
 
     def __init__(self, tokens: Tokens) -> None:
+        self.tokens: Tokens | None = tokens
         self._tokens = tokens
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         return {"tokens": self._tokens.numbers(texts)}
+
+    def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
+        return self._tokens.sizes(batch["tokens"])
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"tokens": self._tokens.random(records, generator)}
@@ -294,11 +284,16 @@ class _TokenInputs:
 class _MiniLmFeatures:
     """Unit-length mean-pooled features of the frozen, public encoder."""
 
+    tokens: Tokens | None = None
+
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         return {"features": _features(tuple(texts), self._max_tokens)}
+
+    def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
+        return None
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
         features = torch.randn((records, MINILM_WIDTH), generator=generator)

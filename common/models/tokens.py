@@ -65,15 +65,21 @@ class Tokens:
         """Return token numbers [N, T]."""
         return self.encode(texts)[0]
 
+    def sizes(self, rows: Tensor) -> Tensor | None:
+        """Return how many tokens each row has, [N]; None on CUDA, where it would have to wait."""
+        return None if rows.is_cuda else (rows != self.padding).sum(1)
+
+    def trimmed(self, rows: Tensor) -> Tensor:
+        """See :func:`trimmed`."""
+        return trimmed(rows, self.padding)
+
     def decode(self, rows: Tensor) -> list[str]:
         """Return the texts of token numbers [N, T], up to the first end."""
         found = []
         for row in rows.tolist():
-            kept = [number for number in row if number not in (self.padding, self.start)]
-            if self.end is not None and self.end in row[1:]:
-                kept = [
-                    n for n in row[: row.index(self.end, 1)] if n not in (self.padding, self.start)
-                ]
+            # The first token may be the end's too, where a model starts with it.
+            stop = row.index(self.end, 1) if self.end in row[1:] else len(row)
+            kept = [number for number in row[:stop] if number not in (self.padding, self.start)]
             found.append(_tokenizer(self.path).decode(kept).strip())
         return found
 
@@ -103,6 +109,18 @@ class Tokens:
         rows = torch.randint(2, self.size, (records, length), generator=generator)
         rows[-1, length // 2 :] = self.padding
         return rows
+
+
+def trimmed(rows: Tensor, padding: int = 0) -> Tensor:
+    """Return [B, T] without columns that are padding in every row, up to a multiple of 16.
+
+    What a record gives does not change, as nothing reads padding; its time does. Not on CUDA, where
+    the host would have to wait, nor in what is exported.
+    """
+    if rows.is_cuda or torch.compiler.is_exporting() or not rows.shape[0]:
+        return rows
+    longest = int((rows != padding).any(0).sum())
+    return rows[:, : max(16, -(-longest // 16) * 16)]
 
 
 @lru_cache(maxsize=4)

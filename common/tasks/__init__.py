@@ -2,11 +2,15 @@
 
 A task of one's own is any object with the four methods of :class:`Task`; a plan names a
 factory for it as ``kind = "module:object"``. It is measured as a classification unless it has an
-attribute ``measure`` (:mod:`privet.common.tasks.measure`).
+attribute ``measure`` (:mod:`privet.common.tasks.measure`). A method ``sizes(batch)`` may say how
+long each record is, [B] on the CPU or None: records of like length are then computed together. A
+method ``augment(batch, words)`` may make another view of each record in each step
+(:mod:`privet.common.tasks.augment`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from privet.common.config import make
@@ -48,6 +52,18 @@ class Task(Protocol):
     def random_batch(self, records: int, seed: int) -> Batch:
         """Return made-up records of the right shapes and types, for the start-up tests."""
         ...
+
+
+def augment_of(task: Task) -> Callable[[Batch, Tensor], Batch] | None:
+    """Return what makes other views of a task's records; None if they are seen as they are."""
+    found: Callable[[Batch, Tensor], Batch] | None = getattr(task, "augment", None)
+    return found
+
+
+def sizes_of(task: Task) -> Callable[[Batch], Tensor | None]:
+    """Return what says how long each record of a batch is; a task need not know."""
+    found: Callable[[Batch], Tensor | None] = getattr(task, "sizes", lambda batch: None)
+    return found
 
 
 def build_task(plan: Plan) -> Task:

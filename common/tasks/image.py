@@ -9,6 +9,7 @@ import torch
 from privet.common.errors import DataError
 from privet.common.plan import TaskSpec
 from privet.common.tasks import Batch
+from privet.common.tasks.augment import chain, flip, shift
 from privet.common.tasks.classification import Classification, encode_labels
 
 
@@ -18,6 +19,7 @@ class ImageTask(Classification):
     def __init__(self, spec: TaskSpec) -> None:
         assert spec.image is not None
         self.spec, self.image = spec, spec.image
+        self.augment = chain(*[{"shift": shift, "flip": flip}[name] for name in spec.augment])
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; a missing pixel is an error."""

@@ -18,6 +18,7 @@ from privet.common.models.text import tokens_for
 from privet.common.plan import ModelSpec, TaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.cleaning import cleaner, texts_of
+from privet.common.tasks.hashing import mixed, share
 from privet.common.tasks.measure import LIKELIHOOD
 
 _SHARE = 0.15
@@ -25,9 +26,14 @@ _SHARE = 0.15
 
 
 class _Language:
-    """What the three tasks share."""
+    """What the three tasks share.
+
+    Attributes:
+        inputs: names of the rows of tokens that a batch holds.
+    """
 
     measure = LIKELIHOOD
+    inputs: tuple[str, ...] = ("tokens",)
 
     def __init__(self, spec: TaskSpec, model: ModelSpec) -> None:
         self.spec = spec
@@ -41,6 +47,16 @@ class _Language:
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss of each predicted token, and which of them count; both [B, T]."""
         raise NotImplementedError
+
+    def sizes(self, batch: Batch) -> Tensor | None:
+        """Return how many tokens each record has, [B]."""
+        return self.tokens.sizes(torch.cat([batch[name] for name in self.inputs], 1))
+
+    def random_batch(self, records: int, seed: int) -> Batch:
+        """See :class:`privet.common.tasks.Task`."""
+        generator = torch.Generator().manual_seed(seed)
+        found = {name: self.tokens.random(records, generator) for name in self.inputs}
+        return {**found, "characters": torch.ones(records, dtype=torch.int64)}
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """See :class:`privet.common.tasks.Task`."""
@@ -63,7 +79,7 @@ class CausalText(_Language):
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        tokens, padding = batch["tokens"], self.tokens.padding
+        tokens, padding = self.tokens.trimmed(batch["tokens"]), self.tokens.padding
         start = self.tokens.start
         if start is None:
             logits = model(tokens[:, :-1])
@@ -73,15 +89,11 @@ class CausalText(_Language):
             logits, wanted = model(before), tokens
         return _cross_entropy(logits, wanted, padding)
 
-    def random_batch(self, records: int, seed: int) -> Batch:
-        """See :class:`privet.common.tasks.Task`."""
-        generator = torch.Generator().manual_seed(seed)
-        tokens = self.tokens.random(records, generator)
-        return {"tokens": tokens, "characters": torch.ones(records, dtype=torch.int64)}
-
 
 class TextToText(_Language):
     """One text from another: translation, summaries, questions and answers."""
+
+    inputs = ("source", "target")
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`."""
@@ -91,18 +103,8 @@ class TextToText(_Language):
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        logits = model(batch["source"], batch["target"])
-        return _cross_entropy(logits, batch["target"], self.tokens.padding)
-
-    def random_batch(self, records: int, seed: int) -> Batch:
-        """See :class:`privet.common.tasks.Task`."""
-        generator = torch.Generator().manual_seed(seed)
-        source, target = (self.tokens.random(records, generator) for _ in range(2))
-        return {
-            "source": source,
-            "target": target,
-            "characters": torch.ones(records, dtype=torch.int64),
-        }
+        source, target = (self.tokens.trimmed(batch[name]) for name in self.inputs)
+        return _cross_entropy(model(source, target), target, self.tokens.padding)
 
     def write(
         self, model: nn.Module, batch: Batch, *, beams: int = 4, chunk: int = 64
@@ -137,12 +139,13 @@ class MaskedText(_Language):
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See the base class."""
-        tokens = batch["tokens"]
+        tokens = self.tokens.trimmed(batch["tokens"])
         there = tokens != self.tokens.padding
         for special in self.tokens.special:
             there = there & (tokens != special)
-        hashes = _hashes(tokens, next(p for p in model.parameters() if p.requires_grad))
-        order = torch.where(there, _share(hashes), 2.0)
+        weight = next(p for p in model.parameters() if p.requires_grad)
+        hashes = _hashes(tokens, there, weight)
+        order = torch.where(there, share(hashes), 2.0)
         places = min(self.places, tokens.shape[1])
         chosen = order.topk(places, dim=1, largest=False).indices
         wanted, hashes = tokens.gather(1, chosen), hashes.gather(1, chosen)
@@ -150,8 +153,8 @@ class MaskedText(_Language):
         allowed = (_SHARE * there.sum(1, keepdim=True)).ceil()
         counts = (torch.arange(places, device=tokens.device) < allowed).to(torch.float32)
         # Of ten that are left out, eight are masked, one is another token, one stays.
-        what = _share(_mix(hashes + 1))
-        other = _mix(hashes + 2).remainder(self.tokens.size)
+        what = share(mixed(hashes + 1))
+        other = mixed(hashes + 2).remainder(self.tokens.size)
         read = torch.where(what < 0.8, self.tokens.mask, torch.where(what < 0.9, other, wanted))
         read = torch.where(counts > 0, read, wanted)
         logits = model(tokens.scatter(1, chosen, read), chosen)
@@ -163,12 +166,6 @@ class MaskedText(_Language):
         found = super().scores(model, batch)
         return torch.cat([found[:, :2], torch.zeros_like(found[:, 2:])], 1)
 
-    def random_batch(self, records: int, seed: int) -> Batch:
-        """See :class:`privet.common.tasks.Task`."""
-        generator = torch.Generator().manual_seed(seed)
-        tokens = self.tokens.random(records, generator)
-        return {"tokens": tokens, "characters": torch.ones(records, dtype=torch.int64)}
-
 
 def _cross_entropy(logits: Tensor, wanted: Tensor, padding: int) -> tuple[Tensor, Tensor]:
     counts = wanted != padding
@@ -176,23 +173,13 @@ def _cross_entropy(logits: Tensor, wanted: Tensor, padding: int) -> tuple[Tensor
     return nats, counts.to(nats.dtype)
 
 
-def _hashes(tokens: Tensor, weight: Tensor) -> Tensor:
+def _hashes(tokens: Tensor, there: Tensor, weight: Tensor) -> Tensor:
     """Return a hash for each place [B, T], of the record's tokens, the place and a weight.
 
-    By SplitMix64's finalizer (Steele et al. 2014).
+    Padding is left out, so that it is the same however far a record is filled up.
     """
     place = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
     turn = weight.detach().flatten()[:1].float().view(torch.int32).to(torch.int64)
-    record = _mix(_mix(tokens + place * 0x9E3779B1).sum(1, keepdim=True) + turn)
-    return _mix(record + place * 0x632BE59B)
-
-
-def _share(hashes: Tensor) -> Tensor:
-    """Return hashes as numbers in [0, 1)."""
-    return (hashes & 0xFFFFFFFF).double() / 2.0**32
-
-
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
-    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
-    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+    own = torch.where(there, mixed(tokens + place * 0x9E3779B1), 0)
+    record = mixed(own.sum(1, keepdim=True) + turn)
+    return mixed(record + place * 0x632BE59B)

@@ -11,6 +11,7 @@ import torch
 from privet.common.errors import DataError
 from privet.common.plan import Numeric, TaskSpec
 from privet.common.tasks import Batch
+from privet.common.tasks.augment import chain, hide
 from privet.common.tasks.classification import Classification, encode_labels
 
 
@@ -26,6 +27,7 @@ class TabularTask(Classification):
         # By name: the digest of a plan does not tell the order of its features.
         self.numeric = dict(sorted(spec.numeric.items()))
         self.categorical = dict(sorted(spec.categorical.items()))
+        self.augment = chain(*[hide for _ in spec.augment])
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; columns outside the plan are ignored."""

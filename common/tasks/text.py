@@ -5,9 +5,11 @@ from __future__ import annotations
 import pandas as pd
 import torch
 
+from privet.common.errors import PlanError
 from privet.common.models.text import text_inputs
 from privet.common.plan import ModelSpec, TaskSpec
 from privet.common.tasks import Batch
+from privet.common.tasks.augment import chain, drop
 from privet.common.tasks.classification import Classification, encode_labels
 from privet.common.tasks.cleaning import cleaner, texts_of
 
@@ -19,12 +21,19 @@ class TextTask(Classification):
         self.spec = spec
         self._inputs = text_inputs(model, spec.max_tokens)
         self._clean = cleaner(spec.clean, spec.clean_region)
+        if spec.augment and not self._inputs.tokens:
+            raise PlanError("task.augment: a head on frozen features reads no tokens")
+        self.augment = chain(*[drop("tokens", self._inputs.tokens) for _ in spec.augment])
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; an empty text is allowed."""
         texts = [self._clean(text) for text in texts_of(frame, self.spec.text)]
         labels = encode_labels(frame, self.spec.label, self.spec.classes)
         return {**self._inputs.encode(texts), "label": labels}
+
+    def sizes(self, batch: Batch) -> torch.Tensor | None:
+        """Return how many tokens each record has, [B]; None for frozen features."""
+        return self._inputs.sizes(batch)
 
     def random_batch(self, records: int, seed: int) -> Batch:
         """See :class:`privet.common.tasks.Task`."""

@@ -148,9 +148,15 @@ def _variants(lighter: Mapping[str, Mapping[str, Any]]) -> str:
         "|---" * (len(names) + 1) + "|",
     ]
     for variant, row in lighter.items():
-        cells = ["–" if row.get(n) is None else f"{row[n]:.4g}" for n in names]
+        cells = [_cell(row.get(name)) for name in names]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _privacy(plan: Plan, evidence: Evidence | None) -> str:

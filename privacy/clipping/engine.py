@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ from privet.privacy.clipping.methods import (
 MODES = ("auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch")
 
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+Sizes = Callable[[Batch], Tensor | None]
 _LOG = logging.getLogger("privet.clipping")
 
 
@@ -49,6 +50,9 @@ class GradientEngine:
         loss: per-record losses.
         mode: see :mod:`privet.privacy.clipping`.
         micro_batch: most records in memory at once; a unit is never cut in two.
+        sizes: how long each record of a batch is, [B], or None if that is not known; units of
+            like length are computed together, so that a model can leave padding out. It has no
+            effect on a unit's contribution but rounding.
 
     Attributes:
         mode: the way that is used; never ``auto``.
@@ -60,9 +64,16 @@ class GradientEngine:
     """
 
     def __init__(
-        self, model: nn.Module, loss: Loss, *, mode: str = "auto", micro_batch: int = 256
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        mode: str = "auto",
+        micro_batch: int = 256,
+        sizes: Sizes = lambda batch: None,
     ) -> None:
         self.model = model
+        self._sizes = sizes
         self.micro_batch = micro_batch
         self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self.named:
@@ -110,9 +121,9 @@ class GradientEngine:
         counts = np.bincount(owner, minlength=1)
         if self.mode == "opacus-ghost" and counts.max() > 1:
             raise InputError("clipping 'opacus-ghost' is for unit 'record' only")
-        if counts.max() > 1:
-            # Units of as many records side by side: none is filled up to the size of another.
-            order = np.argsort(counts[owner], kind="stable")
+        sizes = self._sizes(examples) if records else None
+        if counts.max() > 1 or sizes is not None:
+            order = _like_side_by_side(owner, counts, sizes)
             rows = torch.as_tensor(order)
             examples = {name: tensor[rows] for name, tensor in examples.items()}
             owner = owner[order]
@@ -144,6 +155,10 @@ class GradientEngine:
         """Return the sum of un-clipped gradients. Not private; for comparison runs only."""
         self._clear()
         count = len(next(iter(examples.values())))
+        sizes = self._sizes(examples) if count else None
+        if sizes is not None:
+            order = torch.argsort(sizes, stable=True)
+            examples = {name: tensor[order] for name, tensor in examples.items()}
         with self.hooks_off():
             for start in range(0, count, self.micro_batch):
                 rows = slice(start, start + self.micro_batch)
@@ -224,6 +239,19 @@ class GradientEngine:
     def _clear(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _like_side_by_side(
+    owner: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], sizes: Tensor | None
+) -> npt.NDArray[np.int64]:
+    """Return the order of records that puts units of as many, and as long, records together.
+
+    None is then filled up to the size of another. A unit's records follow each other, as before.
+    """
+    longest = np.zeros(len(counts), np.int64)
+    if sizes is not None:
+        np.maximum.at(longest, owner, sizes.numpy())
+    return np.lexsort((owner, longest[owner], counts[owner])).astype(np.int64)
 
 
 def _micro_batches(

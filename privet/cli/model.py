@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
-from privet.common.errors import InputError
+from privet.common.errors import DataMissing, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,14 +174,15 @@ def export(
 
     trained = _load(run)
     with show.stage("exporting") as tell:
-        evidence = None
+        evidence, unverified = None, ""
         if bundle is not None or trained.plan.privacy is not None:
             tell("verifying the evidence")
             try:
                 evidence = card.gather(bundle or run, roster, digest_arrays(trained.arrays))
-            except InputError:
+            except InputError as error:
                 if bundle is not None:
                     raise
+                unverified = str(error)
         result = trained.result
 
         def text(lighter: Figures) -> str:
@@ -210,6 +211,8 @@ def export(
         if "packed" in found:
             said.append(f"{found['bytes']:,} bytes, {found['packed']:,} packed")
         typer.echo(f"{variant}: {', '.join(said)}")
+    if unverified:
+        typer.echo(f"The evidence was not verified: {unverified}", err=True)
     words = {None: "no evidence at hand", True: "evidence verified", False: "evidence has FAULTS"}
     typer.echo(f"Card: {words[verified]}")
 
@@ -249,7 +252,7 @@ def serve(
 
     import uvicorn
 
-    from privet.client.serve import Feedback, feedback_columns, make_service
+    from privet.client.serve import make_service, open_feedback
 
     try:
         here = host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -266,7 +269,7 @@ def serve(
         from privet.privacy.policy import Policy
 
         site = Policy.load(policy) if policy else None
-        kept = Feedback(feedback, feedback_columns(trained, site))
+        kept = open_feedback(feedback, trained, site)
     service = make_service(trained, kept)
     typer.echo(f"http://{host}:{port}/docs", err=True)
     uvicorn.run(service, host=host, port=port, log_level="warning")
@@ -284,13 +287,21 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
         from privet.client.data.tables import read_table
 
         return read_table(own)
+    from privet.common.config import data_folder
     from privet.simulations.records import Records
 
     if trained.plan.scenario is None and not any(
         [trained.plan.data.path, *(site.path for site in trained.plan.sites)]
     ):
         raise InputError("the plan names no records: bring a file, --from FILE")
-    frame = Records(trained.plan, data).parts()["test"]
+    try:
+        frame = Records(trained.plan, data_folder(data)).parts()["test"]
+    except DataMissing as error:
+        if trained.plan.scenario is not None:
+            raise
+        raise DataMissing(
+            f"{error}\nThe plan's paths are looked for from here; or bring a file, --from FILE"
+        ) from error
     if not len(frame):
         raise InputError("the plan's test split is empty: bring a file, --from FILE")
     return frame

@@ -157,6 +157,13 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
         )
     _out.print(table)
     _out.print(_claim(outcome), soft_wrap=True, highlight=False)
+    if outcome.plan.compression is not None:
+        size = outcome.update_bytes
+        _out.print(
+            f"Each update is {size['sent']:,} bytes instead of {size['numbers']:,} "
+            f"({outcome.plan.compression.kind})",
+            highlight=False,
+        )
     _out.print(
         f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False, soft_wrap=True
     )

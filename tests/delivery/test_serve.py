@@ -20,7 +20,7 @@ import pytest
 from families_kit import counting
 
 from privet.client.data.records import read_records
-from privet.client.serve import Feedback, feedback_columns
+from privet.client.serve import Feedback, NotKept, feedback_columns
 from privet.common.delivery.trained import load
 from privet.common.errors import DataError, InputError
 from privet.privacy.policy import DataSet
@@ -161,7 +161,7 @@ def test_another_address_must_be_wanted(run_of: Runs) -> None:
 def test_a_full_disk_leaves_no_half_of_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = Feedback(tmp_path / "f.csv", ("x", "y"))
+    kept = Feedback(tmp_path / "f.csv", ("x", "y"), ("y",))
     kept.add([{"x": 1, "y": 2}])
     whole = kept.path.read_bytes()
 
@@ -169,13 +169,19 @@ def test_a_full_disk_leaves_no_half_of_a_row(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(NotKept, match="No space"):
         kept.add([{"x": 3, "y": 4}])
     assert kept.path.read_bytes() == whole
 
 
+def test_a_missing_feature_is_an_empty_cell(tmp_path: Path) -> None:
+    kept = Feedback(tmp_path / "f.csv", ("x", "y"), ("y",))
+    kept.add([{"x": None, "y": 2}, {"y": 3}])
+    assert kept.path.read_text() == "x,y\n,2\n,3\n"
+
+
 def test_records_that_lack_a_column_are_not_kept(tmp_path: Path) -> None:
-    kept = Feedback(tmp_path / "f.csv", ("x", "person"))
+    kept = Feedback(tmp_path / "f.csv", ("x", "person"), ("person",))
     with pytest.raises(DataError, match="record 1: 'person' is missing"):
         kept.add([{"x": 1, "person": "a"}, {"x": 1}])
     assert not kept.path.exists()
@@ -184,7 +190,7 @@ def test_records_that_lack_a_column_are_not_kept(tmp_path: Path) -> None:
 def test_a_file_of_other_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / "f.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="its columns are a, b"):
-        Feedback(tmp_path / "f.csv", ("x", "y"))
+        Feedback(tmp_path / "f.csv", ("x", "y"), ("y",))
 
 
 def test_a_person_is_asked_for_where_the_unit_is_one(run_of: Runs) -> None:

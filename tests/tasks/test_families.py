@@ -117,7 +117,9 @@ def test_gaps_that_depend_on_the_batch_are_noticed(
 
     real = language._hashes
     monkeypatch.setattr(
-        language, "_hashes", lambda tokens, weight: real(tokens + tokens.sum(), weight)
+        language,
+        "_hashes",
+        lambda tokens, there, weight: real(tokens + tokens.sum(), there, weight),
     )
     with pytest.raises(SelfTestFailed, match="H6|H16"):
         assert Workbench(family_plan("gaps", tmp_path)).self_tests
