@@ -298,20 +298,23 @@ def memory(quick: bool) -> list[Row]:
 
 def many(quick: bool) -> list[Row]:
     """A run of many sites; every order of every round is answered once."""
+    return many_of(8, 5) if quick else many_of(64, 1000)
+
+
+def many_of(count: int, rounds: int) -> list[Row]:
+    """The same for so many."""
     from link_town import Town, follow, plan_for
 
-    count, rounds = (8, 5) if quick else (64, 1000)
     plan = plan_for([f"Site {number}" for number in range(count)], rounds)
     with tempfile.TemporaryDirectory() as name:
         town = Town(Path(name) / "town", plan, ("light",))
         run = town.submit()
         try:
             town.start_all()
-            times = follow(run, town, seconds=6 * 3600)
+            times = follow(run, town, seconds=6 * 3600, note=_every(50, f"of {rounds} rounds"))
         finally:
             town.close()
-        entries = _entries(town.federation.folder / "runs" / "run" / "coordinator")
-    answers = [order for entry in entries for order in entry["orders"]]
+        answers = _orders(town.federation.folder / "runs" / "run" / "coordinator")
     lost = sum(order["answer"] != "released" for order in answers)
     asked = {(order["site"], order["order"]) for order in answers}
     took = [after - before for before, after in itertools.pairwise(times) if after > before]
@@ -319,17 +322,27 @@ def many(quick: bool) -> list[Row]:
     return [
         row(f"orders lost, {count} sites, {rounds} rounds", lost + wanted - len(asked), "", None,
             None, goal="0", doubled=len(answers) - len(asked)),
-        row(f"round of {count} sites, median", statistics.median(took), "s", None, None),
+        row(f"round of {count} sites, median", statistics.median(took), "s", None, None,
+            first=statistics.median(took[:100]), last=statistics.median(took[-100:])),
     ]  # fmt: skip
 
 
-def _entries(folder: Path) -> list[dict[str, Any]]:
-    """Return the rounds of a coordinator's journal."""
+def _every(count: int, what: str) -> Callable[[int], None]:
+    """Return what tells of every so many."""
+    return lambda done: tell(f"{done} {what}") if done % count == 0 else None
+
+
+def _orders(folder: Path) -> list[dict[str, Any]]:
+    """Return the orders in a coordinator's journal, with how they were answered."""
     from privet.privacy.statement import Entry
     from privet.privacy.store import Store
 
-    found = [Entry.read(leaf) for leaf in Store(folder / "journal.db").leaves()]
-    return [entry.predicate for entry in found if entry.kind == "round"]
+    return [
+        order
+        for leaf in Store(folder / "journal.db").leaves()
+        if (entry := Entry.read(leaf)).kind == "round"
+        for order in entry.predicate["orders"]
+    ]
 
 
 def main() -> None:

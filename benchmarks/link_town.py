@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,8 +164,14 @@ plans = ["{self.plan.digest}"]
             self.kill(who)
 
 
-def follow(run: Run, town: Town, until: str = "done", seconds: float = 3600) -> list[float]:
-    """Wait for the end of a run; return when each round was done."""
+def follow(
+    run: Run,
+    town: Town,
+    until: str = "done",
+    seconds: float = 3600,
+    note: Callable[[int], None] = lambda done: None,
+) -> list[float]:
+    """Wait for the end of a run, telling ``note`` each round; return when each was done."""
     times: list[float] = []
     end = time.monotonic() + seconds
     while True:
@@ -172,6 +179,7 @@ def follow(run: Run, town: Town, until: str = "done", seconds: float = 3600) -> 
         done = int(status.get("round", 0))
         if done > len(times):
             times += [time.perf_counter()] * (done - len(times))
+            note(done)
         if status["state"] == until:
             return times
         if status["state"] == "failed" or time.monotonic() > end:

@@ -25,13 +25,14 @@ SIGN = 1
 COSIGN = 4
 """Signature type of timestamped checkpoint cosignatures."""
 _DASH = "— "
-_MOST_SIGNATURES = 64
+_MOST_SIGNATURES = 10_002
+"""On one note: of the log, the coordinator, and as many sites as a plan may have."""
 _LARGEST = 2**53 - 1
+"""The largest size that canonical JSON can write. A path to a place in a tree that nobody has
+grown is easily made up."""
 _SHORT = 1 << 14
 """Characters of a note that is kept parsed."""
 _FORBIDDEN = re.compile(r"[\x00-\x09\x0b-\x1f\ud800-\udfff]")
-"""The largest size that canonical JSON can write. A path to a place in a tree that nobody has
-grown is easily made up."""
 
 
 class Signer(Protocol):

@@ -57,6 +57,7 @@ class _Round:
     orders: dict[str, tuple[Order, str]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     shown: dict[str, Evidence] = field(default_factory=dict)
+    read: dict[str, Checkpoint] = field(default_factory=dict)
     slots: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -355,13 +356,19 @@ class Recorder:
         """
         for seen in _part(answer, "seen").values():
             try:
-                head = Checkpoint.parse(str(seen["note"]))
+                note = str(seen["note"])
+                # Every site has seen the same heads: each is read and checked once a round.
+                if before := self._round.read.get(note):
+                    self._sizes_of(before.origin, site).saw(before.size)
+                    continue
+                head = Checkpoint.parse(note)
             except (NoteError, KeyError, TypeError):
                 continue
             keys = [Key(head.origin, key) for key in self._keys.get(head.origin, ())]
             by = next((key for key in keys if head.is_signed_by(key)), None)
             if by is not None:
                 self._know(head.trimmed(by))
+                self._round.read[note] = head
                 self._sizes_of(head.origin, site).saw(head.size)
             elif head.origin in self._round.shown:
                 raise EvidenceFault(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from privet.common.config import find_data
 from privet.simulations.partition import deal
-from privet.simulations.scenarios import Scenario, tuned_minilm
+from privet.simulations.scenarios import Scenario, tuned_minilm, tuned_minilm_plain
 
 _SOURCE = "PolyAI (task-specific-datasets, banking77)"
 _SITES = 10
@@ -99,11 +99,14 @@ SCENARIO = Scenario(
             },
             "strategy": {"kind": "fedavg", "options": {}, "average_last": 3},
         },
-        **tuned_minilm(rounds=10, steps=4, sample_rate=0.1, learning_rate=0.5, clip=1.0),
+        **tuned_minilm(rounds=40, sample_rate=0.2, eta=0.01, clip=1.0),
     },
     slow=("minilm-lora", "minilm-full"),
     plain={
         "minilm": {"training": {"clip": None, "rounds": 40}, "strategy": {"average_last": 10}},
+        **tuned_minilm_plain(
+            rounds=10, steps=12, sample_rate=0.07, rates={"lora": 2e-3, "full": 3e-4}
+        ),
     },
     load=load,
     probe=probe,

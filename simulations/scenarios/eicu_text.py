@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from privet.common.config import find_data
-from privet.simulations.scenarios import Scenario, tuned_minilm
+from privet.simulations.scenarios import Scenario, tuned_minilm, tuned_minilm_plain
 
 _FILE = "eicu_demo/eicu_demo_text.csv"
 _SOURCE = "PhysioNet (eICU Collaborative Research Database Demo)"
@@ -96,10 +96,15 @@ SCENARIO = Scenario(
             "strategy": {"kind": "fedavg", "options": {}, "average_last": 3},
             "privacy": {"clip": 1.0},
         },
-        **tuned_minilm(rounds=10, steps=2, sample_rate=0.1, learning_rate=0.5, clip=1.0),
+        **tuned_minilm(rounds=20, sample_rate=0.25, eta=0.01, clip=1.0),
     },
     slow=("minilm-lora", "minilm-full"),
-    plain={"minilm": {"training": {"clip": None, "learning_rate": 1.6}}},
+    plain={
+        "minilm": {"training": {"clip": None, "learning_rate": 1.6}},
+        **tuned_minilm_plain(
+            rounds=6, steps=10, sample_rate=0.1, rates={"lora": 2e-3, "full": 2e-4}
+        ),
+    },
     load=load,
     probe=probe,
     strata=("site",),

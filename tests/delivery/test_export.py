@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from families_kit import counting
+from families_kit import counting, plan_for, tokenizer_folder
 
+from privet.client.workbench import workbench
 from privet.common.delivery.export import Form, export, reload
 from privet.common.delivery.trained import load
 from privet.common.errors import InputError, RunError
 from privet.common.flat import digest_arrays
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.card import gather, write_card
+from privet.simulations.run import simulate
 
 Runs = Callable[[str], Path]
 OWN = ["linear", "dense", "ft-transformer", "vit", "resnet", "text-encoder", "decoder", "gaps"]
@@ -46,6 +48,51 @@ def test_a_folder_of_transformers_is_loaded_by_it(run_of: Runs, tmp_path: Path, 
         wanted = trained.network.inner(batch["source"], decoder_input_ids=batch["target"])  # type: ignore[operator]
         got = again(batch["source"], decoder_input_ids=batch["target"])
     assert torch.allclose(got.logits, wanted.logits, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["head", "lora"])
+def test_minilm_is_whole_when_it_is_handed_on(tmp_path: Path, tuning: str) -> None:
+    """A head gets the frozen encoder it was trained on; LoRA is joined with what it changes."""
+    model = {"kind": "minilm", "options": {"tuning": tuning}}
+    plan = plan_for("text", model, tmp_path, 30, training={"rounds": 1, "steps": 1})
+    trained = load(simulate(plan, out=tmp_path / "run").out)
+    found = export(trained, tmp_path / "out", "# card\n", Form(onnx=True))
+    assert found["onnx_off"] <= 1e-4
+    batch = trained.encode(counting(1, 6, 5))
+    bench = workbench(plan)
+    bench.load(trained.arrays)
+    wanted = bench.score(bench.encode(counting(1, 6, 5)))
+    again = reload(tmp_path / "out")
+    with torch.no_grad():
+        got = trained.task.scores(again, batch).numpy()
+    assert got == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_model_of_a_folder_is_loaded_by_transformers(tmp_path: Path, tuning: str) -> None:
+    import transformers
+
+    def save(folder: Path) -> None:
+        config = transformers.BertConfig(
+            vocab_size=4096, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=32, max_position_embeddings=32, num_labels=2,
+        )  # fmt: skip
+        transformers.BertForSequenceClassification(config).save_pretrained(folder)
+
+    folder = tokenizer_folder(tmp_path / "bert", save)
+    model = {"kind": "huggingface", "options": {"folder": str(folder), "tuning": tuning}}
+    trained = load(simulate(plan_for("text", model, tmp_path, 30), out=tmp_path / "run").out)
+    batch = trained.encode(counting(1, 6, 5))
+    wanted = trained.scores(batch)
+    found = export(trained, tmp_path / "out", "# card\n", Form(onnx=True))
+    assert found["onnx_off"] <= 1e-4
+    again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
+    rows = batch["tokens"]
+    with torch.no_grad():
+        logits = again(input_ids=rows.clamp(min=0), attention_mask=(rows >= 0).long()).logits
+    assert logits.softmax(-1).numpy() == pytest.approx(wanted, abs=1e-5)
 
 
 @pytest.mark.slow

@@ -185,12 +185,12 @@ def test_lines_that_nobody_who_counts_wrote_are_trimmed() -> None:
         good.trimmed(replace(KEY, public=stranger.public))
 
 
-def test_at_least_sixteen_signatures_are_read() -> None:
-    lines = [Line(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(40)]
+def test_as_many_signatures_are_read_as_a_plan_has_sites() -> None:
+    lines = [Line(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(10_001)]
     whole = head().with_cosignatures(lines)
-    assert len(Checkpoint.parse(whole.text).lines) == 41
-    many = [Line(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(100)]
-    with pytest.raises(NoteError, match="64"):
+    assert len(Checkpoint.parse(whole.text).lines) == 10_002
+    many = [*lines, Line("privet.witness/more/0", bytes(4), bytes(72))]
+    with pytest.raises(NoteError, match="10002"):
         Checkpoint.parse(head().with_cosignatures(many).text)
 
 
