@@ -229,8 +229,9 @@ class Recorder:
         said = {f"the coordinator: {fault}" for fault in faults.values()}
         gathered = {origin: [lines[origin]] if origin in lines else [] for origin in shown}
         gathered[own] = []
+        told = {origin: evidence.to_json() for origin, evidence in shown.items()}
         questions = {
-            site: self._question(site, {k: v for k, v in shown.items() if k != self._origins[site]})
+            site: self._question(site, {k: v for k, v in told.items() if k != self._origins[site]})
             for site in sites
         }
         self._note_shown(sites, {origin: shown[origin] for origin in lines})
@@ -319,12 +320,13 @@ class Recorder:
         )
         show({site: self._question(site) for site in sites})
 
-    def _question(self, site: str, shown: Mapping[str, Evidence] | None = None) -> dict[str, Any]:
+    def _question(self, site: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what a site is asked, with the evidence of the other logs as JSON values."""
         return {
             "head": self.head(site),
             "since": self._since(self._origins[site]),
             "slots": self._round.slots.get(site, []),
-            "shown": {origin: evidence.to_json() for origin, evidence in (shown or {}).items()},
+            "shown": dict(shown or {}),
         }
 
     def _require_present(self, answers: Mapping[str, dict[str, Any]]) -> None:
@@ -386,7 +388,9 @@ class Recorder:
         for origin, evidence in shown.items():
             size = Checkpoint.parse(evidence.note).size
             for site in sites:
-                self._sizes_of(origin, site).may_have_seen(size)
+                # A site is no witness of its own log, and will never say what it saw of it.
+                if self._origins[site] != origin:
+                    self._sizes_of(origin, site).may_have_seen(size)
 
     def _sizes_of(self, origin: str, witness: str) -> _Sizes:
         return self._sizes.setdefault(origin, {}).setdefault(witness, _Sizes())

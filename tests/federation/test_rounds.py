@@ -678,3 +678,22 @@ def test_progress_holds_no_count_of_records(federation: Make) -> None:
 
     few, many = facts("few", 5), facts("many", 500)
     assert few == many
+
+
+def test_what_is_shown_does_not_grow_with_the_rounds(federation: Make) -> None:
+    """Two proofs of growth a log, at most: from what was seen, and from what may have been."""
+    made = federation(training={"rounds": 12})
+    recorder = made.parties.recorder(made.roster)
+    asked: list[dict[str, Any]] = []
+    question = recorder._question
+
+    def noted(*given: Any) -> dict[str, Any]:
+        asked.append(question(*given))
+        return asked[-1]
+
+    recorder._question = noted  # type: ignore[method-assign]
+    made.run(recorder=lambda: recorder)
+    assert len(asked) >= 12 * len(made.sites)
+    assert max(len(one["since"]) for one in asked) <= 2
+    proofs = [len(log["proofs"]) for one in asked for log in one["shown"].values()]
+    assert proofs and max(proofs) <= 2
