@@ -49,6 +49,9 @@ class Light:
         """Return the model as its own update."""
         return Made(dict(model), self.event, True)
 
+    def committed(self, order: Order) -> None:
+        """Nothing is kept for later."""
+
     def close(self) -> None:
         """Nothing is held."""
 

@@ -275,13 +275,24 @@ class Site:
         """From here on data is open: the only failure that leaves is ``failed`` (H30)."""
         try:
             made = self._trainer.release(order, model)
-            return Answer(Status.RELEASED, self._store(order, reservation, made))
+            release = self._store(order, reservation, made)
+            self._tell_committed(order)
+            return Answer(Status.RELEASED, release)
         except PrivetError as error:
             self._log.error("%s: %s", order.slot, error)
         except Exception as error:
             self._log.exception("%s: failed: %r", order.slot, error)
         self._abort(reservation)
         return Answer(Status.FAILED)
+
+    def _tell_committed(self, order: Order) -> None:
+        """Let the trainer add what this update left out to the next one; at worst it is lost."""
+        if self.plan.compression is None:
+            return
+        try:
+            self._trainer.committed(order)
+        except Exception as error:
+            self._log.warning("%s: the rest of this update is lost: %s", order.slot, error)
 
     def _store(self, order: Order, reservation: Reservation, made: Made) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""

@@ -97,7 +97,9 @@ class Trainer:
         self._data: SiteData | None = None
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
         self._cache: dict[str, _Encoded] = {}
-        self._rest: Arrays = {}
+        # What compressed updates left out, by run; of the newest, until it was paid for.
+        self._rest: dict[str, Arrays] = {}
+        self._aside: tuple[Order, Arrays] | None = None
 
     @functools.cached_property
     def _bench(self) -> Workbench:
@@ -133,14 +135,22 @@ class Trainer:
         stream = self._stream_for(order)
         if order.purpose == "evaluate":
             return self._evaluate(model, self._data, stream)
-        return self._train(model, self._data, stream)
+        return self._train(order, model, self._data, stream)
+
+    def committed(self, order: Order) -> None:
+        """See :class:`~privet.client.training.Training`."""
+        if self._aside is not None and self._aside[0].digest == order.digest:
+            self._rest = {order.run: self._aside[1]}
+        self._aside = None
 
     def close(self) -> None:
         """Let go of the records."""
         self._data = None
         self._cache.clear()
+        self._rest.clear()
+        self._aside = None
 
-    def _train(self, model: Arrays, data: SiteData, stream: Stream | None) -> Made:
+    def _train(self, order: Order, model: Arrays, data: SiteData, stream: Stream | None) -> Made:
         encoded = self._encoded("train", data.train)
         self._bench.load(model)
         update = self.mechanism.release(
@@ -158,10 +168,9 @@ class Trainer:
             raise NotReleasable(f"a {type(update).__name__} is not a release")
         arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()}
         if self.plan.compression is not None:
-            # After the noise: it costs nothing. Only what was released before is in the rest.
-            arrays, self._rest = compress(
-                arrays, self.plan.compression, stream or Stream.fresh(), self._rest
-            )
+            before = self._rest.get(order.run, {})
+            arrays, rest = compress(arrays, self.plan.compression, stream or Stream.fresh(), before)
+            self._aside = (order, rest)
         return Made(arrays, update.event, update.reproducible)
 
     def _evaluate(self, model: Arrays, data: SiteData, stream: Stream | None) -> Made:

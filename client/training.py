@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
-from privet.common.flat import Arrays
+from privet.common.flat import Arrays, usable
 from privet.common.order import Order
 from privet.privacy.events import Event
 
@@ -60,6 +58,14 @@ class Training(Protocol):
         """
         ...
 
+    def committed(self, order: Order) -> None:
+        """Hear that what was made for an order was paid for and will leave.
+
+        It is told where the plan has ``compression``: only what was released may be in the
+        rest that is added to the next update.
+        """
+        ...
+
     def close(self) -> None:
         """Let go of model and records."""
         ...
@@ -71,6 +77,6 @@ def misfit(shapes: dict[str, tuple[int, ...]], model: Arrays) -> str | None:
         array = model.get(name)
         if array is None or array.shape != shape or array.dtype.kind != "f":
             return f"'{name}' has another shape or type than in the plan's model"
-        if not bool(np.isfinite(array).all()):
-            return f"'{name}' is not finite"
+        if not usable(array):
+            return f"'{name}' is not finite, or too large"
     return None

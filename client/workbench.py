@@ -58,7 +58,7 @@ class Workbench:
             SelfTestFailed: naming the row and the layer.
         """
         if self.views is not None:
-            selftest.augmentation(self.views.augment, self._random_batch)
+            selftest.augmentation(self.views, self._random_batch)
         declared = trainable(self.engine.model)
         before = {name: parameter.detach().clone() for name, parameter in declared.items()}
         generator = torch.Generator().manual_seed(0)
@@ -87,7 +87,7 @@ class Workbench:
     def score(self, examples: Batch) -> np.ndarray:
         """Return what each record is measured by, [N, K], of the model as it is now."""
         model, parts = self.engine.model, []
-        sizes = sizes_of(self.task)(examples)
+        sizes = self.engine.sizes(examples)
         if sizes is not None:
             order = torch.argsort(sizes, stable=True)
             examples = {name: tensor[order] for name, tensor in examples.items()}

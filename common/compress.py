@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privet.common.errors import InputError
-from privet.common.flat import Arrays
+from privet.common.flat import LARGEST, Arrays
 from privet.common.plan import Compression
 
 GROUP = 4096
@@ -63,11 +63,15 @@ class Lighter(dict[str, npt.NDArray[Any]]):
             raise InputError(f"the update is not compressed as the plan says ({how.kind})")
         super().__init__(arrays)
         self._how, self._shapes = how, shapes
-        if how.kind == "top-k":
-            for name, shape in shapes.items():
-                places = arrays[name + _PLACES]
-                if (np.diff(places, prepend=-1) <= 0).any() or places[-1:] >= math.prod(shape):
-                    raise InputError(f"places of '{name}' do not ascend within its shape")
+        for name, shape in shapes.items():
+            if how.kind == "int8":
+                scales = arrays[name + _SCALES]
+                if not ((scales >= 0) & (scales <= LARGEST / 126)).all():
+                    raise InputError(f"scales of '{name}' are not between 0 and {LARGEST / 126:g}")
+                continue
+            places = arrays[name + _PLACES]
+            if (np.diff(places, prepend=-1) <= 0).any() or (places[-1:] >= math.prod(shape)).any():
+                raise InputError(f"places of '{name}' do not ascend within its shape")
 
     def part(self, name: str, start: int = 0, stop: int | None = None) -> Floats:
         """Return values ``start`` to ``stop`` of one array of the update, flat."""

@@ -32,6 +32,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 
 CHUNK = 1 << 20
 """Bytes in a chunk."""
+LARGEST = 1e18
+"""No update and no model has numbers above it; their squares are finite in single precision."""
 BLOCK = 1 << 20
 """Numbers that are worked on at once, where a model may be larger than memory should hold twice."""
 
@@ -141,8 +143,16 @@ def blocks(arrays: Arrays) -> Iterator[tuple[str, npt.NDArray[Any]]]:
 
 
 def not_finite(arrays: Arrays) -> str | None:
-    """Return the name of an array that holds a number that is not finite, or None."""
-    return next((name for name, part in blocks(arrays) if not bool(np.isfinite(part).all())), None)
+    """Return the name of an array that holds a number that is not finite, or None.
+
+    So is one above :data:`LARGEST`: sums and squares of such numbers would not be.
+    """
+    return next((name for name, part in blocks(arrays) if not usable(part)), None)
+
+
+def usable(array: npt.NDArray[Any]) -> bool:
+    """Whether all numbers are finite and at most :data:`LARGEST`."""
+    return not array.size or bool(array.min() >= -LARGEST and array.max() <= LARGEST)
 
 
 def digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:

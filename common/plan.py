@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError
-from privet.common.schema import DIGEST, Count, Name, Part, parse
+from privet.common.schema import DIGEST, ONE_LINE, Count, Name, Part, parse
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -341,7 +341,7 @@ class Plan(Part):
     """
 
     name: Name
-    title: str = ""
+    title: Annotated[str, Field(max_length=200, pattern=ONE_LINE)] = ""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 2
@@ -377,8 +377,8 @@ class Plan(Part):
         if self.training.copies > 1 and ":" not in self.task.kind and not self.task.augment:
             raise ValueError("'training.copies' without 'task.augment': a record twice is the same")
         person = self.privacy is not None and self.privacy.unit == "person"
-        if person and self.training.clipping == "opacus-ghost":
-            raise ValueError("training.clipping 'opacus-ghost' is for unit 'record' only")
+        if (person or self.training.copies > 1) and self.training.clipping == "opacus-ghost":
+            raise ValueError("training.clipping 'opacus-ghost' is for unit 'record' without copies")
         if self.privacy is None and self.metrics.source == "gate":
             raise ValueError("metrics from the gate need a [privacy] section")
         return self

@@ -19,11 +19,13 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$"
 KEY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 ABSOLUTE = r"^/"
+ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 _SHAPES = {
     NAME: "must be at most 64 letters, digits, spaces and . _ -, the first a letter or digit",
     KEY: "must be at most 64 letters, digits and . _ -, the first a letter or digit",
     DIGEST: "must be sha256: and 64 digits of 0-9 and a-f",
     ABSOLUTE: "must be an absolute path",
+    ONE_LINE: "must be one line, without control characters",
 }
 """What a text that misses a pattern is told."""
 

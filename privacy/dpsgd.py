@@ -42,6 +42,39 @@ class Views:
     augment: Callable[[Batch, Tensor], Batch]
     copies: int = 1
 
+    def of(self, batch: Batch, words: Tensor) -> Batch:
+        """Return a view of each record.
+
+        The first and the last are made alone, too, in every step: they must be the same.
+
+        Raises:
+            NotReleasable: if a view is of another form, or depends on other records.
+        """
+        seen = self._made(batch, words)
+        for row in {0, len(words) - 1}:
+            one = slice(row, row + 1)
+            alone = self._made({name: rows[one] for name, rows in batch.items()}, words[one])
+            for name in batch:
+                if not torch.equal(alone[name], seen[name][one]):
+                    raise NotReleasable(
+                        f"H6: '{name}' of an augmented record depends on other records, or on "
+                        "chance that is not its own number; no per-unit bound holds"
+                    )
+        return seen
+
+    def _made(self, batch: Batch, words: Tensor) -> Batch:
+        # A copy: what it changes in place is not what the site keeps.
+        seen = self.augment({name: rows.clone() for name, rows in batch.items()}, words)
+        same = isinstance(seen, dict) and seen.keys() == batch.keys()
+        if not same or any(
+            seen[name].shape != rows.shape or seen[name].dtype != rows.dtype
+            for name, rows in batch.items()
+        ):
+            raise NotReleasable(
+                "'augment' must return the batch's tensors, in their shapes and types"
+            )
+        return seen
+
 
 OptimizerFactory = Callable[[Sequence[Tensor]], torch.optim.Optimizer]
 _SEAL = object()
@@ -291,19 +324,8 @@ def _draw(
     batch = {name: tensor[index] for name, tensor in examples.items()}
     if views is not None and len(rows):
         words = torch.from_numpy(stream.words(len(rows)).astype(np.int64))
-        batch = _same_records(batch, views.augment(dict(batch), words.to(_device(batch))))
+        batch = views.of(batch, words.to(next(iter(batch.values())).device))
     return batch, owner, len(chosen)
-
-
-def _same_records(batch: Batch, seen: Batch) -> Batch:
-    """Return views of records, of which there must be as many, with the same inputs."""
-    if seen.keys() != batch.keys() or any(len(seen[name]) != len(batch[name]) for name in batch):
-        raise NotReleasable("'augment' must return the batch's tensors, one row for each record")
-    return seen
-
-
-def _device(batch: Batch) -> torch.device:
-    return next(iter(batch.values())).device
 
 
 def _descend(

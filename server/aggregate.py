@@ -31,7 +31,7 @@ from flwr.serverapp.strategy import (
 from privet.common.compress import Lighter
 from privet.common.config import make
 from privet.common.errors import PlanError, RunError
-from privet.common.flat import BLOCK, Arrays, Sealed
+from privet.common.flat import BLOCK, Arrays, Sealed, usable
 from privet.common.plan import Plan
 from privet.common.wire import ARRAYS, View, to_record
 from privet.server.spool import give_back
@@ -134,12 +134,13 @@ class Aggregator:
     @staticmethod
     def _take(round_number: int, arrays: Any, cut: list[_Piece], joined: Arrays) -> None:
         for piece in cut:
-            part = arrays[piece.key].numpy()
-            if not bool(np.isfinite(part).all()):
+            part, target = arrays[piece.key].numpy(), piece.of(joined)
+            # Beyond this no site would take it: in its own type, and with what is added to it.
+            if not usable(part):
                 raise RunError(
                     f"round {round_number}: the joined model is not finite in '{piece.name}'"
                 )
-            piece.of(joined)[...] = part
+            target[...] = part
 
     def _cuts(self, model: Arrays) -> list[list[_Piece]]:
         whole = [_Piece(name, name) for name in model]

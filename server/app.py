@@ -173,7 +173,8 @@ def _fitting(
             return None
     else:
         fits = list(arrays) == list(model) and all(
-            arrays[name].shape == model[name].shape for name in model
+            (arrays[name].shape, arrays[name].dtype) == (model[name].shape, model[name].dtype)
+            for name in model
         )
     return arrays if fits and all(array.dtype.kind == "f" for array in arrays.values()) else None
 

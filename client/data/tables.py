@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pandas as pd
@@ -44,20 +45,29 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
     return table[list(columns)]
 
 
+def read_csv(
+    source: Path | TextIO, columns: Sequence[str] | None = None, *, sep: str = ","
+) -> pd.DataFrame:
+    """Read a CSV file, or what would stand in one.
+
+    Only an empty cell is read as missing: "None" or "NA" may be a category.
+    """
+    return pd.read_csv(
+        source,
+        sep=sep,
+        keep_default_na=False,
+        na_values=[""],
+        low_memory=False,
+        usecols=None if columns is None else lambda name: name in columns,
+    )
+
+
 def _read(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
     suffixes = "".join(path.suffixes[-2:]).lower()
     if path.suffix.lower() in (".parquet", ".pq"):
         return _read_parquet(path, columns)
     if suffixes.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-        # Only an empty cell is read as missing: "None" or "NA" may be a category.
-        return pd.read_csv(
-            path,
-            sep="\t" if ".tsv" in suffixes else ",",
-            keep_default_na=False,
-            na_values=[""],
-            low_memory=False,
-            usecols=None if columns is None else lambda name: name in columns,
-        )
+        return read_csv(path, columns, sep="\t" if ".tsv" in suffixes else ",")
     raise DataError(f"{path}: use a .csv, .csv.gz, .tsv or .parquet file")
 
 

@@ -28,7 +28,7 @@ _LOG = logging.getLogger("privet.worker")
 # token that stands in this process's environment is not the trainer's.
 _PASSED_ON = (
     "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA",
-    "TZ",
+    "PRIVET_MODELS", "TZ",
 )  # fmt: skip
 _PASSED_ON_ALL = ("CUDA_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "PYTORCH_", "TORCH_")
 _STOP_WITHIN = 5.0
@@ -107,6 +107,10 @@ class RemoteTrainer:
         told, arrays = self._ask(asked, model)
         self._opened = True
         return Made(arrays, ev.from_json(told["event"]), told["reproducible"] is not False)
+
+    def committed(self, order: Order) -> None:
+        """Hear that what was made for an order will leave."""
+        self._ask({"do": "committed", "order": order.to_dict()})
 
     def start(self) -> None:
         """Start the process, without waiting until it is ready.

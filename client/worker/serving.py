@@ -54,6 +54,9 @@ class _Worker:
             return {"shapes": {name: list(shape) for name, shape in trainer.shapes().items()}}, {}
         if asked["do"] == "test":
             return {"tests": list(trainer.self_test())}, {}
+        if asked["do"] == "committed":
+            trainer.committed(Order.decode(asked["order"]))
+            return {}, {}
         self._records = Path(asked["records"])
         made = trainer.release(Order.decode(asked["order"]), arrays)
         return {"event": ev.to_json(made.event), "reproducible": made.reproducible}, made.arrays

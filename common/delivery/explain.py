@@ -151,7 +151,8 @@ def _words(trained: Trained, tokens: Tensor, text: object, target: int) -> Weigh
         tokens, base, target=target, n_steps=_STEPS, return_convergence_delta=True
     )
     weights = found.sum(2)[0].detach()
-    words = spec.words(text if isinstance(text, str) else "")
+    # As the model read it: what was cleaned out of it stands on no page.
+    words = spec.words(trained.task.cleaned(text))  # type: ignore[attr-defined]
     parts = [Part(word, None, float(weights[places].sum())) for word, places in words]
     return parts, _share(off, parts)
 
@@ -289,7 +290,8 @@ def _bars(parts: list[Part]) -> list[dict[str, Any]]:
 def _picture(one: Explanation) -> list[list[dict[str, Any]]]:
     """Return rows of coloured cells where the parts are the pixels of one square channel."""
     side = round(len(one.parts) ** 0.5)
-    if side * side != len(one.parts) or not all(p.name.startswith("pixel_") for p in one.parts):
+    pixels = all(part.name.startswith("pixel_") for part in one.parts)
+    if not side or side * side != len(one.parts) or not pixels:
         return []
     cells = _colours(one)
     return [cells[start : start + side] for start in range(0, len(cells), side)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -82,19 +83,27 @@ def export(
     form = form or Form()
     if form.int8 and not form.onnx:
         raise InputError("8-bit integers are for ONNX: add --onnx")
+    if not 0 <= form.prune < 1:
+        raise InputError(f"--prune takes a share from 0 to below 1, not {form.prune:g}")
     if (form.prune or form.int8) and not trained.plan.task.classes:
         raise InputError(f"a model for '{trained.plan.task.kind}' is not pruned or quantised yet")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; name another --out")
     # Beside it, and moved when it is whole.
-    part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    out = out.resolve()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=out.parent, prefix=".export-"))
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     try:
         off, variants = _write(trained, part, card, form)
+        part.chmod(0o755)
         if out.exists():
             out.rmdir()
         part.rename(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     files = sorted(path.name for path in out.iterdir())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from privet.common.errors import DataError, InputError
+from privet.common.flat import not_finite
 from privet.common.plan import Plan
 
 if TYPE_CHECKING:
@@ -43,8 +44,11 @@ class Trained:
         path = self.folder / "result.json"
         if not path.is_file():
             return {}
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: cannot be read: {error}") from error
+        return found if isinstance(found, dict) else {}
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -59,8 +63,10 @@ class Trained:
 
         network = build_model(self.plan.changed(device="cpu"))
         named = trainable(network)
-        if set(named) != set(self.arrays):
-            odd = sorted(set(named) ^ set(self.arrays))[0]
+        shapes = {name: tuple(parameter.shape) for name, parameter in named.items()}
+        found = {name: array.shape for name, array in self.arrays.items()}
+        if shapes != found:
+            odd = sorted(n for n in {*shapes, *found} if shapes.get(n) != found.get(n))[0]
             raise InputError(
                 f"{self.folder}: the plan's model and the file do not have the same parameters "
                 f"('{odd}'); was it written by another version?"
@@ -130,8 +136,10 @@ def load(folder: Path) -> Trained:
         with safe_open(str(path), framework="numpy") as stored:
             facts = dict(stored.metadata() or {})
             arrays = {name: stored.get_tensor(name) for name in json.loads(facts["names"])}
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as safetensors: {error}") from error
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{path}: cannot be read as safetensors: {error!r}") from error
+    if name := not_finite(arrays):
+        raise InputError(f"{path}: '{name}' holds numbers that are not finite: no trained model")
     if facts.get("plan") != plan.digest:
         raise InputError(f"{path}: this model is of another plan than {plan_path}")
     return Trained(plan, arrays, facts, folder)

@@ -28,6 +28,9 @@ _AUTO = {
 }
 
 
+_ELSEWHERE = {"auto_map", "custom_pipelines", "quantization_config", "transformers_weights"}
+
+
 def build(
     task: str,
     classes: int,
@@ -57,6 +60,7 @@ def build(
     from transformers.utils import logging as hf_logging
 
     path = _weights(Path(folder), sha256)
+    _require_plain(path.parent)
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     more: dict[str, Any] = {"num_labels": classes} if task == "text" else {}
@@ -66,7 +70,7 @@ def build(
         )
         # Dropout and noise for privacy do the same work, and one of them is asked for.
         for name, value in config.to_dict().items():
-            if "drop" in name and isinstance(value, float):
+            if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
                 setattr(config, name, 0.0)
         model: Any = getattr(transformers, _AUTO[task]).from_pretrained(
             path.parent,
@@ -158,7 +162,18 @@ def tokens(model: ModelSpec, max_tokens: int) -> Tokens:
 
 @lru_cache(maxsize=4)
 def _special(path: Path) -> dict[str, Any]:
-    """Return the numbers of special tokens, by the names that transformers gives them."""
+    """Return the numbers of special tokens, by the names that transformers gives them.
+
+    Raises:
+        PlanError: if a file cannot be read.
+    """
+    try:
+        return _read_special(path)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise PlanError(f"{path}: the special tokens cannot be read: {error!r}") from error
+
+
+def _read_special(path: Path) -> dict[str, Any]:
     value = json.loads(path.read_text(encoding="utf-8"))
     known = {one["content"]: one["id"] for one in value.get("added_tokens", []) if one["special"]}
     settings: dict[str, Any] = {}
@@ -176,6 +191,29 @@ def _special(path: Path) -> dict[str, Any]:
         "mask": number("mask_token"),
         "special": set(known.values()),
     }
+
+
+def _require_plain(folder: Path) -> None:
+    """Refuse what makes transformers read other weights than ``model.safetensors``, or code.
+
+    Raises:
+        PlanError: naming it.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PlanError(f"{folder / 'config.json'}: cannot be read: {error}") from error
+    odd = _ELSEWHERE & set(config) if isinstance(config, dict) else {"no table"}
+    if odd:
+        raise PlanError(
+            f"{folder / 'config.json'}: '{min(odd)}' would have other weights or code read than "
+            "model.safetensors; take it out, or save the model whole"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise PlanError(
+            f"{folder}: it holds an adapter; join it with its model (merge_and_unload) and save "
+            "that"
+        )
 
 
 def _weights(folder: Path, sha256: str | None) -> Path:

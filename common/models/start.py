@@ -52,7 +52,7 @@ def find(digest: str) -> Path:
     folders = [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
     for folder in folders:
         for path in sorted(folder.glob("*.safetensors")):
-            if digest_of(path) == digest:
+            if path.is_file() and digest_of(path) == digest:
                 return path
     looked = ", ".join(map(str, folders)) or "nowhere, as it is not set"
     raise DataMissing(

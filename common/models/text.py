@@ -312,7 +312,7 @@ def _features(texts: tuple[str, ...], max_tokens: int, chunk: int = 32) -> Tenso
         for start in range(0, len(fresh), chunk):
             part = fresh[start : start + chunk]
             ids = tokens.numbers(part)
-            ids = ids[:, : int((ids != 0).sum(1).max().clamp(min=1))]
+            ids = trimmed(ids)
             with torch.no_grad():
                 pooled = nn.functional.normalize(_pooled(encoder, ids), dim=1)
             _SENTENCES.update({(max_tokens, t): row for t, row in zip(part, pooled, strict=True)})

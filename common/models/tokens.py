@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from privet.common.errors import PlanError
+
 TOKENIZER = Path(__file__).parent / "tokenizer.json"
 """Byte-level BPE of 4,096 tokens, learnt on public-domain English (see ``tokenizer.md``)."""
 
@@ -66,8 +68,11 @@ class Tokens:
         return self.encode(texts)[0]
 
     def sizes(self, rows: Tensor) -> Tensor | None:
-        """Return how many tokens each row has, [N]; None on CUDA, where it would have to wait."""
-        return None if rows.is_cuda else (rows != self.padding).sum(1)
+        """Return where each row ends, [N]; None on CUDA, where it would have to wait."""
+        if rows.is_cuda:
+            return None
+        places = torch.arange(1, rows.shape[1] + 1)
+        return ((rows != self.padding) * places).amax(1) if rows.shape[1] else rows.sum(1)
 
     def trimmed(self, rows: Tensor) -> Tensor:
         """See :func:`trimmed`."""
@@ -104,9 +109,10 @@ class Tokens:
         return found
 
     def random(self, records: int, generator: torch.Generator) -> Tensor:
-        """Return made-up rows, of which the last is padded."""
-        length = min(self.max_tokens, 16)
+        """Return made-up rows, of which the last is padded, and the first has a hole."""
+        length = min(self.max_tokens, 24)
         rows = torch.randint(2, self.size, (records, length), generator=generator)
+        rows[0, 2 : length // 2] = self.padding
         rows[-1, length // 2 :] = self.padding
         return rows
 
@@ -119,7 +125,9 @@ def trimmed(rows: Tensor, padding: int = 0) -> Tensor:
     """
     if rows.is_cuda or torch.compiler.is_exporting() or not rows.shape[0]:
         return rows
-    longest = int((rows != padding).any(0).sum())
+    # The last column that holds anything: there may be holes before it.
+    there = (rows != padding).any(0).nonzero()
+    longest = int(there[-1]) + 1 if len(there) else 0
     return rows[:, : max(16, -(-longest // 16) * 16)]
 
 
@@ -127,4 +135,10 @@ def trimmed(rows: Tensor, padding: int = 0) -> Tensor:
 def _tokenizer(path: Path) -> Any:
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(path))
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # it raises nothing more special
+        raise PlanError(f"{path}: cannot be read as a tokenizer: {error}") from error
+    # What a record says is text: "[PAD]" in it is five signs, and no padding.
+    tokenizer.encode_special_tokens = True
+    return tokenizer

@@ -27,9 +27,13 @@ class TextTask(Classification):
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; an empty text is allowed."""
-        texts = [self._clean(text) for text in texts_of(frame, self.spec.text)]
+        texts = [self.cleaned(text) for text in texts_of(frame, self.spec.text)]
         labels = encode_labels(frame, self.spec.label, self.spec.classes)
         return {**self._inputs.encode(texts), "label": labels}
+
+    def cleaned(self, text: object) -> str:
+        """Return a text as the model reads it; anything else is an empty one."""
+        return self._clean(text) if isinstance(text, str) else ""
 
     def sizes(self, batch: Batch) -> torch.Tensor | None:
         """Return how many tokens each record has, [B]; None for frozen features."""

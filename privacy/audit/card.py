@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import tempfile
 from collections.abc import Mapping
@@ -108,7 +109,7 @@ license: other
 library_name: privet
 tags: [federated-learning, differential-privacy, privet]
 ---
-# {plan.title or plan.name}
+# {html.escape(plan.title or plan.name, quote=False)}
 
 Trained by {len(plan.sites)} sites ({sites}) in {plan.training.rounds} rounds with Privet, for the
 task `{plan.task.kind}`, with the model `{plan.model.kind}`.{start} Plan: `{plan.digest}`.

@@ -121,7 +121,7 @@ class GradientEngine:
         counts = np.bincount(owner, minlength=1)
         if self.mode == "opacus-ghost" and counts.max() > 1:
             raise InputError("clipping 'opacus-ghost' is for unit 'record' only")
-        sizes = self._sizes(examples) if records else None
+        sizes = self.sizes(examples)
         if counts.max() > 1 or sizes is not None:
             order = _like_side_by_side(owner, counts, sizes)
             rows = torch.as_tensor(order)
@@ -136,6 +136,21 @@ class GradientEngine:
         except BaseException:
             self._method.forget()
             raise
+
+    def sizes(self, batch: Batch) -> Tensor | None:
+        """Return how long each record of a batch is, [B] on the CPU; None if that is not known.
+
+        Raises:
+            InputError: if what says it returns something else.
+        """
+        records = len(next(iter(batch.values())))
+        sizes = self._sizes(batch) if records else None
+        if sizes is None:
+            return None
+        whole = isinstance(sizes, Tensor) and not (sizes.is_floating_point() or sizes.is_complex())
+        if not whole or sizes.shape != (records,):
+            raise InputError(f"'sizes' must return one whole number for each of {records} records")
+        return sizes.detach().cpu().long()
 
     def losses(self, batch: Batch) -> Tensor:
         """Return the per-record losses [B], without hooks and without clipping."""
@@ -155,7 +170,7 @@ class GradientEngine:
         """Return the sum of un-clipped gradients. Not private; for comparison runs only."""
         self._clear()
         count = len(next(iter(examples.values())))
-        sizes = self._sizes(examples) if count else None
+        sizes = self.sizes(examples)
         if sizes is not None:
             order = torch.argsort(sizes, stable=True)
             examples = {name: tensor[order] for name, tensor in examples.items()}

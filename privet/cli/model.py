@@ -198,11 +198,13 @@ def export(
         records = _records(trained, data, None) if int8 or prune else None
         tell("writing")
         value = write(trained, out, text, Form(onnx, prune, int8, records))
-    verified = None if evidence is None else evidence.verdict.ok
+    # Evidence of another run or model says nothing of this one.
     named = None if evidence is None else evidence.run
+    faults = evidence is not None and not evidence.verdict.ok
+    verified = None if evidence is None or (named is None and not faults) else not faults
     if as_json:
         typer.echo(json.dumps({**value, "verified": verified, "run": named}))
-        return
+        raise typer.Exit(4 if faults else 0)
     typer.echo(f"{out}: {', '.join(value['files'])}")
     if onnx:
         typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
@@ -213,8 +215,13 @@ def export(
         typer.echo(f"{variant}: {', '.join(said)}")
     if unverified:
         typer.echo(f"The evidence was not verified: {unverified}", err=True)
-    words = {None: "no evidence at hand", True: "evidence verified", False: "evidence has FAULTS"}
+    words = {
+        None: "no evidence at hand" if evidence is None else "the evidence knows NO SUCH MODEL",
+        True: "evidence verified",
+        False: "evidence has FAULTS",
+    }
     typer.echo(f"Card: {words[verified]}")
+    raise typer.Exit(4 if faults else 0)
 
 
 @model.command(
@@ -234,6 +241,10 @@ def serve(
             "--open", help="Listen where other machines can reach it. There is no authentication."
         ),
     ] = False,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(help="A name of this machine by which it may be asked. Repeatable."),
+    ] = None,
     feedback: Annotated[
         Path | None,
         typer.Option(help="Keep feedback records in this CSV file of the site.", metavar="FILE"),
@@ -270,7 +281,7 @@ def serve(
 
         site = Policy.load(policy) if policy else None
         kept = open_feedback(feedback, trained, site)
-    service = make_service(trained, kept)
+    service = make_service(trained, kept, name or ())
     typer.echo(f"http://{host}:{port}/docs", err=True)
     uvicorn.run(service, host=host, port=port, log_level="warning")
 

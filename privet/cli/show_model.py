@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 _SHOWN = {
@@ -45,8 +46,8 @@ def evaluation(value: dict[str, Any]) -> None:
 
 
 def _table(title: str, first: str, names: list[str]) -> Table:
-    table = Table(title=title, title_justify="left")
-    table.add_column(first)
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column(escape(first))
     table.add_column("records", justify="right")
     for name in names:
         table.add_column(_SHOWN[name], justify="right")
@@ -58,4 +59,4 @@ def _row(
     style: str | None = None,
 ) -> None:  # fmt: skip
     cells = ["–" if figures.get(key) is None else f"{figures[key]:.3f}" for key in names]
-    table.add_row(name, "–" if count is None else str(count), *cells, style=style)
+    table.add_row(escape(name), "–" if count is None else str(count), *cells, style=style)

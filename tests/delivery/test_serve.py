@@ -20,7 +20,7 @@ import pytest
 from families_kit import counting
 
 from privet.client.data.records import read_records
-from privet.client.serve import Feedback, NotKept, feedback_columns
+from privet.client.serve import Feedback, NotKept, _page, feedback_columns, open_feedback
 from privet.common.delivery.trained import load
 from privet.common.errors import DataError, InputError
 from privet.privacy.policy import DataSet
@@ -111,7 +111,11 @@ def test_it_describes_itself(service: Any, run_of: Runs) -> None:
         ("/predict", {"x1": "high", "x2": 0}, "is not a number"),
         ("/predict", {"records": []}, "between 1 and 1000"),
         ("/predict", [], "valid dictionary"),
-        ("/feedback", {"x1": 1, "x2": 0}, "label column 'low' is missing"),
+        ("/predict", {"x1": 10**400, "x2": 0}, "too large"),
+        ("/feedback", {"x1": 1, "x2": 0}, "'low' is missing"),
+        ("/feedback", {"x1": 1, "x2": 0, "low": ["1"]}, "'low' is no text and no number"),
+        ("/feedback", {"x1": 1, "x_2": 0, "low": 1}, "'x_2' is no column of this model"),
+        ("/feedback", {"x1": "a\ud800", "x2": 0, "low": 1}, "no text"),
         ("/feedback", {"x1": 1, "x2": 0, "low": "perhaps"}, "not a declared class"),
     ],
 )
@@ -155,7 +159,91 @@ def test_another_address_must_be_wanted(run_of: Runs) -> None:
     assert done.returncode == 2 and "there is no authentication" in done.stderr
 
 
+# what a page in somebody's browser may send
+
+
+def asked(made: Any, body: bytes = b"{}", path: str = "/feedback", **headers: str) -> int:
+    """Return the status of a question with these headers."""
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", made.port, timeout=60)
+    try:
+        known = {"Content-Type": "application/json", "Host": f"127.0.0.1:{made.port}"}
+        given = {**known, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        connection.request("POST", path, body, given)
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_another_name_or_another_page_is_turned_away(service: Any) -> None:
+    made, kept = service
+    row = json.dumps({"x1": 1, "x2": 0, "low": 1}).encode()
+    before = kept.read_bytes() if kept.exists() else b""
+    assert asked(made, row, Host="evil.example:80", Origin="http://evil.example:80") == 421
+    assert asked(made, row, Host="evil.example") == 421
+    assert asked(made, row, Origin="http://evil.example") == 403
+    assert asked(made, row, Origin="null") == 403
+    assert asked(made, row, Content_Type="text/plain") == 415
+    assert (kept.read_bytes() if kept.exists() else b"") == before
+    assert asked(made, row, Host="localhost", Origin="http://localhost") == 201
+    assert asked(made, row, Origin=f"http://127.0.0.1:{made.port}") == 201
+
+
+def test_what_is_too_long_is_not_read(service: Any) -> None:
+    made, _ = service
+    assert asked(made, b'{"x1": "' + b"a" * (4 << 20) + b'"}', "/predict") == 413
+    assert made.get("/health")["status"] == "ok"
+
+
+def test_its_page_takes_nothing_from_others(service: Any) -> None:
+    made, _ = service
+    with urllib.request.urlopen(f"http://127.0.0.1:{made.port}/docs", timeout=60) as answer:
+        page, policy = answer.read().decode(), answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "<script" not in page and "src=" not in page and "http" not in page.replace("HTTP", "")
+    assert "POST /predict" in page and "x1" in page
+
+
+def test_a_title_is_text(run_of: Runs) -> None:
+    import dataclasses
+
+    trained = load(run_of("dense"))
+    plan = trained.plan.changed(title="</title><script>alert(1)</script>")
+    assert "<script>" not in _page(dataclasses.replace(trained, plan=plan), None)
+
+
 # the file
+
+
+def test_a_truth_value_can_be_trained_on(run_of: Runs, tmp_path: Path) -> None:
+    trained = load(run_of("dense"))
+    kept = open_feedback(tmp_path / "f.csv", trained, None)
+    kept.add([{"x1": True, "x2": 0.5, "low": True}, {"x1": 1.5, "x2": None, "low": "0"}])
+    data = DataSet(population="patients", nominal_size=2, path=str(kept.path))
+    found = read_records(kept.path, data, trained.plan)
+    assert len(trained.task.encode(found.train)["label"]) == len(found.train)
+    for wrong in ({"x1": "high", "x2": 0, "low": 1}, {"x1": 1, "x2": 0, "low": "perhaps"}):
+        before = kept.path.read_bytes()
+        with pytest.raises(DataError):
+            kept.add([{"x1": 1, "x2": 1, "low": 1}, wrong])
+        assert kept.path.read_bytes() == before
+
+
+def test_a_last_line_by_hand_stays_a_line(tmp_path: Path) -> None:
+    (tmp_path / "f.csv").write_text("x,y\nby hand,1")
+    kept = Feedback(tmp_path / "f.csv", ("x", "y"), ("y",))
+    kept.add([{"x": 'a, "b"\nc', "y": 2}])
+    assert pd.read_csv(kept.path)["x"].tolist() == ["by hand", 'a, "b"\nc']
+
+
+@pytest.mark.parametrize("person", [True, 1.5, float("nan"), [], {"a": 1}, "", "  "])
+def test_a_person_is_a_text_or_a_whole_number(tmp_path: Path, person: object) -> None:
+    kept = Feedback(tmp_path / "f.csv", ("x", "person"), ("person",))
+    with pytest.raises(DataError, match="person"):
+        kept.add([{"x": 1, "person": person}])
+    kept.add([{"x": 1, "person": " p1 "}, {"x": 1, "person": "p1"}, {"x": 1, "person": 7}])
+    assert pd.read_csv(kept.path)["person"].tolist() == ["p1", "p1", "7"]
 
 
 def test_a_full_disk_leaves_no_half_of_a_row(

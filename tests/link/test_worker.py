@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from privet.client.data.records import open_records
 from privet.client.trainer import Trainer
 from privet.client.training import misfit
 from privet.client.worker.remote import RemoteTrainer
-from privet.common.errors import DataError, TrainerLost
+from privet.common.errors import DataError, PrivetError, TrainerLost
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
@@ -248,3 +249,38 @@ def test_a_worker_whose_gate_is_killed_ends(tmp_path: Path) -> None:
         signal.sigtimedwait([], 0.1)
     os.kill(worker, signal.SIGKILL)
     pytest.fail("the worker outlived its gate")
+
+
+def test_a_worker_finds_weights_to_start_from(
+    remote: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors.numpy import save_file
+
+    from privet.common.models.start import digest_of
+
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "first.safetensors"
+    shapes = remote().shapes()
+    save_file({name: np.ones(shape, np.float32) for name, shape in shapes.items()}, path)
+    monkeypatch.setenv("PRIVET_MODELS", str(path.parent))
+    assert remote(model={"kind": "linear", "start": digest_of(path)}).shapes() == shapes
+    monkeypatch.delenv("PRIVET_MODELS")
+    with pytest.raises(PrivetError, match="that the plan starts from are not there"):
+        remote(model={"kind": "linear", "start": digest_of(path)}).shapes()
+
+
+def test_a_worker_hears_what_was_committed(remote: Make) -> None:
+    trainer = remote(compression={"kind": "top-k", "share": 0.3})
+    plan, policy, data_set = trainer.plan, trainer.policy, trainer.data_set
+    here = Trainer(
+        plan, "North", lambda: open_records(policy, data_set, plan, trainer.home),
+        lambda asked: Stream.seeded("seed", asked.site, asked.purpose, asked.round),
+    )  # fmt: skip
+    model = initial_model(plan)
+    for number in (1, 2, 3):
+        made = []
+        for one in (trainer, here):
+            made.append(one.release(order(trainer, model, number), model))
+            one.committed(order(trainer, model, number))
+        assert digest_arrays(made[0].arrays) == digest_arrays(made[1].arrays)
+    assert here._rest["run"]

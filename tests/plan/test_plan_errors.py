@@ -386,3 +386,15 @@ def test_a_factory_of_ones_own_that_fails_is_named(plan_value: Make, part: str) 
     }[part]  # fmt: skip
     with pytest.raises(InputError, match=kind[part]):
         build(plan)
+
+
+@pytest.mark.parametrize("title", ["two\nlines", "a\x1b[31m", "\u2028", "long" * 51])
+def test_a_title_is_one_short_line(plan_value: Make, title: str) -> None:
+    refused(plan_value(title=title), "title")
+
+
+def test_copies_and_ghost_clipping_do_not_go_together(plan_value: Make) -> None:
+    refused(
+        plan_value(task={"augment": ["hide"]}, training={"copies": 2, "clipping": "opacus-ghost"}),
+        "'opacus-ghost' is for unit 'record' without copies",
+    )

@@ -43,7 +43,7 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
     private = draw(st.booleans())
     return {
         "name": draw(names),
-        "title": draw(st.text(max_size=20)),
+        "title": draw(st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=20)),
         "seed": draw(st.integers(0, 2**53 - 1)),
         "task": {
             "label": "y",

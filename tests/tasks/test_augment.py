@@ -13,7 +13,7 @@ from families_kit import counting, family_plan
 from torch import Tensor
 
 from privet.client.workbench import Workbench
-from privet.common.errors import PlanError, SelfTestFailed
+from privet.common.errors import NotReleasable, PlanError, SelfTestFailed
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
 from privet.privacy import dpsgd, selftest
@@ -108,11 +108,73 @@ def test_what_mixes_records_is_noticed(
         assert Workbench(plan_with("flip", tmp_path)).self_tests
 
 
+def _only_many(batch: Batch, words: Tensor) -> Batch:
+    return _mixup(batch, words) if len(words) > 40 else batch
+
+
+def _turned_over(batch: Batch, words: Tensor) -> Batch:
+    return {name: rows.flip(0) for name, rows in batch.items()}
+
+
+def _other_shape(batch: Batch, words: Tensor) -> Batch:
+    return {**batch, "pixels": batch["pixels"][..., :-1]}
+
+
+def _more(batch: Batch, words: Tensor) -> Batch:
+    return {**batch, "more": batch["pixels"]}
+
+
+def _fails(batch: Batch, words: Tensor) -> Batch:
+    raise TypeError("no")
+
+
+@pytest.mark.parametrize("fault", [_only_many, _turned_over, _other_shape, _more, _fails])
+def test_what_does_not_fit_is_found_before_anything_is_paid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Batch, Tensor], Batch]
+) -> None:
+    from privet.common.tasks import image
+
+    monkeypatch.setattr(image, "flip", fault)
+    with pytest.raises(SelfTestFailed, match="augment"):
+        assert Workbench(plan_with("flip", tmp_path)).self_tests
+
+
+def test_what_mixes_records_later_is_found_in_the_step(tmp_path: Path) -> None:
+    calls = []
+
+    def later(batch: Batch, words: Tensor) -> Batch:
+        calls.append(1)
+        return _mixup(batch, words) if len(calls) > 3 else batch
+
+    bench = Workbench(plan_with("flip", tmp_path))
+    with pytest.raises(NotReleasable, match="depends on other records"):
+        DpSgd(0.5, 1.0, 1.0, steps=5).release(
+            bench.engine, bench.encode(counting(1, 40, 3)), UnitIndex.by_record(40),
+            nominal_size=40, optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+            views=Views(later),
+        )  # fmt: skip
+
+
+def test_what_it_changes_in_place_is_not_what_the_site_keeps(tmp_path: Path) -> None:
+    def spoil(batch: Batch, words: Tensor) -> Batch:
+        batch["pixels"].zero_()
+        return batch
+
+    bench = Workbench(plan_with("flip", tmp_path))
+    examples = bench.encode(counting(1, 40, 3))
+    before = examples["pixels"].clone()
+    DpSgd(1.0, 1.0, 1.0).release(
+        bench.engine, examples, UnitIndex.by_record(40), nominal_size=40,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1), views=Views(spoil),
+    )  # fmt: skip
+    assert torch.equal(examples["pixels"], before)
+
+
 @EACH
 def test_ours_do_not(tmp_path: Path, kind: str) -> None:
     bench = Workbench(plan_with(kind, tmp_path))
     assert bench.views is not None
-    selftest.augmentation(bench.views.augment, bench.task.random_batch)
+    selftest.augmentation(bench.views, bench.task.random_batch)
     assert bench.self_tests == ("H6", "H7", "H16", "H17")
 
 
