@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -98,3 +99,22 @@ def test_explaining_changes_nothing(run_of: Runs) -> None:
     assert first == second
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(trained.scores(trained.encode(frame)), before)
+
+
+def test_what_was_cleaned_out_stands_on_no_page(run_of: Runs, tmp_path: Path) -> None:
+    trained = load(run_of("text-encoder"))
+    plan = trained.plan.changed(task={"clean": ["names", "phones"]})
+    cleaned = dataclasses.replace(trained, plan=plan)
+    frame = counting(1, 2, 3).assign(text="one Dr. John Smith called 212-555-0123 two")
+    found = explain(cleaned, frame)
+    names = " ".join(part.name for one in found for part in one.parts)
+    assert "John" not in names and "0123" not in names and "phone" in names
+    raw = explain(trained, frame)
+    assert any("John" in part.name for one in raw for part in one.parts)  # the control
+
+
+def test_an_empty_text_has_a_page(run_of: Runs, tmp_path: Path) -> None:
+    trained = load(run_of("text-encoder"))
+    found = explain(trained, counting(1, 2, 3).assign(text=["", None]))
+    write_page(tmp_path / "why.html", "Why?", found, [], "none")
+    assert (tmp_path / "why.html").stat().st_size > 0

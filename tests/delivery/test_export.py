@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families_kit import counting, plan_for, tokenizer_folder
@@ -166,6 +171,68 @@ def test_the_card_of_damaged_evidence_says_so(run_of: Runs, tmp_path: Path) -> N
     evidence = gather(bundle, None, digest_arrays(trained.arrays))
     card = write_card(trained.plan, {}, evidence, source="a test")
     assert "has faults" in card and "was verified" not in card
+
+
+def exported(*words: str) -> Any:
+    command = [sys.executable, "-c", "from privet.cli import main; main()", "model", "export"]
+    return subprocess.run([*command, *words], capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_only_a_model_that_the_evidence_knows_is_called_verified(
+    run_of: Runs, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run_of("dense"), tmp_path / "run")
+    done = exported(str(folder), "--out", str(tmp_path / "a"), "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["verified"] is True
+    # The control: another model in the same folder.
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    path = folder / "model" / "model.safetensors"
+    with safe_open(str(path), framework="numpy") as stored:
+        facts = stored.metadata()
+        arrays = {name: stored.get_tensor(name) + 1 for name in stored.keys()}  # noqa: SIM118
+    save_file(arrays, path, metadata=facts)
+    done = exported(str(folder), "--out", str(tmp_path / "b"), "--json")
+    value = json.loads(done.stdout)
+    assert done.returncode == 0 and value["verified"] is None and value["run"] is None
+    bundle = write_bundle([run_of("dense")], tmp_path / "run.bundle").path
+    lines = bundle.read_text().splitlines(keepends=True)
+    cut = next(number for number, line in enumerate(lines) if '"payload"' in line)
+    bundle.write_text("".join(lines[:cut] + lines[cut + 1 :]))
+    done = exported(str(folder), "--out", str(tmp_path / "c"), "--json", "--bundle", str(bundle))
+    assert done.returncode == 4 and json.loads(done.stdout)["verified"] is False
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda a: {n: v * np.float32("nan") for n, v in a.items()}, "not finite"),
+        (lambda a: {n: np.ones(1, np.float32) for n in a}, "do not have the same parameters"),
+    ],
+)
+def test_a_spoilt_model_is_not_loaded(
+    run_of: Runs, tmp_path: Path, spoil: Callable[[Any], Any], said: str
+) -> None:
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    folder = shutil.copytree(run_of("dense"), tmp_path / "run")
+    path = folder / "model" / "model.safetensors"
+    with safe_open(str(path), framework="numpy") as stored:
+        facts = stored.metadata()
+        arrays = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    save_file(spoil(arrays), path, metadata=facts)
+    with pytest.raises(InputError, match=said):
+        load(folder).network.eval()
+
+
+def test_a_damaged_result_is_said(run_of: Runs, tmp_path: Path) -> None:
+    folder = shutil.copytree(run_of("dense"), tmp_path / "run")
+    (folder / "result.json").write_text("[1")
+    with pytest.raises(InputError, match=r"result.json: cannot be read"):
+        load(folder).result.keys()
 
 
 def test_evidence_that_is_not_there_is_said(tmp_path: Path) -> None:

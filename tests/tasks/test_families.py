@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,49 @@ def test_a_folder_must_have_the_weights_that_the_plan_names(tmp_path: Path) -> N
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(DataMissing, match="only safetensors are read"):
         build_model(plan)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("transformers_weights", "other.safetensors"),
+        ("transformers_weights", "adapter_model.bin"),
+        ("auto_map", {"AutoModel": "evil.Model"}),
+        ("quantization_config", {"quant_method": "awq"}),
+    ],
+)
+def test_a_configuration_that_reads_elsewhere_is_refused(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    folder = tokenizer_folder(tmp_path / "model", _save("text"), pad_token="[PAD]")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, key: value}))
+    plan = plan_for("text", {"kind": "huggingface", "options": {"folder": str(folder)}}, tmp_path)
+    with pytest.raises(PlanError, match=f"'{key}' would have other weights or code read"):
+        build_model(plan)
+
+
+def test_an_adapter_in_the_folder_is_refused(tmp_path: Path) -> None:
+    folder = tokenizer_folder(tmp_path / "model", _save("text"), pad_token="[PAD]")
+    (folder / "adapter_config.json").write_text("{}")
+    plan = plan_for("text", {"kind": "huggingface", "options": {"folder": str(folder)}}, tmp_path)
+    with pytest.raises(PlanError, match="it holds an adapter"):
+        build_model(plan)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"added_tokens": 1}', '"a"'])
+def test_a_damaged_folder_is_said(tmp_path: Path, name: str, text: str) -> None:
+    folder = tokenizer_folder(tmp_path / "model", _save("text"), pad_token="[PAD]")
+    (folder / name).write_text(text)
+    plan = plan_for("text", {"kind": "huggingface", "options": {"folder": str(folder)}}, tmp_path)
+    try:
+        Workbench(plan)
+    except PlanError as error:
+        assert str(folder) in str(error)
+    else:
+        # Not every text is wrong in every file: names of special tokens may be left out.
+        assert name == "tokenizer_config.json"
 
 
 def test_a_model_that_cannot_do_the_task_is_named(tmp_path: Path) -> None:
