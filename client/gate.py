@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.app import context_of, create_app, serve
+from privet.client.data.source import require_source
 from privet.client.dial import Asked, Told
 from privet.client.guard import Guard, Refusal
 from privet.client.join import Join
 from privet.client.site import Site
 from privet.client.training import Training
 from privet.common.canonical import digest_json, write_atomic, write_json
-from privet.common.errors import PrivetError
+from privet.common.errors import DataError, DataMissing, PolicyError, PrivetError
 from privet.common.link import offer
 from privet.common.order import Status
 from privet.common.plan import Plan
@@ -106,6 +107,7 @@ class Gate:
             guard.require_allowed(plan)
             of = digest_json([plan_value, roster_value, policy.model_dump(mode="json")])
             if self._of != of:
+                _require_source(policy, guard.data_set, plan)
                 self.close()
                 self._training = self.training_for(plan, policy, guard.data_set)
                 self._site = Site(
@@ -118,6 +120,9 @@ class Gate:
         except Refusal as no:
             self._tell(str(no.status), str(no))
             return no.status
+        except PolicyError as error:
+            self._tell(str(Status.REFUSED_POLICY), str(error))  # it holds no record
+            return Status.REFUSED_POLICY
         except PrivetError as error:
             self._tell(str(Status.REFUSED_POLICY), error)
             return Status.REFUSED_POLICY
@@ -155,3 +160,10 @@ class Gate:
         own = roster.site(self.join.site)
         if (own.ledger, own.witness) != (self.ledger.log.first_key, self.witness.key):
             raise Refusal(Status.REFUSED_POLICY, "the roster has other keys of this site")
+
+
+def _require_source(policy: Policy, data_set: str, plan: Plan) -> None:
+    try:
+        require_source(policy, data_set, plan)
+    except (DataError, DataMissing) as error:
+        raise Refusal(Status.REFUSED_POLICY, str(error)) from error

@@ -27,6 +27,7 @@ from privet.common.link.identity import (
     require_tls_1_3,
     site_of,
 )
+from privet.privacy.signed_note import Key, key_name
 
 FORMAT, REQUEST = "privet/join/v1", "privet/request/v1"
 _TEXTS = ("federation", "site", "address", "enrolment", "authority", "token", "expires")
@@ -122,6 +123,7 @@ def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float
         RunError: if it cannot be reached, or answers with another certificate than asked.
     """
     require_tls_1_3()
+    _require_own(join, ledger)
     asked, key = request(join.site)
     write_atomic(folder / "link.key", key, mode=0o600)
     credentials = grpc.ssl_channel_credentials(join.authority.encode())
@@ -138,8 +140,26 @@ def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float
                     f"{join.enrolment}: the coordinator refuses: the invitation was used or has "
                     "ended. Ask for a new join file"
                 ) from None
-            raise RunError(f"{join.enrolment}: {error.details()}") from None
+            if error.code() is grpc.StatusCode.INTERNAL:
+                raise RunError(
+                    f"{join.enrolment}: the coordinator has a fault of its own, which its log "
+                    "names; tell its operator. Your join file is still good"
+                ) from None
+            raise RunError(
+                f"{join.enrolment}: nobody answers: the coordinator is not running, or has no "
+                f"invitation open (was this one used?). Nothing is lost: ask, and run this again "
+                f"({error.details()})"
+            ) from None
     return keep(join, folder, answer.pem)
+
+
+def _require_own(join: Join, ledger: str) -> None:
+    key = Key.parse(ledger)
+    if key.name != key_name("ledger", join.site, key.public):
+        raise InputError(
+            f"the join file is for '{join.site}', and this folder's keys are of another site: make "
+            "a folder of its own with --dir"
+        )
 
 
 def keep(join: Join, folder: Path, pem: bytes) -> str:

@@ -49,6 +49,7 @@ def conduct(
         _LOG.info("a round is done", extra={"run": run.id, "round": progress.round})
         answers = {name: str(status) for name, status in progress.statuses.items()}
         run.note(round=progress.round, sites=answers, spent=progress.spent)
+        run.require_wanted()
 
     outcomes: list[Outcome] = []
     app = create_app(

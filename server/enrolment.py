@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
-from privet.common.errors import InputError, PrivetError
+from privet.common.errors import InputError, KeyFault, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
 from privet.server.calls import CallFault, Context, Line, make_server
@@ -145,6 +145,9 @@ class _Service:
             level = logging.WARNING if isinstance(error, PrivetError) else logging.ERROR
             _LOG.log(level, "refused", extra={"peer": context.peer(), "why": error})
             await asyncio.sleep(_WRONG)
+            if isinstance(error, KeyFault):
+                # Only who has an invitation gets so far: it is told that it is still good.
+                raise CallFault(grpc.StatusCode.INTERNAL, "a fault of the coordinator") from error
             status = grpc.StatusCode.PERMISSION_DENIED
             raise CallFault(status, "no such invitation, or bad keys") from error
         _LOG.info("enrolled", extra={"site": request.site, "peer": context.peer()})

@@ -346,6 +346,18 @@ class Federation:
             self.passphrase.encode() if self.passphrase else None,
         )
 
+    def require_keys(self) -> None:
+        """Open every key once, so that a wrong passphrase is found before anybody comes.
+
+        Raises:
+            KeyFault: if one cannot be opened.
+        """
+        self._authority()
+        self.order_key()
+        self.witness()
+        for path in sorted((self.folder / "runs").glob("*/coordinator/journal.pem")):
+            load_or_make(path, self.passphrase)
+
     def witness(self) -> Witness:
         """Return the coordinator's witness."""
         signer = load_or_make(self._office / "witness.pem", self.passphrase)

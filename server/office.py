@@ -20,9 +20,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
+from contextlib import suppress
 
 from privet.common.canonical import write_json
-from privet.common.errors import PrivetError
+from privet.common.errors import InputError, KeyFault, PrivetError, RunError
 from privet.common.link import offer
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
@@ -42,9 +43,15 @@ _LOOK = 1.0
 _LATE_START = 30.0
 """Seconds that a run that goes on waits for all its sites before a quorum is enough."""
 
+_TURN = 60.0
+"""Seconds that a run waits for its sites before another that is queued is tried."""
 _GONE = "not connected"
 
 _LOG = logging.getLogger("privet.office")
+
+
+class Later(Exception):
+    """A run cannot start yet, and another may."""
 
 
 class Office:
@@ -126,9 +133,14 @@ class Office:
                     self._run(run)
                 except Stopped:
                     return
+                except Later:
+                    continue
+                except KeyFault:
+                    raise  # a fault of this machine's, not of the run: it goes on when it is mended
                 except PrivetError as error:
                     _LOG.error("a run failed", extra={"run": run.id, "why": error})
-                    run.note(state="failed", fault=str(error))
+                    with suppress(OSError, InputError):
+                        run.note(state="failed", fault=str(error))
 
     def _run(self, run: Run) -> None:
         plan = run.plan
@@ -138,6 +150,10 @@ class Office:
         self._gather(run, plan, offer.encode(run.id, plan.to_dict(), roster.to_dict()))
 
         def tell(missing: list[str]) -> None:
+            run.require_wanted()
+            members = self.federation.members()
+            if revoked := [name for name in missing if members[name].state == "revoked"]:
+                raise RunError(f"site '{revoked[0]}' was revoked, and no quorum is left without it")
             run.note(sites={**run.status.get("sites", {}), **dict.fromkeys(missing, _GONE)})
 
         conduct(
@@ -160,14 +176,26 @@ class Office:
         names, started = [site.name for site in plan.sites], time.monotonic()
         said: dict[str, str] = {}
         while not self.stopped.is_set():
+            run.require_wanted()
+            before = dict(said)
             self._offer(names, offered, said)
             run.note(sites=dict(said))
+            waits = [f"{name}: {text}" for name, text in said.items() if text != offer.READY]
+            if said != before and waits:
+                _LOG.info("a run waits", extra={"run": run.id, "sites": "; ".join(waits)})
             ready = [name for name in names if said[name] == offer.READY]
             late = begun and time.monotonic() - started > _LATE_START
             if len(ready) == len(names) or (late and len(ready) >= plan.quorum):
                 return
+            if not begun and time.monotonic() - started > _TURN and self._others(run):
+                raise Later  # what can start is not held up by what cannot
             self.stopped.wait(_LOOK)
         raise Stopped("stopped while waiting for sites")
+
+    def _others(self, run: Run) -> bool:
+        return any(
+            one.id != run.id and one.status["state"] in OPEN for one in runs(self.federation)
+        )
 
     def _offer(self, names: list[str], offered: bytes, said: dict[str, str]) -> None:
         present = set(self.hub.present())

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from privet.common.canonical import write_json
-from privet.common.errors import InputError, reason_of
+from privet.common.canonical import write_atomic, write_json
+from privet.common.errors import InputError, RunError, reason_of
 from privet.common.plan import Plan
 from privet.server.federation import Federation
 from privet.server.snapshot import Snapshots
 
 OPEN = ("queued", "waiting", "running")
+CANCELLED = "cancelled by the coordinator's operator"
 PRESENT = "present.json"
 """Who is connected, written by the coordinator every second."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -44,7 +46,23 @@ class Run:
             value: dict[str, Any] = json.loads((self.folder / "status.json").read_text())
         except (OSError, ValueError) as error:
             raise InputError(f"{self.folder}: the status cannot be read: {error}") from error
+        if self.is_cancelled and value.get("state") in OPEN:
+            value |= {"state": "failed", "fault": CANCELLED}
         return value
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the operator has ended it: a file of its own, which no other note overwrites."""
+        return (self.folder / "cancelled").exists()
+
+    def require_wanted(self) -> None:
+        """Stop here if the run was cancelled.
+
+        Raises:
+            RunError: if it was, or its folder is gone.
+        """
+        if self.is_cancelled or not self.folder.exists():
+            raise RunError(CANCELLED)
 
     def note(self, **facts: Any) -> None:
         """Change the status."""
@@ -83,11 +101,28 @@ def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
     return Run(folder)
 
 
+def cancel(federation: Federation, run_id: str) -> None:
+    """End a run; a coordinator that works on it sees that within a second.
+
+    Raises:
+        InputError: if there is no such run, or it has ended.
+    """
+    found = {run.id: run for run in runs(federation)}
+    if run_id not in found:
+        raise InputError(f"there is no run '{run_id}': there are {', '.join(found) or 'none'}")
+    state = found[run_id].status["state"]
+    if state not in OPEN:
+        raise InputError(f"run '{run_id}' has ended already: {state}")
+    write_atomic(found[run_id].folder / "cancelled", b"")
+
+
 def runs(federation: Federation) -> list[Run]:
-    """Return all runs, oldest first."""
-    paths = (federation.folder / "runs").glob("*/status.json")
-    found = [Run(path.parent) for path in paths]
-    return sorted(found, key=lambda run: run.status["submitted"])
+    """Return all runs, oldest first; one whose folder is being removed is left out."""
+    found = []
+    for path in (federation.folder / "runs").glob("*/status.json"):
+        with suppress(InputError, KeyError, TypeError):
+            found.append((float(Run(path.parent).status["submitted"]), Run(path.parent)))
+    return [run for _, run in sorted(found, key=lambda one: one[0])]
 
 
 def connected(federation: Federation) -> list[str]:

@@ -17,11 +17,11 @@ from privet.common.errors import InputError, PrivetError, RunError
 from privet.common.flat import Arrays
 from privet.common.grid import PassingGrid
 from privet.common.link import offer
+from privet.common.lock import alone
 from privet.common.plan import Plan
 from privet.common.wire import decode_reply, encode_offer
 from privet.server.conduct import conduct
 from privet.server.federation import Federation
-from privet.server.lock import alone
 from privet.server.queue import OPEN
 from privet.server.queue import Run as Submitted
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import getpass
 import json
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from privet.cli import app
-from privet.cli.passphrase import passphrase
+from privet.cli.passphrase import passphrase, passphrase_of
 from privet.cli.watch import Log, LogLevel, Metrics, logged
 from privet.common.errors import InputError
 from privet.common.logs import Level, Style
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from privet.client.desk import Desk
     from privet.privacy.policy import Keys
 
+_SITE = Path("site.toml")
 client = typer.Typer(
     no_args_is_help=True,
     help="A site's ledger and what its operator decides. Each decision is a signed entry.",
@@ -27,13 +27,22 @@ client = typer.Typer(
 )
 app.add_typer(client, name="client")
 
-PolicyFile = Annotated[Path, typer.Option("--policy", help="The site's policy.", metavar="FILE")]
+
+def _policy_of(path: Path) -> Path:
+    return path / _SITE if path.is_dir() else path
+
+
+PolicyFile = Annotated[
+    Path,
+    typer.Option(
+        "--policy", help="The site's policy, or its folder.", metavar="FILE", callback=_policy_of
+    ),
+]
 Digest = Annotated[str, typer.Argument(help="Digest of a plan, sha256:…", metavar="HASH")]
 Person = Annotated[
     str | None, typer.Option("--as", help="Who decides; default the name you are logged in by.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-_SITE = Path("site.toml")
 
 
 @client.command(
@@ -169,35 +178,38 @@ def start(
 def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
     import asyncio
     import logging
-    from contextlib import nullcontext
+    from contextlib import ExitStack
     from functools import partial
 
     import privet.common.link
     from privet.client.start import LINK, dialer, make_gate, run
-    from privet.privacy.keys import passphrase_from_environment
+    from privet.common.lock import CLIENT, alone
 
     assert privet.common.link
     own = logging.getLogger("privet.client")
-    gate = make_gate(policy, passphrase_from_environment(), unconfined=unconfined)
+    secret = passphrase_of(policy)
+    with ExitStack() as held:
+        if policy.is_file():
+            # Two clients of one site would close each other's reservations.
+            held.enter_context(alone(policy.parent, CLIENT))
+        gate = make_gate(policy, secret, unconfined=unconfined)
+        held.callback(gate.close)
 
-    def tell(state: str) -> None:
-        own.info(state, extra={"site": gate.join.site, "address": gate.join.address})
+        def tell(state: str) -> None:
+            own.info(state, extra={"site": gate.join.site, "address": gate.join.address})
 
-    link = dialer(policy, gate, tell)
-    endpoint: AbstractContextManager[object] = nullcontext()
-    if metrics:
-        from privet.client.metrics import ClientMetrics
-        from privet.common.metrics import Endpoint, parse_address, registry
-        from privet.privacy.policy import Policy
+        link = dialer(policy, gate, tell)
+        if metrics:
+            from privet.client.metrics import ClientMetrics
+            from privet.common.metrics import Endpoint, parse_address, registry
+            from privet.privacy.policy import Policy
 
-        read = partial(Policy.load, policy)
-        figures = registry("client", ClientMetrics(link, read, policy.parent / LINK / "link.pem"))
-        endpoint = Endpoint(figures, parse_address(metrics), lambda: link.tally.connected)
-    try:
-        with endpoint:
-            asyncio.run(run(link))
-    finally:
-        gate.close()
+            read = partial(Policy.load, policy)
+            certificate = policy.parent / LINK / "link.pem"
+            figures = registry("client", ClientMetrics(link, read, certificate))
+            place = parse_address(metrics)
+            held.enter_context(Endpoint(figures, place, lambda: link.tally.connected))
+        asyncio.run(run(link))
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client launcher north/launcher")
@@ -263,6 +275,7 @@ def approve(
     desk = _desk(policy)
     by = desk.approve(plan, _who(name))
     digest, allow = full_digest(plan), desk.policy.allow
+    unseen = not (policy.parent / "offers" / f"{digest[7:]}.json").exists()
     missing = approval_fault(desk.policy, desk.ledger.book, digest)
     note = ""
     if allow.approval == "listed" and missing:
@@ -272,6 +285,10 @@ def approve(
     value = {"plan": digest, "by": list(by), "needed": allow.approvers}
     count = f"{people(by)} of {allow.approvers}" if allow.approval == "manual" else "noted"
     text = f"Approved by {', '.join(by)} ({count})." + (f" But {note}." if note else "")
+    if unseen:
+        text += (
+            " No plan with this digest was offered here yet: compare it with the one you were told."
+        )
     _done({**value, "enough": missing is None, "note": note or None}, text, as_json)
 
 
@@ -340,18 +357,16 @@ def rotate_key(
     it, and you then write its label into the policy.
     """
     from privet.client.rotation import rotate_key as rotate
-    from privet.privacy.keys import passphrase_from_environment
 
-    fingerprint = rotate(policy, passphrase_from_environment(), recovery=recovery, to=to)
+    fingerprint = rotate(policy, passphrase_of(policy), recovery=recovery, to=to)
     then = f'\nNext: write ledger = "{to}" under [keys] in {policy}' if to else ""
     _done({"ledger": fingerprint}, f"The ledger key is now {fingerprint}{then}", as_json)
 
 
 def _desk(policy: Path) -> Desk:
     from privet.client.desk import Desk
-    from privet.privacy.keys import passphrase_from_environment
 
-    return Desk.open(policy, passphrase_from_environment())
+    return Desk.open(policy, passphrase_of(policy))
 
 
 def _who(name: str | None) -> str:

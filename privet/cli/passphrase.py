@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 import typer
 
@@ -28,6 +30,25 @@ def passphrase(*, new: bool = False) -> str:
     if new and len(found) < SHORTEST:
         raise InputError(f"a passphrase has at least {SHORTEST} characters; no key was made")
     return found
+
+
+def passphrase_of(policy: Path) -> str | None:
+    """Return the passphrase of a site's keys; it is asked for where they have one.
+
+    Args:
+        policy: of the site; the keys lie in folders beside it.
+
+    Raises:
+        InputError: if it is needed and nobody can be asked.
+    """
+    found = passphrase_from_environment()
+    if found is not None:
+        return found
+    keys = [path for path in policy.parent.glob("*/*.pem") if path.parent.name != "offline"]
+    with suppress(OSError):
+        if any(b"ENCRYPTED" in path.read_bytes() for path in keys):
+            return _asked(new=False)
+    return None
 
 
 def _asked(new: bool) -> str:

@@ -14,9 +14,9 @@ from privet.cli import app
 from privet.cli.passphrase import passphrase
 from privet.cli.watch import Log, LogLevel, Metrics, logged
 from privet.common.errors import InputError
+from privet.common.lock import alone as _alone
+from privet.common.lock import holder as _pid
 from privet.common.logs import Level, Style
-from privet.server.lock import alone as _alone
-from privet.server.lock import holder as _pid
 
 if TYPE_CHECKING:
     from privet.server.certificates import Authority
@@ -81,6 +81,8 @@ def init(
         typer.echo(json.dumps(value))
         return
     typer.echo(f"Made {folder}. Order key: {value['orders']}")
+    typer.echo(f"Witness key: {made.witness().key.fingerprint}")
+    typer.echo("Give both to sites and auditors by another way, such as the contract.")
     typer.echo(f"Next: privet server enroll {folder} SITE, and privet server start {folder}")
 
 
@@ -134,7 +136,7 @@ def enroll(
         typer.echo(json.dumps({"join": str(path), "site": site, "expires": join["expires"]}))
         return
     typer.echo(f"Wrote {path}: it works once, until {join['expires']}")
-    typer.echo(f"At the site: privet client init {path.name}")
+    typer.echo(f"At the site: privet client init {path.name} --dir FOLDER")
 
 
 @server.command(
@@ -207,6 +209,7 @@ def _serve(folder: Path, listen: str, listen_enrolment: str, metrics: str) -> No
         signal.signal(number, lambda *_: office.stopped.set())
     with ExitStack() as held:
         held.enter_context(_alone(folder))
+        federation.require_keys()
         if metrics:
             from privet.common.metrics import Endpoint, parse_address, registry
             from privet.server.metrics import ServerMetrics
@@ -224,24 +227,37 @@ def submit(
     run: Annotated[
         str, typer.Option(help="Name of the run; default the plan's and the time.")
     ] = "",
+    again: Annotated[
+        bool, typer.Option("--again", help="Also where this very plan was submitted before.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Queue a plan: its noise is calibrated now, and its sites are asked when it is its turn.
 
-    Every site decides by its own policy; their operators approve the digest that is printed.
+    Every site decides by its own policy; their operators approve the digest that is printed. An
+    approval holds for later runs of the same plan, too, each of which is paid for anew.
     """
     from privet.common.plan import Plan
     from privet.privacy.program import calibrated
+    from privet.server.federation import Federation
+    from privet.server.queue import runs
     from privet.server.queue import submit as queue
 
     found = calibrated(Plan.load(plan))
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    queued = queue(_open(folder), found, run or f"{found.name.replace(' ', '-')}-{stamp}")
+    federation = Federation.load(folder)
+    before = [one.id for one in runs(federation) if one.status.get("plan") == found.digest]
+    if before and not again:
+        raise InputError(
+            f"this plan was submitted as {before[-1]}. Another run of it is paid for anew, and its "
+            "approvals hold for that, too: say --again, or give the plan another name"
+        )
+    queued = queue(federation, found, run or f"{found.name.replace(' ', '-')}-{stamp}")
     if as_json:
         typer.echo(json.dumps({"run": queued.id, "plan": found.digest}))
         return
     typer.echo(f"Queued {queued.id}, plan {found.digest}")
-    typer.echo(f"At each site: privet client approve {found.digest}")
+    typer.echo(f"At each site: privet client approve {found.digest} --policy FOLDER/site.toml")
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server status hub")
@@ -268,6 +284,21 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
     from privet.cli import show_server
 
     show_server.status(value)
+
+
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server cancel hub study-20261122-120000")
+def cancel(
+    folder: Folder, run: Annotated[str, typer.Argument(help="Name of the run.", metavar="RUN")]
+) -> None:
+    """End a run for good, whether it waits or trains; what sites paid for stays paid for.
+
+    A round that is under way is finished first.
+    """
+    from privet.server.federation import Federation
+    from privet.server.queue import cancel as end
+
+    end(Federation.load(folder), run)
+    typer.echo(f"{run} is cancelled")
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server revoke hub 'Hospital 1'")
@@ -311,4 +342,12 @@ def _place(address: str) -> tuple[str, int]:
 
 
 def _anywhere(address: str) -> str:
-    return f"[::]:{_place(address)[1]}"
+    """Return where to listen: anywhere, but for an address that only this machine can reach."""
+    import ipaddress
+
+    host, port = _place(address)
+    try:
+        here = ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        here = host == "localhost"
+    return address if here else f"[::]:{port}"

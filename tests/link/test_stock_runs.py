@@ -19,6 +19,7 @@ from privet.client.gate import Gate
 from privet.client.start import make_gate
 from privet.client.stock import reply_of
 from privet.common.errors import InputError, RunError
+from privet.common.lock import alone
 from privet.common.models import initial_model
 from privet.common.plan import Plan
 from privet.flower import client as bundle
@@ -27,7 +28,6 @@ from privet.privacy.program import calibrated
 from privet.privacy.statement import Entry
 from privet.server import stock
 from privet.server.federation import Federation
-from privet.server.lock import alone
 from privet.server.queue import submit
 from privet.server.snapshot import load_model
 from privet.simulations.grid import InProcessGrid

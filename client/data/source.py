@@ -1,0 +1,61 @@
+"""Whether a site's file is there and has the plan's columns: asked before anything is paid for.
+
+No record is read, and neither pandas nor torch is needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+from pathlib import Path
+
+from privet.common.errors import DataError, DataMissing
+from privet.common.plan import Plan
+from privet.privacy.policy import Policy
+
+
+def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
+    """Check the file of a data set; a database is asked when its records are.
+
+    Raises:
+        DataMissing: if there is no such file.
+        DataError: if it cannot be read, or lacks a column. It speaks of paths and columns alone.
+    """
+    data = policy.data_set(data_set)[1]
+    path = policy.path_of(data)
+    if path is None:
+        return
+    there = columns_of(path)
+    for name in (*plan.task.columns, data.person_column):
+        if name is None:
+            continue
+        if name not in there:
+            raise DataError(f"{path}: there is no column '{name}', which the plan reads")
+        if data.columns is not None and name not in data.columns:
+            raise DataError(f"the policy does not give the column '{name}', which the plan reads")
+
+
+def columns_of(path: Path) -> list[str]:
+    """Return the names of a file's columns.
+
+    Raises:
+        DataMissing: if there is no such file.
+        DataError: if it cannot be read as a table.
+    """
+    if not path.is_file():
+        raise DataMissing(f"{path}: there is no such file")
+    try:
+        if path.suffix.lower() in (".parquet", ".pq"):
+            import pyarrow.parquet as pq
+
+            return list(pq.ParquetFile(path).schema_arrow.names)
+        opened = gzip.open if path.suffix.lower() == ".gz" else open
+        with (
+            opened(path, "rb") as raw,
+            io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream,
+        ):
+            tabs = ".tsv" in "".join(path.suffixes[-2:]).lower()
+            return next(csv.reader(stream, delimiter="\t" if tabs else ","), [])
+    except Exception as error:  # what it says may quote the file
+        raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error

@@ -1,0 +1,57 @@
+"""One coordinator, or one client, in a folder: a lock that ends with its process."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from privet.common.errors import InputError
+
+COORDINATOR, CLIENT = "server.pid", "client.pid"
+"""Files that are locked, by who holds them."""
+_WHO = {COORDINATOR: "coordinator", CLIENT: "client"}
+
+
+@contextmanager
+def alone(folder: Path, file: str = COORDINATOR) -> Iterator[None]:
+    """Hold the folder for this process.
+
+    Raises:
+        InputError: if another process holds it, or it cannot be written.
+    """
+    try:
+        stream = (folder / file).open("a+")
+    except OSError as error:
+        raise InputError(f"{folder / file}: cannot be written: {error.strerror}") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            stream.seek(0)
+            number = stream.read().strip()
+            raise InputError(
+                f"{folder}: a {_WHO[file]} is running here already (process {number})"
+            ) from None
+        stream.truncate(0)
+        stream.write(f"{os.getpid()}\n")
+        stream.flush()
+        yield
+
+
+def holder(folder: Path) -> int:
+    """Return the coordinator's process that holds the folder, or 0.
+
+    The lock says it: a number alone may be anybody's by now.
+    """
+    try:
+        with (folder / COORDINATOR).open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return int(stream.read() or 0)
+    except (OSError, ValueError):
+        pass
+    return 0
