@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _PROCESSES.set_forkserver_preload(["office_kit", "privet.common.link"])
 def run_office(folder: Path, address: str, log: Path) -> None:
     """What `privet server start` does."""
     _write_to(log)
+    office._TURN = 2.0
     at_work = office.Office(Federation.load(folder), link=address)
     signal.signal(signal.SIGTERM, lambda *_: at_work.stopped.set())
     at_work.serve()
@@ -126,7 +128,8 @@ plans = ["{self.plan.digest}"]
     def kill(self, who: str, how: int = signal.SIGKILL) -> int | None:
         process = self.processes.pop(who)
         assert process.pid is not None
-        os.kill(process.pid, how)
+        with suppress(ProcessLookupError):  # a site that was revoked ends by itself
+            os.kill(process.pid, how)
         process.join(30)
         return process.exitcode
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 from budget_kit import Desk, policy_value
 from read_only_kit import names
+
+from privet.common.lock import CLIENT, alone
 
 POLICY = ("--policy", "north/site.toml")
 PLAN, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
@@ -199,7 +202,7 @@ def test_a_passphrase_from_a_file_makes_and_opens_keys(desk: Desk) -> None:
     assert b"ENCRYPTED" in (desk.folder / "north" / "ledger" / "ledger.pem").read_bytes()
     desk.monkeypatch.delenv("PRIVET_PASSPHRASE_FILE")
     pause = ("client", "pause", "--as", "Ada", *POLICY)
-    assert "needs a passphrase" in desk.refused(2, *pause)
+    assert "passphrase here: set PRIVET_PASSPHRASE" in desk.refused(2, *pause)
     desk.monkeypatch.setenv("PRIVET_PASSPHRASE", "correct horse")
     assert desk.run(*pause)[0] == 0
 
@@ -261,9 +264,28 @@ def test_what_a_broken_rotation_left(site: Desk) -> None:
     site.client("rotate-key", *POLICY)
 
 
+def test_the_folder_stands_for_its_policy(site: Desk) -> None:
+    assert site.client("status", "--policy", "north") == site.client("status", *POLICY)
+    Path("empty").mkdir()
+    assert "empty/site.toml" in site.refused(2, "client", "status", "--policy", "empty")
+
+
+def test_a_digest_that_was_never_offered_is_said(site: Desk) -> None:
+    code, out, _ = site.run("client", "approve", PLAN, "--as", "Ann", *POLICY)
+    assert code == 0 and "No plan with this digest was offered here yet" in out
+    Path("north/offers").mkdir()
+    Path(f"north/offers/{PLAN[7:]}.json").write_text("{}")
+    code, out, _ = site.run("client", "approve", PLAN, "--as", "Ben", *POLICY)
+    assert code == 0 and "offered" not in out
+
+
+def test_two_clients_of_a_site_do_not_run(site: Desk) -> None:
+    with alone(Path("north"), CLIENT):
+        said = site.refused(2, "client", "start", *POLICY)
+    assert f"a client is running here already (process {os.getpid()})" in said
+
+
 def test_a_folder_in_the_place_of_a_file(site: Desk) -> None:
-    said = site.refused(2, "client", "status", "--policy", "north")
-    assert "north: cannot be read: it is a folder, not a file" in said
     said = site.refused(2, "client", "rotate-key", "--recovery", "north", *POLICY)
     assert "Errno" not in said
 

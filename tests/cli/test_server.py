@@ -121,3 +121,67 @@ def test_status_for_people(hub: Desk) -> None:
     assert code == 0
     for word in ("not running", "North", "invited", "first: running, round 3", "ε 1.250", "[red]"):
         assert word in said
+
+
+def test_a_wrong_passphrase_is_found_before_anything_runs(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRIVET_PASSPHRASE", "correct horse")
+    words = ("init", "hub", "--name", "study", "--address", "127.0.0.1:7443")
+    assert said_by(desk, *words)[0] == 0
+    folder = Path("hub/runs/first")
+    folder.mkdir(parents=True)
+    facts = {"run": "first", "state": "running", "submitted": 1.0, "plan": "sha256:0", "round": 7}
+    (folder / "status.json").write_text(json.dumps(facts))
+    monkeypatch.setenv("PRIVET_PASSPHRASE", "another horse")
+    code, said = said_by(desk, "start", "hub")
+    assert code == 2 and "cannot be opened" in said and "listening" not in said
+    assert json.loads((folder / "status.json").read_text()) == facts
+
+
+def queued(desk: Desk, plan_value: Any) -> str:
+    for name in ("North", "East", "South"):
+        said_by(desk, "enroll", "hub", name, "--out", f"{name}.json")
+        record = Path(f"hub/sites/{name}.json")
+        assert record.exists() or list(Path("hub").rglob("*North*"))
+    desk.write(Path("plan.toml"), plan_value(metrics={"source": "gate"}))
+    code, said = said_by(desk, "submit", "hub", "plan.toml", "--run", "first", "--json")
+    assert code == 0, said
+    return str(json.loads(said)["plan"])
+
+
+def test_the_same_plan_again_must_be_meant(
+    hub: Desk, plan_value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Federation, "require_enrolled", lambda self, sites: [])
+    queued(hub, plan_value)
+    code, said = said_by(hub, "submit", "hub", "plan.toml", "--run", "second")
+    assert code == 2 and "was submitted as first" in said and "--again" in said
+    assert said_by(hub, "submit", "hub", "plan.toml", "--run", "second", "--again")[0] == 0
+
+
+def test_a_run_is_cancelled_once(
+    hub: Desk, plan_value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Federation, "require_enrolled", lambda self, sites: [])
+    queued(hub, plan_value)
+    assert "there is no run 'other': there are first" in said_by(hub, "cancel", "hub", "other")[1]
+    assert said_by(hub, "cancel", "hub", "first")[0] == 0
+    run = json.loads(said_by(hub, "status", "hub", "--json")[1])["runs"][0]
+    assert run["state"] == "failed" and "cancelled" in run["fault"]
+    Run(Path("hub/runs/first")).note(state="running")  # a coordinator that writes meanwhile
+    assert Run(Path("hub/runs/first")).status["state"] == "failed"
+    code, said = said_by(hub, "cancel", "hub", "first")
+    assert code == 2 and "has ended already" in said
+
+
+@pytest.mark.parametrize(
+    ("address", "listens"),
+    [
+        ("127.0.0.1:7443", "127.0.0.1:7443"), ("[::1]:7443", "[::1]:7443"),
+        ("localhost:7443", "localhost:7443"), ("hub.example.org:7443", "[::]:7443"),
+        ("192.0.2.7:7443", "[::]:7443"),
+    ],
+)  # fmt: skip
+def test_a_trial_on_this_machine_is_open_to_no_other(address: str, listens: str) -> None:
+    assert server._anywhere(address) == listens

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
-from privet.server.queue import submit
+from privet.server.queue import cancel, submit
 from privet.server.snapshot import load_model
 
 Make = Callable[..., Any]
@@ -168,3 +169,58 @@ def test_a_plan_that_cannot_run_here_is_not_queued(town: Make, frame_of: Make) -
         here.submit()
     assert not (here.federation.folder / "runs").exists()
     assert isinstance(frame_of(1, 1), pd.DataFrame)
+
+
+def test_a_file_that_lacks_a_column_costs_nothing(town: Make) -> None:
+    here = town()
+    records = here.folder / "East" / "records.csv"
+    whole = records.read_text()
+    records.write_text(whole.replace("x2", "x_2", 1))
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-policy")
+    assert not any(here.folder.glob("*/outbox/*"))
+    # Mended while everything runs, the run begins.
+    records.write_text(whole)
+    here.wait(run, lambda s: s["state"] == "done")
+    assert verdict_of(here).ok
+
+
+def test_what_can_start_is_not_held_up(town: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = town(training={"rounds": 2})
+    other = here.plan.changed(name="other", title="not approved")
+    blocked = submit(here.federation, other, "blocked")
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    here.wait(run, lambda s: s["state"] == "done")
+    assert blocked.status["state"] == "waiting"
+    cancel(here.federation, "blocked")
+    assert blocked.status["state"] == "failed"
+
+
+def test_a_revoked_site_ends_a_run_that_needs_it(town: Make) -> None:
+    here = town(training={"rounds": 60}, strategy={"min_sites": 3})
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    here.wait(run, lambda s: s.get("round", 0) >= 1)
+    here.federation.revoke("East")
+    end = time.monotonic() + 300
+    while run.status["state"] == "running" and time.monotonic() < end:
+        time.sleep(0.1)
+    assert run.status["state"] == "failed" and "'East' was revoked" in run.status["fault"]
+
+
+def test_a_run_is_cancelled_between_two_rounds(town: Make) -> None:
+    here = town(training={"rounds": 60})
+    run = here.submit()
+    for who in ("hub", *SITES):
+        here.start(who)
+    here.wait(run, lambda s: s.get("round", 0) >= 1)
+    cancel(here.federation, "first")
+    end = time.monotonic() + 300
+    while "a run failed" not in (here.folder / "hub.log").read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    assert verdict_of(here).ok  # its journal has an end

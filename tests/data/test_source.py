@@ -1,0 +1,58 @@
+"""A file is looked at before anything is paid for: its name and its columns, no record."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from privet.client.data.source import columns_of, require_source
+from privet.common.errors import DataError, DataMissing
+from privet.common.plan import Plan
+from privet.privacy.policy import Policy
+
+FRAME = pd.DataFrame({"x1": [1.0], "x2": [2.0], "colour": ["red"], "y": [1]})
+
+
+def policy_for(plan: Plan, folder: Path, **data: Any) -> tuple[Policy, str]:
+    made = Policy.for_simulation(plan, "North", "sha256:" + 64 * "0").at(folder)
+    name = next(iter(made.data))
+    value = made.model_dump()
+    value["data"] = {name: {**made.data[name].model_dump(), **data}}
+    return Policy.parse(value).at(folder), name
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.csv.gz", "a.parquet"])
+def test_the_columns_of_a_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        FRAME.to_parquet(path)
+    else:
+        FRAME.to_csv(path, sep="\t" if "tsv" in name else ",", index=False)
+    assert columns_of(path) == list(FRAME.columns)
+
+
+def test_what_is_missing_is_said(tmp_path: Path, plan_value: Any) -> None:
+    plan = Plan.parse(plan_value())
+    policy, data = policy_for(plan, tmp_path, path="a.csv")
+    with pytest.raises(DataMissing, match="no such file"):
+        require_source(policy, data, plan)
+    FRAME.drop(columns="x2").to_csv(tmp_path / "a.csv", index=False)
+    with pytest.raises(DataError, match="no column 'x2', which the plan reads"):
+        require_source(policy, data, plan)
+    FRAME.to_csv(tmp_path / "a.csv", index=False)
+    require_source(policy, data, plan)
+    policy, data = policy_for(plan, tmp_path, path="a.csv", columns=("x1", "colour", "y"))
+    with pytest.raises(DataError, match="the policy does not give the column 'x2'"):
+        require_source(policy, data, plan)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", gzip.compress(b"secret")[:-6]])
+def test_no_content_is_quoted(tmp_path: Path, content: bytes) -> None:
+    for name in ("a.csv.gz", "a.parquet"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot be read as a table \(\w+\)$"):
+            columns_of(tmp_path / name)
