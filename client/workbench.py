@@ -29,6 +29,8 @@ class Workbench:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self._passed: tuple[str, ...] | None = None
+        self._fault: SelfTestFailed | None = None
         self.task = build_task(plan)
         augment, copies = augment_of(self.task), plan.training.copies
         self.views = Views(augment, copies) if augment else None
@@ -50,13 +52,25 @@ class Workbench:
             for name, parameter in self.engine.named.items():
                 parameter.copy_(torch.from_numpy(np.array(model[name])))
 
-    @functools.cached_property
+    @property
     def self_tests(self) -> tuple[str, ...]:
-        """Rows of the honesty list whose start-up tests this model passed.
+        """Rows of the honesty list whose start-up tests this model passed; they run once.
 
         Raises:
-            SelfTestFailed: naming the row and the layer.
+            SelfTestFailed: naming the row and the layer; the same each time.
         """
+        if self._fault is not None:
+            raise self._fault
+        if self._passed is None:
+            try:
+                self._passed = self._tested()
+            except SelfTestFailed as fault:
+                self._fault = fault
+                self.engine.close()
+                raise
+        return self._passed
+
+    def _tested(self) -> tuple[str, ...]:
         if self.views is not None:
             selftest.augmentation(self.views, self._random_batch)
         declared = trainable(self.engine.model)
@@ -72,9 +86,13 @@ class Workbench:
                 return tuple(selftest.run(self.engine, self._random_batch, declared))
             except SelfTestFailed as fault:
                 if not self.engine.fall_back(str(fault)):
-                    self.engine.close()
                     raise
-                return tuple(selftest.run(self.engine, self._random_batch, declared))
+                try:
+                    return tuple(selftest.run(self.engine, self._random_batch, declared))
+                except SelfTestFailed as again:
+                    raise SelfTestFailed(
+                        f"{again} (by opacus-hooks, after book-keeping failed: {fault})"
+                    ) from again
         finally:
             with torch.no_grad():
                 for name, parameter in declared.items():

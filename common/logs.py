@@ -72,7 +72,9 @@ def set_up(style: Style, level: Level, *, operator: Path | None = None) -> None:
     if style is Style.JSON:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     root = logging.getLogger()
-    root.handlers = [one for one in root.handlers if not isinstance(one, _Stderr | _Operators)]
+    for before in [one for one in root.handlers if isinstance(one, _Stderr | _Operators)]:
+        root.removeHandler(before)
+        before.close()
     root.setLevel(logging.WARNING)
     own = logging.getLogger(_OWN)
     own.setLevel(level.upper())

@@ -7,7 +7,7 @@ stops the run and names the layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -229,8 +229,7 @@ def _per_sample_gradient(engine: GradientEngine, batch: Batch) -> None:
     norms = torch.stack([g.flatten(1).square().sum(1) for g in expected]).sum(0).sqrt()
     if not bool((norms > 0).any()):
         raise SelfTestFailed("H16: the loss does not depend on the trained parameters")
-    # What is exactly zero (a key's bias in attention) is rounding in both.
-    floor = 1e-3 * max(float(g.abs().max()) for g in expected if g.numel())
+    floor = _rounding(expected)
     if engine.mode != "opacus-ghost":
         for name, got, want in zip(engine.named, engine.per_sample(batch), expected, strict=True):
             near = got.shape == want.shape and _close(got, want, floor, _tolerance(engine))
@@ -263,9 +262,10 @@ def _coupled_forward(engine: GradientEngine, batch: Batch, other: Batch) -> None
                 if not _close(engine.losses(batch)[kept], engine.losses(mixed)[kept]):
                     raise SelfTestFailed("H6: the loss of one record depends on the other records")
             continue
-        rows, mixed_rows = engine.per_sample(batch), engine.per_sample(mixed)
+        rows, mixed_rows = list(engine.per_sample(batch)), list(engine.per_sample(mixed))
+        floor = _rounding([row[kept] for row in rows])
         for name, first, second in zip(engine.named, rows, mixed_rows, strict=True):
-            if not _close(first[kept], second[kept], tolerance=_tolerance(engine)):
+            if not _close(first[kept], second[kept], floor, _tolerance(engine)):
                 raise SelfTestFailed(
                     f"H6: the gradient of one record in '{name}' depends on the other records "
                     "(batch mean, contrastive loss, router); no per-unit bound holds"
@@ -289,11 +289,21 @@ def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch) -> None:
     clean = {name: tensor[:-1] for name, tensor in batch.items()}
     want = engine.clipped_sum(clean, np.arange(count - 1), count - 1, 1.0)
     got = engine.clipped_sum(poisoned, np.arange(count), count, 1.0)
+    floor = _rounding(want.tensors)
     for name, one, two in zip(engine.named, got.tensors, want.tensors, strict=True):
         if not bool(torch.isfinite(one).all()):
             raise SelfTestFailed(f"H7: one NaN record makes '{name}' non-finite")
-        if not _close(one, two, tolerance=_tolerance(engine)):
+        if not _close(one, two, floor, _tolerance(engine)):
             raise SelfTestFailed(f"H7: one NaN record moves '{name}'")
+
+
+def _rounding(gradients: Sequence[Tensor]) -> float:
+    """Return the least scale that differences of these are measured by.
+
+    What is exactly zero (a key's bias in attention) is rounding in both, and not by how much the
+    one's rounding differs from the other's.
+    """
+    return 1e-3 * max((float(g.abs().max()) for g in gradients if g.numel()), default=1.0)
 
 
 def _count(batch: Batch) -> int:

@@ -347,7 +347,7 @@ class Federation:
         )
 
     def require_keys(self) -> None:
-        """Open every key once, so that a wrong passphrase is found before anybody comes.
+        """Open the keys once, so that a wrong passphrase is found before anybody comes.
 
         Raises:
             KeyFault: if one cannot be opened.
@@ -355,8 +355,6 @@ class Federation:
         self._authority()
         self.order_key()
         self.witness()
-        for path in sorted((self.folder / "runs").glob("*/coordinator/journal.pem")):
-            load_or_make(path, self.passphrase)
 
     def witness(self) -> Witness:
         """Return the coordinator's witness."""

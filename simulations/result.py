@@ -98,6 +98,7 @@ class Result:
             "plan": self.plan.digest,
             "model": self.plan.model.kind,
             "update_bytes": self.update_bytes,
+            "clipping": workbench(self.plan).engine.mode,
             "metrics_source": self.plan.metrics.source,
             "noise_multiplier": privacy.noise_multiplier if privacy else None,
             "seconds": round(self.seconds, 3),

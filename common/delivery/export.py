@@ -173,7 +173,9 @@ def merged(network: nn.Module) -> nn.Module:
     for name, module in list(network.named_children()):
         merge: Any = getattr(module, "merge_and_unload", None)
         if merge is not None:
-            setattr(network, name, merge())
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+                setattr(network, name, merge())
     return network
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -218,7 +219,9 @@ def _tuned_minilm(*, tuning: str, rank: int = 8) -> Any:
         config = peft.LoraConfig(
             r=rank, lora_alpha=2 * rank, target_modules=["query", "value"], lora_dropout=0.0
         )
-        return peft.get_peft_model(encoder, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+            return peft.get_peft_model(encoder, config)
     if tuning == "full":
         return encoder
     raise PlanError(f"model.options: tuning '{tuning}' is not one of head, lora, full")

@@ -191,7 +191,7 @@ class GradientEngine:
         """
         if not self._automatic or self.mode != "bookkeeping":
             return False
-        _LOG.warning("clipping goes on with opacus-hooks", extra={"why": why})
+        _LOG.warning("clipping goes on with opacus-hooks: %s", why)
         self._method.close()
         self.mode, self._method = self._opacus("opacus-hooks")
         return True
@@ -233,7 +233,7 @@ class GradientEngine:
                 raise InputError(
                     f"clipping 'bookkeeping' does not fit this model: {error}; use 'auto'"
                 ) from None
-            _LOG.info("clipping by opacus-hooks", extra={"why": repr(error)})
+            _LOG.warning("clipping by opacus-hooks, book-keeping does not fit: %s", error)
             return self._opacus("opacus-hooks")
 
     def _opacus(self, mode: str) -> tuple[str, Method]:

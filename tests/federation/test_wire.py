@@ -35,7 +35,7 @@ from privet.privacy.dpsgd import NoisedUpdate
 floats = hnp.arrays(
     np.float32,
     hnp.array_shapes(min_dims=0, max_dims=3, max_side=4),
-    elements=st.floats(width=32, allow_nan=False, allow_infinity=False),
+    elements=st.floats(-(2.0**59), 2.0**59, width=32),
 )
 arrays = st.dictionaries(st.text(min_size=1, max_size=8), floats, max_size=4)
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -235,6 +235,12 @@ def saved(value: Any) -> bytes:
     stream = io.BytesIO()
     np.save(stream, value)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("number", [1.1e18, -1.1e18, np.inf, np.nan])
+def test_numbers_without_measure_are_not_let_out(number: float) -> None:
+    with pytest.raises(NotReleasable, match="'w' is not finite"):
+        encode_reply("North", Status.RELEASED, release({"w": np.array([0.0, number], np.float32)}))
 
 
 @pytest.mark.parametrize(
