@@ -22,9 +22,10 @@ from privet.client.data.source import require_source
 from privet.client.dial import Asked, Told
 from privet.client.guard import Guard, Refusal
 from privet.client.join import Join
+from privet.client.offers import Offers
 from privet.client.site import Site
 from privet.client.training import Training
-from privet.common.canonical import digest_json, write_atomic, write_json
+from privet.common.canonical import digest_json
 from privet.common.errors import DataError, DataMissing, PolicyError, PrivetError
 from privet.common.link import offer
 from privet.common.order import Status
@@ -33,9 +34,6 @@ from privet.privacy.ledger import Ledger
 from privet.privacy.policy import Policy
 from privet.privacy.roster import Roster
 from privet.privacy.witness import Witness
-
-_MOST_OFFERS = 64
-"""Plans that were offered and are kept for the operator to look at; the newest ones."""
 
 _LOG = logging.getLogger("privet.gate")
 
@@ -70,9 +68,10 @@ class Gate:
     def __post_init__(self) -> None:
         self._app = create_app(lambda context: self._current())
         self._context = context_of(self.join.site)
+        self._offers = Offers(self.home)
         # A site that was restarted in the middle of a run goes on with it.
-        if self._kept.exists():
-            self._offered(self._kept.read_bytes())
+        if (offered := self._offers.run) is not None:
+            self._offered(offered)
 
     def __call__(self, asked: Asked) -> Told:
         """Answer one parcel; what is wrong with it is a status, and a line in the log."""
@@ -86,10 +85,6 @@ class Gate:
             self._training.close()
         self._site, self._training, self._of = None, None, ""
 
-    @property
-    def _kept(self) -> Path:
-        return self.home / "offers" / "run.json"
-
     def _current(self) -> Site:
         if self._site is None:
             raise Refusal(Status.REFUSED_PLAN, "no run was offered")
@@ -101,7 +96,7 @@ class Gate:
             plan, roster = Plan.parse(plan_value, where="offer"), Roster.parse(roster_value)
             policy = self.policy()
             self._check_roster(roster)
-            self._keep(plan)
+            self._offers.keep(plan)
             guard = Guard(policy, self.ledger, roster)
             # Only a plan that is allowed makes a site of it, which registers populations for life.
             guard.require_allowed(plan)
@@ -116,7 +111,7 @@ class Gate:
                 )  # fmt: skip
                 self._of = of
             guard.look(plan, run)
-            write_atomic(self._kept, records)
+            self._offers.keep_run(records)
         except Refusal as no:
             self._tell(str(no.status), str(no))
             return no.status
@@ -138,15 +133,6 @@ class Gate:
             _LOG.info("ready for the run that was offered")
         else:
             _LOG.warning("not ready", extra={"status": status, "why": why})
-
-    def _keep(self, plan: Plan) -> None:
-        """Keep a plan for the operator to look at; a coordinator may offer any number."""
-        folder = self.home / "offers"
-        write_json(folder / f"{plan.digest[7:]}.json", plan.to_dict())
-        kept = [path for path in folder.glob("*.json") if path != self._kept]
-        kept.sort(key=lambda path: path.stat().st_mtime_ns)
-        for path in kept[:-_MOST_OFFERS]:
-            path.unlink(missing_ok=True)
 
     def _check_roster(self, roster: Roster) -> None:
         """Check that the roster is of our coordinator, and has this site as it is."""

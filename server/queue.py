@@ -19,6 +19,7 @@ OPEN = ("queued", "waiting", "running")
 CANCELLED = "cancelled by the coordinator's operator"
 PRESENT = "present.json"
 """Who is connected, written by the coordinator every second."""
+_ALWAYS = {"run", "state", "submitted", "plan"}
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -41,11 +42,21 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What is known of the run."""
+        """What is known of the run; one whose file is damaged has failed, and says so.
+
+        Raises:
+            InputError: if the run is not there any more.
+        """
+        path = self.folder / "status.json"
         try:
-            value: dict[str, Any] = json.loads((self.folder / "status.json").read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{self.folder}: the status cannot be read: {error}") from error
+            value: dict[str, Any] = json.loads(path.read_text())
+            if not isinstance(value, dict) or not value.keys() >= _ALWAYS:
+                raise ValueError("it is not a run's status")
+        except FileNotFoundError as error:
+            raise InputError(f"{self.folder}: there is no such run any more") from error
+        except (OSError, ValueError, TypeError) as error:
+            fault = f"{path} is damaged ({reason_of(error)}); journal and ledgers are not in it"
+            return {"run": self.id, "state": "failed", "submitted": 0.0, "plan": "", "fault": fault}
         if self.is_cancelled and value.get("state") in OPEN:
             value |= {"state": "failed", "fault": CANCELLED}
         return value
@@ -102,7 +113,7 @@ def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
 
 
 def cancel(federation: Federation, run_id: str) -> None:
-    """End a run; a coordinator that works on it sees that within a second.
+    """End a run, whether it waits or trains; a round that is under way is finished first.
 
     Raises:
         InputError: if there is no such run, or it has ended.
@@ -120,8 +131,9 @@ def runs(federation: Federation) -> list[Run]:
     """Return all runs, oldest first; one whose folder is being removed is left out."""
     found = []
     for path in (federation.folder / "runs").glob("*/status.json"):
-        with suppress(InputError, KeyError, TypeError):
-            found.append((float(Run(path.parent).status["submitted"]), Run(path.parent)))
+        run = Run(path.parent)
+        with suppress(InputError):
+            found.append((float(run.status["submitted"]), run))
     return [run for _, run in sorted(found, key=lambda one: one[0])]
 
 

@@ -49,7 +49,11 @@ class SiteResult:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a simulated run. ``model`` holds the trained parameters by name."""
+    """The outcome of a simulated run.
+
+    ``model`` holds the trained parameters by name; ``clipping`` is the way gradients were clipped,
+    which is not the plan's where that is ``auto`` or fell back.
+    """
 
     run: str
     plan: Plan
@@ -63,6 +67,7 @@ class Result:
     model: Arrays
     seconds: float
     out: Path
+    clipping: str
 
     @property
     def note(self) -> str:
@@ -98,7 +103,7 @@ class Result:
             "plan": self.plan.digest,
             "model": self.plan.model.kind,
             "update_bytes": self.update_bytes,
-            "clipping": workbench(self.plan).engine.mode,
+            "clipping": self.clipping,
             "metrics_source": self.plan.metrics.source,
             "noise_multiplier": privacy.noise_multiplier if privacy else None,
             "seconds": round(self.seconds, 3),
@@ -168,7 +173,7 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
     claim, conditional = honesty.claim(rows, private=private)
     return Result(
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
-        outcome.model, seconds, parties.folder,
+        outcome.model, seconds, parties.folder, workbench(plan).engine.mode,
     )  # fmt: skip
 
 

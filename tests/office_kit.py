@@ -70,6 +70,7 @@ class Town:
         address = f"127.0.0.1:{self.port}"
         self.federation = Federation.found(folder / "hub", "hub", address, "127.0.0.1:0")
         self.processes: dict[str, Any] = {}
+        self.sites = tuple(frames)
         with Door(self.federation, "127.0.0.1:0") as door:
             for name, frame in frames.items():
                 self._enrol(name, frame, door)
@@ -135,6 +136,17 @@ plans = ["{self.plan.digest}"]
 
     def submit(self, run: str = "first") -> queue.Run:
         return queue.submit(self.federation, self.plan, run)
+
+    def start_all(self) -> None:
+        """Start the coordinator and all sites."""
+        for who in ("hub", *self.sites):
+            self.start(who)
+
+    def run_all(self) -> queue.Run:
+        """Queue the plan, and start everybody."""
+        run = self.submit()
+        self.start_all()
+        return run
 
     def wait(self, run: queue.Run, check: Any, seconds: float = 400) -> dict[str, Any]:
         end = time.monotonic() + seconds

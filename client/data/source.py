@@ -10,6 +10,7 @@ import gzip
 import io
 from pathlib import Path
 
+from privet.client.data.suffix import is_parquet, separator_of
 from privet.common.errors import DataError, DataMissing
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
@@ -46,16 +47,19 @@ def columns_of(path: Path) -> list[str]:
     if not path.is_file():
         raise DataMissing(f"{path}: there is no such file")
     try:
-        if path.suffix.lower() in (".parquet", ".pq"):
+        if is_parquet(path):
             import pyarrow.parquet as pq
 
             return list(pq.ParquetFile(path).schema_arrow.names)
+        separator = separator_of(path)
         opened = gzip.open if path.suffix.lower() == ".gz" else open
         with (
             opened(path, "rb") as raw,
             io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream,
         ):
-            tabs = ".tsv" in "".join(path.suffixes[-2:]).lower()
-            return next(csv.reader(stream, delimiter="\t" if tabs else ","), [])
+            # Empty lines above the names are passed over, as pandas does.
+            return next((row for row in csv.reader(stream, delimiter=separator) if row), [])
+    except DataError:
+        raise
     except Exception as error:  # what it says may quote the file
         raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error

@@ -9,6 +9,7 @@ from typing import TextIO
 import numpy as np
 import pandas as pd
 
+from privet.client.data.suffix import is_parquet, separator_of
 from privet.common.errors import DataError, DataMissing
 
 
@@ -63,12 +64,9 @@ def read_csv(
 
 
 def _read(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
-    suffixes = "".join(path.suffixes[-2:]).lower()
-    if path.suffix.lower() in (".parquet", ".pq"):
+    if is_parquet(path):
         return _read_parquet(path, columns)
-    if suffixes.endswith((".csv", ".csv.gz", ".tsv", ".tsv.gz")):
-        return read_csv(path, columns, sep="\t" if ".tsv" in suffixes else ",")
-    raise DataError(f"{path}: use a .csv, .csv.gz, .tsv or .parquet file")
+    return read_csv(path, columns, sep=separator_of(path))
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:

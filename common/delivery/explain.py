@@ -128,9 +128,13 @@ Weighed = tuple[list[Part], float]
 
 
 def _parts(trained: Trained, record: Batch, row: pd.Series, target: int) -> Weighed:
-    kind = trained.plan.task.kind
-    if kind == "text":
-        return _words(trained, record["tokens"], row[trained.plan.task.text], target)
+    from privet.common.tasks.text import TextTask
+
+    kind, task = trained.plan.task.kind, trained.task
+    if isinstance(task, TextTask):
+        # As the model read it: what was cleaned out of it stands on no page.
+        text = task.cleaned(row[trained.plan.task.text])
+        return _words(trained, record["tokens"], text, target)
     if kind == "image":
         return _pixels(trained, record["pixels"], target)
     if kind == "tabular":
@@ -138,7 +142,7 @@ def _parts(trained: Trained, record: Batch, row: pd.Series, target: int) -> Weig
     raise InputError(f"explanations are for tabular, text and image tasks, not for '{kind}'")
 
 
-def _words(trained: Trained, tokens: Tensor, text: object, target: int) -> Weighed:
+def _words(trained: Trained, tokens: Tensor, text: str, target: int) -> Weighed:
     from captum.attr import LayerIntegratedGradients
 
     from privet.common.models.text import tokens_for
@@ -151,9 +155,7 @@ def _words(trained: Trained, tokens: Tensor, text: object, target: int) -> Weigh
         tokens, base, target=target, n_steps=_STEPS, return_convergence_delta=True
     )
     weights = found.sum(2)[0].detach()
-    # As the model read it: what was cleaned out of it stands on no page.
-    words = spec.words(trained.task.cleaned(text))  # type: ignore[attr-defined]
-    parts = [Part(word, None, float(weights[places].sum())) for word, places in words]
+    parts = [Part(w, None, float(weights[places].sum())) for w, places in spec.words(text)]
     return parts, _share(off, parts)
 
 

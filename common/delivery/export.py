@@ -12,10 +12,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,8 +85,7 @@ def export(
     form = form or Form()
     if form.int8 and not form.onnx:
         raise InputError("8-bit integers are for ONNX: add --onnx")
-    if not 0 <= form.prune < 1:
-        raise InputError(f"--prune takes a share from 0 to below 1, not {form.prune:g}")
+    lighter.require_share(form.prune)
     if (form.prune or form.int8) and not trained.plan.task.classes:
         raise InputError(f"a model for '{trained.plan.task.kind}' is not pruned or quantised yet")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -179,6 +180,18 @@ def merged(network: nn.Module) -> nn.Module:
     return network
 
 
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Let a library's logger tell errors only: what it lacks for other models is no concern."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     """Return a network's tensors by name; a table that is also a head is there once."""
     seen: dict[int, str] = {}
@@ -265,7 +278,7 @@ def _onnx(trained: Trained, network: nn.Module, path: Path) -> float:
     given = made_up(4)
     bare = _Bare(network, names).eval()
     records = torch.export.Dim("records", min=1, max=1 << 20)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), _quiet("torch.onnx"), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             program = torch.onnx.export(

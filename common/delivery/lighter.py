@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from privet.common.tasks import Batch
 
 
+def require_share(share: float) -> None:
+    """Check a share of the weights to prune.
+
+    Raises:
+        InputError: if it is out of range.
+    """
+    if not 0 <= share < 1:
+        raise InputError(f"--prune takes a share from 0 to below 1, not {share:g}")
+
+
 def pruned(network: nn.Module, share: float) -> None:
     """Set the smallest weights of all linear and convolution layers to zero, in place.
 
@@ -33,8 +43,7 @@ def pruned(network: nn.Module, share: float) -> None:
     Raises:
         InputError: if the share is out of range, or there is no such layer.
     """
-    if not 0 <= share < 1:
-        raise InputError(f"--prune takes a share from 0 to below 1, not {share:g}")
+    require_share(share)
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d)
     layers = [(layer, "weight") for layer in network.modules() if isinstance(layer, kinds)]
     if not layers:

@@ -271,21 +271,22 @@ def approve(
     """
     from privet.client.approval import approval_fault, people
     from privet.client.desk import full_digest
+    from privet.client.offers import Offers
 
     desk = _desk(policy)
     by = desk.approve(plan, _who(name))
     digest, allow = full_digest(plan), desk.policy.allow
-    unseen = not (policy.parent / "offers" / f"{digest[7:]}.json").exists()
+    offered = Offers(policy.parent).has(digest)
     missing = approval_fault(desk.policy, desk.ledger.book, digest)
     note = ""
     if allow.approval == "listed" and missing:
         note = f'without effect: {missing}. Write it there, or set approval = "manual"'
     elif digest in allow.plans:
         note = "the policy lists this plan, so nobody has to approve it"
-    value = {"plan": digest, "by": list(by), "needed": allow.approvers}
+    value = {"plan": digest, "by": list(by), "needed": allow.approvers, "offered": offered}
     count = f"{people(by)} of {allow.approvers}" if allow.approval == "manual" else "noted"
     text = f"Approved by {', '.join(by)} ({count})." + (f" But {note}." if note else "")
-    if unseen:
+    if not offered:
         text += (
             " No plan with this digest was offered here yet: compare it with the one you were told."
         )

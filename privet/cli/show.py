@@ -158,8 +158,7 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
     _out.print(table)
     _out.print(_claim(outcome), soft_wrap=True, highlight=False)
     if outcome.loss is not None:
-        mode = outcome.to_dict()["clipping"]
-        _out.print(f"Gradients were clipped by {mode}", highlight=False, style="dim")
+        _out.print(f"Gradients were clipped by {outcome.clipping}", highlight=False, style="dim")
     if outcome.plan.compression is not None:
         size = outcome.update_bytes
         _out.print(

@@ -273,8 +273,10 @@ def test_the_folder_stands_for_its_policy(site: Desk) -> None:
 def test_a_digest_that_was_never_offered_is_said(site: Desk) -> None:
     code, out, _ = site.run("client", "approve", PLAN, "--as", "Ann", *POLICY)
     assert code == 0 and "No plan with this digest was offered here yet" in out
+    assert not site.client("approve", PLAN, "--as", "Ann", *POLICY)["offered"]
     Path("north/offers").mkdir()
     Path(f"north/offers/{PLAN[7:]}.json").write_text("{}")
+    assert site.client("approve", PLAN, "--as", "Ann", *POLICY)["offered"]
     code, out, _ = site.run("client", "approve", PLAN, "--as", "Ben", *POLICY)
     assert code == 0 and "offered" not in out
 
@@ -293,7 +295,8 @@ def test_a_folder_in_the_place_of_a_file(site: Desk) -> None:
 def test_the_json_of_each_decision(site: Desk) -> None:
     """As docs/reference/cli.md lists it."""
     who = ("--as", "Ann", *POLICY)
-    assert set(site.client("approve", PLAN, *who)) == {"plan", "by", "needed", "enough", "note"}
+    keys = {"plan", "by", "needed", "offered", "enough", "note"}
+    assert set(site.client("approve", PLAN, *who)) == keys
     assert site.client("approve", PLAN[7:], *who)["plan"] == PLAN
     assert site.client("refuse", PLAN[7:], *who) == {"plan": PLAN, "state": "refused"}
     assert site.client("pause", *who) == {"state": "paused"}

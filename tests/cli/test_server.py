@@ -20,9 +20,9 @@ from privet.server.queue import Run
 
 @pytest.fixture
 def hub(desk: Desk) -> Desk:
-    code, said = said_by(desk, "init", "hub", "--name", "study", "--address", "localhost:7443",
-                         "--plain-keys", "--json")  # fmt: skip
-    assert code == 0 and json.loads(said)["orders"].startswith("sha256:")
+    said = found(desk, "init", "hub", "--name", "study", "--address", "localhost:7443",
+                 "--plain-keys")  # fmt: skip
+    assert said["orders"].startswith("sha256:")
     return desk
 
 
@@ -30,6 +30,13 @@ def said_by(desk: Desk, *words: str) -> tuple[int, str]:
     """Exit code, and what was said on either stream."""
     code, out, err = desk.run("server", *words)
     return code, out + err
+
+
+def found(desk: Desk, *words: str) -> Any:
+    """Run a command that must succeed; return its JSON. Log lines stand on the other stream."""
+    code, out, err = desk.run("server", *words, "--json")
+    assert code == 0, err
+    return json.loads(out)
 
 
 def test_a_site_is_invited_and_comes_in(
@@ -47,12 +54,11 @@ def test_a_site_is_invited_and_comes_in(
         code, _, err = hub.run("client", "init", "h1.json", "--dir", "site", "--plain-keys")
         assert code == 2 and "certificate already" in err
     assert join["coordinator"]["orders"] in Path("site/site.toml").read_text()
-    code, said = said_by(hub, "status", "hub", "--json")
-    assert json.loads(said)["sites"] == [
+    assert found(hub, "status", "hub")["sites"] == [
         {"site": "Hospital 1", "state": "enrolled", "connected": False}
     ]
     assert said_by(hub, "revoke", "hub", "Hospital 1")[0] == 0
-    assert json.loads(said_by(hub, "status", "hub", "--json")[1])["sites"][0]["state"] == "revoked"
+    assert found(hub, "status", "hub")["sites"][0]["state"] == "revoked"
 
 
 def test_a_site_whose_coordinator_is_away_tries_again(hub: Desk) -> None:
@@ -71,7 +77,7 @@ def test_a_plan_is_queued_when_its_sites_are_there(
     hub.write(tmp_path / "plan.toml", plan_value(metrics={"source": "gate"}))
     code, said = said_by(hub, "submit", "hub", "plan.toml")
     assert code == 2 and "is not enrolled" in said
-    assert json.loads(said_by(hub, "status", "hub", "--json")[1])["runs"] == []
+    assert found(hub, "status", "hub")["runs"] == []
 
 
 @pytest.mark.parametrize(
@@ -139,35 +145,45 @@ def test_a_wrong_passphrase_is_found_before_anything_runs(
     assert json.loads((folder / "status.json").read_text()) == facts
 
 
-def queued(desk: Desk, plan_value: Any) -> str:
+def queued(hub: Desk, plan_value: Any) -> str:
+    """Let the plan's three sites come in by files, and submit it; return its digest."""
     for name in ("North", "East", "South"):
-        said_by(desk, "enroll", "hub", name, "--out", f"{name}.json")
-        record = Path(f"hub/sites/{name}.json")
-        assert record.exists() or list(Path("hub").rglob("*North*"))
-    desk.write(Path("plan.toml"), plan_value(metrics={"source": "gate"}))
-    code, said = said_by(desk, "submit", "hub", "plan.toml", "--run", "first", "--json")
-    assert code == 0, said
-    return str(json.loads(said)["plan"])
+        for words in (
+            ("server", "enroll", "hub", name, "--out", f"{name}.json"),
+            ("client", "init", f"{name}.json", "--plain-keys", "--request", f"{name}.request"),
+            ("server", "admit", "hub", f"{name}.request", "--out", f"{name}.pem"),
+        ):
+            code, _, err = hub.run(*words)
+            assert code == 0, err
+    hub.write(Path("plan.toml"), plan_value(metrics={"source": "gate"}))
+    return str(found(hub, "submit", "hub", "plan.toml", "--run", "first")["plan"])
 
 
-def test_the_same_plan_again_must_be_meant(
-    hub: Desk, plan_value: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Federation, "require_enrolled", lambda self, sites: [])
+def test_the_same_plan_again_must_be_meant(hub: Desk, plan_value: Any) -> None:
     queued(hub, plan_value)
     code, said = said_by(hub, "submit", "hub", "plan.toml", "--run", "second")
     assert code == 2 and "was submitted as first" in said and "--again" in said
     assert said_by(hub, "submit", "hub", "plan.toml", "--run", "second", "--again")[0] == 0
 
 
-def test_a_run_is_cancelled_once(
-    hub: Desk, plan_value: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Federation, "require_enrolled", lambda self, sites: [])
+def test_a_run_whose_status_is_damaged_is_shown_as_that(hub: Desk, plan_value: Any) -> None:
+    digest = queued(hub, plan_value)
+    assert found(hub, "status", "hub")["runs"][0]["plan"] == digest
+    for text in ("{", "[]", '{"state": "running"}'):
+        Path("hub/runs/first/status.json").write_text(text)
+        run = found(hub, "status", "hub")["runs"][0]
+        assert (run["run"], run["state"]) == ("first", "failed") and "damaged" in run["fault"]
+        assert said_by(hub, "status", "hub")[0] == 0
+    assert "has ended already" in said_by(hub, "cancel", "hub", "first")[1]
+    Path("hub/runs/first/status.json").unlink()
+    assert found(hub, "status", "hub")["runs"] == []
+
+
+def test_a_run_is_cancelled_once(hub: Desk, plan_value: Any) -> None:
     queued(hub, plan_value)
     assert "there is no run 'other': there are first" in said_by(hub, "cancel", "hub", "other")[1]
     assert said_by(hub, "cancel", "hub", "first")[0] == 0
-    run = json.loads(said_by(hub, "status", "hub", "--json")[1])["runs"][0]
+    run = found(hub, "status", "hub")["runs"][0]
     assert run["state"] == "failed" and "cancelled" in run["fault"]
     Run(Path("hub/runs/first")).note(state="running")  # a coordinator that writes meanwhile
     assert Run(Path("hub/runs/first")).status["state"] == "failed"

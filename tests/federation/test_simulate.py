@@ -75,6 +75,18 @@ def test_a_run_leaves_what_its_result_says(ran: Callable[..., Result]) -> None:
     assert not (result.out / "non-private").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "used"), [("auto", "bookkeeping"), ("functorch", "functorch")]
+)  # fmt: skip
+def test_the_way_gradients_were_clipped_is_told(
+    ran: Callable[..., Result], asked: str, used: str
+) -> None:
+    result = ran(training={"clipping": asked})
+    assert (
+        result.clipping == used == json.loads((result.out / "result.json").read_text())["clipping"]
+    )
+
+
 def test_the_model_on_disk_is_the_model_in_hand(
     ran: Callable[..., Result], same: Callable[..., bool]
 ) -> None:

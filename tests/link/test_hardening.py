@@ -24,7 +24,7 @@ from link_kit import Ends, until
 
 from privet.client.app import context_of, create_app, serve
 from privet.client.dial import Asked, Told
-from privet.client.gate import Gate
+from privet.client.offers import Offers
 from privet.common.errors import InputError
 from privet.common.flat import Arrays, Intake, digest_arrays
 from privet.common.link import link_pb2 as pb
@@ -494,13 +494,11 @@ def test_a_parcel_of_no_known_kind_is_no_error() -> None:
 def test_a_site_keeps_the_newest_plans_that_were_offered(
     tmp_path: Path, plan_value: Callable[..., Any]
 ) -> None:
-    gate = object.__new__(Gate)
-    gate.home = tmp_path
-    (tmp_path / "offers").mkdir()
-    (tmp_path / "offers" / "run.json").write_text("{}")
+    offers = Offers(tmp_path)
+    offers.keep_run(b"{}")
     plans = [Plan.parse(plan_value(name=f"plan {number}")) for number in range(70)]
     for plan in plans:
-        gate._keep(plan)
+        offers.keep(plan)
     kept = {path.name for path in (tmp_path / "offers").iterdir()}
     assert kept == {"run.json"} | {f"{plan.digest[7:]}.json" for plan in plans[-64:]}
 

@@ -62,9 +62,7 @@ def verdict_of(town: Town, run: str = "first") -> Any:
 
 def test_three_sites_train_over_the_link(town: Make) -> None:
     here = town()
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     status = here.wait(run, lambda s: s["state"] == "done")
     assert status["round"] == 4
     assert set(status["spent"]) == set(SITES)
@@ -79,12 +77,10 @@ def test_three_sites_train_over_the_link(town: Make) -> None:
 def test_a_coordinator_that_is_killed_goes_on_at_the_same_round(town: Make) -> None:
     calm, here = town("seed", "calm"), town("seed")
     quiet, run = calm.submit(), here.submit()
-    for who in ("hub", *SITES):
-        calm.start(who)
+    calm.start_all()
     calm.wait(quiet, lambda s: s["state"] == "done")
     calm.close()
-    for who in ("hub", *SITES):
-        here.start(who)
+    here.start_all()
     for number in (1, 2, 3):
         here.wait(run, lambda s, n=number: s.get("round", 0) >= n or s["state"] == "done")
         here.kill("hub")
@@ -100,9 +96,7 @@ def test_a_coordinator_that_is_killed_goes_on_at_the_same_round(town: Make) -> N
 
 def test_a_site_that_is_killed_and_comes_back_takes_part_again(town: Make) -> None:
     here = town(strategy={"min_sites": 3}, training={"rounds": 6})
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     here.wait(run, lambda s: s.get("round", 0) >= 2)
     here.kill("East")
     here.start("East")
@@ -124,9 +118,7 @@ url = "sqlite:///records.db"
 table = "records"
 """
     policy.write_text(policy.read_text().replace('path = "records.csv"\n', table))
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     status = here.wait(run, lambda s: s["state"] == "done")
     assert set(status["spent"]) == set(SITES)
     assert verdict_of(here).ok
@@ -139,9 +131,7 @@ def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:
     here = town()
     policy = here.folder / "East" / "site.toml"
     policy.write_text(policy.read_text().replace(f'plans = ["{here.plan.digest}"]', ""))
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     said = here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-plan")
     assert said["state"] == "waiting"
     # What the operator decides in another process holds at once.
@@ -151,9 +141,7 @@ def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:
 
 def test_a_coordinator_that_is_told_to_stop_ends_between_two_rounds(town: Make) -> None:
     here = town(training={"rounds": 60})
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     here.wait(run, lambda s: s.get("round", 0) >= 1)
     assert here.kill("hub", signal.SIGTERM) == 0
     assert run.status["state"] == "running"
@@ -176,9 +164,7 @@ def test_a_file_that_lacks_a_column_costs_nothing(town: Make) -> None:
     records = here.folder / "East" / "records.csv"
     whole = records.read_text()
     records.write_text(whole.replace("x2", "x_2", 1))
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-policy")
     assert not any(here.folder.glob("*/outbox/*"))
     # Mended while everything runs, the run begins.
@@ -191,9 +177,7 @@ def test_what_can_start_is_not_held_up(town: Make, monkeypatch: pytest.MonkeyPat
     here = town(training={"rounds": 2})
     other = here.plan.changed(name="other", title="not approved")
     blocked = submit(here.federation, other, "blocked")
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     here.wait(run, lambda s: s["state"] == "done")
     assert blocked.status["state"] == "waiting"
     cancel(here.federation, "blocked")
@@ -202,9 +186,7 @@ def test_what_can_start_is_not_held_up(town: Make, monkeypatch: pytest.MonkeyPat
 
 def test_a_revoked_site_ends_a_run_that_needs_it(town: Make) -> None:
     here = town(training={"rounds": 60}, strategy={"min_sites": 3})
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     here.wait(run, lambda s: s.get("round", 0) >= 1)
     here.federation.revoke("East")
     end = time.monotonic() + 300
@@ -215,9 +197,7 @@ def test_a_revoked_site_ends_a_run_that_needs_it(town: Make) -> None:
 
 def test_a_run_is_cancelled_between_two_rounds(town: Make) -> None:
     here = town(training={"rounds": 60})
-    run = here.submit()
-    for who in ("hub", *SITES):
-        here.start(who)
+    run = here.run_all()
     here.wait(run, lambda s: s.get("round", 0) >= 1)
     cancel(here.federation, "first")
     end = time.monotonic() + 300

@@ -104,14 +104,19 @@ def order(trainer: RemoteTrainer, model: Arrays, number: int = 1, purpose: str =
     return Order("run", "North", number, 1, purpose, plan.digest, digest, tuple(model))
 
 
+def without_process(remote: RemoteTrainer) -> Trainer:
+    """Return a trainer of the same plan, records and noise in this process."""
+    plan, policy, data_set = remote.plan, remote.policy, remote.data_set
+    return Trainer(
+        plan, "North", lambda: open_records(policy, data_set, plan, remote.home),
+        lambda asked: Stream.seeded("seed", asked.site, asked.purpose, asked.round),
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("purpose", ["train", "evaluate"])
 def test_the_worker_makes_what_a_trainer_in_this_process_makes(remote: Make, purpose: str) -> None:
     trainer = remote(metrics={"source": "gate"})
-    plan, policy, data_set = trainer.plan, trainer.policy, trainer.data_set
-    here = Trainer(
-        plan, "North", lambda: open_records(policy, data_set, plan, trainer.home),
-        lambda asked: Stream.seeded("seed", asked.site, asked.purpose, asked.round),
-    )  # fmt: skip
+    plan, here = trainer.plan, without_process(trainer)
     model = initial_model(plan)
     assert trainer.shapes() == here.shapes()
     assert misfit(trainer.shapes(), model) is None
@@ -271,11 +276,7 @@ def test_a_worker_finds_weights_to_start_from(
 
 def test_a_worker_hears_what_was_committed(remote: Make) -> None:
     trainer = remote(compression={"kind": "top-k", "share": 0.3})
-    plan, policy, data_set = trainer.plan, trainer.policy, trainer.data_set
-    here = Trainer(
-        plan, "North", lambda: open_records(policy, data_set, plan, trainer.home),
-        lambda asked: Stream.seeded("seed", asked.site, asked.purpose, asked.round),
-    )  # fmt: skip
+    plan, here = trainer.plan, without_process(trainer)
     model = initial_model(plan)
     for number in (1, 2, 3):
         made = []

@@ -2,50 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from families_kit import SMALL, plan_for
 
 from privet.client.workbench import Workbench
 from privet.common.errors import SelfTestFailed
-from privet.common.models import huggingface
 from privet.privacy import selftest
-from privet.privacy.clipping import GradientEngine
+
+BERT = """
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+class Bert(torch.nn.Module):
+    def __init__(self, layers, classes):
+        super().__init__()
+        self.bert = BertForSequenceClassification(BertConfig(
+            vocab_size=30522, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
+            intermediate_size=64, max_position_embeddings=64, num_labels=classes,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
+
+    def forward(self, tokens):
+        return self.bert(input_ids=tokens, attention_mask=(tokens != 0).long()).logits
+
+def make(task, layers):
+    return Bert(layers, len(task.classes))
+"""
 
 
-def bert(seed: int, layers: int = 1) -> Any:
-    import transformers
-
-    torch.manual_seed(seed)
-    config = transformers.BertConfig(
-        vocab_size=200, hidden_size=32, num_hidden_layers=layers, num_attention_heads=2,
-        intermediate_size=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-        num_labels=2, max_position_embeddings=32,
+@pytest.mark.parametrize("seed", range(6))
+def test_a_bert_in_full_passes(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bert_of_ours.py").write_text(BERT)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "bert_of_ours", raising=False)
+    importlib.invalidate_caches()
+    plan = plan_for(
+        "text", {"kind": "bert_of_ours:make", "options": {"layers": 2}}, tmp_path,
+        seed=seed, training={"clipping": "bookkeeping"},
     )  # fmt: skip
-    return huggingface.Wrapped(transformers.BertForSequenceClassification(config), "text")
-
-
-def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    logits = model(tokens=batch["tokens"])
-    return torch.nn.functional.cross_entropy(logits, batch["label"], reduction="none")
-
-
-def made_up(records: int, seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "tokens": torch.randint(1, 200, (records, 12), generator=generator),
-        "label": torch.randint(0, 2, (records,), generator=generator),
-    }
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_bert_in_full_passes(seed: int) -> None:
-    model = bert(seed, layers=1 + seed % 2)
-    engine = GradientEngine(model, loss, mode="bookkeeping")
-    assert selftest.run(engine, made_up, engine.named) == ["H6", "H7", "H16", "H17"]
+    assert Workbench(plan).self_tests == ("H6", "H7", "H16", "H17")
 
 
 def test_a_refusal_is_the_same_for_every_site(
