@@ -144,6 +144,7 @@ class Dialer:
         self._serving = asyncio.Lock()
         self._saying = asyncio.Lock()
         self._wait = _SHORTEST
+        self._away = ""
         self.tally = Tally()
         self.on_answer: Callable[[Asked, Told, float], None] = lambda asked, told, seconds: None
         """Told of each answer that was made, and of the seconds that it took."""
@@ -164,10 +165,9 @@ class Dialer:
             except aio.AioRpcError as error:
                 if error.code() in _HOPELESS:
                     raise RunError(f"{self.address}: {error.details()}") from None
-                _LOG.info("cut", extra={"address": self.address, "why": error.details()})
+                self._note_away(error.details() or str(error.code()))
             except (InputError, TimeoutError) as error:
-                why = error if str(error) else "no word came in time"
-                _LOG.warning("cut", extra={"address": self.address, "why": why})
+                self._note_away(str(error) or "no word came in time")
             except asyncio.CancelledError:
                 # gRPC raises it too where a stream was cut by ourselves, while answering.
                 task = asyncio.current_task()
@@ -178,6 +178,15 @@ class Dialer:
             self._on_state("cut")
             await asyncio.sleep(self._wait * random.uniform(0.5, 1.0))
             self._wait = min(2 * self._wait, _LONGEST)
+
+    def _note_away(self, why: str) -> None:
+        """Say once why there is no coordinator, and not at each call."""
+        if self.tally.connected:
+            _LOG.warning("cut off; calling again", extra={"address": self.address, "why": why})
+        elif why != self._away:
+            text = "the coordinator does not answer; calling again until it does"
+            _LOG.warning(text, extra={"address": self.address, "why": why})
+        self._away = why
 
     async def _attend(self, stub: rpc.LinkStub) -> None:
         stream = stub.Attend()
@@ -192,6 +201,8 @@ class Dialer:
             raise InputError("the coordinator did not say which version it speaks")
         self.tally.connected = True
         self.tally.streams += 1
+        self._away = ""
+        _LOG.info("connected", extra={"address": self.address})
         self._on_state("connected")
         self._wait = _SHORTEST
         sending: set[asyncio.Task[None]] = set()

@@ -100,6 +100,15 @@ def calibrated(plan: Plan) -> Plan:
                 f"privacy.epsilon {privacy.epsilon:g}: leave it out to have it calibrated"
             )
         return plan
+    if count := gate_releases(plan):
+        gate = [Repeated(gate_event(plan), count)]
+        cost = privacy_loss(gate, privacy.delta, Unit(privacy.unit), relation)
+        if cost.epsilon >= privacy.epsilon:
+            raise InputError(
+                f"no noise reaches privacy.epsilon {privacy.epsilon:g}: {count} evaluations "
+                f"through the gate cost {cost} by themselves. Raise metrics.noise_multiplier (now "
+                f"{plan.metrics.noise_multiplier:g}) or metrics.every"
+            )
     noise = calibrate_noise(
         privacy.epsilon, privacy.delta, lambda at: _all_events(plan, at), relation
     )

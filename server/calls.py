@@ -8,7 +8,9 @@ ended. A call of a method that does not exist is not answered.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar, cast
 
@@ -18,7 +20,7 @@ from grpc import aio
 from grpc._cython import cygrpc
 from grpc.aio._server import Server
 
-from privet.common.errors import RunError
+from privet.common.errors import InputError, RunError
 
 PATIENCE = 60.0
 """Seconds that a call may stand still where it should go on: a megabyte takes 8 at 1 Mbit/s."""
@@ -176,6 +178,46 @@ def make_server(
         handlers = {name: _handler(serve) for name, serve in methods.items()}
         server.add_registered_method_handlers(service, handlers)
     return server
+
+
+async def listen(server: aio.Server, address: str, shown: grpc.ServerCredentials) -> int:
+    """Start a server at ``host:port``; return the port.
+
+    Raises:
+        InputError: if one of the host's addresses is taken, or none can be had. gRPC would take the
+            others, and who calls the one that is taken would reach another program.
+    """
+    await asyncio.to_thread(_require_free, address)
+    try:
+        port = server.add_secure_port(address, shown)
+    except RuntimeError as error:
+        raise InputError(f"{address}: cannot listen there: {error}") from None
+    await server.start()
+    return int(port)
+
+
+def _require_free(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    # gRPC takes both for localhost, whatever the system says.
+    hosts = ("127.0.0.1", "::1") if host == "localhost" else (host.strip("[]"),)
+    try:
+        found = [
+            place
+            for one in hosts
+            for place in socket.getaddrinfo(one, int(port), type=socket.SOCK_STREAM)
+        ]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{address}: there is no such address here: {error}") from None
+    for family, kind, protocol, _, where in found if int(port) else ():
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+                probe.bind(where)
+                probe.listen(1)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                why = f"cannot listen at {where[0]}: {error.strerror}"
+                raise InputError(f"{address}: {why}") from None
 
 
 class _Core(cygrpc.AioServer):

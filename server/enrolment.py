@@ -18,7 +18,7 @@ from grpc import aio
 from privet.common.errors import InputError, KeyFault, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
-from privet.server.calls import CallFault, Context, Line, make_server
+from privet.server.calls import CallFault, Context, Line, listen, make_server
 from privet.server.credentials import credentials
 from privet.server.federation import Federation
 
@@ -120,11 +120,7 @@ class Door:
     async def _listen(self, shown: grpc.ServerCredentials) -> None:
         services = {"privet.link.v1.Enrolment": {"Enrol": _Service(self._federation)}}
         server = make_server(services, _OPTIONS, _MOST_CALLS)
-        try:
-            port = server.add_secure_port(self.address, shown)
-        except RuntimeError as error:
-            raise InputError(f"{self.address}: cannot listen there: {error}") from None
-        await server.start()
+        port = await listen(server, self.address, shown)
         host, _, _ = self.address.rpartition(":")
         self.address = f"{host}:{port}"
         self._server = server

@@ -37,7 +37,7 @@ from privet.common.errors import InputError
 from privet.common.flat import CHUNK, Arrays, Intake, chunks, digest_arrays, size_of
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
-from privet.server.calls import PATIENCE, make_server
+from privet.server.calls import PATIENCE, listen, make_server
 from privet.server.service import Service, Session
 from privet.server.spool import Upload, clear
 from privet.server.tally import Tally
@@ -247,12 +247,7 @@ class Hub:
 
     async def _listen(self, address: str, credentials: grpc.ServerCredentials) -> int:
         self._server = make_server(Service(self, self._patience).services, _OPTIONS)
-        try:
-            port = self._server.add_secure_port(address, credentials)
-        except RuntimeError as error:
-            raise InputError(f"{address}: cannot listen there: {error}") from None
-        await self._server.start()
-        return int(port)
+        return await listen(self._server, address, credentials)
 
     async def _close(self) -> None:
         for session in self._sessions.values():

@@ -31,8 +31,10 @@ from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import request
 from privet.common.plan import Plan
 from privet.server import enrolment
+from privet.server.credentials import credentials
 from privet.server.enrolment import Door
 from privet.server.federation import Federation
+from privet.server.hub import Hub
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from hostile_attacks import DOOR, HELLO, LINK
@@ -501,6 +503,35 @@ def test_a_site_keeps_the_newest_plans_that_were_offered(
         offers.keep(plan)
     kept = {path.name for path in (tmp_path / "offers").iterdir()}
     assert kept == {"run.json"} | {f"{plan.digest[7:]}.json" for plan in plans[-64:]}
+
+
+# the ports
+
+
+@pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
+def test_a_port_is_ours_at_all_of_its_addresses_or_not_at_all(tmp_path: Path, taken: str) -> None:
+    """Where gRPC has one address of ``localhost`` only, sites would dial another program."""
+    federation = Federation.found(tmp_path / "hub", "hub", "localhost:7443", "localhost:7444")
+
+    def listens(address: str) -> int:
+        hub = Hub(federation.name, federation.identify, tmp_path / "spool")
+        try:
+            return hub.start(address, credentials(federation, mutual=True))
+        finally:
+            hub.stop()
+
+    with socket.socket(socket.AF_INET6 if ":" in taken else socket.AF_INET) as other:
+        try:
+            other.bind((taken, 0))
+        except OSError:
+            pytest.skip(f"there is no {taken} here")
+        other.listen(1)
+        port = other.getsockname()[1]
+        with pytest.raises(InputError, match=f"cannot listen at {taken}: Address already in use"):
+            listens(f"localhost:{port}")
+    assert listens(f"localhost:{port}") == port
+    with pytest.raises(InputError, match="there is no such address here"):
+        listens("no.such.host.invalid:7443")
 
 
 # the door
