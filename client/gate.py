@@ -26,7 +26,7 @@ from privet.client.offers import Offers
 from privet.client.site import Site
 from privet.client.training import Training
 from privet.common.canonical import digest_json
-from privet.common.errors import DataError, DataMissing, PolicyError, PrivetError
+from privet.common.errors import PolicyError, PrivetError
 from privet.common.link import offer
 from privet.common.order import Status
 from privet.common.plan import Plan
@@ -63,6 +63,8 @@ class Gate:
     _site: Site | None = None
     _training: Training | None = None
     _of: str = ""
+    _roster: Roster | None = None
+    _ordered: bool = False
     _said: str = ""
 
     def __post_init__(self) -> None:
@@ -77,13 +79,14 @@ class Gate:
         """Answer one parcel; what is wrong with it is a status, and a line in the log."""
         if asked.kind == offer.KIND:
             return Told(offer.encode_answer(self._offered(asked.records)), {})
+        self._ordered = True
         return Told(*serve(self._app, self._context, asked.kind, asked.records, asked.arrays))
 
     def close(self) -> None:
         """Let go of the run: end its trainer."""
         if self._training is not None:
             self._training.close()
-        self._site, self._training, self._of = None, None, ""
+        self._site, self._training, self._of, self._roster = None, None, "", None
 
     def _current(self) -> Site:
         if self._site is None:
@@ -100,16 +103,21 @@ class Gate:
             guard = Guard(policy, self.ledger, roster)
             # Only a plan that is allowed makes a site of it, which registers populations for life.
             guard.require_allowed(plan)
-            of = digest_json([plan_value, roster_value, policy.model_dump(mode="json")])
+            of = digest_json([plan_value, policy.model_dump(mode="json")])
+            if self._of != of or not self._ordered:
+                require_source(policy, guard.data_set, plan)
             if self._of != of:
-                _require_source(policy, guard.data_set, plan)
                 self.close()
                 self._training = self.training_for(plan, policy, guard.data_set)
+                self._of, self._roster, self._ordered = of, None, False
+            if self._roster != roster:
+                # Its trainer stays: a roster says nothing of data or model.
+                assert self._training is not None
                 self._site = Site(
                     self.join.site, plan, self.home, guard, self.witness, roster, self._training,
                     live=True,
                 )  # fmt: skip
-                self._of = of
+                self._roster = roster
             guard.look(plan, run)
             self._offers.keep_run(records)
         except Refusal as no:
@@ -118,13 +126,13 @@ class Gate:
         except PolicyError as error:
             self._tell(str(Status.REFUSED_POLICY), str(error))  # it holds no record
             return Status.REFUSED_POLICY
-        except PrivetError as error:
+        except (PrivetError, OSError) as error:
             self._tell(str(Status.REFUSED_POLICY), error)
             return Status.REFUSED_POLICY
         self._tell(str(offer.READY), None)
         return offer.READY
 
-    def _tell(self, status: str, why: PrivetError | str | None) -> None:
+    def _tell(self, status: str, why: Exception | str | None) -> None:
         """Log what an offer was answered with, once: it is repeated every second."""
         if (said := f"{status} {why}") == self._said:
             return
@@ -146,10 +154,3 @@ class Gate:
         own = roster.site(self.join.site)
         if (own.ledger, own.witness) != (self.ledger.log.first_key, self.witness.key):
             raise Refusal(Status.REFUSED_POLICY, "the roster has other keys of this site")
-
-
-def _require_source(policy: Policy, data_set: str, plan: Plan) -> None:
-    try:
-        require_source(policy, data_set, plan)
-    except (DataError, DataMissing) as error:
-        raise Refusal(Status.REFUSED_POLICY, str(error)) from error

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from privet.common.canonical import write_atomic, write_json
+from privet.common.canonical import canonical_json, write_atomic, write_json
 from privet.common.plan import Plan
 
-_MOST = 64
+_MOST, _MOST_BYTES = 64, 64 << 20
 """Plans that are kept, the newest ones: a coordinator may offer any number."""
+_READABLE = 64 << 10
+"""Bytes of a plan up to which it is written with a line for each value."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,24 @@ class Offers:
     home: Path
 
     def keep(self, plan: Plan) -> None:
-        """Keep a plan; beyond the newest 64, older ones go."""
-        write_json(self._of(plan.digest), plan.to_dict())
+        """Keep a plan; beyond the newest 64, and 64 MB, older ones go."""
+        path = self._of(plan.digest)
+        if path.exists():
+            os.utime(path)  # offers are repeated every second
+            return
+        text = canonical_json(plan.to_dict())
+        if len(text) <= _READABLE:
+            write_json(path, plan.to_dict())
+        else:
+            write_atomic(path, text)
         kept = [path for path in self._folder.glob("*.json") if path != self._run]
-        kept.sort(key=lambda path: path.stat().st_mtime_ns)
-        for path in kept[:-_MOST]:
-            path.unlink(missing_ok=True)
+        states = {path: path.stat() for path in kept}
+        kept.sort(key=lambda path: -states[path].st_mtime_ns)
+        total = 0
+        for place, path in enumerate(kept):
+            total += states[path].st_size
+            if place >= _MOST or (place and total > _MOST_BYTES):
+                path.unlink(missing_ok=True)
 
     def has(self, digest: str) -> bool:
         """Whether the plan of this digest was offered lately."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING
 
 from privet.common.errors import InputError, PrivetError, RunError
 from privet.common.flat import CHUNK, Arrays, Intake, chunks, size_of
+from privet.common.lock import CLIENT, alone
 
 if TYPE_CHECKING:
     from privet.client.gate import Gate
@@ -145,7 +146,8 @@ def main() -> None:
         except OSError:
             sys.exit(_TAKEN)
         try:
-            with closing(_open(policy)) as gate:
+            # Two would close each other's reservations, also where the other dials by itself.
+            with alone(policy.parent, CLIENT), closing(_open(policy)) as gate:
                 _serve(gate, policy.parent, parent)
         except PrivetError as error:
             sys.exit(f"privet: {error}")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from privet.common.errors import InputError
 
@@ -27,18 +29,26 @@ def alone(folder: Path, file: str = COORDINATOR) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"{folder / file}: cannot be written: {error.strerror}") from error
     with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        if not _taken(stream):
             stream.seek(0)
             number = stream.read().strip()
-            raise InputError(
-                f"{folder}: a {_WHO[file]} is running here already (process {number})"
-            ) from None
+            raise InputError(f"{folder}: a {_WHO[file]} is running here already (process {number})")
         stream.truncate(0)
         stream.write(f"{os.getpid()}\n")
         stream.flush()
         yield
+
+
+def _taken(stream: TextIO) -> bool:
+    """Take the lock, or wait half a second for it: who asks for the holder has it for a moment."""
+    for _ in range(10):
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return True
+    return False
 
 
 def holder(folder: Path) -> int:
@@ -49,7 +59,7 @@ def holder(folder: Path) -> int:
     try:
         with (folder / COORDINATOR).open("r+") as stream:
             try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except OSError:
                 return int(stream.read() or 0)
     except (OSError, ValueError):

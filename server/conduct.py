@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Callable
 
+from privet.common.errors import RunError
 from privet.common.flat import Arrays
 from privet.common.grid import OwnGrid, PassingGrid
 from privet.server.app import create_app, run_app
-from privet.server.queue import Run
+from privet.server.queue import CANCELLED, Run
 from privet.server.recorder import Recorder
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
@@ -38,6 +39,7 @@ def conduct(
         RunError: as :func:`privet.server.rounds.run`.
     """
     plan = run.plan
+    run.require_wanted()
     run.note(state="running", fault="")
     _LOG.info("a run goes on", extra={"run": run.id, "plan": plan.digest})
     began = time.monotonic()
@@ -49,13 +51,21 @@ def conduct(
         _LOG.info("a round is done", extra={"run": run.id, "round": progress.round})
         answers = {name: str(status) for name, status in progress.statuses.items()}
         run.note(round=progress.round, sites=answers, spent=progress.spent)
-        run.require_wanted()
+        if progress.round == plan.training.rounds:
+            settle()
+        else:
+            run.require_wanted()
+
+    def settle() -> None:
+        if not run.settle():
+            raise RunError(CANCELLED)
 
     outcomes: list[Outcome] = []
     app = create_app(
         run.id, plan, initial, run.snapshots, recorder, observe=observe, finish=outcomes.append
     )
     run_app(app, grid)
+    settle()
     facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
     save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
     run.note(state="done")

@@ -5,6 +5,7 @@
     FOLDER/runs/RUN/
       plan.json       as submitted, its noise calibrated
       status.json     state, sites, round: what `privet server status` shows
+      end             whether it ends with its model, or cancelled
       coordinator/    the run's journal
       model/          snapshot, and the final model
 
@@ -79,6 +80,7 @@ class Office:
             renew=federation.renew,
         )
         self.stopped = threading.Event()
+        self._held: set[str] = set()
         self.port = 0
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
         """Told of each order, as ``ordered``, and of what was answered."""
@@ -118,42 +120,65 @@ class Office:
         """End the streams of sites that were revoked, and tell who is connected."""
         gone: set[str] = set()
         while not self.stopped.wait(_LOOK):
-            members = self.federation.members()
-            revoked = {name for name, record in members.items() if record.state == "revoked"}
-            for name in revoked - gone:
-                self.hub.revoke(name)
-            gone = revoked
-            present = {"connected": sorted(self.hub.present()), "time": time.time()}
-            write_json(self.federation.folder / PRESENT, present)
+            # A full disk, or a file that is being mended, must not end this thread.
+            try:
+                gone = self._cut_off(gone)
+            except Exception:
+                _LOG.exception("who was revoked cannot be read; tried again")
+            try:
+                present = {"connected": sorted(self.hub.present()), "time": time.time()}
+                write_json(self.federation.folder / PRESENT, present)
+            except OSError:
+                _LOG.exception("who is connected cannot be written; tried again")
+
+    def _cut_off(self, gone: set[str]) -> set[str]:
+        """End the streams of who was revoked since ``gone``; return all who were."""
+        revoked = self._revoked()
+        for name in revoked - gone:
+            self.hub.revoke(name)
+        return revoked
+
+    def _revoked(self) -> set[str]:
+        members = self.federation.members().items()
+        return {name for name, record in members if record.state == "revoked"}
 
     def _next(self) -> None:
         for run in runs(self.federation):
-            if run.status["state"] in OPEN:
+            if run.status["state"] in OPEN and run.id not in self._held:
                 try:
                     self._run(run)
                 except Stopped:
                     return
                 except Later:
                     continue
-                except KeyFault:
-                    raise  # a fault of this machine's, not of the run: it goes on when it is mended
-                except PrivetError as error:
-                    _LOG.error("a run failed", extra={"run": run.id, "why": error})
-                    with suppress(OSError, InputError):
-                        run.note(state="failed", fault=str(error))
+                except OSError:
+                    raise  # a fault of this machine's: every run goes on when it is mended
+                except Exception as error:
+                    self._note_fault(run, error)
+
+    def _note_fault(self, run: Run, error: Exception) -> None:
+        """End a run that failed; put one aside whose files are in the way, and nothing else."""
+        fault = str(error)
+        if isinstance(error, PrivetError) and not isinstance(error, KeyFault):
+            _LOG.error("a run failed", extra={"run": run.id, "why": error})
+            state = {"state": "failed"}
+        else:
+            _LOG.exception("a run is put aside until the next start", extra={"run": run.id})
+            self._held.add(run.id)
+            state = {}
+            fault = f"put aside until the coordinator is started again: {error or type(error)}"
+        with suppress(OSError, InputError):
+            run.note(**state, fault=fault)
 
     def _run(self, run: Run) -> None:
         plan = run.plan
         names = [site.name for site in plan.sites]
-        roster = self.federation.roster(names, run.folder)
-        roster.save(run.folder)
+        roster = run.roster(self.federation)
         self._gather(run, plan, offer.encode(run.id, plan.to_dict(), roster.to_dict()))
 
         def tell(missing: list[str]) -> None:
             run.require_wanted()
-            members = self.federation.members()
-            if revoked := [name for name in missing if members[name].state == "revoked"]:
-                raise RunError(f"site '{revoked[0]}' was revoked, and no quorum is left without it")
+            self._require_quorum(plan)
             run.note(sites={**run.status.get("sites", {}), **dict.fromkeys(missing, _GONE)})
 
         conduct(
@@ -164,6 +189,17 @@ class Office:
             on_round=self.on_round,
         )
 
+    def _require_quorum(self, plan: Plan) -> None:
+        """Stop a run that can never have a quorum again.
+
+        Raises:
+            RunError: if too many of its sites were revoked.
+        """
+        names = {site.name for site in plan.sites}
+        if (gone := names & self._revoked()) and len(names - gone) < plan.quorum:
+            who = "', '".join(sorted(gone))
+            raise RunError(f"site '{who}' was revoked, and no quorum is left")
+
     def _recorder(self, roster: Roster, run: Run) -> Recorder:
         made = self.federation.recorder(roster, run.folder)
         made.on_answer = self.on_answer
@@ -171,12 +207,15 @@ class Office:
 
     def _gather(self, run: Run, plan: Plan, offered: bytes) -> None:
         """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end."""
-        begun = run.snapshots.latest() is not None
+        begun = run.has_begun
         run.note(state="running" if begun else "waiting")
         names, started = [site.name for site in plan.sites], time.monotonic()
         said: dict[str, str] = {}
         while not self.stopped.is_set():
             run.require_wanted()
+            self._require_quorum(plan)
+            if not begun:
+                self.federation.require_enrolled(names)  # all are needed to begin
             before = dict(said)
             self._offer(names, offered, said)
             run.note(sites=dict(said))
@@ -187,14 +226,15 @@ class Office:
             late = begun and time.monotonic() - started > _LATE_START
             if len(ready) == len(names) or (late and len(ready) >= plan.quorum):
                 return
-            if not begun and time.monotonic() - started > _TURN and self._others(run):
+            if time.monotonic() - started > _TURN and self._others(run):
                 raise Later  # what can start is not held up by what cannot
             self.stopped.wait(_LOOK)
         raise Stopped("stopped while waiting for sites")
 
     def _others(self, run: Run) -> bool:
         return any(
-            one.id != run.id and one.status["state"] in OPEN for one in runs(self.federation)
+            one.id not in {run.id, *self._held} and one.status["state"] in OPEN
+            for one in runs(self.federation)
         )
 
     def _offer(self, names: list[str], offered: bytes, said: dict[str, str]) -> None:

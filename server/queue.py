@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from privet.common.canonical import write_atomic, write_json
-from privet.common.errors import InputError, RunError, reason_of
+from pydantic import BaseModel, ConfigDict
+
+from privet.common.canonical import fsync_folder, write_json
+from privet.common.errors import InputError, PrivetError, RunError, reason_of
 from privet.common.plan import Plan
+from privet.privacy.roster import Roster
 from privet.server.federation import Federation
 from privet.server.snapshot import Snapshots
 
 OPEN = ("queued", "waiting", "running")
 CANCELLED = "cancelled by the coordinator's operator"
+_CANCELLED, _DONE = b"cancelled", b"done"
 PRESENT = "present.json"
 """Who is connected, written by the coordinator every second."""
-_ALWAYS = {"run", "state", "submitted", "plan"}
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+class _Status(BaseModel):
+    """What ``status.json`` holds; more may be noted, and is kept."""
+
+    model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+    run: str
+    state: Literal["queued", "waiting", "running", "done", "failed"]
+    submitted: float
+    plan: str
+    round: int = 0
+    fault: str = ""
+    sites: dict[str, str] = {}
+    spent: dict[str, dict[str, Any]] = {}
 
 
 class Run:
@@ -36,7 +56,7 @@ class Run:
         path = self.folder / "plan.json"
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"{path}: the plan cannot be read: {reason_of(error)}") from error
         return Plan.parse(value, where=self.id)
 
@@ -47,24 +67,22 @@ class Run:
         Raises:
             InputError: if the run is not there any more.
         """
-        path = self.folder / "status.json"
         try:
-            value: dict[str, Any] = json.loads(path.read_text())
-            if not isinstance(value, dict) or not value.keys() >= _ALWAYS:
-                raise ValueError("it is not a run's status")
-        except FileNotFoundError as error:
-            raise InputError(f"{self.folder}: there is no such run any more") from error
-        except (OSError, ValueError, TypeError) as error:
-            fault = f"{path} is damaged ({reason_of(error)}); journal and ledgers are not in it"
-            return {"run": self.id, "state": "failed", "submitted": 0.0, "plan": "", "fault": fault}
-        if self.is_cancelled and value.get("state") in OPEN:
+            value = self._noted()
+        except ValueError as error:
+            fault = f"{error}; journal, model and ledgers are not in it"
+            return {**self._blank(), "state": "failed", "fault": fault}
+        if self._end == _CANCELLED and value["state"] in OPEN:
             value |= {"state": "failed", "fault": CANCELLED}
         return value
 
     @property
-    def is_cancelled(self) -> bool:
-        """Whether the operator has ended it: a file of its own, which no other note overwrites."""
-        return (self.folder / "cancelled").exists()
+    def digest(self) -> str:
+        """The plan's digest, also where the status is damaged; or '' where nothing says it."""
+        try:
+            return self.plan.digest
+        except PrivetError:
+            return ""
 
     def require_wanted(self) -> None:
         """Stop here if the run was cancelled.
@@ -72,12 +90,73 @@ class Run:
         Raises:
             RunError: if it was, or its folder is gone.
         """
-        if self.is_cancelled or not self.folder.exists():
+        if self._end == _CANCELLED or not self.folder.exists():
             raise RunError(CANCELLED)
 
+    def settle(self, *, cancelled: bool = False) -> bool:
+        """Say how the run ends, with its model or cancelled; the first to say so decides.
+
+        Returns:
+            Whether it ends as was said now, or the same was said before.
+        """
+        word = _CANCELLED if cancelled else _DONE
+        # Whole before it is there, and there for one of both only.
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".end") as file:
+            file.write(word)
+            file.flush()
+            os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                os.link(file.name, self.folder / "end")
+        return self._end == word
+
     def note(self, **facts: Any) -> None:
-        """Change the status."""
-        write_json(self.folder / "status.json", {**self.status, **facts})
+        """Change the status; one whose file is damaged is begun anew."""
+        try:
+            before = self._noted()
+        except ValueError:
+            before = self._blank()
+        write_json(self.folder / "status.json", {**before, **facts})
+
+    @property
+    def _end(self) -> bytes:
+        with suppress(OSError):
+            return (self.folder / "end").read_bytes()
+        return b""
+
+    def _blank(self) -> dict[str, Any]:
+        return {"run": self.id, "state": "queued", "submitted": 0.0, "plan": self.digest}
+
+    def _noted(self) -> dict[str, Any]:
+        """Read the file.
+
+        Raises:
+            InputError: if the run is not there any more.
+            ValueError: if the file is damaged.
+        """
+        path = self.folder / "status.json"
+        try:
+            return _Status.model_validate_json(path.read_bytes()).model_dump(exclude_unset=True)
+        except FileNotFoundError as error:
+            raise InputError(f"{self.folder}: there is no such run any more") from error
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{path} is damaged") from error
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a round was done."""
+        return self.snapshots.is_there
+
+    def roster(self, federation: Federation) -> Roster:
+        """Return the run's roster: once a round was done, it is the one that its evidence names.
+
+        Raises:
+            InputError: if a site is not enrolled, or what is kept cannot be read.
+        """
+        if self.has_begun:
+            return Roster.load(self.folder / "roster.json")
+        roster = federation.roster([site.name for site in self.plan.sites], self.folder)
+        roster.save(self.folder)
+        return roster
 
     @property
     def snapshots(self) -> Snapshots:
@@ -106,9 +185,13 @@ def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
     folder = federation.folder / "runs" / run_id
     if folder.exists():
         raise InputError(f"run '{run_id}' is there already")
-    write_json(folder / "plan.json", plan.to_dict())
     facts = {"run": run_id, "state": "queued", "submitted": time.time(), "plan": plan.digest}
-    write_json(folder / "status.json", facts)
+    # Whole before it is there: a run without a status would hold its name for ever.
+    half = folder.with_name(f".{run_id}")
+    write_json(half / "plan.json", plan.to_dict())
+    write_json(half / "status.json", facts)
+    half.rename(folder)
+    fsync_folder(folder.parent)
     return Run(folder)
 
 
@@ -116,7 +199,7 @@ def cancel(federation: Federation, run_id: str) -> None:
     """End a run, whether it waits or trains; a round that is under way is finished first.
 
     Raises:
-        InputError: if there is no such run, or it has ended.
+        InputError: if there is no such run, it has ended, or it is past its last round.
     """
     found = {run.id: run for run in runs(federation)}
     if run_id not in found:
@@ -124,7 +207,8 @@ def cancel(federation: Federation, run_id: str) -> None:
     state = found[run_id].status["state"]
     if state not in OPEN:
         raise InputError(f"run '{run_id}' has ended already: {state}")
-    write_atomic(found[run_id].folder / "cancelled", b"")
+    if not found[run_id].settle(cancelled=True):
+        raise InputError(f"run '{run_id}' is past its last round: it ends with its model")
 
 
 def runs(federation: Federation) -> list[Run]:
@@ -133,7 +217,8 @@ def runs(federation: Federation) -> list[Run]:
     for path in (federation.folder / "runs").glob("*/status.json"):
         run = Run(path.parent)
         with suppress(InputError):
-            found.append((float(run.status["submitted"]), run))
+            if _RUN.fullmatch(run.id):
+                found.append((run.status["submitted"], run))
     return [run for _, run in sorted(found, key=lambda one: one[0])]
 
 

@@ -71,7 +71,7 @@ def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
         facts: dict[str, str] = json.loads(raw[8 : 8 + size])["__metadata__"]
         stored = load(raw)
         return {name: stored[name] for name in json.loads(facts["names"])}, facts
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(f"{path}: the model cannot be read: {error}") from error
 
 
@@ -80,6 +80,11 @@ class Snapshots:
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "snapshot.safetensors"
+
+    @property
+    def is_there(self) -> bool:
+        """Whether a round was done."""
+        return self._path.exists()
 
     def store(self, snapshot: Snapshot) -> None:
         """Replace the latest snapshot, durably."""
@@ -95,13 +100,20 @@ class Snapshots:
         save_model(self._path, arrays, facts)
 
     def latest(self) -> Snapshot | None:
-        """Return the latest snapshot, or None."""
+        """Return the latest snapshot, or None.
+
+        Raises:
+            RunError: if it cannot be read.
+        """
         if not self._path.exists():
             return None
         stored, facts = load_model(self._path)
-        names, count = list(stored), int(facts.get("earlier", "0"))
-        size = len(names) // (count + 1)
-        models: list[Arrays] = [{name: stored[name] for name in names[:size]}]
-        models += [{name: stored[f"{k}/{name}"] for name in names[:size]} for k in range(count)]
-        record = json.loads(facts["record"])
-        return Snapshot(int(facts["round"]), models[0], record, tuple(models[1:]))
+        try:
+            names, count = list(stored), int(facts.get("earlier", "0"))
+            size = len(names) // (count + 1)
+            models: list[Arrays] = [{name: stored[name] for name in names[:size]}]
+            models += [{name: stored[f"{k}/{name}"] for name in names[:size]} for k in range(count)]
+            record = json.loads(facts["record"])
+            return Snapshot(int(facts["round"]), models[0], record, tuple(models[1:]))
+        except (ValueError, KeyError, ZeroDivisionError, RecursionError) as error:
+            raise RunError(f"{self._path}: not a snapshot of a run: {error!r}") from error

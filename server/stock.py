@@ -115,8 +115,7 @@ class _Stock:
 
     def run(self, initial: Callable[[Plan], Arrays], patience: float) -> None:
         run, plan = self._run, self._plan
-        roster = self._federation.roster(self._names, run.folder)
-        roster.save(run.folder)
+        roster = run.roster(self._federation)
         self._gather(offer.encode(run.id, plan.to_dict(), roster.to_dict()), patience)
         conduct(
             run,
@@ -127,10 +126,11 @@ class _Stock:
 
     def _gather(self, offered: bytes, patience: float) -> None:
         """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end."""
-        begun = self._run.snapshots.latest() is not None
+        begun = self._run.has_begun
         self._run.note(state="waiting", fault="")
         end = time.monotonic() + patience
         while True:
+            self._run.require_wanted()
             said, nameless = self._offer(offered)
             self._run.note(sites=said)
             ready = [name for name in self._names if said[name] == offer.READY]

@@ -1,6 +1,6 @@
 """Whether a site's file is there and has the plan's columns: asked before anything is paid for.
 
-No record is read, and neither pandas nor torch is needed.
+No record is used, and neither pandas nor torch is needed.
 """
 
 from __future__ import annotations
@@ -8,12 +8,16 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+from collections import Counter
 from pathlib import Path
 
 from privet.client.data.suffix import is_parquet, separator_of
 from privet.common.errors import DataError, DataMissing
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
+
+_MOST = 1 << 20
+"""Characters of a file in which its columns are named."""
 
 
 def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
@@ -37,6 +41,13 @@ def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
             raise DataError(f"the policy does not give the column '{name}', which the plan reads")
 
 
+def _once(names: list[str], path: Path) -> list[str]:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise DataError(f"{path}: the column '{name}' is there twice")
+    return names
+
+
 def columns_of(path: Path) -> list[str]:
     """Return the names of a file's columns.
 
@@ -44,13 +55,13 @@ def columns_of(path: Path) -> list[str]:
         DataMissing: if there is no such file.
         DataError: if it cannot be read as a table.
     """
-    if not path.is_file():
-        raise DataMissing(f"{path}: there is no such file")
     try:
+        if not path.is_file():
+            raise DataMissing(f"{path}: there is no such file")
         if is_parquet(path):
             import pyarrow.parquet as pq
 
-            return list(pq.ParquetFile(path).schema_arrow.names)
+            return _once(list(pq.ParquetFile(path).schema_arrow.names), path)
         separator = separator_of(path)
         opened = gzip.open if path.suffix.lower() == ".gz" else open
         with (
@@ -58,8 +69,9 @@ def columns_of(path: Path) -> list[str]:
             io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream,
         ):
             # Empty lines above the names are passed over, as pandas does.
-            return next((row for row in csv.reader(stream, delimiter=separator) if row), [])
-    except DataError:
+            rows = csv.reader(io.StringIO(stream.read(_MOST)), delimiter=separator)
+            return _once(next((row for row in rows if row), []), path)
+    except (DataError, DataMissing):
         raise
     except Exception as error:  # what it says may quote the file
         raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error

@@ -75,4 +75,6 @@ def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
     if columns is not None:
         names = pq.ParquetFile(path).schema_arrow.names
         columns = [name for name in names if name in columns]
-    return pd.read_parquet(path, columns=columns)
+    # A column is a column, also what pandas had kept as its index.
+    table: pd.DataFrame = pq.read_table(path, columns=columns).to_pandas(ignore_metadata=True)
+    return table

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from privet.common.errors import InputError
+from privet.common.errors import InputError, PrivetError
 from privet.privacy.keys import (
     PASSPHRASE,
     PASSPHRASE_FILE,
@@ -36,15 +36,19 @@ def passphrase_of(policy: Path) -> str | None:
     """Return the passphrase of a site's keys; it is asked for where they have one.
 
     Args:
-        policy: of the site; the keys lie in folders beside it.
+        policy: of the site; the keys lie in folders beside it, and where it says.
 
     Raises:
         InputError: if it is needed and nobody can be asked.
     """
+    from privet.privacy.policy import Policy
+
     found = passphrase_from_environment()
     if found is not None:
         return found
     keys = [path for path in policy.parent.glob("*/*.pem") if path.parent.name != "offline"]
+    with suppress(PrivetError):  # what is wrong with it is said by who reads it next
+        keys += Policy.load(policy).ledger_folder.glob("*.pem")
     with suppress(OSError):
         if any(b"ENCRYPTED" in path.read_bytes() for path in keys):
             return _asked(new=False)

@@ -246,7 +246,8 @@ def submit(
     found = calibrated(Plan.load(plan))
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     federation = Federation.load(folder)
-    before = [one.id for one in runs(federation) if one.status.get("plan") == found.digest]
+    same = (found.digest, "")  # where it cannot be read, it may be the same
+    before = [one.id for one in runs(federation) if one.digest in same]
     if before and not again:
         raise InputError(
             f"this plan was submitted as {before[-1]}. Another run of it is paid for anew, and its "

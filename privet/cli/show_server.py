@@ -26,7 +26,8 @@ def status(value: dict[str, Any]) -> None:
         _out.print("No run was submitted yet.")
     for run in value["runs"]:
         round_ = f", round {run['round']}" if "round" in run else ""
-        _out.print(f"{run['run']}: {run['state']}{round_} · {run['plan']}", soft_wrap=True)
+        line = f"{run['run']}: {run['state']}{round_} · {run['plan']}"
+        _out.print(line, soft_wrap=True, markup=False)
         for site, said in run.get("sites", {}).items():
             spent = run.get("spent", {}).get(site)
             cost = f", ε {spent['epsilon']:.3f} spent" if spent and spent["epsilon"] else ""

@@ -12,6 +12,7 @@ import pytest
 from budget_kit import Desk
 
 from privet.cli import server
+from privet.common.errors import RunError
 from privet.server import enrolment
 from privet.server.enrolment import Door
 from privet.server.federation import Federation
@@ -177,6 +178,51 @@ def test_a_run_whose_status_is_damaged_is_shown_as_that(hub: Desk, plan_value: A
     assert "has ended already" in said_by(hub, "cancel", "hub", "first")[1]
     Path("hub/runs/first/status.json").unlink()
     assert found(hub, "status", "hub")["runs"] == []
+
+
+@pytest.mark.parametrize(
+    "change", [{"submitted": "today"}, {"submitted": None}, {"sites": None}, {"spent": []},
+               {"state": "[/x]"}, {"round": "1"}],
+)  # fmt: skip
+def test_a_status_of_the_wrong_types_is_damaged(
+    hub: Desk, plan_value: Any, change: dict[str, Any]
+) -> None:
+    queued(hub, plan_value)
+    path = Path("hub/runs/first/status.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    (run,) = found(hub, "status", "hub")["runs"]
+    assert run["state"] == "failed" and "damaged" in run["fault"]
+    path.write_text("[" * 100_000)
+    assert "damaged" in found(hub, "status", "hub")["runs"][0]["fault"]
+    # Another run of the same plan must be meant, also now.
+    assert "say --again" in said_by(hub, "submit", "hub", "plan.toml", "--run", "second")[1]
+    # A coordinator that works on it writes it anew.
+    Run(path.parent).note(state="running", round=3)
+    (run,) = found(hub, "status", "hub")["runs"]
+    assert (run["state"], run["round"], run.get("fault")) == ("running", 3, None)
+
+
+def test_who_says_first_how_a_run_ends_decides(hub: Desk, plan_value: Any) -> None:
+    queued(hub, plan_value)
+    run = Run(Path("hub/runs/first"))
+    run.note(state="running")
+    assert run.settle() and run.settle()
+    said = said_by(hub, "cancel", "hub", "first")
+    assert said[0] == 2 and "is past its last round" in said[1]
+    assert run.status["state"] == "running"
+    (run.folder / "end").unlink()
+    assert said_by(hub, "cancel", "hub", "first")[0] == 0
+    assert not run.settle()
+    with pytest.raises(RunError, match="cancelled"):
+        run.require_wanted()
+
+
+def test_a_submission_that_was_cut_off_holds_no_name(hub: Desk, plan_value: Any) -> None:
+    queued(hub, plan_value)
+    Path("hub/runs/first").rename("hub/runs/.second")  # as it is before it is there
+    Path("hub/runs/.second/status.json").unlink()
+    assert found(hub, "status", "hub")["runs"] == []
+    assert found(hub, "submit", "hub", "plan.toml", "--run", "second")["run"] == "second"
 
 
 def test_a_run_is_cancelled_once(hub: Desk, plan_value: Any) -> None:

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from privet.client.data.source import columns_of, require_source
+from privet.client.data.tables import read_table
 from privet.common.errors import DataError, DataMissing
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
@@ -48,6 +51,37 @@ def test_what_is_missing_is_said(tmp_path: Path, plan_value: Any) -> None:
     policy, data = policy_for(plan, tmp_path, path="a.csv", columns=("x1", "colour", "y"))
     with pytest.raises(DataError, match="the policy does not give the column 'x2'"):
         require_source(policy, data, plan)
+
+
+def test_what_pandas_kept_as_an_index_is_a_column(tmp_path: Path) -> None:
+    """As the first look says, so the records are read."""
+    FRAME.set_index("colour").to_parquet(tmp_path / "a.parquet")
+    assert sorted(columns_of(tmp_path / "a.parquet")) == sorted(FRAME.columns)
+    read = read_table(tmp_path / "a.parquet", ["colour", "y"])
+    assert read.to_dict("list") == {"colour": ["red"], "y": [1]}
+
+
+def test_a_column_that_is_there_twice_is_found_at_the_first_look(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,y,x\n1,2,3\n")
+    table = pa.table([[1], [2], [3]], names=["x", "y", "x"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        with pytest.raises(DataError, match="the column 'x' is there twice"):
+            columns_of(tmp_path / name)
+
+
+def test_little_is_read_of_a_file_whose_first_line_has_no_end(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('"x' + "\n1,2" * 1_000_000)
+    with pytest.raises(DataError, match=r"cannot be read as a table \(Error\)$"):
+        columns_of(tmp_path / "a.csv")
+    (tmp_path / "a.csv").write_text("x," * 1_000_000 + "y\n1")
+    with pytest.raises(DataError, match="is there twice"):
+        columns_of(tmp_path / "a.csv")
+
+
+def test_a_path_that_cannot_be_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot be read as a table \(OSError\)"):
+        columns_of(tmp_path / ("x" * 300 + ".csv"))
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", gzip.compress(b"secret")[:-6]])

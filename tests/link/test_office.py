@@ -20,7 +20,7 @@ from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
-from privet.server.queue import cancel, submit
+from privet.server.queue import Run, cancel, submit
 from privet.server.snapshot import load_model
 
 Make = Callable[..., Any]
@@ -188,11 +188,74 @@ def test_a_revoked_site_ends_a_run_that_needs_it(town: Make) -> None:
     here = town(training={"rounds": 60}, strategy={"min_sites": 3})
     run = here.run_all()
     here.wait(run, lambda s: s.get("round", 0) >= 1)
+    # A list of who is there that cannot be written must not keep a site in.
+    (here.federation.folder / "present.json").unlink(missing_ok=True)
+    (here.federation.folder / "present.json").mkdir()
+    time.sleep(2.5)
     here.federation.revoke("East")
     end = time.monotonic() + 300
     while run.status["state"] == "running" and time.monotonic() < end:
         time.sleep(0.1)
     assert run.status["state"] == "failed" and "'East' was revoked" in run.status["fault"]
+
+
+def test_a_run_that_can_spare_a_revoked_site_goes_on_also_after_a_restart(town: Make) -> None:
+    here = town(training={"rounds": 6}, strategy={"min_sites": 2})
+    run = here.run_all()
+    here.wait(run, lambda s: s.get("round", 0) >= 2)
+    here.federation.revoke("East")
+    here.kill("hub")
+    here.kill("South")  # away, and not revoked: with it there is a quorum
+    here.start("hub")
+    here.start("South")
+    here.wait(run, lambda s: s["state"] == "done")
+    assert run.status["sites"].get("East") != "released"
+    assert verdict_of(here).ok
+
+
+def test_a_waiting_run_ends_when_a_site_of_it_is_revoked(town: Make) -> None:
+    here = town()
+    run = here.submit()
+    here.start("hub")
+    here.wait(run, lambda s: s["state"] == "waiting")
+    here.federation.revoke("East")
+    with pytest.raises(AssertionError, match="'East' is not enrolled"):
+        here.wait(run, lambda s: False, seconds=60)
+
+
+def test_a_run_whose_sites_are_gone_is_cancelled_and_audited(town: Make) -> None:
+    here = town(training={"rounds": 60}, strategy={"min_sites": 3})
+    run = here.run_all()
+    here.wait(run, lambda s: s.get("round", 0) >= 1)
+    here.kill("East")
+    here.kill("South")
+    time.sleep(1)
+    cancel(here.federation, "first")
+    end = time.monotonic() + 300
+    while "a run failed" not in (here.folder / "hub.log").read_text() and time.monotonic() < end:
+        time.sleep(0.1)
+    verdict = verdict_of(here)
+    assert verdict.ok, verdict.faults
+    assert any("which failed, is not witnessed" in note for note in verdict.notes)
+
+
+def test_a_run_that_is_damaged_holds_nobody_up(town: Make) -> None:
+    here = town(training={"rounds": 2})
+    names = ("key", "snapshot", "plan")
+    for name in names:
+        damaged = submit(here.federation, here.plan.changed(name=name), name)
+    home = here.federation.folder / "runs"
+    (home / "key/coordinator").mkdir()
+    (home / "key/coordinator/journal.pem").touch()
+    (home / "snapshot/model").mkdir()
+    (home / "snapshot/model/snapshot.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0[]")
+    (home / "plan/plan.json").write_text("[" * 100_000)
+    run = here.run_all()
+    here.wait(run, lambda s: s["state"] == "done")
+    assert damaged.status["state"] == "failed"
+    # What can be mended is not given up.
+    aside = Run(home / "key").status
+    assert aside["state"] == "queued" and "put aside until" in aside["fault"]
 
 
 def test_a_run_is_cancelled_between_two_rounds(town: Make) -> None:

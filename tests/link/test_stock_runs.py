@@ -6,6 +6,7 @@ Sites answer by their real gates, in this process; only SuperLink and SuperNodes
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from privet.client.gate import Gate
 from privet.client.start import make_gate
 from privet.client.stock import reply_of
 from privet.common.errors import InputError, RunError
+from privet.common.link import offer
 from privet.common.lock import alone
 from privet.common.models import initial_model
 from privet.common.plan import Plan
@@ -28,8 +30,8 @@ from privet.privacy.program import calibrated
 from privet.privacy.statement import Entry
 from privet.server import stock
 from privet.server.federation import Federation
-from privet.server.queue import submit
-from privet.server.snapshot import load_model
+from privet.server.queue import cancel, submit
+from privet.server.snapshot import Snapshot, load_model
 from privet.simulations.grid import InProcessGrid
 
 SITES = ("North", "East")
@@ -134,6 +136,57 @@ def test_sites_that_are_not_ready_are_named_and_may_be_ready_later(town: Town) -
     town.policies[0].write_text(text)
     town.go()
     assert (town.run.status["state"], town.run.status["fault"]) == ("done", "")
+
+
+def test_a_run_that_was_cancelled_while_it_waited_orders_nothing(town: Town) -> None:
+    def cancelling(message: Message, context: Context) -> Message:
+        if town.run.status["state"] == "waiting":
+            cancel(town.federation, "first")
+        return town(message, context)
+
+    with pytest.raises(RunError, match="cancelled"):
+        town.go(cancelling)
+    assert town.run.status["state"] == "failed" and town.entries("reserved") == [0, 0]
+
+
+def test_a_file_is_looked_at_in_each_offer_until_the_first_order(town: Town) -> None:
+    """A run may wait for days for another site, and a file be moved meanwhile."""
+    text = town.policies[1].read_text()
+    town.policies[1].write_text(text.replace(town.plan.digest, "sha256:" + "0" * 64))
+    records = town.policies[0].with_name("records.csv")
+    for moved in (False, True):
+        if moved:
+            records.rename(records.with_suffix(".away"))
+        with pytest.raises(RunError, match="not all sites are ready"):
+            town.go()
+        assert town.run.status["sites"]["North"] == ("refused-policy" if moved else "present")
+    records.with_suffix(".away").rename(records)
+    town.policies[1].write_text(text)
+    town.go()
+    assert town.run.status["state"] == "done"
+
+
+def test_another_roster_starts_no_other_trainer(town: Town) -> None:
+    """A coordinator could keep a site busy with nothing else."""
+    gate = make_gate(town.policies[0], None)
+    roster = town.run.roster(town.federation)
+    trainers = set()
+    for sites in (roster.sites, roster.sites[::-1], roster.sites):
+        offered = offer.encode("first", town.plan.to_dict(), replace(roster, sites=sites).to_dict())
+        assert offer.decode_answer(gate(Asked(offer.KIND, "", offered, {})).records) == offer.READY
+        trainers.add(id(gate._training))
+    gate.close()
+    assert len(trainers) == 1
+
+
+def test_a_waiting_run_is_asked_for_its_enrolled_sites_alone(town: Town) -> None:
+    town.run.roster(town.federation)
+    town.federation.revoke("East")
+    with pytest.raises(InputError, match="'East' is not enrolled"):
+        town.run.roster(town.federation)
+    # Once a round was done its evidence has a roster, and that is the run's.
+    town.run.snapshots.store(Snapshot(1, {"w": np.zeros(1, np.float32)}, {}))
+    assert [site.name for site in town.run.roster(town.federation).sites] == list(SITES)
 
 
 def test_nodes_without_the_launcher_are_not_sites(town: Town) -> None:
