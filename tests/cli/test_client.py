@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from budget_kit import Desk, policy_value
 from read_only_kit import names
 
-from privet.common.lock import CLIENT, alone
+from privet.cli.passphrase import passphrase_of
+from privet.common.errors import InputError
+from privet.common.lock import CLIENT, COORDINATOR, alone, holder
+from privet.privacy.keys import FileSigner
 
 POLICY = ("--policy", "north/site.toml")
 PLAN, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
@@ -285,6 +290,42 @@ def test_two_clients_of_a_site_do_not_run(site: Desk) -> None:
     with alone(Path("north"), CLIENT):
         said = site.refused(2, "client", "start", *POLICY)
     assert f"a client is running here already (process {os.getpid()})" in said
+
+
+def test_stock_flowers_process_and_a_client_do_not_run_beside_each_other(site: Desk) -> None:
+    """Two would close each other's reservations."""
+    words = [sys.executable, "-m", "privet.client.resident", "north/site.toml", str(os.getpid())]
+    with alone(Path("north"), CLIENT):
+        ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1 and "a client is running here already" in ended.stderr
+    assert not Path("north/stock.sock").exists()
+
+
+def test_who_asks_for_the_holder_keeps_nobody_out(tmp_path: Path) -> None:
+    """`privet server status` looks at the lock for a moment; a start must not fail for it."""
+    with alone(tmp_path):
+        assert holder(tmp_path) == os.getpid()
+    with (tmp_path / COORDINATOR).open("r+") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        threading.Timer(0.2, lambda: fcntl.flock(asking, fcntl.LOCK_UN)).start()
+        with alone(tmp_path):
+            assert holder(tmp_path) == os.getpid()
+    assert holder(tmp_path) == 0
+
+
+def test_a_passphrase_is_asked_for_where_the_ledger_is(
+    site: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy may have it elsewhere than beside itself."""
+    policy = Path("north/site.toml")
+    Path("north/ledger").rename("elsewhere")
+    text = policy.read_text()
+    policy.write_text(text.replace('ledger = "ledger"', 'ledger = "../elsewhere"'))
+    assert "elsewhere" in policy.read_text()
+    assert passphrase_of(policy) is None
+    FileSigner.generate().save(Path("elsewhere/other.pem"), "correct horse battery")
+    with pytest.raises(InputError, match="nobody can be asked"):
+        passphrase_of(policy)
 
 
 def test_a_folder_in_the_place_of_a_file(site: Desk) -> None:

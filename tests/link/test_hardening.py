@@ -505,6 +505,23 @@ def test_a_site_keeps_the_newest_plans_that_were_offered(
     assert kept == {"run.json"} | {f"{plan.digest[7:]}.json" for plan in plans[-64:]}
 
 
+def test_what_a_site_keeps_of_offers_is_bounded(
+    tmp_path: Path, plan_value: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Indented, a hundred kilobytes of brackets would be twenty megabytes."""
+    deep: Any = 1
+    for _ in range(150):
+        deep = [deep]
+    offers, task = Offers(tmp_path), plan_value()["task"]
+    monkeypatch.setattr("privet.client.offers._MOST_BYTES", 500_000)
+    for number in range(8):
+        wide = {f"a{k}": deep for k in range(350)}
+        plan = plan_value(name=f"plan {number}", task={**task, "options": wide})
+        offers.keep(Plan.parse(plan))
+    sizes = [path.stat().st_size for path in (tmp_path / "offers").iterdir()]
+    assert 100_000 < sum(sizes) <= 500_000 and len(sizes) >= 2
+
+
 # the ports
 
 
