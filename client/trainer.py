@@ -16,8 +16,14 @@ import torch
 
 from privet.client.training import Made
 from privet.client.workbench import Workbench, labels_of, workbench
-from privet.common.compress import compress
-from privet.common.errors import DataError, NotReleasable, PrivetError
+from privet.common.compress import bytes_of, compress
+from privet.common.errors import (
+    DataError,
+    InputError,
+    NotReleasable,
+    PrivetError,
+    SelfTestFailed,
+)
 from privet.common.flat import Arrays
 from privet.common.order import Order
 from privet.common.plan import Plan
@@ -120,6 +126,10 @@ class Trainer:
         Raises:
             SelfTestFailed: naming the row and the layer.
         """
+        try:
+            bytes_of(self.shapes(), self.plan.compression)
+        except InputError as error:
+            raise SelfTestFailed(str(error)) from error
         return self._bench.self_tests
 
     def release(self, order: Order, model: Arrays) -> Made:

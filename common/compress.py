@@ -108,8 +108,12 @@ def compress(
     Returns:
         The arrays that travel, and what they leave out; that is empty for ``int8``, whose error
         has mean zero.
+
+    Raises:
+        InputError: if parameters are named so that they cannot be told apart any more.
     """
     shapes = {name: array.shape for name, array in update.items()}
+    _layout(shapes, how)  # refuses names that would meet
     if how.kind == "int8":
         packed: Arrays = {}
         for name, array in update.items():
@@ -130,7 +134,11 @@ def compress(
 
 
 def bytes_of(shapes: Mapping[str, tuple[int, ...]], how: Compression | None) -> int:
-    """Return how many bytes of numbers an update has, compressed or not."""
+    """Return how many bytes of numbers an update has, compressed or not.
+
+    Raises:
+        InputError: if parameters are named so that it cannot be compressed.
+    """
     if how is None:
         return sum(4 * math.prod(shape) for shape in shapes.values())
     return sum(
@@ -151,6 +159,11 @@ def _layout(
         else:
             kept = (_kept(size, how),)
             found += [(name, "<f4", kept), (name + _PLACES, "<i4", kept)]
+    if len({name for name, _, _ in found}) < len(found):
+        raise InputError(
+            "two arrays of the compressed update would have one name: rename the parameter whose "
+            f"name ends in '{_SCALES}' or '{_PLACES}'"
+        )
     return found
 
 

@@ -30,7 +30,8 @@ def digest_of(path: Path) -> str:
     """
     if not path.is_file():
         raise DataMissing(f"{path}: there is no such file")
-    return _digest(path, path.stat().st_mtime_ns, path.stat().st_size)
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
 
 def offer(path: Path) -> str:
@@ -52,8 +53,10 @@ def find(digest: str) -> Path:
     folders = [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
     for folder in folders:
         for path in sorted(folder.glob("*.safetensors")):
-            if path.is_file() and digest_of(path) == digest:
-                return path
+            if path.is_file():
+                state = path.stat()
+                if _digest_then(path, state.st_mtime_ns, state.st_size) == digest:
+                    return path
     looked = ", ".join(map(str, folders)) or "nowhere, as it is not set"
     raise DataMissing(
         f"the weights {digest} that the plan starts from are not there: put the file into a folder "
@@ -66,15 +69,19 @@ def apply(model: nn.Module, digest: str) -> list[str]:
 
     Raises:
         DataMissing: if the file is not there.
-        PlanError: if it cannot be read, or has none of the model's parameters.
+        PlanError: if it cannot be read, was changed, or has none of the model's parameters.
     """
     import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     path = find(digest)
     try:
-        tensors = {_plain(name): tensor for name, tensor in load_file(path).items()}
+        raw = path.read_bytes()
+        # What is used is what was hashed, whatever a file of that name was before.
+        if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
+            raise PlanError(f"{path}: it was changed, and is no longer {digest}")
+        tensors = {_plain(name): tensor for name, tensor in load(raw).items()}
     except (SafetensorError, OSError) as error:
         raise PlanError(f"{path}: cannot be read as safetensors: {error}") from error
     found = []
@@ -95,6 +102,6 @@ def _plain(name: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def _digest(path: Path, _changed: int, _size: int) -> str:
-    with path.open("rb") as stream:
-        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
+def _digest_then(path: Path, _changed: int, _size: int) -> str:
+    """Return a file's digest when it had this time and size: enough to look for it."""
+    return digest_of(path)

@@ -167,6 +167,16 @@ def test_what_the_plan_does_not_ask_for_is_refused(how: Compression) -> None:
             pytest.fail(f"number {number} was taken")
 
 
+@BOTH
+def test_names_that_would_meet_are_refused_before_anything_is_paid(how: Compression) -> None:
+    second = "w|scales" if how.kind == "int8" else "w|places"
+    arrays = {"w": np.ones(8, np.float32), second: np.ones(8, np.float32)}
+    with pytest.raises(InputError, match="would have one name"):
+        bytes_of(shapes(arrays), how)
+    with pytest.raises(InputError, match="would have one name"):
+        compress(arrays, how, Stream.seeded(2))
+
+
 # in a federation
 
 

@@ -77,6 +77,22 @@ def test_lora_around_a_layer_does_not_hide_it(tmp_path: Path) -> None:
     assert np.array_equal(found.detach().numpy(), weights[name])
 
 
+def test_what_is_used_is_what_was_hashed(tmp_path: Path) -> None:
+    """A file of the same size and time may be another: the digest is of what is read."""
+    plan = family_plan("text-encoder", tmp_path)
+    path = tmp_path / "x.safetensors"
+    weights = initial_model(plan)
+    save_file(weights, path)
+    started, state = plan.changed(model={"start": offer(path)}), path.stat()
+    assert initial_model(started)
+    save_file({name: array + 1 for name, array in weights.items()}, path)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert path.stat().st_size == state.st_size
+    with pytest.raises(PlanError, match="it was changed"):
+        initial_model(started)
+    assert offer(path) != started.model.start
+
+
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     plan = family_plan("dense", tmp_path)
     unknown = "sha256:" + 64 * "0"
