@@ -22,6 +22,8 @@ from grpc.aio._server import Server
 
 from privet.common.errors import InputError, RunError
 
+_LAST = 0.5
+"""Seconds that tasks have to end after their server did."""
 PATIENCE = 60.0
 """Seconds that a call may stand still where it should go on: a megabyte takes 8 at 1 Mbit/s."""
 
@@ -194,6 +196,16 @@ async def listen(server: aio.Server, address: str, shown: grpc.ServerCredentials
         raise InputError(f"{address}: cannot listen there: {error}") from None
     await server.start()
     return int(port)
+
+
+async def stop(server: aio.Server, grace: float) -> None:
+    """Stop a server, ``grace`` seconds after it takes no more calls; let its tasks end.
+
+    A task that a loop leaves behind is told as an error whenever its memory is taken back.
+    """
+    await server.stop(grace)
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=_LAST)
 
 
 def _require_free(address: str) -> None:

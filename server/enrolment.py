@@ -18,7 +18,7 @@ from grpc import aio
 from privet.common.errors import InputError, KeyFault, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
-from privet.server.calls import CallFault, Context, Line, listen, make_server
+from privet.server.calls import CallFault, Context, Line, listen, make_server, stop
 from privet.server.credentials import credentials
 from privet.server.federation import Federation
 
@@ -110,7 +110,7 @@ class Door:
 
     def _shut(self) -> None:
         if self._server is not None:
-            self._do(self._server.stop(0.5))
+            self._do(stop(self._server, 0.5))
             self._server = None
             _LOG.info("enrolment is shut: no invitation is open")
 

@@ -37,7 +37,7 @@ from privet.common.errors import InputError
 from privet.common.flat import CHUNK, Arrays, Intake, chunks, digest_arrays, size_of
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import require_tls_1_3
-from privet.server.calls import PATIENCE, listen, make_server
+from privet.server.calls import PATIENCE, listen, make_server, stop
 from privet.server.service import Service, Session
 from privet.server.spool import Upload, clear
 from privet.server.tally import Tally
@@ -253,7 +253,7 @@ class Hub:
         for session in self._sessions.values():
             session.outgoing.put_nowait(None)
         if self._server is not None:
-            await self._server.stop(0.2)
+            await stop(self._server, 0.2)
 
     def _offer(self, number: str, parcel: _Parcel) -> None:
         self._open[number] = parcel

@@ -158,7 +158,7 @@ class Office:
 
     def _note_fault(self, run: Run, error: Exception) -> None:
         """End a run that failed; put one aside whose files are in the way, and nothing else."""
-        fault = str(error)
+        fault = str(error) or type(error).__name__
         if isinstance(error, PrivetError) and not isinstance(error, KeyFault):
             _LOG.error("a run failed", extra={"run": run.id, "why": error})
             state = {"state": "failed"}
@@ -166,7 +166,7 @@ class Office:
             _LOG.exception("a run is put aside until the next start", extra={"run": run.id})
             self._held.add(run.id)
             state = {}
-            fault = f"put aside until the coordinator is started again: {error or type(error)}"
+            fault = f"put aside until the coordinator is started again: {fault}"
         with suppress(OSError, InputError):
             run.note(**state, fault=fault)
 

@@ -107,6 +107,7 @@ class Run:
             os.fsync(file.fileno())
             with suppress(FileExistsError):
                 os.link(file.name, self.folder / "end")
+        fsync_folder(self.folder)
         return self._end == word
 
     def note(self, **facts: Any) -> None:
