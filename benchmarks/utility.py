@@ -9,9 +9,10 @@ Every run that ends is added to the file of results, and none in it is run again
 at any time, and several of these may share a file. A run is known by its whole plan, so a changed
 setting is another run.
 
-A seed fixes split and initial weights; all rows of a scenario share the splits. Settings
-were chosen on the validation split (``--tune`` measures there, ``--set`` changes a plan), which
-counts as public and is not trained on (H12); figures are on the test split. Peers, without any
+A seed fixes split and initial weights; all rows of a scenario share the splits. Settings are
+chosen on the validation split (``--tune`` measures there, ``--set`` changes a plan), which counts
+as public and is not trained on (H12); figures are on the test split. Those of MiniLM by LoRA and in
+full, ``shakespeare``, ``gospels`` and ``eicu-gaps`` are first guesses still. Peers, without any
 privacy: logistic regression by scikit-learn on the pooled training records, on the same features;
 or the same model trained on the pooled records, with as many passes and the same batches.
 """

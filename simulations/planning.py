@@ -91,7 +91,7 @@ def attestations(plan: Plan) -> dict[str, str]:
         return attested
     return {
         "H12": "an open data set: ranges are round numbers declared in the scenario, settings were "
-        "chosen on a validation split that counts as public",
+        "chosen without looking, or on a validation split that counts as public",
         "H13": "an open data set: the test split counts as public",
         **scenario.attested,
         **attested,

@@ -101,7 +101,7 @@ def tuned_minilm(
     """Return MiniLM by LoRA and in full, as changes of a plan whose own model is its head.
 
     A round is one step at each site, and the coordinator takes it by Adam: the noise of all sites
-    is averaged before anything moves.
+    is averaged before anything moves. The settings are first guesses: nobody has tuned them yet.
     """
     return {
         f"minilm-{tuning}": {
