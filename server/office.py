@@ -178,7 +178,7 @@ class Office:
 
         def tell(missing: list[str]) -> None:
             run.require_wanted()
-            self._require_quorum(plan)
+            self._require_quorum(plan.quorum, names)
             run.note(sites={**run.status.get("sites", {}), **dict.fromkeys(missing, _GONE)})
 
         conduct(
@@ -189,16 +189,20 @@ class Office:
             on_round=self.on_round,
         )
 
-    def _require_quorum(self, plan: Plan) -> None:
-        """Stop a run that can never have a quorum again.
+    def _require_quorum(self, least: int, names: list[str]) -> None:
+        """Stop a run that can never have enough sites again.
 
         Raises:
             RunError: if too many of its sites were revoked.
         """
-        names = {site.name for site in plan.sites}
-        if (gone := names & self._revoked()) and len(names - gone) < plan.quorum:
-            who = "', '".join(sorted(gone))
-            raise RunError(f"site '{who}' was revoked, and no quorum is left")
+        try:
+            revoked = self._revoked()
+        except InputError:
+            return  # the watcher says so; a file that is being mended ends no run
+        gone = [name for name in names if name in revoked]
+        if gone and len(names) - len(gone) < least:
+            who = "', '".join(gone)
+            raise RunError(f"site '{who}' was revoked, and {least} sites are needed")
 
     def _recorder(self, roster: Roster, run: Run) -> Recorder:
         made = self.federation.recorder(roster, run.folder)
@@ -213,9 +217,7 @@ class Office:
         said: dict[str, str] = {}
         while not self.stopped.is_set():
             run.require_wanted()
-            self._require_quorum(plan)
-            if not begun:
-                self.federation.require_enrolled(names)  # all are needed to begin
+            self._require_quorum(plan.quorum if begun else len(names), names)
             before = dict(said)
             self._offer(names, offered, said)
             run.note(sites=dict(said))

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-from collections import Counter
 from pathlib import Path
 
 from privet.client.data.suffix import is_parquet, separator_of
@@ -35,17 +34,12 @@ def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
     for name in (*plan.task.columns, data.person_column):
         if name is None:
             continue
+        if there.count(name) > 1:
+            raise DataError(f"{path}: the column '{name}' is there twice")
         if name not in there:
             raise DataError(f"{path}: there is no column '{name}', which the plan reads")
         if data.columns is not None and name not in data.columns:
             raise DataError(f"the policy does not give the column '{name}', which the plan reads")
-
-
-def _once(names: list[str], path: Path) -> list[str]:
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise DataError(f"{path}: the column '{name}' is there twice")
-    return names
 
 
 def columns_of(path: Path) -> list[str]:
@@ -61,7 +55,7 @@ def columns_of(path: Path) -> list[str]:
         if is_parquet(path):
             import pyarrow.parquet as pq
 
-            return _once(list(pq.ParquetFile(path).schema_arrow.names), path)
+            return list(pq.ParquetFile(path).schema_arrow.names)
         separator = separator_of(path)
         opened = gzip.open if path.suffix.lower() == ".gz" else open
         with (
@@ -70,7 +64,7 @@ def columns_of(path: Path) -> list[str]:
         ):
             # Empty lines above the names are passed over, as pandas does.
             rows = csv.reader(io.StringIO(stream.read(_MOST)), delimiter=separator)
-            return _once(next((row for row in rows if row), []), path)
+            return next((row for row in rows if row), [])
     except (DataError, DataMissing):
         raise
     except Exception as error:  # what it says may quote the file
