@@ -208,8 +208,10 @@ class Site:
         """Check everything that can be checked without data; return what is to be reserved."""
         if order.site != self.name or order.plan != self.plan.digest:
             raise Refusal(Status.REFUSED_PLAN, "not the plan that this site approved")
-        if order.round > self.plan.training.rounds:
-            raise Refusal(Status.REFUSED_PLAN, f"the plan has {self.plan.training.rounds} rounds")
+        if order.round > self.plan.last_round:
+            raise Refusal(Status.REFUSED_PLAN, f"the plan has {self.plan.last_round} rounds")
+        if order.purpose == "train" and not self.plan.trains:
+            raise Refusal(Status.REFUSED_PLAN, "the plan trains nothing")
         if order.purpose == "evaluate" and not has_gate_release(self.plan, order.round):
             raise Refusal(
                 Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
@@ -297,7 +299,7 @@ class Site:
     def _store(self, order: Order, reservation: Reservation, made: Made) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""
         population = self.ledger.book.population_of(self.guard.data_set)
-        last = order.round == self.plan.training.rounds
+        last = order.round == self.plan.last_round
         grid = LIVE_GRID if self._live and not last else GRID
         release = Release(
             order.digest,

@@ -97,7 +97,7 @@ class Trainer:
     ) -> None:
         self.plan = plan
         self.site = plan.site(site)
-        self.mechanism = mechanism(plan)
+        self._mechanism = mechanism(plan) if plan.trains else None
         self._open_data = open_data
         self._stream_for = stream_for
         self._data: SiteData | None = None
@@ -110,6 +110,17 @@ class Trainer:
     @functools.cached_property
     def _bench(self) -> Workbench:
         return workbench(self.plan)
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """What makes an update.
+
+        Raises:
+            PrivetError: if the plan trains nothing.
+        """
+        if self._mechanism is None:
+            raise PrivetError(f"plan '{self.plan.name}' trains nothing")
+        return self._mechanism
 
     @property
     def event(self) -> ev.Event:

@@ -55,6 +55,19 @@ def load_toml(path: Path) -> dict[str, Any]:
         raise PlanError(f"{path}: not valid TOML: {error}") from error
 
 
+def dump_toml(value: dict[str, Any]) -> str:
+    """Return JSON values as TOML, which has no null: what is None is left out."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(value))
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list) else value
+
+
 def import_object(reference: str) -> Any:
     """Import ``"module:object"``.
 

@@ -175,7 +175,8 @@ class Training(Part):
     """Local training of one round.
 
     Attributes:
-        rounds: number of federated rounds.
+        rounds: number of federated rounds; 0 trains nothing: each site measures the model once,
+            through the gate.
         steps: noisy steps at each site in each round.
         sample_rate: Poisson rate q at which each unit enters a step's batch.
         learning_rate, momentum, optimizer: the local optimizer, new in every round.
@@ -187,7 +188,7 @@ class Training(Part):
             a run with privacy it is ``privacy.clip`` that counts.
     """
 
-    rounds: Count = 20
+    rounds: Annotated[int, Field(ge=0, le=10**9)] = 20
     steps: Count = 5
     sample_rate: Annotated[float, Field(gt=0, le=1)] = 0.1
     learning_rate: Positive = 0.1
@@ -372,8 +373,10 @@ class Plan(Part):
             raise ValueError("'sites' names a site twice")
         if self.strategy.min_sites is not None and self.strategy.min_sites > len(names):
             raise ValueError(f"'strategy.min_sites' is above the number of sites, {len(names)}")
-        if self.strategy.average_last > self.training.rounds:
+        if self.strategy.average_last > self.last_round:
             raise ValueError("'strategy.average_last' is above 'training.rounds'")
+        if not self.trains:
+            self._require_something_to_measure()
         if self.training.copies > 1 and ":" not in self.task.kind and not self.task.augment:
             raise ValueError("'training.copies' without 'task.augment': a record twice is the same")
         person = self.privacy is not None and self.privacy.unit == "person"
@@ -382,6 +385,16 @@ class Plan(Part):
         if self.privacy is None and self.metrics.source == "gate":
             raise ValueError("metrics from the gate need a [privacy] section")
         return self
+
+    def _require_something_to_measure(self) -> None:
+        if self.metrics.source != "gate":
+            raise ValueError("'training.rounds' = 0 only measures: 'metrics.source' must be 'gate'")
+        if self.model.start is None and self.model.kind != "huggingface":
+            raise ValueError(
+                "'training.rounds' = 0 only measures: 'model.start' must name the trained weights"
+            )
+        if self.compression is not None:
+            raise ValueError("'compression' has no meaning where 'training.rounds' = 0")
 
     def __hash__(self) -> int:
         return hash(self.digest)
@@ -408,6 +421,16 @@ class Plan(Part):
         value = load_toml(path)
         value.setdefault("name", path.stem)
         return cls.parse(value, where=str(path))
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained; else one round measures the model, and that is all."""
+        return self.training.rounds > 0
+
+    @property
+    def last_round(self) -> int:
+        """Number of the last round, from 1."""
+        return max(1, self.training.rounds)
 
     @property
     def quorum(self) -> int:

@@ -267,7 +267,7 @@ class Policy(Part):
                 "allow": {
                     "tasks": [plan.task.kind],
                     "models": [plan.model.kind],
-                    "max_rounds": plan.training.rounds,
+                    "max_rounds": plan.last_round,
                     "metrics": [plan.metrics.source],
                     "coordinators": [coordinator],
                     "plans": [plan.digest],

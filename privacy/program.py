@@ -1,8 +1,9 @@
 """What a plan will do to a site's population, before any of it is done.
 
 A plan with a [privacy] section fixes its events: each round one training release of
-``training.steps`` noisy steps and, with metrics from the gate, evaluations. Neither torch
-nor Flower is needed to say what that costs, or to calibrate its noise.
+``training.steps`` noisy steps and, with metrics from the gate, evaluations. A plan of no training
+rounds has one evaluation. Neither torch nor Flower is needed to say what that costs, or to
+calibrate its noise.
 """
 
 from __future__ import annotations
@@ -48,17 +49,21 @@ def gate_event(plan: Plan) -> Event:
     return Gaussian(plan.metrics.noise_multiplier, 1.0)
 
 
+def is_measured(plan: Plan, number: int) -> bool:
+    """Whether the model is measured, by whatever means, in round ``number``."""
+    return number % plan.metrics.every == 0 or number == plan.last_round
+
+
 def has_gate_release(plan: Plan, number: int) -> bool:
     """Whether each site releases metrics through the gate in round ``number``."""
-    due = number % plan.metrics.every == 0 or number == plan.training.rounds
-    return plan.metrics.source == "gate" and due
+    return plan.metrics.source == "gate" and is_measured(plan, number)
 
 
 def gate_releases(plan: Plan) -> int:
     """Return how many times each site releases metrics through the gate."""
     if plan.metrics.source != "gate":
         return 0
-    rounds, every = plan.training.rounds, plan.metrics.every
+    rounds, every = plan.last_round, plan.metrics.every
     return rounds // every + (1 if rounds % every else 0)
 
 
@@ -77,8 +82,9 @@ def one_round(plan: Plan) -> Counts:
     Raises:
         InputError: if the plan's noise is not calibrated yet.
     """
+    trained = [training_event(plan)] if plan.trains else []
     gate = [gate_event(plan)] if plan.metrics.source == "gate" else []
-    return group([training_event(plan), *gate])
+    return group([*trained, *gate])
 
 
 def calibrated(plan: Plan) -> Plan:
@@ -92,7 +98,7 @@ def calibrated(plan: Plan) -> Plan:
     if privacy is None:
         return plan
     relation = Relation(privacy.relation)
-    if privacy.noise_multiplier is not None:
+    if plan.trains and privacy.noise_multiplier is not None:
         cost = privacy_loss(_all_events(plan, None), privacy.delta, Unit(privacy.unit), relation)
         if cost.epsilon > privacy.epsilon:
             raise BudgetExceeded(
@@ -103,20 +109,55 @@ def calibrated(plan: Plan) -> Plan:
     if count := gate_releases(plan):
         gate = [Repeated(gate_event(plan), count)]
         cost = privacy_loss(gate, privacy.delta, Unit(privacy.unit), relation)
-        if cost.epsilon >= privacy.epsilon:
+        if cost.epsilon > privacy.epsilon or (plan.trains and cost.epsilon == privacy.epsilon):
             raise InputError(
                 f"no noise reaches privacy.epsilon {privacy.epsilon:g}: {count} evaluations "
                 f"through the gate cost {cost} by themselves. Raise metrics.noise_multiplier (now "
                 f"{plan.metrics.noise_multiplier:g}) or metrics.every"
             )
+    if not plan.trains:
+        return plan
     noise = calibrate_noise(
         privacy.epsilon, privacy.delta, lambda at: _all_events(plan, at), relation
     )
     return plan.changed(privacy={"noise_multiplier": noise})
 
 
+def measuring(plan: Plan, start: str, epsilon: float) -> Plan:
+    """Return the plan that measures a trained model once at each site, and trains nothing.
+
+    Args:
+        plan: that the model was trained by; tells task, unit, δ and sites.
+        start: digest of the file of its weights.
+        epsilon: what the figures may cost; their noise is calibrated to it.
+
+    Raises:
+        InputError: if the plan has no privacy, or no noise reaches ε.
+    """
+    if plan.privacy is None:
+        raise InputError(
+            f"plan '{plan.name}' has no [privacy] section, which would say whose data is protected "
+            "and how; figures through the gate need one"
+        )
+    noise = calibrate_noise(
+        epsilon,
+        plan.privacy.delta,
+        lambda at: [Gaussian(at, 1.0)],
+        Relation(plan.privacy.relation),
+    )
+    return plan.changed(
+        title=f"Measured: {plan.title or plan.name}"[:200],
+        model={"start": start},
+        training={"rounds": 0},
+        strategy={"average_last": 1},
+        compression=None,
+        privacy={"epsilon": epsilon, "noise_multiplier": None},
+        metrics={"source": "gate", "every": 1, "noise_multiplier": noise},
+    )
+
+
 def _all_events(plan: Plan, noise_multiplier: float | None) -> list[Event]:
-    return [
-        Repeated(training_event(plan, noise_multiplier), plan.training.rounds),
-        Repeated(gate_event(plan), gate_releases(plan)),
-    ]
+    measured = Repeated(gate_event(plan), gate_releases(plan))
+    if not plan.trains:
+        return [measured]
+    return [Repeated(training_event(plan, noise_multiplier), plan.training.rounds), measured]

@@ -15,7 +15,8 @@ from privet.common.compress import Lighter
 from privet.common.errors import InputError, RunError
 from privet.common.flat import Arrays
 from privet.common.order import Order, Status
-from privet.common.plan import Compression, Plan
+from privet.common.plan import Plan
+from privet.common.tasks.measure import table_shape
 from privet.common.wire import decode_reply, decode_show, encode_order, encode_show
 from privet.server import rounds
 from privet.server.aggregate import Aggregator, mean_of
@@ -87,7 +88,7 @@ class FlowerLink:
             if reply.site != site:
                 reply = rounds.Reply(site, Status.FAILED, None, message)
             if site in wanted:
-                replies[site] = _matching(reply, wanted[site], model, self._plan.compression)
+                replies[site] = _matching(reply, wanted[site], model, self._plan)
         return [replies[order.site] for order in orders if order.site in replies]
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -136,9 +137,7 @@ def _decode(message: Message) -> rounds.Reply | None:
 _SPENT = {"epsilon", "delta", "unit", "relation"}
 
 
-def _matching(
-    reply: rounds.Reply, order: Order, model: Arrays, compression: Compression | None
-) -> rounds.Reply:
+def _matching(reply: rounds.Reply, order: Order, model: Arrays, plan: Plan) -> rounds.Reply:
     """Treat a release that does not answer the order, or has other shapes, as a failure.
 
     So is the answer to another question, or ``released`` without a release.
@@ -148,7 +147,7 @@ def _matching(
         return reply if answers else replace(reply, status=Status.FAILED)
     release = reply.release
     spent = release.facts.get("spent")
-    arrays = _fitting(release.arrays, order, model, compression)
+    arrays = _fitting(release.arrays, order, model, plan)
     if (
         release.order != order.digest
         or arrays is None
@@ -159,16 +158,16 @@ def _matching(
     return replace(reply, release=replace(release, arrays=arrays))
 
 
-def _fitting(
-    arrays: Arrays, order: Order, model: Arrays, compression: Compression | None
-) -> Arrays | None:
+def _fitting(arrays: Arrays, order: Order, model: Arrays, plan: Plan) -> Arrays | None:
     """Return what an order is answered with, or None if it does not fit."""
     if order.purpose == "evaluate":
+        wanted = table_shape(plan)
         fits = list(arrays) == ["histogram"] and arrays["histogram"].ndim == 2
-    elif compression is not None:
+        fits = fits and wanted in (None, arrays["histogram"].shape)
+    elif plan.compression is not None:
         shapes = {name: array.shape for name, array in model.items()}
         try:
-            return Lighter(arrays, shapes, compression)
+            return Lighter(arrays, shapes, plan.compression)
         except InputError:
             return None
     else:
@@ -187,10 +186,14 @@ def create_app(
     recorder: Callable[[], Recorder],
     *,
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
+    keep: Callable[[rounds.Progress], None] = lambda progress: None,
     observe: Callable[[rounds.Progress], None] = lambda progress: None,
     finish: Callable[[rounds.Outcome], None] = lambda outcome: None,
 ) -> ServerApp:
-    """Return the app that runs ``plan``; the outcome is handed to ``finish``."""
+    """Return the app that runs ``plan``; the outcome is handed to ``finish``.
+
+    ``keep`` and ``observe`` are told of each round, as :func:`privet.server.rounds.run` says.
+    """
     app = ServerApp()
 
     @app.main()
@@ -206,6 +209,7 @@ def create_app(
                 recorder(),
                 average=mean_of,
                 evaluate=evaluate,
+                keep=keep,
                 observe=observe,
             )
         )

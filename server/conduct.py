@@ -44,6 +44,9 @@ def conduct(
     _LOG.info("a run goes on", extra={"run": run.id, "plan": plan.digest})
     began = time.monotonic()
 
+    def keep(progress: Progress) -> None:
+        run.keep_figures(progress.round, progress.histograms)
+
     def observe(progress: Progress) -> None:
         nonlocal began
         seconds, began = time.monotonic() - began, time.monotonic()
@@ -51,7 +54,7 @@ def conduct(
         _LOG.info("a round is done", extra={"run": run.id, "round": progress.round})
         answers = {name: str(status) for name, status in progress.statuses.items()}
         run.note(round=progress.round, sites=answers, spent=progress.spent)
-        if progress.round == plan.training.rounds:
+        if progress.round == plan.last_round:
             settle()
         else:
             run.require_wanted()
@@ -62,8 +65,9 @@ def conduct(
 
     outcomes: list[Outcome] = []
     app = create_app(
-        run.id, plan, initial, run.snapshots, recorder, observe=observe, finish=outcomes.append
-    )
+        run.id, plan, initial, run.snapshots, recorder,
+        keep=keep, observe=observe, finish=outcomes.append,
+    )  # fmt: skip
     run_app(app, grid)
     settle()
     facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}

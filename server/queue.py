@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -41,6 +42,8 @@ class _Status(BaseModel):
     fault: str = ""
     sites: dict[str, str] = {}
     spent: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, float | None] = {}
+    site_metrics: dict[str, dict[str, float | None]] = {}
 
 
 class Run:
@@ -117,6 +120,22 @@ class Run:
         except ValueError:
             before = self._blank()
         write_json(self.folder / "status.json", {**before, **facts})
+
+    def keep_figures(self, number: int, tables: Mapping[str, Any]) -> None:
+        """Keep what the sites measured in a round: their noised tables, and figures from them."""
+        if not tables:
+            return
+        from privet.common.tasks.measure import pooled
+
+        overall, by_site = pooled(tables)
+        found = {
+            "round": number,
+            "metrics": overall,
+            "sites": by_site,
+            "tables": {site: table.tolist() for site, table in tables.items()},
+        }
+        write_json(self.folder / "figures" / f"round-{number:06}.json", found)
+        self.note(metrics=overall, site_metrics=by_site)
 
     @property
     def _end(self) -> bytes:

@@ -105,15 +105,14 @@ class Recorder:
         """Take up the orders of a round that an earlier process signed and did not note.
 
         Returns:
-            By site, its newest attempt at training in that round.
+            By site, its newest attempt in that round.
         """
         attempts: dict[str, int] = {}
         for _, text in self.journal.log.store.papers(ORDER):
             order = Order.decode(json.loads(text)["order"])
             if (order.run, order.round) == (run, number):
                 self._round.orders.setdefault(order.digest, (order, "no-reply"))
-                if order.purpose == "train":
-                    attempts[order.site] = max(order.attempt, attempts.get(order.site, 1))
+                attempts[order.site] = max(order.attempt, attempts.get(order.site, 1))
         return attempts
 
     def close(self) -> None:

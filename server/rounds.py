@@ -2,13 +2,14 @@
 
 Each round: order, wait, check, join, look, have it witnessed, store, note. What a round
 did is told to an observer as a :class:`Progress`; nothing in it depends on private data
-but through a release.
+but through a release. A plan that trains nothing has one round, which looks at the model.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from privet.common.flat import Arrays, Sealed, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
+from privet.privacy.program import has_gate_release, is_measured
 from privet.server.recorder import Recorder
 from privet.server.snapshot import Snapshot, Snapshots
 
@@ -110,9 +112,13 @@ def run(
     *,
     average: Callable[[list[Arrays]], Arrays],
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
+    keep: Callable[[Progress], None] = lambda progress: None,
     observe: Callable[[Progress], None] = lambda progress: None,
 ) -> Outcome:
     """Run all rounds of ``plan``, from the latest snapshot if there is one.
+
+    ``keep`` is told of a round before it counts as done, and perhaps again after a restart;
+    ``observe`` of one that is done.
 
     Raises:
         QuorumNotMet: if too few sites release in a round.
@@ -120,7 +126,7 @@ def run(
         RunError: if no site is there, or none releases.
     """
     stored = snapshots.latest()
-    if stored and stored.round == plan.training.rounds and recorder.journal.is_done(run_id):
+    if stored and stored.round == plan.last_round and recorder.journal.is_done(run_id):
         # The process ended between the journal's last line and whoever keeps the model.
         recorder.close()
         whole = [*stored.earlier, stored.arrays]
@@ -149,15 +155,20 @@ def run(
     del stored
     outcome = Outcome(average(list(last)) if len(last) > 1 else model)
     try:
-        for number in range(done + 1, plan.training.rounds + 1):
-            replies, joined = rounds.train(number, model, outcome.model)
+        for number in range(done + 1, plan.last_round + 1):
+            replies, joined = (
+                rounds.train(number, model, outcome.model) if plan.trains else ([], model)
+            )
             last.append(joined)
             shown = average(list(last)) if len(last) > 1 else joined
-            progress, record = rounds.look(number, (model, joined, shown), replies)
+            measured = rounds.measure(number, shown)
+            progress, record = rounds.look(number, (model, joined, shown), replies, measured)
+            # Before the round counts as done: what sites paid for is not lost between the two.
+            keep(progress)
             snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1]))
             recorder.close_round(record)
             model = joined
-            del replies  # their files would be held through the next round
+            del replies, measured  # their files would be held through the next round
             outcome.progress.append(progress)
             outcome.model = shown
             observe(progress)
@@ -188,19 +199,37 @@ class _Rounds:
 
         ``shown`` is what is published if this round breaks.
         """
+        with self._noted_if_broken(number, model, shown):
+            replies = self._gather("train", number, model)
+            return replies, self.link.join(number, model, _released(replies))
+
+    def measure(self, number: int, shown: Arrays) -> list[Reply]:
+        """Have the model measured through the gate where the plan says so; return the replies.
+
+        Who does not answer is left out; but where nothing is trained, a quorum must.
+        """
+        if not self.plan.trains:
+            with self._noted_if_broken(number, shown, shown):
+                return self._gather("evaluate", number, shown)
+        if has_gate_release(self.plan, number):
+            return self._ask("evaluate", number, shown, self.sites)
+        return []
+
+    @contextmanager
+    def _noted_if_broken(self, number: int, model: Arrays, shown: Arrays) -> Iterator[None]:
+        """Note the orders of a round that joins nothing: the run ends with it."""
         self._used = []
-        held: dict[str, Reply] = {}
         try:
-            self._gather(number, model, held)
-            replies = [held[site] for site in self.sites if site in held]
-            joined = self.link.join(number, model, _released(replies))
+            yield
         except RunError:
-            self._note_broken(number, model, shown)
+            same = digest_arrays(model)
+            models = same, same, digest_arrays(shown)
+            record = self.recorder.record(self.run_id, number, models, [], ())
+            self.recorder.close_round(record)
             raise
         self.attempts = {}
-        return replies, joined
 
-    def _gather(self, number: int, model: Arrays, held: dict[str, Reply]) -> None:
+    def _gather(self, purpose: str, number: int, model: Arrays) -> list[Reply]:
         """Ask until a quorum has released: who is silent the same again, who failed anew.
 
         Who did not prove a release is asked the same, too, but no more often than who failed:
@@ -211,13 +240,14 @@ class _Rounds:
         """
         plan, most = self.plan, self.plan.strategy.attempts
         asked = self.sites
+        held: dict[str, Reply] = {}
         unproved: Counter[str] = Counter()
         while True:
-            replies = self._ask("train", number, model, asked)
+            replies = self._ask(purpose, number, model, asked)
             held.update({reply.site: reply for reply in replies})
             released = {site for site, reply in held.items() if reply.release is not None}
             if len(released) >= plan.quorum:
-                return
+                return [held[site] for site in self.sites if site in held]
             failed = [
                 site
                 for site, reply in held.items()
@@ -240,38 +270,35 @@ class _Rounds:
                 self.attempts[site] = self.attempts.get(site, 1) + 1
 
     def look(
-        self, number: int, models: tuple[Arrays, Arrays, Arrays], replies: list[Reply]
+        self,
+        number: int,
+        models: tuple[Arrays, Arrays, Arrays],
+        replies: list[Reply],
+        measured: list[Reply],
     ) -> tuple[Progress, dict[str, Any]]:
-        """Evaluate as the plan says, have all logs witnessed, and gather what may be shown.
+        """Have all logs witnessed, and gather what may be shown.
 
         Args:
             number: of the round.
             models: before, after, and as it is shown.
             replies: of :meth:`train`.
+            measured: of :meth:`measure`.
 
         Returns:
             The progress, and the journal's record of the round.
         """
         plan, shown = self.plan, models[2]
-        due = number % plan.metrics.every == 0 or number == plan.training.rounds
         metrics: dict[str, Any] = {}
-        tables: dict[str, Any] = {}
-        latest = {reply.site: reply for reply in replies}
-        releases = [reply.release for reply in replies if reply.release is not None]
-        if due and plan.metrics.source == "gate":
-            for reply in self._ask("evaluate", number, shown, self.sites):
-                if reply.release is not None:
-                    tables[reply.site] = reply.release.arrays["histogram"]
-                    latest[reply.site] = reply
-                    releases.append(reply.release)
-        elif due and self.evaluate is not None and plan.metrics.source == "public":
-            metrics = self.evaluate(shown)
+        if self.evaluate is not None and plan.metrics.source == "public":
+            metrics = self.evaluate(shown) if is_measured(plan, number) else {}
         record = self._record(number, models)
-        spent = {
-            site: reply.release.facts["spent"] for site, reply in latest.items() if reply.release
-        }
-        statuses = {reply.site: reply.status for reply in replies}
+        # Of a site's two releases, the later one says what it has spent.
+        latest = {r.site: r.release for r in (*replies, *measured) if r.release is not None}
+        spent = {site: release.facts["spent"] for site, release in latest.items()}
+        tables = {r.site: r.release.arrays["histogram"] for r in measured if r.release is not None}
+        releases = [r.release for r in (*replies, *measured) if r.release is not None]
         reproducible = any(one.facts.get("reproducible") is not False for one in releases)
+        statuses = {reply.site: reply.status for reply in replies or measured}
         return Progress(number, statuses, spent, metrics, tables, reproducible), record
 
     def close(self, model: Arrays, *, fault: str = "") -> None:
@@ -283,13 +310,12 @@ class _Rounds:
     def _ask(self, purpose: str, number: int, model: Arrays, sites: list[str]) -> list[Reply]:
         """Order, wait, and drop every release that its site's log does not hold."""
         digest, plan = digest_arrays(model), self.plan.digest
-        attempts = self.attempts if purpose == "train" else {}
         wanted = [
             Order(
                 self.run_id,
                 site,
                 number,
-                attempts.get(site, 1),
+                self.attempts.get(site, 1),
                 purpose,
                 plan,
                 digest,
@@ -325,13 +351,6 @@ class _Rounds:
             self.run_id, number, (before, after, shown), witnessed, self._used
         )
 
-    def _note_broken(self, number: int, model: Arrays, shown: Arrays) -> None:
-        """Note the orders of a round that joins nothing: the run ends with it."""
-        same = digest_arrays(model)
-        models = same, same, digest_arrays(shown)
-        record = self.recorder.record(self.run_id, number, models, [], ())
-        self.recorder.close_round(record)
-
 
 def _released(replies: list[Reply]) -> list[Reply]:
     return [reply for reply in replies if reply.release is not None]
@@ -346,8 +365,8 @@ def _no_quorum(plan: Plan, number: int, replies: list[Reply]) -> QuorumNotMet:
         counts["no reply in time"] = silent
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     return QuorumNotMet(
-        f"round {number}: {len(_released(replies))} of {len(plan.sites)} sites released an update, "
-        f"the quorum is {plan.quorum} ({said})"
+        f"round {number}: {len(_released(replies))} of {len(plan.sites)} sites released "
+        f"{'an update' if plan.trains else 'a measurement'}, the quorum is {plan.quorum} ({said})"
     )
 
 

@@ -15,13 +15,16 @@ def model_card(result: Result) -> str:
         f"| {name} | {value:.3f} |" for name, value in result.metrics.items() if value is not None
     )
     sites = ", ".join(site.name for site in plan.sites)
+    how = f"Trained by {len(plan.sites)} sites ({sites}) in {len(result.progress)} rounds"
+    if not plan.trains:
+        how = f"Weights `{plan.model.start}`, measured by {len(plan.sites)} sites ({sites})"
     return f"""---
 license: other
 tags: [federated-learning, differential-privacy, privet]
 ---
 # {plan.title or plan.name}
 
-Trained by {len(plan.sites)} sites ({sites}) in {len(result.progress)} rounds with Privet.
+{how} with Privet.
 Model: `{plan.model.kind}`, trained parameters in `model.safetensors` (the frozen rest, if
 any, is public and named by the plan). Plan: `{plan.digest}`.
 

@@ -13,7 +13,6 @@ from privet.common.flat import Arrays
 from privet.common.plan import Plan
 from privet.common.tasks.cleaning import texts_of
 from privet.common.tasks.language import TextToText
-from privet.common.tasks.measure import read_table
 from privet.simulations.partition import SITE
 
 
@@ -76,10 +75,3 @@ class PublicTest:
             "chrf": float(sacrebleu.corpus_chrf(texts, wanted).score),
             "bleu": float(sacrebleu.corpus_bleu(texts, wanted, lowercase=True).score),
         }
-
-
-def pooled_gate(tables: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the figures over all sites and of each site, from noised tables."""
-    total = sum(np.asarray(table, dtype=np.float64) for table in tables.values())
-    by_site = {site: read_table(table) for site, table in tables.items()}
-    return read_table(total), by_site

@@ -11,8 +11,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from privet.common.tasks.measure import measure_of_kind
-from privet.simulations.evaluate import pooled_gate
+from privet.common.tasks.measure import measure_of_kind, pooled
 
 if TYPE_CHECKING:
     from privet.server.rounds import Progress
@@ -41,7 +40,7 @@ def write(result: Result, folder: Path) -> None:
 
 def _headline(step: Progress, name: str) -> tuple[float | None, dict[str, float | None]]:
     if step.histograms:
-        overall, sites = pooled_gate(step.histograms)
+        overall, sites = pooled(step.histograms)
     else:
         overall, sites = step.metrics, step.metrics.get("sites", {})
     return overall.get(name), {site: figures.get(name) for site, figures in sites.items()}

@@ -13,6 +13,7 @@ from privet.common.compress import bytes_of
 from privet.common.errors import LedgerError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
+from privet.common.tasks.measure import pooled
 from privet.privacy import honesty
 from privet.privacy.ledger import Ledger
 from privet.privacy.units import PrivacyLoss, Relation, Unit
@@ -20,7 +21,6 @@ from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import save_model
 from privet.simulations import plots, scenarios
 from privet.simulations.card import model_card
-from privet.simulations.evaluate import pooled_gate
 from privet.simulations.parties import Parties
 from privet.simulations.planning import attestations
 
@@ -128,7 +128,7 @@ def _figures(step: Progress) -> dict[str, Any]:
     """Return a round's figures, read from the noised tables where they came by the gate."""
     if not step.histograms:
         return step.metrics
-    overall, sites = pooled_gate(step.histograms)
+    overall, sites = pooled(step.histograms)
     return {**overall, "sites": sites}
 
 
@@ -149,7 +149,7 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
     metrics = dict(last.metrics)
     by_site: dict[str, Any] = metrics.pop("sites", {})
     if last.histograms:
-        metrics, by_site = pooled_gate(last.histograms)
+        metrics, by_site = pooled(last.histograms)
     sites, losses = [], []
     for spec in plan.sites:
         loss = cap = None

@@ -19,6 +19,7 @@ from privet.client import start
 from privet.client.desk import make_site
 from privet.client.join import Join, enrol
 from privet.client.start import LINK
+from privet.common.models.start import FOLDERS
 from privet.common.plan import Plan
 from privet.privacy.keys import FileSigner
 from privet.privacy.program import calibrated
@@ -33,18 +34,20 @@ _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(["office_kit", "privet.common.link"])
 
 
-def run_office(folder: Path, address: str, log: Path) -> None:
+def run_office(folder: Path, address: str, log: Path, models: str) -> None:
     """What `privet server start` does."""
     _write_to(log)
+    os.environ[FOLDERS] = models
     office._TURN = 2.0
     at_work = office.Office(Federation.load(folder), link=address)
     signal.signal(signal.SIGTERM, lambda *_: at_work.stopped.set())
     at_work.serve()
 
 
-def run_site(policy: Path, seed: str, log: Path) -> None:
+def run_site(policy: Path, seed: str, log: Path, models: str) -> None:
     """What `privet client start` does; with a seed, its noise can be made again."""
     _write_to(log)
+    os.environ[FOLDERS] = models
 
     gate = start.make_gate(policy, None, seed=seed)
     asyncio.run(start.run(start.dialer(policy, gate)))
@@ -118,10 +121,12 @@ plans = ["{self.plan.digest}"]
     def start(self, who: str) -> None:
         """Start the coordinator (``hub``) or a site, as a process of its own."""
         log = self.folder / f"{who}.log"
+        # Everybody finds what the first run trained.
+        models = str(self.federation.folder / "runs" / "first" / "model")
         if who == "hub":
-            given: Any = (run_office, (self.folder / "hub", f"127.0.0.1:{self.port}", log))
+            given: Any = (run_office, (self.folder / "hub", f"127.0.0.1:{self.port}", log, models))
         else:
-            given = (run_site, (self.folder / who / "site.toml", self.seed, log))
+            given = (run_site, (self.folder / who / "site.toml", self.seed, log, models))
         process = _PROCESSES.Process(target=given[0], args=given[1], daemon=True)
         process.start()
         self.processes[who] = process

@@ -53,7 +53,7 @@ def build_model(plan: Plan) -> nn.Module:
         torch.manual_seed(plan.seed)
         model = _build(plan)
     if plan.model.start is not None:
-        start.apply(model, plan.model.start)
+        start.apply(model, plan.model.start, whole=not plan.trains)
     model.train()
     try:
         return model.to(plan.device)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 FOLDERS = "PRIVET_MODELS"
+_OTHER = "these are weights of another model, or of another task"
 
 
 def digest_of(path: Path) -> str:
@@ -64,12 +65,18 @@ def find(digest: str) -> Path:
     )
 
 
-def apply(model: nn.Module, digest: str) -> list[str]:
+def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
     """Set the parameters of a model that a file has, trained or frozen; return their names.
+
+    Args:
+        model: whose parameters are set.
+        digest: of the file.
+        whole: whether it must have all that are trained.
 
     Raises:
         DataMissing: if the file is not there.
-        PlanError: if it cannot be read, was changed, or has none of the model's parameters.
+        PlanError: if it cannot be read, was changed, has none of the model's parameters, or not
+            all that it must have.
     """
     import torch
     from safetensors import SafetensorError
@@ -93,6 +100,9 @@ def apply(model: nn.Module, digest: str) -> list[str]:
                 found.append(name)
     if not found:
         raise PlanError(f"{path}: it has no parameter of this model, by name and shape")
+    fresh = [name for name, p in model.named_parameters() if p.requires_grad and name not in found]
+    if whole and fresh:
+        raise PlanError(f"{path}: it has no '{fresh[0]}', and nothing would be trained: {_OTHER}")
     return found
 
 

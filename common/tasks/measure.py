@@ -5,14 +5,14 @@ A record adds a total weight to one cell of the table, so that one release serve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from privet.common.plan import LANGUAGE
+from privet.common.plan import CLASSIFYING, LANGUAGE, Plan
 from privet.common.tasks import likelihood, metrics
 
 Array = npt.NDArray[Any]
@@ -63,6 +63,28 @@ def measure_of_kind(kind: str) -> Measure:
 def measure_of_table(table: Array) -> Measure:
     """Return what a table was made by: one row holds likelihoods."""
     return LIKELIHOOD if len(table) == 1 else CLASSES
+
+
+def table_shape(plan: Plan) -> tuple[int, int] | None:
+    """Return the shape that a site's table must have; a user's own task may have any."""
+    classes, bins = len(plan.task.classes), plan.metrics.bins
+    if plan.task.kind in LANGUAGE:
+        return 1, bins
+    if plan.task.kind in CLASSIFYING:
+        return (2, bins) if classes == 2 else (classes, classes)
+    return None
+
+
+def pooled(tables: Mapping[str, Any]) -> tuple[Figures, dict[str, Figures]]:
+    """Return the figures over all sites and of each, from their noised tables.
+
+    A table of another shape than the first one's cannot be added, and is left out.
+    """
+    arrays = {site: np.asarray(table, dtype=np.float64) for site, table in tables.items()}
+    first = next(iter(arrays.values())).shape
+    fitting = {site: array for site, array in arrays.items() if array.shape == first}
+    total = sum(fitting.values(), np.zeros(first))
+    return read_table(total), {site: read_table(table) for site, table in fitting.items()}
 
 
 def read_table(table: Any) -> Figures:

@@ -103,7 +103,13 @@ def write_card(
         if isinstance(value, int | float)
     )
     sites = ", ".join(site.name for site in plan.sites)
+    how = f"Trained by {len(plan.sites)} sites ({sites}) in {plan.training.rounds} rounds"
     start = f" It started from `{plan.model.start}`." if plan.model.start else ""
+    if not plan.trains:
+        how, start = (
+            f"Weights `{plan.model.start}`, measured by {len(plan.sites)} sites ({sites})",
+            "",
+        )
     return f"""---
 license: other
 library_name: privet
@@ -111,7 +117,7 @@ tags: [federated-learning, differential-privacy, privet]
 ---
 # {html.escape(plan.title or plan.name, quote=False)}
 
-Trained by {len(plan.sites)} sites ({sites}) in {plan.training.rounds} rounds with Privet, for the
+{how} with Privet, for the
 task `{plan.task.kind}`, with the model `{plan.model.kind}`.{start} Plan: `{plan.digest}`.
 
 ## Privacy

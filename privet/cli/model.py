@@ -42,7 +42,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 @model.command(
     epilog="[bold]Examples[/bold]\n\n"
     "privet model evaluate runs/RUN --group sex --group age:40,65\n\n"
-    "privet model evaluate runs/RUN --from cases.csv --json"
+    "privet model evaluate runs/RUN --from cases.csv --json\n\n"
+    "privet model evaluate runs/RUN --gate --epsilon 1 --ledgers regions"
 )
 def evaluate(
     run: Run,
@@ -55,18 +56,60 @@ def evaluate(
             metavar="COLUMN[:BOUNDS]",
         ),
     ] = None,
+    gate: Annotated[
+        bool,
+        typer.Option(
+            "--gate", help="Measure at the sites: figures are noised, and paid for at each site."
+        ),
+    ] = False,
+    epsilon: Annotated[
+        float | None, typer.Option(help="With --gate: what the figures may cost; default 1.")
+    ] = None,
+    ledgers: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --gate: the folder of ledgers that the training wrote to.", metavar="DIR"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="With --gate: run folder, new or empty; default runs/NAME-TIME."),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --gate: only write the plan to this file, to be submitted to a coordinator.",
+            metavar="FILE",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure a model: over all records, by site, by group, with calibration and gaps.
 
     The records are the test split of the run's scenario, or a file of your own. The figures are
     exact: of private records they are private, and must stay where the records are.
+
+    With --gate each site measures on its own held-out records. What leaves it is one noised table,
+    and its ledger is charged.
     """
     from privet.cli import show, show_model
     from privet.common.delivery.evaluate import Group
     from privet.common.delivery.evaluate import evaluate as measure
 
     trained = _load(run)
+    if gate:
+        if own is not None or group:
+            raise InputError("--gate measures what the sites hold: it goes without --from, --group")
+        if epsilon is not None and not 0 < epsilon <= 1000:
+            raise InputError(f"--epsilon must be above 0 and at most 1,000, not {epsilon:g}")
+        if plan is not None and not (ledgers is None and out is None):
+            raise InputError("--plan only writes a plan: it goes without --ledgers and --out")
+        _through_gate(
+            trained, 1.0 if epsilon is None else epsilon, ledgers, data, out, plan, as_json
+        )
+        return
+    if not (epsilon is None and ledgers is None and out is None and plan is None):
+        raise InputError("--epsilon, --ledgers, --out and --plan go with --gate")
     groups = [Group.parse(text) for text in group or []]
     with show.stage("evaluating") as tell:
         frame = _records(trained, data, own)
@@ -284,6 +327,48 @@ def serve(
     service = make_service(trained, kept, name or ())
     typer.echo(f"http://{host}:{port}/docs", err=True)
     uvicorn.run(service, host=host, port=port, log_level="warning")
+
+
+def _through_gate(
+    trained: Trained, epsilon: float, ledgers: Path | None, data: Path | None, out: Path | None,
+    file: Path | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Measure at the sites of a simulation, or write the plan that has it done."""
+    from privet.cli import show
+    from privet.common.config import dump_toml
+    from privet.common.models.start import offer
+    from privet.privacy.program import measuring
+    from privet.simulations.run import Setting, run_plan
+
+    weights = trained.folder / "model" / "model.safetensors"
+    plan = measuring(trained.plan, offer(weights), epsilon)
+    if file is not None:
+        _write_new(file, dump_toml(plan.to_dict()))
+        if as_json:
+            typer.echo(
+                json.dumps({"file": str(file), "plan": plan.digest, "weights": str(weights)})
+            )
+            return
+        typer.echo(f"{file}: plan {plan.digest}")
+        typer.echo(f"Coordinator and sites find {weights} in a folder that PRIVET_MODELS names.")
+        return
+    setting = Setting(data_dir=data, ledgers=ledgers)
+    with show.RunDisplay(plan) as display:
+        result = run_plan(plan, setting, out, display.update)
+    if as_json:
+        typer.echo(json.dumps(result.to_dict(), ensure_ascii=False))
+    else:
+        show.result(result, None, ledgers)
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise InputError(f"{path} exists: name another file") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _load(run: Path) -> Trained:

@@ -42,7 +42,7 @@ class RunDisplay:
             TimeElapsedColumn(),
             console=_err,
         )
-        self._task = self._bar.add_task(plan.name, total=plan.training.rounds)
+        self._task = self._bar.add_task(plan.name, total=plan.last_round)
         self._live: Live | None = None
         self._started = time.monotonic()
 
@@ -67,7 +67,7 @@ class RunDisplay:
         figures = _words(_figures(progress), _short(_measure(self._plan)))
         loss = self._worst(progress)
         _err.print(
-            f"round {progress.round}/{self._plan.training.rounds}  "
+            f"round {progress.round}/{self._plan.last_round}  "
             f"{time.monotonic() - self._started:5.1f} s  {figures}  {loss or 'no privacy'}",
             highlight=False,
             soft_wrap=True,
@@ -157,7 +157,7 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
         )
     _out.print(table)
     _out.print(_claim(outcome), soft_wrap=True, highlight=False)
-    if outcome.loss is not None:
+    if outcome.loss is not None and outcome.plan.trains:
         _out.print(f"Gradients were clipped by {outcome.clipping}", highlight=False, style="dim")
     if outcome.plan.compression is not None:
         size = outcome.update_bytes
@@ -187,12 +187,14 @@ def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
         title=f"{plan.title or plan.name} · figures: {source[plan.metrics.source]} · {terms}",
         title_justify="left",
     )
-    table.add_column("trained")
+    table.add_column("trained" if plan.trains else "model")
     table.add_column("ε", justify="right")
     names = _measure(plan).names
     for name in names:
         table.add_column(name, justify="right")
     label = "federated with DP" if outcome.loss else "federated, no privacy"
+    if not plan.trains:
+        label = "measured at the sites"
     table.add_row(
         f"{label} ({plan.model.kind})",
         outcome.loss.figure if outcome.loss else "∞",
@@ -266,9 +268,9 @@ def scenarios(rows: list[dict[str, Any]]) -> None:
 def _figures(progress: Progress) -> dict[str, Any]:
     if not progress.histograms:
         return progress.metrics
-    from privet.simulations.evaluate import pooled_gate
+    from privet.common.tasks.measure import pooled
 
-    overall, sites = pooled_gate(progress.histograms)
+    overall, sites = pooled(progress.histograms)
     return {**overall, "sites": sites}
 
 

@@ -32,5 +32,13 @@ def status(value: dict[str, Any]) -> None:
             spent = run.get("spent", {}).get(site)
             cost = f", ε {spent['epsilon']:.3f} spent" if spent and spent["epsilon"] else ""
             _out.print(f"  {site}: {said}{cost}", highlight=False)
+        if run.get("metrics"):
+            _out.print(
+                f"  measured by the sites, noised: {_figures(run['metrics'])}", highlight=False
+            )
         if "fault" in run:
             _out.print(f"  {run['fault']}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _figures(found: dict[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)

@@ -49,7 +49,9 @@ def budget(forecast: Forecast) -> None:
     table.add_column("")
     table.add_column("ε", justify="right")
     table.add_row("one round", forecast.per_round.figure)
-    table.add_row(f"all {plan.training.rounds} rounds", forecast.total.figure)
+    table.add_row(
+        f"all {plan.last_round} rounds" if plan.trains else "the whole run", forecast.total.figure
+    )
     if forecast.spent is not None:
         table.add_section()
         table.add_row("life-time cap", f"{cap.epsilon:g}" if cap.epsilon else "none")

@@ -332,19 +332,21 @@ class Federation:
         return log.checkpoint(others[:most], key)
 
     def run(self, run: str = "run-1", plan: dict[str, Any] | None = None, rounds: int | None = None,
-            close: str | None = "done") -> None:  # fmt: skip
+            close: str | None = "done", moves: bool | None = None) -> None:  # fmt: skip
+        """``moves``: whether a round ends with another model; default where the plan trains."""
         plan = plan_of() if plan is None else plan
         name = self.approve(plan) if plan not in self.plans else digest(plan)
         model = digest(f"{run} 0".encode())
         sites = [site["name"] for site in plan["sites"]]
         self.hub.add("run-opened", run=run, plan=name, model=model, sites=sites)
-        count = plan["training"]["rounds"] if rounds is None else rounds
+        trains = plan["training"]["rounds"] > 0
+        count = (plan["training"]["rounds"] or 1) if rounds is None else rounds
         gate = plan.get("metrics", {}).get("source") == "gate"
         for round_ in range(1, count + 1):
-            after = digest(f"{run} {round_}".encode())
-            done = self.ask(run, round_, "train", plan, model)
+            after = digest(f"{run} {round_}".encode()) if moves or trains else model
+            done = self.ask(run, round_, "train", plan, model) if trains else []
             every = plan["metrics"]["every"] if gate else 1
-            if gate and (round_ % every == 0 or round_ == plan["training"]["rounds"]):
+            if gate and (round_ % every == 0 or round_ == max(1, plan["training"]["rounds"])):
                 done += self.ask(run, round_, "evaluate", plan, after)
             self.close_round(run, round_, model, after, done)
             model = after

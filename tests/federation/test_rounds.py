@@ -566,7 +566,7 @@ def test_a_release_under_a_false_digest_counts_as_failed(federation: Make) -> No
     assert fed.run(grid).progress[0].statuses == EAST_FAILED
 
 
-@pytest.mark.parametrize("fault", ["spent", "histogram"])
+@pytest.mark.parametrize("fault", ["spent", "histogram", "shape"])
 def test_a_release_without_its_facts_does_not_stop_the_coordinator(
     federation: Make, fault: str
 ) -> None:
@@ -579,7 +579,14 @@ def test_a_release_without_its_facts_does_not_stop_the_coordinator(
     def rename(arrays: Arrays) -> Arrays:
         return {("other" if name == "histogram" else name): a for name, a in arrays.items()}
 
-    grid = crafted(fed, facts=forget) if fault == "spent" else crafted(fed, arrays=rename)
+    def widen(arrays: Arrays) -> Arrays:
+        return {
+            name: np.zeros((2, 11)) if name == "histogram" else array
+            for name, array in arrays.items()
+        }
+
+    how: Any = {"spent": {"facts": forget}, "histogram": {"arrays": rename}}
+    grid = crafted(fed, **how.get(fault, {"arrays": widen}))
     outcome = fed.run(grid)
     assert len(outcome.progress) == 2
     assert all("East" not in step.histograms for step in outcome.progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import signal
 import sqlite3
 import time
@@ -16,10 +17,14 @@ import pytest
 from office_kit import Town
 
 from privet.client.desk import Desk
+from privet.common.delivery.trained import load
 from privet.common.errors import InputError
+from privet.common.models.start import digest_of
 from privet.common.plan import Plan
+from privet.common.tasks.measure import pooled
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
+from privet.privacy.program import measuring
 from privet.server.queue import Run, cancel, submit
 from privet.server.snapshot import load_model
 
@@ -65,6 +70,9 @@ def test_three_sites_train_over_the_link(town: Make) -> None:
     run = here.run_all()
     status = here.wait(run, lambda s: s["state"] == "done")
     assert status["round"] == 4
+    # What the sites paid to have measured is kept, round by round, and shown.
+    assert len(list((run.folder / "figures").iterdir())) == 4
+    assert set(status["site_metrics"]) == set(SITES) and set(status["metrics"]) >= {"accuracy"}
     assert set(status["spent"]) == set(SITES)
     verdict = verdict_of(here)
     assert verdict.ok, verdict.faults
@@ -137,6 +145,34 @@ def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:
     # What the operator decides in another process holds at once.
     Desk.open(policy, None).approve(here.plan.digest, "Ada")
     here.wait(run, lambda s: s["state"] == "done")
+
+
+def test_what_was_trained_is_measured_in_a_run_of_its_own(town: Make) -> None:
+    here = town(metrics={"source": "off"}, training={"rounds": 2})
+    first = here.run_all()
+    status = here.wait(first, lambda s: s["state"] == "done")
+    assert not status.get("metrics")  # nobody measured anything
+    before = {name: spent["epsilon"] for name, spent in status["spent"].items()}
+    weights = first.folder / "model" / "model.safetensors"
+    plan = measuring(here.plan, digest_of(weights), 2.0)
+    second = submit(here.federation, plan, "second")
+    here.wait(second, lambda s: s.get("sites", {}).get("North") == "refused-plan")
+    for name in SITES:
+        Desk.open(here.folder / name / "site.toml", None).approve(plan.digest, "Ada")
+    status = here.wait(second, lambda s: s["state"] == "done")
+    assert status["round"] == 1 and set(status["site_metrics"]) == set(SITES)
+    assert status["metrics"]["accuracy"] is not None
+    for name, spent in status["spent"].items():
+        assert before[name] < spent["epsilon"] < before[name] + 2.0
+    kept = json.loads((second.folder / "figures" / "round-000001.json").read_text())
+    assert np.shape(kept["tables"]["North"]) == (2, 10)
+    assert pooled(kept["tables"]) == (status["metrics"], status["site_metrics"])
+    verdict = verdict_of(here, "second")
+    assert verdict.ok, verdict.faults
+    # The card of the model shows what its sites measured.
+    assert load(second.folder).result["metrics"] == status["metrics"]
+    model, measured = model_of(here), model_of(here, "second")
+    assert all(np.array_equal(model[name], measured[name]) for name in model)
 
 
 def test_a_coordinator_that_is_told_to_stop_ends_between_two_rounds(town: Make) -> None:

@@ -146,13 +146,19 @@ def _groups(case: Case) -> list[str]:
 
 
 def _mechanisms(plans: list[dict[str, Any]]) -> list[str]:
-    return [
-        f"plan {dig(plan, 'name')}: sampling rate {dig(plan, 'training', 'sample_rate')}, noise "
+    found = [f"plan {dig(plan, 'name')}: {_noise(plan)}" for plan in plans if dig(plan, "privacy")]
+    return found or ["no plan with privacy"]
+
+
+def _noise(plan: dict[str, Any]) -> str:
+    if dig(plan, "training", "rounds") == 0:
+        noise = dig(plan, "metrics", "noise_multiplier")
+        return f"no training, one evaluation, noise multiplier {noise}"
+    return (
+        f"sampling rate {dig(plan, 'training', 'sample_rate')}, noise "
         f"multiplier {dig(plan, 'privacy', 'noise_multiplier')}, {dig(plan, 'training', 'steps')} "
         f"steps in each of {dig(plan, 'training', 'rounds')} rounds"
-        for plan in plans
-        if dig(plan, "privacy")
-    ] or ["no plan with privacy"]
+    )
 
 
 def _notes(case: Case, verdict: Verdict) -> str:

@@ -213,7 +213,6 @@ def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if not isinstance(privacy, dict):
         return [*rows, ("Privacy", "none: the plan trains without noise")]
-    noise, clip = number(privacy.get("noise_multiplier")), number(privacy.get("clip"))
     unit = unit_of(str(privacy.get("unit")), int(number(privacy.get("max_records")) or 1))
     loss = terms_of(
         number(privacy.get("delta")) or 0.0,
@@ -223,21 +222,29 @@ def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("Protected unit", unit),
         ("Budget asked for", f"ε {_plain(privacy.get('epsilon'))} ({loss}) at each site"),
-        (
-            "Noise",
-            f"what a unit adds to a step is cut to length {_plain(clip)}; then random noise with a "
-            f"standard deviation of {_plain(noise)} times that length is added"
-            if noise is not None
-            else "not fixed in the plan",
-        ),
+        ("Noise", _noise(privacy, training)),
         ("Trust", "local: noise is added at the site; nobody outside sees un-noised values"),
     ]
     return [*rows, ("Figures about the model", figures_of(plan))]
 
 
+def _noise(privacy: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+    if training.get("rounds") == 0:
+        return "on the figures alone: nothing is trained"
+    noise, clip = number(privacy.get("noise_multiplier")), number(privacy.get("clip"))
+    if noise is None:
+        return "not fixed in the plan"
+    return (
+        f"what a unit adds to a step is cut to length {_plain(clip)}; then random noise with a "
+        f"standard deviation of {_plain(noise)} times that length is added"
+    )
+
+
 def _training(training: Mapping[str, Any]) -> str:
     rounds, steps = training.get("rounds"), training.get("steps")
     rate = number(training.get("sample_rate"))
+    if rounds == 0:
+        return "none: each site measures a trained model once"
     return (
         f"{rounds} round{'' if rounds == 1 else 's'}; in each, every site takes {steps} noisy "
         f"step{'' if steps == 1 else 's'}; in a step "

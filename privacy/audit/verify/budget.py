@@ -171,7 +171,7 @@ class Budget:
             return None
         trained = self._kinds.get((run, plan, "train"), 0)
         evaluated = self._kinds.get((run, plan, "evaluate"), 0)
-        if trained > plan.rounds or evaluated > plan.evaluations:
+        if trained > plan.trainings or evaluated > plan.evaluations:
             return None
         return plan
 

@@ -98,6 +98,8 @@ class Journal(Log):
         run.rounds = entry["round"]
         if entry["model"] != run.model:
             self.fault("model", "a round must begin with the model that the last one made")
+        if run.plan is not None and not run.plan.trainings and entry["next"] != run.model:
+            self.fault("model", "a run that only evaluates ends a round with another model")
         averages = run.plan is not None and run.plan.averages
         if entry["shown"] != entry["next"] and not averages:
             self.fault("model", "the model shown is not the round's, and the plan does not average")

@@ -23,6 +23,13 @@ def _count(section: dict[str, Any], name: str, default: int | None = None) -> in
     return value
 
 
+def _natural(section: dict[str, Any], name: str) -> int:
+    value = section.get(name)
+    if type(value) is not int or value < 0:
+        raise Malformed(f"'{name}' of the plan must be an integer from 0")
+    return value
+
+
 def _positive(section: dict[str, Any], name: str, most: float = float("inf")) -> float:
     try:
         value = number(section.get(name))
@@ -38,7 +45,8 @@ class Plan:
 
     Attributes:
         sites: names of the sites, in the plan's order.
-        rounds, every: training rounds, and rounds between two evaluations (0: none).
+        trainings: how many training releases a run has at each site; 0: it only evaluates.
+        rounds, every: rounds, and rounds between two evaluations (0: none).
         train, evaluate: the event of one release of each purpose, None if there is none.
         budget: (ε, δ, unit, relation) of the section ``privacy``, None without it.
         averages: whether the model that is shown is a mean over rounds.
@@ -59,7 +67,8 @@ class Plan:
         if len(set(self.sites)) != len(self.sites):
             raise Malformed("a plan names a site twice")
         training = _section(value, "training")
-        self.rounds = _count(training, "rounds")
+        self.trainings = _natural(training, "rounds")
+        self.rounds = self.trainings or 1
         strategy = value.get("strategy")
         self.averages = isinstance(strategy, dict) and _count(strategy, "average_last", 1) > 1
         self._read_events(value, training)
@@ -67,9 +76,11 @@ class Plan:
     def _read_events(self, value: dict[str, Any], training: dict[str, Any]) -> None:
         metrics = value.get("metrics")
         gate = isinstance(metrics, dict) and metrics.get("source") == "gate"
+        if not self.trainings and not gate:
+            raise Malformed("the plan neither trains nor evaluates")
         self.every = _count(metrics, "every") if gate and isinstance(metrics, dict) else 0
         self.budget: tuple[float, float, str, str] | None = None
-        self.train = Event(NON_PRIVATE)
+        self.train = Event(NON_PRIVATE) if self.trainings else None
         self.evaluate = Event(NON_PRIVATE) if gate else None
         if value.get("privacy") is None:
             return
@@ -79,10 +90,11 @@ class Plan:
             raise Malformed("the plan must name unit and relation of its privacy")
         epsilon, delta = _positive(privacy, "epsilon"), _positive(privacy, "delta", 1.0)
         self.budget = (epsilon, delta, unit, relation)
-        clip = _positive(privacy, "clip")
-        noise = _positive(privacy, "noise_multiplier") * clip
-        step = gaussian(noise, clip, _positive(training, "sample_rate", 1.0))
-        self.train = Event(step, _count(training, "steps"))
+        if self.trainings:
+            clip = _positive(privacy, "clip")
+            noise = _positive(privacy, "noise_multiplier") * clip
+            step = gaussian(noise, clip, _positive(training, "sample_rate", 1.0))
+            self.train = Event(step, _count(training, "steps"))
         if gate and isinstance(metrics, dict):
             self.evaluate = Event(gaussian(_positive(metrics, "noise_multiplier"), 1.0))
 
@@ -94,7 +106,7 @@ class Plan:
     @property
     def planned(self) -> list[Event]:
         """All that a run may do at one site."""
-        parts = [(self.train, self.rounds), (self.evaluate, self.evaluations)]
+        parts = [(self.train, self.trainings), (self.evaluate, self.evaluations)]
         return [Event(e.mechanism, e.count * n) for e, n in parts if e is not None and n]
 
     def has(self, purpose: str, round_: int) -> bool:
@@ -102,7 +114,7 @@ class Plan:
         if round_ > self.rounds:
             return False
         if purpose == "train":
-            return True
+            return self.trainings > 0
         return self.every > 0 and (round_ % self.every == 0 or round_ == self.rounds)
 
     def event(self, purpose: str) -> Event | None:
