@@ -149,18 +149,28 @@ def _readable(tokens: Tensor) -> Tensor:
 
 
 class MiniLmClassifier(nn.Module):
-    """MiniLM with mean pooling and a linear head over token numbers."""
+    """MiniLM with mean pooling and a linear head over token numbers.
 
-    def __init__(self, encoder: nn.Module, classes: int) -> None:
+    Args:
+        encoder: MiniLM.
+        classes: K.
+        scale: features are made of unit length and multiplied by it, as :class:`FeatureHead`
+            reads them, so that a head that was trained alone goes on here; None leaves them.
+    """
+
+    def __init__(self, encoder: nn.Module, classes: int, *, scale: float | None = None) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.scale = encoder, scale
         self.head = nn.Linear(MINILM_WIDTH, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token numbers [B, T] to logits [B, K]."""
-        return self.head(_pooled(self.encoder, trimmed(tokens)))  # type: ignore[no-any-return]
+        features = _pooled(self.encoder, trimmed(tokens))
+        if self.scale is not None:
+            features = nn.functional.normalize(features, dim=1) * self.scale
+        return self.head(features)  # type: ignore[no-any-return]
 
 
 class FeatureHead(nn.Module):
@@ -203,12 +213,14 @@ def joined(network: nn.Module) -> nn.Module:
     return network
 
 
-def _minilm(classes: int, *, tuning: str = "head", scale: float = 1.0, **more: Any) -> nn.Module:
+def _minilm(
+    classes: int, *, tuning: str = "head", scale: float | None = None, **more: Any
+) -> nn.Module:
     if tuning == "head":
         if more:
             raise TypeError(f"'{min(more)}' has no meaning with tuning 'head'")
-        return FeatureHead(MINILM_WIDTH, classes, scale=scale)
-    return MiniLmClassifier(_tuned_minilm(tuning=tuning, **more), classes)
+        return FeatureHead(MINILM_WIDTH, classes, scale=1.0 if scale is None else scale)
+    return MiniLmClassifier(_tuned_minilm(tuning=tuning, **more), classes, scale=scale)
 
 
 def _tuned_minilm(*, tuning: str, rank: int = 8) -> Any:
