@@ -76,6 +76,10 @@ class Workbench:
         declared = trainable(self.engine.model)
         before = {name: parameter.detach().clone() for name, parameter in declared.items()}
         generator = torch.Generator().manual_seed(0)
+        bounded = self.plan.privacy is not None or self.plan.training.clip is not None
+        test = functools.partial(
+            selftest.run, self.engine, self._random_batch, declared, bounded=bounded
+        )
         try:
             with torch.no_grad():
                 # Away from initial zeros, where the gradients of whole layers vanish.
@@ -83,12 +87,12 @@ class Workbench:
                     moved = 0.1 * torch.randn(parameter.shape, generator=generator)
                     parameter.add_(moved.to(parameter.device))
             try:
-                return tuple(selftest.run(self.engine, self._random_batch, declared))
+                return tuple(test())
             except SelfTestFailed as fault:
                 if not self.engine.fall_back(str(fault)):
                     raise
                 try:
-                    return tuple(selftest.run(self.engine, self._random_batch, declared))
+                    return tuple(test())
                 except SelfTestFailed as again:
                     raise SelfTestFailed(
                         f"{again} (by opacus-hooks, after book-keeping failed: {fault})"

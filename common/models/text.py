@@ -102,7 +102,12 @@ def build_masked(spec: ModelSpec, max_tokens: int) -> MaskedEncoder:
     if spec.options.get("tuning", "head") == "head":
         raise PlanError("model.options: tuning 'head' fills no gaps; use 'lora' or 'full'")
     tuned = _tuned_minilm(**spec.options)
-    return MaskedEncoder(tuned, tuned.get_input_embeddings(), _minilm_states)
+    precision = _precision(spec.options.get("precision"))
+
+    def states(encoder: nn.Module, tokens: Tensor) -> Tensor:
+        return _minilm_states(encoder, tokens, precision if encoder.training else None)
+
+    return MaskedEncoder(tuned, tuned.get_input_embeddings(), states)
 
 
 def _encoder(spec: ModelSpec, max_tokens: int) -> Encoder:
@@ -156,18 +161,28 @@ class MiniLmClassifier(nn.Module):
         classes: K.
         scale: features are made of unit length and multiplied by it, as :class:`FeatureHead`
             reads them, so that a head that was trained alone goes on here; None leaves them.
+        precision: in which the encoder's layers compute while it is trained; None is that of its
+            parameters. What is measured and delivered is always that.
     """
 
-    def __init__(self, encoder: nn.Module, classes: int, *, scale: float | None = None) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        classes: int,
+        *,
+        scale: float | None = None,
+        precision: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder, self.scale = encoder, scale
+        self.encoder, self.scale, self.precision = encoder, scale, precision
         self.head = nn.Linear(MINILM_WIDTH, classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token numbers [B, T] to logits [B, K]."""
-        features = _pooled(self.encoder, trimmed(tokens))
+        precision = self.precision if self.training else None
+        features = _pooled(self.encoder, trimmed(tokens), precision)
         if self.scale is not None:
             features = nn.functional.normalize(features, dim=1) * self.scale
         return self.head(features)  # type: ignore[no-any-return]
@@ -220,11 +235,20 @@ def _minilm(
         if more:
             raise TypeError(f"'{min(more)}' has no meaning with tuning 'head'")
         return FeatureHead(MINILM_WIDTH, classes, scale=1.0 if scale is None else scale)
-    return MiniLmClassifier(_tuned_minilm(tuning=tuning, **more), classes, scale=scale)
+    precision = _precision(more.get("precision"))
+    encoder = _tuned_minilm(tuning=tuning, **more)
+    return MiniLmClassifier(encoder, classes, scale=scale, precision=precision)
 
 
-def _tuned_minilm(*, tuning: str, rank: int = 8) -> Any:
-    encoder = _load_minilm()
+def _precision(name: str | None) -> torch.dtype | None:
+    if name not in (None, "float32", "bfloat16"):
+        raise PlanError(f"model.options: precision '{name}' is not one of float32, bfloat16")
+    return torch.bfloat16 if name == "bfloat16" else None
+
+
+def _tuned_minilm(*, tuning: str, rank: int = 8, precision: str | None = None) -> Any:
+    # torch's fused attention goes backward in bfloat16 thirty times as long on a CPU.
+    encoder = _load_minilm("sdpa" if _precision(precision) is None else "eager")
     if tuning == "lora":
         import peft
 
@@ -255,7 +279,7 @@ def minilm_folder() -> Path:
     )
 
 
-def _load_minilm() -> Any:
+def _load_minilm(attention: str = "sdpa") -> Any:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import BertModel
     from transformers.utils import logging as hf_logging
@@ -266,7 +290,7 @@ def _load_minilm() -> Any:
         minilm_folder(),
         use_safetensors=True,
         add_pooling_layer=False,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )
     for module in model.modules():
         if isinstance(module, nn.Dropout):
@@ -336,21 +360,24 @@ def _features(texts: tuple[str, ...], max_tokens: int, chunk: int = 32) -> Tenso
     return torch.stack([_SENTENCES[max_tokens, text] for text in texts])
 
 
-def _pooled(encoder: nn.Module, tokens: Tensor) -> Tensor:
-    return _mean(_minilm_states(encoder, tokens), tokens != 0)
+def _pooled(encoder: nn.Module, tokens: Tensor, precision: torch.dtype | None = None) -> Tensor:
+    return _mean(_minilm_states(encoder, tokens, precision), tokens != 0)
 
 
-def _minilm_states(encoder: nn.Module, tokens: Tensor) -> Tensor:
+def _minilm_states(
+    encoder: nn.Module, tokens: Tensor, precision: torch.dtype | None = None
+) -> Tensor:
     places = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     # Position and type numbers are passed in full, [B, T]: with transformers 5, Opacus
     # gives wrong embedding gradients where the model broadcasts them itself.
-    output = encoder(
-        input_ids=tokens,
-        attention_mask=(tokens != 0).long(),
-        position_ids=places,
-        token_type_ids=torch.zeros_like(tokens),
-    )
-    return output.last_hidden_state  # type: ignore[no-any-return]
+    with torch.autocast(tokens.device.type, precision, enabled=precision is not None):
+        output = encoder(
+            input_ids=tokens,
+            attention_mask=(tokens != 0).long(),
+            position_ids=places,
+            token_type_ids=torch.zeros_like(tokens),
+        )
+    return output.last_hidden_state.float()  # type: ignore[no-any-return]
 
 
 def _mean(states: Tensor, there: Tensor) -> Tensor:

@@ -53,6 +53,11 @@ def plan_of(folder: Path, model: dict[str, Any]) -> Plan:
             id="lora",
             marks=pytest.mark.slow,
         ),
+        pytest.param(
+            {"kind": "minilm", "options": {"tuning": "lora", "rank": 2, "precision": "bfloat16"}},
+            id="lora-bfloat16",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_text_model_trains_and_moves(tmp_path: Path, model: dict[str, Any]) -> None:
