@@ -7,7 +7,8 @@
 
 Every run that ends is added to the file of results, and none in it is run again: it can be stopped
 at any time, and several of these may share a file. A run is known by its whole plan, so a changed
-setting is another run.
+setting is another run. Its model is measured on the validation and the test split alike, so that a
+setting that was chosen need not be run again; ``--tune`` shows the first alone.
 
 A seed fixes split and initial weights; all rows of a scenario share the splits. Settings are
 chosen on the validation split (``--tune`` measures there, ``--set`` changes a plan), which counts
@@ -39,12 +40,14 @@ from privet.client.workbench import workbench
 from privet.common.errors import InputError
 from privet.common.models.start import offer
 from privet.common.plan import Plan
+from privet.server.snapshot import load_model
 from privet.simulations import scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.planning import adjusted
 from privet.simulations.records import Records
 from privet.simulations.run import train_once
 
+PARTS = ("validation", "test")
 Levels = tuple[float | None, ...]
 Change = dict[str, Any]
 
@@ -138,16 +141,19 @@ class Results:
         self._path = path
         self._found: dict[str, Row] = {}
 
-    def get(self, key: str, make: Callable[[], dict[str, Any]], **facts: Any) -> dict[str, Any]:
-        """Return a run's figures, from the file or made now."""
+    def get(
+        self, key: str, part: str, make: Callable[[], dict[str, dict[str, Any]]], **facts: Any
+    ) -> dict[str, Any]:
+        """Return a run's figures on a split, from the file or made now."""
         self._read()
         if key not in self._found:
             started = time.monotonic()
             figures = make()
             seconds = round(time.monotonic() - started, 1)
             self._add({"key": key, **facts, "figures": figures, "seconds": seconds})
-            tell(f"{' '.join(str(fact) for fact in facts.values())}: {_short(figures)} {seconds} s")
-        found: dict[str, Any] = self._found[key]["figures"]
+            said = " ".join(str(fact) for fact in facts.values())
+            tell(f"{said}: {part} {_short(figures[part])} {seconds} s")
+        found: dict[str, Any] = self._found[key]["figures"][part]
         return found
 
     def _read(self) -> None:
@@ -215,24 +221,25 @@ class Bench:
         model = "linear" if study.scenario == "lending" else None
         plan = self.plan(Study(study.scenario, model, ()), None, seed)
         return self.results.get(
-            f"logistic {plan.digest} {self.part}",
-            lambda: {"accuracy": _logistic(plan, self.data, self.part)},
+            f"logistic {plan.digest}", self.part, lambda: _logistic(plan, self.data),
             how="logistic", scenario=plan.scenario, seed=seed,
         )  # fmt: skip
 
     def _run(
         self, how: str, plan: Plan, records: Records, before: Plan | None = None
     ) -> dict[str, Any]:
-        key = " ".join([how, plan.digest, *([before.digest] if before else []), self.part])
+        key = " ".join([how, plan.digest, *([before.digest] if before else [])])
         privacy = plan.privacy
         return self.results.get(
-            key, lambda: self._train(plan, records, before),
+            key, self.part, lambda: self._train(plan, records, before),
             how=how, scenario=plan.scenario, model=scenarios.model_name(plan.model),
-            epsilon=privacy.epsilon if privacy else None, seed=plan.seed, part=self.part,
+            epsilon=privacy.epsilon if privacy else None, seed=plan.seed,
             changes=dict(self.changes),
         )  # fmt: skip
 
-    def _train(self, plan: Plan, records: Records, before: Plan | None) -> dict[str, Any]:
+    def _train(
+        self, plan: Plan, records: Records, before: Plan | None
+    ) -> dict[str, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             if before is not None:
                 first = before.changed(threads=self.threads)
@@ -240,9 +247,13 @@ class Bench:
                 start = offer(Path(folder) / "first" / "model" / "model.safetensors")
                 plan = plan.changed(model={"start": start})
             plan = plan.changed(threads=self.threads)
-            public = PublicTest(plan, records.parts()[self.part])
-            figures = train_once(plan, records, Path(folder) / "run", public)
-        return {name: value for name, value in figures.items() if name != "sites"}
+            found = {"test": train_once(plan, records, Path(folder) / "run")}
+            model, _ = load_model(Path(folder) / "run" / "model" / "model.safetensors")
+        public = PublicTest(plan, records.parts()["validation"])
+        found["validation"] = {**public.measure(model), **public.written(model)}
+        for figures in found.values():
+            figures.pop("sites", None)
+        return found
 
 
 def _changed(plan: Plan, changes: tuple[tuple[str, Any], ...]) -> Plan:
@@ -253,10 +264,10 @@ def _changed(plan: Plan, changes: tuple[tuple[str, Any], ...]) -> Plan:
     return plan
 
 
-def _logistic(plan: Plan, data: Path | None, part: str) -> float:
+def _logistic(plan: Plan, data: Path | None) -> dict[str, dict[str, Any]]:
     parts = Records(plan, data).parts()
     task = workbench(plan).task
-    train, test = task.encode(parts["train"]), task.encode(parts[part])
+    train = task.encode(parts["train"])
     sizes = [len(values) + 1 for _, values in sorted(plan.task.categorical.items())]
 
     def features(batch: dict[str, Any]) -> np.ndarray:
@@ -268,7 +279,11 @@ def _logistic(plan: Plan, data: Path | None, part: str) -> float:
         return np.concatenate(columns, 1)
 
     model = LogisticRegression(max_iter=2000).fit(features(train), train["label"].numpy())
-    return float(model.score(features(test), test["label"].numpy()))
+    encoded = {part: task.encode(parts[part]) for part in PARTS}
+    return {
+        part: {"accuracy": float(model.score(features(batch), batch["label"].numpy()))}
+        for part, batch in encoded.items()
+    }
 
 
 _PEERS = {
