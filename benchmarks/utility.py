@@ -62,8 +62,9 @@ class Study:
         seeds: over which a row is the mean.
         figure: what a row tells.
         peer: ``logistic``, ``pooled`` or none.
-        after: scenario and model of a pre-training that it starts from, and its ε.
-        pooled: changes of the plan for the pooled peer, chosen on the validation split.
+        after: scenario and model of a training that it starts from; each may cost half of ε.
+        plain: changes of the plan without privacy.
+        pooled: further ones for the pooled peer.
     """
 
     scenario: str
@@ -73,6 +74,7 @@ class Study:
     figure: str = "accuracy"
     peer: str = ""
     after: tuple[str, str | None] | None = None
+    plain: tuple[tuple[str, Any], ...] = ()
     pooled: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -80,7 +82,10 @@ class Study:
         """Scenario and model, as ``--only`` names them."""
         plan = scenarios.get(self.scenario).make_plan(self.model)
         made = f"{self.scenario}/{scenarios.model_name(plan.model)}"
-        return f"{made}/pre-trained" if self.after else made
+        if self.after is None:
+            return made
+        before = scenarios.get(self.after[0]).make_plan(self.after[1])
+        return f"{made}/after/{self.after[0]}/{scenarios.model_name(before.model)}"
 
 
 STUDIES = (
@@ -197,6 +202,8 @@ class Bench:
         """Return the scenario's plan at one level of privacy."""
         plan = scenarios.get(study.scenario).make_plan(study.model)
         plan = adjusted(plan, epsilon=epsilon, seed=seed, dp=epsilon is not None)
+        if epsilon is None:
+            plan = _changed(plan, study.plain)
         return _changed(plan, self.changes)
 
     def figures(self, study: Study, epsilon: float | None, seed: int) -> dict[str, Any]:
@@ -208,7 +215,7 @@ class Bench:
         first = self.plan(before, None if epsilon is None else epsilon / 2, seed)
         if epsilon is not None:
             plan = adjusted(plan, epsilon=epsilon / 2)
-        return self._run("pre-trained", plan, Records(plan, self.data), first)
+        return self._run("after", plan, Records(plan, self.data), first)
 
     def pooled(self, study: Study, seed: int) -> dict[str, Any]:
         """Return the figures of the same model on pooled records, without privacy."""

@@ -105,7 +105,7 @@ def tuned_minilm(
     """
     return {
         f"minilm-{tuning}": {
-            "model": {"kind": "minilm", "options": {"tuning": tuning}},
+            "model": {"kind": "minilm", "options": {"tuning": tuning, "scale": 4.0}},
             "training": {
                 "rounds": rounds, "steps": 1, "sample_rate": sample_rate, "learning_rate": 1.0,
                 # Records of like length in each: a few of these are quicker than one.
