@@ -88,6 +88,16 @@ class Study:
         return f"{made}/after/{self.after[0]}/{scenarios.model_name(before.model)}"
 
 
+_HEAD: dict[str, tuple[str, str | None]] = {
+    name: (name, None) for name in ("banking77", "eicu-text")
+}
+
+
+def _quick(tuning: str) -> tuple[tuple[str, Any], ...]:
+    """Return MiniLM in bfloat16, which is for runs without privacy, as a change of a plan."""
+    return (("model.options", {"tuning": tuning, "scale": 4.0, "precision": "bfloat16"}),)
+
+
 STUDIES = (
     Study("fed-heart", None, (None, 5.0, 1.0), 5, peer="logistic"),
     Study("lending", "linear", (None, 3.0, 1.0), 5, peer="logistic"),
@@ -104,11 +114,20 @@ STUDIES = (
     Study("eicu-text", "text-encoder", (None, 8.0), after=("eicu-gaps", None)),
     Study("gospels", None, (None, 8.0), figure="chrf", peer="pooled"),
     Study("shakespeare", None, (None, 8.0), figure="perplexity", peer="pooled"),
-    Study("banking77", "minilm-full", (None,), 1),
-    Study("eicu-text", "minilm-full", (None,), 1),
-    Study("banking77", "minilm-lora", (None, 8.0, 3.0)),
-    Study("eicu-text", "minilm-lora", (None, 8.0, 3.0)),
-    Study("eicu-text", "minilm-lora", (None,), 1, after=("eicu-gaps", "minilm-full")),
+    Study("banking77", "minilm-lora", (None,), after=_HEAD["banking77"], plain=_quick("lora")),
+    Study("eicu-text", "minilm-lora", (None,), after=_HEAD["eicu-text"], plain=_quick("lora")),
+    Study("banking77", "minilm-lora", (8.0, 3.0)),
+    Study("eicu-text", "minilm-lora", (8.0, 3.0)),
+    Study("banking77", "minilm-full", (None,), 1, after=_HEAD["banking77"], plain=_quick("full")),
+    Study("eicu-text", "minilm-full", (None,), 1, after=_HEAD["eicu-text"], plain=_quick("full")),
+    Study(
+        "eicu-text",
+        "minilm-lora",
+        (None,),
+        1,
+        after=("eicu-gaps", "minilm-full"),
+        plain=_quick("lora"),
+    ),
 )
 
 

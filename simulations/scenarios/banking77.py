@@ -99,13 +99,13 @@ SCENARIO = Scenario(
             },
             "strategy": {"kind": "fedavg", "options": {}, "average_last": 3},
         },
-        **tuned_minilm(rounds=40, sample_rate=0.2, eta=0.01, clip=1.0),
+        **tuned_minilm(rounds=20, sample_rate=0.2, eta=0.01, clip=1.0),
     },
     slow=("minilm-lora", "minilm-full"),
     plain={
         "minilm": {"training": {"clip": None, "rounds": 40}, "strategy": {"average_last": 10}},
         **tuned_minilm_plain(
-            rounds=10, steps=12, sample_rate=0.07, rates={"lora": 2e-3, "full": 3e-4}
+            rounds=8, steps=40, sample_rate=0.02, rates={"lora": 4e-3, "full": 3e-4}
         ),
     },
     load=load,

@@ -49,6 +49,13 @@ SCENARIO = Scenario(
             "training": {"clip": None, "optimizer": "adam", "learning_rate": 0.003},
             "strategy": {"kind": "fedavg", "options": {}},
         },
+        "minilm-full": {
+            "training": {
+                "clip": None, "optimizer": "adam", "rounds": 6, "steps": 8, "sample_rate": 0.1,
+                "learning_rate": 1e-4, "micro_batch": 16,
+            },
+            "strategy": {"kind": "fedavg", "options": {}},
+        },
     },
     load=load,
     probe=eicu_text.probe,

@@ -102,7 +102,7 @@ SCENARIO = Scenario(
     plain={
         "minilm": {"training": {"clip": None, "learning_rate": 1.6}},
         **tuned_minilm_plain(
-            rounds=6, steps=10, sample_rate=0.1, rates={"lora": 2e-3, "full": 2e-4}
+            rounds=10, steps=10, sample_rate=0.08, rates={"lora": 3e-3, "full": 2e-4}
         ),
     },
     load=load,
