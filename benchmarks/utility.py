@@ -289,8 +289,9 @@ class Bench:
             plan = plan.changed(threads=self.threads)
             found = {"test": train_once(plan, records, Path(folder) / "run")}
             model, _ = load_model(Path(folder) / "run" / "model" / "model.safetensors")
-        public = PublicTest(plan, records.parts()["validation"])
-        found["validation"] = {**public.measure(model), **public.written(model)}
+            # Here, too, while the weights that it started from are there.
+            public = PublicTest(plan, records.parts()["validation"])
+            found["validation"] = {**public.measure(model), **public.written(model)}
         for figures in found.values():
             figures.pop("sites", None)
         return found

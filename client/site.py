@@ -228,6 +228,8 @@ class Site:
             )
         if fault := misfit(shapes, model):
             raise Refusal(Status.REFUSED_PARAMETERS, fault)
+        if not self.plan.trains and order.model != self._trainer.begins():
+            raise Refusal(Status.REFUSED_PARAMETERS, "not the weights that the plan has measured")
         self.guard.require_size(self.plan, sum(array.size for array in model.values()))
         evaluation = order.purpose == "evaluate"
         event = gate_event(self.plan) if evaluation else self._trainer.event

@@ -24,7 +24,8 @@ from privet.common.errors import (
     PrivetError,
     SelfTestFailed,
 )
-from privet.common.flat import Arrays
+from privet.common.flat import Arrays, digest_arrays
+from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
@@ -130,6 +131,14 @@ class Trainer:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the trained parameters in order, each with its shape."""
         return {name: tuple(part.shape) for name, part in self._bench.engine.named.items()}
+
+    def begins(self) -> str:
+        """Return the digest of the trained parameters as the plan has them before any training."""
+        return self._begins
+
+    @functools.cached_property
+    def _begins(self) -> str:
+        return digest_arrays(initial_model(self.plan))
 
     def self_test(self) -> tuple[str, ...]:
         """Run the start-up tests, once a process and plan; return the rows that passed.

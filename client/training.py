@@ -42,6 +42,10 @@ class Training(Protocol):
         """Return the trained parameters in order, each with its shape."""
         ...
 
+    def begins(self) -> str:
+        """Return the digest of the trained parameters as the plan has them before any training."""
+        ...
+
     def self_test(self) -> tuple[str, ...]:
         """Run the start-up tests, once; return the rows of the honesty list that passed.
 

@@ -389,7 +389,10 @@ class Plan(Part):
     def _require_something_to_measure(self) -> None:
         if self.metrics.source != "gate":
             raise ValueError("'training.rounds' = 0 only measures: 'metrics.source' must be 'gate'")
-        if self.model.start is None and self.model.kind != "huggingface":
+        if not self.split.test:
+            raise ValueError("'training.rounds' = 0 only measures: 'split.test' holds nothing out")
+        whole = self.model.kind == "huggingface" and self.task.kind in LANGUAGE
+        if self.model.start is None and not whole:
             raise ValueError(
                 "'training.rounds' = 0 only measures: 'model.start' must name the trained weights"
             )

@@ -110,10 +110,11 @@ def calibrated(plan: Plan) -> Plan:
         gate = [Repeated(gate_event(plan), count)]
         cost = privacy_loss(gate, privacy.delta, Unit(privacy.unit), relation)
         if cost.epsilon > privacy.epsilon or (plan.trains and cost.epsilon == privacy.epsilon):
+            said = "1 evaluation" if count == 1 else f"{count} evaluations"
             raise InputError(
-                f"no noise reaches privacy.epsilon {privacy.epsilon:g}: {count} evaluations "
-                f"through the gate cost {cost} by themselves. Raise metrics.noise_multiplier (now "
-                f"{plan.metrics.noise_multiplier:g}) or metrics.every"
+                f"no noise reaches privacy.epsilon {privacy.epsilon:g}: {said} through the gate "
+                f"cost {cost} alone. Raise metrics.noise_multiplier (now "
+                f"{plan.metrics.noise_multiplier:g})" + (" or metrics.every" if count > 1 else "")
             )
     if not plan.trains:
         return plan

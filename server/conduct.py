@@ -45,15 +45,19 @@ def conduct(
     began = time.monotonic()
 
     def keep(progress: Progress) -> None:
-        run.keep_figures(progress.round, progress.histograms)
+        if progress.histograms:
+            run.keep_figures(progress.round, progress.histograms)
+        note(progress)
+
+    def note(progress: Progress) -> None:
+        answers = {name: str(status) for name, status in progress.statuses.items()}
+        run.note(round=progress.round, sites=answers, spent=progress.spent)
 
     def observe(progress: Progress) -> None:
         nonlocal began
         seconds, began = time.monotonic() - began, time.monotonic()
         on_round(seconds)
         _LOG.info("a round is done", extra={"run": run.id, "round": progress.round})
-        answers = {name: str(status) for name, status in progress.statuses.items()}
-        run.note(round=progress.round, sites=answers, spent=progress.spent)
         if progress.round == plan.last_round:
             settle()
         else:

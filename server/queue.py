@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from privet.common.canonical import fsync_folder, write_json
+from privet.common.delivery import figures_path
 from privet.common.errors import InputError, PrivetError, RunError, reason_of
 from privet.common.plan import Plan
 from privet.privacy.roster import Roster
@@ -44,6 +45,7 @@ class _Status(BaseModel):
     spent: dict[str, dict[str, Any]] = {}
     metrics: dict[str, float | None] = {}
     site_metrics: dict[str, dict[str, float | None]] = {}
+    measured: int = 0
 
 
 class Run:
@@ -123,8 +125,6 @@ class Run:
 
     def keep_figures(self, number: int, tables: Mapping[str, Any]) -> None:
         """Keep what the sites measured in a round: their noised tables, and figures from them."""
-        if not tables:
-            return
         from privet.common.tasks.measure import pooled
 
         overall, by_site = pooled(tables)
@@ -134,8 +134,8 @@ class Run:
             "sites": by_site,
             "tables": {site: table.tolist() for site, table in tables.items()},
         }
-        write_json(self.folder / "figures" / f"round-{number:06}.json", found)
-        self.note(metrics=overall, site_metrics=by_site)
+        write_json(figures_path(self.folder, number), found)
+        self.note(metrics=overall, site_metrics=by_site, measured=number)
 
     @property
     def _end(self) -> bytes:

@@ -68,6 +68,8 @@ def without_privacy(plan: Plan) -> Plan:
 
     A scenario may declare other settings for this case, chosen on the same public split.
     """
+    if not plan.trains:
+        raise InputError(f"plan '{plan.name}' only measures, through the gate: it needs privacy")
     changes: dict[str, Any] = {"privacy": None}
     if plan.privacy is not None:
         changes["training"] = {"clip": plan.privacy.clip}

@@ -65,6 +65,7 @@ class RemoteTrainer:
     _opened: bool = False
     _records: Path = Path()
     _shapes: dict[str, tuple[int, ...]] | None = None
+    _begins: str = ""
     _tests: tuple[str, ...] | None = None
     _turn: threading.Lock = field(default_factory=threading.Lock)
 
@@ -79,6 +80,13 @@ class RemoteTrainer:
             told, _ = self._ask({"do": "shapes"})
             self._shapes = {name: tuple(shape) for name, shape in told["shapes"].items()}
         return self._shapes
+
+    def begins(self) -> str:
+        """Return the digest of the trained parameters as the plan has them before any training."""
+        if not self._begins:
+            told, _ = self._ask({"do": "begins"})
+            self._begins = str(told["begins"])
+        return self._begins
 
     def self_test(self) -> tuple[str, ...]:
         """Run the start-up tests; return the rows that passed.

@@ -52,6 +52,8 @@ class _Worker:
         trainer = self._trainer
         if asked["do"] == "shapes":
             return {"shapes": {name: list(shape) for name, shape in trainer.shapes().items()}}, {}
+        if asked["do"] == "begins":
+            return {"begins": trainer.begins()}, {}
         if asked["do"] == "test":
             return {"tests": list(trainer.self_test())}, {}
         if asked["do"] == "committed":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from privet.common.delivery import figures_path
 from privet.common.errors import DataError, InputError
 from privet.common.flat import not_finite
 from privet.common.plan import Plan
@@ -42,12 +43,12 @@ class Trained:
     def result(self) -> dict[str, Any]:
         """What the run wrote down at its end; empty where there is none.
 
-        Of a coordinator's run: the figures of the last round that was measured.
+        Of a coordinator's run: the figures of its last round, whose model this is.
         """
         path = self.folder / "result.json"
-        measured = sorted((self.folder / "figures").glob("round-*.json"))
-        if not path.is_file() and measured:
-            return {"metrics_source": "gate", **_read(measured[-1])}
+        measured = figures_path(self.folder, self.plan.last_round)
+        if not path.is_file() and measured.is_file():
+            return {"metrics_source": "gate", **_read(measured)}
         return _read(path) if path.is_file() else {}
 
     @functools.cached_property
@@ -75,6 +76,34 @@ class Trained:
             for name, parameter in named.items():
                 parameter.copy_(torch.from_numpy(np.array(self.arrays[name])))
         return joined(network).eval()
+
+    @functools.cached_property
+    def weights(self) -> Path:
+        """The file that another run starts from to have this very model.
+
+        Parameters that stayed frozen are public, and a plan has them anywhere. But what an earlier
+        run trained, and this one froze, no plan has: then both are written into a file beside.
+        """
+        from safetensors.torch import save_file
+
+        from privet.common.models import build_model, trainable
+        from privet.common.models.start import frozen_by
+
+        own = self.folder / "model" / "model.safetensors"
+        plan = self.plan.changed(device="cpu")
+        if plan.model.start is None or not frozen_by(build_model(plan), plan.model.start):
+            return own
+        import torch
+
+        model, path = build_model(plan), own.with_name("whole.safetensors")
+        with torch.no_grad():
+            for name, parameter in trainable(model).items():
+                parameter.copy_(torch.from_numpy(np.array(self.arrays[name])))
+        tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
+        part = path.with_suffix(".part")
+        save_file(tensors, part)
+        part.replace(path)
+        return path
 
     @functools.cached_property
     def task(self) -> Task:

@@ -65,6 +65,16 @@ def find(digest: str) -> Path:
     )
 
 
+def frozen_by(model: nn.Module, digest: str) -> list[str]:
+    """Return the parameters that a file sets and that are not trained.
+
+    Raises:
+        DataMissing, PlanError: as :func:`apply`.
+    """
+    found = set(apply(model, digest))
+    return [n for n, p in model.named_parameters() if n in found and not p.requires_grad]
+
+
 def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
     """Set the parameters of a model that a file has, trained or frozen; return their names.
 

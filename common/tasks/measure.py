@@ -5,6 +5,7 @@ A record adds a total weight to one cell of the table, so that one release serve
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,16 +79,22 @@ def table_shape(plan: Plan) -> tuple[int, int] | None:
 def pooled(tables: Mapping[str, Any]) -> tuple[Figures, dict[str, Figures]]:
     """Return the figures over all sites and of each, from their noised tables.
 
-    A table of another shape than the first one's cannot be added, and is left out.
+    Tables of another shape than most have cannot be added, and are left out.
     """
     arrays = {site: np.asarray(table, dtype=np.float64) for site, table in tables.items()}
-    first = next(iter(arrays.values())).shape
-    fitting = {site: array for site, array in arrays.items() if array.shape == first}
-    total = sum(fitting.values(), np.zeros(first))
+    ((usual, _),) = Counter(array.shape for array in arrays.values()).most_common(1)
+    fitting = {site: array for site, array in arrays.items() if array.shape == usual}
+    total = sum(fitting.values(), np.zeros(usual))
     return read_table(total), {site: read_table(table) for site, table in fitting.items()}
 
 
 def read_table(table: Any) -> Figures:
-    """Return the figures of a table of either kind."""
+    """Return the figures of a table of either kind; none of one that is of neither.
+
+    A user's own task may have tables that only its own measure can read.
+    """
     array = np.asarray(table, dtype=np.float64)
-    return measure_of_table(array).read(array)
+    try:
+        return measure_of_table(array).read(array)
+    except (ValueError, IndexError):
+        return {}

@@ -61,7 +61,7 @@ def budget(
     name, _ = site.data_set(data_set)
     place = _Place(policy, site)
     with show.stage("budget") as tell:
-        if chosen.privacy is not None and chosen.privacy.noise_multiplier is None:
+        if chosen.trains and chosen.privacy and chosen.privacy.noise_multiplier is None:
             tell(f"calibrating the noise to ε {chosen.privacy.epsilon:g}, the plan's own …")
         fitted = program.calibrated(chosen)
         forecast = Forecast(chosen, fitted, place, name)

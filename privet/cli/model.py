@@ -340,7 +340,7 @@ def _through_gate(
     from privet.privacy.program import measuring
     from privet.simulations.run import Setting, run_plan
 
-    weights = trained.folder / "model" / "model.safetensors"
+    weights = trained.weights
     plan = measuring(trained.plan, offer(weights), epsilon)
     if file is not None:
         _write_new(file, dump_toml(plan.to_dict()))

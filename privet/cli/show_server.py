@@ -32,10 +32,9 @@ def status(value: dict[str, Any]) -> None:
             spent = run.get("spent", {}).get(site)
             cost = f", ε {spent['epsilon']:.3f} spent" if spent and spent["epsilon"] else ""
             _out.print(f"  {site}: {said}{cost}", highlight=False)
-        if run.get("metrics"):
-            _out.print(
-                f"  measured by the sites, noised: {_figures(run['metrics'])}", highlight=False
-            )
+        if said := _figures(run.get("metrics", {})):
+            number = run.get("measured", 0)
+            _out.print(f"  round {number}, measured by the sites, noised: {said}", highlight=False)
         if "fault" in run:
             _out.print(f"  {run['fault']}", highlight=False, soft_wrap=True, markup=False)
 

@@ -31,7 +31,15 @@ def budget(forecast: Forecast) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    if plan.privacy is not None:
+    if plan.privacy is not None and not plan.trains:
+        _out.print(
+            f"Nothing is trained: one table with noise multiplier "
+            f"{plan.metrics.noise_multiplier:g} on its cells; the plan allows itself ε "
+            f"{plan.privacy.epsilon:g} at δ {plan.privacy.delta:g}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    elif plan.privacy is not None:
         how = "calibrated to" if forecast.calibrated else "set by the plan, which allows itself"
         _out.print(
             f"Noise multiplier {plan.privacy.noise_multiplier:g}, {how} ε {plan.privacy.epsilon:g} "

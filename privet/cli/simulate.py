@@ -159,6 +159,8 @@ def simulate(
         start=offer(start) if start else None,
         dp=not no_dp,
     )
+    if not chosen.trains and (compare or sweep is not None):
+        raise InputError(f"{plan}: it trains nothing: it goes without --compare and --sweep")
     setting = run.Setting(
         engine=engine.value,
         ray_address=ray_address,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from budget_kit import Desk
+from budget_kit import Desk, policy_value
 
 from privet.common.models.start import FOLDERS, digest_of
 from privet.common.plan import Plan
@@ -86,6 +86,30 @@ def test_a_plan_for_a_federation(desk: Desk, trained: Path) -> None:
     assert not Path("runs").exists()
     said = desk.refused(2, "model", "evaluate", trained, "--gate", "--plan", "measure.toml")
     assert "exists" in said
+
+
+def test_an_operator_sees_what_it_will_cost(desk: Desk, trained: Path) -> None:
+    assert desk.run("model", "evaluate", trained, "--gate", "--plan", "measure.toml")[0] == 0
+    policy = policy_value()
+    policy["data"]["admissions"] |= {"path": "north.csv", "nominal_size": 60}
+    desk.write(Path("site.toml"), policy)
+    code, out, err = desk.ask("measure.toml", "site.toml")
+    assert code in (0, 3), err
+    assert "Nothing is trained: one table with noise multiplier" in out and "the whole run" in out
+    assert "calibrating the noise" not in err
+
+
+@pytest.mark.parametrize("words", [("--compare",), ("--sweep", "1,2"), ("--no-dp",)])
+def test_nothing_is_paid_for_what_makes_no_sense(
+    desk: Desk, trained: Path, words: tuple[str, ...]
+) -> None:
+    assert desk.run("model", "evaluate", trained, "--gate", "--plan", "measure.toml")[0] == 0
+    spent = desk.run("audit", "bundle", "sites", "first", "--out", "before")
+    said = desk.refused(2, "simulate", "measure.toml", *words, "--ledgers", "sites")
+    assert "only measures" in said or "trains nothing" in said
+    again = desk.run("audit", "bundle", "sites", "first", "--out", "after")
+    first, second = (said[1].splitlines()[0].partition(":")[2] for said in (spent, again))
+    assert first == second  # as many entries
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,43 @@ def test_a_measurement_with_more_than_it_has(tmp_path: Path, purpose: str, round
     assert {"event", "plan", "order", "round"} & rules(answer), answer.faults
 
 
+def opened(fed: Federation, plan: dict[str, Any]) -> str:
+    """Open a run of the plan; return its model."""
+    fed.approve(plan)
+    model = digest(b"run-1 0")
+    sites = [site["name"] for site in plan["sites"]]
+    fed.hub.add("run-opened", run="run-1", plan=digest(plan), model=model, sites=sites)
+    return model
+
+
+@pytest.mark.parametrize(("other", "sound"), [(b"run-1 0", True), (b"another", False)])
+def test_an_unfinished_measurement_is_of_its_model(
+    tmp_path: Path, other: bytes, sound: bool
+) -> None:
+    fed, plan = Federation(), measuring()
+    opened(fed, plan)
+    fed.ask("run-1", 1, "evaluate", plan, digest(other))
+    answer = verdict(tmp_path, fed)
+    assert answer.ok is sound
+    assert sound or rules(answer) == {"model"}
+
+
+def test_what_is_measured_is_no_average(tmp_path: Path) -> None:
+    """A plan of another tool that says so all the same: the engine refuses it."""
+    fed, plan = Federation(), measuring(strategy={"average_last": 2})
+    model, other = opened(fed, plan), digest(b"another")
+    done = fed.ask("run-1", 1, "evaluate", plan, other)
+    add = fed.hub.add
+
+    def shown(kind: str, **fields: Any) -> Any:
+        return add(kind, **{**fields, **({"shown": other} if kind == "round" else {})})
+
+    fed.hub.add = shown  # type: ignore[method-assign]
+    fed.close_round("run-1", 1, model, model, done)
+    add("run-closed", run="run-1", rounds=1, model=other, how="done", fault=None)
+    assert "model" in rules(verdict(tmp_path, fed))
+
+
 def test_a_plan_that_does_nothing_is_no_plan(tmp_path: Path) -> None:
     fed = Federation()
     fed.run(plan=measuring(metrics={"source": "off"}))

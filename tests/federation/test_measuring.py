@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from federation_kit import Federation
 from flwr.app import Message
 
 from privet.client.trainer import Trainer
+from privet.common.canonical import write_json
+from privet.common.delivery import figures_path
+from privet.common.delivery.trained import load
 from privet.common.errors import InputError, PlanError, QuorumNotMet
 from privet.common.flat import Arrays
-from privet.common.models import initial_model
+from privet.common.models import build_model, initial_model
 from privet.common.models.start import FOLDERS, offer
 from privet.common.order import Status
 from privet.common.plan import Plan
@@ -23,6 +29,8 @@ from privet.privacy.accounting import privacy_loss
 from privet.privacy.events import Gaussian, Repeated
 from privet.privacy.program import calibrated, measuring, planned
 from privet.privacy.units import Relation, Unit
+from privet.server.conduct import conduct
+from privet.server.queue import Run
 from privet.server.recorder import Recorder
 from privet.server.snapshot import save_model
 from privet.simulations.grid import InProcessGrid
@@ -53,9 +61,12 @@ def measured(federation: Make, weights: tuple[str, Arrays]) -> Callable[..., Fed
     def make(**changes: Any) -> Federation:
         given = {**NONE, "model": {"start": weights[0]}}
         for key, change in changes.items():
-            given[key] = {**given[key], **change} if key in given else change
-        made: Federation = federation(**given)
+            merged = key in given and key != "model"
+            given[key] = {**given[key], **change} if merged else change
+        made: Federation = federation(folder=f"run-{next(numbers)}", **given)
         return made
+
+    numbers = itertools.count()
 
     return make
 
@@ -117,7 +128,7 @@ def test_a_measurement_above_the_budget_is_refused(plan_value: Make) -> None:
         metrics={"source": "gate", "noise_multiplier": 0.5},
         privacy={"epsilon": 1.0},
     )
-    with pytest.raises(InputError, match="1 evaluations through the gate cost"):
+    with pytest.raises(InputError, match="1 evaluation through the gate cost"):
         calibrated(Plan.parse(value))
 
 
@@ -132,6 +143,21 @@ def test_no_order_to_train_is_answered(
     assert fed.opened == []
     answer = fed.sites[0].answer(order_for(fed, "North", model, purpose="evaluate"), model)
     assert answer.status is Status.RELEASED
+
+
+def test_no_other_weights_are_measured(
+    measured: Make, order_for: Make, weights: tuple[str, Arrays]
+) -> None:
+    """A site approved the digest of these: a coordinator cannot have others measured."""
+    fed = measured()
+    other = {name: array + np.float32(1) for name, array in weights[1].items()}
+    order = order_for(fed, "North", other, purpose="evaluate")
+    assert fed.sites[0].answer(order, other).status is Status.REFUSED_PARAMETERS
+    assert fed.ledger("North").history() == []
+    # The control: in a training run a site measures what it is sent.
+    trains = measured(training={"rounds": 1}, model={"kind": "linear"})
+    order = order_for(trains, "North", other, purpose="evaluate")
+    assert trains.sites[0].answer(order, other).status is Status.RELEASED
 
 
 class Silent(InProcessGrid):
@@ -188,6 +214,39 @@ def test_a_coordinator_that_dies_before_its_line_pays_nothing_twice(
     assert [site.charges for site in verdict.sites] == [1, 1, 1]
 
 
+def queued(folder: Path, plan: Plan) -> Run:
+    """A run as a coordinator has it before its first round."""
+    write_json(folder / "plan.json", plan.to_dict())
+    status = {"run": folder.name, "state": "queued", "submitted": 1.0, "plan": plan.digest}
+    write_json(folder / "status.json", status)
+    return Run(folder)
+
+
+def test_a_coordinator_that_dies_before_it_told_knows_it_afterwards(
+    measured: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fed = measured()
+    run = queued(tmp_path / "hub", fed.plan)
+
+    def go() -> None:
+        conduct(
+            run, fed.grid(), lambda: initial_model(fed.plan),
+            lambda: fed.parties.recorder(fed.roster),
+        )  # fmt: skip
+
+    def dies(*_: Any) -> None:
+        raise ConnectionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "close_round", dies)
+        with pytest.raises(ConnectionError):
+            go()
+    go()
+    status = run.status
+    assert (status["state"], status["round"], status["measured"]) == ("done", 1, 1)
+    assert set(status["spent"]) == set(status["site_metrics"]) == {"North", "East", "South"}
+
+
 # plans
 
 
@@ -200,6 +259,7 @@ def test_a_coordinator_that_dies_before_its_line_pays_nothing_twice(
         ({"compression": {"kind": "int8"}}, "'compression' has no meaning"),
         ({"strategy": {"average_last": 2}}, "average_last"),
         ({"training": {"rounds": -1}}, "rounds"),
+        ({"split": {"test": 0.0}}, "'split.test' holds nothing out"),
         ({"privacy": "none"}, "need a \\[privacy\\] section"),
     ],
 )
@@ -226,6 +286,46 @@ def test_weights_of_another_task_are_not_measured(
         initial_model(measuring(plan, offer(path), 1.0))
 
 
+class Body(torch.nn.Module):
+    """Two layers, of which the first may be frozen."""
+
+    def __init__(self, task: Any, *, frozen: bool = False) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(3, 4), torch.nn.Linear(4, len(task.classes))
+        self.body.requires_grad_(not frozen)
+
+    def forward(self, numeric: Any, missing: Any, categorical: Any) -> Any:
+        return self.head(self.body(torch.cat([numeric, categorical.float()], 1)))
+
+
+def test_what_an_earlier_run_trained_and_this_one_froze_goes_along(
+    tmp_path: Path, plan_value: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(FOLDERS, raising=False)
+
+    def trained(name: str, **model: Any) -> Any:
+        plan = Plan.parse(plan_value(model=model))
+        moved = {name: array + np.float32(1) for name, array in initial_model(plan).items()}
+        save_model(tmp_path / name / "model/model.safetensors", moved, {"plan": plan.digest})
+        write_json(tmp_path / name / "plan.json", plan.to_dict())
+        return load(tmp_path / name)
+
+    kind = f"{__name__}:Body"
+    whole = trained("one", kind=kind)
+    assert whole.weights.name == "model.safetensors"
+    head = trained("two", kind=kind, options={"frozen": True}, start=offer(whole.weights))
+    assert list(head.arrays) == ["head.weight", "head.bias"]
+
+    def same(weights: Path) -> bool:
+        plan = measuring(head.plan, offer(weights), 1.0)
+        found, right = dict(build_model(plan).named_parameters()), head.network.named_parameters()
+        return all(torch.equal(found[name], parameter) for name, parameter in right)
+
+    assert same(head.weights)
+    # The control: the file of the trained parameters alone has another body.
+    assert not same(tmp_path / "two" / "model" / "model.safetensors")
+
+
 def test_a_plan_without_privacy_has_no_gate(plan_value: Make) -> None:
     with pytest.raises(InputError, match="no \\[privacy\\] section"):
         measuring(Plan.parse(plan_value(privacy="none")), "sha256:" + "0" * 64, 1.0)
@@ -238,6 +338,22 @@ def test_a_table_that_cannot_be_added_is_left_out() -> None:
     tables = {"a": np.eye(3), "b": 2 * np.eye(3), "c": np.ones((2, 10))}
     overall, sites = pooled(tables)
     assert set(sites) == {"a", "b"} and overall["accuracy"] == 1.0
+
+
+def test_one_odd_table_does_not_push_out_the_others() -> None:
+    tables = {"a": np.zeros((1, 1)), "b": np.eye(3), "c": np.eye(3)}
+    assert set(pooled(tables)[1]) == {"b", "c"}
+
+
+def test_a_table_that_only_its_own_measure_reads_has_no_figures(
+    measured: Make, tmp_path: Path
+) -> None:
+    assert pooled({"a": np.ones((3, 5))}) == ({}, {"a": {}})
+    run = queued(tmp_path / "hub", measured().plan)
+    run.keep_figures(1, {"a": np.ones((3, 5))})
+    assert run.status["metrics"] == {}
+    kept = json.loads(figures_path(run.folder, 1).read_text())
+    assert kept["tables"] == {"a": np.ones((3, 5)).tolist()}
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_what_was_trained_is_measured_in_a_run_of_its_own(town: Make) -> None:
     assert status["metrics"]["accuracy"] is not None
     for name, spent in status["spent"].items():
         assert before[name] < spent["epsilon"] < before[name] + 2.0
-    kept = json.loads((second.folder / "figures" / "round-000001.json").read_text())
+    kept = json.loads((second.folder / "figures" / "round-1.json").read_text())
     assert np.shape(kept["tables"]["North"]) == (2, 10)
     assert pooled(kept["tables"]) == (status["metrics"], status["site_metrics"])
     verdict = verdict_of(here, "second")

@@ -248,7 +248,8 @@ class Journal(Log):
                 continue
             if order.plan != run.plan_name or order.site not in run.sites:
                 self.fault("order", "an order of an unfinished round is of another plan or site")
-            if order.purpose == "train" and order.model != run.model:
+            alone = run.plan is not None and not run.plan.trainings
+            if (order.purpose == "train" or alone) and order.model != run.model:
                 self.fault("model", "an order of an unfinished round carries another model")
         if unused:
             verb = "is" if unused == 1 else "are"

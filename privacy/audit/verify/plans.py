@@ -70,7 +70,8 @@ class Plan:
         self.trainings = _natural(training, "rounds")
         self.rounds = self.trainings or 1
         strategy = value.get("strategy")
-        self.averages = isinstance(strategy, dict) and _count(strategy, "average_last", 1) > 1
+        last = _count(strategy, "average_last", 1) if isinstance(strategy, dict) else 1
+        self.averages = self.trainings > 0 and last > 1
         self._read_events(value, training)
 
     def _read_events(self, value: dict[str, Any], training: dict[str, Any]) -> None:
