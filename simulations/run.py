@@ -227,7 +227,7 @@ def train_once(
         folder: for ledgers, snapshot and model; must not hold an earlier run.
         public: what to measure on; default the test split of ``records``.
     """
-    resolved = resolve(plan).changed(metrics={"every": plan.training.rounds})
+    resolved = resolve(plan).changed(metrics={"every": plan.last_round})
     measure = public or PublicTest(resolved, records.parts()["test"])
     run_id = f"{plan.name.replace(' ', '-')}-{secrets.token_hex(2)}"
     parties = Parties(resolved, folder.resolve())

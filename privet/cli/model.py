@@ -362,11 +362,14 @@ def _through_gate(
 
 
 def _write_new(path: Path, text: str) -> None:
+    from privet.common.canonical import write_atomic
+
+    if path.exists():
+        raise InputError(f"{path} exists: name another file")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: cannot be written: there is no such folder")
     try:
-        with path.open("x", encoding="utf-8") as stream:
-            stream.write(text)
-    except FileExistsError:
-        raise InputError(f"{path} exists: name another file") from None
+        write_atomic(path, text.encode())
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 

@@ -205,7 +205,7 @@ def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     task, label = str(dig(plan, "task", "kind")), str(dig(plan, "task", "label"))
     rows = [
         ("Task", f"{task}: predict “{label}” from {_features(plan)}"),
-        ("Model", f"{dig(plan, 'model', 'kind')}"),
+        ("Model", _model(plan)),
         (
             "Training",
             _training(training),
@@ -222,15 +222,16 @@ def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows += [
         ("Protected unit", unit),
         ("Budget asked for", f"ε {_plain(privacy.get('epsilon'))} ({loss}) at each site"),
-        ("Noise", _noise(privacy, training)),
+        ("Noise", _noise(plan, privacy, training)),
         ("Trust", "local: noise is added at the site; nobody outside sees un-noised values"),
     ]
     return [*rows, ("Figures about the model", figures_of(plan))]
 
 
-def _noise(privacy: Mapping[str, Any], training: Mapping[str, Any]) -> str:
+def _noise(plan: Mapping[str, Any], privacy: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     if training.get("rounds") == 0:
-        return "on the figures alone: nothing is trained"
+        deviation = _plain(dig(plan, "metrics", "noise_multiplier"))
+        return f"random noise with a standard deviation of {deviation} on each count of the figures"
     noise, clip = number(privacy.get("noise_multiplier")), number(privacy.get("clip"))
     if noise is None:
         return "not fixed in the plan"
@@ -238,6 +239,11 @@ def _noise(privacy: Mapping[str, Any], training: Mapping[str, Any]) -> str:
         f"what a unit adds to a step is cut to length {_plain(clip)}; then random noise with a "
         f"standard deviation of {_plain(noise)} times that length is added"
     )
+
+
+def _model(plan: Mapping[str, Any]) -> str:
+    start = dig(plan, "model", "start")
+    return f"{dig(plan, 'model', 'kind')}" + (f", from the weights {start}" if start else "")
 
 
 def _training(training: Mapping[str, Any]) -> str:
