@@ -106,6 +106,9 @@ def _quick(tuning: str) -> tuple[tuple[str, Any], ...]:
     return (("model.options", {"tuning": tuning, "scale": 4.0, "precision": "bfloat16"}),)
 
 
+_STEP = (("training.steps", 1), ("training.sample_rate", 0.0085))
+"""One step of the pooled peer, where a round of the federation is one step at each site."""
+
 STUDIES = (
     Study("fed-heart", None, (None, 5.0, 1.0), 5, peer="logistic"),
     Study("lending", "linear", (None, 3.0, 1.0), 5, peer="logistic"),
@@ -121,7 +124,7 @@ STUDIES = (
     Study("eicu-text", "text-encoder", (None, 8.0)),
     Study("eicu-text", "text-encoder", (None, 8.0), after=("eicu-gaps", None)),
     Study("gospels", None, (None, 8.0), figure="chrf", peer="pooled"),
-    Study("shakespeare", None, (None, 8.0), figure="perplexity", peer="pooled"),
+    Study("shakespeare", None, (None, 8.0), figure="perplexity", peer="pooled", pooled=_STEP),
     *(
         Study(
             name,
