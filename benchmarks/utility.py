@@ -106,8 +106,10 @@ def _quick(tuning: str) -> tuple[tuple[str, Any], ...]:
     return (("model.options", {"tuning": tuning, "scale": 4.0, "precision": "bfloat16"}),)
 
 
-_STEP = (("training.steps", 1), ("training.sample_rate", 0.0085))
-"""One step of the pooled peer, where a round of the federation is one step at each site."""
+def _step(rate: float) -> tuple[tuple[str, Any], ...]:
+    """Return one step of the pooled peer, where a round is one step at each site."""
+    return (("training.steps", 1), ("training.sample_rate", rate))
+
 
 STUDIES = (
     Study("fed-heart", None, (None, 5.0, 1.0), 5, peer="logistic"),
@@ -123,8 +125,10 @@ STUDIES = (
     Study("banking77", None, (None, 8.0, 3.0), 5, peer="logistic"),
     Study("eicu-text", "text-encoder", (None, 8.0)),
     Study("eicu-text", "text-encoder", (None, 8.0), after=("eicu-gaps", None)),
-    Study("gospels", None, (None, 8.0), figure="chrf", peer="pooled"),
-    Study("shakespeare", None, (None, 8.0), figure="perplexity", peer="pooled", pooled=_STEP),
+    Study("gospels", None, (None, 8.0), figure="chrf", peer="pooled", pooled=_step(0.02)),
+    Study(
+        "shakespeare", None, (None, 8.0), figure="perplexity", peer="pooled", pooled=_step(0.0085)
+    ),
     *(
         Study(
             name,
