@@ -12,10 +12,10 @@ setting that was chosen need not be run again; ``--tune`` shows the first alone.
 
 A seed fixes split and initial weights; all rows of a scenario share the splits. Settings are
 chosen on the validation split (``--tune`` measures there, ``--set`` changes a plan), which counts
-as public and is not trained on (H12); figures are on the test split. Those of MiniLM by LoRA and in
-full, ``shakespeare``, ``gospels`` and ``eicu-gaps`` are first guesses still. Peers, without any
-privacy: logistic regression by scikit-learn on the pooled training records, on the same features;
-or the same model trained on the pooled records, with as many passes and the same batches.
+as public and is not trained on (H12); figures are on the test split. Those of MiniLM in full, of
+``eicu-gaps``, and of ``shakespeare`` and ``gospels`` with privacy are first guesses still. Peers,
+without any privacy: logistic regression by scikit-learn on the pooled training records, on the same
+features; or the same model trained on the pooled records, as many steps in batches as large.
 """
 
 from __future__ import annotations

@@ -101,7 +101,8 @@ def tuned_minilm(
     """Return MiniLM by LoRA and in full, as changes of a plan whose own model is its head.
 
     A round is one step at each site, and the coordinator takes it by Adam: the noise of all sites
-    is averaged before anything moves. The settings are first guesses: nobody has tuned them yet.
+    is averaged before anything moves. Features are scaled as the head's, so that one that was
+    trained alone goes on (``start``).
     """
     return {
         f"minilm-{tuning}": {
