@@ -212,7 +212,9 @@ def test_another_sampler_than_was_paid_for(federation: Make, order_for: Make, st
         def release(self, *given: Any, **more: Any) -> Any:
             return DpSgd(1.0, paid.noise_multiplier, paid.clip, paid.steps).release(*given, **more)
 
-    site._trainer.mechanism = Greedy(paid.sample_rate, paid.noise_multiplier, paid.clip, paid.steps)
+    site._trainer._mechanism = Greedy(
+        paid.sample_rate, paid.noise_multiplier, paid.clip, paid.steps
+    )
     answer = site.answer(order_for(fed, "North", model), model)
     assert (answer.status, answer.release) == (Status.FAILED, None)
     assert fed.kinds("North") == ["reserved", "aborted"]

@@ -311,9 +311,9 @@ def test_what_was_not_paid_for_is_not_in_the_next_update(
 
     monkeypatch.setattr(trainer, "compress", spy)
     monkeypatch.setattr(trainer.Trainer, "event", property(lambda self: honest.event))
-    site._trainer.mechanism = replace(honest, noise_multiplier=1e-6)
+    site._trainer._mechanism = replace(honest, noise_multiplier=1e-6)
     assert site.answer(order_for(made, site.name, model), model).status is Status.FAILED
-    site._trainer.mechanism = honest
+    site._trainer._mechanism = honest
     second = site.answer(order_for(made, site.name, model, attempt=2), model)
     assert second.status is Status.RELEASED and given[1] == {}
     third = site.answer(order_for(made, site.name, model, round=2), model)

@@ -300,7 +300,7 @@ def test_an_update_without_noise_leaves_only_where_the_plan_has_no_privacy(
         fed = federation(folder=name, privacy=privacy)
         site, model = fed.sites[0], start(fed.plan)
         if privacy is not None:
-            site._trainer.mechanism = _Lying(0.5, 2.0, 1.0, 2)
+            site._trainer._mechanism = _Lying(0.5, 2.0, 1.0, 2)
         answer = site.answer(order_for(fed, "North", model), model)
         assert answer.status is (Status.FAILED if privacy is not None else Status.RELEASED)
         assert ("a PlainUpdate is not a release" in fed.log("North")) == (privacy is not None)

@@ -72,7 +72,7 @@ def plan_of(name: str, **training: Any) -> Plan:
             "threads": 1,
             "task": task,
             "model": {"kind": kind, "options": options},
-            "training": training,
+            "training": {"clip": 1.0, **training},  # else no gradient is bounded
             "privacy": None,
             "sites": [{"name": "here", "nominal_size": 100}],
         }

@@ -350,3 +350,11 @@ def test_a_failed_self_test_leaves_the_engine_usable():
 
 def test_the_engine_of_a_workbench_is_a_gradient_engine():
     assert isinstance(Workbench(plan_of("linear")).engine, GradientEngine)
+
+
+def test_without_a_bound_there_is_no_bound_to_test():
+    free = plan_of("linear", clip=None)
+    assert free.training.clip is None
+    assert set(Workbench(free).self_tests) == {"H6", "H17"}
+    private = {"epsilon": 1.0, "delta": 1e-5}
+    assert set(Workbench(free.changed(privacy=private)).self_tests) == set(ALL)
