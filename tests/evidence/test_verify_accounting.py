@@ -347,7 +347,7 @@ def test_what_a_plan_fixes() -> None:
     "changes",
     [
         {"sites": []}, {"sites": [{"nominal_size": 3}]}, {"sites": [{"name": "A"}] * 2},
-        {"training": {"rounds": 0}}, {"training": {"sample_rate": 1.5}},
+        {"training": {"rounds": -1}}, {"training": {"sample_rate": 1.5}},
         {"training": {"steps": True}}, {"privacy": {"clip": 0.0}},
         {"privacy": {"noise_multiplier": None}}, {"privacy": {"relation": "both"}},
         {"metrics": {"every": 0}}, {"strategy": {"average_last": "2"}}, {"privacy": {"epsilon": "8.0"}},

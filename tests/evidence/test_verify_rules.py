@@ -510,7 +510,7 @@ def missing_plan(fed: Federation) -> None:
 
 
 def impossible_plan(fed: Federation) -> None:
-    fed.approve(plan_of(name="odd", training={"rounds": 0}))
+    fed.approve(plan_of(name="odd", training={"rounds": -1}))
 
 
 def surplus_order(fed: Federation) -> None:
