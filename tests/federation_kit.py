@@ -177,6 +177,23 @@ class Federation:
         return found.arrays
 
 
+class Silent(InProcessGrid):
+    """Some nodes, East's alone unless said, receive orders and never answer; nor do they show logs."""
+
+    silent_to: tuple[str, ...] = ("train", "evaluate", "query.show")
+    nodes: tuple[int, ...] = (2,)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        return [
+            reply for reply in replies
+            if not reply.metadata.message_type.startswith(self.silent_to)
+            or reply.metadata.src_node_id not in self.nodes
+        ]  # fmt: skip
+
+
 def context() -> Context:
     """A context for a ``ServerApp``."""
     return Context(

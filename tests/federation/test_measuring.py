@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from federation_kit import Federation
-from flwr.app import Message
+from federation_kit import Federation, Silent
 
 from privet.client.trainer import Trainer
 from privet.common.canonical import write_json
@@ -33,7 +32,6 @@ from privet.server.conduct import conduct
 from privet.server.queue import Run
 from privet.server.recorder import Recorder
 from privet.server.snapshot import save_model
-from privet.simulations.grid import InProcessGrid
 
 Make = Callable[..., Any]
 NONE: dict[str, Any] = {"training": {"rounds": 0}, "metrics": {"source": "gate"}}
@@ -160,29 +158,19 @@ def test_no_other_weights_are_measured(
     assert trains.sites[0].answer(order, other).status is Status.RELEASED
 
 
-class Silent(InProcessGrid):
-    """The first sites receive orders to measure and never answer."""
+class Unmeasured(Silent):
+    """One site never answers an order to measure; its log is shown."""
 
-    many = 1
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        replies = list(super().send_and_receive(messages, timeout=timeout))
-        return [
-            reply for reply in replies
-            if not reply.metadata.message_type.startswith("evaluate")
-            or reply.metadata.src_node_id > self.many
-        ]  # fmt: skip
+    silent_to = ("evaluate",)
 
 
-class MostlySilent(Silent):
-    many = 2
+class MostlyUnmeasured(Unmeasured):
+    nodes = (1, 2)
 
 
 def test_a_quorum_measures(measured: Make) -> None:
     fed = measured()
-    outcome = fed.run(fed.grid(Silent))
+    outcome = fed.run(fed.grid(Unmeasured))
     assert len(outcome.progress[0].histograms) == 2
     assert fed.verdict().ok
 
@@ -190,7 +178,7 @@ def test_a_quorum_measures(measured: Make) -> None:
 def test_without_a_quorum_there_is_no_figure(measured: Make) -> None:
     fed = measured()
     with pytest.raises(QuorumNotMet, match="1 of 3 sites released a measurement, the quorum is 2"):
-        fed.run(fed.grid(MostlySilent))
+        fed.run(fed.grid(MostlyUnmeasured))
     verdict = fed.verdict()
     assert verdict.ok, verdict.faults
     assert fed.journal_entries("run-closed")[0].predicate["how"] == "failed"

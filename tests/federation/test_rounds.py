@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from federation_kit import Silent
 from flwr.app import ConfigRecord, Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
@@ -287,22 +288,6 @@ def test_metrics_from_the_gate_are_paid_for(federation: Make) -> None:
 
 
 # too few answers
-
-
-class Silent(InProcessGrid):
-    """East's node receives orders and never answers; its log is not shown, either."""
-
-    silent_to: tuple[str, ...] = ("train", "evaluate", "query.show")
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        replies = list(super().send_and_receive(messages, timeout=timeout))
-        return [
-            reply for reply in replies
-            if not reply.metadata.message_type.startswith(self.silent_to)
-            or reply.metadata.src_node_id != 2
-        ]  # fmt: skip
 
 
 class Unheard(Silent):
