@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from privet.common.canonical import write_atomic
 from privet.common.delivery import figures_path
 from privet.common.errors import DataError, InputError
 from privet.common.flat import not_finite
@@ -83,8 +84,11 @@ class Trained:
 
         Parameters that stayed frozen are public, and a plan has them anywhere. But what an earlier
         run trained, and this one froze, no plan has: then both are written into a file beside.
+
+        Raises:
+            InputError: if it cannot be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from privet.common.models import build_model, trainable
         from privet.common.models.start import frozen_by
@@ -100,9 +104,10 @@ class Trained:
             for name, parameter in trainable(model).items():
                 parameter.copy_(torch.from_numpy(np.array(self.arrays[name])))
         tensors = {name: p.detach().clone() for name, p in model.named_parameters()}
-        part = path.with_suffix(".part")
-        save_file(tensors, part)
-        part.replace(path)
+        try:
+            write_atomic(path, save(tensors))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written: {error.strerror}") from error
         return path
 
     @functools.cached_property
