@@ -377,7 +377,8 @@ def _minilm_states(
             position_ids=places,
             token_type_ids=torch.zeros_like(tokens),
         )
-    return output.last_hidden_state.float()  # type: ignore[no-any-return]
+    states = output.last_hidden_state
+    return states if precision is None else states.float()  # type: ignore[no-any-return]
 
 
 def _mean(states: Tensor, there: Tensor) -> Tensor:
