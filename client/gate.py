@@ -100,7 +100,7 @@ class Gate:
             policy = self.policy()
             self._check_roster(roster)
             self._offers.keep(plan)
-            guard = Guard(policy, self.ledger, roster)
+            guard = Guard(policy, self.ledger, roster, policy.data_set_for(plan))
             # Only a plan that is allowed makes a site of it, which registers populations for life.
             guard.require_allowed(plan)
             of = digest_json([plan_value, policy.model_dump(mode="json")])

@@ -56,6 +56,7 @@ class Feedback:
         path: of the file, made when the first record comes.
         columns: of a record, in the file's order.
         needed: those of them that may not be empty.
+        texts: those of them that hold texts.
         check: is given the rows as they will be read from the file, and raises DataError where
             somebody could not train on them.
 
@@ -68,9 +69,11 @@ class Feedback:
         path: Path,
         columns: tuple[str, ...],
         needed: tuple[str, ...],
+        texts: tuple[str, ...] = (),
         check: Callable[[pd.DataFrame], object] = lambda frame: None,
     ) -> None:
-        self.path, self.columns, self.needed, self._check = path, columns, needed, check
+        self.path, self.columns, self.needed = path, columns, needed
+        self._texts, self._check = texts, check
         if path.exists() and (not path.is_file() or path.stat().st_size):
             try:
                 with path.open(newline="", encoding="utf-8") as stream:
@@ -97,7 +100,7 @@ class Feedback:
         except UnicodeEncodeError as error:
             raise DataError("a record holds a sign that is no text") from error
         # What is refused now does not wait in the file until somebody has paid for training.
-        self._check(read_csv(io.StringIO(text)))
+        self._check(read_csv(io.StringIO(text), texts=self._texts))
         try:
             self._append(_csv(rows).encode(), data)
         except OSError as error:
@@ -146,7 +149,8 @@ class Feedback:
 
 def _csv(rows: list[list[str]]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
+    # Each cell in quotes: a lone carriage return, as HL7 has it, would end a row.
+    csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL).writerows(rows)
     return text.getvalue()
 
 
@@ -188,7 +192,7 @@ def open_feedback(path: Path, trained: Trained, policy: Policy | None) -> Feedba
     columns, task = feedback_columns(trained, policy), trained.plan.task
     features = {*task.numeric, *task.categorical}
     needed = tuple(name for name in columns if name not in features)
-    return Feedback(path, columns, needed, trained.task.encode)
+    return Feedback(path, columns, needed, task.texts, trained.task.encode)
 
 
 class Records(BaseModel):
@@ -386,11 +390,9 @@ def _page(trained: Trained, feedback: Feedback | None) -> str:
 
 
 def _predict(trained: Trained, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    from privet.common.tasks.language import TextToText
-
     batch = trained.encode(frame)
-    if isinstance(trained.task, TextToText):
-        return [{"text": text} for text in trained.task.write(trained.network, batch)]
+    if texts := trained.written(batch):
+        return [{"text": text} for text in texts]
     scores, classes = trained.scores(batch), trained.plan.task.classes
     if not classes:
         # A language model is asked how likely a text is.

@@ -144,17 +144,20 @@ class TaskSpec(Part):
         return self
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Those of its columns that hold texts."""
+        if self.kind == "text-to-text":
+            return self.text, self.target
+        return (self.text,) if self.kind in ("text", *LANGUAGE) else ()
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it reads; none are known of a user's own task."""
         if self.kind == "tabular":
             return (*self.numeric, *self.categorical, self.label)
         if self.image is not None:
             return (*self.image.columns, self.label)
-        if self.kind == "text":
-            return self.text, self.label
-        if self.kind in LANGUAGE:
-            return (self.text, self.target) if self.kind == "text-to-text" else (self.text,)
-        return ()
+        return (*self.texts, self.label) if self.kind == "text" else self.texts
 
 
 class ModelSpec(Part):
@@ -282,13 +285,14 @@ class Metrics(Part):
             records, noised and debited) or ``off``.
         every: rounds between two evaluations; the last round is always evaluated.
         noise_multiplier: σ of one gate release, per unit of sensitivity.
-        bins: score bins of the gate's histogram.
+        bins: score bins of the gate's histogram, an even number: a bin lies on one side of one
+            half. There is no AUC of two.
     """
 
     source: Literal["public", "gate", "off"] = "public"
     every: Count = 1
     noise_multiplier: Positive = 20.0
-    bins: Annotated[int, Field(ge=2, le=100)] = 10
+    bins: Annotated[int, Field(ge=2, le=100, multiple_of=2)] = 10
 
 
 class Split(Part):

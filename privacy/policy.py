@@ -333,6 +333,21 @@ class Policy(Part):
             raise PolicyError(f"site '{self.site}' has no data set '{key}'; it has {known}")
         return key, self.data[key]
 
+    def data_set_for(self, plan: Plan) -> str:
+        """Return the name of the data set that a plan fits; where it fits none, the first.
+
+        Raises:
+            PolicyError: if it fits several.
+        """
+        named = any(site.name == self.site for site in plan.sites)
+        fit = [name for name in self.data if named and self._data_fault(plan, name) is None]
+        if len(fit) > 1:
+            raise PolicyError(
+                f"plan '{plan.name}' fits the data sets {' and '.join(fit)} of site '{self.site}': "
+                "name one, or give them different values of nominal_size"
+            )
+        return (fit or list(self.data))[0]
+
     def path_of(self, data: DataSet) -> Path | None:
         """Return the file of a data set, or None if the policy names none."""
         return None if data.path is None else self._folder / data.path

@@ -11,8 +11,8 @@ import torch
 from privet.client.workbench import labels_of, workbench
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
-from privet.common.tasks.cleaning import texts_of
 from privet.common.tasks.language import TextToText
+from privet.common.tasks.written import likeness
 from privet.simulations.partition import SITE
 
 
@@ -51,15 +51,10 @@ class PublicTest:
         return figures
 
     def written(self, model: Arrays) -> dict[str, float]:
-        """Return chrF and BLEU of what the model writes for the test records, if it writes any.
-
-        By beam search, scored by sacrebleu (Popović 2015; Papineni et al. 2002; Post 2018).
-        """
+        """Return chrF and BLEU of what the model writes for the test records, if it writes any."""
         bench = workbench(self._plan)
         if not isinstance(bench.task, TextToText) or not len(self._frame):
             return {}
-        import sacrebleu
-
         bench.load(model)
         network = bench.engine.model
         network.eval()
@@ -68,10 +63,4 @@ class PublicTest:
                 texts = bench.task.write(network, bench.encode(self._frame))
         finally:
             network.train()
-        wanted = [texts_of(self._frame, self._plan.task.target)]
-        # The tokens know no capitals.
-        wanted = [[text.lower() for text in wanted[0]]]
-        return {
-            "chrf": float(sacrebleu.corpus_chrf(texts, wanted).score),
-            "bleu": float(sacrebleu.corpus_bleu(texts, wanted, lowercase=True).score),
-        }
+        return likeness(texts, bench.task.texts(self._frame, self._plan.task.target))

@@ -95,7 +95,8 @@ def _one_file(plan: Plan, base: Path) -> pd.DataFrame:
     if data.site_column is None:
         raise PlanError(f"{plan.name}: data.path needs data.site_column")
     path = base / str(data.path)
-    table = _unreserved(path, read_table(path), {data.site_column, data.person_column})
+    table = read_table(path, texts=plan.task.texts)
+    table = _unreserved(path, table, {data.site_column, data.person_column})
     if data.site_column not in table.columns:
         raise DataError(f"{path}: there is no site column '{data.site_column}'")
     return table.assign(**{SITE: table[data.site_column].astype(str)})
@@ -113,7 +114,8 @@ def _file_each(plan: Plan, base: Path) -> pd.DataFrame:
     tables = {}
     for site in plan.sites:
         path = base / str(site.path)
-        table = _unreserved(path, read_table(path), {plan.data.person_column})
+        table = read_table(path, texts=plan.task.texts)
+        table = _unreserved(path, table, {plan.data.person_column})
         tables[site.name] = table.assign(**{SITE: site.name})
     joined = pd.concat(tables.values(), ignore_index=True)
     own = plan.data.person_column

@@ -51,7 +51,7 @@ def read_records(path: Path, data: DataSet, plan: Plan) -> SiteData:
     Raises:
         DataError: if a column is not there. The message stays at the site.
     """
-    table = read_table(path, data.columns)
+    table = read_table(path, data.columns, plan.task.texts)
     wanted = plan.task.columns
     missing = [name for name in (*wanted, data.person_column) if name not in (*table, None)]
     if missing:

@@ -13,12 +13,15 @@ from privet.client.data.suffix import is_parquet, separator_of
 from privet.common.errors import DataError, DataMissing
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
+def read_table(
+    path: Path, columns: Sequence[str] | None = None, texts: Sequence[str] = ()
+) -> pd.DataFrame:
     """Read a CSV (``.csv``, ``.csv.gz``, ``.tsv``) or Parquet file.
 
     Args:
         path: the file.
         columns: read these only, in this order; None: all.
+        texts: columns whose cells are texts as they are written, also where they look like numbers.
 
     Raises:
         DataMissing: if there is no such file.
@@ -27,7 +30,7 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
     if not path.is_file():
         raise DataMissing(f"{path}: there is no such file")
     try:
-        table = _read(path, columns)
+        table = _read(path, columns, texts)
     except DataError:
         raise
     except Exception as error:
@@ -47,9 +50,13 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pd.DataFrame
 
 
 def read_csv(
-    source: Path | TextIO, columns: Sequence[str] | None = None, *, sep: str = ","
+    source: Path | TextIO,
+    columns: Sequence[str] | None = None,
+    texts: Sequence[str] = (),
+    *,
+    sep: str = ",",
 ) -> pd.DataFrame:
-    """Read a CSV file, or what would stand in one.
+    """Read a CSV file, or what would stand in one; see :func:`read_table`.
 
     Only an empty cell is read as missing: "None" or "NA" may be a category.
     """
@@ -59,14 +66,15 @@ def read_csv(
         keep_default_na=False,
         na_values=[""],
         low_memory=False,
+        dtype=dict.fromkeys(texts, str),
         usecols=None if columns is None else lambda name: name in columns,
     )
 
 
-def _read(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
+def _read(path: Path, columns: Sequence[str] | None, texts: Sequence[str]) -> pd.DataFrame:
     if is_parquet(path):
         return _read_parquet(path, columns)
-    return read_csv(path, columns, sep=separator_of(path))
+    return read_csv(path, columns, texts, sep=separator_of(path))
 
 
 def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:

@@ -1,19 +1,22 @@
-"""Figures of a trained model: over all, by site, by group; calibration; the gaps between groups.
+"""Figures of a trained model: over all, by site, by group; and the gaps between groups.
 
 Counts and figures are exact: they are for records that are public, or that stay where they are.
 """
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from privet.common.errors import InputError
+from privet.common.errors import DataError, InputError
 from privet.common.plan import canonical_label
 from privet.common.tasks.measure import measure_of
+from privet.common.tasks.written import likeness
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 SITE = "site"
 _BINS = 10
+_OPEN = re.compile(r"^\s*(?:([<>])=?|[≤≥])?\s*(\d+(?:\.\d+)?)\s*(\+?)\s*$")
+"""How records write a number that is not told exactly: "> 89", "90+", "<18"."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ class Group:
     def of(self, frame: pd.DataFrame) -> Array:
         """Return each record's group as text; a missing cell is "missing".
 
+        What is to be cut may be told as at least or at most so many: "> 89" lies above 89.
+
         Raises:
             InputError: if the column is not there, or is to be cut and holds no numbers.
         """
@@ -67,9 +74,7 @@ class Group:
             return np.array(
                 ["missing" if _absent(cell) else canonical_label(cell) for cell in cells]
             )
-        import pandas as pd
-
-        numbers = pd.to_numeric(cells, errors="coerce").to_numpy(dtype=float)
+        numbers = np.array([_number(cell) for cell in cells])
         if np.isnan(numbers).all():
             raise InputError(f"the column '{self.column}' holds no numbers to cut")
         names = [f"below {self.bounds[0]:g}"]
@@ -95,20 +100,28 @@ def evaluate(trained: Trained, frame: pd.DataFrame, groups: list[Group]) -> dict
 
     Raises:
         InputError: if a group's column is not there.
-        DataError: if the records do not fit the task.
+        DataError: if the records do not fit the task, or do not say what was right.
     """
     parts = {group.column: group.of(frame) for group in groups}
+    _require_answers(trained, frame)
     measure = measure_of(trained.task)
     batch = trained.encode(frame)
     scores = trained.scores(batch)
     classes = "label" in batch
     labels = batch["label"].numpy() if classes else np.zeros(len(frame), np.int64)
+    texts = trained.written(batch)
+    wanted = trained.wanted(frame) if texts else []
 
     def figures(chosen: Array) -> dict[str, Any]:
         found: dict[str, Any] = {"records": int(chosen.sum())}
         found |= measure.figures(scores[chosen], labels[chosen])
-        if classes and scores.shape[1] == 2:
-            found |= _rates(scores[chosen].argmax(1), labels[chosen])
+        if classes:
+            found |= _belief(calibration(scores[chosen], labels[chosen]))
+            if scores.shape[1] == 2:
+                found |= _rates(scores[chosen].argmax(1), labels[chosen])
+        if texts:
+            places = chosen.nonzero()[0]
+            found |= likeness([texts[k] for k in places], [wanted[k] for k in places])
         return found
 
     everyone = figures(np.ones(len(frame), bool))
@@ -154,6 +167,17 @@ def calibration(scores: Array, labels: Array, bins: int = _BINS) -> dict[str, An
     return {"error": error, "brier": brier, "curve": curve}
 
 
+def _require_answers(trained: Trained, frame: pd.DataFrame) -> None:
+    spec = trained.plan.task
+    column = spec.label if spec.classes else spec.target
+    if (spec.classes or spec.kind == "text-to-text") and column not in frame.columns:
+        raise DataError(f"the column '{column}' is missing: it says what is right")
+
+
+def _belief(found: dict[str, Any]) -> dict[str, float]:
+    return {"calibration_error": found["error"], "brier": found["brier"]}
+
+
 def _rates(guess: Array, labels: Array) -> dict[str, float | None]:
     """Return shares of class 1 that fairness is judged by (Hardt et al. 2016)."""
 
@@ -186,6 +210,22 @@ def _order(name: str) -> tuple[bool, float, str]:
     except ValueError:
         place = 0.0
     return name == "missing", place, name
+
+
+def _number(cell: object) -> float:
+    """Return a cell as a number, NaN if it is none."""
+    try:
+        return float(cell)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        pass
+    found = _OPEN.match(str(cell))
+    if found is None:
+        return math.nan
+    sign, number = found[1], float(found[2])
+    strict = sign is not None and "=" not in found[0]
+    if not strict:
+        return number
+    return math.nextafter(number, math.inf if sign == ">" else -math.inf)
 
 
 def _absent(cell: object) -> bool:

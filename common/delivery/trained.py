@@ -135,6 +135,19 @@ class Trained:
             raise DataError("there is no record")
         return self.task.encode(frame)
 
+    def written(self, batch: Batch) -> list[str]:
+        """Return the text that the model writes for each record, if it writes any."""
+        from privet.common.tasks.language import TextToText
+
+        return self.task.write(self.network, batch) if isinstance(self.task, TextToText) else []
+
+    def wanted(self, frame: pd.DataFrame) -> list[str]:
+        """Return the text that each record holds for what the model writes, cleaned alike."""
+        from privet.common.tasks.language import TextToText
+
+        assert isinstance(self.task, TextToText)
+        return self.task.texts(frame, self.plan.task.target)
+
     def scores(self, batch: Batch, chunk: int = 256) -> np.ndarray:
         """Return what each record is measured by, [N, K]."""
         import torch

@@ -48,14 +48,17 @@ class Tokens:
 
         Args:
             texts: N texts.
-            ends: whether to write ``end`` after a text that is not cut.
+            ends: whether to write ``end`` after a text that is not cut, and nothing before it;
+                else the tokenizer's own frame stands around it, such as ``[CLS]`` and ``[SEP]``.
         """
         tokenizer = _tokenizer(self.path)
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.max_tokens)
         rows = torch.full((len(texts), self.max_tokens), self.padding, dtype=torch.int64)
         characters = torch.zeros(len(texts), dtype=torch.int64)
-        for row, encoding in enumerate(tokenizer.encode_batch(texts)):
+        for row, encoding in enumerate(
+            tokenizer.encode_batch(texts, add_special_tokens=not ends)
+        ):
             ids = list(encoding.ids)
             characters[row] = max((end for _, end in encoding.offsets), default=0)
             if ends and self.end is not None and len(ids) < self.max_tokens:

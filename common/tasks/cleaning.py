@@ -30,6 +30,8 @@ _DATES = re.compile(
     rf"""\b(?:
         (?:19|20)\d\d[-/.]{_DAY}[-/.]{_DAY}(?:T\d\d:\d\d(?::\d\d)?)?      # 2014-03-05
       | {_DAY}[-/.]{_DAY}[-/.](?:19|20)?\d\d                              # 5/3/14, 05.03.2014
+      | {_DAY}[-/.](?:{_MONTHS})(?:[-/.](?:19|20)?\d\d)?                  # 5-Mar-14
+      | (?:{_MONTHS})[-/]{_DAY}(?:[-/.](?:19|20)?\d\d)?                   # Mar-05-2014
       | {_DAY}(?:st|nd|rd|th)?\s+(?:of\s+|de\s+)?(?:{_MONTHS})\.?(?:,?\s+(?:de\s+)?(?:19|20)\d\d)?
       | (?:{_MONTHS})\.?\s+{_DAY}(?:st|nd|rd|th)?\b(?:,?\s+(?:19|20)\d\d)?
       | (?:{_MONTHS})\.?,?\s+(?:19|20)\d\d
@@ -43,19 +45,20 @@ _IDS = re.compile(
         \d{3}-\d{2}-\d{4}                                   # US social security
       | [A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,4})?   # IBAN
       | (?:\d[ -]?){12,18}\d                                # cards, accounts
-      | (?:MRN|ID|SSN|NHS|No|Nr)[.:#\s]{1,3}[A-Z0-9-]*\d[A-Z0-9-]*
+      | (?i:MRN|ID|SSN|NHS)[.:#\s]{1,3}[A-Za-z0-9-]*\d[A-Za-z0-9-]*
+      | (?:No|Nr)[.:#\s]{1,3}[A-Z0-9-]*\d[A-Z0-9-]*
       | \d{6,}                                              # record numbers
     )\b""",
     re.VERBOSE,
 )
-_WORD = r"[A-ZÀ-ÖØ-Þ][\w'’-]*"
+_PARTICLES = r"(?:(?:van|von|de|del|la|der|den|di|da|dos)\s+)*"
+_WORD = rf"{_PARTICLES}[A-ZÀ-ÖØ-Þ](?:\.|[\w'’-]*)"
 _NAMES = re.compile(
-    rf"""\b(?:
-        (?:Dr|Mr|Mrs|Ms|Miss|Prof|Sr|Sra|Herr|Frau|Mme|Doctor|Nurse|Professor)\.?\s+
-            {_WORD}(?:\s+(?:(?:van|von|de|del|la|der)\s+)*{_WORD}){{0,2}}
-      | (?<=[Nn]ame:\s){_WORD}(?:\s+{_WORD}){{0,2}}
-      | (?<=[Pp]atient:\s){_WORD}(?:\s+{_WORD}){{0,2}}
-    )""",
+    rf"""
+        \b(?i:Dr|Mr|Mrs|Ms|Miss|Prof|Sr|Sra|Herr|Frau|Mme|Doctor|Nurse|Professor)(?:\.\s*|\s+)
+            {_WORD}(?:\s+{_WORD}){{0,3}}
+      | (?P<heading>\b(?i:name|patient)\s*:\s*){_WORD}(?:,?\s+{_WORD}){{0,3}}
+    """,
     re.VERBOSE,
 )
 
@@ -64,11 +67,20 @@ def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
     """Return a column's texts; a missing cell is an empty one.
 
     Raises:
-        DataError: if the column is not there.
+        DataError: if the column is not there, or holds what is no text: a number that was read as
+            one is not as it was written.
     """
     if column not in frame.columns:
         raise DataError(f"the text column '{column}' is missing")
-    return [cell if isinstance(cell, str) else "" for cell in frame[column].tolist()]
+    return [_text(cell, column) for cell in frame[column].tolist()]
+
+
+def _text(cell: object, column: str) -> str:
+    if isinstance(cell, str):
+        return cell
+    if cell is None or cell != cell:
+        return ""
+    raise DataError(f"the column '{column}' holds what is no text, such as numbers")
 
 
 def cleaner(kinds: Iterable[Kind], region: str = "US") -> Callable[[str], str]:
@@ -100,7 +112,11 @@ def cleaner(kinds: Iterable[Kind], region: str = "US") -> Callable[[str], str]:
 
 def _by(pattern: re.Pattern[str], kind: str) -> Callable[[str], str]:
     mark = _mark(kind)
-    return lambda text: pattern.sub(mark, text)
+
+    def marked(found: re.Match[str]) -> str:
+        return (found.groupdict().get("heading") or "") + mark
+
+    return lambda text: pattern.sub(marked, text)
 
 
 def _mark(kind: str) -> str:

@@ -85,7 +85,7 @@ def from_histogram(table: Array) -> dict[str, float | None]:
     rows, columns = table.shape
     auc: float | None = None
     if rows == 2 and columns != 2:
-        half = (columns + 1) // 2
+        half = columns // 2
         confusion = np.stack([table[:, :half].sum(1), table[:, half:].sum(1)], 1)
         auc = _binned_auc(table)
     else:

@@ -58,7 +58,7 @@ def budget(
     site = Policy.load(policy)
     chosen, _ = find_plan(plan)
     chosen = chosen.changed(attested=attestations(chosen))  # as `privet simulate` runs it
-    name, _ = site.data_set(data_set)
+    name, _ = site.data_set(data_set or site.data_set_for(chosen))
     place = _Place(policy, site)
     with show.stage("budget") as tell:
         if chosen.trains and chosen.privacy and chosen.privacy.noise_multiplier is None:

@@ -385,7 +385,7 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
     if own is not None:
         from privet.client.data.tables import read_table
 
-        return read_table(own)
+        return read_table(own, texts=trained.plan.task.texts)
     from privet.common.config import data_folder
     from privet.simulations.records import Records
 

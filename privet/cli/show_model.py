@@ -10,9 +10,11 @@ from rich.markup import escape
 from rich.table import Table
 
 _SHOWN = {
-    "accuracy": "accuracy", "f1": "F1", "auc": "AUC", "selected": "selected",
+    "accuracy": "accuracy", "precision": "precis.", "recall": "recall", "f1": "F1", "auc": "AUC",
+    "calibration_error": "calib.", "selected": "select.",
     "true_positive_rate": "true +", "false_positive_rate": "false +",
     "perplexity": "perplexity", "loss": "loss", "bits_per_character": "bits/char",
+    "chrf": "chrF", "bleu": "BLEU",
 }  # fmt: skip
 """Figures of the tables, each with its heading; --json has all."""
 _out = Console(width=None if sys.stdout.isatty() else 100)

@@ -112,7 +112,7 @@ def test_very_many_runs_are_at_least_so_many(desk: Desk):
     assert "at least 1000" in desk.ask("plan.toml", "site.toml")[1]
 
 
-def test_one_of_several_data_sets_must_be_named(desk: Desk):
+def test_one_of_several_data_sets_that_fit_must_be_named(desk: Desk):
     limits = policy_value()
     limits["data"]["later"] = {"population": "patients", "nominal_size": 60}
     desk.files({}, limits)
@@ -121,6 +121,8 @@ def test_one_of_several_data_sets_must_be_named(desk: Desk):
     assert "name one" in err
     assert desk.ask("plan.toml", "site.toml", "--data-set", "later")[0] == 0
     assert desk.ask("plan.toml", "site.toml", "--data-set", "none")[0] == 2
+    limits["data"]["admissions"]["nominal_size"] = 61
+    assert desk.json({}, limits)[1]["data_set"] == "later"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 from families_kit import counting
 
 from privet.client.data.records import read_records
+from privet.client.data.tables import read_csv, read_table
 from privet.client.serve import Feedback, NotKept, _page, feedback_columns, open_feedback
 from privet.common.delivery.trained import load
 from privet.common.errors import DataError, InputError
@@ -265,7 +266,17 @@ def test_a_full_disk_leaves_no_half_of_a_row(
 def test_a_missing_feature_is_an_empty_cell(tmp_path: Path) -> None:
     kept = Feedback(tmp_path / "f.csv", ("x", "y"), ("y",))
     kept.add([{"x": None, "y": 2}, {"y": 3}])
-    assert kept.path.read_text() == "x,y\n,2\n,3\n"
+    found = read_csv(kept.path)
+    assert found["x"].isna().all() and found["y"].tolist() == [2, 3]
+
+
+@pytest.mark.parametrize("text", ["PID|1\rOBX|2\rOBX|3", "a\r\nb\nc", '"', "007", " \t"])
+def test_one_record_is_one_row_and_a_text_as_it_came(tmp_path: Path, text: str) -> None:
+    kept = Feedback(tmp_path / "f.csv", ("text", "y"), ("y",), ("text",))
+    kept.add([{"text": text, "y": 1}])
+    kept.add([{"text": text, "y": 1}])
+    read = read_table(kept.path, texts=("text",))
+    assert [cell.splitlines() for cell in read["text"]] == [text.splitlines()] * 2
 
 
 def test_records_that_lack_a_column_are_not_kept(tmp_path: Path) -> None:

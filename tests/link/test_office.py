@@ -67,6 +67,10 @@ def verdict_of(town: Town, run: str = "first") -> Any:
 
 def test_three_sites_train_over_the_link(town: Make) -> None:
     here = town()
+    # Another data set of a site's patients, such as feedback, is there and not what the plan fits.
+    policy = here.folder / "South" / "site.toml"
+    more = '[data.feedback]\npopulation = "patients"\nnominal_size = 7\npath = "none.csv"\n'
+    policy.write_text(policy.read_text().replace("[data.records]", f"{more}[data.records]"))
     run = here.run_all()
     status = here.wait(run, lambda s: s["state"] == "done")
     assert status["round"] == 4

@@ -385,6 +385,36 @@ def test_one_data_set_that_fits_is_enough(plan_value: Make):
     assert "above the population's life-time ε 1" in str(policy.fault(plan, data_set="payroll"))
 
 
+@pytest.mark.parametrize(
+    ("sizes", "site", "chosen"),
+    [
+        ((60, 9), "North", "admissions"),
+        ((9, 60), "North", "feedback"),
+        ((8, 9), "North", "admissions"),  # none fits: the first, whose fault is told
+        ((60, 60), "West", "admissions"),
+    ],
+)
+def test_the_data_set_of_a_plan_is_the_one_that_it_fits(plan_value: Make, sizes, site, chosen):
+    policy, plan = fed_back(*sizes), plan_of(plan_value)
+    assert policy.model_copy(update={"site": site}).data_set_for(plan) == chosen
+
+
+def test_a_plan_that_fits_two_data_sets_is_refused(plan_value: Make):
+    with pytest.raises(PolicyError, match="fits the data sets admissions and feedback of site"):
+        fed_back(60, 60).data_set_for(plan_of(plan_value))
+
+
+def fed_back(*sizes: int) -> Policy:
+    """Return a policy with two data sets of the same patients."""
+    limits = value()
+    first = limits["data"]["admissions"]
+    limits["data"] = {
+        name: {**first, "nominal_size": size}
+        for name, size in zip(("admissions", "feedback"), sizes, strict=True)
+    }
+    return Policy.parse(limits)
+
+
 def test_a_data_set_must_be_named_when_there_are_several():
     policy = Policy.parse(second("staff are not treated here"))
     with pytest.raises(PolicyError, match="admissions, payroll: name one"):

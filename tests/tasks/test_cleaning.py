@@ -38,6 +38,13 @@ ALL = cleaner(KINDS)
         ("Dr. Maria de la Cruz said", "[name] said"),
         ("Name: John Smith, 63", "Name: [name], 63"),
         ("Mrs O'Neil and Mr. van", "[name] and Mr. van"),
+        ("seen 5-Mar-2014, 05-MAR-14, Mar-05-2014", "seen [date], [date], [date]"),
+        ("mrn 12345 and MRN: ab12345", "[id] and [id]"),
+        ("Dr. John F. Kennedy came", "[name] came"),
+        ("Mr. J. Smith, dr.Smith and DR. SMITH", "[name], [name] and [name]"),
+        ("Dr. van der Berg met Mrs. de la Cruz", "[name] met [name]"),
+        ("PATIENT: JOHN SMITH, 63", "PATIENT: [name], 63"),
+        ("Patient:  John, name: Smith, John", "Patient:  [name], name: [name]"),
     ],
 )
 def test_what_is_found(text: str, left: str) -> None:
@@ -52,6 +59,7 @@ def test_what_is_found(text: str, left: str) -> None:
         "the card did not arrive in 3-5 days",
         "may be sent home; march on",
         "BERT reads 512 tokens",
+        "no 2 days alike, patient: none",
         "",
     ],
 )
