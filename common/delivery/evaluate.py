@@ -53,7 +53,9 @@ class Group:
         try:
             bounds = tuple(float(part) for part in rest.split(",")) if mark else ()
         except ValueError:
-            raise InputError(f"--group {text}: bounds are numbers, such as age:40,65") from None
+            bounds = (math.nan,)
+        if not all(map(math.isfinite, bounds)):
+            raise InputError(f"--group {text}: bounds are numbers, such as age:40,65")
         if not column or list(bounds) != sorted(set(bounds)):
             raise InputError(f"--group {text}: write COLUMN, or COLUMN:40,65 with rising bounds")
         return cls(column, bounds)
@@ -103,6 +105,8 @@ def evaluate(trained: Trained, frame: pd.DataFrame, groups: list[Group]) -> dict
         DataError: if the records do not fit the task, or do not say what was right.
     """
     parts = {group.column: group.of(frame) for group in groups}
+    if len(parts) < len(groups):
+        raise InputError("--group: a column is named twice; ask for its bands one after the other")
     _require_answers(trained, frame)
     measure = measure_of(trained.task)
     batch = trained.encode(frame)

@@ -123,9 +123,12 @@ def _write(
     if form.prune:
         lighter.pruned(network, form.prune)
         measured.network("pruned", network)
-        facts["pruned"] = f"{form.prune:g} of the weights that were trained are zero here"
+        facts["pruned"] = f"{form.prune:g} of the weights of linear and convolution layers are zero"
     inner: Any = getattr(network, "inner", None)
     if inner is not None:
+        if names := dict(enumerate(trained.plan.task.classes)):
+            inner.config.id2label = names
+            inner.config.label2id = {name: number for number, name in names.items()}
         inner.save_pretrained(out)
     else:
         _own_architecture(trained, network, out, facts)
@@ -218,10 +221,38 @@ def _own_architecture(
 
 
 def _tokenizer(trained: Trained, out: Path) -> None:
-    if trained.plan.task.kind in ("tabular", "image") or ":" in trained.plan.task.kind:
+    """Write the tokenizer as transformers reads it: texts become the numbers that were trained on.
+
+    What a text is framed by is a rule of the file, where Privet's tasks put it there themselves.
+    """
+    task = trained.plan.task
+    if not task.texts:
         return
-    tokens = tokens_for(trained.plan.model, trained.plan.task.max_tokens)
-    shutil.copyfile(tokens.path, out / "tokenizer.json")
+    tokens = tokens_for(trained.plan.model, task.max_tokens)
+    if trained.plan.model.kind == "huggingface":
+        for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+            if (path := tokens.path.parent / name).is_file():
+                shutil.copyfile(path, out / name)
+        return
+    from tokenizers import Tokenizer, processors
+
+    tokenizer = Tokenizer.from_file(str(tokens.path))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    settings: dict[str, Any] = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": task.max_tokens,
+        "pad_token": tokenizer.id_to_token(tokens.padding),
+    }
+    if task.kind in ("causal-text", "text-to-text") and tokens.end is not None:
+        end = settings["eos_token"] = tokenizer.id_to_token(tokens.end)
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {end}", special_tokens=[(end, tokens.end)]
+        )
+    if task.kind == "masked-text":
+        settings["mask_token"] = tokenizer.id_to_token(tokens.mask)
+    tokenizer.save(str(out / "tokenizer.json"))
+    write_json(out / "tokenizer_config.json", settings)
 
 
 def reload(folder: Path) -> nn.Module:

@@ -56,9 +56,7 @@ class Tokens:
         tokenizer.enable_truncation(self.max_tokens)
         rows = torch.full((len(texts), self.max_tokens), self.padding, dtype=torch.int64)
         characters = torch.zeros(len(texts), dtype=torch.int64)
-        for row, encoding in enumerate(
-            tokenizer.encode_batch(texts, add_special_tokens=not ends)
-        ):
+        for row, encoding in enumerate(tokenizer.encode_batch(texts, add_special_tokens=not ends)):
             ids = list(encoding.ids)
             characters[row] = max((end for _, end in encoding.offsets), default=0)
             if ends and self.end is not None and len(ids) < self.max_tokens:

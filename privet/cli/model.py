@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from privet.common.delivery.trained import Trained
+    from privet.common.plan import Plan
 
 model = typer.Typer(
     no_args_is_help=True,
@@ -151,8 +152,12 @@ def explain(
     from privet.common.delivery import explain as why
 
     trained = _load(run)
-    if overall and own is not None:
-        raise InputError("--overall is for public records; it goes without --from")
+    public = own is None and trained.plan.metrics.source == "public"
+    if overall and not public:
+        raise InputError(
+            "--overall is for public records: it goes without --from, and with a plan that calls "
+            'its test split public (metrics.source = "public")'
+        )
     with show.stage("explaining") as tell:
         frame = _records(trained, data, own)
         tell(f"{records} records")
@@ -162,9 +167,9 @@ def explain(
             tell(f"over {overall} records")
             parts = why.whole(why.explain(trained, frame.head(overall), target))
     plan = trained.plan
-    terms = "These are records of a file of your own: this page holds them."
-    if own is None:
-        terms = "The records are of the public test split."
+    terms = "These are private records: this page holds them."
+    if public:
+        terms = "The records are of the test split, which the plan calls public."
     why.write_page(out, f"Why? {plan.title or plan.name}", found, parts, terms)
     if as_json:
         value = {
@@ -194,6 +199,15 @@ def export(
         float, typer.Option(help="Set this share of the weights to zero, the smallest.", min=0)
     ] = 0.0,
     data: Data = None,
+    own: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Public records to measure lighter variants on; default the plan's test split, "
+            "if it is public.",
+        ),
+    ] = None,
     bundle: Annotated[
         Path | None,
         typer.Option(help="Evidence of the run; default: what lies in RUN.", metavar="FILE"),
@@ -238,7 +252,7 @@ def export(
                 lighter=lighter,
             )
 
-        records = _records(trained, data, None) if int8 or prune else None
+        records = _public_records(trained, data, own) if int8 or prune else None
         tell("writing")
         value = write(trained, out, text, Form(onnx, prune, int8, records))
     # Evidence of another run or model says nothing of this one.
@@ -256,6 +270,11 @@ def export(
         if "packed" in found:
             said.append(f"{found['bytes']:,} bytes, {found['packed']:,} packed")
         typer.echo(f"{variant}: {', '.join(said)}")
+    if value["lighter"] and records is None:
+        typer.echo(
+            "The variants were not measured: there are no public records here (--from FILE)",
+            err=True,
+        )
     if unverified:
         typer.echo(f"The evidence was not verified: {unverified}", err=True)
     words = {
@@ -389,9 +408,7 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
     from privet.common.config import data_folder
     from privet.simulations.records import Records
 
-    if trained.plan.scenario is None and not any(
-        [trained.plan.data.path, *(site.path for site in trained.plan.sites)]
-    ):
+    if not _names_records(trained.plan):
         raise InputError("the plan names no records: bring a file, --from FILE")
     try:
         frame = Records(trained.plan, data_folder(data)).parts()["test"]
@@ -404,6 +421,25 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
     if not len(frame):
         raise InputError("the plan's test split is empty: bring a file, --from FILE")
     return frame
+
+
+def _public_records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFrame | None:
+    """Return records whose exact figures may go on a card, or None.
+
+    A test split that the plan does not call public is as private as what was trained on (H13).
+    """
+    if own is not None:
+        return _records(trained, data, own)
+    if trained.plan.metrics.source != "public" or not _names_records(trained.plan):
+        return None
+    try:
+        return _records(trained, data, None)
+    except DataMissing:
+        return None
+
+
+def _names_records(plan: Plan) -> bool:
+    return bool(plan.scenario or plan.data.path or any(site.path for site in plan.sites))
 
 
 def _source(own: Path | None) -> Any:

@@ -18,8 +18,8 @@ _FILE = "shakespeare/input.txt"
 _SOURCE = "the plays of Shakespeare as one text (char-rnn, tinyshakespeare)"
 _WORDS = 40
 COMPANIES = {
-    "Admiral": 1300, "Chamberlain": 1300, "Chapel": 1300, "Oxford": 1300, "Pembroke": 1300,
-    "Queen": 1300, "Strange": 1300, "Worcester": 1300,
+    "Admiral": 940, "Chamberlain": 940, "Chapel": 940, "Oxford": 940, "Pembroke": 940,
+    "Queen": 940, "Strange": 940, "Worcester": 940,
 }  # fmt: skip
 """Company and its declared nominal number of training records."""
 

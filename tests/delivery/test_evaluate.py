@@ -13,6 +13,7 @@ from families_kit import counting
 from privet.common.delivery.evaluate import Group, calibration, evaluate
 from privet.common.delivery.trained import Trained, load
 from privet.common.errors import DataError, InputError
+from privet.common.tasks.written import likeness
 
 Runs = Callable[[str], Path]
 
@@ -73,10 +74,59 @@ def test_calibration_of_what_is_known() -> None:
     assert calibration(sure, labels)["brier"] == pytest.approx(0.9 * 0.02 + 0.1 * 1.62)
 
 
-@pytest.mark.parametrize("text", ["age:", "age:x", "age:60,40", ":40", "age:40,40"])
+@pytest.mark.parametrize("text", ["age:", "age:x", "age:60,40", ":40", "age:40,40", "age:nan"])
 def test_wrong_groups_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--group"):
         Group.parse(text)
+
+
+def test_a_number_that_is_not_told_exactly_has_its_band() -> None:
+    cells = ["> 89", "89", "89+", "<89", "<= 60", " 45 ", "old", None, 61.5, ""]
+    found = Group.parse("age:60,89").of(pd.DataFrame({"age": cells}))
+    above, between = "from 89", "60 to 89"
+    assert found.tolist() == [
+        above, above, above, between, between, "below 60", "missing", "missing", between, "missing"
+    ]  # fmt: skip
+
+
+def test_a_column_is_named_once(dense: Trained) -> None:
+    with pytest.raises(InputError, match="named twice"):
+        evaluate(dense, table(), [Group.parse("age:40"), Group.parse("age:60")])
+
+
+@pytest.mark.parametrize(("name", "column"), [("dense", "low"), ("encoder-decoder", "spanish")])
+def test_nothing_is_said_where_the_right_answer_is_not_known(
+    run_of: Runs, name: str, column: str
+) -> None:
+    trained = load(run_of(name))
+    assert column in trained.plan.task.columns
+    with pytest.raises(DataError, match=f"'{column}' is missing: it says what is right"):
+        evaluate(trained, table().drop(columns=column), [])
+
+
+def test_calibration_is_told_by_group(dense: Trained) -> None:
+    frame = table()
+    found = evaluate(dense, frame, [Group.parse("site")])
+    scores, labels = dense.scores(dense.encode(frame)), frame["low"].to_numpy()
+    assert found["metrics"]["calibration_error"] == found["calibration"]["error"]
+    for name, figures in found["groups"]["site"]["figures"].items():
+        mine = (frame["site"] == name).to_numpy()
+        own = calibration(scores[mine], labels[mine])
+        assert figures["calibration_error"] == own["error"] and figures["brier"] == own["brier"]
+    gap = abs(np.subtract(*[row["brier"] for row in found["groups"]["site"]["figures"].values()]))
+    assert found["groups"]["site"]["gaps"]["brier"] == pytest.approx(gap)
+
+
+def test_a_translation_is_scored_by_what_is_written(run_of: Runs) -> None:
+    trained = load(run_of("encoder-decoder"))
+    found = evaluate(trained, table()[::4], [Group.parse("site")])
+    assert {"chrf", "bleu"} <= set(found["metrics"]) & set(found["groups"]["site"]["gaps"])
+
+
+def test_capitals_do_not_count_in_what_is_written() -> None:
+    found = likeness(["En El Principio Era"], ["en el principio era"])
+    assert found == {"chrf": 100.0, "bleu": pytest.approx(100.0)}
+    assert likeness(["nada"], ["en el principio era"])["chrf"] < 20
 
 
 def test_unknown_columns_are_named(dense: Trained) -> None:

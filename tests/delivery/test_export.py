@@ -26,7 +26,7 @@ from privet.simulations.run import simulate
 
 Runs = Callable[[str], Path]
 OWN = ["linear", "dense", "ft-transformer", "vit", "resnet", "text-encoder", "decoder", "gaps"]
-WRITTEN_AS_ONNX = ["linear", "dense", "ft-transformer", "vit", "resnet", "text-encoder", "decoder"]
+WRITTEN_AS_ONNX = [name for name in (*OWN, "encoder-decoder", "t5") if name != "gaps"]
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -53,6 +53,26 @@ def test_a_folder_of_transformers_is_loaded_by_it(run_of: Runs, tmp_path: Path, 
         wanted = trained.network.inner(batch["source"], decoder_input_ids=batch["target"])  # type: ignore[operator]
         got = again(batch["source"], decoder_input_ids=batch["target"])
     assert torch.allclose(got.logits, wanted.logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["t5", "encoder-decoder", "decoder", "gaps", "text-encoder"])
+def test_its_tokenizer_gives_the_numbers_that_were_trained_on(
+    run_of: Runs, tmp_path: Path, name: str
+) -> None:
+    from transformers import AutoTokenizer
+
+    trained = load(run_of(name))
+    export(trained, tmp_path / "out", "# card\n")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    frame = counting(1, 3, 5)
+    frame.loc[0, "text"] = "Zwölf 12"
+    batch = trained.encode(frame)
+    rows = batch["source" if "source" in batch else "tokens"].tolist()
+    wanted = [row[: max(k for k, token in enumerate(row) if token) + 1] for row in rows]
+    assert [tokenizer(text).input_ids for text in frame["text"]] == wanted
+    assert tokenizer.pad_token_id == 0
+    assert tokenizer.eos_token_id == (1 if name in ("t5", "encoder-decoder", "decoder") else None)
+    assert tokenizer.mask_token_id == (1 if name == "gaps" else None)
 
 
 @pytest.mark.slow
@@ -93,6 +113,8 @@ def test_a_model_of_a_folder_is_loaded_by_transformers(tmp_path: Path, tuning: s
     wanted = trained.scores(batch)
     found = export(trained, tmp_path / "out", "# card\n", Form(onnx=True))
     assert found["onnx_off"] <= 1e-4
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["id2label"] == {"0": "0", "1": "1"}
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     rows = batch["tokens"]
     with torch.no_grad():
