@@ -5,18 +5,21 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 _SHOWN = {
-    "accuracy": "accuracy", "precision": "precis.", "recall": "recall", "f1": "F1", "auc": "AUC",
-    "calibration_error": "calib.", "selected": "select.",
-    "true_positive_rate": "true +", "false_positive_rate": "false +",
+    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC",
+    "calibration_error": "calib.", "selected": "selected", "false_positive_rate": "false +",
     "perplexity": "perplexity", "loss": "loss", "bits_per_character": "bits/char",
     "chrf": "chrF", "bleu": "BLEU",
 }  # fmt: skip
-"""Figures of the tables, each with its heading; --json has all."""
+"""Figures of the tables, each with its heading; --json has all.
+
+Of two classes the recall is the share of true positives.
+"""
 _out = Console(width=None if sys.stdout.isatty() else 100)
 
 
@@ -48,8 +51,8 @@ def evaluation(value: dict[str, Any]) -> None:
 
 
 def _table(title: str, first: str, names: list[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column(escape(first))
+    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column(escape(first), no_wrap=True)
     table.add_column("records", justify="right")
     for name in names:
         table.add_column(_SHOWN[name], justify="right")

@@ -16,6 +16,7 @@ import torch
 from families_kit import counting, plan_for, tokenizer_folder
 
 from privet.client.workbench import workbench
+from privet.common.delivery.explain import explain
 from privet.common.delivery.export import Form, export, reload
 from privet.common.delivery.trained import load
 from privet.common.errors import InputError, RunError
@@ -92,6 +93,11 @@ def test_minilm_is_whole_when_it_is_handed_on(tmp_path: Path, tuning: str) -> No
     with torch.no_grad():
         got = trained.task.scores(again, batch).numpy()
     assert got == pytest.approx(wanted, abs=1e-5)
+    one = explain(trained, counting(1, 1, 5))[0]
+    assert [part.name for part in one.parts if part.name.isalpha()] == counting(1, 1, 5)[
+        "text"
+    ].item().split()
+    assert one.off < 0.2 and any(part.weight for part in one.parts)
 
 
 @pytest.mark.slow

@@ -21,7 +21,14 @@ from families_kit import counting
 
 from privet.client.data.records import read_records
 from privet.client.data.tables import read_csv, read_table
-from privet.client.serve import Feedback, NotKept, _page, feedback_columns, open_feedback
+from privet.client.serve import (
+    Feedback,
+    NotKept,
+    _page,
+    _predict,
+    feedback_columns,
+    open_feedback,
+)
 from privet.common.delivery.trained import load
 from privet.common.errors import DataError, InputError
 from privet.privacy.policy import DataSet
@@ -97,6 +104,26 @@ def test_one_record_and_many(service: Any, run_of: Runs) -> None:
         assert answer["label"] == str(row.argmax())
         assert answer["probabilities"] == pytest.approx({"0": row[0], "1": row[1]}, abs=1e-6)
     assert one["predictions"][0]["label"] == many["predictions"][0]["label"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("vit", {"label", "probability", "probabilities"}),
+        ("text-encoder", {"label", "probability", "probabilities"}),
+        ("decoder", {"perplexity"}),
+        ("gaps", {"perplexity"}),
+        ("encoder-decoder", {"text"}),
+    ],
+)
+def test_every_kind_of_model_answers(run_of: Runs, name: str, keys: set[str]) -> None:
+    trained = load(run_of(name))
+    wanted = {*trained.plan.task.columns} - {trained.plan.task.label, trained.plan.task.target}
+    answers = _predict(trained, counting(1, 3, 9)[sorted(wanted)])
+    assert [set(answer) for answer in answers] == [keys] * 3
+    for answer in answers:
+        assert answer.get("perplexity", 2.0) > 1 and isinstance(answer.get("text", ""), str)
+        assert sum(answer.get("probabilities", {"": 1.0}).values()) == pytest.approx(1.0, abs=1e-5)
 
 
 def test_it_describes_itself(service: Any, run_of: Runs) -> None:

@@ -67,6 +67,9 @@ def test_a_text_model_trains_and_moves(tmp_path: Path, model: dict[str, Any]) ->
     assert [site.status for site in result.sites] == ["released", "released"]
     # Every trained parameter moved (adapters too), and no other was released.
     assert list(result.model) == list(before)
+    if model["kind"] == "minilm":
+        kinds = {name.split(".")[0] if "lora" not in name else "lora" for name in before}
+        assert kinds == ({"head", "lora"} if "tuning" in model["options"] else {"head"})
     assert all(not np.array_equal(result.model[name], before[name]) for name in before)
 
 

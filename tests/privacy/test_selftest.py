@@ -60,6 +60,18 @@ def test_built_in_models_pass(name, mode):
     assert bench.engine.model.training
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "tuning"), [("text", "full"), ("masked-text", "full"), ("masked-text", "lora")]
+)
+def test_minilm_passes_in_full_and_filling_gaps(task, tuning):
+    plan = plan_of("minilm-lora").changed(model={"options": {"tuning": tuning}})
+    if task != "text":
+        plan = plan.changed(task={"kind": task, "classes": []})
+    bench = Workbench(plan)
+    assert set(bench.self_tests) == set(ALL) and bench.engine.mode == BOOK
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_plain_model_passes(mode):
     assert check(wide_engine(mode=mode)) == ALL

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from families_kit import FAMILIES, family_plan, plan_for, tokenizer_folder
+from families_kit import FAMILIES, counting, family_plan, plan_for, tokenizer_folder
 
 from privet.client.workbench import Workbench
 from privet.common.errors import DataMissing, PlanError, SelfTestFailed
@@ -65,6 +65,47 @@ def test_a_translation_is_scored_by_what_is_written(tmp_path: Path) -> None:
         out=tmp_path / "other",
     ).metrics
     assert untrained["chrf"] < 20
+
+
+def test_beam_search_finds_likelier_texts_than_one_step_at_a_time(tmp_path: Path) -> None:
+    plan = family_plan("encoder-decoder", tmp_path)
+    bench = Workbench(plan)
+    network, task = bench.engine.model.eval(), bench.task
+    batch = task.random_batch(12, 3)
+
+    def worth(beams: int) -> float:
+        """Mean nats of a token; beams are chosen by those of a text."""
+        with torch.no_grad(), bench.engine.hooks_off():
+            written = network.write(batch["source"], beams)[:, 1:]
+            target = torch.nn.functional.pad(written, (0, 16 - written.shape[1]))
+            nats, there = task.nats(network, {**batch, "target": target})  # type: ignore[attr-defined]
+        return float((nats * there).sum() / there.sum())
+
+    assert worth(4) < worth(1) - 0.1
+    asked: list[int] = []
+    real = network.write
+    network.write = lambda source, beams: asked.append(beams) or real(source, beams)
+    with bench.engine.hooks_off():
+        task.write(network, batch)  # type: ignore[attr-defined]
+    assert asked == [4]
+
+
+def _nothing_is_known_of_what_comes_later(bench: Workbench, key: str) -> None:
+    batch = bench.task.random_batch(4, 3)
+    batch = {name: tensor.clamp(min=2) for name, tensor in batch.items()}
+    changed = {**batch, key: batch[key].clone()}
+    changed[key][:, 6] += 1
+    with torch.no_grad(), bench.engine.hooks_off():
+        one, two = (bench.task.nats(bench.engine.model, b)[0] for b in (batch, changed))  # type: ignore[attr-defined]
+    assert torch.allclose(one[:, :5], two[:, :5], atol=1e-5)
+    # The control: what comes after does know.
+    assert not torch.allclose(one[:, 6:], two[:, 6:], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["decoder", "encoder-decoder", "t5"])
+def test_a_token_is_predicted_from_those_before_it(name: str, tmp_path: Path) -> None:
+    key = "tokens" if name == "decoder" else "target"
+    _nothing_is_known_of_what_comes_later(Workbench(family_plan(name, tmp_path)), key)
 
 
 # gaps
@@ -163,10 +204,35 @@ def test_a_folder_of_hugging_face_trains(kind: str, tuning: str, tmp_path: Path)
     bench = Workbench(plan)
     assert bench.self_tests == ("H6", "H7", "H16", "H17")
     assert bench.engine.mode == "bookkeeping"
+    if kind in ("causal-text", "text-to-text"):
+        _nothing_is_known_of_what_comes_later(bench, "tokens" if "causal" in kind else "target")
     result = simulate(plan, out=tmp_path / "run")
     assert [site.status for site in result.sites] == ["released", "released"]
     before = initial_model(plan)
     assert any(not np.array_equal(result.model[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("kind", ["causal-text", "text-to-text"])
+def test_a_frame_of_the_tokenizer_is_not_put_twice(kind: str, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, processors
+
+    names = {"eos_token": "[UNK]", "pad_token": "[PAD]"}
+    folder = tokenizer_folder(tmp_path / "model", _save(kind), **names)
+    plan = plan_for(kind, {"kind": "huggingface", "options": {"folder": str(folder)}}, tmp_path)
+    frame = counting(1, 3, 5)
+    plain = Workbench(plan).encode(frame)
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A [UNK]", special_tokens=[("[UNK]", 1)]
+    )
+    framed = folder.rename(tmp_path / "framed")
+    tokenizer.save(str(framed / "tokenizer.json"))
+    again = plan.changed(model={"options": {"folder": str(framed)}})
+    for name, tensor in Workbench(again).encode(frame).items():
+        assert torch.equal(tensor, plain[name])
+    rows = plain.get("source", plain.get("tokens"))
+    assert rows is not None and (rows == 1).sum(1).eq(1).all()
 
 
 def test_a_folder_must_have_the_weights_that_the_plan_names(tmp_path: Path) -> None:
