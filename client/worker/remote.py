@@ -27,8 +27,8 @@ _LOG = logging.getLogger("privet.worker")
 # What finds programs, modules, the GPU and the number of threads, and no more: a password or a
 # token that stands in this process's environment is not the trainer's.
 _PASSED_ON = (
-    "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA",
-    "PRIVET_MODELS", "TZ",
+    "HF_HOME", "HF_HUB_CACHE", "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA", "PRIVET_MODELS", "TZ",
 )  # fmt: skip
 _PASSED_ON_ALL = ("CUDA_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "PYTORCH_", "TORCH_")
 _STOP_WITHIN = 5.0

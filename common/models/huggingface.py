@@ -1,13 +1,15 @@
-"""A Transformer of Hugging Face from a folder on this machine, in full, by LoRA, or its head alone.
+"""A Transformer of Hugging Face that lies on this machine, in full, by LoRA, or its head alone.
 
-Nothing is downloaded and no code of the folder is run: weights are safetensors, the architecture
-is one that transformers knows. All sites need the same folder where parts of it stay frozen, so a
-plan should pin the digest of its weights.
+It is in a folder, or in the cache of the hub (``hf download``) under its name and commit. Nothing
+is downloaded and no code of the folder is run: weights are safetensors, the architecture is one
+that transformers knows. All sites need the same folder where parts of it stay frozen, so a plan
+should pin the digest of its weights; a commit of the hub does that by itself.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from functools import lru_cache
 from pathlib import Path
@@ -35,7 +37,9 @@ def build(
     task: str,
     classes: int,
     *,
-    folder: str,
+    folder: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
     sha256: str | None = None,
     tuning: str = "full",
     rank: int = 8,
@@ -47,19 +51,22 @@ def build(
         task: kind of the plan's task.
         classes: how many classes there are, where it classifies.
         folder: as ``save_pretrained`` writes it, with ``model.safetensors`` and ``tokenizer.json``.
+        name: on the hub, in place of a folder, with its commit as ``revision``; it is looked for in
+            the hub's cache on this machine.
+        revision: the commit, as 40 hexadecimal digits.
         sha256: digest that ``model.safetensors`` must have, as 64 hexadecimal digits.
         tuning: ``full``, ``lora`` (with ``rank``, in the layers ``targets``) or ``head``.
         rank: of LoRA's matrices.
         targets: names of the layers that LoRA changes; default peft's choice for the model.
 
     Raises:
-        DataMissing: if the folder has no safetensors.
+        DataMissing: if the folder has no safetensors, or is not there.
         PlanError: if its weights are others, or transformers cannot load it.
     """
     import transformers
     from transformers.utils import logging as hf_logging
 
-    path = _weights(Path(folder), sha256)
+    path = _weights(_place(folder, name, revision), sha256)
     _require_plain(path.parent)
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
@@ -82,7 +89,9 @@ def build(
         )
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
-        raise PlanError(f"{folder}: transformers cannot load it for '{task}': {reason}") from error
+        raise PlanError(
+            f"{path.parent}: transformers cannot load it for '{task}': {reason}"
+        ) from error
     if tuning == "lora":
         import peft
 
@@ -144,8 +153,9 @@ def tokens(model: ModelSpec, max_tokens: int) -> Tokens:
 
     Raises:
         DataMissing: if there is none.
+        PlanError: if the plan does not say where.
     """
-    folder = Path(str(model.options.get("folder", "")))
+    folder = _place(*(model.options.get(key) for key in ("folder", "name", "revision")))
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataMissing(
@@ -214,6 +224,34 @@ def _require_plain(folder: Path) -> None:
             f"{folder}: it holds an adapter; join it with its model (merge_and_unload) and save "
             "that"
         )
+
+
+def _place(folder: Any, name: Any, revision: Any) -> Path:
+    """Return the folder that a plan names, by path or as a commit of the hub.
+
+    Raises:
+        DataMissing: if a commit is not in the hub's cache.
+        PlanError: if both are named, or none, or no commit.
+    """
+    if (folder is None) == (name is None):
+        raise PlanError("model.options: huggingface needs 'folder', or 'name' with 'revision'")
+    if folder is not None:
+        return Path(str(folder))
+    if not re.fullmatch("[0-9a-f]{40}", str(revision)):
+        raise PlanError(
+            "model.options.revision: a model of the hub is named with its commit, 40 hexadecimal "
+            "digits: a branch would be another model at each site"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), revision=str(revision), local_files_only=True))
+    except Exception as error:  # also what it says of a name that cannot be one
+        raise DataMissing(
+            f"model.options.name: '{name}' at {revision} is not in this machine's cache of the "
+            f"hub, and nothing is downloaded here. `hf download {name} --revision {revision}`, or "
+            "bring that folder from a machine with a network"
+        ) from error
 
 
 def _weights(folder: Path, sha256: str | None) -> Path:

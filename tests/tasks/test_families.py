@@ -235,6 +235,36 @@ def test_a_frame_of_the_tokenizer_is_not_put_twice(kind: str, tmp_path: Path) ->
     assert rows is not None and (rows == 1).sum(1).eq(1).all()
 
 
+def test_a_model_of_the_hub_is_its_commit_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "0123456789" * 4
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--somebody--tiny" / "snapshots" / commit
+    folder.parent.mkdir(parents=True)
+    tokenizer_folder(folder, _save("masked-text"), pad_token="[PAD]", mask_token="[UNK]")
+    plan = plan_for("masked-text", {"kind": "huggingface"}, tmp_path)
+
+    def named(**options: str) -> Any:
+        return plan.changed(model={"kind": "huggingface", "options": options})
+
+    by_name, by_path = (
+        initial_model(chosen)
+        for chosen in (named(name="somebody/tiny", revision=commit), named(folder=str(folder)))
+    )
+    assert all(np.array_equal(by_name[key], by_path[key]) for key in by_path)
+    assert Workbench(named(name="somebody/tiny", revision=commit)).self_tests
+    with pytest.raises(PlanError, match="named with its commit"):
+        build_model(named(name="somebody/tiny", revision="main"))
+    with pytest.raises(PlanError, match="needs 'folder', or 'name'"):
+        build_model(named(name="somebody/tiny", folder=str(folder)))
+    for name in ("somebody/other", "../../etc"):
+        with pytest.raises(DataMissing, match="nothing is downloaded here. `hf download"):
+            build_model(named(name=name, revision=commit))
+
+
 def test_a_folder_must_have_the_weights_that_the_plan_names(tmp_path: Path) -> None:
     folder = tokenizer_folder(tmp_path / "model", _save("text"), pad_token="[PAD]")
     options = {"folder": str(folder), "sha256": "0" * 64}
