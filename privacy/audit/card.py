@@ -6,7 +6,7 @@ import base64
 import html
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,6 +86,7 @@ def write_card(
     source: str,
     note: str = "",
     lighter: Mapping[str, Mapping[str, Any]] | None = None,
+    provenance: Sequence[str] = (),
 ) -> str:
     """Return the card as Markdown, with a header that Hugging Face reads.
 
@@ -96,6 +97,7 @@ def write_card(
         source: where the figures come from, in words.
         note: what a reader of the figures should know.
         lighter: figures of variants that were pruned or quantised, by name.
+        provenance: where vocabulary and normalisation come from, in sentences.
     """
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {value:.4g} |"
@@ -134,13 +136,21 @@ Source: {source}.
 
 {note}
 {_variants(lighter or {})}
-
+{_inputs(provenance)}
 ## Limits
 
 Figures are of the records named above and of no others. Look at the figures by group before the
 model decides about people (`privet model evaluate --group`), and at what it looks at
 (`privet model explain`). It repeats whatever bias its records hold.
 """
+
+
+def _inputs(provenance: Sequence[str]) -> str:
+    """Return the section on what inputs are made with, or ''."""
+    if not provenance:
+        return ""
+    lines = "\n".join(f"- {html.escape(line, quote=False)}" for line in provenance)
+    return f"## Vocabulary and normalisation (H12)\n\n{lines}\n"
 
 
 def _variants(lighter: Mapping[str, Mapping[str, Any]]) -> str:

@@ -226,6 +226,7 @@ def export(
     from privet.cli import show
     from privet.common.delivery.export import Figures, Form
     from privet.common.delivery.export import export as write
+    from privet.common.delivery.provenance import provenance
     from privet.common.flat import digest_arrays
     from privet.privacy.audit import card
 
@@ -250,6 +251,7 @@ def export(
                 source="the run's own (" + str(result.get("metrics_source", "none")) + ")",
                 note=str(result.get("note", "")),
                 lighter=lighter,
+                provenance=provenance(trained.plan),
             )
 
         records = _public_records(trained, data, own) if int8 or prune else None

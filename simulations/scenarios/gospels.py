@@ -73,5 +73,6 @@ SCENARIO = Scenario(
     load=load,
     probe=probe,
     attested={"H21": "a verse stands in one gospel"},
-    note="The gospels tell the same events: verses of one site resemble those of another.",
+    note="The gospels tell the same events: verses of one site resemble those of another. Privet's "
+    "vocabulary was learnt on these verses, among others.",
 )  # fmt: skip

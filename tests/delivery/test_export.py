@@ -18,9 +18,12 @@ from families_kit import counting, plan_for, tokenizer_folder
 from privet.client.workbench import workbench
 from privet.common.delivery.explain import explain
 from privet.common.delivery.export import Form, export, reload
+from privet.common.delivery.provenance import provenance
 from privet.common.delivery.trained import load
 from privet.common.errors import InputError, RunError
 from privet.common.flat import digest_arrays
+from privet.common.models.start import digest_of
+from privet.common.models.tokens import TOKENIZER
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.card import gather, write_card
 from privet.simulations.run import simulate
@@ -274,6 +277,26 @@ def test_a_run_without_privacy_says_none(run_of: Runs) -> None:
     assert "**None.** This model was trained without noise" in card
     with_privacy = write_card(load(run_of("dense")).plan, {}, None, source="a test")
     assert "**Not verified:**" in with_privacy
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dense", ["x1 -5 to 5, x2 -5 to 5", "Classes are those that the plan declares"]),
+        ("vit", ["the declared range -4 to 12"]),
+        ("decoder", ["4,096 tokens (`sha256:b258de8cc902", "learnt on public-domain text"]),
+    ],
+)
+def test_the_card_says_where_inputs_come_from(run_of: Runs, name: str, said: list[str]) -> None:
+    plan = load(run_of(name)).plan
+    card = write_card(plan, {}, None, source="a test", provenance=provenance(plan))
+    section = card.partition("## Vocabulary and normalisation (H12)")[2].partition("## Limits")[0]
+    assert all(words in section for words in said)
+
+
+def test_the_vocabulary_is_the_file_that_is_described() -> None:
+    described = TOKENIZER.with_name("tokenizer.md").read_text()
+    assert digest_of(TOKENIZER).removeprefix("sha256:") in described
 
 
 # lighter

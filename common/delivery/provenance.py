@@ -1,0 +1,58 @@
+"""Where a model's vocabulary and normalisation come from, in words (H12).
+
+What is learnt from private records before the training, such as a vocabulary or a mean, leaks
+past every accountant. A plan can hold none of it: ranges and classes are declared, vocabularies are
+files that were there before.
+"""
+
+from __future__ import annotations
+
+from privet.common.models.start import digest_of
+from privet.common.models.text import tokens_for
+from privet.common.models.tokens import TOKENIZER
+from privet.common.plan import Plan, TaskSpec
+
+
+def provenance(plan: Plan) -> list[str]:
+    """Return one sentence or more on each thing that a model's inputs are made with.
+
+    Raises:
+        DataMissing: if the model's tokenizer is not there.
+    """
+    task = plan.task
+    found = [_ranges(task)] if task.numeric else []
+    if task.categorical:
+        found.append("Categories are those that the plan declares; any other cell is 'other'.")
+    if task.image is not None:
+        image = task.image
+        found.append(f"Pixels are scaled by the declared range {image.low:g} to {image.high:g}.")
+    if task.texts:
+        found.append(_vocabulary(plan))
+    if task.classes:
+        found.append("Classes are those that the plan declares.")
+    if not found:
+        found.append(f"`{task.kind}` is a task of the plan's authors: ask them.")
+    return found
+
+
+def _ranges(task: TaskSpec) -> str:
+    said = ", ".join(
+        f"{name} {one.low:g} to {one.high:g}{' (logarithm)' if one.log else ''}"
+        for name, one in task.numeric.items()
+    )
+    return f"Numbers are scaled by ranges that the plan declares, not by statistics: {said}."
+
+
+def _vocabulary(plan: Plan) -> str:
+    tokens = tokens_for(plan.model, plan.task.max_tokens)
+    if tokens.path == TOKENIZER:
+        who = (
+            "it comes with Privet and was learnt on public-domain text, Shakespeare's plays and "
+            "the gospels in English and Spanish"
+        )
+    elif plan.model.kind == "minilm":
+        who = "it is that of all-MiniLM-L6-v2, learnt on public text by its makers, as its weights"
+    else:
+        name = plan.model.options.get("name") or plan.model.options.get("folder")
+        who = f"it is that of `{name}`: whoever made it says what it was learnt on"
+    return f"The vocabulary has {tokens.size:,} tokens (`{digest_of(tokens.path)}`); {who}."
