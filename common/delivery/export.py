@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import shutil
@@ -86,8 +87,6 @@ def export(
     if form.int8 and not form.onnx:
         raise InputError("8-bit integers are for ONNX: add --onnx")
     lighter.require_share(form.prune)
-    if (form.prune or form.int8) and not trained.plan.task.classes:
-        raise InputError(f"a model for '{trained.plan.task.kind}' is not pruned or quantised yet")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; name another --out")
     # Beside it, and moved when it is whole.
@@ -160,15 +159,16 @@ class _Measured:
         """Measure an ONNX file."""
         scores = None
         if self._batch is not None:
-            scores = lighter.probabilities(path, self._batch, _inputs(self._trained))
+            whole = functools.partial(_full, self._trained)
+            network = lighter.OnnxNetwork(path, _inputs(self._trained), whole)
+            scores = self._trained.scores(self._batch, network)
         self._note(variant, scores, path.read_bytes())
 
     def _note(self, variant: str, scores: np.ndarray | None, file: bytes) -> None:
         figures: dict[str, Any] = {}
         if scores is not None and self._batch is not None:
-            figures = dict(
-                measure_of(self._trained.task).figures(scores, self._batch["label"].numpy())
-            )
+            labels = self._batch.get("label", torch.zeros(len(scores), dtype=torch.int64)).numpy()
+            figures = dict(measure_of(self._trained.task).figures(scores, labels))
         self.found[variant] = {**figures, **lighter.bytes_of(file)}
 
 

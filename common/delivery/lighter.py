@@ -7,18 +7,14 @@ that it was made of, so that what it costs in accuracy stands beside what it sav
 from __future__ import annotations
 
 import gzip
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from privet.common.errors import InputError
-
-if TYPE_CHECKING:
-    from privet.common.tasks import Batch
 
 
 def require_share(share: float) -> None:
@@ -69,17 +65,30 @@ def quantised(source: Path, target: Path) -> None:
     quantize_dynamic(source, target, weight_type=QuantType.QInt8)
 
 
-def probabilities(path: Path, batch: Batch, names: list[str], chunk: int = 256) -> np.ndarray:
-    """Return class probabilities [N, K] of an ONNX model."""
-    import onnxruntime
+class OnnxNetwork(nn.Module):
+    """An ONNX file in the place of the network that it was written from.
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    count, parts = len(batch[names[0]]), []
-    for start in range(0, count, chunk):
-        given = {name: batch[name][start : start + chunk].numpy() for name in names}
-        logits = torch.from_numpy(session.run(None, given)[0])
-        parts.append(logits.float().softmax(-1).numpy())
-    return np.concatenate(parts)
+    Args:
+        path: the file.
+        names: of its inputs, in order.
+        whole: fills an input up to the size that the file was written for.
+    """
+
+    def __init__(self, path: Path, names: list[str], whole: Callable[[Tensor], Tensor]) -> None:
+        import onnxruntime
+
+        super().__init__()
+        self._session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        self._names, self._whole = names, whole
+
+    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
+        """Return the logits."""
+        inputs = given or tuple(named[name] for name in self._names)
+        whole = [self._whole(tensor).numpy() for tensor in inputs]
+        logits = self._session.run(None, dict(zip(self._names, whole, strict=True)))[0]
+        found = torch.from_numpy(logits)
+        # Logits of tokens that were filled up stand for nothing.
+        return found[:, : inputs[-1].shape[1]] if found.ndim == 3 else found
 
 
 def bytes_of(data: bytes) -> dict[str, int]:

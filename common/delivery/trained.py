@@ -148,15 +148,17 @@ class Trained:
         assert isinstance(self.task, TextToText)
         return self.task.texts(frame, self.plan.task.target)
 
-    def scores(self, batch: Batch, chunk: int = 256) -> np.ndarray:
-        """Return what each record is measured by, [N, K]."""
+    def scores(
+        self, batch: Batch, network: nn.Module | None = None, chunk: int = 256
+    ) -> np.ndarray:
+        """Return what each record is measured by, [N, K]; by another network if one is given."""
         import torch
 
         count, parts = len(next(iter(batch.values()))), []
         with torch.no_grad():
             for start in range(0, count, chunk):
                 part = {name: tensor[start : start + chunk] for name, tensor in batch.items()}
-                parts.append(self.task.scores(self.network, part).float().numpy())
+                parts.append(self.task.scores(network or self.network, part).float().numpy())
         return np.concatenate(parts)
 
 

@@ -228,6 +228,7 @@ def export(
     from privet.common.delivery.export import export as write
     from privet.common.delivery.provenance import provenance
     from privet.common.flat import digest_arrays
+    from privet.common.tasks.measure import measure_of_kind
     from privet.privacy.audit import card
 
     trained = _load(run)
@@ -267,8 +268,9 @@ def export(
     typer.echo(f"{out}: {', '.join(value['files'])}")
     if onnx:
         typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
+    headline = measure_of_kind(trained.plan.task.kind).headline
     for variant, found in value["lighter"].items():
-        said = [f"accuracy {found['accuracy']:.3f}"] if found.get("accuracy") is not None else []
+        said = [f"{headline} {found[headline]:.3f}"] if found.get(headline) is not None else []
         if "packed" in found:
             said.append(f"{found['bytes']:,} bytes, {found['packed']:,} packed")
         typer.echo(f"{variant}: {', '.join(said)}")
