@@ -346,7 +346,7 @@ def test_eight_bits_are_measured_on_the_same_records(
     headline = measure_of(trained.task).headline
     assert small[headline] == pytest.approx(whole[headline], rel=0.12)
     files = tmp_path / "out"
-    assert (files / "model.int8.onnx").stat().st_size < (files / "model.onnx").stat().st_size / 2
+    assert (files / "model.int8.onnx").stat().st_size < 0.7 * (files / "model.onnx").stat().st_size
     card = write_card(trained.plan, {}, None, source="a test", lighter=found["lighter"])
     assert "| int8 |" in card and "Lighter variants" in card
     # Measured the same way, the file that was not made smaller has the network's very scores.

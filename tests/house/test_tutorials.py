@@ -7,9 +7,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from privet.common.plan import Plan
 
 PAGES = sorted(
     path.name
@@ -27,6 +30,10 @@ def test_a_page_runs_as_written(page: str, root: Path, tmp_path: Path) -> None:
         pytest.skip("needs the data folder (PRIVET_DATA)")
     text = (root / "docs" / "tutorials" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for name, plan in re.findall(
+        r"`(\w+\.toml)`:\n\n```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    ):
+        (tmp_path / name).write_text(plan, encoding="utf-8")
     commands = [line for block in blocks for line in block.splitlines() if line.strip()]
     assert commands
     for command in commands:
@@ -38,6 +45,21 @@ def test_a_page_runs_as_written(page: str, root: Path, tmp_path: Path) -> None:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_part_of_a_plan_on_a_page_is_one(root: Path) -> None:
+    """Each is read as a plan, with what it lacks added."""
+    found = 0
+    for page in PAGES:
+        text = (root / "docs" / "tutorials" / page).read_text(encoding="utf-8")
+        for block in re.findall(r"^```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            value = tomllib.loads(block)
+            if "task" not in value:
+                continue
+            found += 1
+            value = {"name": "x", "privacy": "none", "sites": [{"name": "here", "nominal_size": 9}], **value}
+            Plan.parse(value, where=page)
+    assert found > 4
 
 
 def test_every_page_is_in_the_index(root: Path) -> None:
