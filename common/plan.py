@@ -285,14 +285,14 @@ class Metrics(Part):
             records, noised and debited) or ``off``.
         every: rounds between two evaluations; the last round is always evaluated.
         noise_multiplier: σ of one gate release, per unit of sensitivity.
-        bins: score bins of the gate's histogram, an even number: a bin lies on one side of one
-            half. There is no AUC of two.
+        bins: score bins of the gate's histogram. Of an odd number the middle one lies on both
+            sides of one half, and each takes half of it; there is no AUC of two.
     """
 
     source: Literal["public", "gate", "off"] = "public"
     every: Count = 1
     noise_multiplier: Positive = 20.0
-    bins: Annotated[int, Field(ge=2, le=100, multiple_of=2)] = 10
+    bins: Annotated[int, Field(ge=2, le=100)] = 10
 
 
 class Split(Part):

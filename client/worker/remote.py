@@ -27,8 +27,8 @@ _LOG = logging.getLogger("privet.worker")
 # What finds programs, modules, the GPU and the number of threads, and no more: a password or a
 # token that stands in this process's environment is not the trainer's.
 _PASSED_ON = (
-    "HF_HOME", "HF_HUB_CACHE", "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS",
-    "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA", "PRIVET_MODELS", "TZ",
+    "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA",
+    "PRIVET_MODELS", "TZ",
 )  # fmt: skip
 _PASSED_ON_ALL = ("CUDA_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "PYTORCH_", "TORCH_")
 _STOP_WITHIN = 5.0
@@ -243,7 +243,15 @@ def _environment(work: Path) -> dict[str, str]:
     }
     path = os.pathsep.join(entry for entry in sys.path if entry)
     own = dict.fromkeys(("TMPDIR", "XDG_CACHE_HOME", "CUDA_CACHE_PATH"), str(work))
-    return kept | own | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(_hub_cache())}
+    return kept | own | hub | {"PYTHONPATH": path}
+
+
+def _hub_cache() -> Path:
+    """Return where models of the Hugging Face hub lie for this process, by the hub's own rules."""
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()
 
 
 def _error(kind: str, text: str) -> PrivetError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from privet.common.errors import DataError, InputError
+from privet.common.errors import InputError
 from privet.common.plan import canonical_label
 from privet.common.tasks.measure import measure_of
 from privet.common.tasks.written import likeness
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 SITE = "site"
 _BINS = 10
-_OPEN = re.compile(r"^\s*(?:([<>])=?|[≤≥])?\s*(\d+(?:\.\d+)?)\s*(\+?)\s*$")
-"""How records write a number that is not told exactly: "> 89", "90+", "<18"."""
+_NUMBER = re.compile(r"\s*([<>]=?|[≤≥]?)\s*([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*\+?\s*")
+"""A number, also one that is not told exactly: "> 89", "90+", "<=18"."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def evaluate(trained: Trained, frame: pd.DataFrame, groups: list[Group]) -> dict
     parts = {group.column: group.of(frame) for group in groups}
     if len(parts) < len(groups):
         raise InputError("--group: a column is named twice; ask for its bands one after the other")
-    _require_answers(trained, frame)
+    trained.require_answers(frame)
     measure = measure_of(trained.task)
     batch = trained.encode(frame)
     scores = trained.scores(batch)
@@ -122,7 +122,7 @@ def evaluate(trained: Trained, frame: pd.DataFrame, groups: list[Group]) -> dict
         if classes:
             found |= _belief(calibration(scores[chosen], labels[chosen]))
             if scores.shape[1] == 2:
-                found |= _rates(scores[chosen].argmax(1), labels[chosen])
+                found |= _of_two(scores[chosen].argmax(1), labels[chosen])
         if texts:
             places = chosen.nonzero()[0]
             found |= likeness([texts[k] for k in places], [wanted[k] for k in places])
@@ -171,27 +171,26 @@ def calibration(scores: Array, labels: Array, bins: int = _BINS) -> dict[str, An
     return {"error": error, "brier": brier, "curve": curve}
 
 
-def _require_answers(trained: Trained, frame: pd.DataFrame) -> None:
-    spec = trained.plan.task
-    column = spec.label if spec.classes else spec.target
-    if (spec.classes or spec.kind == "text-to-text") and column not in frame.columns:
-        raise DataError(f"the column '{column}' is missing: it says what is right")
-
-
 def _belief(found: dict[str, Any]) -> dict[str, float]:
     return {"calibration_error": found["error"], "brier": found["brier"]}
 
 
-def _rates(guess: Array, labels: Array) -> dict[str, float | None]:
-    """Return shares of class 1 that fairness is judged by (Hardt et al. 2016)."""
+def _of_two(guess: Array, labels: Array) -> dict[str, float | None]:
+    """Return shares of class 1 that fairness is judged by (Hardt et al. 2016).
+
+    And None for each figure that is a share of nothing in a group: 0 would be a gap.
+    """
 
     def share(of: Array) -> float | None:
         return float(guess[of].mean()) if of.any() else None
 
+    undefined = {"precision": not guess.any(), "recall": not labels.any()}
+    undefined["f1"] = all(undefined.values())
     return {
         "selected": share(np.ones(len(labels), bool)),
         "true_positive_rate": share(labels == 1),
         "false_positive_rate": share(labels == 0),
+        **dict.fromkeys((name for name, none in undefined.items() if none), None),
     }
 
 
@@ -218,18 +217,16 @@ def _order(name: str) -> tuple[bool, float, str]:
 
 def _number(cell: object) -> float:
     """Return a cell as a number, NaN if it is none."""
-    try:
-        return float(cell)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        pass
-    found = _OPEN.match(str(cell))
+    if isinstance(cell, int | float | np.number):
+        return float(cell)
+    found = _NUMBER.fullmatch(str(cell))
     if found is None:
         return math.nan
     sign, number = found[1], float(found[2])
-    strict = sign is not None and "=" not in found[0]
-    if not strict:
-        return number
-    return math.nextafter(number, math.inf if sign == ">" else -math.inf)
+    if sign == ">":
+        return math.nextafter(number, math.inf)
+    # At most so many is mostly less.
+    return math.nextafter(number, -math.inf) if sign in ("<", "<=", "≤") else number
 
 
 def _absent(cell: object) -> bool:

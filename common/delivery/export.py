@@ -81,12 +81,15 @@ def export(
 
     Raises:
         InputError: if ``out`` is not empty, or the model cannot be exported.
+        DataError: if the records do not say what is right.
         RunError: if ONNX's outputs differ.
     """
     form = form or Form()
     if form.int8 and not form.onnx:
         raise InputError("8-bit integers are for ONNX: add --onnx")
     lighter.require_share(form.prune)
+    if form.records is not None:
+        trained.require_answers(form.records)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not an empty folder; name another --out")
     # Beside it, and moved when it is whole.
@@ -221,9 +224,11 @@ def _own_architecture(
 
 
 def _tokenizer(trained: Trained, out: Path) -> None:
-    """Write the tokenizer as transformers reads it: texts become the numbers that were trained on.
+    """Write the tokenizer as transformers reads it.
 
-    What a text is framed by is a rule of the file, where Privet's tasks put it there themselves.
+    With that of Privet's own models texts become the numbers that were trained on, but for a text
+    that is cut, or spells a special sign: what ends a text is a rule of the file here, where
+    Privet's tasks put it there themselves. The files of a model of transformers are as they were.
     """
     task = trained.plan.task
     if not task.texts:

@@ -7,6 +7,8 @@ files that were there before.
 
 from __future__ import annotations
 
+import re
+
 from privet.common.models.start import digest_of
 from privet.common.models.text import tokens_for
 from privet.common.models.tokens import TOKENIZER
@@ -31,13 +33,18 @@ def provenance(plan: Plan) -> list[str]:
     if task.classes:
         found.append("Classes are those that the plan declares.")
     if not found:
-        found.append(f"`{task.kind}` is a task of the plan's authors: ask them.")
+        found.append(f"{_code(task.kind)} is a task of the plan's authors: ask them.")
     return found
+
+
+def _code(name: str) -> str:
+    """Return a name of the plan's as code on one line: it is no Markdown of the card's."""
+    return "`" + re.sub(r"[`\s\x00-\x1f\x7f]+", " ", name).strip() + "`"
 
 
 def _ranges(task: TaskSpec) -> str:
     said = ", ".join(
-        f"{name} {one.low:g} to {one.high:g}{' (logarithm)' if one.log else ''}"
+        f"{_code(name)} {one.low:g} to {one.high:g}{' (logarithm)' if one.log else ''}"
         for name, one in task.numeric.items()
     )
     return f"Numbers are scaled by ranges that the plan declares, not by statistics: {said}."
@@ -54,5 +61,5 @@ def _vocabulary(plan: Plan) -> str:
         who = "it is that of all-MiniLM-L6-v2, learnt on public text by its makers, as its weights"
     else:
         name = plan.model.options.get("name") or plan.model.options.get("folder")
-        who = f"it is that of `{name}`: whoever made it says what it was learnt on"
+        who = f"it is that of {_code(str(name))}: whoever made it says what it was learnt on"
     return f"The vocabulary has {tokens.size:,} tokens (`{digest_of(tokens.path)}`); {who}."

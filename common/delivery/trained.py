@@ -135,6 +135,17 @@ class Trained:
             raise DataError("there is no record")
         return self.task.encode(frame)
 
+    def require_answers(self, frame: pd.DataFrame) -> None:
+        """Check that records say what is right, so that a model can be measured on them.
+
+        Raises:
+            DataError: if they do not.
+        """
+        spec = self.plan.task
+        column = spec.label if spec.classes else spec.target
+        if (spec.classes or spec.kind == "text-to-text") and column not in frame.columns:
+            raise DataError(f"the column '{column}' is missing: it says what is right")
+
     def written(self, batch: Batch) -> list[str]:
         """Return the text that the model writes for each record, if it writes any."""
         from privet.common.tasks.language import TextToText
@@ -154,11 +165,12 @@ class Trained:
         """Return what each record is measured by, [N, K]; by another network if one is given."""
         import torch
 
+        chosen = self.network if network is None else network
         count, parts = len(next(iter(batch.values()))), []
         with torch.no_grad():
             for start in range(0, count, chunk):
                 part = {name: tensor[start : start + chunk] for name, tensor in batch.items()}
-                parts.append(self.task.scores(network or self.network, part).float().numpy())
+                parts.append(self.task.scores(chosen, part).float().numpy())
         return np.concatenate(parts)
 
 

@@ -3,7 +3,7 @@
 It is in a folder, or in the cache of the hub (``hf download``) under its name and commit. Nothing
 is downloaded and no code of the folder is run: weights are safetensors, the architecture is one
 that transformers knows. All sites need the same folder where parts of it stay frozen, so a plan
-should pin the digest of its weights; a commit of the hub does that by itself.
+should pin the digest of its weights.
 """
 
 from __future__ import annotations

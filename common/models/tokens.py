@@ -43,24 +43,32 @@ class Tokens:
         """How many different tokens there are."""
         return int(_tokenizer(self.path).get_vocab_size())
 
-    def encode(self, texts: list[str], *, ends: bool = False) -> tuple[Tensor, Tensor]:
+    def encode(
+        self, texts: list[str], *, ends: bool = False, begins: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Return token numbers [N, T], and how many characters of each text they stand for [N].
+
+        The tokenizer's own frame stands around a text, such as ``[CLS]`` and ``[SEP]``.
 
         Args:
             texts: N texts.
-            ends: whether to write ``end`` after a text that is not cut, and nothing before it;
-                else the tokenizer's own frame stands around it, such as ``[CLS]`` and ``[SEP]``.
+            ends: whether to write ``end`` after a text that is not cut, where no frame has it.
+            begins: whether a frame's ``start`` stays; not where the task puts it there itself.
         """
         tokenizer = _tokenizer(self.path)
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.max_tokens)
         rows = torch.full((len(texts), self.max_tokens), self.padding, dtype=torch.int64)
         characters = torch.zeros(len(texts), dtype=torch.int64)
-        for row, encoding in enumerate(tokenizer.encode_batch(texts, add_special_tokens=not ends)):
+        for row, encoding in enumerate(tokenizer.encode_batch(texts)):
             ids = list(encoding.ids)
             characters[row] = max((end for _, end in encoding.offsets), default=0)
-            if ends and self.end is not None and len(ids) < self.max_tokens:
+            frame = [k for k, put in enumerate(encoding.special_tokens_mask) if put]
+            ended = bool(frame) and frame[-1] == len(ids) - 1 and ids[-1] == self.end
+            if ends and self.end is not None and len(ids) < self.max_tokens and not ended:
                 ids.append(self.end)
+            if not begins and frame[:1] == [0] and ids[0] == self.start:
+                del ids[0]
             rows[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return rows, characters
 

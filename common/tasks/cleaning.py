@@ -30,7 +30,7 @@ _DATES = re.compile(
     rf"""\b(?:
         (?:19|20)\d\d[-/.]{_DAY}[-/.]{_DAY}(?:T\d\d:\d\d(?::\d\d)?)?      # 2014-03-05
       | {_DAY}[-/.]{_DAY}[-/.](?:19|20)?\d\d                              # 5/3/14, 05.03.2014
-      | {_DAY}[-/.](?:{_MONTHS})(?:[-/.](?:19|20)?\d\d)?                  # 5-Mar-14
+      | {_DAY}[-/](?:{_MONTHS})(?:[-/](?:19|20)?\d\d)?                    # 5-Mar-14
       | (?:{_MONTHS})[-/]{_DAY}(?:[-/.](?:19|20)?\d\d)?                   # Mar-05-2014
       | {_DAY}(?:st|nd|rd|th)?\s+(?:of\s+|de\s+)?(?:{_MONTHS})\.?(?:,?\s+(?:de\s+)?(?:19|20)\d\d)?
       | (?:{_MONTHS})\.?\s+{_DAY}(?:st|nd|rd|th)?\b(?:,?\s+(?:19|20)\d\d)?
@@ -38,28 +38,38 @@ _DATES = re.compile(
     )\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-_EMAILS = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)+\b")
+_EMAILS = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)+\b")
 _LINKS = re.compile(r"\b(?:https?://|www\.)[^\s<>\"']+", re.IGNORECASE)
 _IDS = re.compile(
     r"""\b(?:
         \d{3}-\d{2}-\d{4}                                   # US social security
       | [A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){2,7}(?:[ ]?[A-Z0-9]{1,4})?   # IBAN
       | (?:\d[ -]?){12,18}\d                                # cards, accounts
-      | (?i:MRN|ID|SSN|NHS)[.:#\s]{1,3}[A-Za-z0-9-]*\d[A-Za-z0-9-]*
-      | (?:No|Nr)[.:#\s]{1,3}[A-Z0-9-]*\d[A-Z0-9-]*
+      | (?i:MRN|ID|SSN|NHS)[.:#\s]{1,3}[A-Za-z0-9-]{0,30}\d[A-Za-z0-9-]{0,30}
+      | (?:No|Nr)[.:#\s]{1,3}[A-Z0-9-]{0,30}\d[A-Z0-9-]{0,30}
       | \d{6,}                                              # record numbers
     )\b""",
     re.VERBOSE,
 )
-_PARTICLES = r"(?:(?:van|von|de|del|la|der|den|di|da|dos)\s+)*"
-_WORD = rf"{_PARTICLES}[A-ZÀ-ÖØ-Þ](?:\.|[\w'’-]*)"
-_NAMES = re.compile(
-    rf"""
-        \b(?i:Dr|Mr|Mrs|Ms|Miss|Prof|Sr|Sra|Herr|Frau|Mme|Doctor|Nurse|Professor)(?:\.\s*|\s+)
-            {_WORD}(?:\s+{_WORD}){{0,3}}
-      | (?P<heading>\b(?i:name|patient)\s*:\s*){_WORD}(?:,?\s+{_WORD}){{0,3}}
-    """,
+_PARTICLES = r"(?:(?:van|von|de|del|la|der|den|di|da|dos)[ ]+)*"
+_CAPITAL = "[A-ZÀ-ÖØ-Þ]"
+# Initials, with or without blanks between them, and what they stand before: "J.K. Smith", "Smith".
+_WORD = rf"{_PARTICLES}(?:{_CAPITAL}\.[ ]*)*{_CAPITAL}[\w'’-]*"
+_TITLED = re.compile(
+    # Written as titles are: "MR" is an image and "ms" a unit.
+    rf"""\b(?:
+        (?:Dr|DR|Mr|Mrs|Ms|Prof|Sr|Sra|Mme)(?:\.[ ]*|[ ]+)
+      | (?:Miss|Herr|Frau|Doctor|Nurse|Professor)[ ]+
+      | dr\.[ ]*
+    ){_WORD}(?:[ ]+{_WORD}){{0,3}}""",
     re.VERBOSE,
+)
+_HEADED = re.compile(
+    rf"(?P<heading>\b(?:(?i:name)|[Pp]atient)[ ]*:\s*){_WORD}(?:,?[ ]+{_WORD}){{0,3}}"
+)
+_SHOUTED = re.compile(
+    # Where all is in capitals, what ends after three words is a name, and what goes on is none.
+    rf"(?P<heading>\bPATIENT[ ]*:\s*){_WORD}(?:,?[ ]+{_WORD}){{0,2}}(?=[ ]*(?:[,;(\n\d]|$))"
 )
 
 
@@ -98,7 +108,8 @@ def cleaner(kinds: Iterable[Kind], region: str = "US") -> Callable[[str], str]:
             steps.append(_by(pattern, kind))
     if "phones" in wanted:
         steps.append(lambda text: _without_phones(text, region))
-    for kind, pattern in (("ids", _IDS), ("names", _NAMES)):
+    names = (("names", pattern) for pattern in (_HEADED, _SHOUTED, _TITLED))
+    for kind, pattern in (("ids", _IDS), *names):
         if kind in wanted:
             steps.append(_by(pattern, kind))
 

@@ -74,7 +74,8 @@ class CausalText(_Language):
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """See :class:`privet.common.tasks.Task`; an empty text predicts its end alone."""
-        tokens, characters = self.tokens.encode(self.texts(frame, self.spec.text), ends=True)
+        texts = self.texts(frame, self.spec.text)
+        tokens, characters = self.tokens.encode(texts, ends=True, begins=False)
         return {"tokens": tokens, "characters": characters}
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

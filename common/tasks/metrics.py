@@ -76,7 +76,8 @@ def from_histogram(table: Array) -> dict[str, float | None]:
     """Read the figures from a (noised) histogram; negative cells count as zero.
 
     A table of two rows and more columns holds score bins; a bin above one half guesses
-    class 1. The AUC of binned scores counts ties within a bin as half.
+    class 1, and of one in the middle half of the records do. The AUC of binned scores counts
+    ties within a bin as half.
     """
     table = np.maximum(np.asarray(table, dtype=np.float64), 0.0)
     total = table.sum()
@@ -86,7 +87,10 @@ def from_histogram(table: Array) -> dict[str, float | None]:
     auc: float | None = None
     if rows == 2 and columns != 2:
         half = columns // 2
-        confusion = np.stack([table[:, :half].sum(1), table[:, half:].sum(1)], 1)
+        above = table[:, columns - half :].sum(1)
+        if columns % 2:
+            above = above + table[:, half] / 2
+        confusion = np.stack([table.sum(1) - above, above], 1)
         auc = _binned_auc(table)
     else:
         confusion = table

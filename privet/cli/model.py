@@ -434,7 +434,8 @@ def _public_records(trained: Trained, data: Path | None, own: Path | None) -> pd
     """
     if own is not None:
         return _records(trained, data, own)
-    if trained.plan.metrics.source != "public" or not _names_records(trained.plan):
+    plan = trained.plan
+    if plan.metrics.source != "public" or not plan.split.test or not _names_records(plan):
         return None
     try:
         return _records(trained, data, None)

@@ -81,12 +81,22 @@ def test_wrong_groups_are_refused(text: str) -> None:
 
 
 def test_a_number_that_is_not_told_exactly_has_its_band() -> None:
-    cells = ["> 89", "89", "89+", "<89", "<= 60", " 45 ", "old", None, 61.5, ""]
+    cells = ["> 89", "89", "89+", "<89", "≤ 60", " 45 ", "old", None, 61.5, "1_000", "inf", 90]
     found = Group.parse("age:60,89").of(pd.DataFrame({"age": cells}))
     above, between = "from 89", "60 to 89"
     assert found.tolist() == [
-        above, above, above, between, between, "below 60", "missing", "missing", between, "missing"
+        above, above, above, between, "below 60", "below 60", "missing", "missing", between,
+        "missing", "missing", above,
     ]  # fmt: skip
+
+
+def test_a_share_of_nothing_is_no_gap(dense: Trained) -> None:
+    frame = table().assign(ward=["a", "b"] * 40)
+    frame.loc[frame["ward"] == "a", "low"] = 0
+    found = evaluate(dense, frame, [Group.parse("ward")])["groups"]["ward"]
+    assert found["figures"]["a"]["recall"] is None is found["figures"]["a"]["true_positive_rate"]
+    assert found["figures"]["b"]["recall"] is not None
+    assert "recall" not in found["gaps"] and "accuracy" in found["gaps"]
 
 
 def test_a_column_is_named_once(dense: Trained) -> None:

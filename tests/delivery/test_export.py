@@ -22,7 +22,7 @@ from privet.common.delivery.export import Form, _full, export, reload
 from privet.common.delivery.lighter import OnnxNetwork
 from privet.common.delivery.provenance import provenance
 from privet.common.delivery.trained import load
-from privet.common.errors import InputError, RunError
+from privet.common.errors import DataError, InputError, RunError
 from privet.common.flat import digest_arrays
 from privet.common.models.start import digest_of
 from privet.common.models.tokens import TOKENIZER
@@ -285,7 +285,7 @@ def test_a_run_without_privacy_says_none(run_of: Runs) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("dense", ["x1 -5 to 5, x2 -5 to 5", "Classes are those that the plan declares"]),
+        ("dense", ["`x1` -5 to 5, `x2` -5 to 5", "Classes are those that the plan declares"]),
         ("vit", ["the declared range -4 to 12"]),
         ("decoder", ["4,096 tokens (`sha256:b258de8cc902", "learnt on public-domain text"]),
     ],
@@ -295,6 +295,22 @@ def test_the_card_says_where_inputs_come_from(run_of: Runs, name: str, said: lis
     card = write_card(plan, {}, None, source="a test", provenance=provenance(plan))
     section = card.partition("## Vocabulary and normalisation (H12)")[2].partition("## Limits")[0]
     assert all(words in section for words in said)
+
+
+def test_a_name_of_the_plan_is_no_section_of_the_card(run_of: Runs) -> None:
+    plan = load(run_of("dense")).plan
+    name = "age\n\n## Privacy\n\n`Claim`: **proved**"
+    plan = plan.changed(task={"numeric": {name: {"low": 0, "high": 1}}})
+    assert provenance(plan)[0].splitlines() == provenance(plan)[:1]
+    assert "`age ## Privacy Claim : **proved**` 0 to 1" in provenance(plan)[0]
+
+
+def test_variants_are_not_measured_against_made_up_answers(run_of: Runs, tmp_path: Path) -> None:
+    for name, column in (("dense", "low"), ("encoder-decoder", "spanish")):
+        records = counting(1, 9, 5).drop(columns=column)
+        with pytest.raises(DataError, match=f"'{column}' is missing: it says what is right"):
+            export(load(run_of(name)), tmp_path / "out", "", Form(prune=0.5, records=records))
+    assert not any(tmp_path.iterdir())
 
 
 def test_the_vocabulary_is_the_file_that_is_described() -> None:

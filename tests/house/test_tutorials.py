@@ -57,7 +57,12 @@ def test_every_part_of_a_plan_on_a_page_is_one(root: Path) -> None:
             if "task" not in value:
                 continue
             found += 1
-            value = {"name": "x", "privacy": "none", "sites": [{"name": "here", "nominal_size": 9}], **value}
+            value = {
+                "name": "x",
+                "privacy": "none",
+                "sites": [{"name": "here", "nominal_size": 9}],
+                **value,
+            }
             Plan.parse(value, where=page)
     assert found > 4
 

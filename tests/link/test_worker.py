@@ -17,7 +17,7 @@ import pytest
 from privet.client.data.records import open_records
 from privet.client.trainer import Trainer
 from privet.client.training import misfit
-from privet.client.worker.remote import RemoteTrainer
+from privet.client.worker.remote import RemoteTrainer, _environment
 from privet.common.errors import DataError, PrivetError, TrainerLost
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
@@ -65,6 +65,24 @@ def make(task, home):
     return nn.Linear(5, 2)
 """
 """A model of the site's own code that looks around while it is made."""
+
+
+@pytest.mark.parametrize("name", [None, "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"])
+def test_models_of_the_hub_lie_where_the_site_has_them(
+    name: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for known in ("HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(known, raising=False)
+    if name is not None:
+        monkeypatch.setenv(name, str(tmp_path / "cache"))
+    code = "from huggingface_hub import constants; print(constants.HF_HUB_CACHE)"
+    here, there = (
+        subprocess.run(
+            [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True
+        ).stdout
+        for env in (dict(os.environ), _environment(tmp_path / "work"))
+    )
+    assert here == there and str(tmp_path / "work") not in there
 
 
 @pytest.fixture

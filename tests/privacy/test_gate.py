@@ -30,6 +30,17 @@ def weighed_by_record(scores, labels, units, bins=10):
     return histogram(scores, labels, weights, bins)
 
 
+@pytest.mark.parametrize("bins", [2, 3, 5, 10, 11])
+def test_a_bin_in_the_middle_is_shared(bins: int):
+    """All of it counted for one class, so that a good model seemed a bad one."""
+    chance = np.random.default_rng(0)
+    said = chance.uniform(0.5 - 0.5 / bins, 0.5 + 0.5 / bins, 4000)
+    labels = (said > 0.5).astype(int)
+    scores = np.stack([1 - said, said], 1)
+    got = from_histogram(table_of(scores, labels, UnitIndex.by_record(4000), bins))
+    assert got["accuracy"] == pytest.approx(0.5 if bins % 2 else 1.0, abs=0.03)
+
+
 def most_moved(make, persons, classes, most, seed=0) -> float:
     """Return the largest move of the table, in L2, when one person is removed."""
     scores, labels = made_up(len(persons), classes, seed)

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from families_kit import FAMILIES, counting, family_plan, plan_for, tokenizer_folder
+from families_kit import FAMILIES, family_plan, plan_for, tokenizer_folder
 
 from privet.client.workbench import Workbench
 from privet.common.errors import DataMissing, PlanError, SelfTestFailed
 from privet.common.models import build_model, initial_model
+from privet.common.tasks import build_task
 from privet.simulations.run import simulate
 
 NAMES = sorted(FAMILIES)
@@ -212,27 +214,37 @@ def test_a_folder_of_hugging_face_trains(kind: str, tuning: str, tmp_path: Path)
     assert any(not np.array_equal(result.model[name], before[name]) for name in before)
 
 
-@pytest.mark.parametrize("kind", ["causal-text", "text-to-text"])
-def test_a_frame_of_the_tokenizer_is_not_put_twice(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("frame", "eos", "bos", "kind", "row"),
+    [
+        ("$A", "[UNK]", None, "causal-text", [7, 8, 1]),
+        ("$A [UNK]", "[UNK]", None, "text-to-text", [7, 8, 1]),  # T5: not two ends
+        ("[PAD] $A [UNK]", "[UNK]", "[PAD]", "text-to-text", [0, 7, 8, 1]),  # BART's frame stays
+        ("[PAD] $A [UNK]", None, None, "text-to-text", [0, 7, 8, 1]),  # BERT has no end
+        ("[PAD] $A", "[UNK]", "[PAD]", "causal-text", [7, 8, 1]),  # LLaMA: the task puts the start
+    ],
+)
+def test_a_frame_of_the_tokenizer_is_there_once(
+    frame: str, eos: str | None, bos: str | None, kind: str, row: list[int], tmp_path: Path
+) -> None:
     from tokenizers import Tokenizer, processors
 
-    names = {"eos_token": "[UNK]", "pad_token": "[PAD]"}
-    folder = tokenizer_folder(tmp_path / "model", _save(kind), **names)
-    plan = plan_for(kind, {"kind": "huggingface", "options": {"folder": str(folder)}}, tmp_path)
-    frame = counting(1, 3, 5)
-    plain = Workbench(plan).encode(frame)
-    path = folder / "tokenizer.json"
-    tokenizer = Tokenizer.from_file(str(path))
+    names = {"eos_token": eos, "bos_token": bos, "pad_token": "[PAD]"}
+    given = {name: token for name, token in names.items() if token is not None}
+    folder = tokenizer_folder(tmp_path / "model", _save(kind), **given)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A [UNK]", special_tokens=[("[UNK]", 1)]
+        single=frame, special_tokens=[("[PAD]", 0), ("[UNK]", 1)]
     )
-    framed = folder.rename(tmp_path / "framed")
-    tokenizer.save(str(framed / "tokenizer.json"))
-    again = plan.changed(model={"options": {"folder": str(framed)}})
-    for name, tensor in Workbench(again).encode(frame).items():
-        assert torch.equal(tensor, plain[name])
-    rows = plain.get("source", plain.get("tokens"))
-    assert rows is not None and (rows == 1).sum(1).eq(1).all()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    plan = plan_for(kind, {"kind": "huggingface", "options": {"folder": str(folder)}}, tmp_path)
+    ids = tokenizer.encode("one two", add_special_tokens=False).ids
+    assert len(ids) == 2
+    wanted = [{7: ids[0], 8: ids[1]}.get(number, number) for number in row]
+    table = pd.DataFrame({"text": ["one two", "one two " * 20], "spanish": "one two"})
+    for name, tensor in build_task(plan).encode(table).items():
+        if name != "characters":
+            assert tensor[0].tolist() == wanted + [-1] * (16 - len(wanted))
 
 
 def test_a_model_of_the_hub_is_its_commit_in_the_cache(
