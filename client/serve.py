@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict
 
@@ -114,6 +115,10 @@ class Feedback:
         row = []
         if unknown := sorted(set(record) - set(self.columns)):
             raise DataError(f"record {place}: '{unknown[0]}' is no column of this model")
+        if forgotten := [name for name in self.columns if name not in record]:
+            raise DataError(
+                f"record {place}: '{forgotten[0]}' is missing; say null where it is not known"
+            )
         for name in self.columns:
             cell = record.get(name)
             if isinstance(cell, dict | list):
@@ -130,7 +135,10 @@ class Feedback:
         return row
 
     def _append(self, rows: bytes, whole: bytes) -> None:
-        with self.path.open("a+b") as stream:
+        # Records of persons: for their owner alone.
+        with open(
+            self.path, "a+b", opener=lambda path, flags: os.open(path, flags, 0o600)
+        ) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             size = stream.seek(0, os.SEEK_END)
             ends = b"\n"
@@ -245,6 +253,14 @@ def make_service(
     def unreadable(_: Any, __: Exception) -> Any:
         return JSONResponse(
             {"detail": "a record holds what is no text, or a number that is too large"},
+            status_code=422,
+        )
+
+    @app.exception_handler(RequestValidationError)
+    def no_records(_: Any, __: Exception) -> Any:
+        # Without what was sent, which the library's own answer repeats.
+        return JSONResponse(
+            {"detail": 'send one record, {"column": cell, …}, or {"records": [{…}, …]}'},
             status_code=422,
         )
 

@@ -131,6 +131,9 @@ def _write(
         if names := dict(enumerate(trained.plan.task.classes)):
             inner.config.id2label = names
             inner.config.label2id = {name: number for number, name in names.items()}
+        from transformers.utils import logging as hf_logging
+
+        hf_logging.disable_progress_bar()
         inner.save_pretrained(out)
     else:
         _own_architecture(trained, network, out, facts)
@@ -138,6 +141,7 @@ def _write(
     write_json(out / "plan.json", trained.plan.to_dict())
     off = _onnx(trained, network, out / "model.onnx") if form.onnx else None
     if form.int8:
+        measured.onnx("pruned, ONNX" if form.prune else "ONNX", out / "model.onnx")
         lighter.quantised(out / "model.onnx", out / "model.int8.onnx")
         measured.onnx("pruned, int8" if form.prune else "int8", out / "model.int8.onnx")
     text = card if isinstance(card, str) else card(measured.found)

@@ -7,6 +7,7 @@ that it was made of, so that what it costs in accuracy stands beside what it sav
 from __future__ import annotations
 
 import gzip
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,7 +63,11 @@ def quantised(source: Path, target: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+    try:
+        logging.disable(logging.WARNING)  # it recommends a step that this file does not need
+        quantize_dynamic(source, target, weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 class OnnxNetwork(nn.Module):

@@ -173,6 +173,10 @@ def _variants(lighter: Mapping[str, Mapping[str, Any]]) -> str:
     for variant, row in lighter.items():
         cells = [_cell(row.get(name)) for name in names]
         lines.append(f"| {variant} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "`packed` is the size after gzip: a weight of zero takes as many bytes until then.",
+    ]
     return "\n".join(lines) + "\n"
 
 

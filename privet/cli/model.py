@@ -153,10 +153,12 @@ def explain(
 
     trained = _load(run)
     public = own is None and trained.plan.metrics.source == "public"
+    if overall and own is not None:
+        raise InputError("--overall is for public records; it goes without --from")
     if overall and not public:
         raise InputError(
-            "--overall is for public records: it goes without --from, and with a plan that calls "
-            'its test split public (metrics.source = "public")'
+            "--overall is for public records, and the test split of this plan is private "
+            f'(metrics.source = "{trained.plan.metrics.source}")'
         )
     with show.stage("explaining") as tell:
         frame = _records(trained, data, own)
@@ -239,8 +241,8 @@ def export(
             try:
                 evidence = card.gather(bundle or run, roster, digest_arrays(trained.arrays))
             except InputError as error:
-                if bundle is not None:
-                    raise
+                if bundle is not None or roster is not None:
+                    raise  # what was asked for cannot be done
                 unverified = str(error)
         result = trained.result
 
@@ -326,6 +328,7 @@ def serve(
     a later run trains on it through the same ledger.
     """
     import ipaddress
+    import socket
 
     import uvicorn
 
@@ -340,6 +343,8 @@ def serve(
             f"--host {host}: other machines could ask, and there is no authentication. Put a proxy "
             "that asks who is calling before it, or say --open"
         )
+    if policy is not None and feedback is None:
+        raise InputError("--policy goes with --feedback: it says whether a record names a person")
     trained = _load(run)
     kept = None
     if feedback is not None:
@@ -348,8 +353,18 @@ def serve(
         site = Policy.load(policy) if policy else None
         kept = open_feedback(feedback, trained, site)
     service = make_service(trained, kept, name or ())
-    typer.echo(f"http://{host}:{port}/docs", err=True)
-    uvicorn.run(service, host=host, port=port, log_level="warning")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port}: cannot listen there: {error.strerror}; name another"
+        ) from error
+    shown = f"[{host}]" if ":" in host else host
+    typer.echo(f"http://{shown}:{listening.getsockname()[1]}/docs", err=True)
+    with listening:
+        server = uvicorn.Server(uvicorn.Config(service, log_level="warning"))
+        server.run(sockets=[listening])
 
 
 def _through_gate(

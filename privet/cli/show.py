@@ -137,6 +137,12 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
             "figures are in non-private/ and must not leave it.",
             style="dim",
         )
+    if outcome.metrics.get("chrf") is not None:
+        _out.print(
+            f"Test records as the model writes them, by beam search: chrF "
+            f"{outcome.metrics['chrf']:.1f}, BLEU {outcome.metrics['bleu']:.1f} (0 to 100)",
+            highlight=False,
+        )
     if outcome.note:
         _out.print(outcome.note, soft_wrap=True, highlight=False)
     table = Table(

@@ -20,6 +20,8 @@ _SHOWN = {
 
 Of two classes the recall is the share of true positives.
 """
+_FEW = 30
+"""Records of a group, below which a share is off by a tenth and more."""
 _out = Console(width=None if sys.stdout.isatty() else 100)
 
 
@@ -39,10 +41,11 @@ def evaluation(value: dict[str, Any]) -> None:
         table.add_section()
         _row(table, "gap", None, found["gaps"], names, style="bold")
         _out.print(table)
+    _out.print(" ".join(_explained(value, names)), style="dim", highlight=False)
     if (calibration := value["calibration"]) is not None:
         _out.print(
             f"Calibration: stated probabilities are off by {calibration['error']:.3f} on average "
-            f"(Brier score {calibration['brier']:.3f}).",
+            f"(Brier score, summed over classes, {calibration['brier']:.3f}).",
             highlight=False,
         )
     _out.print(
@@ -50,8 +53,29 @@ def evaluation(value: dict[str, Any]) -> None:
     )
 
 
+def _explained(value: dict[str, Any], names: list[str]) -> list[str]:
+    """Return what a reader of the tables should know."""
+    said = []
+    if "calibration_error" in names:
+        said.append("calib.: how far stated probabilities are off.")
+    if "selected" in names:
+        said.append(
+            "selected: share said to be of the second class; false +: of those that are not."
+        )
+    if "chrf" in names:
+        said.append("chrF and BLEU are from 0 to 100.")
+    counts = [row["records"] for one in value["groups"].values() for row in one["figures"].values()]
+    if any(count < _FEW for count in counts):
+        said.append(f"Groups of fewer than {_FEW} records say little, and so do gaps to them.")
+    if value["metrics"].get("selected") in (0.0, 1.0):
+        said.append("The model says the same of every record.")
+    return said
+
+
 def _table(title: str, first: str, names: list[str]) -> Table:
-    table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
+    )  # fmt: skip
     table.add_column(escape(first), no_wrap=True)
     table.add_column("records", justify="right")
     for name in names:

@@ -138,9 +138,12 @@ def test_it_describes_itself(service: Any, run_of: Runs) -> None:
         ("/predict", {"x1": 1.0}, "'x2' is missing"),
         ("/predict", {"x1": "high", "x2": 0}, "is not a number"),
         ("/predict", {"records": []}, "between 1 and 1000"),
-        ("/predict", [], "valid dictionary"),
+        ("/predict", [], "send one record"),
+        ("/predict", {"records": "x1"}, "send one record"),
+        ("/feedback", {"x1": 1, "low": 1}, "'x2' is missing; say null where it is not known"),
         ("/predict", {"x1": 10**400, "x2": 0}, "too large"),
         ("/feedback", {"x1": 1, "x2": 0}, "'low' is missing"),
+        ("/feedback", {"x1": 1, "x2": 0, "low": None}, "'low' is missing"),
         ("/feedback", {"x1": 1, "x2": 0, "low": ["1"]}, "'low' is no text and no number"),
         ("/feedback", {"x1": 1, "x_2": 0, "low": 1}, "'x_2' is no column of this model"),
         ("/feedback", {"x1": "a\ud800", "x2": 0, "low": 1}, "no text"),
@@ -177,6 +180,14 @@ def test_it_listens_on_this_machine_alone(service: Any) -> None:
         if one.status == psutil.CONN_LISTEN
     ]
     assert listening == ["127.0.0.1"]
+
+
+def test_a_port_that_is_taken_is_said(service: Any, run_of: Runs) -> None:
+    command = [sys.executable, "-c", "from privet.cli import main; main()", "model", "serve"]
+    words = [*command, str(run_of("dense")), "--port", str(service[0].port)]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2 and "cannot listen there: Address already in use" in done.stderr
+    assert "http://" not in done.stderr and "ERROR" not in done.stderr
 
 
 def test_another_address_must_be_wanted(run_of: Runs) -> None:
@@ -292,7 +303,8 @@ def test_a_full_disk_leaves_no_half_of_a_row(
 
 def test_a_missing_feature_is_an_empty_cell(tmp_path: Path) -> None:
     kept = Feedback(tmp_path / "f.csv", ("x", "y"), ("y",))
-    kept.add([{"x": None, "y": 2}, {"y": 3}])
+    kept.add([{"x": None, "y": 2}, {"x": "", "y": 3}])
+    assert kept.path.stat().st_mode & 0o777 == 0o600
     found = read_csv(kept.path)
     assert found["x"].isna().all() and found["y"].tolist() == [2, 3]
 
