@@ -120,7 +120,8 @@ def evaluate(trained: Trained, frame: pd.DataFrame, groups: list[Group]) -> dict
         found: dict[str, Any] = {"records": int(chosen.sum())}
         found |= measure.figures(scores[chosen], labels[chosen])
         if classes:
-            found |= _belief(calibration(scores[chosen], labels[chosen]))
+            belief = calibration(scores[chosen], labels[chosen])
+            found |= {"calibration_error": belief["error"], "brier": belief["brier"]}
             if scores.shape[1] == 2:
                 found |= _of_two(scores[chosen].argmax(1), labels[chosen])
         if texts:
@@ -169,10 +170,6 @@ def calibration(scores: Array, labels: Array, bins: int = _BINS) -> dict[str, An
     hot = np.eye(scores.shape[1])[labels]
     brier = float(((scores - hot) ** 2).sum(1).mean())
     return {"error": error, "brier": brier, "curve": curve}
-
-
-def _belief(found: dict[str, Any]) -> dict[str, float]:
-    return {"calibration_error": found["error"], "brier": found["brier"]}
 
 
 def _of_two(guess: Array, labels: Array) -> dict[str, float | None]:

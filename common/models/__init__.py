@@ -25,7 +25,7 @@ KINDS = {
     "t5": "T5 from scratch",
     "vit": "small Vision Transformer from scratch",
     "resnet": "small residual network with group norms from scratch",
-    "huggingface": "a model of transformers from a local folder; tuning = full, lora or head",
+    "huggingface": "a model of transformers on this machine; tuning = full, lora or head",
 }
 _READS = {
     "tabular": ("linear", "dense", "ft-transformer"),

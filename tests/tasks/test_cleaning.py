@@ -90,19 +90,21 @@ def test_cleaning_ends_and_is_the_same_twice(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "ID " + "1" * 100_000 + "_",
-        "a." * 50_000,
-        "a@" * 50_000,
-        "Mr A" + " A" * 50_000,
-        "name:" + " " * 100_000,
-        "1 " * 50_000,
-        "J." * 50_000,
-        "Dr. " + "van " * 25_000,
+        "ID " + "1" * 400_000 + "_",
+        "a." * 200_000,
+        "a@" * 200_000,
+        "Mr A" + " A" * 200_000,
+        "name:" + " " * 400_000,
+        "1 " * 200_000,
+        "J." * 200_000,
+        "Dr. " + "van " * 100_000,
     ],
 )
 def test_no_text_takes_for_ever(text: str) -> None:
-    # Without phone numbers, which a library finds. A pattern that tried all ways would take hours.
-    cleaner([kind for kind in KINDS if kind != "phones"])(text)
+    # Without phone numbers, which a library finds. A pattern that tries all ways takes half an
+    # hour and more: then this does not end before CI does.
+    left = cleaner([kind for kind in KINDS if kind != "phones"])(text)
+    assert 0 < len(left) <= len(text)
 
 
 def test_a_model_never_reads_what_was_taken_out(tmp_path: Path) -> None:
