@@ -100,7 +100,9 @@ class Gate:
             policy = self.policy()
             self._check_roster(roster)
             self._offers.keep(plan)
-            guard = Guard(policy, self.ledger, roster, policy.data_set_for(plan))
+            # A run keeps to the data set that it began with, whatever the policy says since.
+            data_set = self.ledger.book.data_set_of(run) or policy.data_set_for(plan)
+            guard = Guard(policy, self.ledger, roster, data_set)
             # Only a plan that is allowed makes a site of it, which registers populations for life.
             guard.require_allowed(plan)
             of = digest_json([plan_value, policy.model_dump(mode="json")])

@@ -45,10 +45,11 @@ class Reservation:
 
 
 class _Run(NamedTuple):
-    """Under which plan a run was begun, and by the holder of which order key."""
+    """Under which plan a run was begun, on which data set, by the holder of which order key."""
 
     plan: str
     keyid: str
+    data_set: str
 
 
 class _Turn(NamedTuple):
@@ -122,6 +123,11 @@ class Book:
         """Return the plan (its digest) under which ``run`` was begun."""
         return self._runs[run].plan
 
+    def data_set_of(self, run: str) -> str | None:
+        """Return the data set on which ``run`` was begun, None before its first reservation."""
+        begun = self._runs.get(run)
+        return None if begun is None else begun.data_set
+
     def require_coordinator(self, order: Order) -> None:
         """Check that nobody else began the order's run.
 
@@ -132,17 +138,20 @@ class Book:
         if begun is not None and begun.keyid != order.keyid:
             raise OutOfTurn(f"run '{order.run}' was begun by another coordinator")
 
-    def require_turn(self, order: Order) -> None:
+    def require_turn(self, order: Order, data_set: str) -> None:
         """Check that ``order`` is not behind what its run was asked already.
 
         Raises:
             OutOfTurn: if it was refused, its slot was taken by another order, the run is
-                past it, or was begun by another coordinator or under another plan.
+                past it, or was begun by another coordinator, under another plan or on
+                another data set.
         """
         self.require_coordinator(order)
         begun = self._runs.get(order.run)
         if begun is not None and begun.plan != order.plan:
             raise OutOfTurn(f"run '{order.run}' was begun under another plan, {begun.plan}")
+        if begun is not None and begun.data_set != data_set:
+            raise OutOfTurn(f"run '{order.run}' was begun on data set '{begun.data_set}'")
         if self.refusal(order) is not None:
             raise OutOfTurn(f"{order.slot}: this order was refused; a new attempt may be asked")
         last = self._turns.get((order.run, order.purpose))
@@ -217,7 +226,7 @@ class Book:
         population.charges.setdefault(value["run"], Counter()).update(dict(ev.group([event])))
         self._reserved.add((value["keyid"], value["order"]))
         self._of[number] = (value["population"], value["run"])
-        self._runs.setdefault(value["run"], _Run(value["plan"], value["keyid"]))
+        self._runs.setdefault(value["run"], _Run(value["plan"], value["keyid"], value["data_set"]))
         self._turns[value["run"], value["purpose"]] = _Turn(
             int(value["round"]), int(value["attempt"]), value["order"], number
         )

@@ -233,7 +233,7 @@ class Ledger:
             population = self.book.populations[name]
             if self.book.paused or self.book.withdrawn or population.closed:
                 raise SitePaused("the site has paused or withdrawn, or closed this budget")
-            self.book.require_turn(order)
+            self.book.require_turn(order, request.data_set)
             self._require_cover(name, request)
             entry = self.log.append(
                 "reserved",

@@ -14,7 +14,7 @@ from hostile import attack_coordinator, attack_site
 from hostile_attacks import KINDS
 from hostile_watch import Sample, Verdict, Watch, verdict
 
-PROCESSES = pytest.mark.xdist_group("processes")
+PROCESSES = pytest.mark.xdist_group("hostile")
 
 
 def judged(folder: Path, requests: int = 1000, **changes: object) -> Verdict:

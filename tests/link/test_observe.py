@@ -19,7 +19,7 @@ from privet.common.plan import Plan
 Make = Callable[..., Any]
 SITES = ("North", "East")
 MARK = "Kowalczyk"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("office")]
 
 
 def names_of(text: str) -> set[str]:

@@ -30,7 +30,7 @@ from privet.server.snapshot import load_model
 
 Make = Callable[..., Any]
 SITES = ("North", "East", "South")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("office")]
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from privet.common.plan import Plan
 
 Make = Callable[..., Any]
 SITES = ("North", "East")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile")]
 
 
 Place = tuple[str, int]

@@ -23,7 +23,7 @@ from privet.server.snapshot import load_model
 
 SITES = ("North", "East")
 SECRET = "eight or more"
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile")]
 
 HOSTILE = """
 import os

@@ -125,6 +125,27 @@ def test_a_run_goes_on_where_its_superlink_was_lost(town: Town, tmp_path: Path) 
         town.go()
 
 
+def test_a_run_keeps_to_its_data_set(town: Town) -> None:
+    """An operator who changes the sizes of two data sets does not move a run to the other."""
+    town.left = 2 + 2 + 4 + 1
+    with pytest.raises(ConnectionError):
+        town.go()
+    town.left = -1
+    town.restart()
+    policy = town.policies[0]
+    text = policy.read_text()
+    before, data_set = text.split("[data.records]\n")
+    moved = data_set.replace("nominal_size = ", "nominal_size = 1")
+    assert moved != data_set
+    policy.write_text(f"{before}[data.other]\n{data_set}\n[data.records]\n{moved.split('[')[0]}")
+    with pytest.raises(RunError, match="North: refused-policy"):
+        town.go()
+    assert town.entries("reserved") == [1, 0]
+    policy.write_text(text)
+    town.go()
+    assert town.run.status["state"] == "done"
+
+
 def test_sites_that_are_not_ready_are_named_and_may_be_ready_later(town: Town) -> None:
     text = town.policies[0].read_text()
     town.policies[0].write_text(text.replace(town.plan.digest, "sha256:" + "0" * 64))

@@ -202,6 +202,19 @@ def test_a_run_keeps_its_plan(ledger: Ledger) -> None:
     assert charged(ledger) == 1
 
 
+def test_a_run_keeps_its_data_set(folder: Path, ledger: Ledger) -> None:
+    ledger.add_data_set("feedback", PATIENTS)
+    assert ledger.book.data_set_of("run") is None
+    spend(ledger, 1)
+    for again in (ledger, opened(folder)):
+        with pytest.raises(OutOfTurn, match=f"begun on data set '{VISITS}'"):
+            again.reserve(asked(2, data_set="feedback"))
+    assert charged(ledger) == 1
+    # The control: another run may.
+    ledger.reserve(asked(1, run="second", data_set="feedback"))
+    assert ledger.book.data_set_of("second") == "feedback"
+
+
 def test_a_plan_that_is_kept_under_another_ones_name(ledger: Ledger) -> None:
     """A plan swapped beside the ledger must not widen what a run may spend."""
     ledger.keep("plan", PLAN.digest, plan_of(rounds=2).to_dict())
