@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench campaigns proto docs kit clean
+.PHONY: help install demo test lint bench campaigns crash tamper race proto docs kit clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,7 +26,7 @@ demo: install  ## The main job: nine lenders train a Transformer on 10,000 real 
 	$(BIN)/privet simulate lending --compare
 
 test: install  ## Run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: install  ## Style, types
 	$(BIN)/ruff check .
@@ -36,10 +36,10 @@ lint: install  ## Style, types
 bench: install  ## The benchmarks, each under a minute
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --quick || exit 1; done
 
-campaigns: install  ## Tampers, kills and races, a short round of each (that of attacks is among the tests)
-	$(BIN)/python benchmarks/tamper.py --quick
-	$(BIN)/python benchmarks/crash.py --quick
-	$(BIN)/python benchmarks/race.py --quick
+campaigns: crash tamper race  ## Tampers, kills and races, a short round of each (that of attacks is among the tests)
+
+crash tamper race: install
+	$(BIN)/python benchmarks/$@.py --quick
 
 proto: install  ## Generate the link's code from its .proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. privet/common/link/link.proto

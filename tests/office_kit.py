@@ -29,9 +29,9 @@ from privet.server.enrolment import Door
 from privet.server.federation import Federation
 
 # A process that has imported everything, from which each party is forked: importing torch takes
-# longer than a run.
+# longer than a run. It finds installed modules alone, and passes over the others in silence.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["office_kit", "privet.common.link"])
+_PROCESSES.set_forkserver_preload(["privet.server.office", "privet.client.start", "torch"])
 
 
 def run_office(folder: Path, address: str, log: Path, models: str) -> None:
