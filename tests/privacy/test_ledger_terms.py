@@ -48,7 +48,7 @@ def test_all_data_sets_of_a_population_share_its_budget(ledger: Ledger) -> None:
     """Tomorrow's extract of the same patients does not start at zero (H32)."""
     ledger.add_data_set("visits-2027", PATIENTS)
     for number, name in enumerate([VISITS, "visits-2027"] * 2, 1):
-        ledger.reserve(asked(number, data_set=name))
+        ledger.reserve(asked(number, data_set=name, run=name))
     for name in (VISITS, "visits-2027"):
         with pytest.raises(BudgetExceeded):
             ledger.reserve(asked(5, data_set=name, run="other"))
