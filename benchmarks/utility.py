@@ -127,6 +127,7 @@ STUDIES = (
     Study("digits", "resnet", (None, 8.0)),
     Study("eicu-text", None, (None, 8.0, 3.0), 5, peer="logistic"),
     Study("banking77", None, (None, 8.0, 3.0), 5, peer="logistic"),
+    Study("banking77", "text-encoder", (None, 8.0), 1),
     Study("eicu-text", "text-encoder", (None, 8.0)),
     Study("eicu-text", "text-encoder", (None, 8.0), after=("eicu-gaps", None)),
     Study("gospels", None, (None, 8.0), figure="chrf", peer="pooled", pooled=_step(0.02)),

@@ -104,6 +104,12 @@ SCENARIO = Scenario(
     slow=("minilm-lora", "minilm-full"),
     plain={
         "minilm": {"training": {"clip": None, "rounds": 40}, "strategy": {"average_last": 10}},
+        "text-encoder": {
+            "training": {
+                "clip": None, "optimizer": "adam", "rounds": 20, "steps": 10,
+                "learning_rate": 0.003,
+            },
+        },
         **tuned_minilm_plain(
             rounds=8, steps=40, sample_rate=0.02, rates={"lora": 4e-3, "full": 3e-4}
         ),

@@ -101,6 +101,12 @@ SCENARIO = Scenario(
     slow=("minilm-lora", "minilm-full"),
     plain={
         "minilm": {"training": {"clip": None, "learning_rate": 1.6}},
+        "text-encoder": {
+            "training": {
+                "clip": None, "optimizer": "adam", "rounds": 20, "steps": 4,
+                "learning_rate": 0.003,
+            },
+        },
         **tuned_minilm_plain(
             rounds=10, steps=10, sample_rate=0.08, rates={"lora": 3e-3, "full": 2e-4}
         ),
