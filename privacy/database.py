@@ -46,7 +46,8 @@ class Database(Part):
         password_file: file with the password, from the policy's folder.
         password_variable: environment variable with the password.
         timeout: seconds that a snapshot may take, the connection included.
-        max_rows: a table with more rows is not read.
+        max_rows: `privet client check` finds fault with a table that has more. A run reads it all
+            the same: how many rows there are must not decide what a site answers.
     """
 
     url: str

@@ -90,6 +90,7 @@ class DataSet(Part):
             (:class:`privet.common.identity.PersonId`).
         multiline: quoted cells of a CSV or TSV file may hold line ends; the site vouches for its
             quoting.
+        independent: why rows of a view that is not plain do not depend on each other (H6).
         disjoint: why its persons are in no other population of this site (H32).
     """
 
@@ -102,6 +103,7 @@ class DataSet(Part):
     person_ignore_case: bool = False
     person_numeric: bool = False
     multiline: bool = False
+    independent: str = ""
     disjoint: str = ""
 
     @model_validator(mode="after")
@@ -117,6 +119,19 @@ class DataSet(Part):
         if self.person_column is not None and self.person_column not in self.columns:
             raise ValueError(f"'columns' lacks the person_column '{self.person_column}'")
         return self
+
+    @property
+    def coupling_attested(self) -> str | None:
+        """What the site vouches for of its records not changing each other before they are read.
+
+        None where Privet reads each from its own bytes or its own row, so that H6 needs no word of
+        anybody's.
+        """
+        if self.independent.strip():
+            return self.independent.strip()
+        if self.multiline and self.sql is None:
+            return "quoted cells hold line ends: the site keeps the quotes of its files closed"
+        return None
 
     @property
     def person(self) -> PersonId:

@@ -6,7 +6,9 @@ floats, and 2^53 + 1 another number.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,47 @@ MAX_CELL_CHARACTERS = 1 << 20
 """The longest cell; a record with a longer one is left out."""
 
 
+LEFT_OUT = b"privet.left_out"
+"""Under which a snapshot of a database names the rows that are not in it."""
+MAX_NAMED = 1000
+"""Rows that it names."""
+
+
+@dataclass
+class LeftOut:
+    """Rows of a table that did not fit its declaration.
+
+    Attributes:
+        count: how many.
+        named: the first of them, by their number from 1, each with the reason.
+    """
+
+    count: int = 0
+    named: dict[int, str] = field(default_factory=dict)
+
+    def add(self, row: int, why: str) -> None:
+        """Take in a row."""
+        self.count += 1
+        if len(self.named) < MAX_NAMED:
+            self.named[row] = why
+
+    def metadata(self) -> dict[str, str]:
+        """Return what is written into the file."""
+        return {LEFT_OUT.decode(): json.dumps({"count": self.count, "named": self.named})}
+
+    @classmethod
+    def of(cls, file: pq.ParquetFile) -> LeftOut:
+        """Read what a snapshot says; a file of somebody else's leaves nothing out."""
+        text = (file.metadata.metadata or {}).get(LEFT_OUT)
+        if text is None:
+            return cls()
+        value = json.loads(text)
+        return cls(int(value["count"]), {int(row): str(why) for row, why in value["named"].items()})
+
+
 def read_parquet(
     path: Path, chosen: Callable[[Sequence[str]], list[str]]
-) -> tuple[list[str], list[list[Any]], dict[int, str]]:
+) -> tuple[list[str], list[list[Any]], dict[int, str], LeftOut]:
     """Read columns of a Parquet file.
 
     Args:
@@ -30,8 +70,9 @@ def read_parquet(
         chosen: says which of its columns are read, in order.
 
     Returns:
-        The names; the cells of each column, as None, bool, int, float or str; and the rows, from 0,
-        that hold a cell that cannot be read, each with the reason.
+        The names; the cells of each column, as None, bool, int, float or str; the rows, from 0,
+        that hold a cell that cannot be read, each with the reason; and the rows of a database that
+        are not in its snapshot.
 
     Raises:
         DataError: if a column is of a type that is not read.
@@ -43,7 +84,7 @@ def read_parquet(
     table = file.read(columns=names)
     bad: dict[int, str] = {}
     cells = [_cells(name, table.column(name), bad) for name in names]
-    return names, cells, bad
+    return names, cells, bad, LeftOut.of(file)
 
 
 def _require_read(name: str, kind: pa.DataType) -> None:
@@ -64,7 +105,7 @@ def _cells(name: str, column: pa.ChunkedArray, bad: dict[int, str]) -> list[Any]
         except Exception:  # one cell of the chunk: invalid UTF-8, a date beyond Python's years
             cells = [_cell(name, chunk, row, start + row, bad) for row in range(len(chunk))]
         for row, cell in enumerate(cells):
-            if isinstance(cell, str) and _odd(cell):
+            if isinstance(cell, str) and odd_text(cell):
                 bad.setdefault(start + row, f"'{name}' is too long, or holds what is no text")
         found += cells
     return found
@@ -78,7 +119,8 @@ def _cell(name: str, chunk: pa.Array, row: int, place: int, bad: dict[int, str])
         return None
 
 
-def _odd(text: str) -> bool:
+def odd_text(text: str) -> bool:
+    """Whether a cell's text is too long, or holds what is no character of a text."""
     if len(text) > MAX_CELL_CHARACTERS or "\0" in text:
         return True
     if text.isascii():

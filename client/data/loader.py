@@ -86,6 +86,7 @@ def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
     request = {
         "database": data.sql.model_dump(mode="json"),
         "columns": data.columns,
+        "vouched": bool(data.independent.strip()),
         "out": str(part.absolute()),
         "password": password,
         "parent": os.getpid(),
@@ -138,7 +139,7 @@ def find_password(database: Database, folder: Path) -> str | None:
 
 
 def _require_driver(database: Database) -> None:
-    needed = ("sqlalchemy", "pyarrow") if database.file else ("sqlalchemy", "pyarrow", "psycopg")
+    needed = ["sqlalchemy", "sqlglot", "pyarrow", *([] if database.file else ["psycopg"])]
     for name in needed:
         if importlib.util.find_spec(name) is None:
             raise InputError(
@@ -208,6 +209,7 @@ def main() -> None:
             tuple(request["columns"]),
             Path(request["out"]),
             password=request["password"],
+            vouched=request["vouched"],
         )
     except PrivetError as error:
         fault = str(error)

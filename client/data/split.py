@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 from pandas.util import hash_array
 
-from privet.common.cells import text_of
+from privet.common.cells import number_of, text_of
 from privet.common.identity import PersonId
 from privet.common.plan import Split
 
@@ -30,7 +32,8 @@ def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
     """Return ``train``, ``validation`` or ``test`` for each row, from its unit alone.
 
     SipHash, keyed by ``seed``, of the person's folded id, or of the row's content where there is
-    no column ``person``. Shares are met on average; equal rows go together.
+    no column ``person``. Shares are met on average; equal rows go together, numbers by value, so
+    that a file and a database of the same records are split alike.
 
     Args:
         frame: the records, ids of persons folded (:func:`with_person`).
@@ -41,11 +44,20 @@ def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
         names = [PersonId().of(cell) or "" for cell in frame[PERSON]]
     else:
         columns = [
-            [f"{column}\x1f{text}\x1e" if (text := text_of(cell)) else "" for cell in frame[column]]
-            for column in sorted(frame.columns)
+            [f"{name}\x1f{text}\x1e" if (text := _content(cell)) else "" for cell in frame[name]]
+            for name in sorted(frame.columns)
         ]
         names = ["".join(cells) for cells in zip(*columns, strict=True)]
     hashes = hash_array(np.array(names, dtype=object), hash_key=f"{seed:016x}", categorize=False)
     place = hashes / 2.0**64
     part = np.where(place < shares.test + shares.validation, "validation", "train")
     return pd.Series(np.where(place < shares.test, "test", part), index=frame.index)
+
+
+def _content(cell: object) -> str:
+    """Return what a cell adds to its row's content; how it is written does not matter."""
+    try:
+        number = number_of(cell)
+    except ValueError:
+        return text_of(cell).strip()
+    return "" if math.isnan(number) else repr(number)

@@ -6,10 +6,13 @@ one read-only transaction that sees one state of the database throughout:
 - PostgreSQL: ``REPEATABLE READ, READ ONLY``; rows come by a cursor of the server.
 - SQLite: the file is opened with ``mode=ro``, under ``PRAGMA query_only``.
 
-A column's type comes from its declaration: whole numbers, decimals (as 64-bit floats), booleans,
-and text; dates and times are ISO 8601 text, in UTC where they have a zone. Rows are in the
-order of the columns as the policy names them, NULL last and text by code point, so that a
-snapshot does not depend on how a database stores its rows.
+A column's type comes from its declaration and never from its cells: whole numbers, decimals (as
+64-bit floats), booleans, and text; dates and times are ISO 8601 text, in UTC where they have a
+zone. A column of SQLite that declares no type it knows is text, cell by cell. A row with a cell
+that does not fit its declaration is left out and named in the snapshot
+(:data:`~.arrow.LEFT_OUT`); the others are as if it were not there. Rows are in the order of the
+columns as the policy names them, NULL last and text by code point, so that a snapshot does not
+depend on how a database stores its rows.
 
 SQLAlchemy is under the MIT licence. psycopg is under the LGPL-3: it is loaded as the separate,
 replaceable package that it is, and only where ``privet[sql]`` was installed.
@@ -35,6 +38,9 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from privet.client.data.arrow import LeftOut, odd_text
+from privet.client.data.view import coupling
+from privet.common.cells import text_of
 from privet.common.errors import DataError, DataMissing
 from privet.privacy.database import Database
 
@@ -44,7 +50,12 @@ _CONNECT_SECONDS = 10
 
 
 def write_snapshot(
-    database: Database, columns: tuple[str, ...], out: Path, *, password: str | None = None
+    database: Database,
+    columns: tuple[str, ...],
+    out: Path,
+    *,
+    password: str | None = None,
+    vouched: bool = False,
 ) -> None:
     """Write the named columns of a table to a Parquet file, and make it durable.
 
@@ -53,19 +64,36 @@ def write_snapshot(
         columns: of the table, in the order in which they are wanted.
         out: the file; what is in it is replaced.
         password: of the database's user, where it has one.
+        vouched: the site says that rows of a view that is not plain do not depend on each other.
 
     Raises:
         DataMissing: if there is no such database file, or no such table.
-        DataError: if the database does not answer, says no, lacks a column, or has values that
-            do not fit their declaration.
+        DataError: if the database does not answer, says no, lacks a column, or if the table is a
+            view that is not plain, and nobody vouches for it.
     """
     try:
         with reading(database, password) as connection:
+            if not vouched:
+                require_plain(connection, database)
             _copy(connection, database, columns, out)
     except sa.exc.DBAPIError as error:
         raise DataError(f"{database}: {_first_line(error.orig or error)}") from None
     except sa.exc.SQLAlchemyError as error:
         raise DataError(f"{database}: {_first_line(error)}") from None
+
+
+def require_plain(connection: sa.Connection, database: Database) -> None:
+    """Check that each row of the policy's table follows from one stored record alone.
+
+    Raises:
+        DataError: if that cannot be seen.
+    """
+    if why := coupling(connection, database):
+        raise DataError(
+            f"{database}: {why}, so one record may change the rows of others (H6). Name a table, "
+            "or a view that only chooses columns of one table and rows by their own columns; or "
+            "say in the data set's 'independent' why its rows do not depend on each other"
+        )
 
 
 @contextlib.contextmanager
@@ -84,7 +112,11 @@ def reading(database: Database, password: str | None = None) -> Iterator[sa.Conn
                 connection.exec_driver_sql("BEGIN")
             else:
                 milliseconds = str(int(1000 * database.timeout))
-                settings = {"statement_timeout": milliseconds, "timezone": "UTC"}
+                settings = {
+                    "statement_timeout": milliseconds,
+                    "timezone": "UTC",
+                    "datestyle": "ISO",
+                }
                 for name, value in settings.items():
                     connection.execute(sa.select(sa.func.set_config(name, value, True)))
             yield connection
@@ -101,7 +133,10 @@ def _sqlite(database: Database) -> sa.Engine:
 
     def connect() -> sqlite3.Connection:
         # Its own transactions: isolation_level None leaves BEGIN to us.
-        return sqlite3.connect(uri, uri=True, timeout=_CONNECT_SECONDS, isolation_level=None)
+        made = sqlite3.connect(uri, uri=True, timeout=_CONNECT_SECONDS, isolation_level=None)
+        # Bytes that are not UTF-8 are one cell's fault; else the whole query would fail.
+        made.text_factory = _decoded
+        return made
 
     return sa.create_engine("sqlite://", creator=connect, poolclass=sa.NullPool)
 
@@ -127,27 +162,40 @@ def _postgresql(database: Database, password: str | None) -> sa.Engine:
 
 @dataclass(frozen=True)
 class _Column:
-    """How a column is kept: its Arrow type, the conversion of a cell, and what orders rows."""
+    """How a column is kept.
+
+    Attributes:
+        name: as in the table.
+        arrow: its type in the snapshot.
+        convert: makes a cell of that type.
+        order: what orders rows.
+        selected: what is asked for.
+    """
 
     name: str
     arrow: pa.DataType
     convert: Callable[[Any], Any]
     order: sa.ColumnElement[Any]
+    selected: sa.ColumnElement[Any]
 
-    def array(self, cells: list[Any]) -> pa.Array:
-        """Return cells as an Arrow array.
+    def read(self, cell: Any) -> Any:
+        """Return a cell as it is kept.
 
         Raises:
-            DataError: naming the column, not the cell.
+            ValueError: naming the column, not the cell.
         """
         try:
-            values = [None if cell is None else self.convert(cell) for cell in cells]
-            return pa.array(values, self.arrow)
-        except (ValueError, TypeError, OverflowError, pa.ArrowException):
-            raise DataError(
+            kept = None if cell is None else self.convert(cell)
+            if self.arrow == pa.int64() and kept is not None and not -(2**63) <= kept < 2**63:
+                raise ValueError
+        except (ValueError, TypeError, OverflowError):
+            raise ValueError(
                 f"column '{self.name}' has a value that is not {_IN_WORDS[str(self.arrow)]}, "
                 "as it is declared"
             ) from None
+        if isinstance(kept, str) and odd_text(kept):
+            raise ValueError(f"column '{self.name}' has a text that is too long, or is no text")
+        return kept
 
 
 _IN_WORDS = {
@@ -160,11 +208,10 @@ _IN_WORDS = {
 
 def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...], out: Path) -> None:
     columns = _columns(connection, database, names)
-    table = _table(database, names)
-    chosen = [table.c[name] for name in names]
+    chosen = [column.selected.label(f"c{place}") for place, column in enumerate(columns)]
     query = sa.select(*chosen).order_by(*(column.order.nulls_last() for column in columns))
     schema = pa.schema([(column.name, column.arrow) for column in columns])
-    count = 0
+    count, left_out = 0, LeftOut()
     streamed = connection.execution_options(stream_results=True, max_row_buffer=_CHUNK)
     with (
         streamed.execute(query) as rows,
@@ -172,14 +219,22 @@ def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...],
         pq.ParquetWriter(stream, schema) as writer,
     ):
         for chunk in rows.partitions(_CHUNK):
-            if (count := count + len(chunk)) > database.max_rows:
-                raise DataError(
-                    f"{database}: '{database.table}' has more than {database.max_rows:,} rows "
-                    "(sql.max_rows)"
-                )
-            cells = zip(*chunk, strict=True)
-            arrays = [column.array(list(own)) for column, own in zip(columns, cells, strict=True)]
+            kept_rows = []
+            for row in chunk:
+                count += 1
+                try:
+                    kept = [c.read(cell) for c, cell in zip(columns, row, strict=True)]
+                except ValueError as fault:
+                    left_out.add(count, str(fault))
+                    continue
+                kept_rows.append(kept)
+            cells = zip(*kept_rows, strict=True) if kept_rows else ([] for _ in columns)
+            arrays = [
+                pa.array(list(own), column.arrow)
+                for column, own in zip(columns, cells, strict=True)
+            ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
+        writer.add_key_value_metadata(left_out.metadata())
     with out.open("rb") as written:
         os.fsync(written.fileno())
 
@@ -230,22 +285,30 @@ def _column(
     declared: sa.types.TypeEngine[Any],
 ) -> _Column:
     cell = table.c[name]
-    if isinstance(declared, sa.Boolean):
-        return _Column(name, pa.bool_(), _boolean, cell)
     unsure = isinstance(declared, sa.Numeric | sa.types.NullType)
     if database.file and unsure and not isinstance(declared, sa.Float):
-        # SQLite calls any declaration that it does not know numeric, and views have none.
-        declared = _by_value(connection, table, name)
+        # SQLite calls any declaration that it does not know numeric, and views have none. Each cell
+        # has a type of its own there, and is kept as text.
+        return _Column(name, pa.string(), _stored, cell, cell)
+    if isinstance(declared, sa.Boolean):
+        return _Column(name, pa.bool_(), _boolean, cell, cell)
     if isinstance(declared, sa.Integer):
-        return _Column(name, pa.int64(), _whole, cell)
+        return _Column(name, pa.int64(), _whole, cell, cell)
     if isinstance(declared, sa.Numeric | sa.Float):
-        return _Column(name, pa.float64(), _number, cell)
-    if isinstance(declared, sa.String | sa.Date | sa.DateTime | sa.Time | sa.Uuid):
+        return _Column(name, pa.float64(), _number, cell, cell)
+    if isinstance(declared, sa.Date | sa.DateTime | sa.Time):
+        if database.file:
+            convert = _moment if isinstance(declared, sa.DateTime) else _text
+            return _Column(name, pa.string(), convert, cell.collate("BINARY"), cell)
+        # As text: Python has no date beyond its years, and one such cell would end the query.
+        text = sa.cast(cell, sa.Text)
+        return _Column(name, pa.string(), _MOMENTS[_kind_of(declared)], text.collate("C"), text)
+    if isinstance(declared, sa.String | sa.Uuid):
         by_code = cell.collate("BINARY") if database.file else sa.cast(cell, sa.Text).collate("C")
-        convert = _moment if isinstance(declared, sa.DateTime) else _text
+        convert = _text
         if isinstance(declared, sa.CHAR) and not database.file:
             convert = _unpadded
-        return _Column(name, pa.string(), convert, by_code)
+        return _Column(name, pa.string(), convert, by_code, cell)
     raise DataError(
         f"{database}: column '{name}' of '{_place(database)}' is of type {declared!r}, which is "
         "not read: make a view that casts it to a number or a text"
@@ -257,19 +320,6 @@ def _plain(declared: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
     while isinstance(declared, postgresql.DOMAIN):
         declared = declared.data_type
     return declared
-
-
-def _by_value(
-    connection: sa.Connection, table: sa.TableClause, name: str
-) -> sa.types.TypeEngine[Any]:
-    """Return the type of what is in a column of SQLite that declares none."""
-    query = sa.select(sa.func.typeof(table.c[name])).distinct()
-    kinds = set(connection.execute(query).scalars()) - {"null"}
-    if kinds and kinds <= {"integer"}:
-        return sa.Integer()
-    if kinds <= {"integer", "real"}:
-        return sa.Float()
-    return sa.Text()
 
 
 def _whole(cell: Any) -> int:
@@ -306,12 +356,50 @@ def _unpadded(cell: Any) -> str:
 
 
 def _moment(cell: Any) -> str:
-    """Return date and time in one form; SQLite has them as text, with a blank or a T."""
+    """Return date and time in one form; databases have them as text, with a blank or a T.
+
+    What Python knows no such date of, like ``infinity``, stays as it is written.
+    """
     text = _text(cell)
     try:
         return dt.datetime.fromisoformat(text).isoformat()
     except ValueError:
         return text
+
+
+def _time(cell: Any) -> str:
+    text = _text(cell)
+    try:
+        return dt.time.fromisoformat(text).isoformat()
+    except ValueError:
+        return text
+
+
+_MOMENTS: dict[str, Callable[[Any], str]] = {"date": _text, "datetime": _moment, "time": _time}
+
+
+def _kind_of(declared: sa.types.TypeEngine[Any]) -> str:
+    if isinstance(declared, sa.DateTime):
+        return "datetime"
+    return "time" if isinstance(declared, sa.Time) else "date"
+
+
+class _NoText:
+    """Stands for a cell of SQLite whose bytes are not UTF-8."""
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return _NoText()
+
+
+def _stored(cell: Any) -> str:
+    """Return a cell of SQLite as text, by its own storage class."""
+    if isinstance(cell, int | float | str):
+        return text_of(cell)
+    raise TypeError
 
 
 def _place(database: Database) -> str:

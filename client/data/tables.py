@@ -139,7 +139,7 @@ def _chosen(header: Sequence[str], columns: Sequence[str] | None) -> list[str]:
 
 
 def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
-    names, cells, bad = read_parquet(path, lambda header: _chosen(header, columns))
+    names, cells, bad, before = read_parquet(path, lambda header: _chosen(header, columns))
     count = len(cells[0]) if cells else 0
     kept = [row for row in range(count) if row not in bad]
     rows = {
@@ -148,8 +148,9 @@ def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
     }
     frame = pd.DataFrame(rows, columns=pd.Index(names, dtype=object))
     frame.index = pd.Index([row + 1 for row in kept], dtype="int64")
-    faults = tuple(RecordFault(row + 1, why) for row, why in sorted(bad.items()))
-    return Table(frame, faults, "row")
+    faults = [RecordFault(row + 1, why) for row, why in sorted(bad.items())]
+    faults += [RecordFault(row, f"in the database: {why}") for row, why in before.named.items()]
+    return Table(frame, tuple(faults), "row")
 
 
 def text_table(text: str, separator: str = ",") -> Table:

@@ -95,6 +95,7 @@ def encode_records(task: Task, frame: pd.DataFrame) -> Encoded:
 
 def _one_by_one(task: Task, frame: pd.DataFrame) -> Encoded:
     like = task.random_batch(1, 0)
+    state = dict(getattr(task, "__dict__", {}))
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in like}
     rows, faults = [], Faults()
     for row in range(len(frame)):
@@ -104,6 +105,11 @@ def _one_by_one(task: Task, frame: pd.DataFrame) -> Encoded:
         except Exception as error:  # it is this record's alone, whatever it is
             faults[row] = f"{type(error).__name__}: {error}"
             continue
+        finally:
+            # What it would remember of this record it must not know at the next one.
+            if state:
+                vars(task).clear()
+                vars(task).update(state)
         rows.append(row)
         for name, tensor in batch.items():
             parts[name].append(tensor.cpu())

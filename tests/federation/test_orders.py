@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from privet.client.data.records import SiteData
 from privet.client.outbox import Outbox
-from privet.client.trainer import SiteData, mechanism
+from privet.client.trainer import mechanism
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan

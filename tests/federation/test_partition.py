@@ -59,11 +59,11 @@ def test_the_split_of_open_records_does_move_others(frame: pd.DataFrame) -> None
 def test_an_odd_cell_that_changes_how_its_column_is_read_moves_no_other(
     write_files: Callable[..., Path], plan_value: Callable[..., Any], tmp_path: Path, odd: str
 ) -> None:
-    """Whole numbers beside an empty cell are read as decimals, beside a word as texts."""
+    """A typed reading makes whole numbers beside an empty cell decimals, beside a word texts."""
     data = write_files(tmp_path, age=40, paid=True, dose="0.30000000000000004")
     lines = (data / "north.csv").read_text().splitlines()
     plan = Plan.parse(plan_value())
-    content = ["x1", "x2", "colour", "y", "patient", "site"]
+    content = ["x1", "x2", "colour", "y", "patient", "site", "age", "paid", "dose"]
 
     def parts() -> dict[tuple[Any, ...], str]:
         found = Records(plan, None, data).parts()
@@ -80,16 +80,16 @@ def test_an_odd_cell_that_changes_how_its_column_is_read_moves_no_other(
         write(added)
         after = parts()
         assert len(after) == len(with_it) + 1
-        assert with_it == {row: part for row, part in after.items() if row[0] != 9.9}
+        assert with_it == {row: part for row, part in after.items() if row[0] != "9.9"}
 
 
 def test_a_split_by_the_cells_as_they_were_read_is_noticed(
     frame: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: without cells in one form, the test above would fail."""
-    whole, decimal = frame.assign(age=40), frame.assign(age=40.0)
+    """The control: without numbers in one form, a file and a database would be split apart."""
+    whole, decimal = frame.assign(age="40"), frame.assign(age=40.0)
     assert (by_unit(whole) == by_unit(decimal)).all()
-    monkeypatch.setattr(split, "_text", str)
+    monkeypatch.setattr(split, "_content", str)
     assert not (by_unit(whole) == by_unit(decimal)).all()
 
 

@@ -1,0 +1,126 @@
+"""Whether each row of a table or view follows from one stored record alone (H6).
+
+A view may join, rank, aggregate, deduplicate or limit: then one person's record changes the rows of
+others before Privet sees them, and no bound on a unit holds. A stored table, and a view that only
+chooses columns of one such table and rows by their own columns, are *plain*. Of anything else the
+site has to say why its rows do not depend on each other (the policy's ``independent``).
+
+Definitions are parsed by sqlglot (MIT) and held against a short list of what may stand in them;
+what is not on it, a function or a cast that can fail among them, is not plain.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+import sqlglot
+from sqlglot import exp
+from sqlglot.errors import SqlglotError
+
+from privet.privacy.database import Database
+
+MAX_DEPTH = 8
+"""Views upon views that are followed."""
+
+_CONDITIONS = (
+    exp.And, exp.Or, exp.Not, exp.Paren, exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.In,
+    exp.Between, exp.Is, exp.Like, exp.ILike, exp.Column, exp.Identifier, exp.Literal, exp.Boolean,
+    exp.Null, exp.Neg, exp.Tuple, exp.Cast, exp.DataType, exp.DataTypeParam, exp.Array, exp.Any,
+)  # fmt: skip
+"""What may stand in a ``WHERE``: comparisons of a row's own columns with constants."""
+_TEXT = (exp.DataType.Type.TEXT, exp.DataType.Type.VARCHAR, exp.DataType.Type.CHAR)
+_OF_TABLE = ("this", "db", "catalog", "alias", "only")
+_CLAUSES = ("expressions", "from_", "from", "where", "kind", "hint", "operation_modifiers")
+
+
+def coupling(connection: sa.Connection, database: Database) -> str | None:
+    """Return why a row of the policy's table may depend on several records, or None.
+
+    Args:
+        connection: as :func:`privet.client.data.sql.reading` opens it.
+        database: names the table.
+    """
+    dialect = "sqlite" if database.file else "postgres"
+    schema, table = database.table_schema, database.table
+    for _ in range(MAX_DEPTH):
+        kind, definition = _definition(connection, dialect, schema, table)
+        if kind == "table":
+            return None
+        if definition is None:
+            return f"'{table}' is {kind}"
+        found = plain_source(definition, dialect)
+        if isinstance(found, str):
+            return f"the view '{table}' {found}"
+        schema, table = found.db or schema, found.name
+    return f"'{database.table}' is a view of views of views"
+
+
+def plain_source(definition: str, dialect: str) -> exp.Table | str:
+    """Return the table that a plain query chooses from, or what makes it none, in words.
+
+    Args:
+        definition: a ``SELECT``.
+        dialect: sqlglot's name of its language.
+    """
+    try:
+        tree = sqlglot.parse_one(definition, dialect=dialect)
+    except SqlglotError:
+        return "has a definition that cannot be read"
+    if not isinstance(tree, exp.Select):
+        return f"is a {tree.key}, not a plain selection"
+    for name, value in tree.args.items():
+        if value and name not in _CLAUSES:
+            return f"has a clause {name.strip('_').upper()}"
+    source = tree.args.get("from_") or tree.args.get("from")
+    table = source.this if source is not None else None
+    if not isinstance(table, exp.Table) or not table.name:
+        return "selects from something else than one table"
+    if odd := [name for name, value in table.args.items() if value and name not in _OF_TABLE]:
+        return f"selects from a table with {odd[0].upper()}"
+    for chosen in tree.expressions:
+        column = chosen.this if isinstance(chosen, exp.Alias) else chosen
+        if not isinstance(column, exp.Column | exp.Star):
+            return f"computes the column '{chosen.alias_or_name}'"
+    where = tree.args.get("where")
+    for node in where.this.walk() if where is not None else ():
+        if not isinstance(node, _CONDITIONS):
+            return f"chooses rows by {node.key.upper()}"
+        if isinstance(node, exp.Cast) and not (
+            isinstance(node.this.unnest(), exp.Literal | exp.Array) or node.to.this in _TEXT
+        ):
+            return "chooses rows by a cast, which can fail"
+    return table
+
+
+def _definition(
+    connection: sa.Connection, dialect: str, schema: str | None, table: str
+) -> tuple[str, str | None]:
+    """Return what a name stands for, and the ``SELECT`` of a view."""
+    if dialect == "sqlite":
+        row = connection.execute(
+            sa.text("SELECT type, sql FROM sqlite_master WHERE name = :name COLLATE NOCASE"),
+            {"name": table},
+        ).first()
+        if row is None or row[0] == "table":
+            virtual = row is not None and str(row[1]).split()[1:2] == ["VIRTUAL"]
+            return ("a virtual table", None) if virtual else ("table", None)
+        made = sqlglot.parse_one(str(row[1]), dialect=dialect)
+        query = made.args.get("expression")
+        if made.this is not None and getattr(made.this, "expressions", None):
+            return "a view that renames its columns", None
+        return "a view", query.sql(dialect=dialect) if query is not None else None
+    row = connection.execute(
+        sa.text(
+            "SELECT c.relkind, CASE WHEN c.relkind = 'v' THEN pg_get_viewdef(c.oid) END, "
+            "c.relrowsecurity FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
+            "ON n.oid = c.relnamespace WHERE c.relname = :name AND "
+            + ("n.nspname = :schema" if schema else "pg_catalog.pg_table_is_visible(c.oid)")
+        ),
+        {"name": table, **({"schema": schema} if schema else {})},
+    ).first()
+    kinds = {"m": "a materialised view", "f": "a foreign table"}
+    if row is None:
+        return "table", None  # who reads it says that it is not there
+    kind = row[0].decode() if isinstance(row[0], bytes) else str(row[0])
+    if kind in ("r", "p"):
+        return ("a table with row security", None) if row[2] else ("table", None)
+    return kinds.get(kind, "a view"), row[1]
