@@ -100,6 +100,14 @@ class Guard:
         if fault := self.policy.fault(plan, parameters, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
 
+    def tested(self, rows: tuple[str, ...]) -> tuple[str, ...]:
+        """Return which rows of the honesty list count as tested, of those that a model passed.
+
+        H6 does not, where only the site can say that records are read one by one.
+        """
+        attested = self.policy.data_set(self.data_set)[1].coupling_attested is not None
+        return tuple(row for row in rows if row != "H6" or not attested)
+
     def _keep_plan(self, plan: Plan) -> None:
         """Keep the plan beside the ledger, for those who verify it later."""
         if plan.digest not in self._kept_plans:

@@ -218,7 +218,7 @@ class Site:
             )
         self.guard.look(self.plan, order.run)
         try:
-            tested = self._trainer.self_test()
+            tested = self.guard.tested(self._trainer.self_test())
         except SelfTestFailed as error:
             raise Refusal(Status.REFUSED_SELF_TEST, str(error)) from error
         shapes = self._trainer.shapes()

@@ -341,6 +341,7 @@ class Policy(Part):
         Numbers other than integers are decimal strings.
         """
         value = self.model_dump(mode="json", exclude={"ledger", "keys"})
+        value["attested"] = self.vouched
         for population in value["populations"].values():
             for key in ("epsilon", "delta"):
                 if population[key] is not None:
@@ -349,6 +350,17 @@ class Policy(Part):
             for key in ("path", "sql", "columns", "person_column", "nominal_size"):
                 del data[key]
         return value
+
+    @property
+    def vouched(self) -> dict[str, str]:
+        """The rows of the honesty list that the site vouches for, with the reason.
+
+        H6 is among them where a data set's records may change each other before Privet reads them.
+        """
+        found = {name: data.coupling_attested for name, data in self.data.items()}
+        reasons = [f"data set '{name}': {why}" for name, why in found.items() if why]
+        own: dict[str, str] = dict(self.attested)
+        return own | ({"H6": "; ".join(reasons)} if reasons else {})
 
     def data_set(self, name: str | None = None) -> tuple[str, DataSet]:
         """Return the data set called ``name``, or the only one, with its name.

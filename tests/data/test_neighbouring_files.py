@@ -207,7 +207,8 @@ def from_sqlite(rows: list[tuple[str, ...]], folder: Path) -> Table:
     database.close()
     write_snapshot(Database(url=f"sqlite:///{path}", table="t"), ("place", *COLUMNS), out)
     found = read_table(out)
-    return Table(found.frame.drop(columns="place"), found.faults, found.counted)
+    frame = found.frame.set_index(found.frame["place"].astype(int) + 1).drop(columns="place")
+    return Table(frame, found.faults, found.counted)
 
 
 def _stored(cell: str) -> Any:

@@ -20,7 +20,7 @@ Intervals = Mapping[tuple[str, str], Interval | NoInterval]
 """What an independent accountant says of each site's population."""
 
 _BY_PLAN = ("H12", "H13", "H21")
-_BY_SITE = ("H12", "H21")
+_BY_SITE = ("H6", "H12", "H21")
 _MOST_POINTS = 400
 _LARGEST_EPSILON = 100.0
 
@@ -64,7 +64,13 @@ def _attested(case: Case, plans: list[dict[str, object]]) -> dict[str, str]:
     """Return the rows that every plan vouches for, or every site, with who says so."""
     found: dict[str, str] = {}
     for row in _BY_SITE:
-        reasons = {ledger.site: ledger.attested.get(row) for ledger in case.ledgers}
+        # Where a site's own test stands for a row, it has nothing to vouch for.
+        asked_of = [
+            ledger
+            for ledger in case.ledgers
+            if not ledger.charges or any(row not in charge.self_tests for charge in ledger.charges)
+        ]
+        reasons = {ledger.site: ledger.attested.get(row) for ledger in asked_of}
         if reasons and all(reasons.values()):
             said = dict.fromkeys(str(reason) for reason in reasons.values())
             found[row] = f"each site says: {' / '.join(said)}"
