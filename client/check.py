@@ -17,25 +17,23 @@ import numpy as np
 import pandas as pd
 import torch
 
+from privet.client.data.columns import column_fits
 from privet.client.data.records import SiteData
 from privet.client.data.split import PERSON
 from privet.client.trainer import UsableRecords, usable_records
-from privet.client.workbench import Workbench
-from privet.common.cells import Codes, is_missing, number_of, text_of
+from privet.client.workbench import Workbench, workbench
+from privet.common.cells import Codes
 from privet.common.errors import PrivetError
 from privet.common.identity import PersonId
-from privet.common.plan import Numeric, Plan
+from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
 from privet.common.tasks.encoding import encode_records
-from privet.common.tasks.tabular import scaled
 from privet.privacy import selftest
 
 MAX_NAMED = 20
 """Places and values that one finding names."""
 MAX_ALONE = 64
 """Records that are encoded again from a table of one row."""
-HALF = 0.5
-"""Share of a column's cells from which a range or a list of values is said to be wrong."""
 LONG_RECORD_LINES = 100
 """A record of a text file over more lines is pointed out: a quote may not be closed."""
 
@@ -148,7 +146,7 @@ def check_records(
     """
     found = DataCheck(data.source, plan.digest, counted=data.counted)
     tell("encoding")
-    bench = Workbench(plan)
+    bench = workbench(plan)
     frames = {"train": data.train, "held_out": data.held_out}
     used = {part: usable_records(bench, frame) for part, frame in frames.items()}
     every = pd.concat([data.train, data.held_out])
@@ -178,12 +176,8 @@ def _left_out(found: DataCheck, train: UsableRecords, data: SiteData) -> None:
     if not len(train.units):
         found.add("fault", "none-usable", "no record to train on can be used")
     if found.left_out:
-        reasons = Counter(found.left_out.values()).most_common(3)
-        said = "; ".join(f"{why} ({count})" if count > 1 else why for why, count in reasons)
         share = f"{len(found.left_out)} of {found.records}"
-        found.add(
-            "warning", "left-out", f"{share} records are left out: {said}", sorted(found.left_out)
-        )
+        found.add("warning", "left-out", f"{share} records are left out", sorted(found.left_out))
     odd = [fault.place for fault in data.faults if "quote" in fault.why]
     if odd and data.counted == "line":
         found.add(
@@ -220,63 +214,10 @@ def _sizes(
 
 
 def _columns(found: DataCheck, plan: Plan, frame: pd.DataFrame) -> None:
-    for name, feature in plan.task.numeric.items():
-        if name in frame and len(frame):
-            _numeric(found, name, feature, frame[name])
-    for name, values in plan.task.categorical.items():
-        if name in frame and len(frame):
-            _categorical(found, name, values, frame[name])
-
-
-def _numeric(found: DataCheck, name: str, feature: Numeric, column: pd.Series) -> None:
-    numbers = np.array([_number(cell) for cell in column])
-    there = numbers[~np.isnan(numbers)]
-    outside = (there < feature.low) | (there > feature.high)
-    clipped = np.abs(scaled(there, feature)) >= 4
-    shares = {
-        "missing": 1 - len(there) / len(numbers),
-        "outside": float(outside.mean()) if len(there) else 0.0,
-        "clipped": float(clipped.mean()) if len(there) else 0.0,
-    }
-    found.columns[name] = shares
-    if shares["clipped"] > HALF or shares["outside"] > HALF:
-        found.add(
-            "warning",
-            "range",
-            f"'{name}': {shares['outside']:.0%} of the numbers lie outside {feature.low:g} to "
-            f"{feature.high:g}, and {shares['clipped']:.0%} are cut at the border",
-            count=int(outside.sum()),
-        )
-    if shares["missing"] > HALF:
-        found.add("warning", "missing", f"'{name}': {shares['missing']:.0%} of the cells are empty")
-
-
-def _number(cell: Any) -> float:
-    try:
-        return number_of(cell)
-    except ValueError:
-        return float("nan")
-
-
-def _categorical(found: DataCheck, name: str, values: tuple[str, ...], column: pd.Series) -> None:
-    cells = column.tolist()
-    there = [cell for cell in cells if not is_missing(cell)]
-    codes = Codes(values)
-    odd = [text_of(cell).strip() for cell in there if codes.find(cell) is None]
-    shares = {
-        "missing": 1 - len(there) / len(cells),
-        "unmatched": len(odd) / len(there) if there else 0.0,
-    }
-    found.columns[name] = shares
-    if shares["unmatched"] > HALF:
-        said = ", ".join(f"'{value[:40]}' ({n})" for value, n in Counter(odd).most_common(3))
-        found.add(
-            "warning",
-            "categories",
-            f"'{name}': {shares['unmatched']:.0%} of the cells match no declared value, such as "
-            f"{said}; declared are {', '.join(map(repr, values[:8]))}",
-            count=len(odd),
-        )
+    for fit in column_fits(plan.task, frame):
+        found.columns[fit.name] = fit.shares
+        for kind, message in fit.faults.items():
+            found.add("warning", kind, message, count=fit.odd)
 
 
 def _labels(found: DataCheck, plan: Plan, frame: pd.DataFrame) -> None:

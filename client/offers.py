@@ -49,6 +49,16 @@ class Offers:
         """Whether the plan of this digest was offered lately."""
         return self._of(digest).exists()
 
+    def path_of(self, digest: str) -> Path:
+        """Return where the plan of this digest is kept, if it is."""
+        return self._of(digest)
+
+    @property
+    def newest(self) -> Path | None:
+        """Where the plan is kept that was offered last; None if none was."""
+        kept = [path for path in self._folder.glob("*.json") if path != self._run]
+        return max(kept, key=lambda path: path.stat().st_mtime_ns, default=None)
+
     @property
     def run(self) -> bytes | None:
         """The offer that the site was ready for last."""

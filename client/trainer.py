@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from privet.client.data.columns import column_fits
 from privet.client.data.records import SiteData
 from privet.client.data.split import PERSON
 from privet.client.training import Made
@@ -230,6 +231,8 @@ class Trainer:
         if part not in self._cache:
             found = usable_records(self._bench, frame)
             self._note(data, {frame.index[row]: why for row, why in found.faults.items()})
+            for fit in column_fits(self.plan.task, frame) if part == "train" else ():
+                self._notes += [f"{data.source}: {fault}" for fault in fit.faults.values()]
             self._cache[part] = found
         return self._cache[part]
 

@@ -359,7 +359,7 @@ class Policy(Part):
         """
         found = {name: data.coupling_attested for name, data in self.data.items()}
         reasons = [f"data set '{name}': {why}" for name, why in found.items() if why]
-        own: dict[str, str] = dict(self.attested)
+        own = {str(row): why for row, why in self.attested.items()}
         return own | ({"H6": "; ".join(reasons)} if reasons else {})
 
     def data_set(self, name: str | None = None) -> tuple[str, DataSet]:

@@ -82,4 +82,4 @@ def main() -> None:
         sys.exit(1)
 
 
-from privet.cli import audit, budget, client, init, model, server, simulate  # noqa: E402, F401  (they register)
+from privet.cli import audit, budget, check, client, init, model, server, simulate  # noqa: E402, F401  (they register)

@@ -39,6 +39,8 @@ privet simulate fed-heart --data DIR --epsilon 5 --compare
 
 privet simulate lending --model linear --sweep 1,3,8
 
+privet simulate plan.toml --check     what each site's records are worth; nothing is trained
+
 privet simulate plan.toml --json > result.json
 
 privet simulate lending --ledgers banks --cap 6     run it again: the second run counts, too
@@ -114,6 +116,13 @@ def simulate(
         float | None,
         typer.Option(help="Life-time ε of each site's population, where its ledger is new."),
     ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Only try the sites' records with the plan, as `privet client check` does.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
@@ -170,6 +179,9 @@ def simulate(
         ledgers=ledgers,
         cap=cap,
     )
+    if check:
+        _check(chosen, setting, as_json)
+        return
     if sweep is not None:
         _sweep(chosen, setting, _numbers(sweep), out, as_json)
         return
@@ -183,6 +195,21 @@ def simulate(
         _print_json(result.to_dict())
     else:
         show.result(result, rows, ledgers)
+
+
+def _check(plan: Any, setting: Any, as_json: bool) -> None:
+    from privet.cli import show, show_check
+    from privet.simulations.check import check_sites
+
+    with show.stage("checking the records") as tell:
+        found = dict(check_sites(plan, setting, tell))
+    if as_json:
+        _print_json({"sites": [{"name": name, **one.to_dict()} for name, one in found.items()]})
+    else:
+        for name, one in found.items():
+            show_check.data_check(one, name)
+    if not all(one.ok for one in found.values()):
+        raise typer.Exit(1)
 
 
 def _print_json(value: Any) -> None:

@@ -1,0 +1,101 @@
+"""How a site's columns fit the ranges and values that a plan declares; for its operator alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from privet.common.cells import Codes, is_missing, number_of, text_of
+from privet.common.plan import Numeric, TaskSpec
+from privet.common.tasks.tabular import scaled
+
+HALF = 0.5
+"""Share of a column's cells from which its range or its list of values is said to be wrong."""
+
+
+@dataclass(frozen=True)
+class ColumnFit:
+    """How the cells of one feature fit what the plan declares.
+
+    Attributes:
+        name: of the column.
+        shares: ``missing`` of all cells; of the others ``outside`` the range and ``clipped`` at the
+            border of what the model reads, or ``unmatched`` by any declared value.
+        faults: what is wrong for more than half of the cells, by kind, in words.
+        odd: how many cells are outside or unmatched.
+    """
+
+    name: str
+    shares: dict[str, float]
+    faults: dict[str, str]
+    odd: int
+
+
+def column_fits(task: TaskSpec, frame: pd.DataFrame) -> Iterator[ColumnFit]:
+    """Yield the fit of each declared feature that the records have.
+
+    Args:
+        task: declares ranges and values.
+        frame: the records.
+    """
+    if not len(frame):
+        return
+    for name, feature in task.numeric.items():
+        if name in frame:
+            yield _numeric(name, feature, frame[name])
+    for name, values in task.categorical.items():
+        if name in frame:
+            yield _categorical(name, values, frame[name])
+
+
+def _numeric(name: str, feature: Numeric, column: pd.Series) -> ColumnFit:
+    numbers = np.array([_number(cell) for cell in column])
+    there = numbers[~np.isnan(numbers)]
+    outside = (there < feature.low) | (there > feature.high)
+    shares = {
+        "missing": 1 - len(there) / len(numbers),
+        "outside": float(outside.mean()) if len(there) else 0.0,
+        "clipped": float((np.abs(scaled(there, feature)) >= 4).mean()) if len(there) else 0.0,
+    }
+    faults = {}
+    if max(shares["clipped"], shares["outside"]) > HALF:
+        faults["range"] = (
+            f"'{name}': {shares['outside']:.0%} of the numbers lie outside {feature.low:g} to "
+            f"{feature.high:g}, and {shares['clipped']:.0%} are cut at the border"
+        )
+    if shares["missing"] > HALF:
+        faults["missing"] = f"'{name}': {shares['missing']:.0%} of the cells are empty"
+    return ColumnFit(name, shares, faults, int(outside.sum()))
+
+
+def _number(cell: Any) -> float:
+    try:
+        return number_of(cell)
+    except ValueError:
+        return float("nan")
+
+
+def _categorical(name: str, values: tuple[str, ...], column: pd.Series) -> ColumnFit:
+    cells = column.tolist()
+    there = [cell for cell in cells if not is_missing(cell)]
+    codes = Codes(values)
+    odd = [text_of(cell).strip() for cell in there if codes.find(cell) is None]
+    shares = {
+        "missing": 1 - len(there) / len(cells),
+        "unmatched": len(odd) / len(there) if there else 0.0,
+    }
+    faults = {}
+    if shares["unmatched"] > HALF:
+        said = ", ".join(f"'{value[:40]}' ({n})" for value, n in Counter(odd).most_common(3))
+        faults["categories"] = (
+            f"'{name}': {shares['unmatched']:.0%} of the cells match no declared value, such as "
+            f"{said}; declared are {', '.join(map(repr, values[:8]))}"
+        )
+    if shares["missing"] > HALF:
+        faults["missing"] = f"'{name}': {shares['missing']:.0%} of the cells are empty"
+    return ColumnFit(name, shares, faults, len(odd))

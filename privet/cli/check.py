@@ -1,0 +1,95 @@
+"""``privet client check``: what a site's records are worth to a plan, for its operator's eyes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from privet.cli.client import AsJson, PolicyFile, client
+from privet.common.errors import InputError
+
+if TYPE_CHECKING:
+    from privet.common.plan import Plan
+
+
+@client.command(
+    epilog="[bold]Examples[/bold]\n\nprivet client check plan.toml --policy north/site.toml"
+    "\n\nprivet client check sha256:… --policy north/site.toml     a plan that was offered"
+)
+def check(
+    plan: Annotated[
+        str | None,
+        typer.Argument(
+            help="A plan file, or the digest of an offered plan; default the newest offered one.",
+            metavar="PLAN|HASH",
+        ),
+    ] = None,
+    policy: PolicyFile = Path("site.toml"),
+    data_set: Annotated[
+        str | None, typer.Option("--data-set", help="Name of the data set; default what fits.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try the site's own records with a plan, before anything is paid for.
+
+    It reads the records as a run would and says, by file and line, what would be left out and why:
+    cells that are no numbers, labels that nobody declared, people without a name; what lies outside
+    the plan's ranges; people with more records than count; and whether the model treats real
+    records as it treats made-up ones. Nothing leaves this machine, and nothing is spent. Exit code
+    1: these records cannot be used; 0: they can, perhaps with warnings.
+    """
+    from privet.client.check import check_records
+    from privet.client.data.records import open_records
+    from privet.privacy.policy import Policy
+
+    site = Policy.load(policy)
+    chosen = _plan(plan, policy.parent)
+    name = data_set or site.data_set_for(chosen)
+    data = site.data_set(name)[1]
+    from privet.cli.show import stage
+
+    with stage("checking the records") as tell:
+        records = open_records(site, name, chosen, policy.parent)
+        found = check_records(
+            records,
+            chosen,
+            site.site,
+            max_rows=data.sql.max_rows if data.sql else None,
+            tell=tell,
+        )
+    if as_json:
+        typer.echo(json.dumps({"data_set": name, **found.to_dict()}, ensure_ascii=False))
+    else:
+        from privet.cli import show_check
+
+        show_check.data_check(found, name)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _plan(text: str | None, folder: Path) -> Plan:
+    """Return the plan that is named: a file, an offered one's digest, or the newest offered."""
+    from privet.client.offers import Offers
+    from privet.common.plan import Plan
+
+    if text is not None and Path(text).suffix == ".toml":
+        return Plan.load(text)
+    offers = Offers(folder)
+    if text is None:
+        path = offers.newest
+        if path is None:
+            raise InputError(
+                "no plan was offered here yet: name a plan file, as in `privet client check "
+                "plan.toml`"
+            )
+    else:
+        from privet.client.desk import full_digest
+
+        path = offers.path_of(full_digest(text))
+        if not path.exists():
+            raise InputError(f"{text}: no plan of this digest was offered here; name its file")
+    value: Any = json.loads(path.read_text(encoding="utf-8"))
+    return Plan.parse(value, where=str(path))

@@ -1,0 +1,45 @@
+"""The sites' records of a simulation, tried with its plan before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from privet.client.check import DataCheck, check_records
+from privet.common.config import data_folder
+from privet.common.plan import Plan
+from privet.simulations.planning import resolve
+from privet.simulations.records import Records
+from privet.simulations.run import Setting
+
+
+def check_sites(
+    plan: Plan, setting: Setting, tell: Callable[[str], None] = lambda stage: None
+) -> Iterator[tuple[str, DataCheck]]:
+    """Yield what was found of each site's records, as its operator would see it.
+
+    Args:
+        plan: calibrated or not.
+        setting: says where the records are.
+        tell: hears what is looked at now.
+
+    Raises:
+        DataError: if a file cannot be read, or lacks a column.
+        InputError: if the plan's task or model cannot be built.
+    """
+    data_dir = data_folder(setting.data_dir)
+    records = Records(plan, data_dir and data_dir.resolve(), setting.base.resolve())
+    resolved = resolve(plan)
+    shared = records.loaded().faults.get("", ())
+    for place, site in enumerate(plan.sites):
+        data = records.site(site.name)
+        tell(site.name)
+        found = check_records(data, resolved, site.name)
+        if shared and not place:
+            found.left_out |= {fault.place: fault.why for fault in shared}
+            found.add(
+                "warning",
+                "left-out",
+                f"{len(shared)} records of the file for all sites cannot be read, and are nobody's",
+                [fault.place for fault in shared],
+            )
+        yield site.name, found
