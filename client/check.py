@@ -23,7 +23,7 @@ from privet.client.data.split import PERSON
 from privet.client.trainer import UsableRecords, usable_records
 from privet.client.workbench import Workbench, workbench
 from privet.common.cells import Codes
-from privet.common.errors import PrivetError
+from privet.common.errors import DataError, PrivetError
 from privet.common.identity import PersonId
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
@@ -163,6 +163,7 @@ def check_records(
     _labels(found, plan, every)
     if plan.privacy is not None and plan.privacy.unit == "person" and PERSON in every:
         _people(found, plan, data.train, used["train"])
+        _spellings(found, every)
     if data.counted == "line":
         _long_records(found, every)
     tell("real records against made-up ones")
@@ -247,6 +248,10 @@ def _people(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableReco
             places,
             count=len(over),
         )
+
+
+def _spellings(found: DataCheck, frame: pd.DataFrame) -> None:
+    ids = {str(name) for name in frame[PERSON] if name is not None}
     for key, folded in (
         ("person_ignore_case", PersonId(ignore_case=True)),
         ("person_numeric", PersonId(numeric=True)),
@@ -314,3 +319,10 @@ def _model(found: DataCheck, bench: Workbench, examples: Batch) -> None:
         selftest.real_records(bench.engine, examples)
     except PrivetError as error:
         found.add("fault", "model", str(error))
+
+
+def unreadable(source: str, plan: Plan, error: DataError) -> DataCheck:
+    """Return what is found of records that cannot be read at all."""
+    found = DataCheck(source, plan.digest)
+    found.add("fault", "file", str(error))
+    return found

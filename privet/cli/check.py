@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli.client import AsJson, PolicyFile, client
-from privet.common.errors import InputError
+from privet.common.errors import DataError, InputError
 
 if TYPE_CHECKING:
     from privet.common.plan import Plan
@@ -41,7 +41,7 @@ def check(
     records as it treats made-up ones. Nothing leaves this machine, and nothing is spent. Exit code
     1: these records cannot be used; 0: they can, perhaps with warnings.
     """
-    from privet.client.check import check_records
+    from privet.client.check import check_records, unreadable
     from privet.client.data.records import open_records
     from privet.privacy.policy import Policy
 
@@ -52,14 +52,17 @@ def check(
     from privet.cli.show import stage
 
     with stage("checking the records") as tell:
-        records = open_records(site, name, chosen, policy.parent)
-        found = check_records(
-            records,
-            chosen,
-            site.site,
-            max_rows=data.sql.max_rows if data.sql else None,
-            tell=tell,
-        )
+        try:
+            records = open_records(site, name, chosen, policy.parent)
+            found = check_records(
+                records,
+                chosen,
+                site.site,
+                max_rows=data.sql.max_rows if data.sql else None,
+                tell=tell,
+            )
+        except DataError as error:
+            found = unreadable(str(site.path_of(data) or data.sql), chosen, error)
     if as_json:
         typer.echo(json.dumps({"data_set": name, **found.to_dict()}, ensure_ascii=False))
     else:
