@@ -37,6 +37,7 @@ from privet.client.data.tables import text_table
 from privet.common.cells import Codes, text_of
 from privet.common.delivery.trained import Trained
 from privet.common.errors import DataError, InputError, PrivetError
+from privet.common.identity import PersonId
 from privet.privacy.policy import Policy
 
 PERSON = "person"
@@ -180,7 +181,7 @@ def _person(place: int, cell: Any) -> str:
         return ""
     if isinstance(cell, bool) or not isinstance(cell, str | int):
         raise DataError(f"record {place}: '{PERSON}' must be a text or a whole number")
-    return str(cell).strip()
+    return PersonId().of(cell) or ""
 
 
 def feedback_columns(trained: Trained, policy: Policy | None) -> tuple[str, ...]:
