@@ -57,7 +57,8 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H4": ("partial-batch", "enforced", "Poisson batches and a constant divisor only"),
     "H5": ("buffers", "enforced", "only trained parameters are released; others may not move"),
     "H6": ("coupled-forward", "unknown", "the start-up test did not run"),
-    "H7": ("non-finite", "enforced", "non-finite gradients are zeroed, every tensor is checked"),
+    "H7": ("non-finite", "enforced", "unusable records and non-finite gradients count for nothing; "
+           "every tensor is checked"),
     "H8": ("bypass", "enforced", "parameters are watched around each step"),
     "H9": ("fresh-accountant", "enforced", "ε is computed from the site's whole history"),
     "H10": ("wrong-count", "enforced", "noise additions are counted where noise is added"),
@@ -66,7 +67,8 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H12": ("provenance", "unknown", "nobody declared where the plan's constants come from"),
     "H13": ("metrics", "unknown", ""),
     "H14": ("rng", "enforced", "AES-CTR under a key of the operating system, new each release"),
-    "H15": ("floating-point", "attested", "stated: the guarantee is in real arithmetic"),
+    "H15": ("floating-point", "attested", "real-arithmetic model, low bits removed: noised sums are on "
+            "a public grid, metrics are whole numbers"),
     "H16": ("per-sample-gradient", "unknown", "the start-up test did not run"),
     "H17": ("parameter-coverage", "enforced", "checked at each order"),
     "H18": ("accumulation", "enforced", "micro-batches are summed before one noise addition"),
@@ -82,12 +84,18 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H28": ("saved-state", "enforced", "safetensors only; no gradient or optimizer state kept"),
     "H29": ("adaptive-parameters", "enforced", "the plan is fixed before its first round"),
     "H30": ("side-channels", "enforced", "closed status codes, charge kept once data was opened; "
-            "timing is outside the guarantee"),
+            "no check on records decides what leaves; timing is outside the guarantee"),
     "H31": ("rollback", "unknown", "a simulation's history has no outside witness: all that "
             "cosigned it lay on the same machine"),
     "H32": ("re-registered", "unknown", "a simulation does not know the same persons under "
             "another name"),
 }  # fmt: skip
+
+_TESTED = {
+    "H6": "records are read one by one; the model passed at the start of this run",
+    "H16": "passed at the start of this run on made-up records; real ones are compared by the "
+    "operator's check alone",
+}
 
 IDS = tuple(_FIXED)
 
@@ -98,15 +106,17 @@ def assess(facts: Facts) -> list[Row]:
     for key in facts.self_tests:
         row = rows[key]
         if row.state == "unknown":
-            rows[key] = Row(key, row.name, "tested", "passed at the start of this run")
+            rows[key] = Row(
+                key, row.name, "tested", _TESTED.get(key, "passed at the start of this run")
+            )
     measured: dict[str, tuple[State, str]] = {
         "public": ("unknown", "shown in the clear: nobody attested that the test split is public"),
-        "gate": ("enforced", "noised, debited, one histogram for all figures"),
+        "gate": ("enforced", "noised, debited, a whole weight of at most one unit for all figures"),
         "off": ("enforced", "none are shown"),
     }
     rows["H13"] = Row("H13", "metrics", *measured[facts.metrics])
     unit = (
-        "contribution bounded, summed and clipped per person"
+        "contribution bounded, summed and clipped per person; the unit is the folded id"
         if facts.person
         else ("per record: a person with many records is protected less, see the unit")
     )
