@@ -67,8 +67,8 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H12": ("provenance", "unknown", "nobody declared where the plan's constants come from"),
     "H13": ("metrics", "unknown", ""),
     "H14": ("rng", "enforced", "AES-CTR under a key of the operating system, new each release"),
-    "H15": ("floating-point", "attested", "real-arithmetic model, low bits removed: noised sums are on "
-            "a public grid, metrics are whole numbers"),
+    "H15": ("floating-point", "attested", "real-arithmetic model, low bits removed: noised sums are "
+            "on a public grid, metrics are whole numbers"),
     "H16": ("per-sample-gradient", "unknown", "the start-up test did not run"),
     "H17": ("parameter-coverage", "enforced", "checked at each order"),
     "H18": ("accumulation", "enforced", "micro-batches are summed before one noise addition"),
