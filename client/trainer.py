@@ -210,13 +210,13 @@ class Trainer:
             self._bench.score(encoded.examples),
             labels_of(encoded.examples),
             encoded.units,
-            table=self._bench.measure.table,
-            bins=self.plan.metrics.bins,
+            measure=self._bench.measure,
+            shape=self._bench.table_shape,
             noise_multiplier=self.plan.metrics.noise_multiplier,
             stream=stream,
         )
         reproducible = stream is not None and stream.reproducible
-        return Made({"histogram": table.astype(np.float64)}, event, reproducible)
+        return Made({"histogram": table}, event, reproducible)
 
     def _encoded(self, part: str, frame: pd.DataFrame) -> _Encoded:
         if part not in self._cache:
