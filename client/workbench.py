@@ -68,10 +68,7 @@ class Workbench:
             raise self._fault
         if self._passed is None:
             try:
-                passed = self._tested()
-                if self.plan.metrics.source == "gate":
-                    self._test_measure()
-                self._passed = passed
+                self._passed = self._tested()
             except SelfTestFailed as fault:
                 self._fault = fault
                 self.engine.close()
@@ -95,16 +92,19 @@ class Workbench:
                     moved = 0.1 * torch.randn(parameter.shape, generator=generator)
                     parameter.add_(moved.to(parameter.device))
             try:
-                return tuple(test())
+                passed = tuple(test())
             except SelfTestFailed as fault:
                 if not self.engine.fall_back(str(fault)):
                     raise
                 try:
-                    return tuple(test())
+                    passed = tuple(test())
                 except SelfTestFailed as again:
                     raise SelfTestFailed(
                         f"{again} (by opacus-hooks, after book-keeping failed: {fault})"
                     ) from again
+            if self.plan.metrics.source == "gate":
+                self._test_measure()
+            return passed
         finally:
             with torch.no_grad():
                 for name, parameter in declared.items():

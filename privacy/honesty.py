@@ -101,7 +101,7 @@ def assess(facts: Facts) -> list[Row]:
             rows[key] = Row(key, row.name, "tested", "passed at the start of this run")
     measured: dict[str, tuple[State, str]] = {
         "public": ("unknown", "shown in the clear: nobody attested that the test split is public"),
-        "gate": ("enforced", "noised, debited, one histogram for all figures"),
+        "gate": ("enforced", "noised, debited; the gate adds up the table, by a unit's weight"),
         "off": ("enforced", "none are shown"),
     }
     rows["H13"] = Row("H13", "metrics", *measured[facts.metrics])

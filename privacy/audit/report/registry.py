@@ -96,8 +96,9 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
                     row.why for row in rows if row.id == "H12"
                 ),
                 "mechanisms": "Poisson sampling, clipping per unit, Gaussian noise from a "
-                "cryptographic generator; " + "; ".join(_mechanisms(plans)) + ". The guarantee is "
-                "in real arithmetic; timing is outside it.",
+                "cryptographic generator (on metrics, discrete Gaussian noise); "
+                + "; ".join(_mechanisms(plans))
+                + ". The guarantee is in real arithmetic; timing is outside it.",
                 "justification": "Claim: "
                 + claim.word
                 + (f", conditional on {', '.join(claim.conditional)}" if claim.conditional else "")

@@ -49,7 +49,7 @@ class Plan:
         rounds, every: rounds, and rounds between two evaluations (0: none).
         train, evaluate: the event of one release of each purpose, None if there is none.
         evaluate_before: the event of an evaluation by the gate as it was before it had integer
-            weights; it costs as much, to the rounding of σ. A plan does not tell which gate there was.
+            weights; it costs as much, to the rounding of σ. A plan does not tell which there was.
         budget: (ε, δ, unit, relation) of the section ``privacy``, None without it.
         averages: whether the model that is shown is a mean over rounds.
 
