@@ -110,7 +110,7 @@ def test_no_renyi_divergence_is_above_that_of_the_continuous_one(
         assert exact > 0.97 * limit  # less noise by 2 % would be noticed
 
 
-@pytest.mark.parametrize(("sigma", "shift"), [(1000, 300), (1500, 2000), (4000, 1000)])
+@pytest.mark.parametrize(("sigma", "shift"), [(1000, 300), (1500, 2000)])
 @pytest.mark.parametrize("relation", [ADD, REPLACE])
 def test_the_number_of_record_is_above_the_exact_one(
     sigma: int, shift: int, relation: Relation
