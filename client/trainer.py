@@ -218,13 +218,13 @@ class Trainer:
             self._bench.score(encoded.examples),
             labels_of(encoded.examples),
             encoded.units,
-            table=self._bench.measure.table,
-            bins=self.plan.metrics.bins,
+            measure=self._bench.measure,
+            shape=self._bench.table_shape,
             noise_multiplier=self.plan.metrics.noise_multiplier,
             stream=stream,
         )
         reproducible = stream is not None and stream.reproducible
-        arrays = {"histogram": table.astype(np.float64)}
+        arrays = {"histogram": table}
         return Made(arrays, event, reproducible, self._take_notes())
 
     def _usable(self, part: str, data: SiteData, frame: pd.DataFrame) -> UsableRecords:

@@ -10,16 +10,21 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import DataError, SelfTestFailed
+from privet.common.errors import DataError, InputError, SelfTestFailed
 from privet.common.flat import Arrays
 from privet.common.models import build_model, trainable
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, augment_of, build_task, sizes_of
 from privet.common.tasks.encoding import Encoded, encode_records
-from privet.common.tasks.measure import Measure, measure_of
-from privet.privacy import selftest
+from privet.common.tasks.measure import Measure, Shape, measure_of
+from privet.privacy import gate, selftest
 from privet.privacy.clipping import GradientEngine
 from privet.privacy.dpsgd import Views
+
+_MEASURED = 8
+"""Made-up records that the measure is tried on."""
+_ROUNDING = 1e-2
+"""How far scores may move, relative to 1 + their size, when they are computed with others."""
 
 
 class Workbench:
@@ -89,20 +94,47 @@ class Workbench:
                     moved = 0.1 * torch.randn(parameter.shape, generator=generator)
                     parameter.add_(moved.to(parameter.device))
             try:
-                return tuple(test())
+                passed = tuple(test())
             except SelfTestFailed as fault:
                 if not self.engine.fall_back(str(fault)):
                     raise
                 try:
-                    return tuple(test())
+                    passed = tuple(test())
                 except SelfTestFailed as again:
                     raise SelfTestFailed(
                         f"{again} (by opacus-hooks, after book-keeping failed: {fault})"
                     ) from again
+            if self.plan.metrics.source == "gate":
+                self._test_measure()
+            return passed
         finally:
             with torch.no_grad():
                 for name, parameter in declared.items():
                     parameter.copy_(before[name])
+
+    def _test_measure(self) -> None:
+        """Try scores and measure on made-up records, so that none of it fails after a debit.
+
+        Raises:
+            SelfTestFailed: if there is no table, no record has a cell in it, or the scores of one
+                depend on the records beside it (H6).
+        """
+        examples = self._random_batch(_MEASURED, 0)
+        try:
+            shape = self.table_shape
+            together = self.score(examples)
+            alone = [
+                self.score({name: tensor[k : k + 1] for name, tensor in examples.items()})
+                for k in range(_MEASURED)
+            ]
+            moved = np.abs(together - np.concatenate(alone))
+        except InputError as error:
+            raise SelfTestFailed(f"H13: {error}") from error
+        except Exception as error:
+            raise SelfTestFailed(f"H13: made-up records cannot be scored: {error!r}") from error
+        if (moved > _ROUNDING * (1 + np.abs(together))).any():
+            raise SelfTestFailed("H6: the scores of a record depend on the records beside it")
+        gate.check_measure(self.measure, shape, together, labels_of(examples))
 
     def _random_batch(self, records: int, seed: int) -> Batch:
         batch = self.task.random_batch(records, seed)
@@ -125,7 +157,7 @@ class Workbench:
         finally:
             model.train()
         if not parts:
-            return self._no_scores()
+            return np.zeros((0, 1), dtype=np.float32)
         scores = np.concatenate(parts)
         return scores if sizes is None else scores[torch.argsort(order).numpy()]
 
@@ -133,17 +165,6 @@ class Workbench:
     def measure(self) -> Measure:
         """How the task is measured."""
         return measure_of(self.task)
-
-    def _no_scores(self) -> np.ndarray:
-        """Return the scores of no records, [0, K]; K is that of a made-up one."""
-        model = self.engine.model
-        model.eval()
-        try:
-            with torch.no_grad(), self.engine.hooks_off():
-                one = self.task.scores(model, self._random_batch(1, 0))
-        finally:
-            model.train()
-        return one[:0].float().cpu().numpy()
 
     def encode_records(self, frame: pd.DataFrame) -> Encoded:
         """Return the usable records as tensors on the plan's device.
@@ -154,6 +175,15 @@ class Workbench:
         found = encode_records(self.task, frame)
         batch = {name: tensor.to(self.plan.device) for name, tensor in found.batch.items()}
         return dataclasses.replace(found, batch=batch)
+
+    @property
+    def table_shape(self) -> Shape:
+        """Rows and columns of the table of the metrics gate.
+
+        Raises:
+            InputError: if the plan lacks what the measure needs to say so.
+        """
+        return self.measure.shape(self.plan)
 
     def encode(self, frame: pd.DataFrame) -> Batch:
         """Return the records as tensors on the plan's device.

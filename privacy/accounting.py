@@ -21,6 +21,7 @@ from scipy.optimize import brentq
 
 from privet.common.errors import InputError
 from privet.privacy.events import (
+    DiscreteGaussian,
     Event,
     Gaussian,
     Laplace,
@@ -120,11 +121,18 @@ def _epsilon(
 def to_dp_event(event: Event) -> dp.DpEvent:
     """Translate to dp-accounting's vocabulary, with the noise multiplier of add or remove.
 
-    It has no word for a mixture of Gaussians, which becomes its dominating event.
+    It has no word for a mixture of Gaussians, which becomes its dominating event, nor for a
+    discrete Gaussian, which has the Rényi divergence of the continuous one at most (Canonne, Kamath
+    and Steinke 2020, Theorem 14).
+
+    Raises:
+        InputError: for a sampled discrete Gaussian, of which no bound is known here.
     """
     match event:
-        case Gaussian(std, sensitivity):
+        case Gaussian(std, sensitivity) | DiscreteGaussian(std, sensitivity):
             return dp.GaussianDpEvent(std / sensitivity)
+        case PoissonSampled(_, DiscreteGaussian()):
+            raise InputError(f"no bound is known for {event}")
         case Laplace(scale, sensitivity):
             return dp.LaplaceDpEvent(scale / sensitivity)
         case MixtureOfGaussians():
@@ -156,6 +164,8 @@ def _distribution(
     last bit; but the costly part, the distribution of one sampled event, is kept between
     calls, because a history grows by the same event round after round.
     """
+    if isinstance(event, DiscreteGaussian):
+        event = event.dominating or event
     if isinstance(event, Gaussian):
         # Gaussians compose to a Gaussian: exact, and free of the grid's error.
         return pld.from_gaussian_mechanism(
@@ -210,7 +220,7 @@ def _mixture(
 def _is_non_private(event: Event) -> bool:
     if isinstance(event, PoissonSampled):
         return _is_non_private(event.event)
-    return not isinstance(event, Gaussian | Laplace | MixtureOfGaussians)
+    return not isinstance(event, Gaussian | DiscreteGaussian | Laplace | MixtureOfGaussians)
 
 
 def privacy_loss(

@@ -3,8 +3,8 @@
 The vocabulary follows dp-accounting's and is append-only: a kind is never redefined, and
 an unknown kind is read as :class:`NonPrivate`. A Gaussian or Laplace event records its
 noise and its sensitivity, never a bare multiplier, because accountants differ in what a
-multiplier means under another relation. As JSON every number but a count is a decimal
-string, the shortest that reads back as the same 64-bit float.
+multiplier means under another relation. As JSON an integer is a JSON integer, and every other
+number is a decimal string, the shortest that reads back as the same 64-bit float.
 """
 
 from __future__ import annotations
@@ -13,9 +13,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from privet.common.errors import InputError
+
+GATE_WEIGHT = 1 << 20
+"""The weight that one unit may add to a table of the metrics gate, at most; public and fixed."""
+MAX_INTEGER = 2**53 - 1
+"""The largest integer that a JSON number holds exactly (RFC 8785, RFC 7493)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,49 @@ class Gaussian:
 
     standard_deviation: float
     sensitivity: float
+
+
+@dataclass(frozen=True)
+class DiscreteGaussian:
+    """Noise P(x) ∝ exp(−x²/2σ²) over the integers, on each number of a table of integers.
+
+    ``standard_deviation`` is σ, ``sensitivity`` the L2 sensitivity of the whole table; both are
+    integers from 1 to :data:`MAX_INTEGER`, and the table may be of any size.
+
+    *Rényi.* D_α ≤ αΔ²/2σ², as for the continuous Gaussian of the same numbers (Canonne, Kamath and
+    Steinke 2020, Theorems 4 and 14).
+    """
+
+    standard_deviation: int
+    sensitivity: int
+
+    @property
+    def dominating(self) -> Gaussian | None:
+        """Return a continuous Gaussian that costs at least as much; None below σ = 1000.
+
+        It has standard deviation √(σ² − 9) and the same sensitivity. Its output x can be turned
+        into the discrete one without another look at the data, by drawing y from the discrete
+        Gaussian of parameter r = 3 over the integers, centred at x: P(y) ∝ exp(−(y − x)²/2r²). By
+        Poisson summation the sum that normalises it is r√2π(1 ± e) whatever x is, with
+        e = 2 Σ_k exp(−2π²r²k²) (k ≥ 1), so each outcome of d numbers has the chance that the
+        discrete mechanism gives it, to a factor within ((1 + e)/(1 − e))^d: the convolution theorem
+        of Peikert 2010, "An Efficient and Parallel Gaussian Sampler for Lattices", Theorem 3.1.
+        Post-processing never costs, and both neighbours have integer tables, so an (ε, δ) of the
+        continuous mechanism is an (ε + 2η, e^η δ) of the discrete one, η = d ln((1 + e)/(1 − e)).
+        For r = 3 and a million numbers η is below 1e-70, far below the rounding of any accountant,
+        and so is it times any number of releases.
+
+        Below 1000, r would be felt: there the Rényi bound alone is used.
+        """
+        if self.standard_deviation < _MIN_DOMINATED:
+            return None
+        reduced = math.sqrt(self.standard_deviation**2 - _SMOOTHING**2)
+        # Rounded down: the nearest double may lie above the root.
+        return Gaussian(math.nextafter(reduced, 0.0), float(self.sensitivity))
+
+
+_SMOOTHING = 3
+_MIN_DOMINATED = 1000
 
 
 @dataclass(frozen=True)
@@ -83,9 +132,37 @@ class NonPrivate:
     reason: str
 
 
-Event = Gaussian | Laplace | MixtureOfGaussians | PoissonSampled | Repeated | NonPrivate
+Event = (
+    Gaussian
+    | DiscreteGaussian
+    | Laplace
+    | MixtureOfGaussians
+    | PoissonSampled
+    | Repeated
+    | NonPrivate
+)
 Counts = tuple[tuple[Event, int], ...]
 """Different events, none of them repeated, with how often each happens; see :func:`group`."""
+
+
+def gate_release(noise_multiplier: float) -> DiscreteGaussian:
+    """Return the event of one release of the metrics gate: a table of integer weights.
+
+    A unit moves the table by :data:`GATE_WEIGHT` at most; σ is ``noise_multiplier`` times that,
+    rounded up to an integer.
+
+    Args:
+        noise_multiplier: noise by sensitivity, above 0.
+
+    Raises:
+        InputError: if the noise is not above 0, or too large to be written.
+    """
+    if not 0 < noise_multiplier < math.inf:
+        raise InputError("the noise multiplier of the metrics gate must be above 0 and finite")
+    sigma = math.ceil(Fraction(noise_multiplier) * GATE_WEIGHT)
+    if sigma > MAX_INTEGER:
+        raise InputError(f"metrics.noise_multiplier {noise_multiplier:g} is above 8e9")
+    return DiscreteGaussian(sigma, GATE_WEIGHT)
 
 
 def per_record_clipping(
@@ -150,6 +227,8 @@ def to_json(event: Event) -> dict[str, Any]:
                 "standard_deviation": decimal(std),
                 "sensitivity": decimal(sensitivity),
             }
+        case DiscreteGaussian(sigma, bound):
+            return {"type": "discrete_gaussian", "standard_deviation": sigma, "sensitivity": bound}
         case Laplace(scale, sensitivity):
             return {"type": "laplace", "scale": decimal(scale), "sensitivity": decimal(sensitivity)}
         case MixtureOfGaussians(std, sensitivities, probabilities):
@@ -173,6 +252,7 @@ def to_json(event: Event) -> dict[str, Any]:
 
 _FIELDS = {
     "gaussian": {"standard_deviation", "sensitivity"},
+    "discrete_gaussian": {"standard_deviation", "sensitivity"},
     "laplace": {"scale", "sensitivity"},
     "mixture_of_gaussians": {"standard_deviation", "sensitivities", "probabilities"},
     "poisson_sampled": {"sample_rate", "event"},
@@ -199,6 +279,10 @@ def from_json(value: Any) -> Event:
     match kind:
         case "gaussian":
             return Gaussian(_positive(value, "standard_deviation"), _positive(value, "sensitivity"))
+        case "discrete_gaussian":
+            return DiscreteGaussian(
+                _integer(value, "standard_deviation"), _integer(value, "sensitivity")
+            )
         case "laplace":
             return Laplace(_positive(value, "scale"), _positive(value, "sensitivity"))
         case "mixture_of_gaussians":
@@ -251,6 +335,13 @@ def _number(value: Any, key: str) -> float:
         raise InputError(f"event: '{key}' must be a finite number")
     if isinstance(value, str) and value != decimal(number):
         raise InputError(f"event: '{key}' must be the shortest decimal, '{decimal(number)}'")
+    return number
+
+
+def _integer(value: dict[str, Any], key: str) -> int:
+    number = value[key]
+    if type(number) is not int or not 1 <= number <= MAX_INTEGER:
+        raise InputError(f"event: '{key}' must be an integer from 1 to 2^53 - 1")
     return number
 
 

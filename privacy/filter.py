@@ -35,6 +35,7 @@ from privet.common.errors import InputError
 from privet.privacy import accounting
 from privet.privacy.events import (
     Counts,
+    DiscreteGaussian,
     Event,
     Gaussian,
     Laplace,
@@ -122,7 +123,8 @@ def rho(event: Event, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> tuple[
 def _rho(event: Event, relation: Relation) -> tuple[float, ...]:
     add = relation is Relation.ADD_OR_REMOVE_ONE
     match event:
-        case Gaussian(std, sensitivity):
+        # The discrete one diverges no more (Canonne, Kamath and Steinke 2020, Theorem 14).
+        case Gaussian(std, sensitivity) | DiscreteGaussian(std, sensitivity):
             ratio = (sensitivity if add else 2 * sensitivity) / std
             return tuple(order * ratio**2 / 2 for order in ORDERS)
         case PoissonSampled(rate, Gaussian() as inner) if add and rate < 1:
@@ -273,7 +275,11 @@ def _ratio(event: Event) -> float:
     match event:
         case PoissonSampled(_, inner):
             return _ratio(inner)
-        case Gaussian(noise, sensitivity) | Laplace(noise, sensitivity):
+        case (
+            Gaussian(noise, sensitivity)
+            | DiscreteGaussian(noise, sensitivity)
+            | Laplace(noise, sensitivity)
+        ):
             return noise / sensitivity
         case MixtureOfGaussians():
             return event.standard_deviation / max(event.sensitivities)

@@ -67,8 +67,8 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H12": ("provenance", "unknown", "nobody declared where the plan's constants come from"),
     "H13": ("metrics", "unknown", ""),
     "H14": ("rng", "enforced", "AES-CTR under a key of the operating system, new each release"),
-    "H15": ("floating-point", "attested", "real-arithmetic model, low bits removed: noised sums are "
-            "on a public grid, metrics are whole numbers"),
+    "H15": ("floating-point", "attested", "real-arithmetic model, low bits removed: noised sums "
+            "are on a public grid, metrics are whole numbers"),
     "H16": ("per-sample-gradient", "unknown", "the start-up test did not run"),
     "H17": ("parameter-coverage", "enforced", "checked at each order"),
     "H18": ("accumulation", "enforced", "micro-batches are summed before one noise addition"),
@@ -111,7 +111,7 @@ def assess(facts: Facts) -> list[Row]:
             )
     measured: dict[str, tuple[State, str]] = {
         "public": ("unknown", "shown in the clear: nobody attested that the test split is public"),
-        "gate": ("enforced", "noised, debited, a whole weight of at most one unit for all figures"),
+        "gate": ("enforced", "noised, debited; the gate adds up the table, by a unit's weight"),
         "off": ("enforced", "none are shown"),
     }
     rows["H13"] = Row("H13", "metrics", *measured[facts.metrics])

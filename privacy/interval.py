@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.errors import InputError
-from privet.privacy.events import Counts, Event, Gaussian, Laplace, PoissonSampled
+from privet.privacy.events import (
+    Counts,
+    DiscreteGaussian,
+    Event,
+    Gaussian,
+    Laplace,
+    PoissonSampled,
+)
 from privet.privacy.units import Relation
 
 ERROR = 0.01
@@ -95,6 +102,8 @@ def _mechanism(event: Event) -> tuple[str, list[float]] | None:
             return "sampled_gaussian", [rate, std / sensitivity]
         case Gaussian(std, sensitivity) | PoissonSampled(_, Gaussian(std, sensitivity)):
             return "gaussian", [std / sensitivity]
+        case DiscreteGaussian() if (continuous := event.dominating) is not None:
+            return _mechanism(continuous)
         case Laplace(scale, sensitivity):
             return "laplace", [sensitivity / scale]
         case _:

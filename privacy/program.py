@@ -18,6 +18,7 @@ from privet.privacy.events import (
     NonPrivate,
     PoissonSampled,
     Repeated,
+    gate_release,
     group,
 )
 from privet.privacy.units import Relation, Unit
@@ -45,8 +46,12 @@ def training_event(plan: Plan, noise_multiplier: float | None = None) -> Event:
 
 
 def gate_event(plan: Plan) -> Event:
-    """Return the event of one evaluation through the metrics gate."""
-    return Gaussian(plan.metrics.noise_multiplier, 1.0)
+    """Return the event of one evaluation through the metrics gate.
+
+    Raises:
+        InputError: if its noise is too large to be written.
+    """
+    return gate_release(plan.metrics.noise_multiplier)
 
 
 def is_measured(plan: Plan, number: int) -> bool:
@@ -143,7 +148,7 @@ def measuring(plan: Plan, start: str, epsilon: float) -> Plan:
     noise = calibrate_noise(
         epsilon,
         plan.privacy.delta,
-        lambda at: [Gaussian(at, 1.0)],
+        lambda at: [gate_release(at)],
         Relation(plan.privacy.relation),
     )
     return plan.changed(

@@ -36,16 +36,25 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
     return {"perplexity": math.exp(min(loss, 700.0)), "loss": loss, "bits_per_character": bits}
 
 
-def histogram(scores: Array, labels: Array, weights: Array, bins: int) -> Array:
-    """Return [1, bins] of each record's loss per token, between 0 and :data:`MOST`."""
+def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
+    """Return each record's bin of its loss per token, between 0 and :data:`MOST`.
+
+    Args:
+        scores: [N, 3], see the module; finite.
+        labels: unused.
+        shape: (1, bins).
+
+    A record without tokens has no bin (-1); nor has any, if the scores are of another width.
+    """
     del labels
-    tokens = scores[:, 1]
-    there = tokens > 0
-    loss = scores[there, 0] / tokens[there]
-    column = np.clip(loss * bins / MOST, 0, bins - 1).astype(int)
-    table = np.zeros((1, bins))
-    np.add.at(table, (0, column), weights[there])
-    return table
+    bins = shape[1]
+    if scores.ndim != 2 or scores.shape[1] != 3:
+        return np.full(len(scores), -1, dtype=np.int64)
+    tokens = scores[:, 1].astype(np.float64)
+    with np.errstate(over="ignore"):
+        loss = scores[:, 0] / np.where(tokens > 0, tokens, 1.0)
+        column = np.clip(loss * bins / MOST, 0, bins - 1).astype(np.int64)
+    return np.where(tokens > 0, column, -1)
 
 
 def from_histogram(table: Array) -> dict[str, float | None]:

@@ -1,6 +1,8 @@
 """How well a task is done: figures from scores, or from a table that the metrics gate may noise.
 
-A record adds a total weight to one cell of the table, so that one release serves all figures.
+A measure says into which cell of the table a record falls. The weight that goes there is added by
+who makes the table, so that no measure can let a record count for more; one release serves all
+figures.
 """
 
 from __future__ import annotations
@@ -13,11 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from privet.common.plan import CLASSIFYING, LANGUAGE, Plan
+from privet.common.errors import InputError
+from privet.common.plan import LANGUAGE, Plan
 from privet.common.tasks import likelihood, metrics
 
 Array = npt.NDArray[Any]
 Figures = dict[str, float | None]
+Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,10 @@ class Measure:
         names: its figures, in the order in which tables show them.
         lower_is_better: of the headline.
         figures: from scores [N, K] and labels [N].
-        table: from scores, labels, weights [N] and a number of bins.
+        cells: from scores, labels and the shape of the table, the number of each record's cell,
+            [N] integers, counted row by row from 0; -1 counts for nothing. What a record gets
+            depends on its own scores and label alone.
+        shape: rows and columns of the table, from the plan's constants.
         read: the figures of a table, noised or not.
     """
 
@@ -37,16 +44,31 @@ class Measure:
     names: tuple[str, ...]
     lower_is_better: bool
     figures: Callable[[Array, Array], Figures]
-    table: Callable[[Array, Array, Array, int], Array]
+    cells: Callable[[Array, Array, Shape], Array]
+    shape: Callable[[Plan], Shape]
     read: Callable[[Array], Figures]
 
 
+def _shape_of_classes(plan: Plan) -> Shape:
+    classes, bins = len(plan.task.classes), plan.metrics.bins
+    if classes < 2:
+        raise InputError(
+            "figures of a classification need task.classes: their table has a row for each class"
+        )
+    return (2, bins) if classes == 2 else (classes, classes)
+
+
+def _shape_of_likelihoods(plan: Plan) -> Shape:
+    return 1, plan.metrics.bins
+
+
 CLASSES = Measure(
-    "accuracy", metrics.NAMES, False, metrics.from_scores, metrics.histogram, metrics.from_histogram
-)
+    "accuracy", metrics.NAMES, False,
+    metrics.from_scores, metrics.cells, _shape_of_classes, metrics.from_histogram,
+)  # fmt: skip
 LIKELIHOOD = Measure(
     "perplexity", likelihood.NAMES, True,
-    likelihood.from_scores, likelihood.histogram, likelihood.from_histogram,
+    likelihood.from_scores, likelihood.cells, _shape_of_likelihoods, likelihood.from_histogram,
 )  # fmt: skip
 
 
@@ -66,14 +88,9 @@ def measure_of_table(table: Array) -> Measure:
     return LIKELIHOOD if len(table) == 1 else CLASSES
 
 
-def table_shape(plan: Plan) -> tuple[int, int] | None:
+def table_shape(plan: Plan) -> Shape | None:
     """Return the shape that a site's table must have; a user's own task may have any."""
-    classes, bins = len(plan.task.classes), plan.metrics.bins
-    if plan.task.kind in LANGUAGE:
-        return 1, bins
-    if plan.task.kind in CLASSIFYING:
-        return (2, bins) if classes == 2 else (classes, classes)
-    return None
+    return None if ":" in plan.task.kind else measure_of_kind(plan.task.kind).shape(plan)
 
 
 def pooled(tables: Mapping[str, Any]) -> tuple[Figures, dict[str, Figures]]:

@@ -55,21 +55,32 @@ def _auc(scores: Array, labels: Array, present: Array) -> float | None:
     return float(np.mean(one_against_rest))
 
 
-def histogram(scores: Array, labels: Array, weights: Array, bins: int) -> Array:
-    """Return the weighted histogram from which :func:`from_histogram` reads the figures.
+def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
+    """Return each record's cell of the table from which :func:`from_histogram` reads the figures.
 
-    Two classes give [2, bins] of the score of class 1 by label; K classes give the
-    confusion matrix [K, K] (label by guess). Each record adds its weight to one cell.
+    Two classes have [2, bins], the score of class 1 by label; K classes have the confusion
+    matrix [K, K], label by guess. Cells are counted row by row.
+
+    Args:
+        scores: [N, K], finite.
+        labels: [N] class numbers.
+        shape: of the table.
+
+    A record whose label is none of the classes has no cell (-1); nor has any, if the scores are
+    not of the table's classes.
     """
-    classes = scores.shape[1]
+    classes, columns = shape
+    if scores.ndim != 2 or scores.shape[1] != classes or labels.shape != scores.shape[:1]:
+        return np.full(len(scores), -1, dtype=np.int64)
+    if labels.dtype.kind not in "iu":
+        return np.full(len(scores), -1, dtype=np.int64)
     if classes == 2:
-        column = np.minimum((scores[:, 1] * bins).astype(int), bins - 1)
-        table = np.zeros((2, bins))
+        with np.errstate(over="ignore"):
+            column = np.clip(scores[:, 1] * columns, 0, columns - 1).astype(np.int64)
     else:
         column = scores.argmax(1)
-        table = np.zeros((classes, classes))
-    np.add.at(table, (labels, column), weights)
-    return table
+    known = (labels >= 0) & (labels < classes)
+    return np.where(known, labels.astype(np.int64) * columns + column, -1)
 
 
 def from_histogram(table: Array) -> dict[str, float | None]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +209,10 @@ def gaussian(sd: float, sensitivity: float) -> dict[str, Any]:
     return {"type": "gaussian", "standard_deviation": repr(sd), "sensitivity": repr(sensitivity)}
 
 
+def discrete(sd: int, sensitivity: int = 2**20) -> dict[str, Any]:
+    return {"type": "discrete_gaussian", "standard_deviation": sd, "sensitivity": sensitivity}
+
+
 def repeated(event: dict[str, Any], count: int) -> dict[str, Any]:
     return {"type": "repeated", "event": event, "count": count}
 
@@ -227,6 +233,11 @@ def train_event(plan: dict[str, Any]) -> dict[str, Any]:
 def gate_event(plan: dict[str, Any]) -> dict[str, Any]:
     if "privacy" not in plan:
         return {"type": "non_private", "reason": "no privacy"}
+    return discrete(math.ceil(Fraction(plan["metrics"]["noise_multiplier"]) * 2**20))
+
+
+def gate_event_before(plan: dict[str, Any]) -> dict[str, Any]:
+    """As the gate was charged before it had integer weights."""
     return gaussian(float(plan["metrics"]["noise_multiplier"]), 1.0)
 
 

@@ -279,7 +279,8 @@ def test_metrics_from_the_gate_are_paid_for(federation: Make) -> None:
     for name in WEIGHTS:
         entries = fed.answers(name)
         kinds = [entry.predicate["event"]["type"] for entry in entries if entry.kind == "reserved"]
-        assert kinds == ["repeated", "repeated", "gaussian", "repeated", "gaussian"]
+        gate = "discrete_gaussian"
+        assert kinds == ["repeated", "repeated", gate, "repeated", gate]
         closing = [entry.kind for entry in entries if entry.kind != "reserved"]
         rounds = ["released", "metric-released"]
         assert closing == ["released", *rounds, *rounds]

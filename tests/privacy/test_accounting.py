@@ -191,7 +191,7 @@ def test_more_steps_cost_more_and_more_noise_costs_less(rate, noise, steps, more
         NonPrivate("trained in the clear"),
         Repeated(NonPrivate("x"), 3),
         PoissonSampled(0.01, NonPrivate("x")),
-        from_json({"type": "discrete_gaussian", "sigma": 4}),
+        from_json({"type": "skellam", "sigma": 4}),
         from_json({"type": "repeated", "count": 2, "event": {"type": "from_the_future"}}),
     ],
 )

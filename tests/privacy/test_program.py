@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from privet.common.plan import Plan
 from privet.privacy import gate, program
 from privet.privacy.accounting import epsilon
 from privet.privacy.dpsgd import DpSgd, PlainSgd
-from privet.privacy.events import Gaussian, Repeated, group
+from privet.privacy.events import DiscreteGaussian, Gaussian, Repeated, group
 
 Make = Callable[..., dict[str, Any]]
 
@@ -44,14 +45,30 @@ def test_without_the_gate_a_run_is_training_only(plan_value: Make):
     assert program.one_round(plan) == group([program.training_event(plan)])
 
 
-def test_equal_events_of_training_and_gate_are_counted_together(plan_value: Make):
+def test_training_and_gate_have_events_of_their_own(plan_value: Make):
     plan = Plan.parse(
         plan_value(
             training={"sample_rate": 1.0, "rounds": 2, "steps": 3},
             metrics={"source": "gate", "noise_multiplier": 2.0},
         )
     )
-    assert program.planned(plan) == ((Gaussian(2.0, 1.0), 8),)
+    gate_release = DiscreteGaussian(2 * 2**20, 2**20)
+    assert program.planned(plan) == ((Gaussian(2.0, 1.0), 6), (gate_release, 2))
+
+
+@pytest.mark.parametrize("noise", [1e-9, 0.1, 1 / 3, 20.0, 20.0000001, 8e9])
+def test_the_noise_of_the_gate_is_never_rounded_down(plan_value: Make, noise: float):
+    plan = Plan.parse(plan_value(metrics={"source": "gate", "noise_multiplier": noise}))
+    event = program.gate_event(plan)
+    assert isinstance(event, DiscreteGaussian)
+    exact = Fraction(noise) * 2**20
+    assert exact <= event.standard_deviation < exact + 1
+
+
+def test_noise_that_cannot_be_written_is_refused(plan_value: Make):
+    plan = Plan.parse(plan_value(metrics={"source": "gate", "noise_multiplier": 1e10}))
+    with pytest.raises(InputError, match="above 8e9"):
+        program.planned(plan)
 
 
 def test_a_plan_without_privacy_has_non_private_events_only(plan_value: Make):

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from families_kit import family_plan
 
-from privet.common.tasks import likelihood
+from privet.common.errors import InputError
+from privet.common.plan import Plan
+from privet.common.tasks import likelihood, metrics
 from privet.common.tasks.measure import CLASSES, LIKELIHOOD, measure_of_kind, read_table
 from privet.privacy import gate
-from privet.privacy.noise import Stream
+from privet.privacy.events import GATE_WEIGHT
 from privet.privacy.units import UnitIndex
 from privet.simulations.run import simulate
 
@@ -39,7 +43,8 @@ def test_a_table_knows_the_loss_to_half_a_bin(bins: int) -> None:
     chance = np.random.default_rng(0)
     tokens = chance.integers(1, 30, 500)
     scores = np.stack([tokens * chance.uniform(1, 9, 500), tokens, tokens * 4], 1)
-    table = likelihood.histogram(scores, np.zeros(500, np.int64), np.ones(500), bins)
+    cells = likelihood.cells(scores, np.zeros(500, np.int64), (1, bins))
+    table = np.bincount(cells, minlength=bins)[None]
     exact = float((scores[:, 0] / scores[:, 1]).mean())
     loss = read_table(table)["loss"]
     assert loss is not None and abs(loss - exact) <= likelihood.MOST / bins / 2
@@ -47,30 +52,46 @@ def test_a_table_knows_the_loss_to_half_a_bin(bins: int) -> None:
 
 
 def test_losses_beyond_the_end_count_in_the_last_bin() -> None:
-    table = likelihood.histogram(np.array([[90.0, 1, 1]]), LABELS[:1], np.ones(1), 10)
-    assert table[0, -1] == 1.0
+    scores = np.array([[90.0, 1, 1], [1e30, 1, 1], [3e38, 1e-3, 1], [0.0, 1, 1], [-1.0, 1, 1]])
+    found = likelihood.cells(scores.astype(np.float32), np.zeros(5, np.int64), (1, 10))
+    assert found.tolist() == [9, 9, 9, 0, 0]
 
 
-@pytest.mark.parametrize("table", [likelihood.histogram, lambda *a: 2 * likelihood.histogram(*a)])
-def test_one_unit_moves_the_table_by_one_at_most(table: object, request: object) -> None:
+def test_a_record_without_tokens_has_no_cell() -> None:
+    scores = np.array([[1.0, 0, 1], [1.0, -2, 1], [1.2, 1, 1]])
+    assert likelihood.cells(scores, LABELS, (1, 10)).tolist() == [-1, -1, 1]
+    assert likelihood.cells(scores[:, :2], LABELS, (1, 10)).tolist() == [-1, -1, -1]
+
+
+def test_the_cells_of_classes() -> None:
+    scores = np.array([[0.3, 0.7], [1.0, 0.0], [0.0, 1.0], [0.5, 0.5]])
+    cells = metrics.cells(scores, np.array([0, 1, 1, -1]), (2, 10))
+    assert cells.tolist() == [7, 10, 19, -1]
+    three = np.array([[0.1, 0.2, 0.7], [0.6, 0.2, 0.2]])
+    assert metrics.cells(three, np.array([1, 2]), (3, 3)).tolist() == [5, 6]
+    for odd in (scores, scores[:, :1], scores[:, 0]):
+        assert set(metrics.cells(odd, np.zeros(4, int), (3, 3)).tolist()) == {-1}
+    for labels in (np.zeros((4, 2), int), np.array([0.0, 1.0, 1.0, 0.0])):
+        assert set(metrics.cells(scores, labels, (2, 10)).tolist()) == {-1}
+
+
+@pytest.mark.parametrize("each", [GATE_WEIGHT // 4, GATE_WEIGHT // 2])
+def test_one_unit_moves_the_table_by_its_weight_at_most(each: int) -> None:
     """The negative control adds twice: the bound that the event assumes would be passed."""
-    del request
     chance = np.random.default_rng(1)
     scores = np.stack([chance.uniform(1, 60, 40), np.full(40, 6.0), np.full(40, 20.0)], 1)
     people = np.repeat(np.arange(10), 4)
-    units = UnitIndex.by_person(people.astype(str), 4)
     rest = people != 3
-    fewer = UnitIndex.by_person(people[rest].astype(str), 4)
 
-    def counted(scores: np.ndarray, units: UnitIndex) -> np.ndarray:
-        return gate.noised_histogram(
-            scores, np.zeros(len(scores), np.int64), units, table=table, bins=20,  # type: ignore[arg-type]
-            noise_multiplier=0.0, stream=Stream.seeded(1),
-        )[0]  # fmt: skip
+    def counted(kept: np.ndarray) -> np.ndarray:
+        cells = gate.record_cells(LIKELIHOOD, scores[kept], np.zeros(sum(kept), int), (1, 20))
+        if each != GATE_WEIGHT // 4:
+            return np.bincount(cells, minlength=20) * each
+        units = UnitIndex.by_person(people[kept].astype(str), 4)
+        return gate.counted(cells, units, (1, 20))[0]
 
-    moved = float(np.linalg.norm(counted(scores, units) - counted(scores[rest], fewer)))
-    honest = table is likelihood.histogram
-    assert (moved <= 1.0 + 1e-9) is honest
+    moved = int(np.abs(counted(people >= 0) - counted(rest)).sum())
+    assert (moved <= GATE_WEIGHT) is (each == GATE_WEIGHT // 4)
 
 
 def test_tables_and_tasks_know_their_measure() -> None:
@@ -88,3 +109,9 @@ def test_the_gate_measures_every_family(name: str, tmp_path: Path) -> None:
     assert found.metrics[headline] is not None
     assert all(site.metrics[headline] is not None for site in found.sites)
     assert found.loss is not None and found.loss.epsilon <= 20
+
+
+def test_a_classification_without_classes_has_no_table(plan_value: Callable[..., Any]) -> None:
+    plan = Plan.parse(plan_value(task={"kind": "mine:task", "classes": []}))
+    with pytest.raises(InputError, match="a row for each class"):
+        CLASSES.shape(plan)

@@ -22,6 +22,7 @@ from privet.privacy.audit.report.words import (
     unit_of,
 )
 from privet.privacy.audit.verify import SiteFinding, Verdict
+from privet.privacy.events import DiscreteGaussian
 from privet.privacy.honesty import Row
 
 SCHEMA = "github.com/opendp/deployments-registry-data, schemas/deployments-schema.yaml, 3e9c812"
@@ -96,8 +97,10 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
                     row.why for row in rows if row.id == "H12"
                 ),
                 "mechanisms": "Poisson sampling, clipping per unit, Gaussian noise from a "
-                "cryptographic generator; " + "; ".join(_mechanisms(plans)) + ". The guarantee is "
-                "in real arithmetic; timing is outside it.",
+                "cryptographic generator"
+                + (" (on metrics, discrete Gaussian noise)" if _is_discrete(case) else "")
+                + "; ".join(_mechanisms(plans))
+                + ". The guarantee is in real arithmetic; timing is outside it.",
                 "justification": "Claim: "
                 + claim.word
                 + (f", conditional on {', '.join(claim.conditional)}" if claim.conditional else "")
@@ -143,6 +146,12 @@ def _groups(case: Case) -> list[str]:
         f"{group.site}, population {group.name} ({', '.join(name for name, _ in group.data_sets)})"
         for group in case.groups
     ]
+
+
+def _is_discrete(case: Case) -> bool:
+    """Whether metrics were released with discrete noise; sites of older code had continuous."""
+    charges = (charge for group in case.groups for charge in group.charges)
+    return any(isinstance(charge.event, DiscreteGaussian) for charge in charges)
 
 
 def _mechanisms(plans: list[dict[str, Any]]) -> list[str]:

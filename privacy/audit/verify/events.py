@@ -6,7 +6,9 @@ type, or a combination that no accountant here knows, is not private.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from privet.privacy.audit.verify.strict import Malformed, decimal, obj
@@ -14,6 +16,7 @@ from privet.privacy.audit.verify.strict import Malformed, decimal, obj
 _DEPTH = 8
 _MOST = 2**53 - 1
 _PARTS = 1000
+_GATE_WEIGHT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class Mechanism:
     """One private mechanism.
 
     Attributes:
-        type: ``gaussian``, ``laplace``, ``mixture`` or ``none`` (not private).
+        type: ``gaussian``, ``discrete`` (a Gaussian over the integers), ``laplace``, ``mixture``
+            or ``none`` (not private).
         scale: standard deviation of the Gaussian, or scale of the Laplace distribution.
         sensitivities: L2 (Gaussian) or L1 (Laplace); more than one only for a mixture.
         probabilities: of a mixture's sensitivities.
@@ -53,6 +57,24 @@ class Event:
 def gaussian(standard_deviation: float, sensitivity: float, rate: float = 1.0) -> Mechanism:
     """Return a (Poisson-sampled) Gaussian mechanism."""
     return Mechanism("gaussian", standard_deviation, (sensitivity,), (), rate)
+
+
+def gate(noise: float) -> Mechanism:
+    """Return the mechanism of an evaluation through the metrics gate of noise ``noise``.
+
+    The table has integer weights, 2^20 to a unit; the noise is ``noise`` times that, rounded up
+    to an integer. Noise too large to be written so was only ever a continuous Gaussian.
+    """
+    sigma = math.ceil(Fraction(noise) * _GATE_WEIGHT)
+    if sigma > _MOST:
+        return gaussian(noise, 1.0)
+    return Mechanism("discrete", float(sigma), (float(_GATE_WEIGHT),))
+
+
+def _integer(value: object, what: str) -> float:
+    if type(value) is not int or not 1 <= value <= _MOST:
+        raise Malformed(f"'{what}' of an event must be an integer from 1")
+    return float(value)
 
 
 def _positive(value: object, what: str) -> float:
@@ -95,10 +117,16 @@ def read_event(value: object, depth: int = _DEPTH) -> Event:
         obj(value, "a gaussian", "type", "standard_deviation", "sensitivity")
         scale = _positive(value["standard_deviation"], "standard_deviation")
         return Event(gaussian(scale, _positive(value["sensitivity"], "sensitivity")))
+    if kind == "discrete_gaussian":
+        obj(value, "a discrete gaussian", "type", "standard_deviation", "sensitivity")
+        scale = _integer(value["standard_deviation"], "standard_deviation")
+        size = _integer(value["sensitivity"], "sensitivity")
+        return Event(Mechanism("discrete", scale, (size,)))
     if kind == "laplace":
         obj(value, "a laplace", "type", "scale", "sensitivity")
-        scale, size = _positive(value["scale"], "scale"), value["sensitivity"]
-        return Event(Mechanism("laplace", scale, (_positive(size, "sensitivity"),)))
+        scale = _positive(value["scale"], "scale")
+        size = _positive(value["sensitivity"], "sensitivity")
+        return Event(Mechanism("laplace", scale, (size,)))
     if kind == "mixture_of_gaussians":
         return Event(_mixture(value))
     if kind == "repeated":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privet.privacy.audit.verify.accounting import RELATIONS, SLACK
-from privet.privacy.audit.verify.events import NON_PRIVATE, Event, gaussian
+from privet.privacy.audit.verify.events import NON_PRIVATE, Event, gate, gaussian
 from privet.privacy.audit.verify.strict import Malformed, number
 
 
@@ -48,6 +48,8 @@ class Plan:
         trainings: how many training releases a run has at each site; 0: it only evaluates.
         rounds, every: rounds, and rounds between two evaluations (0: none).
         train, evaluate: the event of one release of each purpose, None if there is none.
+        evaluate_before: the event of an evaluation by the gate as it was before it had integer
+            weights; it costs as much, to the rounding of σ. A plan does not tell which there was.
         budget: (ε, δ, unit, relation) of the section ``privacy``, None without it.
         averages: whether the model that is shown is a mean over rounds.
 
@@ -76,13 +78,14 @@ class Plan:
 
     def _read_events(self, value: dict[str, Any], training: dict[str, Any]) -> None:
         metrics = value.get("metrics")
-        gate = isinstance(metrics, dict) and metrics.get("source") == "gate"
-        if not self.trainings and not gate:
+        gated = isinstance(metrics, dict) and metrics.get("source") == "gate"
+        if not self.trainings and not gated:
             raise Malformed("the plan neither trains nor evaluates")
-        self.every = _count(metrics, "every") if gate and isinstance(metrics, dict) else 0
+        self.every = _count(metrics, "every") if gated and isinstance(metrics, dict) else 0
         self.budget: tuple[float, float, str, str] | None = None
         self.train = Event(NON_PRIVATE) if self.trainings else None
-        self.evaluate = Event(NON_PRIVATE) if gate else None
+        self.evaluate = Event(NON_PRIVATE) if gated else None
+        self.evaluate_before = self.evaluate
         if value.get("privacy") is None:
             return
         privacy = _section(value, "privacy")
@@ -96,8 +99,10 @@ class Plan:
             noise = _positive(privacy, "noise_multiplier") * clip
             step = gaussian(noise, clip, _positive(training, "sample_rate", 1.0))
             self.train = Event(step, _count(training, "steps"))
-        if gate and isinstance(metrics, dict):
-            self.evaluate = Event(gaussian(_positive(metrics, "noise_multiplier"), 1.0))
+        if gated and isinstance(metrics, dict):
+            noise = _positive(metrics, "noise_multiplier")
+            self.evaluate = Event(gate(noise))
+            self.evaluate_before = Event(gaussian(noise, 1.0))
 
     @property
     def evaluations(self) -> int:

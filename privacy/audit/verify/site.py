@@ -68,6 +68,7 @@ class Ledger(Log):
         self._approved: dict[str, bool] = {}
         self._begun: dict[str, str] = {}
         self._elsewhere = 0
+        self._gate_before = 0
         self._open: dict[int, Reservation] = {}
         self._slots: dict[tuple[str, str], Slot] = {}
         self._events: dict[str, Event] = {}
@@ -221,7 +222,9 @@ class Ledger(Log):
             self.fault("plan", misfit)
         if not plan.has(purpose, round_):
             self.fault("plan", f"the plan has no '{purpose}' in round {round_}")
-        if event != plan.event(purpose):
+        if purpose == "evaluate" and event == plan.evaluate_before != plan.evaluate:
+            self._gate_before += 1
+        elif event != plan.event(purpose):
             self.fault("event", "the event is not the one that the plan fixes")
             return None
         return plan
@@ -326,6 +329,13 @@ class Ledger(Log):
             self.case.findings.note(
                 f"{self.name}: {self._elsewhere} {answer} another coordinator: charged, and"
                 " not compared with its orders"
+            )
+        if self._gate_before:
+            found = count(self._gate_before, "evaluation")
+            self.case.findings.note(
+                f"{self.name}: {found} charged as continuous Gaussian noise, by the metrics gate as"
+                " it was before it had integer weights: epsilon holds in real arithmetic only, the"
+                " low bits of those tables may tell more (H15)"
             )
         if self._open and not self.cut:
             found = count(len(self._open), "reservation")
