@@ -53,6 +53,11 @@ def logged(style: Style, level: Level, operator: Path | None = None) -> Iterator
         raise typer.Exit(error.exit_code if isinstance(error, PrivetError) else 1) from None
     except (typer.Exit, ModuleNotFoundError):
         raise
+    except SystemExit as error:
+        if operator is None or isinstance(error.code, int | None):
+            raise
+        _LOG.error("ended", exc_info=error)  # Python would print what the code is
+        raise typer.Exit(1) from None
     except Exception:
         _LOG.exception("this should not have happened")
         raise typer.Exit(1) from None

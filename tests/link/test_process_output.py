@@ -150,6 +150,7 @@ def test_what_goes_on_is_named_and_what_it_says_is_the_operators(tmp_path: Path)
         ("data", 2, "DataError"),
         ("run", 1, "hub:1: not a member"),
         ("base", 1, "BaseException"),
+        ("exit", 1, "SystemExit"),
     ],
 )
 def test_an_end_is_named_and_what_it_says_is_the_operators(
