@@ -37,6 +37,8 @@ from privet.common.operator_log import OperatorFile, OperatorLogHandler, fields_
 from privet.common.process_output import console
 
 _OWN = "privet"
+_SAYS = {_OWN, "flwr", "uvicorn"}
+"""Loggers whose messages hold nothing from records, though an error that they log may."""
 _SAID = (KeyFault, NoteError, Refused, RunError, WrongLedger)
 """Errors whose text is never made from records."""
 _ENDING = (DataMissing, PlanError, PolicyError)
@@ -102,7 +104,8 @@ def set_up(style: Style, level: Level, *, operator: Path | None = None, texts: b
         level: the least that is written there.
         operator: a site's own file. With it, standard error gets the lines of Privet alone, and no
             text of an exception; the file gets those, and what libraries say.
-        texts: whether the text of an exception may stand there; not with ``operator``.
+        texts: whether the text of an exception may stand there. Without, and without ``operator``,
+            it is written nowhere, as what libraries say.
     """
     # gRPC's core writes lines of its own, which are not JSON.
     if style is Style.JSON:
@@ -117,8 +120,10 @@ def set_up(style: Style, level: Level, *, operator: Path | None = None, texts: b
     error = _Stderr()
     error.setFormatter(Lines(style, texts=texts and operator is None))
     root.addHandler(error)
+    if operator is not None or not texts:
+        said = {_OWN} if operator is not None else _SAYS
+        error.addFilter(lambda record: record.name.split(".")[0] in said)
     if operator is not None:
-        error.addFilter(lambda record: record.name.split(".")[0] == _OWN)
         root.addHandler(OperatorLogHandler(OperatorFile.of(operator)))
     _take_over()
 

@@ -200,6 +200,41 @@ def test_a_crash_leaves_no_core(tmp_path: Path, act: str) -> None:
     assert {path.name for path in tmp_path.iterdir()} <= {"operator.log"}
 
 
+SERVICE = """
+import http.client, logging, socket, sys, threading, warnings
+import uvicorn
+from fastapi import FastAPI
+from privet.cli.model import answer_at
+
+service = FastAPI()
+
+@service.get("/")
+def answer() -> None:
+    warnings.warn(f"a warning of {sys.argv[1]}")
+    logging.getLogger("transformers").error("a cell is %s", sys.argv[1])
+    raise ValueError(f"could not convert string to float: {sys.argv[1]}")
+
+if sys.argv[2] == "as uvicorn does":
+    def answer_at(listening, service):
+        uvicorn.Server(uvicorn.Config(service, log_level="warning")).run(sockets=[listening])
+
+listening = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=answer_at, args=(listening, service), daemon=True).start()
+asked = http.client.HTTPConnection(*listening.getsockname())
+asked.request("GET", "/")
+answered = asked.getresponse()
+print(answered.status, answered.read().decode())
+"""
+
+
+def test_a_service_says_nothing_of_what_it_was_asked(tmp_path: Path) -> None:
+    """`privet model serve` has no operator's log: of what went wrong there are type and place."""
+    code, said = run(tmp_path, "", script=SERVICE)
+    assert (code, MARK in said) == (0, False)
+    assert 'exception="ValueError"' in said and "500 Internal Server Error" in said
+    assert MARK in run(tmp_path, "as uvicorn does", script=SERVICE)[1]  # the control
+
+
 @LINUX
 def test_the_controls_are_found(tmp_path: Path) -> None:
     """Without the hooks, the streams and the limit the same acts show the cell."""
