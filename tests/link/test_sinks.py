@@ -17,6 +17,8 @@ import pytest
 import sinks_kit
 from sinks_kit import ACTING, CUSTOM, FORGED, MARK
 
+from privet.common.errors import RunError
+
 LOGS = ("operator.log", "trainer.log")
 INPUT = ("records.csv", "records.db", "acting.py", "sitecustomize.py")
 pytestmark = pytest.mark.xdist_group("sinks")
@@ -157,3 +159,25 @@ _STARTS = (
     "DataLoader", "Pool", "Process", "ProcessPoolExecutor", "concurrent", "fork", "forkpty",
     "multiprocessing", "posix_spawn", "posix_spawnp", "subprocess", "system", "popen",
 )  # fmt: skip
+
+
+def test_a_message_that_breaks_off_is_not_quoted() -> None:
+    """Between gate and trainer: cut anywhere, or with a byte that is no text."""
+    import io
+
+    from privet.client.worker.pipe import Pipe
+
+    whole = io.BytesIO()
+    Pipe(io.BytesIO(), whole).send({"error": "ValueError", "text": f"a cell is {MARK}"})
+    sent = whole.getvalue()
+    broken = [sent[:cut] for cut in range(len(sent))]
+    broken += [sent[:16] + b"\xff" + sent[17:], sent[:16] + b"[" * (len(sent) - 16)]
+    broken.append(sent.replace(b"}", b"\xff"))
+    for message in broken:
+        with pytest.raises((EOFError, RunError)) as caught:
+            Pipe(io.BytesIO(message), io.BytesIO()).receive()
+        assert MARK not in repr(caught.value) and caught.value.__cause__ is None
+    # The control: what Python says of the byte holds the whole message.
+    with pytest.raises(UnicodeDecodeError) as quoted:
+        sent.replace(b"}", b"\xff").decode()
+    assert MARK in repr(quoted.value)
