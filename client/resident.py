@@ -29,6 +29,8 @@ from typing import TYPE_CHECKING
 from privet.common.errors import InputError, PrivetError, RunError
 from privet.common.flat import CHUNK, Arrays, Intake, chunks, size_of
 from privet.common.lock import CLIENT, alone
+from privet.common.logs import Level, Style, set_up, why_ended
+from privet.common.process_output import protect_process, to_operator
 
 if TYPE_CHECKING:
     from privet.client.gate import Gate
@@ -138,8 +140,9 @@ def _receive(connection: Connection) -> tuple[str, bytes, Arrays]:
 def main() -> None:
     """Answer for the site of a policy until a process ends: ``resident POLICY PID``."""
     policy, parent = Path(sys.argv[1]), int(sys.argv[2])
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
-    logging.getLogger("privet").setLevel(logging.INFO)
+    log = policy.parent / "operator.log"
+    set_up(Style.TEXT, Level.INFO, operator=log)
+    protect_process()
     with (policy.parent / _LOCK).open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -147,10 +150,17 @@ def main() -> None:
             sys.exit(_TAKEN)
         try:
             # Two would close each other's reservations, also where the other dials by itself.
-            with alone(policy.parent, CLIENT), closing(_open(policy)) as gate:
+            with (
+                to_operator(log),
+                alone(policy.parent, CLIENT),
+                closing(_open(policy)) as gate,
+            ):
                 _serve(gate, policy.parent, parent)
         except PrivetError as error:
-            sys.exit(f"privet: {error}")
+            if (said := why_ended(error)) is not None:
+                sys.exit(f"privet: {said}")
+            _LOG.error("ended", exc_info=error)  # its text in the operator's log alone
+            sys.exit(1)
 
 
 def _open(policy: Path) -> Gate:
@@ -167,7 +177,7 @@ def _serve(gate: Gate, home: Path, parent: int) -> None:
         listener.bind(path)
         listener.listen()
         listener.settimeout(_LOOK)
-        _LOG.info("%s: the site answers", gate.join.site)
+        _LOG.info("the site answers", extra={"site": gate.join.site})
         while _alive(parent):
             with suppress(TimeoutError):
                 found, _ = listener.accept()
@@ -185,9 +195,9 @@ def _answer(gate: Gate, connection: Connection) -> None:
         told = gate(Asked(kind, "", records, arrays))
         _send(connection, kind, told.records, told.arrays)
     except (OSError, EOFError) as error:
-        _LOG.error("the answer could not be handed over, and is kept: %r", error)
+        _LOG.error("the answer could not be handed over, and is kept", extra={"why": error})
     except (InputError, ValueError, KeyError) as error:
-        _LOG.error("a malformed message was not answered: %s", error)
+        _LOG.error("a malformed message was not answered", extra={"why": error})
 
 
 def _alive(process: int) -> bool:

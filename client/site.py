@@ -6,7 +6,6 @@ data is opened, and what leaves is a committed release or a status from a closed
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from privet.common.errors import (
     SitePaused,
 )
 from privet.common.flat import Arrays, digest_arrays
+from privet.common.operator_log import operator_logger
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
@@ -103,7 +103,7 @@ class Site:
         self.outbox = Outbox(folder / "outbox")
         self._trainer = training
         self._live = live
-        self._log = _operator_log(folder / "operator.log", name)
+        self._log = operator_logger(folder / "operator.log", name)
         guard.open()
 
     def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
@@ -340,16 +340,3 @@ class Site:
                 self.ledger.abort(reservation, data_opened=True)
         except (LedgerError, OSError) as error:
             self._log.error("%s: %s", reservation.slot, error)
-
-
-def _operator_log(path: Path, name: str) -> logging.Logger:
-    """Return a logger that writes to the operator's file and nowhere else."""
-    logger = logging.getLogger(f"privet.site.{path.resolve()}")
-    logger.propagate = False
-    logger.setLevel(logging.INFO)
-    if not logger.handlers:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(path, delay=True)
-        handler.setFormatter(logging.Formatter(f"%(asctime)s {name} %(levelname)s %(message)s"))
-        logger.addHandler(handler)
-    return logger

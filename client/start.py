@@ -19,6 +19,7 @@ from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
 from privet.common.link.identity import is_due, read_certificate
 from privet.common.plan import Plan
+from privet.common.process_output import in_loop
 from privet.privacy.keys import FileSigner
 from privet.privacy.policy import Policy
 from privet.privacy.witness import Witness
@@ -139,6 +140,7 @@ async def run(dialer: Dialer) -> None:
     """
     task = asyncio.create_task(dialer.run())
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(in_loop)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
     try:

@@ -27,6 +27,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from privet.common.errors import InputError, PrivetError, RunError
+from privet.common.logs import Level, Style, set_up
+from privet.common.process_output import protect_process
 
 if TYPE_CHECKING:
     from flwr.app import Context, Message
@@ -53,7 +55,9 @@ Ask = Callable[[Path, str, bytes, "Arrays"], "tuple[bytes, Arrays]"]
 def main() -> None:
     """Answer one message; the arguments are those that Flower's SuperExec gives."""
     os.environ.update(QUIET)
-    logging.basicConfig(format="%(asctime)s %(name)s %(message)s")
+    set_up(Style.TEXT, Level.INFO, texts=False)
+    logging.getLogger().setLevel(logging.INFO)  # what Flower says of its own work
+    protect_process()
     try:
         require_known(version("flwr"))
         from flwr.supernode.cli import flwr_clientapp
@@ -123,7 +127,7 @@ def answer(message: Message, context: Context) -> Message:
     try:
         return reply_of(message, policy_of(context.node_config), _ask)
     except PrivetError as error:
-        _LOG.error("%s", error)
+        _LOG.error("a message could not be answered", extra={"why": error})
     except Exception:
         _LOG.exception("a message could not be answered")
     return Reply(encode_reply("", Status.FAILED), reply_to=message)

@@ -4,7 +4,8 @@ A line is an event in fixed words, with fields: who, which run, why. On standard
 nothing that was read from records: no value, no name of a column, and at a site no text of an
 exception but of those in :data:`_SAID`, which speak of keys, ledgers and the link. What
 else went wrong is named by the type of the exception and the line of code; its text and its
-traceback go to the operator's file, with all that libraries log or warn of.
+traceback go to the operator's log (:mod:`privet.common.operator_log`), with all that libraries
+log or warn of.
 """
 
 from __future__ import annotations
@@ -17,23 +18,31 @@ import traceback
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from privet.common.errors import (
+    DataMissing,
     InputError,
     KeyFault,
     NoteError,
+    PlanError,
+    PolicyError,
     PrivetError,
     Refused,
     RunError,
     WrongLedger,
+    reason_of,
 )
+from privet.common.operator_log import OperatorFile, OperatorLogHandler, fields_of
+from privet.common.process_output import console
 
 _OWN = "privet"
-_KNOWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
-"""What a record of logging has of itself; all else is a field."""
+_SAYS = {_OWN, "flwr", "uvicorn"}
+"""Loggers whose messages hold nothing from records, though an error that they log may."""
 _SAID = (KeyFault, NoteError, Refused, RunError, WrongLedger)
 """Errors whose text is never made from records."""
+_ENDING = (DataMissing, PlanError, PolicyError)
+"""Further ones that may end a site's command: they quote its own files, and none of records."""
 
 
 class Style(StrEnum):
@@ -56,10 +65,38 @@ def why(error: BaseException) -> str:
     """Return the text of an error if it can hold nothing from records, else its type's name."""
     if isinstance(error, _SAID) or type(error) in (InputError, PrivetError):
         return str(error)
-    return type(error).__name__
+    return kind_of(error)
 
 
-def set_up(style: Style, level: Level, *, operator: Path | None = None) -> None:
+def why_ended(error: Exception) -> str | None:
+    """Return why a site's command ends, or None if only the operator's log may say it."""
+    sayable = isinstance(error, (*_SAID, *_ENDING, OSError))
+    if sayable or type(error) in (InputError, PrivetError):
+        return reason_of(error)
+    return None
+
+
+def kind_of(error: BaseException) -> str:
+    """Return the name of an error's type, if it is one that stands in code.
+
+    A type that was made while the program ran may be named after what it met.
+    """
+    kind = type(error)
+    found: Any = sys.modules.get(kind.__module__)
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return kind.__name__ if found is kind else "Exception"
+
+
+def place_of(error: BaseException) -> str:
+    """Return the file and line of Privet's own code where an error came up, or was called for."""
+    steps = list(traceback.walk_tb(error.__traceback__))
+    own = [one for one in steps if str(one[0].f_globals.get("__name__")).split(".")[0] == _OWN]
+    last = (own or steps)[-1:]
+    return f"{Path(last[0][0].f_code.co_filename).name}:{last[0][1]}" if last else ""
+
+
+def set_up(style: Style, level: Level, *, operator: Path | None = None, texts: bool = True) -> None:
     """Let this process log to standard error; call it before gRPC and Flower are imported.
 
     Args:
@@ -67,23 +104,27 @@ def set_up(style: Style, level: Level, *, operator: Path | None = None) -> None:
         level: the least that is written there.
         operator: a site's own file. With it, standard error gets the lines of Privet alone, and no
             text of an exception; the file gets those, and what libraries say.
+        texts: whether the text of an exception may stand there. Without, and without ``operator``,
+            it is written nowhere, as what libraries say.
     """
     # gRPC's core writes lines of its own, which are not JSON.
     if style is Style.JSON:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     root = logging.getLogger()
-    for before in [one for one in root.handlers if isinstance(one, _Stderr | _Operators)]:
+    for before in [one for one in root.handlers if isinstance(one, _Stderr | OperatorLogHandler)]:
         root.removeHandler(before)
         before.close()
     root.setLevel(logging.WARNING)
     own = logging.getLogger(_OWN)
     own.setLevel(level.upper())
     error = _Stderr()
-    error.setFormatter(Lines(style, texts=operator is None))
+    error.setFormatter(Lines(style, texts=texts and operator is None))
     root.addHandler(error)
+    if operator is not None or not texts:
+        said = {_OWN} if operator is not None else _SAYS
+        error.addFilter(lambda record: record.name.split(".")[0] in said)
     if operator is not None:
-        error.addFilter(lambda record: record.name.split(".")[0] == _OWN)
-        root.addHandler(_Operators(operator))
+        root.addHandler(OperatorLogHandler(OperatorFile.of(operator)))
     _take_over()
 
 
@@ -110,7 +151,7 @@ class Lines(logging.Formatter):
         time = datetime.fromtimestamp(record.created, UTC)
         stamp = time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         level = record.levelname.lower()
-        fields = {k: self._value(v) for k, v in _fields(record).items()} | self._exception(record)
+        fields = {k: self._value(v) for k, v in fields_of(record).items()} | self._exception(record)
         event = self._event(record)
         if self._json:
             head = {"time": stamp, "level": level, "logger": record.name, "event": event}
@@ -140,27 +181,12 @@ class Lines(logging.Formatter):
         error = record.exc_info[1] if record.exc_info else None
         if error is None:
             return {}
-        frames = traceback.extract_tb(error.__traceback__)
-        found: dict[str, str] = {"exception": type(error).__name__}
-        if frames:
-            found["where"] = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
+        found = {"exception": type(error).__name__ if self._texts else kind_of(error)}
+        if place := place_of(error):
+            found["where"] = place
         if self._texts and record.exc_info:
             found["traceback"] = self.formatException(record.exc_info)
         return found
-
-
-def _fields(record: logging.LogRecord) -> dict[str, Any]:
-    # A name that begins with "_" is of a library that makes the records its own, as Ray does.
-    found = vars(record).items()
-    return {key: value for key, value in found if key not in _KNOWN and key[0] != "_"}
-
-
-class _Whole(logging.Formatter):
-    """Writes all that is known of a record, for the operator alone."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        said = "".join(f" {key}={str(value)!r}" for key, value in _fields(record).items())
-        return super().formatMessage(record) + said
 
 
 class _ToRoot(logging.Filter):
@@ -181,28 +207,16 @@ def _take_over() -> None:
         flower.addFilter(_ToRoot())
 
 
-class _Stderr(logging.StreamHandler[TextIO]):
-    """Writes to standard error, wherever that is now."""
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to standard error, wherever that is now; a collector that is gone is no matter."""
 
     @property
-    def stream(self) -> TextIO:
-        return sys.stderr
+    def stream(self) -> Any:
+        return console()
 
     @stream.setter
-    def stream(self, value: TextIO) -> None:
+    def stream(self, value: object) -> None:
         del value
 
-
-class _Operators(logging.FileHandler):
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(path, delay=True)
-        self.setFormatter(_Whole("%(asctime)s %(name)s %(levelname)s %(message)s"))
-
-
-def to_file_only(path: Path) -> None:
-    """Let a process that handles records log to the operator's file, and nowhere else."""
-    root = logging.getLogger()
-    root.handlers = [_Operators(path)]
-    root.setLevel(logging.INFO)
-    _take_over()
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say nothing: the standard library would print the message and its arguments."""

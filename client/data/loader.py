@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from privet.common.canonical import fsync_folder
 from privet.common.errors import DataError, InputError, PolicyError, PrivetError, reason_of
+from privet.common.process_output import forbid_core_dumps
 from privet.privacy.database import Database
 
 if TYPE_CHECKING:  # the loader needs no accounting, and starts in half the time
@@ -199,6 +200,7 @@ def main() -> None:
     """Take one snapshot: what the loader does."""
     request = json.load(sys.stdin)
     os.umask(0o077)
+    forbid_core_dumps()
     threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
     from privet.client.data.sql import write_snapshot
 

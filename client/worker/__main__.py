@@ -11,13 +11,14 @@ from pathlib import Path
 from privet.client.worker.confine import confine
 from privet.client.worker.pipe import Pipe
 from privet.common.flat import CHUNK
+from privet.common.process_output import hand_over
 
 
 def main() -> None:
     """Serve one plan until the gate closes the pipe."""
-    # What anything prints goes to the site's log, and nothing else reads the gate's words.
+    # What anything prints goes to the trainer's log, and nothing else reads the gate's words.
     pipe = Pipe(os.fdopen(os.dup(0), "rb", CHUNK), os.fdopen(os.dup(1), "wb", CHUNK))
-    os.dup2(2, 1)
+    hand_over(2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     opening, _ = pipe.receive()
     confined = confine(map(Path, opening["closed"]), [Path(opening["work"])])

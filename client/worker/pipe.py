@@ -51,7 +51,10 @@ class Pipe:
         length, size = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
         if len(head) < 16 or length > _MOST_TEXT:
             raise RunError("the other process sent no message")
-        value: dict[str, Any] = json.loads(self._exactly(length))
+        try:
+            value: dict[str, Any] = json.loads(self._exactly(length))
+        except (ValueError, RecursionError):  # it would quote what came
+            raise RunError("the other process sent no message") from None
         if not size:
             return value, {}
         # Both ends are this site's own: nothing is gained by hashing between them.

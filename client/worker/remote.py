@@ -17,6 +17,7 @@ from privet.client.training import Made
 from privet.client.worker.pipe import Pipe
 from privet.common.errors import DataError, PrivetError, SelfTestFailed, TrainerLost
 from privet.common.flat import CHUNK, Arrays
+from privet.common.operator_log import open_private
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy import events as ev
@@ -24,6 +25,8 @@ from privet.privacy.policy import Policy
 from privet.privacy.program import training_event
 
 _LOG = logging.getLogger("privet.worker")
+TRAINER_LOG = "trainer.log"
+"""Name of the trainer's log, in the site's folder."""
 # What finds programs, modules, the GPU and the number of threads, and no more: a password or a
 # token that stands in this process's environment is not the trainer's.
 _PASSED_ON = (
@@ -150,7 +153,7 @@ class RemoteTrainer:
         for folder in (work, self.home / SNAPSHOTS):
             folder.mkdir(mode=0o700, exist_ok=True)
         self._seen, self._opened = self._file(), False
-        log = os.open(self.home / "trainer.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        log = self._open_log()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "privet.client.worker"],
@@ -177,6 +180,15 @@ class RemoteTrainer:
         }
         self._pipe.send(opening)
         self._require_confined()
+
+    def _open_log(self) -> int:
+        """Open the trainer's log, which is a part of the operator's: a record may stand in it."""
+        try:
+            return open_private(self.home / TRAINER_LOG)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            _LOG.error("the trainer's log cannot be written", extra={"why": why})
+            return os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
 
     def _require_confined(self) -> None:
         confined, _ = self._exchange(None, None)
@@ -215,7 +227,7 @@ class RemoteTrainer:
             self._end()
             raise TrainerLost(
                 f"the trainer's process has ended ({_how(process.returncode)}); its last words are "
-                f"in {self.home / 'trainer.log'}"
+                f"in {self.home / TRAINER_LOG}"
             ) from None
 
     def _end(self) -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-import traceback
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from privet.common.plan import Plan
 from privet.privacy import events as ev
 from privet.privacy.noise import Stream
 from privet.privacy.policy import DataSet
+
+_LOG = logging.getLogger("privet.trainer")
 
 Reply = tuple[dict[str, Any], Arrays]
 
@@ -36,8 +37,16 @@ def serve(pipe: Pipe, opening: dict[str, Any]) -> None:
         except PrivetError as error:
             pipe.send({"error": type(error).__name__, "text": str(error)})
         except Exception as error:
-            traceback.print_exc(file=sys.stderr)
-            pipe.send({"error": type(error).__name__, "text": repr(error)})
+            _LOG.exception("a question was not answered")
+            pipe.send({"error": type(error).__name__, "text": _shown(error)})
+
+
+def _shown(error: Exception) -> str:
+    """Return an error as text; one of a task of the site's own may not be able to say itself."""
+    try:
+        return repr(error)
+    except Exception:
+        return "it cannot be shown"
 
 
 class _Worker:

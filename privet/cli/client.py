@@ -169,7 +169,8 @@ def start(
     in a process of its own, which has no keys and no network. What the site lets itself be asked
     is in the policy, which is read again before each run. It may be killed at any moment: started
     again, it answers a repeated order with the release that was paid for.
-    What may speak of records is in operator.log beside the policy, never on standard error.
+    What may speak of records is in operator.log and trainer.log beside the policy, never on
+    standard error.
     """
     with logged(log, log_level, policy.parent / "operator.log"):
         _attend(policy, metrics, unconfined=unconfined)
@@ -184,12 +185,14 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
     import privet.common.link
     from privet.client.start import LINK, dialer, make_gate, run
     from privet.common.lock import CLIENT, alone
+    from privet.common.process_output import to_operator
 
     assert privet.common.link
     own = logging.getLogger("privet.client")
     secret = passphrase_of(policy)
     with ExitStack() as held:
         if policy.is_file():
+            held.enter_context(to_operator(policy.parent / "operator.log"))
             # Two clients of one site would close each other's reservations.
             held.enter_context(alone(policy.parent, CLIENT))
         gate = make_gate(policy, secret, unconfined=unconfined)

@@ -12,7 +12,10 @@ from privet.cli import app
 from privet.common.errors import DataError, DataMissing, InputError
 
 if TYPE_CHECKING:
+    import socket
+
     import pandas as pd
+    from fastapi import FastAPI
 
     from privet.common.delivery.trained import Trained
     from privet.common.plan import Plan
@@ -330,8 +333,6 @@ def serve(
     import ipaddress
     import socket
 
-    import uvicorn
-
     from privet.client.serve import make_service, open_feedback
 
     try:
@@ -363,8 +364,25 @@ def serve(
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"http://{shown}:{listening.getsockname()[1]}/docs", err=True)
     with listening:
-        server = uvicorn.Server(uvicorn.Config(service, log_level="warning"))
-        server.run(sockets=[listening])
+        answer_at(listening, service)
+
+
+def answer_at(listening: socket.socket, service: FastAPI) -> None:
+    """Answer requests until stopped; what goes wrong is named by its type and place alone.
+
+    Args:
+        listening: a socket that listens.
+        service: what answers; what it is asked is a record.
+    """
+    import uvicorn
+
+    from privet.common.logs import Level, Style, set_up
+    from privet.common.process_output import protect_process
+
+    set_up(Style.TEXT, Level.WARNING, texts=False)
+    protect_process()
+    config = uvicorn.Config(service, log_level="warning", log_config=None)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _through_gate(

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from privet.common.errors import PrivetError, reason_of
-from privet.common.logs import Level, Style, set_up
+from privet.common.logs import Level, Style, set_up, why_ended
+from privet.common.process_output import protect_process
 
 Log = Annotated[Style, typer.Option("--log", help="How lines on standard error are written.")]
 LogLevel = Annotated[Level, typer.Option("--log-level", help="The least that is written there.")]
@@ -28,8 +29,8 @@ _LOG = logging.getLogger("privet.cli")
 def logged(style: Style, level: Level, operator: Path | None = None) -> Iterator[None]:
     """Log while the command runs; where lines are JSON, also how it ended.
 
-    What ends it by an error of Privet's own is said in full: it is about keys, policy, ledger or
-    link. What is wrong with records ends no client, but is answered with a status.
+    At a site an error is said in full only if its text is about keys, policy, ledger or link
+    (:func:`privet.common.logs.why_ended`); of any other the type and the line of code.
 
     Args:
         style: as in :func:`privet.common.logs.set_up`.
@@ -37,15 +38,26 @@ def logged(style: Style, level: Level, operator: Path | None = None) -> Iterator
         operator: the same.
     """
     set_up(style, level, operator=operator)
+    if operator is not None:
+        protect_process()
     try:
         yield
     except (PrivetError, OSError) as error:
-        if style is Style.TEXT:
+        said = reason_of(error) if operator is None else why_ended(error)
+        if said is None:
+            _LOG.error("ended", exc_info=error)  # its text in the operator's log alone
+        elif style is Style.TEXT:
             raise
-        _LOG.error("ended", extra={"why": reason_of(error)})
+        else:
+            _LOG.error("ended", extra={"why": said})
         raise typer.Exit(error.exit_code if isinstance(error, PrivetError) else 1) from None
     except (typer.Exit, ModuleNotFoundError):
         raise
+    except SystemExit as error:
+        if operator is None or isinstance(error.code, int | None):
+            raise
+        _LOG.error("ended", exc_info=error)  # Python would print what the code is
+        raise typer.Exit(1) from None
     except Exception:
         _LOG.exception("this should not have happened")
         raise typer.Exit(1) from None

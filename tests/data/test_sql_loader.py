@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import sqlalchemy as sa
 from postgres_kit import OWNER, OWNER_PASSWORD, READER_PASSWORD, Postgres
+from process_kit import LOOKS_IN
 
 from privet.client.data import loader
 from privet.client.data.loader import take_snapshot
@@ -269,6 +270,7 @@ def arguments(number: int) -> str:
     return Path(f"/proc/{number}/cmdline").read_text()
 
 
+@LOOKS_IN
 def test_the_loader_has_no_passphrase_and_its_password_is_nowhere_to_see(
     server: Postgres, records: Make, run_sql: Make, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,

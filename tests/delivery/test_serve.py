@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from families_kit import counting
+from process_kit import LOOKS_IN
 
 from privet.client.data.records import read_records
 from privet.client.data.tables import read_csv, read_table
@@ -170,6 +171,7 @@ def test_feedback_becomes_a_data_set_of_the_site(service: Any, run_of: Runs) -> 
     assert len(found.train) + len(found.held_out) == before + 30
 
 
+@LOOKS_IN
 def test_it_listens_on_this_machine_alone(service: Any) -> None:
     import psutil
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -174,9 +175,16 @@ def test_an_order_cannot_write_a_line_of_the_operators_log(
     reply = scripted(fed, order, model)
     assert decode_reply(reply.content) == ("North", Status.FAILED, None)
     assert line not in fed.log("North")
-    # The control: past the check of the message, the line would stand in the log.
+    # Past the check of the message it is a part of another line.
     fed.sites[0].answer(order, model)
-    assert any(text.startswith(line) for text in fed.log("North").splitlines())
+    assert f"r\\n{line}" in fed.log("North")
+    assert not any(text.startswith(line) for text in fed.log("North").splitlines())
+    # The control: the standard library's own handler writes the line.
+    plain = logging.FileHandler(fed.folder / "plain.log")
+    plain.emit(logging.makeLogRecord({"msg": order.slot}))
+    plain.close()
+    written = (fed.folder / "plain.log").read_text().splitlines()
+    assert any(text.startswith(line) for text in written)
 
 
 _CODING = """

@@ -184,7 +184,7 @@ def test_what_goes_wrong_stays_with_the_operator(caplog: pytest.LogCaptureFixtur
     context = Context(1, 1, UserConfig(where), RecordDict(), UserConfig())
     with caplog.at_level(logging.ERROR):
         reply = stock.answer(message, context)
-    assert "/a secret place/site.toml" in caplog.text
+    assert "/a secret place/site.toml" in str(vars(caplog.records[0])["why"])
     assert not reply.has_error() and decode_reply(reply.content) == ("", Status.FAILED, None)
     assert "secret" not in str(reply.content)
 

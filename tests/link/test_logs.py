@@ -21,7 +21,7 @@ from privet.common.errors import (
     PlanError,
     RunError,
 )
-from privet.common.logs import Level, Style, set_up, to_file_only, why
+from privet.common.logs import Level, Style, set_up, why
 
 MARK = "Kowalczyk"
 _LOG = logging.getLogger("privet.test")
@@ -119,17 +119,6 @@ def test_the_coordinator_says_why_in_full(capsys: pytest.CaptureFixture[str]) ->
     logging.getLogger("asyncio").error(MARK)
     first, second = lines(capsys.readouterr().err)
     assert MARK in str(first["traceback"]) and second["event"] == MARK
-
-
-def test_a_process_that_handles_records_says_nothing(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    to_file_only(tmp_path / "operator.log")
-    _LOG.setLevel(logging.INFO)
-    fail(ValueError(MARK))
-    out, err = capsys.readouterr()
-    assert out + err == ""
-    assert MARK in (tmp_path / "operator.log").read_text()
 
 
 def test_which_errors_are_said() -> None:

@@ -170,6 +170,17 @@ def test_every_line_is_json_and_nothing_of_a_record_is_in_it(town: Commands) -> 
         assert all(line["logger"].startswith("privet.") for line in lines)
         assert not [word for word in columns if word in town.said(who)]
         assert not [word for word in columns if word in town.scrape(who)[1]]
+    # Nor is it in any file that is not a record or the operator's log, which is East's alone.
+    holding = [
+        path
+        for path in town.folder.rglob("*")
+        if path.is_file() and MARK.encode() in path.read_bytes()
+    ]
+    assert {path.name for path in holding} <= {"records.csv", "operator.log", "trainer.log"}
+    assert {path.parent.name for path in holding} == {"East"}
+    for path in town.folder.rglob("*.log"):
+        if path.name in ("operator.log", "trainer.log"):
+            assert path.stat().st_mode & 0o777 == 0o600
     events = [json.loads(line)["event"] for line in town.said("hub").splitlines()]
     assert {"listening", "a site attends", "a round is done", "a run is done"} <= set(events)
 

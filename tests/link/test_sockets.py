@@ -20,12 +20,13 @@ from typing import Any
 import psutil
 import pytest
 from observe_kit import Commands, can_be_apart
+from process_kit import LOOKS_IN
 
 from privet.common.plan import Plan
 
 Make = Callable[..., Any]
 SITES = ("North", "East")
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("hostile")]
+pytestmark = [LOOKS_IN, pytest.mark.slow, pytest.mark.xdist_group("hostile")]
 
 
 Place = tuple[str, int]
