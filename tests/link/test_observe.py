@@ -84,8 +84,7 @@ def test_the_coordinator_shows_what_the_link_did(town: Commands) -> None:
     assert value_of(text, "privet_server_round_seconds_count") == 3
     assert value_of(text, "privet_server_orders_total", purpose="train") == 6
     answered = {"purpose": "train", "status": "released"}
-    assert value_of(text, "privet_server_answers_total", **answered) == 3
-    assert value_of(text, "privet_server_answers_total", **answered | {"status": "failed"}) == 3
+    assert value_of(text, "privet_server_answers_total", **answered) == 6
     assert value_of(text, "privet_server_refused_calls_total", reason="not-a-member") == 0
     assert value_of(text, "privet_server_parcels_open") == 0
     assert value_of(text, "privet_server_bytes_total", site="East", direction="sent") > 1000
@@ -106,8 +105,9 @@ def test_a_site_shows_its_orders_and_its_budget(town: Commands) -> None:
     # The coordinator knows the same ε, from the site's last release.
     known = value_of(town.scrape("hub")[1], "privet_server_epsilon_spent", site="North")
     assert known == pytest.approx(spent)
-    failed = town.scrape("East")[1]
-    assert value_of(failed, "privet_client_orders_total", purpose="train", status="failed") == 3
+    # A third of East's records cannot be used: no figure of it tells.
+    own = town.scrape("East")[1]
+    assert value_of(own, "privet_client_orders_total", purpose="train", status="released") == 3
 
 
 def test_seconds_are_whole(town: Commands) -> None:
@@ -160,7 +160,7 @@ def test_the_example_scrapes_what_the_example_starts(root: Path) -> None:
 
 
 def test_every_line_is_json_and_nothing_of_a_record_is_in_it(town: Commands) -> None:
-    """East's training fails by what is in its records: the operator's file has it, nobody else."""
+    """Records of East are left out: the operator's file says which and why, nobody else."""
     told = (town.folder / "East" / "operator.log").read_text()
     assert MARK in told
     columns = ("colour", "x1", "x2", MARK)
