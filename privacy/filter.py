@@ -107,9 +107,7 @@ class Decision:
         if cap.epsilon is None:
             return "this population has no cap"
         loss = PrivacyLoss(max(0.0, self.epsilon), cap.delta, cap.unit, cap.relation, self.remark)
-        what = (
-            "the whole plan costs" if self.rule == "one run" else f"the {_NAMES[self.rule]} counts"
-        )
+        what = _COUNTS[self.rule]
         return f"{what} {loss}, the cap is ε {cap.epsilon:g}"
 
 
@@ -155,6 +153,8 @@ def _decide(cap: Cap, history: History, run: str, asked: Charges) -> Decision:
     after = {key: value for key, value in history.items() if value.counts}
     after[run] = Charges(merged([before, asked.counts]), asked.planned, asked.once)
     first = next(iter(after.values()))
+    if len(after) == 1 and (found := _as_planned(cap, first)) is not None:
+        return found
     share = _shares(cap, first)
     found = _one_run(cap, first, share) if len(after) == 1 else None
     total = merged(charges.counts for charges in after.values())
@@ -171,6 +171,23 @@ def _decide(cap: Cap, history: History, run: str, asked: Charges) -> Decision:
 def _shares(cap: Cap, first: Charges) -> Shares:
     assert cap.epsilon is not None
     return shares(cap.epsilon, cap.delta, cap.relation, first.planned, first.once)
+
+
+def _as_planned(cap: Cap, first: Charges) -> Decision | None:
+    """Return that a run which is alone and within its plan may go on; None if not for sure.
+
+    The usual case, for which nobody need know how δ is shared.
+    """
+    planned = first.planned
+    if planned is None or gaussian_dp.squares(planned, cap.relation) is not None:
+        return None
+    if excess(first.counts, planned, first.once) != 0 or cap.epsilon is None:
+        return None
+    epsilon = plan_epsilon(planned, cap.delta, cap.relation)
+    if epsilon > cap.epsilon + SLACK:
+        return None
+    remark = accounting.remark(as_events(planned), cap.relation)
+    return Decision(True, "one run", epsilon, remark=remark)
 
 
 def _one_run(cap: Cap, first: Charges, share: Shares) -> Decision | None:

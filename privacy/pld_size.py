@@ -31,11 +31,11 @@ from privet.privacy.units import Relation
 
 GRIDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 MAX_POINTS_ONE_RUN = 2**21
-MAX_POINTS_TOTAL = 2**22
+MAX_POINTS_TOTAL = 2**23
 MAX_COUNT = 10**7
 """Of one mechanism. Beyond, the rounding of that many convolutions is no longer small."""
-MAX_COST_US = 6e7
-"""About a minute. Two mechanisms never cost more, so a plan alone is always composed."""
+MAX_COST_US = 8e7
+"""Little more than a minute. Two mechanisms never cost more, so a plan alone is always composed."""
 _SMALLEST_DELTA = 1e-15
 
 

@@ -247,15 +247,18 @@ def test_one_run_is_held_by_the_composition_of_its_whole_plan() -> None:
     assert budget.fault is not None and budget.fault[0] == first - 1
 
 
-def test_more_than_the_plan_or_a_second_run_is_held_by_the_filter() -> None:
+def test_far_more_than_the_plan_or_a_second_run_is_held_by_the_filter() -> None:
+    """Four attempts more than planned are within the composition, the fifth is not."""
     plan = Plan(plan_of(training={"rounds": 2}))
     budget = Budget(50.0, 1e-5, ADD)
-    for sequence in range(3):
+    for sequence in range(6):
         budget.add(sequence, charge(plan))
+        assert budget.enforced_by == "pld"
+    budget.add(6, charge(plan))
     assert budget.enforced_by == "filter"
-    budget.add(3, charge(plan), -1)
+    budget.add(7, charge(plan), -1)
     assert budget.enforced_by == "pld"
-    budget.add(4, charge(plan, run="other"))
+    budget.add(8, charge(plan, run="other"))
     assert budget.enforced_by == "filter" and budget.runs == 2
     assert budget.fault is None
 
