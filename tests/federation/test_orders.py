@@ -20,12 +20,10 @@ from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.common.wire import encode_reply
-from privet.privacy import events as ev
+from privet.privacy.accounting import epsilon
 from privet.privacy.book import Reservation
 from privet.privacy.dpsgd import DpSgd, PlainSgd
-from privet.privacy.accounting import epsilon
 from privet.privacy.ledger import Ledger, Request
-from privet.privacy.units import Relation
 
 Make = Callable[..., Any]
 Orders = Callable[..., Order]
