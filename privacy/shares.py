@@ -106,7 +106,7 @@ def shares(
         return Shares(delta, extra=extra)
     whole = enlarged(planned, once, extra)
     used = accounting.delta_at(as_events(whole), cap, relation)
-    return Shares(delta - used, extra=extra)
+    return Shares(max(0.0, delta - used), extra=extra)
 
 
 def _gaussian_shares(cap: float, delta: float, squares: float) -> Shares:

@@ -240,3 +240,23 @@ def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[floa
         return bound, bound, _TOO_SMALL if tail > delta / 1000 else ""
     except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError) as error:
         return bound, bound, f"dp-accounting failed ({type(error).__name__}): the Rényi ceiling"
+
+
+def fits(charges: Iterable[Event], delta: float, relation: str, cap: float) -> bool:
+    """Return whether what is fixed in advance costs at most ``cap`` at ``delta``.
+
+    A distribution cuts off tails of about 1e-15 a convolution, and counts them as infinite losses.
+    Where exactly depends on the rounding of a Fourier transform; so that much is allowed in δ.
+    """
+    events = list(charges)
+    if epsilon(events, delta, relation)[0] <= cap:
+        return True
+    merged = _merged(events, relation)
+    grid = _grid(events, merged, relation) if merged else None
+    if not merged or grid is None:
+        return False
+    try:
+        _, tail = _pld(tuple(merged), grid, delta, relation)
+        return _pld(tuple(merged), grid, delta + tail, relation)[0] <= cap
+    except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError):
+        return False

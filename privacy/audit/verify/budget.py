@@ -239,6 +239,7 @@ class Budget:
     def _fits(self, plan: Plan) -> bool:
         """Whether all that the plan fixes is within the cap."""
         if plan not in self._whole:
-            spent, _, _ = accounting.epsilon(plan.planned, self.delta, self.relation)
-            self._whole[plan] = self.cap is None or spent <= self.cap + SLACK
+            self._whole[plan] = self.cap is None or accounting.fits(
+                plan.planned, self.delta, self.relation, self.cap + SLACK
+            )
         return self._whole[plan]

@@ -41,7 +41,7 @@ def split(plan: Plan | None, cap: float, delta: float, relation: str) -> Split:
     squares = [square(event, relation) for event in planned]
     if None not in squares:
         return _of_gaussians(math.fsum(s for s in squares if s is not None), cap, delta)
-    if accounting.epsilon(planned, delta, relation)[0] > cap:
+    if not accounting.fits(planned, delta, relation, cap):
         return Split(delta, None, -1)
     limit = max(4, plan.attempts // 10)
 
@@ -54,12 +54,13 @@ def split(plan: Plan | None, cap: float, delta: float, relation: str) -> Split:
     share = delta if held < 0 else delta / 10
 
     def is_composed(extra: int) -> bool:
-        return accounting.epsilon(plan.with_more(extra), share, relation)[0] <= cap
+        return accounting.fits(plan.with_more(extra), share, relation, cap)
 
     extra = max(held, 0, _last(is_composed, limit))
     if extra == held:
         return Split(delta, None, extra)
-    return Split(delta - accounting.delta_at(plan.with_more(extra), cap, relation), None, extra)
+    used = accounting.delta_at(plan.with_more(extra), cap, relation)
+    return Split(max(0.0, delta - used), None, extra)
 
 
 def _of_gaussians(total: float, cap: float, delta: float) -> Split:
