@@ -86,7 +86,7 @@ class Site:
 
 ROWS: list[tuple[Any, ...]] = [
     (100.0, 1e-5, 0.1, 5, 20, False), (100.0, 1e-5, 1.0, 1, 1, False),
-    (1000.0, 1e-5, 0.5, 2, 3, True), (400.0, 1e-9, 0.1, 5, 10, True),
+    (1000.0, 1e-5, 0.1, 5, 1, True), (400.0, 1e-9, 0.1, 5, 10, True),
     (3.0, 1e-5, 1.0, 2, 10, True), (1000.0, 1e-5, 1.0, 1, 1, True),
     (5.0, 1e-13, 0.2, 4, 5, True), (5.0, 1e-15, 0.2, 4, 5, True), (5.0, 1e-15, 1.0, 4, 5, True),
 ]  # fmt: skip
@@ -98,11 +98,11 @@ def test_at_the_edges(row: tuple[Any, ...]) -> None:
 
 
 @settings(
-    max_examples=12, deadline=None, derandomize=True,
+    max_examples=8, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck), database=None,
 )  # fmt: skip
 @given(
-    st.sampled_from([0.5, 2.0, 8.0, 40.0, 150.0]),
+    st.sampled_from([0.5, 2.0, 8.0, 40.0]),
     st.sampled_from([1e-3, 1e-5, 1e-8, 1e-13, 1e-16]),
     st.sampled_from([0.01, 0.1, 0.5, 1.0]),
     st.integers(1, 8),
@@ -134,12 +134,13 @@ def runs_to_its_end(
 
 
 def test_the_rule_of_before_would_have_refused() -> None:
-    """ε 100 was counted by the Rényi filter, as noise below a fifth of the clip was not composed."""
-    plan = plan_of(100.0, 1e-5, 0.1, 5, 20, False)
+    """ε 100 was counted by the Rényi filter: noise below a fifth of the clip was not composed."""
+    plan = plan_of(100.0, 1e-5, 1.0, 1, 1, False)
     assert plan.privacy is not None
-    assert (plan.privacy.noise_multiplier or 1.0) < 0.25
+    assert plan.privacy.noise_multiplier is not None
+    assert plan.privacy.noise_multiplier < 0.2
     counted, _ = admission.filter_epsilon(planned(plan), 1e-5, Relation.ADD_OR_REMOVE_ONE)
-    assert counted > 110
+    assert counted > 130
 
 
 def test_kept_charges_and_plans_chosen_later_are_one_to_both() -> None:
