@@ -341,7 +341,8 @@ def _page(held: list[Charge], seen: list[str], cap: float) -> bool:
     within = [admits(first.with_more(e), cap, delta) for e in range(limit + 1)].count(True)
     share = delta if not within else delta / 10
     composed = [
-        accounting.epsilon(first.with_more(e), share, ADD)[0] <= cap + 1e-6 for e in range(limit + 1)
+        accounting.epsilon(first.with_more(e), share, ADD)[0] <= cap + 1e-6
+        for e in range(limit + 1)
     ].count(True)
     most, left = max(within, composed) - 1, delta
     if accounting.epsilon(first.planned, delta, ADD)[0] > cap + 1e-6:

@@ -209,7 +209,9 @@ def _cost_on_the_way(group: Group) -> Callable[[Counter[ev.Event]], float]:
     every = ev.group(charge.event for charge, sign in group.steps if sign > 0)
     if remark([ev.Repeated(event, count) for event, count in every], relation):
         return lambda counts: ceiling.epsilon(
-            tuple((event, n) for event, n in counts.items() if n > 0), group.delta, relation
+            ev.group(ev.Repeated(event, n) for event, n in counts.items() if n > 0),
+            group.delta,
+            relation,
         )
     grid = GRID if len(every) <= _FEW_MECHANISMS else 100 * GRID
     return lambda counts: spent(counts, group, grid)
