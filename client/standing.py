@@ -16,6 +16,12 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
     book, log = ledger.book, ledger.log
     cosigned = log.cosigned()
     to_come = [name for name in policy.populations if name not in book.populations]
+    registered = [_registered(ledger, name) for name in book.populations]
+    remarks = [
+        f"ε of population '{item['population']}' is {item['remark']}"
+        for item in registered
+        if item.get("remark")
+    ]
     return {
         "site": policy.site,
         "state": "withdrawn" if book.withdrawn else "paused" if book.paused else "open",
@@ -24,12 +30,12 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
         "origin": log.origin,
         "fingerprint": log.first_key.fingerprint,
         "populations": [
-            *(_registered(ledger, name) for name in book.populations),
+            *registered,
             *(_to_come(policy, name) for name in to_come),
         ],
         "plans": decided(book),
         "open": [item.slot for item in ledger.pending()],
-        "notes": _notes(policy, book),
+        "notes": [*_notes(policy, book), *remarks],
     }
 
 

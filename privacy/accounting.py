@@ -4,6 +4,12 @@ The number of record is dp-accounting's PLD at grid 1e-4 with pessimistic estima
 rigorous upper bound. Rényi accounting is the ceiling: an independent computation that
 must come out higher. GDP approximations are refused: they under-report (a central limit
 is not a bound).
+
+A distribution drops its far tail, 10⁻¹⁵ a convolution, and counts it as an infinite loss.
+At a δ of that size its ε is infinite or useless, and the number of record is the other
+upper bound, the Rényi ceiling (privacy/ceiling.py): always the smaller of the two. A
+history that would take too long to compose (privacy/pld_size.py) has the ceiling alone,
+and :func:`remark` says so.
 """
 
 from __future__ import annotations
@@ -20,6 +26,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
 from privet.common.errors import InputError
+from privet.privacy import ceiling
 from privet.privacy.events import (
     DiscreteGaussian,
     Event,
@@ -31,6 +38,7 @@ from privet.privacy.events import (
     Repeated,
     group,
 )
+from privet.privacy.pld_size import grid_for
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 Accountant = Literal["pld", "rdp"]
@@ -38,6 +46,7 @@ GRID = 1e-4
 """Discretisation of the number of record."""
 LIVE_GRID = 1e-3
 """Of a figure on the way: an upper bound, too, a little higher and some three times quicker."""
+REMARK = "the Rényi ceiling: the history is too large for privacy loss distributions"
 
 _RELATIONS = {
     Relation.ADD_OR_REMOVE_ONE: dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
@@ -59,8 +68,10 @@ def epsilon(
         events: what happened, in any order; equal events are grouped first.
         delta: between 0 and 1.
         relation: neighbouring relation.
-        accountant: ``pld`` (the number of record) or ``rdp`` (its ceiling).
-        grid: discretisation interval of the PLD accountant.
+        accountant: ``pld`` (the number of record: the smaller of the PLD's ε and the Rényi
+            ceiling) or ``rdp`` (dp-accounting's Rényi accountant alone).
+        grid: discretisation interval of the PLD accountant; a coarser one is taken where
+            the distribution would not fit into memory.
 
     Raises:
         InputError: for an accountant that is not sound, or one that cannot treat the events.
@@ -85,11 +96,29 @@ def delta_at(
     *,
     grid: float = GRID,
 ) -> float:
-    """Return the δ at which all ``events`` composed cost ε = ``target``; an upper bound (PLD)."""
+    """Return the δ at which all ``events`` composed cost ε = ``target``.
+
+    Of two upper bounds the smaller, as :func:`epsilon` has it.
+    """
     grouped = group(events)
     if any(_is_non_private(event) for event, _ in grouped):
         return 1.0
-    return float(_composed(grouped, relation, grid).get_delta_for_epsilon(target))
+    bound = ceiling.delta(grouped, target, relation)
+    found = _composed(grouped, relation, grid)
+    return bound if found is None else min(bound, float(found.get_delta_for_epsilon(target)))
+
+
+def remark(
+    events: Iterable[Event],
+    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
+    *,
+    grid: float = GRID,
+) -> str:
+    """Return why the ε of ``events`` is not composed by PLD but their ceiling; "" if it is."""
+    grouped = group(events)
+    if any(_is_non_private(event) for event, _ in grouped):
+        return ""
+    return REMARK if grid_for(grouped, relation, grid) is None else ""
 
 
 @lru_cache(maxsize=4096)
@@ -101,7 +130,9 @@ def _epsilon(
     grid: float,
 ) -> float:
     if accountant == "pld":
-        return float(_composed(grouped, relation, grid).get_epsilon_for_delta(delta))
+        found = _composed(grouped, relation, grid)
+        bound = ceiling.epsilon(grouped, delta, relation)
+        return bound if found is None else min(bound, found.get_epsilon_for_delta(delta))
     if relation is not Relation.ADD_OR_REMOVE_ONE:
         raise InputError(
             "the Rényi accountant does not double the sensitivity under 'replace_one'; "
@@ -147,12 +178,36 @@ def to_dp_event(event: Event) -> dp.DpEvent:
 
 @lru_cache(maxsize=4)
 def _composed(
-    grouped: tuple[tuple[Event, int], ...], relation: Relation, grid: float
-) -> pld.PrivacyLossDistribution:
+    grouped: tuple[tuple[Event, int], ...], relation: Relation, finest: float
+) -> pld.PrivacyLossDistribution | None:
+    """Return the distribution of all events, on the finest grid that it fits on, if any."""
+    for event, _ in grouped:
+        _require_known(event, relation)
+    grid = grid_for(grouped, relation, finest)
+    if grid is None:
+        return None
     total = pld.identity(value_discretization_interval=grid)
     for event, count in grouped:
         total = total.compose(_distribution(event, count, relation, grid))
     return total
+
+
+def _require_known(event: Event, relation: Relation) -> None:
+    """Check that the distribution of ``event`` is known."""
+    match event:
+        case Gaussian() | PoissonSampled(_, Gaussian()):
+            return
+        case Laplace() | PoissonSampled(_, Laplace()):
+            if relation is not Relation.ADD_OR_REMOVE_ONE:
+                raise InputError("a Laplace event is accounted under 'add_or_remove_one' only")
+        case MixtureOfGaussians():
+            if relation is not Relation.ADD_OR_REMOVE_ONE:
+                raise InputError(
+                    "a mixture of Gaussians is accounted under 'add_or_remove_one' only: how far "
+                    "the record that is replaced and its replacement move together is not known"
+                )
+        case _:
+            raise InputError(f"no privacy loss distribution is known for {event}")
 
 
 def _distribution(
@@ -189,26 +244,12 @@ def _once(event: Event, relation: Relation, grid: float) -> pld.PrivacyLossDistr
             neighboring_relation=_RELATIONS[relation],
         )
     if isinstance(inner, Laplace):
-        if relation is not Relation.ADD_OR_REMOVE_ONE:
-            raise InputError("a Laplace event is accounted under 'add_or_remove_one' only")
         return pld.from_laplace_mechanism(
             inner.scale / inner.sensitivity,
             value_discretization_interval=grid,
             sampling_prob=rate,
         )
-    if isinstance(event, MixtureOfGaussians):
-        return _mixture(event, relation, grid)
-    raise InputError(f"no privacy loss distribution is known for {event}")
-
-
-def _mixture(
-    event: MixtureOfGaussians, relation: Relation, grid: float
-) -> pld.PrivacyLossDistribution:
-    if relation is not Relation.ADD_OR_REMOVE_ONE:
-        raise InputError(
-            "a mixture of Gaussians is accounted under 'add_or_remove_one' only: how far the "
-            "record that is replaced and its replacement move together is not known"
-        )
+    assert isinstance(event, MixtureOfGaussians)  # _require_known
     return pld.from_mixture_gaussian_mechanism(
         event.standard_deviation,
         event.sensitivities,
@@ -226,8 +267,10 @@ def _is_non_private(event: Event) -> bool:
 def privacy_loss(
     events: Iterable[Event], delta: float, unit: Unit, relation: Relation, *, grid: float = GRID
 ) -> PrivacyLoss:
-    """Return the composed guarantee of ``events`` with δ, unit and relation."""
-    return PrivacyLoss(epsilon(events, delta, relation, grid=grid), delta, unit, relation)
+    """Return the composed guarantee of ``events`` with δ, unit, relation and :func:`remark`."""
+    grouped = [Repeated(event, count) for event, count in group(events)]
+    found = epsilon(grouped, delta, relation, grid=grid)
+    return PrivacyLoss(found, delta, unit, relation, remark(grouped, relation, grid=grid))
 
 
 def calibrate_noise(

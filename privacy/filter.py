@@ -1,59 +1,57 @@
 """The cap of a population over its whole life, whoever asks for what and when.
 
-Within one run what may happen is fixed before it starts, so its whole plan is composed
-once, by privacy loss distributions. Once anything else is asked for, people chose it after
-seeing results, and composition theorems for parameters fixed in advance do not hold (H29).
-Then a Rényi filter holds the cap (Feldman and Zrnic 2021): with orders Λ it lets an event
-happen while some α in Λ has Σ ρ(α) ≤ B(α), where
+**One run.** What a run may do is fixed before it starts, so its whole plan is composed
+once, by privacy loss distributions, with a constant number of extra attempts (charges of
+attempts that broke are kept). Theorems about parameters fixed in advance apply (H29),
+although results may decide the order of the releases, the retries and the end: draw one
+sample of every mechanism's dominating pair beforehand, extra ones included; whichever
+mechanism the analyst asks for next is a post-processing of its own sample (Blackwell), so
+all that is seen is a post-processing of the product of the pairs. That the bound is for a
+*fixed* multiset is needed: ``extra`` depends on plan and cap, never on what was charged.
 
-    B(α) = ε − ln((α−1)/α) + (ln(δ/|Λ|) + ln α)/(α−1)
+**Later plans** are chosen after results, and a filter holds the cap. If the population's
+first plan is plain Gaussian noise, a Gaussian filter admits further plain Gaussians while
+Σ μ² ≤ μ(ε, δ_G)², with the exact μ (privacy/gaussian_dp.py; Smith and Thakurta 2022;
+Koskela, Tobaben and Honkela 2023). It loses nothing to adaptivity: a μ-GDP mechanism is a
+post-processing of N(0, μ²) against N(μ², μ²), which is the increment over a time of μ² of
+a Brownian path without drift against one with drift 1. Each mechanism takes the next
+stretch of one path, of a length chosen after the path so far; all that is seen is a
+post-processing of the path up to the time μ(ε, δ_G)², whose likelihood ratio depends on
+its end alone: N(0, μ²) against N(μ², μ²) once more. All else is held by a Rényi filter
+(privacy/renyi.py), which sums over all charges, those of the Gaussian filter included.
 
-is the budget that converts to (ε, δ/|Λ|) (Canonne, Kamath and Steinke 2020, Proposition
-12); outcomes are split by the order that lasted, and each share costs δ/|Λ| at most.
-
-The two ways share one δ. Whether a first run that only loss distributions admit goes on,
-or is left for something else, may depend on its results, so both can use up δ. The filter
-therefore gets what the first run's plan leaves: δ less the δ of that plan at the cap's ε,
-or all of δ where the filter admits that plan in whole.
+The rules share one δ: privacy/shares.py has the split and its proof.
 
 Nothing here reads or writes anything.
 """
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
-import dp_accounting as dp
-from dp_accounting import rdp
-
 from privet.common.errors import InputError
-from privet.privacy import accounting
-from privet.privacy.events import (
-    Counts,
-    DiscreteGaussian,
-    Event,
-    Gaussian,
-    Laplace,
-    MixtureOfGaussians,
-    PoissonSampled,
-    Repeated,
-    group,
-    within,
-)
+from privet.privacy import accounting, gaussian_dp
+from privet.privacy.events import Counts, Event, group
+from privet.privacy.renyi import ORDERS as ORDERS
+from privet.privacy.renyi import SLACK as SLACK
+from privet.privacy.renyi import budget as budget
+from privet.privacy.renyi import filter_epsilon as filter_epsilon
+from privet.privacy.renyi import fits as fits
+from privet.privacy.renyi import rho as rho
+from privet.privacy.renyi import spent as spent
+from privet.privacy.shares import Shares, as_events, enlarged, excess, plan_epsilon, shares
+from privet.privacy.shares import merged as merged
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
-ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512)
-SLACK = 5e-7
-"""For rounding: half of what the verifier allows, so that it never sees more than was let in."""
-LEAST_RATIO = 0.2
-"""Noise below this fraction of the sensitivity has no distribution that a verifier composes."""
-
-Rule = Literal["no cap", "one run", "filter"]
+Rule = Literal["no cap", "one run", "gaussian filter", "filter"]
+_COUNTS: dict[Rule, str] = {
+    "one run": "the whole plan costs",
+    "gaussian filter": "the Gaussian filter counts",
+    "filter": "the filter counts",
+}
 
 
 @dataclass(frozen=True)
@@ -71,10 +69,12 @@ class Charges:
     """What one run was charged so far, and all that its plan may ever do.
 
     ``planned`` None: the plan is not known, so the run is held by the filter alone.
+    ``once`` is what one more attempt at each of its releases adds; () is each event once.
     """
 
     counts: Counts
     planned: Counts | None = None
+    once: Counts = ()
 
 
 History = Mapping[str, Charges]
@@ -87,99 +87,38 @@ class Decision:
 
     Attributes:
         allowed: the answer.
-        rule: ``one run``: all charges are within one plan, whose composition fits the cap;
-            ``filter``: the Rényi filter; ``no cap``.
+        rule: ``one run``: all charges are within one plan, and few more attempts, whose
+            composition fits the cap; ``gaussian filter``: all charges are plain Gaussian
+            noise; ``filter``: the Rényi filter; ``no cap``.
         epsilon: what the rule counts, to be compared with the cap: ε of the whole plan, or
             of all charges as the filter sees them; 0 without a cap.
-        order: the order that decided; None but for the filter.
+        order: the order that decided; None but for the Rényi filter.
+        remark: what is to be known about ``epsilon``.
     """
 
     allowed: bool
     rule: Rule
     epsilon: float
     order: int | None = None
+    remark: str = ""
 
     def against(self, cap: Cap) -> str:
         """Return the decision in words, with δ, unit and relation (H27)."""
         if cap.epsilon is None:
             return "this population has no cap"
-        loss = PrivacyLoss(max(0.0, self.epsilon), cap.delta, cap.unit, cap.relation)
-        what = "the whole plan costs" if self.rule == "one run" else "the filter counts"
+        loss = PrivacyLoss(max(0.0, self.epsilon), cap.delta, cap.unit, cap.relation, self.remark)
+        what = _COUNTS[self.rule]
         return f"{what} {loss}, the cap is ε {cap.epsilon:g}"
 
 
-def rho(event: Event, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> tuple[float, ...]:
-    """Return an upper bound of the Rényi divergence of ``event`` at each of ORDERS.
-
-    Infinite for what is not private and for what no bound is known for.
-    """
-    return tuple(
-        math.fsum(count * _rho(single, relation)[place] for single, count in group([event]))
-        for place in range(len(ORDERS))
-    )
-
-
-@lru_cache(maxsize=1024)
-def _rho(event: Event, relation: Relation) -> tuple[float, ...]:
-    add = relation is Relation.ADD_OR_REMOVE_ONE
-    match event:
-        # The discrete one diverges no more (Canonne, Kamath and Steinke 2020, Theorem 14).
-        case Gaussian(std, sensitivity) | DiscreteGaussian(std, sensitivity):
-            ratio = (sensitivity if add else 2 * sensitivity) / std
-            return tuple(order * ratio**2 / 2 for order in ORDERS)
-        case PoissonSampled(rate, Gaussian() as inner) if add and rate < 1:
-            noise = inner.standard_deviation / inner.sensitivity
-            return _accountant(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)))
-        case Laplace(scale, sensitivity) if add:
-            return _accountant(dp.LaplaceDpEvent(scale / sensitivity))
-        # Sampling never costs more than none (the divergence is jointly quasi-convex).
-        case PoissonSampled(_, Gaussian() | Laplace() as inner):
-            return _rho(inner, relation)
-        case MixtureOfGaussians() if add:
-            return _rho(event.dominating, relation)
-        case _:
-            return (math.inf,) * len(ORDERS)
-
-
-def _accountant(event: dp.DpEvent) -> tuple[float, ...]:
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    engine = rdp.RdpAccountant(orders=list(ORDERS))
-    return tuple(float(value) for value in engine.compose(event).rdp)
-
-
-def budget(epsilon: float, delta: float) -> tuple[float, ...]:
-    """Return B(α) at each of ORDERS; −∞ where ``delta`` is not positive."""
-    return tuple(epsilon - _overhead(order, delta) for order in ORDERS)
-
-
-def _overhead(order: int, delta: float) -> float:
-    """Return what the conversion from ρ to ε adds at ``order`` for a share of ``delta``."""
-    if delta <= 0:
-        return math.inf
-    share = math.log(delta / len(ORDERS))
-    return math.log((order - 1) / order) - (share + math.log(order)) / (order - 1)
-
-
-def spent(counts: Counts, relation: Relation) -> tuple[float, ...]:
-    """Return Σ ρ(α) of all charges at each of ORDERS."""
-    terms = [(count, _rho(event, relation)) for event, count in counts if count]
-    return tuple(
-        math.fsum(count * values[place] for count, values in terms) for place in range(len(ORDERS))
-    )
-
-
-def filter_epsilon(counts: Counts, delta: float, relation: Relation) -> tuple[float, int]:
-    """Return ε of all charges as the filter counts them, and the order that gives it."""
-    sums = zip(spent(counts, relation), ORDERS, strict=True)
-    return min((total + _overhead(order, delta), order) for total, order in sums)
-
-
-def fits(counts: Counts, epsilon: float, delta: float, relation: Relation) -> bool:
-    """Whether the filter lets all of ``counts`` happen under (``epsilon``, ``delta``)."""
-    return not counts or filter_epsilon(counts, delta, relation)[0] <= epsilon + SLACK
-
-
-def decide(cap: Cap, history: History, run: str, event: Event, planned: Counts | None) -> Decision:
+def decide(
+    cap: Cap,
+    history: History,
+    run: str,
+    event: Event,
+    planned: Counts | None,
+    once: Counts = (),
+) -> Decision:
     """Say whether ``event`` of ``run`` may happen after ``history``.
 
     A run whose whole plan was found to fit needs no new composition for its later events:
@@ -191,100 +130,121 @@ def decide(cap: Cap, history: History, run: str, event: Event, planned: Counts |
         run: the run that asks.
         event: what it asks for.
         planned: all that the run's plan may ever do; the same at each of its events.
+        once: what one more attempt at each of the plan's releases adds.
 
     Raises:
         InputError: if the run was charged under another plan before.
     """
-    return _decide(cap, history, run, group([event]), planned)
+    return _decide(cap, history, run, Charges(group([event]), planned, once))
 
 
-def decide_whole(cap: Cap, history: History, planned: Counts) -> Decision:
+def decide_whole(cap: Cap, history: History, planned: Counts, once: Counts = ()) -> Decision:
     """Say whether a new run of a plan may be begun and would come to its end."""
     new = max(history, key=len, default="") + "+"
-    return _decide(cap, history, new, planned, planned)
+    return _decide(cap, history, new, Charges(planned, planned, once))
 
 
-def _decide(
-    cap: Cap, history: History, run: str, asked: Counts, planned: Counts | None
-) -> Decision:
-    if run in history and history[run].planned != planned:
+def _decide(cap: Cap, history: History, run: str, asked: Charges) -> Decision:
+    if run in history and history[run].planned != asked.planned:
         raise InputError(f"run '{run}' was charged under another plan before")
     if cap.epsilon is None:
         return Decision(True, "no cap", 0.0)
     before = history[run].counts if run in history else ()
     after = {key: value for key, value in history.items() if value.counts}
-    after[run] = Charges(merged([before, asked]), planned)
+    after[run] = Charges(merged([before, asked.counts]), asked.planned, asked.once)
     first = next(iter(after.values()))
-    if len(after) == 1 and first.planned is not None and within(first.counts, first.planned):
-        whole = _plan_epsilon(cap, first.planned)
-        if whole <= cap.epsilon + SLACK:
-            return Decision(True, "one run", whole)
+    if len(after) == 1 and (found := _as_planned(cap, first)) is not None:
+        return found
+    share = _shares(cap, first)
+    found = _one_run(cap, first, share) if len(after) == 1 else None
     total = merged(charges.counts for charges in after.values())
-    counted, order = filter_epsilon(total, delta_left(cap, first.planned), cap.relation)
-    return Decision(counted <= cap.epsilon + SLACK, "filter", counted, order)
+    if found is None:
+        found = _by_gaussians(cap, total, share)
+    if found is not None and found.allowed:
+        return found
+    counted, order = filter_epsilon(total, share.renyi, cap.relation)
+    if counted <= cap.epsilon + SLACK or found is None:
+        return Decision(counted <= cap.epsilon + SLACK, "filter", counted, order)
+    return found
 
 
-@lru_cache(maxsize=64)
-def delta_left(cap: Cap, first_plan: Counts | None) -> float:
-    """Return the δ that the population's first plan leaves to the filter."""
-    if cap.epsilon is None or first_plan is None:
+def _shares(cap: Cap, first: Charges) -> Shares:
+    assert cap.epsilon is not None
+    return shares(cap.epsilon, cap.delta, cap.relation, first.planned, first.once)
+
+
+def _as_planned(cap: Cap, first: Charges) -> Decision | None:
+    """Return that a run which is alone and within its plan may go on; None if not for sure.
+
+    The usual case, for which nobody need know how δ is shared.
+    """
+    planned = first.planned
+    if planned is None or gaussian_dp.squares(planned, cap.relation) is not None:
+        return None
+    if excess(first.counts, planned, first.once) != 0 or cap.epsilon is None:
+        return None
+    epsilon = plan_epsilon(planned, cap.delta, cap.relation)
+    if epsilon > cap.epsilon + SLACK:
+        return None
+    remark = accounting.remark(as_events(planned), cap.relation)
+    return Decision(True, "one run", epsilon, remark=remark)
+
+
+def _one_run(cap: Cap, first: Charges, share: Shares) -> Decision | None:
+    """Return the decision for a run that is alone, if its plan's composition admits it."""
+    planned, once = first.planned, first.once
+    extra = None if planned is None else excess(first.counts, planned, once)
+    if planned is None or extra is None:
+        return None
+    whole = enlarged(planned, once, extra)
+    if share.room is None:
+        if extra > share.extra:
+            return None
+        epsilon = plan_epsilon(whole, cap.delta, cap.relation)
+        remark = accounting.remark(as_events(whole), cap.relation)
+        return Decision(True, "one run", epsilon, remark=remark)
+    found = _by_gaussians(cap, whole, share)
+    if found is None or not found.allowed:
+        return None
+    return Decision(True, "one run", found.epsilon)
+
+
+def _by_gaussians(cap: Cap, counts: Counts, share: Shares) -> Decision | None:
+    """Return what the Gaussian filter says to ``counts``; None where it does not apply."""
+    squares = gaussian_dp.squares(counts, cap.relation)
+    if squares is None or share.room is None:
+        return None
+    epsilon = gaussian_dp.epsilon_of(math.sqrt(squares), cap.delta - share.renyi)
+    return Decision(squares <= share.room, "gaussian filter", epsilon)
+
+
+def delta_left(cap: Cap, first_plan: Counts | None, once: Counts = ()) -> float:
+    """Return the δ that the population's first plan leaves to the Rényi filter."""
+    if cap.epsilon is None:
         return cap.delta
-    if fits(first_plan, cap.epsilon, cap.delta, cap.relation):
-        return cap.delta  # the filter holds the first run, too: nothing is spent beside it
-    if _plan_epsilon(cap, first_plan) > cap.epsilon + SLACK:
-        return cap.delta  # the first run was never admitted but by the filter
-    return cap.delta - accounting.delta_at(
-        _as_events(first_plan), cap.epsilon + SLACK, cap.relation
-    )
+    return _shares(cap, Charges((), first_plan, once)).renyi
 
 
-def runs_that_fit(cap: Cap, history: History, planned: Counts) -> int | None:
+def runs_that_fit(cap: Cap, history: History, planned: Counts, once: Counts = ()) -> int | None:
     """Return how many runs of one plan may still be begun and finished; None without a cap."""
     if cap.epsilon is None:
         return None
     charged = [charges for charges in history.values() if charges.counts]
-    plan = charged[0].planned if charged else planned
-    used = spent(merged(charges.counts for charges in charged), cap.relation)
-    room = budget(cap.epsilon, delta_left(cap, plan))
-    each = spent(planned, cap.relation)
+    share = _shares(cap, charged[0] if charged else Charges((), planned, once))
+    total = merged(charges.counts for charges in charged)
+    used, each = spent(total, cap.relation), spent(planned, cap.relation)
     whole = [
         math.floor((have - gone + SLACK) / cost) if cost > 0 and gone < math.inf else 0
-        for have, gone, cost in zip(room, used, each, strict=True)
+        for have, gone, cost in zip(budget(cap.epsilon, share.renyi), used, each, strict=True)
         if have > -math.inf
     ]
-    alone = not charged and _plan_epsilon(cap, planned) <= cap.epsilon + SLACK
-    return max(0, int(alone), *whole)
+    alone = not charged and (share.extra >= 0)
+    return max(0, int(alone), _gaussians_that_fit(cap, share, total, planned), *whole)
 
 
-def merged(parts: Iterable[Counts]) -> Counts:
-    """Return the sum of several counts."""
-    return group(event for counts in parts for event in _as_events(counts))
-
-
-def _plan_epsilon(cap: Cap, planned: Counts) -> float:
-    if any(_ratio(event) < LEAST_RATIO for event, _ in planned):
-        return math.inf  # as the verifier has it: only the filter can admit it
-    try:
-        return accounting.epsilon(_as_events(planned), cap.delta, cap.relation)
-    except InputError:
-        return math.inf  # no composition is known: only the filter can admit it
-
-
-def _ratio(event: Event) -> float:
-    """Return noise by sensitivity."""
-    match event:
-        case PoissonSampled(_, inner):
-            return _ratio(inner)
-        case (
-            Gaussian(noise, sensitivity)
-            | DiscreteGaussian(noise, sensitivity)
-            | Laplace(noise, sensitivity)
-        ):
-            return noise / sensitivity
-        case MixtureOfGaussians():
-            return event.standard_deviation / max(event.sensitivities)
-    return math.inf
-
-
-def _as_events(counts: Counts) -> list[Event]:
-    return [Repeated(event, count) for event, count in counts]
+def _gaussians_that_fit(cap: Cap, share: Shares, total: Counts, planned: Counts) -> int:
+    held = gaussian_dp.squares(total, cap.relation)
+    each = gaussian_dp.squares(planned, cap.relation)
+    if share.room is None or held is None or not each:
+        return 0
+    return max(0, math.floor((share.room - held) / each))

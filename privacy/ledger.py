@@ -463,10 +463,10 @@ class Ledger:
         """
         self.log.refresh()
         name = self.book.population_of(data_set)
-        cap, history, planned = self._standing(name, plan)
-        if run in history or planned is None:
+        cap, history, events = self._standing(name, plan)
+        if run in history or events is None:
             return
-        decision = decide_whole(cap, history, planned)
+        decision = decide_whole(cap, history, *events)
         if not decision.allowed:
             raise BudgetExceeded(
                 f"run '{run}' would not come to its end: {decision.against(cap)}; "
@@ -476,15 +476,17 @@ class Ledger:
     def _require_cover(self, name: str, request: Request) -> None:
         """Check that the population's cap covers the request (privacy/filter.py)."""
         order = request.order
-        cap, history, planned = self._standing(name, order.plan)
-        decision = decide(cap, history, order.run, request.event, planned)
+        cap, history, events = self._standing(name, order.plan)
+        decision = decide(cap, history, order.run, request.event, *(events or (None,)))
         if not decision.allowed:
             raise BudgetExceeded(
                 f"{order.slot}: {decision.against(cap)}; {self.spent(name)} is spent"
             )
 
-    def _standing(self, population: str, plan: str) -> tuple[Cap, History, Counts | None]:
-        """Return a population's cap and charges, and all that ``plan`` (a digest) may do."""
+    def _standing(
+        self, population: str, plan: str
+    ) -> tuple[Cap, History, tuple[Counts, Counts] | None]:
+        """Return a population's cap and charges, and :func:`plan_events` of ``plan``."""
         store, budget = self.log.store, self.book.populations[population].budget
         cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
         return cap, history_of(store, self.book, population), plan_events(store, plan)

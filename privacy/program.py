@@ -84,6 +84,8 @@ def planned(plan: Plan) -> Counts:
 def one_round(plan: Plan) -> Counts:
     """Return what a round costs: a training release and, from the gate, an evaluation.
 
+    One more attempt at each kind of release adds as much.
+
     Raises:
         InputError: if the plan's noise is not calibrated yet.
     """

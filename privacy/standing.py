@@ -14,7 +14,7 @@ from privet.common.plan import Plan
 from privet.privacy.book import Book
 from privet.privacy.events import Counts
 from privet.privacy.filter import Charges, History
-from privet.privacy.program import planned
+from privet.privacy.program import one_round, planned
 from privet.privacy.store import Store
 
 
@@ -35,12 +35,14 @@ def history_of(store: Store, book: Book, population: str) -> History:
                 f"{store.path}: plan {plan} of run '{run}' is not kept beside the "
                 "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
             )
-        found[run] = Charges(tuple(counts.items()), events)
+        found[run] = Charges(tuple(counts.items()), *events)
     return found
 
 
-def plan_events(store: Store, plan: str) -> Counts | None:
-    """Return all that a run of ``plan`` (a digest) may do, or None if it is not kept.
+def plan_events(store: Store, plan: str) -> tuple[Counts, Counts] | None:
+    """Return all that a run of ``plan`` (a digest) may do, and what one more attempt adds.
+
+    None if the plan is not kept.
 
     Raises:
         LedgerError: if what is kept under the digest is another plan.
@@ -50,8 +52,8 @@ def plan_events(store: Store, plan: str) -> Counts | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _events_of(plan: str, text: str) -> Counts:
+def _events_of(plan: str, text: str) -> tuple[Counts, Counts]:
     found = Plan.parse(json.loads(text), where=plan)
     if found.digest != plan:
         raise LedgerError(f"the plan that is kept as {plan} is another one, {found.digest}")
-    return planned(found)
+    return planned(found), one_round(found)

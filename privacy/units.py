@@ -40,12 +40,14 @@ class PrivacyLoss:
     """An (ε, δ) guarantee together with its unit and relation.
 
     ``epsilon`` is ``inf`` where nothing is guaranteed. There is no ``float()`` of it.
+    ``remark`` says what is to be known about it, such as that it is a ceiling; or "".
     """
 
     epsilon: float
     delta: float
     unit: Unit
     relation: Relation
+    remark: str = ""
 
     def __post_init__(self) -> None:
         if math.isnan(self.epsilon) or self.epsilon < 0:
@@ -66,18 +68,23 @@ class PrivacyLoss:
         return f"{math.ceil(self.epsilon * 1000 - 1e-6) / 1000:.3f}"
 
     def __str__(self) -> str:
-        return f"ε {self.figure} ({self.terms})"
+        remark = f"; {self.remark}" if self.remark else ""
+        return f"ε {self.figure} ({self.terms}{remark})"
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all four values as JSON; an infinite ε becomes null."""
+        """Return all four values as JSON; an infinite ε becomes null.
+
+        A key ``remark`` is added where there is one.
+        """
         return {
             "epsilon": self.epsilon if math.isfinite(self.epsilon) else None,
             "delta": self.delta,
             "unit": str(self.unit),
             "relation": str(self.relation),
+            **({"remark": self.remark} if self.remark else {}),
         }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import sqlite3
 from pathlib import Path
@@ -11,7 +12,7 @@ from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.book import Budget, Reservation
 from privet.privacy.events import Gaussian, Repeated
-from privet.privacy.filter import filter_epsilon
+from privet.privacy.gaussian_dp import epsilon_of
 from privet.privacy.keys import load_or_make
 from privet.privacy.ledger import Ledger, Request
 from privet.privacy.log import Log
@@ -45,8 +46,8 @@ GAUSSIAN = Gaussian(10.0, 1.0)
 
 
 def cost(releases: int) -> float:
-    """ε of so many events, as the filter counts them."""
-    return filter_epsilon(((GAUSSIAN, releases),), DELTA, Relation.ADD_OR_REMOVE_ONE)[0]
+    """ε of so many events, as the Gaussian filter counts them."""
+    return epsilon_of(math.sqrt(releases) / 10.0, 0.99 * DELTA)
 
 
 CAP = (cost(4) + cost(5)) / 2

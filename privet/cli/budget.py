@@ -150,7 +150,8 @@ class Forecast:
         forbidden = policy.fault(fitted, data_set=data_set)
         self.faults += [forbidden] if forbidden else []
         if own == terms:
-            self._add_up(cost, place.charges(self.population), planned)
+            once = program.one_round(fitted)
+            self._add_up(cost, place.charges(self.population), planned, once)
             if self.decision and not self.decision.allowed and not forbidden:
                 against = self.decision.against(self.cap)
                 self.faults.append(f"the budget does not cover the plan: {against}")
@@ -161,14 +162,21 @@ class Forecast:
             self.faults.append(undecided)
 
     def _add_up(
-        self, cost: Callable[[Counts], PrivacyLoss], history: History, planned: Counts
+        self,
+        cost: Callable[[Counts], PrivacyLoss],
+        history: History,
+        planned: Counts,
+        once: Counts,
     ) -> None:
         from privet.privacy.filter import decide_whole, merged, runs_that_fit
 
         before = merged(charges.counts for charges in history.values())
         self.spent, self.after = cost(before), cost(merged([before, planned]))
-        self.decision = decide_whole(self.cap, history, planned)
-        self.runs_left = runs_that_fit(self.cap, history, planned)
+        self.decision = decide_whole(self.cap, history, planned, once)
+        self.runs_left = runs_that_fit(self.cap, history, planned, once)
+        for what, loss in (("spent so far", self.spent), ("left after this run", self.after)):
+            if loss.remark:
+                self.notes.append(f"{what}: {loss.remark}")
 
     @property
     def left_after(self) -> float | None:

@@ -83,6 +83,9 @@ def budget(forecast: Forecast) -> None:
         "one run": "Nothing else was charged, so the plan counts as a whole, composed tightly.",
         "filter": "Other runs were charged before, so a Rényi filter decides; it counts higher: "
         + (decision.against(cap) if decision else ""),
+        "gaussian filter": "Other runs were charged before; all of it is plain Gaussian noise, so "
+        "a Gaussian filter decides, which loses nothing: "
+        + (decision.against(cap) if decision else ""),
         "no cap": "This population has no cap.",
     }
     _out.print("The site would let this plan run to its end.", style="bold")

@@ -21,12 +21,10 @@ from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.common.wire import encode_reply
-from privet.privacy import events as ev
+from privet.privacy.accounting import epsilon
 from privet.privacy.book import Reservation
 from privet.privacy.dpsgd import DpSgd, PlainSgd
-from privet.privacy.filter import filter_epsilon
 from privet.privacy.ledger import Ledger, Request
-from privet.privacy.units import Relation
 
 Make = Callable[..., Any]
 Orders = Callable[..., Order]
@@ -224,10 +222,7 @@ def test_a_budget_is_used_up_and_then_refuses(
     federation: Make, order_for: Orders, start: Start
 ) -> None:
     one = mechanism(federation(folder="once").plan).event
-    each = [
-        filter_epsilon(ev.group([one] * count), 1e-4, Relation.ADD_OR_REMOVE_ONE)[0]
-        for count in (1, 2)
-    ]
+    each = [epsilon([one] * count, 1e-4) for count in (1, 2)]
     fed = federation(privacy={"epsilon": sum(each) / 2}, training={"rounds": 1})
     model = start(fed.plan)
     statuses = [

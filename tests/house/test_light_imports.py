@@ -50,6 +50,7 @@ def test_evidence_imports_without_torch_and_flower(root: Path) -> None:
         f"privet.privacy.{name}"
         for name in (
             "events", "units", "accounting", "honesty", "program", "policy", "database", "filter", "merkle",
+            "ceiling", "gaussian_dp", "pld_size", "renyi", "shares",
             "signed_note", "keys", "pkcs11", "statement", "store", "log", "standing", "ledger", "witness",
             "roster",
             "audit.bundle", "audit.verify", "audit.report", "interval",

@@ -18,6 +18,7 @@ FLOWER = (
 OPACUS = ("privacy/dpsgd.py", "privacy/clipping/*.py")
 EVIDENCE = (
     "events", "units", "accounting", "honesty", "program", "policy", "database", "filter", "merkle",
+    "ceiling", "gaussian_dp", "pld_size", "renyi", "shares",
     "signed_note", "keys", "pkcs11", "statement", "store", "log", "book", "ledger", "witness",
     "roster",
 )  # fmt: skip

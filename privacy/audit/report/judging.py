@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from privet.common.errors import InputError, PrivetError
+from privet.privacy import ceiling, honesty
 from privet.privacy import events as ev
-from privet.privacy import honesty
-from privet.privacy.accounting import epsilon
+from privet.privacy.accounting import GRID, epsilon, remark
 from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, read, texts
 from privet.privacy.audit.verify import LogRecord, SiteFinding, Verdict
 from privet.privacy.interval import Interval, NoInterval, certified_interval
@@ -22,6 +22,7 @@ Intervals = Mapping[tuple[str, str], Interval | NoInterval]
 _BY_PLAN = ("H12", "H13", "H21")
 _BY_SITE = ("H6", "H12", "H21")
 _MOST_POINTS = 400
+_FEW_MECHANISMS = 8
 _LARGEST_EPSILON = 100.0
 
 
@@ -192,21 +193,40 @@ def _points(
 ) -> list[tuple[int, str, int, str, float]]:
     counts: Counter[ev.Event] = Counter()
     points = []
+    cost = _cost_on_the_way(group)
     wanted = {round(i * (len(group.steps) - 1) / most) for i in range(most + 1)}
     for place, (charge, sign) in enumerate(group.steps):
         counts[charge.event] += sign
         if place not in wanted:
             continue
         last = place == len(group.steps) - 1
-        value = (finding.epsilon or 0.0) if last else spent(counts, group)
+        value = (finding.epsilon or 0.0) if last else cost(counts)
         points.append((place + 1, charge.entry.time, charge.round, charge.run, value))
     return points
 
 
-def spent(counts: Counter[ev.Event], group: Group) -> float:
-    """Return the ε of events that happened so often."""
+def _cost_on_the_way(group: Group) -> Callable[[Counter[ev.Event]], float]:
+    """Return how the points of a line are accounted: all of them in bounded time.
+
+    A history whose end is at the Rényi ceiling is there all along; one of many mechanisms is
+    composed on a coarse grid. Either is an upper bound.
+    """
+    relation = Relation(group.relation)
+    every = ev.group(charge.event for charge, sign in group.steps if sign > 0)
+    if remark([ev.Repeated(event, count) for event, count in every], relation):
+        return lambda counts: ceiling.epsilon(
+            ev.group(ev.Repeated(event, n) for event, n in counts.items() if n > 0),
+            group.delta,
+            relation,
+        )
+    grid = GRID if len(every) <= _FEW_MECHANISMS else 100 * GRID
+    return lambda counts: spent(counts, group, grid)
+
+
+def spent(counts: Counter[ev.Event], group: Group, grid: float = GRID) -> float:
+    """Return the ε of events that happened so often, on a grid."""
     events: Iterable[ev.Event] = [ev.Repeated(event, n) for event, n in counts.items() if n > 0]
-    return epsilon(events, group.delta, Relation(group.relation))
+    return epsilon(events, group.delta, Relation(group.relation), grid=grid)
 
 
 def intervals(verdict: Verdict, *, seconds: float = 30.0) -> Intervals:

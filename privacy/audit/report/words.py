@@ -86,6 +86,8 @@ STATES = {
 }
 HOLDERS = {
     "pld": "each charge was checked against it beforehand, by the accounting of the one plan",
+    "gaussian filter": "each charge was checked against it beforehand, by a filter for Gaussian "
+    "noise that allows for plans chosen later",
     "filter": "each charge was checked against it beforehand, by a filter that allows for plans "
     "chosen later",
     "none": "nothing: the population has no cap",

@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Any
 
 from privet.privacy.audit.verify.events import Event, Mechanism
+from privet.privacy.audit.verify.gaussian import LEAST_SIGMA, SMOOTHING
+from privet.privacy.audit.verify.size import grid_of, order_two
 
 #: The orders of the filter.
 FILTER_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512)
@@ -27,17 +29,11 @@ REPLACE = "replace_one"
 _NORMAL = ("gaussian", "discrete")
 RELATIONS = ("add_or_remove_one", REPLACE)
 
-# Beyond these a privacy loss distribution does not fit into memory or time.
-_LARGEST_EPSILON = 1000.0
-_LEAST_RATIO = 0.2
-_MOST_COUNT = 10**7
+# With more mechanisms the ceiling takes the orders of the filter.
 _MOST_MECHANISMS = 200
-_MOST_MIXTURES = 4
-
-# A discrete Gaussian of σ from 1000 on is what a continuous one of variance σ² - 3² becomes when an
-# integer is drawn around its output with parameter 3: to a factor within 1e-76 for each number.
-_SMOOTHING = 3.0
-_LEAST_SIGMA = 1000.0
+_TINY = 1e-15
+_TOO_LARGE = "too large for privacy loss distributions: the Rényi ceiling"
+_TOO_SMALL = "of a delta below what privacy loss distributions resolve: the Rényi ceiling"
 
 
 def _log_expm1(x: float) -> float:
@@ -129,8 +125,8 @@ def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, in
             return None
         if part.type == "gaussian" and part.rate == 1:
             inverse += event.count * (max(part.sensitivities) / part.scale) ** 2
-        elif part.type == "discrete" and part.scale >= _LEAST_SIGMA:
-            reduced = math.sqrt(part.scale**2 - _SMOOTHING**2)
+        elif part.type == "discrete" and part.scale >= LEAST_SIGMA:
+            reduced = math.sqrt(part.scale**2 - SMOOTHING**2)
             inverse += event.count * (max(part.sensitivities) / reduced) ** 2
         elif max(part.sensitivities) > 0:
             counts[part] = counts.get(part, 0) + event.count
@@ -140,17 +136,13 @@ def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, in
     return merged
 
 
-def _too_large(merged: list[tuple[Mechanism, int]], bound: float) -> bool:
-    return (
-        bound > _LARGEST_EPSILON
-        or len(merged) > _MOST_MECHANISMS
-        or sum(part.type == "mixture" for part, _ in merged) > _MOST_MIXTURES
-        or any(part.type == "discrete" for part, _ in merged)  # of a small σ
-        or any(
-            count > _MOST_COUNT or part.scale / max(part.sensitivities) < _LEAST_RATIO
-            for part, count in merged
-        )
+def _grid(events: list[Event], merged: list[tuple[Mechanism, int]], relation: str) -> float | None:
+    """Return the grid on which the history is composed; None if that would cost too much."""
+    second = math.fsum(
+        e.count * order_two(e.mechanism, rho(e.mechanism, 2, RELATIONS[0])) for e in events
     )
+    spread = 2 * min(ceiling(events, _TINY, RELATIONS[0]), second - math.log(_TINY))
+    return grid_of(merged, spread, relation == REPLACE)
 
 
 def _dp_event(mechanism: Mechanism) -> Any:
@@ -170,12 +162,16 @@ def _dp_event(mechanism: Mechanism) -> Any:
 
 
 @lru_cache(maxsize=1024)
-def _pld(merged: tuple[tuple[Mechanism, int], ...], delta: float, relation: str) -> float:
-    return float(_composed(merged, relation).get_epsilon(delta))
+def _pld(
+    merged: tuple[tuple[Mechanism, int], ...], grid: float, delta: float, relation: str
+) -> tuple[float, float]:
+    """Return ε at ``delta``, and the probability that is counted as an infinite loss."""
+    accountant = _composed(merged, grid, relation)
+    return float(accountant.get_epsilon(delta)), float(accountant.get_delta(1e9))
 
 
 @lru_cache(maxsize=8)
-def _composed(merged: tuple[tuple[Mechanism, int], ...], relation: str) -> Any:
+def _composed(merged: tuple[tuple[Mechanism, int], ...], grid: float, relation: str) -> Any:
     import dp_accounting
     from dp_accounting import pld
 
@@ -183,20 +179,34 @@ def _composed(merged: tuple[tuple[Mechanism, int], ...], relation: str) -> Any:
     chosen = relations.REPLACE_ONE if relation == REPLACE else relations.ADD_OR_REMOVE_ONE
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        accountant = pld.PLDAccountant(chosen, value_discretization_interval=GRID)
+        accountant = pld.PLDAccountant(chosen, value_discretization_interval=grid)
         for mechanism, count in merged:
             accountant.compose(_dp_event(mechanism), count)
         return accountant
 
 
+def renyi_delta(charges: Iterable[Event], epsilon: float, relation: str) -> float:
+    """Return an upper bound of δ at ``epsilon`` by Rényi divergences."""
+    events, least = list(charges), 0.0
+    for order in CEILING_ORDERS:
+        total = math.fsum(e.count * rho(e.mechanism, order, relation) for e in events)
+        log = (order - 1) * (total - epsilon) - math.log(order - 1)
+        least = min(least, log + order * math.log1p(-1 / order))
+    return math.exp(least)
+
+
 def delta_at(charges: Iterable[Event], epsilon: float, relation: str) -> float:
-    """Return δ at ``epsilon`` by privacy loss distributions; 1 where there are none."""
+    """Return δ at ``epsilon``, the smaller of two bounds; 1 where there are none."""
     events = list(charges)
     try:
         merged = _merged(events, relation)
-        if not merged or _too_large(merged, ceiling(events, 1e-12, relation)):
-            return 1.0 if merged != [] else 0.0
-        return float(_composed(tuple(merged), relation).get_delta(epsilon))
+        if not merged:
+            return 1.0 if merged is None else 0.0
+        bound = renyi_delta(events, epsilon, relation)
+        grid = _grid(events, merged, relation)
+        if grid is None:
+            return bound
+        return min(bound, float(_composed(tuple(merged), grid, relation).get_delta(epsilon)))
     except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError):
         return 1.0
 
@@ -212,12 +222,12 @@ def contradict(value: float, bound: float, charges: Iterable[Event]) -> bool:
 
 
 def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[float, float, str]:
-    """Return ε by privacy loss distributions, its Rényi ceiling, and a remark.
+    """Return ε, its Rényi ceiling, and a remark.
 
-    Where distributions would take too much memory or time (a ceiling above 1000, noise below a
-    fifth of the sensitivity, more than 10^7 runs of one mechanism, more than 200 mechanisms or
-    4 mixtures), or none is known (a discrete Gaussian of σ below 1000), the ceiling stands for ε
-    and the remark says so.
+    ε is by privacy loss distributions. The ceiling stands for it, and the remark says so, where
+    distributions would take too much memory or time (verify/size.py), and where what they count
+    as an infinite loss is not small against ``delta``. It stands for it, too, where the rounding
+    to the grid alone makes the distributions come out above it.
     """
     events = list(charges)
     bound = ceiling(events, delta, relation)
@@ -227,8 +237,32 @@ def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[floa
             return math.inf, math.inf, ""
         if not merged:
             return 0.0, bound, ""
-        if _too_large(merged, bound):
-            return bound, bound, "too large for privacy loss distributions: the Rényi ceiling"
-        return _pld(tuple(merged), delta, relation), bound, ""
+        grid = _grid(events, merged, relation)
+        if grid is None:
+            return bound, bound, _TOO_LARGE
+        value, tail = _pld(tuple(merged), grid, delta, relation)
+        if value <= bound or (tail <= delta / 1000 and contradict(value, bound, events)):
+            return value, bound, ""
+        return bound, bound, _TOO_SMALL if tail > delta / 1000 else ""
     except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError) as error:
         return bound, bound, f"dp-accounting failed ({type(error).__name__}): the Rényi ceiling"
+
+
+def fits(charges: Iterable[Event], delta: float, relation: str, cap: float) -> bool:
+    """Return whether what is fixed in advance costs at most ``cap`` at ``delta``.
+
+    A distribution cuts off tails of about 1e-15 a convolution, and counts them as infinite losses.
+    Where exactly depends on the rounding of a Fourier transform; so that much is allowed in δ.
+    """
+    events = list(charges)
+    if epsilon(events, delta, relation)[0] <= cap:
+        return True
+    merged = _merged(events, relation)
+    grid = _grid(events, merged, relation) if merged else None
+    if not merged or grid is None:
+        return False
+    try:
+        _, tail = _pld(tuple(merged), grid, delta, relation)
+        return _pld(tuple(merged), grid, delta + tail, relation)[0] <= cap
+    except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError):
+        return False

@@ -1,8 +1,9 @@
 """The cap of one population, held at every prefix of its ledger.
 
-Charges of one run within its plan are held by the composition of the whole plan, by privacy
-loss distributions, once. All other states are held by the Rényi filter, in fixed-point
-integers, which neither drift nor cancel when a charge is given back.
+Charges of one run are held by the composition of its whole plan, by privacy loss distributions,
+with no more extra attempts than the page allows. Plain Gaussian noise after a first plan of plain
+Gaussian noise is held by a Gaussian filter. All other states are held by the Rényi filter. Both
+filters sum in fixed-point integers, which neither drift nor cancel when a charge is given back.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import heapq
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from privet.privacy.audit.verify import accounting
 from privet.privacy.audit.verify.accounting import FILTER_ORDERS, SLACK
 from privet.privacy.audit.verify.events import Event
+from privet.privacy.audit.verify.gaussian import square
 from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.split import Split, split
 
 _ONE = 1 << 64
 
@@ -32,72 +35,92 @@ class Charge:
 
 
 class Filter:
-    """Σ ρ(α) ≤ B(α) for some α in Λ, with the δ that the first run's plan leaves."""
+    """The two filters, with what the first run's plan leaves to each of them."""
 
     def __init__(self, cap: float, delta: float, relation: str) -> None:
         self._cap, self._delta, self._relation = cap, delta, relation
         self._sums = [0] * len(FILTER_ORDERS)
         self._infinite = [0] * len(FILTER_ORDERS)
-        self._bounds: dict[Plan | None, list[int] | None] = {}
-        self._cost: dict[Event, list[int]] = {}
+        self._squares = self._others = 0
+        self._splits: dict[Plan | None, tuple[Split, list[int] | None]] = {}
+        self._cost: dict[Event, tuple[list[int], int]] = {}
         self._last = 0
 
     def _limits(self, delta: float) -> list[int] | None:
         """Return B(α) by order; None where nothing of δ is left."""
         if delta <= 0:
             return None
-        split = len(FILTER_ORDERS)
+        parts = len(FILTER_ORDERS)
         return [
-            math.floor((self._cap - accounting.converted(order, delta, split) + SLACK) * _ONE)
+            math.floor((self._cap - accounting.converted(order, delta, parts) + SLACK) * _ONE)
             for order in FILTER_ORDERS
         ]
 
+    def _after(self, first: Plan | None) -> tuple[Split, list[int] | None]:
+        found = self._splits.get(first)
+        if found is None:
+            shares = split(first, self._cap + SLACK, self._delta, self._relation)
+            found = self._splits[first] = shares, self._limits(shares.renyi)
+        return found
+
     def _limits_after(self, first: Plan | None) -> list[int] | None:
-        """Return B(α) where the first run's plan is ``first`` (None: not known).
+        """Return B(α) where the first run's plan is ``first`` (None: not known)."""
+        return self._after(first)[1]
 
-        Whether that run is finished, or left for another, may depend on its results: what its
-        plan can use of δ, where the filter does not hold it whole, is not there twice.
-        """
-        if first not in self._bounds:
-            left = self._delta
-            whole = [] if first is None else first.planned
-            if whole and not self._covers(whole, self._limits(left)):
-                spent, _, _ = accounting.epsilon(whole, left, self._relation)
-                if spent <= self._cap + SLACK:
-                    left -= accounting.delta_at(whole, self._cap + SLACK, self._relation)
-            self._bounds[first] = self._limits(left)
-        return self._bounds[first]
+    def extra(self, first: Plan) -> int:
+        """Return how many more attempts than planned a first run may make while it is alone."""
+        return self._after(first)[0].extra
 
-    def _covers(self, events: list[Event], limits: list[int] | None) -> bool:
-        costs = [self._fixed(event) for event in events]
-        return limits is not None and any(
-            all(cost[place] >= 0 for cost in costs) and sum(cost[place] for cost in costs) <= limit
-            for place, limit in enumerate(limits)
-        )
-
-    def _fixed(self, event: Event) -> list[int]:
-        """Return ρ of ``event`` by order, rounded up; -1 stands for infinity."""
+    def _fixed(self, event: Event) -> tuple[list[int], int]:
+        """Return ρ of ``event`` by order, and its μ², rounded up; -1 for infinity, or none."""
         cost = self._cost.get(event)
         if cost is None:
             values = [
                 event.count * accounting.rho(event.mechanism, order, self._relation)
                 for order in FILTER_ORDERS
             ]
-            cost = [-1 if math.isinf(v) else math.ceil(v * _ONE) for v in values]
+            squared = square(event, self._relation)
+            known = squared is not None and math.isfinite(squared)
+            cost = (
+                [-1 if math.isinf(v) else math.ceil(v * _ONE) for v in values],
+                math.ceil(squared * _ONE) if known and squared is not None else -1,
+            )
             self._cost[event] = cost
         return cost
 
     def add(self, event: Event, sign: int) -> None:
         """Charge ``event`` (sign 1), or give it back (sign -1)."""
         sums, infinite = self._sums, self._infinite
-        for place, value in enumerate(self._fixed(event)):
+        costs, squared = self._fixed(event)
+        for place, value in enumerate(costs):
             if value < 0:
                 infinite[place] += sign
             else:
                 sums[place] += sign * value
+        if squared < 0:
+            self._others += sign
+        else:
+            self._squares += sign * squared
+
+    def holds_gaussians(self, first: Plan | None) -> bool:
+        """Return whether all charges are plain Gaussians, after a first run of such, and fit."""
+        room = self._after(first)[0].room
+        return room is not None and not self._others and self._squares <= room * _ONE
+
+    def has_gaussians(self, first: Plan | None) -> bool:
+        """Return whether there is a Gaussian filter after a first run of ``first``."""
+        return self._after(first)[0].room is not None
+
+    def has_room(self, first: Plan, events: list[Event]) -> bool:
+        """Return whether the Gaussian filter would hold ``events`` and nothing else."""
+        room = self._after(first)[0].room
+        squares = [square(event, self._relation) for event in events]
+        return room is not None and math.fsum(s or 0.0 for s in squares) <= room
 
     def holds(self, first: Plan | None) -> bool:
-        """Return whether the cap holds for all charges now, after a first run of ``first``."""
+        """Return whether a filter holds all charges now, after a first run of ``first``."""
+        if self.holds_gaussians(first):
+            return True
         bounds = self._limits_after(first)
         if bounds is None:
             return False
@@ -140,12 +163,13 @@ class Budget:
         return len(self._runs)
 
     @property
-    def enforced_by(self) -> str:
-        """What holds the cap now: ``pld``, ``filter`` or ``none``."""
-        if self.cap is None:
+    def enforced_by(self) -> Literal["pld", "gaussian filter", "filter", "none"]:
+        """What holds the cap now."""
+        if self._filter is None:
             return "none"
-        plan = self._one_run()
-        return "pld" if not self.charges or (plan and self._fits(plan)) else "filter"
+        if not self.charges or self._is_one_run_that_fits():
+            return "pld"
+        return "gaussian filter" if self._filter.holds_gaussians(self._first_plan()) else "filter"
 
     def add(self, sequence: int, charge: Charge, sign: int = 1) -> None:
         """Charge a reservation, or give it back; then the cap must hold."""
@@ -163,17 +187,25 @@ class Budget:
             self._check(sequence)
 
     def _one_run(self) -> Plan | None:
-        """Return the plan if all charges are one run's and no more than it fixes."""
+        """Return the plan if all charges are one run's and of the kinds that it fixes."""
         if len(self._runs) != 1 or self._loose or len(self._kinds) > 2:
             return None
-        run, plan, _ = next(iter(self._kinds))
+        _, plan, _ = next(iter(self._kinds))
         if plan is None or any(other is not plan for _, other, _ in self._kinds):
             return None
-        trained = self._kinds.get((run, plan, "train"), 0)
-        evaluated = self._kinds.get((run, plan, "evaluate"), 0)
-        if trained > plan.trainings or evaluated > plan.evaluations:
-            return None
         return plan
+
+    def _is_one_run_that_fits(self) -> bool:
+        """Whether the composition of one run's plan, with few more attempts, holds the charges."""
+        plan = self._one_run()
+        if plan is None or self._filter is None:
+            return False
+        run = next(iter(self._runs))
+        trained, evaluated = (self._kinds.get((run, plan, p), 0) for p in ("train", "evaluate"))
+        extra = plan.excess(trained, evaluated)
+        if all(square(event, self.relation) is not None for event in plan.planned):
+            return self._filter.has_room(plan, plan.with_more(extra))
+        return self._fits(plan) if extra == 0 else extra <= self._filter.extra(plan)
 
     def _arrive(self, charge: Charge) -> None:
         """Keep the runs with charges that count in a heap, by when they were first charged.
@@ -195,16 +227,19 @@ class Budget:
         return self._plans[self._present[0]][1] if self._present else None
 
     def _check(self, sequence: int) -> None:
-        plan = self._one_run()
-        if plan is not None and self._fits(plan):
+        if self._is_one_run_that_fits():
             return
         if self._filter is not None and not self._filter.holds(self._first_plan()):
-            what = "its plan is above the cap, and " if plan is not None else ""
-            self.fault = (sequence, f"{what}the Renyi filter of the population is overrun")
+            what = "its plan is above the cap, and " if self._one_run() is not None else ""
+            gaussian = self._filter.has_gaussians(self._first_plan())
+            which = "the Gaussian and the Renyi filter" if gaussian else "the Renyi filter"
+            verb = "are" if gaussian else "is"
+            self.fault = (sequence, f"{what}{which} of the population {verb} overrun")
 
     def _fits(self, plan: Plan) -> bool:
-        """Whether all that the plan fixes is within the cap, by privacy loss distributions."""
+        """Whether all that the plan fixes is within the cap."""
         if plan not in self._whole:
-            spent, _, _ = accounting.epsilon(plan.planned, self.delta, self.relation)
-            self._whole[plan] = self.cap is None or spent <= self.cap + SLACK
+            self._whole[plan] = self.cap is None or accounting.fits(
+                plan.planned, self.delta, self.relation, self.cap + SLACK
+            )
         return self._whole[plan]

@@ -112,8 +112,39 @@ class Plan:
     @property
     def planned(self) -> list[Event]:
         """All that a run may do at one site."""
+        return self.with_more(0)
+
+    def with_more(self, attempts: int) -> list[Event]:
+        """All that a run does with so many more attempts at each release than planned."""
         parts = [(self.train, self.trainings), (self.evaluate, self.evaluations)]
-        return [Event(e.mechanism, e.count * n) for e, n in parts if e is not None and n]
+        return [
+            Event(e.mechanism, e.count * (n + attempts)) for e, n in parts if e is not None and n
+        ]
+
+    @property
+    def attempts(self) -> int:
+        """How many attempts at one release it has, by mechanism, at most."""
+        if self.is_one_mechanism and self.train and self.evaluate:
+            both = self.train.count * self.trainings + self.evaluations
+            return both // (self.train.count + 1)
+        return max(self.trainings, self.evaluations)
+
+    @property
+    def is_one_mechanism(self) -> bool:
+        """Whether a step of training and an evaluation are the same mechanism."""
+        return (
+            self.train is not None
+            and self.evaluate is not None
+            and self.train.mechanism == self.evaluate.mechanism
+        )
+
+    def excess(self, trained: int, evaluated: int) -> int:
+        """Return how many more attempts than planned so many charges are, by mechanism."""
+        if self.is_one_mechanism and self.train:
+            steps = self.train.count
+            over = steps * (trained - self.trainings) + evaluated - self.evaluations
+            return max(0, -(-over // (steps + 1)))
+        return max(0, trained - self.trainings, evaluated - self.evaluations)
 
     def has(self, purpose: str, round_: int) -> bool:
         """Return whether a run of this plan has such a release in this round."""

@@ -59,7 +59,7 @@ class SiteFinding:
     charges: int = 0
     runs: int = 0
     conditional: tuple[str, ...] = ()
-    enforced_by: Literal["pld", "filter", "none"] = "none"
+    enforced_by: Literal["pld", "gaussian filter", "filter", "none"] = "none"
     rdp_epsilon: float | None = None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any
 
 from privet.privacy.audit.verify import accounting
 from privet.privacy.audit.verify.budget import Budget, Charge
@@ -361,6 +361,6 @@ class Ledger(Log):
             None if math.isinf(value) else value, budget.cap, self.tree.size,
             charges=budget.charges, runs=budget.runs,
             conditional=("H29",) if budget.runs > 1 else (),
-            enforced_by=cast(Literal["pld", "filter", "none"], budget.enforced_by),
+            enforced_by=budget.enforced_by,
             rdp_epsilon=None if math.isinf(ceiling) else ceiling,
         )  # fmt: skip
