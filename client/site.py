@@ -20,6 +20,7 @@ from privet.common.errors import (
     LedgerError,
     NoteError,
     OutOfTurn,
+    PlanClosed,
     PrivetError,
     RolledBack,
     SelfTestFailed,
@@ -266,12 +267,15 @@ class Site:
             self._log.warning("%s: was left open by a process that ended", left.slot)
             self.outbox.remove(left.slot)
             self.ledger.abort(left, data_opened=True, reason="recovered")
+            self._tell_attempts(left.slot)
         try:
             return self.ledger.reserve(request)
         except BudgetExceeded as error:
             raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
         except OutOfTurn as error:
             raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
+        except PlanClosed as error:
+            raise Refusal(Status.REFUSED_PLAN, str(error)) from error
         except SitePaused as error:
             raise Refusal(Status.REFUSED_PAUSED, str(error)) from error
 
@@ -336,8 +340,23 @@ class Site:
         try:
             if self.ledger.pending(reservation.slot):
                 self.ledger.abort(reservation, data_opened=True)
+            self._tell_attempts(reservation.slot)
         except (LedgerError, OSError) as error:
             self._log.error("%s: %s", reservation.slot, error)
+
+    def _tell_attempts(self, slot: str) -> None:
+        """Say in the operator's log what a failure means for the plan."""
+        plan = self.ledger.book.plan_of(slot.partition("/")[0])
+        failed, most = self.ledger.attempts(plan)
+        if failed < most:
+            text = "%s: the charge stays; attempt %d of %d in a row that failed (max_attempts)"
+            self._log.warning(text, slot, failed, most)
+            return
+        self._log.warning(
+            "%s: the charge stays; %d attempts failed in a row, so plan %s is closed here and "
+            "costs no more. What failed is said above: mend it, then `privet client approve %s`",
+            slot, failed, plan, plan,
+        )  # fmt: skip
 
 
 def _operator_log(path: Path, name: str) -> logging.Logger:
