@@ -35,7 +35,7 @@ from harness import Row, finish, parser, row, tell
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
-from privet.client.trainer import SiteData
+from privet.client.data.records import SiteData
 from privet.client.workbench import workbench
 from privet.common.errors import InputError
 from privet.common.models.start import offer

@@ -21,7 +21,7 @@ import ipaddress
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel, ConfigDict
 
 from privet import __version__
-from privet.client.data.tables import read_csv
+from privet.client.data.tables import text_table
+from privet.common.cells import Codes, text_of
 from privet.common.delivery.trained import Trained
 from privet.common.errors import DataError, InputError, PrivetError
 from privet.privacy.policy import Policy
@@ -57,7 +58,7 @@ class Feedback:
         path: of the file, made when the first record comes.
         columns: of a record, in the file's order.
         needed: those of them that may not be empty.
-        texts: those of them that hold texts.
+        declared: values of those of them that are compared with declared ones.
         check: is given the rows as they will be read from the file, and raises DataError where
             somebody could not train on them.
 
@@ -70,11 +71,11 @@ class Feedback:
         path: Path,
         columns: tuple[str, ...],
         needed: tuple[str, ...],
-        texts: tuple[str, ...] = (),
+        declared: Mapping[str, Sequence[str]] = {},
         check: Callable[[pd.DataFrame], object] = lambda frame: None,
     ) -> None:
         self.path, self.columns, self.needed = path, columns, needed
-        self._texts, self._check = texts, check
+        self._declared, self._check = dict(declared), check
         if path.exists() and (not path.is_file() or path.stat().st_size):
             try:
                 with path.open(newline="", encoding="utf-8") as stream:
@@ -101,7 +102,7 @@ class Feedback:
         except UnicodeEncodeError as error:
             raise DataError("a record holds a sign that is no text") from error
         # What is refused now does not wait in the file until somebody has paid for training.
-        self._check(read_csv(io.StringIO(text), texts=self._texts))
+        self._check(text_table(text).frame)
         try:
             self._append(_csv(rows).encode(), data)
         except OSError as error:
@@ -123,8 +124,7 @@ class Feedback:
             cell = record.get(name)
             if isinstance(cell, dict | list):
                 raise DataError(f"record {place}: '{name}' is no text and no number")
-            # As in a table: a truth value is 1 or 0.
-            text = "" if cell is None else str(int(cell) if isinstance(cell, bool) else cell)
+            text = self._text(name, cell)
             if name == PERSON:
                 text = _person(place, cell)
             if name in self.needed and not text.strip():
@@ -133,6 +133,14 @@ class Feedback:
                 raise DataError(f"record {place}: '{name}' has more than {_LONGEST} signs")
             row.append(text)
         return row
+
+    def _text(self, name: str, cell: Any) -> str:
+        """Return a cell as it will be read from the file: a declared value as it is declared."""
+        values = self._declared.get(name)
+        place = Codes(values).find(cell) if values is not None else None
+        if values is not None and place is not None:
+            return values[place]
+        return text_of(cell)
 
     def _append(self, rows: bytes, whole: bytes) -> None:
         # Records of persons: for their owner alone.
@@ -200,7 +208,8 @@ def open_feedback(path: Path, trained: Trained, policy: Policy | None) -> Feedba
     columns, task = feedback_columns(trained, policy), trained.plan.task
     features = {*task.numeric, *task.categorical}
     needed = tuple(name for name in columns if name not in features)
-    return Feedback(path, columns, needed, task.texts, trained.task.encode)
+    declared = {**task.categorical, **({task.label: task.classes} if task.classes else {})}
+    return Feedback(path, columns, needed, declared, trained.task.encode)
 
 
 class Records(BaseModel):

@@ -283,6 +283,8 @@ class Site:
         """From here on data is open: the only failure that leaves is ``failed`` (H30)."""
         try:
             made = self._trainer.release(order, model)
+            for note in made.notes:
+                self._log.warning("%s", note)
             release = self._store(order, reservation, made)
             self._tell_committed(order)
             return Answer(Status.RELEASED, release)

@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from privet.client.data.records import SiteData
+from privet.client.data.split import PERSON
 from privet.client.training import Made
 from privet.client.workbench import Workbench, labels_of, workbench
 from privet.common.compress import bytes_of, compress
@@ -25,32 +27,35 @@ from privet.common.errors import (
     SelfTestFailed,
 )
 from privet.common.flat import Arrays, digest_arrays
+from privet.common.identity import PersonId
 from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.common.tasks import Batch, build_task
+from privet.common.tasks import Batch
+from privet.common.tasks.encoding import Faults
 from privet.privacy import events as ev
-from privet.privacy import gate, selftest
+from privet.privacy import gate
 from privet.privacy.dpsgd import DpSgd, Mechanism, NoisedUpdate, PlainSgd, PlainUpdate
 from privet.privacy.noise import Stream
 from privet.privacy.units import Relation, Unit, UnitIndex
 
-PERSON = "person"
-"""Name of the column that names the person, where the unit is a person."""
+MAX_NOTES = 20
+"""Records that are named in the operator's log each time they are read; then they are counted."""
 
 
 @dataclass(frozen=True)
-class SiteData:
-    """One site's records: to train on, and held out for its own evaluation."""
+class UsableRecords:
+    """What a site can use of its records.
 
-    train: pd.DataFrame
-    held_out: pd.DataFrame
+    Attributes:
+        examples: their tensors, each with first dimension N, on the plan's device.
+        units: which of them belong to which unit.
+        faults: why the others are left out, by their place in the frame.
+    """
 
-
-@dataclass(frozen=True)
-class _Encoded:
     examples: Batch
     units: UnitIndex
+    faults: Faults
 
 
 def mechanism(plan: Plan) -> Mechanism:
@@ -103,7 +108,8 @@ class Trainer:
         self._stream_for = stream_for
         self._data: SiteData | None = None
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
-        self._cache: dict[str, _Encoded] = {}
+        self._cache: dict[str, UsableRecords] = {}
+        self._notes: list[str] = []
         # What compressed updates left out, by run; of the newest, until it was paid for.
         self._rest: dict[str, Arrays] = {}
         self._aside: tuple[Order, Arrays] | None = None
@@ -156,11 +162,12 @@ class Trainer:
         """Train, or evaluate, as the order says.
 
         Raises:
-            DataError: if the site has no usable record.
+            DataError: if the records cannot be read as a table.
             NotReleasable: if what came out is not what may leave.
         """
         if self._data is None:
             self._data = self._open_data()
+            self._note(self._data, {fault.place: fault.why for fault in self._data.faults})
         torch.set_num_threads(self.plan.threads)
         stream = self._stream_for(order)
         if order.purpose == "evaluate":
@@ -181,7 +188,7 @@ class Trainer:
         self._aside = None
 
     def _train(self, order: Order, model: Arrays, data: SiteData, stream: Stream | None) -> Made:
-        encoded = self._encoded("train", data.train)
+        encoded = self._usable("train", data, data.train)
         self._bench.load(model)
         update = self.mechanism.release(
             self._bench.engine,
@@ -201,10 +208,10 @@ class Trainer:
             before = self._rest.get(order.run, {})
             arrays, rest = compress(arrays, self.plan.compression, stream or Stream.fresh(), before)
             self._aside = (order, rest)
-        return Made(arrays, update.event, update.reproducible)
+        return Made(arrays, update.event, update.reproducible, self._take_notes())
 
     def _evaluate(self, model: Arrays, data: SiteData, stream: Stream | None) -> Made:
-        encoded = self._encoded("held_out", data.held_out)
+        encoded = self._usable("held_out", data, data.held_out)
         self._bench.load(model)
         table, event = gate.noised_histogram(
             self._bench.score(encoded.examples),
@@ -216,25 +223,28 @@ class Trainer:
             stream=stream,
         )
         reproducible = stream is not None and stream.reproducible
-        return Made({"histogram": table.astype(np.float64)}, event, reproducible)
+        arrays = {"histogram": table.astype(np.float64)}
+        return Made(arrays, event, reproducible, self._take_notes())
 
-    def _encoded(self, part: str, frame: pd.DataFrame) -> _Encoded:
+    def _usable(self, part: str, data: SiteData, frame: pd.DataFrame) -> UsableRecords:
         if part not in self._cache:
-            if not len(frame):
-                raise DataError(f"{self.site.name}: there is no record to {part.replace('_', ' ')}")
-            examples = self._bench.encode(frame)
-            if ":" in self.plan.task.kind:
-                # A task made anew each time: one that learns from its first table shows, too.
-                selftest.encoding(
-                    examples,
-                    lambda row: build_task(self.plan).encode(
-                        frame.iloc[[row]].reset_index(drop=True)
-                    ),
-                )
-            if part == "train" and self.plan.privacy is not None:
-                selftest.real_records(self._bench.engine, examples)
-            self._cache[part] = _Encoded(examples, units_of(self.plan, frame))
+            found = usable_records(self._bench, frame)
+            self._note(data, {frame.index[row]: why for row, why in found.faults.items()})
+            self._cache[part] = found
         return self._cache[part]
+
+    def _note(self, data: SiteData, faults: dict[int, str]) -> None:
+        """Keep for the operator's log which records are left out, and why."""
+        places = sorted(faults)
+        self._notes += [f"left out: {data.where(k)}: {faults[k]}" for k in places[:MAX_NOTES]]
+        if (more := len(places) - MAX_NOTES) > 0:
+            self._notes.append(
+                f"left out: {more} more records of {data.source}; `privet client check` names them"
+            )
+
+    def _take_notes(self) -> tuple[str, ...]:
+        notes, self._notes = tuple(self._notes), []
+        return notes
 
     def _optimizer(self, parameters: object) -> torch.optim.Optimizer:
         training = self.plan.training
@@ -247,17 +257,33 @@ class Trainer:
         )
 
 
-def units_of(plan: Plan, frame: pd.DataFrame) -> UnitIndex:
-    """Return which rows of ``frame`` belong to which unit.
+def usable_records(bench: Workbench, frame: pd.DataFrame) -> UsableRecords:
+    """Return what can be used of a frame: encoded record by record, with their units.
+
+    A record that cannot be encoded, or that names nobody where the unit is a person, is left out,
+    and changes nothing for the others (H6, H7).
+
+    Args:
+        bench: of the plan.
+        frame: the records.
 
     Raises:
-        DataError: if the unit is a person and a row does not name one.
+        DataError: if a column is not there that the plan needs.
     """
+    plan = bench.plan
+    found = bench.encode_records(frame)
+    faults, rows, examples = dict(found.faults), found.rows, found.batch
     if plan.privacy is None or plan.privacy.unit != "person":
-        return UnitIndex.by_record(len(frame))
+        return UsableRecords(examples, UnitIndex.by_record(len(rows)), faults)
     if PERSON not in frame.columns:
         raise DataError("the unit is a person, and no column names the person")
-    if frame[PERSON].isna().any():
-        row = int(np.flatnonzero(frame[PERSON].isna())[0])
-        raise DataError(f"row {row} names no person; the unit is a person")
-    return UnitIndex.by_person(frame[PERSON].astype(str).to_numpy(), plan.privacy.max_records)
+    ids = [PersonId().of(cell) for cell in frame[PERSON].iloc[rows]]
+    named = np.array([place for place, name in enumerate(ids) if name is not None], dtype=np.int64)
+    for place, name in enumerate(ids):
+        if name is None:
+            faults[int(rows[place])] = "names no person; the unit is a person"
+    if len(named) < len(ids):
+        index = torch.from_numpy(named).to(plan.device)
+        examples = {name: tensor[index] for name, tensor in examples.items()}
+    persons = np.array([ids[place] for place in named], dtype=object)
+    return UsableRecords(examples, UnitIndex.by_person(persons, plan.privacy.max_records), faults)

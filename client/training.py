@@ -23,11 +23,14 @@ class Made:
         arrays: the update, or the histogram.
         event: emitted by what drew the batch and added the noise.
         reproducible: the noise came from a seed, and protects nobody.
+        notes: what the operator should know of the records, such as which are left out. They speak
+            of private data, and are for the operator's log only.
     """
 
     arrays: Arrays
     event: Event
     reproducible: bool
+    notes: tuple[str, ...] = ()
 
 
 class Training(Protocol):

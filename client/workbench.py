@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -9,11 +10,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import DataError, SelfTestFailed
 from privet.common.flat import Arrays
 from privet.common.models import build_model, trainable
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, augment_of, build_task, sizes_of
+from privet.common.tasks.encoding import Encoded, encode_records
 from privet.common.tasks.measure import Measure, measure_of
 from privet.privacy import selftest
 from privet.privacy.clipping import GradientEngine
@@ -122,6 +124,8 @@ class Workbench:
                     parts.append(self.task.scores(model, batch).float().cpu().numpy())
         finally:
             model.train()
+        if not parts:
+            return self._no_scores()
         scores = np.concatenate(parts)
         return scores if sizes is None else scores[torch.argsort(order).numpy()]
 
@@ -130,13 +134,38 @@ class Workbench:
         """How the task is measured."""
         return measure_of(self.task)
 
+    def _no_scores(self) -> np.ndarray:
+        """Return the scores of no records, [0, K]; K is that of a made-up one."""
+        model = self.engine.model
+        model.eval()
+        try:
+            with torch.no_grad(), self.engine.hooks_off():
+                one = self.task.scores(model, self._random_batch(1, 0))
+        finally:
+            model.train()
+        return one[:0].float().cpu().numpy()
+
+    def encode_records(self, frame: pd.DataFrame) -> Encoded:
+        """Return the usable records as tensors on the plan's device.
+
+        Raises:
+            DataError: if a column is missing that the task reads.
+        """
+        found = encode_records(self.task, frame)
+        batch = {name: tensor.to(self.plan.device) for name, tensor in found.batch.items()}
+        return dataclasses.replace(found, batch=batch)
+
     def encode(self, frame: pd.DataFrame) -> Batch:
         """Return the records as tensors on the plan's device.
 
         Raises:
-            DataError: if they do not fit the task.
+            DataError: if one of them cannot be used.
         """
-        return {name: t.to(self.plan.device) for name, t in self.task.encode(frame).items()}
+        found = self.encode_records(frame)
+        if found.faults:
+            row = min(found.faults)
+            raise DataError(f"row {frame.index[row]}: {found.faults[row]}")
+        return found.batch
 
 
 def labels_of(examples: Batch) -> np.ndarray:

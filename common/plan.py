@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError
+from privet.common.identity import PersonId
 from privet.common.schema import DIGEST, ONE_LINE, Count, Name, Part, parse
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -89,7 +90,7 @@ class TaskSpec(Part):
             from another; or ``"module:object"`` of a user's own
             :class:`privet.common.tasks.Task` factory.
         label: name of the label column.
-        classes: the declared labels, in order; a label outside them is an error.
+        classes: the declared labels, in order; a record with another label, or none, is left out.
         numeric, categorical: features of a tabular task, by column. The values of a
             categorical feature are declared; any other cell counts as "other".
         text: text column, of ``text-to-text`` the column of what is read.
@@ -135,8 +136,8 @@ class TaskSpec(Part):
             raise ValueError("'augment' names a kind twice")
         if (self.kind == "image") != (self.image is not None):
             raise ValueError("an image task, and no other, has a section 'image'")
-        if len({canonical_label(name) for name in self.classes}) != len(self.classes):
-            raise ValueError("'classes' names a label twice (numbers are compared by value)")
+        if len({name.strip() for name in self.classes}) != len(self.classes):
+            raise ValueError("'classes' names a label twice")
         if self.kind == "tabular" and not (self.numeric or self.categorical):
             raise ValueError("a tabular task needs features in 'numeric' or 'categorical'")
         features = set(self.numeric) | set(self.categorical)
@@ -333,11 +334,22 @@ class DataSpec(Part):
         path: one CSV or Parquet file for all sites; relative to the plan's folder.
         site_column: the column that names the site in ``path``.
         person_column: the column that names the person (needed for unit ``person``).
+        person_ignore_case, person_numeric: how ids of persons are folded
+            (:class:`privet.common.identity.PersonId`).
+        multiline: quoted cells of CSV and TSV files may hold line ends.
     """
 
     path: str | None = None
     site_column: str | None = None
     person_column: str | None = None
+    person_ignore_case: bool = False
+    person_numeric: bool = False
+    multiline: bool = False
+
+    @property
+    def person(self) -> PersonId:
+        """How ids of persons are folded."""
+        return PersonId(self.person_ignore_case, self.person_numeric)
 
 
 class Plan(Part):
@@ -490,15 +502,3 @@ class Plan(Part):
                 return site
         known = ", ".join(site.name for site in self.sites)
         raise PlanError(f"plan '{self.name}' has no site '{name}'; it has {known}")
-
-
-def canonical_label(cell: object) -> str:
-    """Return a label as text; numbers by value, so that 1, 1.0 and True are the same."""
-    if isinstance(cell, bool):
-        return str(int(cell))
-    text = str(cell).strip()
-    try:
-        number = float(text)
-    except ValueError:
-        return text
-    return str(int(number)) if number.is_integer() else str(number)

@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError, PolicyError
+from privet.common.identity import PersonId
 from privet.common.plan import Plan
 from privet.common.schema import ABSOLUTE, DIGEST, KEY, Count, Name, Part, parse
 from privet.privacy.database import Database, Identifier
@@ -85,6 +86,10 @@ class DataSet(Part):
         sql: the table of a database, in place of a file; it never leaves the site.
         columns: the columns that are read, and that a plan may use; None: all of a file's.
         person_column: the column that names the person.
+        person_ignore_case, person_numeric: how ids of persons are folded
+            (:class:`privet.common.identity.PersonId`).
+        multiline: quoted cells of a CSV or TSV file may hold line ends; the site vouches for its
+            quoting.
         disjoint: why its persons are in no other population of this site (H32).
     """
 
@@ -94,6 +99,9 @@ class DataSet(Part):
     sql: Database | None = None
     columns: Annotated[tuple[Identifier, ...], Field(min_length=1)] | None = None
     person_column: str | None = None
+    person_ignore_case: bool = False
+    person_numeric: bool = False
+    multiline: bool = False
     disjoint: str = ""
 
     @model_validator(mode="after")
@@ -109,6 +117,11 @@ class DataSet(Part):
         if self.person_column is not None and self.person_column not in self.columns:
             raise ValueError(f"'columns' lacks the person_column '{self.person_column}'")
         return self
+
+    @property
+    def person(self) -> PersonId:
+        """How ids of persons are folded."""
+        return PersonId(self.person_ignore_case, self.person_numeric)
 
 
 class Allow(Part):
@@ -262,6 +275,9 @@ class Policy(Part):
                         "nominal_size": spec.nominal_size,
                         "path": spec.path,
                         "person_column": plan.data.person_column,
+                        "person_ignore_case": plan.data.person_ignore_case,
+                        "person_numeric": plan.data.person_numeric,
+                        "multiline": plan.data.multiline,
                     }
                 },
                 "allow": {
@@ -451,6 +467,9 @@ nominal_size = 1200                  # number of units, a round number set by ha
 path = "admissions.csv"              # from this file's folder; never leaves the site
 # columns = ["age", "sex", "died"]   # read these only; a database's table needs it
 # person_column = "patient_id"       # needed for unit = "person"
+# person_ignore_case = false         # true: "P1" and "p1" are one person
+# person_numeric = false             # true: "0012", "12" and "12.0" are one person
+# multiline = false                  # true: quoted cells of a CSV file may hold line ends
 disjoint = ""
 
 # In place of "path": a table or view of a database, read-only. Needs privet[sql] and "columns".

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privet.client.trainer import SiteData
+from privet.client.data.records import SiteData
 from privet.common.canonical import write_atomic, write_json
 from privet.common.plan import Plan
 from privet.common.tasks.measure import measure_of_kind
@@ -152,7 +152,7 @@ class _Fixed(Records):
         parts = super().parts()
         train, test = parts["train"], parts["test"]
         if self.only is not None:
-            train = train[train[SITE].isin(self.only)].reset_index(drop=True)
+            train = train[train[SITE].isin(self.only).to_numpy()]
         return SiteData(train, test)
 
 

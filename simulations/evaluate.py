@@ -35,7 +35,10 @@ class PublicTest:
             return {}
         bench = workbench(self._plan)
         if self._examples is None:
-            self._examples = bench.encode(self._frame)
+            found = bench.encode_records(self._frame)
+            self._examples, self._frame = found.batch, self._frame.iloc[found.rows]
+        if not len(self._frame):
+            return {}
         bench.load(model)
         scores, labels = bench.score(self._examples), labels_of(self._examples)
         sites = self._frame[SITE].to_numpy()

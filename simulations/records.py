@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
-from privet.client.data.tables import read_table
-from privet.client.trainer import SiteData
+from privet.client.data.records import SiteData
+from privet.client.data.split import with_person
+from privet.client.data.tables import RecordFault, Table, read_table
+from privet.common.cells import text_of
 from privet.common.errors import DataError, PlanError
 from privet.common.plan import Plan
 from privet.simulations import scenarios
@@ -20,6 +22,26 @@ from privet.simulations.partition import (
     split_by_unit,
     split_in_proportion,
 )
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The records of a federation, and where they came from.
+
+    Attributes:
+        frame: with the columns ``site`` and, if declared, ``person``. Its index says where a record
+            stands in its file.
+        columns: of each site that has a file of its own.
+        faults: records that could not be read, by site; of a file for all sites under "".
+        sources: the file of each site.
+        counted: what the index counts, ``line`` or ``row``.
+    """
+
+    frame: pd.DataFrame
+    columns: dict[str, list[str]] = field(default_factory=dict)
+    faults: dict[str, tuple[RecordFault, ...]] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+    counted: str = "row"
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,11 @@ class Records:
 
     def table(self) -> pd.DataFrame:
         """Return all records with the columns ``site`` and, if declared, ``person``."""
-        return _table(self, self._stamp())
+        return self.loaded().frame
+
+    def loaded(self) -> Loaded:
+        """Return all records, with where they came from."""
+        return _loaded(self, self._stamp())
 
     def parts(self) -> dict[str, pd.DataFrame]:
         """Return the records to train on, for validation and for test."""
@@ -52,14 +78,20 @@ class Records:
 
     def site(self, name: str) -> SiteData:
         """Return one site's records: train, and its share of the test split as held out."""
-        parts = self.parts()
+        parts, loaded = self.parts(), self.loaded()
         # A column that this site's own file lacks must not appear as one of empty cells.
-        columns = self.table().attrs.get(COLUMNS, {}).get(name, self.table().columns)
+        columns = loaded.columns.get(name, list(loaded.frame.columns))
         mine = {
-            part: frame.loc[frame[SITE] == name, columns].reset_index(drop=True)
+            part: frame.loc[(frame[SITE] == name).to_numpy(), columns]
             for part, frame in parts.items()
         }
-        return SiteData(mine["train"], mine["test"])
+        return SiteData(
+            mine["train"],
+            mine["test"],
+            loaded.faults.get(name, ()),
+            loaded.sources.get(name, "the records"),
+            loaded.counted,
+        )
 
     @property
     def scenario(self) -> scenarios.Scenario | None:
@@ -68,41 +100,57 @@ class Records:
 
 
 @functools.lru_cache(maxsize=8)
-def _table(records: Records, stamp: tuple[tuple[str, int, int], ...]) -> pd.DataFrame:
+def _loaded(records: Records, stamp: tuple[tuple[str, int, int], ...]) -> Loaded:
     del stamp
     scenario = records.scenario
     if scenario is not None:
-        return scenario.load(records.data_dir).reset_index(drop=True)
-    return _own_files(records.plan, records.base)
+        return Loaded(scenario.load(records.data_dir).reset_index(drop=True))
+    plan, base = records.plan, records.base
+    return _one_file(plan, base) if plan.data.path else _file_each(plan, base)
 
 
-def _own_files(plan: Plan, base: Path) -> pd.DataFrame:
-    table = _one_file(plan, base) if plan.data.path else _file_each(plan, base)
-    person = plan.data.person_column
-    if person is not None:
-        if person not in table.columns:
-            raise DataError(f"there is no person column '{person}'")
-        table[PERSON] = table[person]
-    elif plan.privacy is not None and plan.privacy.unit == "person":
+def _with_person(plan: Plan, path: Path, frame: pd.DataFrame) -> pd.DataFrame:
+    column = plan.data.person_column
+    if column is not None:
+        if column not in frame.columns:
+            raise DataError(f"{path}: there is no person column '{column}'")
+        return with_person(frame, frame[column], plan.data.person)
+    if plan.privacy is not None and plan.privacy.unit == "person":
         raise PlanError(f"{plan.name}: unit = 'person' needs data.person_column")
-    return table
+    return frame
 
 
-def _one_file(plan: Plan, base: Path) -> pd.DataFrame:
+def _read(path: Path, plan: Plan, declared: set[str | None]) -> Table:
+    found = read_table(path, multiline=plan.data.multiline)
+    for name in (SITE, PERSON, PART):
+        if name in found.frame.columns and name not in declared:
+            raise DataError(
+                f"{path}: the column name '{name}' is reserved; rename it, or declare it as "
+                "data.site_column or data.person_column"
+            )
+    return found
+
+
+def _one_file(plan: Plan, base: Path) -> Loaded:
     data = plan.data
     if any(site.path for site in plan.sites):
         raise PlanError(f"{plan.name}: name data.path or a 'path' for each site, not both")
     if data.site_column is None:
         raise PlanError(f"{plan.name}: data.path needs data.site_column")
     path = base / str(data.path)
-    table = read_table(path, texts=plan.task.texts)
-    table = _unreserved(path, table, {data.site_column, data.person_column})
-    if data.site_column not in table.columns:
+    found = _read(path, plan, {data.site_column, data.person_column})
+    frame = found.frame
+    if data.site_column not in frame.columns:
         raise DataError(f"{path}: there is no site column '{data.site_column}'")
-    return table.assign(**{SITE: table[data.site_column].astype(str)})
+    sites = pd.Series(
+        [text_of(cell).strip() for cell in frame[data.site_column]], frame.index, dtype=object
+    )
+    frame = _with_person(plan, path, frame).assign(**{SITE: sites})
+    sources = dict.fromkeys((site.name for site in plan.sites), str(path))
+    return Loaded(frame, {}, {"": found.faults}, sources, found.counted)
 
 
-def _file_each(plan: Plan, base: Path) -> pd.DataFrame:
+def _file_each(plan: Plan, base: Path) -> Loaded:
     missing = [site.name for site in plan.sites if not site.path]
     if len(missing) == len(plan.sites):
         raise PlanError(
@@ -111,34 +159,19 @@ def _file_each(plan: Plan, base: Path) -> pd.DataFrame:
         )
     if missing:
         raise PlanError(f"{plan.name}: site '{missing[0]}' has no 'path'")
-    tables = {}
+    frames, faults, sources, counted = [], {}, {}, set()
+    columns = {}
     for site in plan.sites:
         path = base / str(site.path)
-        table = read_table(path, texts=plan.task.texts)
-        table = _unreserved(path, table, {plan.data.person_column})
-        tables[site.name] = table.assign(**{SITE: site.name})
-    joined = pd.concat(tables.values(), ignore_index=True)
-    own = plan.data.person_column
-    joined.attrs[COLUMNS] = {
-        name: [*table.columns, *([PERSON] if own and own != PERSON else [])]
-        for name, table in tables.items()
-    }
-    return joined
-
-
-def _unreserved(path: Path, table: pd.DataFrame, declared: set[str | None]) -> pd.DataFrame:
-    """Refuse columns whose names mean something here, unless the plan says it is that."""
-    for name in (SITE, PERSON, PART):
-        if name in table.columns and name not in declared:
-            raise DataError(
-                f"{path}: the column name '{name}' is reserved; rename it, or declare it as "
-                "data.site_column or data.person_column"
-            )
-    return table
-
-
-COLUMNS = "privet.columns"
-"""Where a joined table remembers which columns each site's own file has."""
+        found = _read(path, plan, {plan.data.person_column})
+        frame = _with_person(plan, path, found.frame).assign(**{SITE: site.name})
+        frames.append(frame)
+        columns[site.name] = list(frame.columns)
+        faults[site.name], sources[site.name] = found.faults, str(path)
+        counted.add(found.counted)
+    return Loaded(
+        pd.concat(frames), columns, faults, sources, counted.pop() if len(counted) == 1 else "row"
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -146,13 +179,11 @@ def _parts(records: Records, stamp: tuple[tuple[str, int, int], ...]) -> dict[st
     del stamp
     table = records.table()
     names = [site.name for site in records.plan.sites]
-    table = table[table[SITE].isin(names)].reset_index(drop=True)
+    table = table[table[SITE].isin(names).to_numpy()]
     plan, scenario = records.plan, records.scenario
     part = (
         split_in_proportion(table, plan.split, plan.seed, strata=scenario.strata)
         if scenario
         else split_by_unit(table, plan.split, plan.seed)
     )
-    return {
-        name: table[part == name].reset_index(drop=True) for name in ("train", "validation", "test")
-    }
+    return {name: table[(part == name).to_numpy()] for name in ("train", "validation", "test")}

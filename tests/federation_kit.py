@@ -18,8 +18,9 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from privet.client.app import create_app as create_client_app
+from privet.client.data.records import SiteData
 from privet.client.site import Site
-from privet.client.trainer import SiteData, Trainer, mechanism
+from privet.client.trainer import Trainer, mechanism
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order

@@ -11,17 +11,41 @@ where they are trained on, which needs the file alone (:mod:`privet.client.worke
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from privet.client.data.loader import locate_records
-from privet.client.data.split import PERSON, split_by_unit
-from privet.client.data.tables import read_table
-from privet.client.trainer import SiteData
+from privet.client.data.split import split_by_unit, with_person
+from privet.client.data.tables import RecordFault, Table, read_table
 from privet.common.errors import DataError
 from privet.common.plan import Plan
 from privet.privacy.policy import DataSet, Policy
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """One site's records: to train on, and held out for its own evaluation.
+
+    The index of both frames says where a record stands in its source.
+
+    Attributes:
+        train, held_out: cells of dtype object; see :class:`~privet.client.data.tables.Table`.
+        faults: records that could not be read, which are in neither.
+        source: the file, as its operator knows it.
+        counted: what the index counts, ``line`` or ``row``.
+    """
+
+    train: pd.DataFrame
+    held_out: pd.DataFrame
+    faults: tuple[RecordFault, ...] = ()
+    source: str = "the records"
+    counted: str = "row"
+
+    def where(self, place: object) -> str:
+        """Return where a record stands, in words."""
+        return f"{self.source}, {self.counted} {place}"
 
 
 def open_records(policy: Policy, data_set: str, plan: Plan, home: Path) -> SiteData:
@@ -51,17 +75,19 @@ def read_records(path: Path, data: DataSet, plan: Plan) -> SiteData:
     Raises:
         DataError: if a column is not there. The message stays at the site.
     """
-    table = read_table(path, data.columns, plan.task.texts)
-    wanted = plan.task.columns
+    found = read_table(path, data.columns, multiline=data.multiline)
+    return site_data(found, data, plan, str(path))
+
+
+def site_data(found: Table, data: DataSet, plan: Plan, source: str) -> SiteData:
+    """Return the records of a table as a plan uses them; see :func:`read_records`."""
+    table, wanted = found.frame, plan.task.columns
     missing = [name for name in (*wanted, data.person_column) if name not in (*table, None)]
     if missing:
-        raise DataError(f"{path}: there is no column '{missing[0]}'")
+        raise DataError(f"{source}: there is no column '{missing[0]}'")
     kept = table[list(wanted)] if wanted else table
     if data.person_column is not None:
-        kept = kept.assign(**{PERSON: table[data.person_column]})
+        kept = with_person(kept, table[data.person_column], data.person)
     part = split_by_unit(kept, plan.split, plan.seed)
-    return SiteData(_rows(kept, part == "train"), _rows(kept, part == "test"))
-
-
-def _rows(table: pd.DataFrame, chosen: pd.Series) -> pd.DataFrame:
-    return table[chosen].reset_index(drop=True)
+    train, held_out = kept[(part == "train").to_numpy()], kept[(part == "test").to_numpy()]
+    return SiteData(train, held_out, found.faults, source, found.counted)

@@ -5,18 +5,13 @@ No record is used, and neither pandas nor torch is needed.
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 from pathlib import Path
 
-from privet.client.data.suffix import is_parquet, separator_of
+from privet.client.data.suffix import is_parquet
+from privet.client.data.text_file import header_of
 from privet.common.errors import DataError, DataMissing
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
-
-_MOST = 1 << 20
-"""Characters of a file in which its columns are named."""
 
 
 def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
@@ -56,16 +51,10 @@ def columns_of(path: Path) -> list[str]:
             import pyarrow.parquet as pq
 
             return list(pq.ParquetFile(path).schema_arrow.names)
-        separator = separator_of(path)
-        opened = gzip.open if path.suffix.lower() == ".gz" else open
-        with (
-            opened(path, "rb") as raw,
-            io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as stream,
-        ):
-            # Empty lines above the names are passed over, as pandas does.
-            rows = csv.reader(io.StringIO(stream.read(_MOST)), delimiter=separator)
-            return next((row for row in rows if row), [])
-    except (DataError, DataMissing):
+        return header_of(path)
+    except DataMissing:
         raise
+    except DataError as error:
+        raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
     except Exception as error:  # what it says may quote the file
         raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error

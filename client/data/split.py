@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pandas as pd
 from pandas.util import hash_array
 
+from privet.common.cells import text_of
+from privet.common.identity import PersonId
 from privet.common.plan import Split
 
 PERSON = "person"
 """Column that names the person, where the unit is a person."""
 
 
+def with_person(frame: pd.DataFrame, column: pd.Series, person: PersonId) -> pd.DataFrame:
+    """Return the records with the folded ids of their persons, None where a cell names nobody.
+
+    Args:
+        frame: the records.
+        column: the ids as they are written.
+        person: how they are folded.
+    """
+    ids = pd.Series([person.of(cell) for cell in column], index=frame.index, dtype=object)
+    return frame.assign(**{PERSON: ids})
+
+
 def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
     """Return ``train``, ``validation`` or ``test`` for each row, from its unit alone.
 
-    SipHash, keyed by ``seed``, of the person's name, or of the row's content where there is
+    SipHash, keyed by ``seed``, of the person's folded id, or of the row's content where there is
     no column ``person``. Shares are met on average; equal rows go together.
+
+    Args:
+        frame: the records, ids of persons folded (:func:`with_person`).
+        shares: of units that are held out.
+        seed: which split.
     """
     if PERSON in frame.columns:
-        names = frame[PERSON].map(_text).tolist()
+        names = [PersonId().of(cell) or "" for cell in frame[PERSON]]
     else:
         columns = [
-            [f"{column}\x1f{text}\x1e" if (text := _text(cell)) else "" for cell in frame[column]]
+            [f"{column}\x1f{text}\x1e" if (text := text_of(cell)) else "" for cell in frame[column]]
             for column in sorted(frame.columns)
         ]
         names = ["".join(cells) for cells in zip(*columns, strict=True)]
@@ -32,16 +49,3 @@ def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
     place = hashes / 2.0**64
     part = np.where(place < shares.test + shares.validation, "validation", "train")
     return pd.Series(np.where(place < shares.test, "test", part), index=frame.index)
-
-
-def _text(cell: object) -> str:
-    """Return a cell as text that does not depend on how the rest of its column was read.
-
-    A single odd cell makes a column of whole numbers one of decimals, or one of texts.
-    """
-    text = str(cell).strip().casefold()
-    try:
-        number = float(text)
-    except ValueError:
-        return "" if text in ("none", "<na>", "nat") else text
-    return "" if math.isnan(number) else repr(number)

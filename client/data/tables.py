@@ -1,88 +1,157 @@
-"""CSV and Parquet files."""
+"""CSV, TSV and Parquet files, read so that no record depends on another (H6).
+
+Every cell of a text file is text, and every cell of a Parquet file has its column's type: nothing
+is guessed from a column's other cells (:mod:`privet.common.cells` says what a cell means). A record
+that cannot be read is left out and named, and the others are read as if it were not there.
+
+Text files are read by :mod:`.text_file`, Parquet files by :mod:`.arrow`.
+"""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any
 
-import numpy as np
 import pandas as pd
 
+from privet.client.data.arrow import read_parquet
 from privet.client.data.suffix import is_parquet, separator_of
+from privet.client.data.text_file import open_text, records, take_header
 from privet.common.errors import DataError, DataMissing
 
 
+@dataclass(frozen=True)
+class RecordFault:
+    """A record that cannot be used.
+
+    Attributes:
+        place: its line in a text file, or its number in a table, both from 1.
+        why: in words that quote no cell.
+    """
+
+    place: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """The records of a file, one row each.
+
+    Attributes:
+        frame: cells of dtype object: text, or Python's own int, float, bool; None is missing. Its
+            index says where a record stands: the line in a text file, the row's number in another.
+        faults: records that cannot be read, which are not in ``frame``.
+        counted: what the index counts, ``line`` or ``row``.
+    """
+
+    frame: pd.DataFrame
+    faults: tuple[RecordFault, ...] = ()
+    counted: str = "line"
+
+
 def read_table(
-    path: Path, columns: Sequence[str] | None = None, texts: Sequence[str] = ()
-) -> pd.DataFrame:
-    """Read a CSV (``.csv``, ``.csv.gz``, ``.tsv``) or Parquet file.
+    path: Path, columns: Sequence[str] | None = None, *, multiline: bool = False
+) -> Table:
+    """Read a CSV (``.csv``, ``.csv.gz``, ``.tsv``, ``.tsv.gz``) or Parquet file.
 
     Args:
         path: the file.
         columns: read these only, in this order; None: all.
-        texts: columns whose cells are texts as they are written, also where they look like numbers.
+        multiline: quoted cells of a text file may hold line ends.
 
     Raises:
         DataMissing: if there is no such file.
-        DataError: if it cannot be read as a table, names a column twice, or lacks one.
+        DataError: if it cannot be read as a table, names a column twice, or lacks one. What is
+            wrong with a single record is no error; see :class:`Table`.
     """
     if not path.is_file():
         raise DataMissing(f"{path}: there is no such file")
     try:
-        table = _read(path, columns, texts)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a table: {error}") from error
-    if not table.columns.is_unique:
-        twice = table.columns[table.columns.duplicated()][0]
-        raise DataError(f"{path}: the column '{twice}' is there twice")
-    for name in table.columns:
-        if pd.api.types.is_object_dtype(table[name].dtype):
-            # In a Parquet file None is missing among booleans: NaN, as in a CSV file.
-            table[name] = table[name].where(table[name].notna(), np.nan)
-    if columns is None:
-        return table
-    if missing := [name for name in columns if name not in table.columns]:
-        raise DataError(f"{path}: there is no column '{missing[0]}'")
-    return table[list(columns)]
+        if is_parquet(path):
+            found = _from_parquet(path, columns)
+        else:
+            with open_text(path) as stream:
+                found = read_text(stream, separator_of(path), columns, multiline=multiline)
+    except DataError as error:
+        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except Exception as error:  # what it says may quote the file
+        raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error
+    return found
 
 
-def read_csv(
-    source: Path | TextIO,
+def read_text(
+    stream: IO[bytes],
+    separator: str = ",",
     columns: Sequence[str] | None = None,
-    texts: Sequence[str] = (),
     *,
-    sep: str = ",",
-) -> pd.DataFrame:
-    """Read a CSV file, or what would stand in one; see :func:`read_table`.
+    multiline: bool = False,
+) -> Table:
+    """Read what stands in a text file; see :func:`read_table`.
 
-    Only an empty cell is read as missing: "None" or "NA" may be a category.
+    Raises:
+        DataError: if the names of the columns cannot be read, are there twice, or one is missing.
     """
-    return pd.read_csv(
-        source,
-        sep=sep,
-        keep_default_na=False,
-        na_values=[""],
-        low_memory=False,
-        dtype=dict.fromkeys(texts, str),
-        usecols=None if columns is None else lambda name: name in columns,
-    )
+    found = records(stream, separator, multiline=multiline)
+    header = take_header(found, separator)
+    wanted = _chosen(header, columns)
+    places = [header.index(name) for name in wanted]
+    rows: list[list[str | None]] = []
+    lines: list[int] = []
+    faults: list[RecordFault] = []
+    for line, cells in found:
+        if isinstance(cells, str):
+            faults.append(RecordFault(line, cells))
+        elif len(cells) != len(header):
+            count = f"{len(cells)} cell" + ("" if len(cells) == 1 else "s")
+            faults.append(RecordFault(line, f"{count}, where the columns are {len(header)}"))
+        else:
+            rows.append([cells[place] or None for place in places])
+            lines.append(line)
+    return Table(_frame(rows, wanted, lines), tuple(faults), "line")
 
 
-def _read(path: Path, columns: Sequence[str] | None, texts: Sequence[str]) -> pd.DataFrame:
-    if is_parquet(path):
-        return _read_parquet(path, columns)
-    return read_csv(path, columns, texts, sep=separator_of(path))
+def _frame(rows: list[list[Any]], names: Sequence[str], places: list[int]) -> pd.DataFrame:
+    index = pd.Index(places, dtype="int64")
+    columns = zip(*rows, strict=True) if rows else ([] for _ in names)
+    cells = {
+        name: pd.Series(list(column), dtype=object, index=index)
+        for name, column in zip(names, columns, strict=True)
+    }
+    return pd.DataFrame(cells, index=index, columns=pd.Index(list(names), dtype=object))
 
 
-def _read_parquet(path: Path, columns: Sequence[str] | None) -> pd.DataFrame:
-    import pyarrow.parquet as pq
+def _chosen(header: Sequence[str], columns: Sequence[str] | None) -> list[str]:
+    """Return which columns are read, in order.
 
-    if columns is not None:
-        names = pq.ParquetFile(path).schema_arrow.names
-        columns = [name for name in names if name in columns]
-    # A column is a column, also what pandas had kept as its index.
-    table: pd.DataFrame = pq.read_table(path, columns=columns).to_pandas(ignore_metadata=True)
-    return table
+    Raises:
+        DataError: if one is not there, or is there twice.
+    """
+    wanted = list(header) if columns is None else list(columns)
+    for name in wanted:
+        if name not in header:
+            raise DataError(f"there is no column '{name}'")
+        if header.count(name) > 1:
+            raise DataError(f"the column '{name}' is there twice")
+    return wanted
+
+
+def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
+    names, cells, bad = read_parquet(path, lambda header: _chosen(header, columns))
+    count = len(cells[0]) if cells else 0
+    kept = [row for row in range(count) if row not in bad]
+    rows = {
+        name: pd.Series([column[row] for row in kept], dtype=object)
+        for name, column in zip(names, cells, strict=True)
+    }
+    frame = pd.DataFrame(rows, columns=pd.Index(names, dtype=object))
+    frame.index = pd.Index([row + 1 for row in kept], dtype="int64")
+    faults = tuple(RecordFault(row + 1, why) for row, why in sorted(bad.items()))
+    return Table(frame, faults, "row")
+
+
+def text_table(text: str, separator: str = ",") -> Table:
+    """Read what would stand in a CSV file, quoted line ends allowed; see :func:`read_text`."""
+    return read_text(io.BytesIO(text.encode("utf-8", "surrogateescape")), separator, multiline=True)

@@ -114,7 +114,8 @@ class RemoteTrainer:
         asked = {"do": "release", "order": order.to_dict(), "records": str(self._records)}
         told, arrays = self._ask(asked, model)
         self._opened = True
-        return Made(arrays, ev.from_json(told["event"]), told["reproducible"] is not False)
+        event, notes = ev.from_json(told["event"]), tuple(told["notes"])
+        return Made(arrays, event, told["reproducible"] is not False, notes)
 
     def committed(self, order: Order) -> None:
         """Hear that what was made for an order will leave."""

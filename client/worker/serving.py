@@ -8,8 +8,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from privet.client.data.records import read_records
-from privet.client.trainer import SiteData, Trainer
+from privet.client.data.records import SiteData, read_records
+from privet.client.trainer import Trainer
 from privet.client.worker.pipe import Pipe
 from privet.common.errors import PrivetError
 from privet.common.flat import Arrays
@@ -61,7 +61,8 @@ class _Worker:
             return {}, {}
         self._records = Path(asked["records"])
         made = trainer.release(Order.decode(asked["order"]), arrays)
-        return {"event": ev.to_json(made.event), "reproducible": made.reproducible}, made.arrays
+        told = {"event": ev.to_json(made.event), "reproducible": made.reproducible}
+        return told | {"notes": list(made.notes)}, made.arrays
 
     def _open(self) -> SiteData:
         return read_records(self._records, self._data, self._plan)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from privet.common.cells import is_missing, text_of
 from privet.common.errors import InputError
-from privet.common.plan import canonical_label
 from privet.common.tasks.measure import measure_of
 from privet.common.tasks.written import likeness
 
@@ -74,7 +74,7 @@ class Group:
         cells = frame[self.column]
         if not self.bounds:
             return np.array(
-                ["missing" if _absent(cell) else canonical_label(cell) for cell in cells]
+                ["missing" if is_missing(cell) else text_of(cell).strip() for cell in cells]
             )
         numbers = np.array([_number(cell) for cell in cells])
         if np.isnan(numbers).all():
@@ -224,7 +224,3 @@ def _number(cell: object) -> float:
         return math.nextafter(number, math.inf)
     # At most so many is mostly less.
     return math.nextafter(number, -math.inf) if sign in ("<", "<=", "≤") else number
-
-
-def _absent(cell: object) -> bool:
-    return cell is None or cell != cell or str(cell) == ""

@@ -4,43 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.cells import Codes, is_missing, text_of
 from privet.common.errors import DataError
-from privet.common.plan import canonical_label
 from privet.common.tasks import Batch
+from privet.common.tasks.encoding import Faults, RowEncoding
 
 
-def encode_labels(frame: pd.DataFrame, column: str, classes: Sequence[str]) -> Tensor:
-    """Return class numbers [N] of the declared ``classes``.
+def encode_labels(
+    frame: pd.DataFrame, column: str, classes: Sequence[str], faults: Faults
+) -> Tensor:
+    """Return class numbers [N] of the declared ``classes``; 0 for a record without one.
 
-    Numbers are compared by value, so that ``1``, ``1.0`` and ``True`` match class "1".
+    Args:
+        frame: the records.
+        column: that holds the labels.
+        classes: as they are declared; see :class:`privet.common.cells.Codes` for what matches.
+        faults: records whose label is empty or not declared are added.
 
     Raises:
-        DataError: if the column is missing, or a label is empty or not declared.
+        DataError: if the column is missing.
     """
     if column not in frame.columns:
         raise DataError(f"the label column '{column}' is missing; there are {_some(frame.columns)}")
-    known = {_canonical(name): number for number, name in enumerate(classes)}
-    cells = [_canonical(cell) for cell in frame[column].tolist()]
-    numbers = np.array([known.get(cell, -1) for cell in cells], dtype=np.int64)
-    if len(numbers) and numbers.min() < 0:
-        row = int(np.flatnonzero(numbers < 0)[0])
-        raise DataError(
-            f"label {cells[row]!r} in row {row} of '{column}' is not a declared class; "
-            f"declared are {_some(classes)}"
-        )
-    return torch.from_numpy(numbers)
+    codes, cells = Codes(classes), frame[column].tolist()
+    places = codes.find_each(cells)
+    for row, place in enumerate(places):
+        if place is None:
+            said = "no label" if is_missing(cells[row]) else f"the label {_quoted(cells[row])}"
+            faults.setdefault(row, f"{said} in '{column}'; declared are {_some(classes)}")
+    return torch.tensor([place or 0 for place in places], dtype=torch.int64)
 
 
-def _canonical(cell: object) -> str:
-    if cell is None or (isinstance(cell, float) and np.isnan(cell)) or cell is pd.NA:
-        return ""
-    return canonical_label(bool(cell) if isinstance(cell, np.bool_) else cell)
+def _quoted(cell: object) -> str:
+    text = text_of(cell).strip()
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
 
 
 def _some(names: Sequence[str] | pd.Index) -> str:
@@ -48,7 +50,7 @@ def _some(names: Sequence[str] | pd.Index) -> str:
     return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-class Classification:
+class Classification(RowEncoding):
     """Loss and scores of a model that maps the batch's inputs to logits [B, K]."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

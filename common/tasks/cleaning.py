@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
+from privet.common.cells import text_of
 from privet.common.errors import DataError
 
 if TYPE_CHECKING:
@@ -77,20 +78,11 @@ def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
     """Return a column's texts; a missing cell is an empty one.
 
     Raises:
-        DataError: if the column is not there, or holds what is no text: a number that was read as
-            one is not as it was written.
+        DataError: if the column is not there.
     """
     if column not in frame.columns:
         raise DataError(f"the text column '{column}' is missing")
-    return [_text(cell, column) for cell in frame[column].tolist()]
-
-
-def _text(cell: object, column: str) -> str:
-    if isinstance(cell, str):
-        return cell
-    if cell is None or cell != cell:
-        return ""
-    raise DataError(f"the column '{column}' holds what is no text, such as numbers")
+    return [text_of(cell) for cell in frame[column].tolist()]
 
 
 def cleaner(kinds: Iterable[Kind], region: str = "US") -> Callable[[str], str]:

@@ -11,6 +11,8 @@ from privet.common.plan import TaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.augment import chain, flip, shift
 from privet.common.tasks.classification import Classification, encode_labels
+from privet.common.tasks.encoding import Faults
+from privet.common.tasks.tabular import numbers_of
 
 
 class ImageTask(Classification):
@@ -21,27 +23,24 @@ class ImageTask(Classification):
         self.spec, self.image = spec, spec.image
         self.augment = chain(*[{"shift": shift, "flip": flip}[name] for name in spec.augment])
 
-    def encode(self, frame: pd.DataFrame) -> Batch:
-        """See :class:`privet.common.tasks.Task`; a missing pixel is an error."""
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """See :class:`privet.common.tasks.encoding.EncodesRows`; every pixel is needed."""
         image = self.image
         columns = list(image.columns)
         if absent := [name for name in columns if name not in frame.columns]:
             raise DataError(f"the pixel column '{absent[0]}' is missing")
-        try:
-            cells = frame[columns].to_numpy(dtype=np.float32)
-        except (TypeError, ValueError):
-            raise DataError(
-                f"a cell of the pixel columns {columns[0]} to {columns[-1]} is not a number"
-            ) from None
-        if not np.isfinite(cells).all():
-            row = int(np.flatnonzero(~np.isfinite(cells).all(1))[0])
-            raise DataError(f"a pixel of row {row} is missing")
-        scaled = np.clip(2 * (cells - image.low) / (image.high - image.low) - 1, -1, 1)
+        faults = Faults()
+        pixels = np.stack([numbers_of(frame, name, faults) for name in columns], 1)
+        for row in np.flatnonzero(np.isnan(pixels).any(1)).tolist():
+            faults.setdefault(row, "a pixel is missing")
+        pixels = np.nan_to_num(pixels, nan=image.low)
+        scaled = np.clip(2 * ((pixels - image.low) / (image.high - image.low)) - 1, -1, 1)
         shape = (len(frame), image.channels, image.height, image.width)
-        return {
+        batch = {
             "pixels": torch.from_numpy(scaled.astype(np.float32)).view(shape),
-            "label": encode_labels(frame, self.spec.label, self.spec.classes),
+            "label": encode_labels(frame, self.spec.label, self.spec.classes, faults),
         }
+        return batch, faults
 
     def random_batch(self, records: int, seed: int) -> Batch:
         """See :class:`privet.common.tasks.Task`."""

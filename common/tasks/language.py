@@ -18,6 +18,7 @@ from privet.common.models.text import tokens_for
 from privet.common.plan import ModelSpec, TaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.cleaning import cleaner, texts_of
+from privet.common.tasks.encoding import Faults, RowEncoding
 from privet.common.tasks.hashing import mixed, share
 from privet.common.tasks.measure import LIKELIHOOD
 
@@ -25,7 +26,7 @@ _SHARE = 0.15
 """Share of tokens that are left out (Devlin et al. 2019)."""
 
 
-class _Language:
+class _Language(RowEncoding):
     """What the three tasks share.
 
     Attributes:
@@ -72,11 +73,11 @@ class _Language:
 class CausalText(_Language):
     """Each token from those before it; a start stands before the first, an end after the last."""
 
-    def encode(self, frame: pd.DataFrame) -> Batch:
-        """See :class:`privet.common.tasks.Task`; an empty text predicts its end alone."""
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """See :class:`RowEncoding`; an empty text predicts its end alone."""
         texts = self.texts(frame, self.spec.text)
         tokens, characters = self.tokens.encode(texts, ends=True, begins=False)
-        return {"tokens": tokens, "characters": characters}
+        return {"tokens": tokens, "characters": characters}, Faults()
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See the base class."""
@@ -96,11 +97,11 @@ class TextToText(_Language):
 
     inputs = ("source", "target")
 
-    def encode(self, frame: pd.DataFrame) -> Batch:
-        """See :class:`privet.common.tasks.Task`."""
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """See :class:`RowEncoding`."""
         source, _ = self.tokens.encode(self.texts(frame, self.spec.text), ends=True)
         target, characters = self.tokens.encode(self.texts(frame, self.spec.target), ends=True)
-        return {"source": source, "target": target, "characters": characters}
+        return {"source": source, "target": target, "characters": characters}, Faults()
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See the base class."""
@@ -133,10 +134,10 @@ class MaskedText(_Language):
         """How many tokens of a record are predicted at most."""
         return max(1, math.ceil(_SHARE * self.spec.max_tokens))
 
-    def encode(self, frame: pd.DataFrame) -> Batch:
-        """See :class:`privet.common.tasks.Task`; a text without tokens predicts nothing."""
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """See :class:`RowEncoding`; a text without tokens predicts nothing."""
         tokens, characters = self.tokens.encode(self.texts(frame, self.spec.text))
-        return {"tokens": tokens, "characters": characters}
+        return {"tokens": tokens, "characters": characters}, Faults()
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """See the base class."""

@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 import torch
 
+from privet.common.cells import Codes, number_of
 from privet.common.errors import DataError
 from privet.common.plan import Numeric, TaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.augment import chain, hide
 from privet.common.tasks.classification import Classification, encode_labels
+from privet.common.tasks.encoding import Faults
 
 
 class TabularTask(Classification):
@@ -29,8 +31,12 @@ class TabularTask(Classification):
         self.categorical = dict(sorted(spec.categorical.items()))
         self.augment = chain(*[hide for _ in spec.augment])
 
-    def encode(self, frame: pd.DataFrame) -> Batch:
-        """See :class:`privet.common.tasks.Task`; columns outside the plan are ignored."""
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """See :class:`privet.common.tasks.encoding.EncodesRows`.
+
+        Columns outside the plan are ignored. What is no number in a numeric column makes the
+        record unusable.
+        """
         wanted = [*self.numeric, *self.categorical]
         if absent := [name for name in wanted if name not in frame.columns]:
             raise DataError(
@@ -38,20 +44,22 @@ class TabularTask(Classification):
                 + (f" (and {len(absent) - 1} more)" if len(absent) > 1 else "")
                 + "; the plan declares it as a feature"
             )
+        faults = Faults()
         numeric = np.empty((len(frame), len(self.numeric)), dtype=np.float32)
         for j, (name, feature) in enumerate(self.numeric.items()):
-            numeric[:, j] = _scaled(frame[name], feature)
+            numeric[:, j] = scaled(numbers_of(frame, name, faults), feature)
         missing = np.isnan(numeric)
         categorical = np.zeros((len(frame), len(self.categorical)), dtype=np.int64)
         for j, (name, values) in enumerate(self.categorical.items()):
-            numbers = {_text(value): i + 1 for i, value in enumerate(values)}
-            categorical[:, j] = [numbers.get(_text(cell), 0) for cell in frame[name].tolist()]
-        return {
+            found = Codes(values).find_each(frame[name].tolist())
+            categorical[:, j] = [0 if place is None else place + 1 for place in found]
+        batch = {
             "numeric": torch.from_numpy(np.where(missing, np.float32(0), numeric)),
             "missing": torch.from_numpy(missing.astype(np.float32)),
             "categorical": torch.from_numpy(categorical),
-            "label": encode_labels(frame, self.spec.label, self.spec.classes),
+            "label": encode_labels(frame, self.spec.label, self.spec.classes, faults),
         }
+        return batch, faults
 
     def random_batch(self, records: int, seed: int) -> Batch:
         """See :class:`privet.common.tasks.Task`."""
@@ -71,31 +79,34 @@ class TabularTask(Classification):
         }
 
 
-_MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?")
+def numbers_of(frame: pd.DataFrame, name: str, faults: Faults) -> np.ndarray:
+    """Return a column's numbers [N] as doubles, NaN where one is missing or is none.
+
+    Args:
+        frame: the records.
+        name: of the column.
+        faults: records whose cell is not a number are added.
+    """
+    values = np.full(len(frame), np.nan)
+    for row, cell in enumerate(frame[name].tolist()):
+        try:
+            values[row] = number_of(cell)
+        except ValueError:
+            faults.setdefault(
+                row,
+                f"{str(cell)[:40]!r} in the numeric column '{name}' is not a number; declare the "
+                "column as categorical or leave the cell empty",
+            )
+    return values
 
 
-def _scaled(column: pd.Series, feature: Numeric) -> np.ndarray:
-    values = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64, na_value=np.nan)
-    there = column.notna() & ~column.astype(str).str.strip().isin(_MISSING)
-    unreadable = np.isnan(values) & there.to_numpy()
-    if unreadable.any():
-        row = int(np.flatnonzero(unreadable)[0])
-        raise DataError(
-            f"'{column.iloc[row]}' in row {row} of the numeric column '{column.name}' is not a "
-            "number; declare the column as categorical or leave the cell empty"
-        )
-    values = np.where(np.isinf(values), np.nan, values)
+def scaled(values: np.ndarray, feature: Numeric) -> np.ndarray:
+    """Return numbers [N] as the model reads them: the range becomes [-2, 2], held to [-4, 4]."""
     low, high = feature.low, feature.high
     if feature.log:
         values = np.log1p(np.maximum(values, min(low, 0.0)))
         low, high = math.log1p(low), math.log1p(high)
-    scaled: np.ndarray = np.clip(4 * (values - low) / (high - low) - 2, -4, 4)
-    return scaled
-
-
-def _text(cell: object) -> str:
-    if cell is None or (isinstance(cell, float) and math.isnan(cell)):
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        return str(int(cell))
-    return str(cell).strip()
+    # In units of the range first: what is far outside must not overflow.
+    with np.errstate(over="ignore"):
+        found: np.ndarray = np.clip(4 * ((values - low) / (high - low)) - 2, -4, 4)
+    return found

@@ -12,6 +12,7 @@ from privet.common.tasks import Batch
 from privet.common.tasks.augment import chain, drop
 from privet.common.tasks.classification import Classification, encode_labels
 from privet.common.tasks.cleaning import cleaner, texts_of
+from privet.common.tasks.encoding import Faults
 
 
 class TextTask(Classification):
@@ -25,11 +26,12 @@ class TextTask(Classification):
             raise PlanError("task.augment: a head on frozen features reads no tokens")
         self.augment = chain(*[drop("tokens", self._inputs.tokens) for _ in spec.augment])
 
-    def encode(self, frame: pd.DataFrame) -> Batch:
-        """See :class:`privet.common.tasks.Task`; an empty text is allowed."""
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """See :class:`privet.common.tasks.encoding.EncodesRows`; an empty text is allowed."""
+        faults = Faults()
         texts = [self.cleaned(text) for text in texts_of(frame, self.spec.text)]
-        labels = encode_labels(frame, self.spec.label, self.spec.classes)
-        return {**self._inputs.encode(texts), "label": labels}
+        labels = encode_labels(frame, self.spec.label, self.spec.classes, faults)
+        return {**self._inputs.encode(texts), "label": labels}, faults
 
     def cleaned(self, text: object) -> str:
         """Return a text as the model reads it; anything else is an empty one."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
-from privet.common.errors import DataMissing, InputError
+from privet.common.errors import DataError, DataMissing, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -423,7 +423,11 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
     if own is not None:
         from privet.client.data.tables import read_table
 
-        return read_table(own, texts=trained.plan.task.texts)
+        found = read_table(own, multiline=True)
+        if found.faults:
+            first = found.faults[0]
+            raise DataError(f"{own}, {found.counted} {first.place}: {first.why}")
+        return found.frame
     from privet.common.config import data_folder
     from privet.simulations.records import Records
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from flwr.app import ConfigRecord, Context, Message, RecordDict, UserConfig
 
+from privet.client.data.records import SiteData
 from privet.client.site import Answer, Site
-from privet.client.trainer import SiteData
 from privet.common.errors import DataError, QuorumNotMet
 from privet.common.flat import Arrays
 from privet.common.models import initial_model

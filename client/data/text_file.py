@@ -1,0 +1,182 @@
+"""Records of a CSV or TSV file, each from its own bytes.
+
+Of a file whose records are single lines each line is split off, decoded and parsed alone, so that
+a damaged one costs itself (level b of the neighbours in docs/reference/honesty.md). Where quoted
+cells may hold line ends, a quote that is never closed swallows the lines after it, up to the
+longest record: then whoever keeps the file vouches for its quoting. Pandas is not needed.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, cast
+
+from privet.client.data.suffix import separator_of
+from privet.common.errors import DataError
+
+MAX_RECORD_BYTES = 1 << 20
+"""The longest record; a longer one is left out, and is never held in memory whole."""
+_BOM = b"\xef\xbb\xbf"
+_CHUNK = 1 << 16
+_TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
+_NOT_TEXT = "bytes that are not UTF-8"
+_NUL = "a NUL character"
+_QUOTES = "a quote that is not closed or not at the border of its cell, or a lone CR"
+
+csv.field_size_limit(MAX_RECORD_BYTES)
+
+Cells = list[str] | str
+"""The cells of a record, or why it cannot be read."""
+
+
+def open_text(path: Path) -> IO[bytes]:
+    """Open a text file, packed or not, to be read as bytes.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    return cast(IO[bytes], opened(path, "rb"))
+
+
+def header_of(path: Path) -> list[str]:
+    """Return the names of a text file's columns.
+
+    Raises:
+        DataError: if they cannot be read.
+        OSError: if the file cannot be read.
+    """
+    separator = separator_of(path)
+    with open_text(path) as stream:
+        return take_header(records(stream, separator), separator)
+
+
+def take_header(found: Iterator[tuple[int, Cells]], separator: str) -> list[str]:
+    """Return the names of the columns, which stand in the first record.
+
+    Raises:
+        DataError: if they cannot be read, or are not separated as the file's name says.
+    """
+    for line, cells in found:
+        if isinstance(cells, str):
+            raise DataError(f"line {line}, which names the columns, cannot be read: {cells}")
+        other = [mark for mark in ",;\t|" if mark != separator and mark in cells[0]]
+        if len(cells) == 1 and other:
+            raise DataError(
+                f"line {line} names one column, {cells[0][:60]!r}: cells are to be separated by "
+                f"{separator!r} in a file of this name, not by {other[0]!r}"
+            )
+        return cells
+    raise DataError("the file is empty: its first line should name the columns")
+
+
+def records(
+    stream: IO[bytes], separator: str, *, multiline: bool = False
+) -> Iterator[tuple[int, Cells]]:
+    """Yield each record with the number of its first line, from 1; empty lines are passed over.
+
+    Args:
+        stream: the file.
+        separator: what stands between two cells.
+        multiline: quoted cells may hold line ends.
+    """
+    yield from (_joined if multiline else _apart)(_lines(stream), separator)
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
+    """Yield each line with its number and without its end; None for one that is too long."""
+    number, first = 0, True
+    while data := stream.readline(MAX_RECORD_BYTES + 1):
+        number += 1
+        if first:
+            data, first = data.removeprefix(_BOM), False
+        if len(data) > MAX_RECORD_BYTES and not data.endswith(b"\n"):
+            while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):
+                pass
+            yield number, None
+            continue
+        yield number, data.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _apart(
+    lines: Iterator[tuple[int, bytes | None]], separator: str
+) -> Iterator[tuple[int, Cells]]:
+    """Yield a record for each line, from that line alone."""
+    for number, data in lines:
+        if data is None:
+            yield number, _TOO_LONG
+        elif data:
+            yield number, _parsed(data, separator)
+
+
+def _parsed(data: bytes, separator: str) -> Cells:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        return _NOT_TEXT
+    if "\0" in text:
+        return _NUL
+    if '"' not in text and "\r" not in text:
+        return text.split(separator)
+    try:
+        cells = list(csv.reader([text], delimiter=separator, strict=True))
+    except csv.Error:
+        return _QUOTES
+    return cells[0] if len(cells) == 1 else "a line end within the record"
+
+
+def _joined(
+    lines: Iterator[tuple[int, bytes | None]], separator: str
+) -> Iterator[tuple[int, Cells]]:
+    """Yield records that may reach over several lines, by their quotes.
+
+    What is wrong with a record ends it; reading goes on with the next line.
+    """
+    last = 0
+    taken = 0
+
+    def texts() -> Iterator[str]:
+        nonlocal last, taken
+        for number, data in lines:
+            last = number
+            taken += 0 if data is None else len(data)
+            if data is None or taken > MAX_RECORD_BYTES:
+                raise _Overlong
+            # Surrogates stand for bytes that are not text, until the record is whole.
+            yield data.decode("utf-8", "surrogateescape") + "\n"
+
+    reader = csv.reader(texts(), delimiter=separator, strict=True)
+    while True:
+        begins, taken = last + 1, 0
+        try:
+            cells = next(reader, None)
+        except _Overlong:
+            # A generator ends with what it raised; the lines behind it go on.
+            reader = csv.reader(texts(), delimiter=separator, strict=True)
+            yield begins, _TOO_LONG
+            continue
+        except csv.Error:
+            if last < begins:
+                return
+            yield begins, _QUOTES
+            continue
+        if cells is None:
+            return
+        if not cells:
+            continue
+        if any("\0" in cell for cell in cells):
+            yield begins, _NUL
+            continue
+        try:
+            "".join(cells).encode("utf-8")
+        except UnicodeEncodeError:
+            yield begins, _NOT_TEXT
+            continue
+        yield begins, cells
+
+
+class _Overlong(Exception):
+    """A record is longer than may be held in memory."""

@@ -1,0 +1,135 @@
+"""Records to tensors, each record from itself alone (H6), and the unusable ones to nothing (H7).
+
+A record that cannot be encoded adds nothing to what a site releases, and no answer tells of it: the
+others are encoded as if it were not there. Tasks of Privet's own convert cell by cell. A user's own
+task is asked for one record at a time, so that its code cannot let one record change another's
+tensors, whatever it computes of the table it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from privet.common.errors import DataError
+from privet.common.tasks import Batch, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Faults = dict[int, str]
+"""Why a record cannot be used, by its place in the table, from 0; in words for the operator."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The usable records of a table.
+
+    Attributes:
+        batch: their tensors, each with first dimension M.
+        rows: their places in the table, [M], rising.
+        faults: of the others.
+    """
+
+    batch: Batch
+    rows: npt.NDArray[np.int64]
+    faults: Faults = field(default_factory=dict)
+
+
+@runtime_checkable
+class EncodesRows(Protocol):
+    """A task that converts cell by cell."""
+
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """Return tensors of all N records, and which of them mean nothing.
+
+        Raises:
+            DataError: if a column is not there.
+        """
+        ...
+
+
+class RowEncoding:
+    """Gives a task :meth:`encode` from its ``encode_rows``, for tables that must be whole."""
+
+    def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
+        """See :class:`EncodesRows`."""
+        raise NotImplementedError
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """See :class:`privet.common.tasks.Task`.
+
+        Raises:
+            DataError: if a column is missing, or a record cannot be used.
+        """
+        batch, faults = self.encode_rows(frame)
+        if faults:
+            row = min(faults)
+            raise DataError(f"row {frame.index[row]}: {faults[row]}")
+        return batch
+
+
+def encode_records(task: Task, frame: pd.DataFrame) -> Encoded:
+    """Encode each record of a table from itself alone; leave out those that cannot be.
+
+    Args:
+        task: the plan's.
+        frame: the records.
+
+    Raises:
+        DataError: if a column is missing that a task of Privet's own reads.
+    """
+    own = not type(task).__module__.startswith("privet.common.tasks.")
+    if own or not isinstance(task, EncodesRows):
+        return _one_by_one(task, frame)
+    batch, faults = task.encode_rows(frame)
+    rows = np.array([row for row in range(len(frame)) if row not in faults], dtype=np.int64)
+    if faults:
+        batch = {name: tensor[torch.from_numpy(rows)] for name, tensor in batch.items()}
+    return Encoded(batch, rows, faults)
+
+
+def _one_by_one(task: Task, frame: pd.DataFrame) -> Encoded:
+    like = task.random_batch(1, 0)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in like}
+    rows, faults = [], Faults()
+    for row in range(len(frame)):
+        try:
+            batch = task.encode(frame.iloc[[row]].reset_index(drop=True))
+            _require_like(batch, like)
+        except Exception as error:  # it is this record's alone, whatever it is
+            faults[row] = f"{type(error).__name__}: {error}"
+            continue
+        rows.append(row)
+        for name, tensor in batch.items():
+            parts[name].append(tensor.cpu())
+    # Of made-up records the shape alone is kept.
+    batch = {
+        name: torch.cat(tensors) if tensors else like[name][:0].cpu()
+        for name, tensors in parts.items()
+    }
+    return Encoded(batch, np.array(rows, dtype=np.int64), faults)
+
+
+def _require_like(batch: Batch, like: Batch) -> None:
+    """Check that one encoded record has the form of a made-up one, which is public.
+
+    Raises:
+        DataError: saying what differs.
+    """
+    if set(batch) != set(like):
+        raise DataError(
+            f"'encode' makes {', '.join(map(repr, sorted(batch)))}, 'random_batch' makes "
+            f"{', '.join(map(repr, sorted(like)))}; they must be the same"
+        )
+    for name, tensor in batch.items():
+        if tensor.shape != like[name].shape or tensor.dtype != like[name].dtype:
+            raise DataError(
+                f"'encode' makes '{name}' as {list(tensor.shape)} of {tensor.dtype} for one "
+                f"record, 'random_batch' {list(like[name].shape)} of {like[name].dtype}; every "
+                "record must have the same form: pad to a constant length"
+            )
