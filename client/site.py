@@ -17,6 +17,7 @@ from privet.client.outbox import Outbox
 from privet.client.training import Made, Training, misfit
 from privet.common.errors import (
     BudgetExceeded,
+    InputError,
     LedgerError,
     NoteError,
     OutOfTurn,
@@ -218,6 +219,10 @@ class Site:
                 Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
             )
         self.guard.look(self.plan, order.run)
+        try:
+            self._trainer.require_source()
+        except InputError as error:
+            raise Refusal(Status.REFUSED_POLICY, str(error)) from error
         try:
             tested = self._trainer.self_test()
         except SelfTestFailed as error:

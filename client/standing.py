@@ -40,7 +40,7 @@ def decided(ledger: Ledger) -> list[dict[str, Any]]:
     for state, plans in both:
         for plan, by in sorted(plans.items()):
             failed, most = ledger.attempts(plan)
-            value = {"plan": plan, "state": state, "by": list(by)}
+            value: dict[str, Any] = {"plan": plan, "state": state, "by": list(by)}
             if failed:
                 value |= {"failed_attempts": failed, "max_attempts": most, "closed": failed >= most}
             found.append(value)

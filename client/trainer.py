@@ -92,6 +92,7 @@ class Trainer:
         open_data: reads the site's records; called at the first order that was paid for.
         stream_for: randomness of an order; a simulation may fix it, and then its claim is
             ``none``.
+        check_source: raises an InputError where the records cannot be opened; reads none of them.
     """
 
     def __init__(
@@ -100,12 +101,14 @@ class Trainer:
         site: str,
         open_data: Callable[[], SiteData],
         stream_for: StreamFor = lambda order: None,
+        check_source: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan = plan
         self.site = plan.site(site)
         self._mechanism = mechanism(plan) if plan.trains else None
         self._open_data = open_data
         self._stream_for = stream_for
+        self._check_source = check_source
         self._data: SiteData | None = None
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
         self._cache: dict[str, UsableRecords] = {}
@@ -157,6 +160,11 @@ class Trainer:
         except InputError as error:
             raise SelfTestFailed(str(error)) from error
         return self._bench.self_tests
+
+    def require_source(self) -> None:
+        """See :class:`~privet.client.training.Training`."""
+        if self._data is None:
+            self._check_source()
 
     def release(self, order: Order, model: Arrays) -> Made:
         """Train, or evaluate, as the order says.

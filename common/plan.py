@@ -468,14 +468,8 @@ class Plan(Part):
         return digest_json(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as JSON values; ``Plan.parse`` reads it back.
-
-        ``max_attempts`` is left out where it is the default: the key came later than the others,
-        and plans that ledgers and approvals name by their digest keep it.
-        """
+        """Return the plan as JSON values; ``Plan.parse`` reads it back."""
         value: dict[str, Any] = self.model_dump(mode="json")
-        if self.training.max_attempts == MAX_ATTEMPTS:
-            del value["training"]["max_attempts"]
         return value
 
     def changed(self, **changes: Any) -> Plan:

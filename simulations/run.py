@@ -170,6 +170,7 @@ def _site(maker: SiteMaker, name: str) -> Site:
             name,
             functools.partial(maker.records.site, name),
             functools.partial(_stream, maker),
+            functools.partial(maker.records.require_columns, name),
         ),
     )
 

@@ -68,6 +68,58 @@ def write_snapshot(
         raise DataError(f"{database}: {_first_line(error)}") from None
 
 
+def probe(database: Database, columns: tuple[str, ...], *, password: str | None = None) -> None:
+    """Connect, and check by their declarations that the named columns can be read.
+
+    Only the catalogue is asked: what it answers does not depend on a row, nor on how many
+    there are.
+
+    Args:
+        database: whose table.
+        columns: of the table.
+        password: of the database's user, where it has one.
+
+    Raises:
+        DataMissing, DataError: as :func:`write_snapshot`, but for what depends on values.
+    """
+    try:
+        with reading(database, password) as connection:
+            declared = _declared(connection, database, columns)
+            table = _table(database, columns)
+            for name in columns:
+                kind = _plain(declared[name])
+                # SQLite declares what it likes; only its values would say more.
+                if not database.file:
+                    _column(connection, database, table, name, kind)
+    except sa.exc.DBAPIError as error:
+        raise DataError(f"{database}: {_first_line(error.orig or error)}") from None
+    except sa.exc.SQLAlchemyError as error:
+        raise DataError(f"{database}: {_first_line(error)}") from None
+
+
+def _declared(
+    connection: sa.Connection, database: Database, names: tuple[str, ...]
+) -> dict[str, sa.types.TypeEngine[Any]]:
+    """Return how all columns of the table are declared.
+
+    Raises:
+        DataMissing: if the table is not there.
+        DataError: if one of ``names`` is not.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sa.exc.SAWarning)
+            found = sa.inspect(connection).get_columns(database.table, schema=database.table_schema)
+    except sa.exc.NoSuchTableError:
+        raise DataMissing(
+            f"{database}: there is no table or view '{_place(database)}' that this user may see"
+        ) from None
+    declared = {column["name"]: column["type"] for column in found}
+    if missing := [name for name in names if name not in declared]:
+        raise DataError(f"{database}: '{_place(database)}' has no column '{missing[0]}'")
+    return declared
+
+
 @contextlib.contextmanager
 def reading(database: Database, password: str | None = None) -> Iterator[sa.Connection]:
     """Open one read-only transaction, which is never committed.

@@ -194,6 +194,8 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
             held.enter_context(alone(policy.parent, CLIENT))
         gate = make_gate(policy, secret, unconfined=unconfined)
         held.callback(gate.close)
+        for said in _checks(policy):
+            own.info(said)
 
         def tell(state: str) -> None:
             own.info(state, extra={"site": gate.join.site, "address": gate.join.address})
@@ -299,6 +301,7 @@ def approve(
         text += (
             " No plan with this digest was offered here yet: compare it with the one you were told."
         )
+    text += "".join(f"\n{said}" for said in _checks(policy))
     _done({**value, "enough": missing is None, "note": note or None}, text, as_json)
 
 
@@ -377,6 +380,15 @@ def _desk(policy: Path) -> Desk:
     from privet.client.desk import Desk
 
     return Desk.open(policy, passphrase_of(policy))
+
+
+def _checks(policy: Path) -> list[str]:
+    """Return how the last check of each data set stands, a line each."""
+    from privet.client.check_record import outcome
+    from privet.privacy.policy import Policy
+
+    found = Policy.load(policy)
+    return [outcome(found, name, policy.parent) for name in found.data]
 
 
 def _who(name: str | None) -> str:
