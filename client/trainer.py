@@ -23,6 +23,7 @@ from privet.common.errors import (
     DataError,
     InputError,
     NotReleasable,
+    PlanError,
     PrivetError,
     SelfTestFailed,
 )
@@ -150,16 +151,26 @@ class Trainer:
         return digest_arrays(initial_model(self.plan))
 
     def self_test(self) -> tuple[str, ...]:
-        """Run the start-up tests, once a process and plan; return the rows that passed.
+        """Run the start-up tests and a rehearsal; return the rows that passed.
+
+        Each is done once a process and plan.
 
         Raises:
-            SelfTestFailed: naming the row and the layer.
+            SelfTestFailed: naming the row and the layer, or what the plan cannot do.
         """
         try:
             bytes_of(self.shapes(), self.plan.compression)
         except InputError as error:
             raise SelfTestFailed(str(error)) from error
-        return self._bench.self_tests
+        passed = self._bench.self_tests
+        # It trains and measures as this class does.
+        from privet.client.rehearsal import rehearse
+
+        try:
+            rehearse(self.plan)
+        except PlanError as error:
+            raise SelfTestFailed(str(error)) from error
+        return passed
 
     def require_source(self) -> None:
         """See :class:`~privet.client.training.Training`."""

@@ -38,6 +38,7 @@ from privet.server.hub import Answered, Hub
 from privet.server.initial import first_model
 from privet.server.queue import OPEN, PRESENT, Run, runs
 from privet.server.recorder import Recorder
+from privet.server.rehearsal import rehearse
 
 _LOOK = 1.0
 """Seconds between two looks for members, runs and stops."""
@@ -81,6 +82,7 @@ class Office:
         )
         self.stopped = threading.Event()
         self._held: set[str] = set()
+        self._rehearsed: set[str] = set()
         self.port = 0
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
         """Told of each order, as ``ordered``, and of what was answered."""
@@ -174,6 +176,10 @@ class Office:
         plan = run.plan
         names = [site.name for site in plan.sites]
         roster = run.roster(self.federation)
+        first = run.folder / "model" / "initial.safetensors"
+        if not run.has_begun and run.id not in self._rehearsed:
+            rehearse(plan, first_model(plan, first), run.folder)
+            self._rehearsed.add(run.id)
         self._gather(run, plan, offer.encode(run.id, plan.to_dict(), roster.to_dict()))
 
         def tell(missing: list[str]) -> None:
@@ -184,7 +190,7 @@ class Office:
         conduct(
             run,
             LinkGrid(self.hub, names, stopped=self.stopped, on_wait=tell),
-            lambda: first_model(plan, run.folder / "model" / "initial.safetensors"),
+            lambda: first_model(plan, first),
             lambda: self._recorder(roster, run),
             on_round=self.on_round,
         )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,11 +27,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from privet.client.app import create_app as create_client_app
+from privet.client.rehearsal import rehearse as rehearse_site
 from privet.client.site import Site
 from privet.client.trainer import Trainer
+from privet.client.workbench import workbench
 from privet.common.canonical import write_json
 from privet.common.config import data_folder
-from privet.common.errors import InputError, RunError
+from privet.common.errors import InputError, RunError, SelfTestFailed
 from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
@@ -39,9 +42,10 @@ from privet.privacy.noise import Stream
 from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
 from privet.server.app import run_app
+from privet.server.rehearsal import rehearse as rehearse_coordinator
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
-from privet.simulations.evaluate import PublicTest
+from privet.simulations.evaluate import PublicTest, rehearse_public
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, attestations, find_plan, resolve
@@ -201,6 +205,8 @@ def run_plan(
     check(plan)
     # In the plan itself, so that the ledgers and the report say who vouches for what.
     resolved = resolve(plan.changed(attested=attestations(plan)))
+    with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
+        rehearse(resolved, Path(scratch))
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", resolved.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
@@ -267,6 +273,27 @@ def check(plan: Plan) -> None:
     build_model(plan)
     build_task(plan)
     Aggregator(plan)
+
+
+def rehearse(plan: Plan, folder: Path) -> None:
+    """Do all that a round does once, on made-up records, before anything is paid for.
+
+    Args:
+        plan: with its noise calibrated.
+        folder: of the run.
+
+    Raises:
+        PlanError: saying what is wrong and what to do.
+    """
+    bench = workbench(plan)
+    try:
+        _ = bench.self_tests
+    except SelfTestFailed:
+        return  # every site finds that by itself, and refuses at no cost
+    rehearse_site(plan)
+    if plan.metrics.source == "public":
+        rehearse_public(plan)
+    rehearse_coordinator(plan, initial_model(plan), folder)
 
 
 def server_app(
