@@ -12,7 +12,7 @@ import functools
 import hashlib
 from pathlib import Path
 
-from privet.client.approval import approval_fault
+from privet.client.approval import approval_fault, how_to_open
 from privet.client.desk import note_policy
 from privet.common.errors import BudgetExceeded, PlanClosed
 from privet.common.order import ORDER_TYPE, Order, Status
@@ -95,7 +95,8 @@ class Guard:
         except PlanClosed as error:
             raise Refusal(
                 Status.REFUSED_PLAN,
-                f"{error}; this log says why. Mend it, then `privet client approve {plan.digest}`",
+                f"{error}; this log says why. Mend it, then "
+                f"{how_to_open(self.ledger.book, plan.digest)} opens it again",
             ) from error
 
     def require_size(self, plan: Plan, parameters: int) -> None:

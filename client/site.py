@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from privet.client.approval import how_to_open
 from privet.client.guard import Guard, Refusal, code_digest
 from privet.client.outbox import Outbox
 from privet.client.training import Made, Training, misfit
@@ -361,8 +362,8 @@ class Site:
             return
         self._log.warning(
             "%s: the charge stays; %d attempts failed in a row, so plan %s is closed here and "
-            "costs no more. What failed is said above: mend it, then `privet client approve %s`",
-            slot, failed, plan, plan,
+            "costs no more. What failed is said above: mend it, then %s opens it again",
+            slot, failed, plan, how_to_open(self.ledger.book, plan),
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 
 from privet.common.canonical import write_json
-from privet.common.errors import InputError, KeyFault, PrivetError, RunError
+from privet.common.errors import InputError, KeyFault, PrivetError, QuorumNotMet, RunError
 from privet.common.link import offer
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
@@ -162,7 +162,9 @@ class Office:
         """End a run that failed; put one aside whose files are in the way, and nothing else."""
         fault = str(error) or type(error).__name__
         if isinstance(error, PrivetError) and not isinstance(error, KeyFault):
-            _LOG.error("a run failed", extra={"run": run.id, "why": error})
+            if isinstance(error, QuorumNotMet):
+                fault += ". Why, the sites' operators know: operator.log in the folder of each site"
+            _LOG.error("a run failed", extra={"run": run.id, "why": fault})
             state = {"state": "failed"}
         else:
             _LOG.exception("a run is put aside until the next start", extra={"run": run.id})

@@ -16,8 +16,7 @@ import secrets
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -50,7 +49,7 @@ from privet.simulations.grid import InProcessGrid
 from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, attestations, find_plan, resolve
 from privet.simulations.records import Records
-from privet.simulations.result import Result, make_result, write_result
+from privet.simulations.result import Result, make_result, operator_lines, write_result
 
 Engine = Literal["auto", "inline", "ray"]
 Observer = Callable[[Progress], None]
@@ -68,6 +67,7 @@ class Setting:
         base: folder that the plan's relative paths start from.
         ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
         cap: life-time ε of each site's population where its ledger is new.
+        open_again: let the plan run where its failures closed it, in ledgers that last.
     """
 
     engine: Engine = "auto"
@@ -77,6 +77,7 @@ class Setting:
     base: Path = Path()
     ledgers: Path | None = None
     cap: float | None = None
+    open_again: bool = False
 
 
 def simulate(
@@ -213,14 +214,15 @@ def run_plan(
     ledgers = setting.ledgers.resolve() if setting.ledgers else None
     parties = Parties(resolved, folder.resolve(), ledgers, setting.cap)
     parties.found()
+    if setting.open_again:
+        parties.open_again()
     maker = SiteMaker(run_id, parties, records, setting.noise_seed)
     try:
         outcome = _train(maker, public_test(maker), setting, observe)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
     result = make_result(run_id, parties, outcome, seconds=time.monotonic() - started)
-    write_result(result)
-    return result
+    return write_result(result)
 
 
 def train_once(
@@ -260,8 +262,18 @@ def _train(
     if not outcomes:
         raise RunError("the run ended without an outcome")
     if public is not None:
-        outcomes[0].progress[-1].metrics.update(public.written(outcomes[0].model))
+        _add_written(outcomes[0], public)
     return outcomes[0]
+
+
+def _add_written(outcome: Outcome, public: PublicTest) -> None:
+    """Add figures of what the model writes; where they fail, the run is paid for and goes on."""
+    last = outcome.progress[-1]
+    try:
+        last.metrics.update(public.written(outcome.model))
+    except Exception as error:
+        text = f"what the model writes could not be measured: {error!r}"
+        outcome.progress[-1] = replace(last, remarks=(*last.remarks, text))
 
 
 def check(plan: Plan) -> None:
@@ -357,10 +369,7 @@ def _operators(folder: Path, plan: Plan) -> str:
     """Return what the sites' operators see, for the person who runs them all."""
     lines = []
     for site in plan.sites:
-        with suppress(OSError):
-            text = (folder / "sites" / site.name / "operator.log").read_text()
-            said = [line for line in text.splitlines() if f" {site.name} " in line[:100]]
-            lines.extend(said[-1:])
+        lines.extend(operator_lines(folder, site.name)[-1:])
     if not lines:
         return ""
     more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""
