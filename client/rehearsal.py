@@ -24,7 +24,7 @@ import pandas as pd
 from privet.client.data.records import SiteData
 from privet.client.trainer import Trainer, UsableRecords
 from privet.client.workbench import Workbench, labels_of, workbench
-from privet.common.compress import Lighter
+from privet.common.compress import Lighter, compress
 from privet.common.errors import PlanError, PrivetError
 from privet.common.flat import Arrays
 from privet.common.order import Order
@@ -102,7 +102,7 @@ def _rehearse(plan: Plan) -> None:
             )
         if plan.trains:
             with _stage(plan, "a clipped step"):
-                update = stand_in.release(_order(plan, "train", before), before).arrays
+                update = stand_in.one_step()
             _require_update(plan, update, before)
         if plan.metrics.source != "off":
             _require_scores(bench, batch)
@@ -128,8 +128,20 @@ class _StandIn(Trainer):
             lambda order: Stream.seeded("rehearsal", order.purpose),
         )
         self._batch = batch
-        if self._mechanism is not None:
-            self._mechanism = replace(self._mechanism, steps=1, sample_rate=1.0)
+
+    def one_step(self) -> Arrays:
+        """Return the update of one step over all made-up records."""
+        update = replace(self.mechanism, steps=1, sample_rate=1.0).release(
+            self._bench.engine,
+            self._batch,
+            UnitIndex.by_record(RECORDS),
+            nominal_size=self.site.nominal_size,
+            optimizer=self._optimizer,
+            proximal_mu=self.plan.strategy.proximal_mu,
+            stream=Stream.seeded("rehearsal", "train"),
+            views=self._bench.views,
+        )
+        return {name: tensor.numpy() for name, tensor in update.tensors.items()}
 
     def _usable(self, part: str, data: SiteData, frame: pd.DataFrame) -> UsableRecords:
         del part, data, frame
@@ -141,7 +153,8 @@ def _require_update(plan: Plan, update: Arrays, model: Arrays) -> None:
     if plan.compression is not None:
         shapes = {name: array.shape for name, array in model.items()}
         with _stage(plan, "compression"):
-            update = Lighter(update, shapes, plan.compression).whole()
+            packed, _ = compress(update, plan.compression, Stream.seeded("rehearsal", "compress"))
+            update = Lighter(packed, shapes, plan.compression).whole()
     for name, array in model.items():
         if name not in update or update[name].shape != array.shape:
             raise PlanError(f"plan '{plan.name}': the update of '{name}' has another shape")
