@@ -132,14 +132,14 @@ class Book:
     def failures(self, plan: str) -> int:
         """Return how many attempts of a plan failed in a row, after data was opened.
 
-        Training and evaluation are counted apart, and the larger number is returned: a release
-        ends the row of its own purpose alone, or a plan that never trains and is measured in each
-        round would fail for ever. An approval by hand ends both.
+        Training and evaluation count together, but a release forgives its own purpose alone: or a
+        plan that never trains and is measured in each round would fail for ever. An approval by
+        hand forgives both.
 
         Args:
             plan: its digest.
         """
-        return max(self._failures.get(plan, {}).values(), default=0)
+        return sum(self._failures.get(plan, {}).values())
 
     def require_coordinator(self, order: Order) -> None:
         """Check that nobody else began the order's run.

@@ -17,31 +17,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
 
 from privet.common.compress import Lighter, compress
 from privet.common.errors import PlanError, PrivetError
 from privet.common.flat import BLOCK, Arrays, digest_arrays
-from privet.common.grid import RUN_ID
 from privet.common.plan import Plan
 from privet.common.tasks.measure import pooled, table_shape
-from privet.common.wire import require_identity
 from privet.privacy.noise import Stream
 from privet.server.aggregate import Aggregator, mean_of
 from privet.server.snapshot import Snapshot, Snapshots
 
 _SITES = 3
 """Most sites that take part: enough for a mean."""
-
-
-class _Nodes:
-    """What a strategy sees of the grid: the numbers of nodes."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-
-    def get_node_ids(self) -> list[int]:
-        return list(range(1, self._count + 1))
 
 
 def rehearse(plan: Plan, model: Arrays, folder: Path) -> None:
@@ -85,13 +72,10 @@ def _part(plan: Plan, model: Arrays) -> Arrays:
 
 
 def _joined(plan: Plan, model: Arrays) -> Arrays:
-    require_identity(RUN_ID)
-    aggregator = Aggregator(plan)
     sites = plan.sites[:_SITES]
-    aggregator.configure(1, model, _Nodes(len(plan.sites)))
     stream = Stream.seeded("rehearsal")
     shapes = {name: array.shape for name, array in model.items()}
-    updates: dict[str, tuple[Message, Arrays]] = {}
+    updates: dict[str, Arrays] = {}
     for number, site in enumerate(sites, 1):
         update: Arrays = {
             name: np.full(array.shape, 1e-3 * number, array.dtype) for name, array in model.items()
@@ -99,9 +83,9 @@ def _joined(plan: Plan, model: Arrays) -> Arrays:
         if plan.compression is not None:
             packed, _ = compress(update, plan.compression, stream)
             update = Lighter(packed, shapes, plan.compression)
-        message = Message(RecordDict(), number, MessageType.TRAIN)
-        updates[site.name] = (message, update)
-    return aggregator.aggregate(1, model, updates)
+        updates[site.name] = update
+    nodes = list(range(1, len(plan.sites) + 1))
+    return Aggregator(plan).join_made_up(model, updates, nodes)
 
 
 def _store(plan: Plan, model: Arrays, folder: Path) -> None:
