@@ -56,7 +56,7 @@ def prepare(folder: Path) -> tuple[Plan, Records]:
     torch.set_num_threads(1)
     write_starter(folder / "plan")
     plan = Plan.load(folder / "plan" / "plan.toml").changed(
-        training={"rounds": ROUNDS}, metrics={"source": "gate"}, threads=1
+        training={"rounds": ROUNDS, "max_attempts": 100}, metrics={"source": "gate"}, threads=1
     )
     plan = resolve(plan)
     records = Records(plan, None, folder / "plan")

@@ -45,7 +45,7 @@ class Estate:
                 "name": "small",
                 "task": {"classes": ["0", "1"], "label": "y",
                          "numeric": {"x": {"low": 0, "high": 1}}},
-                "training": {"rounds": 3, "steps": 1, "sample_rate": 1.0},
+                "training": {"rounds": 3, "steps": 1, "sample_rate": 1.0, "max_attempts": 100},
                 "metrics": {"source": "gate"},
                 "privacy": {"epsilon": 1.0, "delta": 1e-5, "noise_multiplier": 4.0},
                 "sites": [{"name": SITE, "nominal_size": 40}],

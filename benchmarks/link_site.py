@@ -35,6 +35,9 @@ class Light:
         """What a round would cost."""
         return training_event(self._plan)
 
+    def require_source(self) -> None:
+        """Nothing is opened."""
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return those of the benchmark's models."""
         from link_model import shapes

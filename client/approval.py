@@ -78,6 +78,13 @@ def approval_fault(
     )
 
 
+def how_to_open(book: Book, plan: str) -> str:
+    """Return the command that opens a plan (by digest) again after its failures closed it."""
+    if book.setting == "site":
+        return f"`privet client approve {plan}`"
+    return "`privet simulate` with --open-again"
+
+
 def standing_faults(policy: Policy, book: Book, data_set: str) -> list[str]:
     """Return why the site would reserve nothing for a data set now, whatever the plan.
 

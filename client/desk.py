@@ -65,8 +65,11 @@ class Desk:
         """
         digest, name = full_digest(plan), tidy(name)
         with self._deciding():
-            by = joined(self.ledger.book.approvals.get(digest, ()), name)
-            self.ledger.approve(digest, by, "manual")
+            # As many people as approved the plan must open it again once its failures closed it.
+            failed, most = self.ledger.attempts(digest)
+            before = self.ledger.book.approvals.get(digest, ())
+            by = joined(() if failed >= most else before, name)
+            self.ledger.approve(digest, by, "manual", again=failed > 0)
         return self.ledger.book.approvals[digest]
 
     def refuse(self, plan: str, name: str) -> None:

@@ -13,11 +13,13 @@ changed holds from the next run on, or from when the coordinator was started aga
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.app import context_of, create_app, serve
+from privet.client.data.loader import probe_database
 from privet.client.data.source import require_source
 from privet.client.dial import Asked, Told
 from privet.client.guard import Guard, Refusal
@@ -26,7 +28,7 @@ from privet.client.offers import Offers
 from privet.client.site import Site
 from privet.client.training import Training
 from privet.common.canonical import digest_json
-from privet.common.errors import PolicyError, PrivetError
+from privet.common.errors import DataError, InputError, PolicyError, PrivetError
 from privet.common.link import offer
 from privet.common.order import Status
 from privet.common.plan import Plan
@@ -36,6 +38,9 @@ from privet.privacy.roster import Roster
 from privet.privacy.witness import Witness
 
 _LOG = logging.getLogger("privet.gate")
+
+PROBE_INTERVAL_S = 30.0
+"""Seconds between two looks at a database while a run is offered."""
 
 TrainingFor = Callable[[Plan, Policy, str], Training]
 """Makes the trainer of a plan for a data set of the policy."""
@@ -66,6 +71,7 @@ class Gate:
     _roster: Roster | None = None
     _ordered: bool = False
     _said: str = ""
+    _probed: tuple[str, float, str] = ("", 0.0, "")
 
     def __post_init__(self) -> None:
         self._app = create_app(lambda context: self._current())
@@ -108,6 +114,7 @@ class Gate:
             of = digest_json([plan_value, policy.model_dump(mode="json")])
             if self._of != of or not self._ordered:
                 require_source(policy, guard.data_set, plan)
+                self._require_database(policy, guard.data_set, of)
             if self._of != of:
                 self.close()
                 self._training = self.training_for(plan, policy, guard.data_set)
@@ -133,6 +140,25 @@ class Gate:
             return Status.REFUSED_POLICY
         self._tell(str(offer.READY), None)
         return offer.READY
+
+    def _require_database(self, policy: Policy, data_set: str, of: str) -> None:
+        """Check a database, but not each second: to connect is an event in its own log.
+
+        Raises:
+            DataError: what was found, also where that was a while ago.
+        """
+        if policy.data_set(data_set)[1].sql is None:
+            return
+        asked, when, fault = self._probed
+        if asked != of or time.monotonic() - when > PROBE_INTERVAL_S:
+            fault = ""
+            try:
+                probe_database(policy, data_set)
+            except InputError as error:
+                fault = str(error)
+            self._probed = of, time.monotonic(), fault
+        if fault:
+            raise DataError(fault)
 
     def _tell(self, status: str, why: Exception | str | None) -> None:
         """Log what an offer was answered with, once: it is repeated every second."""

@@ -12,9 +12,9 @@ import functools
 import hashlib
 from pathlib import Path
 
-from privet.client.approval import approval_fault
+from privet.client.approval import approval_fault, how_to_open
 from privet.client.desk import note_policy
-from privet.common.errors import BudgetExceeded
+from privet.common.errors import BudgetExceeded, PlanClosed
 from privet.common.order import ORDER_TYPE, Order, Status
 from privet.common.plan import Plan
 from privet.privacy.ledger import Ledger
@@ -90,6 +90,14 @@ class Guard:
         if fault := self.policy.fault(plan, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)
+        try:
+            self.ledger.require_open_plan(plan.digest)
+        except PlanClosed as error:
+            raise Refusal(
+                Status.REFUSED_PLAN,
+                f"{error}; this log says why. Mend it, then "
+                f"{how_to_open(self.ledger.book, plan.digest)} opens it again",
+            ) from error
 
     def require_size(self, plan: Plan, parameters: int) -> None:
         """Refuse a model that is larger than the policy allows.

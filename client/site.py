@@ -11,14 +11,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from privet.client.approval import how_to_open
 from privet.client.guard import Guard, Refusal, code_digest
 from privet.client.outbox import Outbox
 from privet.client.training import Made, Training, misfit
 from privet.common.errors import (
     BudgetExceeded,
+    InputError,
     LedgerError,
     NoteError,
     OutOfTurn,
+    PlanClosed,
     PrivetError,
     RolledBack,
     SelfTestFailed,
@@ -218,6 +221,10 @@ class Site:
             )
         self.guard.look(self.plan, order.run)
         try:
+            self._trainer.require_source()
+        except InputError as error:
+            raise Refusal(Status.REFUSED_POLICY, str(error)) from error
+        try:
             tested = self.guard.tested(self._trainer.self_test())
         except SelfTestFailed as error:
             raise Refusal(Status.REFUSED_SELF_TEST, str(error)) from error
@@ -266,12 +273,15 @@ class Site:
             self._log.warning("%s: was left open by a process that ended", left.slot)
             self.outbox.remove(left.slot)
             self.ledger.abort(left, data_opened=True, reason="recovered")
+            self._tell_attempts(left.slot)
         try:
             return self.ledger.reserve(request)
         except BudgetExceeded as error:
             raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
         except OutOfTurn as error:
             raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
+        except PlanClosed as error:
+            raise Refusal(Status.REFUSED_PLAN, str(error)) from error
         except SitePaused as error:
             raise Refusal(Status.REFUSED_PAUSED, str(error)) from error
 
@@ -338,5 +348,20 @@ class Site:
         try:
             if self.ledger.pending(reservation.slot):
                 self.ledger.abort(reservation, data_opened=True)
+            self._tell_attempts(reservation.slot)
         except (LedgerError, OSError) as error:
             self._log.error("%s: %s", reservation.slot, error)
+
+    def _tell_attempts(self, slot: str) -> None:
+        """Say in the operator's log what a failure means for the plan."""
+        plan = self.ledger.book.plan_of(slot.partition("/")[0])
+        failed, most = self.ledger.attempts(plan)
+        if failed < most:
+            text = "%s: the charge stays; attempt %d of %d in a row that failed (max_attempts)"
+            self._log.warning(text, slot, failed, most)
+            return
+        self._log.warning(
+            "%s: the charge stays; %d attempts failed in a row, so plan %s is closed here and "
+            "costs no more. What failed is said above: mend it, then %s opens it again",
+            slot, failed, plan, how_to_open(self.ledger.book, plan),
+        )  # fmt: skip

@@ -33,20 +33,24 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
             *registered,
             *(_to_come(policy, name) for name in to_come),
         ],
-        "plans": decided(book),
+        "plans": decided(ledger),
         "open": [item.slot for item in ledger.pending()],
         "notes": [*_notes(policy, book), *remarks],
     }
 
 
-def decided(book: Book) -> list[dict[str, Any]]:
-    """Return the plans that were approved or refused, and by whom."""
-    both = (("approved", book.approvals), ("refused", book.refused_plans))
-    return [
-        {"plan": plan, "state": state, "by": list(by)}
-        for state, plans in both
-        for plan, by in sorted(plans.items())
-    ]
+def decided(ledger: Ledger) -> list[dict[str, Any]]:
+    """Return the plans that were approved or refused, by whom, and how often they failed."""
+    both = (("approved", ledger.book.approvals), ("refused", ledger.book.refused_plans))
+    found: list[dict[str, Any]] = []
+    for state, plans in both:
+        for plan, by in sorted(plans.items()):
+            failed, most = ledger.attempts(plan)
+            value: dict[str, Any] = {"plan": plan, "state": state, "by": list(by)}
+            if failed:
+                value |= {"failed_attempts": failed, "max_attempts": most, "closed": failed >= most}
+            found.append(value)
+    return found
 
 
 def _registered(ledger: Ledger, name: str) -> dict[str, Any]:

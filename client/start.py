@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from privet.client.check_record import require_checked
 from privet.client.desk import Desk, public_keys
 from privet.client.dial import Dialer
 from privet.client.gate import Gate
@@ -90,10 +91,12 @@ def make_gate(
     Raises:
         InputError: if the policy is wrong, or the site is not enrolled.
         KeyFault: if a key does not open.
+        Refused: if the policy sets ``min_units`` and no check of the data stands.
     """
     desk = Desk.open(policy_file, passphrase)
     policy, ledger = desk.policy, desk.ledger
     home = policy_file.parent
+    require_checked(policy, home)
     join = Join.kept(home / LINK)
     if join.site != policy.site:
         raise InputError(f"{policy_file}: site '{policy.site}' came in as '{join.site}'")

@@ -24,6 +24,7 @@ from privet.common.errors import (
     DataError,
     InputError,
     NotReleasable,
+    PlanError,
     PrivetError,
     SelfTestFailed,
 )
@@ -41,7 +42,8 @@ from privet.privacy.noise import Stream
 from privet.privacy.units import Relation, Unit, UnitIndex
 
 MAX_NOTES = 20
-"""Records that are named in the operator's log each time they are read; then they are counted."""
+"""Records that are named in the operator's log each time they are read; all are counted."""
+_PARTS = {"train": "train on", "held_out": "measure on"}
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class Trainer:
         open_data: reads the site's records; called at the first order that was paid for.
         stream_for: randomness of an order; a simulation may fix it, and then its claim is
             ``none``.
+        check_source: raises an InputError where the records cannot be opened; reads none of them.
     """
 
     def __init__(
@@ -101,12 +104,14 @@ class Trainer:
         site: str,
         open_data: Callable[[], SiteData],
         stream_for: StreamFor = lambda order: None,
+        check_source: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan = plan
         self.site = plan.site(site)
         self._mechanism = mechanism(plan) if plan.trains else None
         self._open_data = open_data
         self._stream_for = stream_for
+        self._check_source = check_source
         self._data: SiteData | None = None
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
         self._cache: dict[str, UsableRecords] = {}
@@ -148,16 +153,31 @@ class Trainer:
         return digest_arrays(initial_model(self.plan))
 
     def self_test(self) -> tuple[str, ...]:
-        """Run the start-up tests, once a process and plan; return the rows that passed.
+        """Run the start-up tests and a rehearsal; return the rows that passed.
+
+        Each is done once a process and plan.
 
         Raises:
-            SelfTestFailed: naming the row and the layer.
+            SelfTestFailed: naming the row and the layer, or what the plan cannot do.
         """
         try:
             bytes_of(self.shapes(), self.plan.compression)
         except InputError as error:
             raise SelfTestFailed(str(error)) from error
-        return self._bench.self_tests
+        passed = self._bench.self_tests
+        # It trains and measures as this class does.
+        from privet.client.rehearsal import rehearse
+
+        try:
+            rehearse(self.plan)
+        except PlanError as error:
+            raise SelfTestFailed(str(error)) from error
+        return passed
+
+    def require_source(self) -> None:
+        """See :class:`~privet.client.training.Training`."""
+        if self._data is None:
+            self._check_source()
 
     def release(self, order: Order, model: Arrays) -> Made:
         """Train, or evaluate, as the order says.
@@ -168,7 +188,11 @@ class Trainer:
         """
         if self._data is None:
             self._data = self._open_data()
-            self._note(self._data, {fault.place: fault.why for fault in self._data.faults})
+            self._note(
+                self._data,
+                {fault.place: fault.why for fault in self._data.faults},
+                f"cannot be read and are left out of {self._data.source}",
+            )
         torch.set_num_threads(self.plan.threads)
         stream = self._stream_for(order)
         if order.purpose == "evaluate":
@@ -230,20 +254,24 @@ class Trainer:
     def _usable(self, part: str, data: SiteData, frame: pd.DataFrame) -> UsableRecords:
         if part not in self._cache:
             found = usable_records(self._bench, frame)
-            self._note(data, {frame.index[row]: why for row, why in found.faults.items()})
+            self._note(
+                data,
+                {frame.index[row]: why for row, why in found.faults.items()},
+                f"of {len(frame)} to {_PARTS[part]} are left out of {data.source}",
+            )
             for fit in column_fits(self.plan.task, frame) if part == "train" else ():
                 self._notes += [f"{data.source}: {fault}" for fault in fit.faults.values()]
             self._cache[part] = found
         return self._cache[part]
 
-    def _note(self, data: SiteData, faults: dict[int, str]) -> None:
-        """Keep for the operator's log which records are left out, and why."""
+    def _note(self, data: SiteData, faults: dict[int, str], what: str) -> None:
+        """Keep for the operator's log how many records are left out, which, and why."""
+        if not faults:
+            return
         places = sorted(faults)
+        count = "1 record" if len(places) == 1 else f"{len(places)} records"
+        self._notes.append(f"{count} {what}: `privet client check` names all")
         self._notes += [f"left out: {data.where(k)}: {faults[k]}" for k in places[:MAX_NOTES]]
-        if (more := len(places) - MAX_NOTES) > 0:
-            self._notes.append(
-                f"left out: {more} more records of {data.source}; `privet client check` names them"
-            )
 
     def _take_notes(self) -> tuple[str, ...]:
         notes, self._notes = tuple(self._notes), []

@@ -57,6 +57,16 @@ class Training(Protocol):
         """
         ...
 
+    def require_source(self) -> None:
+        """Check where the records are, without reading one, until they were opened.
+
+        Asked before each reservation: what is wrong then costs nothing.
+
+        Raises:
+            InputError: with a text for the operator, which speaks of no record.
+        """
+        ...
+
     def release(self, order: Order, model: Arrays) -> Made:
         """Train, or evaluate, as the order says; records are opened at the first one.
 

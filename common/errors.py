@@ -14,6 +14,7 @@
     ├── Refused                 3  a site said no
     │   ├── BudgetExceeded         the population's budget does not cover the request
     │   ├── OutOfTurn              an attempt was answered before, or for another order
+    │   ├── PlanClosed             the plan failed too often here, and waits for the operator
     │   └── SitePaused             the site paused, withdrew, or closed the budget
     ├── PrivacyFault            1  a guarantee does not hold; the run must stop
     │   ├── SelfTestFailed         a start-up test found the mechanism unsound
@@ -90,6 +91,10 @@ class BudgetExceeded(Refused):
 
 class OutOfTurn(Refused):
     """An attempt was taken before, or the run is past it."""
+
+
+class PlanClosed(Refused):
+    """A plan failed ``max_attempts`` times in a row; its operator has not opened it again."""
 
 
 class SitePaused(Refused):

@@ -24,6 +24,9 @@ Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
+MAX_ATTEMPTS = 2
+"""Default of ``training.max_attempts``."""
+
 
 class Numeric(Part):
     """A numeric feature with its typical range, a public constant and not a statistic (H12).
@@ -190,6 +193,8 @@ class Training(Part):
         clipping: how per-unit gradients are computed; no effect on the guarantee.
         clip: L2 bound of one unit's gradient in a run without privacy; None: no bound. In
             a run with privacy it is ``privacy.clip`` that counts.
+        max_attempts: failures in a row, each with its charge, after which a site closes the plan
+            for itself until its operator approves it again.
     """
 
     rounds: Annotated[int, Field(ge=0, le=10**9)] = 20
@@ -202,6 +207,7 @@ class Training(Part):
     copies: Annotated[int, Field(ge=1, le=256)] = 1
     clipping: Literal["auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
     clip: Positive | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = MAX_ATTEMPTS
 
 
 class Strategy(Part):

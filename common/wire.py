@@ -40,6 +40,14 @@ def claim_identity(run_id: int) -> None:
     TaskIdentity.node_id = 1
 
 
+def require_identity(run_id: int) -> None:
+    """Claim the identity where this process has none; Flower's own stays as it is."""
+    try:
+        _ = TaskIdentity.run_id
+    except RuntimeError:
+        claim_identity(run_id)
+
+
 def number_message(message: Message) -> str:
     """Give ``message`` an id of its own, and return it."""
     number = str(uuid4())

@@ -86,6 +86,7 @@ class Book:
         self._runs: dict[str, _Run] = {}
         self._turns: dict[tuple[str, str], _Turn] = {}
         self._of: dict[int, tuple[str, str]] = {}
+        self._failures: dict[str, Counter[str]] = {}
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry."""
@@ -127,6 +128,18 @@ class Book:
         """Return the data set on which ``run`` was begun, None before its first reservation."""
         begun = self._runs.get(run)
         return None if begun is None else begun.data_set
+
+    def failures(self, plan: str) -> int:
+        """Return how many attempts of a plan failed in a row, after data was opened.
+
+        Training and evaluation count together, but a release forgives its own purpose alone: or a
+        plan that never trains and is measured in each round would fail for ever. An approval by
+        hand forgives both.
+
+        Args:
+            plan: its digest.
+        """
+        return sum(self._failures.get(plan, {}).values())
 
     def require_coordinator(self, order: Order) -> None:
         """Check that nobody else began the order's run.
@@ -207,6 +220,8 @@ class Book:
     def _approve(self, value: dict[str, Any]) -> None:
         self.refused_plans.pop(value["plan"], None)
         self.approvals[value["plan"]] = tuple(value["by"])
+        if value["how"] == "manual":
+            self._failures.pop(value["plan"], None)
 
     def _refuse_plan(self, value: dict[str, Any]) -> None:
         self.approvals.pop(value["plan"], None)
@@ -237,6 +252,9 @@ class Book:
     def _release(self, value: dict[str, Any]) -> None:
         reservation = self.open.pop(value["reservation"])
         self.released[reservation.slot] = (int(value["sequence"]), value["digest"])
+        plan, purpose = self._work_of(reservation)
+        if plan in self._failures:
+            self._failures[plan].pop(purpose, None)
 
     def _abort(self, value: dict[str, Any]) -> None:
         reservation = self.open.pop(value["reservation"])
@@ -247,6 +265,15 @@ class Book:
             charges[run] = +charges[run]
             if not charges[run]:
                 del charges[run]  # it never was; if it is charged again, others were first
+            return
+        # Whatever the reason: to close on some would tell which one it was.
+        plan, purpose = self._work_of(reservation)
+        self._failures.setdefault(plan, Counter())[purpose] += 1
+
+    def _work_of(self, reservation: Reservation) -> tuple[str, str]:
+        """Return the plan and the purpose of a reservation."""
+        _, run = self._of[reservation.number]
+        return self._runs[run].plan, reservation.slot.split("/")[-3]
 
     def _rotate(self, value: dict[str, Any]) -> None:
         Key.parse(value["key"])

@@ -28,6 +28,7 @@ from privet.common.errors import (
     KeyFault,
     LedgerError,
     NoteError,
+    PlanClosed,
     SitePaused,
     WrongLedger,
 )
@@ -39,7 +40,7 @@ from privet.privacy.events import Counts
 from privet.privacy.filter import Cap, History, decide, decide_whole
 from privet.privacy.log import Log
 from privet.privacy.signed_note import Key, Signer
-from privet.privacy.standing import history_of, plan_events
+from privet.privacy.standing import history_of, plan_attempts, plan_events
 from privet.privacy.statement import LEDGER, Entry
 from privet.privacy.store import Store
 from privet.privacy.units import PrivacyLoss
@@ -196,11 +197,19 @@ class Ledger:
                 self.require_present()
                 self.log.append("policy", "policy", digest_json(policy), policy=policy)
 
-    def approve(self, plan: str, by: Iterable[str], how: str) -> None:
-        """Note that a plan (by digest) is approved; the same again changes nothing."""
+    def approve(self, plan: str, by: Iterable[str], how: str, *, again: bool = False) -> None:
+        """Note that a plan (by digest) is approved; the same again changes nothing.
+
+        Args:
+            plan: its digest.
+            by: who approved it.
+            how: ``manual``, ``listed`` or ``simulation``. By hand also opens a plan that failures
+                closed.
+            again: note it also where the same was noted before.
+        """
         names = sorted(set(by))
         with self.log.writing():
-            if self.book.approvals.get(plan) != tuple(names):
+            if again or self.book.approvals.get(plan) != tuple(names):
                 self.require_present()
                 self.log.append("plan-approved", "plan", plan, plan=plan, by=names, how=how)
 
@@ -224,6 +233,7 @@ class Ledger:
         Raises:
             BudgetExceeded: if the population's cap does not cover it.
             OutOfTurn: if the order's slot was taken.
+            PlanClosed: if the plan failed as often in a row as it may.
             SitePaused: if the site has paused or withdrawn, or the budget was closed.
             LedgerError: if it cannot be stored.
         """
@@ -234,6 +244,7 @@ class Ledger:
             if self.book.paused or self.book.withdrawn or population.closed:
                 raise SitePaused("the site has paused or withdrawn, or closed this budget")
             self.book.require_turn(order, request.data_set)
+            self._require_open_plan(order.plan)
             self._require_cover(name, request)
             entry = self.log.append(
                 "reserved",
@@ -247,6 +258,20 @@ class Ledger:
                 self_tests=list(request.self_tests),
             )
             return self.book.open[entry.sequence]
+
+    def attempts(self, plan: str) -> tuple[int, int]:
+        """Return how many attempts of a plan (by digest) failed in a row, and how many may."""
+        self.log.refresh()
+        return self.book.failures(plan), plan_attempts(self.log.store, plan)
+
+    def require_open_plan(self, plan: str) -> None:
+        """Check that a plan (by digest) was not closed by its failures.
+
+        Raises:
+            PlanClosed: if it failed as often in a row as it may.
+        """
+        self.log.refresh()
+        self._require_open_plan(plan)
 
     def refuse(self, order: Order, status: str) -> bool:
         """Note that an order was refused: once, and not one that was reserved before.
@@ -471,6 +496,14 @@ class Ledger:
             raise BudgetExceeded(
                 f"run '{run}' would not come to its end: {decision.against(cap)}; "
                 f"{self.spent(name)} is spent"
+            )
+
+    def _require_open_plan(self, plan: str) -> None:
+        failed, most = self.book.failures(plan), plan_attempts(self.log.store, plan)
+        if failed >= most:
+            raise PlanClosed(
+                f"plan {plan} is closed here: {failed} of its attempts failed in a row, and their "
+                f"charges stay (training.max_attempts = {most})"
             )
 
     def _require_cover(self, name: str, request: Request) -> None:

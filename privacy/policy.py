@@ -91,6 +91,8 @@ class DataSet(Part):
         multiline: quoted cells of a CSV or TSV file may hold line ends; the site vouches for its
             quoting.
         independent: why rows of a view that is not plain do not depend on each other (H6).
+        min_units: with fewer units the site does not train. Its operator's check decides that,
+            before the client starts, and no answer does; it never leaves the site.
         disjoint: why its persons are in no other population of this site (H32).
     """
 
@@ -104,6 +106,7 @@ class DataSet(Part):
     person_numeric: bool = False
     multiline: bool = False
     independent: str = ""
+    min_units: Count | None = None
     disjoint: str = ""
 
     @model_validator(mode="after")
@@ -347,7 +350,9 @@ class Policy(Part):
                 if population[key] is not None:
                     population[key] = decimal(population[key])
         for data in value["data"].values():
-            for key in ("path", "sql", "columns", "person_column", "nominal_size"):
+            for key in (
+                "path", "sql", "columns", "person_column", "nominal_size", "min_units",
+            ):  # fmt: skip
                 del data[key]
         return value
 
@@ -498,6 +503,7 @@ path = "admissions.csv"              # from this file's folder; never leaves the
 # person_numeric = false             # true: "0012", "12" and "12.0" are one person
 # multiline = false                  # true: quoted cells of a CSV file may hold line ends
 disjoint = ""
+# min_units = 50                     # with fewer, `privet client start` refuses: run client check
 
 # In place of "path": a table or view of a database, read-only. Needs privet[sql] and "columns".
 # [data.admissions-2026.sql]

@@ -10,7 +10,7 @@ import functools
 import json
 
 from privet.common.errors import LedgerError
-from privet.common.plan import Plan
+from privet.common.plan import MAX_ATTEMPTS, Plan
 from privet.privacy.book import Book
 from privet.privacy.events import Counts
 from privet.privacy.filter import Charges, History
@@ -51,9 +51,25 @@ def plan_events(store: Store, plan: str) -> tuple[Counts, Counts] | None:
     return None if text is None else _events_of(plan, text)
 
 
+def plan_attempts(store: Store, plan: str) -> int:
+    """Return how many failures in a row close ``plan`` (a digest); the default if it is not kept.
+
+    Raises:
+        LedgerError: if what is kept under the digest is another plan.
+    """
+    text = store.paper("plan", plan)
+    return MAX_ATTEMPTS if text is None else _plan(plan, text).training.max_attempts
+
+
 @functools.lru_cache(maxsize=256)
 def _events_of(plan: str, text: str) -> tuple[Counts, Counts]:
+    found = _plan(plan, text)
+    return planned(found), one_round(found)
+
+
+@functools.lru_cache(maxsize=16)
+def _plan(plan: str, text: str) -> Plan:
     found = Plan.parse(json.loads(text), where=plan)
     if found.digest != plan:
         raise LedgerError(f"the plan that is kept as {plan} is another one, {found.digest}")
-    return planned(found), one_round(found)
+    return found

@@ -32,8 +32,9 @@ from privet.common.compress import Lighter
 from privet.common.config import make
 from privet.common.errors import PlanError, RunError
 from privet.common.flat import BLOCK, Arrays, Sealed, usable
+from privet.common.grid import RUN_ID
 from privet.common.plan import Plan
-from privet.common.wire import ARRAYS, View, to_record
+from privet.common.wire import ARRAYS, View, require_identity, to_record
 from privet.server.spool import give_back
 
 WEIGHT = "nominal-size"
@@ -76,7 +77,7 @@ class Aggregator:
             return content.array_records[ARRAYS], content.config_records["config"]
         for number, cut in enumerate(cuts):
             part = {piece.key: piece.of(model) for piece in cut}
-            content = self._configured(number, round_number, to_record(part), _Alone())
+            content = self._configured(number, round_number, to_record(part), _Nodes([1]))
         return to_record(model), content.config_records["config"]
 
     def _strategy(self, number: int) -> Strategy:
@@ -121,6 +122,25 @@ class Aggregator:
                 if isinstance(update, Sealed):
                     update.forget()
         return Sealed(joined)
+
+    def join_made_up(self, model: Arrays, updates: dict[str, Arrays], nodes: list[int]) -> Arrays:
+        """Return what a first round would make of updates that nobody sent; for a rehearsal.
+
+        Args:
+            model: the updates start from.
+            updates: by site.
+            nodes: numbers of the nodes that the strategy sees.
+
+        Raises:
+            PrivetError: as :meth:`configure` and :meth:`aggregate`.
+        """
+        require_identity(RUN_ID)
+        self.configure(1, model, _Nodes(nodes))
+        asked = {
+            site: (Message(RecordDict(), number, "train"), update)
+            for number, (site, update) in enumerate(updates.items(), 1)
+        }
+        return self.aggregate(1, model, asked)
 
     def _reply(
         self, site: str, message: Message, update: Arrays, model: Arrays, cut: list[_Piece]
@@ -192,12 +212,14 @@ class _Moved(View):
         return moved
 
 
-class _Alone:
-    """What a strategy sees of the grid where only its config is wanted: one node."""
+class _Nodes:
+    """What a strategy sees of the grid where only its config is wanted: numbers of nodes."""
 
-    @staticmethod
-    def get_node_ids() -> list[int]:
-        return [1]
+    def __init__(self, numbers: list[int]) -> None:
+        self._numbers = numbers
+
+    def get_node_ids(self) -> list[int]:
+        return self._numbers
 
 
 def mean_of(models: Iterable[Arrays]) -> Arrays:

@@ -45,13 +45,16 @@ def conduct(
     began = time.monotonic()
 
     def keep(progress: Progress) -> None:
-        if progress.histograms:
-            run.keep_figures(progress.round, progress.histograms)
-        note(progress)
-
-    def note(progress: Progress) -> None:
-        answers = {name: str(status) for name, status in progress.statuses.items()}
-        run.note(round=progress.round, sites=answers, spent=progress.spent)
+        remarks = list(progress.remarks)
+        try:
+            if progress.histograms:
+                run.keep_figures(progress.round, progress.histograms)
+        except OSError:
+            raise
+        except Exception as error:  # the round is paid for
+            _LOG.exception("no figures", extra={"run": run.id, "round": progress.round})
+            remarks.append(f"round {progress.round}: the figures could not be read: {error!r}")
+        run.note_round(progress.round, progress.statuses, progress.spent, remarks)
 
     def observe(progress: Progress) -> None:
         nonlocal began
@@ -77,4 +80,4 @@ def conduct(
     facts = {"plan": plan.digest, "private": str(plan.privacy is not None).lower()}
     save_model(run.folder / "model" / "model.safetensors", outcomes[0].model, facts)
     run.note(state="done")
-    _LOG.info("a run is done", extra={"run": run.id})
+    _LOG.info("a run is done", extra={"run": run.id, "sites": "; ".join(run.told())})

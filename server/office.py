@@ -24,7 +24,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 
 from privet.common.canonical import write_json
-from privet.common.errors import InputError, KeyFault, PrivetError, RunError
+from privet.common.errors import InputError, KeyFault, PrivetError, QuorumNotMet, RunError
 from privet.common.link import offer
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
@@ -38,6 +38,7 @@ from privet.server.hub import Answered, Hub
 from privet.server.initial import first_model
 from privet.server.queue import OPEN, PRESENT, Run, runs
 from privet.server.recorder import Recorder
+from privet.server.rehearsal import rehearse
 
 _LOOK = 1.0
 """Seconds between two looks for members, runs and stops."""
@@ -81,6 +82,7 @@ class Office:
         )
         self.stopped = threading.Event()
         self._held: set[str] = set()
+        self._rehearsed: set[str] = set()
         self.port = 0
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
         """Told of each order, as ``ordered``, and of what was answered."""
@@ -160,7 +162,9 @@ class Office:
         """End a run that failed; put one aside whose files are in the way, and nothing else."""
         fault = str(error) or type(error).__name__
         if isinstance(error, PrivetError) and not isinstance(error, KeyFault):
-            _LOG.error("a run failed", extra={"run": run.id, "why": error})
+            if isinstance(error, QuorumNotMet):
+                fault += ". Why, the sites' operators know: operator.log in the folder of each site"
+            _LOG.error("a run failed", extra={"run": run.id, "why": fault})
             state = {"state": "failed"}
         else:
             _LOG.exception("a run is put aside until the next start", extra={"run": run.id})
@@ -174,6 +178,10 @@ class Office:
         plan = run.plan
         names = [site.name for site in plan.sites]
         roster = run.roster(self.federation)
+        first = run.folder / "model" / "initial.safetensors"
+        if not run.has_begun and run.id not in self._rehearsed:
+            rehearse(plan, first_model(plan, first), run.folder)
+            self._rehearsed.add(run.id)
         self._gather(run, plan, offer.encode(run.id, plan.to_dict(), roster.to_dict()))
 
         def tell(missing: list[str]) -> None:
@@ -184,7 +192,7 @@ class Office:
         conduct(
             run,
             LinkGrid(self.hub, names, stopped=self.stopped, on_wait=tell),
-            lambda: first_model(plan, run.folder / "model" / "initial.safetensors"),
+            lambda: first_model(plan, first),
             lambda: self._recorder(roster, run),
             on_round=self.on_round,
         )

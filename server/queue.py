@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from privet.common.canonical import fsync_folder, write_json
 from privet.common.delivery import figures_path
 from privet.common.errors import InputError, PrivetError, RunError, reason_of
+from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.privacy.roster import Roster
 from privet.server.federation import Federation
@@ -46,6 +47,9 @@ class _Status(BaseModel):
     metrics: dict[str, float | None] = {}
     site_metrics: dict[str, dict[str, float | None]] = {}
     measured: int = 0
+    rounds: int = 0
+    released: dict[str, int] = {}
+    remarks: list[str] = []
 
 
 class Run:
@@ -122,6 +126,43 @@ class Run:
         except ValueError:
             before = self._blank()
         write_json(self.folder / "status.json", {**before, **facts})
+
+    def note_round(
+        self,
+        number: int,
+        statuses: Mapping[str, str],
+        spent: Mapping[str, Any],
+        remarks: list[str],
+    ) -> None:
+        """Note a round; one that was noted before, as after a restart, counts once.
+
+        Args:
+            number: of the round, from 1.
+            statuses: answer of each site.
+            spent: by site, what its ledger has spent.
+            remarks: what did not work and ends no run.
+        """
+        before, plan = self.status, self.plan
+        said = list(before.get("remarks", []))
+        released = {site.name: 0 for site in plan.sites} | before.get("released", {})
+        if number > before.get("round", 0):
+            for name in released:
+                released[name] += statuses.get(name) == Status.RELEASED
+        self.note(
+            round=number,
+            rounds=plan.last_round,
+            sites={name: str(status) for name, status in statuses.items()},
+            spent=dict(spent),
+            released=released,
+            remarks=[*said, *(text for text in remarks if text not in said)],
+        )
+
+    def told(self) -> list[str]:
+        """Say in plain words which site released in how many of how many rounds, and whom to ask.
+
+        Of a run whose first round was not done there is nothing to say.
+        """
+        return releases(self.status)
 
     def keep_figures(self, number: int, tables: Mapping[str, Any]) -> None:
         """Keep what the sites measured in a round: their noised tables, and figures from them."""
@@ -240,6 +281,24 @@ def runs(federation: Federation) -> list[Run]:
             if _RUN.fullmatch(run.id):
                 found.append((run.status["submitted"], run))
     return [run for _, run in sorted(found, key=lambda one: one[0])]
+
+
+def releases(status: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each site of a run, by its status: in how many rounds it released.
+
+    A coordinator never learns why a site did not: that stands in the site's own log.
+
+    Args:
+        status: of the run (:attr:`Run.status`).
+    """
+    found, done = [], status.get("round", 0)
+    for site, count in status.get("released", {}).items():
+        rounds = "round" if done == 1 else "rounds"
+        text = f"{site} released in {count} of {done} {rounds}"
+        if count < done:
+            text += f"; ask the operator of {site}: operator.log in the site's folder"
+        found.append(text)
+    return found
 
 
 def connected(federation: Federation) -> list[str]:

@@ -7,6 +7,7 @@ but through a release. A plan that trains nothing has one round, which looks at 
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,8 @@ from privet.common.release import Release
 from privet.privacy.program import has_gate_release, is_measured
 from privet.server.recorder import Recorder
 from privet.server.snapshot import Snapshot, Snapshots
+
+_LOG = logging.getLogger("privet.rounds")
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Progress:
         histograms: by site, the noised table of the metrics gate.
         reproducible: the noise of some release came from a seed, or nobody said that it
             did not.
+        remarks: what did not work and ends no run, such as figures that could not be computed.
     """
 
     round: int
@@ -86,6 +90,7 @@ class Progress:
     metrics: dict[str, Any]
     histograms: dict[str, Any] = field(default_factory=dict)
     reproducible: bool = True
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass
@@ -193,6 +198,8 @@ class _Rounds:
     evaluate: Callable[[Arrays], dict[str, Any]] | None
     attempts: dict[str, int]
     _used: list[str] = field(default_factory=list)
+    _closed: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Of sites that refused the plan: the next round to ask in, and the rounds left out before."""
 
     def train(self, number: int, model: Arrays, shown: Arrays) -> tuple[list[Reply], Arrays]:
         """Order, wait, check, join; return the replies and the next model.
@@ -211,9 +218,24 @@ class _Rounds:
         if not self.plan.trains:
             with self._noted_if_broken(number, shown, shown):
                 return self._gather("evaluate", number, shown)
-        if has_gate_release(self.plan, number):
-            return self._ask("evaluate", number, shown, self.sites)
+        if has_gate_release(self.plan, number) and (due := self._due(number)):
+            return self._ask("evaluate", number, shown, due)
         return []
+
+    def _due(self, number: int) -> list[str]:
+        """Return the sites to ask in a round.
+
+        A site that refused the plan, as it does once its failures closed it, is left out for one
+        round, then for two, four and so on: only its operator can change its mind.
+        """
+        return [s for s in self.sites if s not in self._closed or self._closed[s][0] <= number]
+
+    def _note_closed(self, number: int, reply: Reply) -> None:
+        if reply.status is Status.REFUSED_PLAN:
+            pause = 2 * self._closed[reply.site][1] if reply.site in self._closed else 1
+            self._closed[reply.site] = number + 1 + pause, pause
+        elif reply.release is not None:
+            self._closed.pop(reply.site, None)
 
     @contextmanager
     def _noted_if_broken(self, number: int, model: Arrays, shown: Arrays) -> Iterator[None]:
@@ -239,7 +261,9 @@ class _Rounds:
             QuorumNotMet: if nobody else can be asked.
         """
         plan, most = self.plan, self.plan.strategy.attempts
-        asked = self.sites
+        asked = there = self._due(number)
+        if len(there) < plan.quorum:
+            asked = there = self.sites
         held: dict[str, Reply] = {}
         unproved: Counter[str] = Counter()
         while True:
@@ -247,7 +271,7 @@ class _Rounds:
             held.update({reply.site: reply for reply in replies})
             released = {site for site, reply in held.items() if reply.release is not None}
             if len(released) >= plan.quorum:
-                return [held[site] for site in self.sites if site in held]
+                return [held[site] for site in there if site in held]
             failed = [
                 site
                 for site, reply in held.items()
@@ -258,10 +282,10 @@ class _Rounds:
             unproved.update(site for site in asked if site in held and held[site].unproved)
             same = [
                 site
-                for site in self.sites
+                for site in there
                 if site not in held or (held[site].unproved and unproved[site] < most)
             ]
-            asked = [site for site in self.sites if site in {*failed, *same}]
+            asked = [site for site in there if site in {*failed, *same}]
             if len(released) + len(asked) < plan.quorum or not self.link.wait(asked):
                 raise _no_quorum(plan, number, list(held.values()))
             for site in asked:
@@ -287,10 +311,8 @@ class _Rounds:
         Returns:
             The progress, and the journal's record of the round.
         """
-        plan, shown = self.plan, models[2]
-        metrics: dict[str, Any] = {}
-        if self.evaluate is not None and plan.metrics.source == "public":
-            metrics = self.evaluate(shown) if is_measured(plan, number) else {}
+        shown = models[2]
+        metrics, remarks = self._figures(number, shown)
         record = self._record(number, models)
         # Of a site's two releases, the later one says what it has spent.
         latest = {r.site: r.release for r in (*replies, *measured) if r.release is not None}
@@ -298,8 +320,23 @@ class _Rounds:
         tables = {r.site: r.release.arrays["histogram"] for r in measured if r.release is not None}
         releases = [r.release for r in (*replies, *measured) if r.release is not None]
         reproducible = any(one.facts.get("reproducible") is not False for one in releases)
-        statuses = {reply.site: reply.status for reply in replies or measured}
-        return Progress(number, statuses, spent, metrics, tables, reproducible), record
+        said = {reply.site: reply.status for reply in replies or measured}
+        said |= {site: Status.REFUSED_PLAN for site in self._closed if site not in said}
+        statuses = {site: said[site] for site in self.sites if site in said}
+        progress = Progress(number, statuses, spent, metrics, tables, reproducible, remarks)
+        return progress, record
+
+    def _figures(self, number: int, shown: Arrays) -> tuple[dict[str, Any], tuple[str, ...]]:
+        """Return figures on a public test split, or a remark: releases are paid for by now."""
+        public = self.evaluate is not None and self.plan.metrics.source == "public"
+        if not public or not is_measured(self.plan, number):
+            return {}, ()
+        assert self.evaluate is not None
+        try:
+            return self.evaluate(shown), ()
+        except Exception as error:
+            _LOG.exception("no figures", extra={"round": number})
+            return {}, (f"round {number}: the figures could not be computed: {error!r}",)
 
     def close(self, model: Arrays, *, fault: str = "") -> None:
         """Write the end of the run into the journal."""
@@ -339,6 +376,7 @@ class _Rounds:
             self.recorder.answered(orders[reply.site], reply.status)
             if reply.release is not None:
                 self._used.append(orders[reply.site].digest)
+            self._note_closed(number, reply)
             checked.append(reply)
         return checked
 

@@ -24,6 +24,7 @@ from privet.server.conduct import conduct
 from privet.server.federation import Federation
 from privet.server.queue import OPEN
 from privet.server.queue import Run as Submitted
+from privet.server.rehearsal import rehearse
 
 _LOOK = 5.0
 """Seconds between two offers."""
@@ -116,6 +117,8 @@ class _Stock:
     def run(self, initial: Callable[[Plan], Arrays], patience: float) -> None:
         run, plan = self._run, self._plan
         roster = run.roster(self._federation)
+        if not run.has_begun:
+            rehearse(plan, initial(plan), run.folder)
         self._gather(offer.encode(run.id, plan.to_dict(), roster.to_dict()), patience)
         conduct(
             run,

@@ -41,7 +41,7 @@ from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, attestations, find_plan, resolve
 from privet.simulations.records import Records
 from privet.simulations.result import make_result, write_result
-from privet.simulations.run import SiteMaker, public_test, server_app
+from privet.simulations.run import SiteMaker, public_test, rehearse, server_app
 
 _SETTING = "bundle"
 _LOG = logging.getLogger("privet.bundle")
@@ -83,6 +83,8 @@ def main(grid: Grid, context: Context) -> None:
     plan, folder = run.plan, run.folder
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty; a run's history is never overwritten")
+    with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
+        rehearse(plan, Path(scratch))
     write_json(folder / "plan.json", plan.to_dict())
     run.parties.found()
     outcomes: list[Outcome] = []

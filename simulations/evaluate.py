@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 
-from privet.client.workbench import labels_of, workbench
+from privet.client.rehearsal import RECORDS, made_up
+from privet.client.workbench import Workbench, labels_of, workbench
+from privet.common.errors import PlanError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
+from privet.common.tasks import Batch
 from privet.common.tasks.language import TextToText
+from privet.common.tasks.measure import CLASSES
 from privet.common.tasks.written import likeness
 from privet.simulations.partition import SITE
 
@@ -40,18 +45,7 @@ class PublicTest:
         if not len(self._frame):
             return {}
         bench.load(model)
-        scores, labels = bench.score(self._examples), labels_of(self._examples)
-        sites = self._frame[SITE].to_numpy()
-        figures: dict[str, Any] = dict(bench.measure.figures(scores, labels))
-        if "label" in self._examples:
-            # What saying the most frequent class each time would reach: a weak signal shows.
-            figures["majority"] = float(np.bincount(labels).max() / len(labels))
-        figures["sites"] = {
-            site.name: bench.measure.figures(scores[mine], labels[mine])
-            for site in self._plan.sites
-            if (mine := sites == site.name).any()
-        }
-        return figures
+        return _figures(bench, self._examples, self._frame[SITE].to_numpy())
 
     def written(self, model: Arrays) -> dict[str, float]:
         """Return chrF and BLEU of what the model writes for the test records, if it writes any."""
@@ -67,3 +61,39 @@ class PublicTest:
         finally:
             network.train()
         return likeness(texts, bench.task.texts(self._frame, self._plan.task.target))
+
+
+def rehearse_public(plan: Plan) -> None:
+    """Compute the figures of a public test split on made-up records.
+
+    Args:
+        plan: with its noise calibrated, rehearsed at a site.
+
+    Raises:
+        PlanError: if they cannot be computed.
+    """
+    bench = workbench(plan)
+    batch = made_up(bench)
+    sites = np.array([plan.sites[0].name] * RECORDS)
+    try:
+        _figures(bench, batch, sites)
+    except Exception as error:
+        raise PlanError(
+            f"plan '{plan.name}' cannot run: figures of made-up records cannot be computed: "
+            f"{error!r}"
+        ) from error
+
+
+def _figures(bench: Workbench, examples: Batch, sites: npt.NDArray[Any]) -> dict[str, Any]:
+    """Return the figures over all records and, under ``sites``, of each site's."""
+    scores, labels = bench.score(examples), labels_of(examples)
+    figures: dict[str, Any] = dict(bench.measure.figures(scores, labels))
+    if "label" in examples and bench.measure is CLASSES:
+        # What saying the most frequent class each time would reach: a weak signal shows.
+        figures["majority"] = float(np.bincount(labels).max() / len(labels))
+    figures["sites"] = {
+        site.name: bench.measure.figures(scores[mine], labels[mine])
+        for site in bench.plan.sites
+        if (mine := sites == site.name).any()
+    }
+    return figures

@@ -93,6 +93,19 @@ class Records:
             loaded.counted,
         )
 
+    def require_columns(self, name: str) -> None:
+        """Check that a site's records have the columns that the plan reads; looks at no record.
+
+        Raises:
+            DataError: naming one that is not there.
+        """
+        loaded = self.loaded()
+        there = loaded.columns.get(name, list(loaded.frame.columns))
+        for column in self.plan.task.columns:
+            if column not in there:
+                source = loaded.sources.get(name, "the records")
+                raise DataError(f"{source}: there is no column '{column}', which the plan reads")
+
     @property
     def scenario(self) -> scenarios.Scenario | None:
         """The scenario, unless the plan is a user's own."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +30,35 @@ from privet.simulations.planning import attestations
 
 @dataclass(frozen=True)
 class SiteResult:
-    """What a site did and spent; ``loss`` and ``cap`` are None in a run without privacy."""
+    """What a site did and spent; ``loss`` and ``cap`` are None in a run without privacy.
+
+    ``released`` is in how many of ``rounds`` it released an update, or its table where nothing is
+    trained. ``log`` is its operator's log.
+    """
 
     name: str
     loss: PrivacyLoss | None
     cap: float | None
     status: str
     metrics: dict[str, Any] = field(default_factory=dict)
+    released: int = 0
+    rounds: int = 0
+    log: Path = Path()
+
+    @property
+    def reason(self) -> str:
+        """What its operator sees of the last failure, or ''. It may speak of records."""
+        if self.released == self.rounds:
+            return ""
+        lines = operator_lines(self.log.parent.parent.parent, self.name)
+        failed = [line for line in lines if f" {self.name} ERROR " in line[:150]]
+        return (failed or lines or [""])[-1]
+
+    @property
+    def sentence(self) -> str:
+        """In how many rounds it released, in plain words."""
+        rounds = "round" if self.rounds == 1 else "rounds"
+        return f"{self.name} released in {self.released} of {self.rounds} {rounds}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -44,6 +69,9 @@ class SiteResult:
             "cap": self.cap,
             "status": self.status,
             "metrics": self.metrics,
+            "released": self.released,
+            "rounds": self.rounds,
+            "log": str(self.log),
         }
 
 
@@ -68,6 +96,12 @@ class Result:
     seconds: float
     out: Path
     clipping: str
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def silent(self) -> list[SiteResult]:
+        """The sites that never released."""
+        return [site for site in self.sites if not site.released]
 
     @property
     def note(self) -> str:
@@ -108,6 +142,7 @@ class Result:
             "noise_multiplier": privacy.noise_multiplier if privacy else None,
             "seconds": round(self.seconds, 3),
             "note": self.note,
+            "remarks": list(self.remarks),
             "honesty": [
                 {"id": row.id, "name": row.name, "state": row.state, "why": row.why}
                 for row in self.honesty
@@ -148,15 +183,22 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
     last = outcome.progress[-1]
     metrics = dict(last.metrics)
     by_site: dict[str, Any] = metrics.pop("sites", {})
+    remarks = [text for step in outcome.progress for text in step.remarks]
+    remarks += [
+        f"{spec.name}: {said}"
+        for spec in plan.sites
+        for said in dict.fromkeys(left_out(parties.folder, spec.name))
+    ]
     if last.histograms:
-        metrics, by_site = pooled(last.histograms)
+        with _remarked(remarks, "the figures could not be read from the sites' tables"):
+            metrics, by_site = pooled(last.histograms)
     sites, losses = [], []
     for spec in plan.sites:
         loss = cap = None
+        count = sum(step.statuses.get(spec.name) == "released" for step in outcome.progress)
         if plan.privacy is not None:
             ledger = parties.ledger(spec.name)
-            released = any(step.statuses.get(spec.name) == "released" for step in outcome.progress)
-            if released and not any(map(ledger.history, ledger.book.populations)):
+            if count and not any(map(ledger.history, ledger.book.populations)):
                 raise LedgerError(
                     f"{parties.home(spec.name)}: site '{spec.name}' released updates, and its "
                     "ledger does not say so; no ε can be told. Do its workers share this folder?"
@@ -165,7 +207,13 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
             cap = next((one.budget.epsilon for one in ledger.book.populations.values()), None)
             losses.append(loss)
         status = str(last.statuses.get(spec.name, "no reply"))
-        sites.append(SiteResult(spec.name, loss, cap, status, by_site.get(spec.name, {})))
+        log = parties.folder / "sites" / spec.name / "operator.log"
+        figures = by_site.get(spec.name, {})
+        sites.append(
+            SiteResult(
+                spec.name, loss, cap, status, figures, count, len(outcome.progress), log
+            )
+        )  # fmt: skip
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
     rows = honesty.assess(_facts(plan))
     private = worst is not None and math.isfinite(worst.epsilon) and not outcome.reproducible
@@ -173,7 +221,7 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
     claim, conditional = honesty.claim(rows, private=private)
     return Result(
         run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
-        outcome.model, seconds, parties.folder, workbench(plan).engine.mode,
+        outcome.model, seconds, parties.folder, workbench(plan).engine.mode, tuple(remarks),
     )  # fmt: skip
 
 
@@ -199,11 +247,57 @@ def _facts(plan: Plan) -> honesty.Facts:
     )
 
 
-def write_result(result: Result) -> None:
-    """Write model, card, plots and ``result.json`` into the run folder."""
-    folder = result.out
+def write_result(result: Result) -> Result:
+    """Write model, card, plots and ``result.json`` into the run folder.
+
+    The model comes first: where something else cannot be made, the run is paid for.
+
+    Returns:
+        The result, with a remark for all that could not be made.
+    """
+    folder, remarks = result.out, list(result.remarks)
     facts = {"run": result.run, "plan": result.plan.digest, "claim": result.claim}
     save_model(folder / "model" / "model.safetensors", result.model, facts)
-    (folder / "model" / "README.md").write_text(model_card(result), encoding="utf-8")
-    plots.write(result, folder / "plots")
+    with _remarked(remarks, "the model card could not be made"):
+        (folder / "model" / "README.md").write_text(model_card(result), encoding="utf-8")
+    with _remarked(remarks, "the plots could not be made"):
+        plots.write(result, folder / "plots")
+    result = replace(result, remarks=tuple(remarks))
     write_json(folder / "result.json", result.to_dict())
+    return result
+
+
+@contextmanager
+def _remarked(remarks: list[str], what: str) -> Iterator[None]:
+    """Add a remark where something fails that no release depends on; a full disk ends it."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        remarks.append(f"{what}: {error!r}")
+
+
+def left_out(folder: Path, site: str) -> list[str]:
+    """Return what a simulated site's operator's log says of how many records are left out.
+
+    Args:
+        folder: of the run.
+        site: its name.
+    """
+    said = [line.partition(" WARNING ")[2] for line in operator_lines(folder, site)]
+    return [text for text in said if re.match(r"\d+ records? .*left out of ", text)]
+
+
+def operator_lines(folder: Path, site: str) -> list[str]:
+    """Return the lines of a simulated site's operator's log, without what follows a line.
+
+    Args:
+        folder: of the run.
+        site: its name.
+    """
+    try:
+        text = (folder / "sites" / site / "operator.log").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    return [line for line in text.splitlines() if f" {site} " in line[:150]]

@@ -13,10 +13,10 @@ from __future__ import annotations
 import functools
 import os
 import secrets
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -26,11 +26,13 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from privet.client.app import create_app as create_client_app
+from privet.client.rehearsal import rehearse as rehearse_site
 from privet.client.site import Site
 from privet.client.trainer import Trainer
+from privet.client.workbench import workbench
 from privet.common.canonical import write_json
 from privet.common.config import data_folder
-from privet.common.errors import InputError, RunError
+from privet.common.errors import InputError, RunError, SelfTestFailed
 from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
@@ -39,14 +41,15 @@ from privet.privacy.noise import Stream
 from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
 from privet.server.app import run_app
+from privet.server.rehearsal import rehearse as rehearse_coordinator
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
-from privet.simulations.evaluate import PublicTest
+from privet.simulations.evaluate import PublicTest, rehearse_public
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, attestations, find_plan, resolve
 from privet.simulations.records import Records
-from privet.simulations.result import Result, make_result, write_result
+from privet.simulations.result import Result, make_result, operator_lines, write_result
 
 Engine = Literal["auto", "inline", "ray"]
 Observer = Callable[[Progress], None]
@@ -64,6 +67,7 @@ class Setting:
         base: folder that the plan's relative paths start from.
         ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
         cap: life-time ε of each site's population where its ledger is new.
+        open_again: let the plan run where its failures closed it, in ledgers that last.
     """
 
     engine: Engine = "auto"
@@ -73,6 +77,7 @@ class Setting:
     base: Path = Path()
     ledgers: Path | None = None
     cap: float | None = None
+    open_again: bool = False
 
 
 def simulate(
@@ -170,6 +175,7 @@ def _site(maker: SiteMaker, name: str) -> Site:
             name,
             functools.partial(maker.records.site, name),
             functools.partial(_stream, maker),
+            functools.partial(maker.records.require_columns, name),
         ),
     )
 
@@ -200,20 +206,23 @@ def run_plan(
     check(plan)
     # In the plan itself, so that the ledgers and the report say who vouches for what.
     resolved = resolve(plan.changed(attested=attestations(plan)))
+    with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
+        rehearse(resolved, Path(scratch))
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", resolved.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers.resolve() if setting.ledgers else None
     parties = Parties(resolved, folder.resolve(), ledgers, setting.cap)
     parties.found()
+    if setting.open_again:
+        parties.open_again()
     maker = SiteMaker(run_id, parties, records, setting.noise_seed)
     try:
         outcome = _train(maker, public_test(maker), setting, observe)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
     result = make_result(run_id, parties, outcome, seconds=time.monotonic() - started)
-    write_result(result)
-    return result
+    return write_result(result)
 
 
 def train_once(
@@ -253,8 +262,18 @@ def _train(
     if not outcomes:
         raise RunError("the run ended without an outcome")
     if public is not None:
-        outcomes[0].progress[-1].metrics.update(public.written(outcomes[0].model))
+        _add_written(outcomes[0], public)
     return outcomes[0]
+
+
+def _add_written(outcome: Outcome, public: PublicTest) -> None:
+    """Add figures of what the model writes; where they fail, the run is paid for and goes on."""
+    last = outcome.progress[-1]
+    try:
+        last.metrics.update(public.written(outcome.model))
+    except Exception as error:
+        text = f"what the model writes could not be measured: {error!r}"
+        outcome.progress[-1] = replace(last, remarks=(*last.remarks, text))
 
 
 def check(plan: Plan) -> None:
@@ -266,6 +285,27 @@ def check(plan: Plan) -> None:
     build_model(plan)
     build_task(plan)
     Aggregator(plan)
+
+
+def rehearse(plan: Plan, folder: Path) -> None:
+    """Do all that a round does once, on made-up records, before anything is paid for.
+
+    Args:
+        plan: with its noise calibrated.
+        folder: of the run.
+
+    Raises:
+        PlanError: saying what is wrong and what to do.
+    """
+    bench = workbench(plan)
+    try:
+        _ = bench.self_tests
+    except SelfTestFailed:
+        return  # every site finds that by itself, and refuses at no cost
+    rehearse_site(plan)
+    if plan.metrics.source == "public":
+        rehearse_public(plan)
+    rehearse_coordinator(plan, initial_model(plan), folder)
 
 
 def server_app(
@@ -329,10 +369,7 @@ def _operators(folder: Path, plan: Plan) -> str:
     """Return what the sites' operators see, for the person who runs them all."""
     lines = []
     for site in plan.sites:
-        with suppress(OSError):
-            text = (folder / "sites" / site.name / "operator.log").read_text()
-            said = [line for line in text.splitlines() if f" {site.name} " in line[:100]]
-            lines.extend(said[-1:])
+        lines.extend(operator_lines(folder, site.name)[-1:])
     if not lines:
         return ""
     more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""

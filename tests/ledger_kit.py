@@ -25,14 +25,19 @@ SITE, PATIENTS, VISITS = "North", "patients", "visits"
 DELTA = 1e-5
 
 
-def plan_of(rounds: int = 50, noise: float = 10.0) -> Plan:
+def plan_of(rounds: int = 50, noise: float = 10.0, max_attempts: int = 100) -> Plan:
     """A plan whose training release is one Gaussian of ``noise``."""
     return Plan.parse(
         {
             "name": "tiny",
             "task": {"label": "y", "classes": ["0", "1"], "numeric": {"x": {"low": 0, "high": 1}}},
             "model": {"kind": "linear"},
-            "training": {"rounds": rounds, "steps": 1, "sample_rate": 1.0},
+            "training": {
+                "rounds": rounds,
+                "steps": 1,
+                "sample_rate": 1.0,
+                "max_attempts": max_attempts,
+            },
             "privacy": {"epsilon": 90.0, "delta": DELTA, "noise_multiplier": noise, "clip": 1.0},
             "metrics": {"source": "public"},
             "sites": [{"name": SITE, "nominal_size": 100}],

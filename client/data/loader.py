@@ -33,6 +33,9 @@ from privet.privacy.database import Database
 if TYPE_CHECKING:  # the loader needs no accounting, and starts in half the time
     from privet.privacy.policy import Policy
 
+PROBE_TIMEOUT_S = 60.0
+"""Most that a database may take to say which columns a table has."""
+
 FOLDER = "snapshots"
 """Where snapshots are kept, in a site's folder."""
 
@@ -102,6 +105,51 @@ def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def require_database(database: Database, folder: Path) -> None:
+    """Check that a database could be connected to, as far as this machine alone can say.
+
+    Args:
+        database: as in the policy.
+        folder: of the policy.
+
+    Raises:
+        InputError: if its driver is not installed.
+        PolicyError: if its password is not there, or others than its owner may read the file.
+    """
+    _require_driver(database)
+    find_password(database, folder)
+
+
+def probe_database(policy: Policy, data_set: str) -> None:
+    """Connect to a data set's database and look up its columns; no row is read or counted.
+
+    A data set of a file has nothing to probe.
+
+    Args:
+        policy: the site's own.
+        data_set: name of one of its data sets.
+
+    Raises:
+        PolicyError, InputError: as :func:`require_database`.
+        DataError: if it does not answer, says no, or lacks the table or a column.
+    """
+    data = policy.data_set(data_set)[1]
+    if data.sql is None:
+        return
+    _require_driver(data.sql)
+    password = find_password(data.sql, policy.folder)
+    request = {
+        "database": data.sql.model_dump(mode="json"),
+        "columns": data.columns,
+        "vouched": bool(data.independent.strip()),
+        "out": None,
+        "password": password,
+        "parent": os.getpid(),
+    }
+    if fault := _load(request, policy.folder, min(data.sql.timeout, PROBE_TIMEOUT_S)):
+        raise DataError(f"data set '{data_set}': {_without(fault, password)}")
 
 
 def find_password(database: Database, folder: Path) -> str | None:
@@ -197,22 +245,30 @@ def _without(text: str, password: str | None) -> str:
 
 
 def main() -> None:
-    """Take one snapshot: what the loader does."""
+    """Take one snapshot, or only probe where there is no file to write: what the loader does."""
     request = json.load(sys.stdin)
     os.umask(0o077)
     forbid_core_dumps()
     threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
-    from privet.client.data.sql import write_snapshot
+    from privet.client.data.sql import probe, write_snapshot
 
     fault = ""
     try:
-        write_snapshot(
-            _named(request),
-            tuple(request["columns"]),
-            Path(request["out"]),
-            password=request["password"],
-            vouched=request["vouched"],
-        )
+        if request["out"] is None:
+            probe(
+                _named(request),
+                tuple(request["columns"]),
+                password=request["password"],
+                vouched=request["vouched"],
+            )
+        else:
+            write_snapshot(
+                _named(request),
+                tuple(request["columns"]),
+                Path(request["out"]),
+                password=request["password"],
+                vouched=request["vouched"],
+            )
     except PrivetError as error:
         fault = str(error)
     except Exception as error:

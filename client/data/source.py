@@ -1,30 +1,37 @@
 """Whether a site's file is there and has the plan's columns: asked before anything is paid for.
 
-No record is used, and neither pandas nor torch is needed.
+No record is used, and neither pandas nor torch is needed. A database is connected to by
+:func:`privet.client.data.loader.probe_database`.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from privet.client.data.loader import require_database
 from privet.client.data.suffix import is_parquet
 from privet.client.data.text_file import header_of
-from privet.common.errors import DataError, DataMissing
+from privet.common.errors import DataError, DataMissing, PolicyError
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
 
 
 def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
-    """Check the file of a data set; a database is asked when its records are.
+    """Check the file of a data set; of a database its driver and password, without connecting.
 
     Raises:
+        PolicyError: if the policy names no place, or the password is not there.
         DataMissing: if there is no such file.
+        InputError: if the database's driver is not installed.
         DataError: if it cannot be read, or lacks a column. It speaks of paths and columns alone.
     """
     data = policy.data_set(data_set)[1]
     path = policy.path_of(data)
-    if path is None:
+    if data.sql is not None:
+        require_database(data.sql, policy.folder)
         return
+    if path is None:
+        raise PolicyError(f"data set '{data_set}' of site '{policy.site}' has no 'path' or 'sql'")
     there = columns_of(path)
     for name in (*plan.task.columns, data.person_column):
         if name is None:

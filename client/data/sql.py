@@ -96,6 +96,61 @@ def require_plain(connection: sa.Connection, database: Database) -> None:
         )
 
 
+def probe(
+    database: Database,
+    columns: tuple[str, ...],
+    *,
+    password: str | None = None,
+    vouched: bool = False,
+) -> None:
+    """Connect, and check by their declarations that the named columns can be read.
+
+    Only the catalogue is asked: what it answers does not depend on a row, nor on how many
+    there are.
+
+    Args:
+        database: whose table.
+        columns: of the table.
+        password: of the database's user, where it has one.
+        vouched: as for :func:`write_snapshot`.
+
+    Raises:
+        DataMissing, DataError: as :func:`write_snapshot`, but for what depends on values.
+    """
+    try:
+        with reading(database, password) as connection:
+            if not vouched:
+                require_plain(connection, database)
+            _columns(connection, database, columns)
+    except sa.exc.DBAPIError as error:
+        raise DataError(f"{database}: {_first_line(error.orig or error)}") from None
+    except sa.exc.SQLAlchemyError as error:
+        raise DataError(f"{database}: {_first_line(error)}") from None
+
+
+def _declared(
+    connection: sa.Connection, database: Database, names: tuple[str, ...]
+) -> dict[str, sa.types.TypeEngine[Any]]:
+    """Return how all columns of the table are declared.
+
+    Raises:
+        DataMissing: if the table is not there.
+        DataError: if one of ``names`` is not.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sa.exc.SAWarning)
+            found = sa.inspect(connection).get_columns(database.table, schema=database.table_schema)
+    except sa.exc.NoSuchTableError:
+        raise DataMissing(
+            f"{database}: there is no table or view '{_place(database)}' that this user may see"
+        ) from None
+    declared = {column["name"]: column["type"] for column in found}
+    if missing := [name for name in names if name not in declared]:
+        raise DataError(f"{database}: '{_place(database)}' has no column '{missing[0]}'")
+    return declared
+
+
 @contextlib.contextmanager
 def reading(database: Database, password: str | None = None) -> Iterator[sa.Connection]:
     """Open one read-only transaction, which is never committed.
@@ -255,30 +310,17 @@ def _table(database: Database, names: tuple[str, ...]) -> sa.TableClause:
 def _columns(
     connection: sa.Connection, database: Database, names: tuple[str, ...]
 ) -> list[_Column]:
-    """Look up how the columns are declared.
+    """Return how the columns are kept, by their declarations.
 
     Raises:
         DataMissing: if the table is not there.
         DataError: if a column is not, or is of a kind that is not read.
     """
-    try:
-        with warnings.catch_warnings():
-            # Of a type that it does not know; _column refuses it.
-            warnings.simplefilter("ignore", sa.exc.SAWarning)
-            found = sa.inspect(connection).get_columns(database.table, schema=database.table_schema)
-    except sa.exc.NoSuchTableError:
-        raise DataMissing(
-            f"{database}: there is no table or view '{_place(database)}' that this user may see"
-        ) from None
-    declared = {column["name"]: column["type"] for column in found}
-    if missing := [name for name in names if name not in declared]:
-        raise DataError(f"{database}: '{_place(database)}' has no column '{missing[0]}'")
-    table = _table(database, names)
-    return [_column(connection, database, table, name, _plain(declared[name])) for name in names]
+    declared, table = _declared(connection, database, names), _table(database, names)
+    return [_column(database, table, name, _plain(declared[name])) for name in names]
 
 
 def _column(
-    connection: sa.Connection,
     database: Database,
     table: sa.TableClause,
     name: str,

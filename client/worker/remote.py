@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from privet.client.data.loader import FOLDER as SNAPSHOTS
-from privet.client.data.loader import locate_records
+from privet.client.data.loader import locate_records, probe_database
+from privet.client.data.source import require_source
 from privet.client.training import Made
 from privet.client.worker.pipe import Pipe
 from privet.common.errors import DataError, PrivetError, SelfTestFailed, TrainerLost
@@ -106,6 +107,12 @@ class RemoteTrainer:
             told, _ = self._ask({"do": "test"})
             self._tests = tuple(told["tests"])
         return self._tests
+
+    def require_source(self) -> None:
+        """Check file or database, unless the worker has the records already."""
+        if not self._opened:
+            require_source(self.policy, self.data_set, self.plan)
+            probe_database(self.policy, self.data_set)
 
     def release(self, order: Order, model: Arrays) -> Made:
         """Train, or evaluate, as the order says."""

@@ -99,6 +99,17 @@ class _Place:
         """Return what was charged to a population, by run."""
         return self._ledger.charges(population) if self._ledger else {}
 
+    def closed(self, plan: str) -> str | None:
+        """Return why failures closed a plan (by digest) here, or None."""
+        from privet.common.errors import PlanClosed
+
+        try:
+            if self._ledger is not None:
+                self._ledger.require_open_plan(plan)
+        except PlanClosed as error:
+            return f"{error}; `privet client approve {plan}` opens it again"
+        return None
+
 
 class Forecast:
     """What a plan would cost one population of a site.
@@ -149,6 +160,8 @@ class Forecast:
         # A plan approved by its digest was approved with its noise.
         forbidden = policy.fault(fitted, data_set=data_set)
         self.faults += [forbidden] if forbidden else []
+        closed = place.closed(fitted.digest)
+        self.faults += [closed] if closed else []
         if own == terms:
             once = program.one_round(fitted)
             self._add_up(cost, place.charges(self.population), planned, once)

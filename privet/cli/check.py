@@ -38,10 +38,12 @@ def check(
     It reads the records as a run would and says, by file and line, what would be left out and why:
     cells that are no numbers, labels that nobody declared, people without a name; what lies outside
     the plan's ranges; people with more records than count; and whether the model treats real
-    records as it treats made-up ones. Nothing leaves this machine, and nothing is spent. Exit code
-    1: these records cannot be used; 0: they can, perhaps with warnings.
+    records as it treats made-up ones. Nothing leaves this machine, and nothing is spent. When it
+    was run, on which file and with what outcome is kept in checks/ beside the policy. Exit code 1:
+    these records cannot be used; 0: they can, perhaps with warnings.
     """
     from privet.client.check import check_records, unreadable
+    from privet.client.check_record import CheckRecord, stamp_of
     from privet.client.data.records import open_records
     from privet.privacy.policy import Policy
 
@@ -51,6 +53,8 @@ def check(
     data = site.data_set(name)[1]
     from privet.cli.show import stage
 
+    path = site.path_of(data)
+    stamp = stamp_of(path) if path is not None else None
     with stage("checking the records") as tell:
         try:
             records = open_records(site, name, chosen, policy.parent)
@@ -59,10 +63,18 @@ def check(
                 chosen,
                 site.site,
                 max_rows=data.sql.max_rows if data.sql else None,
+                min_units=data.min_units,
                 tell=tell,
             )
         except DataError as error:
-            found = unreadable(str(site.path_of(data) or data.sql), chosen, error)
+            found = unreadable(str(path or data.sql), chosen, error)
+    few = any(finding.kind == "min-units" for finding in found.findings)
+    usable = not any(
+        finding.level == "fault" and finding.kind != "min-units" for finding in found.findings
+    )
+    CheckRecord.of(site, name, stamp, ok=usable, units_ok=usable and not few).write(
+        policy.parent, name
+    )
     if as_json:
         typer.echo(json.dumps({"data_set": name, **found.to_dict()}, ensure_ascii=False))
     else:

@@ -197,6 +197,8 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
             held.enter_context(alone(policy.parent, CLIENT))
         gate = make_gate(policy, secret, unconfined=unconfined)
         held.callback(gate.close)
+        for said in _checks(policy):
+            own.info(said)
 
         def tell(state: str) -> None:
             own.info(state, extra={"site": gate.join.site, "address": gate.join.address})
@@ -244,7 +246,7 @@ def status(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
         return
     from privet.cli import show_site
 
-    show_site.site_status(value)
+    show_site.site_status(value, policy.parent / "operator.log")
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client plans --policy north/site.toml")
@@ -256,7 +258,7 @@ def plans(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
         return
     from privet.cli import show_site
 
-    show_site.plans(found)
+    show_site.plans(found, policy.parent / "operator.log")
     if not found:
         typer.echo("No plan was approved or refused yet.")
 
@@ -277,6 +279,7 @@ def approve(
     from privet.client.offers import Offers
 
     desk = _desk(policy)
+    failed, most = desk.ledger.attempts(full_digest(plan))
     by = desk.approve(plan, _who(name))
     digest, allow = full_digest(plan), desk.policy.allow
     offered = Offers(policy.parent).has(digest)
@@ -284,15 +287,24 @@ def approve(
     note = ""
     if allow.approval == "listed" and missing:
         note = f'without effect: {missing}. Write it there, or set approval = "manual"'
-    elif digest in allow.plans:
+    elif digest in allow.plans and failed < most:
         note = "the policy lists this plan, so nobody has to approve it"
     value = {"plan": digest, "by": list(by), "needed": allow.approvers, "offered": offered}
+    if failed:
+        value |= {"failed_attempts": failed, "max_attempts": most}
     count = f"{people(by)} of {allow.approvers}" if allow.approval == "manual" else "noted"
     text = f"Approved by {', '.join(by)} ({count})." + (f" But {note}." if note else "")
+    if failed:
+        text += (
+            f" {failed} of its attempts had failed in a row"
+            + (f", which closed it; from now on {most} may fail" if failed >= most else "")
+            + f": {policy.parent / 'operator.log'} says why, and each is charged again."
+        )
     if not offered:
         text += (
             " No plan with this digest was offered here yet: compare it with the one you were told."
         )
+    text += "".join(f"\n{said}" for said in _checks(policy))
     _done({**value, "enough": missing is None, "note": note or None}, text, as_json)
 
 
@@ -371,6 +383,15 @@ def _desk(policy: Path) -> Desk:
     from privet.client.desk import Desk
 
     return Desk.open(policy, passphrase_of(policy))
+
+
+def _checks(policy: Path) -> list[str]:
+    """Return how the last check of each data set stands, a line each."""
+    from privet.client.check_record import outcome
+    from privet.privacy.policy import Policy
+
+    found = Policy.load(policy)
+    return [outcome(found, name, policy.parent) for name in found.data]
 
 
 def _who(name: str | None) -> str:

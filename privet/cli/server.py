@@ -259,6 +259,7 @@ def submit(
         return
     typer.echo(f"Queued {queued.id}, plan {found.digest}")
     typer.echo(f"At each site: privet client approve {found.digest} --policy FOLDER/site.toml")
+    typer.echo(f"Which site released in how many rounds: privet server status {folder}")
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server status hub")
@@ -277,7 +278,7 @@ def status(folder: Folder, as_json: AsJson = False) -> None:
         "federation": federation.name,
         "listening": _pid(folder) != 0,
         "sites": sites,
-        "runs": [run.status for run in runs(federation)],
+        "runs": [_with_words(run.status) for run in runs(federation)],
     }
     if as_json:
         typer.echo(json.dumps(value))
@@ -324,6 +325,14 @@ def stop(folder: Folder) -> None:
         raise InputError(f"{folder}: no coordinator is running")
     os.kill(number, signal.SIGTERM)
     typer.echo("It ends now; started again, it goes on at the same round.")
+
+
+def _with_words(status: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's status with who released in how many rounds, in plain words."""
+    from privet.server.queue import releases
+
+    told = releases(status)
+    return {**status, "told": told} if told else status
 
 
 def _open(folder: Path) -> Federation:

@@ -162,6 +162,7 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
             *(_number(site.metrics.get(name)) for name in shown),
         )
     _out.print(table)
+    releases(outcome, _out)
     _out.print(_claim(outcome), soft_wrap=True, highlight=False)
     if outcome.loss is not None and outcome.plan.trains:
         _out.print(f"Gradients were clipped by {outcome.clipping}", highlight=False, style="dim")
@@ -176,6 +177,34 @@ def result(outcome: Result, rows: list[Row] | None, ledgers: Path | None = None)
         f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False, soft_wrap=True
     )
     _next(outcome.out, ledgers)
+
+
+def releases(outcome: Result, console: Console | None = None) -> None:
+    """Say which sites released in how many rounds, with the reason, and what else did not work.
+
+    Args:
+        outcome: of the run.
+        console: where it is said; default standard error.
+    """
+    console = console or _err
+
+    def tell(text: str, style: str | None = None) -> None:
+        console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
+
+    short = [site for site in outcome.sites if site.released < site.rounds]
+    if not short:
+        rounds = len(outcome.progress)
+        which = "the only round" if rounds == 1 else f"all {rounds} rounds"
+        tell(f"Every site released in {which}.")
+    else:
+        for site in outcome.sites:
+            tell(f"{site.sentence}.", "bold" if site in short else None)
+            if site in short:
+                tell(f"  {site.log} says: {site.reason or 'nothing'}")
+    for site in outcome.silent:
+        tell(f"{site.name} never released: what it spent bought nothing.", "bold red")
+    for remark in outcome.remarks:
+        tell(f"note: {remark}")
 
 
 def _next(folder: Path, ledgers: Path | None) -> None:

@@ -32,6 +32,10 @@ def status(value: dict[str, Any]) -> None:
             spent = run.get("spent", {}).get(site)
             cost = f", ε {spent['epsilon']:.3f} spent" if spent and spent["epsilon"] else ""
             _out.print(f"  {site}: {said}{cost}", highlight=False)
+        for sentence in run.get("told", ()):
+            _out.print(f"  {sentence}", highlight=False, soft_wrap=True, markup=False)
+        for remark in run.get("remarks", ()):
+            _out.print(f"  note: {remark}", highlight=False, soft_wrap=True, markup=False)
         if said := _figures(run.get("metrics", {})):
             number = run.get("measured", 0)
             _out.print(f"  round {number}, measured by the sites, noised: {said}", highlight=False)

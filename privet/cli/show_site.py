@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -92,8 +93,13 @@ def budget(forecast: Forecast) -> None:
     _out.print(rule[decision.rule] if decision else "", highlight=False, soft_wrap=True)
 
 
-def site_status(value: dict[str, Any]) -> None:
-    """Print a site's ledger: what was spent and is left, by population."""
+def site_status(value: dict[str, Any], log: Path) -> None:
+    """Print a site's ledger: what was spent and is left, by population.
+
+    Args:
+        value: as ``privet client status --json`` has it.
+        log: the operator's.
+    """
     _out.print(
         f"{value['site']}: {value['state']} · {_witnessed(value)} · {value['fingerprint']}",
         soft_wrap=True,
@@ -117,16 +123,42 @@ def site_status(value: dict[str, Any]) -> None:
     _out.print(table)
     for note in value["notes"]:
         _out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    plans(value["plans"])
+    plans(value["plans"], log)
     for slot in value["open"]:
         _out.print(f"reserved and not finished: {slot} (it counts)", soft_wrap=True, markup=False)
 
 
-def plans(found: list[dict[str, Any]]) -> None:
-    """Print the plans that were decided, and by whom."""
+def plans(found: list[dict[str, Any]], log: Path) -> None:
+    """Print the plans that were decided, by whom, and whether failures closed them.
+
+    Args:
+        found: as ``privet client plans --json`` lists them.
+        log: the operator's.
+    """
     for plan in found:
         line = f"{plan['state']:9} {plan['plan']}  {', '.join(plan['by'])}"
         _out.print(line, markup=False, highlight=False, soft_wrap=True)
+        if said := failures(plan, log):
+            _out.print(f"          {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def failures(plan: dict[str, Any], log: Path) -> str:
+    """Return what a decided plan's failures mean, in one line, or ''.
+
+    Args:
+        plan: as ``privet client plans --json`` lists it.
+        log: the operator's, which says what failed.
+    """
+    if not (failed := plan.get("failed_attempts", 0)):
+        return ""
+    most = plan["max_attempts"]
+    times = "attempt failed" if failed == 1 else "attempts failed in a row"
+    if not plan["closed"]:
+        return f"{failed} {times}, of {most} that may; each was charged. See {log}"
+    return (
+        f"closed: {failed} {times}, each was charged, and further orders are refused at no cost. "
+        f"See {log}; mend it, then `privet client approve` opens the plan again"
+    )
 
 
 def _witnessed(value: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -123,6 +124,13 @@ def simulate(
             help="Only try the sites' records with the plan, as `privet client check` does.",
         ),
     ] = False,
+    open_again: Annotated[
+        bool,
+        typer.Option(
+            "--open-again",
+            help="With --ledgers: run the plan also at sites where its failures closed it.",
+        ),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="One JSON object on standard output.")
     ] = False,
@@ -134,6 +142,7 @@ def simulate(
     Several institutions train one model together; each site's ε is computed from what its
     mechanism did. The run folder holds result.json, the model with its card, plots, the
     plan, the roster, and each site's ledger: `privet audit bundle` gathers them.
+    The end says which site released in how many rounds; where one never did, the exit code is 1.
     """
     if list_:
         _list(data, as_json)
@@ -178,6 +187,7 @@ def simulate(
         base=base,
         ledgers=ledgers,
         cap=cap,
+        open_again=open_again,
     )
     if check:
         _check(chosen, setting, as_json)
@@ -187,14 +197,23 @@ def simulate(
         return
     with show.RunDisplay(chosen) as display:
         result = run.run_plan(chosen, setting, out, display.update)
-    rows = None
+    rows, failed = None, bool(result.silent)
     if compare:
         with show.stage("training without privacy, for comparison") as tell:
-            rows = run_compare(result, setting, tell)
+            try:
+                rows = run_compare(result, setting, tell)
+            except Exception as error:
+                # The run itself is paid for, and is shown.
+                failed = True
+                text = f"the comparison could not be made: {error!r}"
+                result = replace(result, remarks=(*result.remarks, text))
     if as_json:
         _print_json(result.to_dict())
+        show.releases(result)
     else:
         show.result(result, rows, ledgers)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _check(plan: Any, setting: Any, as_json: bool) -> None:
@@ -254,6 +273,11 @@ def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_js
         _print_json({"runs": [result.to_dict() for result in results]})
     else:
         show.sweep(results)
+    for result in results:
+        if result.silent or result.remarks:
+            show.releases(result)
+    if any(result.silent for result in results):
+        raise typer.Exit(1)
 
 
 def _list(data: Path | None, as_json: bool) -> None:

@@ -25,7 +25,9 @@ from privet.common.tasks.measure import pooled
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
 from privet.privacy.program import measuring
-from privet.server.queue import Run, cancel, submit
+from privet.privacy.statement import Entry
+from privet.privacy.store import Store
+from privet.server.queue import Run, cancel, releases, submit
 from privet.server.snapshot import load_model
 
 Make = Callable[..., Any]
@@ -137,6 +139,47 @@ table = "records"
     snapshots = home / "snapshots"
     assert [path.name for path in snapshots.iterdir()] == ["records.parquet"]
     assert (snapshots / "records.parquet").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_site_that_fails_pays_twice_and_goes_on_when_it_is_opened_again(town: Make) -> None:
+    here = town(training={"rounds": 24, "steps": 1}, strategy={"min_sites": 2})
+    home = here.folder / "East"
+    # Its releases cannot be stored: found after each was paid for.
+    (home / "outbox").write_text("in the way")
+    run = here.run_all()
+    here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-plan")
+    log = (home / "operator.log").read_text()
+    assert "2 attempts failed in a row" in log
+    aborted = [one for one in entries_of(home) if one.kind == "aborted"]
+    assert len(aborted) == 2
+    (home / "outbox").unlink()
+    Desk.open(home / "site.toml", None).approve(here.plan.digest, "Ann")
+    status = here.wait(run, lambda s: s["state"] == "done")
+    assert status["released"]["North"] == status["rounds"] == 24
+    assert 0 < status["released"]["East"] < 24
+    (told,) = [text for text in releases(status) if text.startswith("East")]
+    assert told.endswith("ask the operator of East: operator.log in the site's folder")
+    assert verdict_of(here).ok
+
+
+def test_a_database_that_does_not_let_in_costs_nothing(town: Make, frame_of: Make) -> None:
+    here = town()
+    home = here.folder / "East"
+    policy = home / "site.toml"
+    table = """columns = ["x1", "x2", "colour", "y"]
+[data.records.sql]
+url = "sqlite:///records.db"
+table = "records"
+"""
+    policy.write_text(policy.read_text().replace('path = "records.csv"\n', table))
+    run = here.run_all()
+    here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-policy")
+    assert not [one for one in entries_of(home) if one.kind == "reserved"]
+
+
+def entries_of(home: Path) -> list[Entry]:
+    """All entries of a site's ledger."""
+    return [Entry.read(leaf) for leaf in Store(home / "ledger" / "ledger.db").leaves()]
 
 
 def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:
