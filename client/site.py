@@ -106,6 +106,7 @@ class Site:
         self.outbox = Outbox(folder / "outbox")
         self._trainer = training
         self._live = live
+        folder.mkdir(parents=True, exist_ok=True)
         self._log = operator_logger(folder / "operator.log", name)
         guard.open()
 

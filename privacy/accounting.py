@@ -195,7 +195,8 @@ def _composed(
 def _require_known(event: Event, relation: Relation) -> None:
     """Check that the distribution of ``event`` is known."""
     match event:
-        case Gaussian() | PoissonSampled(_, Gaussian()):
+        # Of a discrete Gaussian of small σ none is known: it is too large for any grid.
+        case Gaussian() | PoissonSampled(_, Gaussian()) | DiscreteGaussian():
             return
         case Laplace() | PoissonSampled(_, Laplace()):
             if relation is not Relation.ADD_OR_REMOVE_ONE:

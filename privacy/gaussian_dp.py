@@ -29,7 +29,11 @@ _LOG_ROOT_TWO_PI = math.log(2 * math.pi) / 2
 def as_gaussian(event: Event) -> float | None:
     """Return μ of one run of ``event`` under add or remove, or None if it is no plain Gaussian.
 
-    This function alone says which events count as Gaussian noise without sampling.
+    This function alone says which events count as Gaussian noise without sampling. A discrete
+    Gaussian counts as the continuous one that dominates it: it is made from that one's output
+    without another look at the data, to a factor below 1 + 1e-70 for a whole table
+    (:attr:`~privet.privacy.events.DiscreteGaussian.dominating`), which no number of releases makes
+    visible in a double, whoever chooses them.
     """
     match event:
         case Gaussian(deviation, sensitivity):

@@ -73,7 +73,8 @@ def _mae(scores, labels):
 class Measured(Regression):
     """The same with a measure of its own."""
 
-    measure = Measure("mae", ("mae",), True, _mae, lambda s, l, w, b: np.ones((1, b)), lambda t: {})
+    measure = Measure("mae", ("mae",), True, _mae, lambda s, l, h: np.zeros(len(s), np.int64),
+                      lambda plan: (1, plan.metrics.bins), lambda t: {})
 
 
 class MultiLabel(Base):
@@ -93,7 +94,8 @@ class ThirdClass(Base):
 
 class BadFigures(Base):
     measure = Measure(
-        "mae", ("mae",), True, lambda s, l: [0.5], lambda s, l, w, b: np.ones((1, b)), lambda t: {}
+        "mae", ("mae",), True, lambda s, l: [0.5], lambda s, l, h: np.zeros(len(s), np.int64),
+        lambda plan: (1, plan.metrics.bins), lambda t: {}
     )
 
 
