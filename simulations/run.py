@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from flwr.app import Context
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
@@ -28,11 +29,11 @@ from flwr.serverapp import ServerApp
 from privet.client.app import create_app as create_client_app
 from privet.client.rehearsal import rehearse as rehearse_site
 from privet.client.site import Site
-from privet.client.trainer import Trainer
+from privet.client.trainer import Trainer, usable_records
 from privet.client.workbench import workbench
 from privet.common.canonical import write_json
 from privet.common.config import data_folder
-from privet.common.errors import InputError, RunError, SelfTestFailed
+from privet.common.errors import DataError, InputError, RunError, SelfTestFailed
 from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
@@ -52,6 +53,8 @@ from privet.simulations.records import Records
 from privet.simulations.result import Result, make_result, operator_lines, write_result
 
 Engine = Literal["auto", "inline", "ray"]
+_FEW = 20
+"""Records of a site that are tried first."""
 Observer = Callable[[Progress], None]
 
 
@@ -208,6 +211,7 @@ def run_plan(
     resolved = resolve(plan.changed(attested=attestations(plan)))
     with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
         rehearse(resolved, Path(scratch))
+    require_usable(resolved, records)
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", resolved.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
@@ -223,6 +227,37 @@ def run_plan(
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
     result = make_result(run_id, parties, outcome, seconds=time.monotonic() - started)
     return write_result(result)
+
+
+def require_usable(plan: Plan, records: Records) -> None:
+    """Check that at least one site of a simulation has a record that can be used.
+
+    A real site without one releases noise like any other, for no answer may tell. Whoever simulates
+    is every site's operator, and is told before anything is spent.
+
+    Args:
+        plan: resolved.
+        records: of all sites.
+
+    Raises:
+        DataError: naming a record and what is wrong with it.
+    """
+    bench, first = workbench(plan), ""
+    for spec in plan.sites:
+        data = records.site(spec.name)
+        few = np.unique(np.linspace(0, len(data.train) - 1, _FEW).astype(int))
+        for frame in (data.train.iloc[few[few >= 0]], data.train):
+            found = usable_records(bench, frame)
+            if len(found.units):
+                return
+            for row, why in sorted(found.faults.items())[:1]:
+                first = first or f"{data.where(frame.index[row])}: {why}"
+        for fault in data.faults[:1]:
+            first = first or f"{data.where(fault.place)}: {fault.why}"
+    raise DataError(
+        f"no site has a record to train on that can be used. {first or 'There is none'}. "
+        "`privet simulate PLAN --check` says more"
+    )
 
 
 def train_once(

@@ -231,8 +231,9 @@ def test_the_data_folder_is_the_one_named_or_that_of_the_environment(
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "cannot be read as a table"),
-        ("a,b\n1,2,3\n4,5,6,7\n", "cannot be read as a table"),
+        ("", "the file is empty"),
+        ('"a,b\n1,2,3\n4,5,6,7\n', "line 1, which names the columns, cannot be read"),
+        ("x1;x2;colour;y\n1;2;red;1\n", "line 1 names one column, 'x1;x2;colour;y': cells are to be separated by ','"),
     ],
 )
 def test_a_file_that_is_no_table_is_named(
@@ -253,18 +254,24 @@ def test_a_missing_file_is_named(
         ran(where=data)
 
 
-def test_a_label_never_declared_fails_its_site(
+def test_a_label_never_declared_leaves_its_records_out_and_says_so(
     ran: Callable[..., Result], write_files: Make, tmp_path: Path
 ) -> None:
     data = write_files(tmp_path / "data")
     table = pd.read_csv(data / "east.csv").assign(y=7)
     table.to_csv(data / "east.csv", index=False)
-    with pytest.raises(QuorumNotMet) as caught:
-        ran(where=data, strategy={"min_sites": 3}, metrics={"source": "off"})
-    first, rest = str(caught.value).split("\n", 1)
-    assert first.endswith("(1 failed, 2 released)")
+    result = ran(where=data, strategy={"min_sites": 3}, metrics={"source": "off"})
+    assert [site.released for site in result.sites] == [2, 2, 2]
     # The one who simulates is every site's operator, and is told.
-    assert "label '7'" in rest
+    (remark,) = result.remarks
+    assert remark.startswith("East: ")
+    assert "records of " in remark and "are left out" in remark
+    assert "the label '7' in 'y'" in result.sites[1].log.read_text()
+    for name in ("north", "south"):
+        other = pd.read_csv(data / f"{name}.csv").assign(y=7)
+        other.to_csv(data / f"{name}.csv", index=False)
+    with pytest.raises(DataError, match=r"no site has a record .*csv, line \d+: the label '7'"):
+        ran("second", where=data)
 
 
 def test_a_column_that_one_site_lacks_fails_it(
@@ -284,7 +291,8 @@ def test_a_category_called_none_is_a_category(
 
     data = write_files(tmp_path / "data", colour="None")
     task = build_task(Plan.parse(plan_value(task={"categorical": {"colour": ["red", "None"]}})))
-    assert set(task.encode(read_table(data / "east.csv"))["categorical"][:, 0].tolist()) == {2}
+    frame = read_table(data / "east.csv").frame
+    assert set(task.encode(frame)["categorical"][:, 0].tolist()) == {2}
 
 
 @pytest.mark.parametrize(
@@ -363,8 +371,8 @@ class Points:
         self.scale = spec.options["scale"]
 
     def encode(self, frame):
-        points = torch.tensor(frame[["x1", "x2"]].to_numpy() * self.scale, dtype=torch.float32)
-        return {"points": points, "label": torch.tensor(frame["y"].to_numpy())}
+        points = torch.tensor(frame[["x1", "x2"]].to_numpy(dtype="float32") * self.scale)
+        return {"points": points, "label": torch.tensor(frame["y"].to_numpy(dtype="int64"))}
 
     def loss(self, model, batch):
         return functional.cross_entropy(model(batch["points"]), batch["label"], reduction="none")
