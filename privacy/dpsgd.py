@@ -204,7 +204,16 @@ class DpSgd:
     ) -> tuple[list[Tensor], ev.Event]:
         """Return the sum plus fresh Gaussian noise, and the event of this one step.
 
-        ``sample_rate`` is the rate the batch was drawn with, where it is not the planned one.
+        Noise is added in double precision. Every number that comes back is a multiple of the
+        public :func:`~privet.privacy.noise.grid_of` σC, in the type of the sum.
+
+        Args:
+            total: clipped to this mechanism's bound.
+            stream: where the noise comes from.
+            sample_rate: the rate the batch was drawn with, where it is not the planned one.
+
+        Raises:
+            NotReleasable: if the sum was clipped to another bound.
         """
         if total.clip != self.clip:
             raise NotReleasable(f"clipped to {total.clip}, but the noise is for {self.clip}")
