@@ -250,8 +250,10 @@ class Matrix:
     def reserve(self, units: int) -> Tensor:
         """Have room for ``units`` rows; what lies there is lost where there was not."""
         like = self.pages[0].parameter
-        if len(self.rows) < units or self.rows.device != like.device:
-            self.rows = torch.empty(units, self.width, device=like.device, dtype=wide_type(like))
+        kind = wide_type(like)
+        kept = self.rows.device == like.device and self.rows.dtype == kind
+        if len(self.rows) < units or not kept:
+            self.rows = torch.empty(units, self.width, device=like.device, dtype=kind)
         return self.rows
 
 
