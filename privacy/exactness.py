@@ -24,6 +24,8 @@ _LARGEST = 1 << 28
 """A model of at most so many numbers is made double for a while: 2 GiB."""
 _TOLD = 1e-3
 """A gradient that rounding moves by more than this share of its norm is not compared."""
+_LEAST, _RANGE = 1e-30, 1e-25
+"""The smallest norm that is compared, and the smallest as a share of the largest."""
 _STEPS = 4.0
 """Units in the last place by which weights are moved to see what rounding does."""
 
@@ -91,9 +93,9 @@ def computes_in_double(engine: GradientEngine, batch: Batch) -> bool:
         engine: whose model is as large as :data:`_LARGEST` at most, else False.
         batch: records to try it with.
     """
-    if sum(p.numel() for p in engine.model.parameters()) > _LARGEST:
+    if numbers_of(engine) > _LARGEST:
         return False
-    seen = _Narrow()
+    seen = _Narrow()  # type: ignore[no-untyped-call]
     with kept_weights(engine.model):
         try:
             widen(engine.model)
@@ -102,6 +104,11 @@ def computes_in_double(engine: GradientEngine, batch: Batch) -> bool:
         except Exception:  # a model of one's own may insist on a type
             return False
     return not seen.found
+
+
+def numbers_of(engine: GradientEngine) -> int:
+    """Return how many numbers the model's parameters hold."""
+    return sum(p.numel() for p in engine.model.parameters())
 
 
 def singles(engine: GradientEngine, batch: Batch) -> list[list[Tensor]]:
@@ -158,11 +165,25 @@ def rounding_of(
 
 
 def told(rounding: Sequence[float]) -> list[int]:
-    """Return the numbers of the records whose gradients can be compared."""
+    """Return the numbers of the records of which something can be said."""
     return [row for row, share in enumerate(rounding) if share <= _TOLD]
 
 
-class _Narrow(TorchDispatchMode):
+def comparable(rounding: Sequence[float], norms: Sequence[float]) -> list[int]:
+    """Return the numbers of the records whose gradients can be compared with each other.
+
+    A gradient that is zero, or so small against the largest that a factor between them is no
+    number of single precision, is left out.
+
+    Args:
+        rounding: of :func:`rounding_of`.
+        norms: of the gradients.
+    """
+    least = max(_LEAST, _RANGE * max((n for n in norms if n < math.inf), default=0.0))
+    return [row for row in told(rounding) if least <= norms[row] < math.inf]
+
+
+class _Narrow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether numbers that are not whole are computed in less than double precision."""
 
     found = False

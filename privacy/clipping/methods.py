@@ -28,6 +28,8 @@ _BLOCK = 1 << 16
 """Numbers that are widened at once: they stay in cache."""
 
 
+HAIR = 1e-6
+"""By this share what is clipped stays below the bound, as a float32 product may round upwards."""
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 
@@ -93,7 +95,7 @@ def clip_factors(squares: Tensor, clip: float) -> Tensor:
     norms = squares.double().sqrt()
     factors = (clip / norms.clamp(min=1e-300)).clamp(max=1.0)
     # A float32 product may exceed the bound by rounding; stay a hair below it.
-    factors = torch.where(factors < 1.0, factors * (1.0 - 1e-6), factors)
+    factors = torch.where(factors < 1.0, factors * (1.0 - HAIR), factors)
     # Below float32's normal numbers a factor would be rounded by more: such a unit adds nothing.
     counts = torch.isfinite(norms) & (factors >= _SMALLEST)
     return torch.where(counts, factors, torch.zeros_like(factors))
@@ -110,7 +112,8 @@ def squares_of(rows: Tensor) -> Tensor:
         rows: gradients, a row for each unit.
     """
     if rows.dtype == torch.float64 or rows.device.type != "cpu":
-        return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+        norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+        return norms.square()
     units, width = rows.shape
     total = torch.zeros(units, dtype=torch.float64)
     if not units:

@@ -65,7 +65,9 @@ def test_a_wide_ghost_does_not_pass_the_bound(rows: int) -> None:
 @pytest.mark.parametrize("scale", [1e-22, 1e-30, 1.0, 1e20, 1e30])
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("rows", [None, 3])
-def test_numbers_whose_squares_float32_cannot_hold(mode: str, scale: float, rows: int | None) -> None:
+def test_numbers_whose_squares_float32_cannot_hold(
+    mode: str, scale: float, rows: int | None
+) -> None:
     shape = (1, 40) if rows is None else (1, rows, 40)
     x = torch.rand(shape, generator=torch.Generator().manual_seed(1)) * scale
     clip = float(x.double().flatten(0, -2).sum(0).norm()) / 2
@@ -84,7 +86,9 @@ def test_float32_would_not_hold_them(
 
 
 def test_a_factor_that_float32_would_round_far_adds_nothing() -> None:
-    factors = methods.clip_factors(torch.tensor([1e76, 1e70, 4.0, np.inf], dtype=torch.float64), 1e-2)
+    factors = methods.clip_factors(
+        torch.tensor([1e76, 1e70, 4.0, np.inf], dtype=torch.float64), 1e-2
+    )
     assert factors.tolist()[0] == 0.0 == factors.tolist()[3]
     assert factors[1] > 0 and float(factors[2]) == pytest.approx(5e-3, rel=2e-6)
 
