@@ -399,6 +399,9 @@ def _weighed(g: Tensor, factors: Tensor, keep: Tensor | None, dtype: torch.dtype
 def _gram(x: Tensor, y: Tensor) -> Tensor:
     """Return all products of rows [U, L, M] and [U, K, M] in double precision, [U, L, K]."""
     step = max(1, _WIDENED // max(1, len(x) * (x.shape[1] + y.shape[1])))
+    if x.shape[2] <= step:
+        first = x.double()
+        return torch.bmm(first, (first if y is x else y.double()).mT)
     total = torch.zeros(*x.shape[:2], y.shape[1], device=x.device, dtype=torch.float64)
     for start in range(0, x.shape[2], step):
         one = x[..., start : start + step].double()

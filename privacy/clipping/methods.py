@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import NewType, Protocol
 
@@ -26,6 +27,8 @@ RawGradients = NewType("RawGradients", list[Tensor])
 
 _BLOCK = 1 << 16
 """Numbers that are widened at once: they stay in cache."""
+_KEPT = threading.local()
+"""The memory that they are widened in; new memory for each call costs as much as the sum."""
 
 
 HAIR = 1e-6
@@ -115,11 +118,16 @@ def squares_of(rows: Tensor) -> Tensor:
         norms: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
         return norms.square()
     units, width = rows.shape
-    total = torch.zeros(units, dtype=torch.float64)
-    if not units:
-        return total
+    if not units or not width:
+        return torch.zeros(units, dtype=torch.float64)
     step = max(1, min(width, _BLOCK // units))
-    kept = torch.empty(units * step, dtype=torch.float64)
+    kept: Tensor | None = getattr(_KEPT, "block", None)
+    if kept is None or kept.numel() < units * step:
+        kept = _KEPT.block = torch.empty(max(_BLOCK, units * step), dtype=torch.float64)
+    if step == width:
+        wide = kept[: rows.numel()].view(rows.shape).copy_(rows)
+        return torch.linalg.vector_norm(wide, dim=1).square_()  # type: ignore[no-any-return]
+    total = torch.zeros(units, dtype=torch.float64)
     for start in range(0, width, step):
         part = rows[:, start : start + step]
         wide = kept[: part.numel()].view(part.shape).copy_(part)
