@@ -153,6 +153,7 @@ def rounding_of(
             if parameter.is_floating_point():
                 by = _STEPS * torch.finfo(parameter.dtype).eps
                 turned = torch.randn(parameter.shape, generator=generator).to(parameter)
+                turned.view(-1)[:1] = 0  # masked tokens are drawn by the bits of a first weight
                 parameter.data = parameter.data * (1 + by * turned.clamp(-2, 2))
         moved = singles(engine, batch)
     found = []

@@ -86,22 +86,20 @@ def run(
 def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool) -> None:
     """Run the tests of a few records in each precision, at tame weights and at those at hand."""
     batch, other = random_batch(_RECORDS, 1), random_batch(_RECORDS, 2)
-    compared = 0
     with ex.kept_weights(engine.model):
         larger = ex.tame(engine.model)
         _repeatable(engine, batch)
         exact = ex.computes_in_double(engine, batch)
-        compared += _few(engine, batch, other, bounded, _TOLERANCE)
+        compared = _few(engine, batch, other, bounded, _TOLERANCE)
         _has_gradient(engine, batch)
         # In a large model that rounding leaves alone, double would cost more than it tells.
         if exact and (compared < _RECORDS or ex.numbers_of(engine) <= _SMALL):
             ex.widen(engine.model)
-            compared += _few(engine, ex.wide(batch), ex.wide(other), bounded, _FINE)
-    if not compared:
-        raise SelfTestFailed(
-            "H16: rounding alone changes the gradients of made-up records, so that nothing can be "
-            "said of them: does the model multiply its input by a very large number?"
-        )
+            batch, other = ex.wide(batch), ex.wide(other)
+            compared = _few(engine, batch, other, bounded, _FINE)
+        if not compared:
+            # Moving weights may change more than rounding does (a hash of them): compare all.
+            _few(engine, batch, other, bounded, _TOLERANCE, every=True)
     if larger and exact:
         with ex.kept_weights(engine.model):
             ex.widen(engine.model)
@@ -109,14 +107,24 @@ def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool
 
 
 def _few(
-    engine: GradientEngine, batch: Batch, other: Batch, bounded: bool, tolerance: float
+    engine: GradientEngine,
+    batch: Batch,
+    other: Batch,
+    bounded: bool,
+    tolerance: float,
+    *,
+    every: bool = False,
 ) -> int:
-    """Run all tests of a few records; return how many of them could be compared."""
+    """Run all tests of a few records; return how many of them could be compared.
+
+    ``every`` compares all, whatever rounding seems to do to them.
+    """
     expected = ex.singles(engine, batch)
     if bounded:  # whether it is coarse is seen in a pass
         engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), 1.0)
     norms = [ex.norm_of(one) for one in expected]
-    rounding = [0.0] * len(norms) if engine.coarse else ex.rounding_of(engine, batch, expected)
+    trusted = every or engine.coarse
+    rounding = [0.0] * len(norms) if trusted else ex.rounding_of(engine, batch, expected)
     stable = ex.told(rounding)
     rows = ex.comparable(rounding, norms)
     share = max((rounding[row] for row in rows), default=0.0)

@@ -251,3 +251,29 @@ def test_what_another_run_left_behind_is_not_what_is_tested(
     assert max(seen) < 2
     assert all(bool((p == 1e9).all()) for p in bench.engine.parameters)
     assert all(bool((p == 0).all()) for p in begins)
+
+
+class Hashed(nn.Module):
+    """Moving any weight by a hair changes everything, as a hash of weights does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bits = self.layer.weight.detach().float().view(torch.int32).sum() % 7
+        return self.layer(x) * (1 + bits)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", [BOOK, HOOKS])
+def test_what_jumps_with_its_weights_is_compared_all_the_same(mode: str) -> None:
+    assert check(wide_engine(off_zero(Hashed()), mode=mode)) == ALL
+    with pytest.raises(SelfTestFailed, match=r"H6|H16"):
+        check(wide_engine(off_zero(Hashed()), mode=mode, loss=sorting))
+    with pytest.raises(SelfTestFailed, match=r"H6|H16"):
+        check(wide_engine(off_zero(Hashed()), mode=mode, loss=batch_mean), records=0)
+
+
+def batch_mean(model: nn.Module, batch: Batch) -> Tensor:
+    logits = model(batch["x"])
+    return functional.cross_entropy(logits - 0.5 * logits.mean(0), batch["label"], reduction="none")
