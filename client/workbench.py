@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 import pandas as pd
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from privet.common.errors import DataError, InputError, SelfTestFailed
 from privet.common.flat import Arrays
-from privet.common.models import build_model, trainable
+from privet.common.models import build_model, initial_model, trainable
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, augment_of, build_task, sizes_of
 from privet.common.tasks.encoding import Encoded, encode_records
 from privet.common.tasks.measure import Measure, Shape, measure_of
-from privet.privacy import gate, selftest
+from privet.privacy import exactness, gate, selftest
 from privet.privacy.clipping import GradientEngine
 from privet.privacy.dpsgd import Views
 
@@ -38,9 +39,12 @@ class Workbench:
         self.plan = plan
         self._passed: tuple[str, ...] | None = None
         self._fault: SelfTestFailed | None = None
+        self._begun = False
         self.task = build_task(plan)
         augment, copies = augment_of(self.task), plan.training.copies
-        self.views = Views(augment, copies) if augment else None
+        # A user's own sees one record at a time; ours are proved by the start-up test.
+        alone = ":" in plan.task.kind
+        self.views = Views(augment, copies, alone=alone) if augment else None
         self.engine = GradientEngine(
             build_model(plan),
             self.task.loss if copies == 1 else self._mean_loss,
@@ -55,6 +59,7 @@ class Workbench:
 
     def load(self, model: Arrays) -> None:
         """Set the trained parameters."""
+        self._begun = True
         with torch.no_grad():
             for name, parameter in self.engine.named.items():
                 parameter.copy_(torch.from_numpy(np.array(model[name])))
@@ -62,6 +67,9 @@ class Workbench:
     @property
     def self_tests(self) -> tuple[str, ...]:
         """Rows of the honesty list whose start-up tests this model passed; they run once.
+
+        They run at the weights that the plan begins with, whatever was loaded since: what another
+        run left behind decides nothing.
 
         Raises:
             SelfTestFailed: naming the row and the layer; the same each time.
@@ -81,18 +89,22 @@ class Workbench:
         if self.views is not None:
             selftest.augmentation(self.views, self._random_batch)
         declared = trainable(self.engine.model)
-        before = {name: parameter.detach().clone() for name, parameter in declared.items()}
-        generator = torch.Generator().manual_seed(0)
-        bounded = self.plan.privacy is not None or self.plan.training.clip is not None
+        records, together = self._expected()
         test = functools.partial(
-            selftest.run, self.engine, self._random_batch, declared, bounded=bounded
-        )
-        try:
-            with torch.no_grad():
+            selftest.run, self.engine, self._random_batch, declared,
+            bounded=self.plan.privacy is not None or self.plan.training.clip is not None,
+            records=records, together=together,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        with exactness.kept_weights(self.engine.model):
+            begins = initial_model(self.plan) if self._begun else {}
+            for name, parameter in declared.items():
+                start = parameter.data
+                if name in begins:
+                    start = torch.from_numpy(np.array(begins[name])).to(start)
                 # Away from initial zeros, where the gradients of whole layers vanish.
-                for parameter in declared.values():
-                    moved = 0.1 * torch.randn(parameter.shape, generator=generator)
-                    parameter.add_(moved.to(parameter.device))
+                moved = 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.data = start + moved.to(start)
             try:
                 passed = tuple(test())
             except SelfTestFailed as fault:
@@ -107,10 +119,20 @@ class Workbench:
             if self.plan.metrics.source == "gate":
                 self._test_measure()
             return passed
-        finally:
-            with torch.no_grad():
-                for name, parameter in declared.items():
-                    parameter.copy_(before[name])
+
+    def _expected(self) -> tuple[int, int]:
+        """Return how many records a large batch has, and how many of them a unit has at most.
+
+        The expected batch of the largest site and four standard deviations.
+        """
+        plan = self.plan
+        units = plan.training.sample_rate * max(site.nominal_size for site in plan.sites)
+        together = plan.training.copies
+        if plan.privacy is not None and plan.privacy.unit == "person":
+            together *= plan.privacy.max_records
+        if self.engine.mode == "opacus-ghost":
+            together = 1
+        return math.ceil(units + 4 * math.sqrt(units)) * together, together
 
     def _test_measure(self) -> None:
         """Try scores and measure on made-up records, so that none of it fails after a debit.

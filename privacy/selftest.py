@@ -1,8 +1,13 @@
 """Start-up tests of the mechanism on the model at hand, with random input (H6, H7, H16, H17).
 
-They run before a run's first round, in seconds, and read no private data, but for
-:func:`encoding` and :func:`real_records`, which come after data was opened and paid for. A failure
-stops the run and names the layer.
+They run before a run's first round, in seconds, and read no private data. A failure stops the run
+and names the layer. :func:`encoding` and :func:`real_records` read private records: they are for an
+operator's own check and never decide about a release, since that would tell of a record.
+
+Rounding decides none of them (:mod:`.exactness`): they run at weights of a sensible size and, where
+the model can, in double precision; also at the weights at hand, where those are larger. A record
+whose gradient rounding moves is not compared. From a handful of records it is one step to the size
+of a real batch (:mod:`.crowd`).
 """
 
 from __future__ import annotations
@@ -14,19 +19,20 @@ import torch
 from torch import Tensor, nn
 
 from privet.common.errors import NotReleasable, PrivetError, SelfTestFailed
+from privet.privacy import crowd
+from privet.privacy import exactness as ex
 from privet.privacy.clipping import GradientEngine
-from privet.privacy.clipping.methods import WEIGHT, Batch
+from privet.privacy.clipping.methods import HAIR, WEIGHT, Batch
 from privet.privacy.dpsgd import Views
 
 _RECORDS = 3
 _ENCODED = 8
 _VIEWED = (3, 8, 65)
 """Numbers of records whose views are made together and alone."""
-_TOLERANCE = 1e-4
-_COARSE = 3e-2
-"""The same where a layer computes in bfloat16 or half precision."""
-_NOISE = 0.03
-"""Share of the largest number below which differences of real gradients are not told apart."""
+_FINE, _TOLERANCE, _COARSE = 1e-5, 1e-4, 3e-2
+"""Shares by which numbers may differ in double and single precision, and in less."""
+_SMALL = 1 << 20
+"""Numbers in a model that is tried in both precisions."""
 _REAL = 7
 """Real records that are tried; their number divides few shapes."""
 
@@ -40,15 +46,20 @@ def run(
     declared: Iterable[str],
     *,
     bounded: bool = True,
+    records: int = 0,
+    together: int = 1,
 ) -> list[str]:
-    """Run all four tests; return the ids of the rows of the honesty list that passed.
+    """Run all tests; return the ids of the rows of the honesty list that passed.
 
     Args:
-        engine: the engine that will train.
+        engine: the engine that will train, its model at the weights that the plan begins with.
         random_batch: input to test with.
         declared: names of the parameters that the plan trains.
         bounded: False where no unit's gradient is bounded, in a run without privacy: then there
             is no per-sample gradient to test (H7, H16).
+        records: in a real batch, as the plan expects it; 0 leaves out the test at that size. It
+            is cut to what :func:`privet.privacy.crowd.size_of` allows.
+        together: records that a unit may have.
 
     Raises:
         SelfTestFailed: with the row's id and the parameter concerned.
@@ -57,12 +68,11 @@ def run(
         with _Deterministic(engine.model):
             _coverage(engine, declared)
             _one_loss_each(engine, random_batch(_RECORDS, 1))
-            _repeatable(engine, random_batch(_RECORDS, 1))
-            _coupled_forward(engine, random_batch(_RECORDS, 1), random_batch(_RECORDS, 2))
-            if not bounded:
-                return ["H6", "H17"]
-            _per_sample_gradient(engine, random_batch(_RECORDS, 1))
-            _non_finite(engine, random_batch(_RECORDS, 1))
+            _everywhere(engine, random_batch, bounded)
+            if records:
+                with ex.kept_weights(engine.model):
+                    ex.tame(engine.model)
+                    crowd.check(engine, random_batch, records, together, bounded=bounded)
     except PrivetError:
         raise
     except Exception as error:
@@ -70,14 +80,95 @@ def run(
             f"H16: per-sample gradients of this model cannot be computed ({error!r}); "
             "try another 'clipping'"
         ) from error
-    return ["H6", "H7", "H16", "H17"]
+    return ["H6", "H7", "H16", "H17"] if bounded else ["H6", "H17"]
+
+
+def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool) -> None:
+    """Run the tests of a few records in each precision, at tame weights and at those at hand."""
+    batch, other = random_batch(_RECORDS, 1), random_batch(_RECORDS, 2)
+    with ex.kept_weights(engine.model):
+        larger = ex.tame(engine.model)
+        _repeatable(engine, batch)
+        exact = ex.computes_in_double(engine, batch)
+        compared = _few(engine, batch, other, bounded, _TOLERANCE)
+        _has_gradient(engine, batch)
+        # In a large model that rounding leaves alone, double would cost more than it tells.
+        if exact and (compared < _RECORDS or ex.numbers_of(engine) <= _SMALL):
+            ex.widen(engine.model)
+            batch, other = ex.wide(batch), ex.wide(other)
+            compared = _few(engine, batch, other, bounded, _FINE)
+        if not compared:
+            # Moving weights may change more than rounding does (a hash of them): compare all.
+            _few(engine, batch, other, bounded, _TOLERANCE, every=True)
+    if larger and exact:
+        with ex.kept_weights(engine.model):
+            ex.widen(engine.model)
+            _few(engine, ex.wide(batch), ex.wide(other), bounded, _FINE)
+
+
+def _few(
+    engine: GradientEngine,
+    batch: Batch,
+    other: Batch,
+    bounded: bool,
+    tolerance: float,
+    *,
+    every: bool = False,
+) -> int:
+    """Run all tests of a few records; return how many of them could be compared.
+
+    ``every`` compares all, whatever rounding seems to do to them.
+    """
+    expected = ex.singles(engine, batch)
+    if bounded:  # whether it is coarse is seen in a pass
+        engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), 1.0)
+    norms = [ex.norm_of(one) for one in expected]
+    trusted = every or engine.coarse
+    rounding = [0.0] * len(norms) if trusted else ex.rounding_of(engine, batch, expected)
+    stable = ex.told(rounding)
+    rows = ex.comparable(rounding, norms)
+    share = max((rounding[row] for row in rows), default=0.0)
+    close = _Closeness(_COARSE if engine.coarse else tolerance, share)
+    _coupled_forward(engine, batch, other, stable, close)
+    if bounded and rows:
+        chosen = {name: tensor[rows] for name, tensor in batch.items()}
+        _per_sample_gradient(engine, chosen, [expected[row] for row in rows], close)
+        _non_finite(engine, chosen, close)
+    return len(rows)
+
+
+class _Closeness:
+    """Whether tensors are the same up to rounding.
+
+    Args:
+        tolerance: share of a parameter's largest number.
+        rounding: share of a whole gradient by which rounding is known to move it.
+    """
+
+    def __init__(self, tolerance: float = _TOLERANCE, rounding: float = 0.0) -> None:
+        self.tolerance = tolerance
+        # What is exactly zero (a key's bias in attention) is rounding in both, and not by how
+        # much the one's rounding differs from the other's.
+        self._floor = max(1e-3, 10 * rounding / tolerance)
+
+    def floor(self, gradients: Sequence[Tensor]) -> float:
+        """Return the least scale that differences of these are measured by."""
+        return self._floor * max((float(g.abs().max()) for g in gradients if g.numel()), default=1)
+
+    def __call__(self, one: Tensor, two: Tensor, floor: float = 0.0) -> bool:
+        """Compare; ``floor`` is the least scale that differences are measured by."""
+        if not one.numel():
+            return True
+        scale = max(float(one.abs().max()), float(two.abs().max()), floor)
+        apart = float((one - two).abs().max())
+        return bool(torch.isfinite(one).all()) and apart <= self.tolerance * scale
 
 
 def encoding(whole: Batch, alone: Callable[[int], Batch]) -> None:
     """Check on a few rows that a record's encoding does not depend on the other records (H6).
 
-    Unlike the other tests this one reads private records: it runs after data was opened,
-    for a user's own task.
+    Unlike the start-up tests this reads private records, so that it may not decide about a
+    release: it is for the operator's own check.
 
     Args:
         whole: the encoding of all N records.
@@ -104,7 +195,7 @@ def encoding(whole: Batch, alone: Callable[[int], Batch]) -> None:
 def augmentation(views: Views, random_batch: RandomBatch) -> None:
     """Check that a view of a record is made of that record and its own random number alone (H6).
 
-    With several numbers of records; each step of a release tries two of its records again.
+    With several numbers of records, in two orders, and each of some by itself.
 
     Args:
         views: how records are seen.
@@ -117,47 +208,62 @@ def augmentation(views: Views, random_batch: RandomBatch) -> None:
         batch = random_batch(records, 3)
         words = torch.arange(1, records + 1) * 0x3C6EF372FE94F82B
         words = words.to(next(iter(batch.values())).device)
+        singles = [*range(min(records, _ENCODED)), records - 1]
         try:
-            views.of(batch, words)
-            for row in range(min(records, _ENCODED)):
-                rows = [row, *range(row), *range(row + 1, records)]  # each is first once
-                views.of({name: tensor[rows] for name, tensor in batch.items()}, words[rows])
+            alone = [views.made({n: t[i : i + 1] for n, t in batch.items()}, words[i : i + 1])
+                     for i in singles]  # fmt: skip
+            seen = views.of(batch, words)
+            back = views.of({name: tensor.flip(0) for name, tensor in batch.items()}, words.flip(0))
         except NotReleasable as error:
             raise SelfTestFailed(str(error)) from error
         except Exception as error:
             raise SelfTestFailed(f"H6: 'augment' of this task fails: {error!r}") from error
+        for name, tensor in seen.items():
+            same = all(
+                torch.equal(one[name], tensor[i : i + 1])
+                for i, one in zip(singles, alone, strict=True)
+            )
+            if not same or not torch.equal(back[name].flip(0), tensor):
+                raise SelfTestFailed(
+                    f"H6: '{name}' of an augmented record depends on other records, or on "
+                    "chance that is not its own number; no per-unit bound holds"
+                )
 
 
-def real_records(engine: GradientEngine, examples: Batch) -> None:
+def real_records(engine: GradientEngine, examples: Batch) -> int:
     """Check the clipped sum of a few real records against single ones (H16).
 
     Made-up records may take another way through a model than real ones do: longer rows that are
-    cut, rows that are sorted, rare tokens. Like :func:`encoding` this reads private records.
+    cut, rows that are sorted, rare tokens. Like :func:`encoding` this reads private records and is
+    for the operator's own check. It computes in double precision where the model can. What gives no
+    gradient, or one that rounding decides, is left out.
 
     Args:
         engine: the engine that trains.
         examples: all N encoded records.
+
+    Returns:
+        How many records were compared, 7 at most.
 
     Raises:
         SelfTestFailed: naming the parameter whose sum is wrong.
     """
     rows = torch.tensor(_typical(examples))
     batch = {name: tensor[rows.to(tensor.device)] for name, tensor in examples.items()}
-    count = len(rows)
     try:
-        with _Deterministic(engine.model):
-            alone = [
-                engine.plain_sum({name: tensor[i : i + 1] for name, tensor in batch.items()})
-                for i in range(count)
-            ]
-            norms = [sum(float(g.double().square().sum()) for g in one) ** 0.5 for one in alone]
-            # What gives no gradient, or none that is finite, has nothing to compare.
-            kept = [i for i, norm in enumerate(norms) if 0 < norm < float("inf")]
+        with _Deterministic(engine.model), ex.kept_weights(engine.model):
+            exact = ex.computes_in_double(engine, batch)
+            if exact:
+                ex.widen(engine.model)
+                batch = ex.wide(batch)
+            alone = ex.singles(engine, batch)
+            rounding = ex.rounding_of(engine, batch, alone)
+            kept = ex.comparable(rounding, [ex.norm_of(one) for one in alone])
             if not kept:
-                return
+                return 0
             batch = {name: tensor[kept] for name, tensor in batch.items()}
-            alone, norms = [alone[i] for i in kept], [norms[i] for i in kept]
-            clip = min(norms) / 2  # below every norm, so that each record shows
+            norms = [ex.norm_of(alone[i]) for i in kept]
+            clip = min(norms) / 2  # below every norm, so that each record shows alike
             got = engine.clipped_sum(batch, np.arange(len(kept)), len(kept), clip)
     except PrivetError:
         raise
@@ -167,18 +273,21 @@ def real_records(engine: GradientEngine, examples: Batch) -> None:
             "made-up ones could: does the model treat longer rows in another way?"
         ) from error
     wanted = [
-        sum(one[place] * (clip / norm) for one, norm in zip(alone, norms, strict=True))
+        torch.stack([alone[i][place].double() * (clip / norm * (1 - HAIR))
+                     for i, norm in zip(kept, norms, strict=True)]).sum(0)
         for place in range(len(engine.named))
-    ]
-    # What cancels (a bias before a norm) is rounding in both.
-    floor = _NOISE * max(float(want.abs().max()) for want in wanted if want.numel())
-    for name, total, want in zip(engine.named, got.tensors, wanted, strict=True):
-        if not _close(total, want, floor, _tolerance(engine)):
-            raise SelfTestFailed(
-                f"H16: the clipped sum of real records is wrong for '{name}', though that of "
-                "made-up ones was right: the model treats rows by their length or order, or mixes "
-                "records"
-            )
+    ]  # fmt: skip
+    apart = [float((a.double() - b).norm()) for a, b in zip(got.tensors, wanted, strict=True)]
+    tolerance = _COARSE if engine.coarse else _FINE if exact else 10 * _TOLERANCE
+    allowed = (tolerance + 10 * max(rounding[i] for i in kept)) * len(kept) * clip
+    if not sum(one**2 for one in apart) ** 0.5 <= allowed:
+        name = list(engine.named)[int(np.nan_to_num(apart, nan=np.inf).argmax())]
+        raise SelfTestFailed(
+            f"H16: the clipped sum of real records is wrong for '{name}', though that of "
+            "made-up ones was right: the model treats rows by their length or order, or mixes "
+            "records"
+        )
+    return len(kept)
 
 
 def _typical(examples: Batch) -> list[int]:
@@ -198,7 +307,7 @@ def _typical(examples: Batch) -> list[int]:
 def _repeatable(engine: GradientEngine, batch: Batch) -> None:
     with torch.no_grad():
         one, two = engine.losses(batch), engine.losses(batch)
-    if not torch.equal(one, two) and not _close(one, two):
+    if not torch.equal(one, two) and not _Closeness()(one, two):
         raise SelfTestFailed(
             "H16: two passes over the same records differ: there is dropout, or other chance, that "
             "is not a layer of its own. Set its rate to 0; the noise for privacy does its work"
@@ -225,109 +334,113 @@ def _one_loss_each(engine: GradientEngine, batch: Batch) -> None:
         )
 
 
-def _loop(engine: GradientEngine, batch: Batch) -> list[Tensor]:
-    """Per-record gradients, one record at a time, by plain autograd: [B, *shape] each."""
-    rows = []
-    for i in range(_count(batch)):
-        single = {name: tensor[i : i + 1] for name, tensor in batch.items()}
-        rows.append(engine.plain_sum(single))
-    return [torch.stack(column) for column in zip(*rows, strict=True)]
-
-
-def _per_sample_gradient(engine: GradientEngine, batch: Batch) -> None:
-    expected = _loop(engine, batch)
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in expected]).sum(0).sqrt()
-    if not bool((norms > 0).any()):
+def _has_gradient(engine: GradientEngine, batch: Batch) -> None:
+    if not any(ex.norm_of(one) > 0 for one in ex.singles(engine, batch)):
         raise SelfTestFailed("H16: the loss does not depend on the trained parameters")
-    floor = _rounding(expected)
+
+
+def _per_sample_gradient(
+    engine: GradientEngine, batch: Batch, singles: Sequence[Sequence[Tensor]], close: _Closeness
+) -> None:
+    """Compare with records computed alone, one by one by plain autograd."""
+    expected = [torch.stack(column) for column in zip(*singles, strict=True)]
     if engine.mode != "opacus-ghost":
-        for name, got, want in zip(engine.named, engine.per_sample(batch), expected, strict=True):
-            near = got.shape == want.shape and _close(got, want, floor, _tolerance(engine))
+        rows = engine.per_sample(batch)
+        floors = [close.floor(one) for one in singles]
+        for name, got, want in zip(engine.named, rows, expected, strict=True):
+            near = got.shape == want.shape and all(
+                close(got[i], want[i], floor) for i, floor in enumerate(floors)
+            )
             if not near:
                 raise SelfTestFailed(
                     f"H16: the per-sample gradient of '{name}' differs from that of single "
                     "records (tied weights, or a layer Opacus treats wrongly); try "
                     "clipping = 'functorch'"
                 )
-    clip = float(norms.median()) / 2 or 1.0
-    factors = (clip / norms.clamp(min=1e-30)).clamp(max=1.0)
+    norms = torch.tensor([ex.norm_of(one) for one in singles], dtype=torch.float64)
+    clip = float(norms.median()) / 2
+    factors = torch.where(norms > clip, clip / norms * (1 - HAIR), 1.0)
     total = engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), clip)
-    for name, got, want in zip(engine.named, total.tensors, expected, strict=True):
-        total_wanted = torch.tensordot(factors, want, dims=1)
-        if not _close(got, total_wanted, floor, _tolerance(engine)):
+    wanted = [torch.tensordot(factors.to(want), want, dims=1) for want in expected]
+    floor = close.floor(wanted)
+    for name, got, want in zip(engine.named, total.tensors, wanted, strict=True):
+        if not close(got, want, floor):
             raise SelfTestFailed(f"H16: the clipped sum is wrong for '{name}'")
 
 
-def _coupled_forward(engine: GradientEngine, batch: Batch, other: Batch) -> None:
+def _coupled_forward(
+    engine: GradientEngine,
+    batch: Batch,
+    other: Batch,
+    told: Sequence[int] | None = None,
+    close: _Closeness | None = None,
+) -> None:
     """The gradient of the first and of the last record must not move when the others change.
 
     Both, because each record may depend on those before it only, or after it only.
+
+    Args:
+        engine: the engine.
+        batch: records.
+        other: others, as many.
+        told: records of ``batch`` whose gradients rounding does not decide; None for all.
+        close: what is the same.
     """
-    for kept in (0, _count(batch) - 1):
+    close = close or _Closeness()
+    for kept in {0, _count(batch) - 1} & set(range(_count(batch)) if told is None else told):
         mixed = {name: tensor.clone() for name, tensor in other.items()}
         for name, tensor in batch.items():
             mixed[name][kept] = tensor[kept]
         if engine.mode == "opacus-ghost":
             with torch.no_grad():
-                if not _close(engine.losses(batch)[kept], engine.losses(mixed)[kept]):
+                if not close(engine.losses(batch)[kept], engine.losses(mixed)[kept], 1e-6):
                     raise SelfTestFailed("H6: the loss of one record depends on the other records")
             continue
-        rows, mixed_rows = list(engine.per_sample(batch)), list(engine.per_sample(mixed))
-        floor = _rounding([row[kept] for row in rows])
+        every = list(engine.per_sample(batch))
+        rows = [row[kept] for row in every]
+        mixed_rows = [row[kept] for row in engine.per_sample(mixed)]
+        floor = close.floor(rows) or close.floor(every)
         for name, first, second in zip(engine.named, rows, mixed_rows, strict=True):
-            if not _close(first[kept], second[kept], floor, _tolerance(engine)):
+            if not close(first, second, floor):
                 raise SelfTestFailed(
                     f"H6: the gradient of one record in '{name}' depends on the other records "
                     "(batch mean, contrastive loss, router); no per-unit bound holds"
                 )
 
 
-def _non_finite(engine: GradientEngine, batch: Batch) -> None:
+def _non_finite(engine: GradientEngine, batch: Batch, close: _Closeness) -> None:
     """One record whose input, or whose loss, is NaN must leave the sum as if it were not there."""
     count = _count(batch)
-    ones = torch.ones(count, device=next(iter(batch.values())).device)
+    device = next(iter(batch.values())).device
+    ones = torch.ones(count, device=device, dtype=engine.losses(batch).dtype)
     inputs = {name for name, tensor in batch.items() if tensor.is_floating_point()}
     for floats in filter(None, (inputs, {WEIGHT})):
         poisoned = {name: tensor.clone() for name, tensor in {**batch, WEIGHT: ones}.items()}
         for name in floats:
             poisoned[name][-1] = float("nan")
-        _one_spoilt(engine, batch, poisoned)
+        _one_spoilt(engine, batch, poisoned, close)
 
 
-def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch) -> None:
+def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch, close: _Closeness) -> None:
     count = _count(batch)
     clean = {name: tensor[:-1] for name, tensor in batch.items()}
-    want = engine.clipped_sum(clean, np.arange(count - 1), count - 1, 1.0)
-    got = engine.clipped_sum(poisoned, np.arange(count), count, 1.0)
-    floor = _rounding(want.tensors)
-    for name, one, two in zip(engine.named, got.tensors, want.tensors, strict=True):
+    want = [torch.zeros_like(parameter) for parameter in engine.parameters]
+    clip = 1.0
+    if count > 1:
+        singles = ex.singles(engine, clean)
+        clip = min(ex.norm_of(one) for one in singles) / 2  # so that each record shows alike
+        want = list(engine.clipped_sum(clean, np.arange(count - 1), count - 1, clip).tensors)
+    got = engine.clipped_sum(poisoned, np.arange(count), count, clip)
+    floor = close.floor(want)
+    for name, one, two in zip(engine.named, got.tensors, want, strict=True):
         if not bool(torch.isfinite(one).all()):
             raise SelfTestFailed(f"H7: one NaN record makes '{name}' non-finite")
-        if not _close(one, two, floor, _tolerance(engine)):
+        if not close(one, two, floor):
             raise SelfTestFailed(f"H7: one NaN record moves '{name}'")
-
-
-def _rounding(gradients: Sequence[Tensor]) -> float:
-    """Return the least scale that differences of these are measured by.
-
-    What is exactly zero (a key's bias in attention) is rounding in both, and not by how much the
-    one's rounding differs from the other's.
-    """
-    return 1e-3 * max((float(g.abs().max()) for g in gradients if g.numel()), default=1.0)
 
 
 def _count(batch: Batch) -> int:
     return len(next(iter(batch.values())))
-
-
-def _tolerance(engine: GradientEngine) -> float:
-    return _COARSE if engine.coarse else _TOLERANCE
-
-
-def _close(one: Tensor, two: Tensor, floor: float = 1e-6, tolerance: float = _TOLERANCE) -> bool:
-    """Compare up to rounding; ``floor`` is the least scale that differences are measured by."""
-    scale = max(float(one.abs().max()), float(two.abs().max()), floor) if one.numel() else 1.0
-    return bool(torch.isfinite(one).all()) and float((one - two).abs().max()) <= tolerance * scale
 
 
 class _Deterministic:

@@ -118,11 +118,19 @@ class Tokens:
         return found
 
     def random(self, records: int, generator: torch.Generator) -> Tensor:
-        """Return made-up rows, of which the last is padded, and the first has a hole."""
-        length = min(self.max_tokens, 24)
+        """Return made-up rows, of which the last is padded, and the first has a hole.
+
+        From four rows on they are of any length, with an empty one. Up to eight the longest fills
+        all that the plan allows; of more rows no one is long, so that many of them are soon read.
+        """
+        length = self.max_tokens if 4 <= records <= 8 else min(self.max_tokens, 24)
         rows = torch.randint(2, self.size, (records, length), generator=generator)
         rows[0, 2 : length // 2] = self.padding
         rows[-1, length // 2 :] = self.padding
+        if records > 3:
+            ends = torch.randint(0, length + 1, (records - 3, 1), generator=generator)
+            ends[0] = 0
+            rows[1:-2].masked_fill_(torch.arange(length) >= ends, self.padding)
         return rows
 
 

@@ -21,13 +21,14 @@ from torch import Tensor
 
 from privet.common.errors import SelfTestFailed
 from privet.privacy.clipping.cost import ghost_is_cheaper
+from privet.privacy.clipping.methods import squares_of, wide_type
 
 _SMALL = 1 << 11
 """Parameters of at most so many numbers share one matrix."""
-_STRETCH = 1 << 12
-"""Squares that are added in single precision."""
 _CANCELLED = 1 / 16
 """A square below this share of what its rows have alone is made of numbers that cancel."""
+_WIDENED = 1 << 22
+"""Numbers that are widened at once for products of rows."""
 _FEW = 4
 """A table of at most so many times as many rows as are looked up is instantiated."""
 
@@ -169,45 +170,37 @@ class Page:
         return self.used and not self.dense
 
     def squares(self) -> Tensor:
-        """Return the squared norms [U] of gradients that are not there, in double precision.
-
-        Products are made in single precision. Where they cancel so far that its rounding would
-        show, above all where it would hide a part of a norm, they are made again in double.
-        """
+        """Return the squared norms [U] of gradients that are not there, in double precision."""
         if self._shared and (self._lookup or self._linear):
             self._lookup += [(ids.expand(len(g), -1), g) for ids, g in self._shared]
             self._shared.clear()
-        total = self._terms(torch.float32, None)
-        if self._linear:
-            # What rounding is measured by: the squares of all products one by one.
-            alone = sum(_alone(x, g) for x, g in self._linear)
-            doubtful = ~(total >= _CANCELLED * alone)
-            if bool(doubtful.any()):
-                self._cancelling = chosen = doubtful.nonzero().squeeze(1)
-                total = total.index_copy(0, chosen, self._terms(torch.float64, chosen))
+        if not self._linear:
+            return self._lookup_terms().clamp(min=0.0)
+        # What rounding is measured by: the squares of all products one by one.
+        alone = torch.stack([_alone(x, g) for x, g in self._linear]).sum(0)
+        first = self._linear[0][0]
+        if len(self._linear) == 1 and not self._lookup and first.shape[1] == 1:
+            return alone  # one row a unit
+        total = self._lookup_terms()
+        for i, one in enumerate(self._linear):
+            total = total + _linear_linear(one, one)
+            for other in self._linear[:i]:
+                total = total + 2 * _linear_linear(one, other)
+            for looked in self._lookup:
+                total = total + 2 * _lookup_linear(looked, one)
+        cancelling = ~(total >= _CANCELLED * alone)
+        if bool(cancelling.any()):
+            self._cancelling = cancelling.nonzero().squeeze(1)
         return total.clamp(min=0.0)
 
-    def _terms(self, exact: torch.dtype, chosen: Tensor | None) -> Tensor:
-        """Return the squared norms of all units, or of those ``chosen``."""
-
-        def of(x: Tensor) -> Tensor:
-            return x if chosen is None else x[chosen]
-
-        linear = [(of(x), of(g)) for x, g in self._linear]
-        lookup = [(of(ids), of(g)) for ids, g in self._lookup]
+    def _lookup_terms(self) -> Tensor:
+        """Return the squared norms of what was looked up, by itself."""
         total = torch.zeros((), device=self.parameter.device, dtype=torch.float64)
-        for i, one in enumerate(linear):
-            total = total + _linear_linear(one, one, exact)
-            for other in linear[:i]:
-                total = total + 2 * _linear_linear(one, other, exact)
-            for looked in lookup:
-                total = total + 2 * _lookup_linear(looked, one, exact)
         for _, g in self._shared:
-            total = total + of(g).to(exact).square().sum((1, 2), dtype=torch.float64)
-        if lookup:
-            ids, g = (torch.cat(parts, 1) for parts in zip(*lookup, strict=True))
-            same = _rows_by_gram if g.is_cuda else _rows_by_sorting
-            total = total + same(ids, g, exact)
+            total = total + squares_of(g.flatten(1))
+        if self._lookup:
+            ids, g = (torch.cat(parts, 1) for parts in zip(*self._lookup, strict=True))
+            total = total + (_rows_by_gram if g.is_cuda else _rows_by_sorting)(ids, g)
         return total
 
     def add_to(self, total: Tensor, factors: Tensor, keep: Tensor | None) -> None:
@@ -257,8 +250,10 @@ class Matrix:
     def reserve(self, units: int) -> Tensor:
         """Have room for ``units`` rows; what lies there is lost where there was not."""
         like = self.pages[0].parameter
-        if len(self.rows) < units or self.rows.device != like.device:
-            self.rows = torch.empty(units, self.width, device=like.device, dtype=_wide(like))
+        kind = wide_type(like)
+        kept = self.rows.device == like.device and self.rows.dtype == kind
+        if len(self.rows) < units or not kept:
+            self.rows = torch.empty(units, self.width, device=like.device, dtype=kind)
         return self.rows
 
 
@@ -334,9 +329,7 @@ class Book:
                     "it, use its layer for every record, or use clipping = 'functorch' (H17)"
                 )
         parts = [page.squares() for page in self.pages if page.is_ghost]
-        norms = [part for _, rows in self._instantiated() for part in _norms_of(rows)]
-        if norms:
-            parts.append(torch.cat(norms, 1).double().square_().sum(1))
+        parts += [squares_of(rows) for _, rows in self._instantiated()]
         return torch.stack(parts).sum(0)
 
     def add_to(self, totals: list[Tensor], factors: Tensor, keep: Tensor | None) -> None:
@@ -362,7 +355,7 @@ class Book:
         """Return zeros to add to, one flat tensor for each matrix."""
         first = [matrix.pages[0].parameter for matrix in self.matrices]
         return [
-            like.new_zeros(matrix.width, dtype=_wide(like))
+            like.new_zeros(matrix.width, dtype=wide_type(like))
             for matrix, like in zip(self.matrices, first, strict=True)
         ]
 
@@ -387,28 +380,6 @@ class Book:
         return found
 
 
-def _norms_of(rows: Tensor) -> list[Tensor]:
-    """Return norms [U, k] of stretches of each row [U, n].
-
-    A sum of millions of squares in single precision comes out too small (by 4e-5 for GPT-2), which
-    would pass the bound: stretches are added in single precision, and those in double.
-    """
-    width = rows.shape[1]
-    whole = width - width % _STRETCH
-    found = []
-    if whole:
-        stretches = rows[:, :whole].view(len(rows), -1, _STRETCH)
-        found.append(torch.linalg.vector_norm(stretches, dim=2))
-    if whole < width:
-        found.append(torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True))
-    return found
-
-
-def _wide(like: Tensor) -> torch.dtype:
-    """Return the type that gradients are held and added in: never less than single precision."""
-    return torch.promote_types(like.dtype, torch.float32)
-
-
 def _parts(matrix: Matrix, total: Tensor) -> list[Tensor]:
     sizes = [page.parameter.numel() for page in matrix.pages]
     return [
@@ -425,48 +396,51 @@ def _weighed(g: Tensor, factors: Tensor, keep: Tensor | None, dtype: torch.dtype
     return _kept(g, keep).to(dtype) * factors.to(dtype)[:, None, None]
 
 
-def _gram(x: Tensor, y: Tensor, exact: torch.dtype) -> Tensor:
-    """Return all products of rows [U, L, M]."""
-    return torch.bmm(x.to(exact), y.to(exact).mT)
+def _gram(x: Tensor, y: Tensor) -> Tensor:
+    """Return all products of rows [U, L, M] and [U, K, M] in double precision, [U, L, K]."""
+    step = max(1, _WIDENED // max(1, len(x) * (x.shape[1] + y.shape[1])))
+    if x.shape[2] <= step:
+        first = x.double()
+        return torch.bmm(first, (first if y is x else y.double()).mT)
+    total = torch.zeros(*x.shape[:2], y.shape[1], device=x.device, dtype=torch.float64)
+    for start in range(0, x.shape[2], step):
+        one = x[..., start : start + step].double()
+        two = one if y is x else y[..., start : start + step].double()
+        total.baddbmm_(one, two.mT)
+    return total
 
 
 def _alone(x: Tensor, g: Tensor) -> Tensor:
     """Return Σ ‖x‖² ‖g‖² over rows: the squared norm if no two rows had anything in common."""
-    read: Tensor = torch.linalg.vector_norm(x, dim=2, dtype=torch.float64)
-    written: Tensor = torch.linalg.vector_norm(g, dim=2, dtype=torch.float64)
-    return (read * written).square().sum(1)
+    read, written = (squares_of(rows.flatten(0, 1)).view(rows.shape[:2]) for rows in (x, g))
+    return (read * written).sum(1)
 
 
-def _linear_linear(
-    one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], exact: torch.dtype
-) -> Tensor:
+def _linear_linear(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> Tensor:
     """⟨Σ g xᵀ, Σ h yᵀ⟩ = Σ (x·y)(g·h) over all pairs of rows (Goodfellow 2015; Li et al. 2022)."""
     (x, g), (y, h) = one, two
-    return (_gram(x, y, exact) * _gram(g, h, exact)).sum((1, 2), dtype=torch.float64)
+    return (_gram(x, y) * _gram(g, h)).sum((1, 2))
 
 
-def _rows_by_gram(ids: Tensor, g: Tensor, exact: torch.dtype) -> Tensor:
+def _rows_by_gram(ids: Tensor, g: Tensor) -> Tensor:
     """Squared norms of what was looked up: rows of a table meet where they are the same row."""
     same = ids.unsqueeze(2) == ids.unsqueeze(1)
-    return torch.where(same, _gram(g, g, exact), 0.0).sum((1, 2), dtype=torch.float64)
+    return torch.where(same, _gram(g, g), 0.0).sum((1, 2))
 
 
-def _rows_by_sorting(ids: Tensor, g: Tensor, exact: torch.dtype) -> Tensor:
+def _rows_by_sorting(ids: Tensor, g: Tensor) -> Tensor:
     """The same by adding equal rows first: less arithmetic, and the host waits for a number."""
     units, most = len(ids), int(ids.max()) + 1 if ids.numel() else 1
     own = ids + most * torch.arange(units, device=ids.device).unsqueeze(1)
     found, place = torch.unique(own, return_inverse=True)
-    added = torch.zeros(len(found), g.shape[2], device=g.device, dtype=exact)
-    added.index_add_(0, place.flatten(), g.flatten(0, 1).to(exact))
-    squares = added.square_().sum(1, dtype=torch.float64)
+    added = torch.zeros(len(found), g.shape[2], device=g.device, dtype=torch.float64)
+    added.index_add_(0, place.flatten(), g.flatten(0, 1).double())
     total = torch.zeros(units, device=g.device, dtype=torch.float64)
-    return total.index_add_(0, found // most, squares)
+    return total.index_add_(0, found // most, added.square_().sum(1))
 
 
-def _lookup_linear(
-    looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor], exact: torch.dtype
-) -> Tensor:
+def _lookup_linear(looked: tuple[Tensor, Tensor], linear: tuple[Tensor, Tensor]) -> Tensor:
     """The cross term of a table that is also a linear map's weight: Σ g[t, id] (x[t] · e)."""
     (ids, e), (x, g) = looked, linear
     chosen = torch.gather(g, 2, ids.unsqueeze(1).expand(-1, g.shape[1], -1))
-    return (chosen.to(exact) * _gram(x, e, exact)).sum((1, 2), dtype=torch.float64)
+    return (chosen.double() * _gram(x, e)).sum((1, 2))

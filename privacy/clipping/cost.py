@@ -8,8 +8,8 @@ way            arithmetic beyond the       bytes beyond the step without privacy
 =============  ==========================  ============================================
 instantiate    none: the product of the    12 p n: the unit's gradient written, read for
                backward pass, by unit      its norm, read for the sum
-ghost          2 T² (p + n): two Gram      12 T²: the Gram matrices written and read
-               matrices                    once
+ghost          2 T² (p + n): two Gram      24 T²: the Gram matrices written and read
+               matrices, in double         once
 =============  ==========================  ============================================
 """
 
@@ -59,11 +59,13 @@ def ghost_is_cheaper(length: int, inputs: int, outputs: int, like: torch.Tensor)
         length: rows of a unit, T.
         inputs: of the map.
         outputs: of the map.
-        like: a tensor of the device and type that it is computed on.
+        like: a tensor of the device that it is computed on.
     """
-    arithmetic, moved = rates(like.device, like.dtype, torch.get_num_threads())
+    if length == 1:
+        return True  # the product of two norms
+    arithmetic, moved = rates(like.device, torch.float64, torch.get_num_threads())
     instantiate = 12.0 * inputs * outputs / moved
-    ghost = 2.0 * length**2 * (inputs + outputs) / arithmetic + 12.0 * length**2 / moved
+    ghost = 2.0 * length**2 * (inputs + outputs) / arithmetic + 24.0 * length**2 / moved
     return ghost < instantiate
 
 

@@ -197,6 +197,12 @@ class GradientEngine:
         return True
 
     @property
+    def most_records(self) -> int:
+        """How many records of one each a forward pass has at most: a micro-batch."""
+        most = self._method.most_units
+        return self.micro_batch if most is None else min(most, self.micro_batch)
+
+    @property
     def coarse(self) -> bool:
         """Whether gradients were computed in less than single precision, as far as was seen."""
         return self._method.coarse

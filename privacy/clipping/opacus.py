@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModule
+from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
 from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
     GradSampleModuleFastGradientClipping,
 )
@@ -73,7 +74,7 @@ class OpacusHooks:
 
     def clipped_sum(self, parts: Iterable[tuple[Batch, People]], clip: float) -> list[Tensor]:
         """As :meth:`Method.clipped_sum`."""
-        total = [torch.zeros_like(parameter) for parameter in self.named.values()]
+        total = [torch.zeros_like(p, dtype=methods.wide_type(p)) for p in self.named.values()]
         for batch, people in parts:
             for running, value in zip(total, self._part(batch, people, clip), strict=True):
                 running.add_(value)
@@ -116,15 +117,15 @@ class OpacusHooks:
         return is_coarse(self.named.values())
 
     def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
-        gradients = self.per_sample(batch)
+        # Never narrower than float32: rounding a factor to bfloat16 would pass the bound.
+        gradients = [g.to(methods.wide_type(g)) for g in self.per_sample(batch)]
         count = int(people[-1]) + 1
         if count != len(people):
             index = torch.as_tensor(people, device=gradients[0].device)
             gradients = [
                 g.new_zeros(count, *g.shape[1:]).index_add_(0, index, g) for g in gradients
             ]
-        norms = [torch.linalg.vector_norm(g.flatten(1), dim=1) for g in gradients]
-        squares = torch.stack([norm.double().square() for norm in norms]).sum(0)
+        squares = torch.stack([methods.squares_of(g.flatten(1)) for g in gradients]).sum(0)
         factors = methods.clip_factors(squares, clip)
         if not bool(torch.isfinite(squares).all()):
             gradients = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients]
@@ -142,9 +143,13 @@ class OpacusGhost(OpacusHooks):
 
     def _wrap(self, functorch: bool) -> Any:
         del functorch
-        return GradSampleModuleFastGradientClipping(
+        wrapped = GradSampleModuleFastGradientClipping(
             self.model, loss_reduction="sum", max_grad_norm=1.0, strict=False
         )
+        # Opacus computes norms in the gradients' type: let it see doubles.
+        wrapped.NORM_SAMPLERS = {k: _widened(s) for k, s in wrapped.NORM_SAMPLERS.items()}
+        wrapped.GRAD_SAMPLERS = _WideSamplers(wrapped.GRAD_SAMPLERS)
+        return wrapped
 
     def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
         self._clear()
@@ -171,6 +176,31 @@ class OpacusGhost(OpacusHooks):
         part = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
         self._clear()
         return part
+
+
+class _WideSamplers(dict[type, Any]):
+    """Opacus's samplers of gradients, which it takes norms of; functorch for any other layer."""
+
+    def __contains__(self, kind: object) -> bool:
+        return True
+
+    def __getitem__(self, kind: type) -> Any:
+        sampler = self.get(kind, ft_compute_per_sample_gradient)
+
+        def wide(*given: Any) -> dict[Tensor, Tensor]:
+            return {parameter: made.double() for parameter, made in sampler(*given).items()}
+
+        return wide
+
+
+def _widened(sampler: Any) -> Any:
+    """Return a sampler of norms that reads doubles."""
+
+    def wide(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> Any:
+        read = [x.double() if x.is_floating_point() else x for x in activations]
+        return sampler(layer, read, backprops.double())
+
+    return wide
 
 
 def _require_valid(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privet.privacy.clipping.book import Book, Page
+from privet.privacy.clipping.methods import wide_type
 
 Forward = Callable[..., Tensor]
 
@@ -343,7 +344,7 @@ class ScaleRule(Rule):
         elif isinstance(m, nn.RMSNorm):
             normed = functional.rms_norm(x, m.normalized_shape, None, m.eps)
         else:
-            wide = x.float()
+            wide = x.to(wide_type(x))
             normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + m.variance_epsilon)
             normed = normed.to(x.dtype)
         return _Scale.apply(normed, m.weight, getattr(m, "bias", None), self)  # type: ignore[no-any-return]

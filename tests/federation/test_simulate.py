@@ -233,7 +233,10 @@ def test_the_data_folder_is_the_one_named_or_that_of_the_environment(
     [
         ("", "the file is empty"),
         ('"a,b\n1,2,3\n4,5,6,7\n', "line 1, which names the columns, cannot be read"),
-        ("x1;x2;colour;y\n1;2;red;1\n", "line 1 names one column, 'x1;x2;colour;y': cells are to be separated by ','"),
+        (
+            "x1;x2;colour;y\n1;2;red;1\n",
+            "line 1 names one column, 'x1;x2;colour;y': cells are to be separated by ','",
+        ),
     ],
 )
 def test_a_file_that_is_no_table_is_named(

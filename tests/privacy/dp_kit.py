@@ -211,7 +211,8 @@ class Weak(Stream):
         return self.factor * super().normal(count)
 
     def add_normal(self, values: Tensor, standard_deviation: float) -> None:
-        super().add_normal(values, self.factor * standard_deviation)
+        if self.factor:
+            super().add_normal(values, self.factor * standard_deviation)
 
 
 class Counting(Stream):

@@ -370,3 +370,34 @@ def test_without_a_bound_there_is_no_bound_to_test():
     assert set(Workbench(free).self_tests) == {"H6", "H17"}
     private = {"epsilon": 1.0, "delta": 1e-5}
     assert set(Workbench(free.changed(privacy=private)).self_tests) == set(ALL)
+
+
+# --- at weights that saturate the model -----------------------------------------------------
+
+
+def grown(unit, by):
+    with torch.no_grad():
+        for parameter in unit.parameters:
+            parameter.mul_(by)
+    return unit
+
+
+@pytest.mark.parametrize("by", [1e3, 1e6])
+@pytest.mark.parametrize("loss", [*COUPLED, nan_spreads, mean_alone])
+@pytest.mark.parametrize("mode", MODES)
+def test_broken_losses_are_found_at_large_weights(loss, mode, by):
+    with pytest.raises(SelfTestFailed, match=r"H6|H7|H16"):
+        check(grown(wide_engine(loss=loss, mode=mode), by))
+
+
+@pytest.mark.parametrize("by", [1e3, 1e6])
+def test_broken_layers_are_found_at_large_weights(by, monkeypatch):
+    with pytest.raises(SelfTestFailed, match="H16"):
+        check(grown(with_doubling(HOOKS), by))
+    with pytest.raises(SelfTestFailed, match=r"H16"):
+        check(grown(wide_engine(lively(Tied()), mode=HOOKS), by), token_rows)
+    unit = grown(wide_engine(), by)
+    assert check(unit) == ALL
+    monkeypatch.setattr(methods, "clip_factors", lambda squares, clip: torch.ones_like(squares))
+    with pytest.raises(SelfTestFailed, match="H16: the clipped sum is wrong"):
+        check(unit)

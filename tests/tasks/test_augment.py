@@ -13,7 +13,7 @@ from families_kit import counting, family_plan
 from torch import Tensor
 
 from privet.client.workbench import Workbench
-from privet.common.errors import NotReleasable, PlanError, SelfTestFailed
+from privet.common.errors import PlanError, SelfTestFailed
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
 from privet.privacy import dpsgd, selftest
@@ -140,20 +140,48 @@ def test_what_mixes_records_or_does_not_fit_is_found_at_start(
         assert Workbench(plan_with("flip", tmp_path)).self_tests
 
 
-def test_what_mixes_records_later_is_found_in_the_step(tmp_path: Path) -> None:
-    calls = []
+def released(bench: Workbench, views: Views, records: int = 40) -> None:
+    DpSgd(0.5, 1.0, 1.0, steps=5).release(
+        bench.engine, bench.encode(counting(1, records, 3)), UnitIndex.by_record(records),
+        nominal_size=records, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), views=views,
+    )  # fmt: skip
 
-    def later(batch: Batch, words: Tensor) -> Batch:
-        calls.append(1)
-        return _mixup(batch, words) if len(calls) > 3 else batch
+
+def test_a_view_of_ones_own_sees_one_record_at_a_time(tmp_path: Path) -> None:
+    """What would mix records has none to mix with, and no check on real ones is needed."""
+    seen: list[int] = []
+
+    def mixing(batch: Batch, words: Tensor) -> Batch:
+        seen.append(len(words))
+        return _mean(_mixup(batch, words), words)
 
     bench = Workbench(plan_with("flip", tmp_path))
-    with pytest.raises(NotReleasable, match="depends on other records"):
-        DpSgd(0.5, 1.0, 1.0, steps=5).release(
-            bench.engine, bench.encode(counting(1, 40, 3)), UnitIndex.by_record(40),
-            nominal_size=40, optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-            views=Views(later),
-        )  # fmt: skip
+    released(bench, Views(mixing))
+    assert len(seen) > 20 and set(seen) == {1}
+    released(bench, Views(mixing, alone=False))
+    assert max(seen) > 1  # as ours are made
+
+
+def test_what_a_view_does_to_one_record_does_not_stop_a_release(tmp_path: Path) -> None:
+    def picky(batch: Batch, words: Tensor) -> Batch:
+        if float(batch["pixels"].sum()) > 0:
+            raise ValueError("not this one")
+        return _other_shape(batch, words) if int(words[0]) % 2 else batch
+
+    bench = Workbench(plan_with("flip", tmp_path))
+    released(bench, Views(picky))
+    batch = bench.encode(counting(1, 40, 3))
+    seen = Views(picky).of(batch, torch.arange(40))
+    assert torch.equal(seen["pixels"], batch["pixels"])
+
+
+def test_ones_own_views_are_tested_at_start_too(tmp_path: Path) -> None:
+    bench = Workbench(plan_with("flip", tmp_path))
+    draw = bench.task.random_batch
+    selftest.augmentation(Views(_turned_over), draw)  # of one record
+    for fault in (_by_chance, _other_shape, _more, _fails):
+        with pytest.raises(SelfTestFailed):
+            selftest.augmentation(Views(fault), draw)
 
 
 def test_what_it_changes_in_place_is_not_what_the_site_keeps(tmp_path: Path) -> None:
