@@ -1,8 +1,8 @@
 """Start-up tests of the mechanism on the model at hand, with random input (H6, H7, H16, H17).
 
 They run before a run's first round, in seconds, and read no private data. A failure stops the run
-and names the layer. :func:`encoding` and :func:`real_records` read private records: they are for an
-operator's own check and never decide about a release, since that would tell of a record.
+and names the layer. :func:`real_records` reads private records: it is for an operator's own check
+and never decides about a release, since that would tell of a record.
 
 Rounding decides none of them (:mod:`.exactness`): they run at weights of a sensible size and, where
 the model can, in double precision; also at the weights at hand, where those are larger. A record
@@ -162,34 +162,6 @@ class _Closeness:
         scale = max(float(one.abs().max()), float(two.abs().max()), floor)
         apart = float((one - two).abs().max())
         return bool(torch.isfinite(one).all()) and apart <= self.tolerance * scale
-
-
-def encoding(whole: Batch, alone: Callable[[int], Batch]) -> None:
-    """Check on a few rows that a record's encoding does not depend on the other records (H6).
-
-    Unlike the start-up tests this reads private records, so that it may not decide about a
-    release: it is for the operator's own check.
-
-    Args:
-        whole: the encoding of all N records.
-        alone: encodes one record by itself, given its number.
-
-    Raises:
-        SelfTestFailed: naming the tensor that differs.
-    """
-    for row in sorted(set(np.linspace(0, _count(whole) - 1, _ENCODED, dtype=int).tolist())):
-        single = alone(row)
-        if single.keys() != whole.keys():
-            raise SelfTestFailed("H6: one record encoded alone has other tensors than in the table")
-        for name, tensor in single.items():
-            among = whole[name][row : row + 1].cpu()
-            same = tensor.shape == among.shape and tensor.dtype == among.dtype
-            if not same or not torch.allclose(tensor.cpu(), among, equal_nan=True):
-                raise SelfTestFailed(
-                    f"H6: '{name}' of one record depends on the other records of the table (a "
-                    "mean, a rank, a vocabulary, padding to the longest); encode each record "
-                    "from itself and public constants"
-                )
 
 
 def augmentation(views: Views, random_batch: RandomBatch) -> None:

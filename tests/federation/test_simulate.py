@@ -331,7 +331,7 @@ def test_files_that_changed_are_read_again(
     data = write_files(tmp_path / "data")
     ran("one", where=data, metrics={"source": "off"})
     write_files(data, y=7)
-    with pytest.raises(QuorumNotMet, match="label '7'"):
+    with pytest.raises(DataError, match="label '7'"):
         ran("two", where=data, metrics={"source": "off"})
 
 
