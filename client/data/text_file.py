@@ -87,7 +87,7 @@ def records(
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
-    """Yield each line with its number and without its end; None for one that is too long."""
+    """Yield each line with its number, its end included; None for one that is too long."""
     number, first = 0, True
     while data := stream.readline(MAX_RECORD_BYTES + 1):
         number += 1
@@ -98,7 +98,7 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
                 pass
             yield number, None
             continue
-        yield number, data.removesuffix(b"\n").removesuffix(b"\r")
+        yield number, data
 
 
 def _apart(
@@ -108,8 +108,8 @@ def _apart(
     for number, data in lines:
         if data is None:
             yield number, _TOO_LONG
-        elif data:
-            yield number, _parsed(data, separator)
+        elif line := data.removesuffix(b"\n").removesuffix(b"\r"):
+            yield number, _parsed(line, separator)
 
 
 def _parsed(data: bytes, separator: str) -> Cells:
@@ -146,7 +146,7 @@ def _joined(
             if data is None or taken > MAX_RECORD_BYTES:
                 raise _Overlong
             # Surrogates stand for bytes that are not text, until the record is whole.
-            yield data.decode("utf-8", "surrogateescape") + "\n"
+            yield data.decode("utf-8", "surrogateescape")
 
     reader = csv.reader(texts(), delimiter=separator, strict=True)
     while True:

@@ -21,7 +21,7 @@ from families_kit import counting
 from process_kit import LOOKS_IN
 
 from privet.client.data.records import read_records
-from privet.client.data.tables import read_csv, read_table
+from privet.client.data.tables import read_table
 from privet.client.serve import (
     Feedback,
     NotKept,
@@ -307,16 +307,16 @@ def test_a_missing_feature_is_an_empty_cell(tmp_path: Path) -> None:
     kept = Feedback(tmp_path / "f.csv", ("x", "y"), ("y",))
     kept.add([{"x": None, "y": 2}, {"x": "", "y": 3}])
     assert kept.path.stat().st_mode & 0o777 == 0o600
-    found = read_csv(kept.path)
-    assert found["x"].isna().all() and found["y"].tolist() == [2, 3]
+    found = read_table(kept.path).frame
+    assert found["x"].isna().all() and found["y"].tolist() == ["2", "3"]
 
 
 @pytest.mark.parametrize("text", ["PID|1\rOBX|2\rOBX|3", "a\r\nb\nc", '"', "007", " \t"])
 def test_one_record_is_one_row_and_a_text_as_it_came(tmp_path: Path, text: str) -> None:
-    kept = Feedback(tmp_path / "f.csv", ("text", "y"), ("y",), ("text",))
+    kept = Feedback(tmp_path / "f.csv", ("text", "y"), ("y",))
     kept.add([{"text": text, "y": 1}])
     kept.add([{"text": text, "y": 1}])
-    read = read_table(kept.path, texts=("text",))
+    read = read_table(kept.path, multiline=True).frame
     assert read["text"].tolist() == [text] * 2
 
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from privet.privacy.honesty import IDS, Facts, assess, claim
@@ -104,3 +107,13 @@ def test_a_run_without_self_tests_is_never_proved():
 def test_what_is_not_private_claims_nothing():
     facts = Facts(self_tests=SELF_TESTS, attested=dict.fromkeys(IDS, "signed"))
     assert claim(assess(facts), private=False) == ("none", [])
+
+
+def test_every_stage_has_its_test(root: Path) -> None:
+    """The table from a byte to an answer names tests that are there."""
+    text = (root / "docs" / "reference" / "honesty.md").read_text(encoding="utf-8")
+    table = text.split("## From a byte to an answer")[1].split("\n\n")[1]
+    named = set(re.findall(r"`(tests/[\w/]+\.py)`", table))
+    assert len(named) > 15
+    assert [name for name in sorted(named) if not (root / name).is_file()] == []
+    assert all("`tests/" in line for line in table.splitlines()[2:])
