@@ -103,7 +103,7 @@ class Feedback:
         except UnicodeEncodeError as error:
             raise DataError("a record holds a sign that is no text") from error
         # What is refused now does not wait in the file until somebody has paid for training.
-        self._check(text_table(text).frame)
+        self._check(text_table(text).frame.reset_index(drop=True))
         try:
             self._append(_csv(rows).encode(), data)
         except OSError as error:

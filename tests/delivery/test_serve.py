@@ -148,7 +148,7 @@ def test_it_describes_itself(service: Any, run_of: Runs) -> None:
         ("/feedback", {"x1": 1, "x2": 0, "low": ["1"]}, "'low' is no text and no number"),
         ("/feedback", {"x1": 1, "x_2": 0, "low": 1}, "'x_2' is no column of this model"),
         ("/feedback", {"x1": "a\ud800", "x2": 0, "low": 1}, "no text"),
-        ("/feedback", {"x1": 1, "x2": 0, "low": "perhaps"}, "not a declared class"),
+        ("/feedback", {"x1": 1, "x2": 0, "low": "perhaps"}, "declared are"),
     ],
 )
 def test_what_is_wrong_is_said(service: Any, path: str, value: Any, said: str) -> None:
