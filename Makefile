@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench campaigns crash tamper race proto docs kit clean
+.PHONY: help install demo test lint bench campaigns crash tamper race neighbours proto docs kit clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,10 @@ campaigns: crash tamper race  ## Tampers, kills and races, a short round of each
 
 crash tamper race: install
 	$(BIN)/python benchmarks/$@.py --quick
+
+TABLES ?= 720
+neighbours: install  ## Neighbouring files: one more record in each of 10,000 random tables (TABLES=720 for each of 14 kinds)
+	PRIVET_TABLES=$(TABLES) $(BIN)/python -m pytest -q -n 2 tests/data/test_neighbouring_files.py -k one_more
 
 proto: install  ## Generate the link's code from its .proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. privet/common/link/link.proto
