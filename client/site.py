@@ -350,8 +350,8 @@ class Site:
             if self.ledger.pending(reservation.slot):
                 self.ledger.abort(reservation, data_opened=True)
             self._tell_attempts(reservation.slot)
-        except (LedgerError, OSError) as error:
-            self._log.error("%s: %s", reservation.slot, error)
+        except Exception as error:  # whatever it is: the answer stays the same
+            self._log.error("%s: the abort was not noted: %r", reservation.slot, error)
 
     def _tell_attempts(self, slot: str) -> None:
         """Say in the operator's log what a failure means for the plan."""
