@@ -147,15 +147,16 @@ def check_records(
     found = DataCheck(data.source, plan.digest, counted=data.counted)
     tell("encoding")
     bench = workbench(plan)
-    frames = {"train": data.train, "held_out": data.held_out}
+    rest = data.validation if data.validation is not None else data.train.iloc[:0]
+    frames = {"train": data.train, "held_out": data.held_out, "validation": rest}
     used = {part: usable_records(bench, frame) for part, frame in frames.items()}
-    every = pd.concat([data.train, data.held_out])
-    found.records = len(every) + len(data.faults)
+    every = pd.concat(frames.values())
+    found.records = len(every) + len(data.faults) + data.unnamed
     found.units = len(used["train"].units)
     found.left_out = {fault.place: fault.why for fault in data.faults}
     for part, frame in frames.items():
         found.left_out |= {int(frame.index[k]): why for k, why in used[part].faults.items()}
-    found.usable = found.records - len(found.left_out)
+    found.usable = found.records - len(found.left_out) - data.unnamed
     _left_out(found, used["train"], data)
     _sizes(found, plan, site, max_rows, min_units)
     tell("columns")
@@ -177,8 +178,9 @@ def _left_out(found: DataCheck, train: UsableRecords, data: SiteData) -> None:
     if not len(train.units):
         found.add("fault", "none-usable", "no record to train on can be used")
     if found.left_out:
-        share = f"{len(found.left_out)} of {found.records}"
-        found.add("warning", "left-out", f"{share} records are left out", sorted(found.left_out))
+        count = found.records - found.usable
+        said = f"{count} of {found.records} records are left out"
+        found.add("warning", "left-out", said, sorted(found.left_out), count)
     odd = [fault.place for fault in data.faults if "quote" in fault.why]
     if odd and data.counted == "line":
         found.add(

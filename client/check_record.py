@@ -26,8 +26,8 @@ from privet.privacy.policy import Policy
 FOLDER = "checks"
 """Where the records are, in a site's folder."""
 
-Stamp = tuple[int, int, int, int]
-"""``st_dev``, ``st_ino``, ``st_size`` and ``st_mtime_ns`` of a file."""
+Stamp = tuple[int, int, int, int, int]
+"""``st_dev``, ``st_ino``, ``st_size``, ``st_mtime_ns`` and ``st_ctime_ns`` of a file."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def stamp_of(path: Path) -> Stamp | None:
         known = path.stat()
     except OSError:
         return None
-    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns
+    return known.st_dev, known.st_ino, known.st_size, known.st_mtime_ns, known.st_ctime_ns
 
 
 def settings_digest(policy: Policy, data_set: str) -> str:
@@ -189,7 +189,7 @@ def _stamp(value: Any) -> Stamp:
     Raises:
         InputError: if it is none.
     """
-    if not isinstance(value, list) or len(value) != 4:
-        raise InputError("a stamp has four numbers")
-    one, two, three, four = (int(number) for number in value)
-    return one, two, three, four
+    if not isinstance(value, list) or len(value) != 5:
+        raise InputError("a stamp has five numbers")
+    one, two, three, four, five = (int(number) for number in value)
+    return one, two, three, four, five

@@ -43,6 +43,7 @@ from privet.privacy.units import Relation, Unit, UnitIndex
 
 MAX_NOTES = 20
 """Records that are named in the operator's log each time they are read; all are counted."""
+MAX_NOTE_CHARACTERS = 2000
 _PARTS = {"train": "train on", "held_out": "measure on"}
 
 
@@ -260,7 +261,9 @@ class Trainer:
                 f"of {len(frame)} to {_PARTS[part]} are left out of {data.source}",
             )
             for fit in column_fits(self.plan.task, frame) if part == "train" else ():
-                self._notes += [f"{data.source}: {fault}" for fault in fit.faults.values()]
+                self._notes += [
+                    f"{data.source}: {fault}"[:MAX_NOTE_CHARACTERS] for fault in fit.faults.values()
+                ]
             self._cache[part] = found
         return self._cache[part]
 
@@ -271,7 +274,10 @@ class Trainer:
         places = sorted(faults)
         count = "1 record" if len(places) == 1 else f"{len(places)} records"
         self._notes.append(f"{count} {what}: `privet client check` names all")
-        self._notes += [f"left out: {data.where(k)}: {faults[k]}" for k in places[:MAX_NOTES]]
+        self._notes += [
+            f"left out: {data.where(k)}: {faults[k]}"[:MAX_NOTE_CHARACTERS]
+            for k in places[:MAX_NOTES]
+        ]
 
     def _take_notes(self) -> tuple[str, ...]:
         notes, self._notes = tuple(self._notes), []
@@ -304,6 +310,14 @@ def usable_records(bench: Workbench, frame: pd.DataFrame) -> UsableRecords:
     plan = bench.plan
     found = bench.encode_records(frame)
     faults, rows, examples = dict(found.faults), found.rows, found.batch
+    if ":" in plan.task.kind + plan.model.kind and len(rows):
+        fits = bench.computable(examples)
+        for row in rows[~fits].tolist():
+            faults[row] = "its loss or its scores cannot be computed"
+        if not fits.all():
+            index = torch.from_numpy(np.flatnonzero(fits)).to(plan.device)
+            examples = {name: tensor[index] for name, tensor in examples.items()}
+            rows = rows[fits]
     if plan.privacy is None or plan.privacy.unit != "person":
         return UsableRecords(examples, UnitIndex.by_record(len(rows)), faults)
     if PERSON not in frame.columns:

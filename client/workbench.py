@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -26,6 +27,10 @@ _MEASURED = 8
 """Made-up records that the measure is tried on."""
 _ROUNDING = 1e-2
 """How far scores may move, relative to 1 + their size, when they are computed with others."""
+
+
+_TRIED = 64
+"""Records whose loss and scores are tried together."""
 
 
 class Workbench:
@@ -197,6 +202,42 @@ class Workbench:
         found = encode_records(self.task, frame)
         batch = {name: tensor.to(self.plan.device) for name, tensor in found.batch.items()}
         return dataclasses.replace(found, batch=batch)
+
+    def computable(self, examples: Batch) -> np.ndarray:
+        """Return for which records, [N], loss and scores can be computed.
+
+        Tried on the CPU, several together and, where that fails, by halves: a label beyond the
+        scores or a number beyond an embedding must not stop the others.
+        """
+        found = np.zeros(_count(examples), dtype=bool)
+        todo = [(start, min(start + _TRIED, len(found))) for start in range(0, len(found), _TRIED)]
+        model = self.engine.model
+        with self.engine.hooks_off():
+            if self.plan.device != "cpu":  # where what is out of bounds would end the process
+                model = copy.deepcopy(model).cpu()
+            model.eval()
+            try:
+                while todo:
+                    start, end = todo.pop()
+                    batch = {name: tensor[start:end].cpu() for name, tensor in examples.items()}
+                    if self._computes(model, batch, end - start):
+                        found[start:end] = True
+                    elif end - start > 1:
+                        middle = (start + end) // 2
+                        todo += [(start, middle), (middle, end)]
+            finally:
+                model.train()
+        return found
+
+    def _computes(self, model: nn.Module, batch: Batch, count: int) -> bool:
+        try:
+            with torch.no_grad():
+                losses, scores = self.task.loss(model, batch), self.task.scores(model, batch)
+            return tuple(losses.shape) == (count,) and len(scores) == count
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # code of a user's own, on one record
+            return False
 
     @property
     def table_shape(self) -> Shape:

@@ -15,6 +15,8 @@ from typing import Any
 
 from privet.common.cells import plain, text_of
 
+MAX_CHARACTERS = 1000
+"""The longest id; a longer cell names nobody. Unicode's forms take quadratic time."""
 MAX_DIGITS = 400
 """The longest id that is read as a number."""
 
@@ -35,9 +37,10 @@ class PersonId:
     def of(self, cell: Any) -> str | None:
         """Return the folded id in a cell, or None if the cell names nobody."""
         cell = plain(cell)
-        text = unicodedata.normalize("NFC", text_of(cell)).strip()
-        if not text:
+        text = text_of(cell).strip()
+        if not text or len(text) > MAX_CHARACTERS:
             return None
+        text = unicodedata.normalize("NFC", text)
         if self.numeric and len(text) <= MAX_DIGITS:
             text = _as_number(text)
         # Casefolding can undo NFC (Unicode 15, 3.13 D145).

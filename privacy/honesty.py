@@ -39,6 +39,7 @@ class Facts:
         setting: ``site`` where the ledgers are those of real sites, or ``simulation``.
         witnessed: a quorum of others cosigned the head of every ledger.
         runs: most runs that were charged to one population.
+        own_task: a task of a user's own, which may have a measure of its own.
     """
 
     self_tests: tuple[str, ...] = ()
@@ -48,6 +49,7 @@ class Facts:
     setting: Literal["site", "simulation"] = "simulation"
     witnessed: bool = False
     runs: int = 1
+    own_task: bool = False
 
 
 _FIXED: dict[str, tuple[str, State, str]] = {
@@ -114,6 +116,12 @@ def assess(facts: Facts) -> list[Row]:
         "gate": ("enforced", "noised, debited; the gate adds up the table, by a unit's weight"),
         "off": ("enforced", "none are shown"),
     }
+    if facts.own_task:
+        measured["gate"] = (
+            "tested",
+            "noised, debited; a measure of one's own is asked for one record at a time and was "
+            "tried on made-up ones: it must remember none",
+        )
     rows["H13"] = Row("H13", "metrics", *measured[facts.metrics])
     unit = (
         "contribution bounded, summed and clipped per person; the unit is the folded id"

@@ -91,6 +91,7 @@ class Records:
             loaded.faults.get(name, ()),
             loaded.sources.get(name, "the records"),
             loaded.counted,
+            mine["validation"],
         )
 
     def require_columns(self, name: str) -> None:

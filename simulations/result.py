@@ -244,6 +244,7 @@ def _facts(plan: Plan) -> honesty.Facts:
         person=bool(plan.privacy and plan.privacy.unit == "person"),
         metrics=plan.metrics.source,
         attested=attested,
+        own_task=":" in plan.task.kind,
     )
 
 

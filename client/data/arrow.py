@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from privet.common.cells import plain
@@ -100,6 +102,7 @@ def _cells(name: str, column: pa.ChunkedArray, bad: dict[int, str]) -> list[Any]
     found: list[Any] = []
     for chunk in column.chunks:
         start = len(found)
+        chunk = _without_long(name, chunk, start, bad)
         try:
             cells = [plain(cell) for cell in chunk.to_pylist()]
         except Exception:  # one cell of the chunk: invalid UTF-8, a date beyond Python's years
@@ -109,6 +112,18 @@ def _cells(name: str, column: pa.ChunkedArray, bad: dict[int, str]) -> list[Any]
                 bad.setdefault(start + row, f"'{name}' is too long, or holds what is no text")
         found += cells
     return found
+
+
+def _without_long(name: str, chunk: pa.Array, start: int, bad: dict[int, str]) -> pa.Array:
+    """Return the chunk with long texts left out, before any of them is a Python text."""
+    if not (pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)):
+        return chunk
+    long = pc.greater(pc.binary_length(chunk), 4 * MAX_CELL_CHARACTERS).fill_null(False)
+    if not pc.any(long).as_py():
+        return chunk
+    for row in np.flatnonzero(long.to_numpy(zero_copy_only=False)).tolist():
+        bad.setdefault(start + row, f"'{name}' is too long")
+    return pc.if_else(long, pa.scalar(None, chunk.type), chunk)
 
 
 def _cell(name: str, chunk: pa.Array, row: int, place: int, bad: dict[int, str]) -> Any:

@@ -35,6 +35,8 @@ class SiteData:
         faults: records that could not be read, which are in neither.
         source: the file, as its operator knows it.
         counted: what the index counts, ``line`` or ``row``.
+        validation: the records that a run of the site's uses for nothing; None if unknown.
+        unnamed: how many more records could not be read than ``faults`` names.
     """
 
     train: pd.DataFrame
@@ -42,6 +44,8 @@ class SiteData:
     faults: tuple[RecordFault, ...] = ()
     source: str = "the records"
     counted: str = "row"
+    validation: pd.DataFrame | None = None
+    unnamed: int = 0
 
     def where(self, place: object) -> str:
         """Return where a record stands, in words."""
@@ -89,5 +93,7 @@ def site_data(found: Table, data: DataSet, plan: Plan, source: str) -> SiteData:
     if data.person_column is not None:
         kept = with_person(kept, table[data.person_column], data.person)
     part = split_by_unit(kept, plan.split, plan.seed)
-    train, held_out = kept[(part == "train").to_numpy()], kept[(part == "test").to_numpy()]
-    return SiteData(train, held_out, found.faults, source, found.counted)
+    train, held_out, rest = (
+        kept[(part == name).to_numpy()] for name in ("train", "test", "validation")
+    )
+    return SiteData(train, held_out, found.faults, source, found.counted, rest, found.unnamed)

@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from privet.client.data.arrow import LeftOut, odd_text
+from privet.client.data.arrow import MAX_CELL_CHARACTERS, LeftOut, odd_text
 from privet.client.data.view import coupling
 from privet.common.cells import text_of
 from privet.common.errors import DataError, DataMissing
@@ -225,6 +225,7 @@ class _Column:
         convert: makes a cell of that type.
         order: what orders rows.
         selected: what is asked for.
+        long: whether a cell is longer than is read; None for what has no length.
     """
 
     name: str
@@ -232,6 +233,11 @@ class _Column:
     convert: Callable[[Any], Any]
     order: sa.ColumnElement[Any]
     selected: sa.ColumnElement[Any]
+    long: sa.ColumnElement[Any] | None = None
+
+    def bounded(self, cell: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+        """Return ``cell``, or NULL where it is too long for a database's sorter."""
+        return cell if self.long is None else sa.case((self.long, sa.null()), else_=cell)
 
     def read(self, cell: Any) -> Any:
         """Return a cell as it is kept.
@@ -263,8 +269,16 @@ _IN_WORDS = {
 
 def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...], out: Path) -> None:
     columns = _columns(connection, database, names)
-    chosen = [column.selected.label(f"c{place}") for place, column in enumerate(columns)]
-    query = sa.select(*chosen).order_by(*(column.order.nulls_last() for column in columns))
+    chosen = [
+        column.bounded(column.selected).label(f"c{place}") for place, column in enumerate(columns)
+    ]
+    longs = [
+        sa.func.coalesce(c.long, sa.literal_column("0 = 1")) for c in columns if c.long is not None
+    ]
+    longer = sa.or_(*longs) if longs else sa.literal_column("0 = 1")
+    query = sa.select(*chosen, longer.label("long")).order_by(
+        *(column.bounded(column.order).nulls_last() for column in columns)
+    )
     schema = pa.schema([(column.name, column.arrow) for column in columns])
     count, left_out = 0, LeftOut()
     streamed = connection.execution_options(stream_results=True, max_row_buffer=_CHUNK)
@@ -278,7 +292,9 @@ def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...],
             for row in chunk:
                 count += 1
                 try:
-                    kept = [c.read(cell) for c, cell in zip(columns, row, strict=True)]
+                    if row[-1]:
+                        raise ValueError(f"a text has more than {MAX_CELL_CHARACTERS:,} bytes")
+                    kept = [c.read(cell) for c, cell in zip(columns, row[:-1], strict=True)]
                 except ValueError as fault:
                     left_out.add(count, str(fault))
                     continue
@@ -327,21 +343,22 @@ def _column(
     declared: sa.types.TypeEngine[Any],
 ) -> _Column:
     cell = table.c[name]
+    long = _long(database, cell)
     unsure = isinstance(declared, sa.Numeric | sa.types.NullType)
     if database.file and unsure and not isinstance(declared, sa.Float):
         # SQLite calls any declaration that it does not know numeric, and views have none. Each cell
         # has a type of its own there, and is kept as text.
-        return _Column(name, pa.string(), _stored, cell, cell)
+        return _Column(name, pa.string(), _stored, cell, cell, long)
     if isinstance(declared, sa.Boolean):
-        return _Column(name, pa.bool_(), _boolean, cell, cell)
+        return _Column(name, pa.bool_(), _boolean, cell, cell, long)
     if isinstance(declared, sa.Integer):
-        return _Column(name, pa.int64(), _whole, cell, cell)
+        return _Column(name, pa.int64(), _whole, cell, cell, long)
     if isinstance(declared, sa.Numeric | sa.Float):
-        return _Column(name, pa.float64(), _number, cell, cell)
+        return _Column(name, pa.float64(), _number, cell, cell, long)
     if isinstance(declared, sa.Date | sa.DateTime | sa.Time):
         if database.file:
             convert = _moment if isinstance(declared, sa.DateTime) else _text
-            return _Column(name, pa.string(), convert, cell.collate("BINARY"), cell)
+            return _Column(name, pa.string(), convert, cell.collate("BINARY"), cell, long)
         # As text: Python has no date beyond its years, and one such cell would end the query.
         text = sa.cast(cell, sa.Text)
         return _Column(name, pa.string(), _MOMENTS[_kind_of(declared)], text.collate("C"), text)
@@ -350,11 +367,20 @@ def _column(
         convert = _text
         if isinstance(declared, sa.CHAR) and not database.file:
             convert = _unpadded
-        return _Column(name, pa.string(), convert, by_code, cell)
+        if not database.file and isinstance(declared, sa.String):
+            long = sa.func.octet_length(sa.cast(cell, sa.Text)) > MAX_CELL_CHARACTERS
+        return _Column(name, pa.string(), convert, by_code, cell, long)
     raise DataError(
         f"{database}: column '{name}' of '{_place(database)}' is of type {declared!r}, which is "
         "not read: make a view that casts it to a number or a text"
     )
+
+
+def _long(database: Database, cell: sa.ColumnElement[Any]) -> sa.ColumnElement[Any] | None:
+    """Return whether a cell of SQLite is too long, whatever its column declares."""
+    if not database.file:
+        return None
+    return sa.func.length(sa.cast(cell, sa.LargeBinary)) > MAX_CELL_CHARACTERS
 
 
 def _plain(declared: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:

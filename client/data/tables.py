@@ -45,11 +45,13 @@ class Table:
             index says where a record stands: the line in a text file, the row's number in another.
         faults: records that cannot be read, which are not in ``frame``.
         counted: what the index counts, ``line`` or ``row``.
+        unnamed: how many more records cannot be read than ``faults`` names.
     """
 
     frame: pd.DataFrame
     faults: tuple[RecordFault, ...] = ()
     counted: str = "line"
+    unnamed: int = 0
 
 
 def read_table(
@@ -150,7 +152,7 @@ def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
     frame.index = pd.Index([row + 1 for row in kept], dtype="int64")
     faults = [RecordFault(row + 1, why) for row, why in sorted(bad.items())]
     faults += [RecordFault(row, f"in the database: {why}") for row, why in before.named.items()]
-    return Table(frame, tuple(faults), "row")
+    return Table(frame, tuple(faults), "row", before.count - len(before.named))
 
 
 def text_table(text: str, separator: str = ",") -> Table:

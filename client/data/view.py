@@ -82,13 +82,38 @@ def plain_source(definition: str, dialect: str) -> exp.Table | str:
             return f"computes the column '{chosen.alias_or_name}'"
     where = tree.args.get("where")
     for node in where.this.walk() if where is not None else ():
-        if not isinstance(node, _CONDITIONS):
-            return f"chooses rows by {node.key.upper()}"
-        if isinstance(node, exp.Cast) and not (
-            isinstance(node.this.unnest(), exp.Literal | exp.Array) or node.to.this in _TEXT
-        ):
-            return "chooses rows by a cast, which can fail"
+        if fault := _condition_fault(node):
+            return f"chooses rows by {fault}"
     return table
+
+
+def _condition_fault(node: exp.Expression) -> str | None:
+    """Return what a part of a ``WHERE`` does beyond comparing a row's own cells, or None."""
+    if not isinstance(node, _CONDITIONS):
+        return node.key.upper()
+    constant = exp.Literal | exp.Array
+    if isinstance(node, exp.Cast) and not (
+        isinstance(node.this.unnest(), constant) or node.to.this in _TEXT
+    ):
+        return "a cast, which can fail"
+    # SQLite takes a table's name for a list of values.
+    if isinstance(node, exp.In) and not (
+        node.expressions and not any(node.args.get(k) for k in ("query", "field", "unnest"))
+    ):
+        return "another table"
+    # The least of whole numbers has no negative, and a pattern of a cell's own can be none.
+    if isinstance(node, exp.Neg) and not isinstance(node.this.unnest(), exp.Literal):
+        return "a negative, which can fail"
+    if isinstance(node, exp.Like | exp.ILike) and not _is_constant(node.expression):
+        return "a pattern that is not constant"
+    return None
+
+
+def _is_constant(node: exp.Expression) -> bool:
+    inner = node.unnest()
+    while isinstance(inner, exp.Cast):
+        inner = inner.this.unnest()
+    return isinstance(inner, exp.Literal)
 
 
 def _definition(

@@ -21,6 +21,8 @@ from privet.privacy.policy import DataSet
 _LOG = logging.getLogger("privet.trainer")
 
 Reply = tuple[dict[str, Any], Arrays]
+_MAX_TEXT_CHARACTERS = 10_000
+"""Of what goes wrong; a pipe takes no message that is much longer."""
 
 
 def serve(pipe: Pipe, opening: dict[str, Any]) -> None:
@@ -35,7 +37,7 @@ def serve(pipe: Pipe, opening: dict[str, Any]) -> None:
             worker = worker or _Worker(opening)
             pipe.send(*worker.answer(asked, arrays))
         except PrivetError as error:
-            pipe.send({"error": type(error).__name__, "text": str(error)})
+            pipe.send({"error": type(error).__name__, "text": str(error)[:_MAX_TEXT_CHARACTERS]})
         except Exception as error:
             _LOG.exception("a question was not answered")
             pipe.send({"error": type(error).__name__, "text": _shown(error)})

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 Kind = Literal["dates", "emails", "links", "phones", "ids", "names"]
 KINDS: tuple[Kind, ...] = ("dates", "emails", "links", "phones", "ids", "names")
 
+MAX_CHARACTERS = 50_000
+"""Of a text that is cleaned; the rest is cut off, for the search for phone numbers takes long."""
+
 _MONTHS = (
     "january|february|march|april|may|june|july|august|september|october|november|december|"
     "jan|feb|mar|apr|jun|jul|aug|sept|sep|oct|nov|dec|"
@@ -106,6 +109,8 @@ def cleaner(kinds: Iterable[Kind], region: str = "US") -> Callable[[str], str]:
             steps.append(_by(pattern, kind))
 
     def clean(text: str) -> str:
+        if steps:
+            text = text[:MAX_CHARACTERS]
         for step in steps:
             text = step(text)
         return text

@@ -8,8 +8,10 @@ tensors, whatever it computes of the table it is given.
 
 from __future__ import annotations
 
+import copy
+from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from privet.common.tasks import Batch, Task
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MAX_FAULT_CHARACTERS = 200
+"""Of what a task of one's own says of a record."""
 
 Faults = dict[int, str]
 """Why a record cannot be used, by its place in the table, from 0; in words for the operator."""
@@ -95,30 +100,84 @@ def encode_records(task: Task, frame: pd.DataFrame) -> Encoded:
 
 def _one_by_one(task: Task, frame: pd.DataFrame) -> Encoded:
     like = task.random_batch(1, 0)
-    state = dict(getattr(task, "__dict__", {}))
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in like}
     rows, faults = [], Faults()
+    memory = _Memory(task)
     for row in range(len(frame)):
         try:
-            batch = task.encode(frame.iloc[[row]].reset_index(drop=True))
+            batch = task.encode(_alone(frame, row))
             _require_like(batch, like)
-        except Exception as error:  # it is this record's alone, whatever it is
-            faults[row] = f"{type(error).__name__}: {error}"
+            # A copy: what it returned may be its own, and the next record's soon.
+            kept = {name: tensor.detach().cpu().clone() for name, tensor in batch.items()}
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # it is this record's alone, whatever it is
+            faults[row] = f"{type(error).__name__}: {error}"[:MAX_FAULT_CHARACTERS]
             continue
         finally:
-            # What it would remember of this record it must not know at the next one.
-            if state:
-                vars(task).clear()
-                vars(task).update(state)
+            memory.restore()
         rows.append(row)
-        for name, tensor in batch.items():
-            parts[name].append(tensor.cpu())
+        for name, tensor in kept.items():
+            parts[name].append(tensor)
     # Of made-up records the shape alone is kept.
     batch = {
         name: torch.cat(tensors) if tensors else like[name][:0].cpu()
         for name, tensors in parts.items()
     }
     return Encoded(batch, np.array(rows, dtype=np.int64), faults)
+
+
+def _alone(frame: pd.DataFrame, row: int) -> pd.DataFrame:
+    """Return one record as a table that shares nothing with the others'."""
+    import pandas as pd
+
+    cells = {name: [frame.iat[row, place]] for place, name in enumerate(frame.columns)}
+    return pd.DataFrame(cells, dtype=object)
+
+
+class _Memory:
+    """What a task knows before it sees a record, to be given back after each.
+
+    Its attributes are set again, and those of them that hold lists, dicts, sets, arrays or tensors
+    are copies. Other objects (a tokenizer), class attributes and globals are as the task leaves
+    them: a task must keep nothing there.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        names = [name for kind in type(task).__mro__ for name in getattr(kind, "__slots__", ())]
+        self._slots = [name for name in names if isinstance(name, str) and hasattr(task, name)]
+        self._kept = self._copy()
+
+    def restore(self) -> None:
+        """Give the task what it knew."""
+        kept = self._kept
+        self._kept = {name: _copied(value) for name, value in kept.items()}
+        own = getattr(self._task, "__dict__", None)
+        if own is not None:
+            own.clear()
+            own.update({name: value for name, value in kept.items() if name not in self._slots})
+        for name in self._slots:
+            if name in kept:
+                setattr(self._task, name, kept[name])
+
+    def _copy(self) -> dict[str, Any]:
+        own = dict(getattr(self._task, "__dict__", {}))
+        own |= {name: getattr(self._task, name) for name in self._slots}
+        return {name: _copied(value) for name, value in own.items()}
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a container, an array or a tensor, and of what is in it; else the value."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray | bytearray):
+        return value.copy()
+    if type(value) is dict:
+        return {key: _copied(part) for key, part in value.items()}
+    if type(value) in (list, set, tuple, deque):
+        return type(value)(map(_copied, value))
+    return copy.copy(value) if isinstance(value, dict | list | set) else value
 
 
 def _require_like(batch: Batch, like: Batch) -> None:

@@ -68,6 +68,14 @@ def check(
             )
         except DataError as error:
             found = unreadable(str(path or data.sql), chosen, error)
+    unit = site.populations[data.population].unit
+    if chosen.privacy is not None and chosen.privacy.unit != unit:
+        found.add(
+            "fault",
+            "unit",
+            f"the plan protects a {chosen.privacy.unit}, population '{data.population}' is counted "
+            f"per {unit}",
+        )
     few = any(finding.kind == "min-units" for finding in found.findings)
     usable = not any(
         finding.level == "fault" and finding.kind != "min-units" for finding in found.findings

@@ -40,7 +40,11 @@ COUPLED = [
     "SELECT CAST(s AS integer) AS x, s FROM t",
     "SELECT x, s FROM t WHERE CAST(s AS integer) > 3",
     "SELECT x, s FROM t WHERE length(s) > 3",
+    "SELECT x, s FROM t WHERE -x < 5",
+    "SELECT x, s FROM t WHERE 'a' LIKE s",
 ]
+IN_TABLE = ["SELECT x, s FROM t WHERE x IN top", "SELECT x, s FROM t WHERE x NOT IN main.top"]
+"""Only SQLite takes a table's name for a list."""
 
 
 @pytest.fixture
@@ -49,13 +53,15 @@ def view(
 ) -> Callable[..., tuple[Policy, Callable[..., list[Any]]]]:
     """Make the view ``records``; return what reads it."""
 
-    def make(where: str, query: str, *, over: str = "") -> Callable[..., list[Any]]:
+    def make(where: str, query: str, *, over: str = "", top: str = "") -> Callable[..., list[Any]]:
         execute = run_sql if where == "postgresql" else sqlite.execute
         url = server.url() if where == "postgresql" else f"sqlite:///{tmp_path / 'records.db'}"
         execute("CREATE TABLE t (x integer, s text)")
         execute("INSERT INTO t VALUES (1, 'a'), (2, 'ab'), (3, NULL)")
         if over:
             execute(f"CREATE VIEW below AS {over}")
+        if top:
+            execute(f"CREATE VIEW top AS {top}")
         execute(f"CREATE VIEW records AS {query}")
         data = policy_of(url, ["x", "s"]).data["records"]
         assert data.sql is not None
@@ -88,6 +94,12 @@ def test_a_view_that_may_couple_rows_is_read_only_where_the_site_vouches(
         read()
     if "CAST" not in query:  # which fails by itself
         read(vouched=True)
+
+
+@pytest.mark.parametrize("query", IN_TABLE)
+def test_a_table_in_place_of_a_list_is_no_list(query: str, view: Make) -> None:
+    with pytest.raises(DataError, match="chooses rows by another table"):
+        view("sqlite", query, top="SELECT max(x) FROM t")()
 
 
 @BOTH

@@ -198,6 +198,7 @@ class Coding:
 
     def __init__(self, spec):
         self.how = spec.options["how"]
+        self.kept, self.buffer = [], torch.zeros(64, 1)
 
     def encode(self, frame):
         x = torch.tensor(frame["x1"].to_numpy(dtype=float))[:, None]
@@ -212,6 +213,16 @@ class Coding:
         elif self.how == "raises":
             if bool((x < -1e3).any()):
                 raise ValueError("too large")
+        elif self.how == "exits":
+            if bool((x < -1e3).any()):
+                raise SystemExit(3)
+        elif self.how == "list":
+            self.kept.append(float(x.mean()))
+            x = x - sum(self.kept[:-1])
+        elif self.how == "buffer":
+            self.buffer[: len(x)] = x.float()
+            return {"x": self.buffer[: len(x)],
+                    "label": torch.tensor(frame["y"].to_numpy(dtype="int64"))}
         elif self.how == "learns":
             self.learnt = x.mean(0) if self.learnt is None else self.learnt
             x = x - self.learnt
@@ -237,7 +248,10 @@ def make(task):
 """
 
 
-@pytest.mark.parametrize("how", ["own", "mean", "rank", "before", "longest", "learns", "raises"])
+@pytest.mark.parametrize(
+    "how",
+    ["own", "mean", "rank", "before", "longest", "learns", "list", "buffer", "raises", "exits"],
+)
 def test_an_encoding_of_ones_own_cannot_couple_records(
     federation: Make, order_for: Callable[..., Order], tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, how: str,
@@ -257,16 +271,49 @@ def test_an_encoding_of_ones_own_cannot_couple_records(
     among = usable_records(bench, pd.concat([odd, frame(), odd]))
     assert len(alone.units) == 20
     for name, tensor in alone.examples.items():
-        others = slice(0, 20) if how == "raises" else slice(1, 21)
+        others = slice(0, 20) if how in ("raises", "exits") else slice(1, 21)
         assert torch.equal(among.examples[name][others], tensor), name
     if how in ("mean", "rank", "before", "longest", "learns"):
         # The control: encoded as one table, the odd record moves all the others.
         whole = Workbench(fed.plan).task.encode(frame())["x"]
         with_odd = Workbench(fed.plan).task.encode(pd.concat([odd, frame()]))["x"][1:]
         assert whole.shape != with_odd.shape or not torch.allclose(whole, with_odd)
+    if how == "list":
+        # The control: a task that is not reset remembers the odd record at the next one.
+        task = Workbench(fed.plan).task
+        first = Workbench(fed.plan).task.encode(frame().iloc[[0]])["x"]
+        task.encode(odd)
+        assert not torch.equal(task.encode(frame().iloc[[0]])["x"], first)
     model = initial_model(fed.plan)
     reply = scripted(fed, order_for(fed, "North", model), model)
     assert decode_reply(reply.content)[1] is Status.RELEASED
+
+
+@pytest.mark.parametrize("label", [2, -1, 10**6])
+def test_a_label_beyond_the_scores_stops_no_site(
+    federation: Make, order_for: Callable[..., Order], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, label: int,
+) -> None:  # fmt: skip
+    """A task of one's own that encodes what its loss cannot take: the record is left out."""
+    (tmp_path / "own_coding.py").write_text(_CODING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_coding", raising=False)
+    task = {
+        "kind": "own_coding:Coding",
+        "numeric": {},
+        "categorical": {},
+        "options": {"how": "own"},
+    }
+    fed = federation(
+        frames={"North": frame(**cell(label, "y"))}, task=task, model={"kind": "own_coding:make"},
+        metrics={"source": "gate"},
+    )  # fmt: skip
+    site, model, bad = fed.sites[0], initial_model(fed.plan), frame(**cell(label, "y"))
+    site._trainer._open_data = lambda: SiteData(bad, bad)
+    for purpose in ("train", "evaluate"):
+        answer = site.answer(order_for(fed, "North", model, purpose=purpose), model)
+        assert answer.status is Status.RELEASED
+    assert "row 3: its loss or its scores cannot be computed" in fed.log("North")
 
 
 def test_the_coordinator_sees_statuses_only(

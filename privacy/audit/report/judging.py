@@ -58,6 +58,7 @@ def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
         setting="simulation" if simulated else "site",
         witnessed=bool(ledgers) and all(held(case, ledger.log).whole for ledger in ledgers),
         runs=max((len(group.runs) for group in groups), default=0),
+        own_task=any(":" in str(dig(plan, "task", "kind")) for plan in plans),
     )
 
 
