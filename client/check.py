@@ -23,7 +23,7 @@ from privet.client.data.split import PERSON
 from privet.client.trainer import UsableRecords, usable_records
 from privet.client.workbench import Workbench, workbench
 from privet.common.cells import Codes
-from privet.common.errors import DataError, PrivetError
+from privet.common.errors import PrivetError
 from privet.common.identity import PersonId
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
@@ -50,6 +50,7 @@ class CheckFinding:
         message: in words. It may quote records.
         places: where, in the source, at most 20.
         count: how many records, cells or people it is about.
+        beyond: how many more places there are.
     """
 
     level: Level
@@ -57,6 +58,7 @@ class CheckFinding:
     message: str
     places: tuple[int, ...] = ()
     count: int = 0
+    beyond: int = 0
 
 
 @dataclass
@@ -71,8 +73,8 @@ class DataCheck:
         units: to train on.
         counted: what places count, ``line`` or ``row``.
         left_out: every record that is left out, by its place, with the reason.
-        columns: by column, shares of its cells: ``missing``, ``outside`` its range or
-            ``unmatched`` with its values.
+        columns: by column, shares of its cells in the records that could be read
+            (:class:`~privet.client.data.columns.ColumnFit`).
         findings: in the order of their weight.
     """
 
@@ -97,7 +99,8 @@ class DataCheck:
         """Add a finding."""
         found = tuple(int(place) for place in places)
         total = len(found) if count is None else count
-        self.findings.append(CheckFinding(level, kind, message, found[:MAX_NAMED], total))
+        beyond = max(0, len(found) - MAX_NAMED)
+        self.findings.append(CheckFinding(level, kind, message, found[:MAX_NAMED], total, beyond))
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -241,14 +244,19 @@ def _people(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableReco
     most = plan.privacy.max_records
     over = {name: count for name, count in Counter(ids).items() if count > most}
     if over:
-        places = [frame.index[row] for row, name in zip(rows, ids, strict=True) if name in over]
+        seen: Counter[str] = Counter()
+        places = []
+        for row, name in zip(rows, ids, strict=True):
+            seen[name] += 1
+            if seen[name] > most:
+                places.append(frame.index[row])
+        kept = "record" if most == 1 else "records"
         found.add(
             "warning",
             "max-records",
-            f"{len(over)} people have more than {most} records: the first {most} of each are used, "
-            f"{sum(over.values()) - most * len(over)} records are not",
+            f"{len(over)} people have more than {most} {kept} to train on: of each the first "
+            f"{most} count, {len(places)} records do not",
             places,
-            count=len(over),
         )
 
 
@@ -261,14 +269,15 @@ def _spellings(found: DataCheck, frame: pd.DataFrame) -> None:
         spellings: dict[str | None, set[str]] = defaultdict(set)
         for name in ids:
             spellings[folded.of(name)].add(name)
-        alike = [sorted(group) for group in spellings.values() if len(group) > 1]
+        alike = sorted(sorted(group) for group in spellings.values() if len(group) > 1)
         if alike:
             said = "; ".join(" and ".join(group[:3]) for group in alike[:3])
+            total = sum(map(len, alike))
             found.add(
                 "warning",
                 "person-spelling",
-                f"{len(alike)} ids would be one person's with {key} = true, such as {said}: if "
-                "they are, each of these people is several units now",
+                f"{total} ids would be those of {len(alike)} people with {key} = true, such as "
+                f"{said}: if they are, each of these people is several units now",
                 count=len(alike),
             )
 
@@ -297,7 +306,7 @@ def _encoding(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRe
     for place in chosen:
         alone = encode_records(build_task(plan), frame.iloc[[rows[place]]])
         same = not alone.faults and all(
-            torch.equal(tensor[0], train.examples[name][place].cpu())
+            _same(tensor[0], train.examples[name][place].cpu())
             for name, tensor in alone.batch.items()
         )
         if not same:
@@ -312,6 +321,13 @@ def _encoding(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRe
         )
 
 
+def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
+    """Whether two tensors hold the same numbers; what is none (NaN) is the same as none."""
+    if one.shape != two.shape or one.dtype != two.dtype:
+        return False
+    return bool(((one == two) | ((one != one) & (two != two))).all())
+
+
 def _model(found: DataCheck, bench: Workbench, examples: Batch) -> None:
     """Compare real records with single ones, as the start-up tests do with made-up ones."""
     if bench.plan.privacy is None or not len(next(iter(examples.values()))):
@@ -323,7 +339,7 @@ def _model(found: DataCheck, bench: Workbench, examples: Batch) -> None:
         found.add("fault", "model", str(error))
 
 
-def unreadable(source: str, plan: Plan, error: DataError) -> DataCheck:
+def unreadable(source: str, plan: Plan, error: PrivetError) -> DataCheck:
     """Return what is found of records that cannot be read at all."""
     found = DataCheck(source, plan.digest)
     found.add("fault", "file", str(error))

@@ -258,7 +258,8 @@ class Trainer:
             self._note(
                 data,
                 {frame.index[row]: why for row, why in found.faults.items()},
-                f"of {len(frame)} to {_PARTS[part]} are left out of {data.source}",
+                f"of {len(frame)} to {_PARTS[part]} are left out of {data.source}"
+                + ("" if len(found.units) else ", which leaves none: what is released is noise"),
             )
             for fit in column_fits(self.plan.task, frame) if part == "train" else ():
                 self._notes += [
@@ -273,7 +274,7 @@ class Trainer:
             return
         places = sorted(faults)
         count = "1 record" if len(places) == 1 else f"{len(places)} records"
-        self._notes.append(f"{count} {what}: `privet client check` names all")
+        self._notes.append(f"{count} {what}: `privet client check --json` names all")
         self._notes += [
             f"left out: {data.where(k)}: {faults[k]}"[:MAX_NOTE_CHARACTERS]
             for k in places[:MAX_NOTES]

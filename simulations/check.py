@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from privet.client.check import DataCheck, check_records
+from privet.client.check import DataCheck, check_records, unreadable
 from privet.common.config import data_folder
+from privet.common.errors import DataError
 from privet.common.plan import Plan
 from privet.simulations.planning import resolve
 from privet.simulations.records import Records
@@ -33,7 +34,10 @@ def check_sites(
     for place, site in enumerate(plan.sites):
         data = records.site(site.name)
         tell(site.name)
-        found = check_records(data, resolved, site.name)
+        try:
+            found = check_records(data, resolved, site.name)
+        except DataError as error:
+            found = unreadable(data.source, resolved, error)
         if shared and not place:
             found.left_out |= {fault.place: fault.why for fault in shared}
             found.add(

@@ -113,7 +113,7 @@ def _alone(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], Non
     """Each site trains on its own records; every model is measured on all test records."""
     everyone: list[dict[str, Any]] = []
     own: dict[str, Any] = {}
-    test = Records(plan, setting.data_dir, setting.base).parts()["test"]
+    test = Records(plan, setting.data_dir, setting.base).measurable()
     for site in plan.sites:
         tell(f"{site.name} alone")
         single = plan.changed(sites=[site.model_dump(mode="json")], strategy={"min_sites": None})
@@ -136,7 +136,7 @@ def _pooled(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], No
         strategy={"min_sites": None},
     )
     records = _Fixed(plan, setting.data_dir, setting.base, None)
-    test = Records(plan, setting.data_dir, setting.base).parts()["test"]
+    test = Records(plan, setting.data_dir, setting.base).measurable()
     figures = train_once(single, records, folder / "pooled", PublicTest(plan, test))
     return Row("all data pooled, no privacy", False, "∞", _overall(figures))
 

@@ -34,14 +34,14 @@ class Loaded:
         columns: of each site that has a file of its own.
         faults: records that could not be read, by site; of a file for all sites under "".
         sources: the file of each site.
-        counted: what the index counts, ``line`` or ``row``.
+        counted: what the index counts at each site, ``line`` or ``row``; default rows.
     """
 
     frame: pd.DataFrame
     columns: dict[str, list[str]] = field(default_factory=dict)
     faults: dict[str, tuple[RecordFault, ...]] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
-    counted: str = "row"
+    counted: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ class Records:
         """Return the records to train on, for validation and for test."""
         return _parts(self, self._stamp())
 
+    def measurable(self) -> pd.DataFrame:
+        """Return the test records of the sites whose files have what the plan reads."""
+        test, columns = self.parts()["test"], self.loaded().columns
+        lacking = [
+            name for name, there in columns.items() if set(self.plan.task.columns) - set(there)
+        ]
+        return test[~test[SITE].isin(lacking).to_numpy()]
+
     def _stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Return what changes when one of the user's own files does."""
         paths = [self.plan.data.path, *(site.path for site in self.plan.sites)]
@@ -90,7 +98,7 @@ class Records:
             mine["test"],
             loaded.faults.get(name, ()),
             loaded.sources.get(name, "the records"),
-            loaded.counted,
+            loaded.counted.get(name, "row"),
             mine["validation"],
         )
 
@@ -161,7 +169,8 @@ def _one_file(plan: Plan, base: Path) -> Loaded:
     )
     frame = _with_person(plan, path, frame).assign(**{SITE: sites})
     sources = dict.fromkeys((site.name for site in plan.sites), str(path))
-    return Loaded(frame, {}, {"": found.faults}, sources, found.counted)
+    counted = dict.fromkeys(sources, found.counted)
+    return Loaded(frame, {}, {"": found.faults}, sources, counted)
 
 
 def _file_each(plan: Plan, base: Path) -> Loaded:
@@ -173,7 +182,7 @@ def _file_each(plan: Plan, base: Path) -> Loaded:
         )
     if missing:
         raise PlanError(f"{plan.name}: site '{missing[0]}' has no 'path'")
-    frames, faults, sources, counted = [], {}, {}, set()
+    frames, faults, sources, counted = [], {}, {}, {}
     columns = {}
     for site in plan.sites:
         path = base / str(site.path)
@@ -182,10 +191,8 @@ def _file_each(plan: Plan, base: Path) -> Loaded:
         frames.append(frame)
         columns[site.name] = list(frame.columns)
         faults[site.name], sources[site.name] = found.faults, str(path)
-        counted.add(found.counted)
-    return Loaded(
-        pd.concat(frames), columns, faults, sources, counted.pop() if len(counted) == 1 else "row"
-    )
+        counted[site.name] = found.counted
+    return Loaded(pd.concat(frames), columns, faults, sources, counted)
 
 
 @functools.lru_cache(maxsize=8)

@@ -287,7 +287,11 @@ def left_out(folder: Path, site: str) -> list[str]:
         site: its name.
     """
     said = [line.partition(" WARNING ")[2] for line in operator_lines(folder, site)]
-    return [text for text in said if re.match(r"\d+ records? .*left out of ", text)]
+    return [
+        text.replace("`privet client check --json`", "`privet simulate PLAN --check --json`")
+        for text in said
+        if re.match(r"\d+ records? .*left out of ", text)
+    ]
 
 
 def operator_lines(folder: Path, site: str) -> list[str]:

@@ -272,7 +272,7 @@ def train_once(
         public: what to measure on; default the test split of ``records``.
     """
     resolved = resolve(plan).changed(metrics={"every": plan.last_round})
-    measure = public or PublicTest(resolved, records.parts()["test"])
+    measure = public or PublicTest(resolved, records.measurable())
     run_id = f"{plan.name.replace(' ', '-')}-{secrets.token_hex(2)}"
     parties = Parties(resolved, folder.resolve())
     parties.found()
@@ -366,7 +366,7 @@ def public_test(maker: SiteMaker) -> PublicTest | None:
     """Return the public test split, where the plan's figures come from one."""
     if maker.plan.metrics.source != "public":
         return None
-    return PublicTest(maker.plan, maker.records.parts()["test"])
+    return PublicTest(maker.plan, maker.records.measurable())
 
 
 def _run_apps(server: ServerApp, client: ClientApp, sites: int, setting: Setting) -> None:

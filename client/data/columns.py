@@ -24,8 +24,9 @@ class ColumnFit:
 
     Attributes:
         name: of the column.
-        shares: ``missing`` of all cells; of the others ``outside`` the range and ``clipped`` at the
-            border of what the model reads, or ``unmatched`` by any declared value.
+        shares: ``missing`` of all cells, and ``unreadable`` as numbers; of the others ``outside``
+            the range and ``clipped`` at the border of what the model reads, or ``unmatched`` by any
+            declared value.
         faults: what is wrong for more than half of the cells, by kind, in words.
         odd: how many cells are outside or unmatched.
     """
@@ -54,11 +55,13 @@ def column_fits(task: TaskSpec, frame: pd.DataFrame) -> Iterator[ColumnFit]:
 
 
 def _numeric(name: str, feature: Numeric, column: pd.Series) -> ColumnFit:
-    numbers = np.array([_number(cell) for cell in column])
+    cells = [_number(cell) for cell in column]
+    numbers = np.array([cell for cell in cells if cell is not None])
     there = numbers[~np.isnan(numbers)]
     outside = (there < feature.low) | (there > feature.high)
     shares = {
-        "missing": 1 - len(there) / len(numbers),
+        "missing": (len(numbers) - len(there)) / len(cells),
+        "unreadable": 1 - len(numbers) / len(cells),
         "outside": float(outside.mean()) if len(there) else 0.0,
         "clipped": float((np.abs(scaled(there, feature)) >= 4).mean()) if len(there) else 0.0,
     }
@@ -70,14 +73,16 @@ def _numeric(name: str, feature: Numeric, column: pd.Series) -> ColumnFit:
         )
     if shares["missing"] > HALF:
         faults["missing"] = f"'{name}': {shares['missing']:.0%} of the cells are empty"
+    if shares["unreadable"] > HALF:
+        faults["unreadable"] = f"'{name}': {shares['unreadable']:.0%} of the cells are no numbers"
     return ColumnFit(name, shares, faults, int(outside.sum()))
 
 
-def _number(cell: Any) -> float:
+def _number(cell: Any) -> float | None:
     try:
         return number_of(cell)
     except ValueError:
-        return float("nan")
+        return None
 
 
 def _categorical(name: str, values: tuple[str, ...], column: pd.Series) -> ColumnFit:

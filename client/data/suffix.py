@@ -24,4 +24,4 @@ def separator_of(path: Path) -> str:
     for ending, separator in _SEPARATORS.items():
         if name.endswith(ending):
             return separator
-    raise DataError(f"{path}: use a .csv, .csv.gz, .tsv or .parquet file")
+    raise DataError(f"{path}: use a .csv, .csv.gz, .tsv, .tsv.gz, .parquet or .pq file")

@@ -92,6 +92,8 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
     while data := stream.readline(MAX_RECORD_BYTES + 1):
         number += 1
         if first:
+            if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+                raise DataError("the file is UTF-16: save it as UTF-8")
             data, first = data.removeprefix(_BOM), False
         if len(data) > MAX_RECORD_BYTES and not data.endswith(b"\n"):
             while (rest := stream.readline(_CHUNK)) and not rest.endswith(b"\n"):

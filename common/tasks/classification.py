@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 
 import pandas as pd
@@ -30,7 +31,11 @@ def encode_labels(
         DataError: if the column is missing.
     """
     if column not in frame.columns:
-        raise DataError(f"the label column '{column}' is missing; there are {_some(frame.columns)}")
+        near = difflib.get_close_matches(column, map(str, frame.columns), n=1)
+        meant = f"; did you mean '{near[0]}'?" if near else ""
+        raise DataError(
+            f"the label column '{column}' is missing; there are {_some(frame.columns)}{meant}"
+        )
     codes, cells = Codes(classes), frame[column].tolist()
     places = codes.find_each(cells)
     for row, place in enumerate(places):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli.client import AsJson, PolicyFile, client
-from privet.common.errors import DataError, InputError
+from privet.common.errors import DataError, DataMissing, InputError
 
 if TYPE_CHECKING:
     from privet.common.plan import Plan
@@ -45,10 +45,12 @@ def check(
     from privet.client.check import check_records, unreadable
     from privet.client.check_record import CheckRecord, stamp_of
     from privet.client.data.records import open_records
+    from privet.client.data.source import require_source
     from privet.privacy.policy import Policy
+    from privet.privacy.program import calibrated
 
     site = Policy.load(policy)
-    chosen = _plan(plan, policy.parent)
+    chosen = calibrated(_plan(plan, policy.parent))  # its digest is that which is approved
     name = data_set or site.data_set_for(chosen)
     data = site.data_set(name)[1]
     from privet.cli.show import stage
@@ -57,6 +59,7 @@ def check(
     stamp = stamp_of(path) if path is not None else None
     with stage("checking the records") as tell:
         try:
+            require_source(site, name, chosen)
             records = open_records(site, name, chosen, policy.parent)
             found = check_records(
                 records,
@@ -66,7 +69,7 @@ def check(
                 min_units=data.min_units,
                 tell=tell,
             )
-        except DataError as error:
+        except (DataError, DataMissing) as error:
             found = unreadable(str(path or data.sql), chosen, error)
     unit = site.populations[data.population].unit
     if chosen.privacy is not None and chosen.privacy.unit != unit:
@@ -76,6 +79,8 @@ def check(
             f"the plan protects a {chosen.privacy.unit}, population '{data.population}' is counted "
             f"per {unit}",
         )
+    elif refused := site.fault(chosen, data_set=name):
+        found.add("warning", "policy", f"the policy would refuse this plan: {refused}")
     few = any(finding.kind == "min-units" for finding in found.findings)
     usable = not any(
         finding.level == "fault" and finding.kind != "min-units" for finding in found.findings
@@ -98,7 +103,7 @@ def _plan(text: str | None, folder: Path) -> Plan:
     from privet.client.offers import Offers
     from privet.common.plan import Plan
 
-    if text is not None and Path(text).suffix == ".toml":
+    if text is not None and not text.removeprefix("sha256:").isalnum():
         return Plan.load(text)
     offers = Offers(folder)
     if text is None:

@@ -202,7 +202,9 @@ def releases(outcome: Result, console: Console | None = None) -> None:
             if site in short:
                 tell(f"  {site.log} says: {site.reason or 'nothing'}")
     for site in outcome.silent:
-        tell(f"{site.name} never released: what it spent bought nothing.", "bold red")
+        spent = site.loss is not None and site.loss.epsilon > 0
+        after = ": what it spent bought nothing" if spent else ""
+        tell(f"{site.name} never released{after}.", "bold red")
     for remark in outcome.remarks:
         tell(f"note: {remark}")
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from privet.client.check import DataCheck
 
 _out = Console(width=None if sys.stdout.isatty() else 100)
+_SHARES = ("missing", "unreadable", "outside", "clipped", "unmatched")
 MAX_LINES = 20
 """Records that are named on the screen; --json names all."""
 
@@ -19,16 +20,16 @@ MAX_LINES = 20
 def data_check(found: DataCheck, name: str) -> None:
     """Print what was found of one data set, or of one site of a simulation."""
     _say(f"{name}: {found.source}")
-    _say(
-        f"  {found.records} records, {found.usable} of them usable; {found.units} units to train on"
-    )
+    if found.records:
+        count = f"{found.records} records, {found.usable} of them usable"
+        _say(f"  {count}; {found.units} units to train on")
     if found.columns:
         _out.print(_columns(found))
     for finding in found.findings:
         mark = "✗" if finding.level == "fault" else "!"
         where = ""
         if finding.places and finding.kind != "left-out":
-            more = finding.count - len(finding.places)
+            more = finding.beyond
             shown = ", ".join(map(str, finding.places))
             where = f" ({found.counted} {shown}{f' and {more} more' if more > 0 else ''})"
         _say(f"  {mark} {finding.message}{where}")
@@ -48,13 +49,10 @@ def data_check(found: DataCheck, name: str) -> None:
 def _columns(found: DataCheck) -> Table:
     table = Table(title="shares of cells", title_justify="left")
     table.add_column("column")
-    for name in ("missing", "outside", "clipped", "unmatched"):
+    for name in _SHARES:
         table.add_column(name, justify="right")
     for column, shares in found.columns.items():
-        cells = [
-            f"{shares[name]:.1%}" if name in shares else ""
-            for name in ("missing", "outside", "clipped", "unmatched")
-        ]
+        cells = [f"{shares[name]:.1%}" if name in shares else "" for name in _SHARES]
         table.add_row(column, *cells)
     return table
 

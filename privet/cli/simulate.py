@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from privet.cli import app
-from privet.common.errors import InputError
+from privet.common.errors import DataError, DataMissing, InputError
 
 
 class Engine(StrEnum):
@@ -220,8 +220,12 @@ def _check(plan: Any, setting: Any, as_json: bool) -> None:
     from privet.cli import show, show_check
     from privet.simulations.check import check_sites
 
-    with show.stage("checking the records") as tell:
-        found = dict(check_sites(plan, setting, tell))
+    try:
+        with show.stage("checking the records") as tell:
+            found = dict(check_sites(plan, setting, tell))
+    except (DataError, DataMissing) as error:
+        typer.echo(f"privet: {error}", err=True)
+        raise typer.Exit(1) from None
     if as_json:
         _print_json({"sites": [{"name": name, **one.to_dict()} for name, one in found.items()]})
     else:

@@ -59,7 +59,7 @@ def site(tmp_path: Path, plan_value: Make, frame_of: Make, write_toml: Make) -> 
             "site": "North",
             "populations": {
                 "p": {
-                    "unit": privacy.get("unit", "record"), "epsilon": 9.0, "delta": 1e-2,
+                    "unit": privacy.get("unit", "record"), "epsilon": 90.0, "delta": 1e-2,
                     "max_records": privacy.get("max_records", 1),
                 }
             },
@@ -147,6 +147,8 @@ def test_people_are_counted(site: Make, run_cli: Make) -> None:
     found = kinds(run_cli, site(people, privacy=PERSON))
     assert found["units"] <= 16
     assert "people have more than 2 records" in found["kinds"]["max-records"]["message"]
+    assert found["kinds"]["max-records"]["count"] < 60
+    assert "2 ids would be those of 1 people" in found["kinds"]["person-spelling"]["message"]
     assert "P3 and p3" in found["kinds"]["person-spelling"]["message"]
     assert found["left_out"] == [{"place": 61, "why": "names no person; the unit is a person"}]
     assert found["kinds"]["nominal-size"]["count"] == found["units"]
