@@ -15,7 +15,6 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from privet.common.errors import SelfTestFailed
 from privet.privacy import exactness as ex
@@ -32,6 +31,8 @@ _ON_DEVICE = 50
 """A device may do so many times as many."""
 _IN_DOUBLE = 0.25
 """A test of at most this share of them is done in double precision."""
+_UNSURE = 8
+"""How far a guess of the arithmetic may be off, as where attention looks at all pairs of places."""
 _PASSES = 7
 """Forward passes that the test is worth: two passes with gradients, and one of losses."""
 _LONG = 5
@@ -96,15 +97,21 @@ def size_of(engine: GradientEngine, random_batch: Callable[[int, int], Batch], r
 
 
 def _cost(engine: GradientEngine, batch: Batch) -> float:
-    """Return the arithmetic of the test on a batch; guessed where torch cannot count it."""
+    """Return the arithmetic of the test on a batch; guessed where it is little."""
+    places = max((t.shape[1] for t in batch.values() if t.dim() > 1), default=1)
+    guess = float(_PASSES * 2 * ex.numbers_of(engine) * places * ex.count_of(batch))
+    if guess < _IN_DOUBLE * MAX_OPERATIONS / _UNSURE:
+        return guess
+    # Not above: it takes a second to load, and small models need none of it.
+    from torch.utils.flop_counter import FlopCounterMode
+
     counter = FlopCounterMode(display=False)
     try:
         with torch.no_grad(), counter:
             engine.losses(batch)
         found = counter.get_total_flops()
     except Exception:  # some models take another way while they are counted
-        places = max((t.shape[1] for t in batch.values() if t.dim() > 1), default=1)
-        found = 2 * ex.numbers_of(engine) * places * ex.count_of(batch)
+        return guess
     return float(_PASSES * found)
 
 
