@@ -247,7 +247,10 @@ def require_usable(plan: Plan, records: Records) -> None:
         data = records.site(spec.name)
         few = np.unique(np.linspace(0, len(data.train) - 1, _FEW).astype(int))
         for frame in (data.train.iloc[few[few >= 0]], data.train):
-            found = usable_records(bench, frame)
+            try:
+                found = usable_records(bench, frame)
+            except DataError:
+                return  # a column is missing: the site refuses, and says so
             if len(found.units):
                 return
             for row, why in sorted(found.faults.items())[:1]:

@@ -444,7 +444,7 @@ def test_a_federation_that_fails_ends_with_1(
     folder = write_files(tmp_path / "bad", y="maybe")
     path = write_toml(folder / "tiny.toml", plan_value(metrics={"source": "off"}))
     ended = privet("simulate", path, "--json", "--out", "run")
-    refused(ended, "the quorum is 2 (3 failed)", "label 'maybe'", code=1)
+    refused(ended, "no site has a record to train on", "label 'maybe'", code=2)
 
 
 @pytest.mark.parametrize("words", [("simulate", "--fast"), ("nothing",)])
