@@ -89,7 +89,8 @@ class Acting:
                 "label": torch.zeros(len(frame), dtype=torch.int64)}
 
     def loss(self, model, batch):
-        act(self.home, "loss")
+        if torch.is_grad_enabled():  # in a step, not where loss is only tried
+            act(self.home, "loss")
         return functional.cross_entropy(model(batch["x"]), batch["label"], reduction="none")
 
     def scores(self, model, batch):
@@ -165,7 +166,7 @@ class Process:
         frame().to_csv(self.home / "records.csv", index=False)
         value = guard.policy.model_dump()
         self.data_set = guard.data_set
-        value["data"][self.data_set]["path"] = "records.csv"
+        value["data"][self.data_set] |= {"path": "records.csv", "multiline": True}
         if self.plan.privacy and self.plan.privacy.unit == "person":
             value["data"][self.data_set]["person_column"] = "patient"
         self.value, self.parse = value, Policy.parse
@@ -222,7 +223,7 @@ def main(folder: Path, acts: list[str]) -> None:
             folder,
             task={"kind": "acting:Acting", "numeric": {}, "categorical": {}, "options": options},
             model={"kind": "acting:make"},
-            training={"rounds": 2 * len(acts) + 4},
+            training={"rounds": 2 * len(acts) + 4, "max_attempts": 100},
         )
         for number, act in enumerate(acts, 1):
             if act == "built-in":
