@@ -234,6 +234,7 @@ def main(folder: Path, acts: list[str]) -> None:
                     own.read_from_sqlite()
                 if act == "loader":
                     (home / "crash the loader").touch()
+                    own.trainer.close()  # so that the records are loaded anew
             status, said = own.answer(number)
             wire.append((f"{act}: {status}", said.hex()))
         limits = Path(f"/proc/{own.trainer._process.pid}/limits") if own.trainer._process else None

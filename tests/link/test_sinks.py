@@ -80,7 +80,7 @@ def test_a_planted_cell_is_in_the_operators_log_and_nowhere_else(tmp_path: Path)
     assert told["say"] == "released"
     assert told["encode"] == "released"  # a record that cannot be encoded is left out
     crashes = ("raise", "named", "base", "abort", "loader")
-    assert {told[act] for act in crashes} == {"failed"}
+    assert [act for act in crashes if told[act] != "failed"] == []
 
     home = tmp_path / "run" / "sites" / "North"
     operators, trainers = ((home / name).read_text() for name in LOGS)
