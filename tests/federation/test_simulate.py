@@ -466,15 +466,17 @@ def test_a_private_run_pays_at_every_site_on_ray_alone(ran: Callable[..., Result
 @in_its_own_process
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-def test_a_site_that_fails_says_failed_on_ray_alone(
+def test_a_site_that_lacks_a_column_says_so_on_ray_alone(
     ran: Callable[..., Result], write_files: Make, tmp_path: Path
 ) -> None:
-    data = write_files(tmp_path / "data", y=7)
+    data = write_files(tmp_path / "data")
+    for path in data.glob("*.csv"):
+        pd.read_csv(path).drop(columns="x2").to_csv(path, index=False)
     try:
         ran("ray", RAY, where=data, metrics={"source": "off"}, strategy=SOON)
     except QuorumNotMet as error:
-        assert "3 failed" in str(error)
-        assert "label '7'" in str(error)
+        assert "3 refused-policy" in str(error)
+        assert "no column 'x2'" in str(error)
     else:
         pytest.fail("the quorum was met")
 

@@ -166,6 +166,7 @@ def test_the_wheel_requires_what_the_core_imports(run: Run) -> None:
         "peft",
         "prometheus_client",
         "pyarrow",
+        "sqlalchemy",
         "sqlglot",
     }
 
