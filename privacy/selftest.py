@@ -381,11 +381,14 @@ def _coupled_forward(
 
 
 def _non_finite(engine: GradientEngine, batch: Batch, close: _Closeness) -> None:
-    """One record whose input, or whose loss, is NaN must leave the sum as if it were not there."""
+    """One record whose input, or whose loss, is NaN must leave the sum as if it were not there.
+
+    Inputs without numbers (a table of categories alone) have nothing to spoil.
+    """
     count = _count(batch)
     device = next(iter(batch.values())).device
     ones = torch.ones(count, device=device, dtype=engine.losses(batch).dtype)
-    inputs = {name for name, tensor in batch.items() if tensor.is_floating_point()}
+    inputs = {name for name, part in batch.items() if part.is_floating_point() and part.numel()}
     for floats in filter(None, (inputs, {WEIGHT})):
         poisoned = {name: tensor.clone() for name, tensor in {**batch, WEIGHT: ones}.items()}
         for name in floats:
@@ -402,6 +405,11 @@ def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch, close: _C
         singles = ex.singles(engine, clean)
         clip = min(ex.norm_of(one) for one in singles) / 2  # so that each record shows alike
         want = list(engine.clipped_sum(clean, np.arange(count - 1), count - 1, clip).tensors)
+    last = {name: tensor[-1:] for name, tensor in poisoned.items()}
+    if all(bool(torch.isfinite(part).all()) for part in engine.plain_sum(last)):
+        # The network does not read that input, or takes NaN for a missing value: a record as others.
+        alone = engine.clipped_sum(last, np.arange(1), 1, clip).tensors
+        want = [one + two for one, two in zip(want, alone, strict=True)]
     got = engine.clipped_sum(poisoned, np.arange(count), count, clip)
     floor = close.floor(want)
     for name, one, two in zip(engine.named, got.tensors, want, strict=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from families_kit import counting, plan_for, tokenizer_folder
@@ -140,6 +141,24 @@ def test_onnx_agrees(run_of: Runs, tmp_path: Path, name: str) -> None:
     found = export(load(run_of(name)), tmp_path / "out", "# card\n", Form(onnx=True))
     assert found["onnx_off"] <= 1e-4
     assert "model.onnx" in found["files"]
+
+
+def test_onnx_of_a_table_with_one_category_alone(tmp_path: Path) -> None:
+    """Its records have one number each, which no test of empty texts may take for padding."""
+    label = {"label": "y", "classes": ["0", "1"], "categorical": {"c": ["red", "blue"]}}
+    for number in (1, 2):
+        frame = pd.DataFrame({"c": ["red", "blue"] * 30, "y": [0, 1] * 30})
+        frame.to_csv(tmp_path / f"one-{number}.csv", index=False)
+    plan = plan_for("tabular", {"kind": "linear"}, tmp_path).changed(
+        task={**label, "numeric": {}},
+        sites=[
+            {"name": f"Site {n}", "nominal_size": 40, "path": str(tmp_path / f"one-{n}.csv")}
+            for n in (1, 2)
+        ],
+    )
+    trained = load(simulate(plan, out=tmp_path / "run").out)
+    found = export(trained, tmp_path / "out", "# card\n", Form(onnx=True))
+    assert found["onnx_off"] <= 1e-4
 
 
 def test_onnx_that_differs_is_not_handed_on(

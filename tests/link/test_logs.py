@@ -32,6 +32,8 @@ def restored() -> Iterator[None]:
     """Leave logging and warnings of this process as they were."""
     root, own, flower = (logging.getLogger(name) for name in ("", "privet", "flwr"))
     before = list(root.handlers), root.level, own.level, list(flower.filters), flower.propagate
+    # Where an earlier test left capture on, pytest took the hook away and logging would not know.
+    logging.captureWarnings(False)
     yield
     for handler in root.handlers:
         if handler not in before[0]:

@@ -332,6 +332,26 @@ def test_a_nan_that_spreads(mode):
         check(wide_engine(loss=nan_spreads, mode=mode))
 
 
+def nan_is_missing(model, batch):
+    """A network that takes NaN for a missing value, as many do."""
+    logits = model(torch.nan_to_num(batch["x"]))
+    return functional.cross_entropy(logits, batch["label"], reduction="none")
+
+
+def nan_turns_others(model, batch):
+    """The same, but one missing value turns the logits of all."""
+    turned = 5.0 * batch["x"].isnan().any() * torch.eye(3)[0]
+    logits = model(torch.nan_to_num(batch["x"])) + turned
+    return functional.cross_entropy(logits, batch["label"], reduction="none")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_network_that_reads_nan_as_a_missing_value(mode):
+    assert check(wide_engine(loss=nan_is_missing, mode=mode)) == ALL
+    with pytest.raises(SelfTestFailed, match="H7: one NaN record"):
+        check(wide_engine(loss=nan_turns_others, mode=mode))
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_gradients_that_are_not_finite_and_are_kept(mode, monkeypatch):
     def careless(squares, clip):
