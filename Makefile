@@ -8,10 +8,10 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench campaigns crash tamper race neighbours proto docs kit clean
+.PHONY: help install demo test test-all lint bench campaigns crash tamper race neighbours proto docs kit clean
 
 help:  ## Show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed  ## Make .venv with everything, pinned
 
@@ -25,7 +25,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install  ## The main job: nine lenders train a Transformer on 10,000 real loans
 	$(BIN)/privet simulate lending --compare
 
-test: install  ## Run all tests
+test: install  ## Run the tests, but for the long ones
+	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not long"
+
+test-all: install  ## Run all tests: before a release, and before a change is called done
 	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: install  ## Style, types

@@ -83,6 +83,7 @@ def test_its_tokenizer_gives_the_numbers_that_were_trained_on(
     assert tokenizer.mask_token_id == (1 if name == "gaps" else None)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["head", "lora"])
 def test_minilm_is_whole_when_it_is_handed_on(tmp_path: Path, tuning: str) -> None:
@@ -107,6 +108,7 @@ def test_minilm_is_whole_when_it_is_handed_on(tmp_path: Path, tuning: str) -> No
     assert one.off < 0.2 and any(part.weight for part in one.parts)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_a_model_of_a_folder_is_loaded_by_transformers(tmp_path: Path, tuning: str) -> None:

@@ -149,7 +149,7 @@ def installed(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to
 
 
-SLOW = [pytest.mark.slow, pytest.mark.xdist_group("kit")]
+SLOW = [pytest.mark.slow, pytest.mark.long, pytest.mark.xdist_group("kit")]
 
 
 class TestKit:

@@ -97,6 +97,7 @@ def test_at_the_edges(row: tuple[Any, ...]) -> None:
     runs_to_its_end(*row)
 
 
+@pytest.mark.long
 @settings(
     max_examples=8, deadline=None, derandomize=True,
     suppress_health_check=list(HealthCheck), database=None,

@@ -481,6 +481,7 @@ def test_a_site_that_lacks_a_column_says_so_on_ray_alone(
         pytest.fail("the quorum was met")
 
 
+@pytest.mark.long
 @ray_test
 @pytest.mark.slow
 def test_another_ray_cluster_is_left_alone_unless_it_is_named(

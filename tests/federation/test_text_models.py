@@ -73,6 +73,7 @@ def test_a_text_model_trains_and_moves(tmp_path: Path, model: dict[str, Any]) ->
     assert all(not np.array_equal(result.model[name], before[name]) for name in before)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
 def test_half_the_digits_are_for_runs_without_privacy(tmp_path: Path) -> None:

@@ -21,10 +21,15 @@ PAGES = sorted(
 )
 NO_DATA = ("dense-classifier.md", "images.md")
 """Pages whose records come with packages."""
+SHORT = ("dense-classifier.md", "deliver.md")
+"""Pages that every change is tried on."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page",
+    [page if page in SHORT else pytest.param(page, marks=pytest.mark.long) for page in PAGES],
+)
 def test_a_page_runs_as_written(page: str, root: Path, tmp_path: Path) -> None:
     if page not in NO_DATA and not os.environ.get("PRIVET_DATA"):
         pytest.skip("needs the data folder (PRIVET_DATA)")

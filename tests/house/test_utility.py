@@ -23,6 +23,7 @@ def measured(root: Path, results: Path) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.mark.long
 def test_rows_are_made_once_and_read_again(root: Path, tmp_path: Path) -> None:
     results = tmp_path / "utility.jsonl"
     rows = measured(root, results)

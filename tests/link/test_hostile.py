@@ -85,10 +85,10 @@ def test_a_coordinator_stands_a_short_campaign(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "row"),
     [
-        ("leak", "memory growth"),
-        ("tells", "wrong answers, outsider"),
-        ("traceback", "errors that nothing handled"),
-        ("unanswered", "honest service at an end"),
+        pytest.param("leak", "memory growth", marks=pytest.mark.long),
+        pytest.param("tells", "wrong answers, outsider", marks=pytest.mark.long),
+        pytest.param("traceback", "errors that nothing handled", marks=pytest.mark.long),
+        pytest.param("unanswered", "honest service at an end", marks=pytest.mark.long),
         ("dies", "crashes"),
     ],
 )
@@ -105,6 +105,7 @@ def test_a_site_stands_a_hostile_coordinator(tmp_path: Path) -> None:
     assert len(did) > 10
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @PROCESSES
 def test_a_site_with_a_planted_fault_does_not(tmp_path: Path) -> None:
@@ -112,6 +113,7 @@ def test_a_site_with_a_planted_fault_does_not(tmp_path: Path) -> None:
     assert "memory growth" in found.failed, found.rows
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @PROCESSES
 def test_the_command(root: Path) -> None:

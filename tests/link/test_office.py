@@ -108,6 +108,7 @@ def test_a_coordinator_that_is_killed_goes_on_at_the_same_round(town: Make) -> N
     assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
 
 
+@pytest.mark.long
 def test_a_site_that_is_killed_and_comes_back_takes_part_again(town: Make) -> None:
     here = town(strategy={"min_sites": 3}, training={"rounds": 6})
     run = here.run_all()
@@ -162,6 +163,7 @@ def test_a_site_that_fails_pays_twice_and_goes_on_when_it_is_opened_again(town: 
     assert verdict_of(here).ok
 
 
+@pytest.mark.long
 def test_a_database_that_does_not_let_in_costs_nothing(town: Make, frame_of: Make) -> None:
     here = town()
     home = here.folder / "East"
@@ -194,6 +196,7 @@ def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:
     here.wait(run, lambda s: s["state"] == "done")
 
 
+@pytest.mark.long
 def test_what_was_trained_is_measured_in_a_run_of_its_own(town: Make) -> None:
     here = town(metrics={"source": "off"}, training={"rounds": 2})
     first = here.run_all()
@@ -222,6 +225,7 @@ def test_what_was_trained_is_measured_in_a_run_of_its_own(town: Make) -> None:
     assert all(np.array_equal(model[name], measured[name]) for name in model)
 
 
+@pytest.mark.long
 def test_a_coordinator_that_is_told_to_stop_ends_between_two_rounds(town: Make) -> None:
     here = town(training={"rounds": 60})
     run = here.run_all()
@@ -256,6 +260,7 @@ def test_a_file_that_lacks_a_column_costs_nothing(town: Make) -> None:
     assert verdict_of(here).ok
 
 
+@pytest.mark.long
 def test_what_can_start_is_not_held_up(town: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     here = town(training={"rounds": 2})
     other = here.plan.changed(name="other", title="not approved")
@@ -282,6 +287,7 @@ def test_a_revoked_site_ends_a_run_that_needs_it(town: Make) -> None:
     assert run.status["state"] == "failed" and "'East' was revoked" in run.status["fault"]
 
 
+@pytest.mark.long
 def test_a_run_that_can_spare_a_revoked_site_goes_on_also_after_a_restart(town: Make) -> None:
     here = town(training={"rounds": 6}, strategy={"min_sites": 2})
     run = here.run_all()
@@ -296,6 +302,7 @@ def test_a_run_that_can_spare_a_revoked_site_goes_on_also_after_a_restart(town: 
     assert verdict_of(here).ok
 
 
+@pytest.mark.long
 def test_a_waiting_run_ends_when_a_site_of_it_is_revoked(town: Make) -> None:
     here = town()
     run = here.submit()
@@ -306,6 +313,7 @@ def test_a_waiting_run_ends_when_a_site_of_it_is_revoked(town: Make) -> None:
         here.wait(run, lambda s: False, seconds=60)
 
 
+@pytest.mark.long
 def test_a_run_whose_sites_are_gone_is_cancelled_and_audited(town: Make) -> None:
     here = town(training={"rounds": 60}, strategy={"min_sites": 3})
     run = here.run_all()
@@ -322,6 +330,7 @@ def test_a_run_whose_sites_are_gone_is_cancelled_and_audited(town: Make) -> None
     assert any("which failed, is not witnessed" in note for note in verdict.notes)
 
 
+@pytest.mark.long
 def test_a_run_that_is_damaged_holds_nobody_up(town: Make) -> None:
     here = town(training={"rounds": 2})
     names = ("key", "snapshot", "plan")
@@ -341,6 +350,7 @@ def test_a_run_that_is_damaged_holds_nobody_up(town: Make) -> None:
     assert aside["state"] == "queued" and "put aside until" in aside["fault"]
 
 
+@pytest.mark.long
 def test_a_run_is_cancelled_between_two_rounds(town: Make) -> None:
     here = town(training={"rounds": 60})
     run = here.run_all()

@@ -60,6 +60,7 @@ def test_built_in_models_pass(name, mode):
     assert bench.engine.model.training
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "tuning"), [("text", "full"), ("masked-text", "full"), ("masked-text", "lora")]

@@ -56,6 +56,7 @@ def test_each_learns_what_can_be_learnt(name: str, tmp_path: Path) -> None:
         assert found["perplexity"] < 12
 
 
+@pytest.mark.long
 def test_a_translation_is_scored_by_what_is_written(tmp_path: Path) -> None:
     model = {"kind": "encoder-decoder", "options": {"width": 32, "heads": 2, "layers": 1}}
     learns = {"training": {"rounds": 4, "steps": 40, "optimizer": "adam", "learning_rate": 0.01}}
@@ -191,6 +192,7 @@ def _save(kind: str) -> Any:
     return hf.BertForMaskedLM(config).save_pretrained
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("tuning", ["full", "lora", "head"])
 @pytest.mark.parametrize("kind", ["text", "causal-text", "masked-text", "text-to-text"])
