@@ -280,7 +280,24 @@ class Federation:
                 epsilon=cap, delta="1e-05", max_records=1,
             )  # fmt: skip
             log.add("data-set", data_set="er", population="patients", disjoint="")
-            log.add("policy", policy={"plans": ["*"], "note": "Größe ✓"})
+            log.add("policy", policy=self.policy(log.name, cap, setting))
+
+    def policy(self, site: str, cap: str | None, setting: str, **changes: Any) -> dict[str, Any]:
+        """A policy as a site publishes it; keys that no rule reads may be any."""
+        terms = {
+            "unit": "record", "relation": "add_or_remove_one", "epsilon": cap, "delta": "1e-05",
+            "max_records": 1,
+        }  # fmt: skip
+        allow = {
+            "tasks": ["*"], "models": ["*"], "metrics": ["public", "gate", "off"],
+            "coordinators": ["sha256:" + self.order_key.hex], "plans": [], "max_rounds": 1000,
+            "approval": "manual", "approvers": 1,
+        }  # fmt: skip
+        return {
+            "site": site, "setting": "site" if setting == "site" else "simulation",
+            "populations": {"patients": terms}, "allow": {**allow, **changes},
+            "data": {"er": {"population": "patients", "disjoint": ""}}, "note": "Größe ✓",
+        }  # fmt: skip
 
     def approve(self, plan: dict[str, Any]) -> str:
         self.plans.append(plan)

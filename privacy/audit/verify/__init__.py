@@ -54,6 +54,7 @@ from privet.privacy.audit.verify.result import (
     Verdict,
 )
 from privet.privacy.audit.verify.roster import FORMAT, differences
+from privet.privacy.audit.verify.site import Ledger
 from privet.privacy.audit.verify.source import Scan, Source, Unreadable, scan
 from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, read_loose
 
@@ -66,6 +67,7 @@ def verify(
     path: Path,
     roster: Path | None = None,
     *,
+    require_witnessed: bool | None = None,
     keep: bool = False,
     brief: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -76,6 +78,8 @@ def verify(
     Args:
         path: the bundle.
         roster: a roster obtained out of band; without it the keys are only the bundle's word.
+        require_witnessed: whether a charge that no quorum of others witnessed is a fault; None:
+            it is one in the ledgers of real sites, and none in those of a simulation.
         keep: return the readable parts in ``Verdict.record``; memory then grows with the bundle.
         brief: return in ``Verdict.record`` what a claim depends on, in little memory.
         progress: called with bytes done and bytes in all.
@@ -105,6 +109,7 @@ def verify(
     is_pinned = pinned is not None and _compare(pinned, reader, findings)
     if pinned is None:
         findings.note("roster unpinned: the keys are only the bundle's word")
+    _require_witnessed(reader, require_witnessed, findings)
     if findings.dropped:
         more = f"{findings.dropped} more {'fault is' if findings.dropped == 1 else 'faults are'}"
         findings.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
@@ -113,7 +118,32 @@ def verify(
         findings.notes,
         [] if reader is None or reader.case is None else reader.case.findings_of_sites,
         _record(reader) if keep or brief else None,
+        0 if reader is None or reader.case is None else reader.case.roster.quorum,
+        {log.name: log.witnessed for log in _ledgers(reader)},
+        [] if reader is None else reader.unfinished,
     )  # fmt: skip
+
+
+def _ledgers(reader: BundleReader | None) -> list[Ledger]:
+    return [] if reader is None else [log for log in reader.logs if isinstance(log, Ledger)]
+
+
+def _require_witnessed(
+    reader: BundleReader | None, required: bool | None, findings: Findings
+) -> None:
+    """Fault charges that only their own site's word stands behind."""
+    for log in _ledgers(reader):
+        if not (log.setting == "site" if required is None else required) or log.cut:
+            continue
+        first = next((n for n in log.charged if n >= log.witnessed.upto), None)
+        if first is not None:
+            findings.fault(
+                "witness",
+                "charges from here on are not witnessed by a quorum of others: they stand on the"
+                " site's word alone. The next round of any run has them witnessed"
+                " (--no-require-witnessed: for those who accept that)",
+                log.name, first,
+            )  # fmt: skip
 
 
 def _read(

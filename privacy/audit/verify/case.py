@@ -30,10 +30,14 @@ class Head:
 
 @dataclass
 class Seen:
-    """What the ledgers say of one run: plan, code, and entries whose order is not here."""
+    """What the ledgers say of one run: plan, code, and entries whose order is not here.
+
+    ``parameters``: what orders of each purpose ask for, by its digest.
+    """
 
     plan: str | None = None
     code: str | None = None
+    parameters: dict[str, bytes] = field(default_factory=dict)
     without_order: dict[str, int] = field(default_factory=dict)
 
 
@@ -52,6 +56,8 @@ class Case:
         self.heads: dict[str, dict[int, Head]] = {}
         self.texts: dict[str, dict[bytes, int]] = {}
         self.findings_of_sites: list[SiteFinding] = []
+        #: Digests of noised releases (their first half), with site and order.
+        self.releases: dict[bytes, tuple[str, str]] = {}
         #: Members whose log is not in the bundle: what would be in it is asked of nobody.
         self.absent: set[str] = set()
         self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}

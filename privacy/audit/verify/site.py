@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +15,23 @@ from privet.privacy.audit.verify.case import Case
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
 from privet.privacy.audit.verify.log import Log
 from privet.privacy.audit.verify.orders import NONE, REFUSED, RESERVED
-from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.result import SiteFinding, count, show
+from privet.privacy.audit.verify.plans import Plan, Terms
+from privet.privacy.audit.verify.policy import TERMS, SitePolicy
+from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
 from privet.privacy.audit.verify.roster import Member
 from privet.privacy.audit.verify.strict import Malformed, decimal, read
 
 _MOST_EVENTS = 20_000
+MOST_DELTA = 0.01
 
 
 @dataclass
 class Population:
-    """A registered population."""
+    """A registered population; ``said``: its entry, for policies to agree with."""
 
     name: str
-    unit: str
+    terms: Terms
+    said: dict[str, Any]
     budget: Budget
     open: bool = True
 
@@ -64,9 +69,19 @@ class Ledger(Log):
         self.setting = ""
         self._first = ""
         self._data_sets: dict[str, str] = {}
-        self._policy = self._paused = self._withdrawn = False
-        self._approved: dict[str, bool] = {}
-        self._begun: dict[str, str] = {}
+        self._disjoint: dict[str, str] = {}
+        self._paused = self._withdrawn = False
+        self._policy: SitePolicy | None = None
+        self._has_policy = False
+        #: What the policy in force says of reservations, by what they depend on.
+        self._refusals: dict[tuple[str, ...], str | None] = {}
+        #: Who approved a plan; of one that was refused, nothing.
+        self._approved: dict[str, list[str]] = {}
+        self._begun: dict[str, tuple[str, str, str]] = {}
+        #: The entries that charge a population.
+        self.charged = array("q")
+        #: Releases by population, run, purpose and event.
+        self.released: Counter[tuple[str, str, str, Event]] = Counter()
         self._elsewhere = 0
         self._gate_before = 0
         self._open: dict[int, Reservation] = {}
@@ -80,7 +95,7 @@ class Ledger(Log):
         self._rare: dict[str, Callable[[dict[str, Any]], None]] = {
             "population": self._population, "data-set": self._data_set,
             "plan-approved": self._plan_approved, "plan-refused": self._plan_refused,
-            "budget-closed": self._budget_closed,
+            "budget-closed": self._budget_closed, "policy": self._policy_set,
         }  # fmt: skip
 
     def apply(
@@ -98,7 +113,6 @@ class Ledger(Log):
         elif predicate is not None:
             if kind == "genesis":
                 self.setting = predicate["setting"]
-            self._policy = self._policy or kind == "policy"
             if kind in ("paused", "resumed"):
                 self._paused = kind == "paused"
             self._withdrawn = self._withdrawn or kind == "withdrawn"
@@ -131,8 +145,13 @@ class Ledger(Log):
         if cap is None and self.setting == "site":
             self.fault("population", f"population {show(name)} has no cap outside a simulation")
         self._first = self._first or name
-        budget = Budget(cap, decimal(entry["delta"]), relation)
-        self.populations[name] = Population(name, entry["unit"], budget)
+        delta = decimal(entry["delta"])
+        if delta > MOST_DELTA:
+            self.fault("population", f"the delta of population {show(name)} is above {MOST_DELTA:g}"
+                       + NEW_RULE)  # fmt: skip
+        terms = Terms(entry["unit"], relation, cap, delta, entry["max_records"])
+        said = {key: entry[key] for key in TERMS}
+        self.populations[name] = Population(name, terms, said, Budget(cap, delta, relation))
 
     def _data_set(self, entry: dict[str, Any]) -> None:
         name, population = entry["data_set"], entry["population"]
@@ -147,15 +166,30 @@ class Ledger(Log):
                 f"data set {show(name)} must share the first population, with 'disjoint' empty, or"
                 " say why its persons are in no other",
             )
-        self._data_sets[name] = population
+        self._data_sets[name], self._disjoint[name] = population, entry["disjoint"]
 
     def _plan_approved(self, entry: dict[str, Any]) -> None:
-        self._approved[entry["plan"]] = True
+        self._approved[entry["plan"]] = entry["by"]
         self.case.referred.add(entry["plan"])
+        if entry["how"] != "manual" and self._policy and not self._policy.lists(entry["plan"]):
+            message = "a plan is approved as one that the policy lists, and it does not"
+            self.fault("policy", message + NEW_RULE)
 
     def _plan_refused(self, entry: dict[str, Any]) -> None:
-        self._approved[entry["plan"]] = False
+        self._approved.pop(entry["plan"], None)
         self.case.referred.add(entry["plan"])
+
+    def _policy_set(self, entry: dict[str, Any]) -> None:
+        self._has_policy, self._policy = True, None
+        self._refusals.clear()
+        try:
+            policy = SitePolicy(entry["policy"])
+        except (Malformed, RecursionError, TypeError) as error:
+            self.fault("policy", str(error) + NEW_RULE)
+            return
+        if policy.site != self.name or (policy.setting == "site") != (self.setting == "site"):
+            self.fault("policy", "the policy is of another site or setting" + NEW_RULE)
+        self._policy = policy
 
     def _budget_closed(self, entry: dict[str, Any]) -> None:
         population = self.populations.get(entry["population"])
@@ -175,22 +209,28 @@ class Ledger(Log):
             self.fault("population", f"population {show(population)} is not registered or closed")
         if self._data_sets.get(data_set) != population:
             self.fault("population", f"data set {show(data_set)} is not one of the population")
-        if not self._policy:
+        if not self._has_policy:
             self.fault("policy", "a reservation before a policy")
-        if not self._approved.get(plan):
+        if plan not in self._approved:
             self.fault("plan", "a reservation for a plan that is not approved")
         if self._paused:
             self.fault("reservation", "a reservation while the site is paused")
         event = self._event(event_place)
         known = self._check_plan(plan, owner, purpose, round_, event)
-        if self._begun.setdefault(run, keyid) != keyid:
+        self._check_policy(plan, owner, data_set, keyid)
+        begun = self._begun.setdefault(run, (keyid, population, data_set))
+        if begun[0] != keyid:
             self.fault("reservation", f"run {show(run)} was begun by another coordinator")
+        if begun[1:] != (population, data_set):
+            message = f"run {show(run)} was begun on another population or data set"
+            self.fault("population", message + NEW_RULE)
         index = NONE
         if self._is_asked_here(keyid):
             self._check_run(run, plan, code)
             index = self._check_order(run, round_, attempt, purpose, order, plan, model, RESERVED)
         slot = self._take_slot(run, purpose, (round_, attempt), order)
         charge = Charge(run, purpose, event, known)
+        self.charged.append(self._here)
         if owner is not None:
             owner.budget.add(self._here, charge)
         self._open[self._here] = Reservation(owner, order, purpose, charge, slot, index)
@@ -234,8 +274,37 @@ class Ledger(Log):
             return "the plan does not name the site"
         if owner is None:
             return None
-        budget = owner.budget
-        return plan.misfit(budget.cap, budget.delta, owner.unit, budget.relation)
+        if plan.overspends:
+            return "the plan costs more than the epsilon that it asks for" + NEW_RULE
+        size, delta = plan.sizes.get(self.name), owner.terms.delta
+        if plan.budget is not None and size is not None and delta * size > 1:
+            self.case.findings.note(
+                f"{self.name}: delta {delta:g} of population {show(owner.name)} is above one in"
+                f" {size}, the nominal size: it allows to let out one record whole"
+            )
+        return plan.misfit(owner.terms)
+
+    def _check_policy(
+        self, plan: str, owner: Population | None, data_set: str, keyid: str
+    ) -> None:
+        """Check a reservation against the policy in force."""
+        if self._policy is None:
+            return
+        by = self._approved.get(plan, [])
+        asked = (plan, "" if owner is None else owner.name, data_set, keyid, *by)
+        if asked not in self._refusals:
+            found = self._policy.refusal(plan, self.case.plans.get(plan), keyid, by)
+            if owner is not None and not self._policy.registers(owner.name, owner.said):
+                found = f"the policy has other terms for population {show(owner.name)}"
+            elif owner is not None and not self._policy.has(data_set, owner.name):
+                found = f"the policy has data set {show(data_set)} as another one"
+            elif self._disjoint.get(data_set):
+                said = self._policy.data[data_set][1]
+                if said != self._disjoint[data_set]:
+                    found = f"the policy says otherwise why {show(data_set)} is disjoint"
+            self._refusals[asked] = found
+        if (found := self._refusals[asked]) is not None:
+            self.fault("policy", found + NEW_RULE)
 
     def _is_asked_here(self, keyid: str) -> bool:
         """Whether an order came from the coordinator of the roster; others are counted."""
@@ -289,13 +358,16 @@ class Ledger(Log):
         return found
 
     def _metric_released(
-        self, hashed: bytes, reservation: int, order: str, digest: str, event_place: int
+        self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,
+        event_place: int,
     ) -> None:  # fmt: skip
-        self._released(hashed, reservation, order, digest, event_place, "evaluate")
+        self._released(
+            hashed, reservation, order, digest, reproducible, event_place, "evaluate"
+        )
 
     def _released(
-        self, hashed: bytes, reservation: int, order: str, digest: str, event_place: int,
-        purpose: str = "train",
+        self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,
+        event_place: int, purpose: str = "train",
     ) -> None:  # fmt: skip
         event = self._event(event_place)
         found = self._close(reservation, "release")
@@ -308,14 +380,27 @@ class Ledger(Log):
             self.fault("release", f"'{found.purpose}' is released as another kind")
         if not found.charge.event.covers(event):
             self.fault("event", "the event that ran is not the reserved one, or more of it")
+        name = "" if found.population is None else found.population.name
+        self.released[name, found.charge.run, purpose, event] += 1
+        if event.mechanism != NON_PRIVATE and not reproducible:
+            self._check_once(digest, order)
         if found.index != NONE:
             self.case.orders.released(found.index, self._here, digest, hashed)
 
-    def _aborted(self, reservation: int, data_opened: bool) -> None:
+    def _check_once(self, digest: str, order: str) -> None:
+        """No two noised releases are the same, unless one was copied."""
+        known = self.case.releases.setdefault(bytes.fromhex(digest[7:39]), (self.name, order))
+        if known != (self.name, order):
+            self.fault("release", f"the release is the same as another of {known[0]}" + NEW_RULE)
+
+    def _aborted(self, reservation: int, data_opened: bool, reason: str) -> None:
         found = self._close(reservation, "reservation")
         if found is None:
             return
         found.slot.state = "aborted"
+        if reason == "does-not-fit" and not data_opened:
+            message = "what ran is said not to fit its reservation, and no data to be opened"
+            self.fault("reservation", message + NEW_RULE)
         if not data_opened and found.population is not None:
             found.population.budget.add(self._here, found.charge, -1)
 
@@ -357,7 +442,7 @@ class Ledger(Log):
         if accounting.contradict(value, ceiling, events):
             self.fault("accounting", "the epsilon of the distributions is above the Renyi ceiling")
         return SiteFinding(
-            self.name, population.name, population.unit, budget.relation, budget.delta,
+            self.name, population.name, population.terms.unit, budget.relation, budget.delta,
             None if math.isinf(value) else value, budget.cap, self.tree.size,
             charges=budget.charges, runs=budget.runs,
             conditional=("H29",) if budget.runs > 1 else (),
