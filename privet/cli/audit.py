@@ -80,7 +80,20 @@ def bundle(
     "privet audit verify lending.bundle --roster fingerprints.json\n\n"
     "privet audit verify lending.bundle --json     exit code 0: no fault; 4: faults"
 )
-def verify(bundle: Bundle, roster: Roster = None, as_json: AsJson = False) -> None:
+def verify(
+    bundle: Bundle,
+    roster: Roster = None,
+    require_witnessed: Annotated[
+        bool | None,
+        typer.Option(
+            "--require-witnessed/--no-require-witnessed",
+            help="A charge that no quorum of others witnessed is a fault. Default: in the ledgers"
+            " of real sites it is one, in a simulation's it is none.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """Check everything that a bundle says, from the file alone.
 
     BUNDLE is the file that `privet audit bundle` wrote. Without a roster that reached you
@@ -91,7 +104,9 @@ def verify(bundle: Bundle, roster: Roster = None, as_json: AsJson = False) -> No
     from privet.privacy.audit.verify import verify as check
 
     with show.counting("verifying") as progress:
-        verdict = check(bundle, roster, brief=True, progress=progress)
+        verdict = check(
+            bundle, roster, require_witnessed=require_witnessed, brief=True, progress=progress
+        )
     if as_json:
         typer.echo(json.dumps(answer.as_json(verdict)))
     else:

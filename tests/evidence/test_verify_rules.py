@@ -68,7 +68,11 @@ def test_the_answer_has_the_keys_of_the_format_page(tmp_path: Path) -> None:
     fed = Federation()
     fed.run()
     value = verdict(tmp_path, fed, pin=False).to_dict()
-    assert set(value) == {"ok", "roster", "faults", "sites"}
+    assert set(value) == {"ok", "roster", "witnessed", "faults", "sites", "unfinished"}
+    size = len(fed.sites[NORTH].leaves)
+    others = sorted({*SITES, HUB} - {NORTH})
+    assert value["witnessed"]["quorum"] == 2
+    assert value["witnessed"]["sites"][NORTH] == {"upto": size, "entries": size, "by": others}
     assert value["roster"] == "unpinned"
     assert {"site", "population", "unit", "relation", "delta", "epsilon", "cap", "entries"} <= set(
         value["sites"][0]
@@ -142,7 +146,7 @@ def test_a_site_that_went_on_alone_is_noted(tmp_path: Path) -> None:
 
 def test_retries_aborts_and_refusals_are_fine(tmp_path: Path) -> None:
     fed = Federation()
-    plan = plan_of(metrics={"source": "off"})
+    plan = plan_of(metrics={"source": "off"}, strategy={"min_sites": 1})
     name = fed.approve(plan)
     model, after = digest(b"0"), digest(b"1")
     fed.hub.add("run-opened", run="r", plan=name, model=model, sites=list(SITES))
@@ -655,6 +659,9 @@ def test_what_another_coordinator_asks_is_charged_and_noted(tmp_path: Path) -> N
     fed = Federation(cap="60.0")
     fed.run()
     before = verdict(tmp_path, fed).sites[0]
+    own = "sha256:" + fed.order_key.hex
+    both = fed.policy(NORTH, "60.0", "site", coordinators=[own, "sha256:" + "0" * 64])
+    fed.sites[NORTH].add("policy", policy=both)
     order, place = another(fed, 1, keyid="0" * 64, code=OTHER)
     fed.release(NORTH, order, place, train_event(fed.plans[0]))
     fed.refuse(NORTH, {**fed.orders[0], "attempt": 2}, "refused-conflict", keyid="0" * 64)
@@ -717,10 +724,10 @@ def test_the_cap_of_one_run_names_the_first_entry(tmp_path: Path) -> None:
     fed = Federation(cap="1.2")
     fed.run(plan=plan)
     answer = verdict(tmp_path, fed)
-    assert {rule for rule, _ in found(answer)} == {"cap"}
+    assert {rule for rule, _ in found(answer)} == {"cap", "plan"}
     kinds = [kind for kind, _ in fed.sites[NORTH].predicates]
     reserved = [place for place, kind in enumerate(kinds) if kind == "reserved"]
-    assert answer.faults[0].entry == reserved[1]
+    assert next(f.entry for f in answer.faults if f.rule == "cap") == reserved[1]
     assert answer.sites[0].epsilon is not None and answer.sites[0].epsilon > 1.2
 
 

@@ -253,6 +253,8 @@ class Federation:
         self.sites = {name: Log("ledger", name, tweak) for name in SITES}
         self.hub = Log("journal", HUB, tweak)
         self.tweak = tweak
+        #: Sites whose head nobody cosigns, in a bundle without a journal.
+        self.alone: set[str] = set()
         self.orders: list[dict[str, Any]] = []
         self.plans: list[dict[str, Any]] = []
         self.receipts: list[dict[str, Any]] = []
@@ -470,7 +472,7 @@ class Federation:
             lines += log.leaves
             notes = log.notes
             if not self.journal_here:
-                last = self.witness(log, most=self.quorum)
+                last = self.witness(log, most=0 if log.name in self.alone else self.quorum)
                 notes = {last: notes[last]}
             lines += [
                 rfc8785.dumps({"kind": "checkpoint", "note": notes[size]}) for size in sorted(notes)

@@ -137,7 +137,9 @@ class Journal(Log):
         made = len(entry["joined" if run.plan.trainings else "metrics"])
         run.broken = made == 0
         if 0 < made < run.plan.quorum:
-            message = f"a round of {count(made, 'release')}, and the plan asks for {run.plan.quorum}"
+            message = (
+                f"a round of {count(made, 'release')}, and the plan asks for {run.plan.quorum}"
+            )
             self.fault("round", message + NEW_RULE)
         if run.broken and entry["next"] != entry["model"]:
             self.fault("model", "a round that joined nothing made another model" + NEW_RULE)

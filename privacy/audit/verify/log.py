@@ -210,6 +210,10 @@ class Log:
         held = [n for n, head in self.heads.items() if case.quorum(head.cosigners, self.name)]
         upto = max(held, default=0) if case.roster.quorum else 0
         owners = case.roster.owners
-        by = {owners[name] for name in self.heads[upto].cosigners if name in owners} if upto else set()
+        by = (
+            {owners[name] for name in self.heads[upto].cosigners if name in owners}
+            if upto
+            else set()
+        )
         self.witnessed = Witnessed(upto, self.tree.size, tuple(sorted(by - {self.name})))
         return upto

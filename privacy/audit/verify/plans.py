@@ -90,9 +90,7 @@ class Plan:
         strategy = strategy if isinstance(strategy, dict) else {}
         self.averages = self.trainings > 0 and _count(strategy, "average_last", 1) > 1
         least = strategy.get("min_sites")
-        self.quorum = (
-            len(self.sites) // 2 + 1 if least is None else _count(strategy, "min_sites")
-        )
+        self.quorum = len(self.sites) // 2 + 1 if least is None else _count(strategy, "min_sites")
         sizes = {site["name"]: site.get("nominal_size") for site in listed}
         self.sizes = {name: n for name, n in sizes.items() if type(n) is int and n > 0}
         self._read_kinds(value)

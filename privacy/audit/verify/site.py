@@ -10,30 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.budget import Budget, Charge
+from privet.privacy.audit.verify.budget import Charge
 from privet.privacy.audit.verify.case import Case
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
-from privet.privacy.audit.verify.log import Log
 from privet.privacy.audit.verify.orders import NONE, REFUSED, RESERVED
-from privet.privacy.audit.verify.plans import Plan, Terms
-from privet.privacy.audit.verify.policy import TERMS, SitePolicy
+from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.registered import Population, RegisteredLog
 from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
 from privet.privacy.audit.verify.roster import Member
-from privet.privacy.audit.verify.strict import Malformed, decimal, read
+from privet.privacy.audit.verify.strict import Malformed, read
 
 _MOST_EVENTS = 20_000
-MOST_DELTA = 0.01
-
-
-@dataclass
-class Population:
-    """A registered population; ``said``: its entry, for policies to agree with."""
-
-    name: str
-    terms: Terms
-    said: dict[str, Any]
-    budget: Budget
-    open: bool = True
 
 
 @dataclass
@@ -57,26 +44,12 @@ class Reservation:
     index: int
 
 
-class Ledger(Log):
+class Ledger(RegisteredLog):
     """A site's ledger; :meth:`apply` takes its entries in turn."""
-
-    role = "ledger"
-    called = "site"
 
     def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
         super().__init__(case, member, wanted)
-        self.populations: dict[str, Population] = {}
-        self.setting = ""
-        self._first = ""
-        self._data_sets: dict[str, str] = {}
-        self._disjoint: dict[str, str] = {}
         self._paused = self._withdrawn = False
-        self._policy: SitePolicy | None = None
-        self._has_policy = False
-        #: What the policy in force says of reservations, by what they depend on.
-        self._refusals: dict[tuple[str, ...], str | None] = {}
-        #: Who approved a plan; of one that was refused, nothing.
-        self._approved: dict[str, list[str]] = {}
         self._begun: dict[str, tuple[str, str, str]] = {}
         #: The entries that charge a population.
         self.charged = array("q")
@@ -92,11 +65,6 @@ class Ledger(Log):
             "reserved": self._reserved, "refused": self._refused, "aborted": self._aborted,
             "released": self._released, "metric-released": self._metric_released,
         }  # fmt: skip
-        self._rare: dict[str, Callable[[dict[str, Any]], None]] = {
-            "population": self._population, "data-set": self._data_set,
-            "plan-approved": self._plan_approved, "plan-refused": self._plan_refused,
-            "budget-closed": self._budget_closed, "policy": self._policy_set,
-        }  # fmt: skip
 
     def apply(
         self, kind: str, values: tuple[Any, ...] | None, predicate: dict[str, Any] | None,
@@ -111,13 +79,10 @@ class Ledger(Log):
             else:
                 self._rules[kind](*values)
         elif predicate is not None:
-            if kind == "genesis":
-                self.setting = predicate["setting"]
             if kind in ("paused", "resumed"):
                 self._paused = kind == "paused"
             self._withdrawn = self._withdrawn or kind == "withdrawn"
-            if kind in self._rare:
-                self._rare[kind](predicate)
+            self.register(kind, predicate)
 
     def _event(self, place: int) -> Event:
         """Return the event of the batch's text at ``place``."""
@@ -134,90 +99,18 @@ class Ledger(Log):
             self._events[text] = event
         return event
 
-    # populations, data sets, plans
-
-    def _population(self, entry: dict[str, Any]) -> None:
-        name, relation = entry["population"], entry["relation"]
-        cap = None if entry["epsilon"] is None else decimal(entry["epsilon"])
-        if name in self.populations:
-            self.fault("population", f"population {show(name)} is registered twice")
-            return
-        if cap is None and self.setting == "site":
-            self.fault("population", f"population {show(name)} has no cap outside a simulation")
-        self._first = self._first or name
-        delta = decimal(entry["delta"])
-        if delta > MOST_DELTA:
-            self.fault("population", f"the delta of population {show(name)} is above {MOST_DELTA:g}"
-                       + NEW_RULE)  # fmt: skip
-        terms = Terms(entry["unit"], relation, cap, delta, entry["max_records"])
-        said = {key: entry[key] for key in TERMS}
-        self.populations[name] = Population(name, terms, said, Budget(cap, delta, relation))
-
-    def _data_set(self, entry: dict[str, Any]) -> None:
-        name, population = entry["data_set"], entry["population"]
-        if population not in self.populations:
-            self.fault("population", f"data set {show(name)} is of an unregistered population")
-        if name in self._data_sets:
-            self.fault("population", f"data set {show(name)} is registered twice")
-            return
-        if (population == self._first) != (entry["disjoint"] == ""):
-            self.fault(
-                "population",
-                f"data set {show(name)} must share the first population, with 'disjoint' empty, or"
-                " say why its persons are in no other",
-            )
-        self._data_sets[name], self._disjoint[name] = population, entry["disjoint"]
-
-    def _plan_approved(self, entry: dict[str, Any]) -> None:
-        self._approved[entry["plan"]] = entry["by"]
-        self.case.referred.add(entry["plan"])
-        if entry["how"] != "manual" and self._policy and not self._policy.lists(entry["plan"]):
-            message = "a plan is approved as one that the policy lists, and it does not"
-            self.fault("policy", message + NEW_RULE)
-
-    def _plan_refused(self, entry: dict[str, Any]) -> None:
-        self._approved.pop(entry["plan"], None)
-        self.case.referred.add(entry["plan"])
-
-    def _policy_set(self, entry: dict[str, Any]) -> None:
-        self._has_policy, self._policy = True, None
-        self._refusals.clear()
-        try:
-            policy = SitePolicy(entry["policy"])
-        except (Malformed, RecursionError, TypeError) as error:
-            self.fault("policy", str(error) + NEW_RULE)
-            return
-        if policy.site != self.name or (policy.setting == "site") != (self.setting == "site"):
-            self.fault("policy", "the policy is of another site or setting" + NEW_RULE)
-        self._policy = policy
-
-    def _budget_closed(self, entry: dict[str, Any]) -> None:
-        population = self.populations.get(entry["population"])
-        if population is None or not population.open:
-            self.fault("population", "'budget-closed' is of no open population")
-            return
-        population.open = False
-
     # reservations
 
     def _reserved(
         self, population: str, data_set: str, run: str, round_: int, attempt: int, purpose: str,
         order: str, keyid: str, plan: str, model: str, code: str, event_place: int,
     ) -> None:  # fmt: skip
-        owner = self.populations.get(population)
-        if owner is None or not owner.open:
-            self.fault("population", f"population {show(population)} is not registered or closed")
-        if self._data_sets.get(data_set) != population:
-            self.fault("population", f"data set {show(data_set)} is not one of the population")
-        if not self._has_policy:
-            self.fault("policy", "a reservation before a policy")
-        if plan not in self._approved:
-            self.fault("plan", "a reservation for a plan that is not approved")
+        owner = self.owner(population, data_set, plan)
         if self._paused:
             self.fault("reservation", "a reservation while the site is paused")
         event = self._event(event_place)
         known = self._check_plan(plan, owner, purpose, round_, event)
-        self._check_policy(plan, owner, data_set, keyid)
+        self.check_policy(plan, owner, data_set, keyid)
         begun = self._begun.setdefault(run, (keyid, population, data_set))
         if begun[0] != keyid:
             self.fault("reservation", f"run {show(run)} was begun by another coordinator")
@@ -284,28 +177,6 @@ class Ledger(Log):
             )
         return plan.misfit(owner.terms)
 
-    def _check_policy(
-        self, plan: str, owner: Population | None, data_set: str, keyid: str
-    ) -> None:
-        """Check a reservation against the policy in force."""
-        if self._policy is None:
-            return
-        by = self._approved.get(plan, [])
-        asked = (plan, "" if owner is None else owner.name, data_set, keyid, *by)
-        if asked not in self._refusals:
-            found = self._policy.refusal(plan, self.case.plans.get(plan), keyid, by)
-            if owner is not None and not self._policy.registers(owner.name, owner.said):
-                found = f"the policy has other terms for population {show(owner.name)}"
-            elif owner is not None and not self._policy.has(data_set, owner.name):
-                found = f"the policy has data set {show(data_set)} as another one"
-            elif self._disjoint.get(data_set):
-                said = self._policy.data[data_set][1]
-                if said != self._disjoint[data_set]:
-                    found = f"the policy says otherwise why {show(data_set)} is disjoint"
-            self._refusals[asked] = found
-        if (found := self._refusals[asked]) is not None:
-            self.fault("policy", found + NEW_RULE)
-
     def _is_asked_here(self, keyid: str) -> bool:
         """Whether an order came from the coordinator of the roster; others are counted."""
         own = keyid == self.case.roster.orders_keyid
@@ -361,9 +232,7 @@ class Ledger(Log):
         self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,
         event_place: int,
     ) -> None:  # fmt: skip
-        self._released(
-            hashed, reservation, order, digest, reproducible, event_place, "evaluate"
-        )
+        self._released(hashed, reservation, order, digest, reproducible, event_place, "evaluate")
 
     def _released(
         self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,

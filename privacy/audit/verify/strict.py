@@ -145,7 +145,7 @@ def is_visible(text: str) -> bool:
 
     Such characters (ESC, U+202E, a line separator) let a text look like another one on a screen.
     """
-    return text.isascii() and text.isprintable() or not any(map(_is_hidden, text))
+    return (text.isascii() and text.isprintable()) or not any(map(_is_hidden, text))
 
 
 def _is_hidden(sign: str) -> bool:
