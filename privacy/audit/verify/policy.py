@@ -73,7 +73,7 @@ class SitePolicy:
     def registers(self, name: str, terms: dict[str, Any]) -> bool:
         """Return whether the policy has this population with exactly these terms."""
         own = self.populations.get(name)
-        return own is not None and [own.get(key) for key in TERMS] == [terms[key] for key in TERMS]
+        return own is not None and all(bool(own.get(key) == terms[key]) for key in TERMS)
 
     def has(self, data_set: str, population: str) -> bool:
         """Return whether the policy has the data set, as one of the population."""
