@@ -77,7 +77,7 @@ class SitePolicy:
 
     def has(self, data_set: str, population: str) -> bool:
         """Return whether the policy has the data set, as one of the population."""
-        return bool(plan in self._allow["plans"])
+        return bool(self.data.get(data_set, (None, None))[0] == population)
 
     def refusal(self, plan: str, parts: Plan | None, keyid: str, by: Iterable[str]) -> str | None:
         """Return why the policy does not allow a reservation, or None.
