@@ -64,20 +64,37 @@ class Bench:
         witness = key("witness", "site", COSIGN)
         self.folder = folder / "site"
         self.signer = FileSigner.generate()
+        self.orders = key("orders", "coordinator")
         self.ledger = Ledger(self.folder, self.signer, "site", witness=witness, create=True)
         budget = Budget(100.0, 1e-5, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
         self.ledger.register("people", budget)
         self.ledger.add_data_set("records", "people")
-        self.ledger.set_policy({})
+        self.ledger.set_policy(self._policy())
         self.ledger.keep("plan", self.plan.digest, self.plan.to_dict())
         self.ledger.approve(self.plan.digest, ["somebody"], "manual")
         chief = Coordinator(
-            "coordinator", key("journal", "coordinator"), key("orders", "coordinator"),
+            "coordinator", key("journal", "coordinator"), self.orders,
             key("witness", "coordinator", COSIGN),
         )  # fmt: skip
         self.keyid = chief.orders.fingerprint.partition(":")[2]
         (self.folder / "keyid").write_text(self.keyid)
         Roster(chief, (Member("site", self.ledger.log.first_key, witness),), 0).save(folder)
+
+    def _policy(self) -> dict[str, object]:
+        """Return a policy that allows the plan, as a site publishes it."""
+        from privet.privacy.policy import Policy
+
+        return Policy.parse(
+            {
+                "site": "site",
+                "populations": {"people": {"unit": "record", "epsilon": 100.0, "delta": 1e-5}},
+                "data": {"records": {"population": "people", "nominal_size": 100}},
+                "allow": {
+                    "tasks": ["*"], "models": ["*"], "coordinators": [self.orders.fingerprint],
+                    "max_rounds": self.plan.training.rounds,
+                },
+            }
+        ).public()  # fmt: skip
 
     def release(self, number: int) -> None:
         """Reserve and commit one release."""
@@ -204,7 +221,8 @@ def verification(folder: Path, entries: int) -> list[Row]:
     tell("verifying")
     code = "import privet.cli, sys; sys.argv[1:] = sys.argv[2:]; privet.cli.main()"
     command = [sys.executable, "-c", code, "-", "audit", "verify", str(path),
-               "--roster", str(folder / "roster-fingerprints.json"), "--json"]  # fmt: skip
+               "--roster", str(folder / "roster-fingerprints.json"), "--json",
+               "--no-require-witnessed"]  # fmt: skip
     mine, memory = _watched(command)
     key = Ed25519PublicKey.from_public_bytes(bench.signer.public)
     message = pae("application/vnd.in-toto+json", b"x" * 900)

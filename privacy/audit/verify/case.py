@@ -56,8 +56,8 @@ class Case:
         self.heads: dict[str, dict[int, Head]] = {}
         self.texts: dict[str, dict[bytes, int]] = {}
         self.findings_of_sites: list[SiteFinding] = []
-        #: Digests of noised releases (their first half), with site and order.
-        self.releases: dict[bytes, tuple[str, str]] = {}
+        #: Noised releases of all sites, by what is left of their digests.
+        self.releases: dict[int, str] = {}
         #: Members whose log is not in the bundle: what would be in it is asked of nobody.
         self.absent: set[str] = set()
         self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}
