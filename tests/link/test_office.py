@@ -57,14 +57,15 @@ def model_of(town: Town, run: str = "first") -> dict[str, np.ndarray]:
     return load_model(town.federation.folder / "runs" / run / "model" / "model.safetensors")[0]
 
 
-def verdict_of(town: Town, run: str = "first") -> Any:
+def verdict_of(town: Town, run: str = "first", **options: Any) -> Any:
     """What a verifier says of the coordinator's papers and all ledgers."""
     folder = town.federation.folder
     sources = [folder / "runs" / run]
     sources += [town.folder / name / "ledger" for name in SITES]
     out = town.folder / f"{run}.bundle"
+    out.unlink(missing_ok=True)
     write_bundle(sources, out)
-    return verify(out, folder / "runs" / run / "roster-fingerprints.json")
+    return verify(out, folder / "runs" / run / "roster-fingerprints.json", **options)
 
 
 def test_three_sites_train_over_the_link(town: Make) -> None:
@@ -317,9 +318,12 @@ def test_a_run_whose_sites_are_gone_is_cancelled_and_audited(town: Make) -> None
     end = time.monotonic() + 300
     while "a run failed" not in (here.folder / "hub.log").read_text() and time.monotonic() < end:
         time.sleep(0.1)
-    verdict = verdict_of(here)
+    # Whoever wants others to stand behind each charge is told which ones nobody does.
+    assert {fault.rule for fault in verdict_of(here).faults} == {"witness"}
+    verdict = verdict_of(here, require_witnessed=False)
     assert verdict.ok, verdict.faults
     assert any("which failed, is not witnessed" in note for note in verdict.notes)
+    assert {one.run for one in verdict.unfinished} == {"first"}
 
 
 def test_a_run_that_is_damaged_holds_nobody_up(town: Make) -> None:
