@@ -69,6 +69,7 @@ class Ledger(Log):
         self._begun: dict[str, str] = {}
         self._elsewhere = 0
         self._gate_before = 0
+        self._other_code: set[tuple[str, str]] = set()
         self._open: dict[int, Reservation] = {}
         self._slots: dict[tuple[str, str], Slot] = {}
         self._events: dict[str, Event] = {}
@@ -185,6 +186,7 @@ class Ledger(Log):
         known = self._check_plan(plan, owner, purpose, round_, event)
         if self._begun.setdefault(run, keyid) != keyid:
             self.fault("reservation", f"run {show(run)} was begun by another coordinator")
+        self._note_code(run, code)
         index = NONE
         if self._is_asked_here(keyid):
             self._check_run(run, plan, code)
@@ -251,6 +253,14 @@ class Ledger(Log):
             self.fault("plan", f"run {show(run)} has another plan than elsewhere")
         if seen.code != code:
             self.fault("code", f"run {show(run)} runs other code than elsewhere")
+
+    def _note_code(self, run: str, code: str) -> None:
+        """Keep which code a run names; where codes are pinned it must be one of them."""
+        found = self.case.findings.code
+        found.runs.setdefault(run, set()).add(code)
+        if found.pinned and code not in found.pinned and (run, code) not in self._other_code:
+            self._other_code.add((run, code))
+            self.fault("code", f"run {show(run)} runs code {code}, which is none of those pinned")
 
     def _check_order(
         self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
