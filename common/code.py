@@ -45,7 +45,8 @@ digest at all its sites.
 """
 ROOMS = ("cli", "client", "common", "privacy", "server", "simulations")
 """Folders of the package, wherever they lie (a Flower bundle has most of them beside it)."""
-_OWN_SUFFIXES = (".py", ".json")  # the tokenizer's vocabulary is JSON
+SUFFIXES = (".py", ".json")
+"""Endings of Privet's own files that compute; the tokenizer's vocabulary is JSON."""
 
 
 def manifest(plan: Plan | None = None) -> dict[str, Any]:
@@ -94,7 +95,7 @@ def sources(package: Path) -> dict[str, bytes]:
         folder = package / room
         if not folder.exists():
             folder = package.resolve().parent / room
-        for name, path in _files(folder, _OWN_SUFFIXES):
+        for name, path in _files(folder, SUFFIXES):
             found[f"privet/{room}/{name}"] = path
     return {name: _read(path) for name, path in found.items()}
 
