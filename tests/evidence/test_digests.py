@@ -76,9 +76,7 @@ def stored(path: Path) -> list[Stored]:
     for name in json.loads(header["__metadata__"]["names"]):
         begin, end = header[name]["data_offsets"]
         data = raw[8 + length + begin : 8 + length + end]
-        found.append(
-            Stored(name, TYPES[header[name]["dtype"]], tuple(header[name]["shape"]), data)
-        )
+        found.append(Stored(name, TYPES[header[name]["dtype"]], tuple(header[name]["shape"]), data))
     return found
 
 
