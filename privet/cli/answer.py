@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from privet.privacy import honesty
 from privet.privacy.audit.report.judging import Standing, standing
-from privet.privacy.audit.verify import SiteFinding, Verdict
+from privet.privacy.audit.verify import CodeFinding, SiteFinding, Verdict
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 _out = Console(width=None if sys.stdout.isatty() else 100)
@@ -61,6 +62,8 @@ def show(found: Verdict) -> None:
             "The roster is not pinned: whoever made the bundle chose whose signatures count. "
             "Bring the fingerprints that the sites gave you: --roster FILE."
         )
+    if found.code.runs:
+        _say(_code(found.code))
     if found.sites:
         _out.print(_table(found.sites))
     if any(site.conditional for site in found.sites):
@@ -133,6 +136,24 @@ def _in_words(finding: SiteFinding) -> str:
     cap = "no cap" if finding.cap is None else f"cap {finding.cap:g}"
     terms = "" if finding.epsilon is None else f" ({loss.terms})"
     return f"ε {loss.figure}, {cap}{terms}"
+
+
+def _code(code: CodeFinding) -> str:
+    """Say which code ran, and on whose word."""
+    if code.pinned:
+        held = sum(digests <= code.pinned for digests in code.runs.values())
+        return f"The code is pinned: {held} of {_runs(len(code.runs))} name what you brought."
+    counted = Counter(digest for digests in code.runs.values() for digest in digests)
+    found = [f"{digest} ({_runs(count)})" for digest, count in counted.most_common(_SHOWN)]
+    more = f" and {len(counted) - _SHOWN} more" if len(counted) > _SHOWN else ""
+    return (
+        f"The code is not pinned; the sites' word is {', '.join(found)}{more}. "
+        "Bring the digest that its release publishes: --code DIGEST."
+    )
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
 
 
 def _claim(top: Standing) -> str:

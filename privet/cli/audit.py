@@ -78,6 +78,7 @@ def bundle(
 @audit.command(
     epilog="[bold]Examples[/bold]\n\n"
     "privet audit verify lending.bundle --roster fingerprints.json\n\n"
+    "privet audit verify lending.bundle --code sha256:0123…\n\n"
     "privet audit verify lending.bundle --json     exit code 0: no fault; 4: faults"
 )
 def verify(
@@ -92,21 +93,30 @@ def verify(
             show_default=False,
         ),
     ] = None,
+    code: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Digest of the code that every run must name; again for another. A release "
+            "publishes it, `privet --version --json` prints it.",
+            metavar="DIGEST",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check everything that a bundle says, from the file alone.
 
     BUNDLE is the file that `privet audit bundle` wrote. Without a roster that reached you
     another way, whoever wrote the bundle chose whose signatures count: the answer then says
-    that the roster is not pinned.
+    that the roster is not pinned. Which code ran is the sites' word; --code holds them to it.
     """
     from privet.cli import answer, show
     from privet.privacy.audit.verify import verify as check
 
     with show.counting("verifying") as progress:
         verdict = check(
-            bundle, roster, require_witnessed=require_witnessed, brief=True, progress=progress
-        )
+            bundle, roster, code=code or (), require_witnessed=require_witnessed, brief=True,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(answer.as_json(verdict)))
     else:

@@ -32,6 +32,7 @@ from privet.common.errors import InputError
 from privet.privacy.audit.verify import RULES, Verdict, verify
 
 NORTH = SITES[0]
+CODE = digest(b"code")
 
 
 def verdict(tmp_path: Path, fed: Federation, *, pin: bool = True, **options: Any) -> Verdict:
@@ -68,11 +69,12 @@ def test_the_answer_has_the_keys_of_the_format_page(tmp_path: Path) -> None:
     fed = Federation()
     fed.run()
     value = verdict(tmp_path, fed, pin=False).to_dict()
-    assert set(value) == {"ok", "roster", "witnessed", "faults", "sites", "unfinished"}
+    assert set(value) == {"ok", "roster", "code", "witnessed", "faults", "sites", "unfinished"}
     size = len(fed.sites[NORTH].leaves)
     others = sorted({*SITES, HUB} - {NORTH})
     assert value["witnessed"]["quorum"] == 2
     assert value["witnessed"]["sites"][NORTH] == {"upto": size, "entries": size, "by": others}
+    assert value["code"] == {"pinned": False, "runs": {"run-1": [CODE]}}
     assert value["roster"] == "unpinned"
     assert {"site", "population", "unit", "relation", "delta", "epsilon", "cap", "entries"} <= set(
         value["sites"][0]
@@ -670,6 +672,24 @@ def test_what_another_coordinator_asks_is_charged_and_noted(tmp_path: Path) -> N
     assert any("2 entries answer another coordinator" in note for note in answer.notes)
     assert answer.sites[0].charges == before.charges + 1
     assert (answer.sites[0].epsilon or 0) > (before.epsilon or 0)
+
+
+def test_code_that_is_pinned(tmp_path: Path) -> None:
+    """Each run at each site, also one that another coordinator asked for; once each."""
+    fed = Federation(cap="60.0")
+    fed.run()
+    assert verdict(tmp_path, fed, code=[CODE]).ok
+    wrong = verdict(tmp_path, fed, code=[OTHER])
+    assert sorted(fault.site or "" for fault in wrong.faults) == sorted(SITES)
+    assert found(wrong) == {("code", site) for site in SITES}
+    order, place = another(fed, 1, keyid="0" * 64, code=OTHER)
+    fed.release(NORTH, order, place, train_event(fed.plans[0]))
+    unpinned = verdict(tmp_path, fed)
+    assert unpinned.ok and unpinned.code.runs[order["run"]] >= {OTHER}
+    assert found(verdict(tmp_path, fed, code=[CODE])) == {("code", NORTH)}
+    assert verdict(tmp_path, fed, code=[OTHER, CODE]).ok
+    with pytest.raises(InputError, match="no digest of code"):
+        verdict(tmp_path, fed, code=CODE)  # a text is a list of letters
 
 
 @pytest.mark.parametrize(("rule", "at", "plant"), HISTORIES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -97,6 +98,24 @@ class Unfinished:
 
 
 @dataclass(frozen=True)
+class CodeFinding:
+    """Which code the ledgers say computed, by run: the sites' word, which a digest may pin.
+
+    Attributes:
+        pinned: the digests that alone may be named; empty where none were given.
+        runs: what the reservations of each run name, of any coordinator.
+    """
+
+    pinned: frozenset[str] = frozenset()
+    runs: dict[str, set[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the format page."""
+        runs = {name: sorted(digests) for name, digests in sorted(self.runs.items())}
+        return {"pinned": bool(self.pinned), "runs": runs}
+
+
+@dataclass(frozen=True)
 class Entry:
     """One entry of a log, as it was read."""
 
@@ -153,6 +172,7 @@ class Verdict:
     quorum: int = 0
     witnessed: dict[str, Witnessed] = field(default_factory=dict)
     unfinished: list[Unfinished] = field(default_factory=list)
+    code: CodeFinding = field(default_factory=CodeFinding)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the format page; sites carry a few fields more."""
@@ -166,6 +186,7 @@ class Verdict:
                     for name, found in self.witnessed.items()
                 },
             },
+            "code": self.code.to_dict(),
             "faults": [asdict(fault) for fault in self.faults],
             "sites": [
                 {**asdict(finding), "conditional": list(finding.conditional)}
@@ -178,7 +199,8 @@ class Verdict:
 class Findings:
     """Collects faults and notes; beyond :data:`MAX_FAULTS` it only counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, pinned_code: Iterable[str] = ()) -> None:
+        self.code = CodeFinding(frozenset(pinned_code))
         self.faults: list[Fault] = []
         self.notes: list[str] = []
         self.dropped = 0

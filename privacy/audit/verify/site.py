@@ -58,6 +58,7 @@ class Ledger(RegisteredLog):
         self.released: Counter[tuple[str, str, str, Event]] = Counter()
         self._elsewhere = 0
         self._gate_before = 0
+        self._other_code: set[tuple[str, str]] = set()
         self._open: dict[int, Reservation] = {}
         self._slots: dict[tuple[str, str], Slot] = {}
         self._events: dict[str, Event] = {}
@@ -118,6 +119,7 @@ class Ledger(RegisteredLog):
         if begun[1:] != (population, data_set):
             message = f"run {show(run)} was begun on another population or data set"
             self.fault("population", message + NEW_RULE)
+        self._note_code(run, code)
         index = NONE
         if self._is_asked_here(keyid):
             self._check_run(run, plan, code)
@@ -192,6 +194,14 @@ class Ledger(RegisteredLog):
             self.fault("plan", f"run {show(run)} has another plan than elsewhere")
         if seen.code != code:
             self.fault("code", f"run {show(run)} runs other code than elsewhere")
+
+    def _note_code(self, run: str, code: str) -> None:
+        """Keep which code a run names; where codes are pinned it must be one of them."""
+        found = self.case.findings.code
+        found.runs.setdefault(run, set()).add(code)
+        if found.pinned and code not in found.pinned and (run, code) not in self._other_code:
+            self._other_code.add((run, code))
+            self.fault("code", f"run {show(run)} runs code {code}, which is none of those pinned")
 
     def _check_order(
         self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
