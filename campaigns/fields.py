@@ -252,9 +252,11 @@ def changed(original: Original, path: Path, new: Any, *, everywhere: bool) -> di
         put(tree, path, new)
         return tree
     old, key = get(original.tree, path), _key(path)
+    if not original.all:
+        original.all += walk(original.tree)
     others = [
         at
-        for at, value in walk(original.tree)
+        for at, value in original.all
         if type(value) is type(old) and value == old and (isinstance(old, str) or _key(at) == key)
     ]
     if len(others) < 2:
@@ -277,8 +279,12 @@ def _rename(tree: Any, old: str, new: str) -> None:
             value[new] = value.pop(old)
 
 
-def some(rng: random.Random, at: list[Path], most: int) -> list[Path]:
-    """Return the first and the last of some places, and others by chance, at most so many."""
-    ends = list(dict.fromkeys([at[0], at[-1]]))[:most]
+def some(rng: random.Random, tree: Any, at: list[Path], most: int) -> list[Path]:
+    """Return the first and the last of some places, and others by chance, at most so many.
+
+    Where values of several types stand, such as null and a text, there is one of each.
+    """
+    types = {type(get(tree, path)): path for path in reversed(at)}
+    ends = list(dict.fromkeys([*types.values(), at[-1]]))[: max(most, len(types))]
     rest = [path for path in at if path not in ends]
-    return ends + rng.sample(rest, min(len(rest), most - len(ends)))
+    return ends + rng.sample(rest, min(len(rest), max(0, most - len(ends))))

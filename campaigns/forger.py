@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-from meaning import Home, Keys, Original, Part, b64, canonical, raw_of, sha
+from meaning import Home, Keys, Original, Part, b64, canonical, canonical_plan, raw_of, sha
 
 ORDER_TYPE = "application/vnd.privet.order+json"
 _SLOT = ("run", "round", "purpose", "attempt", "site")
@@ -41,7 +41,7 @@ def root(leaves: list[bytes]) -> bytes:
         return hashlib.sha256(b"").digest()
     if len(leaves) == 1:
         return leaves[0]
-    cut = 1 << (len(leaves) - 1).bit_length() - 1
+    cut = 1 << ((len(leaves) - 1).bit_length() - 1)
     return hashlib.sha256(b"\x01" + root(leaves[:cut]) + root(leaves[cut:])).digest()
 
 
@@ -49,7 +49,7 @@ def path(index: int, leaves: list[bytes]) -> list[bytes]:
     """Return the inclusion path of RFC 6962, section 2.1.1, over leaf hashes."""
     if len(leaves) <= 1:
         return []
-    cut = 1 << (len(leaves) - 1).bit_length() - 1
+    cut = 1 << ((len(leaves) - 1).bit_length() - 1)
     if index < cut:
         return [*path(index, leaves[:cut]), root(leaves[cut:])]
     return [*path(index - cut, leaves[cut:]), root(leaves[:cut])]
@@ -91,6 +91,8 @@ class Forger:
         self._notes: dict[tuple[str, int], bytes] = {}
         self._leaves: dict[str, list[bytes]] = {}
         self._texts: dict[int, bytes] = {}
+        #: Whether anything that others refer to has changed so far.
+        self._moved = False
 
     def lines(self) -> list[bytes]:
         """Return the lines of the forged bundle, the end line among them."""
@@ -118,11 +120,11 @@ class Forger:
     def _plans(self) -> list[bytes]:
         made = []
         for plan in self.tree["plans"]:
-            text = canonical(plan)
+            text = canonical_plan(plan)
             if isinstance(plan, Part) and plan.home is not None:
-                old = canonical(self.original.part(plan.home))
-                self._new["sha256:" + sha(old)] = "sha256:" + sha(text)
-            made.append((sha(text), canonical({"kind": "plan", "plan": plan})))
+                old = canonical_plan(self.original.part(plan.home))
+                self._note("sha256:" + sha(old), "sha256:" + sha(text))
+            made.append((sha(text), canonical_plan({"kind": "plan", "plan": plan})))
         return [line for _, line in self._sorted(made, self.tree["plans"])]
 
     def _orders(self) -> list[bytes]:
@@ -131,13 +133,14 @@ class Forger:
             home = getattr(item, "home", None)
             line = None if home is None else self.original.signed[home]
             order = item.get("order") if isinstance(item, dict) else None
-            if self.owns(self.original.coordinator) and order is not None:
+            is_same = home is not None and item == self.original.part(home) and not self._moved
+            if self.owns(self.original.coordinator) and order is not None and not is_same:
                 order = self._follow(order)
                 payload = canonical(order)
                 sig = b64(self.keys.sign(self.original.orders, pae(ORDER_TYPE, payload)))
                 if home is not None:
                     old = canonical(self.original.part(home)["order"])
-                    self._new["sha256:" + sha(old)] = "sha256:" + sha(payload)
+                    self._note("sha256:" + sha(old), "sha256:" + sha(payload))
                 line = canonical({**item, "kind": "order", "order": order, "sig": sig})
             if line is not None:
                 made.append((_slot(order), line))
@@ -197,6 +200,9 @@ class Forger:
                 places.setdefault(home[2], place)
         size = len(old["entries"])
         self._places[origin] = places
+        self._moved = self._moved or list(places.items()) != [
+            (n, n) for n in range(len(old["entries"]))
+        ]
         self._sizes[origin] = {
             n: min((new for was, new in places.items() if was >= n), default=len(entries))
             for n in range(size + 1)
@@ -212,6 +218,8 @@ class Forger:
         if not self.owns(owner) or not isinstance(entry, dict):
             return self.original.signed[home] if home is not None else canonical(entry)
         old = self.original.part(home) if home is not None else None
+        if home is not None and home[2] == place and entry == old and not self._moved:
+            return self.original.signed[home]
         statement = self._follow(entry["statement"])
         predicate = statement.get("predicate") if isinstance(statement, dict) else None
         if isinstance(predicate, dict):
@@ -293,6 +301,7 @@ class Forger:
         note, names = self._signed(checkpoint, body, was, owner)
         self._texts[id(checkpoint)] = note
         if note != was:
+            self._moved = True
             self._new.setdefault(old["root"], str(top))
         cosigners = [s["name"] for s in old["signatures"] if s["time"] is not None]
         self._cosigners.setdefault((origin, old["size"]), (sorted(cosigners), sorted(names)))
@@ -311,7 +320,9 @@ class Forger:
             if home is None:
                 continue
             line, old = self.original.signed[home], self.original.part(home)
-            if self.owns(self.original.owners.get(old["name"])):
+            if same and item == old:
+                pass
+            elif self.owns(self.original.owners.get(old["name"])):
                 line = self._line(item, old, self.original.signers[home], body)
             elif not same and old["time"] is None:
                 return was, [s["name"] for s in listed or [] if s.get("time") is not None]
@@ -358,6 +369,11 @@ class Forger:
         proof = f"c2sp.org/tlog-proof@v1\nindex {index}\n{steps}\n{note}"
         slot = {k: v for k, v in receipt.items() if k not in ("index", "size", "path")}
         return [canonical({**slot, "kind": "receipt", "proof": proof})]
+
+    def _note(self, old: str, new: str) -> None:
+        """Let references to a digest follow."""
+        if new != old:
+            self._new[old], self._moved = new, True
 
     def _follow(self, value: Any) -> Any:
         """Return a copy in which every digest of a thing that was made anew is the new one."""

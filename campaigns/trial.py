@@ -124,7 +124,7 @@ class Trial:
         """
         found = places(self.original)
         for name in found if fields is None else fields:
-            for path in some(rng, found[name], most):
+            for path in some(rng, self.original.tree, found[name], most):
                 # What another run or site has in this field may be put here.
                 peers = [get(self.original.tree, at) for at in found[name][:40]]
                 for change, new in changes(self.original, path, peers):
@@ -143,4 +143,4 @@ class Trial:
             what = (name, f"{change}, everywhere" if everywhere else change)
             for coalition, members in self.coalitions(owner):
                 if coalitions(coalition):
-                    yield self.judge(copy(tree), what, coalition, members, owner)
+                    yield self.judge(tree, what, coalition, members, owner)
