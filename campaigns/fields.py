@@ -50,6 +50,12 @@ _NAMED = (
     "plan.strategy.options", "plan.task.options", "ledger.policy.policy.attested",
     "ledger.policy.policy.populations", "ledger.policy.policy.data",
 )  # fmt: skip
+#: What a site copies from the order that it answers.
+_COPIED = {
+    f"ledger.{kind}.{field}"
+    for kind in ("reserved", "refused")
+    for field in ("run", "round", "attempt", "purpose", "order", "keyid", "plan", "model")
+}
 #: Parts of the tree that are not fields: the forger writes what stands for them.
 _SHAPE = re.compile(
     r"(bundle|roster|plans|orders|logs|receipts|log|entry|order-line(\.order)?|entry\.(statement|predicate|"
@@ -237,7 +243,10 @@ def places(original: Original) -> dict[str, list[Path]]:
     return found
 
 
-def changed(original: Original, path: Path, new: Any, *, everywhere: bool) -> dict[str, Any] | None:
+def changed(
+    original: Original, path: Path, new: Any, *, everywhere: bool,
+    by: frozenset[str] | None = None,
+) -> dict[str, Any] | None:  # fmt: skip
     """Return the meaning with one field changed, or with all that say the same.
 
     Args:
@@ -246,6 +255,7 @@ def changed(original: Original, path: Path, new: Any, *, everywhere: bool) -> di
         new: its new value.
         everywhere: also where the same text stands, or the same value under the same key; None
             is returned if there is no such place.
+        by: only where these members decide what stands there; None for everywhere.
     """
     tree = copy(original.tree)
     if not everywhere:
@@ -257,7 +267,10 @@ def changed(original: Original, path: Path, new: Any, *, everywhere: bool) -> di
     others = [
         at
         for at, value in original.all
-        if type(value) is type(old) and value == old and (isinstance(old, str) or _key(at) == key)
+        if type(value) is type(old)
+        and value == old
+        and (isinstance(old, str) or _key(at) == key)
+        and (by is None or _decides(original, at, by))
     ]
     if len(others) < 2:
         return None
@@ -268,6 +281,17 @@ def changed(original: Original, path: Path, new: Any, *, everywhere: bool) -> di
     return tree
 
 
+def _decides(original: Original, path: Path, members: frozenset[str]) -> bool:
+    """Whether members decide what stands at ``path``, which others may only have copied."""
+    owner = owner_of(original, path)
+    if path[0] == "roster":  # there is another copy
+        return False
+    asked = original.coordinator in members
+    if owner is None or (asked and name_of(original.tree, path) in _COPIED):
+        return asked
+    return owner in members
+
+
 def _key(path: Path) -> str:
     return next((key for key in reversed(path) if isinstance(key, str)), "")
 
@@ -275,7 +299,12 @@ def _key(path: Path) -> str:
 def _rename(tree: Any, old: str, new: str) -> None:
     """Let objects whose keys are names follow."""
     for path, value in list(walk(tree)):
-        if path and path[-1] in ("populations", "data") and isinstance(value, dict) and old in value:
+        if (
+            path
+            and path[-1] in ("populations", "data")
+            and isinstance(value, dict)
+            and old in value
+        ):
             value[new] = value.pop(old)
 
 

@@ -24,9 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "benchmarks")]
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from bundles import Made, linked, simulated
 from fields import places
@@ -87,8 +86,7 @@ def campaign(made: list[Made], folder: Path, quick: bool, seed: int, processes: 
         trial = _trials[one.name] = one.trial(folder / f"forged-{number}")
         names = list(places(trial.original))
         walks += [
-            (one.name, names[n : n + _SHARE], seed + n, quick)
-            for n in range(0, len(names), _SHARE)
+            (one.name, names[n : n + _SHARE], seed + n, quick) for n in range(0, len(names), _SHARE)
         ]
         lies += [(one.name, lie) for lie in LIES]
     found: list[Forgery] = []
@@ -110,9 +108,7 @@ def _own_file() -> None:
         trial.path = trial.path.with_suffix(f".{os.getpid()}")
 
 
-def _rows(
-    made: list[Made], found: list[Forgery], errors: list[str], seconds: float
-) -> list[Row]:
+def _rows(made: list[Made], found: list[Forgery], errors: list[str], seconds: float) -> list[Row]:
     accepted = [one for one in found if not one.rule]
     named = [one for one in accepted if known(one, WORDS)]
     gaps = [one for one in accepted if not known(one, WORDS) and known(one, GAPS)]
@@ -122,7 +118,7 @@ def _rows(
     for text in errors[:20]:
         tell(text)
     rules = Counter(one.rule for one in found if one.rule)
-    rows = [
+    return [
         row("forgeries", len(found), "bundles", None, None, bundles=[one.name for one in made]),
         row("fields", len({one.field for one in found} - LIES.keys()), "fields", None, None),
         row("named lies", len({one.field for one in found} & LIES.keys()), "lies", None, None),
@@ -138,7 +134,6 @@ def _rows(
         row("errors", len(errors), "exceptions", "goal", 0),
         row("time", round(seconds), "s", None, None),
     ]  # fmt: skip
-    return rows
 
 
 def _by_field(forgeries: list[Forgery]) -> dict[str, dict[str, list[str]]]:
@@ -168,7 +163,9 @@ def main() -> None:
         made = []
         for source in wanted[:1] if arguments.quick else wanted:
             (folder / source).mkdir()
-            one = linked(folder / source) if source == "link" else simulated(folder / source, source)
+            one = (
+                linked(folder / source) if source == "link" else simulated(folder / source, source)
+            )
             made.append(one)
         rows = campaign(made, folder, arguments.quick, arguments.seed, arguments.processes)
     finish(rows, arguments.json, lambda r: f"{r['name']:40} {r['value']:>9g} {r['unit']}")

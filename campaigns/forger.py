@@ -77,13 +77,18 @@ class Forger:
         original: the bundle that was taken apart.
         tree: its meaning, changed.
         coalition: the members whose keys are at hand.
-        keys: private keys; only those of the coalition are used.
+        keys: private keys; only those of the coalition are used, but in time.
+        in_time: the lie was told while the run went on. Then the others signed what followed from
+            it, as honest programs do: a witness cosigns any head that extends the last one, and
+            the coordinator writes down what it was sent.
     """
 
     def __init__(
-        self, original: Original, tree: dict[str, Any], coalition: frozenset[str], keys: Keys
-    ) -> None:
+        self, original: Original, tree: dict[str, Any], coalition: frozenset[str], keys: Keys,
+        in_time: bool = False,
+    ) -> None:  # fmt: skip
         self.original, self.tree, self.coalition, self.keys = original, tree, coalition, keys
+        self._in_time = in_time
         self._new: dict[str, str] = {}
         self._places: dict[str, dict[int, int]] = {}
         self._sizes: dict[str, dict[int, int]] = {}
@@ -112,8 +117,8 @@ class Forger:
         return [*head, canonical({"kind": "end", "sha256": end})]
 
     def owns(self, name: str | None) -> bool:
-        """Return whether the coalition has the keys of a member."""
-        return name in self.coalition
+        """Return whether what follows from the change is signed with the keys of a member."""
+        return name in self.coalition or self._in_time
 
     # plans and orders
 
@@ -229,6 +234,7 @@ class Forger:
             if moved and "sequence" in predicate:
                 predicate["sequence"] = place
             self._refer(predicate, origin)
+            self._released(predicate, old)
             if old is None or statement.get("subject") == old["statement"]["subject"]:
                 self._set_subject(statement)
         payload = canonical(statement)
@@ -252,6 +258,12 @@ class Forger:
             statement["subject"] = subject(kind, statement["predicate"])
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return  # the fields have become impossible; the old subject stays
+
+    def _released(self, predicate: dict[str, Any], old: dict[str, Any] | None) -> None:
+        """Let the journal name the digest that a release has now."""
+        was = old["statement"]["predicate"].get("digest") if old is not None else None
+        if isinstance(was, str) and isinstance(predicate.get("digest"), str):
+            self._note(was, predicate["digest"])
 
     def _refer(self, predicate: dict[str, Any], origin: str) -> None:
         """Let what names a place, a size or cosigners follow."""
@@ -355,7 +367,9 @@ class Forger:
         if home is None:
             return []
         old = self.original.part(home)
-        origin = next(log["log"] for log in self.original.tree["logs"] if log["name"] == old["site"])
+        origin = next(
+            log["log"] for log in self.original.tree["logs"] if log["name"] == old["site"]
+        )
         index, size = receipt.get("index"), receipt.get("size")
         note = self._notes.get((origin, size), self.original.signed[home]).decode()
         if index == old["index"]:

@@ -2,8 +2,8 @@
 
 A lie changes the meaning of a bundle for the members who tell it, and returns whether they have
 anything to tell in this bundle. Lies about a site's ledger are told by every site of the coalition,
-those about plans, orders and the journal by the coordinator; where a plan has to change, everybody
-tells it. What the verifier or the report must say instead of refusing is a lie's ``label``.
+those about plans, orders and the journal by the coordinator: sites approve a plan by its digest.
+What the verifier or the report must say instead of refusing a lie is its ``label``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from meaning import Original, copy, sha
-from trial import Forgery, Trial
+from trial import IN_TIME, Forgery, Trial
 
 from privet.privacy.audit.report import write_report
 from privet.privacy.audit.verify import Verdict, verify
@@ -28,24 +28,22 @@ Label = Callable[[Trial, Verdict], bool]
 
 @dataclass(frozen=True)
 class Liars:
-    """Who tells a lie: the sites and the coordinator of a coalition."""
+    """Who tells a lie, the sites and the coordinator of a coalition, and when."""
 
     original: Original
     members: frozenset[str]
+    in_time: bool
 
     @property
     def chief(self) -> bool:
         """Whether the coordinator is among them."""
         return self.original.coordinator in self.members
 
-    @property
-    def all(self) -> bool:
-        """Whether everybody is, as it takes to change a plan."""
-        return self.chief and set(self.original.names) <= self.members
-
     def ledgers(self, tree: Tree) -> list[Tree]:
         """Return the ledgers of these sites."""
-        return [log for log in tree["logs"] if log["role"] == "site" and log["name"] in self.members]
+        return [
+            log for log in tree["logs"] if log["role"] == "site" and log["name"] in self.members
+        ]
 
 
 @dataclass(frozen=True)
@@ -62,12 +60,10 @@ class Lie:
 
     def told(self, trial: Trial) -> Iterator[Forgery]:
         """Tell it by each coalition that can."""
-        seen: set[frozenset[str]] = set()
         for coalition, members in trial.coalitions(None):
             tree = copy(trial.original.tree)
-            if members in seen or not self.tell(tree, Liars(trial.original, members)):
+            if not self.tell(tree, Liars(trial.original, members, coalition.endswith(IN_TIME))):
                 continue
-            seen.add(members)
             what = (self.name, (self.tell.__doc__ or "").partition("\n")[0])
             found = trial.judge(tree, what, coalition, members, None)
             if not found.rule and self.label is not None:
@@ -246,9 +242,9 @@ def run_cut_short(tree: Tree, who: Liars) -> bool:
         closed.update(how="failed", rounds=before["round"], model=before["shown"], fault="stopped")
     tree["receipts"] = [r for r in tree["receipts"] if r["round"] != last["round"]]
     own = {item["size"] for item in before["witnessed"] if item["log"] == journal["log"]}
-    journal["checkpoints"] = [
-        c for c in journal["checkpoints"] if c["size"] in own
-    ] + journal["checkpoints"][-1:]
+    journal["checkpoints"] = [c for c in journal["checkpoints"] if c["size"] in own] + journal[
+        "checkpoints"
+    ][-1:]
     for log in tree["logs"]:
         if log["role"] == "site":
             keep = [w["size"] for w in before["witnessed"] if w["log"] == log["log"]]
@@ -292,7 +288,8 @@ def charge_given_back(tree: Tree, who: Liars) -> bool:
         common = {key: old[key] for key in ("sequence", "time", "log", "reservation")}
         statement["predicate"] = {**common, "data_opened": False, "reason": "does-not-fit"}
         statement["predicateType"] = "urn:privet:ledger:v1:aborted"
-    for value in _predicates(_journal(tree), "round") if who.chief else []:
+    follows = who.chief or who.in_time  # it is told that the site failed
+    for value in _predicates(_journal(tree), "round") if follows else []:
         for part, purpose in (("joined", "train"), ("metrics", "evaluate")):
             out = {i["site"] for i in value[part] if (i["log"], i["entry"]) in gone}
             value[part] = [item for item in value[part] if item["site"] not in out]
@@ -309,7 +306,7 @@ def charge_given_back(tree: Tree, who: Liars) -> bool:
 def _plan(tree: Tree, who: Liars, section: str, **changes: Any) -> bool:
     for plan in tree["plans"]:
         plan[section].update(changes)
-    return who.all
+    return who.chief
 
 
 def plan_promises_less(tree: Tree, who: Liars) -> bool:
@@ -391,7 +388,7 @@ def unequal_parameters(tree: Tree, who: Liars) -> bool:
     """One site is asked for other parameters than the rest."""
     order = tree["orders"][0]["order"]
     order["parameters"] = order["parameters"][:1]
-    return who.all
+    return who.chief
 
 
 def more_records_than_the_plan(tree: Tree, who: Liars) -> bool:
@@ -409,7 +406,7 @@ def control_characters(tree: Tree, who: Liars) -> bool:
     """A title clears the screen and turns the direction of writing."""
     for plan in tree["plans"]:
         plan["title"] = "A title\x1b[2J\u202e"
-    return who.all
+    return who.chief
 
 
 LIES: dict[str, Lie] = {

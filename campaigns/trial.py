@@ -10,13 +10,17 @@ from typing import Any
 
 from fields import changed, changes, get, owner_of, places, some
 from forger import Forger
-from meaning import Keys, Original, copy, parse
+from meaning import Keys, copy, parse
 
 from privet.common.errors import InputError
 from privet.privacy.audit.verify import Verdict, verify
 
 OLD_BYTES = "signature of others"
 """What refuses a change that the coalition cannot make: the old bytes stand, and are true."""
+
+
+IN_TIME = ", in time"
+"""Ends the name of a coalition that lies while the run goes on: others sign what follows."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +81,20 @@ class Trial:
         return verify(self.path, self.roster, processes=1)
 
     def coalitions(self, owner: str | None) -> Iterator[tuple[str, frozenset[str]]]:
-        """Yield who may work together, with the owner of the field where that is a site."""
+        """Yield who may work together, with the owner of the field where that is a site.
+
+        Those of one and two may lie afterwards, when all others have signed, or in time.
+        """
         names, chief = self.original.names, self.original.coordinator
         one = owner if owner in names else names[0]
         two = next((name for name in names if name != one), one)
         yield "nobody", frozenset()
-        yield "site", frozenset([one])
-        yield "coordinator", frozenset([chief])
-        yield "site + site", frozenset([one, two])
-        yield "site + coordinator", frozenset([one, chief])
+        for name, members in (
+            ("site", [one]), ("coordinator", [chief]), ("site + site", [one, two]),
+            ("site + coordinator", [one, chief]),
+        ):  # fmt: skip
+            yield name, frozenset(members)
+            yield name + IN_TIME, frozenset(members)
         yield "everybody", self.everybody
 
     def judge(
@@ -93,7 +102,8 @@ class Trial:
         members: frozenset[str], owner: str | None,
     ) -> Forgery:  # fmt: skip
         """Write ``tree`` with the keys of ``members``, and verify it."""
-        lines = Forger(self.original, tree, members, self.keys).lines()
+        in_time = coalition.endswith(IN_TIME)
+        lines = Forger(self.original, tree, members, self.keys, in_time).lines()
         if lines == self.lines:
             return Forgery(*what, coalition, members, owner, OLD_BYTES)
         try:
@@ -112,6 +122,7 @@ class Trial:
         coalitions: Callable[[str], bool] = lambda name: True,
         fields: Iterable[str] | None = None,
         keep: Callable[[str], bool] = lambda change: True,
+        until_accepted: bool = False,
     ) -> Iterator[Forgery]:
         """Change every field in every way, one at a time.
 
@@ -121,15 +132,25 @@ class Trial:
             coalitions: which of them try.
             fields: names of fields; None for all.
             keep: which kinds of change are tried.
+            until_accepted: a field is left at its first change that is accepted.
         """
         found = places(self.original)
         for name in found if fields is None else fields:
-            for path in some(rng, self.original.tree, found[name], most):
-                # What another run or site has in this field may be put here.
-                peers = [get(self.original.tree, at) for at in found[name][:40]]
-                for change, new in changes(self.original, path, peers):
-                    if keep(change):
-                        yield from self._change(name, path, change, new, coalitions)
+            for forgery in self._field(rng, name, found[name], most, coalitions, keep):
+                yield forgery
+                if until_accepted and not forgery.rule:
+                    break
+
+    def _field(
+        self, rng: random.Random, name: str, at: list[Any], most: int,
+        coalitions: Callable[[str], bool], keep: Callable[[str], bool],
+    ) -> Iterator[Forgery]:  # fmt: skip
+        for path in some(rng, self.original.tree, at, most):
+            # What another run or site has in this field may be put here.
+            peers = [get(self.original.tree, other) for other in at[:40]]
+            for change, new in changes(self.original, path, peers):
+                if keep(change):
+                    yield from self._change(name, path, change, new, coalitions)
 
     def _change(
         self, name: str, path: tuple[Any, ...], change: str, new: Any,
@@ -142,5 +163,15 @@ class Trial:
                 continue
             what = (name, f"{change}, everywhere" if everywhere else change)
             for coalition, members in self.coalitions(owner):
-                if coalitions(coalition):
-                    yield self.judge(tree, what, coalition, members, owner)
+                if not coalitions(coalition):
+                    continue
+                told: dict[str, Any] | None = tree
+                if coalition.endswith(IN_TIME):
+                    # A plan comes from the coordinator; of a roster there is another copy.
+                    signer = self.original.coordinator if owner is None else owner
+                    if signer not in members:
+                        continue
+                    if everywhere:
+                        told = changed(self.original, path, new, everywhere=True, by=members)
+                if told is not None:
+                    yield self.judge(told, what, coalition, members, owner)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from trial import Forgery
 
-SIGNER, ALL, HOLDER = "its signer's", "coordinator's and sites'", "the holder's"
+SIGNER, COORDINATOR = "its signer's", "the coordinator's"
+ALL, HOLDER = "that of all who state it", "that of whoever hands the file on"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ def known(forgery: Forgery, rows: dict[str, Word]) -> bool:
     whose = rows[name].whose
     if whose == ALL:
         return forgery.coalition == "everybody"
+    if whose == COORDINATOR:
+        return "coordinator" in forgery.coalition or forgery.coalition == "everybody"
     return whose == HOLDER or forgery.owner in forgery.members
 
 
