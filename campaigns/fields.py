@@ -59,7 +59,7 @@ _COPIED = {
 #: Parts of the tree that are not fields: the forger writes what stands for them.
 _SHAPE = re.compile(
     r"(bundle|roster|plans|orders|logs|receipts|log|entry|order-line(\.order)?|entry\.(statement|predicate|"
-    r"payloadType|signers)|log\.(entries|checkpoints)|checkpoint(\..*)?|receipt\.(index|size|path))"
+    r"payloadType|signers)|log\.(entries|checkpoints)|checkpoint(\..*)?|receipt\.(index|checkpoint|path))"
 )
 
 

@@ -370,7 +370,7 @@ class Forger:
         origin = next(
             log["log"] for log in self.original.tree["logs"] if log["name"] == old["site"]
         )
-        index, size = receipt.get("index"), receipt.get("size")
+        index, size = receipt.get("index"), receipt.get("checkpoint")
         note = self._notes.get((origin, size), self.original.signed[home]).decode()
         if index == old["index"]:
             index = self._places.get(origin, {}).get(index, index)
@@ -381,7 +381,7 @@ class Forger:
             hashes = [b64(h) for h in path(index, leaves)] if type(index) is int else hashes
         steps = "".join(f"{text}\n" for text in hashes) if isinstance(hashes, list) else "\n"
         proof = f"c2sp.org/tlog-proof@v1\nindex {index}\n{steps}\n{note}"
-        slot = {k: v for k, v in receipt.items() if k not in ("index", "size", "path")}
+        slot = {k: v for k, v in receipt.items() if k not in ("index", "checkpoint", "path")}
         return [canonical({**slot, "kind": "receipt", "proof": proof})]
 
     def _note(self, old: str, new: str) -> None:

@@ -7,7 +7,9 @@ Written from docs/reference/evidence-format.md, without the verifier's code. The
                "entries": [{"payloadType", "statement", "signers": [key id...]}...],
                "checkpoints": [{"origin", "size", "root", "signatures": [{"name", "time"}...]}...]
               }...],
-     "receipts": [{"run", "round", "purpose", "site", "index", "path", "size"}...]}
+     "receipts": [{"run", "round", "purpose", "site", "index", "path", "checkpoint"}...]}
+
+A receipt names its checkpoint by size.
 
 What was signed, once signed, is kept beside the tree by :attr:`Part.home`, so that whoever lacks a
 key can only repeat it.
@@ -218,7 +220,7 @@ def _receipt(found: Original, value: dict[str, Any]) -> None:
     slot = {key: value[key] for key in ("run", "round", "purpose", "site")}
     found.tree["receipts"].append(
         Part.of(home, **slot, index=int(index.split(" ")[1]), path=path,
-                size=int(note.split("\n")[1]))
+                checkpoint=int(note.split("\n")[1]))
     )  # fmt: skip
     found.signed[home] = note.encode()
 

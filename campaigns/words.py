@@ -18,8 +18,149 @@ class Word:
     why: str
 
 
-WORDS: dict[str, Word] = {}
-GAPS: dict[str, Word] = {}
+def _coordinator(why: str, *fields: str) -> dict[str, Word]:
+    return {field: Word(COORDINATOR, why) for field in fields}
+
+
+def _signer(why: str, *fields: str) -> dict[str, Word]:
+    return {field: Word(SIGNER, why) for field in fields}
+
+
+def _all(why: str, *fields: str) -> dict[str, Word]:
+    return {field: Word(ALL, why) for field in fields}
+
+
+def _holder(why: str, *fields: str) -> dict[str, Word]:
+    return {field: Word(HOLDER, why) for field in fields}
+
+
+#: A name that ends in ``.**`` stands for an object and all that is in it.
+WORDS: dict[str, Word] = {
+    # plans
+    **_coordinator(
+        "names and describes the plan; each site approved the plan's digest",
+        "plan.name", "plan.title", "plan.scenario",
+    ),
+    **_coordinator(
+        "what is learnt, from which columns, by which model: it changes no event",
+        "plan.task.**", "plan.model.**", "plan.data.**", "plan.split.**", "plan.compression.**",
+    ),
+    **_coordinator(
+        "how it is computed: it changes no event, and no record of the computing is kept",
+        "plan.seed", "plan.device", "plan.threads", "plan.training.learning_rate",
+        "plan.training.optimizer", "plan.training.momentum", "plan.training.micro_batch",
+        "plan.training.clip", "plan.training.clipping", "plan.training.copies",
+        "plan.training.max_attempts", "plan.metrics.bins", "plan.strategy.kind",
+        "plan.strategy.options.**", "plan.strategy.proximal_mu", "plan.strategy.timeout",
+        "plan.strategy.attempts",
+    ),
+    **_coordinator(
+        "whether the model that is shown is a mean; a mean is computed from releases and costs"
+        " nothing",
+        "plan.strategy.average_last",
+    ),
+    **_coordinator("declared, not counted: counting records would tell about them",
+                   "plan.sites[].nominal_size"),
+    **_coordinator("where the records of a simulation lie", "plan.sites[].path"),
+    **_coordinator("what the operator vouches for, in words", "plan.attested.**"),
+    **_coordinator("which noise protects against whom; the events do not tell",
+                   "plan.privacy.trust"),
+    **_coordinator("fields that a verifier does not know: a later version may have them",
+                   "plan", "plan.metrics", "plan.privacy", "plan.sites[]", "plan.strategy",
+                   "plan.training"),
+    **_all("what a unit is, and what its neighbours are, is said by plan and population alike;"
+           " nobody sees the records", "plan.privacy.unit", "plan.privacy.relation",
+           "ledger.population.unit", "ledger.population.relation"),
+    # orders and the journal
+    **_coordinator("a name that the coordinator chose, the same wherever the run is named",
+                   "order.run", "journal.run-opened.run", "journal.round.run",
+                   "journal.run-closed.run", "receipt.run"),
+    **_all("a name that the coordinator chose, as its orders have it", "ledger.reserved.run",
+           "ledger.refused.run"),
+    **_coordinator("the arrays of a model are in no bundle; that one round begins where the last"
+                   " ended is checked", "order.model", "journal.run-opened.model",
+                   "journal.round.model", "journal.round.next", "journal.round.shown",
+                   "journal.run-closed.model"),
+    **_all("the arrays of a model are in no bundle; that it is the order's is checked",
+           "ledger.reserved.model", "ledger.refused.model"),
+    **_coordinator("how often it asked before is known to the coordinator and the site",
+                   "order.attempt", "journal.round.orders[].attempt"),
+    **_all("how often it was asked before is known to the coordinator and the site",
+           "ledger.reserved.attempt", "ledger.refused.attempt"),
+    **_coordinator("the order in which things are listed says nothing",
+                   "journal.round.orders", "journal.round.witnessed"),
+    **_coordinator("what was received is known to the receiver: a reply can be lost",
+                   "journal.round.orders[].answer"),
+    **_coordinator("which head of a log was cosigned is free beyond the round's releases",
+                   "journal.round.witnessed[].size"),
+    **_coordinator("the arrays of a release are in no bundle; that it is the ledger's is checked",
+                   "journal.round.joined[].digest", "journal.round.metrics[].digest"),
+    **_coordinator("why a run ended, in words", "journal.run-closed.fault"),
+    **_coordinator("whether it is content with its run", "journal.run-closed.how"),
+    # ledgers
+    **_signer("what a program says of itself", "ledger.genesis.software",
+              "journal.genesis.software"),
+    **_signer("whether its records are real", "ledger.genesis.setting",
+              "journal.genesis.setting"),
+    **_signer("which key may follow a lost one is the owner's choice", "ledger.genesis.recovery",
+              "journal.genesis.recovery"),
+    **_signer("what its clock said; only the order within a log is checked", "entry.time"),
+    **_signer("a name that the site chose, the same wherever it stands",
+              "ledger.population.population", "ledger.data-set.data_set",
+              "ledger.data-set.population", "ledger.reserved.population",
+              "ledger.reserved.data_set"),
+    **_signer("why its persons are in no other population, in words",
+              "ledger.data-set.disjoint"),
+    **_signer("what the site vouches for, in words", "ledger.policy.policy.attested.**"),
+    **_signer("how its files are read; nobody sees them",
+              "ledger.policy.policy.data.*.independent", "ledger.policy.policy.data.*.multiline",
+              "ledger.policy.policy.data.*.person_ignore_case",
+              "ledger.policy.policy.data.*.person_numeric"),
+    **_signer("who agreed, by the names that the site writes", "ledger.plan-approved.by",
+              "ledger.plan-approved.by[]", "ledger.plan-refused.by", "ledger.plan-refused.by[]",
+              "ledger.paused.by", "ledger.paused.by[]", "ledger.resumed.by",
+              "ledger.resumed.by[]", "ledger.withdrawn.by", "ledger.withdrawn.by[]"),
+    **_signer("which plan it does not want is its own affair", "ledger.plan-refused.plan"),
+    **_signer("why it answered no", "ledger.refused.status"),
+    **_signer("what it tested at the start of the run", "ledger.reserved.self_tests",
+              "ledger.reserved.self_tests[]"),
+    **_all("what ran is seen by the site alone; that all sites name one code is checked, and"
+           " `--code` pins it", "ledger.reserved.code"),
+    **_signer("the arrays of a release are in no bundle; that the journal names the same is"
+              " checked", "ledger.released.digest", "ledger.metric-released.digest"),
+    **_signer("how often it ran, up to what was reserved and charged",
+              "ledger.released.event.count"),
+    **_signer("whether its noise came from a fixed seed", "ledger.released.reproducible",
+              "ledger.metric-released.reproducible"),
+    **_signer("why an attempt broke", "ledger.aborted.reason"),
+    **_signer("whether records were read before it broke", "ledger.aborted.data_opened"),
+    **_signer("why its key changed", "ledger.key-rotated.why"),
+    # checkpoints and receipts
+    **_signer("what the witness's clock said", "checkpoint.signatures[].time"),
+    **_holder("a cosignature can be left out, and the verdict says what is not witnessed then",
+              "checkpoint.signatures"),
+    **_holder("any later checkpoint proves a release as well", "receipt.checkpoint"),
+}  # fmt: skip
+
+
+#: What is accepted today although a rule can refuse it, or a label can say it.
+GAPS: dict[str, Word] = {
+    **_coordinator("equal at all sites, in every order of a run", "order.parameters",
+                   "order.parameters[]"),
+    **_coordinator("what the plan asks for is what its events cost",
+                   "plan.privacy.epsilon", "plan.privacy.delta"),
+    **_coordinator("the population's", "plan.privacy.max_records"),
+    **_coordinator("at least so many releases in each round", "plan.strategy.min_sites"),
+    **_signer("the policy's, and the plan's", "ledger.population.epsilon",
+              "ledger.population.max_records"),
+    **_signer("every reservation is compared with the policy in force", "ledger.policy.policy",
+              "ledger.policy.policy.allow.**", "ledger.policy.policy.populations.**",
+              "ledger.policy.policy.data", "ledger.policy.policy.data.*",
+              "ledger.policy.policy.data.*.population", "ledger.policy.policy.data.*.disjoint",
+              "ledger.policy.policy.site", "ledger.policy.policy.setting"),
+    **_signer("listed where the policy lists the plan, manual where persons approved",
+              "ledger.plan-approved.how"),
+}  # fmt: skip
 
 
 def find(field: str, rows: dict[str, Word]) -> str | None:
