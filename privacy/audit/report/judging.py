@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from privet.common.errors import InputError, PrivetError
 from privet.privacy import ceiling, honesty
 from privet.privacy import events as ev
-from privet.privacy.accounting import GRID, epsilon, remark
+from privet.privacy.accounting import GRID, LIVE_GRID, epsilon, remark
 from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, read, texts
 from privet.privacy.audit.verify import LogRecord, SiteFinding, Verdict
 from privet.privacy.interval import Interval, NoInterval, certified_interval
@@ -21,9 +21,11 @@ Intervals = Mapping[tuple[str, str], Interval | NoInterval]
 
 _BY_PLAN = ("H12", "H13", "H21")
 _BY_SITE = ("H6", "H12", "H21")
-_MOST_POINTS = 400
+COARSE_GRID = 100 * GRID
+_MOST_POINTS = 200
 _FEW_MECHANISMS = 8
 _LARGEST_EPSILON = 100.0
+_SEEN = 1.004  # a drawing is 250 pixels high
 
 
 @dataclass(frozen=True)
@@ -172,12 +174,13 @@ class Line:
 def lines(case: Case, verdict: Verdict) -> list[Line]:
     """Return ε over time, for populations whose ε is finite and not huge.
 
-    Long histories are thinned out to about 400 points over all populations.
+    A drawing needs no more points than can be told apart: long histories are thinned out, to some
+    200 accountings over all populations.
     """
     found = []
     findings = {(f.site, f.population): f for f in verdict.sites}
     groups = [g for g in case.groups if g.charges and (g.site, g.name) in findings]
-    most = max(2, min(60, _MOST_POINTS // max(1, len(groups))))
+    most = max(2, min(60, _MOST_POINTS // max(1, len({tuple(_steps(g)) for g in groups}))))
     for group in groups:
         finding = findings[group.site, group.name]
         if finding.epsilon is None or finding.epsilon > _LARGEST_EPSILON:
@@ -189,28 +192,38 @@ def lines(case: Case, verdict: Verdict) -> list[Line]:
     return found
 
 
+def _steps(group: Group) -> list[tuple[ev.Event, int]]:
+    """Return what alone decides the ε of each point."""
+    return [(charge.event, sign) for charge, sign in group.steps]
+
+
 def _points(
     group: Group, finding: SiteFinding, most: int
 ) -> list[tuple[int, str, int, str, float]]:
     counts: Counter[ev.Event] = Counter()
     points = []
-    cost = _cost_on_the_way(group)
+    end = finding.epsilon or 0.0
+    cost = _cost_on_the_way(group, end)
     wanted = {round(i * (len(group.steps) - 1) / most) for i in range(most + 1)}
     for place, (charge, sign) in enumerate(group.steps):
         counts[charge.event] += sign
         if place not in wanted:
             continue
-        last = place == len(group.steps) - 1
-        value = (finding.epsilon or 0.0) if last else cost(counts)
+        value = end if place == len(group.steps) - 1 else cost(counts)
         points.append((place + 1, charge.entry.time, charge.round, charge.run, value))
     return points
 
 
-def _cost_on_the_way(group: Group) -> Callable[[Counter[ev.Event]], float]:
+def _cost_on_the_way(group: Group, end: float) -> Callable[[Counter[ev.Event]], float]:
     """Return how the points of a line are accounted: all of them in bounded time.
 
-    A history whose end is at the Rényi ceiling is there all along; one of many mechanisms is
-    composed on a coarse grid. Either is an upper bound.
+    A history whose end is at the Rényi ceiling is there all along. Others are composed on the
+    coarsest grid on which the end is still where it is, to within a pixel; no point of a history
+    that is part of the whole one is above the end. Either is an upper bound.
+
+    Args:
+        group: whose history it is.
+        end: ε of the whole history, by the verifier.
     """
     relation = Relation(group.relation)
     every = ev.group(charge.event for charge, sign in group.steps if sign > 0)
@@ -220,8 +233,18 @@ def _cost_on_the_way(group: Group) -> Callable[[Counter[ev.Event]], float]:
             group.delta,
             relation,
         )
-    grid = GRID if len(every) <= _FEW_MECHANISMS else 100 * GRID
-    return lambda counts: spent(counts, group, grid)
+    whole = Counter[ev.Event]()
+    for charge, sign in group.steps:
+        whole[charge.event] += sign
+    grid = COARSE_GRID
+    if len(every) <= _FEW_MECHANISMS and spent(whole, group, grid) > end * _SEEN:
+        grid = LIVE_GRID
+
+    def cost(counts: Counter[ev.Event]) -> float:
+        found = spent(counts, group, grid)
+        return min(found, end) if counts <= whole else found
+
+    return cost
 
 
 def spent(counts: Counter[ev.Event], group: Group, grid: float = GRID) -> float:
@@ -251,8 +274,17 @@ def intervals(verdict: Verdict, *, seconds: float = 30.0) -> Intervals:
     return found
 
 
-def of_run(group: Group, run: str) -> float | None:
-    """Return the ε that one run cost a population; None if it is not private or not known."""
+def of_run(group: Group, run: str, whole: float | None = None) -> float | None:
+    """Return the ε that one run cost a population; None if it is not private or not known.
+
+    Args:
+        group: the population.
+        run: name of the run.
+        whole: ε of all that the population spent, by the verifier: the answer where it spent
+            nothing on other runs.
+    """
+    if whole is not None and group.runs == [run]:
+        return whole
     counts = Counter(
         charge.event for charge in group.charges if charge.counts and charge.run == run
     )

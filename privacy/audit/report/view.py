@@ -49,7 +49,7 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "intervals": bool(interval),
         "holders": _holders(verdict),
         "pictures": _pictures(case, verdict) if verdict.ok else [],
-        "runs": [_run(case, run, refused) for run in case.runs],
+        "runs": _runs(case, verdict, refused),
         "refusals": refused,
         "aborted": aborted(case),
         "rows": rows,
@@ -142,13 +142,25 @@ def _pictures(case: Case, verdict: Verdict) -> list[tuple[str, drawing.Picture]]
     ]
 
 
-def _run(case: Case, run: Run, refused: list[dict[str, Any]]) -> dict[str, Any]:
+def _runs(
+    case: Case, verdict: Verdict, refused: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    spent = {(f.site, f.population): f.epsilon for f in verdict.sites}
+    return [_run(case, run, refused, spent) for run in case.runs]
+
+
+def _run(
+    case: Case,
+    run: Run,
+    refused: list[dict[str, Any]],
+    spent: Mapping[tuple[str, str], float | None],
+) -> dict[str, Any]:
     charges = [c for ledger in case.ledgers for c in ledger.charges if c.run == run.name]
     costs: list[tuple[float, str]] = []
     private = True
     for group in case.groups:
         if run.name in group.runs:
-            cost = of_run(group, run.name)
+            cost = of_run(group, run.name, spent.get((group.site, group.name)))
             private = private and cost is not None
             if cost is not None:
                 terms = words.terms_of(group.delta, group.unit, group.relation)
