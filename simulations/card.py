@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from privet.privacy.audit.summary import claim_sentence, figures_sentence, trust_sentence
+
 if TYPE_CHECKING:
     from privet.simulations.result import Result
 
@@ -57,15 +59,7 @@ _SOURCES = {
 
 
 def _privacy(result: Result) -> str:
-    if result.loss is None:
+    if result.plan.privacy is None:
         return "**None.** This model was trained without noise; treat it as if it were the data."
-    words = {
-        "none": "Claim: **none** (noise came from a seed, so it protects nobody).",
-        "conditional": "Claim: **conditional**, because these rows of the honesty list are not "
-        f"known to hold: {', '.join(result.conditional_on)}.",
-        "proved-in-model": "Claim: **proved in the model** of real arithmetic.",
-    }
-    return (
-        f"Every site spent at most **{result.loss}** in this run. Trust: local, nobody outside "
-        f"a site saw un-noised values. {words[result.claim]}"
-    )
+    top = result.standing
+    return f"{figures_sentence(top)} {claim_sentence(top)}\n\n{trust_sentence(top)}"

@@ -14,7 +14,13 @@ from typing import Any
 from privet.common.errors import InputError, PrivetError
 from privet.common.plan import Plan
 from privet.privacy.audit.bundle import write_bundle
-from privet.privacy.audit.report.judging import Standing, standing
+from privet.privacy.audit.summary import (
+    Standing,
+    claim_sentence,
+    figures_sentence,
+    spent_of,
+    standing,
+)
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.signed_note import Checkpoint
 from privet.privacy.units import PrivacyLoss, Relation, Unit
@@ -193,10 +199,7 @@ def _privacy(plan: Plan, evidence: Evidence | None) -> str:
     asked = PrivacyLoss(
         privacy.epsilon, privacy.delta, Unit(privacy.unit), Relation(privacy.relation)
     )
-    text = (
-        f"The plan allows each site **{asked}**. Trust: {privacy.trust}, nobody outside a site saw "
-        "un-noised values.\n\n"
-    )
+    text = f"The plan allows each site **{asked}**. Trust, as the plan says: {privacy.trust}.\n\n"
     if evidence is None:
         return text + "**Not verified:** no evidence was at hand when this card was written."
     return text + _verified(evidence)
@@ -213,18 +216,14 @@ def _verified(evidence: Evidence) -> str:
         lines.append("**The journal names no run that ended with this model.**")
     else:
         lines.append(f"The journal says that run `{evidence.run}` ended with this very model.")
-    claim = f"Claim: **{top.claim.word}**"
-    if top.claim.conditional:
-        claim += f", on {', '.join(top.claim.conditional)}"
+    said = [figures_sentence(top), claim_sentence(top)]
     if top.setting != "site":
-        claim += ". This was a simulation: all keys lay on one machine"
+        said.append("This was a simulation: all keys lay on one machine.")
     table = ["| site | population | spent in its life | cap |", "|---|---|---|---|"]
     for found in verdict.sites:
-        epsilon = float("inf") if found.epsilon is None else found.epsilon
-        loss = PrivacyLoss(epsilon, found.delta, Unit(found.unit), Relation(found.relation))
         cap = "none" if found.cap is None else f"ε {found.cap:g}"
-        table.append(f"| {found.site} | {found.population} | {loss} | {cap} |")
+        table.append(f"| {found.site} | {found.population} | {spent_of(found)} | {cap} |")
     heads = ["| log | entries | root |", "|---|---|---|"]
     heads += [f"| `{name}` | {size} | `{root}` |" for name, (size, root) in evidence.heads.items()]
-    parts = [" ".join(lines), claim + ".", "\n".join(table), "Checkpoints:", "\n".join(heads)]
+    parts = [" ".join(lines), " ".join(said), "\n".join(table), "Checkpoints:", "\n".join(heads)]
     return "\n\n".join(parts)

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.spinner import Spinner
 from rich.table import Table
 
+from privet.privacy.audit.summary import claim_sentence, figures_sentence
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 if TYPE_CHECKING:
@@ -253,15 +254,8 @@ def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
 
 
 def _claim(outcome: Result) -> str:
-    if outcome.plan.privacy is None:
-        return "Claim: none. This run had no privacy."
-    text = f"Each site spent at most {outcome.loss}. Claim: {outcome.claim}"
-    if outcome.conditional_on:
-        names = {row.id: row.name for row in outcome.honesty}
-        text += ", on " + ", ".join(f"{key} {names[key]}" for key in outcome.conditional_on)
-    if outcome.claim == "none":
-        text += " (noise came from a seed)"
-    return text + "."
+    top = outcome.standing
+    return f"{figures_sentence(top)} {claim_sentence(top)}"
 
 
 def sweep(results: list[Result]) -> None:

@@ -159,7 +159,8 @@ def test_keys_of_the_json(folder: Path) -> None:
     assert value["format"] == "privet/report/v1"
     assert set(value) == {
         "format", "made", "verified", "roster", "faults",
-        "notes", "simulation", "unchecked", "coordinator", "period", "claim", "conditional_on", "sites", "runs",
+        "notes", "simulation", "unchecked", "coordinator", "period", "claim", "conditional_on",
+        "in_words", "sites", "runs",
         "refusals", "aborted", "honesty", "witnesses", "changes", "approvals", "plans", "code",
         "programs", "not_proved",
     }  # fmt: skip

@@ -3,7 +3,7 @@
 ::
 
     Verdict ── reading ── judging ── view ── page.html.j2 ── report.html
-     (+Record)  Case      claims,     │                      report.json
+     (+Record)  Case      claims,     │ sentences            report.json
                           witnesses   └────── registry ───── registry.json
 
 Nothing is claimed here that the verifier did not answer: where it found faults, the
@@ -65,7 +65,9 @@ def write_report(
     files = {
         "report.html": _page(content, made),
         "report.json": _json(view.as_json(case, verdict, content, made)),
-        "registry.json": _json(registry.record(case, verdict, content["claim"], content["rows"])),
+        "registry.json": _json(
+            registry.record(case, verdict, content["in_words"], content["rows"])
+        ),
     }
     for name, text in files.items():
         write_atomic(out_dir / name, text.encode())

@@ -52,7 +52,7 @@ def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
     simulated = case.settings != {"site"}
     return honesty.Facts(
         self_tests=tuple(
-            row for row in honesty.IDS if tested and set.intersection(*tested) >= {row}
+            row for row in honesty.SELF_TESTS if tested and set.intersection(*tested) >= {row}
         ),
         person=bool(groups) and all(group.unit == "person" for group in groups),
         metrics=known[0] if known and sources <= {"gate", "off"} else "public",
@@ -61,7 +61,16 @@ def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
         witnessed=bool(ledgers) and all(held(case, ledger.log).whole for ledger in ledgers),
         runs=max((len(group.runs) for group in groups), default=0),
         own_task=any(":" in str(dig(plan, "task", "kind")) for plan in plans),
+        trust=trust_of(plans),
+        second=tuple((ledger.site, why) for ledger in ledgers for why in ledger.disjoint),
     )
+
+
+def trust_of(plans: Iterable[Mapping[str, object]]) -> str:
+    """Return who sees un-noised values by the plans' own words; "" if one does not say it."""
+    said = {str(dig(plan, "privacy", "trust") or "") for plan in plans if dig(plan, "privacy")}
+    odd = said - {"local"}
+    return ", ".join(sorted(filter(None, odd))) if odd else "local"
 
 
 def _attested(case: Case, plans: list[dict[str, object]]) -> dict[str, str]:
@@ -72,7 +81,9 @@ def _attested(case: Case, plans: list[dict[str, object]]) -> dict[str, str]:
         asked_of = [
             ledger
             for ledger in case.ledgers
-            if not ledger.charges or any(row not in charge.self_tests for charge in ledger.charges)
+            if row not in honesty.SELF_TESTS
+            or not ledger.charges
+            or any(row not in charge.self_tests for charge in ledger.charges)
         ]
         reasons = {ledger.site: ledger.attested.get(row) for ledger in asked_of}
         if reasons and all(reasons.values()):
@@ -111,10 +122,21 @@ def claim_of(case: Case, verdict: Verdict, ledgers: list[Ledger]) -> Claim:
 
 @dataclass(frozen=True)
 class Standing:
-    """What stands above every figure: ``setting`` is that of the geneses, None without one."""
+    """What stands above every figure, and the figures.
+
+    Attributes:
+        setting: of the geneses; None without one.
+        claim: over all sites.
+        findings: what each population spent in its life.
+        trust: who sees un-noised values, by the plans.
+        rows: the honesty list over all sites.
+    """
 
     setting: str | None
     claim: Claim
+    findings: tuple[SiteFinding, ...] = ()
+    trust: str = "local"
+    rows: tuple[honesty.Row, ...] = ()
 
 
 def standing(verdict: Verdict) -> Standing:
@@ -128,7 +150,14 @@ def standing(verdict: Verdict) -> Standing:
     case = read(verdict.record)
     known = ("bundle", "simulation", "site")
     setting = next((name for name in known if name in case.settings), None)
-    return Standing(setting, claim_of(case, verdict, case.ledgers))
+    found = facts(case, case.ledgers)
+    return Standing(
+        setting,
+        claim_of(case, verdict, case.ledgers),
+        tuple(verdict.sites),
+        found.trust,
+        tuple(honesty.assess(found)),
+    )
 
 
 @dataclass(frozen=True)

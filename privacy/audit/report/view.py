@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from privet.privacy import honesty
 from privet.privacy.audit.report import drawing, pageone, words
 from privet.privacy.audit.report.judging import (
     Claim,
@@ -17,8 +16,10 @@ from privet.privacy.audit.report.judging import (
     held,
     lines,
     of_run,
+    standing,
 )
 from privet.privacy.audit.report.reading import Case, Charge, Group, Run
+from privet.privacy.audit.report.sentences import claim_sentence, figures_sentence, trust_sentence
 from privet.privacy.audit.verify import Fault, LogRecord, SiteFinding, Verdict
 
 MOST_FAULTS = 200
@@ -26,11 +27,12 @@ MOST_FAULTS = 200
 
 def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
     """Return everything that the page's template needs."""
-    overall = claim_of(case, verdict, case.ledgers)
+    top = standing(verdict)
+    overall = top.claim
     blocks = _blocks(case, verdict, interval)
     refused = refusals(case)
     known = facts(case, case.ledgers)
-    rows = honesty.assess(known)
+    rows = list(top.rows)
     overlap = (known.attested or {}).get("H21")
     claims = [(ledger.site, claim_of(case, verdict, [ledger])) for ledger in case.ledgers]
     return {
@@ -56,6 +58,9 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "states": Counter(row.state for row in rows),
         "not_proved": words.not_proved(known.metrics == "public" and bool(case.runs), overlap),
         "claim": overall,
+        "in_words": [figures_sentence(top), claim_sentence(top)],
+        "trust": trust_sentence(top),
+        "second": known.second,
         "claims": claims,
         "whose": pageone.whose(case),
         "protected": pageone.protected(blocks, dict(claims)),
@@ -142,9 +147,7 @@ def _pictures(case: Case, verdict: Verdict) -> list[tuple[str, drawing.Picture]]
     ]
 
 
-def _runs(
-    case: Case, verdict: Verdict, refused: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _runs(case: Case, verdict: Verdict, refused: list[dict[str, Any]]) -> list[dict[str, Any]]:
     spent = {(f.site, f.population): f.epsilon for f in verdict.sites}
     return [_run(case, run, refused, spent) for run in case.runs]
 
@@ -258,6 +261,7 @@ def as_json(
         "period": list(case.period),
         "claim": claim.word,
         "conditional_on": claim.conditional,
+        "in_words": " ".join(content["in_words"]),
         "sites": [
             _site(row, by_site.get(row["finding"].site, claim))
             for block in content["blocks"]
