@@ -20,6 +20,7 @@ from privet.privacy.audit.summary import (
     figures_sentence,
     spent_of,
     standing,
+    trust_sentence,
 )
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.signed_note import Checkpoint
@@ -199,7 +200,7 @@ def _privacy(plan: Plan, evidence: Evidence | None) -> str:
     asked = PrivacyLoss(
         privacy.epsilon, privacy.delta, Unit(privacy.unit), Relation(privacy.relation)
     )
-    text = f"The plan allows each site **{asked}**. Trust, as the plan says: {privacy.trust}.\n\n"
+    text = f"The plan allows each site **{asked}**. Trust: {privacy.trust}, by the plan.\n\n"
     if evidence is None:
         return text + "**Not verified:** no evidence was at hand when this card was written."
     return text + _verified(evidence)
@@ -216,7 +217,7 @@ def _verified(evidence: Evidence) -> str:
         lines.append("**The journal names no run that ended with this model.**")
     else:
         lines.append(f"The journal says that run `{evidence.run}` ended with this very model.")
-    said = [figures_sentence(top), claim_sentence(top)]
+    said = [figures_sentence(top), claim_sentence(top), trust_sentence(top)]
     if top.setting != "site":
         said.append("This was a simulation: all keys lay on one machine.")
     table = ["| site | population | spent in its life | cap |", "|---|---|---|---|"]
