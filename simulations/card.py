@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from privet.common.printable import printable
 from privet.privacy.audit.summary import claim_sentence, figures_sentence, trust_sentence
 
 if TYPE_CHECKING:
@@ -20,14 +21,15 @@ def model_card(result: Result) -> str:
     how = f"Trained by {len(plan.sites)} sites ({sites}) in {len(result.progress)} rounds"
     if not plan.trains:
         how = f"Weights `{plan.model.start}`, measured by {len(plan.sites)} sites ({sites})"
-    return f"""---
+    model = printable(plan.model.kind)
+    text = f"""---
 license: other
 tags: [federated-learning, differential-privacy, privet]
 ---
 # {plan.title or plan.name}
 
 {how} with Privet.
-Model: `{plan.model.kind}`, trained parameters in `model.safetensors` (the frozen rest, if
+Model: `{model}`, trained parameters in `model.safetensors` (the frozen rest, if
 any, is public and named by the plan). Plan: `{plan.digest}`.
 
 ## Privacy
@@ -49,6 +51,7 @@ Source: {_SOURCES[plan.metrics.source]}.
 A model trained in a simulation is for research. It was not validated for decisions about
 patients or customers, and it repeats whatever bias its records hold.
 """
+    return printable(text, lines=True)
 
 
 _SOURCES = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from privet.common.errors import InputError, PrivetError
 from privet.common.plan import Plan
+from privet.common.printable import printable, printable_all
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.summary import (
     Standing,
@@ -82,7 +83,7 @@ def _read(bundle: Path, roster: Path | None, model: str) -> Evidence:
             if line.startswith('{"kind":"checkpoint"'):
                 head = Checkpoint.parse(json.loads(line)["note"])
                 heads[head.origin] = head.size, base64.b64encode(head.root).decode()
-    return Evidence(verdict, standing(verdict), run, heads)
+    return printable_all(Evidence(verdict, standing(verdict), run, heads))
 
 
 def write_card(
@@ -119,7 +120,8 @@ def write_card(
             f"Weights `{plan.model.start}`, measured by {len(plan.sites)} sites ({sites})",
             "",
         )
-    return f"""---
+    task, model = printable(plan.task.kind), printable(plan.model.kind)
+    text = f"""---
 license: other
 library_name: privet
 tags: [federated-learning, differential-privacy, privet]
@@ -127,7 +129,7 @@ tags: [federated-learning, differential-privacy, privet]
 # {html.escape(plan.title or plan.name, quote=False)}
 
 {how} with Privet, for the
-task `{plan.task.kind}`, with the model `{plan.model.kind}`.{start} Plan: `{plan.digest}`.
+task `{task}`, with the model `{model}`.{start} Plan: `{plan.digest}`.
 
 ## Privacy
 
@@ -150,13 +152,14 @@ Figures are of the records named above and of no others. Look at the figures by 
 model decides about people (`privet model evaluate --group`), and at what it looks at
 (`privet model explain`). It repeats whatever bias its records hold.
 """
+    return printable(text, lines=True)
 
 
 def _inputs(provenance: Sequence[str]) -> str:
     """Return the section on what inputs are made with, or ''."""
     if not provenance:
         return ""
-    lines = "\n".join(f"- {html.escape(line, quote=False)}" for line in provenance)
+    lines = "\n".join(f"- {html.escape(printable(line), quote=False)}" for line in provenance)
     return f"## Vocabulary and normalisation (H12)\n\n{lines}\n"
 
 

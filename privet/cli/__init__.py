@@ -12,6 +12,7 @@ import typer
 
 from privet import __version__
 from privet.common.errors import PrivetError, reason_of
+from privet.common.printable import printable
 
 app = typer.Typer(
     name="privet",
@@ -53,7 +54,7 @@ def main() -> None:
     try:
         app()
     except PrivetError as error:
-        typer.echo(f"privet: {error}", err=True)
+        typer.echo(f"privet: {printable(str(error), lines=True)}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("privet: stopped", err=True)

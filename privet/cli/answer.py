@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from privet.common.printable import printable_all
 from privet.privacy.audit.summary import claim_sentence, figures_sentence, spent_of, standing
 from privet.privacy.audit.verify import SiteFinding, Verdict
 
@@ -24,6 +25,7 @@ _SETTINGS = {
 
 def as_json(found: Verdict) -> dict[str, Any]:
     """Return the answer of ``verify(…, brief=True)`` with what a report puts on top of it."""
+    found = printable_all(found)
     value, top = found.to_dict(), standing(found)
     for site, finding in zip(value["sites"], found.sites, strict=True):
         site["in_words"] = _in_words(finding)
@@ -40,6 +42,7 @@ def as_json(found: Verdict) -> dict[str, Any]:
 
 def show(found: Verdict) -> None:
     """Print the answer: the sentence first, then sites, claim, faults and notes."""
+    found = printable_all(found)
     top = standing(found)
     if found.ok:
         _out.print("[bold green]Verified.[/] Every check on this bundle held.")

@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.spinner import Spinner
 from rich.table import Table
 
+from privet.common.printable import printable
 from privet.privacy.audit.summary import claim_sentence, figures_sentence
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
@@ -190,7 +191,8 @@ def releases(outcome: Result, console: Console | None = None) -> None:
     console = console or _err
 
     def tell(text: str, style: str | None = None) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
+        shown = printable(text)
+        console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
     short = [site for site in outcome.sites if site.released < site.rounds]
     if not short:

@@ -22,6 +22,7 @@ import jinja2
 from privet import __version__
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
+from privet.common.printable import printable, printable_all
 from privet.privacy.audit.report import reading, registry, view
 from privet.privacy.audit.report.judging import Intervals, intervals
 from privet.privacy.audit.verify import Record, Verdict
@@ -54,12 +55,13 @@ def write_report(
     if verdict.record is None or verdict.record.brief:
         raise InputError("the verdict has no whole record: verify with keep=True")
     check_folder(out_dir)
+    verdict = printable_all(verdict)
     case = reading.read(verdict.record or Record())
     content = view.view(case, verdict, interval or {})
     made: dict[str, Any] = {
         "software": f"privet {__version__}",
         "date": case.period[1],
-        "bundle": bundle.name if bundle else None,
+        "bundle": printable(bundle.name) if bundle else None,
         "bundle_sha256": _sha256(bundle) if bundle else None,
     }
     files = {

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from privet.common.errors import InputError, PrivetError
+from privet.common.printable import printable_all
 from privet.privacy import ceiling, honesty
 from privet.privacy import events as ev
 from privet.privacy.accounting import GRID, LIVE_GRID, epsilon, remark
 from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, read, texts
-from privet.privacy.audit.verify import LogRecord, SiteFinding, Verdict
+from privet.privacy.audit.verify import LogRecord, Record, SiteFinding, Verdict
 from privet.privacy.interval import Interval, NoInterval, certified_interval
 from privet.privacy.units import Relation
 
@@ -144,10 +145,18 @@ def standing(verdict: Verdict) -> Standing:
 
     Args:
         verdict: of ``verify(…, brief=True)``, or of ``keep=True``.
+
+    Raises:
+        InputError: if the verdict has no record.
     """
     if verdict.record is None:
         raise InputError("the verdict has no record: verify with brief=True")
-    case = read(verdict.record)
+    shown = printable_all(verdict)
+    return standing_in(read(shown.record or Record()), shown)
+
+
+def standing_in(case: Case, verdict: Verdict) -> Standing:
+    """Return what stands above every figure of a case that was read."""
     known = ("bundle", "simulation", "site")
     setting = next((name for name in known if name in case.settings), None)
     found = facts(case, case.ledgers)
@@ -293,7 +302,7 @@ def intervals(verdict: Verdict, *, seconds: float = 30.0) -> Intervals:
     known: dict[object, Interval | NoInterval] = {}
     if verdict.record is None or not verdict.ok:
         return found
-    for one in read(verdict.record).groups:
+    for one in read(printable_all(verdict.record)).groups:
         counts = ev.group(charge.event for charge in one.charges if charge.counts)
         asked = (frozenset(counts), one.delta, one.relation)
         if asked not in known:

@@ -16,7 +16,7 @@ from privet.privacy.audit.report.judging import (
     held,
     lines,
     of_run,
-    standing,
+    standing_in,
 )
 from privet.privacy.audit.report.reading import Case, Charge, Group, Run
 from privet.privacy.audit.report.sentences import claim_sentence, figures_sentence, trust_sentence
@@ -27,7 +27,7 @@ MOST_FAULTS = 200
 
 def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
     """Return everything that the page's template needs."""
-    top = standing(verdict)
+    top = standing_in(case, verdict)
     overall = top.claim
     blocks = _blocks(case, verdict, interval)
     refused = refusals(case)
