@@ -179,6 +179,7 @@ class Held:
         enough: how many of them have a quorum.
         tail: entries after the last head with a quorum.
         by: how many heads each witness cosigned.
+        last: who cosigned the last head with a quorum.
     """
 
     whole: bool
@@ -186,19 +187,22 @@ class Held:
     enough: int
     tail: int
     by: Counter[str]
+    last: tuple[str, ...] = ()
 
 
 def held(case: Case, log: LogRecord) -> Held:
     """Count the cosignatures of others on the heads of ``log``."""
-    owners, by, sizes = case.owners, Counter[str](), []
+    owners, by, sizes = case.owners, Counter[str](), {0: set[str]()}
     for size, cosigners in log.checkpoints:
         others = {owners[name] for name in cosigners if owners.get(name) not in (None, log.name)}
         by.update(others)
         if case.quorum and len(others) >= case.quorum:
-            sizes.append(size)
-    last = max(sizes, default=0)
+            sizes[size] = others
+    last = max(sizes)
     entries = len(log.entries) + log.passed
-    return Held(last == entries > 0, len(log.checkpoints), len(sizes), entries - last, by)
+    signers = tuple(sorted(str(name) for name in sizes[last]))
+    whole = last == entries > 0
+    return Held(whole, len(log.checkpoints), len(sizes) - 1, entries - last, by, signers)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from privet.privacy.audit.report import drawing, pageone, words
+from privet.privacy.audit.report import drawing, pageone, signing, words
 from privet.privacy.audit.report.judging import (
     Claim,
     Held,
@@ -61,6 +61,11 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "in_words": [figures_sentence(top), claim_sentence(top)],
         "trust": trust_sentence(top),
         "second": known.second,
+        "sizes": signing.sizes(case),
+        "watched": {found.site: found for found in signing.watched(case)},
+        "answers": signing.answers(case),
+        "policies": signing.policies(case),
+        "labels": signing.labels(),
         "claims": claims,
         "whose": pageone.whose(case),
         "protected": pageone.protected(blocks, dict(claims)),
@@ -267,6 +272,7 @@ def as_json(
             for block in content["blocks"]
             for row in block["rows"]
         ],
+        "signing": signing.as_json(case),
         "runs": [_run_json(row) for row in content["runs"]],
         "refusals": content["refusals"],
         "aborted": [
