@@ -97,7 +97,7 @@ def test_what_was_not_protected_is_said_with_its_site() -> None:
     found = kit.verdict(kit.three_sites())
     found.sites[1] = replace(found.sites[1], epsilon=None)
     assert figures_sentence(standing(found)) == (
-        "At Lakeside something was let out without a privacy guarantee (ε ∞)."
+        "At Lakeside something was let out without a privacy guarantee."
     )
 
 

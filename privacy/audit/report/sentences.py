@@ -66,7 +66,7 @@ def spent_of(finding: SiteFinding) -> Spent:
 def _figures(found: list[SiteFinding]) -> str:
     bare = list(dict.fromkeys(f.site for f in found if f.epsilon is None))
     if bare:
-        return f"At {', '.join(bare)} something was let out without a privacy guarantee (ε ∞)."
+        return f"At {', '.join(bare)} something was let out without a privacy guarantee."
     worst = max(found, key=lambda f: (f.epsilon or 0.0, f.runs))
     runs = max(f.runs for f in found)
     who = "site" if len({f.site for f in found}) == len(found) else "population of a site"

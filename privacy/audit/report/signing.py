@@ -21,6 +21,7 @@ from privet.privacy.policy import GOVERNANCE
 
 NOT_STATED = "not stated"
 SELF_ASSERTED = "self-asserted"
+_MOST = 10**9  # as a plan allows
 _LABELS = {
     "controller": "Controller",
     "purpose": "Purpose",
@@ -71,7 +72,9 @@ class Size:
     @property
     def in_words(self) -> str:
         """The nominal size with its unit."""
-        return "no plan ran" if self.nominal is None else words.counted(self.nominal, self.unit)
+        if self.nominal is None:
+            return "no plan ran"
+        return f"{self.nominal:,} {self.unit}{'' if self.nominal == 1 else 's'}"
 
 
 @dataclass(frozen=True)
@@ -105,9 +108,10 @@ def sizes(case: Case) -> list[Size]:
 def _nominal(case: Case, group: Group) -> int | None:
     found = []
     for name in dict.fromkeys(charge.plan for charge in group.charges):
-        for site in dig(case.plans.get(name), "sites") or []:
+        sites = dig(case.plans.get(name), "sites")
+        for site in sites if isinstance(sites, list) else []:
             size = dig(site, "nominal_size")
-            if dig(site, "name") == group.site and isinstance(size, int) and size > 0:
+            if dig(site, "name") == group.site and type(size) is int and 0 < size <= _MOST:
                 found.append(size)
     return max(found, default=None)
 
