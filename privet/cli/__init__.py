@@ -18,6 +18,7 @@ from privet.common.errors import InputError, PrivetError, reason_of
 
 if TYPE_CHECKING:
     from privet.common.plan import Plan
+from privet.common.printable import printable
 
 app = typer.Typer(
     name="privet",
@@ -101,7 +102,7 @@ def main() -> None:
     try:
         app()
     except PrivetError as error:
-        typer.echo(f"privet: {error}", err=True)
+        typer.echo(f"privet: {printable(str(error), lines=True)}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("privet: stopped", err=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections import Counter
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from privet.privacy import honesty
-from privet.privacy.audit.report.judging import Standing, standing
+from privet.common.printable import printable_all
+from privet.privacy.audit.summary import claim_sentence, figures_sentence, spent_of, standing
 from privet.privacy.audit.verify import CodeFinding, SiteFinding, Verdict
-from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 _out = Console(width=None if sys.stdout.isatty() else 100)
 _SHOWN = 20
@@ -28,6 +26,7 @@ _SETTINGS = {
 
 def as_json(found: Verdict) -> dict[str, Any]:
     """Return the answer of ``verify(…, brief=True)`` with what a report puts on top of it."""
+    found = printable_all(found)
     value, top = found.to_dict(), standing(found)
     for site, finding in zip(value["sites"], found.sites, strict=True):
         site["in_words"] = _in_words(finding)
@@ -38,11 +37,13 @@ def as_json(found: Verdict) -> dict[str, Any]:
         "claim": top.claim.word,
         "conditional_on": top.claim.conditional,
         "why": top.claim.why,
+        "in_words": f"{figures_sentence(top)} {claim_sentence(top)}",
     }
 
 
 def show(found: Verdict) -> None:
     """Print the answer: the sentence first, then sites, claim, faults and notes."""
+    found = printable_all(found)
     top = standing(found)
     if found.ok:
         colour, word = "green", "Verified" if _is_witnessed(found) else "Consistent"
@@ -66,12 +67,10 @@ def show(found: Verdict) -> None:
         _say(_code(found.code))
     if found.sites:
         _out.print(_table(found.sites))
-    if any(site.conditional for site in found.sites):
-        _say(
-            "* several runs were chosen one after the other: this ε is conditional (H29); what "
-            "holds without condition is the cap."
-        )
-    _say(_claim(top))
+        if any(site.conditional for site in found.sites):
+            _say("* of several runs, so conditional (H29)")
+        _say(figures_sentence(top))
+    _say(claim_sentence(top))
     for fault in found.faults[:_SHOWN]:
         entry = "" if fault.entry is None else f", entry {fault.entry}"
         _say(f"✗ {fault.site or 'the bundle'}{entry}: {fault.rule}: {fault.message}")
@@ -119,20 +118,15 @@ def _table(findings: list[SiteFinding]) -> Table:
         figure = name in ("ε spent", "ε cap", "entries")
         table.add_column(name, justify="right" if name == "entries" else "left", no_wrap=figure)
     for site in findings:
-        loss = _loss(site)
+        loss = spent_of(site)
         spent = loss.figure + (" *" if site.conditional else "")
         cap = "no cap" if site.cap is None else f"{site.cap:g}"
         table.add_row(site.site, site.population, spent, cap, loss.terms, str(site.entries))
     return table
 
 
-def _loss(finding: SiteFinding) -> PrivacyLoss:
-    epsilon = math.inf if finding.epsilon is None else finding.epsilon
-    return PrivacyLoss(epsilon, finding.delta, Unit(finding.unit), Relation(finding.relation))
-
-
 def _in_words(finding: SiteFinding) -> str:
-    loss = _loss(finding)
+    loss = spent_of(finding)
     cap = "no cap" if finding.cap is None else f"cap {finding.cap:g}"
     terms = "" if finding.epsilon is None else f" ({loss.terms})"
     return f"ε {loss.figure}, {cap}{terms}"
@@ -154,15 +148,3 @@ def _code(code: CodeFinding) -> str:
 
 def _runs(count: int) -> str:
     return "1 run" if count == 1 else f"{count} runs"
-
-
-def _claim(top: Standing) -> str:
-    claim = top.claim
-    if claim.word == "conditional":
-        points = "1 point" if len(claim.conditional) == 1 else f"{len(claim.conditional)} points"
-        names = {row.id: f"{row.id} {row.name}" for row in honesty.assess(honesty.Facts())}
-        said = ", ".join(names.get(row, row) for row in claim.conditional)
-        return f"Claim: conditional on {points} of the honesty list: {said}"
-    if claim.word == "none":
-        return f"Claim: none ({claim.why})"
-    return "Claim: proved in the model; no point of the honesty list is unknown"

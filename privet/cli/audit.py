@@ -29,6 +29,23 @@ Roster = Annotated[
     ),
 ]
 Bundle = Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")]
+Witnessed = Annotated[
+    bool | None,
+    typer.Option(
+        "--require-witnessed/--no-require-witnessed",
+        help="A charge that no quorum of others witnessed is a fault. Default: in the ledgers of "
+        "real sites it is one, in a simulation's it is none.",
+        show_default=False,
+    ),
+]
+Code = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Digest of the code that every run must name; again for another. A release "
+        "publishes it, `privet --version --json` prints it.",
+        metavar="DIGEST",
+    ),
+]
 FAULTS = 4
 """Exit code when verification found faults."""
 
@@ -84,23 +101,8 @@ def bundle(
 def verify(
     bundle: Bundle,
     roster: Roster = None,
-    require_witnessed: Annotated[
-        bool | None,
-        typer.Option(
-            "--require-witnessed/--no-require-witnessed",
-            help="A charge that no quorum of others witnessed is a fault. Default: in the ledgers"
-            " of real sites it is one, in a simulation's it is none.",
-            show_default=False,
-        ),
-    ] = None,
-    code: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Digest of the code that every run must name; again for another. A release "
-            "publishes it, `privet --version --json` prints it.",
-            metavar="DIGEST",
-        ),
-    ] = None,
+    require_witnessed: Witnessed = None,
+    code: Code = None,
     as_json: AsJson = False,
 ) -> None:
     """Check everything that a bundle says, from the file alone.
@@ -133,6 +135,8 @@ def report(
     bundle: Bundle,
     out: Annotated[Path, typer.Option(help="Folder for the report; new or empty.")],
     roster: Roster = None,
+    require_witnessed: Witnessed = None,
+    code: Code = None,
     interval: Annotated[
         bool,
         typer.Option(
@@ -155,7 +159,10 @@ def report(
     if interval:
         check_installed()
     with show.counting("verifying") as progress:
-        verdict = check(bundle, roster, keep=True, progress=progress)
+        verdict = check(
+            bundle, roster, code=code or (), require_witnessed=require_witnessed, keep=True,
+            progress=progress,
+        )  # fmt: skip
     asked = intervals(verdict) if interval else None
     files = write_report(verdict, out, interval=asked, bundle=bundle)
     if as_json:

@@ -303,7 +303,7 @@ def test_no_dp_has_no_epsilon_and_no_claim(privet: Run, plan_path: Path) -> None
     assert (value["claim"], value["epsilon"]) == ("none", None)
     assert [site["epsilon"] for site in value["sites"]] == [None] * 3
     shown = privet("simulate", plan_path, "--no-dp", "--out", "shown")
-    assert "This run had no privacy" in shown.out
+    assert "Claim: none (trained without noise)" in " ".join(shown.out.split())
 
 
 def test_changes_of_the_command_line_reach_the_plan(privet: Run, plan_path: Path) -> None:
