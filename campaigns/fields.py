@@ -311,9 +311,13 @@ def _rename(tree: Any, old: str, new: str) -> None:
 def some(rng: random.Random, tree: Any, at: list[Path], most: int) -> list[Path]:
     """Return the first and the last of some places, and others by chance, at most so many.
 
-    Where values of several types stand, such as null and a text, there is one of each.
+    Where values of several types stand, such as null and a text, there is one of each, and one
+    that is empty where others are not.
     """
-    types = {type(get(tree, path)): path for path in reversed(at)}
+    types = {}
+    for path in reversed(at):
+        value = get(tree, path)
+        types[type(value), bool(value)] = path
     ends = list(dict.fromkeys([*types.values(), at[-1]]))[: max(most, len(types))]
     rest = [path for path in at if path not in ends]
     return ends + rng.sample(rest, min(len(rest), max(0, most - len(ends))))

@@ -13,6 +13,7 @@ and is left alone; all others follow.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -148,7 +149,7 @@ class Forger:
                     self._note("sha256:" + sha(old), "sha256:" + sha(payload))
                 line = canonical({**item, "kind": "order", "order": order, "sig": sig})
             if line is not None:
-                made.append((_slot(order), line))
+                made.append((_slot(json.loads(line)["order"]), line))
         return [line for _, line in self._sorted(made, self.tree["orders"])]
 
     def _sorted(self, made: list[tuple[Any, bytes]], parts: list[Any]) -> list[tuple[Any, bytes]]:

@@ -58,11 +58,15 @@ class Lie:
         """What it is called, after its function."""
         return "lie: " + self.tell.__name__.replace("_", " ")
 
-    def told(self, trial: Trial) -> Iterator[Forgery]:
+    def told(
+        self, trial: Trial, coalitions: Callable[[str], bool] = lambda name: True
+    ) -> Iterator[Forgery]:
         """Tell it by each coalition that can."""
         for coalition, members in trial.coalitions(None):
             tree = copy(trial.original.tree)
-            if not self.tell(tree, Liars(trial.original, members, coalition.endswith(IN_TIME))):
+            if not coalitions(coalition) or not self.tell(
+                tree, Liars(trial.original, members, coalition.endswith(IN_TIME))
+            ):
                 continue
             what = (self.name, (self.tell.__doc__ or "").partition("\n")[0])
             found = trial.judge(tree, what, coalition, members, None)

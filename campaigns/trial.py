@@ -131,7 +131,8 @@ class Trial:
             most: at how many places each field is changed.
             coalitions: which of them try.
             fields: names of fields; None for all.
-            keep: which kinds of change are tried.
+            keep: which kinds of change are tried; the name of one that is made at all places
+                ends in ``, everywhere``.
             until_accepted: a field is left at its first change that is accepted.
         """
         found = places(self.original)
@@ -149,19 +150,20 @@ class Trial:
             # What another run or site has in this field may be put here.
             peers = [get(self.original.tree, other) for other in at[:40]]
             for change, new in changes(self.original, path, peers):
-                if keep(change):
-                    yield from self._change(name, path, change, new, coalitions)
+                yield from self._change(name, path, change, new, coalitions, keep)
 
     def _change(
         self, name: str, path: tuple[Any, ...], change: str, new: Any,
-        coalitions: Callable[[str], bool],
+        coalitions: Callable[[str], bool], keep: Callable[[str], bool],
     ) -> Iterator[Forgery]:  # fmt: skip
         owner = owner_of(self.original, path)
         for everywhere in (False, True):
-            tree = changed(self.original, path, new, everywhere=everywhere)
+            what = (name, f"{change}, everywhere" if everywhere else change)
+            tree = None
+            if keep(what[1]):
+                tree = changed(self.original, path, new, everywhere=everywhere)
             if tree is None:
                 continue
-            what = (name, f"{change}, everywhere" if everywhere else change)
             for coalition, members in self.coalitions(owner):
                 if not coalitions(coalition):
                     continue

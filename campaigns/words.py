@@ -34,6 +34,10 @@ def _holder(why: str, *fields: str) -> dict[str, Word]:
     return {field: Word(HOLDER, why) for field in fields}
 
 
+def _told(wanted: str, *lies: str) -> dict[str, Word]:
+    return {f"lie: {lie}": Word("", wanted) for lie in lies}
+
+
 #: A name that ends in ``.**`` stands for an object and all that is in it.
 WORDS: dict[str, Word] = {
     # plans
@@ -108,7 +112,7 @@ WORDS: dict[str, Word] = {
     **_signer("a name that the site chose, the same wherever it stands",
               "ledger.population.population", "ledger.data-set.data_set",
               "ledger.data-set.population", "ledger.reserved.population",
-              "ledger.reserved.data_set"),
+              "ledger.reserved.data_set", "ledger.budget-closed.population"),
     **_signer("why its persons are in no other population, in words",
               "ledger.data-set.disjoint"),
     **_signer("what the site vouches for, in words", "ledger.policy.policy.attested.**"),
@@ -120,7 +124,8 @@ WORDS: dict[str, Word] = {
               "ledger.plan-approved.by[]", "ledger.plan-refused.by", "ledger.plan-refused.by[]",
               "ledger.paused.by", "ledger.paused.by[]", "ledger.resumed.by",
               "ledger.resumed.by[]", "ledger.withdrawn.by", "ledger.withdrawn.by[]"),
-    **_signer("which plan it does not want is its own affair", "ledger.plan-refused.plan"),
+    **_signer("which plan it does not want, and how it decided, is its own affair",
+              "ledger.plan-refused.plan", "ledger.plan-refused.how"),
     **_signer("why it answered no", "ledger.refused.status"),
     **_signer("what it tested at the start of the run", "ledger.reserved.self_tests",
               "ledger.reserved.self_tests[]"),
@@ -134,7 +139,6 @@ WORDS: dict[str, Word] = {
               "ledger.metric-released.reproducible"),
     **_signer("why an attempt broke", "ledger.aborted.reason"),
     **_signer("whether records were read before it broke", "ledger.aborted.data_opened"),
-    **_signer("why its key changed", "ledger.key-rotated.why"),
     # checkpoints and receipts
     **_signer("what the witness's clock said", "checkpoint.signatures[].time"),
     **_holder("a cosignature can be left out, and the verdict says what is not witnessed then",
@@ -160,6 +164,24 @@ GAPS: dict[str, Word] = {
               "ledger.policy.policy.site", "ledger.policy.policy.setting"),
     **_signer("listed where the policy lists the plan, manual where persons approved",
               "ledger.plan-approved.how"),
+    **_told("one population at a site for one run; a second one makes H32 attested",
+            "two populations"),
+    **_told("self-tests lift only the rows that they test", "all self tests"),
+    **_told("compared with the policy in force", "cap above policy", "more rounds than allowed",
+            "coordinator not allowed", "model not allowed", "task not allowed",
+            "metrics not allowed", "plan not listed", "one approver twice", "empty policy"),
+    **_told("the verdict says what is witnessed, and releases that no finished run accounts for",
+            "run cut short", "ledger nobody witnessed"),
+    **_told("a charge that is given back on the site's word is named", "charge given back"),
+    **_told("what a plan promises is what it costs", "plan promises less"),
+    **_told("compared with 1 / nominal size", "delta of one half", "delta above one record"),
+    **_told("no later than its cosignatures", "dated 2099"),
+    **_told("a release has a digest of its own", "one release at two sites",
+            "one release in two rounds"),
+    **_told("compared with the plan", "fewer sites than the plan wants",
+            "more records than the plan"),
+    **_told("equal in all orders of a run", "unequal parameters"),
+    **_told("no control characters in a text that is shown", "control characters"),
 }  # fmt: skip
 
 
@@ -178,6 +200,8 @@ def known(forgery: Forgery, rows: dict[str, Word]) -> bool:
     if name is None:
         return False
     whose = rows[name].whose
+    if not whose:  # a lie, by whomever it was told
+        return True
     if whose == ALL:
         return forgery.coalition == "everybody"
     if whose == COORDINATOR:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 from verify_kit import (
     HUB,
     SITES,
@@ -19,12 +21,14 @@ from verify_kit import (
     write_roster,
 )
 
+from privet.privacy.audit.verify import accounting, signatures
+
 sys.path.append(str(Path(__file__).parents[2] / "campaigns"))
 
 from meaning import Keys
 from trial import Trial
 
-RUN = "run-1"
+RUN, APART = "run-1", "no patient works here"
 OTHER = plan_of(name="refused")
 
 
@@ -41,7 +45,16 @@ def plan() -> dict[str, Any]:
 
 
 def policy(site: str, key: str, name: str) -> dict[str, Any]:
-    """A site's policy, as it is published."""
+    """A site's policy, as it is published; North has a second population."""
+    made = _policy(site, key, name)
+    if site == "North":
+        for part, known, new in (("populations", "patients", "staff"), ("data", "er", "hr")):
+            made[part][new] = {**made[part][known]}
+        made["data"]["hr"].update(population="staff", disjoint=APART)
+    return made
+
+
+def _policy(site: str, key: str, name: str) -> dict[str, Any]:
     return {
         "site": site, "setting": "site", "attested": {"H21": "one clinic each"},
         "allow": {
@@ -73,6 +86,11 @@ def history() -> Federation:
     fed = Federation(tweak=tweak, setup=False)
     fed._setup("8.0", "site")
     north, east, south = fed.sites.values()
+    north.add(
+        "population", population="staff", unit="record", relation="add_or_remove_one",
+        epsilon="8.0", delta="1e-05", max_records=1,
+    )  # fmt: skip
+    north.add("data-set", data_set="hr", population="staff", disjoint=APART)
     north.rotate()
     north.add("plan-refused", plan=digest(OTHER), by=["dpo"], how="manual")
     fed.approve(run_plan)
@@ -137,4 +155,22 @@ def trial_in(folder: Path) -> Trial:
     return Trial(fed.bundle(), roster, keys_of(fed), folder)
 
 
-__all__ = ["HUB", "RUN", "history", "keys_of", "plan", "policy", "trial_in"]
+_seen: dict[str, Any] = {}
+_ed25519, _epsilon = signatures.ed25519, accounting.epsilon
+_fast = lru_cache(maxsize=None)(_ed25519)
+
+
+def _once(*given: Any) -> Any:
+    key = repr(given)
+    if key not in _seen:
+        _seen[key] = _epsilon(*given)
+    return _seen[key]
+
+
+def memoise(patch: pytest.MonkeyPatch) -> None:
+    """Check the same signature, and compute the same epsilon, once: the answer cannot differ."""
+    patch.setattr(signatures, "ed25519", _fast)
+    patch.setattr(accounting, "epsilon", _once)
+
+
+__all__ = ["HUB", "RUN", "history", "keys_of", "memoise", "plan", "policy", "trial_in"]

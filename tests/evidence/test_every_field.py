@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from functools import lru_cache
 from pathlib import Path
 
 import pytest
-from forge_kit import history, keys_of, trial_in
+from forge_kit import history, keys_of, memoise, trial_in
 from forger import Forger, path, root
 from lies import LIES
 from meaning import copy, parse
@@ -15,21 +14,31 @@ from trial import IN_TIME, OLD_BYTES, Forgery, Trial
 from verify_kit import sha, tree_path, tree_root
 from words import GAPS, WORDS, find, known, table
 
-from privet.privacy.audit.verify import signatures
 from privet.privacy.audit.verify.result import Findings
 
-_fast = lru_cache(maxsize=None)(signatures.ed25519)
 #: One change of each sort; the campaign makes all of them.
-CHANGES = {
-    "up", "down", "turned round", "another digest", "another key", "other text", "null", "half",
+EVERYWHERE = {
+    "up", "down", "another digest", "other text", "exchanged for another of the same name",
+    "'person'", "'replace_one'",
+}  # fmt: skip
+CHANGES = {f"{change}, everywhere" for change in EVERYWHERE} | {
+    "up", "down", "turned round", "another digest", "another key", "other text",
     "last dropped", "one added", "a key added", "reversed", "a second later", "text", "2001",
-    "exchanged for another of the same name", "'failed'", "'simulation'", "'person'", "'listed'",
+    "exchanged for another of the same name", "'failed'", "'simulation'", "'listed'",
+    "'does-not-fit'",
+}  # fmt: skip
+
+
+#: Free in a history without a second attempt, and with a head more; the campaign has both.
+ELSEWHERE = {
+    "journal.round.orders[].attempt", "ledger.reserved.attempt", "ledger.refused.attempt",
+    "journal.round.witnessed[].size",
 }  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def _memoised(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(signatures, "ed25519", _fast)
+    memoise(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +55,7 @@ def accepted(trial: Trial) -> dict[str, Forgery | None]:
     )  # fmt: skip
     found: dict[str, Forgery | None] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(signatures, "ed25519", _fast)
+        memoise(patch)
         for one in tried:
             found[one.field] = None if one.rule else one
     return found
@@ -61,11 +70,26 @@ def test_every_field_is_refused_or_listed(accepted: dict[str, Forgery | None]) -
     assert unlisted == [], "a rule is missing, or these are somebody's word: campaigns/words.py"
 
 
-def test_what_is_listed_is_refused_by_no_rule(accepted: dict[str, Forgery | None]) -> None:
+def test_what_is_listed_is_refused_by_no_rule(
+    trial: Trial, accepted: dict[str, Forgery | None]
+) -> None:
     """Else the page says that nobody can check what the verifier does check."""
-    here = {row: [f for f in accepted if find(f, WORDS) == row] for row in WORDS}
-    checked = [row for row, fields in here.items() if fields and not any(map(accepted.get, fields))]
+    here = {
+        row: [f for f in accepted if find(f, WORDS) == row] for row in WORDS if row not in ELSEWHERE
+    }
+    checked = [
+        row for row, fields in here.items()
+        if fields and not any(map(accepted.get, fields)) and not _is_free(trial, fields)
+    ]  # fmt: skip
     assert checked == [], "these have a rule now: take them out of campaigns/words.py"
+
+
+def _is_free(trial: Trial, fields: list[str]) -> bool:
+    """Whether any change at all is accepted, at one of several places."""
+    tried = trial.walk(
+        random.Random(0), most=3, fields=fields, coalitions=lambda who: who == "everybody"
+    )
+    return any(not one.rule for one in tried)
 
 
 def test_the_page_lists_whose_word_each_field_is(root: Path) -> None:
@@ -75,7 +99,7 @@ def test_the_page_lists_whose_word_each_field_is(root: Path) -> None:
 
 @pytest.mark.parametrize("rule, field", [
     ("event", "ledger.released.event.count"), ("code", "ledger.reserved.code"),
-    ("order", "journal.round.orders"), ("receipt", "receipt.index"),
+    ("model", "journal.round.model"), ("receipt", "receipt.index"),
 ])  # fmt: skip
 def test_a_rule_that_is_missing_is_noticed(
     trial: Trial, monkeypatch: pytest.MonkeyPatch, rule: str, field: str
@@ -132,7 +156,7 @@ def test_the_forger_signs_with_the_keys_of_its_coalition_alone(trial: Trial) -> 
 
 
 def test_without_a_key_nothing_that_is_signed_changes(trial: Trial) -> None:
-    fields = ["ledger.reserved.code", "journal.round.shown", "order.run", "entry.time"]
+    fields = ["ledger.reserved.code", "journal.round.shown", "order.purpose", "entry.time"]
     tried = list(
         trial.walk(random.Random(0), fields=fields, coalitions=lambda who: who == "nobody")
     )
