@@ -682,6 +682,9 @@ def test_code_that_is_pinned(tmp_path: Path) -> None:
     wrong = verdict(tmp_path, fed, code=[OTHER])
     assert sorted(fault.site or "" for fault in wrong.faults) == sorted(SITES)
     assert found(wrong) == {("code", site) for site in SITES}
+    own = "sha256:" + fed.order_key.hex
+    both = fed.policy(NORTH, "60.0", "site", coordinators=[own, "sha256:" + "0" * 64])
+    fed.sites[NORTH].add("policy", policy=both)
     order, place = another(fed, 1, keyid="0" * 64, code=OTHER)
     fed.release(NORTH, order, place, train_event(fed.plans[0]))
     unpinned = verdict(tmp_path, fed)
