@@ -13,7 +13,7 @@ import pytest
 import verify_kit
 from verify_kit import HUB, SITES, Federation, digest, plan_of, train_event
 
-from privet.privacy.audit.verify import Verdict, verify
+from privet.privacy.audit.verify import Verdict, case, plans, verify
 from privet.privacy.audit.verify.result import NEW_RULE
 
 NORTH, EAST, SOUTH = SITES
@@ -336,3 +336,19 @@ def test_a_finished_run_accounts_for_what_it_used(tmp_path: Path) -> None:
     fed = Federation()
     fed.run()
     assert verdict(tmp_path, fed).unfinished == []
+
+
+def test_many_plans_are_not_composed_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that the ceiling passes cost nothing; of the others so many, and a note."""
+    monkeypatch.setattr(case, "MOST_COMPOSED", 2)
+    fed = Federation(cap="60.0")
+    for number in range(4):  # above their ε by the ceiling alone
+        plan = plan_of(name=f"plan {number}", privacy={"epsilon": 1.9, "noise_multiplier": 3.0})
+        fed.run(f"run-{number}", plan)
+    parts = plans.Plan(fed.plans[0])
+    assert not parts.is_cheap and not parts.overspends
+    answer = verdict(tmp_path, fed)
+    assert answer.faults == []
+    assert sum("more than 2 plans" in note for note in answer.notes) == 1

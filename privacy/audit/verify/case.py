@@ -14,6 +14,9 @@ from privet.privacy.audit.verify.roster import Roster
 from privet.privacy.audit.verify.strict import Malformed, digest
 
 
+MOST_COMPOSED = 100
+
+
 @dataclass
 class Head:
     """A checkpoint whose signatures were verified.
@@ -58,6 +61,8 @@ class Case:
         self.findings_of_sites: list[SiteFinding] = []
         #: Noised releases of all sites, by what is left of their digests.
         self.releases: dict[int, str] = {}
+        self._composed: set[Plan] = set()
+        self._passed_over = False
         #: Members whose log is not in the bundle: what would be in it is asked of nobody.
         self.absent: set[str] = set()
         self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}
@@ -74,6 +79,25 @@ class Case:
         if self.keep:
             self.plan_values[name] = value
         return name
+
+    def may_compose(self, plan: Plan) -> bool:
+        """Return whether there is time to compose what a plan costs; else a note says so.
+
+        A plan is composed in some tenths of a second, at worst in a minute. A history of
+        thousands of plans shall not take days, so only the first ones are that need it.
+        """
+        if plan.is_cheap or plan in self._composed:
+            return True
+        if len(self._composed) < MOST_COMPOSED:
+            self._composed.add(plan)
+            return True
+        if not self._passed_over:
+            self._passed_over = True
+            self.findings.note(
+                f"more than {MOST_COMPOSED} plans: of those beyond it is not checked whether they"
+                " cost more than the epsilon that they ask for; the cap of each population is"
+            )
+        return False
 
     def run(self, name: str) -> Seen:
         """Return what is known of a run."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from privet.privacy.audit.verify.accounting import RELATIONS, SLACK, fits
+from privet.privacy.audit.verify.accounting import RELATIONS, SLACK, ceiling, fits
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, gate, gaussian
 from privet.privacy.audit.verify.strict import Malformed, is_visible, number
 
@@ -210,9 +210,17 @@ class Plan:
         return None
 
     @cached_property
+    def is_cheap(self) -> bool:
+        """Whether the Rényi ceiling, which takes no time, shows that it costs what it asks for."""
+        if self.budget is None:
+            return True
+        epsilon, delta, _, relation = self.budget
+        return ceiling(self.planned, delta, relation) <= epsilon
+
+    @cached_property
     def overspends(self) -> bool:
         """Whether the plan costs more than the ε that it asks for."""
-        if self.budget is None:
+        if self.budget is None or self.is_cheap:
             return False
         epsilon, delta, _, relation = self.budget
         return not fits(self.planned, delta, relation, epsilon + SLACK)

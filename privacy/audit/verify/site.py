@@ -170,7 +170,7 @@ class Ledger(RegisteredLog):
             return "the plan does not name the site"
         if owner is None:
             return None
-        if plan.overspends:
+        if self.case.may_compose(plan) and plan.overspends:
             return "the plan costs more than the epsilon that it asks for" + NEW_RULE
         size, delta = plan.sizes.get(self.name), owner.terms.delta
         if plan.budget is not None and size is not None and delta * size > 1:
