@@ -13,7 +13,6 @@ from privet.privacy.audit.verify.result import Findings, SiteFinding, short
 from privet.privacy.audit.verify.roster import Roster
 from privet.privacy.audit.verify.strict import Malformed, digest
 
-
 MOST_COMPOSED = 100
 
 
