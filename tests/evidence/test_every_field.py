@@ -27,10 +27,12 @@ CHANGES = {f"{change}, everywhere" for change in EVERYWHERE} | {
 }  # fmt: skip
 
 
-#: Free in a history without a second attempt, and with a head more; the campaign has both.
+#: Free where nobody was asked twice, one more head is there, or figures are public: the campaign
+#: has such bundles.
 ELSEWHERE = {
     "journal.round.orders[].attempt", "ledger.reserved.attempt", "ledger.refused.attempt",
-    "journal.round.witnessed[].size",
+    "journal.round.witnessed[].size", "plan.metrics.source", "plan.metrics.every",
+    "plan.metrics.noise_multiplier",
 }  # fmt: skip
 
 
