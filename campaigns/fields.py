@@ -257,7 +257,7 @@ def changed(
             is returned if there is no such place.
         by: only where these members decide what stands there; None for everywhere.
     """
-    tree = copy(original.tree)
+    tree: dict[str, Any] = copy(original.tree)
     if not everywhere:
         put(tree, path, new)
         return tree

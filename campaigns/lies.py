@@ -8,167 +8,59 @@ What the verifier or the report must say instead of refusing a lie is its ``labe
 
 from __future__ import annotations
 
-import json
-import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from meaning import Original, copy, sha
-from trial import IN_TIME, Forgery, Trial
+from lying import (
+    Liars,
+    Lie,
+    Tree,
+    add,
+    claims_no_more,
+    journal_of,
+    kind_of,
+    place_of,
+    predicates,
+    says_less,
+)
+from meaning import Original, sha
 
-from privet.privacy.audit.report import write_report
-from privet.privacy.audit.verify import Verdict, verify
-
-Tree = dict[str, Any]
-Tell = Callable[[Tree, "Liars"], bool]
-Label = Callable[[Trial, Verdict], bool]
-
-
-@dataclass(frozen=True)
-class Liars:
-    """Who tells a lie, the sites and the coordinator of a coalition, and when."""
-
-    original: Original
-    members: frozenset[str]
-    in_time: bool
-
-    @property
-    def chief(self) -> bool:
-        """Whether the coordinator is among them."""
-        return self.original.coordinator in self.members
-
-    def ledgers(self, tree: Tree) -> list[Tree]:
-        """Return the ledgers of these sites."""
-        return [
-            log for log in tree["logs"] if log["role"] == "site" and log["name"] in self.members
-        ]
-
-
-@dataclass(frozen=True)
-class Lie:
-    """One lie: how it is told, and what must be said of it if it is not refused."""
-
-    tell: Tell
-    label: Label | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is called, after its function."""
-        return "lie: " + self.tell.__name__.replace("_", " ")
-
-    def told(
-        self, trial: Trial, coalitions: Callable[[str], bool] = lambda name: True
-    ) -> Iterator[Forgery]:
-        """Tell it by each coalition that can."""
-        for coalition, members in trial.coalitions(None):
-            tree = copy(trial.original.tree)
-            if not coalitions(coalition) or not self.tell(
-                tree, Liars(trial.original, members, coalition.endswith(IN_TIME))
-            ):
-                continue
-            what = (self.name, (self.tell.__doc__ or "").partition("\n")[0])
-            found = trial.judge(tree, what, coalition, members, None)
-            if not found.rule and self.label is not None:
-                verdict = verify(trial.path, trial.roster, keep=True, processes=1)
-                if self.label(trial, verdict):
-                    found = Forgery(*what, coalition, members, None, "labelled")
-            yield found
-
-
-def _predicates(log: Tree, *kinds: str) -> list[Tree]:
-    return [e["statement"]["predicate"] for e in log["entries"] if _kind(e) in kinds]
-
-
-def _kind(entry: Tree) -> str:
-    return str(entry["statement"]["predicateType"].rpartition(":")[2])
-
-
-def _add(log: Tree, at: int, kind: str, **fields: Any) -> None:
-    """Put a new entry in, at the time of the one before it."""
-    before = log["entries"][at - 1]
-    predicate = {
-        "sequence": at, "time": before["statement"]["predicate"]["time"], "log": log["log"],
-        **fields,
-    }  # fmt: skip
-    statement = {
-        "_type": before["statement"]["_type"], "subject": [],
-        "predicateType": f"urn:privet:ledger:v1:{kind}", "predicate": predicate,
-    }  # fmt: skip
-    new = {"payloadType": before["payloadType"], "statement": statement}
-    log["entries"].insert(at, {**new, "signers": before["signers"][-1:]})
-
-
-def _place(log: Tree, kind: str) -> int:
-    return next((n for n, entry in enumerate(log["entries"]) if _kind(entry) == kind), -1)
-
-
-def _journal(tree: Tree) -> Tree:
-    return next(log for log in tree["logs"] if log["role"] == "coordinator")
+# populations and claims
 
 
 def _allow(tree: Tree, who: Liars, **changes: Any) -> bool:
     """Change what the policies allow, and nothing of what was done under them."""
     for log in who.ledgers(tree):
-        for predicate in _predicates(log, "policy"):
+        for predicate in predicates(log, "policy"):
             predicate["policy"].setdefault("allow", {}).update(changes)
     return bool(who.ledgers(tree))
-
-
-# labels
-
-
-def _witnessed(trial: Trial, verdict: Verdict) -> bool:
-    """Whether the verdict says of the forged history that it is witnessed less."""
-    found = verdict.to_dict().get("witnessed")
-    return found is not None and found != trial.clean.to_dict().get("witnessed")
-
-
-def _no_better(trial: Trial, verdict: Verdict) -> bool:
-    """Whether the report claims no more than for the true bundle."""
-    with tempfile.TemporaryDirectory() as name:
-        said = _claims(verdict, Path(name) / "forged")
-        trial.verdict(trial.lines)
-        true = verify(trial.path, trial.roster, keep=True, processes=1)
-        return said == _claims(true, Path(name) / "true")
-
-
-def _claims(verdict: Verdict, folder: Path) -> list[Any]:
-    write_report(verdict, folder)
-    sites = json.loads((folder / "report.json").read_text(encoding="utf-8"))["sites"]
-    return [(site["site"], site["claim"]) for site in sites]
-
-
-# populations and claims
 
 
 def two_populations(tree: Tree, who: Liars) -> bool:
     """The later rounds of one run are charged to a second population, disjoint "."."""
     for log in who.ledgers(tree):
-        first, data = _predicates(log, "population")[0], _predicates(log, "data-set")[0]
-        for predicate in _predicates(log, "policy"):
+        first, data = predicates(log, "population")[0], predicates(log, "data-set")[0]
+        for predicate in predicates(log, "policy"):
             for part, name in (("populations", first["population"]), ("data", data["data_set"])):
                 known = predicate["policy"].get(part, {})
                 if name in known:
                     known["others"] = {**known[name]}
             if "others" in predicate["policy"].get("data", {}):
                 predicate["policy"]["data"]["others"].update(population="others", disjoint=".")
-        for predicate in _predicates(log, "reserved"):
+        for predicate in predicates(log, "reserved"):
             if predicate["round"] > 1:
                 predicate.update(population="others", data_set="others")
         common = ("sequence", "time", "log")
         fields = {key: value for key, value in first.items() if key not in common}
-        at = _place(log, "data-set") + 1
-        _add(log, at, "population", **{**fields, "population": "others"})
-        _add(log, at + 1, "data-set", data_set="others", population="others", disjoint=".")
+        at = place_of(log, "data-set") + 1
+        add(log, at, "population", **{**fields, "population": "others"})
+        add(log, at + 1, "data-set", data_set="others", population="others", disjoint=".")
     return bool(who.ledgers(tree))
 
 
 def all_self_tests(tree: Tree, who: Liars) -> bool:
     """Every row of the list from H1 to H32 is said to be tested."""
     for log in who.ledgers(tree):
-        for predicate in _predicates(log, "reserved"):
+        for predicate in predicates(log, "reserved"):
             predicate["self_tests"] = [f"H{number}" for number in range(1, 33)]
     return bool(who.ledgers(tree))
 
@@ -179,7 +71,7 @@ def all_self_tests(tree: Tree, who: Liars) -> bool:
 def cap_above_policy(tree: Tree, who: Liars) -> bool:
     """A cap of 300 is registered where the policy says 3."""
     for log in who.ledgers(tree):
-        for predicate in _predicates(log, "population"):
+        for predicate in predicates(log, "population"):
             predicate["epsilon"] = "300.0"
     return bool(who.ledgers(tree))
 
@@ -217,7 +109,7 @@ def plan_not_listed(tree: Tree, who: Liars) -> bool:
 def one_approver_twice(tree: Tree, who: Liars) -> bool:
     """Two approvers are needed, and one name is written twice."""
     for log in who.ledgers(tree):
-        for predicate in _predicates(log, "plan-approved"):
+        for predicate in predicates(log, "plan-approved"):
             predicate.update(by=["Dr. A", "Dr. A"], how="manual")
     return _allow(tree, who, approval="manual", approvers=2)
 
@@ -225,7 +117,7 @@ def one_approver_twice(tree: Tree, who: Liars) -> bool:
 def empty_policy(tree: Tree, who: Liars) -> bool:
     """The policy says nothing at all."""
     for log in who.ledgers(tree):
-        for predicate in _predicates(log, "policy"):
+        for predicate in predicates(log, "policy"):
             predicate["policy"] = {}
     return bool(who.ledgers(tree))
 
@@ -235,14 +127,14 @@ def empty_policy(tree: Tree, who: Liars) -> bool:
 
 def run_cut_short(tree: Tree, who: Liars) -> bool:
     """The coordinator drops its last round and says that the run failed before it."""
-    journal = _journal(tree)
-    rounds = [n for n, entry in enumerate(journal["entries"]) if _kind(entry) == "round"]
+    journal = journal_of(tree)
+    rounds = [n for n, entry in enumerate(journal["entries"]) if kind_of(entry) == "round"]
     if not who.chief or len(rounds) < 2:
         return False
     last = journal["entries"][rounds[-1]]["statement"]["predicate"]
     before = journal["entries"][rounds[-2]]["statement"]["predicate"]
     del journal["entries"][rounds[-1]]
-    for closed in _predicates(journal, "run-closed"):
+    for closed in predicates(journal, "run-closed"):
         closed.update(how="failed", rounds=before["round"], model=before["shown"], fault="stopped")
     tree["receipts"] = [r for r in tree["receipts"] if r["round"] != last["round"]]
     own = {item["size"] for item in before["witnessed"] if item["log"] == journal["log"]}
@@ -268,7 +160,7 @@ def ledger_nobody_witnessed(tree: Tree, who: Liars) -> bool:
     """A site drops its last charge; journal and orders are left out, and so is every witness."""
     sites = who.ledgers(tree)
     for log in sites:
-        last = max(n for n, entry in enumerate(log["entries"]) if _kind(entry) == "reserved")
+        last = max(n for n, entry in enumerate(log["entries"]) if kind_of(entry) == "reserved")
         log["entries"] = log["entries"][:last]
     tree["orders"], tree["receipts"] = [], []
     tree["logs"] = [log for log in tree["logs"] if log["role"] == "site"]
@@ -285,7 +177,7 @@ def charge_given_back(tree: Tree, who: Liars) -> bool:
     """A release is said to be an abort that never opened the data, and costs nothing."""
     sites, gone = who.ledgers(tree), set()
     for log in sites:
-        at = max(n for n, e in enumerate(log["entries"]) if _kind(e).endswith("released"))
+        at = max(n for n, e in enumerate(log["entries"]) if kind_of(e).endswith("released"))
         statement = log["entries"][at]["statement"]
         old = statement["predicate"]
         gone.add((log["log"], old["sequence"]))
@@ -293,7 +185,7 @@ def charge_given_back(tree: Tree, who: Liars) -> bool:
         statement["predicate"] = {**common, "data_opened": False, "reason": "does-not-fit"}
         statement["predicateType"] = "urn:privet:ledger:v1:aborted"
     follows = who.chief or who.in_time  # it is told that the site failed
-    for value in _predicates(_journal(tree), "round") if follows else []:
+    for value in predicates(journal_of(tree), "round") if follows else []:
         for part, purpose in (("joined", "train"), ("metrics", "evaluate")):
             out = {i["site"] for i in value[part] if (i["log"], i["entry"]) in gone}
             value[part] = [item for item in value[part] if item["site"] not in out]
@@ -320,9 +212,9 @@ def plan_promises_less(tree: Tree, who: Liars) -> bool:
 
 def _delta(tree: Tree, who: Liars, value: float) -> bool:
     for log in who.ledgers(tree):
-        for predicate in _predicates(log, "population"):
+        for predicate in predicates(log, "population"):
             predicate["delta"] = repr(value)
-        for predicate in _predicates(log, "policy"):
+        for predicate in predicates(log, "policy"):
             for population in predicate["policy"].get("populations", {}).values():
                 population["delta"] = repr(value)
     return _plan(tree, who, "privacy", delta=value)
@@ -354,7 +246,7 @@ def _repeat(tree: Tree, releases: list[tuple[str, Tree]]) -> None:
     where = {(origin, value["sequence"]) for origin, value in releases}
     for _, value in releases:
         value["digest"] = digest
-    for value in _predicates(_journal(tree), "round"):
+    for value in predicates(journal_of(tree), "round"):
         for item in value["joined"] + value["metrics"]:
             if (item["log"], item["entry"]) in where:
                 item["digest"] = digest
@@ -365,21 +257,21 @@ def one_release_at_two_sites(tree: Tree, who: Liars) -> bool:
     sites = who.ledgers(tree)
     if len(sites) < 2:
         return False
-    _repeat(tree, [(log["log"], _predicates(log, "released")[0]) for log in sites[:2]])
+    _repeat(tree, [(log["log"], predicates(log, "released")[0]) for log in sites[:2]])
     return True
 
 
 def one_release_in_two_rounds(tree: Tree, who: Liars) -> bool:
     """A site releases the same arrays in two rounds."""
     for log in who.ledgers(tree):
-        _repeat(tree, [(log["log"], value) for value in _predicates(log, "released")])
+        _repeat(tree, [(log["log"], value) for value in predicates(log, "released")])
     return bool(who.ledgers(tree))
 
 
 def fewer_sites_than_the_plan_wants(tree: Tree, who: Liars) -> bool:
     """A round joins two sites under a plan that asks for three at least."""
-    journal = _journal(tree)
-    for value in _predicates(journal, "round"):
+    journal = journal_of(tree)
+    for value in predicates(journal, "round"):
         gone = value["joined"].pop()["site"]
         tree["receipts"] = [
             r for r in tree["receipts"]
@@ -398,9 +290,9 @@ def unequal_parameters(tree: Tree, who: Liars) -> bool:
 def more_records_than_the_plan(tree: Tree, who: Liars) -> bool:
     """A person may have 1,000 records in the population and one in the plan."""
     for log in who.ledgers(tree):
-        for predicate in _predicates(log, "population"):
+        for predicate in predicates(log, "population"):
             predicate["max_records"] = 1000
-        for predicate in _predicates(log, "policy"):
+        for predicate in predicates(log, "policy"):
             for population in predicate["policy"].get("populations", {}).values():
                 population["max_records"] = 1000
     return bool(who.ledgers(tree))
@@ -416,11 +308,11 @@ def control_characters(tree: Tree, who: Liars) -> bool:
 LIES: dict[str, Lie] = {
     lie.name: lie
     for lie in (
-        Lie(two_populations), Lie(all_self_tests, _no_better), Lie(cap_above_policy),
+        Lie(two_populations), Lie(all_self_tests, claims_no_more), Lie(cap_above_policy),
         Lie(more_rounds_than_allowed), Lie(coordinator_not_allowed), Lie(model_not_allowed),
         Lie(task_not_allowed), Lie(metrics_not_allowed), Lie(plan_not_listed),
-        Lie(one_approver_twice), Lie(empty_policy), Lie(run_cut_short, _witnessed),
-        Lie(ledger_nobody_witnessed, _witnessed), Lie(charge_given_back), Lie(plan_promises_less),
+        Lie(one_approver_twice), Lie(empty_policy), Lie(run_cut_short, says_less),
+        Lie(ledger_nobody_witnessed, says_less), Lie(charge_given_back), Lie(plan_promises_less),
         Lie(delta_of_one_half), Lie(delta_above_one_record), Lie(dated_2099),
         Lie(one_release_at_two_sites), Lie(one_release_in_two_rounds),
         Lie(fewer_sites_than_the_plan_wants), Lie(unequal_parameters),

@@ -167,6 +167,8 @@ class Trial:
             for coalition, members in self.coalitions(owner):
                 if not coalitions(coalition):
                     continue
+                if everywhere and owner is not None and owner not in members:
+                    continue  # this field would stay as it was
                 told: dict[str, Any] | None = tree
                 if coalition.endswith(IN_TIME):
                     # A plan comes from the coordinator; of a roster there is another copy.
