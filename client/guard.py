@@ -84,6 +84,13 @@ class Guard:
             Refusal: with the status that is answered.
         """
         self.ledger.log.refresh()  # the operator decides in another process
+        noted = self.ledger.book.policy
+        if noted is not None and noted != self.policy.public():
+            # What is reserved is held against the policy in the ledger, by whoever verifies.
+            raise Refusal(
+                Status.REFUSED_POLICY,
+                "the ledger has another policy than this client was started with: start it again",
+            )
         if fault := self.policy.fault(plan, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)
