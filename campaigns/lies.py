@@ -102,8 +102,8 @@ def metrics_not_allowed(tree: Tree, who: Liars) -> bool:
 
 
 def plan_not_listed(tree: Tree, who: Liars) -> bool:
-    """A plan runs that is not among those of the policy."""
-    return _allow(tree, who, plans=["sha256:" + sha(b"another plan")])
+    """A plan runs that is not among those of a policy that allows no others."""
+    return _allow(tree, who, plans=["sha256:" + sha(b"another plan")], approval="listed")
 
 
 def one_approver_twice(tree: Tree, who: Liars) -> bool:
@@ -111,7 +111,7 @@ def one_approver_twice(tree: Tree, who: Liars) -> bool:
     for log in who.ledgers(tree):
         for predicate in predicates(log, "plan-approved"):
             predicate.update(by=["Dr. A", "Dr. A"], how="manual")
-    return _allow(tree, who, approval="manual", approvers=2)
+    return _allow(tree, who, approval="manual", approvers=2, plans=[])
 
 
 def empty_policy(tree: Tree, who: Liars) -> bool:
@@ -287,15 +287,12 @@ def unequal_parameters(tree: Tree, who: Liars) -> bool:
     return who.chief
 
 
-def more_records_than_the_plan(tree: Tree, who: Liars) -> bool:
-    """A person may have 1,000 records in the population and one in the plan."""
-    for log in who.ledgers(tree):
-        for predicate in predicates(log, "population"):
-            predicate["max_records"] = 1000
-        for predicate in predicates(log, "policy"):
-            for population in predicate["policy"].get("populations", {}).values():
-                population["max_records"] = 1000
-    return bool(who.ledgers(tree))
+def more_records_than_the_population(tree: Tree, who: Liars) -> bool:
+    """The plan uses 1,000 records of a person, the population allows fewer."""
+    for plan in tree["plans"]:
+        if plan.get("privacy"):
+            plan["privacy"]["max_records"] = 1000
+    return who.chief
 
 
 def control_characters(tree: Tree, who: Liars) -> bool:
@@ -316,7 +313,7 @@ LIES: dict[str, Lie] = {
         Lie(delta_of_one_half), Lie(delta_above_one_record), Lie(dated_2099),
         Lie(one_release_at_two_sites), Lie(one_release_in_two_rounds),
         Lie(fewer_sites_than_the_plan_wants), Lie(unequal_parameters),
-        Lie(more_records_than_the_plan), Lie(control_characters),
+        Lie(more_records_than_the_population), Lie(control_characters),
     )
 }  # fmt: skip
 

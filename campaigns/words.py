@@ -78,7 +78,14 @@ WORDS: dict[str, Word] = {
     **_all("what a unit is, and what its neighbours are, is said by plan and population alike;"
            " nobody sees the records", "plan.privacy.unit", "plan.privacy.relation",
            "ledger.population.unit", "ledger.population.relation"),
+    **_coordinator("what it asks for, as long as its events cost no more and the population"
+                   " allows it", "plan.privacy.epsilon", "plan.privacy.delta",
+                   "plan.privacy.max_records"),
+    **_coordinator("how many sites a round needs at least; that it had them is checked",
+                   "plan.strategy.min_sites"),
     # orders and the journal
+    **_coordinator("which parameters a model has; that all orders of a run ask for the same is"
+                   " checked", "order.parameters", "order.parameters[]"),
     **_coordinator("a name that the coordinator chose, the same wherever the run is named",
                    "order.run", "journal.run-opened.run", "journal.round.run",
                    "journal.run-closed.run", "receipt.run", "ledger.reserved.run",
@@ -104,7 +111,7 @@ WORDS: dict[str, Word] = {
     # ledgers
     **_signer("what a program says of itself", "ledger.genesis.software",
               "journal.genesis.software"),
-    **_signer("whether its records are real", "ledger.genesis.setting",
+    **_signer("whether its runs are real; that a site's policy says the same is checked",
               "journal.genesis.setting"),
     **_signer("which key may follow a lost one is the owner's choice", "ledger.genesis.recovery",
               "journal.genesis.recovery"),
@@ -116,6 +123,21 @@ WORDS: dict[str, Word] = {
     **_signer("why its persons are in no other population, in words",
               "ledger.data-set.disjoint"),
     **_signer("what the site vouches for, in words", "ledger.policy.policy.attested.**"),
+    **_signer("its own policy, which it may change at any time; that each reservation keeps to the"
+              " policy in force is checked",
+              "ledger.policy.policy", "ledger.policy.policy.allow.**",
+              "ledger.policy.policy.populations", "ledger.policy.policy.populations.*",
+              "ledger.policy.policy.data", "ledger.policy.policy.data.*"),
+    **_signer("its own budget, for the life of the population; the policy says the same",
+              "ledger.population.epsilon", "ledger.population.max_records",
+              "ledger.policy.policy.populations.*.epsilon",
+              "ledger.policy.policy.populations.*.max_records",
+              "ledger.policy.policy.populations.*.unit",
+              "ledger.policy.policy.populations.*.relation",
+              "ledger.policy.policy.data.*.population",
+              "ledger.policy.policy.data.*.disjoint"),
+    **_signer("how it came to its decision, of a plan that its policy lists",
+              "ledger.plan-approved.how"),
     **_signer("how its files are read; nobody sees them",
               "ledger.policy.policy.data.*.independent", "ledger.policy.policy.data.*.multiline",
               "ledger.policy.policy.data.*.person_ignore_case",
@@ -127,8 +149,8 @@ WORDS: dict[str, Word] = {
     **_signer("which plan it does not want, and how it decided, is its own affair",
               "ledger.plan-refused.plan", "ledger.plan-refused.how"),
     **_signer("why it answered no", "ledger.refused.status"),
-    **_signer("what it tested at the start of the run", "ledger.reserved.self_tests",
-              "ledger.reserved.self_tests[]"),
+    **_signer("what it tested at the start of the run, of the tests that exist",
+              "ledger.reserved.self_tests"),
     **_all("what ran is seen by the site alone; that all sites name one code is checked, and"
            " `--code` pins it", "ledger.reserved.code"),
     **_signer("the arrays of a release are in no bundle; that the journal names the same is"
@@ -147,42 +169,8 @@ WORDS: dict[str, Word] = {
 }  # fmt: skip
 
 
-#: What is accepted today although a rule can refuse it, or a label can say it.
-GAPS: dict[str, Word] = {
-    **_coordinator("equal at all sites, in every order of a run", "order.parameters",
-                   "order.parameters[]"),
-    **_coordinator("what the plan asks for is what its events cost",
-                   "plan.privacy.epsilon", "plan.privacy.delta"),
-    **_coordinator("the population's", "plan.privacy.max_records"),
-    **_coordinator("at least so many releases in each round", "plan.strategy.min_sites"),
-    **_signer("the policy's, and the plan's", "ledger.population.epsilon",
-              "ledger.population.max_records"),
-    **_signer("every reservation is compared with the policy in force", "ledger.policy.policy",
-              "ledger.policy.policy.allow.**", "ledger.policy.policy.populations.**",
-              "ledger.policy.policy.data", "ledger.policy.policy.data.*",
-              "ledger.policy.policy.data.*.population", "ledger.policy.policy.data.*.disjoint",
-              "ledger.policy.policy.site", "ledger.policy.policy.setting"),
-    **_signer("listed where the policy lists the plan, manual where persons approved",
-              "ledger.plan-approved.how"),
-    **_told("one population at a site for one run; a second one makes H32 attested",
-            "two populations"),
-    **_told("self-tests lift only the rows that they test", "all self tests"),
-    **_told("compared with the policy in force", "cap above policy", "more rounds than allowed",
-            "coordinator not allowed", "model not allowed", "task not allowed",
-            "metrics not allowed", "plan not listed", "one approver twice", "empty policy"),
-    **_told("the verdict says what is witnessed, and releases that no finished run accounts for",
-            "run cut short", "ledger nobody witnessed"),
-    **_told("a charge that is given back on the site's word is named", "charge given back"),
-    **_told("what a plan promises is what it costs", "plan promises less"),
-    **_told("compared with 1 / nominal size", "delta of one half", "delta above one record"),
-    **_told("no later than its cosignatures", "dated 2099"),
-    **_told("a release has a digest of its own", "one release at two sites",
-            "one release in two rounds"),
-    **_told("compared with the plan", "fewer sites than the plan wants",
-            "more records than the plan"),
-    **_told("equal in all orders of a run", "unequal parameters"),
-    **_told("no control characters in a text that is shown", "control characters"),
-}  # fmt: skip
+#: What is accepted although a rule can refuse it, or a label can say it: none may be left.
+GAPS: dict[str, Word] = {}
 
 
 def find(field: str, rows: dict[str, Word]) -> str | None:

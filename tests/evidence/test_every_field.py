@@ -12,7 +12,7 @@ from formats import path, root
 from lies import LIES
 from meaning import copy, parse
 from trial import IN_TIME, OLD_BYTES, Forgery, Trial
-from verify_kit import sha, tree_path, tree_root
+from verify_kit import clock, sha, tree_path, tree_root
 from words import GAPS, WORDS, find, known, table
 
 from privet.privacy.audit.verify.result import Findings
@@ -142,7 +142,7 @@ def test_the_forger_signs_with_the_keys_of_its_coalition_alone(trial: Trial) -> 
     tree = copy(trial.original.tree)
     for log in tree["logs"]:
         for entry in log["entries"]:
-            entry["statement"]["predicate"]["time"] = "2026-11-29T00:00:00Z"
+            entry["statement"]["predicate"]["time"] = clock(0)
     lines = Forger(trial.original, tree, frozenset(["North"]), trial.keys).lines()
     was, now = parse(trial.lines), parse(lines)
     for number, log in enumerate(was.tree["logs"]):

@@ -56,7 +56,7 @@ class Ledger(RegisteredLog):
         self.charged = array("q")
         #: Releases by population, run, purpose and event.
         self.released: Counter[tuple[str, str, str, Event]] = Counter()
-        self._elsewhere = 0
+        self._elsewhere = self._given_back = 0
         self._gate_before = 0
         self._other_code: set[tuple[str, str]] = set()
         self._open: dict[int, Reservation] = {}
@@ -284,6 +284,7 @@ class Ledger(RegisteredLog):
         if reason == "does-not-fit" and not data_opened:
             message = "what ran is said not to fit its reservation, and no data to be opened"
             self.fault("reservation", message + NEW_RULE)
+        self._given_back += not data_opened
         if not data_opened and found.population is not None:
             found.population.budget.add(self._here, found.charge, -1)
 
@@ -304,6 +305,12 @@ class Ledger(RegisteredLog):
                 f"{self.name}: {found} charged as continuous Gaussian noise, by the metrics gate as"
                 " it was before it had integer weights: epsilon holds in real arithmetic only, the"
                 " low bits of those tables may tell more (H15)"
+            )
+        if self._given_back:
+            verb = "was" if self._given_back == 1 else "were"
+            self.case.findings.note(
+                f"{self.name}: {count(self._given_back, 'charge')} {verb} given back, on its word that"
+                " no record had been read"
             )
         if self._open and not self.cut:
             found = count(len(self._open), "reservation")
