@@ -309,8 +309,8 @@ class Ledger(RegisteredLog):
         if self._given_back:
             verb = "was" if self._given_back == 1 else "were"
             self.case.findings.note(
-                f"{self.name}: {count(self._given_back, 'charge')} {verb} given back, on its word that"
-                " no record had been read"
+                f"{self.name}: {count(self._given_back, 'charge')} {verb} given back, on its word"
+                " that no record had been read"
             )
         if self._open and not self.cut:
             found = count(len(self._open), "reservation")
