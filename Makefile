@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench campaigns crash tamper race neighbours proto docs kit clean
+.PHONY: help install demo test test-all lint bench campaigns crash tamper race forge neighbours proto docs kit clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,10 +39,13 @@ lint: install  ## Style, types
 bench: install  ## The benchmarks, each under a minute
 	for file in benchmarks/[a-z]*.py; do $(BIN)/python $$file --quick || exit 1; done
 
-campaigns: crash tamper race  ## Tampers, kills and races, a short round of each (that of attacks is among the tests)
+campaigns: crash tamper race forge  ## Tampers, kills, races and forgeries, a short round of each (that of attacks is among the tests)
 
 crash tamper race: install
 	$(BIN)/python benchmarks/$@.py --quick
+
+forge: install  ## Evidence forged with true keys: what is accepted must be listed as somebody's word
+	$(BIN)/python campaigns/forge.py --quick
 
 TABLES ?= 720
 neighbours: install  ## Neighbouring files: one more record in each of 10,000 random tables (TABLES=720 for each of 14 kinds)

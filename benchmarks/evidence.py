@@ -9,6 +9,7 @@
   peer asks dp-accounting for the same ε from an empty accountant, event by event group;
 - `privet audit verify` of one log with N entries, on two processes; the peer does nothing but
   check as many Ed25519 signatures over the same bytes, in one process;
+- `privet audit report` of one log with 3,736 entries, verification included;
 - the size of an offline proof with eight cosignatures.
 """
 
@@ -28,7 +29,7 @@ from pathlib import Path
 from harness import Row, finish, parser, row, tell
 
 
-def plan_of(rounds: int):  # type: ignore[no-untyped-def]
+def plan_of(rounds: int, noise: float = 20.0):  # type: ignore[no-untyped-def]
     """Return a plan of so many rounds."""
     import privet
 
@@ -37,7 +38,7 @@ def plan_of(rounds: int):  # type: ignore[no-untyped-def]
             "name": "evidence", "seed": 0,
             "task": {"classes": ["0", "1"], "numeric": {"x": {"low": 0, "high": 1}}},
             "training": {"rounds": rounds, "steps": 2, "sample_rate": 0.01},
-            "privacy": {"epsilon": 100.0, "delta": 1e-5, "noise_multiplier": 20.0},
+            "privacy": {"epsilon": 100.0, "delta": 1e-5, "noise_multiplier": noise},
             "sites": [{"name": "site", "nominal_size": 100}],
         }
     )  # fmt: skip
@@ -46,7 +47,7 @@ def plan_of(rounds: int):  # type: ignore[no-untyped-def]
 class Bench:
     """A ledger with one plan of many rounds, and its keys."""
 
-    def __init__(self, folder: Path, rounds: int) -> None:
+    def __init__(self, folder: Path, rounds: int, noise: float = 20.0) -> None:
         from privet.privacy.book import Budget
         from privet.privacy.keys import FileSigner
         from privet.privacy.ledger import Ledger
@@ -59,25 +60,42 @@ class Bench:
             public = FileSigner.generate().public
             return Key(key_name(kind, name, public), public, type_)
 
-        self.plan = plan_of(rounds)
+        self.plan = plan_of(rounds, noise)
         self.event = training_event(self.plan)
         witness = key("witness", "site", COSIGN)
         self.folder = folder / "site"
         self.signer = FileSigner.generate()
+        self.orders = key("orders", "coordinator")
         self.ledger = Ledger(self.folder, self.signer, "site", witness=witness, create=True)
         budget = Budget(100.0, 1e-5, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
         self.ledger.register("people", budget)
         self.ledger.add_data_set("records", "people")
-        self.ledger.set_policy({})
+        self.ledger.set_policy(self._policy())
         self.ledger.keep("plan", self.plan.digest, self.plan.to_dict())
         self.ledger.approve(self.plan.digest, ["somebody"], "manual")
         chief = Coordinator(
-            "coordinator", key("journal", "coordinator"), key("orders", "coordinator"),
+            "coordinator", key("journal", "coordinator"), self.orders,
             key("witness", "coordinator", COSIGN),
         )  # fmt: skip
         self.keyid = chief.orders.fingerprint.partition(":")[2]
         (self.folder / "keyid").write_text(self.keyid)
         Roster(chief, (Member("site", self.ledger.log.first_key, witness),), 0).save(folder)
+
+    def _policy(self) -> dict[str, object]:
+        """Return a policy that allows the plan, as a site publishes it."""
+        from privet.privacy.policy import Policy
+
+        return Policy.parse(
+            {
+                "site": "site",
+                "populations": {"people": {"unit": "record", "epsilon": 100.0, "delta": 1e-5}},
+                "data": {"records": {"population": "people", "nominal_size": 100}},
+                "allow": {
+                    "tasks": ["*"], "models": ["*"], "coordinators": [self.orders.fingerprint],
+                    "max_rounds": self.plan.training.rounds,
+                },
+            }
+        ).public()  # fmt: skip
 
     def release(self, number: int) -> None:
         """Reserve and commit one release."""
@@ -182,14 +200,11 @@ def _opened(folder: Path):  # type: ignore[no-untyped-def]
     return Ledger(folder, FileSigner.load(folder / "ledger.pem", None), "site")
 
 
-def verification(folder: Path, entries: int) -> list[Row]:
-    """Verify one log of ``entries`` entries."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
+def _bundle(folder: Path, entries: int, noise: float = 20.0) -> tuple[Bench, Path]:
+    """Write the bundle of one log of ``entries`` entries."""
     from privet.privacy.audit.bundle import write_bundle
-    from privet.privacy.statement import pae
 
-    bench = Bench(folder, entries)
+    bench = Bench(folder, entries, noise)
     tell(f"writing {entries:,} entries")
     ledger, number = bench.ledger, 0
     with _one_signature(ledger):
@@ -201,11 +216,36 @@ def verification(folder: Path, entries: int) -> list[Row]:
                         bench.release(number)
     path = folder / "bundle"
     write_bundle([bench.folder, folder], path)
-    tell("verifying")
+    return bench, path
+
+
+def _audit(folder: Path, *command: str) -> tuple[float, float]:
+    """Run a command of ``privet audit`` on the bundle; return its seconds and peak memory in MB."""
     code = "import privet.cli, sys; sys.argv[1:] = sys.argv[2:]; privet.cli.main()"
-    command = [sys.executable, "-c", code, "-", "audit", "verify", str(path),
-               "--roster", str(folder / "roster-fingerprints.json"), "--json"]  # fmt: skip
-    mine, memory = _watched(command)
+    roster = str(folder / "roster-fingerprints.json")
+    return _watched(
+        [sys.executable, "-c", code, "-", "audit", command[0], str(folder / "bundle"),
+         "--roster", roster, *command[1:], "--no-require-witnessed", "--json"]
+    )  # fmt: skip
+
+
+def reporting(folder: Path, entries: int) -> list[Row]:
+    """Verify a log of ``entries`` entries and write the officer's report of it."""
+    _bundle(folder, entries, noise=1.0)  # so little that composing takes time, as in real runs
+    tell("reporting")
+    seconds, _ = _audit(folder, "report", "--out", str(folder / "report"))
+    return [row(f"report of {entries:,} entries", seconds, "s", "goal", 8.0)]
+
+
+def verification(folder: Path, entries: int) -> list[Row]:
+    """Verify one log of ``entries`` entries."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from privet.privacy.statement import pae
+
+    bench, path = _bundle(folder, entries)
+    tell("verifying")
+    mine, memory = _audit(folder, "verify")
     key = Ed25519PublicKey.from_public_bytes(bench.signer.public)
     message = pae("application/vnd.in-toto+json", b"x" * 900)
     signature = bench.signer.sign(message)
@@ -292,10 +332,11 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for part in ("appends", "decisions", *map(str, sizes), "proof"):
+        for part in ("appends", "decisions", "report", *map(str, sizes), "proof"):
             (folder / part).mkdir()
         rows += appends(folder / "appends", 3 if arguments.quick else 20)
         rows += decisions(folder / "decisions")
+        rows += reporting(folder / "report", 3_736)
         for size in sizes:
             rows += verification(folder / str(size), size)
         rows += proof_size(folder / "proof")

@@ -28,6 +28,7 @@ from privet.client.offers import Offers
 from privet.client.site import Site
 from privet.client.training import Training
 from privet.common.canonical import digest_json
+from privet.common.code import code_digest
 from privet.common.errors import DataError, InputError, PolicyError, PrivetError
 from privet.common.link import offer
 from privet.common.order import Status
@@ -111,7 +112,8 @@ class Gate:
             guard = Guard(policy, self.ledger, roster, data_set)
             # Only a plan that is allowed makes a site of it, which registers populations for life.
             guard.require_allowed(plan)
-            of = digest_json([plan_value, policy.model_dump(mode="json")])
+            # A module that was changed since needs a trainer that has not loaded it yet.
+            of = digest_json([plan_value, policy.model_dump(mode="json"), code_digest(plan)])
             if self._of != of or not self._ordered:
                 require_source(policy, guard.data_set, plan)
                 self._require_database(policy, guard.data_set, of)

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import functools
-import hashlib
-from pathlib import Path
 
 from privet.client.approval import approval_fault, how_to_open
 from privet.client.desk import note_policy
@@ -87,6 +84,13 @@ class Guard:
             Refusal: with the status that is answered.
         """
         self.ledger.log.refresh()  # the operator decides in another process
+        noted = self.ledger.book.policy
+        if noted is not None and noted != self.policy.public():
+            # What is reserved is held against the policy in the ledger, by whoever verifies.
+            raise Refusal(
+                Status.REFUSED_POLICY,
+                "the ledger has another policy than this client was started with: start it again",
+            )
         if fault := self.policy.fault(plan, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
         self._require_approval(plan)
@@ -141,16 +145,3 @@ class Guard:
         if plan.digest in self.policy.allow.plans:
             how = "listed" if self.ledger.book.setting == "site" else "simulation"
             self.ledger.approve(plan.digest, [f"policy {self.policy.digest[:19]}"], how)
-
-
-@functools.cache
-def code_digest() -> str:
-    """Return one digest over the installed code that runs at a site."""
-    rooms = Path(__file__).resolve().parent.parent
-    total = hashlib.sha256()
-    for room in ("common", "privacy", "client"):
-        for path in sorted((rooms / room).rglob("*.py")):
-            name = f"{room}/{path.relative_to(rooms / room).as_posix()}".encode()
-            total.update(len(name).to_bytes(8, "little") + name)
-            total.update(hashlib.sha256(path.read_bytes()).digest())
-    return "sha256:" + total.hexdigest()

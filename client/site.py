@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from privet.client.approval import how_to_open
-from privet.client.guard import Guard, Refusal, code_digest
+from privet.client.guard import Guard, Refusal
 from privet.client.outbox import Outbox
 from privet.client.training import Made, Training, misfit
+from privet.common.code import code_digest
 from privet.common.errors import (
     BudgetExceeded,
     InputError,
@@ -222,6 +223,7 @@ class Site:
             )
         self.guard.look(self.plan, order.run)
         try:
+            code = code_digest(self.plan)  # before the trainer imports what the plan names
             self._trainer.require_source()
         except InputError as error:
             raise Refusal(Status.REFUSED_POLICY, str(error)) from error
@@ -241,7 +243,7 @@ class Site:
         self.guard.require_size(self.plan, sum(array.size for array in model.values()))
         evaluation = order.purpose == "evaluate"
         event = gate_event(self.plan) if evaluation else self._trainer.event
-        return Request(order, event, self.guard.data_set, code_digest(), tested)
+        return Request(order, event, self.guard.data_set, code, tested)
 
     def _already_released(self, order: Order) -> Release | None:
         """Return the release of the same order again; refuse another one for its slot.

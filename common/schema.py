@@ -14,22 +14,25 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from privet.common.errors import InputError
+from privet.common.printable import HIDDEN, printable
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$"
 KEY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 ABSOLUTE = r"^/"
-ONE_LINE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+ONE_LINE = rf"^[^{HIDDEN}]*$"
 _SHAPES = {
     NAME: "must be at most 64 letters, digits, spaces and . _ -, the first a letter or digit",
     KEY: "must be at most 64 letters, digits and . _ -, the first a letter or digit",
     DIGEST: "must be sha256: and 64 digits of 0-9 and a-f",
     ABSOLUTE: "must be an absolute path",
-    ONE_LINE: "must be one line, without control characters",
+    ONE_LINE: "must be one line, without control characters and marks of text direction",
 }
 """What a text that misses a pattern is told."""
 
 Name = Annotated[str, Field(pattern=NAME)]
+Line = Annotated[str, Field(min_length=1, max_length=200, pattern=ONE_LINE)]
+"""A short text that others read."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
 
 
@@ -75,7 +78,7 @@ def _explain(error: ValidationError, where: str, kind: type[Part]) -> str:
             continue  # pydantic counts the wrong entries of a list as absent, too
         # A wrong name of an entry stands under the entry.
         named = place[:-1] if place and place[-1] == "[key]" else place
-        path = ".".join(str(part) for part in named) or kind.__name__.lower()
+        path = printable(".".join(str(part) for part in named)) or kind.__name__.lower()
         message = _in_words(item)
         if item["type"] == "extra_forbidden":
             message = "unknown key" + _did_you_mean(item["loc"], kind)
@@ -140,7 +143,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     text = f"'{value}'" if isinstance(value, str) else json.dumps(value)
-    return "nothing" if value is None else text if len(text) <= 40 else f"{text[:40]}…"
+    text = printable(text if len(text) <= 40 else f"{text[:40]}…")
+    return "nothing" if value is None else text
 
 
 def _what_to_write(place: tuple[str | int, ...], kind: type[Part]) -> str:

@@ -20,6 +20,7 @@ import sysconfig
 import tarfile
 import tempfile
 import tomllib
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,6 +172,7 @@ def lay_out(kit: Path, extras: list[str], epoch: int) -> None:
         "without_licence": [wheel.name for wheel in found if wheel.licence is None],
     }
     (kit / "kit.json").write_text(json.dumps(facts, indent=2) + "\n")
+    (kit / "code.json").write_text(json.dumps(code_of(wheels, found), indent=2) + "\n")
     for name in ("kit/install.sh", "kit/README.md"):
         shutil.copy(ROOT / "deploy" / name, kit)
     for name in ("systemd", "container"):
@@ -179,6 +181,36 @@ def lay_out(kit: Path, extras: list[str], epoch: int) -> None:
     paths = sorted(path for path in kit.rglob("*") if path.is_file())
     sums = "".join(f"{sha256(path)}  {path.relative_to(kit)}\n" for path in paths)
     (kit / "SHA256SUMS").write_text(sums)
+
+
+def code_of(wheels: Iterable[Path], found: Iterable[sbom.Wheel]) -> dict[str, object]:
+    """Return what ``privet --version --json`` prints of an install of these wheels.
+
+    Args:
+        wheels: the files, Privet's own among them.
+        found: what they say of themselves.
+    """
+    sys.path.insert(0, str(ROOT))  # of this checkout, whatever is installed here
+    from privet.common import code
+    from privet.common.canonical import digest_json
+
+    own = next(path for path in wheels if path.name.startswith("privet-"))
+    with zipfile.ZipFile(own) as archive:
+        names = [
+            name
+            for name in archive.namelist()
+            if name.startswith("privet/") and name.endswith(code.SUFFIXES)
+        ]
+        sources = code.digest_files({name: archive.read(name) for name in names})
+    versions = {wheel.name: wheel.version for wheel in found}
+    libraries = {n: code.public_version(versions[n]) for n in code.LIBRARIES if n in versions}
+    manifest = {
+        "privet": versions["privet"],
+        "sources": sources,
+        "libraries": libraries,
+        "modules": {},
+    }
+    return {"privet": versions["privet"], "code": digest_json(manifest), "manifest": manifest}
 
 
 def pack(kit: Path, to: Path, epoch: int) -> None:
@@ -232,6 +264,7 @@ def make(out: Path, extras: list[str], *, cuda: bool = False) -> Path:
         lay_out(kit, sorted(extras), epoch)
         done = out / f"{name}.tar"
         pack(kit, done, epoch)
+        shutil.copy(kit / "code.json", out / f"{name}.code.json")
     return done
 
 

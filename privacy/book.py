@@ -45,11 +45,12 @@ class Reservation:
 
 
 class _Run(NamedTuple):
-    """Under which plan a run was begun, on which data set, by the holder of which order key."""
+    """Under which plan a run was begun, on which data set, with which code, by which order key."""
 
     plan: str
     keyid: str
     data_set: str
+    code: str
 
 
 class _Turn(NamedTuple):
@@ -151,13 +152,18 @@ class Book:
         if begun is not None and begun.keyid != order.keyid:
             raise OutOfTurn(f"run '{order.run}' was begun by another coordinator")
 
-    def require_turn(self, order: Order, data_set: str) -> None:
+    def require_turn(self, order: Order, data_set: str, code: str) -> None:
         """Check that ``order`` is not behind what its run was asked already.
+
+        Args:
+            order: that asks.
+            data_set: whose records it will open.
+            code: digest of the code that will run; a run of two would not verify.
 
         Raises:
             OutOfTurn: if it was refused, its slot was taken by another order, the run is
-                past it, or was begun by another coordinator, under another plan or on
-                another data set.
+                past it, or was begun by another coordinator, under another plan, on
+                another data set or with other code.
         """
         self.require_coordinator(order)
         begun = self._runs.get(order.run)
@@ -165,6 +171,13 @@ class Book:
             raise OutOfTurn(f"run '{order.run}' was begun under another plan, {begun.plan}")
         if begun is not None and begun.data_set != data_set:
             raise OutOfTurn(f"run '{order.run}' was begun on data set '{begun.data_set}'")
+        if begun is not None and begun.code != code:
+            raise OutOfTurn(
+                f"run '{order.run}' was begun with code {begun.code}, and {code} is here now: "
+                "Privet, a library, or a module that the plan names was changed. Put the earlier "
+                "one back until the run has ended (`privet --version --json --plan PLAN` says "
+                "what the digest is of)"
+            )
         if self.refusal(order) is not None:
             raise OutOfTurn(f"{order.slot}: this order was refused; a new attempt may be asked")
         last = self._turns.get((order.run, order.purpose))
@@ -241,7 +254,9 @@ class Book:
         population.charges.setdefault(value["run"], Counter()).update(dict(ev.group([event])))
         self._reserved.add((value["keyid"], value["order"]))
         self._of[number] = (value["population"], value["run"])
-        self._runs.setdefault(value["run"], _Run(value["plan"], value["keyid"], value["data_set"]))
+        self._runs.setdefault(
+            value["run"], _Run(value["plan"], value["keyid"], value["data_set"], value["code"])
+        )
         self._turns[value["run"], value["purpose"]] = _Turn(
             int(value["round"]), int(value["attempt"]), value["order"], number
         )

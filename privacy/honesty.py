@@ -40,6 +40,9 @@ class Facts:
         witnessed: a quorum of others cosigned the head of every ledger.
         runs: most runs that were charged to one population.
         own_task: a task of a user's own, which may have a measure of its own.
+        trust: who sees un-noised values, as the plans say; "" where one does not say it.
+        second: the sites with a second population, each with its own reason why nobody is in
+            both; "" where it gives none.
     """
 
     self_tests: tuple[str, ...] = ()
@@ -50,6 +53,8 @@ class Facts:
     witnessed: bool = False
     runs: int = 1
     own_task: bool = False
+    trust: str = "local"
+    second: tuple[tuple[str, str], ...] = ()
 
 
 _FIXED: dict[str, tuple[str, State, str]] = {
@@ -100,12 +105,14 @@ _TESTED = {
 }
 
 IDS = tuple(_FIXED)
+SELF_TESTS = ("H6", "H7", "H16", "H17")
+"""The rows that a start-up test is of. No test can stand for another row."""
 
 
 def assess(facts: Facts) -> list[Row]:
     """Return the 32 rows as they stand for a run."""
     rows = {key: Row(key, *value) for key, value in _FIXED.items()}
-    for key in facts.self_tests:
+    for key in set(SELF_TESTS) & set(facts.self_tests):
         row = rows[key]
         if row.state == "unknown":
             rows[key] = Row(
@@ -129,6 +136,7 @@ def assess(facts: Facts) -> list[Row]:
         else ("per record: a person with many records is protected less, see the unit")
     )
     rows["H20"] = Row("H20", "unit", "enforced", unit)
+    rows["H25"] = Row("H25", "trust-model", *_trust(facts.trust))
     rows |= _of_ledgers(facts)
     for key, why in (facts.attested or {}).items():
         if rows[key].state == "unknown":
@@ -149,11 +157,7 @@ def _of_ledgers(facts: Facts) -> dict[str, Row]:
             if facts.witnessed
             else ("unknown", "too few others cosigned the ledger's head")
         )
-        found["H32"] = (
-            "enforced",
-            "one cap for all data sets of a population; a second population says why nobody is in "
-            "both",
-        )
+        found["H32"] = _second(facts.second)
     if facts.runs > 1:
         found["H29"] = (
             "unknown",
@@ -161,6 +165,26 @@ def _of_ledgers(facts: Facts) -> dict[str, Row]:
             "Rényi filter, which allows that; the ε over all runs is conditional",
         )
     return {key: Row(key, _FIXED[key][0], *value) for key, value in found.items()}
+
+
+def _second(second: tuple[tuple[str, str], ...]) -> tuple[State, str]:
+    """Return H32 of real sites: it rests on a site's word as soon as one has two populations."""
+    if not second:
+        return "enforced", "each site has one population: one cap for all its data sets"
+    said = "; ".join(
+        f"site {site} says: {why}" if why else f"site {site} does not say why nobody is in both"
+        for site, why in second
+    )
+    return ("attested" if all(why for _, why in second) else "unknown"), said
+
+
+def _trust(said: str) -> tuple[State, str]:
+    """Return H25 by what the plans say; this software knows local trust and no other."""
+    if said == "local":
+        return "enforced", "local: nobody outside the site sees un-noised values"
+    if not said:
+        return "enforced", "the plan does not state it; noise is added at the site alone"
+    return "unknown", f"the plan says ‘{said}’, which is no trust model of this software"
 
 
 def claim(rows: list[Row], *, private: bool) -> tuple[str, list[str]]:

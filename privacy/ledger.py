@@ -232,7 +232,7 @@ class Ledger:
 
         Raises:
             BudgetExceeded: if the population's cap does not cover it.
-            OutOfTurn: if the order's slot was taken.
+            OutOfTurn: if the order's slot was taken, or its run was begun with other code.
             PlanClosed: if the plan failed as often in a row as it may.
             SitePaused: if the site has paused or withdrawn, or the budget was closed.
             LedgerError: if it cannot be stored.
@@ -243,7 +243,7 @@ class Ledger:
             population = self.book.populations[name]
             if self.book.paused or self.book.withdrawn or population.closed:
                 raise SitePaused("the site has paused or withdrawn, or closed this budget")
-            self.book.require_turn(order, request.data_set)
+            self.book.require_turn(order, request.data_set, request.code)
             self._require_open_plan(order.plan)
             self._require_cover(name, request)
             entry = self.log.append(

@@ -9,17 +9,18 @@ sizes and where keys are (:meth:`Policy.public`).
 from __future__ import annotations
 
 import functools
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError, PolicyError
 from privet.common.identity import PersonId
 from privet.common.plan import Plan
-from privet.common.schema import ABSOLUTE, DIGEST, KEY, Count, Name, Part, parse
+from privet.common.schema import ABSOLUTE, DIGEST, KEY, Count, Line, Name, Part, parse
 from privet.privacy.database import Database, Identifier
 from privet.privacy.events import decimal
 from privet.privacy.units import Relation, Unit
@@ -28,6 +29,19 @@ Key = Annotated[str, Field(pattern=KEY)]
 """Name of a population or a data set; safe as a file name."""
 Digest = Annotated[str, Field(pattern=DIGEST)]
 ANY = "*"
+GOVERNANCE = ("controller", "purpose", "retention", "contact", "next_review")
+"""Fields of a policy that say who answers for a site's data; published where they are stated."""
+
+
+def _day(text: str) -> str:
+    """Refuse what is not a day of the calendar, written as ISO 8601 has it."""
+    try:
+        found = date.fromisoformat(text)
+    except ValueError:
+        found = None
+    if found is None or found.isoformat() != text:
+        raise ValueError("must be a date, such as 2027-06-30")
+    return text
 
 
 class Population(Part):
@@ -188,9 +202,18 @@ class Policy(Part):
 
     ``attested`` names rows of the honesty list that the site vouches for, with the reason:
     H12 (where its constants come from), H21 (nobody is at two sites). H13 is a plan's.
+
+    ``controller`` (who decides why and how the records are used), ``purpose``, ``retention``,
+    ``contact`` and ``next_review`` are the site's own words for an officer's report. Each may be
+    left out, and is then not published: a policy without them has the digest that it always had.
     """
 
     site: Name
+    controller: Line | None = None
+    purpose: Line | None = None
+    retention: Line | None = None
+    contact: Line | None = None
+    next_review: Annotated[Line, AfterValidator(_day)] | None = None
     setting: Literal["site", "simulation"] = "site"
     ledger: str = "ledger"
     keys: Keys | None = None
@@ -230,6 +253,8 @@ class Policy(Part):
         """
         if isinstance(value, dict) and "task" in value and "populations" not in value:
             raise PolicyError(f"{where}: this is a plan, not a policy")
+        if isinstance(value, dict) and type(day := value.get("next_review")) is date:
+            value = {**value, "next_review": day.isoformat()}  # TOML has dates of its own
         return parse(cls, value, where=where, error=PolicyError)
 
     @classmethod
@@ -343,7 +368,8 @@ class Policy(Part):
 
         Numbers other than integers are decimal strings.
         """
-        value = self.model_dump(mode="json", exclude={"ledger", "keys"})
+        unstated = {key for key in GOVERNANCE if getattr(self, key) is None}
+        value = self.model_dump(mode="json", exclude={"ledger", "keys", *unstated})
         value["attested"] = self.vouched
         for population in value["populations"].values():
             for key in ("epsilon", "delta"):
@@ -476,6 +502,13 @@ TEMPLATE = """\
 # What this site lets others do with its data. Keep it at the site.
 site = "North"                       # as plans and the roster call it
 ledger = "ledger"                    # folder of the ledger, from this file's folder
+
+# Who answers for these data, in the officer's report. What is left out is shown as not stated.
+# controller = "North Hospital Trust"  # who decides why and how the records are used
+# purpose = "Research on readmission after surgery"
+# retention = "The extract is deleted at the end of 2027."
+# contact = "dpo@north.example"
+# next_review = "2027-06-30"           # when this policy is looked at again
 
 # Where the ledger's key is in a hardware token; else it is the file ledger/ledger.pem.
 # [keys]

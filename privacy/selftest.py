@@ -407,7 +407,7 @@ def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch, close: _C
         want = list(engine.clipped_sum(clean, np.arange(count - 1), count - 1, clip).tensors)
     last = {name: tensor[-1:] for name, tensor in poisoned.items()}
     if all(bool(torch.isfinite(part).all()) for part in engine.plain_sum(last)):
-        # The network does not read that input, or takes NaN for a missing value: a record as others.
+        # A network that does not read that input, or takes NaN for missing: a record as others.
         alone = engine.clipped_sum(last, np.arange(1), 1, clip).tensors
         want = [one + two for one, two in zip(want, alone, strict=True)]
     got = engine.clipped_sum(poisoned, np.arange(count), count, clip)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from privet.common.printable import printable
+from privet.privacy.audit.summary import claim_sentence, figures_sentence, trust_sentence
+
 if TYPE_CHECKING:
     from privet.simulations.result import Result
 
@@ -18,14 +21,15 @@ def model_card(result: Result) -> str:
     how = f"Trained by {len(plan.sites)} sites ({sites}) in {len(result.progress)} rounds"
     if not plan.trains:
         how = f"Weights `{plan.model.start}`, measured by {len(plan.sites)} sites ({sites})"
-    return f"""---
+    model = printable(plan.model.kind)
+    text = f"""---
 license: other
 tags: [federated-learning, differential-privacy, privet]
 ---
 # {plan.title or plan.name}
 
 {how} with Privet.
-Model: `{plan.model.kind}`, trained parameters in `model.safetensors` (the frozen rest, if
+Model: `{model}`, trained parameters in `model.safetensors` (the frozen rest, if
 any, is public and named by the plan). Plan: `{plan.digest}`.
 
 ## Privacy
@@ -47,6 +51,7 @@ Source: {_SOURCES[plan.metrics.source]}.
 A model trained in a simulation is for research. It was not validated for decisions about
 patients or customers, and it repeats whatever bias its records hold.
 """
+    return printable(text, lines=True)
 
 
 _SOURCES = {
@@ -57,15 +62,7 @@ _SOURCES = {
 
 
 def _privacy(result: Result) -> str:
-    if result.loss is None:
+    if result.plan.privacy is None:
         return "**None.** This model was trained without noise; treat it as if it were the data."
-    words = {
-        "none": "Claim: **none** (noise came from a seed, so it protects nobody).",
-        "conditional": "Claim: **conditional**, because these rows of the honesty list are not "
-        f"known to hold: {', '.join(result.conditional_on)}.",
-        "proved-in-model": "Claim: **proved in the model** of real arithmetic.",
-    }
-    return (
-        f"Every site spent at most **{result.loss}** in this run. Trust: local, nobody outside "
-        f"a site saw un-noised values. {words[result.claim]}"
-    )
+    top = result.standing
+    return f"{figures_sentence(top)} {claim_sentence(top)}\n\n{trust_sentence(top)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,12 @@ from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
 from privet.common.tasks.measure import pooled
 from privet.privacy import honesty
+from privet.privacy.audit.summary import (
+    Standing,
+    claim_sentence,
+    figures_sentence,
+    standing_of,
+)
 from privet.privacy.ledger import Ledger
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 from privet.server.rounds import Outcome, Progress
@@ -25,7 +30,6 @@ from privet.server.snapshot import save_model
 from privet.simulations import plots, scenarios
 from privet.simulations.card import model_card
 from privet.simulations.parties import Parties
-from privet.simulations.planning import attestations
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class SiteResult:
 class Result:
     """The outcome of a simulated run.
 
+    ``standing`` says what is claimed, told from the sites' ledgers, earlier runs included.
     ``model`` holds the trained parameters by name; ``clipping`` is the way gradients were clipped,
     which is not the plan's where that is ``auto`` or fell back.
     """
@@ -88,15 +93,28 @@ class Result:
     sites: list[SiteResult]
     metrics: dict[str, Any]
     loss: PrivacyLoss | None
-    claim: str
-    conditional_on: list[str]
-    honesty: list[honesty.Row]
+    standing: Standing
     progress: list[Progress]
     model: Arrays
     seconds: float
     out: Path
     clipping: str
     remarks: tuple[str, ...] = ()
+
+    @property
+    def claim(self) -> str:
+        """``none``, ``conditional`` or ``proved-in-model``."""
+        return self.standing.claim.word
+
+    @property
+    def conditional_on(self) -> list[str]:
+        """The rows of the honesty list that are unknown."""
+        return self.standing.claim.conditional
+
+    @property
+    def honesty(self) -> list[honesty.Row]:
+        """The honesty list, as it stands over all that the ledgers hold."""
+        return list(self.standing.rows)
 
     @property
     def silent(self) -> list[SiteResult]:
@@ -133,6 +151,8 @@ class Result:
             "trust": privacy.trust if privacy else None,
             "claim": self.claim,
             "conditional_on": self.conditional_on,
+            "why": self.standing.claim.why,
+            "in_words": f"{figures_sentence(self.standing)} {claim_sentence(self.standing)}",
             "out": str(self.out),
             "plan": self.plan.digest,
             "model": self.plan.model.kind,
@@ -215,13 +235,10 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
             )
         )  # fmt: skip
     worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
-    rows = honesty.assess(_facts(plan))
-    private = worst is not None and math.isfinite(worst.epsilon) and not outcome.reproducible
-    private = private and parties.setting != "bundle"
-    claim, conditional = honesty.claim(rows, private=private)
+    top = standing_of([parties.ledger(spec.name) for spec in plan.sites])
     return Result(
-        run_id, plan, sites, metrics, worst, claim, conditional, rows, outcome.progress,
-        outcome.model, seconds, parties.folder, workbench(plan).engine.mode, tuple(remarks),
+        run_id, plan, sites, metrics, worst, top, outcome.progress, outcome.model,
+        seconds, parties.folder, workbench(plan).engine.mode, tuple(remarks),
     )  # fmt: skip
 
 
@@ -230,22 +247,6 @@ def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
     if ledger.book.populations:
         return ledger.spent()
     return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
-
-
-def _facts(plan: Plan) -> honesty.Facts:
-    tested, attested = workbench(plan).self_tests, attestations(plan)
-    own_files = plan.scenario is None and (plan.data.path or any(s.path for s in plan.sites))
-    if plan.data.multiline and own_files:
-        # Records are not read one by one: whoever keeps the files vouches for their quotes.
-        tested = tuple(row for row in tested if row != "H6")
-        attested["H6"] = "data.multiline: the quotes of the files are closed"
-    return honesty.Facts(
-        self_tests=tested,
-        person=bool(plan.privacy and plan.privacy.unit == "person"),
-        metrics=plan.metrics.source,
-        attested=attested,
-        own_task=":" in plan.task.kind,
-    )
 
 
 def write_result(result: Result) -> Result:

@@ -174,33 +174,41 @@ class _Gathered:
             yield self.journal, "coordinator"
 
     def checkpoints(self, source: _Source, size: int) -> list[str]:
-        """Return the heads of a log that the journal names, and the last one.
+        """Return the heads of a log: those that the journal names, the last, the last witnessed.
 
-        Each has all cosignatures that witnesses of the roster gave. Those of other
-        witnesses, from runs with another coordinator, say nothing under this roster.
+        Each that the journal names has all cosignatures that witnesses of the roster gave, any
+        other exactly a quorum, or none: nobody says who cosigned it. Those of other witnesses, from
+        runs with another coordinator, say nothing under this roster.
         """
+        named = self._witnessed.get(source.origin, set())
+        heads = self._heads(source)
+        own = self._own_witness(source)
+        chosen = {number: heads[number] for number in named | {size} if number in heads}
+        others = {
+            number: [line for line in head.lines[1:] if line.name != own]
+            for number, head in heads.items()
+        }
+        quorum = self.roster.quorum
+        witnessed = [n for n, lines in others.items() if n <= size and 0 < quorum <= len(lines)]
+        for number in {size, max(witnessed, default=size)} - named:
+            enough = others[number][:quorum] if len(others[number]) >= quorum else []
+            chosen[number] = heads[number].alone().with_cosignatures(enough)
+        return [chosen[number].text for number in sorted(chosen)]
+
+    def _heads(self, source: _Source) -> dict[int, Checkpoint]:
+        """Return all heads of a log that are known, with what witnesses of the roster signed."""
         texts = [text for _, text in source.store.papers("checkpoint")]
         if self.journal is not None:
             texts += [text for _, text in self.journal.store.papers("checkpoint")]
-        texts.append(source.store.fact("head") or "")
-        wanted = self._witnessed.get(source.origin, set()) | {size}
+        texts += [source.store.fact(name) or "" for name in ("head", "cosigned")]
         heads: dict[int, Checkpoint] = {}
         for text in texts:
-            if not text.startswith(source.origin + "\n"):
-                continue
-            found = Checkpoint.parse(text)
-            if found.size in wanted:
-                known = heads.get(found.size)
+            if text.startswith(source.origin + "\n"):
+                found = Checkpoint.parse(text)
                 ours = [line for line in found.lines[1:] if line.name in self.roster.witnesses]
-                heads[found.size] = (known or found.alone()).with_cosignatures(ours)
-        last = heads[size]
-        if size not in self._witnessed.get(source.origin, ()):
-            # Nobody says who cosigned this one, so it carries exactly a quorum, or nothing.
-            own = self._own_witness(source)
-            others = [line for line in last.lines[1:] if line.name != own]
-            enough = others[: self.roster.quorum] if len(others) >= self.roster.quorum else []
-            heads[size] = last.alone().with_cosignatures(enough)
-        return [heads[number].text for number in sorted(heads)]
+                known = heads.get(found.size, found.alone())
+                heads[found.size] = known.with_cosignatures(ours)
+        return heads
 
     def _own_witness(self, source: _Source) -> str:
         if source is self.journal:

@@ -13,8 +13,16 @@ from typing import Any
 
 from privet.common.errors import InputError, PrivetError
 from privet.common.plan import Plan
+from privet.common.printable import printable, printable_all
 from privet.privacy.audit.bundle import write_bundle
-from privet.privacy.audit.report.judging import Standing, standing
+from privet.privacy.audit.summary import (
+    Standing,
+    claim_sentence,
+    figures_sentence,
+    spent_of,
+    standing,
+    trust_sentence,
+)
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.signed_note import Checkpoint
 from privet.privacy.units import PrivacyLoss, Relation, Unit
@@ -75,7 +83,7 @@ def _read(bundle: Path, roster: Path | None, model: str) -> Evidence:
             if line.startswith('{"kind":"checkpoint"'):
                 head = Checkpoint.parse(json.loads(line)["note"])
                 heads[head.origin] = head.size, base64.b64encode(head.root).decode()
-    return Evidence(verdict, standing(verdict), run, heads)
+    return printable_all(Evidence(verdict, standing(verdict), run, heads))
 
 
 def write_card(
@@ -112,7 +120,8 @@ def write_card(
             f"Weights `{plan.model.start}`, measured by {len(plan.sites)} sites ({sites})",
             "",
         )
-    return f"""---
+    task, model = printable(plan.task.kind), printable(plan.model.kind)
+    text = f"""---
 license: other
 library_name: privet
 tags: [federated-learning, differential-privacy, privet]
@@ -120,7 +129,7 @@ tags: [federated-learning, differential-privacy, privet]
 # {html.escape(plan.title or plan.name, quote=False)}
 
 {how} with Privet, for the
-task `{plan.task.kind}`, with the model `{plan.model.kind}`.{start} Plan: `{plan.digest}`.
+task `{task}`, with the model `{model}`.{start} Plan: `{plan.digest}`.
 
 ## Privacy
 
@@ -143,13 +152,14 @@ Figures are of the records named above and of no others. Look at the figures by 
 model decides about people (`privet model evaluate --group`), and at what it looks at
 (`privet model explain`). It repeats whatever bias its records hold.
 """
+    return printable(text, lines=True)
 
 
 def _inputs(provenance: Sequence[str]) -> str:
     """Return the section on what inputs are made with, or ''."""
     if not provenance:
         return ""
-    lines = "\n".join(f"- {html.escape(line, quote=False)}" for line in provenance)
+    lines = "\n".join(f"- {html.escape(printable(line), quote=False)}" for line in provenance)
     return f"## Vocabulary and normalisation (H12)\n\n{lines}\n"
 
 
@@ -193,10 +203,7 @@ def _privacy(plan: Plan, evidence: Evidence | None) -> str:
     asked = PrivacyLoss(
         privacy.epsilon, privacy.delta, Unit(privacy.unit), Relation(privacy.relation)
     )
-    text = (
-        f"The plan allows each site **{asked}**. Trust: {privacy.trust}, nobody outside a site saw "
-        "un-noised values.\n\n"
-    )
+    text = f"The plan allows each site **{asked}**. Trust: {privacy.trust}, by the plan.\n\n"
     if evidence is None:
         return text + "**Not verified:** no evidence was at hand when this card was written."
     return text + _verified(evidence)
@@ -213,18 +220,14 @@ def _verified(evidence: Evidence) -> str:
         lines.append("**The journal names no run that ended with this model.**")
     else:
         lines.append(f"The journal says that run `{evidence.run}` ended with this very model.")
-    claim = f"Claim: **{top.claim.word}**"
-    if top.claim.conditional:
-        claim += f", on {', '.join(top.claim.conditional)}"
+    said = [figures_sentence(top), claim_sentence(top), trust_sentence(top)]
     if top.setting != "site":
-        claim += ". This was a simulation: all keys lay on one machine"
+        said.append("This was a simulation: all keys lay on one machine.")
     table = ["| site | population | spent in its life | cap |", "|---|---|---|---|"]
     for found in verdict.sites:
-        epsilon = float("inf") if found.epsilon is None else found.epsilon
-        loss = PrivacyLoss(epsilon, found.delta, Unit(found.unit), Relation(found.relation))
         cap = "none" if found.cap is None else f"ε {found.cap:g}"
-        table.append(f"| {found.site} | {found.population} | {loss} | {cap} |")
+        table.append(f"| {found.site} | {found.population} | {spent_of(found)} | {cap} |")
     heads = ["| log | entries | root |", "|---|---|---|"]
     heads += [f"| `{name}` | {size} | `{root}` |" for name, (size, root) in evidence.heads.items()]
-    parts = [" ".join(lines), claim + ".", "\n".join(table), "Checkpoints:", "\n".join(heads)]
+    parts = [" ".join(lines), " ".join(said), "\n".join(table), "Checkpoints:", "\n".join(heads)]
     return "\n\n".join(parts)

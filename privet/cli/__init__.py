@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 # Threads that wait must not keep a core busy: set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -11,7 +14,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 
 from privet import __version__
-from privet.common.errors import PrivetError, reason_of
+from privet.common.errors import InputError, PrivetError, reason_of
+
+if TYPE_CHECKING:
+    from privet.common.plan import Plan
+from privet.common.printable import printable
 
 app = typer.Typer(
     name="privet",
@@ -22,7 +29,8 @@ app = typer.Typer(
     help="Federated training of Transformers whose privacy budget anyone can verify.\n\n"
     "Start with: privet simulate --list, then privet simulate lending.",
     epilog="[bold]Examples[/bold]\n\nprivet simulate lending\n\n"
-    "privet budget plan.toml site.toml     what it would cost, before anything is spent",
+    "privet budget plan.toml site.toml     what it would cost, before anything is spent\n\n"
+    "privet --version --json               which code runs here, as a digest",
 )
 
 
@@ -33,19 +41,60 @@ _TRAIN = frozenset(
 """What the core install leaves out, as it is imported (extra: train)."""
 
 
-def _version(value: bool) -> None:
-    if value:
-        typer.echo(f"privet {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
-    version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version."
-    ),
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Show the version and the digest of the code that runs at a site."
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="With --version: also what the digest is of, as JSON.")
+    ] = False,
+    plan: Annotated[
+        str | None,
+        typer.Option(
+            help="With --version: a scenario or a plan's file, whose own modules are covered, too.",
+            metavar="PLAN",
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if version:
+        _show_version(plan, as_json)
+        raise typer.Exit
+    if as_json or plan is not None:
+        raise typer.BadParameter("--json and --plan stand here only with --version")
+    if context.invoked_subcommand is None:
+        raise typer.BadParameter("no command; `privet --help` names them")
+
+
+def _show_version(reference: str | None, as_json: bool) -> None:
+    from privet.common import code
+    from privet.common.canonical import digest_json
+
+    manifest = code.manifest(None if reference is None else _plan(reference))
+    digest = digest_json(manifest)
+    if as_json:
+        typer.echo(json.dumps({"privet": __version__, "code": digest, "manifest": manifest}))
+    else:
+        typer.echo(f"privet {__version__}\ncode {digest}")
+
+
+def _plan(reference: str) -> Plan:
+    """Return the plan of a scenario or a file: people write TOML, a site keeps JSON."""
+    if not reference.endswith(".json"):
+        from privet.simulations.planning import find_plan
+
+        return find_plan(reference)[0]
+    from privet.common.plan import Plan
+
+    try:
+        value = json.loads(Path(reference).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{reference}: cannot be read: {reason_of(error)}") from error
+    return Plan.parse(value, where=reference)
 
 
 def main() -> None:
@@ -53,7 +102,7 @@ def main() -> None:
     try:
         app()
     except PrivetError as error:
-        typer.echo(f"privet: {error}", err=True)
+        typer.echo(f"privet: {printable(str(error), lines=True)}", err=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.echo("privet: stopped", err=True)

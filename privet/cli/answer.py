@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import sys
+from collections import Counter
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from privet.privacy import honesty
-from privet.privacy.audit.report.judging import Standing, standing
-from privet.privacy.audit.verify import SiteFinding, Verdict
-from privet.privacy.units import PrivacyLoss, Relation, Unit
+from privet.common.printable import printable_all
+from privet.privacy.audit.summary import claim_sentence, figures_sentence, spent_of, standing
+from privet.privacy.audit.verify import CodeFinding, SiteFinding, Verdict
 
 _out = Console(width=None if sys.stdout.isatty() else 100)
 _SHOWN = 20
@@ -27,6 +26,7 @@ _SETTINGS = {
 
 def as_json(found: Verdict) -> dict[str, Any]:
     """Return the answer of ``verify(…, brief=True)`` with what a report puts on top of it."""
+    found = printable_all(found)
     value, top = found.to_dict(), standing(found)
     for site, finding in zip(value["sites"], found.sites, strict=True):
         site["in_words"] = _in_words(finding)
@@ -37,17 +37,23 @@ def as_json(found: Verdict) -> dict[str, Any]:
         "claim": top.claim.word,
         "conditional_on": top.claim.conditional,
         "why": top.claim.why,
+        "in_words": f"{figures_sentence(top)} {claim_sentence(top)}",
     }
 
 
 def show(found: Verdict) -> None:
     """Print the answer: the sentence first, then sites, claim, faults and notes."""
+    found = printable_all(found)
     top = standing(found)
     if found.ok:
-        _out.print("[bold green]Verified.[/] Every check on this bundle held.")
+        colour, word = "green", "Verified" if _is_witnessed(found) else "Consistent"
+        _out.print(f"[bold {colour}]{word}[/], and {_witnessed(found)}.", highlight=False)
     else:
         faults = "1 fault" if len(found.faults) == 1 else f"{len(found.faults)} faults"
-        _out.print(f"[bold red]{faults}.[/] Do not rely on its figures.")
+        _out.print(
+            f"[bold red]{faults}.[/] Do not rely on its figures. It is {_witnessed(found)}.",
+            highlight=False,
+        )
     if top.setting is not None:
         _say(_SETTINGS[top.setting])
     if found.roster == "pinned":
@@ -57,14 +63,14 @@ def show(found: Verdict) -> None:
             "The roster is not pinned: whoever made the bundle chose whose signatures count. "
             "Bring the fingerprints that the sites gave you: --roster FILE."
         )
+    if found.code.runs:
+        _say(_code(found.code))
     if found.sites:
         _out.print(_table(found.sites))
-    if any(site.conditional for site in found.sites):
-        _say(
-            "* several runs were chosen one after the other: this ε is conditional (H29); what "
-            "holds without condition is the cap."
-        )
-    _say(_claim(top))
+        if any(site.conditional for site in found.sites):
+            _say("* of several runs, so conditional (H29)")
+        _say(figures_sentence(top))
+    _say(claim_sentence(top))
     for fault in found.faults[:_SHOWN]:
         entry = "" if fault.entry is None else f", entry {fault.entry}"
         _say(f"✗ {fault.site or 'the bundle'}{entry}: {fault.rule}: {fault.message}")
@@ -72,6 +78,34 @@ def show(found: Verdict) -> None:
         _say(f"… and {len(found.faults) - _SHOWN} more (--json shows all)")
     for note in found.notes:
         _say(f"note: {note}")
+
+
+def _is_witnessed(found: Verdict) -> bool:
+    """Whether others stand behind every entry of every ledger."""
+    return bool(found.witnessed) and all(
+        one.upto == one.entries > 0 for one in found.witnessed.values()
+    )
+
+
+def _witnessed(found: Verdict) -> str:
+    """Say who stands behind the ledgers, and how far."""
+    alike: dict[str, list[str]] = {}
+    for site, one in found.witnessed.items():
+        by = f" by {', '.join(one.by)}" if len(found.witnessed) < 4 else ""
+        if one.upto == 0:
+            said = "self-asserted: nobody else signed it"
+        elif one.upto == one.entries:
+            said = f"witnessed to its end{by}"
+        else:
+            said = f"witnessed up to entry {one.upto - 1} of {one.entries - 1}{by}"
+        alike.setdefault(said, []).append(site)
+    if not alike:
+        return "self-asserted: it holds no ledger"
+    if len(alike) == 1 and len(found.witnessed) > 1:
+        said = next(iter(alike)).replace("its end", "the end at every site")
+        return f"{said} (quorum {found.quorum})" if "witnessed" in said else said
+    parts = [f"{', '.join(sites)} {said}" for said, sites in alike.items()]
+    return f"{'; '.join(parts)} (quorum {found.quorum})"
 
 
 def _say(text: str) -> None:
@@ -84,32 +118,33 @@ def _table(findings: list[SiteFinding]) -> Table:
         figure = name in ("ε spent", "ε cap", "entries")
         table.add_column(name, justify="right" if name == "entries" else "left", no_wrap=figure)
     for site in findings:
-        loss = _loss(site)
+        loss = spent_of(site)
         spent = loss.figure + (" *" if site.conditional else "")
         cap = "no cap" if site.cap is None else f"{site.cap:g}"
         table.add_row(site.site, site.population, spent, cap, loss.terms, str(site.entries))
     return table
 
 
-def _loss(finding: SiteFinding) -> PrivacyLoss:
-    epsilon = math.inf if finding.epsilon is None else finding.epsilon
-    return PrivacyLoss(epsilon, finding.delta, Unit(finding.unit), Relation(finding.relation))
-
-
 def _in_words(finding: SiteFinding) -> str:
-    loss = _loss(finding)
+    loss = spent_of(finding)
     cap = "no cap" if finding.cap is None else f"cap {finding.cap:g}"
     terms = "" if finding.epsilon is None else f" ({loss.terms})"
     return f"ε {loss.figure}, {cap}{terms}"
 
 
-def _claim(top: Standing) -> str:
-    claim = top.claim
-    if claim.word == "conditional":
-        points = "1 point" if len(claim.conditional) == 1 else f"{len(claim.conditional)} points"
-        names = {row.id: f"{row.id} {row.name}" for row in honesty.assess(honesty.Facts())}
-        said = ", ".join(names.get(row, row) for row in claim.conditional)
-        return f"Claim: conditional on {points} of the honesty list: {said}"
-    if claim.word == "none":
-        return f"Claim: none ({claim.why})"
-    return "Claim: proved in the model; no point of the honesty list is unknown"
+def _code(code: CodeFinding) -> str:
+    """Say which code ran, and on whose word."""
+    if code.pinned:
+        held = sum(digests <= code.pinned for digests in code.runs.values())
+        return f"The code is pinned: {held} of {_runs(len(code.runs))} name what you brought."
+    counted = Counter(digest for digests in code.runs.values() for digest in digests)
+    found = [f"{digest} ({_runs(count)})" for digest, count in counted.most_common(_SHOWN)]
+    more = f" and {len(counted) - _SHOWN} more" if len(counted) > _SHOWN else ""
+    return (
+        f"The code is not pinned; the sites' word is {', '.join(found)}{more}. "
+        "Bring the digest that its release publishes: --code DIGEST."
+    )
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"

@@ -29,6 +29,23 @@ Roster = Annotated[
     ),
 ]
 Bundle = Annotated[Path, typer.Argument(help="A bundle.", metavar="BUNDLE")]
+Witnessed = Annotated[
+    bool | None,
+    typer.Option(
+        "--require-witnessed/--no-require-witnessed",
+        help="A charge that no quorum of others witnessed is a fault. Default: in the ledgers of "
+        "real sites it is one, in a simulation's it is none.",
+        show_default=False,
+    ),
+]
+Code = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Digest of the code that every run must name; again for another. A release "
+        "publishes it, `privet --version --json` prints it.",
+        metavar="DIGEST",
+    ),
+]
 FAULTS = 4
 """Exit code when verification found faults."""
 
@@ -78,20 +95,30 @@ def bundle(
 @audit.command(
     epilog="[bold]Examples[/bold]\n\n"
     "privet audit verify lending.bundle --roster fingerprints.json\n\n"
+    "privet audit verify lending.bundle --code sha256:0123…\n\n"
     "privet audit verify lending.bundle --json     exit code 0: no fault; 4: faults"
 )
-def verify(bundle: Bundle, roster: Roster = None, as_json: AsJson = False) -> None:
+def verify(
+    bundle: Bundle,
+    roster: Roster = None,
+    require_witnessed: Witnessed = None,
+    code: Code = None,
+    as_json: AsJson = False,
+) -> None:
     """Check everything that a bundle says, from the file alone.
 
     BUNDLE is the file that `privet audit bundle` wrote. Without a roster that reached you
     another way, whoever wrote the bundle chose whose signatures count: the answer then says
-    that the roster is not pinned.
+    that the roster is not pinned. Which code ran is the sites' word; --code holds them to it.
     """
     from privet.cli import answer, show
     from privet.privacy.audit.verify import verify as check
 
     with show.counting("verifying") as progress:
-        verdict = check(bundle, roster, brief=True, progress=progress)
+        verdict = check(
+            bundle, roster, code=code or (), require_witnessed=require_witnessed, brief=True,
+            progress=progress,
+        )  # fmt: skip
     if as_json:
         typer.echo(json.dumps(answer.as_json(verdict)))
     else:
@@ -108,6 +135,8 @@ def report(
     bundle: Bundle,
     out: Annotated[Path, typer.Option(help="Folder for the report; new or empty.")],
     roster: Roster = None,
+    require_witnessed: Witnessed = None,
+    code: Code = None,
     interval: Annotated[
         bool,
         typer.Option(
@@ -130,7 +159,10 @@ def report(
     if interval:
         check_installed()
     with show.counting("verifying") as progress:
-        verdict = check(bundle, roster, keep=True, progress=progress)
+        verdict = check(
+            bundle, roster, code=code or (), require_witnessed=require_witnessed, keep=True,
+            progress=progress,
+        )  # fmt: skip
     asked = intervals(verdict) if interval else None
     files = write_report(verdict, out, interval=asked, bundle=bundle)
     if as_json:

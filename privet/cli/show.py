@@ -17,6 +17,8 @@ from rich.progress import Progress as Bar
 from rich.spinner import Spinner
 from rich.table import Table
 
+from privet.common.printable import printable
+from privet.privacy.audit.summary import claim_sentence, figures_sentence
 from privet.privacy.units import PrivacyLoss, Relation, Unit
 
 if TYPE_CHECKING:
@@ -189,7 +191,8 @@ def releases(outcome: Result, console: Console | None = None) -> None:
     console = console or _err
 
     def tell(text: str, style: str | None = None) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
+        shown = printable(text)
+        console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
 
     short = [site for site in outcome.sites if site.released < site.rounds]
     if not short:
@@ -253,15 +256,8 @@ def _comparison(outcome: Result, rows: list[Row] | None) -> Table:
 
 
 def _claim(outcome: Result) -> str:
-    if outcome.plan.privacy is None:
-        return "Claim: none. This run had no privacy."
-    text = f"Each site spent at most {outcome.loss}. Claim: {outcome.claim}"
-    if outcome.conditional_on:
-        names = {row.id: row.name for row in outcome.honesty}
-        text += ", on " + ", ".join(f"{key} {names[key]}" for key in outcome.conditional_on)
-    if outcome.claim == "none":
-        text += " (noise came from a seed)"
-    return text + "."
+    top = outcome.standing
+    return f"{figures_sentence(top)} {claim_sentence(top)}"
 
 
 def sweep(results: list[Result]) -> None:

@@ -8,11 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from privet.common.printable import printable_all
+
 _out = Console(width=None if sys.stdout.isatty() else 100)
 
 
 def status(value: dict[str, Any]) -> None:
     """Print a federation: its sites, then its runs."""
+    value = printable_all(value)
     running = "listening" if value["listening"] else "not running"
     _out.print(f"{value['federation']}: {running}", highlight=False)
     sites = Table(title="Sites", title_justify="left")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privet.cli.show import loss_of
+from privet.common.printable import printable_all
 
 if TYPE_CHECKING:
     from privet.cli.budget import Forecast
@@ -100,6 +101,7 @@ def site_status(value: dict[str, Any], log: Path) -> None:
         value: as ``privet client status --json`` has it.
         log: the operator's.
     """
+    value = printable_all(value)
     _out.print(
         f"{value['site']}: {value['state']} · {_witnessed(value)} · {value['fingerprint']}",
         soft_wrap=True,
@@ -135,7 +137,7 @@ def plans(found: list[dict[str, Any]], log: Path) -> None:
         found: as ``privet client plans --json`` lists them.
         log: the operator's.
     """
-    for plan in found:
+    for plan in printable_all(found):
         line = f"{plan['state']:9} {plan['plan']}  {', '.join(plan['by'])}"
         _out.print(line, markup=False, highlight=False, soft_wrap=True)
         if said := failures(plan, log):

@@ -99,6 +99,48 @@ def test_the_group_helps_with_an_example(privet: Run) -> None:
     assert "Example" in ended.out and "privet audit verify lending.bundle" in ended.out
 
 
+# the code
+
+
+def test_the_code_is_the_sites_word_until_it_is_pinned(
+    privet: Run, bundles: dict[str, Path]
+) -> None:
+    told = json.loads(privet("--version", "--json").out)["code"]
+    ended = privet("audit", "verify", bundles["run"])
+    assert ended.code == 0
+    assert f"The code is not pinned; the sites' word is {told} (1 run)" in ended.out
+    value = json.loads(privet("audit", "verify", bundles["run"], "--json").out)
+    ((run, digests),) = value["code"]["runs"].items()
+    assert (value["code"]["pinned"], digests, run[:4]) == (False, [told], "tiny")
+
+
+def test_a_run_of_other_code_than_was_pinned_is_a_fault(
+    privet: Run, bundles: dict[str, Path]
+) -> None:
+    told = json.loads(privet("--version", "--json").out)["code"]
+    other = "sha256:" + "0" * 64
+    for given in ([told], [told.upper().replace("SHA", "sha")], [other, told]):
+        words = [word for digest in given for word in ("--code", digest)]
+        ended = privet("audit", "verify", bundles["run"], *words)
+        assert ended.code == 0, ended.out
+        assert "The code is pinned: 1 of 1 run name" in ended.out
+        value = json.loads(privet("audit", "verify", bundles["run"], *words, "--json").out)
+        assert value["ok"] and value["code"]["pinned"]
+    ended = privet("audit", "verify", bundles["run"], "--code", other)
+    assert ended.code == 4
+    assert ended.out.startswith("3 faults.") and "0 of 1 run" in ended.out
+    value = json.loads(privet("audit", "verify", bundles["run"], "--code", other, "--json").out)
+    assert [(fault["site"], fault["rule"]) for fault in value["faults"]] == [
+        ("North", "code"), ("East", "code"), ("South", "code"),
+    ]  # fmt: skip
+    assert all(told in fault["message"] for fault in value["faults"])
+
+
+@pytest.mark.parametrize("text", ["", "latest", "sha256:12", "0" * 64])
+def test_what_is_no_digest_pins_nothing(privet: Run, bundles: dict[str, Path], text: str) -> None:
+    refused(privet("audit", "verify", bundles["run"], "--code", text), f"'{text}' is no digest")
+
+
 # bundle
 
 

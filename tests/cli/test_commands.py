@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc8785
 
 Make = Callable[..., dict[str, Any]]
 KEYS = {
@@ -119,7 +121,62 @@ def test_each_command_helps_with_an_example(privet: Run) -> None:
 def test_the_version(privet: Run) -> None:
     import privet as package
 
-    assert privet("--version") == Ended(0, f"privet {package.__version__}\n", "")
+    ended = privet("--version", "--json")
+    value = json.loads(ended.out)
+    assert (ended.code, ended.err, list(value)) == (0, "", ["privet", "code", "manifest"])
+    assert set(value["manifest"]) == {"privet", "sources", "modules", "libraries"}
+    assert value["code"] == sha256_of(rfc8785.dumps(value["manifest"]))
+    said = f"privet {package.__version__}\ncode {value['code']}\n"
+    assert privet("--version") == Ended(0, said, "")
+    assert privet("--version", "--plan", "lending").out == said
+
+
+def sha256_of(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_the_version_with_a_plan_of_ones_own(
+    privet: Run, tmp_path: Path, plan_value: Make, write_toml: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The digest that a site's ledger will name, before anything of the plan is imported."""
+    path = write_toml(tmp_path / "own.toml", plan_value(model={"kind": "version_net:make"}))
+    refused(privet("--version", "--plan", path), "'version_net', which is not there")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "version_net.py").write_text("raise RuntimeError\n")
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    value = json.loads(privet("--version", "--plan", path, "--json").out)
+    digest = sha256_of(b"raise RuntimeError\n")
+    modules = {"version_net": sha256_of(rfc8785.dumps({"version_net.py": digest}))}
+    assert value["manifest"]["modules"] == modules
+    assert "version_net" not in sys.modules
+    assert value["code"] != json.loads(privet("--version", "--json").out)["code"]
+    # As a site keeps a plan that it was offered.
+    from privet.common.plan import Plan
+
+    kept = tmp_path / "offered.json"
+    kept.write_text(json.dumps(Plan.load(path).to_dict()))
+    assert json.loads(privet("--version", "--plan", kept, "--json").out) == value
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--json"], "only with --version"),
+        (["--plan", "lending", "simulate", "--list"], "only with --version"),
+        (["--version", "--plan", "absent.json"], "absent.json: cannot be read: No such file"),
+        (["--version", "--plan", "odd.json"], "odd.json: cannot be read: it is not JSON"),
+        (["--version", "--plan", "list.json"], "list.json"),
+        (["--version", "--plan", "absent.toml"], "absent.toml"),
+        (["--version", "--plan", "nothing"], "there is no scenario 'nothing'"),
+    ],
+)
+def test_the_version_says_what_is_wrong(
+    privet: Run, tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "odd.json").write_text("{")
+    (tmp_path / "list.json").write_text("[1]")
+    refused(privet(*words), said)
 
 
 def test_no_command_shows_the_help(privet: Run) -> None:
@@ -246,7 +303,7 @@ def test_no_dp_has_no_epsilon_and_no_claim(privet: Run, plan_path: Path) -> None
     assert (value["claim"], value["epsilon"]) == ("none", None)
     assert [site["epsilon"] for site in value["sites"]] == [None] * 3
     shown = privet("simulate", plan_path, "--no-dp", "--out", "shown")
-    assert "This run had no privacy" in shown.out
+    assert "Claim: none (trained without noise)" in " ".join(shown.out.split())
 
 
 def test_changes_of_the_command_line_reach_the_plan(privet: Run, plan_path: Path) -> None:

@@ -200,7 +200,7 @@ def test_the_card_says_what_was_verified(run_of: Runs) -> None:
     assert "no rule is broken (roster pinned)" in card
     assert "δ 0.001, per record, add or remove one" in card and "Trust: local" in card
     assert f"{result['sites'][0]['epsilon']:.3f}" in card
-    assert "Claim: **conditional**" in card and "H31" in card
+    assert "Claim: conditional on" in card and "H31 rollback" in card
     for origin, (size, root) in evidence.heads.items():
         assert f"| `{origin}` | {size} | `{root}` |" in card
     assert len(evidence.heads) == 3

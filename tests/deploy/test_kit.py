@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -10,11 +11,13 @@ import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import rfc8785
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
@@ -109,6 +112,35 @@ def test_a_tar_depends_on_content_alone(kit: ModuleType, tmp_path: Path) -> None
     assert (modes["k/a"], modes["k/b.sh"]) == (0o644, 0o755)
 
 
+def test_the_code_of_a_kit_is_that_of_its_wheels(
+    kit: ModuleType, root: Path, tmp_path: Path
+) -> None:
+    """Not of what is installed where the kit is made."""
+    from privet.common import code
+
+    def wheel(name: str, version: str) -> Any:
+        return kit.sbom.Wheel(name, version, f"{name}.whl", "", None, (), ())
+
+    own = tmp_path / "privet-0.0.9-py3-none-any.whl"
+    with zipfile.ZipFile(own, "w") as archive:
+        for name, content in code.sources(root / "privet").items():
+            archive.writestr(name, content)
+        archive.writestr("privet/py.typed", "")
+        archive.writestr("privet-0.0.9.dist-info/metadata.json", "{}")
+    found = [wheel("privet", "0.0.9"), wheel("torch", "9.9.0+cpu"), wheel("attrs", "1")]
+    told = kit.code_of([tmp_path / "torch.whl", own], found)
+    assert told["manifest"] == {
+        "privet": "0.0.9", "modules": {}, "libraries": {"torch": "9.9.0"},
+        "sources": code.manifest()["sources"],
+    }  # fmt: skip
+    assert told["code"] == f"sha256:{hashlib.sha256(rfc8785.dumps(told['manifest'])).hexdigest()}"
+    found[1] = wheel("torch", "9.9.0+cu126")
+    assert kit.code_of([own], found) == told
+    with zipfile.ZipFile(own, "a") as archive:
+        archive.writestr("privet/more.py", "")
+    assert kit.code_of([own], found)["manifest"]["sources"] != told["manifest"]["sources"]
+
+
 # a whole kit, the auditor's
 
 
@@ -170,6 +202,16 @@ class TestKit:
         ]
         done = subprocess.run(where, capture_output=True, text=True, check=True)
         assert Path(done.stdout.strip()).is_relative_to(installed)
+
+    def test_it_publishes_the_code_that_it_installs(self, installed: Path, unpacked: Path) -> None:
+        done = subprocess.run(
+            [str(installed / "bin" / "privet"), "--version", "--json"], capture_output=True,
+            text=True, check=True, cwd="/",
+        )  # fmt: skip
+        published = json.loads((unpacked / "code.json").read_text())
+        assert json.loads(done.stdout) == published
+        assert json.loads((unpacked.parent / f"{unpacked.name}.code.json").read_text()) == published
+        assert "torch" not in published["manifest"]["libraries"]
 
     def test_it_runs_where_only_its_state_is_writable(
         self, installed: Path, tmp_path: Path

@@ -54,6 +54,6 @@ def test_it_verifies_at_the_ceiling_and_says_so(bundle: Path, composed: list[int
     assert len(said) == 1
     assert "too large for privacy loss distributions: the Rényi ceiling" in said[0]
     case = reading.read(answer.record)
-    cost = judging._cost_on_the_way(case.groups[0])
+    cost = judging._cost_on_the_way(case.groups[0], site.epsilon)
     counts = judging.Counter(charge.event for charge, _ in case.groups[0].steps)
     assert cost(counts) == pytest.approx(site.epsilon, rel=1e-9)

@@ -229,25 +229,6 @@ def test_other_code_than_the_others_run(tmp_path: Path) -> None:
     assert "code" in {fault.rule for fault in verdict(tmp_path, fed).faults}
 
 
-def test_the_digest_of_the_code_is_of_every_line(tmp_path: Path, root: Path) -> None:
-    """The digest in a reservation moves when the sampler does."""
-    import shutil
-
-    from privet.client import guard
-
-    copy = tmp_path / "copy"
-    for room in ("common", "privacy", "client"):
-        shutil.copytree(root / room, copy / room)
-    honest = guard.code_digest.__wrapped__()
-    text = (root / "client" / "guard.py").read_text()
-    scope: dict[str, Any] = {"__file__": str(copy / "client" / "guard.py"), "__name__": "copy"}
-    exec(compile(text, scope["__file__"], "exec"), scope)
-    assert scope["code_digest"].__wrapped__() == honest
-    sampler = copy / "privacy" / "sampling.py"
-    sampler.write_text(sampler.read_text() + "\n# shuffled\n")
-    assert scope["code_digest"].__wrapped__() != honest
-
-
 # --- a release without a reservation ---------------------------------------------------------------
 
 

@@ -24,7 +24,7 @@ from privet.privacy.audit.report.view import view
 from privet.privacy.audit.verify import RULES, Fault, Record, Verdict, verify
 from privet.privacy.interval import Interval, NoInterval
 
-HEADINGS = """In short / Spent and left / What the number means / Who promises what /
+HEADINGS = """In short / Spent and left / For those who sign / What the number means / Who promises what /
 What is not proved / Who sees what / Spent and left, in detail / Over time / Runs and refusals /
 Refusals / Charges without a release / Claims / Honesty list / Witnesses /
 Keys, pauses, withdrawals / Plans / Two numbers and a colour / Who approved the plans / Software /
@@ -159,7 +159,8 @@ def test_keys_of_the_json(folder: Path) -> None:
     assert value["format"] == "privet/report/v1"
     assert set(value) == {
         "format", "made", "verified", "roster", "faults",
-        "notes", "simulation", "unchecked", "coordinator", "period", "claim", "conditional_on", "sites", "runs",
+        "notes", "simulation", "unchecked", "coordinator", "period", "claim", "conditional_on",
+        "in_words", "sites", "signing", "runs",
         "refusals", "aborted", "honesty", "witnesses", "changes", "approvals", "plans", "code",
         "programs", "not_proved",
     }  # fmt: skip

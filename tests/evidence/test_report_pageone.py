@@ -200,6 +200,10 @@ def test_a_brief_record_gives_the_same_claim(tmp_path: Path, change: str) -> Non
             predicate["self_tests"] = ["H6"] if len(done) == 3 else ["H6", "H7", "H16"]
         if change == "simulation" and kind == "genesis":
             predicate["setting"] = "simulation"
+        if kind == "policy":
+            predicate["policy"]["allow"]["coordinators"].append("sha256:" + "0" * 64)
+            if change == "simulation":
+                predicate["policy"]["setting"] = "simulation"
 
     fed = verify_kit.Federation(tweak=tweak, cap="60.0")
     fed.run()

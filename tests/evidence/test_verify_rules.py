@@ -32,6 +32,7 @@ from privet.common.errors import InputError
 from privet.privacy.audit.verify import RULES, Verdict, verify
 
 NORTH = SITES[0]
+CODE = digest(b"code")
 
 
 def verdict(tmp_path: Path, fed: Federation, *, pin: bool = True, **options: Any) -> Verdict:
@@ -68,7 +69,12 @@ def test_the_answer_has_the_keys_of_the_format_page(tmp_path: Path) -> None:
     fed = Federation()
     fed.run()
     value = verdict(tmp_path, fed, pin=False).to_dict()
-    assert set(value) == {"ok", "roster", "faults", "sites"}
+    assert set(value) == {"ok", "roster", "code", "witnessed", "faults", "sites", "unfinished"}
+    size = len(fed.sites[NORTH].leaves)
+    others = sorted({*SITES, HUB} - {NORTH})
+    assert value["witnessed"]["quorum"] == 2
+    assert value["witnessed"]["sites"][NORTH] == {"upto": size, "entries": size, "by": others}
+    assert value["code"] == {"pinned": False, "runs": {"run-1": [CODE]}}
     assert value["roster"] == "unpinned"
     assert {"site", "population", "unit", "relation", "delta", "epsilon", "cap", "entries"} <= set(
         value["sites"][0]
@@ -142,7 +148,7 @@ def test_a_site_that_went_on_alone_is_noted(tmp_path: Path) -> None:
 
 def test_retries_aborts_and_refusals_are_fine(tmp_path: Path) -> None:
     fed = Federation()
-    plan = plan_of(metrics={"source": "off"})
+    plan = plan_of(metrics={"source": "off"}, strategy={"min_sites": 1})
     name = fed.approve(plan)
     model, after = digest(b"0"), digest(b"1")
     fed.hub.add("run-opened", run="r", plan=name, model=model, sites=list(SITES))
@@ -655,6 +661,9 @@ def test_what_another_coordinator_asks_is_charged_and_noted(tmp_path: Path) -> N
     fed = Federation(cap="60.0")
     fed.run()
     before = verdict(tmp_path, fed).sites[0]
+    own = "sha256:" + fed.order_key.hex
+    both = fed.policy(NORTH, "60.0", "site", coordinators=[own, "sha256:" + "0" * 64])
+    fed.sites[NORTH].add("policy", policy=both)
     order, place = another(fed, 1, keyid="0" * 64, code=OTHER)
     fed.release(NORTH, order, place, train_event(fed.plans[0]))
     fed.refuse(NORTH, {**fed.orders[0], "attempt": 2}, "refused-conflict", keyid="0" * 64)
@@ -663,6 +672,27 @@ def test_what_another_coordinator_asks_is_charged_and_noted(tmp_path: Path) -> N
     assert any("2 entries answer another coordinator" in note for note in answer.notes)
     assert answer.sites[0].charges == before.charges + 1
     assert (answer.sites[0].epsilon or 0) > (before.epsilon or 0)
+
+
+def test_code_that_is_pinned(tmp_path: Path) -> None:
+    """Each run at each site, also one that another coordinator asked for; once each."""
+    fed = Federation(cap="60.0")
+    fed.run()
+    assert verdict(tmp_path, fed, code=[CODE]).ok
+    wrong = verdict(tmp_path, fed, code=[OTHER])
+    assert sorted(fault.site or "" for fault in wrong.faults) == sorted(SITES)
+    assert found(wrong) == {("code", site) for site in SITES}
+    own = "sha256:" + fed.order_key.hex
+    both = fed.policy(NORTH, "60.0", "site", coordinators=[own, "sha256:" + "0" * 64])
+    fed.sites[NORTH].add("policy", policy=both)
+    order, place = another(fed, 1, keyid="0" * 64, code=OTHER)
+    fed.release(NORTH, order, place, train_event(fed.plans[0]))
+    unpinned = verdict(tmp_path, fed)
+    assert unpinned.ok and unpinned.code.runs[order["run"]] >= {OTHER}
+    assert found(verdict(tmp_path, fed, code=[CODE])) == {("code", NORTH)}
+    assert verdict(tmp_path, fed, code=[OTHER, CODE]).ok
+    with pytest.raises(InputError, match="no digest of code"):
+        verdict(tmp_path, fed, code=CODE)  # a text is a list of letters
 
 
 @pytest.mark.parametrize(("rule", "at", "plant"), HISTORIES)
@@ -717,10 +747,10 @@ def test_the_cap_of_one_run_names_the_first_entry(tmp_path: Path) -> None:
     fed = Federation(cap="1.2")
     fed.run(plan=plan)
     answer = verdict(tmp_path, fed)
-    assert {rule for rule, _ in found(answer)} == {"cap"}
+    assert {rule for rule, _ in found(answer)} == {"cap", "plan"}
     kinds = [kind for kind, _ in fed.sites[NORTH].predicates]
     reserved = [place for place, kind in enumerate(kinds) if kind == "reserved"]
-    assert answer.faults[0].entry == reserved[1]
+    assert next(f.entry for f in answer.faults if f.rule == "cap") == reserved[1]
     assert answer.sites[0].epsilon is not None and answer.sites[0].epsilon > 1.2
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from flwr.app import Message
 
+from privet.client.guard import Guard
 from privet.client.site import Answer
 from privet.common.errors import EvidenceFault, RunError
 from privet.common.flat import Arrays
@@ -20,6 +21,7 @@ from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
 from privet.privacy.keys import FileSigner
 from privet.privacy.merkle import root_from_inclusion
+from privet.privacy.roster import Roster
 from privet.privacy.signed_note import Checkpoint
 from privet.privacy.store import Store
 from privet.server.recorder import Recorder
@@ -60,12 +62,31 @@ def between(fed: Any, act: Callable[[int, str, list[Message]], None]) -> InProce
     return fed.grid(Grid)
 
 
+@dataclass(frozen=True)
+class ForBoth(Parties):
+    """Parties of a run whose sites' policies name another coordinator, too."""
+
+    order_keys: tuple[str, ...] = ()
+
+    def guard(self, site: str, roster: Roster) -> Guard:
+        guard = super().guard(site, roster)
+        allow = guard.policy.allow.model_copy(update={"coordinators": self.order_keys})
+        return Guard(guard.policy.model_copy(update={"allow": allow}), guard.ledger, roster)
+
+
 def beside(fed: Any, folder: Path) -> Any:
-    """Another coordinator of the same sites, whose policies name it, too."""
-    parties = Parties(fed.plan, folder, fed.folder / "sites")
-    other = replace(fed, parties=parties, folder=folder, roster=parties.found(), sites=[])
+    """Another coordinator of the same sites, whose policies name both from here on."""
+    ledgers = fed.folder / "sites"
+    roster = Parties(fed.plan, folder, ledgers).found()
+    both = tuple(one.coordinator.orders.fingerprint for one in (fed.roster, roster))
+    other = replace(
+        fed, parties=ForBoth(fed.plan, folder, ledgers, order_keys=both), folder=folder,
+        roster=roster, sites=[],
+    )  # fmt: skip
     other.__dict__.pop("journal", None)
-    other.sites.extend(other.restart(site.name) for site in fed.sites)
+    fed.parties = ForBoth(fed.plan, fed.folder, fed.parties.ledgers, order_keys=both)
+    for one in (fed, other):
+        one.sites[:] = [one.restart(spec.name) for spec in fed.plan.sites]
     return other
 
 

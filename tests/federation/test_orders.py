@@ -16,6 +16,7 @@ import pytest
 from privet.client.data.records import SiteData
 from privet.client.outbox import Outbox
 from privet.client.trainer import mechanism
+from privet.common.code import code_digest
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
@@ -49,6 +50,58 @@ def test_a_released_order_is_paid_for_once(
     assert reserved["order"] == released["order"] == order.digest
     assert answer.release.facts["spent"] == fed.ledger("North").spent().to_dict()
     assert released["digest"] == digest_arrays(answer.release.arrays)
+
+
+NET = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(2, 2)
+
+    def forward(self, numeric, missing, categorical):
+        return self.head(numeric)
+
+
+def make(task):
+    return Net()
+"""
+
+
+def test_code_that_is_gone_or_changed_is_refused_before_anything_is_paid(
+    federation: Make, order_for: Orders, start: Start, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A plan's own module is in the digest of its run, as it was when the run began."""
+    module = tmp_path / "covered_net.py"
+    module.write_text(NET)
+    monkeypatch.syspath_prepend(tmp_path)
+    fed = federation(model={"kind": "covered_net:make"})
+    model = start(fed.plan)
+
+    def answered(number: int, attempt: int = 1) -> Status:
+        order = order_for(fed, "North", model, round=number, attempt=attempt)
+        return fed.sites[0].answer(order, model).status
+
+    monkeypatch.delitem(sys.modules, "covered_net")
+    module.rename(module.with_suffix(".away"))
+    assert answered(1) is Status.REFUSED_POLICY
+    assert "'covered_net', which is not there" in fed.log("North")
+    assert fed.charged("North") == 0
+    module.with_suffix(".away").rename(module)
+    assert answered(1, 2) is Status.RELEASED
+    module.write_text(NET + "# other code\n")
+    assert answered(2) is Status.REFUSED_CONFLICT
+    assert "was begun with code" in fed.log("North")
+    assert fed.charged("North") == 1
+    module.write_text(NET)
+    assert answered(2, 2) is Status.RELEASED
+    codes = {e.predicate["code"] for e in fed.answers("North") if e.kind == "reserved"}
+    assert codes == {code_digest(fed.plan)}
+    module.write_text(NET + "# other code\n")
+    assert codes != {code_digest(fed.plan)}
 
 
 @pytest.mark.parametrize(

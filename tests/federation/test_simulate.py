@@ -28,8 +28,8 @@ from privet.common.plan import Plan
 from privet.privacy.statement import Entry
 from privet.privacy.store import Store
 from privet.simulations import scenarios
+from privet.simulations.planning import attestations
 from privet.simulations.records import Records
-from privet.simulations.result import attestations
 from privet.simulations.run import Result, Setting, run_plan
 
 Make = Callable[..., Any]

@@ -57,14 +57,15 @@ def model_of(town: Town, run: str = "first") -> dict[str, np.ndarray]:
     return load_model(town.federation.folder / "runs" / run / "model" / "model.safetensors")[0]
 
 
-def verdict_of(town: Town, run: str = "first") -> Any:
+def verdict_of(town: Town, run: str = "first", **options: Any) -> Any:
     """What a verifier says of the coordinator's papers and all ledgers."""
     folder = town.federation.folder
     sources = [folder / "runs" / run]
     sources += [town.folder / name / "ledger" for name in SITES]
     out = town.folder / f"{run}.bundle"
+    out.unlink(missing_ok=True)
     write_bundle(sources, out)
-    return verify(out, folder / "runs" / run / "roster-fingerprints.json")
+    return verify(out, folder / "runs" / run / "roster-fingerprints.json", **options)
 
 
 def test_three_sites_train_over_the_link(town: Make) -> None:
@@ -299,7 +300,9 @@ def test_a_run_that_can_spare_a_revoked_site_goes_on_also_after_a_restart(town: 
     here.start("South")
     here.wait(run, lambda s: s["state"] == "done")
     assert run.status["sites"].get("East") != "released"
-    assert verdict_of(here).ok
+    # What a revoked site paid for last, nobody cosigned: the verdict names that, and nothing else.
+    assert {(fault.site, fault.rule) for fault in verdict_of(here).faults} <= {("East", "witness")}
+    assert verdict_of(here, require_witnessed=False).ok
 
 
 @pytest.mark.long
@@ -325,9 +328,12 @@ def test_a_run_whose_sites_are_gone_is_cancelled_and_audited(town: Make) -> None
     end = time.monotonic() + 300
     while "a run failed" not in (here.folder / "hub.log").read_text() and time.monotonic() < end:
         time.sleep(0.1)
-    verdict = verdict_of(here)
+    # Whoever wants others to stand behind each charge is told which ones nobody does.
+    assert {fault.rule for fault in verdict_of(here).faults} == {"witness"}
+    verdict = verdict_of(here, require_witnessed=False)
     assert verdict.ok, verdict.faults
     assert any("which failed, is not witnessed" in note for note in verdict.notes)
+    assert {one.run for one in verdict.unfinished} == {"first"}
 
 
 @pytest.mark.long

@@ -5,6 +5,8 @@ Sites answer by their real gates, in this process; only SuperLink and SuperNodes
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from privet.common.errors import InputError, RunError
 from privet.common.link import offer
 from privet.common.lock import alone
 from privet.common.models import initial_model
+from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.flower import client as bundle
 from privet.flower import server as bundle_server
@@ -198,6 +201,35 @@ def test_another_roster_starts_no_other_trainer(town: Town) -> None:
         trainers.add(id(gate._training))
     gate.close()
     assert len(trainers) == 1
+
+
+def test_code_of_a_plans_own_is_there_before_a_run_begins(
+    tmp_path: Path, plan_value: Make, frame_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A site without the plan's module is not ready; a changed module gets a new trainer."""
+    value = plan_value(metrics={"source": "off"}, model={"kind": "gate_net:make"})
+    value["sites"] = [site for site in value["sites"] if site["name"] in SITES]
+    town = Town(tmp_path, calibrated(Plan.parse(value, where="test")), frame_of)
+    (tmp_path / "own").mkdir()
+    module = tmp_path / "own" / "gate_net.py"
+    monkeypatch.syspath_prepend(tmp_path / "own")
+    gate = make_gate(town.policies[0], None)
+    roster = town.run.roster(town.federation).to_dict()
+    offered = offer.encode("first", town.plan.to_dict(), roster)
+
+    def told() -> Any:
+        return offer.decode_answer(gate(Asked(offer.KIND, "", offered, {})).records)
+
+    assert told() is Status.REFUSED_POLICY and gate._training is None
+    trainers = []
+    for text in ("raise RuntimeError\n", "raise RuntimeError\n", "raise OSError\n"):
+        module.write_text(text)
+        importlib.invalidate_caches()
+        assert told() == offer.READY
+        trainers.append(gate._training)
+    gate.close()
+    assert trainers[0] is trainers[1] is not trainers[2]
+    assert "gate_net" not in sys.modules
 
 
 def test_a_waiting_run_is_asked_for_its_enrolled_sites_alone(town: Town) -> None:

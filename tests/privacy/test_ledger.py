@@ -216,6 +216,19 @@ def test_a_run_keeps_its_data_set(folder: Path, ledger: Ledger) -> None:
     assert ledger.book.data_set_of("second") == "feedback"
 
 
+def test_a_run_keeps_its_code(folder: Path, ledger: Ledger) -> None:
+    """What was changed in the middle of a run would make evidence that does not verify."""
+    spend(ledger, 1)
+    changed = dataclasses.replace(asked(2), code="sha256:" + "d" * 64)
+    for again in (ledger, opened(folder)):
+        with pytest.raises(OutOfTurn, match="begun with code sha256:ccc.*sha256:ddd.* is here now"):
+            again.reserve(changed)
+    assert charged(ledger) == 1
+    # The controls: the earlier code, and another run.
+    ledger.reserve(asked(2))
+    ledger.reserve(dataclasses.replace(asked(1, run="second"), code=changed.code))
+
+
 def test_a_plan_that_is_kept_under_another_ones_name(ledger: Ledger) -> None:
     """A plan swapped beside the ledger must not widen what a run may spend."""
     ledger.keep("plan", PLAN.digest, plan_of(rounds=2).to_dict())

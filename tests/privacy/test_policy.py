@@ -14,12 +14,13 @@ import pytest
 from privet.common.canonical import canonical_json, digest_json
 from privet.common.errors import InputError, PlanError, PolicyError
 from privet.common.plan import Plan
-from privet.privacy.policy import TEMPLATE, Policy
+from privet.privacy.policy import GOVERNANCE, TEMPLATE, Policy
 from privet.privacy.units import Relation, Unit
 
 Make = Callable[..., dict[str, Any]]
 KEY = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
+OLD_DIGEST = "sha256:59ad90f8ee9756ec5753689fa11c39ba0b997150ed0bb981c2a99b31e0f86794"
 
 
 def value(**allow: Any) -> dict[str, Any]:
@@ -312,6 +313,57 @@ def test_the_digest_follows_what_is_published():
     assert policy.digest == digest_json(json.loads(canonical_json(policy.public())))
     assert Policy.parse(changed("data.admissions.path", "moved.csv")).digest == policy.digest
     assert Policy.parse(changed("populations.patients.epsilon", 21.0)).digest != policy.digest
+
+
+# who answers for the data
+
+STATED = {
+    "controller": "North Hospital Trust",
+    "purpose": "Research on readmission",
+    "retention": "Deleted at the end of 2027.",
+    "contact": "dpo@north.example",
+    "next_review": "2027-06-30",
+}
+
+
+def test_who_answers_for_the_data_is_published_and_nothing_where_it_is_not_stated():
+    bare = Policy.parse(value())
+    assert not set(GOVERNANCE) & set(bare.public())
+    # The digest of this policy before there were such fields.
+    assert bare.digest == OLD_DIGEST
+    full = Policy.parse({**value(), **STATED})
+    assert {key: full.public()[key] for key in GOVERNANCE} == STATED
+    assert full.digest != bare.digest
+    one = Policy.parse({**value(), "contact": "dpo@north.example"}).public()
+    assert {key for key in GOVERNANCE if key in one} == {"contact"}
+
+
+def test_a_date_may_be_one_of_toml(tmp_path: Path):
+    text = "next_review = 2027-06-30\n" + TEMPLATE
+    (tmp_path / "site.toml").write_text(text, encoding="utf-8")
+    assert Policy.load(tmp_path / "site.toml").next_review == "2027-06-30"
+
+
+@pytest.mark.parametrize("key", GOVERNANCE)
+@pytest.mark.parametrize("text", ["", "a\x1b[2J", "two\nlines", "\u202ereversed", "x" * 201, 7])
+def test_what_a_site_says_of_itself_is_one_short_line(key: str, text: object):
+    with pytest.raises(PolicyError, match=rf"policy: {key}: ") as caught:
+        Policy.parse({**value(), key: text})
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("day", ["2027-02-30", "20270630", "30.06.2027", "2027-W26-3", "soon"])
+def test_the_next_review_is_a_day(day: str):
+    with pytest.raises(PolicyError, match="next_review: must be a date, such as 2027-06-30"):
+        Policy.parse({**value(), "next_review": day})
+
+
+def test_the_template_names_what_may_be_stated():
+    lines = [line for line in TEMPLATE.splitlines() if line.startswith("# ")]
+    for key in GOVERNANCE:
+        (line,) = (line for line in lines if line.startswith(f"# {key} = "))
+        found = tomllib.loads(line.removeprefix("# "))
+        assert Policy.parse({**value(), **found}).public()[key] == found[key]
 
 
 # what may be asked

@@ -3,7 +3,7 @@
 ::
 
     Verdict ── reading ── judging ── view ── page.html.j2 ── report.html
-     (+Record)  Case      claims,     │                      report.json
+     (+Record)  Case      claims,     │ sentences            report.json
                           witnesses   └────── registry ───── registry.json
 
 Nothing is claimed here that the verifier did not answer: where it found faults, the
@@ -22,6 +22,7 @@ import jinja2
 from privet import __version__
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
+from privet.common.printable import printable, printable_all
 from privet.privacy.audit.report import reading, registry, view
 from privet.privacy.audit.report.judging import Intervals, intervals
 from privet.privacy.audit.verify import Record, Verdict
@@ -54,18 +55,21 @@ def write_report(
     if verdict.record is None or verdict.record.brief:
         raise InputError("the verdict has no whole record: verify with keep=True")
     check_folder(out_dir)
+    verdict = printable_all(verdict)
     case = reading.read(verdict.record or Record())
     content = view.view(case, verdict, interval or {})
     made: dict[str, Any] = {
         "software": f"privet {__version__}",
         "date": case.period[1],
-        "bundle": bundle.name if bundle else None,
+        "bundle": printable(bundle.name) if bundle else None,
         "bundle_sha256": _sha256(bundle) if bundle else None,
     }
     files = {
         "report.html": _page(content, made),
         "report.json": _json(view.as_json(case, verdict, content, made)),
-        "registry.json": _json(registry.record(case, verdict, content["claim"], content["rows"])),
+        "registry.json": _json(
+            registry.record(case, verdict, content["in_words"], content["rows"])
+        ),
     }
     for name, text in files.items():
         write_atomic(out_dir / name, text.encode())

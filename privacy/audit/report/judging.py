@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from privet.common.errors import InputError, PrivetError
+from privet.common.printable import printable_all
 from privet.privacy import ceiling, honesty
 from privet.privacy import events as ev
-from privet.privacy.accounting import GRID, epsilon, remark
+from privet.privacy.accounting import GRID, LIVE_GRID, epsilon, remark
 from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, read, texts
-from privet.privacy.audit.verify import LogRecord, SiteFinding, Verdict
+from privet.privacy.audit.verify import LogRecord, Record, SiteFinding, Verdict
 from privet.privacy.interval import Interval, NoInterval, certified_interval
 from privet.privacy.units import Relation
 
@@ -21,9 +22,11 @@ Intervals = Mapping[tuple[str, str], Interval | NoInterval]
 
 _BY_PLAN = ("H12", "H13", "H21")
 _BY_SITE = ("H6", "H12", "H21")
-_MOST_POINTS = 400
+COARSE_GRID = 100 * GRID
+_MOST_POINTS = 200
 _FEW_MECHANISMS = 8
 _LARGEST_EPSILON = 100.0
+_SEEN = 1.004  # a drawing is 250 pixels high
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
     simulated = case.settings != {"site"}
     return honesty.Facts(
         self_tests=tuple(
-            row for row in honesty.IDS if tested and set.intersection(*tested) >= {row}
+            row for row in honesty.SELF_TESTS if tested and set.intersection(*tested) >= {row}
         ),
         person=bool(groups) and all(group.unit == "person" for group in groups),
         metrics=known[0] if known and sources <= {"gate", "off"} else "public",
@@ -59,7 +62,16 @@ def facts(case: Case, ledgers: list[Ledger]) -> honesty.Facts:
         witnessed=bool(ledgers) and all(held(case, ledger.log).whole for ledger in ledgers),
         runs=max((len(group.runs) for group in groups), default=0),
         own_task=any(":" in str(dig(plan, "task", "kind")) for plan in plans),
+        trust=trust_of(plans),
+        second=tuple((ledger.site, why) for ledger in ledgers for why in ledger.disjoint),
     )
+
+
+def trust_of(plans: Iterable[Mapping[str, object]]) -> str:
+    """Return who sees un-noised values by the plans' own words; "" if one does not say it."""
+    said = {str(dig(plan, "privacy", "trust") or "") for plan in plans if dig(plan, "privacy")}
+    odd = said - {"local"}
+    return ", ".join(sorted(filter(None, odd))) if odd else "local"
 
 
 def _attested(case: Case, plans: list[dict[str, object]]) -> dict[str, str]:
@@ -70,7 +82,9 @@ def _attested(case: Case, plans: list[dict[str, object]]) -> dict[str, str]:
         asked_of = [
             ledger
             for ledger in case.ledgers
-            if not ledger.charges or any(row not in charge.self_tests for charge in ledger.charges)
+            if row not in honesty.SELF_TESTS
+            or not ledger.charges
+            or any(row not in charge.self_tests for charge in ledger.charges)
         ]
         reasons = {ledger.site: ledger.attested.get(row) for ledger in asked_of}
         if reasons and all(reasons.values()):
@@ -109,10 +123,21 @@ def claim_of(case: Case, verdict: Verdict, ledgers: list[Ledger]) -> Claim:
 
 @dataclass(frozen=True)
 class Standing:
-    """What stands above every figure: ``setting`` is that of the geneses, None without one."""
+    """What stands above every figure, and the figures.
+
+    Attributes:
+        setting: of the geneses; None without one.
+        claim: over all sites.
+        findings: what each population spent in its life.
+        trust: who sees un-noised values, by the plans.
+        rows: the honesty list over all sites.
+    """
 
     setting: str | None
     claim: Claim
+    findings: tuple[SiteFinding, ...] = ()
+    trust: str = "local"
+    rows: tuple[honesty.Row, ...] = ()
 
 
 def standing(verdict: Verdict) -> Standing:
@@ -120,13 +145,28 @@ def standing(verdict: Verdict) -> Standing:
 
     Args:
         verdict: of ``verify(…, brief=True)``, or of ``keep=True``.
+
+    Raises:
+        InputError: if the verdict has no record.
     """
     if verdict.record is None:
         raise InputError("the verdict has no record: verify with brief=True")
-    case = read(verdict.record)
+    shown = printable_all(verdict)
+    return standing_in(read(shown.record or Record()), shown)
+
+
+def standing_in(case: Case, verdict: Verdict) -> Standing:
+    """Return what stands above every figure of a case that was read."""
     known = ("bundle", "simulation", "site")
     setting = next((name for name in known if name in case.settings), None)
-    return Standing(setting, claim_of(case, verdict, case.ledgers))
+    found = facts(case, case.ledgers)
+    return Standing(
+        setting,
+        claim_of(case, verdict, case.ledgers),
+        tuple(verdict.sites),
+        found.trust,
+        tuple(honesty.assess(found)),
+    )
 
 
 @dataclass(frozen=True)
@@ -139,6 +179,7 @@ class Held:
         enough: how many of them have a quorum.
         tail: entries after the last head with a quorum.
         by: how many heads each witness cosigned.
+        last: who cosigned the last head with a quorum.
     """
 
     whole: bool
@@ -146,19 +187,22 @@ class Held:
     enough: int
     tail: int
     by: Counter[str]
+    last: tuple[str, ...] = ()
 
 
 def held(case: Case, log: LogRecord) -> Held:
     """Count the cosignatures of others on the heads of ``log``."""
-    owners, by, sizes = case.owners, Counter[str](), []
+    owners, by, sizes = case.owners, Counter[str](), {0: set[str]()}
     for size, cosigners in log.checkpoints:
         others = {owners[name] for name in cosigners if owners.get(name) not in (None, log.name)}
         by.update(others)
         if case.quorum and len(others) >= case.quorum:
-            sizes.append(size)
-    last = max(sizes, default=0)
+            sizes[size] = others
+    last = max(sizes)
     entries = len(log.entries) + log.passed
-    return Held(last == entries > 0, len(log.checkpoints), len(sizes), entries - last, by)
+    signers = tuple(sorted(str(name) for name in sizes[last]))
+    whole = last == entries > 0
+    return Held(whole, len(log.checkpoints), len(sizes) - 1, entries - last, by, signers)
 
 
 @dataclass(frozen=True)
@@ -172,12 +216,13 @@ class Line:
 def lines(case: Case, verdict: Verdict) -> list[Line]:
     """Return ε over time, for populations whose ε is finite and not huge.
 
-    Long histories are thinned out to about 400 points over all populations.
+    A drawing needs no more points than can be told apart: long histories are thinned out, to some
+    200 accountings over all populations.
     """
     found = []
     findings = {(f.site, f.population): f for f in verdict.sites}
     groups = [g for g in case.groups if g.charges and (g.site, g.name) in findings]
-    most = max(2, min(60, _MOST_POINTS // max(1, len(groups))))
+    most = max(2, min(60, _MOST_POINTS // max(1, len({tuple(_steps(g)) for g in groups}))))
     for group in groups:
         finding = findings[group.site, group.name]
         if finding.epsilon is None or finding.epsilon > _LARGEST_EPSILON:
@@ -189,28 +234,38 @@ def lines(case: Case, verdict: Verdict) -> list[Line]:
     return found
 
 
+def _steps(group: Group) -> list[tuple[ev.Event, int]]:
+    """Return what alone decides the ε of each point."""
+    return [(charge.event, sign) for charge, sign in group.steps]
+
+
 def _points(
     group: Group, finding: SiteFinding, most: int
 ) -> list[tuple[int, str, int, str, float]]:
     counts: Counter[ev.Event] = Counter()
     points = []
-    cost = _cost_on_the_way(group)
+    end = finding.epsilon or 0.0
+    cost = _cost_on_the_way(group, end)
     wanted = {round(i * (len(group.steps) - 1) / most) for i in range(most + 1)}
     for place, (charge, sign) in enumerate(group.steps):
         counts[charge.event] += sign
         if place not in wanted:
             continue
-        last = place == len(group.steps) - 1
-        value = (finding.epsilon or 0.0) if last else cost(counts)
+        value = end if place == len(group.steps) - 1 else cost(counts)
         points.append((place + 1, charge.entry.time, charge.round, charge.run, value))
     return points
 
 
-def _cost_on_the_way(group: Group) -> Callable[[Counter[ev.Event]], float]:
+def _cost_on_the_way(group: Group, end: float) -> Callable[[Counter[ev.Event]], float]:
     """Return how the points of a line are accounted: all of them in bounded time.
 
-    A history whose end is at the Rényi ceiling is there all along; one of many mechanisms is
-    composed on a coarse grid. Either is an upper bound.
+    A history whose end is at the Rényi ceiling is there all along. Others are composed on the
+    coarsest grid on which the end is still where it is, to within a pixel; no point of a history
+    that is part of the whole one is above the end. Either is an upper bound.
+
+    Args:
+        group: whose history it is.
+        end: ε of the whole history, by the verifier.
     """
     relation = Relation(group.relation)
     every = ev.group(charge.event for charge, sign in group.steps if sign > 0)
@@ -220,8 +275,18 @@ def _cost_on_the_way(group: Group) -> Callable[[Counter[ev.Event]], float]:
             group.delta,
             relation,
         )
-    grid = GRID if len(every) <= _FEW_MECHANISMS else 100 * GRID
-    return lambda counts: spent(counts, group, grid)
+    whole = Counter[ev.Event]()
+    for charge, sign in group.steps:
+        whole[charge.event] += sign
+    grid = COARSE_GRID
+    if len(every) <= _FEW_MECHANISMS and spent(whole, group, grid) > end * _SEEN:
+        grid = LIVE_GRID
+
+    def cost(counts: Counter[ev.Event]) -> float:
+        found = spent(counts, group, grid)
+        return min(found, end) if counts <= whole else found
+
+    return cost
 
 
 def spent(counts: Counter[ev.Event], group: Group, grid: float = GRID) -> float:
@@ -241,7 +306,7 @@ def intervals(verdict: Verdict, *, seconds: float = 30.0) -> Intervals:
     known: dict[object, Interval | NoInterval] = {}
     if verdict.record is None or not verdict.ok:
         return found
-    for one in read(verdict.record).groups:
+    for one in read(printable_all(verdict.record)).groups:
         counts = ev.group(charge.event for charge in one.charges if charge.counts)
         asked = (frozenset(counts), one.delta, one.relation)
         if asked not in known:
@@ -251,8 +316,17 @@ def intervals(verdict: Verdict, *, seconds: float = 30.0) -> Intervals:
     return found
 
 
-def of_run(group: Group, run: str) -> float | None:
-    """Return the ε that one run cost a population; None if it is not private or not known."""
+def of_run(group: Group, run: str, whole: float | None = None) -> float | None:
+    """Return the ε that one run cost a population; None if it is not private or not known.
+
+    Args:
+        group: the population.
+        run: name of the run.
+        whole: ε of all that the population spent, by the verifier: the answer where it spent
+            nothing on other runs.
+    """
+    if whole is not None and group.runs == [run]:
+        return whole
     counts = Counter(
         charge.event for charge in group.charges if charge.counts and charge.run == run
     )

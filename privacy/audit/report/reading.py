@@ -95,6 +95,20 @@ class Ledger:
         policy = self.policies[-1].predicate["policy"] if self.policies else {}
         return texts(dig(policy, "attested"))
 
+    @property
+    def disjoint(self) -> list[str]:
+        """Why nobody is in two populations, by the site's own words: nothing where it has one.
+
+        "" stands for a data set that does not say it.
+        """
+        later = list(self.groups.values())[1:]
+        if not later:
+            return []
+        reasons = list(dict.fromkeys(why.strip() for group in later for _, why in group.data_sets))
+        if "" in reasons:
+            return [""]
+        return ["; ".join(reasons) or "the second population has no data set yet"]
+
 
 @dataclass
 class Run:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from privet.privacy.audit.report.judging import Claim
 from privet.privacy.audit.report.reading import Case, dig
 from privet.privacy.audit.report.words import (
     NOT_PROVED,
@@ -29,13 +28,13 @@ SCHEMA = "github.com/opendp/deployments-registry-data, schemas/deployments-schem
 _FILL_IN = "To be filled in by the curator."
 
 
-def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[str, Any]:
+def record(case: Case, verdict: Verdict, said: list[str], rows: list[Row]) -> dict[str, Any]:
     """Return the registry's record of what the bundle shows, as JSON values.
 
     Args:
         case: what the bundle says.
         verdict: of the verifier.
-        claim: over all sites.
+        said: figures and claim over all sites, in sentences.
         rows: the honesty list over all sites.
     """
     plans = [case.plans[name] for name in dict.fromkeys(run.plan for run in case.runs)
@@ -101,10 +100,8 @@ def record(case: Case, verdict: Verdict, claim: Claim, rows: list[Row]) -> dict[
                 + (" (on metrics, discrete Gaussian noise)" if _is_discrete(case) else "")
                 + "; ".join(_mechanisms(plans))
                 + ". The guarantee is in real arithmetic; timing is outside it.",
-                "justification": "Claim: "
-                + claim.word
-                + (f", conditional on {', '.join(claim.conditional)}" if claim.conditional else "")
-                + ". Not proved: "
+                "justification": " ".join(said)
+                + " Not proved: "
                 + "; ".join(title.lower() for title, _ in NOT_PROVED)
                 + ".",
             },

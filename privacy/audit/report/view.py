@@ -6,8 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
-from privet.privacy import honesty
-from privet.privacy.audit.report import drawing, pageone, words
+from privet.privacy.audit.report import drawing, pageone, signing, words
 from privet.privacy.audit.report.judging import (
     Claim,
     Held,
@@ -17,8 +16,10 @@ from privet.privacy.audit.report.judging import (
     held,
     lines,
     of_run,
+    standing_in,
 )
 from privet.privacy.audit.report.reading import Case, Charge, Group, Run
+from privet.privacy.audit.report.sentences import claim_sentence, figures_sentence, trust_sentence
 from privet.privacy.audit.verify import Fault, LogRecord, SiteFinding, Verdict
 
 MOST_FAULTS = 200
@@ -26,11 +27,12 @@ MOST_FAULTS = 200
 
 def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
     """Return everything that the page's template needs."""
-    overall = claim_of(case, verdict, case.ledgers)
+    top = standing_in(case, verdict)
+    overall = top.claim
     blocks = _blocks(case, verdict, interval)
     refused = refusals(case)
     known = facts(case, case.ledgers)
-    rows = honesty.assess(known)
+    rows = list(top.rows)
     overlap = (known.attested or {}).get("H21")
     claims = [(ledger.site, claim_of(case, verdict, [ledger])) for ledger in case.ledgers]
     return {
@@ -49,13 +51,21 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "intervals": bool(interval),
         "holders": _holders(verdict),
         "pictures": _pictures(case, verdict) if verdict.ok else [],
-        "runs": [_run(case, run, refused) for run in case.runs],
+        "runs": _runs(case, verdict, refused),
         "refusals": refused,
         "aborted": aborted(case),
         "rows": rows,
         "states": Counter(row.state for row in rows),
         "not_proved": words.not_proved(known.metrics == "public" and bool(case.runs), overlap),
         "claim": overall,
+        "in_words": [figures_sentence(top), claim_sentence(top)],
+        "trust": trust_sentence(top),
+        "second": known.second,
+        "sizes": signing.sizes(case),
+        "watched": {found.site: found for found in signing.watched(case)},
+        "answers": signing.answers(case),
+        "policies": signing.policies(case),
+        "labels": signing.labels(),
         "claims": claims,
         "whose": pageone.whose(case),
         "protected": pageone.protected(blocks, dict(claims)),
@@ -142,13 +152,23 @@ def _pictures(case: Case, verdict: Verdict) -> list[tuple[str, drawing.Picture]]
     ]
 
 
-def _run(case: Case, run: Run, refused: list[dict[str, Any]]) -> dict[str, Any]:
+def _runs(case: Case, verdict: Verdict, refused: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    spent = {(f.site, f.population): f.epsilon for f in verdict.sites}
+    return [_run(case, run, refused, spent) for run in case.runs]
+
+
+def _run(
+    case: Case,
+    run: Run,
+    refused: list[dict[str, Any]],
+    spent: Mapping[tuple[str, str], float | None],
+) -> dict[str, Any]:
     charges = [c for ledger in case.ledgers for c in ledger.charges if c.run == run.name]
     costs: list[tuple[float, str]] = []
     private = True
     for group in case.groups:
         if run.name in group.runs:
-            cost = of_run(group, run.name)
+            cost = of_run(group, run.name, spent.get((group.site, group.name)))
             private = private and cost is not None
             if cost is not None:
                 terms = words.terms_of(group.delta, group.unit, group.relation)
@@ -246,11 +266,13 @@ def as_json(
         "period": list(case.period),
         "claim": claim.word,
         "conditional_on": claim.conditional,
+        "in_words": " ".join(content["in_words"]),
         "sites": [
             _site(row, by_site.get(row["finding"].site, claim))
             for block in content["blocks"]
             for row in block["rows"]
         ],
+        "signing": signing.as_json(case),
         "runs": [_run_json(row) for row in content["runs"]],
         "refusals": content["refusals"],
         "aborted": [

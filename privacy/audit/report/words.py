@@ -225,9 +225,15 @@ def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Protected unit", unit),
         ("Budget asked for", f"ε {_plain(privacy.get('epsilon'))} ({loss}) at each site"),
         ("Noise", _noise(plan, privacy, training)),
-        ("Trust", "local: noise is added at the site; nobody outside sees un-noised values"),
+        ("Trust", _trust(privacy.get("trust"))),
     ]
     return [*rows, ("Figures about the model", figures_of(plan))]
+
+
+def _trust(said: Any) -> str:
+    if said == "local":
+        return "local: noise is added at the site; nobody outside sees un-noised values"
+    return f"the plan says ‘{said}’" if said else "not stated in the plan"
 
 
 def _noise(plan: Mapping[str, Any], privacy: Mapping[str, Any], training: Mapping[str, Any]) -> str:

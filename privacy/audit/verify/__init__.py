@@ -18,7 +18,7 @@ these rules:
 ``population``   populations and data sets are registered, once, and used as registered
 ``policy``       a policy stands before every reservation
 ``plan``         plans are here, approved, name the site, fit the population, the same everywhere
-``code``         one code for one run at all sites
+``code``         one code for one run at all sites; one of those that were pinned
 ``event``        events are well formed, what the plan fixes, and no more than was reserved
 ``reservation``  slots do not go back, nothing is reserved during a pause, what closes was open
 ``release``      a release closes a reservation of its order; the journal names real releases
@@ -36,7 +36,7 @@ there was training outside the ledger.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,6 +45,7 @@ from privet.privacy.audit.verify.bundle import BundleReader
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import (
     RULES,
+    CodeFinding,
     Entry,
     Fault,
     Findings,
@@ -54,11 +55,13 @@ from privet.privacy.audit.verify.result import (
     Verdict,
 )
 from privet.privacy.audit.verify.roster import FORMAT, differences
+from privet.privacy.audit.verify.site import Ledger
 from privet.privacy.audit.verify.source import Scan, Source, Unreadable, scan
-from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, read_loose
+from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, is_digest, read_loose
 
 __all__ = [
-    "RULES", "Entry", "Fault", "LogRecord", "Record", "SiteFinding", "Verdict", "verify",
+    "RULES", "CodeFinding", "Entry", "Fault", "LogRecord", "Record", "SiteFinding", "Verdict",
+    "verify",
 ]  # fmt: skip
 
 
@@ -66,6 +69,8 @@ def verify(
     path: Path,
     roster: Path | None = None,
     *,
+    require_witnessed: bool | None = None,
+    code: Iterable[str] = (),
     keep: bool = False,
     brief: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -76,16 +81,20 @@ def verify(
     Args:
         path: the bundle.
         roster: a roster obtained out of band; without it the keys are only the bundle's word.
+        require_witnessed: whether a charge that no quorum of others witnessed is a fault; None:
+            it is one in the ledgers of real sites, and none in those of a simulation.
+        code: digests of the code that may have run, obtained out of band; none: any, on the
+            sites' word.
         keep: return the readable parts in ``Verdict.record``; memory then grows with the bundle.
         brief: return in ``Verdict.record`` what a claim depends on, in little memory.
         progress: called with bytes done and bytes in all.
         processes: worker processes for large bundles; 1 for none, None for at most two.
 
     Raises:
-        InputError: if a file cannot be read, or does not begin as a bundle, or is no roster.
-            Whatever else the files hold is a fault.
+        InputError: if a file cannot be read, or does not begin as a bundle, or is no roster, or
+            a code is no digest. Whatever else the files hold is a fault.
     """
-    findings = Findings()
+    findings = Findings(_digests(code))
     pinned = None if roster is None else _pinned(roster)
     try:
         with path.open("rb") as first:
@@ -105,6 +114,7 @@ def verify(
     is_pinned = pinned is not None and _compare(pinned, reader, findings)
     if pinned is None:
         findings.note("roster unpinned: the keys are only the bundle's word")
+    _require_witnessed(reader, require_witnessed, findings)
     if findings.dropped:
         more = f"{findings.dropped} more {'fault is' if findings.dropped == 1 else 'faults are'}"
         findings.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
@@ -113,7 +123,33 @@ def verify(
         findings.notes,
         [] if reader is None or reader.case is None else reader.case.findings_of_sites,
         _record(reader) if keep or brief else None,
+        0 if reader is None or reader.case is None else reader.case.roster.quorum,
+        {log.name: log.witnessed for log in _ledgers(reader)},
+        [] if reader is None else reader.unfinished,
+        findings.code,
     )  # fmt: skip
+
+
+def _ledgers(reader: BundleReader | None) -> list[Ledger]:
+    return [] if reader is None else [log for log in reader.logs if isinstance(log, Ledger)]
+
+
+def _require_witnessed(
+    reader: BundleReader | None, required: bool | None, findings: Findings
+) -> None:
+    """Fault charges that only their own site's word stands behind."""
+    for log in _ledgers(reader):
+        if not (log.setting == "site" if required is None else required) or log.cut:
+            continue
+        first = next((n for n in log.charged if n >= log.witnessed.upto), None)
+        if first is not None:
+            findings.fault(
+                "witness",
+                "charges from here on are not witnessed by a quorum of others: they stand on the"
+                " site's word alone. The next round of any run has them witnessed"
+                " (--no-require-witnessed: for those who accept that)",
+                log.name, first,
+            )  # fmt: skip
 
 
 def _read(
@@ -136,6 +172,15 @@ def _read(
         # Not known to happen. A bundle that does it is not thereby verified.
         findings.fault("bundle", f"the verifier could not go on ({type(e).__name__})")
     return reader
+
+
+def _digests(texts: Iterable[str]) -> list[str]:
+    """Check digests that were obtained out of band; hex digits may be of either case."""
+    found = [text.lower() for text in texts]
+    for text in found:
+        if not is_digest(text):
+            raise InputError(f"'{text}' is no digest of code: sha256: and 64 hex digits")
+    return found
 
 
 def _pinned(path: Path) -> dict[str, Any]:

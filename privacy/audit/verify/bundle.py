@@ -17,11 +17,12 @@ from privet.privacy.audit.verify.case import Case
 from privet.privacy.audit.verify.journal import Journal
 from privet.privacy.audit.verify.log import Log
 from privet.privacy.audit.verify.pool import Workers
-from privet.privacy.audit.verify.result import Findings, count, show
+from privet.privacy.audit.verify.result import NEW_RULE, Findings, Unfinished, count, show
 from privet.privacy.audit.verify.roster import Member, read_roster
 from privet.privacy.audit.verify.site import Ledger
 from privet.privacy.audit.verify.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
 from privet.privacy.audit.verify.strict import Malformed, obj, read, read_plan
+from privet.privacy.audit.verify.unfinished import unfinished
 
 _LEAF, _ORDER = b'{"payload":"', b'{"keyid":"'
 _AFTER = (LOG, RECEIPT, END)
@@ -41,6 +42,7 @@ class BundleReader:
         self.roster_value: dict[str, Any] = {}
         self.case: Case | None = None
         self.logs: list[Log] = []
+        self.unfinished: list[Unfinished] = []
         self._journal: Journal | None = None
 
     def read(self) -> None:
@@ -68,6 +70,9 @@ class BundleReader:
         if self.source.ended_early:
             return
         self._surplus(case)
+        if self._journal is not None:
+            ledgers = [log for log in self.logs if isinstance(log, Ledger)]
+            self.unfinished = unfinished(ledgers, self._journal, self.findings)
         self._end()
 
     def _one(
@@ -120,6 +125,12 @@ class BundleReader:
                 if order[:5] <= last:
                     self.findings.fault("bundle", "orders must be sorted by slot, none twice")
                 last = order[:5]
+                asked = case.run(order.run).parameters
+                if asked.setdefault(order.purpose, order.parameters) != order.parameters:
+                    self.findings.fault(
+                        "order",
+                        f"orders of run {show(order.run)} ask for different parameters" + NEW_RULE,
+                    )
                 if not case.orders.add(order):
                     self.findings.fault("order", "an order stands in the bundle twice")
 

@@ -13,6 +13,8 @@ from privet.privacy.audit.verify.result import Findings, SiteFinding, short
 from privet.privacy.audit.verify.roster import Roster
 from privet.privacy.audit.verify.strict import Malformed, digest
 
+MOST_COMPOSED = 100
+
 
 @dataclass
 class Head:
@@ -30,10 +32,14 @@ class Head:
 
 @dataclass
 class Seen:
-    """What the ledgers say of one run: plan, code, and entries whose order is not here."""
+    """What the ledgers say of one run: plan, code, and entries whose order is not here.
+
+    ``parameters``: what orders of each purpose ask for, by its digest.
+    """
 
     plan: str | None = None
     code: str | None = None
+    parameters: dict[str, bytes] = field(default_factory=dict)
     without_order: dict[str, int] = field(default_factory=dict)
 
 
@@ -52,6 +58,10 @@ class Case:
         self.heads: dict[str, dict[int, Head]] = {}
         self.texts: dict[str, dict[bytes, int]] = {}
         self.findings_of_sites: list[SiteFinding] = []
+        #: Noised releases of all sites, by what is left of their digests.
+        self.releases: dict[int, str] = {}
+        self._composed: set[Plan] = set()
+        self._passed_over = False
         #: Members whose log is not in the bundle: what would be in it is asked of nobody.
         self.absent: set[str] = set()
         self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}
@@ -68,6 +78,25 @@ class Case:
         if self.keep:
             self.plan_values[name] = value
         return name
+
+    def may_compose(self, plan: Plan) -> bool:
+        """Return whether there is time to compose what a plan costs; else a note says so.
+
+        A plan is composed in some tenths of a second, at worst in a minute. A history of
+        thousands of plans shall not take days, so only the first ones are that need it.
+        """
+        if plan.is_cheap or plan in self._composed:
+            return True
+        if len(self._composed) < MOST_COMPOSED:
+            self._composed.add(plan)
+            return True
+        if not self._passed_over:
+            self._passed_over = True
+            self.findings.note(
+                f"more than {MOST_COMPOSED} plans: of those beyond it is not checked whether they"
+                " cost more than the epsilon that they ask for; the cap of each population is"
+            )
+        return False
 
     def run(self, name: str) -> Seen:
         """Return what is known of a run."""

@@ -41,9 +41,9 @@ PICKED: dict[str, tuple[str, ...]] = {
         "model", "code", "event",
     ),
     "refused": ("run", "round", "attempt", "purpose", "order", "keyid", "plan", "model", "status"),
-    "released": ("reservation", "order", "digest", "event"),
-    "metric-released": ("reservation", "order", "digest", "event"),
-    "aborted": ("reservation", "data_opened"),
+    "released": ("reservation", "order", "digest", "reproducible", "event"),
+    "metric-released": ("reservation", "order", "digest", "reproducible", "event"),
+    "aborted": ("reservation", "data_opened", "reason"),
 }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from privet.privacy.audit.verify.orders import (
     USED,
 )
 from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.result import count, show
+from privet.privacy.audit.verify.result import NEW_RULE, count, show
 from privet.privacy.audit.verify.roster import Member
 from privet.privacy.audit.verify.schema import TRACELESS
 from privet.privacy.audit.verify.strict import Malformed
@@ -28,7 +29,7 @@ from privet.privacy.audit.verify.tree import inclusion_root
 
 @dataclass
 class Run:
-    """A run of this coordinator."""
+    """A run of this coordinator; ``broken``: its last round joined nothing."""
 
     plan_name: str
     plan: Plan | None
@@ -37,6 +38,7 @@ class Run:
     shown: str
     rounds: int = 0
     how: str = ""
+    broken: bool = False
 
 
 #: Places of a round's orders, by purpose and site.
@@ -52,6 +54,8 @@ class Journal(Log):
     def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
         super().__init__(case, member, wanted)
         self.runs: dict[str, Run] = {}
+        #: Releases that no round used, by site, run and purpose.
+        self.unused: Counter[tuple[str, str, str]] = Counter()
         self._closed = False
         self.receipts = array("I")
         self._own: list[tuple[int, dict[str, Any]]] = []
@@ -117,11 +121,28 @@ class Journal(Log):
                 self._use(purpose, item, here)
                 if covered.get(item["log"], 0) <= item["entry"]:
                     self.fault("witness", f"a release of {show(item['site'])} is not witnessed")
+        self._check_quorum(run, entry)
         for item in entry["witnessed"]:
             if item["log"] == self.origin:
                 self._own.append((self._here, item))
             else:
                 self._witnessed(item)
+
+    def _check_quorum(self, run: Run, entry: dict[str, Any]) -> None:
+        """A round has a quorum of releases, but for the last one of a run that failed."""
+        if run.broken:
+            self.fault("round", "a round follows one that joined nothing" + NEW_RULE)
+        if run.plan is None:
+            return
+        made = len(entry["joined" if run.plan.trainings else "metrics"])
+        run.broken = made == 0
+        if 0 < made < run.plan.quorum:
+            message = (
+                f"a round of {count(made, 'release')}, and the plan asks for {run.plan.quorum}"
+            )
+            self.fault("round", message + NEW_RULE)
+        if run.broken and entry["next"] != entry["model"]:
+            self.fault("model", "a round that joined nothing made another model" + NEW_RULE)
 
     def _order(
         self, run: Run, entry: dict[str, Any], item: dict[str, Any], here: Places
@@ -201,6 +222,8 @@ class Journal(Log):
             self.fault("round", f"run {show(entry['run'])} is not open")
             return
         run.how = entry["how"]
+        if run.how == "done" and run.broken:
+            self.fault("round", "a run is done, and its last round joined nothing" + NEW_RULE)
         if entry["rounds"] != run.rounds:
             self.fault("round", "a run is closed with another number of rounds")
         if run.how == "done" and run.plan is not None and run.rounds != run.plan.rounds:
@@ -235,10 +258,11 @@ class Journal(Log):
 
     def _check_orders(self) -> None:
         orders = self.case.orders
-        unused = 0
+        unused: Counter[tuple[str, str, str]] = Counter()
         for place, state in enumerate(orders.state):
             if state & RELEASED and not state & USED:
-                unused += 1
+                order = orders.get(place)
+                unused[order.site, order.run, order.purpose] += 1
             if state & LISTED:
                 continue
             order = orders.get(place)
@@ -252,10 +276,12 @@ class Journal(Log):
             if (order.purpose == "train" or alone) and order.model != run.model:
                 self.fault("model", "an order of an unfinished round carries another model")
         if unused:
-            verb = "is" if unused == 1 else "are"
+            total = sum(unused.values())
+            verb = "is" if total == 1 else "are"
             self.case.findings.note(
-                f"{count(unused, 'release')} {verb} neither joined nor shown (unused)"
+                f"{count(total, 'release')} {verb} neither joined nor shown (unused)"
             )
+        self.unused = unused
 
     def receipt(self, number: int, found: Receipt | Problem) -> None:
         """Check receipt ``number`` of the bundle."""

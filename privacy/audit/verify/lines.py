@@ -21,7 +21,10 @@ ORDER_FIELDS = ("run", "site", "round", "attempt", "purpose", "plan", "model", "
 
 
 class Order(NamedTuple):
-    """An order as it stands in the bundle, with its digest (32 raw bytes)."""
+    """An order as it stands in the bundle, with its digest (32 raw bytes).
+
+    ``parameters``: the digest of the list, for there is one for each order.
+    """
 
     run: str
     round: int
@@ -31,6 +34,7 @@ class Order(NamedTuple):
     plan: str
     model: str
     digest: bytes
+    parameters: bytes = b""
 
 
 class Receipt(NamedTuple):
@@ -76,6 +80,7 @@ def _order(key: bytes, keyid: str, line: bytes) -> tuple[Order | None, list[Prob
     found = Order(
         order["run"], order["round"], order["purpose"], order["attempt"], order["site"],
         order["plan"], order["model"], hashlib.sha256(payload).digest(),
+        hashlib.sha256(canonical(order["parameters"])).digest()[:16],
     )  # fmt: skip
     return found, problems
 

@@ -11,11 +11,12 @@ from privet.privacy.audit.verify.brief import Brief
 from privet.privacy.audit.verify.case import Case, Head
 from privet.privacy.audit.verify.entries import Context, Row
 from privet.privacy.audit.verify.notes import SIGNER, Checkpoint, Key
-from privet.privacy.audit.verify.result import Entry, LogRecord
+from privet.privacy.audit.verify.result import NEW_RULE, Entry, LogRecord, Witnessed
 from privet.privacy.audit.verify.roster import Member
 from privet.privacy.audit.verify.tree import Frontier
 
 _BACK = 600
+_DAY = 86_400
 
 
 class Log:
@@ -29,6 +30,9 @@ class Log:
         self.origin = member.log.name
         self.tree = Frontier()
         self.roots: dict[int, bytes] = {}
+        #: The latest time of an entry under a checkpoint, by its size.
+        self._latest: dict[int, int] = {}
+        self.witnessed = Witnessed(0, 0, ())
         self.heads: dict[int, Head] = {}
         self.record = LogRecord(member.name, self.called, self.origin)
         #: The file ends within this log: what is missing at its end is not its fault.
@@ -70,6 +74,7 @@ class Log:
         self.tree.append(hashed)
         if here + 1 in self._wanted:
             self.roots[here + 1] = self.tree.root()
+            self._latest[here + 1] = max(seconds, self._clock or seconds)
         for rule, message in problems:
             self.fault(rule, message)
         if not kind:
@@ -167,6 +172,10 @@ class Log:
         elif self.roots.get(head.size) != head.root:
             rule = "tree" if last else "consistency"
             self.fault(rule, f"the root of checkpoint {head.size} is not that of the entries")
+        latest = self._latest.get(head.size, 0)
+        if head.cosigned is not None and latest > head.cosigned + _DAY:
+            message = f"an entry under checkpoint {head.size} is dated after it was cosigned"
+            self.fault("witness", message + NEW_RULE)
         cosigners = tuple(sorted(name for name, _ in head.signers if name != self.origin))
         self.heads[head.size] = Head(head.root, cosigners, text)
         if self.case.keep:
@@ -185,8 +194,7 @@ class Log:
             self.fault("sequence", "a log without a genesis")
         if self.tree.size not in self.heads:
             self.fault("tree", "the last checkpoint does not cover all entries")
-        held = [n for n, head in self.heads.items() if self.case.quorum(head.cosigners, self.name)]
-        witnessed = max(held, default=0)
+        witnessed = self._find_witnessed()
         if witnessed:
             self.heads[witnessed].named = True
         if self.tree.size in self.heads:
@@ -195,3 +203,17 @@ class Log:
             self.case.findings.note(
                 f"{self.name}: unwitnessed tail, entries {witnessed} to {self.tree.size - 1}"
             )
+
+    def _find_witnessed(self) -> int:
+        """Return how many entries stand under a head that a quorum of others cosigned."""
+        case = self.case
+        held = [n for n, head in self.heads.items() if case.quorum(head.cosigners, self.name)]
+        upto = max(held, default=0) if case.roster.quorum else 0
+        owners = case.roster.owners
+        by = (
+            {owners[name] for name in self.heads[upto].cosigners if name in owners}
+            if upto
+            else set()
+        )
+        self.witnessed = Witnessed(upto, self.tree.size, tuple(sorted(by - {self.name})))
+        return upto

@@ -114,12 +114,16 @@ def verified(body: str, signature: Signature, key: Key) -> bool:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The signed head of a log, with every signature that was verified, by (name, id)."""
+    """The signed head of a log, with every signature that was verified, by (name, id).
+
+    ``cosigned``: the earliest time that a cosignature states, in seconds since 1970, or None.
+    """
 
     origin: str
     size: int
     root: bytes
     signers: tuple[tuple[str, bytes], ...] = ()
+    cosigned: int | None = None
 
 
 def read_checkpoint(body: str) -> Checkpoint:
@@ -145,6 +149,7 @@ def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], Key]) -> Checkpo
     body, lines = read_note(text)
     head = read_checkpoint(body)
     seen: list[tuple[str, bytes]] = []
+    times: list[int] = []
     for line in lines:
         key = keys.get((line.name, line.id))
         if key is None:
@@ -154,9 +159,12 @@ def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], Key]) -> Checkpo
         if not verified(body, line, key):
             raise Unsigned(f"the signature by {line.name[:120]!a} is false")
         seen.append((key.name, key.id))
+        if key.type == COSIGNER:
+            times.append(int.from_bytes(line.data[:8], "big"))
     if seen != sorted(seen, key=lambda signer: (signer[0] != head.origin, signer)):
         raise Unsigned("the signatures are not in order: the log's own, then by name")
-    return Checkpoint(head.origin, head.size, head.root, tuple(seen))
+    earliest = min(times, default=None)
+    return Checkpoint(head.origin, head.size, head.root, tuple(seen), earliest)
 
 
 def read_proof(text: str) -> tuple[int, list[bytes], str]:

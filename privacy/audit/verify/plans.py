@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
-from privet.privacy.audit.verify.accounting import RELATIONS, SLACK
+from privet.privacy.audit.verify.accounting import RELATIONS, SLACK, ceiling, fits
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, gate, gaussian
-from privet.privacy.audit.verify.strict import Malformed, number
+from privet.privacy.audit.verify.strict import Malformed, is_visible, number
 
 
 def _section(plan: dict[str, Any], name: str) -> dict[str, Any]:
@@ -40,6 +41,16 @@ def _positive(section: dict[str, Any], name: str, most: float = float("inf")) ->
     return value
 
 
+class Terms(NamedTuple):
+    """What a population is registered with; ``cap`` is its ε, None without one."""
+
+    unit: str
+    relation: str
+    cap: float | None
+    delta: float
+    max_records: int
+
+
 class Plan:
     """The parts of a plan that evidence depends on.
 
@@ -52,6 +63,10 @@ class Plan:
             weights; it costs as much, to the rounding of σ. A plan does not tell which there was.
         budget: (ε, δ, unit, relation) of the section ``privacy``, None without it.
         averages: whether the model that is shown is a mean over rounds.
+        task, model, metrics: kinds, and where figures come from, as a policy allows them.
+        quorum: least number of sites whose releases make a round.
+        sizes: nominal number of units, by site, where the plan says it.
+        max_records: most records of one person.
 
     Raises:
         Malformed: if a part is missing or impossible.
@@ -72,9 +87,26 @@ class Plan:
         self.trainings = _natural(training, "rounds")
         self.rounds = self.trainings or 1
         strategy = value.get("strategy")
-        last = _count(strategy, "average_last", 1) if isinstance(strategy, dict) else 1
-        self.averages = self.trainings > 0 and last > 1
+        strategy = strategy if isinstance(strategy, dict) else {}
+        self.averages = self.trainings > 0 and _count(strategy, "average_last", 1) > 1
+        least = strategy.get("min_sites")
+        self.quorum = len(self.sites) // 2 + 1 if least is None else _count(strategy, "min_sites")
+        sizes = {site["name"]: site.get("nominal_size") for site in listed}
+        self.sizes = {name: n for name, n in sizes.items() if type(n) is int and n > 0}
+        self._read_kinds(value)
         self._read_events(value, training)
+
+    def _read_kinds(self, value: dict[str, Any]) -> None:
+        sections = [value.get(name) for name in ("task", "model", "metrics")]
+        task, model, metrics = (part if isinstance(part, dict) else {} for part in sections)
+        kinds = task.get("kind", "tabular"), model.get("kind", ""), metrics.get("source", "public")
+        if not all(isinstance(kind, str) for kind in kinds):
+            raise Malformed("a kind of the plan must be a text")
+        self.task, self.model, self.metrics = kinds
+        for name in ("name", "title"):
+            text = value.get(name) or ""
+            if not isinstance(text, str) or not is_visible(text):
+                raise Malformed(f"'{name}' of the plan must be a text without control characters")
 
     def _read_events(self, value: dict[str, Any], training: dict[str, Any]) -> None:
         metrics = value.get("metrics")
@@ -86,9 +118,13 @@ class Plan:
         self.train = Event(NON_PRIVATE) if self.trainings else None
         self.evaluate = Event(NON_PRIVATE) if gated else None
         self.evaluate_before = self.evaluate
+        self.max_records = 1
         if value.get("privacy") is None:
             return
         privacy = _section(value, "privacy")
+        self.max_records = _count(privacy, "max_records", 1)
+        if privacy.get("trust", "local") != "local":
+            raise Malformed("evidence is of plans with trust = 'local' alone")
         unit, relation = privacy.get("unit"), privacy.get("relation")
         if not isinstance(unit, str) or relation not in RELATIONS:
             raise Malformed("the plan must name unit and relation of its privacy")
@@ -158,14 +194,33 @@ class Plan:
         """Return the event of a release."""
         return self.train if purpose == "train" else self.evaluate
 
-    def misfit(self, cap: float | None, delta: float, unit: str, relation: str) -> str | None:
-        """Return why the plan's privacy does not fit a population's, or None."""
+    def misfit(self, terms: Terms) -> str | None:
+        """Return why the plan's privacy does not fit a population's terms, or None."""
         if self.budget is None:
             return None
-        if (unit, relation) != self.budget[2:]:
+        epsilon, delta, unit, relation = self.budget
+        if (unit, relation) != (terms.unit, terms.relation):
             return "unit or relation of the plan is not the population's"
-        if cap is not None and self.budget[0] > cap + SLACK:
+        if terms.cap is not None and epsilon > terms.cap + SLACK:
             return "the plan's epsilon is above the population's"
-        if self.budget[1] > delta:
+        if delta > terms.delta:
             return "the plan's delta is above the population's"
+        if self.max_records > terms.max_records:
+            return "the plan uses more records of a person than the population allows"
         return None
+
+    @cached_property
+    def is_cheap(self) -> bool:
+        """Whether the Rényi ceiling, which takes no time, shows that it costs what it asks for."""
+        if self.budget is None:
+            return True
+        epsilon, delta, _, relation = self.budget
+        return ceiling(self.planned, delta, relation) <= epsilon
+
+    @cached_property
+    def overspends(self) -> bool:
+        """Whether the plan costs more than the ε that it asks for."""
+        if self.budget is None or self.is_cheap:
+            return False
+        epsilon, delta, _, relation = self.budget
+        return not fits(self.planned, delta, relation, epsilon + SLACK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -11,6 +12,9 @@ RULES = (
     "vocabulary", "population", "policy", "plan", "code", "event", "reservation", "release",
     "cap", "accounting", "order", "round", "model", "receipt",
 )  # fmt: skip
+
+#: Ends the message of a fault that older verifiers did not find.
+NEW_RULE = " (a rule since December 2026: earlier software was not held to it)"
 
 #: After this many faults no more are listed.
 MAX_FAULTS = 1000
@@ -64,6 +68,54 @@ class SiteFinding:
 
 
 @dataclass(frozen=True)
+class Witnessed:
+    """How far others stand behind one log.
+
+    Attributes:
+        upto: entries before this place are under a head that a quorum of others cosigned; 0: none
+            are, and the log is its owner's word alone.
+        entries: entries of the log.
+        by: names of the members who cosigned that head.
+    """
+
+    upto: int
+    entries: int
+    by: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Releases of a run at one site that no finished run accounts for, and their ε.
+
+    ``epsilon`` is their composition at the population's δ; None: not private.
+    """
+
+    site: str
+    population: str
+    run: str
+    releases: int
+    epsilon: float | None
+
+
+@dataclass(frozen=True)
+class CodeFinding:
+    """Which code the ledgers say computed, by run: the sites' word, which a digest may pin.
+
+    Attributes:
+        pinned: the digests that alone may be named; empty where none were given.
+        runs: what the reservations of each run name, of any coordinator.
+    """
+
+    pinned: frozenset[str] = frozenset()
+    runs: dict[str, set[str]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the format page."""
+        runs = {name: sorted(digests) for name, digests in sorted(self.runs.items())}
+        return {"pinned": bool(self.pinned), "runs": runs}
+
+
+@dataclass(frozen=True)
 class Entry:
     """One entry of a log, as it was read."""
 
@@ -103,7 +155,13 @@ class Record:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer: ``ok`` means that no rule is broken; notes break none."""
+    """The answer: ``ok`` means that no rule is broken; notes break none.
+
+    Attributes:
+        quorum: how many cosignatures of others a witnessed head needs.
+        witnessed: how far others stand behind each site's ledger, by name.
+        unfinished: releases that no finished run accounts for.
+    """
 
     ok: bool
     roster: Literal["pinned", "unpinned"]
@@ -111,24 +169,38 @@ class Verdict:
     notes: list[str]
     sites: list[SiteFinding]
     record: Record | None = None
+    quorum: int = 0
+    witnessed: dict[str, Witnessed] = field(default_factory=dict)
+    unfinished: list[Unfinished] = field(default_factory=list)
+    code: CodeFinding = field(default_factory=CodeFinding)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the format page; sites carry a few fields more."""
         return {
             "ok": self.ok,
             "roster": self.roster,
+            "witnessed": {
+                "quorum": self.quorum,
+                "sites": {
+                    name: {**asdict(found), "by": list(found.by)}
+                    for name, found in self.witnessed.items()
+                },
+            },
+            "code": self.code.to_dict(),
             "faults": [asdict(fault) for fault in self.faults],
             "sites": [
                 {**asdict(finding), "conditional": list(finding.conditional)}
                 for finding in self.sites
             ],
+            "unfinished": [asdict(found) for found in self.unfinished],
         }
 
 
 class Findings:
     """Collects faults and notes; beyond :data:`MAX_FAULTS` it only counts."""
 
-    def __init__(self) -> None:
+    def __init__(self, pinned_code: Iterable[str] = ()) -> None:
+        self.code = CodeFinding(frozenset(pinned_code))
         self.faults: list[Fault] = []
         self.notes: list[str] = []
         self.dropped = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from privet.privacy.audit.verify import notes
 from privet.privacy.audit.verify.accounting import RELATIONS
-from privet.privacy.audit.verify.strict import Malformed, canonical, decimal, is_digest
+from privet.privacy.audit.verify.strict import Malformed, canonical, decimal, is_digest, is_visible
 
 Check = Callable[[Any], bool]
 PURPOSES = ("train", "evaluate")
@@ -17,7 +17,8 @@ UNITS = ("record", "person", "account", "site")
 MOST_ROUNDS = 10**9
 _MAX_TEXT = 4096
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", re.ASCII)
-_ROW = re.compile(r"H[1-9][0-9]?", re.ASCII)
+#: The rows of the honesty list for which a test at the start of a run exists.
+TESTED_ROWS = ("H6", "H7", "H16", "H17")
 _STATUS = re.compile(r"refused-[a-z]+(-[a-z]+)*", re.ASCII)
 #: Answers that leave no entry in the site's ledger.
 TRACELESS = ("refused-signature", "refused-rollback")
@@ -29,8 +30,8 @@ def is_name(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Return whether ``value`` is a text that says something."""
-    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT
+    """Return whether ``value`` is a text that says something, and shows all that it says."""
+    return isinstance(value, str) and 0 < len(value) <= _MAX_TEXT and is_visible(value)
 
 
 def is_answer(value: Any) -> bool:
@@ -70,8 +71,10 @@ def _by(value: Any) -> bool:
 
 
 def _rows(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(row, str) and _ROW.fullmatch(row) is not None for row in value
+    return (
+        isinstance(value, list)
+        and all(row in TESTED_ROWS for row in value)
+        and len(set(value)) == len(value)
     )
 
 

@@ -2,33 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.budget import Budget, Charge
+from privet.privacy.audit.verify.budget import Charge
 from privet.privacy.audit.verify.case import Case
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
-from privet.privacy.audit.verify.log import Log
 from privet.privacy.audit.verify.orders import NONE, REFUSED, RESERVED
 from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.result import SiteFinding, count, show
+from privet.privacy.audit.verify.registered import Population, RegisteredLog
+from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
 from privet.privacy.audit.verify.roster import Member
-from privet.privacy.audit.verify.strict import Malformed, decimal, read
+from privet.privacy.audit.verify.strict import Malformed, read
 
 _MOST_EVENTS = 20_000
-
-
-@dataclass
-class Population:
-    """A registered population."""
-
-    name: str
-    unit: str
-    budget: Budget
-    open: bool = True
 
 
 @dataclass
@@ -52,23 +45,20 @@ class Reservation:
     index: int
 
 
-class Ledger(Log):
+class Ledger(RegisteredLog):
     """A site's ledger; :meth:`apply` takes its entries in turn."""
-
-    role = "ledger"
-    called = "site"
 
     def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
         super().__init__(case, member, wanted)
-        self.populations: dict[str, Population] = {}
-        self.setting = ""
-        self._first = ""
-        self._data_sets: dict[str, str] = {}
-        self._policy = self._paused = self._withdrawn = False
-        self._approved: dict[str, bool] = {}
-        self._begun: dict[str, str] = {}
-        self._elsewhere = 0
+        self._paused = self._withdrawn = False
+        self._begun: dict[str, tuple[str, str, str]] = {}
+        #: The entries that charge a population.
+        self.charged = array("q")
+        #: Releases by population, run, purpose and event.
+        self.released: Counter[tuple[str, str, str, Event]] = Counter()
+        self._elsewhere = self._given_back = 0
         self._gate_before = 0
+        self._other_code: set[tuple[str, str]] = set()
         self._open: dict[int, Reservation] = {}
         self._slots: dict[tuple[str, str], Slot] = {}
         self._events: dict[str, Event] = {}
@@ -76,11 +66,6 @@ class Ledger(Log):
         self._rules: dict[str, Callable[..., None]] = {
             "reserved": self._reserved, "refused": self._refused, "aborted": self._aborted,
             "released": self._released, "metric-released": self._metric_released,
-        }  # fmt: skip
-        self._rare: dict[str, Callable[[dict[str, Any]], None]] = {
-            "population": self._population, "data-set": self._data_set,
-            "plan-approved": self._plan_approved, "plan-refused": self._plan_refused,
-            "budget-closed": self._budget_closed,
         }  # fmt: skip
 
     def apply(
@@ -96,14 +81,10 @@ class Ledger(Log):
             else:
                 self._rules[kind](*values)
         elif predicate is not None:
-            if kind == "genesis":
-                self.setting = predicate["setting"]
-            self._policy = self._policy or kind == "policy"
             if kind in ("paused", "resumed"):
                 self._paused = kind == "paused"
             self._withdrawn = self._withdrawn or kind == "withdrawn"
-            if kind in self._rare:
-                self._rare[kind](predicate)
+            self.register(kind, predicate)
 
     def _event(self, place: int) -> Event:
         """Return the event of the batch's text at ``place``."""
@@ -120,77 +101,32 @@ class Ledger(Log):
             self._events[text] = event
         return event
 
-    # populations, data sets, plans
-
-    def _population(self, entry: dict[str, Any]) -> None:
-        name, relation = entry["population"], entry["relation"]
-        cap = None if entry["epsilon"] is None else decimal(entry["epsilon"])
-        if name in self.populations:
-            self.fault("population", f"population {show(name)} is registered twice")
-            return
-        if cap is None and self.setting == "site":
-            self.fault("population", f"population {show(name)} has no cap outside a simulation")
-        self._first = self._first or name
-        budget = Budget(cap, decimal(entry["delta"]), relation)
-        self.populations[name] = Population(name, entry["unit"], budget)
-
-    def _data_set(self, entry: dict[str, Any]) -> None:
-        name, population = entry["data_set"], entry["population"]
-        if population not in self.populations:
-            self.fault("population", f"data set {show(name)} is of an unregistered population")
-        if name in self._data_sets:
-            self.fault("population", f"data set {show(name)} is registered twice")
-            return
-        if (population == self._first) != (entry["disjoint"] == ""):
-            self.fault(
-                "population",
-                f"data set {show(name)} must share the first population, with 'disjoint' empty, or"
-                " say why its persons are in no other",
-            )
-        self._data_sets[name] = population
-
-    def _plan_approved(self, entry: dict[str, Any]) -> None:
-        self._approved[entry["plan"]] = True
-        self.case.referred.add(entry["plan"])
-
-    def _plan_refused(self, entry: dict[str, Any]) -> None:
-        self._approved[entry["plan"]] = False
-        self.case.referred.add(entry["plan"])
-
-    def _budget_closed(self, entry: dict[str, Any]) -> None:
-        population = self.populations.get(entry["population"])
-        if population is None or not population.open:
-            self.fault("population", "'budget-closed' is of no open population")
-            return
-        population.open = False
-
     # reservations
 
     def _reserved(
         self, population: str, data_set: str, run: str, round_: int, attempt: int, purpose: str,
         order: str, keyid: str, plan: str, model: str, code: str, event_place: int,
     ) -> None:  # fmt: skip
-        owner = self.populations.get(population)
-        if owner is None or not owner.open:
-            self.fault("population", f"population {show(population)} is not registered or closed")
-        if self._data_sets.get(data_set) != population:
-            self.fault("population", f"data set {show(data_set)} is not one of the population")
-        if not self._policy:
-            self.fault("policy", "a reservation before a policy")
-        if not self._approved.get(plan):
-            self.fault("plan", "a reservation for a plan that is not approved")
+        owner = self.owner(population, data_set, plan)
         if self._paused:
             self.fault("reservation", "a reservation while the site is paused")
         event = self._event(event_place)
         known = self._check_plan(plan, owner, purpose, round_, event)
-        if self._begun.setdefault(run, keyid) != keyid:
+        self.check_policy(plan, owner, data_set, keyid)
+        begun = self._begun.setdefault(run, (keyid, population, data_set))
+        if begun[0] != keyid:
             self.fault("reservation", f"run {show(run)} was begun by another coordinator")
+        if begun[1:] != (population, data_set):
+            message = f"run {show(run)} was begun on another population or data set"
+            self.fault("population", message + NEW_RULE)
+        self._note_code(run, code)
         index = NONE
         if self._is_asked_here(keyid):
             self._check_run(run, plan, code)
             index = self._check_order(run, round_, attempt, purpose, order, plan, model, RESERVED)
         slot = self._take_slot(run, purpose, (round_, attempt), order)
         charge = Charge(run, purpose, event, known)
+        self.charged.append(self._here)
         if owner is not None:
             owner.budget.add(self._here, charge)
         self._open[self._here] = Reservation(owner, order, purpose, charge, slot, index)
@@ -234,8 +170,15 @@ class Ledger(Log):
             return "the plan does not name the site"
         if owner is None:
             return None
-        budget = owner.budget
-        return plan.misfit(budget.cap, budget.delta, owner.unit, budget.relation)
+        if self.case.may_compose(plan) and plan.overspends:
+            return "the plan costs more than the epsilon that it asks for" + NEW_RULE
+        size, delta = plan.sizes.get(self.name), owner.terms.delta
+        if plan.budget is not None and size is not None and delta * size > 1:
+            self.case.findings.note(
+                f"{self.name}: delta {delta:g} of population {show(owner.name)} is above one in"
+                f" {size}, the nominal size: it allows to let out one record whole"
+            )
+        return plan.misfit(owner.terms)
 
     def _is_asked_here(self, keyid: str) -> bool:
         """Whether an order came from the coordinator of the roster; others are counted."""
@@ -251,6 +194,14 @@ class Ledger(Log):
             self.fault("plan", f"run {show(run)} has another plan than elsewhere")
         if seen.code != code:
             self.fault("code", f"run {show(run)} runs other code than elsewhere")
+
+    def _note_code(self, run: str, code: str) -> None:
+        """Keep which code a run names; where codes are pinned it must be one of them."""
+        found = self.case.findings.code
+        found.runs.setdefault(run, set()).add(code)
+        if found.pinned and code not in found.pinned and (run, code) not in self._other_code:
+            self._other_code.add((run, code))
+            self.fault("code", f"run {show(run)} runs code {code}, which is none of those pinned")
 
     def _check_order(
         self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
@@ -289,13 +240,14 @@ class Ledger(Log):
         return found
 
     def _metric_released(
-        self, hashed: bytes, reservation: int, order: str, digest: str, event_place: int
+        self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,
+        event_place: int,
     ) -> None:  # fmt: skip
-        self._released(hashed, reservation, order, digest, event_place, "evaluate")
+        self._released(hashed, reservation, order, digest, reproducible, event_place, "evaluate")
 
     def _released(
-        self, hashed: bytes, reservation: int, order: str, digest: str, event_place: int,
-        purpose: str = "train",
+        self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,
+        event_place: int, purpose: str = "train",
     ) -> None:  # fmt: skip
         event = self._event(event_place)
         found = self._close(reservation, "release")
@@ -308,14 +260,31 @@ class Ledger(Log):
             self.fault("release", f"'{found.purpose}' is released as another kind")
         if not found.charge.event.covers(event):
             self.fault("event", "the event that ran is not the reserved one, or more of it")
+        name = "" if found.population is None else found.population.name
+        self.released[name, found.charge.run, purpose, event] += 1
+        if event.mechanism != NON_PRIVATE and not reproducible:
+            self._check_once(digest)
         if found.index != NONE:
             self.case.orders.released(found.index, self._here, digest, hashed)
 
-    def _aborted(self, reservation: int, data_opened: bool) -> None:
+    def _check_once(self, digest: str) -> None:
+        """No two noised releases are the same, unless one was copied."""
+        # Half a digest in an integer: a bundle may hold a million releases.
+        short = int.from_bytes(hashlib.sha256(digest.encode()).digest()[:16])
+        if short in self.case.releases:
+            other = self.case.releases[short]
+            self.fault("release", f"the release is the same as another of {other}" + NEW_RULE)
+        self.case.releases[short] = self.name
+
+    def _aborted(self, reservation: int, data_opened: bool, reason: str) -> None:
         found = self._close(reservation, "reservation")
         if found is None:
             return
         found.slot.state = "aborted"
+        if reason == "does-not-fit" and not data_opened:
+            message = "what ran is said not to fit its reservation, and no data to be opened"
+            self.fault("reservation", message + NEW_RULE)
+        self._given_back += not data_opened
         if not data_opened and found.population is not None:
             found.population.budget.add(self._here, found.charge, -1)
 
@@ -337,6 +306,12 @@ class Ledger(Log):
                 " it was before it had integer weights: epsilon holds in real arithmetic only, the"
                 " low bits of those tables may tell more (H15)"
             )
+        if self._given_back:
+            verb = "was" if self._given_back == 1 else "were"
+            self.case.findings.note(
+                f"{self.name}: {count(self._given_back, 'charge')} {verb} given back, on its word"
+                " that no record had been read"
+            )
         if self._open and not self.cut:
             found = count(len(self._open), "reservation")
             self.case.findings.note(f"{self.name}: {found} left open")
@@ -357,7 +332,7 @@ class Ledger(Log):
         if accounting.contradict(value, ceiling, events):
             self.fault("accounting", "the epsilon of the distributions is above the Renyi ceiling")
         return SiteFinding(
-            self.name, population.name, population.unit, budget.relation, budget.delta,
+            self.name, population.name, population.terms.unit, budget.relation, budget.delta,
             None if math.isinf(value) else value, budget.cap, self.tree.size,
             charges=budget.charges, runs=budget.runs,
             conditional=("H29",) if budget.runs > 1 else (),

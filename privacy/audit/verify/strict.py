@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NoReturn
@@ -137,6 +138,19 @@ def unbase64(text: str | bytes) -> bytes:
     if base64.b64encode(data) != raw:
         raise Malformed("base64 is not canonical")
     return data
+
+
+def is_visible(text: str) -> bool:
+    """Return whether a text has no control characters, and none that turn its direction.
+
+    Such characters (ESC, U+202E, a line separator) let a text look like another one on a screen.
+    """
+    return (text.isascii() and text.isprintable()) or not any(map(_is_hidden, text))
+
+
+def _is_hidden(sign: str) -> bool:
+    kind = unicodedata.category(sign)
+    return kind in ("Cc", "Cs", "Zl", "Zp") or (kind == "Cf" and sign not in "\u200c\u200d\u00ad")
 
 
 def is_digest(value: object) -> bool:

@@ -1,0 +1,86 @@
+"""Claim and figures in sentences: the only place where card, result, report and verifier's answer
+take them from, so that none of them says more than another.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from privet.privacy import honesty
+from privet.privacy.audit.report.judging import Standing
+from privet.privacy.audit.report.words import figure_of, terms_of
+from privet.privacy.audit.verify import SiteFinding
+
+_NAMES = {row.id: f"{row.id} {row.name}" for row in honesty.assess(honesty.Facts())}
+
+
+def claim_sentence(top: Standing) -> str:
+    """Return what is claimed, with every row of the honesty list that it is conditional on."""
+    claim = top.claim
+    if claim.word == "conditional":
+        count = len(claim.conditional)
+        said = ", ".join(_NAMES.get(row, row) for row in claim.conditional)
+        points = "1 point" if count == 1 else f"{count} points"
+        return f"Claim: conditional on {points} of the honesty list: {said}."
+    if claim.word == "none":
+        return f"Claim: none ({claim.why})."
+    return "Claim: proved in the model; no point of the honesty list is unknown."
+
+
+def figures_sentence(top: Standing) -> str:
+    """Return the largest ε, how many runs it is of, and what it is conditional on.
+
+    There is a sentence for each δ, unit and relation; an ε never stands without them (H27).
+    """
+    blocks: dict[str, list[SiteFinding]] = defaultdict(list)
+    for finding in top.findings:
+        blocks[spent_of(finding).terms].append(finding)
+    return " ".join(_figures(found) for found in blocks.values()) or "Nothing was spent."
+
+
+def trust_sentence(top: Standing) -> str:
+    """Return who sees un-noised values, as the plans have it."""
+    if top.trust == "local":
+        return "Trust: local, nobody outside a site saw un-noised values."
+    return f"Trust: {top.trust or 'not stated by the plan'}."
+
+
+@dataclass(frozen=True)
+class Spent:
+    """An ε as it is printed: the figure, rounded up, and δ, unit and relation beside it."""
+
+    figure: str
+    terms: str
+
+    def __str__(self) -> str:
+        return f"ε {self.figure} ({self.terms})"
+
+
+def spent_of(finding: SiteFinding) -> Spent:
+    """Return what a population spent in its life, with its terms; any unit has some."""
+    terms = terms_of(finding.delta, finding.unit, finding.relation)
+    return Spent(figure_of(finding.epsilon), terms)
+
+
+def _figures(found: list[SiteFinding]) -> str:
+    bare = list(dict.fromkeys(f.site for f in found if f.epsilon is None))
+    if bare:
+        return f"At {', '.join(bare)} something was let out without a privacy guarantee."
+    worst = max(found, key=lambda f: (f.epsilon or 0.0, f.runs))
+    runs = max(f.runs for f in found)
+    who = "site" if len({f.site for f in found}) == len(found) else "population of a site"
+    times = "1 run" if runs == 1 else f"{runs} runs"
+    text = f"Each {who} spent at most {spent_of(worst)} in its life so far, on {times}."
+    if not any(f.conditional for f in found):
+        return text
+    caps = [f.cap for f in found]
+    holds = (
+        "there is no cap that holds without condition"
+        if None in caps
+        else f"what holds without condition is the cap, ε {max(c for c in caps if c):g} of the "
+        "same terms"
+    )
+    return (
+        f"{text} The runs were chosen one after the other, so that ε is conditional (H29); {holds}."
+    )

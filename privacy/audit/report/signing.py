@@ -1,0 +1,243 @@
+"""For those who sign: persons, δ and witnesses by site, and each site's policy in rows.
+
+A policy may be anything that its site signed, so it is read with care; what it does not say is
+"not stated". Nobody checks what a site says of itself: the page labels it as its word.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from privet.privacy.audit.report import words
+from privet.privacy.audit.report.judging import held
+from privet.privacy.audit.report.pageone import own, together
+from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, number
+from privet.privacy.policy import GOVERNANCE
+
+NOT_STATED = "not stated"
+SELF_ASSERTED = "self-asserted"
+_MOST = 10**9  # as a plan allows
+_LABELS = {
+    "controller": "Controller",
+    "purpose": "Purpose",
+    "retention": "Retention",
+    "contact": "Contact",
+    "next_review": "Next review",
+}
+_ROWS = {
+    "tasks": "Tasks",
+    "models": "Models",
+    "max_rounds": "Rounds of a plan, at most",
+    "max_parameters": "Trained parameters, at most",
+    "metrics": "Figures about the model",
+    "coordinators": "Coordinators that may ask",
+    "plans": "Plans approved beforehand",
+    "approval": "Approval",
+    "approvers": "People who must approve",
+}
+_APPROVAL = {
+    "manual": "by hand, or approved beforehand",
+    "listed": "plans approved beforehand alone",
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A population by its public nominal size, and δ beside 1/nominal.
+
+    ``nominal`` is the largest that a plan names for the site; None where no plan ran.
+    """
+
+    site: str
+    population: str
+    unit: str
+    delta: float
+    nominal: int | None
+
+    @property
+    def too_large(self) -> bool:
+        """Whether δ is above 1/nominal: it could let out one whole unit and hold."""
+        return self.nominal is not None and self.delta * self.nominal > 1 + 1e-9
+
+    @property
+    def one_by(self) -> str:
+        """1/nominal, in words."""
+        return "–" if self.nominal is None else f"{1 / self.nominal:.2g}"
+
+    @property
+    def in_words(self) -> str:
+        """The nominal size with its unit."""
+        if self.nominal is None:
+            return "no plan ran"
+        return f"{self.nominal:,} {self.unit}{'' if self.nominal == 1 else 's'}"
+
+
+@dataclass(frozen=True)
+class Watched:
+    """How far one site's ledger was witnessed: the first ``upto`` of its entries, by whom."""
+
+    site: str
+    upto: int
+    entries: int
+    by: tuple[str, ...]
+
+    @property
+    def in_words(self) -> str:
+        """By whom and up to where; or that only the site says so."""
+        if not self.upto:
+            return SELF_ASSERTED
+        whole = self.upto == self.entries
+        where = "all" if whole else f"the first {self.upto} of"
+        rest = "" if whole else f"; the rest is {SELF_ASSERTED}"
+        return f"{', '.join(self.by)}: {where} {self.entries} entries{rest}"
+
+
+def sizes(case: Case) -> list[Size]:
+    """Return each population with its nominal size, in the order of the roster."""
+    return [
+        Size(group.site, group.name, group.unit, group.delta, _nominal(case, group))
+        for group in case.groups
+    ]
+
+
+def _nominal(case: Case, group: Group) -> int | None:
+    found = []
+    for name in dict.fromkeys(charge.plan for charge in group.charges):
+        sites = dig(case.plans.get(name), "sites")
+        for site in sites if isinstance(sites, list) else []:
+            size = dig(site, "nominal_size")
+            if dig(site, "name") == group.site and type(size) is int and 0 < size <= _MOST:
+                found.append(size)
+    return max(found, default=None)
+
+
+def watched(case: Case) -> list[Watched]:
+    """Return how far each site's ledger was witnessed."""
+    found = []
+    for ledger in case.ledgers:
+        seen, entries = held(case, ledger.log), len(ledger.log.entries) + ledger.log.passed
+        found.append(Watched(ledger.site, entries - seen.tail, entries, seen.last))
+    return found
+
+
+def answers(case: Case) -> list[tuple[str, dict[str, str]]]:
+    """Return who answers for the data of each site, in its own words; alike sites together."""
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for ledger in case.ledgers:
+        said = _governance(ledger)
+        if said["next_review"] != NOT_STATED and said["next_review"] < case.period[1][:10]:
+            said["next_review"] += " (has passed)"
+        alike[tuple(said.items())].append(ledger.site)
+    of = len(case.ledgers)
+    return [(together(sites, of), dict(said)) for said, sites in alike.items()]
+
+
+def policies(case: Case) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what each site's newest policy allows, in rows; alike sites together."""
+    alike: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
+    for ledger in case.ledgers:
+        alike[tuple(_rows(case, ledger))].append(ledger.site)
+    of = len(case.ledgers)
+    return [(together(sites, of), list(rows)) for rows, sites in alike.items()]
+
+
+def labels() -> list[str]:
+    """Return the headings of :func:`answers`."""
+    return list(_LABELS.values())
+
+
+def as_json(case: Case) -> list[dict[str, Any]]:
+    """Return the same as JSON values, by site."""
+    seen = {found.site: found for found in watched(case)}
+    return [
+        {
+            "site": ledger.site,
+            "populations": [
+                {
+                    "population": size.population,
+                    "unit": size.unit,
+                    "nominal_size": size.nominal,
+                    "delta": size.delta,
+                    "delta_above_one_by_nominal": size.too_large,
+                }
+                for size in sizes(case)
+                if size.site == ledger.site
+            ],
+            "witnessed": {
+                "upto": seen[ledger.site].upto,
+                "entries": seen[ledger.site].entries,
+                "by": list(seen[ledger.site].by),
+                "self_asserted": not seen[ledger.site].upto,
+            },
+            "own_words": _governance(ledger),
+            "policy": dict(_rows(case, ledger)),
+        }
+        for ledger in case.ledgers
+    ]
+
+
+def _policy(ledger: Ledger) -> Any:
+    return ledger.policies[-1].predicate["policy"] if ledger.policies else {}
+
+
+def _governance(ledger: Ledger) -> dict[str, str]:
+    policy = _policy(ledger)
+    return {key: str(dig(policy, key) or NOT_STATED) for key in GOVERNANCE}
+
+
+def _rows(case: Case, ledger: Ledger) -> list[tuple[str, str]]:
+    policy = _policy(ledger)
+    if not policy:
+        return [("Policy", "none is in the ledger")]
+    allow = dig(policy, "allow")
+    rows = [(label, _allowed(case, key, dig(allow, key))) for key, label in _ROWS.items()]
+    found = dig(policy, "populations")
+    kept = found.items() if isinstance(found, dict) else ()
+    said = "; ".join(_population(ledger.site, str(name), value) for name, value in kept)
+    return [*rows, ("Populations, with their life-time caps", said or NOT_STATED)]
+
+
+def _allowed(case: Case, key: str, value: Any) -> str:
+    if key == "approval":
+        return _APPROVAL.get(str(value), NOT_STATED if value is None else str(value))
+    if isinstance(value, list):
+        if value == ["*"]:
+            return "any"
+        return ", ".join(_named(case, key, value)) or "none"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return NOT_STATED if value is None else str(value)
+
+
+def _named(case: Case, key: str, values: list[Any]) -> Iterable[str]:
+    chief = _fingerprint(dig(case.record.roster, "coordinator", "orders"))
+    for value in map(str, values):
+        if key == "coordinators":
+            yield f"“{case.coordinator}” ({value[:19]}…)" if value == chief else f"{value[:19]}…"
+        elif key == "plans":
+            title = f"“{case.title(value)}” " if value in case.plans else ""
+            yield f"{title}({value[:19]}…)" if title else f"{value[:19]}…"
+        else:
+            yield value
+
+
+def _fingerprint(key: Any) -> str:
+    """Return the fingerprint of a key as a roster writes it, or ''."""
+    try:
+        raw = base64.b64decode(str(key).split("+", 2)[2], validate=True)[1:]
+    except (IndexError, ValueError):
+        return ""
+    return "sha256:" + hashlib.sha256(raw).hexdigest()
+
+
+def _population(site: str, name: str, value: Any) -> str:
+    cap, delta = number(dig(value, "epsilon")), number(dig(value, "delta"))
+    unit, relation = str(dig(value, "unit")), str(dig(value, "relation"))
+    shown = "named after the site" if own(name, site) else f"“{name}”"
+    terms = words.terms_of(delta or 0.0, unit, relation)
+    return f"{shown}: {'no cap' if cap is None else f'ε {cap:g}'} ({terms})"

@@ -1,0 +1,82 @@
+"""What stands above every figure, for those who state it: card, result, report, verifier's answer.
+
+All of them take a :class:`Standing` from here, and its words from the same sentences. A run that
+has just ended has no verdict yet: :func:`standing_of` tells it of the ledgers themselves, by the
+rules of a report.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from privet.privacy.audit.report.judging import Standing, standing
+from privet.privacy.audit.report.sentences import (
+    claim_sentence,
+    figures_sentence,
+    spent_of,
+    trust_sentence,
+)
+from privet.privacy.audit.verify import Entry, LogRecord, Record, SiteFinding, Verdict
+from privet.privacy.audit.verify.brief import Brief
+from privet.privacy.ledger import Ledger
+from privet.privacy.statement import Entry as Leaf
+
+__all__ = [
+    "Standing", "claim_sentence", "figures_sentence", "spent_of", "standing", "standing_of",
+    "trust_sentence",
+]  # fmt: skip
+
+
+def standing_of(ledgers: Sequence[Ledger]) -> Standing:
+    """Return what stands above the figures of ledgers at hand, that nobody has verified yet.
+
+    It is told by the rules by which a report tells it of a verdict.
+
+    Raises:
+        LedgerError: if a ledger cannot be read.
+    """
+    logs: list[LogRecord] = []
+    plans: dict[str, dict[str, Any]] = {}
+    found: list[SiteFinding] = []
+    for ledger in ledgers:
+        logs.append(_log_of(ledger))
+        plans |= {name: json.loads(text) for name, text in ledger.log.store.papers("plan")}
+        found += _findings_of(ledger)
+    return standing(Verdict(True, "unpinned", [], [], found, Record({}, plans, logs, brief=True)))
+
+
+def _log_of(ledger: Ledger) -> LogRecord:
+    """Return a site's log as a brief record has it."""
+    record = LogRecord(ledger.book.site, "site", ledger.log.origin)
+    kept = Brief(record.entries)
+    for leaf in ledger.log.store.leaves():
+        entry = Leaf.read(leaf)
+        time = str(entry.predicate.get("time", ""))
+        kept.take(Entry(entry.sequence, time, entry.kind, entry.predicate))
+    kept.close()
+    return record
+
+
+def _findings_of(ledger: Ledger) -> list[SiteFinding]:
+    found = []
+    for name, population in sorted(ledger.book.populations.items()):
+        loss, budget = ledger.spent(name), population.budget
+        runs = len(ledger.book.charges(name))
+        found.append(
+            SiteFinding(
+                ledger.book.site,
+                name,
+                str(budget.unit),
+                str(budget.relation),
+                budget.delta,
+                loss.epsilon if math.isfinite(loss.epsilon) else None,
+                budget.epsilon,
+                len(ledger.log),
+                runs=runs,
+                conditional=("H29",) if runs > 1 else (),
+            )
+        )
+    return found

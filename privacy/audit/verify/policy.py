@@ -1,0 +1,109 @@
+"""The policy that a site published, and whether a reservation keeps to it."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.result import show
+from privet.privacy.audit.verify.strict import Malformed
+
+ANY = ["*"]
+TERMS = ("unit", "relation", "epsilon", "delta", "max_records")
+_LISTS = ("tasks", "models", "metrics", "coordinators", "plans")
+
+
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Malformed(f"the policy has no {what}")
+    return value
+
+
+def same_person(name: str) -> str:
+    """Return what all spellings of a name have in common: case, blanks and form do not count."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return "".join(c for c in " ".join(folded.split()) if c.isprintable())
+
+
+def people(names: Iterable[str]) -> int:
+    """Return how many different people these names are."""
+    return len({same_person(name) for name in names})
+
+
+class SitePolicy:
+    """One `policy` entry. Keys that no rule depends on may be any.
+
+    Attributes:
+        site: whose policy it says it is.
+        setting: ``site`` or ``simulation``.
+        populations: terms by name.
+        data: by name of a data set, its population and why its persons are in no other.
+
+    Raises:
+        Malformed: if a part that a rule depends on is missing or impossible.
+    """
+
+    def __init__(self, value: dict[str, Any]) -> None:
+        self.site, self.setting = value.get("site"), value.get("setting")
+        self.populations: dict[str, dict[str, Any]] = {
+            name: _object(terms, f"terms of population {show(name)}")
+            for name, terms in _object(value.get("populations"), "populations").items()
+        }
+        self.data: dict[str, tuple[Any, Any]] = {}
+        for name, found in _object(value.get("data"), "data sets").items():
+            data = _object(found, f"data set {show(name)}")
+            self.data[name] = data.get("population"), data.get("disjoint")
+        allow = self._allow = _object(value.get("allow"), "section 'allow'")
+        for key in _LISTS:
+            listed = allow.get(key)
+            if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+                raise Malformed(f"'{key}' of the policy must be a list of texts")
+        for key in ("max_rounds", "approvers"):
+            if type(allow.get(key)) is not int or allow[key] < 1:
+                raise Malformed(f"'{key}' of the policy must be an integer from 1")
+        if allow.get("approval") not in ("manual", "listed"):
+            raise Malformed("'approval' of the policy must be 'manual' or 'listed'")
+
+    def lists(self, plan: str) -> bool:
+        """Return whether the policy approves the plan with this digest by itself."""
+        return plan in self._allow["plans"]
+
+    def registers(self, name: str, terms: dict[str, Any]) -> bool:
+        """Return whether the policy has this population with exactly these terms."""
+        own = self.populations.get(name)
+        return own is not None and all(bool(own.get(key) == terms[key]) for key in TERMS)
+
+    def has(self, data_set: str, population: str) -> bool:
+        """Return whether the policy has the data set, as one of the population."""
+        return bool(self.data.get(data_set, (None, None))[0] == population)
+
+    def refusal(self, plan: str, parts: Plan | None, keyid: str, by: Iterable[str]) -> str | None:
+        """Return why the policy does not allow a reservation, or None.
+
+        Args:
+            plan: its digest.
+            parts: what the plan says; None: it is not here.
+            keyid: of the order key that signed.
+            by: who approved the plan, as its latest approval names them.
+        """
+        allow = self._allow
+        if f"sha256:{keyid}" not in allow["coordinators"]:
+            return "the policy lets no coordinator with this order key ask"
+        if not self.lists(plan):
+            if allow["approval"] == "listed":
+                return "the policy does not list the plan, and allows listed plans only"
+            count = people(by)
+            if count < allow["approvers"]:
+                return f"the policy asks for {allow['approvers']} approvers, and {count} approved"
+        if parts is None:
+            return None
+        for kind, key in ((parts.task, "tasks"), (parts.model, "models")):
+            if kind not in allow[key] and allow[key] != ANY:
+                return f"the policy does not allow {key} of kind {show(kind)}"
+        if parts.metrics not in allow["metrics"]:
+            return f"the policy does not allow metrics from {show(parts.metrics)}"
+        if parts.trainings > allow["max_rounds"]:
+            return f"the plan has {parts.trainings} rounds, the policy {allow['max_rounds']}"
+        return None
