@@ -22,6 +22,7 @@ from privet.privacy.audit.summary import (
     spent_of,
     standing,
     trust_sentence,
+    witness_phrase,
 )
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.signed_note import Checkpoint
@@ -216,6 +217,7 @@ def _verified(evidence: Evidence) -> str:
         faults = "\n".join(f"- {fault.rule}: {fault.message}" for fault in verdict.faults[:10])
         return f"**Its evidence has faults**; rely on no figure of it.\n\n{faults}"
     lines = [f"The evidence was verified: no rule is broken (roster {pinned})."]
+    lines.append(f"It is {witness_phrase(verdict)}.")
     if evidence.run is None:
         lines.append("**The journal names no run that ended with this model.**")
     else:

@@ -16,8 +16,10 @@ from privet.privacy.audit.report.judging import Standing, standing
 from privet.privacy.audit.report.sentences import (
     claim_sentence,
     figures_sentence,
+    is_witnessed,
     spent_of,
     trust_sentence,
+    witness_phrase,
 )
 from privet.privacy.audit.verify import Entry, LogRecord, Record, SiteFinding, Verdict
 from privet.privacy.audit.verify.brief import Brief
@@ -25,8 +27,8 @@ from privet.privacy.ledger import Ledger
 from privet.privacy.statement import Entry as Leaf
 
 __all__ = [
-    "Standing", "claim_sentence", "figures_sentence", "spent_of", "standing", "standing_of",
-    "trust_sentence",
+    "Standing", "claim_sentence", "figures_sentence", "is_witnessed", "spent_of", "standing",
+    "standing_of", "trust_sentence", "witness_phrase",
 ]  # fmt: skip
 
 

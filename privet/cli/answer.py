@@ -10,7 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from privet.common.printable import printable_all
-from privet.privacy.audit.summary import claim_sentence, figures_sentence, spent_of, standing
+from privet.privacy.audit.summary import (
+    claim_sentence,
+    figures_sentence,
+    is_witnessed,
+    spent_of,
+    standing,
+    witness_phrase,
+)
 from privet.privacy.audit.verify import CodeFinding, SiteFinding, Verdict
 
 _out = Console(width=None if sys.stdout.isatty() else 100)
@@ -46,12 +53,12 @@ def show(found: Verdict) -> None:
     found = printable_all(found)
     top = standing(found)
     if found.ok:
-        colour, word = "green", "Verified" if _is_witnessed(found) else "Consistent"
-        _out.print(f"[bold {colour}]{word}[/], and {_witnessed(found)}.", highlight=False)
+        colour, word = "green", "Verified" if is_witnessed(found) else "Consistent"
+        _out.print(f"[bold {colour}]{word}[/], and {witness_phrase(found)}.", highlight=False)
     else:
         faults = "1 fault" if len(found.faults) == 1 else f"{len(found.faults)} faults"
         _out.print(
-            f"[bold red]{faults}.[/] Do not rely on its figures. It is {_witnessed(found)}.",
+            f"[bold red]{faults}.[/] Do not rely on its figures. It is {witness_phrase(found)}.",
             highlight=False,
         )
     if top.setting is not None:
@@ -78,34 +85,6 @@ def show(found: Verdict) -> None:
         _say(f"… and {len(found.faults) - _SHOWN} more (--json shows all)")
     for note in found.notes:
         _say(f"note: {note}")
-
-
-def _is_witnessed(found: Verdict) -> bool:
-    """Whether others stand behind every entry of every ledger."""
-    return bool(found.witnessed) and all(
-        one.upto == one.entries > 0 for one in found.witnessed.values()
-    )
-
-
-def _witnessed(found: Verdict) -> str:
-    """Say who stands behind the ledgers, and how far."""
-    alike: dict[str, list[str]] = {}
-    for site, one in found.witnessed.items():
-        by = f" by {', '.join(one.by)}" if len(found.witnessed) < 4 else ""
-        if one.upto == 0:
-            said = "self-asserted: nobody else signed it"
-        elif one.upto == one.entries:
-            said = f"witnessed to its end{by}"
-        else:
-            said = f"witnessed up to entry {one.upto - 1} of {one.entries - 1}{by}"
-        alike.setdefault(said, []).append(site)
-    if not alike:
-        return "self-asserted: it holds no ledger"
-    if len(alike) == 1 and len(found.witnessed) > 1:
-        said = next(iter(alike)).replace("its end", "the end at every site")
-        return f"{said} (quorum {found.quorum})" if "witnessed" in said else said
-    parts = [f"{', '.join(sites)} {said}" for said, sites in alike.items()]
-    return f"{'; '.join(parts)} (quorum {found.quorum})"
 
 
 def _say(text: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from privet.privacy.audit.verify import Entry, Fault, LogRecord, Record, SiteFinding, Verdict
+from privet.privacy.audit.verify.result import Witnessed
 
 PLAN = "sha256:" + "a" * 64
 OTHER = "sha256:" + "b" * 64
@@ -148,7 +149,10 @@ def verdict(
                 )
             )
     record = Record(roster, {PLAN: plan()} if plans is None else plans, [b.record for b in books])
-    return Verdict(not faults, "pinned" if pinned else "unpinned", faults or [], [], found, record)
+    return Verdict(
+        not faults, "pinned" if pinned else "unpinned", faults or [], [], found, record, quorum,
+        {name: Witnessed(9, 9, tuple(n for n in (*names, "centre") if n != name)) for name in names},
+    )  # fmt: skip
 
 
 def three_sites(**changes: Any) -> list[Book]:

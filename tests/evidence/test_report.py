@@ -162,6 +162,7 @@ def test_keys_of_the_json(folder: Path) -> None:
         "notes", "simulation", "unchecked", "coordinator", "period", "claim", "conditional_on",
         "in_words", "sites", "signing", "runs",
         "refusals", "aborted", "honesty", "witnesses", "changes", "approvals", "plans", "code",
+        "code_pinned", "witnessed", "unfinished",
         "programs", "not_proved",
     }  # fmt: skip
     assert len(value["honesty"]) == 32

@@ -55,6 +55,15 @@ def test_without_a_journal_the_box_is_yellow_and_says_what_was_not_checked(
     assert "were not checked" not in text
 
 
+def test_a_history_that_nobody_witnessed_is_not_called_verified(tmp_path: Path) -> None:
+    alone = replace(kit.verdict(with_journal(kit.three_sites())), witnessed={})
+    text = written(alone, tmp_path / "out")
+    assert '<div class="box warn"><p>Consistent: no fault was found' in text
+    assert "Who stands behind it: self-asserted" in text
+    whole = written(kit.verdict(with_journal(kit.three_sites())), tmp_path / "whole")
+    assert "Who stands behind it: " in whole and "self-asserted: " not in whole
+
+
 def test_equal_sites_are_named_together(tmp_path: Path) -> None:
     text = written(kit.verdict(kit.three_sites()), tmp_path / "out")
     assert term(text, "Whose data") == (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from privet.privacy import honesty
 from privet.privacy.audit.report.judging import Standing
 from privet.privacy.audit.report.words import figure_of, terms_of
-from privet.privacy.audit.verify import SiteFinding
+from privet.privacy.audit.verify import SiteFinding, Verdict
 
 _NAMES = {row.id: f"{row.id} {row.name}" for row in honesty.assess(honesty.Facts())}
 
@@ -44,6 +44,34 @@ def trust_sentence(top: Standing) -> str:
     if top.trust == "local":
         return "Trust: local, nobody outside a site saw un-noised values."
     return f"Trust: {top.trust or 'not stated by the plan'}."
+
+
+def is_witnessed(found: Verdict) -> bool:
+    """Return whether others stand behind every entry of every ledger."""
+    return bool(found.witnessed) and all(
+        one.upto == one.entries > 0 for one in found.witnessed.values()
+    )
+
+
+def witness_phrase(found: Verdict) -> str:
+    """Return who stands behind the ledgers, and how far: it ends a sentence that begins with them."""
+    alike: dict[str, list[str]] = {}
+    for site, one in found.witnessed.items():
+        by = f" by {', '.join(one.by)}" if len(found.witnessed) < 4 else ""
+        if one.upto == 0:
+            said = "self-asserted: nobody else signed it"
+        elif one.upto == one.entries:
+            said = f"witnessed to its end{by}"
+        else:
+            said = f"witnessed up to entry {one.upto - 1} of {one.entries - 1}{by}"
+        alike.setdefault(said, []).append(site)
+    if not alike:
+        return "self-asserted: it holds no ledger"
+    if len(alike) == 1 and len(found.witnessed) > 1:
+        said = next(iter(alike)).replace("its end", "the end at every site")
+        return f"{said} (quorum {found.quorum})" if "witnessed" in said else said
+    parts = [f"{', '.join(sites)} {said}" for said, sites in alike.items()]
+    return f"{'; '.join(parts)} (quorum {found.quorum})"
 
 
 @dataclass(frozen=True)

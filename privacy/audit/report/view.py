@@ -19,7 +19,13 @@ from privet.privacy.audit.report.judging import (
     standing_in,
 )
 from privet.privacy.audit.report.reading import Case, Charge, Group, Run
-from privet.privacy.audit.report.sentences import claim_sentence, figures_sentence, trust_sentence
+from privet.privacy.audit.report.sentences import (
+    claim_sentence,
+    figures_sentence,
+    is_witnessed,
+    trust_sentence,
+    witness_phrase,
+)
 from privet.privacy.audit.verify import Fault, LogRecord, SiteFinding, Verdict
 
 MOST_FAULTS = 200
@@ -60,6 +66,8 @@ def view(case: Case, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
         "claim": overall,
         "in_words": [figures_sentence(top), claim_sentence(top)],
         "trust": trust_sentence(top),
+        "witnessed": is_witnessed(verdict),
+        "witness": witness_phrase(verdict),
         "second": known.second,
         "sizes": signing.sizes(case),
         "watched": {found.site: found for found in signing.watched(case)},
@@ -258,6 +266,8 @@ def as_json(
         "made": dict(made),
         "verified": verdict.ok,
         "roster": verdict.roster,
+        "witnessed": verdict.to_dict()["witnessed"],
+        "unfinished": verdict.to_dict()["unfinished"],
         "faults": [_fault(fault) for fault in verdict.faults],
         "notes": verdict.notes,
         "simulation": content["simulation"],
@@ -311,6 +321,7 @@ def as_json(
             for name, _, pairs in content["plans"]
         },
         "code": content["codes"],
+        "code_pinned": bool(verdict.code.pinned),
         "programs": content["software"],
         "not_proved": [title for title, _ in content["not_proved"]],
     }  # fmt: skip
