@@ -54,7 +54,7 @@ def is_witnessed(found: Verdict) -> bool:
 
 
 def witness_phrase(found: Verdict) -> str:
-    """Return who stands behind the ledgers, and how far: it ends a sentence that begins with them."""
+    """Return who stands behind the ledgers, and how far; it follows "they are"."""
     alike: dict[str, list[str]] = {}
     for site, one in found.witnessed.items():
         by = f" by {', '.join(one.by)}" if len(found.witnessed) < 4 else ""
