@@ -206,8 +206,8 @@ def _plan(tree: Tree, who: Liars, section: str, **changes: Any) -> bool:
 
 
 def plan_promises_less(tree: Tree, who: Liars) -> bool:
-    """A plan asks for an epsilon of 0.5 and costs six times as much."""
-    return _plan(tree, who, "privacy", epsilon=0.5)
+    """A plan asks for an epsilon of 0.01 and costs many times as much."""
+    return _plan(tree, who, "privacy", epsilon=0.01)
 
 
 def _delta(tree: Tree, who: Liars, value: float) -> bool:

@@ -32,7 +32,7 @@ CHANGES = {f"{change}, everywhere" for change in EVERYWHERE} | {
 ELSEWHERE = {
     "journal.round.orders[].attempt", "ledger.reserved.attempt", "ledger.refused.attempt",
     "journal.round.witnessed[].size", "plan.metrics.source", "plan.metrics.every",
-    "plan.metrics.noise_multiplier",
+    "plan.metrics.noise_multiplier", "ledger.genesis.setting",
 }  # fmt: skip
 
 

@@ -147,8 +147,8 @@ class RegisteredLog(Log):
         except (Malformed, RecursionError, TypeError) as error:
             self.fault("policy", str(error) + NEW_RULE)
             return
-        other = self.setting and (policy.setting == "site") != (self.setting == "site")
-        if policy.site != self.name or other:
+        wanted = "site" if self.setting == "site" else "simulation"
+        if policy.site != self.name or (self.setting and policy.setting != wanted):
             self.fault("policy", "the policy is of another site or setting" + NEW_RULE)
         self._policy = policy
 
