@@ -18,6 +18,9 @@ from privet.privacy.book import Book, Budget
 from privet.privacy.policy import Policy
 from privet.privacy.units import Relation, Unit
 
+LISTED_BY = "policy sha256:"
+"""Begins the name under which a plan is noted as approved that the policy lists."""
+
 
 def tidy(name: str) -> str:
     """Return a person's name as it is noted: NFKC, with single spaces, none around it.
@@ -34,17 +37,30 @@ def tidy(name: str) -> str:
 def same_person(name: str) -> str:
     """Return what all spellings of a name have in common: case and spaces do not count."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return "".join(c for c in " ".join(folded.split()) if c.isprintable())
+    seen = (c for c in " ".join(folded.split()) if c.isprintable() and not _is_ignored(c))
+    return "".join(seen)
+
+
+def _is_ignored(character: str) -> bool:
+    """Whether it shows nothing, although it counts as printable (Default_Ignorable_Code_Point)."""
+    return character in "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0" or (
+        "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    )
 
 
 def people(names: Iterable[str]) -> int:
-    """Return how many different people these names are."""
-    return len({same_person(name) for name in names})
+    """Return how many different people these names are; a policy that lists a plan is none."""
+    return len({same_person(name) for name in persons(names)} - {""})
+
+
+def persons(names: Iterable[str]) -> list[str]:
+    """Return the names of people, without that of the policy that listed the plan."""
+    return [name for name in names if not name.startswith(LISTED_BY)]
 
 
 def joined(names: Iterable[str], name: str) -> list[str]:
     """Return the names with one more person; who is among them already stays as noted."""
-    known = list(names)
+    known = persons(names)
     if same_person(name) in map(same_person, known):
         return known
     return [*known, tidy(name)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from privet.client.approval import approval_fault, how_to_open
+from privet.client.approval import LISTED_BY, approval_fault, how_to_open
 from privet.client.desk import note_policy
 from privet.common.errors import BudgetExceeded, PlanClosed
 from privet.common.order import ORDER_TYPE, Order, Status
@@ -144,4 +144,4 @@ class Guard:
             raise Refusal(Status.REFUSED_PLAN, f"plan {plan.digest}: {fault}")
         if plan.digest in self.policy.allow.plans:
             how = "listed" if self.ledger.book.setting == "site" else "simulation"
-            self.ledger.approve(plan.digest, [f"policy {self.policy.digest[:19]}"], how)
+            self.ledger.approve(plan.digest, [f"{LISTED_BY}{self.policy.digest[7:19]}"], how)

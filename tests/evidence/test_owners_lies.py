@@ -352,3 +352,96 @@ def test_many_plans_are_not_composed_one_by_one(
     answer = verdict(tmp_path, fed)
     assert answer.faults == []
     assert sum("more than 2 plans" in note for note in answer.notes) == 1
+
+
+def test_one_wrong_clock_among_witnesses_accuses_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verify_kit.Key.line
+
+    def line(self: verify_kit.Key, body: str, time: int = verify_kit.START) -> str:
+        return real(self, body, 1 if self.kind == 4 and EAST in self.name else time)
+
+    monkeypatch.setattr(verify_kit.Key, "line", line)
+    fed = Federation()
+    fed.run()
+    assert verdict(tmp_path, fed).faults == []
+
+
+def test_a_policy_that_listed_a_plan_is_no_person(tmp_path: Path) -> None:
+    """Once it lists the plan no more, people must have approved it."""
+
+    def listed(site: str, kind: str, entry: dict[str, Any]) -> None:
+        if kind == "plan-approved":
+            entry.update(how="listed", by=["policy sha256:0123456789ab"])
+
+    plan = plan_of()
+    fed = Federation(tweak=listed)
+    for site in SITES:
+        policy = fed.policy(site, "8.0", "site", plans=[digest(plan)])
+        fed.sites[site].add("policy", policy=policy)
+    fed.approve(plan)
+    for site in SITES:
+        fed.sites[site].add("policy", policy=fed.policy(site, "8.0", "site"))
+    fed.run(plan=plan)
+    assert {("policy", site) for site in SITES} <= rules(verdict(tmp_path, fed))
+
+
+def test_a_policy_dressed_up_afterwards(tmp_path: Path) -> None:
+    fed = Federation()
+    fed.run()
+    policy = fed.policy(NORTH, "1.0", "site")
+    fed.sites[NORTH].add("policy", policy=policy)
+    assert ("policy", NORTH) in rules(verdict(tmp_path, fed))
+
+
+@pytest.mark.parametrize("by", [["Ann", "Ann\ufe0f"], ["Ann", "Ann\u034f"], ["Ann", "\u3164"]])
+def test_what_shows_nothing_makes_no_second_person(tmp_path: Path, by: list[str]) -> None:
+    def lie(site: str, kind: str, entry: dict[str, Any]) -> None:
+        allowing(approvers=2)(site, kind, entry)
+        if kind == "plan-approved":
+            entry["by"] = by
+
+    fed = Federation(tweak=lie)
+    fed.run()
+    assert ("policy", NORTH) in rules(verdict(tmp_path, fed))
+
+
+def test_the_end_of_a_run_is_witnessed_also_where_something_follows(tmp_path: Path) -> None:
+    for witnessed in (True, False):
+        fed = Federation()
+        fed.run()
+        if witnessed:
+            fed.witness(fed.hub, most=fed.quorum)
+        fed.hub.add("run-opened", run="idle", plan=digest(fed.plans[0]), model=digest(b"x"),
+                    sites=list(SITES))  # fmt: skip
+        fed.hub.checkpoint([])
+        answer = verdict(tmp_path, fed)
+        assert (("witness", HUB) in rules(answer)) is not witnessed
+
+
+def test_a_flood_of_notes_is_counted(tmp_path: Path) -> None:
+    fed = Federation()
+    fed.run(rounds=1, close="failed")
+    for number in range(1100):
+        fed.hub.add("run-opened", run=f"idle-{number}", plan=digest(fed.plans[0]),
+                    model=digest(b"x"), sites=list(SITES))  # fmt: skip
+    answer = verdict(tmp_path, fed)
+    assert sum("not closed" in note for note in answer.notes) == 1
+    assert any("that no finished run accounts for" in note for note in answer.notes)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_charge_that_was_given_back_needs_no_witness(tmp_path: Path, opened: bool) -> None:
+    fed = Federation(cap="60.0")
+    fed.run()
+    log, keyid = fed.sites[NORTH], "0" * 64
+    keys = ["sha256:" + fed.order_key.hex, "sha256:" + keyid]
+    log.add("policy", policy=fed.policy(NORTH, "60.0", "site", coordinators=keys))
+    plan = fed.plans[0]
+    _, order = fed.order("elsewhere", NORTH, 1, "train", digest(plan), digest(b"x"))
+    fed.orders.pop()
+    place = fed.reserve(NORTH, order, train_event(plan), keyid=keyid)
+    log.add("aborted", reservation=place, data_opened=opened, reason="failed")
+    log.checkpoint([])
+    assert rules(verdict(tmp_path, fed)) == ({("witness", NORTH)} if opened else set())

@@ -199,7 +199,18 @@ def _rows(case: Case, ledger: Ledger) -> list[tuple[str, str]]:
     found = dig(policy, "populations")
     kept = found.items() if isinstance(found, dict) else ()
     said = "; ".join(_population(ledger.site, str(name), value) for name, value in kept)
-    return [*rows, ("Populations, with their life-time caps", said or NOT_STATED)]
+    rows.append(("Populations, with their life-time caps", said or NOT_STATED))
+    return [*_changed(ledger), *rows]
+
+
+def _changed(ledger: Ledger) -> list[tuple[str, str]]:
+    """Say where the newest policy is not the one under which everything was charged."""
+    newest = ledger.policies[-1]
+    before = sum(charge.entry.sequence < newest.sequence for charge in ledger.charges)
+    if not before:
+        return []
+    what = "all" if before == len(ledger.charges) else f"{before} of {len(ledger.charges)}"
+    return [("Changed", f"{newest.time[:10]}; {what} charges are from before, under earlier ones")]
 
 
 def _allowed(case: Case, key: str, value: Any) -> str:

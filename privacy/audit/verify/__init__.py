@@ -118,6 +118,8 @@ def verify(
     if findings.dropped:
         more = f"{findings.dropped} more {'fault is' if findings.dropped == 1 else 'faults are'}"
         findings.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
+    if findings.unlisted:
+        findings.notes.append(f"{findings.unlisted} more notes are not listed")
     return Verdict(
         not findings.faults, "pinned" if is_pinned else "unpinned", findings.faults,
         findings.notes,
@@ -141,7 +143,9 @@ def _require_witnessed(
     for log in _ledgers(reader):
         if not (log.setting == "site" if required is None else required) or log.cut:
             continue
-        first = next((n for n in log.charged if n >= log.witnessed.upto), None)
+        first = next(
+            (n for n in log.charged if n >= log.witnessed.upto and n not in log.given_back), None
+        )
         if first is not None:
             findings.fault(
                 "witness",

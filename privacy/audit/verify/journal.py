@@ -57,6 +57,7 @@ class Journal(Log):
         #: Releases that no round used, by site, run and purpose.
         self.unused: Counter[tuple[str, str, str]] = Counter()
         self._closed = False
+        self._last_done = -1
         self.receipts = array("I")
         self._own: list[tuple[int, dict[str, Any]]] = []
         self._rules: dict[str, Callable[[dict[str, Any]], None]] = {
@@ -222,6 +223,8 @@ class Journal(Log):
             self.fault("round", f"run {show(entry['run'])} is not open")
             return
         run.how = entry["how"]
+        if run.how == "done":
+            self._last_done = self._here
         if run.how == "done" and run.broken:
             self.fault("round", "a run is done, and its last round joined nothing" + NEW_RULE)
         if entry["rounds"] != run.rounds:
@@ -247,14 +250,26 @@ class Journal(Log):
                 self.case.findings.note("the end of the run, which failed, is not witnessed")
             else:
                 self.fault("witness", "the end of the run is not witnessed")
+        elif self._last_done >= self._quorum_upto():
+            self.fault("witness", "the end of a run is not witnessed" + NEW_RULE)
+        unclosed: list[str] = []
         for name, run in self.runs.items():
             if not run.how:
-                self.case.findings.note(f"run {show(name)} is not closed")
+                unclosed.append(name)
             for site, entry in self.case.run(name).without_order.items():
                 self.case.findings.fault("order", "an entry's order is missing", site, entry)
         for name in self.case.runs.keys() - self.runs.keys():
             self.case.findings.note(f"run {show(name)} is of no journal here: not checked")
+        if unclosed:
+            more = f" and {len(unclosed) - 1} more" if len(unclosed) > 1 else ""
+            verb = "are" if more else "is"
+            self.case.findings.note(f"run {show(unclosed[0])}{more} {verb} not closed")
         self._check_orders()
+
+    def _quorum_upto(self) -> int:
+        """Return how many entries stand under a head with as many cosigners as the roster asks."""
+        held = [n for n, head in self.heads.items() if self.case.quorum(head.cosigners, self.name)]
+        return max(held, default=0)
 
     def _check_orders(self) -> None:
         orders = self.case.orders

@@ -116,14 +116,14 @@ def verified(body: str, signature: Signature, key: Key) -> bool:
 class Checkpoint:
     """The signed head of a log, with every signature that was verified, by (name, id).
 
-    ``cosigned``: the earliest time that a cosignature states, in seconds since 1970, or None.
+    ``cosigned``: the times that the cosignatures state, in seconds since 1970.
     """
 
     origin: str
     size: int
     root: bytes
     signers: tuple[tuple[str, bytes], ...] = ()
-    cosigned: int | None = None
+    cosigned: tuple[int, ...] = ()
 
 
 def read_checkpoint(body: str) -> Checkpoint:
@@ -163,8 +163,7 @@ def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], Key]) -> Checkpo
             times.append(int.from_bytes(line.data[:8], "big"))
     if seen != sorted(seen, key=lambda signer: (signer[0] != head.origin, signer)):
         raise Unsigned("the signatures are not in order: the log's own, then by name")
-    earliest = min(times, default=None)
-    return Checkpoint(head.origin, head.size, head.root, tuple(seen), earliest)
+    return Checkpoint(head.origin, head.size, head.root, tuple(seen), tuple(times))
 
 
 def read_proof(text: str) -> tuple[int, list[bytes], str]:

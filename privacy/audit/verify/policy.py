@@ -24,12 +24,20 @@ def _object(value: Any, what: str) -> dict[str, Any]:
 def same_person(name: str) -> str:
     """Return what all spellings of a name have in common: case, blanks and form do not count."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
-    return "".join(c for c in " ".join(folded.split()) if c.isprintable())
+    seen = (c for c in " ".join(folded.split()) if c.isprintable() and not _is_ignored(c))
+    return "".join(seen)
+
+
+def _is_ignored(character: str) -> bool:
+    """Whether it shows nothing, although it counts as printable (Default_Ignorable_Code_Point)."""
+    return character in "\u034f\u115f\u1160\u17b4\u17b5\u3164\uffa0" or (
+        "\ufe00" <= character <= "\ufe0f" or "\U000e0100" <= character <= "\U000e01ef"
+    )
 
 
 def people(names: Iterable[str]) -> int:
-    """Return how many different people these names are."""
-    return len({same_person(name) for name in names})
+    """Return how many different people these names are; what shows nothing is nobody."""
+    return len({same_person(name) for name in names} - {""})
 
 
 class SitePolicy:

@@ -129,7 +129,8 @@ class RegisteredLog(Log):
         self._data_sets[name], self._disjoint[name] = population, entry["disjoint"]
 
     def _plan_approved(self, entry: dict[str, Any]) -> None:
-        self._approved[entry["plan"]] = entry["by"]
+        # A policy that lists the plan is no person.
+        self._approved[entry["plan"]] = entry["by"] if entry["how"] == "manual" else []
         self.case.referred.add(entry["plan"])
         if entry["how"] != "manual" and self._policy and not self._policy.lists(entry["plan"]):
             message = "a plan is approved as one that the policy lists, and it does not"
@@ -150,6 +151,10 @@ class RegisteredLog(Log):
         wanted = "site" if self.setting == "site" else "simulation"
         if policy.site != self.name or (self.setting and policy.setting != wanted):
             self.fault("policy", "the policy is of another site or setting" + NEW_RULE)
+        for name, population in self.populations.items():
+            if name in policy.populations and not policy.registers(name, population.said):
+                message = f"the policy has other terms for population {show(name)}"
+                self.fault("policy", message + NEW_RULE)
         self._policy = policy
 
     def _budget_closed(self, entry: dict[str, Any]) -> None:

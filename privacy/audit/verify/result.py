@@ -203,7 +203,7 @@ class Findings:
         self.code = CodeFinding(frozenset(pinned_code))
         self.faults: list[Fault] = []
         self.notes: list[str] = []
-        self.dropped = 0
+        self.dropped = self.unlisted = 0
 
     def fault(self, rule: str, message: str, site: str | None = None, entry: int | None = None,
               ) -> None:  # fmt: skip
@@ -217,6 +217,8 @@ class Findings:
         """Add a note."""
         if len(self.notes) < MAX_FAULTS:
             self.notes.append(text)
+        else:
+            self.unlisted += 1
 
 
 def show(value: object, limit: int = 80) -> str:

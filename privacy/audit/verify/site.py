@@ -54,9 +54,11 @@ class Ledger(RegisteredLog):
         self._begun: dict[str, tuple[str, str, str]] = {}
         #: The entries that charge a population.
         self.charged = array("q")
-        #: Releases by population, run, purpose and event.
-        self.released: Counter[tuple[str, str, str, Event]] = Counter()
-        self._elsewhere = self._given_back = 0
+        #: Releases by population, run (None: no order of it is here), purpose and event.
+        self.released: Counter[tuple[str, str | None, str, Event]] = Counter()
+        self._elsewhere = 0
+        #: Reservations whose charge was given back.
+        self.given_back: set[int] = set()
         self._gate_before = 0
         self._other_code: set[tuple[str, str]] = set()
         self._open: dict[int, Reservation] = {}
@@ -261,7 +263,9 @@ class Ledger(RegisteredLog):
         if not found.charge.event.covers(event):
             self.fault("event", "the event that ran is not the reserved one, or more of it")
         name = "" if found.population is None else found.population.name
-        self.released[name, found.charge.run, purpose, event] += 1
+        # What another coordinator asked for, no journal here can account for.
+        run = found.charge.run if found.index != NONE else None
+        self.released[name, run, purpose, event] += 1
         if event.mechanism != NON_PRIVATE and not reproducible:
             self._check_once(digest)
         if found.index != NONE:
@@ -284,7 +288,8 @@ class Ledger(RegisteredLog):
         if reason == "does-not-fit" and not data_opened:
             message = "what ran is said not to fit its reservation, and no data to be opened"
             self.fault("reservation", message + NEW_RULE)
-        self._given_back += not data_opened
+        if not data_opened:
+            self.given_back.add(reservation)
         if not data_opened and found.population is not None:
             found.population.budget.add(self._here, found.charge, -1)
 
@@ -306,10 +311,10 @@ class Ledger(RegisteredLog):
                 " it was before it had integer weights: epsilon holds in real arithmetic only, the"
                 " low bits of those tables may tell more (H15)"
             )
-        if self._given_back:
-            verb = "was" if self._given_back == 1 else "were"
+        if returned := len(self.given_back):
+            verb = "was" if returned == 1 else "were"
             self.case.findings.note(
-                f"{self.name}: {count(self._given_back, 'charge')} {verb} given back, on its word"
+                f"{self.name}: {count(returned, 'charge')} {verb} given back, on its word"
                 " that no record had been read"
             )
         if self._open and not self.cut:
