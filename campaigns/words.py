@@ -130,6 +130,8 @@ WORDS: dict[str, Word] = {
               "ledger.policy.policy", "ledger.policy.policy.allow.**",
               "ledger.policy.policy.populations", "ledger.policy.policy.populations.*",
               "ledger.policy.policy.data", "ledger.policy.policy.data.*"),
+    **_signer("how many parameters were trained stands in no bundle; the site checks it",
+              "ledger.policy.policy.allow.max_parameters"),
     **_signer("its own budget, for the life of the population; the policy says the same",
               "ledger.population.epsilon", "ledger.population.max_records",
               "ledger.policy.policy.populations.*.epsilon",
