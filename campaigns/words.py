@@ -112,7 +112,7 @@ WORDS: dict[str, Word] = {
     **_signer("what a program says of itself", "ledger.genesis.software",
               "journal.genesis.software"),
     **_signer("whether the app of a simulation came in a bundle; that a real site's policy says"
-              " `site` is checked", "ledger.genesis.setting"),
+              " `site` is checked", "ledger.genesis.setting", "ledger.policy.policy.setting"),
     **_signer("whether its runs are real; that a site's policy says the same is checked",
               "journal.genesis.setting"),
     **_signer("which key may follow a lost one is the owner's choice", "ledger.genesis.recovery",

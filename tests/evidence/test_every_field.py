@@ -33,6 +33,7 @@ ELSEWHERE = {
     "journal.round.orders[].attempt", "ledger.reserved.attempt", "ledger.refused.attempt",
     "journal.round.witnessed[].size", "plan.metrics.source", "plan.metrics.every",
     "plan.metrics.noise_multiplier", "ledger.genesis.setting",
+    "ledger.policy.policy.setting",
 }  # fmt: skip
 
 

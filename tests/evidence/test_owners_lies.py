@@ -445,3 +445,20 @@ def test_a_charge_that_was_given_back_needs_no_witness(tmp_path: Path, opened: b
     log.add("aborted", reservation=place, data_opened=opened, reason="failed")
     log.checkpoint([])
     assert rules(verdict(tmp_path, fed)) == ({("witness", NORTH)} if opened else set())
+
+
+def test_a_real_site_that_calls_itself_a_simulation_is_held_to_its_witnesses(
+    tmp_path: Path,
+) -> None:
+    def lie(site: str, kind: str, entry: dict[str, Any]) -> None:
+        if (site, kind) == (NORTH, "genesis"):
+            entry["setting"] = "simulation"
+        if (site, kind) == (NORTH, "policy"):
+            entry["policy"]["setting"] = "simulation"
+
+    fed = Federation(tweak=lie, journal=False)
+    fed.run()
+    fed.alone = {NORTH}
+    answer = verdict(tmp_path, fed)
+    assert rules(answer) == {("witness", NORTH)}
+    assert any("its ledger says that it is of a simulation" in note for note in answer.notes)

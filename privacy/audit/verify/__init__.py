@@ -140,8 +140,15 @@ def _require_witnessed(
     reader: BundleReader | None, required: bool | None, findings: Findings
 ) -> None:
     """Fault charges that only their own site's word stands behind."""
-    for log in _ledgers(reader):
-        if not (log.setting == "site" if required is None else required) or log.cut:
+    ledgers = _ledgers(reader)
+    real = any(log.setting == "site" for log in ledgers)
+    for log in ledgers:
+        if real and log.setting not in ("site", ""):
+            findings.note(
+                f"{log.name}: its ledger says that it is of a simulation, and others here are of"
+                " real sites"
+            )
+        if not (real if required is None else required) or log.cut:
             continue
         first = next(
             (n for n in log.charged if n >= log.witnessed.upto and n not in log.given_back), None
