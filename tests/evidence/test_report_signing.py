@@ -137,7 +137,9 @@ def test_a_policy_is_a_table_of_what_it_allows(tmp_path: Path) -> None:
         "privet.orders/centre/0+00+" + b64encode(b"\x01" + KEY).decode()
     )
     (_, rows), (others, bare) = signing.policies(case_of(found))
-    assert dict(rows) == {
+    # It is newer than what was charged, and says so first.
+    assert rows[0] == ("Changed", "2026-03-04; all charges are from before, under earlier ones")
+    assert dict(rows[1:]) == {
         "Tasks": "tabular",
         "Models": "any",
         "Rounds of a plan, at most": "200",
