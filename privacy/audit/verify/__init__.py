@@ -82,7 +82,7 @@ def verify(
         path: the bundle.
         roster: a roster obtained out of band; without it the keys are only the bundle's word.
         require_witnessed: whether a charge that no quorum of others witnessed is a fault; None:
-            it is one in the ledgers of real sites, and none in those of a simulation.
+            it is one as soon as a ledger here is a real site's, and none in a simulation.
         code: digests of the code that may have run, obtained out of band; none: any, on the
             sites' word.
         keep: return the readable parts in ``Verdict.record``; memory then grows with the bundle.

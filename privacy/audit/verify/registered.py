@@ -86,7 +86,7 @@ class RegisteredLog(Log):
             elif owner is not None and not self._policy.has(data_set, owner.name):
                 found = f"the policy has data set {show(data_set)} as another one"
             elif self._disjoint.get(data_set):
-                said = self._policy.data[data_set][1]
+                said = self._policy.data.get(data_set, (None, None))[1]
                 if said != self._disjoint[data_set]:
                     found = f"the policy says otherwise why {show(data_set)} is disjoint"
             self._refusals[asked] = found

@@ -14,7 +14,7 @@ RULES = (
 )  # fmt: skip
 
 #: Ends the message of a fault that older verifiers did not find.
-NEW_RULE = " (a rule since December 2026: earlier software was not held to it)"
+NEW_RULE = " (a rule since November 2026: earlier software was not held to it)"
 
 #: After this many faults no more are listed.
 MAX_FAULTS = 1000
