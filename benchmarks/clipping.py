@@ -34,8 +34,8 @@ import torch
 from harness import Row, finish, parser, row, tell
 from torch import Tensor
 
-from privet.privacy.clipping import GradientEngine
-from privet.privacy.noise import Stream
+from privet.privacy.mechanism.clipping import GradientEngine
+from privet.privacy.mechanism.noise import Stream
 
 OURS, PLAIN, VMAP = "bookkeeping", "plain", "vmap"
 PEERS = ("opacus-hooks", "opacus-ghost", "functorch", VMAP)

@@ -34,24 +34,24 @@ import torch
 from harness import Row, finish, parser, row, tell
 
 from privet.client.site import Site
-from privet.client.trainer import Trainer
-from privet.client.workbench import workbench
+from privet.client.training.model_runtime import model_runtime
+from privet.client.training.trainer import Trainer
 from privet.common.flat import digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.privacy.book import Reservation
-from privet.privacy.ledger import Request
-from privet.privacy.statement import Entry
-from privet.simulations.parties import Parties
+from privet.privacy.evidence.ledger import Request
+from privet.privacy.evidence.ledger_state import Reservation
+from privet.privacy.evidence.statement import Entry
+from privet.simulations.federation import SimulatedFederation
 from privet.simulations.planning import resolve
-from privet.simulations.records import Records
+from privet.simulations.records import SiteRecords
 from privet.simulations.starter import write_starter
 
 ROUNDS = 4
 
 
-def prepare(folder: Path) -> tuple[Plan, Records]:
+def prepare(folder: Path) -> tuple[Plan, SiteRecords]:
     """Return a plan and its records, with model and self-test warm in this process."""
     torch.set_num_threads(1)
     write_starter(folder / "plan")
@@ -59,9 +59,9 @@ def prepare(folder: Path) -> tuple[Plan, Records]:
         training={"rounds": ROUNDS, "max_attempts": 100}, metrics={"source": "gate"}, threads=1
     )
     plan = resolve(plan)
-    records = Records(plan, None, folder / "plan")
+    records = SiteRecords(plan, None, folder / "plan")
     records.parts()
-    _ = workbench(plan).self_tests
+    _ = model_runtime(plan).self_tests
     return plan, records
 
 
@@ -70,8 +70,8 @@ class TellingSite(Site):
 
     pipe = -1
 
-    def _reserve(self, request: Request) -> Reservation:
-        reservation = super()._reserve(request)
+    def _debit(self, request: Request) -> Reservation:
+        reservation = super()._debit(request)
         _say(self.pipe, {"reserved": reservation.number, "slot": reservation.slot})
         return reservation
 
@@ -79,10 +79,10 @@ class TellingSite(Site):
 class Trial:
     """One site with its coordinator's orders."""
 
-    def __init__(self, plan: Plan, records: Records, folder: Path) -> None:
+    def __init__(self, plan: Plan, records: SiteRecords, folder: Path) -> None:
         self.plan, self.records = plan, records
         # Room for broken attempts: their charges stay.
-        self.parties = Parties(plan, folder, cap=100.0)
+        self.parties = SimulatedFederation(plan, folder, cap=100.0)
         roster = self.parties.found()
         self.model = initial_model(plan)
         journal = self.parties.recorder(roster).journal
@@ -277,7 +277,7 @@ def main() -> None:
 
 
 def full_disks(
-    plan: Plan, records: Records, place: Path, count: int, rng: random.Random
+    plan: Plan, records: SiteRecords, place: Path, count: int, rng: random.Random
 ) -> Iterator[tuple[int, Counter[str]]]:
     """Yield, for each of ``count`` runs on a full disk, whether it failed and what was found."""
     place.mkdir()

@@ -48,13 +48,13 @@ class Bench:
     """A ledger with one plan of many rounds, and its keys."""
 
     def __init__(self, folder: Path, rounds: int, noise: float = 20.0) -> None:
-        from privet.privacy.book import Budget
-        from privet.privacy.keys import FileSigner
-        from privet.privacy.ledger import Ledger
-        from privet.privacy.program import training_event
-        from privet.privacy.roster import Coordinator, Member, Roster
-        from privet.privacy.signed_note import COSIGN, Key, key_name
-        from privet.privacy.units import Relation, Unit
+        from privet.privacy.accounting.plan_events import training_event
+        from privet.privacy.accounting.units import Relation, Unit
+        from privet.privacy.evidence.keys import FileSigner
+        from privet.privacy.evidence.ledger import Ledger
+        from privet.privacy.evidence.ledger_state import Budget
+        from privet.privacy.evidence.roster import CoordinatorKeys, Member, Roster
+        from privet.privacy.evidence.signed_note import COSIGN, Key, key_name
 
         def key(kind: str, name: str, type_: int = 1) -> Key:
             public = FileSigner.generate().public
@@ -73,7 +73,7 @@ class Bench:
         self.ledger.set_policy(self._policy())
         self.ledger.keep("plan", self.plan.digest, self.plan.to_dict())
         self.ledger.approve(self.plan.digest, ["somebody"], "manual")
-        chief = Coordinator(
+        chief = CoordinatorKeys(
             "coordinator", key("journal", "coordinator"), self.orders,
             key("witness", "coordinator", COSIGN),
         )  # fmt: skip
@@ -100,7 +100,7 @@ class Bench:
     def release(self, number: int) -> None:
         """Reserve and commit one release."""
         from privet.common.order import Order
-        from privet.privacy.ledger import Request
+        from privet.privacy.evidence.ledger import Request
 
         order = Order("run", "site", number, 1, "train", self.plan.digest, "sha256:" + "0" * 64,
                       ("w",), self.keyid)  # fmt: skip
@@ -137,7 +137,7 @@ def decisions(folder: Path) -> list[Row]:
     import dp_accounting as dp
     from dp_accounting import pld
 
-    from privet.privacy.events import Repeated
+    from privet.privacy.accounting.events import Repeated
 
     bench = Bench(folder, 10_000)
     with bench.ledger.log.writing():
@@ -182,7 +182,7 @@ def _first_decision(folder: Path) -> float:
     bench = Bench.__new__(Bench)
     bench.plan = plan_of(10_000)
     bench.ledger, bench.keyid = _opened(folder), (folder / "keyid").read_text()
-    from privet.privacy.program import training_event
+    from privet.privacy.accounting.plan_events import training_event
 
     bench.event = training_event(bench.plan)
     return _timed(lambda: bench.release(1_031))
@@ -194,8 +194,8 @@ def _record(folder: Path) -> float:
 
 
 def _opened(folder: Path):  # type: ignore[no-untyped-def]
-    from privet.privacy.keys import FileSigner
-    from privet.privacy.ledger import Ledger
+    from privet.privacy.evidence.keys import FileSigner
+    from privet.privacy.evidence.ledger import Ledger
 
     return Ledger(folder, FileSigner.load(folder / "ledger.pem", None), "site")
 
@@ -241,7 +241,7 @@ def verification(folder: Path, entries: int) -> list[Row]:
     """Verify one log of ``entries`` entries."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-    from privet.privacy.statement import pae
+    from privet.privacy.evidence.statement import pae
 
     bench, path = _bundle(folder, entries)
     tell("verifying")
@@ -302,8 +302,8 @@ class _NoText:
 
 def proof_size(folder: Path) -> list[Row]:
     """The size of an offline proof in a log of a million entries, with eight cosignatures."""
-    from privet.privacy.keys import FileSigner
-    from privet.privacy.signed_note import COSIGN, Checkpoint, Key, key_name, proof_text
+    from privet.privacy.evidence.keys import FileSigner
+    from privet.privacy.evidence.signed_note import COSIGN, Checkpoint, Key, key_name, proof_text
 
     signer = FileSigner.generate()
     key = Key(key_name("ledger", "site", signer.public), signer.public)

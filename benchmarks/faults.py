@@ -154,8 +154,8 @@ def judge(town: Town, rounds: int) -> tuple[int, int, int]:
     """Verify all ledgers; return faults, broken attempts and charges that nothing explains."""
     from privet.privacy.audit.bundle import write_bundle
     from privet.privacy.audit.verify import verify
-    from privet.privacy.statement import Entry
-    from privet.privacy.store import Store
+    from privet.privacy.evidence.statement import Entry
+    from privet.privacy.evidence.store import Store
 
     folder = town.federation.folder / "runs" / "run"
     out = town.folder / "run.bundle"

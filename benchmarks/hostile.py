@@ -72,12 +72,12 @@ class Camp:
     """A federation in a folder, its coordinator and honest sites as processes, and intruders."""
 
     def __init__(self, folder: Path, fault: str = "", patience: float = 60.0) -> None:
-        from privet.server.federation import Federation
+        from privet.server.membership.registry import MemberRegistry
 
         self.folder, self.patience = folder, patience
         self.link, self.door = _free_port(), _free_port()
         address, enrolment = f"127.0.0.1:{self.link}", f"127.0.0.1:{self.door}"
-        self.federation = Federation.found(folder / "hub", "hub", address, enrolment)
+        self.federation = MemberRegistry.found(folder / "hub", "hub", address, enrolment)
         self.tokens: dict[str, str] = {}
         pairs = {name: self._admit(name) for name in (*HONEST, HOSTILE, IDLER, "Eve")}
         for name in HONEST:
@@ -106,6 +106,7 @@ class Camp:
         home = self.folder / name
         home.mkdir()
         (home / "link.pem").write_bytes(pem)
+        (home / "link.key").touch(mode=0o600)
         (home / "link.key").write_bytes(key)
         (home / "authority.pem").write_bytes(
             (self.federation.folder / "authority.pem").read_bytes()
@@ -114,9 +115,9 @@ class Camp:
     def _contexts(self, pairs: dict[str, tuple[bytes, bytes]]) -> dict[str, ssl.SSLContext]:
         """Return who may pose as what, in TLS."""
         from privet.common.link.identity import request
-        from privet.server.certificates import Authority
+        from privet.server.membership.certificates import Authority
 
-        ours, other = self.federation._authority(), Authority.found("hub")
+        ours, other = self.federation.authorities.load(), Authority.found("hub")
         asked, key = request("Honest 1")
         hub = self.federation.folder
         found = {
@@ -170,7 +171,7 @@ class Camp:
 
     def newcomer_enrols(self) -> bool:
         """Come in by the honest way, once the door was under attack."""
-        from privet.client.join import Join, enrol
+        from privet.client.link.join import Join, enrol
 
         path = self.folder / "join.json"
         path.write_text(json.dumps(self.newcomer))
@@ -433,8 +434,8 @@ def _free_port() -> int:
 
 
 def _vkeys(site: str) -> tuple[str, str]:
-    from privet.privacy.keys import FileSigner
-    from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
+    from privet.privacy.evidence.keys import FileSigner
+    from privet.privacy.evidence.signed_note import COSIGN, SIGN, Key, key_name
 
     found = []
     for name, type_ in (("ledger", SIGN), ("witness", COSIGN)):

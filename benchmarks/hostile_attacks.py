@@ -49,6 +49,9 @@ METHODS = ("Attend", "Download", "Status", "Upload")
 GONE = {"closed", "alert", "reset", "ended"}
 REFUSED = GONE | {"status 3", "status 8"}
 """Malformed, or too much; or the connection ended."""
+REPLACED = "status 10"
+"""A newer stream of the member, by another lane, ended this one."""
+ENDED = {"status 0", REPLACED}
 
 
 @dataclass
@@ -443,7 +446,7 @@ def odd_headers(lane: Lane) -> Iterator[str]:
     yield word(lane.member().call(LINK + "Status", message(b""), more=more, seconds=1))
 
 
-@kind("member", REFUSED | {"status 9", "status 0"}, 8)
+@kind("member", REFUSED | {"status 9", *ENDED}, 8)
 def wrong_words(lane: Lane) -> Iterator[str]:
     """Other versions, Hello twice, no Hello, nothing."""
     chance, call = lane.chance, lane.member()
@@ -459,7 +462,7 @@ def wrong_words(lane: Lane) -> Iterator[str]:
     yield f"status {answer.status}" if answer.status is not None else word(answer)
 
 
-@kind("member", REFUSED | {"status 0"}, 12)
+@kind("member", REFUSED | ENDED, 12)
 def answers_to_others(lane: Lane) -> Iterator[str]:
     """Answers to parcels of others, or to nothing, again and again."""
     chance, call = lane.chance, lane.member()
@@ -473,7 +476,7 @@ def answers_to_others(lane: Lane) -> Iterator[str]:
         yield f"status {answer.status}" if answer.status is not None else word(answer)
 
 
-@kind("member", REFUSED | {"status 0"}, 16)
+@kind("member", REFUSED | ENDED, 16)
 def wrong_numbers(lane: Lane) -> Iterator[str]:
     """Answers whose numbers have another digest, length or shape than they say."""
     chance = lane.chance
@@ -697,7 +700,7 @@ def half_open(lane: Lane) -> Iterator[str]:
     lane.arena.hold(call)
 
 
-@kind("member", REFUSED | {"data"}, 6)
+@kind("member", REFUSED | {"data", REPLACED}, 6)
 def comes_and_goes(lane: Lane) -> Iterator[str]:
     """attends, is welcomed, and is gone without a word."""
     lane.drop()

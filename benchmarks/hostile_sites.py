@@ -31,14 +31,14 @@ class Estate:
     """A federation's folder whose keys the hostile coordinator has, and a site's folder."""
 
     def __init__(self, folder: Path) -> None:
-        from privet.client.desk import make_site
-        from privet.client.join import Join, keep
-        from privet.client.start import LINK
+        from privet.client.link.coordinators import LINK
+        from privet.client.link.join import Join, keep
+        from privet.client.operator.decisions import make_site
         from privet.common.link.identity import request
         from privet.common.plan import Plan
-        from privet.privacy.keys import FileSigner
-        from privet.privacy.signed_note import COSIGN, Key, key_name
-        from privet.server.federation import Federation
+        from privet.privacy.evidence.keys import FileSigner
+        from privet.privacy.evidence.signed_note import COSIGN, Key, key_name
+        from privet.server.membership.registry import MemberRegistry
 
         self.plan = Plan.parse(
             {
@@ -52,7 +52,7 @@ class Estate:
             }
         )  # fmt: skip
         self.home, hub = folder / SITE, folder / "hub"
-        self.federation = Federation.found(hub, "hub", "127.0.0.1:1", "127.0.0.1:2")
+        self.federation = MemberRegistry.found(hub, "hub", "127.0.0.1:1", "127.0.0.1:2")
         make_site(self.home, SITE, None)
         vkeys = []
         for kind, type_ in (("ledger", 1), ("witness", COSIGN)):
@@ -61,6 +61,7 @@ class Estate:
         invitation = self.federation.invite(SITE)
         asked, key = request(SITE)
         (self.home / LINK).mkdir()
+        (self.home / LINK / "link.key").touch(mode=0o600)
         (self.home / LINK / "link.key").write_bytes(key)
         pem = self.federation.enrol(SITE, invitation["token"], asked, *vkeys)
         self.pem = (hub / "server.key").read_bytes(), (hub / "server.pem").read_bytes()
@@ -78,7 +79,7 @@ class Estate:
 
     def settle(self, port: int) -> None:
         """Write the site's join file and policy, once the port is known."""
-        from privet.client.start import LINK
+        from privet.client.link.coordinators import LINK
 
         path = self.home / "join.json"
         path.write_text(json.dumps({**self._invitation, "address": f"127.0.0.1:{port}"}))
@@ -99,8 +100,8 @@ class Estate:
 
     def entries(self) -> Counter[str]:
         """Return how many entries of each kind the site's ledger has."""
-        from privet.privacy.statement import Entry
-        from privet.privacy.store import Store
+        from privet.privacy.evidence.statement import Entry
+        from privet.privacy.evidence.store import Store
 
         store = Store(self.home / "ledger" / "ledger.db")
         found = Counter(Entry.read(leaf).kind for leaf in store.leaves())

@@ -47,13 +47,13 @@ def _tidy(*_: Any) -> None:
 
 def coordinator(folder: str, link: str, enrolment: str, patience: str, fault: str) -> None:
     """Serve a federation, and post parcels to its members."""
-    from privet.server.federation import Federation
-    from privet.server.office import Office
+    from privet.server.coordinator import Coordinator
+    from privet.server.membership.registry import MemberRegistry
 
     logging.basicConfig(level=logging.INFO)
-    federation = Federation.load(Path(folder))
+    federation = MemberRegistry.load(Path(folder))
     _plant(fault)
-    office = Office(federation, link=link, enrolment=enrolment)
+    office = Coordinator(federation, link=link, enrolment=enrolment)
     office.hub._patience = float(patience)
     signal.signal(signal.SIGTERM, lambda *_: office.stopped.set())
     posting = threading.Thread(target=_post, args=(office, Path(folder)), daemon=True)
@@ -66,7 +66,7 @@ def _post(office: Any, folder: Path) -> None:
 
     from privet.common.canonical import write_json
 
-    hub, said, wrong = office.hub, Counter[str](), 0
+    server, said, wrong = office.hub, Counter[str](), 0
     while not office.port:
         time.sleep(0.05)
     large = {"w": np.arange(1 << 19, dtype="<f4")}
@@ -80,7 +80,7 @@ def _post(office: Any, folder: Path) -> None:
                 number += 1
                 with_numbers = number % 8 == 0
                 words = json.dumps({"number": number}).encode()
-                post = hub.post(site, "ping", "", words, large if with_numbers else {})
+                post = server.post(site, "ping", "", words, large if with_numbers else {})
                 mine[f"{site}/{post[0]}/{number}"] = (post[1], with_numbers, now)
                 said["asked"] += 1
         for key, (answer, with_numbers, since) in list(mine.items()):
@@ -95,24 +95,24 @@ def _post(office: Any, folder: Path) -> None:
                 wrong += not right
             elif now - since > _WAIT:
                 del mine[key]
-                hub.withdraw(key.split("/")[1])
+                server.withdraw(key.split("/")[1])
                 said["lost"] += 1
         gap = max(gap, now - last)
         for post_id, (answer, since) in list(bait.items()):
             if answer.done() or now - since > 3:
-                hub.withdraw(post_id)
+                server.withdraw(post_id)
                 del bait[post_id]
         while len(bait) < 5:
             arrays = large if len(bait) % 2 else {}
             whom = IDLER if len(bait) == 3 else HOSTILE
-            post_id, answer = hub.post(whom, "train", "1", b"{}", arrays)
+            post_id, answer = server.post(whom, "train", "1", b"{}", arrays)
             bait[post_id] = (answer, now)
         with suppress(OSError):
             write_json(
                 folder / STATUS,
                 {
                     **said, "wrong": wrong, "gap": gap, "open": [k.split("/")[1] for k in mine],
-                    "bait": list(bait), "present": sorted(hub.present()), "time": time.time(),
+                    "bait": list(bait), "present": sorted(server.present()), "time": time.time(),
                 },
             )  # fmt: skip
 
@@ -120,11 +120,11 @@ def _post(office: Any, folder: Path) -> None:
 def _plant(fault: str) -> None:
     """Plant a fault, for the tests of the campaign itself; it is there after a few seconds."""
     from privet.common.link import link_pb2 as pb
-    from privet.server import hub, service
+    from privet.server.link import server, service
 
     kept: list[bytes] = []
     begun = time.monotonic()
-    member, answered = service.Service._member, hub.Hub.answered
+    member, answered = service.Service._member, server.LinkServer.answered
 
     def planted(self: Any, context: Any) -> Any:
         if fault == "leak":
@@ -138,8 +138,8 @@ def _plant(fault: str) -> None:
             try:
                 with member(self, context) as call:
                     await serve(call, context)
-            except service.CallFault:
-                await service.Line(context, pb.Want).write(pb.Held(offset=1), 5)
+            except service.RpcAbort:
+                await service.MessageStream(context, pb.Want).write(pb.Held(offset=1), 5)
 
         return served
 
@@ -152,7 +152,7 @@ def _plant(fault: str) -> None:
     elif fault == "tells":
         service.Service._for_members = telling  # type: ignore[method-assign]
     elif fault == "unanswered":
-        hub.Hub.answered = nothing  # type: ignore[method-assign]
+        server.LinkServer.answered = nothing  # type: ignore[method-assign]
     elif fault == "dies":
         threading.Timer(_LATE, lambda: os.kill(os.getpid(), signal.SIGKILL)).start()
     elif fault:
@@ -175,10 +175,10 @@ async def _honest(folder: Path, link: str) -> None:
 async def _one(home: Path, link: str) -> None:
     import grpc
 
-    from privet.client import dial
+    from privet.client.link import dial
 
-    def answer(asked: dial.Asked) -> dial.Told:
-        return dial.Told(asked.records, {name: a + 1 for name, a in asked.arrays.items()})
+    def answer(asked: dial.LinkRequest) -> dial.LinkResponse:
+        return dial.LinkResponse(asked.records, {name: a + 1 for name, a in asked.arrays.items()})
 
     def credentials() -> grpc.ChannelCredentials:
         names = ("authority.pem", "link.key", "link.pem")
@@ -196,19 +196,20 @@ def site(policy: str, fault: str) -> None:
     """A site's client, as ``privet client start`` starts it, but quicker to dial again."""
     import torch
 
-    from privet.client import dial, start
+    from privet.client import start
+    from privet.client.link import dial
 
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO)
     dial._LONGEST = 0.5
     dial._WORD = dial._STILL = 3.0
     gate = start.make_gate(Path(policy), None)
-    dialer = start.dialer(Path(policy), gate)
+    dialer = start.dialer(gate)
     if fault == "leak":
         dial._MOST_ANSWERS, dial._MOST_WITH_NUMBERS = 1 << 30, 1 << 30
         serve, kept = dialer._serve, []
 
-        def leaking(asked: dial.Asked) -> dial.Told:
+        def leaking(asked: dial.LinkRequest) -> dial.LinkResponse:
             kept.append(b"x" * 500_000)
             return serve(asked)
 

@@ -47,7 +47,7 @@ class Ends:
 
     def __init__(self, folder: Path, size: int) -> None:
         from privet.common.link.identity import fingerprint_of, read_certificate, request
-        from privet.server.certificates import Authority
+        from privet.server.membership.certificates import Authority
 
         self.folder, self.size = folder, size
         folder.mkdir(parents=True)
@@ -87,10 +87,10 @@ class Ends:
 
 def ours(folder: Path, size: int, repeats: int) -> list[float]:
     """Return seconds for a model down and an update up at both sites, through hub and dialers."""
-    from privet.server.hub import Hub
+    from privet.server.link.server import LinkServer
 
     ends = Ends(folder, size)
-    hub = Hub("coordinator", ends.identify, folder / "spool")
+    hub = LinkServer("coordinator", ends.identify, folder / "spool")
     ends.start("site", hub.start("127.0.0.1:0", ends.credentials))
     try:
         if hub.wait_for({"North", "East"}, 120) != {"North", "East"}:
@@ -334,8 +334,8 @@ def _every(count: int, what: str) -> Callable[[int], None]:
 
 def _orders(folder: Path) -> list[dict[str, Any]]:
     """Return the orders in a coordinator's journal, with how they were answered."""
-    from privet.privacy.statement import Entry
-    from privet.privacy.store import Store
+    from privet.privacy.evidence.statement import Entry
+    from privet.privacy.evidence.store import Store
 
     return [
         order

@@ -11,14 +11,15 @@ import sys
 from pathlib import Path
 
 import privet.common.link
-from privet.client import dial, start
-from privet.client.training import Made
+from privet.client import start
+from privet.client.link import dial
+from privet.client.training.protocol import TrainerOutput
 from privet.common.flat import Arrays
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.privacy.events import Event
+from privet.privacy.accounting.events import Event
+from privet.privacy.accounting.plan_events import training_event
 from privet.privacy.policy import Policy
-from privet.privacy.program import training_event
 
 assert privet.common.link
 
@@ -48,9 +49,9 @@ class Light:
         """Return nothing: no mechanism was tested."""
         return ()
 
-    def release(self, order: Order, model: Arrays) -> Made:
+    def release(self, order: Order, model: Arrays) -> TrainerOutput:
         """Return the model as its own update."""
-        return Made(dict(model), self.event, True)
+        return TrainerOutput(dict(model), self.event, True)
 
     def committed(self, order: Order) -> None:
         """Nothing is kept for later."""
@@ -67,7 +68,7 @@ def main() -> None:
         gate.close()
         gate.training_for = Light
     try:
-        asyncio.run(start.run(start.dialer(policy, gate)))
+        asyncio.run(start.run(start.dialer(gate)))
     finally:
         gate.close()
 

@@ -24,7 +24,7 @@ import grpc  # noqa: E402
 import numpy as np  # noqa: E402
 from grpc import aio  # noqa: E402
 
-from privet.client.dial import Asked, Dialer, Told  # noqa: E402
+from privet.client.link.dial import Dialer, LinkRequest, LinkResponse  # noqa: E402
 from privet.common.flat import CHUNK  # noqa: E402
 from privet.common.link.identity import SERVER_NAME  # noqa: E402
 
@@ -138,9 +138,9 @@ def main() -> None:
         # Never the same twice in a row, and hashed each time, as the bare ones are.
         updates = [np.full(facts["size"] // 4, number, "<f4") for number in (1, 2)]
 
-        def answer(asked: Asked) -> Told:
+        def answer(asked: LinkRequest) -> LinkResponse:
             updates.reverse()
-            return Told(b"{}", {"w": updates[0]})
+            return LinkResponse(b"{}", {"w": updates[0]})
 
         work = Dialer(facts["address"], lambda: credentials, answer).run()
     try:

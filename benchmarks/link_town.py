@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 
 import privet.common.link
-from privet.client.desk import make_site
-from privet.client.join import Join
+from privet.client.link.join import Join
+from privet.client.operator.decisions import make_site
 from privet.client.start import come_in_by_file, take_certificate
 from privet.common.plan import Plan
-from privet.privacy.program import calibrated
-from privet.server.federation import Federation
+from privet.privacy.accounting.plan_events import calibrated
+from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import Run, submit
 
 assert privet.common.link
@@ -79,7 +79,7 @@ class Town:
         self.folder, self.plan, self.how = folder, plan, how
         self.names = [site.name for site in plan.sites]
         self.port = free_port()
-        self.federation = Federation.found(
+        self.federation = MemberRegistry.found(
             folder / "hub", "hub", f"127.0.0.1:{self.port}", f"127.0.0.1:{free_port()}"
         )
         for number, name in enumerate(self.names):

@@ -24,9 +24,9 @@ from harness import finish, parser, row, tell
 
 
 def _ledger(folder: Path):  # type: ignore[no-untyped-def]
-    from privet.privacy.keys import load_or_make
-    from privet.privacy.ledger import Ledger
-    from privet.privacy.witness import Witness
+    from privet.privacy.evidence.keys import load_or_make
+    from privet.privacy.evidence.ledger import Ledger
+    from privet.privacy.evidence.witness import Witness
 
     witness = Witness(folder / "witness.json", load_or_make(folder / "witness.pem", None), "site")
     signer = load_or_make(folder / "ledger.pem", None)
@@ -51,8 +51,8 @@ def racer(number: int, folder: Path, tries: int, barrier: Barrier, results) -> N
     """Reserve in each try, at the same time as the other process."""
     from privet.common.errors import BudgetExceeded
     from privet.common.order import Order
-    from privet.privacy.ledger import Request
-    from privet.privacy.program import training_event
+    from privet.privacy.accounting.plan_events import training_event
+    from privet.privacy.evidence.ledger import Request
 
     ledger, plan = _ledger(folder), _plan()
     event, won, chance = training_event(plan), Counter[int](), random.Random(number)
@@ -75,8 +75,8 @@ def main() -> None:
     options.add_argument("--tries", type=int, help="number of tries")
     arguments = options.parse_args()
     tries = arguments.tries or (200 if arguments.quick else 10_000)
-    from privet.privacy.book import Budget
-    from privet.privacy.units import Relation, Unit
+    from privet.privacy.accounting.units import Relation, Unit
+    from privet.privacy.evidence.ledger_state import Budget
 
     with tempfile.TemporaryDirectory() as name:
         folder, plan = Path(name), _plan()

@@ -236,13 +236,13 @@ def _is_leaf(line: bytes) -> bool:
 
 @functools.cache
 def _stranger():  # type: ignore[no-untyped-def]
-    from privet.privacy.keys import FileSigner
+    from privet.privacy.evidence.keys import FileSigner
 
     return FileSigner.generate()
 
 
 def _signed_again(rng: random.Random, line: bytes) -> bytes:
-    from privet.privacy.statement import Entry
+    from privet.privacy.evidence.statement import Entry
 
     entry = Entry.read(line)
     event = entry.predicate.get("event")

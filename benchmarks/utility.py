@@ -36,7 +36,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from privet.client.data.records import SiteData
-from privet.client.workbench import workbench
+from privet.client.training.model_runtime import model_runtime
 from privet.common.errors import InputError
 from privet.common.models.start import offer
 from privet.common.plan import Plan
@@ -44,7 +44,7 @@ from privet.server.snapshot import load_model
 from privet.simulations import scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.planning import adjusted
-from privet.simulations.records import Records
+from privet.simulations.records import SiteRecords
 from privet.simulations.run import train_once
 
 PARTS = ("validation", "test")
@@ -158,7 +158,7 @@ STUDIES = (
 )
 
 
-class Pooled(Records):
+class Pooled(SiteRecords):
     """All records at one site."""
 
     def site(self, name: str) -> SiteData:
@@ -255,12 +255,12 @@ class Bench:
         """Return the figures of one run."""
         plan = self.plan(study, epsilon, seed)
         if study.after is None:
-            return self._run("federated", plan, Records(plan, self.data))
+            return self._run("federated", plan, SiteRecords(plan, self.data))
         before = Study(*study.after, levels=(epsilon,))
         first = self.plan(before, None if epsilon is None else epsilon / 2, seed)
         if epsilon is not None:
             plan = adjusted(plan, epsilon=epsilon / 2)
-        return self._run("after", plan, Records(plan, self.data), first)
+        return self._run("after", plan, SiteRecords(plan, self.data), first)
 
     def pooled(self, study: Study, seed: int) -> dict[str, Any]:
         """Return the figures of the same model on pooled records, without privacy."""
@@ -278,7 +278,7 @@ class Bench:
         )  # fmt: skip
 
     def _run(
-        self, how: str, plan: Plan, records: Records, before: Plan | None = None
+        self, how: str, plan: Plan, records: SiteRecords, before: Plan | None = None
     ) -> dict[str, Any]:
         key = " ".join([how, plan.digest, *([before.digest] if before else [])])
         privacy = plan.privacy
@@ -290,12 +290,12 @@ class Bench:
         )  # fmt: skip
 
     def _train(
-        self, plan: Plan, records: Records, before: Plan | None
+        self, plan: Plan, records: SiteRecords, before: Plan | None
     ) -> dict[str, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             if before is not None:
                 first = before.changed(threads=self.threads)
-                train_once(first, Records(before, self.data), Path(folder) / "first")
+                train_once(first, SiteRecords(before, self.data), Path(folder) / "first")
                 start = offer(Path(folder) / "first" / "model" / "model.safetensors")
                 plan = plan.changed(model={"start": start})
             plan = plan.changed(threads=self.threads)
@@ -318,8 +318,8 @@ def _changed(plan: Plan, changes: tuple[tuple[str, Any], ...]) -> Plan:
 
 
 def _logistic(plan: Plan, data: Path | None) -> dict[str, dict[str, Any]]:
-    parts = Records(plan, data).parts()
-    task = workbench(plan).task
+    parts = SiteRecords(plan, data).parts()
+    task = model_runtime(plan).task
     train = task.encode(parts["train"])
     sizes = [len(values) + 1 for _, values in sorted(plan.task.categorical.items())]
 

@@ -12,7 +12,10 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from meaning import Keys
 from trial import Trial
 
+from privet.client.operator.decisions import OperatorDecisions, note_policy
 from privet.privacy.audit.bundle import write_bundle
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.officers import ssh_text
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -61,6 +64,23 @@ def simulated(folder: Path, source: str) -> Made:
     return Made(source, bundle, run / "roster-fingerprints.json", (run,))
 
 
+def _with_officer(home: Path, plan: str) -> None:
+    """Have an officer of a site approve a plan by her own key, in place of its policy's list.
+
+    The key lies elsewhere: whoever forges the site's ledger does not have it.
+    """
+    officer = FileSigner.generate()
+    path = home / "site.toml"
+    text = path.read_text().replace(f'plans = ["{plan}"]', "plans = []")
+    path.write_text(f'{text}[officers]\n"Ada" = "{ssh_text(officer.public)}"\n')
+    desk = OperatorDecisions.open(path, None)
+    note_policy(desk.policy, desk.ledger)
+    desk.approve(plan, "Ada", lambda public: officer)
+    path.write_text(f"{path.read_text()}# changed\n".replace("100000\n", "50000\n"))
+    desk = OperatorDecisions.open(path, None)
+    desk.sign_policy("Ada", lambda public: officer)
+
+
 def linked(folder: Path) -> Made:
     """Run three sites and a coordinator, each a process, for two rounds over gRPC with TLS."""
     sys.path.insert(0, str(BENCHMARKS))
@@ -69,6 +89,7 @@ def linked(folder: Path) -> Made:
     names = ["North", "East", "South"]
     metrics = {"source": "gate", "noise_multiplier": 20.0}
     town = Town(folder / "town", plan_for(names, 2, metrics=metrics))
+    _with_officer(town.folder / "North", town.plan.digest)
     try:
         run = town.submit()
         town.start_all()

@@ -9,11 +9,12 @@ from meaning import canonical, raw_of, sha
 
 #: Kinds whose subject is not the ledger: what it names, and the field with its digest.
 _SUBJECTS = {
-    "genesis": ("key", "key"), "key-rotated": ("key", "key"), "policy": ("policy", "policy"),
+    "genesis": ("key", "key"), "key-rotated": ("key", "key"), "order-key": ("key", "key"),
+    "policy": ("policy", "policy"),
     "plan-approved": ("plan", "plan"), "plan-refused": ("plan", "plan"),
     "run-opened": ("plan", "plan"), "reserved": ("order", "order"), "refused": ("order", "order"),
     "released": ("release", "digest"), "metric-released": ("release", "digest"),
-    "round": ("model", "next"), "run-closed": ("model", "model"),
+    "round": ("model", "next"), "run-closed": ("model", "model"), "run-resumed": ("model", "model"),
 }  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """The Flower ``ClientApp`` of a site.
 
 Four messages: ``query`` (which site is this?), ``query.show`` (show your log, cosign those
-of the others), ``train`` and ``evaluate`` (an order).
+of the others), ``train`` and ``evaluate`` (an order, whose release may bring what ``query.show``
+would be answered with).
 Nothing that happens here becomes a Flower error, whose text would travel to the
 coordinator: every reply is a status from the closed list.
 """
@@ -15,11 +16,12 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from privet.client.site import Asked, Site
+from privet.client.admission import Refusal
+from privet.client.site import LogQuery, Site
 from privet.common.errors import InputError
 from privet.common.flat import Arrays
-from privet.common.order import Status
-from privet.common.wire import (
+from privet.common.flower.wire import (
+    SHOW,
     claim_identity,
     decode_order,
     decode_show,
@@ -29,7 +31,8 @@ from privet.common.wire import (
     pack,
     unpack,
 )
-from privet.privacy.log import Evidence
+from privet.common.order import Order, Status
+from privet.privacy.evidence.log import Evidence
 
 _LOG = logging.getLogger("privet.client")
 """What goes wrong before a site has its own log; it stays on the site's machine."""
@@ -39,8 +42,26 @@ KINDS = ("query", "query.show", "train", "evaluate")
 SiteOf = Callable[[Context], Site]
 
 
-def create_app(site_of: SiteOf) -> ClientApp:
-    """Return the app; ``site_of`` finds the site that a Flower context stands for."""
+OnAnswer = Callable[[Order, Status], None]
+Unopened = Callable[[Order], Status]
+"""Says how an order is answered whose site could not be opened."""
+
+
+def create_app(
+    site_of: SiteOf,
+    on_answer: OnAnswer = lambda order, status: None,
+    unopened: Unopened = lambda order: Status.FAILED,
+    is_stopped: Callable[[], bool] = lambda: False,
+) -> ClientApp:
+    """Return the app.
+
+    Args:
+        site_of: finds the site that a Flower context stands for.
+        on_answer: told of each order, and of the status that it is answered with.
+        unopened: says how an order is answered where ``site_of`` raises.
+        is_stopped: says whether the site is there and its ledger is too old to take part. It
+            answers to its name then, so that it may come back in the same run.
+    """
     app = ClientApp()
 
     def query(message: Message, context: Context) -> Message:
@@ -49,6 +70,8 @@ def create_app(site_of: SiteOf) -> ClientApp:
     def _name(context: Context) -> str:
         try:
             return site_of(context).name
+        except Refusal:
+            return str(context.node_config["site"]) if is_stopped() else ""
         except Exception:
             _LOG.exception("the site could not be opened")
             return ""
@@ -56,6 +79,8 @@ def create_app(site_of: SiteOf) -> ClientApp:
     def show(message: Message, context: Context) -> Message:
         try:
             reply = site_of(context).shown(_asked(decode_show(message.content)))
+        except Refusal:
+            reply = {"status": str(Status.REFUSED_ROLLBACK if is_stopped() else Status.FAILED)}
         except Exception:
             _LOG.exception("the site's log could not be shown")
             reply = {"status": str(Status.FAILED)}
@@ -68,11 +93,17 @@ def create_app(site_of: SiteOf) -> ClientApp:
             return Message(encode_reply(_name(context), Status.FAILED), reply_to=message)
         try:
             site = site_of(context)
-        except Exception:
-            _LOG.exception("the site could not be opened")
-            return Message(encode_reply(order.site, Status.FAILED), reply_to=message)
+        except Exception as error:
+            if not isinstance(error, Refusal):  # whoever refuses has said why
+                _LOG.exception("the site could not be opened")
+            status = unopened(order)
+            on_answer(order, status)
+            return Message(encode_reply(order.site, status), reply_to=message)
         result = site.answer(order, model, head)
-        return Message(encode_reply(site.name, result.status, result.release), reply_to=message)
+        on_answer(order, result.status)
+        shown = None if result.release is None else _shown_beside(site, message.content)
+        content = encode_reply(site.name, result.status, result.release, shown)
+        return Message(content, reply_to=message)
 
     app.query()(query)
     app.query("show")(show)
@@ -108,18 +139,40 @@ def context_of(site: str) -> Context:
     )
 
 
-def _asked(value: dict[str, Any]) -> Asked:
+def _shown_beside(site: Site, content: RecordDict) -> dict[str, Any] | None:
+    """Return what an order asks about the log beside its release; None where it asks nothing.
+
+    What cannot be shown here is asked for again, in a message of its own.
+    """
+    if SHOW not in content:
+        return None
+    try:
+        return site.shown(_asked(decode_show(content)))
+    except Exception:
+        _LOG.exception("the site's log could not be shown")
+        return None
+
+
+def _asked(value: dict[str, Any]) -> LogQuery:
     """Read what a coordinator wants to see.
 
     Raises:
         InputError: if it is malformed.
     """
     try:
-        return Asked(
+        return LogQuery(
             str(value["head"]),
             tuple(int(size) for size in value["since"]),
             tuple(str(slot) for slot in value["slots"]),
             {str(k): Evidence.from_json(shown) for k, shown in value["shown"].items()},
+            _held(value.get("copy")),
+            {str(k): list(pieces) for k, pieces in value.get("keep", {}).items()},
+            None if value.get("journal") is None else dict(value["journal"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"the message asks for no log: {error!r}") from error
+
+
+def _held(value: Any) -> tuple[int, str] | None:
+    """Read how far the asker's copy of the log goes; None where it keeps none."""
+    return None if value is None else (int(value[0]), str(value[1]))

@@ -7,53 +7,60 @@ answer, which the coordinator can measure too.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from privet.client.dial import Asked, Dialer, Told
-from privet.client.standing import site_standing
+from privet.client.link.coordinators import Membership
+from privet.client.link.dial import Dialer, LinkRequest, LinkResponse
+from privet.client.link.refusals import Refusals
+from privet.client.operator.status import site_standing
 from privet.common.errors import LedgerError, PolicyError
+from privet.common.flower.wire import status_of
 from privet.common.link.identity import read_certificate
-from privet.common.metrics import counter, gauge
 from privet.common.order import Status
-from privet.common.wire import status_of
-from privet.privacy.ledger import Ledger
+from privet.common.output.metrics import counter, gauge
+from privet.privacy.evidence.ledger import Ledger
 from privet.privacy.policy import Policy
 
 _PURPOSES = ("train", "evaluate")
 _STATES = ("open", "paused", "withdrawn")
+_COORDINATOR = ("coordinator",)
 _TERMS = ("population", "delta", "unit", "relation")
 
 
 class ClientMetrics(Collector):
-    """Reads what the dialer and the ledger know, when it is asked.
+    """Reads what the dialers and the ledger know, when it is asked.
 
     Args:
-        dialer: the site's.
+        links: the site's dialers, each with its place at the coordinator.
         policy: reads the site's policy as it is now.
-        certificate: the site's, as PEM file.
     """
 
-    def __init__(self, dialer: Dialer, policy: Callable[[], Policy], certificate: Path) -> None:
-        self._dialer = dialer
+    def __init__(
+        self, links: Sequence[tuple[Membership, Dialer]], policy: Callable[[], Policy]
+    ) -> None:
+        self._links = [(one.name, one, dialer) for one, dialer in links]
         self._policy = policy
-        self._certificate = certificate
         self._orders: Counter[tuple[str, str]] = Counter()
         self._seconds = 0.0
+        self._released = 0
         self._kept: Policy | None = None
         self._ledger: Ledger | None = None
         self._known: tuple[Any, dict[str, Any]] = None, {}
-        dialer.on_answer = self._note
+        for _, dialer in links:
+            dialer.on_answer = self._note
 
-    def _note(self, asked: Asked, told: Told, seconds: float) -> None:
+    def _note(self, asked: LinkRequest, told: LinkResponse, seconds: float) -> None:
         if asked.kind in _PURPOSES:
             self._orders[asked.kind, str(status_of(told.records) or Status.FAILED)] += 1
             self._seconds += seconds
+            if status_of(told.records) == Status.RELEASED:
+                self._released = int(time.time())
 
     def collect(self) -> Iterable[Metric]:
         """Yield the figures as they are now."""
@@ -62,23 +69,29 @@ class ClientMetrics(Collector):
         yield from self._standing()
 
     def _link(self) -> Iterable[Metric]:
-        tally = self._dialer.tally
+        tallies = {name: dialer.tally for name, _, dialer in self._links}
         yield gauge(
-            "client_connected", "1 if this site attends at its coordinator.", (),
-            {(): tally.connected},
+            "client_connected", "1 if this site attends at the coordinator.", _COORDINATOR,
+            {(name,): tally.connected for name, tally in tallies.items()},
         )  # fmt: skip
         yield counter(
-            "client_streams", "Streams that were begun; all but the first are reconnects.", (),
-            {(): tally.streams},
+            "client_streams", "Streams that were begun; all but the first are reconnects.",
+            _COORDINATOR, {(name,): tally.streams for name, tally in tallies.items()},
         )  # fmt: skip
         yield counter(
-            "client_bytes", "Bytes of messages, before gRPC and TLS add theirs.", ("direction",),
-            {("received",): tally.received, ("sent",): tally.sent},
+            "client_bytes", "Bytes of messages, before gRPC and TLS add theirs.",
+            (*_COORDINATOR, "direction"),
+            {(name, way): getattr(tally, way)
+             for name, tally in tallies.items() for way in ("received", "sent")},
         )  # fmt: skip
-        certificate = read_certificate(self._certificate.read_bytes())
+        files = {name: place.link / "link.pem" for name, place, _ in self._links}
+        ends: dict[tuple[str, ...], float] = {
+            (name,): read_certificate(path.read_bytes()).not_valid_after_utc.timestamp()
+            for name, path in files.items()
+        }
         yield gauge(
-            "client_certificate_expiry_timestamp_seconds", "When the site's certificate ends.", (),
-            {(): certificate.not_valid_after_utc.timestamp()},
+            "client_certificate_expiry_timestamp_seconds", "When the site's certificate ends.",
+            _COORDINATOR, ends,
         )  # fmt: skip
 
     def _orders_now(self) -> Iterable[Metric]:
@@ -90,6 +103,11 @@ class ClientMetrics(Collector):
         yield counter(
             "client_busy_seconds", "Whole seconds from orders to their answers, in sum.", (),
             {(): int(self._seconds)},
+        )  # fmt: skip
+        yield gauge(
+            "client_last_release_timestamp_seconds",
+            "When an order was last answered with a release, in whole seconds; 0 before the first.",
+            (), {(): self._released},
         )  # fmt: skip
 
     def _standing(self) -> Iterable[Metric]:
@@ -114,6 +132,19 @@ class ClientMetrics(Collector):
             "client_ledger_open", "Reservations that are not finished.", (),
             {(): len(value["open"])},
         )  # fmt: skip
+        failed = {(one["plan"],): one for one in value["plans"] if "failed_attempts" in one}
+        yield gauge(
+            "client_plan_failed_attempts", "Attempts of a plan that failed in a row.", ("plan",),
+            {name: one["failed_attempts"] for name, one in failed.items()},
+        )  # fmt: skip
+        yield gauge(
+            "client_plan_closed", "1 for a plan that its failures closed here.", ("plan",),
+            {name: one["closed"] for name, one in failed.items()},
+        )  # fmt: skip
+        yield gauge(
+            "client_offer_waits", "1 while an offered plan waits for approval here.", (),
+            {(): self._waits()},
+        )  # fmt: skip
         for key, text in (
             ("epsilon", "ε that a population has spent, over its life."),
             ("cap", "ε that a population may spend, over its life."),
@@ -126,6 +157,11 @@ class ClientMetrics(Collector):
                 if one[key] is not None
             }
             yield gauge(f"client_epsilon_{name}", text, _TERMS, found)
+
+    def _waits(self) -> bool:
+        """Whether a coordinator's last offer was answered that its plan waits for approval."""
+        offers = [Refusals(place.state).read()["offer"] for _, place, _ in self._links]
+        return any(o is not None and o.get("status") == Status.WAITS_FOR_APPROVAL for o in offers)
 
     def _read_policy(self) -> tuple[Policy, bool]:
         """Return the policy as it was when it could last be read, and whether it can be now."""

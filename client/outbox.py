@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from privet.common.canonical import write_atomic
+from privet.common.canonical import fsync_folder, write_atomic
 from privet.common.errors import LedgerError
+from privet.common.files.disk_space import allocate
+from privet.common.files.private_files import FILE_MODE, private_folder
 from privet.common.release import Release
 
 
@@ -19,16 +24,62 @@ class Outbox:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._sizes: dict[str, dict[Path, int]] = {}
+        """By run, the releases that are kept and their bytes; a long run has thousands."""
+
+    def make_room(self, slot: str, size: int) -> None:
+        """Take the disk space of a release before it is paid for; :meth:`put` writes into it.
+
+        Args:
+            slot: of the release.
+            size: in bytes, at most.
+
+        Raises:
+            OSError: if the disk does not have it, or the folder cannot be written.
+        """
+        private_folder(self.folder)
+        for left in self.folder.glob(".*.part"):
+            left.unlink(missing_ok=True)
+        room = self._room(slot)
+        try:
+            with open(room, "xb", opener=_for_owner) as stream:
+                allocate(stream.fileno(), size)
+        except BaseException:
+            room.unlink(missing_ok=True)
+            raise
+
+    def give_up_room(self, slot: str) -> None:
+        """Give the space of a release back that will not come."""
+        with suppress(OSError):
+            self._room(slot).unlink(missing_ok=True)
 
     def put(self, slot: str, release: Release) -> None:
-        """Store durably; all or nothing."""
+        """Store durably, in the room that was made if it was; all or nothing.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
         names = list(release.arrays)
         header = {
             "order": release.order,
             "facts": json.dumps(release.facts),
             "names": json.dumps(names),
         }
-        write_atomic(self._path(slot), save(release.arrays, metadata=header))
+        private_folder(self.folder)
+        data, room = save(release.arrays, metadata=header), self._room(slot)
+        path = self._path(slot)
+        if not room.exists():
+            write_atomic(path, data, mode=FILE_MODE)
+            self._note(path, len(data))
+            return
+        with room.open("r+b") as stream:
+            stream.write(data)
+            stream.truncate()
+            stream.flush()
+            os.fsync(stream.fileno())
+        room.replace(path)
+        fsync_folder(self.folder)
+        self._note(path, len(data))
 
     def get(self, slot: str) -> Release | None:
         """Return the release of ``slot``, or None.
@@ -51,18 +102,82 @@ class Outbox:
 
     def remove(self, slot: str) -> None:
         """Drop the release of ``slot``, if there is one."""
-        self._path(slot).unlink(missing_ok=True)
+        path = self._path(slot)
+        path.unlink(missing_ok=True)
+        for known in self._sizes.values():
+            known.pop(path, None)
 
-    def forget_before(self, run: str, keep: int) -> None:
-        """Keep the ``keep`` newest releases of ``run``, by round and attempt."""
-        name = re.compile(re.escape(run.replace("/", "-")) + r"-[a-z]+-(\d+)-(\d+)\.safetensors")
-        mine = [
-            (int(found[1]), int(found[2]), path)
+    def forget_before(self, run: str, keep: int, keep_bytes: int = 0) -> None:
+        """Keep the newest releases of ``run``, by round and attempt.
+
+        Args:
+            run: whose releases.
+            keep: so many at least.
+            keep_bytes: further ones, while all that are kept have no more bytes than this.
+        """
+        known = self._known(run)
+        if len(known) <= keep or sum(known.values()) <= keep_bytes:
+            return
+        total = 0
+        for place, path in enumerate(sorted(known, key=_turn_of, reverse=True)):
+            total += known[path]
+            if place >= keep and total > keep_bytes:
+                path.unlink(missing_ok=True)
+                del known[path]
+
+    def _known(self, run: str) -> dict[Path, int]:
+        """Return the releases of a run; the folder is read once."""
+        if (known := self._sizes.get(run)) is None:
+            known = self._sizes[run] = {}
+            for path in self.folder.glob("*.safetensors"):
+                with suppress(FileNotFoundError):
+                    if _is_of(run, path):
+                        known[path] = path.stat().st_size
+        return known
+
+    def _note(self, path: Path, size: int) -> None:
+        for run, known in self._sizes.items():
+            if _is_of(run, path):
+                known[path] = size
+
+    def _room(self, slot: str) -> Path:
+        return self.folder / f".{self._path(slot).name}.part"
+
+    def forget_older(self, seconds: float, *runs: str) -> int:
+        """Drop releases that were stored longer ago than this, but for those of ``runs``.
+
+        Returns:
+            how many were dropped.
+        """
+        before = time.time() - seconds
+        own = tuple(f"{run.replace('/', '-')}-" for run in runs if run)
+        old = [
+            path
             for path in self.folder.glob("*.safetensors")
-            if (found := name.fullmatch(path.name))
+            if path.stat().st_mtime < before and not path.name.startswith(own)
         ]
-        for _, _, path in sorted(mine)[: max(0, len(mine) - keep)]:
+        for path in old:
             path.unlink(missing_ok=True)
+        return len(old)
 
     def _path(self, slot: str) -> Path:
         return self.folder / f"{slot.replace('/', '-')}.safetensors"
+
+
+_TURN = re.compile(r"-[a-z]+-(\d+)-(\d+)\.safetensors\Z")
+
+
+def _is_of(run: str, path: Path) -> bool:
+    own = run.replace("/", "-")
+    return path.name.startswith(own) and _TURN.fullmatch(path.name, len(own)) is not None
+
+
+def _turn_of(path: Path) -> tuple[int, int, Path]:
+    """Return round and attempt of a release, by its file's name."""
+    found = _TURN.search(path.name)
+    assert found is not None  # _is_of
+    return int(found[1]), int(found[2]), path
+
+
+def _for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, FILE_MODE)

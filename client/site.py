@@ -6,15 +6,20 @@ data is opened, and what leaves is a committed release or a status from a closed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privet.client.approval import how_to_open
-from privet.client.guard import Guard, Refusal
+from privet.client.admission import AdmissionControl, Refusal
+from privet.client.operator.approval import how_to_open
 from privet.client.outbox import Outbox
-from privet.client.training import Made, Training, misfit
+from privet.client.passing import LedgerRoom, make_room, passing_cause
+from privet.client.recovery.copying import LedgerCopier, SiteCopies
+from privet.client.recovery.journal_copies import FOLDER as JOURNALS
+from privet.client.recovery.journal_copies import JournalCopies
+from privet.client.training.protocol import TrainerOutput, TrainerProtocol, shape_mismatch
 from privet.common.code import code_digest
 from privet.common.errors import (
     BudgetExceeded,
@@ -26,28 +31,32 @@ from privet.common.errors import (
     PrivetError,
     RolledBack,
     SelfTestFailed,
-    SitePaused,
+    SiteClosed,
+    SourceUnavailable,
 )
 from privet.common.flat import Arrays, digest_arrays
-from privet.common.operator_log import operator_logger
 from privet.common.order import Order, Status
+from privet.common.output.operator_log import operator_logger
 from privet.common.plan import Plan
 from privet.common.release import Release
-from privet.privacy import events as ev
-from privet.privacy.accounting import GRID, LIVE_GRID
-from privet.privacy.book import Reservation
-from privet.privacy.ledger import Request
-from privet.privacy.log import Evidence
-from privet.privacy.program import gate_event, has_gate_release
-from privet.privacy.roster import Roster
-from privet.privacy.signed_note import Key
-from privet.privacy.witness import Witness
+from privet.privacy.accounting import events as ev
+from privet.privacy.accounting.plan_events import gate_event, has_gate_release
+from privet.privacy.accounting.pld import GRID, LIVE_GRID
+from privet.privacy.evidence.copies.copy_store import CopyStore
+from privet.privacy.evidence.ledger import Request
+from privet.privacy.evidence.ledger_state import Reservation
+from privet.privacy.evidence.log import Evidence
+from privet.privacy.evidence.roster import Roster
+from privet.privacy.evidence.signed_note import Key
+from privet.privacy.evidence.witness import Witness
 
 _KEPT_RELEASES = 4
+_KEPT_BYTES = 256 << 20
+"""Of a run's releases, beyond the newest few, where a coordinator may be restored."""
 
 
 @dataclass(frozen=True)
-class Asked:
+class LogQuery:
     """What a coordinator wants to see of a site's log, and what it shows of others'.
 
     Attributes:
@@ -55,12 +64,18 @@ class Asked:
         since: sizes of that log from which the witnesses want a proof of growth.
         slots: whose releases are to be proved to be in the log.
         shown: heads of the others' logs, to cosign.
+        held: size and root (hex) up to which it keeps a copy of the site's own log, or None.
+        keep: by log, pieces of copies of the others' that the site is to keep (JSON values).
+        journal: what it brings of its own journal, and asks back (JSON values), or None.
     """
 
     head: str = ""
     since: tuple[int, ...] = ()
     slots: tuple[str, ...] = ()
     shown: Mapping[str, Evidence] = field(default_factory=dict)
+    held: tuple[int, str] | None = None
+    keep: Mapping[str, list[Any]] = field(default_factory=dict)
+    journal: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ class Site:
         training: does the work, once it was paid for.
         live: what was spent is told on a coarser grid until the last round. Over the link a
             round may take less than the number of record.
+        journals: where copies of the coordinator's journals are kept; default in ``folder``.
     """
 
     def __init__(
@@ -91,12 +107,13 @@ class Site:
         name: str,
         plan: Plan,
         folder: Path,
-        guard: Guard,
+        guard: AdmissionControl,
         witness: Witness,
         roster: Roster,
-        training: Training,
+        training: TrainerProtocol,
         *,
         live: bool = False,
+        journals: JournalCopies | None = None,
     ) -> None:
         self.name = name
         self.plan = plan
@@ -107,8 +124,18 @@ class Site:
         self.outbox = Outbox(folder / "outbox")
         self._trainer = training
         self._live = live
+        self._said = ("", "")
+        self._room: LedgerRoom | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._log = operator_logger(folder / "operator.log", name)
+        self._copies = SiteCopies(
+            LedgerCopier(self.ledger, witness, lambda: guard.policy.ledger_copy),
+            CopyStore(folder / "copies"),
+            roster,
+            self.ledger.log.origin,
+            self._log,
+        )
+        self._journals = journals or JournalCopies(folder / JOURNALS)
         guard.open()
 
     def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
@@ -121,23 +148,26 @@ class Site:
         """
         try:
             self.guard.require_signature(order)
-            self._require_head(head)
+            self._require_head(head, later=True)
             self._require_coordinator(order)
             if repeated := self._already_released(order):
                 return Answer(Status.RELEASED, repeated)
             if refused := self.ledger.refusal(order):
                 raise Refusal(Status(refused), "refused before; an order gets one answer")
-            request = self._admit(order, model)
-            reservation = self._reserve(request)
+            reservation = self._reserve(self._admit(order, model), model)
         except Refusal as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
             return Answer(self._noted(order, no.status))
         except Exception as error:
+            if self._passes(order, model, error):
+                return Answer(Status.NOT_NOW)
             self._log.exception("%s: failed before data was opened: %r", order.slot, error)
             return Answer(Status.FAILED)
+        finally:
+            self._keep_head()
         return self._train_and_commit(order, model, reservation)
 
-    def shown(self, ask: Asked) -> dict[str, Any]:
+    def shown(self, ask: LogQuery) -> dict[str, Any]:
         """Show the site's log to its witnesses, and cosign theirs.
 
         Nothing in it depends on private data but through the ledger's entries.
@@ -146,11 +176,16 @@ class Site:
             ask: what the coordinator wants to see, and what it shows.
 
         Returns:
-            JSON values: a status, this log's evidence, what was seen of the others,
-            cosignatures, and what is wrong with the logs that were not cosigned.
+            JSON values: a status, the digest of the code here, this log's evidence, what was seen
+            of the others, cosignatures, what is wrong with the logs that were not cosigned, and
+            what is asked about copies (:meth:`SiteCopies.answer`, :meth:`JournalCopies.answer`).
         """
         try:
             self._require_head(ask.head)
+            # Who cosigned what was added to an old copy would never take the newer one again.
+            self.guard.require_newest()
+            # Kept before it is cosigned: a coordinator is bound by what it can get back.
+            journal = self._keep_journal(ask.journal)
             lines, faults = self.witness.cosign(ask.shown, self._watched)
             numbers = [self.ledger.entry_of(slot) for slot in ask.slots]
             known = [number for number in numbers if number is not None]
@@ -165,19 +200,42 @@ class Site:
             self._log.error("not cosigned: %s", fault)
         return {
             "status": str(Status.PRESENT),
+            "code": self._code(),
             "evidence": evidence,
-            "seen": {origin: asdict(seen) for origin, seen in self.witness.seen.items()},
+            "seen": self._seen(),
             "lines": {origin: str(line) for origin, line in lines.items()},
             "faults": faults,
+            **self._copies.answer(ask.held, ask.keep, evidence["note"]),
+            **journal,
         }
 
-    def _require_head(self, head: str) -> None:
+    def _seen(self) -> dict[str, Any]:
+        """Return what was seen of the logs of this roster: others are of other coordinators."""
+        mine = self._roster.logs
+        return {log: asdict(seen) for log, seen in self.witness.seen.items() if log in mine}
+
+    def _keep_journal(self, asked: Mapping[str, Any] | None) -> dict[str, Any]:
+        if asked is None:
+            return {}
+        seen = self.witness.seen.get(self._roster.coordinator.journal.name)
+        cosigned = seen.size if seen is not None else 0
+        return {"journal": self._journals.answer(asked, self.plan, self._roster, cosigned)}
+
+    def _require_head(self, head: str, *, later: bool = False) -> None:
         """Refuse everything where this site's own log was longer before (H31)."""
         try:
             if head:
-                self.ledger.log.require_extends(head, self._roster.witnesses.values())
+                known = self._roster.witnesses.values()
+                self.ledger.log.require_extends(head, known, later=later)
         except (RolledBack, NoteError) as error:
             raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
+
+    def _keep_head(self) -> None:
+        """Keep the head that came with an order that led to no entry."""
+        try:
+            self.ledger.log.keep_shown()
+        except PrivetError as error:  # it comes again with the next message
+            self._log.error("the head that came with an order could not be kept: %s", error)
 
     def _require_coordinator(self, order: Order) -> None:
         """Refuse who asks in another coordinator's run, before anything is shown."""
@@ -185,6 +243,14 @@ class Site:
             self.ledger.require_coordinator(order)
         except OutOfTurn as error:
             raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
+
+    def _code(self) -> str:
+        """Return the digest of what would compute here; '' where it cannot be told."""
+        try:
+            return code_digest(self.plan)
+        except InputError as error:
+            self._log.error("no digest of the code: %s", error)
+            return ""
 
     @property
     def _watched(self) -> dict[str, Key]:
@@ -209,8 +275,23 @@ class Site:
             self._log.error("%s: the refusal could not be noted: %s", order.slot, error)
             return Status.FAILED
 
+    def _passes(self, order: Order, model: Arrays, error: Exception) -> bool:
+        """Return whether what came before the reservation is a state that passes; log it once."""
+
+        def probe() -> None:
+            make_room(self.outbox, self.ledger, self.plan, order, model).give_back()
+            self.outbox.give_up_room(order.slot)
+
+        cause = passing_cause(error, self.ledger, order, probe)
+        if cause is not None and self._said != (said := (order.slot, str(cause))):
+            self._said = said
+            self._log.warning("%s: %s: %s", order.slot, Status.NOT_NOW, cause)
+        return cause is not None
+
     def _admit(self, order: Order, model: Arrays) -> Request:
         """Check everything that can be checked without data; return what is to be reserved."""
+        self.ledger.require_not_paused()
+        self.ledger.log.require_key()
         if order.site != self.name or order.plan != self.plan.digest:
             raise Refusal(Status.REFUSED_PLAN, "not the plan that this site approved")
         if order.round > self.plan.last_round:
@@ -225,6 +306,8 @@ class Site:
         try:
             code = code_digest(self.plan)  # before the trainer imports what the plan names
             self._trainer.require_source()
+        except SourceUnavailable:
+            raise
         except InputError as error:
             raise Refusal(Status.REFUSED_POLICY, str(error)) from error
         try:
@@ -236,7 +319,7 @@ class Site:
             raise Refusal(
                 Status.REFUSED_PARAMETERS, "not the parameters that the plan trains (H17)"
             )
-        if fault := misfit(shapes, model):
+        if fault := shape_mismatch(shapes, model):
             raise Refusal(Status.REFUSED_PARAMETERS, fault)
         if not self.plan.trains and order.model != self._trainer.begins():
             raise Refusal(Status.REFUSED_PARAMETERS, "not the weights that the plan has measured")
@@ -270,26 +353,60 @@ class Site:
             raise LedgerError(f"{order.slot}: the stored release is not the committed one")
         return release
 
-    def _reserve(self, request: Request) -> Reservation:
-        """Debit, after naming what an earlier process left open: its charge is kept."""
+    def _reserve(self, request: Request, model: Arrays) -> Reservation:
+        """Debit, once there is room for what comes of it.
+
+        What an earlier process left open is named first: its charge is kept.
+        """
+        slot = request.order.slot
+        self._room = make_room(self.outbox, self.ledger, self.plan, request.order, model)
+        try:
+            return self._debit(request)
+        except BaseException:
+            self.outbox.give_up_room(slot)
+            self._give_back_room()
+            raise
+
+    def _give_back_room(self) -> None:
+        if self._room is not None:
+            self._room.give_back()
+        self._room = None
+
+    def _write(self, entry: Callable[[], object]) -> None:
+        """Write an entry after the reservation, in the room that was taken if the disk is full."""
+        if self._room is None:
+            entry()
+        else:
+            self._room.write(entry)
+
+    def _debit(self, request: Request) -> Reservation:
+        # Once more: a head may have come while the trainer was asked what it is.
+        self.guard.require_newest()
         for left in self.ledger.pending():
             self._log.warning("%s: was left open by a process that ended", left.slot)
             self.outbox.remove(left.slot)
             self.ledger.abort(left, data_opened=True, reason="recovered")
             self._tell_attempts(left.slot)
         try:
-            return self.ledger.reserve(request)
+            allowed = functools.partial(self.guard.require_allowed, self.plan)
+            return self.ledger.reserve(request, allowed)
         except BudgetExceeded as error:
             raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
         except OutOfTurn as error:
             raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
         except PlanClosed as error:
             raise Refusal(Status.REFUSED_PLAN, str(error)) from error
-        except SitePaused as error:
+        except SiteClosed as error:
             raise Refusal(Status.REFUSED_PAUSED, str(error)) from error
 
     def _train_and_commit(self, order: Order, model: Arrays, reservation: Reservation) -> Answer:
         """From here on data is open: the only failure that leaves is ``failed`` (H30)."""
+        try:
+            return self._trained(order, model, reservation)
+        finally:
+            self._give_back_room()
+
+    def _trained(self, order: Order, model: Arrays, reservation: Reservation) -> Answer:
         try:
             made = self._trainer.release(order, model)
             for note in made.notes:
@@ -301,6 +418,7 @@ class Site:
             self._log.error("%s: %s", order.slot, error)
         except Exception as error:
             self._log.exception("%s: failed: %r", order.slot, error)
+        self.outbox.give_up_room(order.slot)
         self._abort(reservation)
         return Answer(Status.FAILED)
 
@@ -313,7 +431,7 @@ class Site:
         except Exception as error:
             self._log.warning("%s: the rest of this update is lost: %s", order.slot, error)
 
-    def _store(self, order: Order, reservation: Reservation, made: Made) -> Release:
+    def _store(self, order: Order, reservation: Reservation, made: TrainerOutput) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""
         population = self.ledger.book.population_of(self.guard.data_set)
         last = order.round == self.plan.last_round
@@ -335,22 +453,21 @@ class Site:
         except BaseException:
             self.outbox.remove(order.slot)
             raise
-        self.outbox.forget_before(order.run, _KEPT_RELEASES)
+        # Over the link a coordinator may be restored from a copy that is some rounds older.
+        self.outbox.forget_before(order.run, _KEPT_RELEASES, _KEPT_BYTES if self._live else 0)
         return release
 
     def _commit(self, reservation: Reservation, release: Release) -> None:
         facts = release.facts
-        self.ledger.commit(
-            reservation,
-            ev.from_json(facts["event"]),
-            facts["digest"],
-            reproducible=facts["reproducible"],
-        )
+        event, digest = ev.from_json(facts["event"]), facts["digest"]
+        commit = functools.partial(self.ledger.commit, reservation, event, digest)
+        self._write(functools.partial(commit, reproducible=facts["reproducible"]))
 
     def _abort(self, reservation: Reservation) -> None:
         try:
             if self.ledger.pending(reservation.slot):
-                self.ledger.abort(reservation, data_opened=True)
+                abort = functools.partial(self.ledger.abort, reservation, data_opened=True)
+                self._write(abort)
             self._tell_attempts(reservation.slot)
         except Exception as error:  # whatever it is: the answer stays the same
             self._log.error("%s: the abort was not noted: %r", reservation.slot, error)

@@ -1,44 +1,77 @@
-"""A site's client, started: gate and dialer from what is in the site's folder."""
+"""A site's client, started: a gate and a dialer for each coordinator, from the site's folder."""
 
 from __future__ import annotations
 
 import asyncio
 import functools
 import json
+import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from privet.client.check_record import require_checked
-from privet.client.desk import Desk, public_keys
-from privet.client.dial import Dialer
-from privet.client.gate import Gate
-from privet.client.join import Join, enrol, keep, request_by_file
-from privet.client.renewal import Renewal
-from privet.client.worker.remote import RemoteTrainer
+from privet.client.data.loader import FOLDER as SNAPSHOTS
+from privet.client.endpoint import SiteEndpoint
+from privet.client.housekeeping import keep_house
+from privet.client.link.coordinators import (
+    LINK,
+    STATE,
+    Membership,
+    memberships,
+    place_for,
+)
+from privet.client.link.dial import Dialer
+from privet.client.link.join import (
+    Join,
+    enrol,
+    keep,
+    request_by_file,
+    require_own,
+    trusted,
+    was_used,
+)
+from privet.client.link.move import move, require_same_federation
+from privet.client.link.renewal import Renewal
+from privet.client.newest_head import NewestHeads
+from privet.client.operator.check_record import require_checked
+from privet.client.operator.decisions import OperatorDecisions, public_keys
+from privet.client.training.worker.remote import RemoteTrainer
+from privet.client.turns import Turns
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
+from privet.common.files.lock import CLIENT, alone
+from privet.common.files.private_files import FILE_MODE, make_private, private_folder
 from privet.common.link.identity import is_due, read_certificate
+from privet.common.link.proxy import use_proxy_variables
+from privet.common.link.validity import is_signed_by
+from privet.common.output.process_output import in_loop
 from privet.common.plan import Plan
-from privet.common.process_output import in_loop
-from privet.privacy.keys import FileSigner
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.witness import Witness
 from privet.privacy.policy import Policy
-from privet.privacy.witness import Witness
 
-LINK = "link"
-"""Folder of certificate, key and join file, beside the policy."""
+_LOG = logging.getLogger("privet.client")
 
 
 def come_in(join: Join, folder: Path) -> None:
-    """Get a site's certificate from its coordinator.
+    """Get a site's certificate from a coordinator: its first, one more, or another one.
+
+    Where a newer join file names another address, that counts also if nobody answers at its
+    enrolment.
 
     Raises:
-        InputError: if the site came in before, or the invitation is refused.
+        InputError: if the site came in by this join file before, or the invitation is refused.
         RunError: if the coordinator cannot be reached.
     """
-    _require_outside(folder)
     ledger, witness = public_keys(folder)
-    enrol(join, folder / LINK, str(ledger), str(witness))
+    require_own(join, str(ledger))
+    place = place_for(join, folder)
+    if _require_new(join, place):
+        move(place, join=join)
+    enrol(join, place, str(ledger), str(witness))
 
 
 def come_in_by_file(join: Join, folder: Path, out: Path) -> None:
@@ -47,12 +80,14 @@ def come_in_by_file(join: Join, folder: Path, out: Path) -> None:
     Raises:
         InputError: if the site came in before, or ``out`` exists.
     """
-    _require_outside(folder)
+    ledger, witness = public_keys(folder)
+    require_own(join, str(ledger))
+    place = place_for(join, folder)
+    _require_new(join, place)
     if out.exists():
         raise InputError(f"{out} exists; name another file")
-    ledger, witness = public_keys(folder)
-    asked = request_by_file(join, folder / LINK, str(ledger), str(witness))
-    write_atomic(out, (json.dumps(asked, indent=2) + "\n").encode(), mode=0o600)
+    asked = request_by_file(join, place, str(ledger), str(witness))
+    write_atomic(out, (json.dumps(asked, indent=2) + "\n").encode(), mode=FILE_MODE)
 
 
 def take_certificate(join: Join, folder: Path, path: Path) -> None:
@@ -66,53 +101,155 @@ def take_certificate(join: Join, folder: Path, path: Path) -> None:
         pem = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
-    if not (folder / LINK / "link.key").exists():
+    place = place_for(join, folder)
+    if not any(place.glob("*link.key")):
         raise InputError(f"{folder}: this site asked for no certificate; use --request first")
-    keep(join, folder / LINK, pem)
+    if not any(is_signed_by(read_certificate(pem), one) for one in trusted(join, place)):
+        raise InputError(
+            f"{path}: not signed by an authority that this site trusts. Ask for another; or, where "
+            "the coordinator tells you by the phone that the federation has a new authority, move "
+            f"{place / 'authority.pem'} away and run this again"
+        )
+    keep(join, place, pem)
 
 
-def _require_outside(folder: Path) -> None:
-    path = folder / LINK / "link.pem"
-    if path.exists() and not is_due(read_certificate(path.read_bytes())):
-        raise InputError(f"{folder}: this site has its certificate already")
+def _require_new(join: Join, place: Path) -> bool:
+    """Check that a join file is one by which the site comes in; return whether it did before.
+
+    Another one than the last counts whatever certificate is there: that one may be lost at the
+    coordinator, or its key at the site. A token works once, so an old file leads nowhere.
+
+    Args:
+        join: the join file.
+        place: folder of that coordinator's certificate.
+
+    Raises:
+        InputError: if it came in by this file last, or the file is of another federation.
+    """
+    path = place / "link.pem"
+    if not path.exists() or not (place / "join.json").exists():
+        return False
+    if was_used(join, place):
+        if not is_due(read_certificate(path.read_bytes())):
+            raise InputError(
+                f"{place}: this site has its certificate already, by this join file; another one "
+                "is made with `privet server enroll … --again`"
+            )
+        return False
+    require_same_federation(join, place)
+    return True
+
+
+def missing_coordinators(policy_file: Path, ledger: Ledger) -> dict[str, str]:
+    """Return the order keys of coordinators that the site came in to and may not ask, by name.
+
+    Args:
+        policy_file: of the site.
+        ledger: its own, which knows what order keys follow listed ones.
+
+    Raises:
+        InputError: if the policy is wrong, or the site is not enrolled.
+    """
+    policy, keys = Policy.load(policy_file), ledger.book.order_keys
+    found = {one.name: one.join.coordinator["orders"] for one in memberships(policy_file.parent)}
+    return {name: key for name, key in found.items() if not policy.may_ask(key, keys)}
+
+
+@contextmanager
+def only_client(policy_file: Path) -> Iterator[None]:
+    """Hold a site for this process: its folder, and its ledger, which another folder may name.
+
+    Two clients of one ledger would close each other's reservations.
+
+    Raises:
+        InputError: if another process holds one of them.
+    """
+    home, ledger = policy_file.parent, Policy.load(policy_file).ledger_folder
+    with ExitStack() as held:
+        for folder in dict.fromkeys(one.resolve() for one in (home, ledger) if one.is_dir()):
+            held.enter_context(alone(folder, CLIENT))
+        yield
 
 
 def make_gate(
     policy_file: Path, passphrase: str | None, *, unconfined: bool = False, seed: str = ""
-) -> Gate:
-    """Return the gate of the site whose policy is ``policy_file``.
+) -> SiteEndpoint:
+    """Return the gate of a site for its first coordinator; the rest as :func:`make_gates`."""
+    return make_gates(policy_file, passphrase, unconfined=unconfined, seed=seed, only_first=True)[0]
+
+
+def make_gates(
+    policy_file: Path,
+    passphrase: str | None,
+    *,
+    unconfined: bool = False,
+    seed: str = "",
+    only_first: bool = False,
+    not_restored: bool = False,
+) -> list[SiteEndpoint]:
+    """Return the gates of the site whose policy is ``policy_file``, one for each coordinator.
 
     Args:
         policy_file: the site's.
         passphrase: of its keys; None for keys that are not encrypted.
         unconfined: train also where the kernel cannot close the network to the trainer.
         seed: makes the noise again, for tests only.
+        only_first: leave the other coordinators out.
+        not_restored: the operator says that the ledger was not put back from an older copy; then
+            no coordinator waits until each other one has shown what it saw of it.
 
     Raises:
         InputError: if the policy is wrong, or the site is not enrolled.
         KeyFault: if a key does not open.
         Refused: if the policy sets ``min_units`` and no check of the data stands.
     """
-    desk = Desk.open(policy_file, passphrase)
+    desk = OperatorDecisions.open(policy_file, passphrase)
     policy, ledger = desk.policy, desk.ledger
     home = policy_file.parent
+    for name in (LINK, STATE, "offers", "offline", "outbox", SNAPSHOTS, "trainer"):
+        with suppress(FileNotFoundError):
+            make_private(home / name)
     require_checked(policy, home)
-    join = Join.kept(home / LINK)
-    if join.site != policy.site:
-        raise InputError(f"{policy_file}: site '{policy.site}' came in as '{join.site}'")
+    keep_house(home, functools.partial(Policy.load, policy_file))
+    every = memberships(home)
+    found = every[:1] if only_first else _with_certificate(every)
+    if len(every) > 1 and only_first:
+        text = "no other coordinator is asked what it saw of the ledger: it must be the newest"
+        _LOG.warning(text, extra={"coordinators": ", ".join(one.name for one in every[1:])})
+    for one in found:
+        if one.join.site != policy.site:
+            raise InputError(f"{policy_file}: site '{policy.site}' came in as '{one.join.site}'")
     signer = FileSigner.load(policy.ledger_folder / "witness.pem", passphrase)
     witness = Witness(policy.ledger_folder / "witness.json", signer, policy.site)
 
-    def training_for(plan: Plan, policy: Policy, data_set: str) -> RemoteTrainer:
+    def training_for(place: Path, plan: Plan, policy: Policy, data_set: str) -> RemoteTrainer:
         trainer = RemoteTrainer(
-            plan, policy, data_set, home, _closed(policy, home), unconfined, seed
+            plan, policy, data_set, place, _closed(policy, home), unconfined, seed
         )
         trainer.start()
         return trainer
 
-    return Gate(
-        functools.partial(Policy.load, policy_file), ledger, witness, join, home, training_for
-    )
+    awaited = [one.name for one in found] if len(found) > 1 and not not_restored else []
+    if len(found) > 1 and not_restored:
+        _LOG.warning("the ledger is taken for the newest: its operator says it was not put back")
+    read = functools.partial(Policy.load, policy_file)
+    turns = Turns(heads=NewestHeads(awaited))
+    gates = []
+    for one in found:
+        private_folder(one.state)
+        training = functools.partial(training_for, one.state)
+        gates.append(SiteEndpoint(read, ledger, witness, one, training, turns))
+    return gates
+
+
+def _with_certificate(found: list[Membership]) -> list[Membership]:
+    """Return the memberships that can dial; all of them where none can, which then say why."""
+    able = [one for one in found if (one.link / "link.pem").exists()]
+    for one in found if able else ():
+        if one not in able:
+            text = "left out: its certificate has not come yet (`privet client init --certificate`)"
+            _LOG.warning(text, extra={"coordinator": one.name})
+    return able or found
 
 
 def _closed(policy: Policy, home: Path) -> tuple[Path, ...]:
@@ -122,31 +259,65 @@ def _closed(policy: Policy, home: Path) -> tuple[Path, ...]:
     return policy.ledger_folder, home / LINK, home / "offline", *passwords
 
 
-def dialer(
-    policy_file: Path, gate: Gate, on_state: Callable[[str], None] = lambda state: None
-) -> Dialer:
-    """Return the dialer of an enrolled site.
+def dialer(gate: SiteEndpoint, on_state: Callable[[str], None] = lambda state: None) -> Dialer:
+    """Return the dialer of an enrolled site to the coordinator of a gate.
 
     Raises:
-        InputError: if its certificate is not there.
+        InputError: if its certificate is not there, or the proxy is none that can be used.
+        KeyFault: if its key is not that of its certificate.
     """
-    renewal = Renewal(policy_file.parent / LINK, gate.join.site)
-    address = gate.join.address
-    return Dialer(address, renewal.credentials, gate, renewal=renewal, on_state=on_state)
+    if proxy := use_proxy_variables():
+        _LOG.info("through an HTTP proxy", extra={"proxy": proxy})
+    renewal = Renewal(gate.membership.link, gate.join.site)
+    renewal.require_fit()
+    for fault in renewal.faults():
+        # No error: a clock may be set, and a certificate replaced, while the client runs.
+        _LOG.error("the link cannot work now", extra={"why": fault})
+    made = Dialer(
+        gate.addresses.all, renewal.credentials, gate, renewal=renewal, on_state=on_state,
+        on_notice=gate.take_notice, on_head=gate.take_head,
+    )  # fmt: skip
+    made.on_connected = gate.addresses.note_worked
+    return made
 
 
-async def run(dialer: Dialer) -> None:
-    """Stay at the coordinator until SIGTERM or SIGINT.
+async def run(*dialers: Dialer, on_stop: Callable[[], None] = lambda: None) -> None:
+    """Stay at the coordinators until SIGTERM or SIGINT.
+
+    Where one of several does not let the site in, the others go on.
+
+    Args:
+        dialers: one for each coordinator.
+        on_stop: called when a signal came.
 
     Raises:
-        RunError: if the coordinator does not know this site, or speaks another version.
+        RunError: if no coordinator knows this site, or all speak another version.
     """
-    task = asyncio.create_task(dialer.run())
+    several = len(dialers) > 1
+    tasks = [asyncio.create_task(_stay(one, several=several)) for one in dialers]
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(in_loop)
+    # An order that waits for another coordinator's holds a thread.
+    loop.set_default_executor(ThreadPoolExecutor(4 + 4 * len(dialers)))
+
+    def stop() -> None:
+        on_stop()
+        for task in tasks:
+            task.cancel()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, task.cancel)
+        loop.add_signal_handler(number, stop)
+    ends = await asyncio.gather(*tasks, return_exceptions=True)
+    faults = [end for end in ends if not isinstance(end, asyncio.CancelledError)]
+    if len(faults) == len(ends) and isinstance(faults[0], BaseException):
+        raise faults[0]
+
+
+async def _stay(dialer: Dialer, *, several: bool) -> None:
     try:
-        await task
-    except asyncio.CancelledError:
-        return
+        await dialer.run()
+    except Exception as error:
+        if several:
+            text = "this coordinator does not let the site in; the others are not concerned"
+            _LOG.error(text, extra={"address": dialer.address, "why": error})
+        raise

@@ -9,7 +9,7 @@ can change what another one means: ``01`` stays ``01`` in whatever company.
     cell ─┬─ text_of      its text, for texts, groups and pages
           ├─ number_of    a number, NaN where it is missing
           ├─ Codes.find   the place of a declared category or label
-          └─ person_of    who a record is about (:mod:`privet.common.identity`)
+          └─ person_of    who a record is about (:mod:`privet.common.person_id`)
 
 Neither numpy, pandas nor torch is needed.
 """

@@ -43,7 +43,7 @@ LIBRARIES = (
 What only some sites have (drivers of databases, hardware tokens) is left out: one run has one
 digest at all its sites.
 """
-ROOMS = ("cli", "client", "common", "privacy", "server", "simulations")
+ROOMS = ("cli", "client", "common", "delivery", "privacy", "server", "simulations")
 """Folders of the package, wherever they lie (a Flower bundle has most of them beside it)."""
 SUFFIXES = (".py", ".json")
 """Endings of Privet's own files that compute; the tokenizer's vocabulary is JSON."""

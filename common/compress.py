@@ -42,7 +42,7 @@ class Random(Protocol):
         ...
 
 
-class Lighter(dict[str, npt.NDArray[Any]]):
+class CompressedUpdate(dict[str, npt.NDArray[Any]]):
     """A compressed update as it travels, that gives back any part of the update.
 
     Args:
@@ -129,7 +129,7 @@ def compress(
         places = np.sort(np.argpartition(-np.abs(flat), count - 1)[:count] if count else [])
         places = places.astype("<i4")
         packed |= {name: flat[places].astype("<f4"), name + _PLACES: places}
-    sent = Lighter(packed, shapes, how).whole()
+    sent = CompressedUpdate(packed, shapes, how).whole()
     return packed, {name: array - sent[name] for name, array in update.items()}
 
 

@@ -11,11 +11,13 @@
     │   ├── WrongLedger            a ledger is not there, or is another site's
     │   ├── DataMissing            a file or data set that is not there
     │   └── DataError              the content of a site's data (stays at the site)
+    │       └── SourceUnavailable     a database that does not answer at present
     ├── Refused                 3  a site said no
     │   ├── BudgetExceeded         the population's budget does not cover the request
     │   ├── OutOfTurn              an attempt was answered before, or for another order
     │   ├── PlanClosed             the plan failed too often here, and waits for the operator
-    │   └── SitePaused             the site paused, withdrew, or closed the budget
+    │   └── SitePaused             the site has paused
+    │       └── SiteClosed            the site withdrew, or closed the budget
     ├── PrivacyFault            1  a guarantee does not hold; the run must stop
     │   ├── SelfTestFailed         a start-up test found the mechanism unsound
     │   ├── BypassDetected         parameters moved outside the mechanism
@@ -23,8 +25,12 @@
     └── RunError                1  the federation did not work out
         ├── QuorumNotMet           too few sites answered
         ├── TrainerLost            the process that trains has ended
+        │   └── TrainerUnconfined      this machine cannot keep it from network or keys
+        ├── HeadAwaitedError       a coordinator did not say yet what it saw of the ledger
+        ├── NoRoom                 the disk does not take what a release needs
         ├── EvidenceFault          a site's history was rewritten, forked or rolled back
         └── LedgerError            a history is broken, locked or incomplete
+            ├── LedgerFullError    the disk takes no further entry
             └── RolledBack         the ledger does not extend its last cosigned head
 
 Every message says what is wrong, where, and what to do about it.
@@ -79,6 +85,10 @@ class DataError(InputError):
     """
 
 
+class SourceUnavailable(DataError):
+    """A database does not answer at present; asked again later, it may."""
+
+
 class Refused(PrivetError):
     """A site refused an order."""
 
@@ -98,7 +108,11 @@ class PlanClosed(Refused):
 
 
 class SitePaused(Refused):
-    """The site has paused or withdrawn, or the population's budget was closed."""
+    """The site has paused; it reserves again after ``privet client pause --end``."""
+
+
+class SiteClosed(SitePaused):
+    """The site has withdrawn, or the population's budget was closed: that is for good."""
 
 
 class PrivacyFault(PrivetError):
@@ -126,7 +140,19 @@ class QuorumNotMet(RunError):
 
 
 class TrainerLost(RunError):
-    """The process that trains has ended, or could not be confined."""
+    """The process that trains has ended, or could not be started."""
+
+
+class TrainerUnconfined(TrainerLost):
+    """The process that trains cannot be confined on this machine."""
+
+
+class HeadAwaitedError(RunError):
+    """A site's coordinator has not said, since the client started, what it saw of the ledger."""
+
+
+class NoRoom(RunError):
+    """The disk does not have the room that a release and its entries need."""
 
 
 class EvidenceFault(RunError):
@@ -135,6 +161,10 @@ class EvidenceFault(RunError):
 
 class LedgerError(RunError):
     """A site's history is damaged, locked by another process, or used out of order."""
+
+
+class LedgerFullError(LedgerError):
+    """The disk takes no further entry; nothing of it was written."""
 
 
 class RolledBack(LedgerError):

@@ -44,7 +44,7 @@ _SHAPE = re.compile(r"(?:[0-9]{1,15}(?:,[0-9]{1,15}){0,15})?", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Layout:
+class ArrayHeader:
     """One array of a stream: its label's parts, and where its data begins."""
 
     name: str
@@ -87,23 +87,29 @@ class Layout:
 
 
 def _parts(arrays: Mapping[str, npt.NDArray[Any]]) -> Iterator[bytes | memoryview]:
+    # What lies in a file is given back piece by piece, so that reading it needs no memory for all.
+    piece = 4 * BLOCK
     for name, array in arrays.items():
-        layout = Layout.of(name, array)
+        layout = ArrayHeader.of(name, array)
         label = layout.label
         size = layout.size.to_bytes(8, "little")
         yield len(label).to_bytes(8, "little") + label + size
         if array.size:
             little = np.ascontiguousarray(array, dtype=layout.dtype)
-            yield little.reshape(-1).view(np.uint8).data
+            data = little.reshape(-1).view(np.uint8).data
+            for start in range(0, data.nbytes, piece):
+                yield data[start : start + piece]
+                if isinstance(arrays, FrozenArrays):
+                    arrays.forget()
 
 
 def size_of(arrays: Mapping[str, npt.NDArray[Any]]) -> int:
     """Return the length of the stream in bytes."""
-    layouts = [Layout.of(name, array) for name, array in arrays.items()]
+    layouts = [ArrayHeader.of(name, array) for name, array in arrays.items()]
     return sum(16 + len(layout.label) + layout.size for layout in layouts)
 
 
-class Sealed(dict[str, npt.NDArray[Any]]):
+class FrozenArrays(dict[str, npt.NDArray[Any]]):
     """Named arrays that nobody changes any more, so that their digest is computed once.
 
     Args:
@@ -114,6 +120,11 @@ class Sealed(dict[str, npt.NDArray[Any]]):
     def __init__(self, arrays: Arrays, digest: str = "") -> None:
         super().__init__({name: _read_only(array) for name, array in arrays.items()})
         self._digest = digest
+
+    @classmethod
+    def of(cls, arrays: Arrays) -> FrozenArrays:
+        """Return ``arrays`` as they are if they are sealed, else sealed."""
+        return arrays if isinstance(arrays, FrozenArrays) else cls(arrays)
 
     @property
     def digest(self) -> str:
@@ -138,7 +149,7 @@ def blocks(arrays: Arrays) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         flat = array.reshape(-1)
         for start in range(0, flat.size, BLOCK):
             yield name, flat[start : start + BLOCK]
-            if flat.size > BLOCK and isinstance(arrays, Sealed):
+            if flat.size > BLOCK and isinstance(arrays, FrozenArrays):
                 arrays.forget()
 
 
@@ -152,12 +163,13 @@ def not_finite(arrays: Arrays) -> str | None:
 
 def usable(array: npt.NDArray[Any]) -> bool:
     """Whether all numbers are finite and at most :data:`LARGEST`."""
-    return not array.size or bool(array.min() >= -LARGEST and array.max() <= LARGEST)
+    # As floats of Python: in float16 the limit itself is infinite, and anything would be below it.
+    return not array.size or (float(array.min()) >= -LARGEST and float(array.max()) <= LARGEST)
 
 
 def digest_arrays(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
     """Return ``sha256:…`` of the stream."""
-    return arrays.digest if isinstance(arrays, Sealed) else _digest(arrays)
+    return arrays.digest if isinstance(arrays, FrozenArrays) else _digest(arrays)
 
 
 def _digest(arrays: Mapping[str, npt.NDArray[Any]]) -> str:
@@ -196,7 +208,7 @@ def chunks(
         yield b"".join((head(held), *pending))
 
 
-class Intake:
+class StreamDecoder:
     """Takes a stream in as it comes, and gives the arrays with their digest.
 
     Memory is claimed for an array when its label has come and fits in what is left of the
@@ -223,7 +235,7 @@ class Intake:
         self._head = bytearray()
         self._stage = 0
         self._into: memoryview | None = None
-        self._layout: Layout | None = None
+        self._layout: ArrayHeader | None = None
 
     def take(self, chunk: bytes | memoryview) -> None:
         """Take the next bytes.
@@ -261,7 +273,7 @@ class Intake:
             if not 0 < self._need <= _MOST_LABEL or len(self._arrays) >= _MOST_ARRAYS:
                 raise InputError("the stream has a label too long, or too many arrays")
         elif self._stage == 1:
-            self._layout, self._need = Layout.read(head, 0), 8
+            self._layout, self._need = ArrayHeader.read(head, 0), 8
             if self._layout.name in self._arrays:
                 raise InputError(f"the stream has '{self._layout.name}' twice")
         else:
@@ -294,10 +306,10 @@ class Intake:
         if self._hash is None:
             return self._arrays, ""
         digest = "sha256:" + self._hash.hexdigest()
-        return Sealed(self._arrays, digest), digest
+        return FrozenArrays(self._arrays, digest), digest
 
 
-def layouts(stream: bytes | memoryview) -> Iterator[Layout]:
+def layouts(stream: bytes | memoryview) -> Iterator[ArrayHeader]:
     """Yield what a whole stream holds, without touching the numbers.
 
     Raises:
@@ -311,7 +323,7 @@ def layouts(stream: bytes | memoryview) -> Iterator[Layout]:
         if not 0 < length <= _MOST_LABEL or len(names) >= _MOST_ARRAYS:
             raise InputError("the stream has a label too long, or too many arrays")
         data = at + 16 + length
-        layout = Layout.read(bytes(view[at + 8 : at + 8 + length]), data)
+        layout = ArrayHeader.read(bytes(view[at + 8 : at + 8 + length]), data)
         size = int.from_bytes(view[data - 8 : data], "little")
         if size != layout.size or data + size > view.nbytes or layout.name in names:
             raise InputError(

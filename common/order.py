@@ -15,8 +15,12 @@ class Status(StrEnum):
     """All that a site ever says. The list is append-only.
 
     The refusals are decided before data is opened. ``FAILED`` is the only failure after
-    that: whatever went wrong, its reason stays in the operator's log. ``PRESENT`` answers
-    the question which site this is, and no order.
+    that: whatever went wrong, its reason stays in the operator's log. ``NOT_NOW`` is a state
+    that passes, found before the reservation by probes that read no record (a pause, a full
+    disk, a database or trainer that is down, a key that is being replaced): it leaves no entry
+    and costs nothing, and the same order may be asked again. ``PRESENT`` answers the question
+    which site this is, and no order. ``WAITS_FOR_APPROVAL`` answers an offer alone: nobody said
+    no, the operator has not decided yet.
     """
 
     RELEASED = "released"
@@ -31,6 +35,8 @@ class Status(StrEnum):
     REFUSED_ROLLBACK = "refused-rollback"
     REFUSED_POLICY = "refused-policy"
     REFUSED_PAUSED = "refused-paused"
+    WAITS_FOR_APPROVAL = "waits-for-approval"
+    NOT_NOW = "not-now"
 
 
 ORDER_TYPE = "application/vnd.privet.order+json"

@@ -12,13 +12,19 @@ import functools
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError
-from privet.common.identity import PersonId
-from privet.common.schema import DIGEST, ONE_LINE, Count, Name, Part, parse
+from privet.common.person_id import PersonId
+from privet.common.schema import DIGEST, ONE_LINE, Count, Name, Part, SiteName, parse
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -221,7 +227,10 @@ class Strategy(Part):
         average_last: the final model is the mean of the models of this many last rounds
             (post-processing, free of privacy cost).
         min_sites: quorum, counted after replies; default: more than half of the sites.
-        timeout: seconds to wait for the replies of a round.
+        timeout: seconds that a round may take, from its orders until its logs are witnessed.
+        grace: seconds that further sites are waited for once a quorum has released; default: five,
+            or as long again as the quorum took, and one that is connected for twice as long as it
+            took the last time.
         attempts: over the link, how often a site that failed may be asked for the same round
             where the quorum is not met without it; each attempt is charged again.
     """
@@ -232,7 +241,16 @@ class Strategy(Part):
     average_last: Count = 1
     min_sites: Count | None = None
     timeout: Positive = 3600.0
+    grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
+
+    @model_serializer(mode="wrap")
+    def _without_grace(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was not said: a plan from before there was a grace is still the same."""
+        value: dict[str, Any] = dump(self)
+        if self.grace is None:
+            value.pop("grace", None)
+        return value
 
     @model_validator(mode="after")
     def _prox(self) -> Self:
@@ -322,7 +340,7 @@ class SiteSpec(Part):
     the site's weight. A round number near the truth is right.
     """
 
-    name: Name
+    name: SiteName
     nominal_size: Count
     path: str | None = None
 
@@ -335,7 +353,7 @@ class DataSpec(Part):
         site_column: the column that names the site in ``path``.
         person_column: the column that names the person (needed for unit ``person``).
         person_ignore_case, person_numeric: how ids of persons are folded
-            (:class:`privet.common.identity.PersonId`).
+            (:class:`privet.common.person_id.PersonId`).
         multiline: quoted cells of CSV and TSV files may hold line ends.
     """
 
@@ -375,7 +393,10 @@ class Plan(Part):
     strategy: Strategy = Strategy()
     privacy: Annotated[
         Privacy | None,
-        BeforeValidator(lambda value: None if value == "none" else value),
+        BeforeValidator(
+            lambda value: None if value == "none" else value,
+            json_schema_input_type=Privacy | Literal["none"] | None,
+        ),
         Field(
             description='write a section [privacy], or privacy = "none" above the first section '
             "to train without any guarantee"

@@ -9,28 +9,43 @@ from __future__ import annotations
 import difflib
 import json
 import math
+from collections.abc import Collection
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic.json_schema import GenerateJsonSchema
 
 from privet.common.errors import InputError
 from privet.common.printable import HIDDEN, printable
+from privet.common.site_name import trimmed
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$"
 KEY = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 DIGEST = r"^sha256:[0-9a-f]{64}$"
 ABSOLUTE = r"^/"
+SSH_KEY = r"^ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI[A-Za-z0-9+/]{43}( [^\n]*)?$"
 ONE_LINE = rf"^[^{HIDDEN}]*$"
 _SHAPES = {
     NAME: "must be at most 64 letters, digits, spaces and . _ -, the first a letter or digit",
     KEY: "must be at most 64 letters, digits and . _ -, the first a letter or digit",
     DIGEST: "must be sha256: and 64 digits of 0-9 and a-f",
     ABSOLUTE: "must be an absolute path",
+    SSH_KEY: "must be an Ed25519 public key as OpenSSH writes it: ssh-ed25519 AAAA…",
     ONE_LINE: "must be one line, without control characters and marks of text direction",
 }
 """What a text that misses a pattern is told."""
 
+
+def _trimmed(value: object) -> object:
+    return trimmed(value) if isinstance(value, str) else value
+
+
 Name = Annotated[str, Field(pattern=NAME)]
+_SpacedName = Annotated[str, Field(pattern=r"^\s*" + NAME[1:-1] + r"\s*$")]
+SiteName = Annotated[
+    str, BeforeValidator(_trimmed, json_schema_input_type=_SpacedName), Field(pattern=NAME)
+]
+"""Blanks around it are no part of it."""
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=ONE_LINE)]
 """A short text that others read."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
@@ -65,6 +80,30 @@ def parse(kind: type[_P], value: Any, *, where: str, error: type[InputError]) ->
         raise error(_explain(fault, where, kind)) from None
     except (TypeError, ValueError) as fault:
         raise error(f"{where}: {fault}") from fault
+
+
+def json_schema(kind: type[Part], title: str, *, optional: Collection[str] = ()) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a file that a person writes, for editors.
+
+    It holds keys, types, ranges and choices. What several keys say together (a test split that
+    leaves nothing to train on) stands in no schema: :func:`parse` has the last word.
+
+    Args:
+        kind: of the file.
+        title: what an editor calls it.
+        optional: keys that a file may leave out, and a mapping in a program may not.
+    """
+    value = kind.model_json_schema(schema_generator=_FileSchema)
+    value["required"] = [key for key in value.get("required", ()) if key not in optional]
+    dialect = GenerateJsonSchema.schema_dialect
+    return {"$schema": dialect, **value, "title": title}
+
+
+class _FileSchema(GenerateJsonSchema):
+    """Without titles, which repeat the keys."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 def _explain(error: ValidationError, where: str, kind: type[Part]) -> str:

@@ -148,8 +148,8 @@ def build_wheel(into: Path, epoch: int) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target, follow_symlinks=False)
         _run(
-            sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(into),
-            str(tree), cwd=tree, SOURCE_DATE_EPOCH=str(epoch),
+            sys.executable, "-m", "build", "--no-isolation", "--wheel",
+            "--outdir", str(into.absolute()), str(tree), cwd=tree, SOURCE_DATE_EPOCH=str(epoch),
         )  # fmt: skip
     return next(into.glob("privet-*.whl"))
 
@@ -175,8 +175,10 @@ def lay_out(kit: Path, extras: list[str], epoch: int) -> None:
     (kit / "code.json").write_text(json.dumps(code_of(wheels, found), indent=2) + "\n")
     for name in ("kit/install.sh", "kit/README.md"):
         shutil.copy(ROOT / "deploy" / name, kit)
-    for name in ("systemd", "container"):
-        shutil.copytree(ROOT / "deploy" / name, kit / name)
+    for name in ("systemd", "container", "helm"):
+        # Links of the charts become files; what they lead to is not needed beside them.
+        ignored = shutil.ignore_patterns("shared")
+        shutil.copytree(ROOT / "deploy" / name, kit / name, ignore=ignored)
     shutil.copy(ROOT / "LICENSE", kit)
     paths = sorted(path for path in kit.rglob("*") if path.is_file())
     sums = "".join(f"{sha256(path)}  {path.relative_to(kit)}\n" for path in paths)
@@ -235,6 +237,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def kit_name(version: str, extras: Iterable[str], *, cuda: bool) -> str:
+    """Return a kit's name, which is also that of the folder in its tar file."""
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    what = "-".join(sorted(extras)) or "auditor"
+    words = ["privet-kit", version, what, python, sysconfig.get_platform()]
+    return "-".join([*words, *(["cuda"] if cuda else [])])
+
+
 def make(out: Path, extras: list[str], *, cuda: bool = False) -> Path:
     """Make a kit in ``out``, and return the path of its tar file.
 
@@ -246,10 +256,8 @@ def make(out: Path, extras: list[str], *, cuda: bool = False) -> Path:
     pins = resolve(requirements(project, extras), constraints)
     check(pins, pinned(constraints.read_text()), cuda=cuda)
     epoch = int(_run("git", "log", "-1", "--format=%ct", cwd=ROOT))
-    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
-    what = "-".join(sorted(extras)) or "auditor"
-    words = ["privet-kit", project["version"], what, python, sysconfig.get_platform()]
-    name = "-".join([*words, *(["cuda"] if cuda else [])])
+    name = kit_name(project["version"], extras, cuda=cuda)
+    out = out.absolute()  # what builds the wheel works in another folder
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as place:
         kit = Path(place) / name

@@ -7,8 +7,9 @@ them. What a table cannot say, a view of the database says.
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import parse_qsl, unquote
 
 from pydantic import Field, model_validator
@@ -21,9 +22,16 @@ _POSTGRESQL = re.compile(
     r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^@:/?#\[\]]*)(?::(?P<port>[0-9]{1,5}))?"
     r"/(?P<database>[^/?#]+)(?:\?(?P<query>[^#]*))?"
 )
+_SERVER = re.compile(
+    r"(?P<system>mssql(?:\+pymssql)?|oracle(?:\+oracledb)?)://"
+    r"(?P<user>[^@:/?#]+)@"
+    r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^@:/?#\[\]\\,]+)(?::(?P<port>[0-9]{1,5}))?"
+    r"/(?P<database>[^/?#]+)(?:\?(?P<query>[^#]*))?"
+)
 _SQLITE = re.compile(r"sqlite:///(?P<file>[^?#]+)")
 _FORMS = (
-    "must be postgresql+psycopg://USER@HOST/DATABASE?sslmode=verify-full or sqlite:///FILE, "
+    "must be postgresql+psycopg://USER@HOST/DATABASE?sslmode=verify-full, "
+    "mssql+pymssql://USER@HOST/DATABASE, oracle+oracledb://USER@HOST/SERVICE or sqlite:///FILE, "
     "without a password: that is what 'password_file' and 'password_variable' are for"
 )
 _SETTINGS = (
@@ -31,9 +39,40 @@ _SETTINGS = (
     "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert",
 )  # fmt: skip
 """What of libpq's connection the address may set; no other host, file or password comes in."""
+_SERVER_SETTINGS = ("sslmode", "sslrootcert")
+"""What the address of SQL Server and of Oracle may set, in libpq's words."""
+_SSLMODES = ("verify-full", "require", "disable")
+_PORTS = {"mssql": (1433, 1433), "oracle": (1521, 2484)}
+"""Ports without and with TLS."""
+
+System = Literal["postgresql", "sqlite", "mssql", "oracle"]
+"""Kinds of databases, as SQLAlchemy calls them."""
 
 Identifier = Annotated[str, Field(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Name of a table, schema or column; any but control characters, exactly as in the database."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where a SQL Server or an Oracle is, and how the way to it is protected.
+
+    Attributes:
+        user: who reads.
+        host: a name or an address.
+        port: of TCP.
+        name: of the database, or of Oracle's service.
+        sslmode: ``verify-full``: TLS, and the server's certificate is checked against its host
+            name; ``require``: TLS with whoever answers; ``disable``: TLS is not asked for.
+        sslrootcert: file of the certificates that are trusted, from the policy's folder; None:
+            the machine's.
+    """
+
+    user: str
+    host: str
+    port: int
+    name: str
+    sslmode: str
+    sslrootcert: str | None
 
 
 class Database(Part):
@@ -60,24 +99,52 @@ class Database(Part):
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
-        found = _POSTGRESQL.fullmatch(self.url)
+        found = _POSTGRESQL.fullmatch(self.url) or _SERVER.fullmatch(self.url)
         if found is None:
             if _SQLITE.fullmatch(self.url) is None:
                 raise ValueError(f"'url' {_FORMS}")
             for key in ("table_schema", "password_file", "password_variable"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"'{key}' is for PostgreSQL, and the database is SQLite")
+                    raise ValueError(
+                        f"'{key}' is for PostgreSQL, SQL Server and Oracle, and the database is "
+                        "SQLite"
+                    )
             return self
         if self.password_file and self.password_variable:
             raise ValueError("name 'password_file' or 'password_variable', not both")
+        allowed = _SETTINGS if self.dbms == "postgresql" else _SERVER_SETTINGS
         for key, _ in parse_qsl(found["query"] or "", keep_blank_values=True):
-            if key not in _SETTINGS:
-                raise ValueError(f"'url' may not set '{key}'; it may set {', '.join(_SETTINGS)}")
+            if key not in allowed:
+                raise ValueError(f"'url' may not set '{key}'; it may set {', '.join(allowed)}")
+        if self.dbms != "postgresql":
+            self._sensible_server()
         return self
+
+    def _sensible_server(self) -> None:
+        server = self.server()
+        if server.sslmode not in _SSLMODES:
+            raise ValueError(f"'url': sslmode must be {', '.join(_SSLMODES)}")
+        if server.sslrootcert is not None and server.sslmode != "verify-full":
+            raise ValueError("'url': 'sslrootcert' is checked with sslmode=verify-full alone")
+        named = (server.user, server.host, server.name, server.sslrootcert or "")
+        if not all(part.isprintable() for part in named):
+            raise ValueError("'url' holds a control character")
+        if not (self.password_file or self.password_variable):
+            raise ValueError("name 'password_file' or 'password_variable' of the database's user")
+
+    @property
+    def dbms(self) -> System:
+        """What kind of database it is."""
+        if _SQLITE.fullmatch(self.url):
+            return "sqlite"
+        found = _SERVER.fullmatch(self.url)
+        if found is None:
+            return "postgresql"
+        return "mssql" if found["system"].startswith("mssql") else "oracle"
 
     @property
     def file(self) -> Path | None:
-        """The file of an SQLite database, from the policy's folder; None for PostgreSQL."""
+        """The file of an SQLite database, from the policy's folder; None for a server's."""
         found = _SQLITE.fullmatch(self.url)
         return Path(found["file"]) if found else None
 
@@ -102,10 +169,37 @@ class Database(Part):
             settings.setdefault("sslmode", "verify-full")
         return settings
 
+    def server(self) -> Server:
+        """Return where a SQL Server or an Oracle is, without a password.
+
+        For a host elsewhere ``sslmode`` is ``verify-full`` unless the address says otherwise.
+
+        Raises:
+            ValueError: if the database is of another kind.
+        """
+        found = _SERVER.fullmatch(self.url)
+        if found is None:
+            raise ValueError("the database is neither SQL Server nor Oracle")
+        settings = dict(parse_qsl(found["query"] or "", keep_blank_values=True))
+        host = found["host"].strip("[]")
+        mode = settings.get("sslmode") or ("disable" if _is_here(host) else "verify-full")
+        port = int(found["port"] or _PORTS[self.dbms][mode != "disable"])
+        return Server(
+            user=unquote(found["user"]),
+            host=host,
+            port=port,
+            name=unquote(found["database"]),
+            sslmode=mode,
+            sslrootcert=settings.get("sslrootcert") or None,
+        )
+
     def __str__(self) -> str:
         """Return which database it is, for the operator's messages."""
         if self.file is not None:
             return f"database {self.file}"
+        if self.dbms in ("mssql", "oracle"):
+            server = self.server()
+            return f"database '{server.name}' at {server.host}"
         settings = self.connection()
         return f"database '{settings['dbname']}' at {settings.get('host') or 'this machine'}"
 

@@ -18,12 +18,16 @@ from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError, PolicyError
-from privet.common.identity import PersonId
+from privet.common.person_id import PersonId
 from privet.common.plan import Plan
-from privet.common.schema import ABSOLUTE, DIGEST, KEY, Count, Line, Name, Part, parse
+from privet.common.schema import ABSOLUTE, DIGEST, KEY, SSH_KEY, Count, Line, Part, SiteName, parse
+from privet.common.site_name import spelled
+from privet.privacy.accounting.events import decimal
+from privet.privacy.accounting.units import Relation, Unit
 from privet.privacy.database import Database, Identifier
-from privet.privacy.events import decimal
-from privet.privacy.units import Relation, Unit
+from privet.privacy.evidence.officers import ssh_key, ssh_text
+from privet.privacy.evidence.order_keys import OrderKeys
+from privet.privacy.person_names import same_person, tidy
 
 Key = Annotated[str, Field(pattern=KEY)]
 """Name of a population or a data set; safe as a file name."""
@@ -101,7 +105,7 @@ class DataSet(Part):
         columns: the columns that are read, and that a plan may use; None: all of a file's.
         person_column: the column that names the person.
         person_ignore_case, person_numeric: how ids of persons are folded
-            (:class:`privet.common.identity.PersonId`).
+            (:class:`privet.common.person_id.PersonId`).
         multiline: quoted cells of a CSV or TSV file may hold line ends; the site vouches for its
             quoting.
         independent: why rows of a view that is not plain do not depend on each other (H6).
@@ -168,6 +172,8 @@ class Allow(Part):
         plans: digests of plans approved beforehand.
         approval: ``listed``: only those plans; ``manual``: the operator approves others.
         approvers: how many different people must approve a plan.
+        key_rotation: ``signed``, the same as None: a key that a listed one signed to follow it may
+            ask, too (privacy/evidence/order_keys.py); ``listed``: only listed keys.
     """
 
     tasks: tuple[str, ...] = ()
@@ -179,10 +185,11 @@ class Allow(Part):
     plans: tuple[Digest, ...] = ()
     approval: Literal["manual", "listed"] = "manual"
     approvers: Annotated[int, Field(ge=1, le=2)] = 1
+    key_rotation: Literal["signed", "listed"] | None = None
 
 
 class Keys(Part):
-    """The ledger's key in a hardware token (privacy/pkcs11.py). Never published.
+    """The ledger's key in a hardware token (privacy/evidence/pkcs11.py). Never published.
 
     Attributes:
         module: absolute path of the vendor's PKCS#11 library.
@@ -195,10 +202,25 @@ class Keys(Part):
     ledger: Annotated[str, Field(min_length=1)]
 
 
+class Keep(Part):
+    """How long a site keeps what it may need again. Never published.
+
+    Attributes:
+        trainer_minutes: a trainer that nobody has asked for so long is ended, and with it the
+            records that it holds in memory and the snapshot of a database.
+        releases_days: releases of earlier runs are kept so long after they were made.
+    """
+
+    trainer_minutes: Annotated[float, Field(gt=0, le=10_080, allow_inf_nan=False)] = 10.0
+    releases_days: Annotated[float, Field(gt=0, le=3650, allow_inf_nan=False)] = 30.0
+
+
 class Policy(Part):
     """One site's limits and data.
 
-    ``keys`` is None where the ledger's key is a file beside the ledger.
+    ``keys`` is None where the ledger's key is a file beside the ledger. With ``ledger_copy`` the
+    coordinator and other sites may keep a copy of the ledger that only the site's recovery key
+    opens. Neither is published.
 
     ``attested`` names rows of the honesty list that the site vouches for, with the reason:
     H12 (where its constants come from), H21 (nobody is at two sites). H13 is a plan's.
@@ -206,9 +228,14 @@ class Policy(Part):
     ``controller`` (who decides why and how the records are used), ``purpose``, ``retention``,
     ``contact`` and ``next_review`` are the site's own words for an officer's report. Each may be
     left out, and is then not published: a policy without them has the digest that it always had.
+
+    ``officers`` maps names to the public keys (OpenSSH's form) of those who approve plans and
+    change this policy: what they decide is signed by their own keys
+    (:mod:`privet.privacy.evidence.officers`).
+    Without officers, whoever has the ledger's key decides, under any name.
     """
 
-    site: Name
+    site: SiteName
     controller: Line | None = None
     purpose: Line | None = None
     retention: Line | None = None
@@ -216,10 +243,13 @@ class Policy(Part):
     next_review: Annotated[Line, AfterValidator(_day)] | None = None
     setting: Literal["site", "simulation"] = "site"
     ledger: str = "ledger"
+    ledger_copy: bool = True
     keys: Keys | None = None
+    officers: dict[Line, Annotated[str, Field(pattern=SSH_KEY)]] = {}
     populations: Annotated[dict[Key, Population], Field(min_length=1)]
     data: Annotated[dict[Key, DataSet], Field(min_length=1)]
     allow: Allow = Allow()
+    keep: Keep = Keep()
     attested: dict[Literal["H12", "H21"], str] = {}
     _folder: Path = PrivateAttr(default=Path())
 
@@ -242,7 +272,26 @@ class Policy(Part):
         for name, population in self.populations.items():
             if population.epsilon is None and self.setting == "site":
                 raise ValueError(f"population '{name}' has no cap: 'epsilon' must be a number")
+        self._require_officers()
         return self
+
+    def _require_officers(self) -> None:
+        """Check that as many people can sign as must, each by a key of her own."""
+        if not self.officers:
+            return
+        for name in self.officers:
+            if tidy(name) != name:
+                raise ValueError(f"write the officer's name '{name}' as '{tidy(name)}'")
+        keys = {ssh_key(key) for key in self.officers.values()}
+        if len(keys) < len(self.officers):
+            raise ValueError("two 'officers' have the same key; each signs by a key of her own")
+        if len({same_person(name) for name in self.officers} - {""}) < len(self.officers):
+            raise ValueError("two 'officers' have the same name; each is one person")
+        if self.allow.approval == "manual" and len(self.officers) < self.allow.approvers:
+            raise ValueError(
+                f"allow.approvers is {self.allow.approvers}, and 'officers' names "
+                f"{len(self.officers)}: nobody else can approve a plan"
+            )
 
     @classmethod
     def parse(cls, value: dict[str, Any], *, where: str = "policy") -> Policy:
@@ -369,8 +418,17 @@ class Policy(Part):
         Numbers other than integers are decimal strings.
         """
         unstated = {key for key in GOVERNANCE if getattr(self, key) is None}
-        value = self.model_dump(mode="json", exclude={"ledger", "keys", *unstated})
+        private = {"ledger", "ledger_copy", "keys", "keep"}
+        value = self.model_dump(mode="json", exclude={*private, *unstated})
         value["attested"] = self.vouched
+        if self.allow.key_rotation is None:
+            del value["allow"]["key_rotation"]
+        if self.officers:
+            value["officers"] = {
+                name: ssh_text(ssh_key(key)) for name, key in self.officers.items()
+            }
+        else:
+            del value["officers"]
         for population in value["populations"].values():
             for key in ("epsilon", "delta"):
                 if population[key] is not None:
@@ -431,9 +489,16 @@ class Policy(Part):
         found = self.populations[population]
         return Unit(found.unit), Relation(found.relation)
 
-    def may_ask(self, coordinator: str) -> bool:
-        """Whether the holder of the order key with this fingerprint may send orders."""
-        return coordinator in self.allow.coordinators
+    def may_ask(self, coordinator: str, keys: OrderKeys | None = None) -> bool:
+        """Whether the holder of the order key with this fingerprint may send orders.
+
+        Args:
+            coordinator: the fingerprint.
+            keys: which key follows which, by the ledger.
+        """
+        if keys is None or self.allow.key_rotation == "listed":
+            return coordinator in self.allow.coordinators
+        return keys.leads(self.allow.coordinators, coordinator)
 
     def listed(self, plan: Plan) -> bool:
         """Whether the plan is approved by its digest; no person has to approve it."""
@@ -457,8 +522,11 @@ class Policy(Part):
 
     def _allow_fault(self, plan: Plan, parameters: int | None) -> str | None:
         allow, who = self.allow, f"plan '{plan.name}'"
-        if self.site not in {site.name for site in plan.sites}:
-            return f"{who} does not name site '{self.site}'"
+        names = [site.name for site in plan.sites]
+        if self.site not in names:
+            other = spelled(self.site, names)
+            so = f"; it names '{other}', which must be spelled alike" if other in names else ""
+            return f"{who} does not name site '{self.site}'{so}"
         if not _allowed(plan.task.kind, allow.tasks):
             return f"{who}: task '{plan.task.kind}' is not in allow.tasks"
         if not _allowed(plan.model.kind, allow.models):
@@ -502,6 +570,7 @@ TEMPLATE = """\
 # What this site lets others do with its data. Keep it at the site.
 site = "North"                       # as plans and the roster call it
 ledger = "ledger"                    # folder of the ledger, from this file's folder
+ledger_copy = true                   # others keep a copy that only your recovery key opens
 
 # Who answers for these data, in the officer's report. What is left out is shown as not stated.
 # controller = "North Hospital Trust"  # who decides why and how the records are used
@@ -515,6 +584,11 @@ ledger = "ledger"                    # folder of the ledger, from this file's fo
 # module = "/usr/lib/softhsm/libsofthsm2.so"    # the vendor's PKCS#11 library
 # token = "north"                      # label of the token
 # ledger = "ledger-key"                # label of the Ed25519 key pair
+
+# Who approves plans and changes this policy, each by a key of her own (`ssh-keygen -t ed25519`).
+# Without it whoever works at this machine decides, under any name.
+# [officers]
+# "Ada Lovelace" = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI…"
 
 # The persons. Their life-time budget is spent by every plan on any of their records.
 [populations.patients]
@@ -539,6 +613,8 @@ disjoint = ""
 # min_units = 50                     # with fewer, `privet client start` refuses: run client check
 
 # In place of "path": a table or view of a database, read-only. Needs privet[sql] and "columns".
+# SQL Server: mssql+pymssql://USER@HOST/DATABASE (privet[sqlserver]); Oracle:
+# oracle+oracledb://USER@HOST/SERVICE (privet[oracle]).
 # [data.admissions-2026.sql]
 # url = "postgresql+psycopg://reader@db.example.org/ehr?sslmode=verify-full"
 # password_file = "db.password"      # readable by its owner only; or password_variable
@@ -555,9 +631,15 @@ max_rounds = 200
 max_parameters = 30_000_000          # parameters that are trained
 metrics = ["public", "gate", "off"]  # where figures about the model may come from
 coordinators = []                    # fingerprints "sha256:…" of the order keys that may ask
+# key_rotation = "listed"            # not those that a listed key signed to follow it
 plans = []                           # digests "sha256:…" of plans approved beforehand
 approval = "manual"                  # "listed": only the plans above
 approvers = 1                        # 2: two different people must approve a plan
+
+# How long the site keeps what it may need again.
+# [keep]
+# trainer_minutes = 10               # an idle trainer, and the records in its memory
+# releases_days = 30                 # releases of earlier runs
 
 # Rows of the honesty list that the site vouches for, each with the reason.
 [attested]

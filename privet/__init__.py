@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from privet.common.errors import PrivetError as PrivetError
     from privet.common.plan import Plan as Plan
-    from privet.privacy.dpsgd import DpSgd as DpSgd
-    from privet.privacy.units import PrivacyLoss as PrivacyLoss
+    from privet.privacy.accounting.units import PrivacyLoss as PrivacyLoss
+    from privet.privacy.mechanism.dpsgd import DpSgd as DpSgd
     from privet.simulations.run import simulate as simulate
 
 # The five rooms are links beside this file. Tools that drop links (a Flower bundle does)
@@ -25,9 +25,9 @@ if not (Path(__file__).parent / "common").exists():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 
 _PUBLIC = {
-    "DpSgd": "privet.privacy.dpsgd",
+    "DpSgd": "privet.privacy.mechanism.dpsgd",
     "Plan": "privet.common.plan",
-    "PrivacyLoss": "privet.privacy.units",
+    "PrivacyLoss": "privet.privacy.accounting.units",
     "PrivetError": "privet.common.errors",
     "simulate": "privet.simulations.run",
 }

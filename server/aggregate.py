@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,18 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
-from privet.common.compress import Lighter
+from privet.common.compress import CompressedUpdate
 from privet.common.config import make
 from privet.common.errors import PlanError, RunError
-from privet.common.flat import BLOCK, Arrays, Sealed, usable
-from privet.common.grid import RUN_ID
+from privet.common.flat import BLOCK, Arrays, FrozenArrays, usable
+from privet.common.flower.grid import RUN_ID
+from privet.common.flower.wire import ARRAYS, ZeroCopyArray, require_identity, to_record
+from privet.common.mapped import Draft
 from privet.common.plan import Plan
-from privet.common.wire import ARRAYS, View, require_identity, to_record
-from privet.server.spool import give_back
+from privet.server import strategy_state
+from privet.server.link.spool import give_back
 
+_LOG = logging.getLogger("privet.run")
 WEIGHT = "nominal-size"
 _KINDS: dict[str, Any] = {
     "fedavg": FedAvg,
@@ -57,13 +61,15 @@ class Aggregator:
 
     Args:
         plan: names the strategy, its options and the sites' weights.
+        scratch: a folder for models that are made block by block; without one they are in memory.
 
     Raises:
         PlanError: if the strategy or an option is unknown.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, scratch: Path | None = None) -> None:
         self._plan = plan
+        self._scratch = scratch
         self._strategies = [_build(plan)]
         self._place = {site.name: number for number, site in enumerate(plan.sites)}
 
@@ -80,6 +86,36 @@ class Aggregator:
             content = self._configured(number, round_number, to_record(part), _Nodes([1]))
         return to_record(model), content.config_records["config"]
 
+    def state(self) -> Arrays:
+        """Return what the strategy keeps from round to round, by block and name.
+
+        Raises:
+            RunError: as :func:`privet.server.strategy_state.state_of`.
+        """
+        return {
+            f"{number}/{name}": array
+            for number, strategy in enumerate(self._strategies)
+            for name, array in strategy_state.state_of(strategy).items()
+        }
+
+    def restore(self, state: Arrays) -> None:
+        """Take back what :meth:`state` returned, before the first round here.
+
+        Raises:
+            RunError: as :func:`privet.server.strategy_state.restore`.
+        """
+        if not state and strategy_state.keeps(self._strategies[0]):
+            text = (
+                "the snapshot, of an earlier version, has no state of the strategy: it begins anew"
+            )
+            _LOG.warning(text, extra={"strategy": self._plan.strategy.kind})
+        blocks: dict[int, Arrays] = {}
+        for name, array in state.items():
+            number, _, key = name.partition("/")
+            blocks.setdefault(int(number), {})[key] = array
+        for place, block in blocks.items():
+            strategy_state.restore(self._strategy(place), block)
+
     def _strategy(self, number: int) -> Strategy:
         while len(self._strategies) <= number:
             self._strategies.append(_build(self._plan))
@@ -87,6 +123,7 @@ class Aggregator:
 
     def _configured(self, number: int, round_number: int, arrays: Any, grid: Any) -> RecordDict:
         strategy = self._strategy(number)
+        strategy_state.begin_round(strategy)
         messages = list(strategy.configure_train(round_number, arrays, ConfigRecord(), grid))
         if not messages:
             raise RunError(f"the strategy '{self._plan.strategy.kind}' asks no site")
@@ -111,17 +148,18 @@ class Aggregator:
         cuts = self._cuts(model)
         if len(cuts) > 1:
             give_back()  # what carried the updates here
-        joined = {name: np.empty(array.shape, array.dtype) for name, array in model.items()}
+        draft = Draft(self._scratch, model) if self._scratch and len(cuts) > 1 else None
+        joined = draft.arrays if draft is not None else _empty_like(model)
         for number, cut in enumerate(cuts):
             replies = [self._reply(site, *updates[site], model, cut) for site in sites]
             arrays, _ = self._strategy(number).aggregate_train(round_number, replies)
             if arrays is None:
                 raise RunError(f"the strategy '{self._plan.strategy.kind}' made no model")
             self._take(round_number, arrays, cut, joined)
-            for _, update in updates.values():
-                if isinstance(update, Sealed):
-                    update.forget()
-        return Sealed(joined)
+            for one in (draft, model, *(update for _, update in updates.values())):
+                if isinstance(one, Draft | FrozenArrays):
+                    one.forget()
+        return draft.seal() if draft is not None else FrozenArrays(joined)
 
     def join_made_up(self, model: Arrays, updates: dict[str, Arrays], nodes: list[int]) -> Arrays:
         """Return what a first round would make of updates that nobody sent; for a rehearsal.
@@ -140,7 +178,10 @@ class Aggregator:
             site: (Message(RecordDict(), number, "train"), update)
             for number, (site, update) in enumerate(updates.items(), 1)
         }
-        return self.aggregate(1, model, asked)
+        joined = self.aggregate(1, model, asked)
+        # Once sites have paid, it would be late to find out that it cannot be kept.
+        Aggregator(self._plan).restore(self.state())
+        return joined
 
     def _reply(
         self, site: str, message: Message, update: Arrays, model: Arrays, cut: list[_Piece]
@@ -195,7 +236,7 @@ class _Piece:
         return array if self.stop is None else array.reshape(-1)[self.start : self.stop]
 
 
-class _Moved(View):
+class _Moved(ZeroCopyArray):
     """``model + update``, made when it is asked for."""
 
     def __init__(self, piece: _Piece, model: Arrays, update: Arrays) -> None:
@@ -204,7 +245,7 @@ class _Moved(View):
 
     def numpy(self) -> npt.NDArray[Any]:
         piece, update = self._piece, self._update
-        if isinstance(update, Lighter):
+        if isinstance(update, CompressedUpdate):
             part = update.part(piece.name, piece.start, piece.stop).reshape(self._array.shape)
         else:
             part = piece.of(update)
@@ -222,18 +263,26 @@ class _Nodes:
         return self._numbers
 
 
-def mean_of(models: Iterable[Arrays]) -> Arrays:
-    """Return the mean of several models, in the order given."""
+def _empty_like(model: Arrays) -> Arrays:
+    return {name: np.empty(array.shape, array.dtype) for name, array in model.items()}
+
+
+def mean_of(models: Iterable[Arrays], scratch: Path | None = None) -> Arrays:
+    """Return the mean of several models, in the order given; in a file if there is a folder."""
     given = list(models)
-    mean = {name: np.empty(array.shape, "float32") for name, array in given[0].items()}
+    draft = Draft(scratch, given[0]) if scratch is not None else None
+    mean = draft.arrays if draft is not None else _empty_like(given[0])
     for name, out in mean.items():
         flat, parts = out.reshape(-1), [model[name].reshape(-1) for model in given]
         for start in range(0, flat.size, BLOCK):
             total = parts[0][start : start + BLOCK].astype("float64")
             for part in parts[1:]:
                 total = total + part[start : start + BLOCK]
-            flat[start : start + BLOCK] = (total / len(given)).astype("float32")
-    return Sealed(mean)
+            flat[start : start + BLOCK] = (total / len(given)).astype(flat.dtype)
+            for one in (draft, *given):
+                if isinstance(one, Draft | FrozenArrays):
+                    one.forget()
+    return draft.seal() if draft is not None else FrozenArrays(mean)
 
 
 def _build(plan: Plan) -> Strategy:

@@ -3,40 +3,81 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Message, MessageType, RecordDict, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
-from privet.common.compress import Lighter
+from privet.common.compress import CompressedUpdate
 from privet.common.errors import InputError, RunError
 from privet.common.flat import Arrays
+from privet.common.flower.grid import Enough
+from privet.common.flower.wire import SHOW, decode_reply, decode_show, encode_order, encode_show
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.tasks.measure import table_shape
-from privet.common.wire import decode_reply, decode_show, encode_order, encode_show
 from privet.server import rounds
 from privet.server.aggregate import Aggregator, mean_of
-from privet.server.recorder import Recorder
+from privet.server.evidence.collector import EvidenceCollector
+from privet.server.replies import Reply
 from privet.server.snapshot import Snapshots
 
 _REGISTRATION = 30.0
 """Seconds to wait for nodes to register."""
 _LOOK = 60.0
-"""Seconds that a site has to show its log."""
+"""Seconds, at most, that sites have to show their logs."""
+_LEAST_LOOK = 5.0
+"""The same where a round has used up its time."""
+
+
+class Limit:
+    """The time of a round: orders, a measurement, publishing and witnessing share one timeout.
+
+    Args:
+        timeout: seconds, of the plan.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
+        self._kept = min(_LOOK, timeout / 10)
+        self._asked: set[tuple[int, str]] = set()
+        self._end = 0.0
+
+    def order(self, number: int, purpose: str) -> float:
+        """Return the seconds for the orders of a round; asked again, its time begins anew.
+
+        Some are kept for the logs. A measurement has as many at least.
+        """
+        now = time.monotonic()
+        others = {asked for asked in self._asked if asked[0] == number}
+        if not others or (number, purpose) in others:
+            self._end, others = now + self._timeout, set()
+        self._asked = {*others, (number, purpose)}
+        return max(self._end - self._kept - now, self._kept)
+
+    def look(self) -> float:
+        """Return the seconds that sites have to show their logs."""
+        if not self._asked:
+            return min(self._timeout, _LOOK)
+        least = min(self._timeout, _LEAST_LOOK)
+        return min(_LOOK, max(self._end - time.monotonic(), least))
 
 
 class FlowerLink:
     """:class:`privet.server.rounds.Link` over any Flower grid."""
 
-    def __init__(self, plan: Plan, grid: Grid) -> None:
+    def __init__(self, plan: Plan, grid: Grid, scratch: Path | None = None) -> None:
         self._plan = plan
         self._grid = grid
-        self._aggregator = Aggregator(plan)
+        self._aggregator = Aggregator(plan, scratch)
         self._nodes: dict[str, int] = {}
+        self._limit = Limit(plan.strategy.timeout)
+        self._answered: set[str] = set()
 
     def enrolled(self) -> list[str]:
         """Ask every node which site it is, once as many are there as the plan has sites.
@@ -61,16 +102,25 @@ class FlowerLink:
             if reply.site in self._nodes:
                 raise RunError(f"two nodes say that they are site '{reply.site}'")
             self._nodes[reply.site] = message.metadata.src_node_id
+        self._answered = set(self._nodes)
         return [name for name in known if name in self._nodes]
 
     def ask(
-        self, round_number: int, orders: list[Order], model: Arrays, heads: dict[str, str]
-    ) -> list[rounds.Reply]:
+        self,
+        round_number: int,
+        orders: list[Order],
+        model: Arrays,
+        heads: dict[str, str],
+        questions: Mapping[str, dict[str, Any]] | None = None,
+    ) -> list[Reply]:
         """Send orders through the strategy's own configuration; return checked replies."""
+        beside = questions or {}
         record, config = self._aggregator.configure(round_number, model, self._grid)
         messages = [
             Message(
-                encode_order(order, record, config, heads.get(order.site, "")),
+                encode_order(
+                    order, record, config, heads.get(order.site, ""), beside.get(order.site)
+                ),
                 self._nodes[order.site],
                 MessageType.EVALUATE if order.purpose == "evaluate" else MessageType.TRAIN,
                 group_id=str(round_number),
@@ -79,17 +129,45 @@ class FlowerLink:
         ]
         wanted = {order.site: order for order in orders}
         names = {node: site for site, node in self._nodes.items()}
-        replies: dict[str, rounds.Reply] = {}
-        for message in self._grid.send_and_receive(messages, timeout=self._plan.strategy.timeout):
-            site = names[message.metadata.src_node_id]
-            reply = _decode(message) or rounds.Reply(site, Status.FAILED, None, message)
-            if reply.site != site and reply.site in self._nodes:
-                raise RunError(f"a node answered in the name of site '{reply.site}'")
-            if reply.site != site:
-                reply = rounds.Reply(site, Status.FAILED, None, message)
-            if site in wanted:
-                replies[site] = _matching(reply, wanted[site], model, self._plan)
+        replies: dict[str, Reply] = {}
+        taken: set[int] = set()
+
+        def take(came: list[Message]) -> None:
+            for message in came:
+                if id(message) in taken:
+                    continue
+                taken.add(id(message))
+                reply = self._read(message, names[message.metadata.src_node_id])
+                if reply.site in wanted:
+                    replies[reply.site] = _matching(reply, wanted[reply.site], model, self._plan)
+
+        def is_enough(came: list[Message]) -> bool:
+            take(came)
+            released = sum(reply.release is not None for reply in replies.values())
+            return released >= min(self._plan.quorum, len(orders))
+
+        seconds = self._limit.order(round_number, orders[0].purpose) if orders else 0.0
+        take(self._exchange(messages, seconds, Enough(is_enough, self._plan.strategy.grace)))
+        self._answered = set(replies)
         return [replies[order.site] for order in orders if order.site in replies]
+
+    def _read(self, message: Message, site: str) -> Reply:
+        """Return what a node answered.
+
+        Raises:
+            RunError: if it did so in the name of another site.
+        """
+        reply = _decode(message) or Reply(site, Status.FAILED, None, message)
+        if reply.site != site and reply.site in self._nodes:
+            raise RunError(f"a node answered in the name of site '{reply.site}'")
+        return reply if reply.site == site else Reply(site, Status.FAILED, None, message)
+
+    def _exchange(self, messages: list[Message], seconds: float, enough: Enough) -> list[Message]:
+        """Send and receive; a grid that can does not wait for all where there is enough."""
+        gather = getattr(self._grid, "gather", None)
+        if gather is None:
+            return list(self._grid.send_and_receive(messages, timeout=seconds))
+        return list(gather(messages, seconds, enough))
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Ask the sites that are there to show their logs; a malformed answer counts as none."""
@@ -101,20 +179,32 @@ class FlowerLink:
         ]
         names = {node: site for site, node in self._nodes.items()}
         answers: dict[str, dict[str, Any]] = {}
-        timeout = min(self._plan.strategy.timeout, _LOOK)
-        for message in self._grid.send_and_receive(messages, timeout=timeout):
+        # Who said nothing just now is heard if it answers in time, and else not waited for.
+        needed = min(self._plan.quorum, len(self._answered & set(questions)))
+        enough = Enough(lambda came: len(came) >= needed)
+        for message in self._exchange(messages, self._limit.look(), enough):
             with suppress(InputError):
                 if not message.has_error():
                     site = names[message.metadata.src_node_id]
                     answers[site] = decode_show(message.content)
+        self._answered -= set(questions) - set(answers)
         return {site: answers[site] for site in questions if site in answers}
 
-    def wait(self, sites: list[str]) -> bool:
+    def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
         """Wait for sites where the grid says that they may come; they do not in one process."""
         wait_for = getattr(self._grid, "wait_for", None)
-        return wait_for is not None and bool(wait_for({self._nodes[site] for site in sites}))
+        there = wait_for and wait_for({self._nodes[site] for site in away}, seconds)
+        return None if there is None else [site for site in away if self._nodes[site] in there]
 
-    def join(self, round_number: int, model: Arrays, replies: list[rounds.Reply]) -> Arrays:
+    def state(self) -> Arrays:
+        """Return what the strategy keeps from round to round."""
+        return self._aggregator.state()
+
+    def restore(self, state: Arrays) -> None:
+        """Give the strategy back what it kept when the run was stopped."""
+        self._aggregator.restore(state)
+
+    def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
         """Hand the updates to the strategy, in site order."""
         updates = {
             reply.site: (reply.handle, reply.release.arrays)
@@ -124,26 +214,31 @@ class FlowerLink:
         return self._aggregator.aggregate(round_number, model, updates)
 
 
-def _decode(message: Message) -> rounds.Reply | None:
+def _decode(message: Message) -> Reply | None:
     if message.has_error():
         return None
     try:
         site, status, release = decode_reply(message.content)
     except InputError:
         return None
-    return rounds.Reply(site, status, release, message)
+    shown = None
+    if release is not None and SHOW in message.content:
+        with suppress(InputError):  # it is asked for again
+            shown = decode_show(message.content)
+    return Reply(site, status, release, message, shown=shown)
 
 
 _SPENT = {"epsilon", "delta", "unit", "relation"}
 
 
-def _matching(reply: rounds.Reply, order: Order, model: Arrays, plan: Plan) -> rounds.Reply:
+def _matching(reply: Reply, order: Order, model: Arrays, plan: Plan) -> Reply:
     """Treat a release that does not answer the order, or has other shapes, as a failure.
 
     So is the answer to another question, or ``released`` without a release.
     """
     if reply.release is None:
-        answers = reply.status not in (Status.PRESENT, Status.RELEASED)
+        others = Status.PRESENT, Status.RELEASED, Status.WAITS_FOR_APPROVAL
+        answers = reply.status not in others
         return reply if answers else replace(reply, status=Status.FAILED)
     release = reply.release
     spent = release.facts.get("spent")
@@ -154,7 +249,7 @@ def _matching(reply: rounds.Reply, order: Order, model: Arrays, plan: Plan) -> r
         or not isinstance(spent, dict)
         or set(spent) != _SPENT
     ):
-        return rounds.Reply(reply.site, Status.FAILED, None, reply.handle)
+        return Reply(reply.site, Status.FAILED, None, reply.handle)
     return replace(reply, release=replace(release, arrays=arrays))
 
 
@@ -167,7 +262,7 @@ def _fitting(arrays: Arrays, order: Order, model: Arrays, plan: Plan) -> Arrays 
     elif plan.compression is not None:
         shapes = {name: array.shape for name, array in model.items()}
         try:
-            return Lighter(arrays, shapes, plan.compression)
+            return CompressedUpdate(arrays, shapes, plan.compression)
         except InputError:
             return None
     else:
@@ -183,16 +278,18 @@ def create_app(
     plan: Plan,
     initial: Callable[[], Arrays],
     snapshots: Snapshots,
-    recorder: Callable[[], Recorder],
+    recorder: Callable[[], EvidenceCollector],
     *,
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
     keep: Callable[[rounds.Progress], None] = lambda progress: None,
     observe: Callable[[rounds.Progress], None] = lambda progress: None,
     finish: Callable[[rounds.Outcome], None] = lambda outcome: None,
+    scratch: Path | None = None,
 ) -> ServerApp:
     """Return the app that runs ``plan``; the outcome is handed to ``finish``.
 
     ``keep`` and ``observe`` are told of each round, as :func:`privet.server.rounds.run` says.
+    Models that are made lie in the folder ``scratch``; without one they are in memory.
     """
     app = ServerApp()
 
@@ -204,10 +301,10 @@ def create_app(
                 run_id,
                 plan,
                 initial,
-                FlowerLink(plan, grid),
+                FlowerLink(plan, grid, scratch),
                 snapshots,
                 recorder(),
-                average=mean_of,
+                average=partial(mean_of, scratch=scratch),
                 evaluate=evaluate,
                 keep=keep,
                 observe=observe,

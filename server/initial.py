@@ -11,7 +11,7 @@ from pathlib import Path
 from privet.common.errors import RunError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
-from privet.server.snapshot import load_model, save_model
+from privet.server.snapshot import map_model, save_model
 
 
 def first_model(plan: Plan, path: Path) -> Arrays:
@@ -39,7 +39,7 @@ def first_model(plan: Plan, path: Path) -> Arrays:
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1]
             raise RunError(f"the first model of plan '{plan.name}' cannot be made: {last}")
-    arrays, facts = load_model(path)
+    arrays, facts = map_model(path)
     if facts.get("plan") != plan.digest:
         raise RunError(f"{path}: this is the first model of another plan")
     return arrays

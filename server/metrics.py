@@ -10,13 +10,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from privet.common.link.identity import read_certificate
-from privet.common.metrics import counter, gauge
 from privet.common.order import Order, Status
-from privet.server.office import Office
+from privet.common.output.metrics import counter, gauge
+from privet.server.coordinator import Coordinator
+from privet.server.link.tally import REASONS
 from privet.server.queue import OPEN, runs
-from privet.server.tally import REASONS
 
 _ANSWERS = [str(status) for status in Status if status is not Status.PRESENT]
+_FAILURES = [said for said in _ANSWERS if said != Status.RELEASED]
 _PURPOSES = ("train", "evaluate")
 _STATES = ("enrolled", "invited", "expired", "revoked")
 _RUNS = (*OPEN, "done", "failed")
@@ -30,10 +31,12 @@ class ServerMetrics(Collector):
     Counters begin at 0 when the process does.
     """
 
-    def __init__(self, office: Office) -> None:
+    def __init__(self, office: Coordinator) -> None:
         self._office = office
         self._ordered: Counter[str] = Counter()
         self._answered: Counter[tuple[str, str]] = Counter()
+        self._repeated: Counter[str] = Counter()
+        self._failed: Counter[tuple[str, str]] = Counter()
         self._seconds = Histogram(
             "privet_server_round_seconds",
             "Seconds from the end of the round before, or the run's start, to a round's end.",
@@ -46,8 +49,11 @@ class ServerMetrics(Collector):
     def _note(self, order: Order, said: str) -> None:
         if said == "ordered":
             self._ordered[order.purpose] += 1
+            self._repeated[order.site] += order.attempt > 1
         else:
             self._answered[order.purpose, said] += 1
+            if said != Status.RELEASED:
+                self._failed[order.site, said] += 1
 
     def collect(self) -> Iterable[Metric]:
         """Yield the figures as they are now."""
@@ -88,6 +94,27 @@ class ServerMetrics(Collector):
             "server_run_round", "Last round that was done, of each run that is not over.", ("run",),
             {(status["run"],): status.get("round", 0) for status in begun},
         )  # fmt: skip
+        yield gauge(
+            "server_run_last_round_timestamp_seconds",
+            "When the last round was done, or the run went on, of each run that is running.",
+            ("run",),
+            {
+                (status["run"],): max(status.get("round_ended", 0.0), status["began"])
+                for status in begun
+                if status["state"] == "running" and "began" in status
+            },
+        )  # fmt: skip
+        yield gauge(
+            "server_run_waits_for", "1 for each site that a run waits for, with what it says.",
+            ("run", "site", "status"),
+            {
+                (status["run"], site, said): 1
+                for status in begun
+                if status["state"] == "waiting"
+                for site, said in status.get("sites", {}).items()
+                if said != Status.PRESENT
+            },
+        )  # fmt: skip
         spent: dict[tuple[str, ...], float] = {}
         for status in found:
             for site, loss in status.get("spent", {}).items():
@@ -108,6 +135,17 @@ class ServerMetrics(Collector):
         yield counter(
             "server_answers", "Answers to orders that came in time.", ("purpose", "status"),
             {(p, said): self._answered[p, said] for p in _PURPOSES for said in _ANSWERS},
+        )  # fmt: skip
+
+        known = sorted(self._office.federation.members())
+        yield counter(
+            "server_repeated_orders", "Orders of a second or later attempt: each may be charged.",
+            ("site",), {(site,): self._repeated[site] for site in known},
+        )  # fmt: skip
+        yield counter(
+            "server_failed_answers", "Answers to orders that were no release, by site.",
+            ("site", "status"),
+            {(s, said): self._failed[s, said] for s in known for said in _FAILURES},
         )  # fmt: skip
 
     def _link(self) -> Iterable[Metric]:

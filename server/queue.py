@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -15,20 +15,24 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from privet.common.canonical import fsync_folder, write_json
-from privet.common.delivery import figures_path
 from privet.common.errors import InputError, PrivetError, RunError, reason_of
-from privet.common.order import Status
+from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.privacy.roster import Roster
-from privet.server.federation import Federation
+from privet.common.run_files import figures_path
+from privet.privacy.evidence.roster import Roster
+from privet.server.membership.registry import MemberRegistry
 from privet.server.snapshot import Snapshots
 
 OPEN = ("queued", "waiting", "running")
 CANCELLED = "cancelled by the coordinator's operator"
 _CANCELLED, _DONE = b"cancelled", b"done"
+NO_REPLY = "no-reply"
+"""Stands where a site's status would, for one that did not answer in time."""
 PRESENT = "present.json"
 """Who is connected, written by the coordinator every second."""
-_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+LOST = "lost-runs.json"
+"""The runs of which sites keep the journal, and which are not here."""
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _Status(BaseModel):
@@ -49,7 +53,18 @@ class _Status(BaseModel):
     measured: int = 0
     rounds: int = 0
     released: dict[str, int] = {}
+    failures: dict[str, dict[str, Any]] = {}
+    began: float = 0.0
+    round_ended: float = 0.0
+    resumed: int = 0
     remarks: list[str] = []
+    by: str = ""
+    cancelled_by: str = ""
+
+
+def _cancelled_by(status: Mapping[str, Any]) -> str:
+    name = status.get("cancelled_by", "")
+    return f"cancelled by researcher '{name}'" if name else CANCELLED
 
 
 class Run:
@@ -82,7 +97,7 @@ class Run:
             fault = f"{error}; journal, model and ledgers are not in it"
             return {**self._blank(), "state": "failed", "fault": fault}
         if self._end == _CANCELLED and value["state"] in OPEN:
-            value |= {"state": "failed", "fault": CANCELLED}
+            value |= {"state": "failed", "fault": _cancelled_by(value)}
         return value
 
     @property
@@ -100,7 +115,7 @@ class Run:
             RunError: if it was, or its folder is gone.
         """
         if self._end == _CANCELLED or not self.folder.exists():
-            raise RunError(CANCELLED)
+            raise RunError(_cancelled_by(self.status if self.folder.exists() else {}))
 
     def settle(self, *, cancelled: bool = False) -> bool:
         """Say how the run ends, with its model or cancelled; the first to say so decides.
@@ -154,8 +169,34 @@ class Run:
             sites={name: str(status) for name, status in statuses.items()},
             spent=dict(spent),
             released=released,
+            round_ended=time.time(),
             remarks=[*said, *(text for text in remarks if text not in said)],
         )
+
+    def note_remark(self, text: str) -> None:
+        """Note something that is worth a line of the status, once."""
+        said = list(self.status.get("remarks", []))
+        if text not in said:
+            self.note(remarks=[*said, text])
+
+    def note_failure(self, order: Order, said: str) -> None:
+        """Note that a site did not release for an order: the last time, and how often.
+
+        Args:
+            order: that it was asked.
+            said: its status, or :data:`NO_REPLY`.
+        """
+        failures = dict(self.status.get("failures", {}))
+        times = failures.get(order.site, {}).get("times", 0) + 1
+        failures[order.site] = {
+            "status": said,
+            "purpose": order.purpose,
+            "round": order.round,
+            "attempt": order.attempt,
+            "times": times,
+            "time": time.time(),
+        }
+        self.note(failures=failures)
 
     def told(self) -> list[str]:
         """Say in plain words which site released in how many of how many rounds, and whom to ask.
@@ -177,6 +218,11 @@ class Run:
         }
         write_json(figures_path(self.folder, number), found)
         self.note(metrics=overall, site_metrics=by_site, measured=number)
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether its operator ended it."""
+        return self._end == _CANCELLED
 
     @property
     def _end(self) -> bytes:
@@ -203,11 +249,16 @@ class Run:
             raise ValueError(f"{path} is damaged") from error
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether it failed once and is to go on."""
+        return int(self.status.get("resumed", 0)) > 0
+
+    @property
     def has_begun(self) -> bool:
         """Whether a round was done."""
         return self.snapshots.is_there
 
-    def roster(self, federation: Federation) -> Roster:
+    def roster(self, federation: MemberRegistry) -> Roster:
         """Return the run's roster: once a round was done, it is the one that its evidence names.
 
         Raises:
@@ -225,8 +276,38 @@ class Run:
         return Snapshots(self.folder / "model")
 
 
-def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
+def require_new(
+    federation: MemberRegistry, plan: Plan, *, told: Container[str] | None = None
+) -> None:
+    """Check that this very plan was not submitted before: another run of it is paid for anew.
+
+    Args:
+        federation: whose runs.
+        plan: that is to be submitted.
+        told: names of the runs that who submits may know of; default all.
+
+    Raises:
+        InputError: naming the run, if it was, or where a run's plan cannot be read.
+    """
+    same = (plan.digest, "")  # where it cannot be read, it may be the same
+    before = [one.id for one in runs(federation) if one.digest in same]
+    before += [name for name, one in lost(federation).items() if one["key"]["plan"] in same]
+    if before:
+        as_ = f"as {before[-1]}" if told is None or before[-1] in told else "before"
+        raise InputError(
+            f"this plan was submitted {as_}. Another run of it is paid for anew, and its "
+            "approvals hold for that, too: say --again, or give the plan another name"
+        )
+
+
+def submit(federation: MemberRegistry, plan: Plan, run_id: str, *, by: str = "") -> Run:
     """Queue a plan whose noise is calibrated.
+
+    Args:
+        federation: whose sites.
+        plan: of the run.
+        run_id: its name.
+        by: the researcher who submits it; "" for the coordinator's operator.
 
     Raises:
         InputError: if it cannot run here: a site is not enrolled, or it wants figures on a test
@@ -237,7 +318,7 @@ def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
             f"plan '{plan.name}': metrics.source 'public' needs a test split at the coordinator; "
             "use 'gate' (noised and paid for at the sites) or 'off'"
         )
-    if not _RUN.fullmatch(run_id):
+    if not RUN_NAME.fullmatch(run_id):
         raise InputError(
             f"'{run_id}' cannot name a run: it begins with a letter or digit and holds at most 128 "
             "letters, digits, dots, underscores and hyphens"
@@ -246,7 +327,13 @@ def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
     folder = federation.folder / "runs" / run_id
     if folder.exists():
         raise InputError(f"run '{run_id}' is there already")
+    if run_id in lost(federation):
+        raise InputError(
+            f"sites know a run '{run_id}' that this coordinator does not have any more: bring it "
+            f"back with `privet server resume {federation.folder} {run_id}`, or name another --run"
+        )
     facts = {"run": run_id, "state": "queued", "submitted": time.time(), "plan": plan.digest}
+    facts |= {"by": by} if by else {}
     # Whole before it is there: a run without a status would hold its name for ever.
     half = folder.with_name(f".{run_id}")
     write_json(half / "plan.json", plan.to_dict())
@@ -256,8 +343,13 @@ def submit(federation: Federation, plan: Plan, run_id: str) -> Run:
     return Run(folder)
 
 
-def cancel(federation: Federation, run_id: str) -> None:
+def cancel(federation: MemberRegistry, run_id: str, *, by: str = "") -> None:
     """End a run, whether it waits or trains; a round that is under way is finished first.
+
+    Args:
+        federation: whose run.
+        run_id: its name.
+        by: the researcher who ends it; "" for the coordinator's operator.
 
     Raises:
         InputError: if there is no such run, it has ended, or it is past its last round.
@@ -270,15 +362,35 @@ def cancel(federation: Federation, run_id: str) -> None:
         raise InputError(f"run '{run_id}' has ended already: {state}")
     if not found[run_id].settle(cancelled=True):
         raise InputError(f"run '{run_id}' is past its last round: it ends with its model")
+    if by:
+        found[run_id].note(cancelled_by=by)
 
 
-def runs(federation: Federation) -> list[Run]:
+def resume(federation: MemberRegistry, run_id: str) -> Run:
+    """Queue a run that failed again: it goes on after its last round, with its ledgers.
+
+    Raises:
+        InputError: if there is no such run, it has not failed, or it was cancelled.
+    """
+    found = {run.id: run for run in runs(federation)}
+    if run_id not in found:
+        raise InputError(f"there is no run '{run_id}': there are {', '.join(found) or 'none'}")
+    run = found[run_id]
+    if (state := run.status["state"]) != "failed":
+        raise InputError(f"run '{run_id}' has not failed, it is {state}: nothing to resume")
+    if run.is_cancelled:
+        raise InputError(f"run '{run_id}' was cancelled, which is for good: submit its plan again")
+    run.note(state="queued", fault="", resumed=run.status.get("resumed", 0) + 1)
+    return run
+
+
+def runs(federation: MemberRegistry) -> list[Run]:
     """Return all runs, oldest first; one whose folder is being removed is left out."""
     found = []
     for path in (federation.folder / "runs").glob("*/status.json"):
         run = Run(path.parent)
         with suppress(InputError):
-            if _RUN.fullmatch(run.id):
+            if RUN_NAME.fullmatch(run.id):
                 found.append((run.status["submitted"], run))
     return [run for _, run in sorted(found, key=lambda one: one[0])]
 
@@ -286,25 +398,90 @@ def runs(federation: Federation) -> list[Run]:
 def releases(status: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each site of a run, by its status: in how many rounds it released.
 
-    A coordinator never learns why a site did not: that stands in the site's own log.
+    A site that did not is named with its last status. A coordinator never learns why: that stands
+    in the site's own log.
 
     Args:
         status: of the run (:attr:`Run.status`).
     """
     found, done = [], status.get("round", 0)
-    for site, count in status.get("released", {}).items():
+    released, failures = status.get("released", {}), failed_sites(status)
+    for site, count in released.items():
         rounds = "round" if done == 1 else "rounds"
         text = f"{site} released in {count} of {done} {rounds}"
-        if count < done:
-            text += f"; ask the operator of {site}: operator.log in the site's folder"
+        last = f", {failures.pop(site)}" if site in failures else ""
+        if count < done or last:
+            text += f"{last}; ask the operator of {site}: operator.log in the site's folder"
         found.append(text)
+    return [*found, *(f"{site} {text}" for site, text in failures.items())]
+
+
+def in_words(status: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's status with who released in how many rounds, in plain words."""
+    told = releases(status)
+    return {**status, "told": told} if told else status
+
+
+def failed_sites(status: Mapping[str, Any]) -> dict[str, str]:
+    """Return what each site of a run answered last that was no release, in words.
+
+    Args:
+        status: of the run (:attr:`Run.status`).
+    """
+    found = {}
+    for site, last in status.get("failures", {}).items():
+        silent = last["status"] == NO_REPLY
+        said = "did not answer in time" if silent else f"answered '{last['status']}'"
+        times = "" if last["times"] == 1 else f", {last['times']} times in this run"
+        found[site] = f"{said} in round {last['round']}, attempt {last['attempt']}{times}"
     return found
 
 
-def connected(federation: Federation) -> list[str]:
+def connected(federation: MemberRegistry) -> list[str]:
     """Return who was connected when a coordinator last ran."""
     try:
         found: list[str] = json.loads((federation.folder / PRESENT).read_text())["connected"]
     except (OSError, ValueError, KeyError, TypeError):
         return []
     return found
+
+
+def lost(federation: MemberRegistry) -> dict[str, dict[str, Any]]:
+    """Return the runs of which a site keeps the journal, and which are not here, by name."""
+    try:
+        found: dict[str, dict[str, Any]] = json.loads((federation.folder / LOST).read_text())
+        return {
+            run: value
+            for run, value in found.items()
+            if not (federation.folder / "runs" / run).exists()
+        }
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+
+
+def doubled(federation: MemberRegistry) -> dict[str, list[str]]:
+    """Return as which sites two processes attend, with their addresses, likewise."""
+    try:
+        found: dict[str, list[str]] = json.loads((federation.folder / PRESENT).read_text())[
+            "doubled"
+        ]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found
+
+
+def told_of(federation: MemberRegistry) -> list[str]:
+    """Return the sites that knew address and keys of the coordinator as they are, likewise."""
+    try:
+        told = json.loads((federation.folder / PRESENT).read_text())["told"]
+        found: list[str] = told["sites"] if told["address"] == federation.address else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return found
+
+
+def why_no_quorum(status: Mapping[str, Any]) -> str:
+    """Return what is put behind the fault of a run without a quorum: which sites, whom to ask."""
+    named = "; ".join(f"{site} {text}" for site, text in failed_sites(status).items())
+    told = "Why, the sites' operators know: operator.log in the folder of each site"
+    return f". {named}. {told}" if named else f". {told}"

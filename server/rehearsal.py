@@ -18,12 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from privet.common.compress import Lighter, compress
+from privet.common.compress import CompressedUpdate, compress
 from privet.common.errors import PlanError, PrivetError
 from privet.common.flat import BLOCK, Arrays, digest_arrays
 from privet.common.plan import Plan
 from privet.common.tasks.measure import pooled, table_shape
-from privet.privacy.noise import Stream
+from privet.privacy.mechanism.noise import Stream
 from privet.server.aggregate import Aggregator, mean_of
 from privet.server.snapshot import Snapshot, Snapshots
 
@@ -64,10 +64,12 @@ def _part(plan: Plan, model: Arrays) -> Arrays:
     if ":" in plan.strategy.kind:
         return dict(model)
     part: Arrays = {}
+    room = BLOCK
     for name, array in model.items():
-        if part and sum(one.size for one in part.values()) + array.size > BLOCK:
+        part[name] = array if array.size <= room else array.reshape(-1)[:room]
+        room -= part[name].size
+        if not room:
             break
-        part[name] = array
     return part
 
 
@@ -82,7 +84,7 @@ def _joined(plan: Plan, model: Arrays) -> Arrays:
         }
         if plan.compression is not None:
             packed, _ = compress(update, plan.compression, stream)
-            update = Lighter(packed, shapes, plan.compression)
+            update = CompressedUpdate(packed, shapes, plan.compression)
         updates[site.name] = update
     nodes = list(range(1, len(plan.sites) + 1))
     return Aggregator(plan).join_made_up(model, updates, nodes)

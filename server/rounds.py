@@ -8,36 +8,26 @@ but through a release. A plan that trains nothing has one round, which looks at 
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from privet.common.errors import QuorumNotMet, RunError
-from privet.common.flat import Arrays, Sealed, digest_arrays
+from privet.common.errors import RunError
+from privet.common.flat import Arrays, FrozenArrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.release import Release
-from privet.privacy.program import has_gate_release, is_measured
-from privet.server.recorder import Recorder
+from privet.privacy.accounting.plan_events import has_gate_release, is_measured
+from privet.server.evidence.collector import EvidenceCollector, Wait
+from privet.server.recovery.replay import Replay, Restored
+from privet.server.replies import Replies, Reply, no_quorum, released
+from privet.server.retry import Again, End, decide, pause
+from privet.server.round_models import RoundModels, digests_of
 from privet.server.snapshot import Snapshot, Snapshots
 
 _LOG = logging.getLogger("privet.rounds")
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One site's answer; ``handle`` is the link's own message.
-
-    ``unproved``: there was a release, but its site did not show that its log holds it.
-    """
-
-    site: str
-    status: Status
-    release: Release | None
-    handle: Any = None
-    unproved: bool = False
 
 
 class Link(Protocol):
@@ -48,11 +38,17 @@ class Link(Protocol):
         ...
 
     def ask(
-        self, round_number: int, orders: list[Order], model: Arrays, heads: dict[str, str]
+        self,
+        round_number: int,
+        orders: list[Order],
+        model: Arrays,
+        heads: dict[str, str],
+        questions: Mapping[str, dict[str, Any]] | None = None,
     ) -> list[Reply]:
         """Send the orders, each with the site's newest known head; return the replies.
 
-        They are those that came in time, in site order.
+        They are those that came in time, in site order. ``questions`` are what sites are to show
+        of their logs beside a release; who does not is asked by :meth:`show`.
         """
         ...
 
@@ -60,12 +56,24 @@ class Link(Protocol):
         """Ask sites to show their logs; return the answers that came in time, by site."""
         ...
 
-    def wait(self, sites: list[str]) -> bool:
-        """Wait until one of ``sites`` can be asked again; False where that makes no sense."""
+    def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
+        """Wait until one of ``away`` is there, or ``seconds`` have passed (None: without end).
+
+        Returns:
+            Those that are there; None where it makes no sense to wait.
+        """
         ...
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
         """Return the next model."""
+        ...
+
+    def state(self) -> Arrays:
+        """Return what the strategy keeps from round to round."""
+        ...
+
+    def restore(self, state: Arrays) -> None:
+        """Give the strategy back what :meth:`state` returned."""
         ...
 
 
@@ -113,7 +121,7 @@ def run(
     initial: Callable[[], Arrays],
     link: Link,
     snapshots: Snapshots,
-    recorder: Recorder,
+    recorder: EvidenceCollector,
     *,
     average: Callable[[list[Arrays]], Arrays],
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
@@ -139,46 +147,56 @@ def run(
     sites = link.enrolled()
     if not sites:
         raise RunError("no site of the plan is connected")
-    model: Arrays = Sealed(initial())
+    done = stored.round if stored else 0
+    restored = Restored.find(recorder, run_id, done, sites, link.show)
+    model: Arrays = FrozenArrays.of(initial())
     begins = digest_arrays(model)
-    done = 0
     if stored is not None:
-        model, done = Sealed(stored.arrays), stored.round
+        model = FrozenArrays.of(stored.arrays)
+        link.restore(stored.state)
     begun = recorder.journal.log.book.sites.get(run_id, sites)
     # Who comes late takes part in the next run: the journal has said who is in this one.
     sites = [site for site in sites if site in begun]
     if not sites:
         raise RunError("no site that began this run is connected")
-    recorder.begin(run_id, plan.digest, begins, sites, link.show)
+    recorder.begin(run_id, plan.digest, begins, sites, link.show, ended=restored.is_ended)
     if stored and stored.record:
         # The process may have ended between the snapshot and its line in the journal.
         recorder.close_round(stored.record)
-    attempts = recorder.resume(run_id, done + 1)
-    rounds = _Rounds(run_id, plan, sites, link, recorder, evaluate, attempts)
+    attempts = recorder.resume(run_id, restored.last + 1)
+    replay = Replay(link, recorder, restored, sites)
+    rounds = _Rounds(run_id, plan, sites, link, recorder, evaluate, attempts, replay)
+    if recorder.is_resumed(run_id):
+        rounds.before = {site: number - 1 for site, number in attempts.items()}
     last: deque[Arrays] = deque(maxlen=plan.strategy.average_last)
     last.extend((*stored.earlier, model) if stored else ())
     del stored
     outcome = Outcome(average(list(last)) if len(last) > 1 else model)
+    restored.tell(recorder, done)
     try:
         for number in range(done + 1, plan.last_round + 1):
-            replies, joined = (
-                rounds.train(number, model, outcome.model) if plan.trains else ([], model)
-            )
+            replies, joined = rounds.train(number, model, outcome.model)
             last.append(joined)
             shown = average(list(last)) if len(last) > 1 else joined
             measured = rounds.measure(number, shown)
-            progress, record = rounds.look(number, (model, joined, shown), replies, measured)
+            progress, record = rounds.look(
+                number, RoundModels(model, joined, shown), replies, measured
+            )
             # Before the round counts as done: what sites paid for is not lost between the two.
             keep(progress)
-            snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1]))
-            recorder.close_round(record)
+            snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1], link.state()))
+            if number not in restored.rounds:
+                recorder.close_round(record)
             model = joined
             del replies, measured  # their files would be held through the next round
             outcome.progress.append(progress)
             outcome.model = shown
+            restored.tell(recorder, number)
             observe(progress)
     except RunError as error:
-        rounds.close(outcome.model, fault=type(error).__name__)
+        # While its rounds are made again, the journal is further, and says nothing of this.
+        if done + len(outcome.progress) >= restored.last:
+            rounds.close(outcome.model, fault=type(error).__name__)
         recorder.close()
         raise
     rounds.close(outcome.model)
@@ -194,9 +212,12 @@ class _Rounds:
     plan: Plan
     sites: list[str]
     link: Link
-    recorder: Recorder
+    recorder: EvidenceCollector
     evaluate: Callable[[Arrays], dict[str, Any]] | None
     attempts: dict[str, int]
+    replay: Replay
+    before: dict[str, int] = field(default_factory=dict)
+    """Attempts that do not count in this round: those before the run was resumed."""
     _used: list[str] = field(default_factory=list)
     _closed: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of sites that refused the plan: the next round to ask in, and the rounds left out before."""
@@ -204,17 +225,24 @@ class _Rounds:
     def train(self, number: int, model: Arrays, shown: Arrays) -> tuple[list[Reply], Arrays]:
         """Order, wait, check, join; return the replies and the next model.
 
-        ``shown`` is what is published if this round breaks.
+        ``shown`` is what is published if this round breaks. A round that the journal has is made
+        again from what was released in it; a plan that trains nothing has the same model.
         """
+        if number in self.replay.rounds:
+            return self.replay.train(number, model)
+        if not self.plan.trains:
+            return [], model
         with self._noted_if_broken(number, model, shown):
             replies = self._gather("train", number, model)
-            return replies, self.link.join(number, model, _released(replies))
+            return replies, self.link.join(number, model, released(replies))
 
     def measure(self, number: int, shown: Arrays) -> list[Reply]:
         """Have the model measured through the gate where the plan says so; return the replies.
 
         Who does not answer is left out; but where nothing is trained, a quorum must.
         """
+        if number in self.replay.rounds:
+            return self.replay.measure(number, shown)
         if not self.plan.trains:
             with self._noted_if_broken(number, shown, shown):
                 return self._gather("evaluate", number, shown)
@@ -245,58 +273,53 @@ class _Rounds:
             yield
         except RunError:
             same = digest_arrays(model)
-            models = same, same, digest_arrays(shown)
+            models = RoundModels(same, same, digest_arrays(shown))
             record = self.recorder.record(self.run_id, number, models, [], ())
             self.recorder.close_round(record)
             raise
-        self.attempts = {}
+        self.attempts, self.before = {}, {}
 
     def _gather(self, purpose: str, number: int, model: Arrays) -> list[Reply]:
-        """Ask until a quorum has released: who is silent the same again, who failed anew.
-
-        Who did not prove a release is asked the same, too, but no more often than who failed:
-        its log may only have been out of reach, or it may never show it.
+        """Ask until a quorum has released, as :func:`privet.server.retry.decide` says.
 
         Raises:
             QuorumNotMet: if nobody else can be asked.
         """
-        plan, most = self.plan, self.plan.strategy.attempts
+        plan = self.plan
         asked = there = self._due(number)
         if len(there) < plan.quorum:
             asked = there = self.sites
-        held: dict[str, Reply] = {}
-        unproved: Counter[str] = Counter()
+        replies = Replies()
         while True:
-            replies = self._ask(purpose, number, model, asked)
-            held.update({reply.site: reply for reply in replies})
-            released = {site for site, reply in held.items() if reply.release is not None}
-            if len(released) >= plan.quorum:
-                return [held[site] for site in there if site in held]
-            failed = [
-                site
-                for site, reply in held.items()
-                if reply.status in _MAY_BE_ASKED_ANEW
-                and not reply.unproved
-                and self.attempts.get(site, 1) < most
-            ]
-            unproved.update(site for site in asked if site in held and held[site].unproved)
-            same = [
-                site
-                for site in there
-                if site not in held or (held[site].unproved and unproved[site] < most)
-            ]
-            asked = [site for site in there if site in {*failed, *same}]
-            if len(released) + len(asked) < plan.quorum or not self.link.wait(asked):
-                raise _no_quorum(plan, number, list(held.values()))
-            for site in asked:
-                held.pop(site, None)
-            for site in failed:
-                self.attempts[site] = self.attempts.get(site, 1) + 1
+            replies.take(asked, self._ask(purpose, number, model, asked), time.monotonic())
+            counted = {site: n - self.before.get(site, 0) for site, n in self.attempts.items()}
+            heard = replies.heard(there, counted, time.monotonic())
+            again = decide(heard, plan.quorum, plan.strategy.attempts)
+            if again is End.QUORUM:
+                return [replies.held[site] for site in there if site in replies.held]
+            due = self._wait(number, again, replies.held) if isinstance(again, Again) else []
+            if not due:
+                raise no_quorum(plan, number, replies.held.values())
+            asked = [site for site in there if site in due]
+
+    def _wait(self, number: int, again: Again, held: dict[str, Reply]) -> list[str]:
+        """Wait for the next to be asked, and return them; nobody where that makes no sense."""
+        if waits := [f"{site}: {held[site].status}" for site in (*again.same, *again.anew)]:
+            said = {"round": number, "sites": "; ".join(waits), "seconds": again.seconds}
+            _LOG.info("a round waits", extra=said)
+        back = self.link.wait(list(again.away), again.seconds)
+        if back is None:
+            return []
+        if back and again.seconds != 0:
+            return back  # the others' time has not come
+        for site in again.anew:
+            self.attempts[site] = self.attempts.get(site, 1) + 1
+        return [*back, *again.same, *again.anew]
 
     def look(
         self,
         number: int,
-        models: tuple[Arrays, Arrays, Arrays],
+        models: RoundModels[Arrays],
         replies: list[Reply],
         measured: list[Reply],
     ) -> tuple[Progress, dict[str, Any]]:
@@ -304,16 +327,15 @@ class _Rounds:
 
         Args:
             number: of the round.
-            models: before, after, and as it is shown.
+            models: of the round.
             replies: of :meth:`train`.
             measured: of :meth:`measure`.
 
         Returns:
             The progress, and the journal's record of the round.
         """
-        shown = models[2]
-        metrics, remarks = self._figures(number, shown)
-        record = self._record(number, models)
+        metrics, remarks = self._figures(number, models.published)
+        record = self.replay.rounds.get(number) or self._record(number, models)
         # Of a site's two releases, the later one says what it has spent.
         latest = {r.site: r.release for r in (*replies, *measured) if r.release is not None}
         spent = {site: release.facts["spent"] for site, release in latest.items()}
@@ -362,13 +384,19 @@ class _Rounds:
         ]
         orders = {order.site: order for order in self.recorder.sign(wanted)}
         heads = {site: self.recorder.head(site) for site in sites}
-        replies = self.link.ask(number, list(orders.values()), model, heads)
+        replies: list[Reply] = []
+
+        def send(questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+            replies.extend(self.link.ask(number, list(orders.values()), model, heads, questions))
+            return {reply.site: reply.shown for reply in replies if reply.shown is not None}
+
+        shown = self.recorder.ask(orders, send)
         came = {
             reply.site: (orders[reply.site], str(reply.release.facts["digest"]))
             for reply in replies
             if reply.release is not None
         }
-        proved = self.recorder.receive(came, self.link.show)
+        proved = self.recorder.receive(came, self.link.show, shown)
         checked = []
         for reply in replies:
             if reply.release is not None and reply.site not in proved:
@@ -380,33 +408,22 @@ class _Rounds:
             checked.append(reply)
         return checked
 
-    def _record(self, number: int, models: tuple[Arrays, Arrays, Arrays]) -> dict[str, Any]:
+    def _witness_wait(self) -> Wait:
+        """Return how sites are waited for that do not show their logs: ever longer, while there."""
+        tries = 0
+
+        def wait(silent: list[str]) -> bool:
+            nonlocal tries
+            tries += 1
+            if tries > 1 and self.link.wait([], pause(tries - 1)) is None:
+                return False
+            return self.link.wait(silent) is not None
+
+        return wait
+
+    def _record(self, number: int, models: RoundModels[Arrays]) -> dict[str, Any]:
         # Where this stops the run, the round has no line: its model was never published, and an
         # evaluation of it belongs to no other.
-        witnessed = self.recorder.witness(self.sites, self.link.show, self.link.wait)
-        before, after, shown = (digest_arrays(model) for model in models)
-        return self.recorder.record(
-            self.run_id, number, (before, after, shown), witnessed, self._used
-        )
-
-
-def _released(replies: list[Reply]) -> list[Reply]:
-    return [reply for reply in replies if reply.release is not None]
-
-
-def _no_quorum(plan: Plan, number: int, replies: list[Reply]) -> QuorumNotMet:
-    counts: dict[str, int] = {}
-    for reply in replies:
-        counts[reply.status] = counts.get(reply.status, 0) + 1
-    silent = len(plan.sites) - len(replies)
-    if silent:
-        counts["no reply in time"] = silent
-    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    return QuorumNotMet(
-        f"round {number}: {len(_released(replies))} of {len(plan.sites)} sites released "
-        f"{'an update' if plan.trains else 'a measurement'}, the quorum is {plan.quorum} ({said})"
-    )
-
-
-_MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)
-"""What may be otherwise at the next attempt; where data was opened, that is charged again."""
+        witnessed = self.recorder.witness(self.sites, self.link.show, self._witness_wait())
+        digests = digests_of(models)
+        return self.recorder.record(self.run_id, number, digests, witnessed, self._used)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +14,46 @@ from safetensors.numpy import load
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import RunError
-from privet.common.flat import Arrays
+from privet.common.flat import BLOCK, Arrays, FrozenArrays
+from privet.common.mapped import Mapped
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """The model after ``round`` rounds, and what the journal says of the last one.
 
-    ``earlier`` are the models of the rounds before it that the plan averages, oldest first.
+    ``earlier`` are the models of the rounds before it that the plan averages, oldest first;
+    ``state`` is what the strategy keeps from round to round.
     """
 
     round: int
     arrays: Arrays
     record: dict[str, Any]
     earlier: tuple[Arrays, ...] = ()
+    state: Arrays = field(default_factory=dict)
 
 
 def save_model(path: Path, arrays: Arrays, facts: dict[str, str]) -> None:
     """Write a model as safetensors, atomically, with ``facts`` in its header.
 
-    It is written array by array: the library's own writer holds all of it twice.
+    It is written piece by piece: the library's own writer holds all of it twice.
     """
-    write_atomic(path, _safetensors(arrays, {**facts, "names": json.dumps(list(arrays))}))
+    _save(path, arrays, facts, [arrays])
 
 
-def _safetensors(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes | memoryview]:
-    """Yield the file's parts (format: the safetensors README, "Format")."""
+def _save(path: Path, arrays: Arrays, facts: dict[str, str], models: Iterable[Arrays]) -> None:
+    metadata = {**facts, "names": json.dumps(list(arrays))}
+    sealed = [model for model in models if isinstance(model, FrozenArrays)]
+    write_atomic(path, _safetensors(arrays, metadata, sealed))
+
+
+def _safetensors(
+    arrays: Arrays, metadata: dict[str, str], models: list[FrozenArrays]
+) -> Iterator[bytes | memoryview]:
+    """Yield the file's parts (format: the safetensors README, "Format").
+
+    ``models`` hold the arrays, and give back what was written where they lie in files.
+    """
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for name, array in arrays.items():
@@ -52,11 +66,18 @@ def _safetensors(arrays: Arrays, metadata: dict[str, str]) -> Iterator[bytes | m
     yield len(text).to_bytes(8, "little") + text
     for array in arrays.values():
         little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-        if little.size:
-            yield little.reshape(-1).view(np.uint8).data
+        if not little.size:
+            continue
+        data = little.reshape(-1).view(np.uint8).data
+        for start in range(0, data.nbytes, _PIECE):
+            yield data[start : start + _PIECE]
+            for model in models:
+                model.forget()
 
 
 _KINDS = {"<f2": "F16", "<f4": "F32", "<f8": "F64"}
+_PIECE = 4 * BLOCK
+"""Bytes that are written at once."""
 
 
 def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
@@ -73,6 +94,30 @@ def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
         return {name: stored[name] for name in json.loads(facts["names"])}, facts
     except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         raise RunError(f"{path}: the model cannot be read: {error}") from error
+
+
+def map_model(path: Path) -> tuple[Mapped, dict[str, str]]:
+    """Read a model as :func:`load_model` does, but leave it in its file.
+
+    Raises:
+        RunError: if the file cannot be read.
+    """
+    try:
+        return Mapped.of_safetensors(path)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise RunError(f"{path}: the model cannot be read: {error}") from error
+
+
+_STATE = "strategy:"
+"""Before the names of what a strategy keeps."""
+
+
+def _named(snapshot: Snapshot, mark: str) -> Arrays:
+    """Return all arrays of a snapshot; what is not the model has names that begin with ``mark``."""
+    arrays = dict(snapshot.arrays)
+    for place, model in enumerate(snapshot.earlier):
+        arrays |= {f"{mark}{place}/{name}": array for name, array in model.items()}
+    return arrays | {f"{mark}{_STATE}{name}": array for name, array in snapshot.state.items()}
 
 
 class Snapshots:
@@ -93,11 +138,14 @@ class Snapshots:
             "round": str(snapshot.round),
             "record": json.dumps(snapshot.record),
             "earlier": str(len(earlier)),
+            "state": json.dumps(list(snapshot.state)),
         }
-        arrays = dict(snapshot.arrays)
-        for place, model in enumerate(earlier):
-            arrays |= {f"{place}/{name}": array for name, array in model.items()}
-        save_model(self._path, arrays, facts)
+        count = sum(map(len, (snapshot.arrays, *earlier, snapshot.state)))
+        mark, arrays = "", _named(snapshot, "")
+        while len(arrays) < count:  # a parameter is called as one of the others would be
+            mark += "~"
+            arrays = _named(snapshot, mark)
+        _save(self._path, arrays, {**facts, "mark": mark}, (snapshot.arrays, *earlier))
 
     def latest(self) -> Snapshot | None:
         """Return the latest snapshot, or None.
@@ -107,13 +155,20 @@ class Snapshots:
         """
         if not self._path.exists():
             return None
-        stored, facts = load_model(self._path)
+        stored, facts = map_model(self._path)
         try:
-            names, count = list(stored), int(facts.get("earlier", "0"))
-            size = len(names) // (count + 1)
-            models: list[Arrays] = [{name: stored[name] for name in names[:size]}]
-            models += [{name: stored[f"{k}/{name}"] for name in names[:size]} for k in range(count)]
+            mark = facts.get("mark", "")
+            kept = {name: mark + _STATE + name for name in json.loads(facts.get("state", "[]"))}
+            names = [name for name in stored if name not in set(kept.values())]
+            count = int(facts.get("earlier", "0"))
+            own = names[: len(names) // (count + 1)]
+            models = [stored.part({name: name for name in own})]
+            models += [
+                stored.part({name: f"{mark}{k}/{name}" for name in own}) for k in range(count)
+            ]
             record = json.loads(facts["record"])
-            return Snapshot(int(facts["round"]), models[0], record, tuple(models[1:]))
-        except (ValueError, KeyError, ZeroDivisionError, RecursionError) as error:
+            # In memory, as the strategy has it; the model stays in its file.
+            state = {name: np.array(array) for name, array in stored.part(kept).items()}
+            return Snapshot(int(facts["round"]), models[0], record, tuple(models[1:]), state)
+        except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
             raise RunError(f"{self._path}: not a snapshot of a run: {error!r}") from error

@@ -30,18 +30,19 @@ from privet.client.app import create_app as create_client_app
 from privet.client.site import Site
 from privet.common.canonical import write_json
 from privet.common.errors import InputError
+from privet.common.flower.wire import encode_reply
 from privet.common.models import initial_model
 from privet.common.order import Status
-from privet.common.wire import encode_reply
-from privet.privacy.keys import passphrase_from_environment
-from privet.server.federation import Federation
+from privet.privacy.evidence.keys import passphrase_from_environment
+from privet.server.flower_serverapp import run_submitted
+from privet.server.membership.registry import MemberRegistry
 from privet.server.rounds import Outcome
-from privet.server.stock import run_submitted
-from privet.simulations.parties import Parties
+from privet.simulations.federation import SimulatedFederation
 from privet.simulations.planning import adjusted, attestations, find_plan, resolve
-from privet.simulations.records import Records
-from privet.simulations.result import make_result, write_result
+from privet.simulations.records import SiteRecords
+from privet.simulations.result import make_result
 from privet.simulations.run import SiteMaker, public_test, rehearse, server_app
+from privet.simulations.run_folder import write_result
 
 _SETTING = "bundle"
 _LOG = logging.getLogger("privet.bundle")
@@ -64,8 +65,10 @@ def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
     folder = Path(str(given.get("out") or default))
     return SiteMaker(
         run_id,
-        Parties(resolve(plan.changed(attested=attestations(plan))), folder, setting=_SETTING),
-        Records(plan, data, base),
+        SimulatedFederation(
+            resolve(plan.changed(attested=attestations(plan))), folder, setting=_SETTING
+        ),
+        SiteRecords(plan, data, base),
         None,
     )
 
@@ -98,7 +101,7 @@ def _coordinate(grid: Grid, config: UserConfig) -> None:
     if not hub.is_absolute():
         raise InputError(f"hub = '{hub}' must be an absolute path: the app runs in another folder")
     run_submitted(
-        Federation.load(hub, passphrase_from_environment()),
+        MemberRegistry.load(hub, passphrase_from_environment()),
         str(config.get("run", "")),
         initial_model,
         grid,

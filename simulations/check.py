@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from privet.client.check import DataCheck, check_records, unreadable
+from privet.client.operator.check import DataCheck, check_records, unreadable
 from privet.common.config import data_folder
 from privet.common.errors import DataError
 from privet.common.plan import Plan
 from privet.simulations.planning import resolve
-from privet.simulations.records import Records
+from privet.simulations.records import SiteRecords
 from privet.simulations.run import Setting
 
 
@@ -28,7 +28,7 @@ def check_sites(
         InputError: if the plan's task or model cannot be built.
     """
     data_dir = data_folder(setting.data_dir)
-    records = Records(plan, data_dir and data_dir.resolve(), setting.base.resolve())
+    records = SiteRecords(plan, data_dir and data_dir.resolve(), setting.base.resolve())
     resolved = resolve(plan)
     shared = records.loaded().faults.get("", ())
     for place, site in enumerate(plan.sites):

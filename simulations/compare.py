@@ -22,7 +22,7 @@ from privet.simulations import plots, scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.partition import SITE
 from privet.simulations.planning import without_privacy
-from privet.simulations.records import Records
+from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result
 from privet.simulations.run import Setting, train_once
 
@@ -33,7 +33,7 @@ leave this machine. Their ledgers are here too, and can be bundled; their bundle
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One way of training and what came of it; ``epsilon`` is text, ∞ without privacy."""
 
     name: str
@@ -44,7 +44,7 @@ class Row:
 
 def compare(
     result: Result, setting: Setting, tell: Callable[[str], None] = lambda text: None
-) -> list[Row]:
+) -> list[ComparisonRow]:
     """Train the comparison rows of a finished run and write them under ``non-private/``."""
     folder = result.out / "non-private"
     write_atomic(folder / "NOTICE.txt", _NOTICE.encode())
@@ -80,7 +80,7 @@ def compare(
 
 def _other_models(
     result: Result, setting: Setting, folder: Path, tell: Callable[[str], None]
-) -> list[Row]:
+) -> list[ComparisonRow]:
     plan = result.plan
     if plan.scenario is None or plan.privacy is None:
         return []
@@ -96,24 +96,28 @@ def _other_models(
             sites=[site.model_dump(mode="json") for site in plan.sites],
             privacy={"epsilon": plan.privacy.epsilon, "noise_multiplier": None},
         )
-        once = train_once(other, Records(other, setting.data_dir, setting.base), folder / name)
+        once = train_once(other, SiteRecords(other, setting.data_dir, setting.base), folder / name)
         figure = f"{plan.privacy.epsilon:g}"
-        rows.append(Row(f"federated with DP ({name})", True, figure, _overall(once)))
+        rows.append(ComparisonRow(f"federated with DP ({name})", True, figure, _overall(once)))
     return rows
 
 
-def _together(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]) -> Row:
+def _together(
+    plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]
+) -> ComparisonRow:
     tell("together")
-    records = Records(plan, setting.data_dir, setting.base)
+    records = SiteRecords(plan, setting.data_dir, setting.base)
     figures = train_once(plan, records, folder / "together")
-    return Row("federated, no privacy", False, "∞", _overall(figures))
+    return ComparisonRow("federated, no privacy", False, "∞", _overall(figures))
 
 
-def _alone(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]) -> Row:
+def _alone(
+    plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]
+) -> ComparisonRow:
     """Each site trains on its own records; every model is measured on all test records."""
     everyone: list[dict[str, Any]] = []
     own: dict[str, Any] = {}
-    test = Records(plan, setting.data_dir, setting.base).measurable()
+    test = SiteRecords(plan, setting.data_dir, setting.base).measurable()
     for site in plan.sites:
         tell(f"{site.name} alone")
         single = plan.changed(sites=[site.model_dump(mode="json")], strategy={"min_sites": None})
@@ -125,10 +129,12 @@ def _alone(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], Non
         name: _mean([figures.get(name) for figures in everyone])
         for name in measure_of_kind(plan.task.kind).names
     }
-    return Row("each site alone, mean", False, "∞", {**mean, "sites": own})
+    return ComparisonRow("each site alone, mean", False, "∞", {**mean, "sites": own})
 
 
-def _pooled(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]) -> Row:
+def _pooled(
+    plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]
+) -> ComparisonRow:
     tell("pooled")
     total = sum(site.nominal_size for site in plan.sites)
     single = plan.changed(
@@ -136,13 +142,13 @@ def _pooled(plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], No
         strategy={"min_sites": None},
     )
     records = _Fixed(plan, setting.data_dir, setting.base, None)
-    test = Records(plan, setting.data_dir, setting.base).measurable()
+    test = SiteRecords(plan, setting.data_dir, setting.base).measurable()
     figures = train_once(single, records, folder / "pooled", PublicTest(plan, test))
-    return Row("all data pooled, no privacy", False, "∞", _overall(figures))
+    return ComparisonRow("all data pooled, no privacy", False, "∞", _overall(figures))
 
 
 @dataclass(frozen=True)
-class _Fixed(Records):
+class _Fixed(SiteRecords):
     """The whole federation's split, of which one site, or all as one, are trained on."""
 
     only: tuple[str, ...] | None = None

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 
-from privet.client.rehearsal import RECORDS, made_up
-from privet.client.workbench import Workbench, labels_of, workbench
+from privet.client.training.model_runtime import ModelRuntime, labels_of, model_runtime
+from privet.client.training.rehearsal import RECORDS, made_up
 from privet.common.errors import PlanError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
@@ -38,7 +38,7 @@ class PublicTest:
         """Return the figures over all test records and, under ``sites``, of each site's."""
         if not len(self._frame):
             return {}
-        bench = workbench(self._plan)
+        bench = model_runtime(self._plan)
         if self._examples is None:
             found = bench.encode_records(self._frame)
             self._examples, self._frame = found.batch, self._frame.iloc[found.rows]
@@ -49,7 +49,7 @@ class PublicTest:
 
     def written(self, model: Arrays) -> dict[str, float]:
         """Return chrF and BLEU of what the model writes for the test records, if it writes any."""
-        bench = workbench(self._plan)
+        bench = model_runtime(self._plan)
         if not isinstance(bench.task, TextToText) or not len(self._frame):
             return {}
         bench.load(model)
@@ -72,7 +72,7 @@ def rehearse_public(plan: Plan) -> None:
     Raises:
         PlanError: if they cannot be computed.
     """
-    bench = workbench(plan)
+    bench = model_runtime(plan)
     batch = made_up(bench)
     sites = np.array([plan.sites[0].name] * RECORDS)
     try:
@@ -84,7 +84,7 @@ def rehearse_public(plan: Plan) -> None:
         ) from error
 
 
-def _figures(bench: Workbench, examples: Batch, sites: npt.NDArray[Any]) -> dict[str, Any]:
+def _figures(bench: ModelRuntime, examples: Batch, sites: npt.NDArray[Any]) -> dict[str, Any]:
     """Return the figures over all records and, under ``sites``, of each site's."""
     scores, labels = bench.score(examples), labels_of(examples)
     figures: dict[str, Any] = dict(bench.measure.figures(scores, labels))

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from privet.common.grid import RUN_ID, OwnGrid
-from privet.common.wire import number_message
+from privet.common.flower.grid import RUN_ID, OwnGrid
+from privet.common.flower.wire import number_message
 
 _CLIENT_FAILED = 2
 """Flower's error code for an exception in a ClientApp."""

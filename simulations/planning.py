@@ -7,7 +7,7 @@ from typing import Any
 
 from privet.common.errors import InputError
 from privet.common.plan import Plan
-from privet.privacy.program import calibrated as resolve
+from privet.privacy.accounting.plan_events import calibrated as resolve
 from privet.simulations import scenarios
 
 

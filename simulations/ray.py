@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import threading
 import time
 import warnings
@@ -15,7 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from privet.common.errors import InputError, PrivetError, RunError
-from privet.common.grid import PassingGrid
+from privet.common.flower.grid import PassingGrid
 
 
 class StoppableGrid(PassingGrid):
@@ -64,6 +65,8 @@ class StoppableGrid(PassingGrid):
 
 
 _PULL_INTERVAL = 0.05
+_STARTS = 3
+"""How often a local cluster is started before that is an error."""
 
 
 def _stoppable(server: ServerApp, stopped: threading.Event) -> ServerApp:
@@ -99,6 +102,8 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
+            if address is None:
+                _start_ray(init)
             run_simulation(
                 _stoppable(server, stopped),
                 client,
@@ -115,6 +120,28 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
         finally:
             stopped.set()
             _stop_ray(address)
+
+
+def _start_ray(init: dict[str, Any]) -> None:
+    """Start a cluster, which Flower's engine then takes.
+
+    Ray gives a node 30 seconds to start, and no more: on a busy machine that is short.
+
+    Raises:
+        RunError: if it does not start.
+    """
+    import ray
+
+    pythonpath = os.pathsep.join(entry for entry in sys.path if entry)
+    runtime = {"env_vars": {"PYTHONPATH": pythonpath}}
+    for left in reversed(range(_STARTS)):
+        try:
+            ray.init(**init, runtime_env=runtime)
+            return
+        except Exception as error:
+            ray.shutdown()
+            if not left:
+                raise RunError(f"Ray does not start on this machine: {error}") from error
 
 
 def _stop_ray(address: str | None) -> None:

@@ -45,7 +45,7 @@ class Loaded:
 
 
 @dataclass(frozen=True)
-class Records:
+class SiteRecords:
     """Where a plan's records are. Small and picklable: each process reads them itself.
 
     Attributes:
@@ -122,7 +122,7 @@ class Records:
 
 
 @functools.lru_cache(maxsize=8)
-def _loaded(records: Records, stamp: tuple[tuple[str, int, int], ...]) -> Loaded:
+def _loaded(records: SiteRecords, stamp: tuple[tuple[str, int, int], ...]) -> Loaded:
     del stamp
     scenario = records.scenario
     if scenario is not None:
@@ -196,7 +196,9 @@ def _file_each(plan: Plan, base: Path) -> Loaded:
 
 
 @functools.lru_cache(maxsize=8)
-def _parts(records: Records, stamp: tuple[tuple[str, int, int], ...]) -> dict[str, pd.DataFrame]:
+def _parts(
+    records: SiteRecords, stamp: tuple[tuple[str, int, int], ...]
+) -> dict[str, pd.DataFrame]:
     del stamp
     table = records.table()
     names = [site.name for site in records.plan.sites]

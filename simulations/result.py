@@ -5,31 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privet.client.workbench import workbench
-from privet.common.canonical import write_json
+from privet.client.training.model_runtime import model_runtime
 from privet.common.compress import bytes_of
 from privet.common.errors import LedgerError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
 from privet.common.tasks.measure import pooled
-from privet.privacy import honesty
+from privet.privacy.accounting import assumptions
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 from privet.privacy.audit.summary import (
-    Standing,
+    ReportStanding,
     claim_sentence,
     figures_sentence,
     standing_of,
 )
-from privet.privacy.ledger import Ledger
-from privet.privacy.units import PrivacyLoss, Relation, Unit
+from privet.privacy.evidence.ledger import Ledger
 from privet.server.rounds import Outcome, Progress
-from privet.server.snapshot import save_model
-from privet.simulations import plots, scenarios
-from privet.simulations.card import model_card
-from privet.simulations.parties import Parties
+from privet.simulations import scenarios
+from privet.simulations.federation import SimulatedFederation
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class Result:
     sites: list[SiteResult]
     metrics: dict[str, Any]
     loss: PrivacyLoss | None
-    standing: Standing
+    standing: ReportStanding
     progress: list[Progress]
     model: Arrays
     seconds: float
@@ -112,7 +109,7 @@ class Result:
         return self.standing.claim.conditional
 
     @property
-    def honesty(self) -> list[honesty.Row]:
+    def honesty(self) -> list[assumptions.Assumption]:
         """The honesty list, as it stands over all that the ledgers hold."""
         return list(self.standing.rows)
 
@@ -187,7 +184,9 @@ def _figures(step: Progress) -> dict[str, Any]:
     return {**overall, "sites": sites}
 
 
-def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: float) -> Result:
+def make_result(
+    run_id: str, parties: SimulatedFederation, outcome: Outcome, *, seconds: float
+) -> Result:
     """Gather a finished run: what each site spent by its own ledger, figures, claim.
 
     Args:
@@ -210,7 +209,7 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
         for said in dict.fromkeys(left_out(parties.folder, spec.name))
     ]
     if last.histograms:
-        with _remarked(remarks, "the figures could not be read from the sites' tables"):
+        with remarked(remarks, "the figures could not be read from the sites' tables"):
             metrics, by_site = pooled(last.histograms)
     sites, losses = [], []
     for spec in plan.sites:
@@ -238,7 +237,7 @@ def make_result(run_id: str, parties: Parties, outcome: Outcome, *, seconds: flo
     top = standing_of([parties.ledger(spec.name) for spec in plan.sites])
     return Result(
         run_id, plan, sites, metrics, worst, top, outcome.progress, outcome.model,
-        seconds, parties.folder, workbench(plan).engine.mode, tuple(remarks),
+        seconds, parties.folder, model_runtime(plan).engine.mode, tuple(remarks),
     )  # fmt: skip
 
 
@@ -249,28 +248,8 @@ def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
     return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
 
 
-def write_result(result: Result) -> Result:
-    """Write model, card, plots and ``result.json`` into the run folder.
-
-    The model comes first: where something else cannot be made, the run is paid for.
-
-    Returns:
-        The result, with a remark for all that could not be made.
-    """
-    folder, remarks = result.out, list(result.remarks)
-    facts = {"run": result.run, "plan": result.plan.digest, "claim": result.claim}
-    save_model(folder / "model" / "model.safetensors", result.model, facts)
-    with _remarked(remarks, "the model card could not be made"):
-        (folder / "model" / "README.md").write_text(model_card(result), encoding="utf-8")
-    with _remarked(remarks, "the plots could not be made"):
-        plots.write(result, folder / "plots")
-    result = replace(result, remarks=tuple(remarks))
-    write_json(folder / "result.json", result.to_dict())
-    return result
-
-
 @contextmanager
-def _remarked(remarks: list[str], what: str) -> Iterator[None]:
+def remarked(remarks: list[str], what: str) -> Iterator[None]:
     """Add a remark where something fails that no release depends on; a full disk ends it."""
     try:
         yield

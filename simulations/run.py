@@ -27,10 +27,10 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from privet.client.app import create_app as create_client_app
-from privet.client.rehearsal import rehearse as rehearse_site
 from privet.client.site import Site
-from privet.client.trainer import Trainer, usable_records
-from privet.client.workbench import workbench
+from privet.client.training.model_runtime import model_runtime
+from privet.client.training.rehearsal import rehearse as rehearse_site
+from privet.client.training.trainer import Trainer, usable_records
 from privet.common.canonical import write_json
 from privet.common.config import data_folder
 from privet.common.errors import DataError, InputError, RunError, SelfTestFailed
@@ -38,7 +38,7 @@ from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.tasks import build_task
-from privet.privacy.noise import Stream
+from privet.privacy.mechanism.noise import Stream
 from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
 from privet.server.app import run_app
@@ -46,11 +46,12 @@ from privet.server.rehearsal import rehearse as rehearse_coordinator
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
 from privet.simulations.evaluate import PublicTest, rehearse_public
+from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.parties import Parties
 from privet.simulations.planning import adjusted, attestations, find_plan, resolve
-from privet.simulations.records import Records
-from privet.simulations.result import Result, make_result, operator_lines, write_result
+from privet.simulations.records import SiteRecords
+from privet.simulations.result import Result, make_result, operator_lines
+from privet.simulations.run_folder import write_result
 
 Engine = Literal["auto", "inline", "ray"]
 _FEW = 20
@@ -142,8 +143,8 @@ class SiteMaker:
     """Makes the site behind a Flower context; picklable, for Ray's processes."""
 
     run_id: str
-    parties: Parties
-    records: Records
+    parties: SimulatedFederation
+    records: SiteRecords
     noise_seed: int | None
 
     @property
@@ -204,7 +205,7 @@ def run_plan(
     """
     started = time.monotonic()
     data_dir = data_folder(setting.data_dir)
-    records = Records(plan, data_dir and data_dir.resolve(), setting.base.resolve())
+    records = SiteRecords(plan, data_dir and data_dir.resolve(), setting.base.resolve())
     records.parts()
     check(plan)
     # In the plan itself, so that the ledgers and the report say who vouches for what.
@@ -216,7 +217,7 @@ def run_plan(
     write_json(folder / "plan.json", resolved.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers.resolve() if setting.ledgers else None
-    parties = Parties(resolved, folder.resolve(), ledgers, setting.cap)
+    parties = SimulatedFederation(resolved, folder.resolve(), ledgers, setting.cap)
     parties.found()
     if setting.open_again:
         parties.open_again()
@@ -229,7 +230,7 @@ def run_plan(
     return write_result(result)
 
 
-def require_usable(plan: Plan, records: Records) -> None:
+def require_usable(plan: Plan, records: SiteRecords) -> None:
     """Check that at least one site of a simulation has a record that can be used.
 
     A real site without one releases noise like any other, for no answer may tell. Whoever simulates
@@ -242,7 +243,7 @@ def require_usable(plan: Plan, records: Records) -> None:
     Raises:
         DataError: naming a record and what is wrong with it.
     """
-    bench, first = workbench(plan), ""
+    bench, first = model_runtime(plan), ""
     for spec in plan.sites:
         data = records.site(spec.name)
         few = np.unique(np.linspace(0, len(data.train) - 1, _FEW).astype(int))
@@ -264,7 +265,7 @@ def require_usable(plan: Plan, records: Records) -> None:
 
 
 def train_once(
-    plan: Plan, records: Records, folder: Path, public: PublicTest | None = None
+    plan: Plan, records: SiteRecords, folder: Path, public: PublicTest | None = None
 ) -> dict[str, Any]:
     """Train in this process without a run folder's ceremony; return the last round's figures.
 
@@ -277,7 +278,7 @@ def train_once(
     resolved = resolve(plan).changed(metrics={"every": plan.last_round})
     measure = public or PublicTest(resolved, records.measurable())
     run_id = f"{plan.name.replace(' ', '-')}-{secrets.token_hex(2)}"
-    parties = Parties(resolved, folder.resolve())
+    parties = SimulatedFederation(resolved, folder.resolve())
     parties.found()
     maker = SiteMaker(run_id, parties, records, None)
     outcome = _train(maker, measure, Setting(), lambda _: None)
@@ -335,7 +336,7 @@ def rehearse(plan: Plan, folder: Path) -> None:
     Raises:
         PlanError: saying what is wrong and what to do.
     """
-    bench = workbench(plan)
+    bench = model_runtime(plan)
     try:
         _ = bench.self_tests
     except SelfTestFailed:

@@ -12,12 +12,12 @@ from typing import Any
 from privet.common.errors import BudgetExceeded
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.privacy import program
-from privet.privacy.book import Budget
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger, Request
-from privet.privacy.signed_note import COSIGN, Key, key_name
-from privet.privacy.units import Relation, Unit
+from privet.privacy.accounting import plan_events
+from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger, Request
+from privet.privacy.evidence.ledger_state import Budget
+from privet.privacy.evidence.signed_note import COSIGN, Key, key_name
 
 Make = Callable[..., dict[str, Any]]
 CHIEF = "sha256:" + "c0" * 32
@@ -79,7 +79,7 @@ class Desk:
         value = self.plan(**plan)
         value["privacy"] = {k: v for k, v in value["privacy"].items() if v is not None}
         self.write(self.folder / "plan.toml", value)
-        digest = program.calibrated(Plan.parse(value)).digest
+        digest = plan_events.calibrated(Plan.parse(value)).digest
         policy = {**policy, "allow": {"plans": [digest], **policy["allow"]}}
         self.write(self.folder / "site.toml", policy)
         return digest
@@ -105,7 +105,7 @@ def charged(desk: Desk, plan: dict[str, Any], runs: int = 1) -> None:
     ledger.set_policy({})
     ledger.keep("plan", found.digest, found.to_dict())
     ledger.approve(found.digest, ["dpo"], "manual")
-    event, model = program.training_event(found), "sha256:" + "0" * 64
+    event, model = plan_events.training_event(found), "sha256:" + "0" * 64
     with suppress(BudgetExceeded):
         for run in range(runs):
             for number in range(1, found.training.rounds + 1):

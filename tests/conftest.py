@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,20 @@ with warnings.catch_warnings():
 # Timing decides no test, and a loaded machine draws slowly.
 settings.register_profile("privet", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("privet")
+
+
+@pytest.fixture(autouse=True)
+def _logs_end_with_the_test() -> Iterator[None]:
+    """A command that ran in this process leaves no handler: a later test reads its own output."""
+    root, own = logging.getLogger(), logging.getLogger("privet")
+    before, levels = list(root.handlers), (root.level, own.level)
+    yield
+    for handler in list(root.handlers):
+        if handler not in before and type(handler).__module__.startswith("privet."):
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:

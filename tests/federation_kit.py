@@ -20,25 +20,25 @@ from flwr.clientapp import ClientApp
 from privet.client.app import create_app as create_client_app
 from privet.client.data.records import SiteData
 from privet.client.site import Site
-from privet.client.trainer import Trainer, mechanism
+from privet.client.training.trainer import Trainer, mechanism
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.privacy import events as ev
+from privet.privacy.accounting import events as ev
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import Verdict, verify
-from privet.privacy.ledger import Ledger
-from privet.privacy.noise import Stream
-from privet.privacy.roster import Roster
-from privet.privacy.statement import Entry
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.roster import Roster
+from privet.privacy.evidence.statement import Entry
+from privet.privacy.mechanism.noise import Stream
 from privet.server.app import create_app as create_server_app
-from privet.server.journal import Journal
-from privet.server.recorder import Recorder
+from privet.server.evidence.collector import EvidenceCollector
+from privet.server.evidence.journal import Journal
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots
+from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.parties import Parties
 
 RUN = "tiny-run"
 ANSWERS = ("reserved", "refused", "released", "metric-released", "aborted")
@@ -51,7 +51,7 @@ class Federation:
 
     plan: Plan
     folder: Path
-    parties: Parties
+    parties: SimulatedFederation
     roster: Roster
     frames: dict[str, pd.DataFrame]
     stream: Callable[[Order], Stream | None]
@@ -73,7 +73,7 @@ class Federation:
         self,
         grid: InProcessGrid | None = None,
         snapshots: str = "model",
-        recorder: Callable[[], Recorder] | None = None,
+        recorder: Callable[[], EvidenceCollector] | None = None,
         run: str = RUN,
     ) -> Outcome:
         """Run every round of the plan and return what came of it."""
@@ -233,7 +233,7 @@ def federation(
 
         home = tmp_path / folder
         home.mkdir(parents=True)
-        parties = Parties(plan, home, ledgers, cap)
+        parties = SimulatedFederation(plan, home, ledgers, cap)
         made = Federation(plan, home, parties, parties.found(), records, stream, site)
         made.sites.extend(made.restart(spec.name) for spec in plan.sites)
         return made

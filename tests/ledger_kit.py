@@ -10,16 +10,16 @@ from typing import Any
 
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.privacy.book import Budget, Reservation
-from privet.privacy.events import Gaussian, Repeated
-from privet.privacy.gaussian_dp import epsilon_of
-from privet.privacy.keys import load_or_make
-from privet.privacy.ledger import Ledger, Request
-from privet.privacy.log import Log
-from privet.privacy.program import training_event
-from privet.privacy.signed_note import COSIGN, Key, Signer, key_name
-from privet.privacy.statement import Entry
-from privet.privacy.units import Relation, Unit
+from privet.privacy.accounting.events import Gaussian, Repeated
+from privet.privacy.accounting.gaussian_dp import epsilon_of
+from privet.privacy.accounting.plan_events import training_event
+from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.evidence.keys import load_or_make
+from privet.privacy.evidence.ledger import Ledger, Request
+from privet.privacy.evidence.ledger_state import Budget, Reservation
+from privet.privacy.evidence.log import Log
+from privet.privacy.evidence.signed_note import COSIGN, Key, Signer, key_name
+from privet.privacy.evidence.statement import Entry
 
 SITE, PATIENTS, VISITS = "North", "patients", "visits"
 DELTA = 1e-5

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from privet.client.app import context_of, create_app, serve
-from privet.client.dial import Asked, Dialer, Serve, Told
+from privet.client.link.dial import Dialer, LinkRequest, LinkResponse, Serve
 from privet.client.site import Site
 from privet.common.link.identity import fingerprint_of, read_certificate, request, site_of
-from privet.server.certificates import Authority
-from privet.server.grid import LinkGrid
-from privet.server.hub import Hub
+from privet.server.link.grid import LinkGrid
+from privet.server.link.server import LinkServer
+from privet.server.membership.certificates import Authority
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Ends:
         self.threads: list[Dialed] = []
 
     def _listen(self, folder: Path) -> int:
-        self.hub = Hub("coordinator", self.members.identify, folder / "spool")
+        self.hub = LinkServer("coordinator", self.members.identify, folder / "spool")
         certificate, key = self.authority.serve("coordinator")
         credentials = self.grpc.ssl_server_credentials(
             [(key, certificate)], self.authority.pem(), True
@@ -127,9 +127,9 @@ def answering(site: Site) -> Serve:
     """Answer by the site's Flower app."""
     app, context = create_app(lambda _: site), context_of(site.name)
 
-    def answer(asked: Asked) -> Told:
+    def answer(asked: LinkRequest) -> LinkResponse:
         with _ONE_MODEL:
-            return Told(*serve(app, context, asked.kind, asked.records, asked.arrays))
+            return LinkResponse(*serve(app, context, asked.kind, asked.records, asked.arrays))
 
     return answer
 
@@ -142,7 +142,11 @@ def until(check: Callable[[], bool], seconds: float = 10) -> None:
 
 
 class Wire:
-    """A TCP proxy that can be cut: now, or after so many bytes one way."""
+    """A TCP proxy that can be cut, now or after so many bytes one way, and can fall silent.
+
+    While ``open`` is not set nothing passes, and nobody is told; ``rate`` is in bytes a second, one
+    way, 0 for as fast as it goes.
+    """
 
     def __init__(self, port: int) -> None:
         self._target = port
@@ -152,6 +156,9 @@ class Wire:
         self.cut_up = self.cut_down = 0
         self.cuts = 0
         self.closed = False
+        self.rate = 0
+        self.open = threading.Event()
+        self.open.set()
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -171,7 +178,10 @@ class Wire:
 
     def _pump(self, way: str, source: socket.socket, sink: socket.socket) -> None:
         try:
-            while data := source.recv(65536):
+            while data := source.recv(4096 if self.rate else 65536):
+                self.open.wait()
+                if self.rate:
+                    time.sleep(len(data) / self.rate)
                 setattr(self, way, getattr(self, way) + len(data))
                 limit = getattr(self, f"cut_{way}")
                 if limit and getattr(self, way) >= limit:
@@ -203,6 +213,7 @@ class Wire:
 
     def close(self) -> None:
         self.closed = True
+        self.open.set()
         self.cut()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

@@ -16,30 +16,30 @@ import pandas as pd
 import torch
 
 from privet.client import start
-from privet.client.desk import make_site
-from privet.client.join import Join, enrol
-from privet.client.start import LINK
+from privet.client.link.coordinators import LINK
+from privet.client.link.join import Join, enrol
+from privet.client.operator.decisions import make_site
 from privet.common.models.start import FOLDERS
 from privet.common.plan import Plan
-from privet.privacy.keys import FileSigner
-from privet.privacy.program import calibrated
-from privet.privacy.signed_note import COSIGN, Key, key_name
-from privet.server import office, queue
-from privet.server.enrolment import Door
-from privet.server.federation import Federation
+from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.signed_note import COSIGN, Key, key_name
+from privet.server import coordinator, queue
+from privet.server.membership.enrolment import EnrolmentServer
+from privet.server.membership.registry import MemberRegistry
 
 # A process that has imported everything, from which each party is forked: importing torch takes
 # longer than a run. It finds installed modules alone, and passes over the others in silence.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["privet.server.office", "privet.client.start", "torch"])
+_PROCESSES.set_forkserver_preload(["privet.server.coordinator", "privet.client.start", "torch"])
 
 
 def run_office(folder: Path, address: str, log: Path, models: str) -> None:
     """What `privet server start` does."""
     _write_to(log)
     os.environ[FOLDERS] = models
-    office._TURN = 2.0
-    at_work = office.Office(Federation.load(folder), link=address)
+    coordinator._TURN = 2.0
+    at_work = coordinator.Coordinator(MemberRegistry.load(folder), link=address)
     signal.signal(signal.SIGTERM, lambda *_: at_work.stopped.set())
     at_work.serve()
 
@@ -49,9 +49,10 @@ def run_site(policy: Path, seed: str, log: Path, models: str) -> None:
     _write_to(log)
     os.environ[FOLDERS] = models
 
-    gate = start.make_gate(policy, None, seed=seed)
-    asyncio.run(start.run(start.dialer(policy, gate)))
-    gate.close()
+    gates = start.make_gates(policy, None, seed=seed)
+    asyncio.run(start.run(*map(start.dialer, gates), on_stop=gates[0].turns.stopping.set))
+    for gate in gates:
+        gate.close()
 
 
 def _write_to(log: Path) -> None:
@@ -71,14 +72,14 @@ class Town:
         self.plan = calibrated(plan)
         self.port = _free_port()
         address = f"127.0.0.1:{self.port}"
-        self.federation = Federation.found(folder / "hub", "hub", address, "127.0.0.1:0")
+        self.federation = MemberRegistry.found(folder / "hub", "hub", address, "127.0.0.1:0")
         self.processes: dict[str, Any] = {}
         self.sites = tuple(frames)
-        with Door(self.federation, "127.0.0.1:0") as door:
+        with EnrolmentServer(self.federation, "127.0.0.1:0") as door:
             for name, frame in frames.items():
                 self._enrol(name, frame, door)
 
-    def _enrol(self, name: str, frame: pd.DataFrame, door: Door) -> None:
+    def _enrol(self, name: str, frame: pd.DataFrame, door: EnrolmentServer) -> None:
         home = self.folder / name
         make_site(home, name, None)
         keys = {}
@@ -118,13 +119,16 @@ coordinators = ["{join.coordinator["orders"]}"]
 plans = ["{self.plan.digest}"]
 """
 
-    def start(self, who: str) -> None:
+    def start(self, who: str, office: Any = None) -> None:
         """Start the coordinator (``hub``) or a site, as a process of its own."""
         log = self.folder / f"{who}.log"
         # Everybody finds what the first run trained.
         models = str(self.federation.folder / "runs" / "first" / "model")
         if who == "hub":
-            given: Any = (run_office, (self.folder / "hub", f"127.0.0.1:{self.port}", log, models))
+            given: Any = (
+                office or run_office,
+                (self.folder / "hub", f"127.0.0.1:{self.port}", log, models),
+            )
         else:
             given = (run_site, (self.folder / who / "site.toml", self.seed, log, models))
         process = _PROCESSES.Process(target=given[0], args=given[1], daemon=True)

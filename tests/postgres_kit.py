@@ -49,7 +49,9 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self._make()
-            self._start()
+            with socket.create_server(("127.0.0.1", 0)) as probe:
+                self.port = int(probe.getsockname()[1])
+            self.start()
             self._people()
         except BaseException:
             self.close()
@@ -81,9 +83,8 @@ class Postgres:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
 
-    def _start(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as probe:
-            self.port = int(probe.getsockname()[1])
+    def start(self) -> None:
+        """Start the server, or start it again at the same port."""
         self._log = (self.folder / "log").open("wb")
         self._process = subprocess.Popen(
             [
@@ -123,10 +124,15 @@ class Postgres:
         """What the server wrote."""
         return (self.folder / "log").read_text(errors="replace")
 
-    def close(self) -> None:
-        """End the server and remove its folder."""
+    def stop(self) -> None:
+        """End the server; its data stays."""
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
             self._process.wait(60)
             self._log.close()
+            self._process = None
+
+    def close(self) -> None:
+        """End the server and remove its folder."""
+        self.stop()
         shutil.rmtree(self.folder, ignore_errors=True)

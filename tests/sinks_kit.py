@@ -152,15 +152,15 @@ class Process:
         from conftest import tiny_plan
 
         from privet.client.site import Site
-        from privet.client.worker.remote import RemoteTrainer
+        from privet.client.training.worker.remote import RemoteTrainer
         from privet.common.models import initial_model
         from privet.common.plan import Plan
         from privet.privacy.policy import Policy
-        from privet.simulations.parties import Parties
+        from privet.simulations.federation import SimulatedFederation
 
         sites = [{"name": "North", "nominal_size": 40, "path": "records.csv"}]
         self.plan = Plan.parse(tiny_plan(sites=sites, strategy={"min_sites": 1}, **changes))
-        parties = Parties(self.plan, folder, cap=1e3)
+        parties = SimulatedFederation(self.plan, folder, cap=1e3)
         roster = parties.found()
         self.home, guard = parties.home("North"), parties.guard("North", roster)
         frame().to_csv(self.home / "records.csv", index=False)
@@ -183,8 +183,8 @@ class Process:
     def answer(self, round_: int) -> tuple[str, bytes]:
         """Answer an order; return the status and all bytes that would leave."""
         from privet.common.flat import digest_arrays
+        from privet.common.flower.wire import encode_reply, pack
         from privet.common.order import Order
-        from privet.common.wire import encode_reply, pack
 
         order = Order(
             "run", "North", round_, 1, "train", self.plan.digest, digest_arrays(self.model),
@@ -211,9 +211,9 @@ class Process:
 
 def main(folder: Path, acts: list[str]) -> None:
     """Answer one order for each act, as a started client does."""
-    from privet.cli.watch import logged
-    from privet.common.logs import Level, Style
-    from privet.common.process_output import to_operator
+    from privet.cli.output.watch import logged
+    from privet.common.output.logs import Level, Style
+    from privet.common.output.process_output import to_operator
 
     home = folder / "sites" / "North"
     with logged(Style.JSON, Level.DEBUG, home / "operator.log"), to_operator(home / "operator.log"):

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+import pytest
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from privet.client.desk import make_site
-from privet.client.join import Join
+from privet.client.link.join import Join
+from privet.client.operator.decisions import make_site
 from privet.client.start import come_in_by_file
 from privet.common.plan import Plan
-from privet.server.federation import Federation
+from privet.server.membership.registry import MemberRegistry
 
 PROGRAMS = Path(sys.executable).parent
 NAME = "there"
+ROOT = Path(__file__).parents[1]
 
 
 class StockFlower:
@@ -161,7 +161,7 @@ class StockFlower:
 
 
 def enrol(
-    federation: Federation, plan: Plan, home: Path, name: str, frame: pd.DataFrame,
+    federation: MemberRegistry, plan: Plan, home: Path, name: str, frame: pd.DataFrame,
     secret: str | None = None,
 ) -> Path:  # fmt: skip
     """Let a site in by files alone; return its policy."""
@@ -196,37 +196,23 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def certify(folder: Path) -> None:
-    """Write a certificate authority, and a certificate of it for 127.0.0.1."""
-    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
-    names = [x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)]) for text in ("ca", "link")]
-    now = datetime.datetime.now(datetime.UTC)
-    made = []
-    for place, (key, name) in enumerate(zip(keys, names, strict=True)):
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(name)
-            .issuer_name(names[0])
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(place == 0, None), critical=True)
-        )
-        if place:
-            local: Iterable[x509.GeneralName] = [
-                x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")
-            ]  # fmt: skip
-            builder = builder.add_extension(x509.SubjectAlternativeName(local), critical=False)
-        made.append(builder.sign(keys[0], hashes.SHA256()))
-    for name_, certificate in zip(("ca", "server"), made, strict=True):
-        pem = certificate.public_bytes(serialization.Encoding.PEM)
-        (folder / f"{name_}.pem").write_bytes(pem)
-    (folder / "server.key").write_bytes(
-        keys[1].private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
+def certify(folder: Path, name: str = "IP:127.0.0.1") -> None:
+    """Make authority and certificate by the commands of the page, for another name.
+
+    Args:
+        folder: where the files go.
+        name: in the certificate, in place of the page's ``DNS:hub.example.org``.
+    """
+    if not shutil.which("openssl"):
+        pytest.skip("openssl is not here")
+    page = (ROOT / "docs" / "how-to" / "flower.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(
+        r"^```sh\n(umask 077\nopenssl .*?)^```", page, re.DOTALL | re.MULTILINE
+    )
+    assert "DNS:hub.example.org" in commands
+    subprocess.run(
+        ["sh", "-euc", commands.replace("DNS:hub.example.org", name)], cwd=folder, check=True,
+        capture_output=True,
     )  # fmt: skip
 
 

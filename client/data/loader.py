@@ -16,7 +16,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import stat
 import subprocess
 import sys
 import tempfile
@@ -26,8 +25,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from privet.common.canonical import fsync_folder
-from privet.common.errors import DataError, InputError, PolicyError, PrivetError, reason_of
-from privet.common.process_output import forbid_core_dumps
+from privet.common.errors import (
+    DataError,
+    InputError,
+    PolicyError,
+    PrivetError,
+    SourceUnavailable,
+    reason_of,
+)
+from privet.common.files.private_files import privacy_fault, private_folder
+from privet.common.output.process_output import forbid_core_dumps
 from privet.privacy.database import Database
 
 if TYPE_CHECKING:  # the loader needs no accounting, and starts in half the time
@@ -96,7 +103,8 @@ def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
         "parent": os.getpid(),
     }
     try:
-        if fault := _load(request, policy.folder, data.sql.timeout):
+        fault, _ = _load(request, policy.folder, data.sql.timeout)
+        if fault:
             raise DataError(f"data set '{data_set}': {_without(fault, password)}")
         part.replace(target)
         fsync_folder(target.parent)
@@ -105,6 +113,12 @@ def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return target
+
+
+def forget_snapshot(policy: Policy, data_set: str, home: Path) -> None:
+    """Remove the snapshot of a data set's database, if there is one."""
+    if policy.data_set(data_set)[1].sql is not None:
+        (home / FOLDER / f"{data_set}.parquet").unlink(missing_ok=True)
 
 
 def require_database(database: Database, folder: Path) -> None:
@@ -133,7 +147,8 @@ def probe_database(policy: Policy, data_set: str) -> None:
 
     Raises:
         PolicyError, InputError: as :func:`require_database`.
-        DataError: if it does not answer, says no, or lacks the table or a column.
+        SourceUnavailable: if it does not answer at present.
+        DataError: if it says no, or lacks the table or a column.
     """
     data = policy.data_set(data_set)[1]
     if data.sql is None:
@@ -148,8 +163,10 @@ def probe_database(policy: Policy, data_set: str) -> None:
         "password": password,
         "parent": os.getpid(),
     }
-    if fault := _load(request, policy.folder, min(data.sql.timeout, PROBE_TIMEOUT_S)):
-        raise DataError(f"data set '{data_set}': {_without(fault, password)}")
+    fault, passing = _load(request, policy.folder, min(data.sql.timeout, PROBE_TIMEOUT_S))
+    if fault:
+        kind = SourceUnavailable if passing else DataError
+        raise kind(f"data set '{data_set}': {_without(fault, password)}")
 
 
 def find_password(database: Database, folder: Path) -> str | None:
@@ -171,14 +188,8 @@ def find_password(database: Database, folder: Path) -> str | None:
     path = folder / database.password_file
     try:
         with path.open(encoding="utf-8") as stream:
-            kept = os.fstat(stream.fileno())
-            if not stat.S_ISREG(kept.st_mode):
-                raise PolicyError(f"{path}: it is not a file")
-            if kept.st_mode & 0o077 or kept.st_uid != os.getuid():
-                raise PolicyError(
-                    f"{path}: the password must be this user's own file that no other may read: "
-                    "chmod 600"
-                )
+            if fault := privacy_fault(path, os.fstat(stream.fileno())):
+                raise PolicyError(fault)
             password = stream.readline().rstrip("\r\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PolicyError(f"{path}: cannot be read: {reason_of(error)}") from None
@@ -187,19 +198,27 @@ def find_password(database: Database, folder: Path) -> str | None:
     return password
 
 
+_DRIVERS = {
+    "sqlite": (None, "sql"),
+    "postgresql": ("psycopg", "sql"),
+    "mssql": ("pymssql", "sqlserver"),
+    "oracle": ("oracledb", "oracle"),
+}
+"""The driver of each kind of database, and the extra that installs it."""
+
+
 def _require_driver(database: Database) -> None:
-    needed = ["sqlalchemy", "sqlglot", "pyarrow", *([] if database.file else ["psycopg"])]
-    for name in needed:
+    driver, extra = _DRIVERS[database.dbms]
+    for name in ("sqlalchemy", "sqlglot", "pyarrow", *([driver] if driver else [])):
         if importlib.util.find_spec(name) is None:
             raise InputError(
-                f"{database}: {name} is not installed: install Privet with the extra [sql]"
+                f"{database}: {name} is not installed: install Privet with the extra [{extra}]"
             )
 
 
 def _new_part(target: Path) -> Path:
     """Make the empty file that the loader fills, and remove what a killed process left."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    target.parent.chmod(0o700)
+    private_folder(target.parent)
     for left in target.parent.glob(f".{target.stem}.????????.part"):
         left.unlink(missing_ok=True)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".part")
@@ -207,8 +226,8 @@ def _new_part(target: Path) -> Path:
     return Path(name)
 
 
-def _load(request: dict[str, Any], folder: Path, seconds: float) -> str:
-    """Run the loader; return what went wrong, or ""."""
+def _load(request: dict[str, Any], folder: Path, seconds: float) -> tuple[str, bool]:
+    """Run the loader; return what went wrong, or "", and whether it may pass by itself."""
     # -P: no module is found in the folder it works in.
     command = [sys.executable, "-P", "-m", "privet.client.data.loader"]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -225,15 +244,16 @@ def _load(request: dict[str, Any], folder: Path, seconds: float) -> str:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"{_named(request)} took longer than {seconds:g} s (sql.timeout)"
+        return f"{_named(request)} took longer than {seconds:g} s (sql.timeout)", True
     except OSError as error:
-        return f"the loader cannot be started: {reason_of(error)}"
+        return f"the loader cannot be started: {reason_of(error)}", True
     try:
-        return str(json.loads(done.stdout)["fault"])
+        said = json.loads(done.stdout)
+        return str(said["fault"]), said["passing"] is True
     except (ValueError, KeyError, TypeError):
         last = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
         how = f"code {done.returncode}" if done.returncode >= 0 else f"signal {-done.returncode}"
-        return f"the loader ended with {how}: {last[0]}"
+        return f"the loader ended with {how}: {last[0]}", False
 
 
 def _named(request: dict[str, Any]) -> Database:
@@ -252,7 +272,7 @@ def main() -> None:
     threading.Thread(target=_end_with, args=(request["parent"],), daemon=True).start()
     from privet.client.data.sql import probe, write_snapshot
 
-    fault = ""
+    fault, passing = "", False
     try:
         if request["out"] is None:
             probe(
@@ -270,10 +290,10 @@ def main() -> None:
                 vouched=request["vouched"],
             )
     except PrivetError as error:
-        fault = str(error)
+        fault, passing = str(error), isinstance(error, SourceUnavailable)
     except Exception as error:
         fault = f"the loader failed: {error!r}"
-    print(json.dumps({"fault": fault}))
+    print(json.dumps({"fault": fault, "passing": passing}))
 
 
 def _end_with(parent: int) -> None:

@@ -6,7 +6,7 @@
                     └─ a database:  take_snapshot ── a file ──┘
 
 A snapshot is taken where the policy is (by a loader, a process apart); the records are read
-where they are trained on, which needs the file alone (:mod:`privet.client.worker`).
+where they are trained on, which needs the file alone (:mod:`privet.client.training.worker`).
 """
 
 from __future__ import annotations

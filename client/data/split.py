@@ -9,7 +9,7 @@ import pandas as pd
 from pandas.util import hash_array
 
 from privet.common.cells import number_of, text_of
-from privet.common.identity import PersonId
+from privet.common.person_id import PersonId
 from privet.common.plan import Split
 
 PERSON = "person"

@@ -1,10 +1,11 @@
-"""Tables and views of PostgreSQL and SQLite, read-only, through SQLAlchemy.
+"""Tables and views of databases, read-only, through SQLAlchemy.
 
 The statements are SQLAlchemy's own: reflection, and one ``SELECT`` of quoted names. They run in
 one read-only transaction that sees one state of the database throughout:
 
 - PostgreSQL: ``REPEATABLE READ, READ ONLY``; rows come by a cursor of the server.
 - SQLite: the file is opened with ``mode=ro``, under ``PRAGMA query_only``.
+- SQL Server and Oracle: :mod:`.sql_server`, :mod:`.oracle`.
 
 A column's type comes from its declaration and never from its cells: whole numbers, decimals (as
 64-bit floats), booleans, and text; dates and times are ISO 8601 text, in UTC where they have a
@@ -21,14 +22,10 @@ replaceable package that it is, and only where ``privet[sql]`` was installed.
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
 import os
 import sqlite3
-import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -38,15 +35,33 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from privet.client.data.arrow import MAX_CELL_CHARACTERS, LeftOut, odd_text
+from privet.client.data.arrow import MAX_CELL_CHARACTERS, LeftOut
+from privet.client.data.server_dialect import ServerDialect
+from privet.client.data.sql_column import (
+    Column,
+    as_boolean,
+    as_moment,
+    as_number,
+    as_text,
+    as_time,
+    as_unpadded,
+    as_whole,
+)
 from privet.client.data.view import coupling
 from privet.common.cells import text_of
-from privet.common.errors import DataError, DataMissing
+from privet.common.errors import DataError, DataMissing, SourceUnavailable
 from privet.privacy.database import Database
 
 _CHUNK = 10_000
 """Rows in memory at once."""
 _CONNECT_SECONDS = 10
+_PASSING_STATES = ("08", "53", "57P")
+"""Classes of SQLSTATE: connection, resources (as connections), the operator's intervention."""
+_LASTING_WORDS = (
+    "authentication failed", "does not exist", "no password supplied", "pg_hba.conf",
+    "not permitted", "certificate", "permission denied",
+)  # fmt: skip
+"""Of messages at the start of a connection: nobody is let in before somebody changes something."""
 
 
 def write_snapshot(
@@ -74,21 +89,35 @@ def write_snapshot(
     try:
         with reading(database, password) as connection:
             if not vouched:
-                require_plain(connection, database)
+                require_plain(connection, database, columns)
             _copy(connection, database, columns, out)
     except sa.exc.DBAPIError as error:
-        raise DataError(f"{database}: {_first_line(error.orig or error)}") from None
+        raise DataError(f"{database}: {_said(database, error)}") from None
     except sa.exc.SQLAlchemyError as error:
         raise DataError(f"{database}: {_first_line(error)}") from None
+    except UnicodeError:  # what it says quotes a cell
+        raise DataError(f"{database}: the driver could not decode a text") from None
 
 
-def require_plain(connection: sa.Connection, database: Database) -> None:
+def require_plain(
+    connection: sa.Connection, database: Database, columns: tuple[str, ...] = ()
+) -> None:
     """Check that each row of the policy's table follows from one stored record alone.
+
+    Args:
+        connection: as :func:`reading` opens it.
+        database: names the table.
+        columns: that are read; a server may compute one when it is read.
 
     Raises:
         DataError: if that cannot be seen.
     """
-    if why := coupling(connection, database):
+    dialect = dialect_of(database)
+    if why := (
+        dialect.coupling(connection, database, columns)
+        if dialect
+        else coupling(connection, database)
+    ):
         raise DataError(
             f"{database}: {why}, so one record may change the rows of others (H6). Name a table, "
             "or a view that only chooses columns of one table and rows by their own columns; or "
@@ -116,16 +145,54 @@ def probe(
 
     Raises:
         DataMissing, DataError: as :func:`write_snapshot`, but for what depends on values.
+        SourceUnavailable: if it does not answer at present.
     """
     try:
         with reading(database, password) as connection:
             if not vouched:
-                require_plain(connection, database)
+                require_plain(connection, database, columns)
             _columns(connection, database, columns)
     except sa.exc.DBAPIError as error:
-        raise DataError(f"{database}: {_first_line(error.orig or error)}") from None
+        dialect = dialect_of(database)
+        passing = dialect.may_pass(error) if dialect else _may_pass(error)
+        kind = SourceUnavailable if passing else DataError
+        raise kind(f"{database}: {_said(database, error)}") from None
     except sa.exc.SQLAlchemyError as error:
         raise DataError(f"{database}: {_first_line(error)}") from None
+
+
+def dialect_of(database: Database) -> ServerDialect | None:
+    """Return how a SQL Server or an Oracle is read; None for other databases."""
+    if database.dbms == "mssql":
+        from privet.client.data.sql_server import SqlServer
+
+        return SqlServer()
+    if database.dbms == "oracle":
+        from privet.client.data.oracle import OracleDatabase
+
+        return OracleDatabase()
+    return None
+
+
+def _said(database: Database, error: sa.exc.DBAPIError) -> str:
+    dialect = dialect_of(database)
+    return dialect.said(error) if dialect else _first_line(error.orig or error)
+
+
+def _may_pass(error: sa.exc.DBAPIError) -> bool:
+    """Return whether a database that was asked for its catalogue may answer later.
+
+    Where a connection is refused at its start, PostgreSQL's library gives no code, only a text:
+    what is known to need somebody's hand is told by that.
+    """
+    if not isinstance(error, sa.exc.OperationalError):
+        return False
+    text = str(error.orig or error)
+    if isinstance(error.orig, sqlite3.Error):
+        return "locked" in text or "busy" in text
+    if code := getattr(error.orig, "sqlstate", None):
+        return str(code).startswith(_PASSING_STATES)
+    return not any(words in text for words in _LASTING_WORDS)
 
 
 def _declared(
@@ -159,10 +226,16 @@ def reading(database: Database, password: str | None = None) -> Iterator[sa.Conn
         DataMissing: if there is no such database file.
         sqlalchemy.exc.DBAPIError: if the database cannot be opened.
     """
-    engine = _sqlite(database) if database.file else _postgresql(database, password)
+    dialect = dialect_of(database)
+    if dialect is not None:
+        engine = dialect.engine(database, password)
+    else:
+        engine = _sqlite(database) if database.file else _postgresql(database, password)
     try:
-        with engine.connect() as connection:
-            if database.file:
+        with protection(database), engine.connect() as connection:
+            if dialect is not None:
+                dialect.begin(connection, database)
+            elif database.file:
                 connection.exec_driver_sql("PRAGMA query_only = ON")
                 connection.exec_driver_sql("BEGIN")
             else:
@@ -178,6 +251,15 @@ def reading(database: Database, password: str | None = None) -> Iterator[sa.Conn
             connection.rollback()
     finally:
         engine.dispose()
+
+
+def protection(database: Database) -> contextlib.AbstractContextManager[None]:
+    """Return what has to be around a connection, for it to be protected as the policy says."""
+    if database.dbms != "mssql":
+        return contextlib.nullcontext()
+    from privet.client.data.sql_server import protected
+
+    return protected(database.server())
 
 
 def _sqlite(database: Database) -> sa.Engine:
@@ -215,73 +297,16 @@ def _postgresql(database: Database, password: str | None) -> sa.Engine:
     )
 
 
-@dataclass(frozen=True)
-class _Column:
-    """How a column is kept.
-
-    Attributes:
-        name: as in the table.
-        arrow: its type in the snapshot.
-        convert: makes a cell of that type.
-        order: what orders rows.
-        selected: what is asked for.
-        long: whether a cell is longer than is read; None for what has no length.
-    """
-
-    name: str
-    arrow: pa.DataType
-    convert: Callable[[Any], Any]
-    order: sa.ColumnElement[Any]
-    selected: sa.ColumnElement[Any]
-    long: sa.ColumnElement[Any] | None = None
-
-    def bounded(self, cell: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """Return ``cell``, or NULL where it is too long for a database's sorter."""
-        return cell if self.long is None else sa.case((self.long, sa.null()), else_=cell)
-
-    def read(self, cell: Any) -> Any:
-        """Return a cell as it is kept.
-
-        Raises:
-            ValueError: naming the column, not the cell.
-        """
-        try:
-            kept = None if cell is None else self.convert(cell)
-            if self.arrow == pa.int64() and kept is not None and not -(2**63) <= kept < 2**63:
-                raise ValueError
-        except (ValueError, TypeError, OverflowError):
-            raise ValueError(
-                f"column '{self.name}' has a value that is not {_IN_WORDS[str(self.arrow)]}, "
-                "as it is declared"
-            ) from None
-        if isinstance(kept, str) and odd_text(kept):
-            raise ValueError(f"column '{self.name}' has a text that is too long, or is no text")
-        return kept
-
-
-_IN_WORDS = {
-    "int64": "a whole number of 64 bits",
-    "double": "a number",
-    "bool": "true or false",
-    "string": "a text, date or time",
-}
-
-
 def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...], out: Path) -> None:
-    columns = _columns(connection, database, names)
-    chosen = [
-        column.bounded(column.selected).label(f"c{place}") for place, column in enumerate(columns)
-    ]
-    longs = [
-        sa.func.coalesce(c.long, sa.literal_column("0 = 1")) for c in columns if c.long is not None
-    ]
-    longer = sa.or_(*longs) if longs else sa.literal_column("0 = 1")
-    query = sa.select(*chosen, longer.label("long")).order_by(
-        *(column.bounded(column.order).nulls_last() for column in columns)
-    )
+    query, columns = _query(connection, database, names)
     schema = pa.schema([(column.name, column.arrow) for column in columns])
     count, left_out = 0, LeftOut()
-    streamed = connection.execution_options(stream_results=True, max_row_buffer=_CHUNK)
+    streamed = connection.execution_options(
+        stream_results=True,
+        max_row_buffer=_CHUNK,
+        # pymssql looks for places of parameters in names, unless it is given none at all.
+        no_parameters=database.dbms == "mssql",
+    )
     with (
         streamed.execute(query) as rows,
         out.open("wb") as stream,
@@ -310,6 +335,25 @@ def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...],
         os.fsync(written.fileno())
 
 
+def _query(
+    connection: sa.Connection, database: Database, names: tuple[str, ...]
+) -> tuple[sa.Select[Any], list[Column]]:
+    """Return the one statement that reads the columns, and how they are kept."""
+    if dialect := dialect_of(database):
+        table, columns = dialect.columns(connection, database, names)
+        return dialect.select(table, columns), columns
+    columns = _columns(connection, database, names)
+    chosen = [
+        column.bounded(column.selected).label(f"c{place}") for place, column in enumerate(columns)
+    ]
+    longs = [
+        sa.func.coalesce(c.long, sa.literal_column("0 = 1")) for c in columns if c.long is not None
+    ]
+    longer = sa.or_(*longs) if longs else sa.literal_column("0 = 1")
+    order = (column.bounded(cell).nulls_last() for column in columns for cell in column.order)
+    return sa.select(*chosen, longer.label("long")).order_by(*order), columns
+
+
 def _table(database: Database, names: tuple[str, ...]) -> sa.TableClause:
     """Return the table with its columns; every name is quoted, whatever is in it."""
     quoted: list[sa.ColumnClause[Any]] = [
@@ -323,15 +367,15 @@ def _table(database: Database, names: tuple[str, ...]) -> sa.TableClause:
     )
 
 
-def _columns(
-    connection: sa.Connection, database: Database, names: tuple[str, ...]
-) -> list[_Column]:
+def _columns(connection: sa.Connection, database: Database, names: tuple[str, ...]) -> list[Column]:
     """Return how the columns are kept, by their declarations.
 
     Raises:
         DataMissing: if the table is not there.
         DataError: if a column is not, or is of a kind that is not read.
     """
+    if dialect := dialect_of(database):
+        return dialect.columns(connection, database, names)[1]
     declared, table = _declared(connection, database, names), _table(database, names)
     return [_column(database, table, name, _plain(declared[name])) for name in names]
 
@@ -341,35 +385,35 @@ def _column(
     table: sa.TableClause,
     name: str,
     declared: sa.types.TypeEngine[Any],
-) -> _Column:
+) -> Column:
     cell = table.c[name]
     long = _long(database, cell)
     unsure = isinstance(declared, sa.Numeric | sa.types.NullType)
     if database.file and unsure and not isinstance(declared, sa.Float):
         # SQLite calls any declaration that it does not know numeric, and views have none. Each cell
         # has a type of its own there, and is kept as text.
-        return _Column(name, pa.string(), _stored, cell, cell, long)
+        return Column(name, pa.string(), _stored, (cell,), cell, long)
     if isinstance(declared, sa.Boolean):
-        return _Column(name, pa.bool_(), _boolean, cell, cell, long)
+        return Column(name, pa.bool_(), as_boolean, (cell,), cell, long)
     if isinstance(declared, sa.Integer):
-        return _Column(name, pa.int64(), _whole, cell, cell, long)
+        return Column(name, pa.int64(), as_whole, (cell,), cell, long)
     if isinstance(declared, sa.Numeric | sa.Float):
-        return _Column(name, pa.float64(), _number, cell, cell, long)
+        return Column(name, pa.float64(), as_number, (cell,), cell, long)
     if isinstance(declared, sa.Date | sa.DateTime | sa.Time):
         if database.file:
-            convert = _moment if isinstance(declared, sa.DateTime) else _text
-            return _Column(name, pa.string(), convert, cell.collate("BINARY"), cell, long)
+            convert = as_moment if isinstance(declared, sa.DateTime) else as_text
+            return Column(name, pa.string(), convert, (cell.collate("BINARY"),), cell, long)
         # As text: Python has no date beyond its years, and one such cell would end the query.
         text = sa.cast(cell, sa.Text)
-        return _Column(name, pa.string(), _MOMENTS[_kind_of(declared)], text.collate("C"), text)
+        return Column(name, pa.string(), _MOMENTS[_kind_of(declared)], (text.collate("C"),), text)
     if isinstance(declared, sa.String | sa.Uuid):
         by_code = cell.collate("BINARY") if database.file else sa.cast(cell, sa.Text).collate("C")
-        convert = _text
+        convert = as_text
         if isinstance(declared, sa.CHAR) and not database.file:
-            convert = _unpadded
+            convert = as_unpadded
         if not database.file and isinstance(declared, sa.String):
             long = sa.func.octet_length(sa.cast(cell, sa.Text)) > MAX_CELL_CHARACTERS
-        return _Column(name, pa.string(), convert, by_code, cell, long)
+        return Column(name, pa.string(), convert, (by_code,), cell, long)
     raise DataError(
         f"{database}: column '{name}' of '{_place(database)}' is of type {declared!r}, which is "
         "not read: make a view that casts it to a number or a text"
@@ -390,60 +434,11 @@ def _plain(declared: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
     return declared
 
 
-def _whole(cell: Any) -> int:
-    if isinstance(cell, bool) or not isinstance(cell, int):
-        raise TypeError
-    return cell
-
-
-def _number(cell: Any) -> float:
-    if not isinstance(cell, int | float | Decimal):
-        raise TypeError
-    return float(cell)
-
-
-def _boolean(cell: Any) -> bool:
-    if cell not in (0, 1):
-        raise ValueError
-    return bool(cell)
-
-
-def _text(cell: Any) -> str:
-    if isinstance(cell, str):
-        return cell
-    if isinstance(cell, dt.date | dt.time):
-        return cell.isoformat()
-    if isinstance(cell, int | float | Decimal | uuid.UUID):
-        return str(cell)
-    raise TypeError
-
-
-def _unpadded(cell: Any) -> str:
-    """Return a CHAR(n) without the blanks that fill it up, which mean nothing."""
-    return _text(cell).rstrip(" ")
-
-
-def _moment(cell: Any) -> str:
-    """Return date and time in one form; databases have them as text, with a blank or a T.
-
-    What Python knows no such date of, like ``infinity``, stays as it is written.
-    """
-    text = _text(cell)
-    try:
-        return dt.datetime.fromisoformat(text).isoformat()
-    except ValueError:
-        return text
-
-
-def _time(cell: Any) -> str:
-    text = _text(cell)
-    try:
-        return dt.time.fromisoformat(text).isoformat()
-    except ValueError:
-        return text
-
-
-_MOMENTS: dict[str, Callable[[Any], str]] = {"date": _text, "datetime": _moment, "time": _time}
+_MOMENTS: dict[str, Callable[[Any], str]] = {
+    "date": as_text,
+    "datetime": as_moment,
+    "time": as_time,
+}
 
 
 def _kind_of(declared: sa.types.TypeEngine[Any]) -> str:

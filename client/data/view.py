@@ -5,11 +5,15 @@ others before Privet sees them, and no bound on a unit holds. A stored table, an
 chooses columns of one such table and rows by their own columns, are *plain*. Of anything else the
 site has to say why its rows do not depend on each other (the policy's ``independent``).
 
+SQL Server and Oracle are asked by :mod:`.sql_server` and :mod:`.oracle`.
+
 Definitions are parsed by sqlglot (MIT) and held against a short list of what may stand in them;
 what is not on it, a function or a cast that can fail among them, is not plain.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import sqlalchemy as sa
 import sqlglot
@@ -25,9 +29,11 @@ _CONDITIONS = (
     exp.And, exp.Or, exp.Not, exp.Paren, exp.EQ, exp.NEQ, exp.GT, exp.GTE, exp.LT, exp.LTE, exp.In,
     exp.Between, exp.Is, exp.Like, exp.ILike, exp.Column, exp.Identifier, exp.Literal, exp.Boolean,
     exp.Null, exp.Neg, exp.Tuple, exp.Cast, exp.DataType, exp.DataTypeParam, exp.Array, exp.Any,
+    exp.National, exp.RawString, exp.DateStrToDate, exp.StrToTime,
 )  # fmt: skip
 """What may stand in a ``WHERE``: comparisons of a row's own columns with constants."""
 _TEXT = (exp.DataType.Type.TEXT, exp.DataType.Type.VARCHAR, exp.DataType.Type.CHAR)
+_TYPED = ("tsql", "oracle")
 _OF_TABLE = ("this", "db", "catalog", "alias", "only")
 _CLAUSES = ("expressions", "from_", "from", "where", "kind", "hint", "operation_modifiers")
 
@@ -54,15 +60,16 @@ def coupling(connection: sa.Connection, database: Database) -> str | None:
     return f"'{database.table}' is a view of views of views"
 
 
-def plain_source(definition: str, dialect: str) -> exp.Table | str:
+def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | str:
     """Return the table that a plain query chooses from, or what makes it none, in words.
 
     Args:
-        definition: a ``SELECT``.
-        dialect: sqlglot's name of its language.
+        definition: a ``SELECT``, or what it was parsed to.
+        dialect: sqlglot's name of its language. Of ``tsql`` and ``oracle`` the kinds of what is
+            compared have to be looked at, too: :func:`~.view_types.type_fault`.
     """
     try:
-        tree = sqlglot.parse_one(definition, dialect=dialect)
+        tree = parsed(definition, dialect)
     except SqlglotError:
         return "has a definition that cannot be read"
     if not isinstance(tree, exp.Select):
@@ -74,6 +81,8 @@ def plain_source(definition: str, dialect: str) -> exp.Table | str:
     table = source.this if source is not None else None
     if not isinstance(table, exp.Table) or not table.name:
         return "selects from something else than one table"
+    if dialect in _TYPED and (table.catalog or "@" in table.name):
+        return "selects from another database"
     if odd := [name for name, value in table.args.items() if value and name not in _OF_TABLE]:
         return f"selects from a table with {odd[0].upper()}"
     for chosen in tree.expressions:
@@ -82,18 +91,31 @@ def plain_source(definition: str, dialect: str) -> exp.Table | str:
             return f"computes the column '{chosen.alias_or_name}'"
     where = tree.args.get("where")
     for node in where.this.walk() if where is not None else ():
-        if fault := _condition_fault(node):
+        if fault := _condition_fault(node, dialect):
             return f"chooses rows by {fault}"
     return table
 
 
-def _condition_fault(node: exp.Expression) -> str | None:
+def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
+    """Return a query's tree; SqlglotError if it is none."""
+    if isinstance(definition, exp.Expression):
+        return definition
+    tree: Any = sqlglot.parse_one(definition, dialect=dialect)
+    found: exp.Expression = tree
+    return found
+
+
+def _condition_fault(node: exp.Expression, dialect: str) -> str | None:
     """Return what a part of a ``WHERE`` does beyond comparing a row's own cells, or None."""
     if not isinstance(node, _CONDITIONS):
         return node.key.upper()
+    if isinstance(node, exp.StrToTime) and dialect != "oracle":
+        return node.key.upper()
     constant = exp.Literal | exp.Array
-    if isinstance(node, exp.Cast) and not (
-        isinstance(node.this.unnest(), constant) or node.to.this in _TEXT
+    # A text that is too short for its cell fails in SQL Server and in Oracle.
+    to_text = dialect not in _TYPED and isinstance(node, exp.Cast) and node.to.this in _TEXT
+    if isinstance(node, exp.Cast | exp.DateStrToDate | exp.StrToTime) and not (
+        isinstance(node.this.unnest(), constant) or to_text
     ):
         return "a cast, which can fail"
     # SQLite takes a table's name for a list of values.
@@ -113,7 +135,7 @@ def _is_constant(node: exp.Expression) -> bool:
     inner = node.unnest()
     while isinstance(inner, exp.Cast):
         inner = inner.this.unnest()
-    return isinstance(inner, exp.Literal)
+    return isinstance(inner, exp.Literal | exp.National | exp.RawString)
 
 
 def _definition(

@@ -1,8 +1,8 @@
 """Who is at the other end: certificates, and the TLS that both ends insist on.
 
-A site's name is a URI in its certificate, ``urn:privet:site:NAME``; the coordinator's is
-``urn:privet:coordinator:NAME``, with the one DNS name :data:`SERVER_NAME` beside it, so that
-it is the same under whatever address a site dials.
+A site's name is a URI in its certificate, ``urn:privet:site:NAME``, a researcher's is
+``urn:privet:researcher:NAME``; the coordinator's is ``urn:privet:coordinator:NAME``, with the one
+DNS name :data:`SERVER_NAME` beside it, so that it is the same under whatever address a site dials.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from privet.common.errors import InputError, RunError
+from privet.common.files.private_pem import private_pem
 
 SERVER_NAME = "coordinator.privet.internal"
 _SITE, _COORDINATOR = "urn:privet:site:", "urn:privet:coordinator:"
+_RESEARCHER = "urn:privet:researcher:"
 
 # gRPC sets no minimum version. All our keys are elliptic, so the one TLS 1.2 suite that is left
 # (for RSA keys) can never be agreed on, and 1.3 remains. gRPC reads it when it is loaded.
@@ -46,6 +48,11 @@ def require_tls_1_3() -> None:
 def site_uri(name: str) -> str:
     """Return the URI that names a site in its certificate."""
     return _SITE + quote(name, safe="")
+
+
+def researcher_uri(name: str) -> str:
+    """Return the URI that names a researcher in his certificate."""
+    return _RESEARCHER + quote(name, safe="")
 
 
 def coordinator_uri(name: str) -> str:
@@ -75,10 +82,23 @@ def site_of(certificate: x509.Certificate) -> str:
     Raises:
         InputError: if it names none, or more than one.
     """
-    names = [uri[len(_SITE) :] for uri in _uris(certificate) if uri.startswith(_SITE)]
-    if len(names) != 1:
-        raise InputError("the certificate does not name one site")
-    return unquote(names[0])
+    return _named(certificate, _SITE, "site")
+
+
+def researcher_of(certificate: x509.Certificate) -> str:
+    """Return the researcher that a certificate names.
+
+    Raises:
+        InputError: if it names none, more than one, or somebody else beside.
+    """
+    return _named(certificate, _RESEARCHER, "researcher")
+
+
+def _named(certificate: x509.Certificate, kind: str, what: str) -> str:
+    uris = _uris(certificate)
+    if len(uris) != 1 or not uris[0].startswith(kind):
+        raise InputError(f"the certificate does not name one {what}")
+    return unquote(uris[0][len(kind) :])
 
 
 def fingerprint_of(certificate: x509.Certificate) -> str:
@@ -101,19 +121,16 @@ def belongs(certificate: x509.Certificate, key: bytes) -> bool:
     return bool(private.public_key() == certificate.public_key())
 
 
-def private_pem(key: ec.EllipticCurvePrivateKey, passphrase: bytes | None = None) -> bytes:
-    """Return a private key as PKCS#8 PEM, encrypted where a passphrase is given."""
-    how: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if passphrase is not None:
-        how = serialization.BestAvailableEncryption(passphrase)
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, how)
+def request(name: str, uri: str = "") -> tuple[bytes, bytes]:
+    """Return a certificate request, and its new private key, as PEM.
 
-
-def request(site: str) -> tuple[bytes, bytes]:
-    """Return a certificate request for ``site``, and its new private key, as PEM."""
+    Args:
+        name: who asks.
+        uri: that names who asks; default a site's.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
-    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(site_uri(site))])
-    builder = x509.CertificateSigningRequestBuilder().subject_name(common_name(site))
+    names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri or site_uri(name))])
+    builder = x509.CertificateSigningRequestBuilder().subject_name(common_name(name))
     asked = builder.add_extension(names, critical=False).sign(key, hashes.SHA256())
     return asked.public_bytes(serialization.Encoding.PEM), private_pem(key)
 

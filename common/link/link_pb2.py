@@ -24,43 +24,63 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprivet/common/link/link.proto\x12\x0eprivet.link.v1\"d\n\x08\x46romSite\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.privet.link.v1.HelloH\x00\x12(\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x16.privet.link.v1.AnswerH\x00\x42\x06\n\x04what\"f\n\x06ToSite\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.privet.link.v1.WelcomeH\x00\x12(\n\x06parcel\x18\x02 \x01(\x0b\x32\x16.privet.link.v1.ParcelH\x00\x42\x06\n\x04what\"+\n\x05Hello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x10\n\x08software\x18\x02 \x01(\t\"E\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x13\n\x0b\x63oordinator\x18\x02 \x01(\t\x12\x14\n\x0cmost_numbers\x18\x03 \x01(\x04\"7\n\x07Numbers\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06inline\x18\x03 \x01(\x0c\"l\n\x06Parcel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x0f\n\x07records\x18\x04 \x01(\x0c\x12(\n\x07numbers\x18\x05 \x01(\x0b\x32\x17.privet.link.v1.Numbers\"O\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12(\n\x07numbers\x18\x03 \x01(\x0b\x32\x17.privet.link.v1.Numbers\"6\n\x04Want\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06parcel\x18\x03 \x01(\t\"\x16\n\x04Held\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"S\n\x05Piece\x12\x0e\n\x06parcel\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\x1a\n\x07Renewal\x12\x0f\n\x07request\x18\x01 \x01(\x0c\"X\n\x07Request\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0e\n\x06ledger\x18\x04 \x01(\t\x12\x0f\n\x07witness\x18\x05 \x01(\t\"\x1a\n\x0b\x43\x65rtificate\x12\x0b\n\x03pem\x18\x01 \x01(\x0c\x32\xaf\x02\n\x04Link\x12>\n\x06\x41ttend\x12\x18.privet.link.v1.FromSite\x1a\x16.privet.link.v1.ToSite(\x01\x30\x01\x12\x39\n\x08\x44ownload\x12\x14.privet.link.v1.Want\x1a\x15.privet.link.v1.Chunk0\x01\x12\x34\n\x06Status\x12\x14.privet.link.v1.Want\x1a\x14.privet.link.v1.Held\x12\x37\n\x06Upload\x12\x15.privet.link.v1.Piece\x1a\x14.privet.link.v1.Held(\x01\x12=\n\x05Renew\x12\x17.privet.link.v1.Renewal\x1a\x1b.privet.link.v1.Certificate2J\n\tEnrolment\x12=\n\x05\x45nrol\x12\x17.privet.link.v1.Request\x1a\x1b.privet.link.v1.Certificateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dprivet/common/link/link.proto\x12\x0eprivet.link.v1\"\xb2\x01\n\x08\x46romSite\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x15.privet.link.v1.HelloH\x00\x12(\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x16.privet.link.v1.AnswerH\x00\x12$\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x14.privet.link.v1.BeatH\x00\x12&\n\x05noted\x18\x04 \x01(\x0b\x32\x15.privet.link.v1.NotedH\x00\x42\x06\n\x04what\"\xdc\x01\n\x06ToSite\x12*\n\x07welcome\x18\x01 \x01(\x0b\x32\x17.privet.link.v1.WelcomeH\x00\x12(\n\x06parcel\x18\x02 \x01(\x0b\x32\x16.privet.link.v1.ParcelH\x00\x12$\n\x04\x62\x65\x61t\x18\x03 \x01(\x0b\x32\x14.privet.link.v1.BeatH\x00\x12(\n\x06notice\x18\x04 \x01(\x0b\x32\x16.privet.link.v1.NoticeH\x00\x12$\n\x04head\x18\x05 \x01(\x0b\x32\x14.privet.link.v1.HeadH\x00\x42\x06\n\x04what\"Z\n\x05Hello\x12\x10\n\x08versions\x18\x01 \x03(\r\x12\x10\n\x08software\x18\x02 \x01(\t\x12\r\n\x05\x62\x65\x61ts\x18\x03 \x01(\x08\x12\x0f\n\x07notices\x18\x04 \x01(\x08\x12\r\n\x05heads\x18\x05 \x01(\x08\"T\n\x07Welcome\x12\x0f\n\x07version\x18\x01 \x01(\r\x12\x13\n\x0b\x63oordinator\x18\x02 \x01(\t\x12\x14\n\x0cmost_numbers\x18\x03 \x01(\x04\x12\r\n\x05\x62\x65\x61ts\x18\x04 \x01(\x08\"\x06\n\x04\x42\x65\x61t\"\x14\n\x04Head\x12\x0c\n\x04note\x18\x01 \x01(\x0c\"Q\n\x06Notice\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x13\n\x0b\x61uthorities\x18\x02 \x01(\x0c\x12\r\n\x05\x63ross\x18\x03 \x01(\x0c\x12\x12\n\norder_keys\x18\x04 \x03(\x0c\"\x17\n\x05Noted\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"7\n\x07Numbers\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x0e\n\x06inline\x18\x03 \x01(\x0c\"l\n\x06Parcel\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\r\n\x05group\x18\x03 \x01(\t\x12\x0f\n\x07records\x18\x04 \x01(\x0c\x12(\n\x07numbers\x18\x05 \x01(\x0b\x32\x17.privet.link.v1.Numbers\"O\n\x06\x41nswer\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12(\n\x07numbers\x18\x03 \x01(\x0b\x32\x17.privet.link.v1.Numbers\"6\n\x04Want\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0e\n\x06parcel\x18\x03 \x01(\t\"\x16\n\x04Held\x12\x0e\n\x06offset\x18\x01 \x01(\x04\"\x15\n\x05\x43hunk\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"S\n\x05Piece\x12\x0e\n\x06parcel\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0c\n\x04size\x18\x03 \x01(\x04\x12\x0e\n\x06offset\x18\x04 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"-\n\x07Renewal\x12\x0f\n\x07request\x18\x01 \x01(\x0c\x12\x11\n\tauthority\x18\x02 \x01(\t\"X\n\x07Request\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0e\n\x06ledger\x18\x04 \x01(\t\x12\x0f\n\x07witness\x18\x05 \x01(\t\"\x1a\n\x0b\x43\x65rtificate\x12\x0b\n\x03pem\x18\x01 \x01(\x0c\"8\n\x08Newcomer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05token\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\"4\n\x08Proposal\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\x0b\n\x03run\x18\x02 \x01(\t\x12\r\n\x05\x61gain\x18\x03 \x01(\x08\"\x16\n\x07RunName\x12\x0b\n\x03run\x18\x01 \x01(\t\"1\n\x04\x46ile\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x32\xaf\x02\n\x04Link\x12>\n\x06\x41ttend\x12\x18.privet.link.v1.FromSite\x1a\x16.privet.link.v1.ToSite(\x01\x30\x01\x12\x39\n\x08\x44ownload\x12\x14.privet.link.v1.Want\x1a\x15.privet.link.v1.Chunk0\x01\x12\x34\n\x06Status\x12\x14.privet.link.v1.Want\x1a\x14.privet.link.v1.Held\x12\x37\n\x06Upload\x12\x15.privet.link.v1.Piece\x1a\x14.privet.link.v1.Held(\x01\x12=\n\x05Renew\x12\x17.privet.link.v1.Renewal\x1a\x1b.privet.link.v1.Certificate2J\n\tEnrolment\x12=\n\x05\x45nrol\x12\x17.privet.link.v1.Request\x1a\x1b.privet.link.v1.Certificate2P\n\x0cIntroduction\x12@\n\x07\x43onnect\x12\x18.privet.link.v1.Newcomer\x1a\x1b.privet.link.v1.Certificate2\xec\x02\n\x08Research\x12;\n\x06Submit\x12\x18.privet.link.v1.Proposal\x1a\x15.privet.link.v1.Chunk0\x01\x12\x38\n\x04Show\x12\x17.privet.link.v1.RunName\x1a\x15.privet.link.v1.Chunk0\x01\x12:\n\x06\x43\x61ncel\x12\x17.privet.link.v1.RunName\x1a\x15.privet.link.v1.Chunk0\x01\x12:\n\x06Resume\x12\x17.privet.link.v1.RunName\x1a\x15.privet.link.v1.Chunk0\x01\x12\x39\n\x05\x46iles\x12\x17.privet.link.v1.RunName\x1a\x15.privet.link.v1.Chunk0\x01\x12\x36\n\x05\x46\x65tch\x12\x14.privet.link.v1.File\x1a\x15.privet.link.v1.Chunk0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'privet.common.link.link_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FROMSITE']._serialized_start=49
-  _globals['_FROMSITE']._serialized_end=149
-  _globals['_TOSITE']._serialized_start=151
-  _globals['_TOSITE']._serialized_end=253
-  _globals['_HELLO']._serialized_start=255
-  _globals['_HELLO']._serialized_end=298
-  _globals['_WELCOME']._serialized_start=300
-  _globals['_WELCOME']._serialized_end=369
-  _globals['_NUMBERS']._serialized_start=371
-  _globals['_NUMBERS']._serialized_end=426
-  _globals['_PARCEL']._serialized_start=428
-  _globals['_PARCEL']._serialized_end=536
-  _globals['_ANSWER']._serialized_start=538
-  _globals['_ANSWER']._serialized_end=617
-  _globals['_WANT']._serialized_start=619
-  _globals['_WANT']._serialized_end=673
-  _globals['_HELD']._serialized_start=675
-  _globals['_HELD']._serialized_end=697
-  _globals['_CHUNK']._serialized_start=699
-  _globals['_CHUNK']._serialized_end=720
-  _globals['_PIECE']._serialized_start=722
-  _globals['_PIECE']._serialized_end=805
-  _globals['_RENEWAL']._serialized_start=807
-  _globals['_RENEWAL']._serialized_end=833
-  _globals['_REQUEST']._serialized_start=835
-  _globals['_REQUEST']._serialized_end=923
-  _globals['_CERTIFICATE']._serialized_start=925
-  _globals['_CERTIFICATE']._serialized_end=951
-  _globals['_LINK']._serialized_start=954
-  _globals['_LINK']._serialized_end=1257
-  _globals['_ENROLMENT']._serialized_start=1259
-  _globals['_ENROLMENT']._serialized_end=1333
+  _globals['_FROMSITE']._serialized_start=50
+  _globals['_FROMSITE']._serialized_end=228
+  _globals['_TOSITE']._serialized_start=231
+  _globals['_TOSITE']._serialized_end=451
+  _globals['_HELLO']._serialized_start=453
+  _globals['_HELLO']._serialized_end=543
+  _globals['_WELCOME']._serialized_start=545
+  _globals['_WELCOME']._serialized_end=629
+  _globals['_BEAT']._serialized_start=631
+  _globals['_BEAT']._serialized_end=637
+  _globals['_HEAD']._serialized_start=639
+  _globals['_HEAD']._serialized_end=659
+  _globals['_NOTICE']._serialized_start=661
+  _globals['_NOTICE']._serialized_end=742
+  _globals['_NOTED']._serialized_start=744
+  _globals['_NOTED']._serialized_end=767
+  _globals['_NUMBERS']._serialized_start=769
+  _globals['_NUMBERS']._serialized_end=824
+  _globals['_PARCEL']._serialized_start=826
+  _globals['_PARCEL']._serialized_end=934
+  _globals['_ANSWER']._serialized_start=936
+  _globals['_ANSWER']._serialized_end=1015
+  _globals['_WANT']._serialized_start=1017
+  _globals['_WANT']._serialized_end=1071
+  _globals['_HELD']._serialized_start=1073
+  _globals['_HELD']._serialized_end=1095
+  _globals['_CHUNK']._serialized_start=1097
+  _globals['_CHUNK']._serialized_end=1118
+  _globals['_PIECE']._serialized_start=1120
+  _globals['_PIECE']._serialized_end=1203
+  _globals['_RENEWAL']._serialized_start=1205
+  _globals['_RENEWAL']._serialized_end=1250
+  _globals['_REQUEST']._serialized_start=1252
+  _globals['_REQUEST']._serialized_end=1340
+  _globals['_CERTIFICATE']._serialized_start=1342
+  _globals['_CERTIFICATE']._serialized_end=1368
+  _globals['_NEWCOMER']._serialized_start=1370
+  _globals['_NEWCOMER']._serialized_end=1426
+  _globals['_PROPOSAL']._serialized_start=1428
+  _globals['_PROPOSAL']._serialized_end=1480
+  _globals['_RUNNAME']._serialized_start=1482
+  _globals['_RUNNAME']._serialized_end=1504
+  _globals['_FILE']._serialized_start=1506
+  _globals['_FILE']._serialized_end=1555
+  _globals['_LINK']._serialized_start=1558
+  _globals['_LINK']._serialized_end=1861
+  _globals['_ENROLMENT']._serialized_start=1863
+  _globals['_ENROLMENT']._serialized_end=1937
+  _globals['_INTRODUCTION']._serialized_start=1939
+  _globals['_INTRODUCTION']._serialized_end=2019
+  _globals['_RESEARCH']._serialized_start=2022
+  _globals['_RESEARCH']._serialized_end=2386
 # @@protoc_insertion_point(module_scope)

@@ -350,3 +350,380 @@ class Enrolment(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class IntroductionStub(object):
+    """How a researcher comes in, on the same port and in the same way; a certificate of his is no
+    site's, and a site's is not his.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Connect = channel.unary_unary(
+                '/privet.link.v1.Introduction/Connect',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.Newcomer.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Certificate.FromString,
+                _registered_method=True)
+
+
+class IntroductionServicer(object):
+    """How a researcher comes in, on the same port and in the same way; a certificate of his is no
+    site's, and a site's is not his.
+    """
+
+    def Connect(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_IntroductionServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Connect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Connect,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.Newcomer.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Certificate.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'privet.link.v1.Introduction', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('privet.link.v1.Introduction', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Introduction(object):
+    """How a researcher comes in, on the same port and in the same way; a certificate of his is no
+    site's, and a site's is not his.
+    """
+
+    @staticmethod
+    def Connect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/privet.link.v1.Introduction/Connect',
+            privet_dot_common_dot_link_dot_link__pb2.Newcomer.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Certificate.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class ResearchStub(object):
+    """What a researcher may do from his own machine, on the port of the link: with his own runs, and
+    nothing else. Answers are JSON, but for Fetch.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Submit = channel.unary_stream(
+                '/privet.link.v1.Research/Submit',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.Proposal.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+                _registered_method=True)
+        self.Show = channel.unary_stream(
+                '/privet.link.v1.Research/Show',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+                _registered_method=True)
+        self.Cancel = channel.unary_stream(
+                '/privet.link.v1.Research/Cancel',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_stream(
+                '/privet.link.v1.Research/Resume',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+                _registered_method=True)
+        self.Files = channel.unary_stream(
+                '/privet.link.v1.Research/Files',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+                _registered_method=True)
+        self.Fetch = channel.unary_stream(
+                '/privet.link.v1.Research/Fetch',
+                request_serializer=privet_dot_common_dot_link_dot_link__pb2.File.SerializeToString,
+                response_deserializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+                _registered_method=True)
+
+
+class ResearchServicer(object):
+    """What a researcher may do from his own machine, on the port of the link: with his own runs, and
+    nothing else. Answers are JSON, but for Fetch.
+    """
+
+    def Submit(self, request, context):
+        """Queues a plan.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Show(self, request, context):
+        """His runs, and which sites are there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Cancel(self, request, context):
+        """Ends a run for good.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Queues a run that failed again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Files(self, request, context):
+        """The files of a run that has ended, with sizes and digests.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """The bytes of one of them, from an offset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ResearchServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Submit': grpc.unary_stream_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.Proposal.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.SerializeToString,
+            ),
+            'Show': grpc.unary_stream_rpc_method_handler(
+                    servicer.Show,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.RunName.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.SerializeToString,
+            ),
+            'Cancel': grpc.unary_stream_rpc_method_handler(
+                    servicer.Cancel,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.RunName.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.SerializeToString,
+            ),
+            'Resume': grpc.unary_stream_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.RunName.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.SerializeToString,
+            ),
+            'Files': grpc.unary_stream_rpc_method_handler(
+                    servicer.Files,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.RunName.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.SerializeToString,
+            ),
+            'Fetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=privet_dot_common_dot_link_dot_link__pb2.File.FromString,
+                    response_serializer=privet_dot_common_dot_link_dot_link__pb2.Chunk.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'privet.link.v1.Research', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('privet.link.v1.Research', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Research(object):
+    """What a researcher may do from his own machine, on the port of the link: with his own runs, and
+    nothing else. Answers are JSON, but for Fetch.
+    """
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/privet.link.v1.Research/Submit',
+            privet_dot_common_dot_link_dot_link__pb2.Proposal.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Show(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/privet.link.v1.Research/Show',
+            privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Cancel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/privet.link.v1.Research/Cancel',
+            privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/privet.link.v1.Research/Resume',
+            privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Files(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/privet.link.v1.Research/Files',
+            privet_dot_common_dot_link_dot_link__pb2.RunName.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/privet.link.v1.Research/Fetch',
+            privet_dot_common_dot_link_dot_link__pb2.File.SerializeToString,
+            privet_dot_common_dot_link_dot_link__pb2.Chunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -13,6 +13,9 @@ from privet.common.errors import InputError
 from privet.common.order import Status
 
 KIND = "offer"
+RUNS = "query.runs"
+"""Asks a site of which runs it keeps the journal: a restored coordinator may lack some."""
+MAX_RUNS_BYTES = 2 << 20
 READY = Status.PRESENT
 
 
@@ -45,6 +48,28 @@ def decode_answer(records: bytes) -> Status:
         return Status(_object(records)["status"])
     except (InputError, KeyError, ValueError, TypeError):
         return Status.FAILED
+
+
+def encode_runs(runs: list[dict[str, Any]]) -> bytes:
+    """Return a site's answer to :data:`RUNS`: the newest runs, up to a message's length."""
+    chosen: list[str] = []
+    total = 0
+    for run in runs:
+        text = json.dumps(run)
+        total += len(text)
+        if total > MAX_RUNS_BYTES:
+            break
+        chosen.append(text)
+    return f'{{"runs": [{", ".join(chosen)}]}}'.encode()
+
+
+def decode_runs(records: bytes) -> list[dict[str, Any]]:
+    """Read a site's answer to :data:`RUNS`; what is malformed counts as none."""
+    try:
+        runs = _object(records).get("runs")
+    except InputError:
+        return []
+    return [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
 
 
 def _object(records: bytes) -> dict[str, Any]:

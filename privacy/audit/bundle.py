@@ -19,17 +19,17 @@ from typing import Any, BinaryIO
 
 from privet.common.canonical import canonical_json, digest_json, fsync_folder
 from privet.common.errors import InputError, LedgerError, reason_of
-from privet.privacy.roster import Roster
-from privet.privacy.signed_note import Checkpoint
-from privet.privacy.statement import Entry
-from privet.privacy.store import Store
+from privet.privacy.evidence.roster import Roster
+from privet.privacy.evidence.signed_note import Checkpoint
+from privet.privacy.evidence.statement import Entry
+from privet.privacy.evidence.store import ASIDE, Store
 
 LEDGER_FILE, JOURNAL_FILE = "ledger.db", "journal.db"
 _DEPTH = 3
 
 
 @dataclass(frozen=True)
-class Made:
+class WrittenBundle:
     """What was written: the file, how many sites and entries, and what is missing.
 
     ``whole`` is False where a ledger is missing: such a bundle does not verify.
@@ -51,7 +51,7 @@ class _Source:
     origin: str
 
 
-def write_bundle(sources: Iterable[Path], out: Path, *, partial: bool = False) -> Made:
+def write_bundle(sources: Iterable[Path], out: Path, *, partial: bool = False) -> WrittenBundle:
     """Write the bundle of ``sources`` to ``out``, whole or not at all.
 
     Args:
@@ -78,7 +78,7 @@ def write_bundle(sources: Iterable[Path], out: Path, *, partial: bool = False) -
     except OSError as error:
         raise InputError(f"{out}: cannot be written: {reason_of(error)}") from error
     fsync_folder(out.parent)
-    return Made(
+    return WrittenBundle(
         out, len(gathered.sites), entries, tuple(gathered.notes), whole=not gathered.missing
     )
 
@@ -148,9 +148,12 @@ class _Gathered:
             for place in (folder, folder.parent):
                 if (place / "roster.json").exists():
                     return Roster.load(place / "roster.json")
-        for site in self.sites.values():
-            for _, text in site.store.papers("roster"):
-                return Roster.parse(json.loads(text))
+        # A site that has several coordinators keeps the roster of each, and the newest first.
+        texts = [text for one in self.sites.values() for _, text in one.store.papers("roster")]
+        kept = [Roster.parse(json.loads(text)) for text in texts]
+        journal = self.journal.origin if self.journal is not None else ""
+        if kept:
+            return next((one for one in kept if one.coordinator.journal.name == journal), kept[0])
         raise InputError(f"{folders[0]}: there is no roster.json beside the logs")
 
     def _find_plans(self, folders: list[Path]) -> dict[str, Any]:
@@ -329,6 +332,7 @@ def _logs(folder: Path) -> list[Path]:
         for depth in range(_DEPTH)
         for name in (LEDGER_FILE, JOURNAL_FILE)
         for path in sorted(folder.glob("*/" * depth + name))
+        if not path.parent.name.startswith(ASIDE)
     ]
     if not found:
         raise InputError(f"{folder}: there is no ledger ({LEDGER_FILE}) and no journal in it")

@@ -14,9 +14,10 @@ from typing import Any
 from privet.common.errors import InputError, PrivetError
 from privet.common.plan import Plan
 from privet.common.printable import printable, printable_all
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.summary import (
-    Standing,
+    ReportStanding,
     claim_sentence,
     figures_sentence,
     spent_of,
@@ -25,12 +26,11 @@ from privet.privacy.audit.summary import (
     witness_phrase,
 )
 from privet.privacy.audit.verify import Verdict, verify
-from privet.privacy.signed_note import Checkpoint
-from privet.privacy.units import PrivacyLoss, Relation, Unit
+from privet.privacy.evidence.signed_note import Checkpoint
 
 
 @dataclass(frozen=True)
-class Evidence:
+class CardEvidence:
     """What files say about a model.
 
     Attributes:
@@ -41,12 +41,12 @@ class Evidence:
     """
 
     verdict: Verdict
-    standing: Standing
+    standing: ReportStanding
     run: str | None
     heads: dict[str, tuple[int, str]]
 
 
-def gather(source: Path, roster: Path | None, model: str) -> Evidence:
+def gather(source: Path, roster: Path | None, model: str) -> CardEvidence:
     """Verify a bundle, or a run's folder that is bundled for the purpose.
 
     Args:
@@ -70,7 +70,7 @@ def gather(source: Path, roster: Path | None, model: str) -> Evidence:
         return _read(bundle, roster, model)
 
 
-def _read(bundle: Path, roster: Path | None, model: str) -> Evidence:
+def _read(bundle: Path, roster: Path | None, model: str) -> CardEvidence:
     verdict = verify(bundle, roster, brief=True)
     run = None
     for log in verdict.record.logs if verdict.record else []:
@@ -84,13 +84,13 @@ def _read(bundle: Path, roster: Path | None, model: str) -> Evidence:
             if line.startswith('{"kind":"checkpoint"'):
                 head = Checkpoint.parse(json.loads(line)["note"])
                 heads[head.origin] = head.size, base64.b64encode(head.root).decode()
-    return printable_all(Evidence(verdict, standing(verdict), run, heads))
+    return printable_all(CardEvidence(verdict, standing(verdict), run, heads))
 
 
 def write_card(
     plan: Plan,
     figures: Mapping[str, Any],
-    evidence: Evidence | None,
+    evidence: CardEvidence | None,
     *,
     source: str,
     note: str = "",
@@ -197,7 +197,7 @@ def _cell(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _privacy(plan: Plan, evidence: Evidence | None) -> str:
+def _privacy(plan: Plan, evidence: CardEvidence | None) -> str:
     privacy = plan.privacy
     if privacy is None:
         return "**None.** This model was trained without noise; treat it as if it were the data."
@@ -210,7 +210,7 @@ def _privacy(plan: Plan, evidence: Evidence | None) -> str:
     return text + _verified(evidence)
 
 
-def _verified(evidence: Evidence) -> str:
+def _verified(evidence: CardEvidence) -> str:
     verdict, top = evidence.verdict, evidence.standing
     pinned = "pinned" if verdict.roster == "pinned" else "not pinned: its keys came with it"
     if not verdict.ok:

@@ -1,8 +1,8 @@
 """What stands above every figure, for those who state it: card, result, report, verifier's answer.
 
-All of them take a :class:`Standing` from here, and its words from the same sentences. A run that
-has just ended has no verdict yet: :func:`standing_of` tells it of the ledgers themselves, by the
-rules of a report.
+All of them take a :class:`ReportStanding` from here, and its words from the same sentences. A run
+that has just ended has no verdict yet: :func:`standing_of` tells it of the ledgers themselves, by
+the rules of a report.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from privet.privacy.audit.report.judging import Standing, standing
+from privet.privacy.audit.report.claims import ReportStanding, standing
 from privet.privacy.audit.report.sentences import (
     claim_sentence,
     figures_sentence,
@@ -21,18 +21,18 @@ from privet.privacy.audit.report.sentences import (
     trust_sentence,
     witness_phrase,
 )
-from privet.privacy.audit.verify import Entry, LogRecord, Record, SiteFinding, Verdict
+from privet.privacy.audit.verify import AuditedEntry, AuditedRecord, LogRecord, SiteFinding, Verdict
 from privet.privacy.audit.verify.brief import Brief
-from privet.privacy.ledger import Ledger
-from privet.privacy.statement import Entry as Leaf
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.statement import Entry as Leaf
 
 __all__ = [
-    "Standing", "claim_sentence", "figures_sentence", "is_witnessed", "spent_of", "standing",
+    "ReportStanding", "claim_sentence", "figures_sentence", "is_witnessed", "spent_of", "standing",
     "standing_of", "trust_sentence", "witness_phrase",
 ]  # fmt: skip
 
 
-def standing_of(ledgers: Sequence[Ledger]) -> Standing:
+def standing_of(ledgers: Sequence[Ledger]) -> ReportStanding:
     """Return what stands above the figures of ledgers at hand, that nobody has verified yet.
 
     It is told by the rules by which a report tells it of a verdict.
@@ -47,7 +47,9 @@ def standing_of(ledgers: Sequence[Ledger]) -> Standing:
         logs.append(_log_of(ledger))
         plans |= {name: json.loads(text) for name, text in ledger.log.store.papers("plan")}
         found += _findings_of(ledger)
-    return standing(Verdict(True, "unpinned", [], [], found, Record({}, plans, logs, brief=True)))
+    return standing(
+        Verdict(True, "unpinned", [], [], found, AuditedRecord({}, plans, logs, brief=True))
+    )
 
 
 def _log_of(ledger: Ledger) -> LogRecord:
@@ -57,7 +59,7 @@ def _log_of(ledger: Ledger) -> LogRecord:
     for leaf in ledger.log.store.leaves():
         entry = Leaf.read(leaf)
         time = str(entry.predicate.get("time", ""))
-        kept.take(Entry(entry.sequence, time, entry.kind, entry.predicate))
+        kept.take(AuditedEntry(entry.sequence, time, entry.kind, entry.predicate))
     kept.close()
     return record
 

@@ -131,4 +131,19 @@ def main() -> None:
         sys.exit(1)
 
 
-from privet.cli import audit, budget, check, client, init, model, server, simulate  # noqa: E402, F401  (they register)
+from privet.cli import (  # noqa: E402, F401  (they register)
+    audit,
+    backup,
+    budget,
+    changes,
+    check,
+    client,
+    copies,
+    init,
+    model,
+    plan_schema,
+    plans,
+    researcher,
+    server,
+    simulate,
+)

@@ -111,7 +111,7 @@ def verify(
     another way, whoever wrote the bundle chose whose signatures count: the answer then says
     that the roster is not pinned. Which code ran is the sites' word; --code holds them to it.
     """
-    from privet.cli import answer, show
+    from privet.cli.output import answer, show
     from privet.privacy.audit.verify import verify as check
 
     with show.counting("verifying") as progress:
@@ -150,10 +150,10 @@ def report(
     BUNDLE is the file that `privet audit bundle` wrote. A report on a bundle with faults says
     so first, and the exit code is 4.
     """
-    from privet.cli import answer, show
+    from privet.cli.output import answer, show
+    from privet.privacy.accounting.interval import check_installed
     from privet.privacy.audit.report import check_folder, intervals, write_report
     from privet.privacy.audit.verify import verify as check
-    from privet.privacy.interval import check_installed
 
     check_folder(out)
     if interval:

@@ -42,25 +42,28 @@ def check(
     was run, on which file and with what outcome is kept in checks/ beside the policy. Exit code 1:
     these records cannot be used; 0: they can, perhaps with warnings.
     """
-    from privet.client.check import check_records, unreadable
-    from privet.client.check_record import CheckRecord, stamp_of
+    from privet.client.data.loader import forget_snapshot
     from privet.client.data.records import open_records
     from privet.client.data.source import require_source
+    from privet.client.operator.check import check_records, unreadable
+    from privet.client.operator.check_record import CheckRecord, stamp_of
+    from privet.privacy.accounting.plan_events import calibrated
     from privet.privacy.policy import Policy
-    from privet.privacy.program import calibrated
 
     site = Policy.load(policy)
     chosen = calibrated(_plan(plan, policy.parent))  # its digest is that which is approved
     name = data_set or site.data_set_for(chosen)
     data = site.data_set(name)[1]
-    from privet.cli.show import stage
+    from privet.cli.output.show import stage
 
     path = site.path_of(data)
     stamp = stamp_of(path) if path is not None else None
+    place = policy.parent / "checks"
     with stage("checking the records") as tell:
         try:
             require_source(site, name, chosen)
-            records = open_records(site, name, chosen, policy.parent)
+            # Not where a client that runs has its snapshot.
+            records = open_records(site, name, chosen, place)
             found = check_records(
                 records,
                 chosen,
@@ -71,6 +74,8 @@ def check(
             )
         except (DataError, DataMissing) as error:
             found = unreadable(str(path or data.sql), chosen, error)
+        finally:
+            forget_snapshot(site, name, place)
     unit = site.populations[data.population].unit
     if chosen.privacy is not None and chosen.privacy.unit != unit:
         found.add(
@@ -91,7 +96,7 @@ def check(
     if as_json:
         typer.echo(json.dumps({"data_set": name, **found.to_dict()}, ensure_ascii=False))
     else:
-        from privet.cli import show_check
+        from privet.cli.output import show_check
 
         show_check.data_check(found, name)
     if not found.ok:
@@ -100,7 +105,7 @@ def check(
 
 def _plan(text: str | None, folder: Path) -> Plan:
     """Return the plan that is named: a file, an offered one's digest, or the newest offered."""
-    from privet.client.offers import Offers
+    from privet.client.link.offers import Offers
     from privet.common.plan import Plan
 
     if text is not None and not text.removeprefix("sha256:").isalnum():
@@ -114,7 +119,7 @@ def _plan(text: str | None, folder: Path) -> Plan:
                 "plan.toml`"
             )
     else:
-        from privet.client.desk import full_digest
+        from privet.client.operator.decisions import full_digest
 
         path = offers.path_of(full_digest(text))
         if not path.exists():

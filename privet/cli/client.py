@@ -10,16 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
+from privet.cli.other_ledgers import asked_ledgers
+from privet.cli.output.watch import Log, LogLevel, Metrics, logged
 from privet.cli.passphrase import passphrase, passphrase_of
-from privet.cli.watch import Log, LogLevel, Metrics, logged
 from privet.common.errors import InputError
-from privet.common.logs import Level, Style
+from privet.common.output.logs import Level, Style
 
 if TYPE_CHECKING:
-    from privet.client.desk import Desk
+    from privet.client.endpoint import SiteEndpoint
+    from privet.client.link.dial import Dialer
+    from privet.client.operator.catalogue import Catalogue
+    from privet.client.operator.decisions import OperatorDecisions
     from privet.privacy.policy import Keys
 
-_SITE = Path("site.toml")
+SITE = Path("site.toml")
 client = typer.Typer(
     no_args_is_help=True,
     help="A site's ledger and what its operator decides. Each decision is a signed entry.",
@@ -29,7 +33,7 @@ app.add_typer(client, name="client")
 
 
 def _policy_of(path: Path) -> Path:
-    return path / _SITE if path.is_dir() else path
+    return path / SITE if path.is_dir() else path
 
 
 PolicyFile = Annotated[
@@ -38,7 +42,6 @@ PolicyFile = Annotated[
         "--policy", help="The site's policy, or its folder.", metavar="FILE", callback=_policy_of
     ),
 ]
-Digest = Annotated[str, typer.Argument(help="Digest of a plan, sha256:…", metavar="HASH")]
 Person = Annotated[
     str | None, typer.Option("--as", help="Who decides; default the name you are logged in by.")
 ]
@@ -47,6 +50,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 
 @client.command(
     epilog="[bold]Examples[/bold]\n\nprivet client init north.join.json     joins a federation"
+    "\n\nprivet client init hearts.join.json --dir north     adds a coordinator to that site"
     "\n\nprivet client init north --site North     only makes the folder; asks for a passphrase"
 )
 def init(
@@ -82,10 +86,27 @@ def init(
         Path | None,
         typer.Option(help="The certificate that came back for such a request."),
     ] = None,
+    only_ledger: Annotated[
+        bool,
+        typer.Option(
+            "--only-ledger",
+            help="State that no other ledger keeps a budget of these persons; with a new ledger.",
+        ),
+    ] = False,
+    other_ledger: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="State that another ledger does: the fingerprint of its first key. Repeatable.",
+            metavar="FINGERPRINT",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a site's folder: a policy to fill in, keys, an empty ledger; come in to a federation.
 
+    In the folder of a site that is there, JOINFILE adds one more coordinator to the same ledger.
+    A new ledger begins at zero, so you are asked whether another one keeps a budget of the same
+    persons (--only-ledger, --other-ledger); what you state is signed, and auditors read it.
     With JOINFILE the site also gets its certificate from the coordinator, whose enrolment must be
     reachable now; where it was not, the same command tries again. Keys are made here and encrypted
     under the passphrase in PRIVET_PASSPHRASE, or in the file that PRIVET_PASSPHRASE_FILE names, at
@@ -98,32 +119,42 @@ def init(
     read, for `privet server admit`. The link needs the certificate that comes back (--certificate),
     stock Flower does not.
     """
-    from privet.client.desk import POLICY_FILE, make_site
+    from privet.client.operator.decisions import POLICY_FILE, make_site, stated_ledgers
 
+    others = stated_ledgers(other_ledger or (), only=only_ledger)
     keys = _keys(module, token, ledger_key)
     join = None
     if folder.is_file():
         import privet.common.link
-        from privet.client.join import Join
+        from privet.client.link.join import Join
+        from privet.common.site_name import fold
 
         assert privet.common.link
         join = Join.load(folder)
-        if site and site != join.site:
+        if site and fold(site) != fold(join.site):
             raise InputError(f"{folder} is for site '{join.site}', not for '{site}'")
         site, folder = join.site, place or Path(join.site.replace(" ", "-"))
     elif request is not None or certificate is not None:
         raise InputError(f"{folder}: --request and --certificate need a join file that is there")
     elif not site:
         raise InputError(f"{folder}: name the site with --site, or a join file that is there")
-    if join is not None and (folder / POLICY_FILE).exists():
-        from privet.client.desk import public_keys
+    added = join is not None and (folder / POLICY_FILE).exists()
+    if added:
+        from privet.client.operator.decisions import public_keys
 
+        if others is not None:
+            raise InputError(
+                f"{folder}: its ledger is there; what it states was said when it began"
+            )
         kinds = ("ledger", "witness")
         made = {k: key.fingerprint for k, key in zip(kinds, public_keys(folder), strict=True)}
     else:
         secret = None if plain_keys else passphrase(new=True)
         coordinators = [join.coordinator["orders"]] if join else []
-        made = make_site(folder, site, secret, keys=keys, coordinators=coordinators)
+        others = asked_ledgers() if others is None else others
+        made = make_site(
+            folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
+        )
     if join is not None:
         from privet.client.start import come_in, come_in_by_file, take_certificate
 
@@ -133,13 +164,28 @@ def init(
             come_in_by_file(join, folder, request)
         else:
             come_in(join, folder)
+    missing: dict[str, str] = {}
+    if join is not None and (certificate is not None or request is None):
+        from privet.client.start import missing_coordinators
+        from privet.privacy.evidence.ledger import Ledger
+        from privet.privacy.policy import Policy
+
+        ledger = Ledger.read(Policy.load(folder / POLICY_FILE).ledger_folder)
+        missing = missing_coordinators(folder / POLICY_FILE, ledger)
     if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "site": site, **made}))
+        typer.echo(
+            json.dumps({"folder": str(folder), "site": site, **made, "may_not_ask": missing})
+        )
         return
-    typer.echo(f"Made {folder}: {POLICY_FILE}, ledger/, offline/recovery.pem")
+    what = "is there" if added else f": {POLICY_FILE}, ledger/, offline/recovery.pem"
+    typer.echo(f"{folder} {what}" if added else f"Made {folder}{what}")
     typer.echo(f"  ledger key   {made['ledger']}")
     typer.echo(f"  witness key  {made['witness']}")
-    typer.echo(f"Next: fill in {folder / POLICY_FILE}; move offline/ to a safe place.")
+    if not added:
+        typer.echo(f"Next: fill in {folder / POLICY_FILE}; move offline/ to a safe place.")
+    for name, key in missing.items():
+        typer.echo(f"Next: let '{name}' ask: add to coordinators under [allow] in "
+                   f"{folder / POLICY_FILE}\n  \"{key}\"")  # fmt: skip
     if request is not None and certificate is None:
         typer.echo(f"Send {request} to the coordinator: it is as secret as the join file.")
     elif join is not None:
@@ -151,7 +197,7 @@ def init(
     "privet client start --policy north/site.toml --log json --metrics 9465"
 )
 def start(
-    policy: PolicyFile = _SITE,
+    policy: PolicyFile = SITE,
     unconfined: Annotated[
         bool,
         typer.Option(
@@ -159,33 +205,42 @@ def start(
             help="Train also where the kernel cannot close the network to the trainer.",
         ),
     ] = False,
+    not_restored: Annotated[
+        bool,
+        typer.Option(
+            "--not-restored",
+            help="Of several coordinators: do not wait until each has shown what it saw of the "
+            "ledger. You say that the ledger was not put back from an older copy.",
+        ),
+    ] = False,
     metrics: Metrics = "",
     log: Log = Style.TEXT,
     log_level: LogLevel = Level.INFO,
 ) -> None:
-    """Stay at the coordinator and answer its orders, until stopped (Ctrl-C or SIGTERM).
+    """Stay at the coordinators and answer their orders, until stopped (Ctrl-C or SIGTERM).
 
-    The site dials out; nothing listens here, but for --metrics on this machine. Training runs
-    in a process of its own, which has no keys and no network. What the site lets itself be asked
-    is in the policy, which is read again before each run. It may be killed at any moment: started
-    again, it answers a repeated order with the release that was paid for.
+    The site dials out, to each coordinator that it came in to; nothing listens here, but for
+    --metrics on this machine. Training runs in a process of its own, which has no keys and no
+    network. What the site lets itself be asked is in the policy, which is read again before each
+    run. It may be killed at any moment: started again, it answers a repeated order with the
+    release that was paid for.
     What may speak of records is in operator.log and trainer.log beside the policy, never on
     standard error.
     """
     with logged(log, log_level, policy.parent / "operator.log"):
-        _attend(policy, metrics, unconfined=unconfined)
+        _attend(policy, metrics, unconfined=unconfined, not_restored=not_restored)
 
 
-def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
+def _attend(policy: Path, metrics: str, *, unconfined: bool, not_restored: bool) -> None:
     import asyncio
     import logging
     from contextlib import ExitStack
     from functools import partial
 
     import privet.common.link
-    from privet.client.start import LINK, dialer, make_gate, run
-    from privet.common.lock import CLIENT, alone
-    from privet.common.process_output import to_operator
+    from privet import __version__
+    from privet.client.start import dialer, make_gates, missing_coordinators, only_client, run
+    from privet.common.output.process_output import to_operator
 
     assert privet.common.link
     own = logging.getLogger("privet.client")
@@ -193,28 +248,39 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool) -> None:
     with ExitStack() as held:
         if policy.is_file():
             held.enter_context(to_operator(policy.parent / "operator.log"))
-            # Two clients of one site would close each other's reservations.
-            held.enter_context(alone(policy.parent, CLIENT))
-        gate = make_gate(policy, secret, unconfined=unconfined)
-        held.callback(gate.close)
-        for said in _checks(policy):
+            held.enter_context(only_client(policy))
+        gates = make_gates(policy, secret, unconfined=unconfined, not_restored=not_restored)
+        site = {"site": gates[0].join.site}
+        own.info("started", extra={**site, "version": __version__})
+        held.callback(own.info, "stopped", extra=site)
+        for gate in gates:
+            held.callback(gate.close)
+        for said in checks(policy):
             own.info(said)
+        for name, key in missing_coordinators(policy, gates[0].ledger).items():
+            own.warning("may not ask: its order key is not under [allow] coordinators",
+                        extra={"coordinator": name, "key": key})  # fmt: skip
 
-        def tell(state: str) -> None:
-            own.info(state, extra={"site": gate.join.site, "address": gate.join.address})
+        def tell(gate: SiteEndpoint, state: str) -> None:
+            about = {"coordinator": gate.membership.name, "address": gate.addresses.all()[0]}
+            own.info(state, extra={**site, **about})
 
-        link = dialer(policy, gate, tell)
+        links = [dialer(gate, partial(tell, gate)) for gate in gates]
         if metrics:
             from privet.client.metrics import ClientMetrics
-            from privet.common.metrics import Endpoint, parse_address, registry
+            from privet.common.output.metrics import Endpoint, parse_address, registry
             from privet.privacy.policy import Policy
 
-            read = partial(Policy.load, policy)
-            certificate = policy.parent / LINK / "link.pem"
-            figures = registry("client", ClientMetrics(link, read, certificate))
+            pairs = [(gate.membership, link) for gate, link in zip(gates, links, strict=True)]
+            figures = registry("client", ClientMetrics(pairs, partial(Policy.load, policy)))
             place = parse_address(metrics)
-            held.enter_context(Endpoint(figures, place, lambda: link.tally.connected))
-        asyncio.run(run(link))
+            ready = partial(_all_connected, links)
+            held.enter_context(Endpoint(figures, place, ready))
+        asyncio.run(run(*links, on_stop=gates[0].turns.stopping.set))
+
+
+def _all_connected(links: list[Dialer]) -> bool:
+    return all(link.tally.connected for link in links)
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client launcher north/launcher")
@@ -230,115 +296,49 @@ def launcher(
     'policy="/absolute/path/of/site.toml"'. A SuperNode that is started otherwise runs whatever
     code the coordinator sends.
     """
-    from privet.client.launcher import write_launcher
+    from privet.client.stock_flower.launcher import write_launcher
 
     supernode = write_launcher(folder)
     text = f"Wrote {folder}. Start the SuperNode by {supernode}"
-    _done({"folder": str(folder), "supernode": str(supernode)}, text, as_json)
+    done({"folder": str(folder), "supernode": str(supernode)}, text, as_json)
 
 
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client status --policy north/site.toml")
-def status(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
+def status(policy: PolicyFile = SITE, as_json: AsJson = False) -> None:
     """Show what was spent and is left, approvals, and who witnessed the ledger."""
-    value = _desk(policy).status()
+    from privet.client.link.coordinators import standing
+
+    waits = [one.to_dict() for one in catalogue_of(policy).waiting()]
+    keys = ("plan", "name", "coordinator", "also")
+    waiting = [{key: one[key] for key in keys} for one in waits]
+    desk = desk_of(policy)
+    value = {**desk.status(), "waiting": waiting, **standing(policy, desk.ledger)}
     if as_json:
         typer.echo(json.dumps(value))
         return
-    from privet.cli import show_site
+    from privet.cli.output import show_site
 
     show_site.site_status(value, policy.parent / "operator.log")
 
 
-@client.command(epilog="[bold]Example[/bold]\n\nprivet client plans --policy north/site.toml")
-def plans(policy: PolicyFile = _SITE, as_json: AsJson = False) -> None:
-    """List the plans that were approved or refused, and by whom."""
-    found = _desk(policy).status()["plans"]
-    if as_json:
-        typer.echo(json.dumps({"plans": found}))
-        return
-    from privet.cli import show_site
-
-    show_site.plans(found, policy.parent / "operator.log")
-    if not found:
-        typer.echo("No plan was approved or refused yet.")
-
-
-@client.command(
-    epilog="[bold]Example[/bold]\n\nprivet client approve sha256:… --policy north/site.toml"
-)
-def approve(
-    plan: Digest, policy: PolicyFile = _SITE, name: Person = None, as_json: AsJson = False
-) -> None:
-    """Approve a plan by its digest, in your name.
-
-    HASH is the plan's digest. Where the policy wants two approvers, a second person must
-    do the same under another name.
-    """
-    from privet.client.approval import approval_fault, people
-    from privet.client.desk import full_digest
-    from privet.client.offers import Offers
-
-    desk = _desk(policy)
-    failed, most = desk.ledger.attempts(full_digest(plan))
-    by = desk.approve(plan, _who(name))
-    digest, allow = full_digest(plan), desk.policy.allow
-    offered = Offers(policy.parent).has(digest)
-    missing = approval_fault(desk.policy, desk.ledger.book, digest)
-    note = ""
-    if allow.approval == "listed" and missing:
-        note = f'without effect: {missing}. Write it there, or set approval = "manual"'
-    elif digest in allow.plans and failed < most:
-        note = "the policy lists this plan, so nobody has to approve it"
-    value = {"plan": digest, "by": list(by), "needed": allow.approvers, "offered": offered}
-    if failed:
-        value |= {"failed_attempts": failed, "max_attempts": most}
-    count = f"{people(by)} of {allow.approvers}" if allow.approval == "manual" else "noted"
-    text = f"Approved by {', '.join(by)} ({count})." + (f" But {note}." if note else "")
-    if failed:
-        text += (
-            f" {failed} of its attempts had failed in a row"
-            + (f", which closed it; from now on {most} may fail" if failed >= most else "")
-            + f": {policy.parent / 'operator.log'} says why, and each is charged again."
-        )
-    if not offered:
-        text += (
-            " No plan with this digest was offered here yet: compare it with the one you were told."
-        )
-    text += "".join(f"\n{said}" for said in _checks(policy))
-    _done({**value, "enough": missing is None, "note": note or None}, text, as_json)
-
-
-@client.command(
-    epilog="[bold]Example[/bold]\n\nprivet client refuse sha256:… --policy north/site.toml"
-)
-def refuse(
-    plan: Digest, policy: PolicyFile = _SITE, name: Person = None, as_json: AsJson = False
-) -> None:
-    """Refuse a plan from now on, also one that was approved; HASH is its digest."""
-    from privet.client.desk import full_digest
-
-    _desk(policy).refuse(plan, _who(name))
-    _done({"plan": full_digest(plan), "state": "refused"}, "Refused.", as_json)
-
-
 @client.command(epilog="[bold]Example[/bold]\n\nprivet client pause --policy north/site.toml")
 def pause(
-    policy: PolicyFile = _SITE,
+    policy: PolicyFile = SITE,
     end: Annotated[bool, typer.Option("--end", help="End the pause.")] = False,
     name: Person = None,
     as_json: AsJson = False,
 ) -> None:
     """Reserve nothing until the pause is ended with --end."""
-    _desk(policy).pause(_who(name), end=end)
+    desk_of(policy).pause(who(name), end=end)
     state = "open" if end else "paused"
-    _done({"state": state}, f"The site is {state}.", as_json)
+    done({"state": state}, f"The site is {state}.", as_json)
 
 
 @client.command(
     epilog="[bold]Example[/bold]\n\nprivet client withdraw --yes --policy north/site.toml"
 )
 def withdraw(
-    policy: PolicyFile = _SITE,
+    policy: PolicyFile = SITE,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     name: Person = None,
     as_json: AsJson = False,
@@ -346,8 +346,8 @@ def withdraw(
     """Spend nothing ever again. This cannot be undone; what was released stays released."""
     if not yes:
         typer.confirm("Withdraw this site for good?", abort=True, err=True)
-    _desk(policy).withdraw(_who(name))
-    _done({"state": "withdrawn"}, "The site has withdrawn.", as_json)
+    desk_of(policy).withdraw(who(name))
+    done({"state": "withdrawn"}, "The site has withdrawn.", as_json)
 
 
 @client.command(
@@ -357,7 +357,7 @@ def withdraw(
     "privet client rotate-key --to ledger-key-2                a new key in the token",
 )
 def rotate_key(
-    policy: PolicyFile = _SITE,
+    policy: PolicyFile = SITE,
     recovery: Annotated[
         Path | None, typer.Option(help="The recovery key, where the ledger key is lost.")
     ] = None,
@@ -372,29 +372,43 @@ def rotate_key(
     Where the policy has \[keys], the new key is one that you made in the token: --to names
     it, and you then write its label into the policy.
     """
-    from privet.client.rotation import rotate_key as rotate
+    from privet.client.operator.rotation import rotate_key as rotate
 
     fingerprint = rotate(policy, passphrase_of(policy), recovery=recovery, to=to)
     then = f'\nNext: write ledger = "{to}" under [keys] in {policy}' if to else ""
-    _done({"ledger": fingerprint}, f"The ledger key is now {fingerprint}{then}", as_json)
+    done({"ledger": fingerprint}, f"The ledger key is now {fingerprint}{then}", as_json)
 
 
-def _desk(policy: Path) -> Desk:
-    from privet.client.desk import Desk
+def catalogue_of(policy: Path) -> Catalogue:
+    """Return what the site of a policy was offered and decided; its ledger's key is not needed."""
+    from privet.client.operator.catalogue import Catalogue
+    from privet.client.operator.decisions import require_ledger
+    from privet.client.operator.forecast import Place
+    from privet.privacy.policy import Policy
 
-    return Desk.open(policy, passphrase_of(policy))
+    found = Policy.load(policy)
+    require_ledger(found)
+    return Catalogue(Place(policy, found), policy.parent)
 
 
-def _checks(policy: Path) -> list[str]:
+def desk_of(policy: Path) -> OperatorDecisions:
+    """Return the desk of a policy, asking for the passphrase of its keys if need be."""
+    from privet.client.operator.decisions import OperatorDecisions
+
+    return OperatorDecisions.open(policy, passphrase_of(policy))
+
+
+def checks(policy: Path) -> list[str]:
     """Return how the last check of each data set stands, a line each."""
-    from privet.client.check_record import outcome
+    from privet.client.operator.check_record import outcome
     from privet.privacy.policy import Policy
 
     found = Policy.load(policy)
     return [outcome(found, name, policy.parent) for name in found.data]
 
 
-def _who(name: str | None) -> str:
+def who(name: str | None) -> str:
+    """Return who decides: the name that is given, or that of the login."""
     try:
         return getpass.getuser() if name is None else name
     except (KeyError, OSError):
@@ -413,5 +427,6 @@ def _keys(module: Path | None, token: str, ledger_key: str) -> Keys | None:
     return parse(Keys, value, where="--module, --token, --ledger-key", error=InputError)
 
 
-def _done(value: dict[str, Any], text: str, as_json: bool) -> None:
+def done(value: dict[str, Any], text: str, as_json: bool) -> None:
+    """Print what was done, as text or as JSON."""
     typer.echo(json.dumps(value) if as_json else text)

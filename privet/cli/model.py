@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from fastapi import FastAPI
 
-    from privet.common.delivery.trained import Trained
     from privet.common.plan import Plan
+    from privet.delivery.trained import Trained
 
 model = typer.Typer(
     no_args_is_help=True,
@@ -96,9 +96,9 @@ def evaluate(
     With --gate each site measures on its own held-out records. What leaves it is one noised table,
     and its ledger is charged.
     """
-    from privet.cli import show, show_model
-    from privet.common.delivery.evaluate import Group
-    from privet.common.delivery.evaluate import evaluate as measure
+    from privet.cli.output import show, show_model
+    from privet.delivery.evaluate import FigureGroup
+    from privet.delivery.evaluate import evaluate as measure
 
     trained = _load(run)
     if gate:
@@ -114,7 +114,7 @@ def evaluate(
         return
     if not (epsilon is None and ledgers is None and out is None and plan is None):
         raise InputError("--epsilon, --ledgers, --out and --plan go with --gate")
-    groups = [Group.parse(text) for text in group or []]
+    groups = [FigureGroup.parse(text) for text in group or []]
     with show.stage("evaluating") as tell:
         frame = _records(trained, data, own)
         tell(f"{len(frame)} records")
@@ -151,8 +151,8 @@ def explain(
     Texts and images by integrated gradients, tables by Shapley values. An explanation holds the
     record that it explains.
     """
-    from privet.cli import show
-    from privet.common.delivery import explain as why
+    from privet.cli.output import show
+    from privet.delivery import explain as why
 
     trained = _load(run)
     public = own is None and trained.plan.metrics.source == "public"
@@ -228,15 +228,18 @@ def export(
     The card carries ε with δ, unit and relation, the claim, the ledgers' checkpoints, and what the
     verifier found.
     """
-    from privet.cli import show
-    from privet.common.delivery.export import Figures, Form
-    from privet.common.delivery.export import export as write
-    from privet.common.delivery.provenance import provenance
+    from privet.cli.output import show
     from privet.common.flat import digest_arrays
     from privet.common.tasks.measure import measure_of_kind
+    from privet.delivery.export import Figures, Form
+    from privet.delivery.export import export as write
+    from privet.delivery.provenance import provenance
     from privet.privacy.audit import card
 
     trained = _load(run)
+    if number := trained.facts.get("round"):
+        last = trained.plan.last_round
+        typer.echo(f"The run failed: this is its model after round {number} of {last}", err=True)
     with show.stage("exporting") as tell:
         evidence, unverified = None, ""
         if bundle is not None or trained.plan.privacy is not None:
@@ -333,8 +336,11 @@ def serve(
     import ipaddress
     import socket
 
-    from privet.client.serve import make_service, open_feedback
+    from privet.common.link.address import bracketed
+    from privet.delivery.http_service import make_service, open_feedback
 
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     try:
         here = host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -361,8 +367,7 @@ def serve(
         raise InputError(
             f"--host {host} --port {port}: cannot listen there: {error.strerror}; name another"
         ) from error
-    shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"http://{shown}:{listening.getsockname()[1]}/docs", err=True)
+    typer.echo(f"http://{bracketed(host)}:{listening.getsockname()[1]}/docs", err=True)
     with listening:
         answer_at(listening, service)
 
@@ -376,8 +381,8 @@ def answer_at(listening: socket.socket, service: FastAPI) -> None:
     """
     import uvicorn
 
-    from privet.common.logs import Level, Style, set_up
-    from privet.common.process_output import protect_process
+    from privet.common.output.logs import Level, Style, set_up
+    from privet.common.output.process_output import protect_process
 
     set_up(Style.TEXT, Level.WARNING, texts=False)
     protect_process()
@@ -390,10 +395,10 @@ def _through_gate(
     file: Path | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Measure at the sites of a simulation, or write the plan that has it done."""
-    from privet.cli import show
+    from privet.cli.output import show
     from privet.common.config import dump_toml
     from privet.common.models.start import offer
-    from privet.privacy.program import measuring
+    from privet.privacy.accounting.plan_events import measuring
     from privet.simulations.run import Setting, run_plan
 
     weights = trained.weights
@@ -431,7 +436,7 @@ def _write_new(path: Path, text: str) -> None:
 
 
 def _load(run: Path) -> Trained:
-    from privet.common.delivery.trained import load
+    from privet.delivery.trained import load
 
     return load(run)
 
@@ -447,12 +452,12 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
             raise DataError(f"{own}, {found.counted} {first.place}: {first.why}")
         return found.frame
     from privet.common.config import data_folder
-    from privet.simulations.records import Records
+    from privet.simulations.records import SiteRecords
 
     if not _names_records(trained.plan):
         raise InputError("the plan names no records: bring a file, --from FILE")
     try:
-        frame = Records(trained.plan, data_folder(data)).parts()["test"]
+        frame = SiteRecords(trained.plan, data_folder(data)).parts()["test"]
     except DataMissing as error:
         if trained.plan.scenario is not None:
             raise

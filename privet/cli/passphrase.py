@@ -9,7 +9,7 @@ from pathlib import Path
 import typer
 
 from privet.common.errors import InputError, PrivetError
-from privet.privacy.keys import (
+from privet.privacy.evidence.keys import (
     PASSPHRASE,
     PASSPHRASE_FILE,
     SHORTEST,

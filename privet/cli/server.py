@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
+from privet.cli.output.watch import Log, LogLevel, Metrics, logged
 from privet.cli.passphrase import passphrase
-from privet.cli.watch import Log, LogLevel, Metrics, logged
 from privet.common.errors import InputError
-from privet.common.lock import alone as _alone
-from privet.common.lock import holder as _pid
-from privet.common.logs import Level, Style
+from privet.common.files.lock import alone as _alone
+from privet.common.files.lock import holder as _pid
+from privet.common.output.logs import Level, Style
 
 if TYPE_CHECKING:
-    from privet.server.certificates import Authority
-    from privet.server.federation import Federation
+    from privet.common.link.research import Researcher
+    from privet.server.membership.certificates import Authority
+    from privet.server.membership.registry import MemberRegistry
+    from privet.server.queue import Run
 
 server = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +33,9 @@ server = typer.Typer(
 app.add_typer(server, name="server")
 
 Folder = Annotated[Path, typer.Argument(help="The federation's folder.", metavar="DIR")]
+Mine = Annotated[
+    Path, typer.Argument(help="The federation's folder, or a researcher's.", metavar="DIR")
+]
 Site = Annotated[str, typer.Argument(help="Name of a site.", metavar="SITE")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
@@ -68,13 +73,16 @@ def init(
     organisation's authority, best one made for this federation alone: sites trust whatever it
     signs to be the coordinator, and the key is kept in the folder, encrypted like the others.
     """
-    from privet.server.federation import Federation
+    from privet.common.link.address import show_address
+    from privet.server.membership.registry import MemberRegistry
 
-    host, port = _place(address)
+    host, port = place_of(address)
+    if enrolment:
+        place_of(enrolment)
     secret = None if plain_keys else passphrase(new=True)
-    made = Federation.found(
-        folder, name, address, enrolment or f"{host}:{port + 1}", secret,
-        _authority(authority, authority_key, secret),
+    made = MemberRegistry.found(
+        folder, name, address, enrolment or show_address(host, port + 1), secret,
+        given_authority(authority, authority_key, secret),
     )  # fmt: skip
     value = {"folder": str(folder), "name": name, "orders": made.order_key().fingerprint}
     if as_json:
@@ -86,16 +94,20 @@ def init(
     typer.echo(f"Next: privet server enroll {folder} SITE, and privet server start {folder}")
 
 
-def _authority(certificate: Path | None, key: Path | None, secret: str | None) -> Authority | None:
+def given_authority(
+    certificate: Path | None, key: Path | None, secret: str | None
+) -> Authority | None:
     """Read the organisation's authority, where one is named."""
-    from privet.server.certificates import Authority
+    from privet.server.membership.certificates import Authority
 
     if certificate is None and key is None:
         return None
     if certificate is None or key is None:
         raise InputError("--authority and --authority-key belong together")
+    from privet.common.files.private_files import read_private
+
     try:
-        pair = certificate.read_bytes(), key.read_bytes()
+        pair = certificate.read_bytes(), read_private(key)
     except OSError as error:
         raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
     encrypted = secret.encode() if secret and b"ENCRYPTED" in pair[1] else None
@@ -112,7 +124,10 @@ def enroll(
     hours: Annotated[float, typer.Option(help="How long the invitation is open.")] = 72.0,
     again: Annotated[
         bool,
-        typer.Option("--again", help="For an enrolled site whose certificate has ended."),
+        typer.Option("--again", help="For a site that is enrolled, or was revoked."),
+    ] = False,
+    withdraw: Annotated[
+        bool, typer.Option("--withdraw", help="End the invitation; write no join file.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -120,20 +135,33 @@ def enroll(
 
     Send it by a way that others cannot read, such as encrypted mail: whoever has it first is the
     site. An earlier invitation of the same name ends.
-    A certificate is renewed over the link by itself. Where a site was away for longer than its
-    certificate was good, --again lets it in once more, with the same keys.
+    A certificate is renewed over the link by itself. Where a site lost it, or its key, was away
+    for longer than it was good, or was revoked, --again lets it in once more, with the same ledger.
+    Where others may have its key, revoke the site first: that ends the certificates that there are.
+    With --withdraw the invitation of this name ends, and the name is free again.
+    Blanks around a name are no part of it, and case tells no two sites apart.
     """
     from privet.common.canonical import write_atomic
+    from privet.common.files.private_files import FILE_MODE
 
+    if withdraw:
+        from privet.server.membership.registry import MemberRegistry
+
+        MemberRegistry.load(folder).withdraw(site)
+        value = {"site": site.strip(), "state": "withdrawn"}
+        typer.echo(json.dumps(value) if as_json else f"{site.strip()} is no longer invited")
+        return
     if not 0 < hours <= 24 * 365:
         raise InputError("--hours must be above 0 and at most 8760")
-    path = out or Path(f"{site.replace(' ', '-')}.join.json")
+    path = out or Path(f"{site.strip().replace(' ', '-')}.join.json")
     if path.exists():
         raise InputError(f"{path} exists; name another --out")
-    join = _open(folder).invite(site, hours, again=again)
-    write_atomic(path, (json.dumps(join, indent=2) + "\n").encode(), mode=0o600)
+    join = open_federation(folder).invite(site, hours, again=again)
+    write_atomic(path, (json.dumps(join, indent=2) + "\n").encode(), mode=FILE_MODE)
     if as_json:
-        typer.echo(json.dumps({"join": str(path), "site": site, "expires": join["expires"]}))
+        typer.echo(
+            json.dumps({"join": str(path), "site": join["site"], "expires": join["expires"]})
+        )
         return
     typer.echo(f"Wrote {path}: it works once, until {join['expires']}")
     typer.echo(f"At the site: privet client init {path.name} --dir FOLDER")
@@ -161,7 +189,7 @@ def admit(
 
     if out is not None and out.exists():
         raise InputError(f"{out} exists; name another --out")
-    site, certificate = _open(folder).admit(request)
+    site, certificate = open_federation(folder).admit(request)
     if out is not None:
         write_atomic(out, certificate)
     value = {"site": site, "certificate": None if out is None else str(out)}
@@ -192,15 +220,22 @@ def start(
 
 
 def _serve(folder: Path, listen: str, listen_enrolment: str, metrics: str) -> None:
+    import logging
     import signal
     from contextlib import ExitStack
 
     import privet.common.link
-    from privet.server.office import Office
+    from privet import __version__
+    from privet.common.link.address import read_address
+    from privet.server.coordinator import Coordinator
+    from privet.server.membership.certificates import validity_faults
 
     assert privet.common.link
-    federation = _open(folder)
-    office = Office(
+    own = logging.getLogger("privet.server")
+    for given in filter(None, (listen, listen_enrolment)):
+        read_address(given)
+    federation = open_federation(folder)
+    office = Coordinator(
         federation,
         link=listen or _anywhere(federation.address),
         enrolment=listen_enrolment or _anywhere(federation.enrolment),
@@ -209,9 +244,14 @@ def _serve(folder: Path, listen: str, listen_enrolment: str, metrics: str) -> No
         signal.signal(number, lambda *_: office.stopped.set())
     with ExitStack() as held:
         held.enter_context(_alone(folder))
+        federation.bring_up_to_date()
+        own.info("started", extra={"federation": federation.name, "version": __version__})
+        held.callback(own.info, "stopped")
+        for fault in validity_faults(folder):
+            own.error("a certificate is not good now", extra={"why": fault})
         federation.require_keys()
         if metrics:
-            from privet.common.metrics import Endpoint, parse_address, registry
+            from privet.common.output.metrics import Endpoint, parse_address, registry
             from privet.server.metrics import ServerMetrics
 
             figures = registry("server", ServerMetrics(office))
@@ -222,7 +262,7 @@ def _serve(folder: Path, listen: str, listen_enrolment: str, metrics: str) -> No
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server submit hub plan.toml")
 def submit(
-    folder: Folder,
+    folder: Mine,
     plan: Annotated[Path, typer.Argument(help="A plan (*.toml).", metavar="PLAN")],
     run: Annotated[
         str, typer.Option(help="Name of the run; default the plan's and the time.")
@@ -238,77 +278,159 @@ def submit(
     approval holds for later runs of the same plan, too, each of which is paid for anew.
     """
     from privet.common.plan import Plan
-    from privet.privacy.program import calibrated
-    from privet.server.federation import Federation
-    from privet.server.queue import runs
-    from privet.server.queue import submit as queue
+    from privet.privacy.accounting.plan_events import calibrated
 
     found = calibrated(Plan.load(plan))
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
-    federation = Federation.load(folder)
-    same = (found.digest, "")  # where it cannot be read, it may be the same
-    before = [one.id for one in runs(federation) if one.digest in same]
-    if before and not again:
-        raise InputError(
-            f"this plan was submitted as {before[-1]}. Another run of it is paid for anew, and its "
-            "approvals hold for that, too: say --again, or give the plan another name"
-        )
-    queued = queue(federation, found, run or f"{found.name.replace(' ', '-')}-{stamp}")
-    if as_json:
-        typer.echo(json.dumps({"run": queued.id, "plan": found.digest}))
+    if mine := _researcher(folder):
+        text = json.dumps(found.to_dict()).encode()
+        _tell_queued(folder, mine.submit(text, run, again=again), as_json)
         return
-    typer.echo(f"Queued {queued.id}, plan {found.digest}")
-    typer.echo(f"At each site: privet client approve {found.digest} --policy FOLDER/site.toml")
+    from privet.server.membership.registry import MemberRegistry
+    from privet.server.queue import require_new
+    from privet.server.queue import submit as queue
+
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+    federation = MemberRegistry.load(folder)
+    if not again:
+        require_new(federation, found)
+    queued = queue(federation, found, run or f"{found.name.replace(' ', '-')}-{stamp}")
+    _tell_queued(folder, {"run": queued.id, "plan": found.digest}, as_json)
+
+
+def _tell_queued(folder: Path, value: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    typer.echo(f"Queued {value['run']}, plan {value['plan']}")
+    typer.echo(f"At each site: privet client approve {value['plan']} --policy FOLDER/site.toml")
     typer.echo(f"Which site released in how many rounds: privet server status {folder}")
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server status hub")
-def status(folder: Folder, as_json: AsJson = False) -> None:
-    """Show sites and runs: who is connected, which round, what each site answered."""
-    from privet.server.federation import Federation
-    from privet.server.queue import connected, runs
+def status(folder: Mine, as_json: AsJson = False) -> None:
+    """Show sites and runs: who is connected, which round, what each site answered.
 
-    federation = Federation.load(folder)
-    present = connected(federation)
-    sites = [
-        {"site": record.name, "state": record.state, "connected": record.name in present}
-        for record in federation.members().values()
-    ]
-    value: dict[str, Any] = {
-        "federation": federation.name,
-        "listening": _pid(folder) != 0,
-        "sites": sites,
-        "runs": [_with_words(run.status) for run in runs(federation)],
-    }
+    A researcher sees his own runs.
+    """
+    mine = _researcher(folder)
+    value = mine.show() if mine else _status_here(folder)
     if as_json:
         typer.echo(json.dumps(value))
         return
-    from privet.cli import show_server
+    from privet.cli.output import show_server
 
     show_server.status(value)
 
 
+def _status_here(folder: Path) -> dict[str, Any]:
+    from privet.server.membership.registry import MemberRegistry
+    from privet.server.membership.researchers import Researchers
+    from privet.server.queue import connected, doubled, in_words, lost, runs, told_of
+
+    federation = MemberRegistry.load(folder)
+    present, twice = connected(federation), doubled(federation)
+    sites = [
+        {"site": record.name, "state": record.state, "connected": record.name in present}
+        | ({"doubled": twice[record.name]} if record.name in twice else {})
+        for record in federation.members().values()
+    ]
+    told = told_of(federation)
+    authorities = federation.authorities
+    value: dict[str, Any] = {
+        "federation": federation.name,
+        "address": federation.address,
+        "noticed": told,
+        "authority": (
+            {"overlap": True, "left": federation.left_behind()}
+            if authorities.in_overlap
+            else {"overlap": False, "left": []}
+        ),
+        "listening": _pid(folder) != 0,
+        "sites": sites,
+        "runs": [in_words(run.status) for run in runs(federation)],
+    }
+    if away := lost(federation):
+        value["lost"] = [
+            {"run": run, "plan": one["key"]["plan"], "entries": one["held"], "site": one["site"]}
+            for run, one in away.items()
+        ]
+    if people := Researchers(federation).all():
+        value["researchers"] = [
+            {"researcher": one.name, "state": one.state} for one in people.values()
+        ]
+    return value
+
+
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server cancel hub study-20261122-120000")
 def cancel(
-    folder: Folder, run: Annotated[str, typer.Argument(help="Name of the run.", metavar="RUN")]
+    folder: Mine, run: Annotated[str, typer.Argument(help="Name of the run.", metavar="RUN")]
 ) -> None:
     """End a run for good, whether it waits or trains; what sites paid for stays paid for.
 
     A round that is under way is finished first.
     """
-    from privet.server.federation import Federation
-    from privet.server.queue import cancel as end
+    if mine := _researcher(folder):
+        mine.cancel(run)
+    else:
+        from privet.server.membership.registry import MemberRegistry
+        from privet.server.queue import cancel as end
 
-    end(Federation.load(folder), run)
+        end(MemberRegistry.load(folder), run)
     typer.echo(f"{run} is cancelled")
 
 
-@server.command(epilog="[bold]Example[/bold]\n\nprivet server revoke hub 'Hospital 1'")
-def revoke(folder: Folder, site: Site) -> None:
-    """Let nothing of a site in any more; its open streams end within a second."""
-    from privet.server.federation import Federation
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server resume hub study-20261122-120000")
+def resume(
+    folder: Mine,
+    run: Annotated[str, typer.Argument(help="Name of a run that failed.", metavar="RUN")],
+    as_json: AsJson = False,
+) -> None:
+    """Queue a run that failed again: it goes on after its last round, and pays for no round twice.
 
-    Federation.load(folder).revoke(site)
+    Its sites keep their ledgers and its journal says that it was resumed. A site that had
+    released in the round that broke hands out the same release; one that had failed or refused
+    is asked anew. A run that was cancelled is not resumed.
+
+    A run that sites know and this coordinator does not, because it was restored from an older copy
+    (status names it), comes back whole.
+    """
+    is_lost = False
+    if mine := _researcher(folder):
+        value = mine.resume(run)
+    else:
+        from privet.server.membership.registry import MemberRegistry
+        from privet.server.queue import lost
+        from privet.server.queue import resume as again
+
+        is_lost = run in lost(MemberRegistry.load(folder))
+        queued = _bring_back(folder, run) if is_lost else again(MemberRegistry.load(folder), run)
+        value = {"run": queued.id, "state": "queued", "round": queued.status.get("round", 0)}
+    if as_json:
+        typer.echo(json.dumps(value))
+        return
+    where = f"it goes on after round {value['round']}"
+    if is_lost:
+        where = "its journal and its releases come from its sites"
+    typer.echo(f"Queued {value['run']} again: {where}")
+
+
+@server.command(epilog="[bold]Example[/bold]\n\nprivet server revoke hub 'Hospital 1'")
+def revoke(
+    folder: Folder,
+    site: Annotated[str, typer.Argument(help="Name of a site or a researcher.", metavar="NAME")],
+) -> None:
+    """Let nothing of a site or a researcher in any more; open streams end within a second.
+
+    Its certificates are worth nothing from then on, and its name goes to no other ledger. `privet
+    server enroll --again` lets the same site in once more. An invitation that was not used yet is
+    ended by `privet server enroll --withdraw`.
+    """
+    from privet.server.membership.registry import MemberRegistry
+    from privet.server.membership.researchers import Researchers
+
+    federation = MemberRegistry.load(folder)
+    if not Researchers(federation).revoke(site):
+        federation.revoke(site)
     typer.echo(f"{site} is revoked")
 
 
@@ -317,9 +439,9 @@ def stop(folder: Folder) -> None:
     """Tell the coordinator to end; started again, it goes on at the same round."""
     import signal
 
-    from privet.server.federation import Federation
+    from privet.server.membership.registry import MemberRegistry
 
-    Federation.load(folder)
+    MemberRegistry.load(folder)
     number = _pid(folder)
     if not number:
         raise InputError(f"{folder}: no coordinator is running")
@@ -327,37 +449,52 @@ def stop(folder: Folder) -> None:
     typer.echo("It ends now; started again, it goes on at the same round.")
 
 
-def _with_words(status: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's status with who released in how many rounds, in plain words."""
-    from privet.server.queue import releases
+def _researcher(folder: Path) -> Researcher | None:
+    """Return the researcher whose folder it is; None for a federation's."""
+    if not (folder / "researcher.json").exists():
+        return None
+    from privet.common.link.research import Researcher
 
-    told = releases(status)
-    return {**status, "told": told} if told else status
+    return Researcher.load(folder)
 
 
-def _open(folder: Path) -> Federation:
-    from privet.server.federation import Federation
+def _bring_back(folder: Path, run: str) -> Run:
+    from privet.server.recovery.lost_runs import bring_back
 
-    found = Federation.load(folder)
+    return bring_back(open_federation(folder), run)
+
+
+def open_federation(folder: Path) -> MemberRegistry:
+    """Open a federation with its passphrase, which is asked for where its keys have one."""
+    from privet.server.membership.registry import MemberRegistry
+
+    found = MemberRegistry.load(folder)
     if b"ENCRYPTED" in (folder / "authority.key").read_bytes():
         found.passphrase = passphrase()
     return found
 
 
-def _place(address: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65535:
-        raise InputError(f"'{address}' is not host:port")
-    return host, int(port)
+def place_of(address: str) -> tuple[str, int]:
+    """Return host and port of an address that is typed.
+
+    Raises:
+        InputError: if it is none.
+    """
+    from privet.common.link.address import MAX_PORT, read_address
+
+    host, port = read_address(address)
+    if not 0 < port < MAX_PORT:  # the next one is for enrolment
+        raise InputError(f"'{address}' is not host:port: a port is from 1 to {MAX_PORT - 1}")
+    return host, port
 
 
 def _anywhere(address: str) -> str:
     """Return where to listen: anywhere, but for an address that only this machine can reach."""
     import ipaddress
 
-    host, port = _place(address)
+    host, port = place_of(address)
     try:
-        here = ipaddress.ip_address(host.strip("[]")).is_loopback
+        here = ipaddress.ip_address(host).is_loopback
     except ValueError:
         here = host == "localhost"
     return address if here else f"[::]:{port}"

@@ -161,7 +161,7 @@ def simulate(
     _within("--cap", cap, 1000)
     _within("--rounds", rounds, 10**9, least=1)
     _within("--seed", seed, 2**53 - 1, least=0)
-    from privet.cli import show
+    from privet.cli.output import show
     from privet.common.models.start import offer
     from privet.simulations import planning, run
     from privet.simulations.compare import compare as run_compare
@@ -217,7 +217,7 @@ def simulate(
 
 
 def _check(plan: Any, setting: Any, as_json: bool) -> None:
-    from privet.cli import show, show_check
+    from privet.cli.output import show, show_check
     from privet.simulations.check import check_sites
 
     try:
@@ -259,7 +259,7 @@ def _within(what: str, value: float | None, most: float, *, least: float | None 
 
 
 def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_json: bool) -> None:
-    from privet.cli import show
+    from privet.cli.output import show
     from privet.simulations import planning, run
 
     if plan.privacy is None:
@@ -307,6 +307,6 @@ def _list(data: Path | None, as_json: bool) -> None:
     if as_json:
         _print_json({"scenarios": rows})
         return
-    from privet.cli import show
+    from privet.cli.output import show
 
     show.scenarios(rows)

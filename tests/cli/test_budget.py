@@ -10,9 +10,9 @@ import pytest
 from budget_kit import CHEAP, Desk, charged, policy_value
 
 from privet.common.plan import Plan
-from privet.privacy import program
-from privet.privacy.accounting import epsilon
-from privet.privacy.events import Repeated
+from privet.privacy.accounting import plan_events
+from privet.privacy.accounting.events import Repeated
+from privet.privacy.accounting.pld import epsilon
 
 KEYS = {"cost", "spent", "left_after", "runs_left", "delta", "unit", "relation"}
 
@@ -22,7 +22,7 @@ def test_the_figures_are_those_of_the_accountant(desk: Desk):
     assert code == 0
     assert set(said) >= KEYS
     plan = Plan.parse(desk.plan())
-    release = program.training_event(plan)
+    release = plan_events.training_event(plan)
     assert said["cost"]["per_round"] == epsilon([release], 1e-4)
     assert said["cost"]["total"] == epsilon([Repeated(release, 2)], 1e-4)
     assert said["left_after"] == 20.0 - said["cost"]["total"]

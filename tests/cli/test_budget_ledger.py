@@ -9,7 +9,7 @@ from budget_kit import Desk, charged, policy_value
 from read_only_kit import names, read_only
 
 from privet.common.plan import Plan
-from privet.privacy import program
+from privet.privacy.accounting import plan_events
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def answer(desk: Desk) -> tuple[int, dict]:
 
 def approved(desk: Desk) -> str:
     digest = answer(desk)[1]["plan"]
-    desk.client("approve", digest, "--as", "Ann", *POLICY)
+    desk.client("approve", digest, "--ahead", "--as", "Ann", *POLICY)
     return digest
 
 
@@ -46,7 +46,7 @@ def test_a_plan_that_nobody_approved_may_not_run_yet(site: Desk) -> None:
     assert "once it is approved" in out
     assert said["plan"] in out
     assert command in err
-    site.run(*command.strip("`").split()[1:], "--as", "Ann")
+    site.run(*command.strip("`").split()[1:], "--ahead", "--as", "Ann")
     code, said = answer(site)
     assert (code, said["allowed"], said["reason"], said["notes"]) == (0, True, None, [])
 
@@ -91,8 +91,8 @@ def test_a_plan_that_the_policy_lists_can_still_be_refused(site: Desk) -> None:
 
 
 def test_a_budget_that_was_closed(desk: Desk) -> None:
-    from privet.privacy.keys import FileSigner
-    from privet.privacy.ledger import Ledger
+    from privet.privacy.evidence.keys import FileSigner
+    from privet.privacy.evidence.ledger import Ledger
 
     charged(desk, {}, runs=0)
     desk.json({}, policy_value())
@@ -178,7 +178,7 @@ def test_the_digest_is_that_of_the_plan_with_its_noise(site: Desk) -> None:
     del desk_plan["privacy"]["noise_multiplier"]
     site.write(site.folder / "plan.toml", desk_plan)
     plan = Plan.load(site.folder / "plan.toml")
-    assert answer(site)[1]["plan"] == program.calibrated(plan).digest != plan.digest
+    assert answer(site)[1]["plan"] == plan_events.calibrated(plan).digest != plan.digest
 
 
 def test_a_scenarios_digest_is_that_of_its_run(site: Desk) -> None:
@@ -186,7 +186,7 @@ def test_a_scenarios_digest_is_that_of_its_run(site: Desk) -> None:
     from privet.simulations.planning import attestations, find_plan
 
     plan, _ = find_plan("lending")
-    run = program.calibrated(plan.changed(attested=attestations(plan)))
+    run = plan_events.calibrated(plan.changed(attested=attestations(plan)))
     _, out, _ = site.ask("lending", "north/site.toml", "--json")
     assert json.loads(out)["plan"] == run.digest
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ import pandas as pd
 import pytest
 from budget_kit import Desk
 
-from privet.client.desk import make_site
+from privet.client.operator.decisions import make_site
 from privet.common.plan import Plan
 
 Make = Callable[..., Any]
@@ -71,7 +73,7 @@ def site(tmp_path: Path, plan_value: Make, frame_of: Make, write_toml: Make) -> 
             },
             "allow": {"tasks": ["*"], "models": ["*"]},
         }  # fmt: skip
-        write_toml(folder / "site.toml", value)
+        write_toml(folder / "site.toml", _toml(value))
         found = Plan.parse(plan_value(**plan))
         write_toml(tmp_path / "plan.toml", _toml(found.to_dict()))
         return ["client", "check", str(tmp_path / "plan.toml"), "--policy", str(folder)]
@@ -170,7 +172,7 @@ def test_a_missing_column_is_an_error_before_anything(site: Make, run_cli: Make)
 def test_a_plan_that_was_offered_is_named_by_its_digest(
     site: Make, run_cli: Make, tmp_path: Path
 ) -> None:
-    from privet.client.offers import Offers
+    from privet.client.link.offers import Offers
 
     command = site()
     bare = [*command[:2], *command[3:]]
@@ -183,7 +185,7 @@ def test_a_plan_that_was_offered_is_named_by_its_digest(
 
 
 def test_nothing_is_spent(site: Make, run_cli: Make, tmp_path: Path) -> None:
-    from privet.privacy.ledger import Ledger
+    from privet.privacy.evidence.ledger import Ledger
 
     command = site()
     before = len(Ledger.read(tmp_path / "north" / "ledger", "North").log)
@@ -204,3 +206,20 @@ def test_a_simulation_checks_each_site(
     assert len(sites["North"]["left_out"]) == 1
     assert all(not site["left_out"] for name, site in sites.items() if name != "North")
     assert not list(data.glob("runs*"))
+
+
+def test_a_check_leaves_no_copy_of_a_database(
+    site: Make, run_cli: Make, tmp_path: Path, frame_of: Make
+) -> None:
+    sql = {"url": "sqlite:///records.db", "table": "records"}
+    words = site(policy={"path": None, "columns": ["x1", "x2", "colour", "y"], "sql": sql})
+    home = tmp_path / "north"
+    with contextlib.closing(sqlite3.connect(home / "records.db")) as database:
+        frame_of(60, 1).to_sql("records", database, index=False)
+    (home / "snapshots").mkdir()
+    (home / "snapshots" / "d.parquet").write_bytes(b"of a client that is running")
+    done = run_cli(*words)
+    assert done.exit_code == 0, done.output
+    copies = [path.relative_to(home) for path in home.rglob("*.parquet")]
+    assert copies == [Path("snapshots/d.parquet")]
+    assert (home / copies[0]).read_bytes() == b"of a client that is running"

@@ -16,8 +16,8 @@ from read_only_kit import names
 
 from privet.cli.passphrase import passphrase_of
 from privet.common.errors import InputError
-from privet.common.lock import CLIENT, COORDINATOR, alone, holder
-from privet.privacy.keys import FileSigner
+from privet.common.files.lock import CLIENT, COORDINATOR, alone, holder
+from privet.privacy.evidence.keys import FileSigner
 
 POLICY = ("--policy", "north/site.toml")
 PLAN, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
@@ -48,16 +48,16 @@ def allow(desk: Desk, **changes: object) -> None:
 def test_one_person_in_two_spellings_is_one(site: Desk, again: str) -> None:
     allow(site, approvers=2)
     first = "Ann Lee" if "ee" in again else "Ann"
-    assert site.client("approve", PLAN, "--as", first, *POLICY)["by"] == [first]
-    said = site.client("approve", PLAN, "--as", again, *POLICY)
+    assert site.client("approve", PLAN, "--ahead", "--as", first, *POLICY)["by"] == [first]
+    said = site.client("approve", PLAN, "--ahead", "--as", again, *POLICY)
     assert (said["by"], said["enough"]) == ([first], False)
-    said = site.client("approve", PLAN, "--as", "  Bo   Berg", *POLICY)
+    said = site.client("approve", PLAN, "--ahead", "--as", "  Bo   Berg", *POLICY)
     assert (said["by"], said["enough"]) == (sorted([first, "Bo Berg"]), True)
 
 
 def test_two_spellings_that_are_in_the_ledger_already_are_one(site: Desk) -> None:
-    from privet.client.approval import approval_fault
-    from privet.client.desk import Desk as Opened
+    from privet.client.operator.approval import approval_fault
+    from privet.client.operator.decisions import OperatorDecisions as Opened
 
     allow(site, approvers=2)
     desk = Opened.open(site.folder / "north" / "site.toml", None)
@@ -69,30 +69,31 @@ def test_two_spellings_that_are_in_the_ledger_already_are_one(site: Desk) -> Non
 
 @pytest.mark.parametrize("name", ["", "  ", "An\u200bn", "Ann\x00"])
 def test_a_name_can_be_seen(site: Desk, name: str) -> None:
-    said = site.refused(2, "client", "approve", PLAN, "--as", name, *POLICY)
+    said = site.refused(2, "client", "approve", PLAN, "--ahead", "--as", name, *POLICY)
     assert "is not a name" in said
     assert site.client("plans", *POLICY)["plans"] == []
 
 
 def test_an_approval_without_effect_says_so(site: Desk) -> None:
     allow(site, approval="listed", plans=[OTHER])
-    _, out, _ = site.run("client", "approve", PLAN, "--as", "Ann", *POLICY)
+    _, out, _ = site.run("client", "approve", PLAN, "--ahead", "--as", "Ann", *POLICY)
     assert "without effect" in out
     assert 'approval = "listed"' in out
-    said = site.client("approve", PLAN, "--as", "Bo", *POLICY)
+    said = site.client("approve", PLAN, "--ahead", "--as", "Bo", *POLICY)
     assert not said["enough"]
     assert "without effect" in said["note"]
-    said = site.client("approve", OTHER, "--as", "Ann", *POLICY)
+    said = site.client("approve", OTHER, "--ahead", "--as", "Ann", *POLICY)
     assert said["enough"]
     assert "nobody has to approve it" in said["note"]
 
 
 def test_who_refused_is_shown(site: Desk) -> None:
-    site.client("approve", PLAN, "--as", "Ann", *POLICY)
+    site.client("approve", PLAN, "--ahead", "--as", "Ann", *POLICY)
     site.client("refuse", OTHER, "--as", " Bo ", *POLICY)
-    assert site.client("plans", *POLICY)["plans"] == [
-        {"plan": PLAN, "state": "approved", "by": ["Ann"]},
-        {"plan": OTHER, "state": "refused", "by": ["Bo"]},
+    found = site.client("plans", *POLICY)["plans"]
+    assert [(one["plan"], one["state"], one["by"]) for one in found] == [
+        (PLAN, "approved", ["Ann"]),
+        (OTHER, "refused", ["Bo"]),
     ]
     _, out, _ = site.run("client", "plans", *POLICY)
     assert f"refused   {OTHER}  Bo" in out
@@ -103,7 +104,13 @@ def test_who_refused_is_shown(site: Desk) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("approve", PLAN), ("refuse", PLAN), ("pause",), ("pause", "--end"), ("rotate-key",)],
+    [
+        ("approve", PLAN, "--ahead"),
+        ("refuse", PLAN),
+        ("pause",),
+        ("pause", "--end"),
+        ("rotate-key",),
+    ],
     ids=" ".join,
 )
 def test_after_a_withdrawal_nothing_is_decided(site: Desk, words: tuple[str, ...]) -> None:
@@ -123,7 +130,7 @@ def test_a_lost_ledger_is_not_begun_anew(site: Desk) -> None:
     folder = site.folder / "north" / "ledger"
     (folder / "ledger.db").unlink()
     before = kept(folder)
-    for words in (("status",), ("approve", PLAN), ("rotate-key",)):
+    for words in (("status",), ("approve", PLAN, "--ahead"), ("rotate-key",)):
         said = site.refused(2, "client", *words, *POLICY)
         assert "the ledger is missing" in said
         assert "Restore" in said
@@ -167,8 +174,8 @@ def test_the_status_of_a_new_site(site: Desk) -> None:
 
 
 def test_the_status_of_a_registered_population(site: Desk) -> None:
-    from privet.client.desk import Desk as Opened
-    from privet.client.desk import note_policy
+    from privet.client.operator.decisions import OperatorDecisions as Opened
+    from privet.client.operator.decisions import note_policy
 
     allow(site)
     desk = Opened.open(site.folder / "north" / "site.toml", None)
@@ -202,6 +209,7 @@ def test_a_passphrase_for_keys_that_have_none(site: Desk) -> None:
 
 def test_a_passphrase_from_a_file_makes_and_opens_keys(desk: Desk) -> None:
     (desk.folder / "secret").write_text("correct horse\n")
+    (desk.folder / "secret").chmod(0o600)
     desk.monkeypatch.setenv("PRIVET_PASSPHRASE_FILE", str(desk.folder / "secret"))
     assert desk.run("client", "init", "north", "--site", "North")[0] == 0
     assert b"ENCRYPTED" in (desk.folder / "north" / "ledger" / "ledger.pem").read_bytes()
@@ -276,14 +284,9 @@ def test_the_folder_stands_for_its_policy(site: Desk) -> None:
 
 
 def test_a_digest_that_was_never_offered_is_said(site: Desk) -> None:
-    code, out, _ = site.run("client", "approve", PLAN, "--as", "Ann", *POLICY)
+    code, out, _ = site.run("client", "approve", PLAN, "--ahead", "--as", "Ann", *POLICY)
     assert code == 0 and "No plan with this digest was offered here yet" in out
-    assert not site.client("approve", PLAN, "--as", "Ann", *POLICY)["offered"]
-    Path("north/offers").mkdir()
-    Path(f"north/offers/{PLAN[7:]}.json").write_text("{}")
-    assert site.client("approve", PLAN, "--as", "Ann", *POLICY)["offered"]
-    code, out, _ = site.run("client", "approve", PLAN, "--as", "Ben", *POLICY)
-    assert code == 0 and "offered" not in out
+    assert not site.client("approve", PLAN, "--ahead", "--as", "Ann", *POLICY)["offered"]
 
 
 def test_two_clients_of_a_site_do_not_run(site: Desk) -> None:
@@ -294,7 +297,13 @@ def test_two_clients_of_a_site_do_not_run(site: Desk) -> None:
 
 def test_stock_flowers_process_and_a_client_do_not_run_beside_each_other(site: Desk) -> None:
     """Two would close each other's reservations."""
-    words = [sys.executable, "-m", "privet.client.resident", "north/site.toml", str(os.getpid())]
+    words = [
+        sys.executable,
+        "-m",
+        "privet.client.stock_flower.daemon",
+        "north/site.toml",
+        str(os.getpid()),
+    ]
     with alone(Path("north"), CLIENT):
         ended = subprocess.run(words, capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1 and "a client is running here already" in ended.stderr
@@ -337,8 +346,8 @@ def test_the_json_of_each_decision(site: Desk) -> None:
     """As docs/reference/cli.md lists it."""
     who = ("--as", "Ann", *POLICY)
     keys = {"plan", "by", "needed", "offered", "enough", "note"}
-    assert set(site.client("approve", PLAN, *who)) == keys
-    assert site.client("approve", PLAN[7:], *who)["plan"] == PLAN
+    assert set(site.client("approve", PLAN, "--ahead", *who)) == keys
+    assert site.client("approve", PLAN[7:], "--ahead", *who)["plan"] == PLAN
     assert site.client("refuse", PLAN[7:], *who) == {"plan": PLAN, "state": "refused"}
     assert site.client("pause", *who) == {"state": "paused"}
     assert site.client("pause", "--end", *who) == {"state": "open"}

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from budget_kit import Desk
 
-from privet.client.launcher import OWN, REFUSED, SUPERNODE
+from privet.client.stock_flower.launcher import OWN, REFUSED, SUPERNODE
+from privet.privacy.evidence.ledger import Ledger
 
 
 @pytest.fixture
@@ -102,3 +103,45 @@ def test_the_launcher_is_written(hub: Desk) -> None:
     value = json.loads(done(hub, "client", "launcher", "north/launcher", "--json"))
     assert {path.name for path in Path("north/launcher").iterdir()} == {OWN, SUPERNODE, *REFUSED}
     assert Path(value["supernode"]).is_absolute() and Path(value["supernode"]).exists()
+
+
+def test_a_site_comes_in_to_a_second_coordinator(hub: Desk) -> None:
+    done(hub, "server", "init", "other", "--name", "hearts", "--address", "localhost:7553",
+         "--plain-keys")  # fmt: skip
+    done(hub, "server", "enroll", "other", "North", "--out", "second.json")
+    for folder, file in (("hub", "north.json"), ("other", "second.json")):
+        words = ("client", "init", file, "--dir", "north")
+        done(hub, *words, "--request", f"{folder}.request", "--plain-keys")
+        done(hub, "server", "admit", folder, f"{folder}.request", "--out", f"{folder}.pem")
+        said = done(hub, *words, "--certificate", f"{folder}.pem")
+    order_key = json.loads(Path("second.json").read_text())["coordinator"]["orders"]
+    assert "let 'hearts' ask: add to coordinators under [allow]" in said and order_key in said
+    assert Path("north/link/hearts/link.pem").read_bytes() == Path("other.pem").read_bytes()
+    status = json.loads(done(hub, "client", "status", "--policy", "north", "--json"))
+    found = [(one["coordinator"], one["may_ask"]) for one in status["coordinators"]]
+    assert found == [("study", True), ("hearts", False)]
+    shown = done(hub, "client", "status", "--policy", "north")
+    assert f"hearts at localhost:7553: may not ask; {order_key} is not under" in shown
+    # It is one site with one ledger: a statement about others was made when that began.
+    again = ("client", "init", "second.json", "--dir", "north", "--only-ledger")
+    assert "its ledger is there" in hub.refused(2, *again)
+    # Another site's join file has no business in this folder.
+    done(hub, "server", "enroll", "other", "South", "--out", "south.json")
+    assert "another site" in hub.refused(
+        2, "client", "init", "south.json", "--dir", "north", "--request", "south.request"
+    )
+
+
+def test_a_new_ledger_states_whether_there_is_another(hub: Desk) -> None:
+    other = "sha256:" + "9" * 64
+    site = ("client", "init", "n", "--site", "North", "--plain-keys")
+    assert "contradict" in hub.refused(2, *site, "--only-ledger", "--other-ledger", other)
+    assert "no fingerprint" in hub.refused(2, *site, "--other-ledger", "north")
+    assert not Path("n").exists()
+    code, _, err = hub.run(*site)
+    assert code == 0 and "nothing is stated about other ledgers" in err
+    code, _, err = hub.run("client", "init", "m", "--site", "M", "--plain-keys", "--only-ledger")
+    assert (code, err) == (0, "")
+    ledger = Ledger.read(Path("m") / "ledger")
+    assert ledger.book.other_ledgers == ()
+    ledger.log.store.close()

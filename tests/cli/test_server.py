@@ -13,9 +13,9 @@ from budget_kit import Desk
 
 from privet.cli import server
 from privet.common.errors import RunError
-from privet.server import enrolment
-from privet.server.enrolment import Door
-from privet.server.federation import Federation
+from privet.server.membership import enrolment
+from privet.server.membership.enrolment import EnrolmentServer
+from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import Run
 
 
@@ -46,7 +46,7 @@ def test_a_site_is_invited_and_comes_in(
     monkeypatch.setattr(enrolment, "_LOOK", 0.05)
     code, _ = said_by(hub, "enroll", "hub", "Hospital 1", "--out", "h1.json")
     assert code == 0 and stat.S_IMODE(Path("h1.json").stat().st_mode) == 0o600
-    with Door(Federation.load(Path("hub")), "127.0.0.1:0") as door:
+    with EnrolmentServer(MemberRegistry.load(Path("hub")), "127.0.0.1:0") as door:
         join = json.loads(Path("h1.json").read_text())
         Path("h1.json").write_text(json.dumps({**join, "enrolment": door.address}))
         code, _, err = hub.run("client", "init", "h1.json", "--dir", "site", "--plain-keys")
@@ -58,8 +58,25 @@ def test_a_site_is_invited_and_comes_in(
     assert found(hub, "status", "hub")["sites"] == [
         {"site": "Hospital 1", "state": "enrolled", "connected": False}
     ]
+    peers = ["ipv4:10.0.0.1:4711", "ipv4:10.0.0.2:4712"]
+    present = {"connected": ["Hospital 1"], "doubled": {"Hospital 1": peers}, "time": 0}
+    Path("hub/present.json").write_text(json.dumps(present))
+    assert found(hub, "status", "hub")["sites"] == [
+        {"site": "Hospital 1", "state": "enrolled", "connected": True, "doubled": peers}
+    ]
     assert said_by(hub, "revoke", "hub", "Hospital 1")[0] == 0
     assert found(hub, "status", "hub")["sites"][0]["state"] == "revoked"
+
+
+def test_an_invitation_is_withdrawn_as_it_is_typed(hub: Desk) -> None:
+    assert found(hub, "enroll", "hub", " North ", "--out", "n.json")["site"] == "North"
+    assert found(hub, "enroll", "hub", "north", "--withdraw") == {
+        "site": "north", "state": "withdrawn",
+    }  # fmt: skip
+    assert found(hub, "status", "hub")["sites"] == [] and Path("n.json").exists()
+    code, said = said_by(hub, "enroll", "hub", "north", "--withdraw")
+    assert code == 2 and "'north' has no invitation" in said
+    assert found(hub, "enroll", "hub", "North ")["join"] == "North.join.json"
 
 
 def test_a_site_whose_coordinator_is_away_tries_again(hub: Desk) -> None:
@@ -88,6 +105,25 @@ def test_a_plan_is_queued_when_its_sites_are_there(
         (["init", "hub", "--name", "x", "--address", "a:1", "--plain-keys"], "not an empty folder"),
         (["init", "new", "--name", "x", "--address", "a", "--plain-keys"], "not host:port"),
         (["init", "new", "--name", "x", "--address", "a:99999", "--plain-keys"], "not host:port"),
+        (
+            ["init", "new", "--name", "x", "--address", "2001:db8::7:7443", "--plain-keys"],
+            "in brackets, [2001:db8::7]:7443",
+        ),
+        (
+            [
+                "init",
+                "new",
+                "--name",
+                "x",
+                "--address",
+                "a:1",
+                "--enrolment",
+                "::1:2",
+                "--plain-keys",
+            ],
+            "in brackets",
+        ),
+        (["start", "hub", "--listen", "::1:7443"], "in brackets, [::1]:7443"),
         (["init", "new", "--name", "../x", "--address", "a:1", "--plain-keys"], "cannot name"),
         (["init", "new", "--name", "x", "--address", "a:1"], "PRIVET_PASSPHRASE"),
         (["enroll", "hub", "a/b"], "cannot name a site"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -68,3 +70,31 @@ def policy_of(tmp_path: Path, write_toml: Any) -> Callable[..., Policy]:
         return Policy.load(write_toml(tmp_path / "site.toml", value))
 
     return make
+
+
+@pytest.fixture
+def odd_server() -> Iterator[Callable[[bytes], int]]:
+    """Start what is no database: it says some bytes to all who come and hangs up; b"": it waits."""
+    listeners: list[socket.socket] = []
+    held: list[socket.socket] = []
+
+    def serve(listener: socket.socket, says: bytes) -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            held.append(connection)
+            if says:
+                connection.sendall(says)
+                connection.shutdown(socket.SHUT_WR)
+
+    def start(says: bytes) -> int:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+        threading.Thread(target=serve, args=(listener, says), daemon=True).start()
+        return int(listener.getsockname()[1])
+
+    yield start
+    for one in (*listeners, *held):
+        one.close()

@@ -12,8 +12,8 @@ import pytest
 from typer.testing import CliRunner
 
 from privet.cli import app
-from privet.client.check_record import CheckRecord, outcome, require_checked, stamp_of
-from privet.client.desk import make_site
+from privet.client.operator.check_record import CheckRecord, outcome, require_checked, stamp_of
+from privet.client.operator.decisions import make_site
 from privet.common.errors import PolicyError, Refused
 from privet.privacy.policy import Policy
 
@@ -132,7 +132,16 @@ def test_the_client_does_not_start_and_says_why(site: Make, monkeypatch: Any) ->
 
 def test_an_approval_says_how_the_check_stands(site: Make) -> None:
     policy = site()
-    command = ["client", "approve", "ab" * 32, "--policy", str(policy.folder), "--as", "Ann"]
+    command = [
+        "client",
+        "approve",
+        "ab" * 32,
+        "--ahead",
+        "--policy",
+        str(policy.folder),
+        "--as",
+        "Ann",
+    ]
     assert "`privet client check` was not run" in CliRunner().invoke(app, command).output
     check(policy)
     assert "and passed" in CliRunner().invoke(app, command).output

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from privet.client.data.records import site_data
 from privet.client.data.tables import read_table
-from privet.client.serve import Feedback
-from privet.client.trainer import UsableRecords, usable_records
-from privet.client.workbench import Workbench
-from privet.common.identity import PersonId
+from privet.client.training.model_runtime import ModelRuntime
+from privet.client.training.trainer import UsableRecords, usable_records
+from privet.common.person_id import PersonId
 from privet.common.plan import Plan
+from privet.delivery.http_service import Feedback
 from privet.privacy.policy import DataSet
 
 Make = Callable[..., Any]
@@ -78,7 +78,7 @@ def usable(plan: Plan, folder: Path, ids: list[str], **data: Any) -> UsableRecor
     (folder / "r.csv").write_text("x1,x2,colour,y,who\n" + rows)
     found = DataSet(population="p", nominal_size=10, person_column="who", **data)
     site = site_data(read_table(folder / "r.csv"), found, plan, "r.csv")
-    parts = [usable_records(Workbench(plan), part) for part in (site.train, site.held_out)]
+    parts = [usable_records(ModelRuntime(plan), part) for part in (site.train, site.held_out)]
     return max(parts, key=lambda part: len(part.units))
 
 
@@ -96,7 +96,7 @@ def test_one_person_is_one_unit_in_one_part_of_the_split(
 
 def test_the_old_rule_is_found(plan_value: Make, tmp_path: Path) -> None:
     """The control: units by the text as it is written make several people of one."""
-    from privet.privacy.units import UnitIndex
+    from privet.privacy.accounting.units import UnitIndex
 
     for spellings in SAME[""]:
         assert len(UnitIndex.by_person(np.array(spellings, dtype=object), 9)) == len(spellings)

@@ -28,8 +28,8 @@ from hypothesis import strategies as st
 from privet.client.data.records import SiteData, site_data
 from privet.client.data.sql import write_snapshot
 from privet.client.data.tables import Table, read_table, read_text
-from privet.client.trainer import UsableRecords, usable_records
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
+from privet.client.training.trainer import UsableRecords, usable_records
 from privet.common.plan import Plan
 from privet.privacy.database import Database
 from privet.privacy.policy import DataSet
@@ -80,11 +80,11 @@ COLUMNS = ("code", "n", "w", "p0", "p1", "y", "who")
 
 
 @pytest.fixture(scope="module")
-def benches() -> dict[tuple[str, str], Workbench]:
+def benches() -> dict[tuple[str, str], ModelRuntime]:
     return {}
 
 
-def bench_for(benches: Any, plan_value: Make, kind: str, unit: str) -> Workbench:
+def bench_for(benches: Any, plan_value: Make, kind: str, unit: str) -> ModelRuntime:
     if (kind, unit) not in benches:
         task, model = TASKS[kind]
         # What the kit's plan declares of features is not merged in.
@@ -92,8 +92,8 @@ def bench_for(benches: Any, plan_value: Make, kind: str, unit: str) -> Workbench
         value["task"] = task
         if unit == "person":
             value["privacy"]["max_records"] = 2
-        benches[kind, unit] = Workbench(Plan.parse(value))
-    found: Workbench = benches[kind, unit]
+        benches[kind, unit] = ModelRuntime(Plan.parse(value))
+    found: ModelRuntime = benches[kind, unit]
     return found
 
 
@@ -117,7 +117,9 @@ ODD_BYTES = st.one_of(
 )  # fmt: skip
 
 
-def use(table: Table, bench: Workbench, unit: str) -> tuple[SiteData, UsableRecords, UsableRecords]:
+def use(
+    table: Table, bench: ModelRuntime, unit: str
+) -> tuple[SiteData, UsableRecords, UsableRecords]:
     data = DataSet(
         population="p", nominal_size=10, person_column="who" if unit == "person" else None
     )
@@ -140,7 +142,7 @@ def people(frame: pd.DataFrame, used: UsableRecords) -> set[frozenset[Any]]:
     return {frozenset(kept[r] for r in used.units.records[a:b]) for a, b in units}
 
 
-def moved(before: Table, after: Table, bench: Workbench, unit: str, added: Any) -> int:
+def moved(before: Table, after: Table, bench: ModelRuntime, unit: str, added: Any) -> int:
     """Return how many of the others' records, splits or units one more record changes.
 
     Args:
@@ -311,7 +313,7 @@ def test_the_old_way_of_reading_is_found(
         "kind": "tabular", "label": "y", "classes": ["1", "2"], "numeric": {},
         "categorical": {"code": declared},
     }  # fmt: skip
-    bench = Workbench(Plan.parse(value))
+    bench = ModelRuntime(Plan.parse(value))
     rows = [(cell, "1", "1", "1", "1", "1", "a") for cell in cells * 5]
     more = [*rows, (extra, "1", "1", "1", "1", "1", "a")]
     added = len(rows) + 2
@@ -332,7 +334,7 @@ def test_a_spelling_is_what_the_file_says_in_any_company(
         "kind": "tabular", "label": "y", "classes": ["1", spelling], "numeric": {},
         "categorical": {"code": ["other", spelling]},
     }  # fmt: skip
-    bench = Workbench(Plan.parse(value))
+    bench = ModelRuntime(Plan.parse(value))
     rows = [(cell, "", "", "", "", "1", "") for cell in company]
     rows.append((spelling, "", "", "", "", spelling, ""))
     for read in (from_text, from_tsv, from_multiline, from_parquet):

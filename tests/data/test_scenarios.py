@@ -11,7 +11,7 @@ import pytest
 from privet.common.tasks import build_task
 from privet.simulations import scenarios
 from privet.simulations.planning import adjusted
-from privet.simulations.records import Records
+from privet.simulations.records import SiteRecords
 from privet.simulations.scenarios import Scenario, model_name
 
 FOLDER = Path(os.environ["PRIVET_DATA"]) if os.environ.get("PRIVET_DATA") else None
@@ -26,12 +26,12 @@ def there(name: str) -> Scenario:
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def records(request: pytest.FixtureRequest) -> Records:
-    return Records(there(request.param).make_plan(), FOLDER)
+def records(request: pytest.FixtureRequest) -> SiteRecords:
+    return SiteRecords(there(request.param).make_plan(), FOLDER)
 
 
 @pytest.mark.data
-def test_each_site_has_about_as_many_units_as_are_declared(records: Records) -> None:
+def test_each_site_has_about_as_many_units_as_are_declared(records: SiteRecords) -> None:
     plan, train = records.plan, records.parts()["train"]
     unit = "person" if plan.privacy is not None and plan.privacy.unit == "person" else None
     assert set(train["site"]) == {site.name for site in plan.sites}
@@ -43,7 +43,7 @@ def test_each_site_has_about_as_many_units_as_are_declared(records: Records) -> 
 
 
 @pytest.mark.data
-def test_the_task_reads_every_split(records: Records) -> None:
+def test_the_task_reads_every_split(records: SiteRecords) -> None:
     plan = records.plan.changed(model={"kind": "linear", "options": {}})
     if plan.task.kind != "tabular":
         plan = records.plan
@@ -59,7 +59,7 @@ def test_the_task_reads_every_split(records: Records) -> None:
 
 
 @pytest.mark.data
-def test_h21_is_attested_where_it_holds(records: Records) -> None:
+def test_h21_is_attested_where_it_holds(records: SiteRecords) -> None:
     table, scenario = records.table(), records.scenario
     if "person" not in table.columns:
         pytest.skip("the unit is a record")
@@ -69,7 +69,7 @@ def test_h21_is_attested_where_it_holds(records: Records) -> None:
 
 
 @pytest.mark.data
-def test_no_unit_is_on_both_sides_of_a_split(records: Records) -> None:
+def test_no_unit_is_on_both_sides_of_a_split(records: SiteRecords) -> None:
     parts = records.parts()
     if "person" not in parts["train"].columns:
         assert sum(map(len, parts.values())) == len(records.table())

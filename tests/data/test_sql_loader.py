@@ -480,7 +480,7 @@ def test_a_file_of_sqlite_that_is_none(records: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (lambda path: path.chmod(0o640), "must be this user's own file"),
+        (lambda path: path.chmod(0o640), "others can read it"),
         (lambda path: path.unlink(), "No such file"),
         (lambda path: path.write_text("\n"), "the first line is empty"),
     ],

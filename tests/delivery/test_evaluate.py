@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 from families_kit import counting
 
-from privet.common.delivery.evaluate import Group, calibration, evaluate
-from privet.common.delivery.trained import Trained, load
 from privet.common.errors import DataError, InputError
 from privet.common.tasks.written import likeness
+from privet.delivery.evaluate import FigureGroup, calibration, evaluate
+from privet.delivery.trained import Trained, load
 
 Runs = Callable[[str], Path]
 
@@ -46,7 +46,7 @@ def test_figures_are_those_of_the_scores(dense: Trained) -> None:
 def test_groups_and_their_gaps(dense: Trained) -> None:
     frame = table().assign(sex=["f", "m"] * 40)
     frame.loc[0, "sex"] = None
-    found = evaluate(dense, frame, [Group.parse("sex"), Group.parse("age:35,60")])
+    found = evaluate(dense, frame, [FigureGroup.parse("sex"), FigureGroup.parse("age:35,60")])
     assert list(found["groups"]["age"]["figures"]) == ["below 35", "35 to 60"]
     by_sex = found["groups"]["sex"]
     assert list(by_sex["figures"]) == ["f", "m", "missing"]
@@ -62,7 +62,7 @@ def test_a_rigged_model_shows_in_the_gaps(dense: Trained) -> None:
     said = dense.scores(dense.encode(frame)).argmax(1)
     group = np.arange(len(frame)) % 2
     frame["low"], frame["group"] = np.where(group == 0, said, 1 - said), group
-    found = evaluate(dense, frame, [Group.parse("group")])
+    found = evaluate(dense, frame, [FigureGroup.parse("group")])
     assert found["groups"]["group"]["gaps"]["accuracy"] == 1.0
 
 
@@ -77,12 +77,12 @@ def test_calibration_of_what_is_known() -> None:
 @pytest.mark.parametrize("text", ["age:", "age:x", "age:60,40", ":40", "age:40,40", "age:nan"])
 def test_wrong_groups_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--group"):
-        Group.parse(text)
+        FigureGroup.parse(text)
 
 
 def test_a_number_that_is_not_told_exactly_has_its_band() -> None:
     cells = ["> 89", "89", "89+", "<89", "≤ 60", " 45 ", "old", None, 61.5, "1_000", "inf", 90]
-    found = Group.parse("age:60,89").of(pd.DataFrame({"age": cells}))
+    found = FigureGroup.parse("age:60,89").of(pd.DataFrame({"age": cells}))
     above, between = "from 89", "60 to 89"
     assert found.tolist() == [
         above, above, above, between, "below 60", "below 60", "missing", "missing", between,
@@ -93,7 +93,7 @@ def test_a_number_that_is_not_told_exactly_has_its_band() -> None:
 def test_a_share_of_nothing_is_no_gap(dense: Trained) -> None:
     frame = table().assign(ward=["a", "b"] * 40)
     frame.loc[frame["ward"] == "a", "low"] = 0
-    found = evaluate(dense, frame, [Group.parse("ward")])["groups"]["ward"]
+    found = evaluate(dense, frame, [FigureGroup.parse("ward")])["groups"]["ward"]
     assert found["figures"]["a"]["recall"] is None is found["figures"]["a"]["true_positive_rate"]
     assert found["figures"]["b"]["recall"] is not None
     assert "recall" not in found["gaps"] and "accuracy" in found["gaps"]
@@ -101,7 +101,7 @@ def test_a_share_of_nothing_is_no_gap(dense: Trained) -> None:
 
 def test_a_column_is_named_once(dense: Trained) -> None:
     with pytest.raises(InputError, match="named twice"):
-        evaluate(dense, table(), [Group.parse("age:40"), Group.parse("age:60")])
+        evaluate(dense, table(), [FigureGroup.parse("age:40"), FigureGroup.parse("age:60")])
 
 
 @pytest.mark.parametrize(("name", "column"), [("dense", "low"), ("encoder-decoder", "spanish")])
@@ -116,7 +116,7 @@ def test_nothing_is_said_where_the_right_answer_is_not_known(
 
 def test_calibration_is_told_by_group(dense: Trained) -> None:
     frame = table()
-    found = evaluate(dense, frame, [Group.parse("site")])
+    found = evaluate(dense, frame, [FigureGroup.parse("site")])
     scores, labels = dense.scores(dense.encode(frame)), frame["low"].to_numpy()
     assert found["metrics"]["calibration_error"] == found["calibration"]["error"]
     for name, figures in found["groups"]["site"]["figures"].items():
@@ -129,7 +129,7 @@ def test_calibration_is_told_by_group(dense: Trained) -> None:
 
 def test_a_translation_is_scored_by_what_is_written(run_of: Runs) -> None:
     trained = load(run_of("encoder-decoder"))
-    found = evaluate(trained, table()[::4], [Group.parse("site")])
+    found = evaluate(trained, table()[::4], [FigureGroup.parse("site")])
     assert {"chrf", "bleu"} <= set(found["metrics"]) & set(found["groups"]["site"]["gaps"])
 
 
@@ -141,16 +141,16 @@ def test_capitals_do_not_count_in_what_is_written() -> None:
 
 def test_unknown_columns_are_named(dense: Trained) -> None:
     with pytest.raises(InputError, match="there is no column 'ward' to group by"):
-        evaluate(dense, table(), [Group.parse("ward")])
+        evaluate(dense, table(), [FigureGroup.parse("ward")])
     with pytest.raises(InputError, match="holds no numbers to cut"):
-        evaluate(dense, table(), [Group.parse("text:1,2")])
+        evaluate(dense, table(), [FigureGroup.parse("text:1,2")])
     with pytest.raises(DataError, match="x1"):
         evaluate(dense, table().drop(columns="x1"), [])
 
 
 @pytest.mark.parametrize("name", ["decoder", "gaps", "encoder-decoder", "vit", "text-encoder"])
 def test_every_family_is_evaluated(run_of: Runs, name: str) -> None:
-    found = evaluate(load(run_of(name)), table(), [Group.parse("site")])
+    found = evaluate(load(run_of(name)), table(), [FigureGroup.parse("site")])
     headline = "accuracy" if found["calibration"] else "perplexity"
     assert found["metrics"][headline] is not None
     assert set(found["groups"]["site"]["gaps"]) >= {headline}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from families_kit import counting
 
-from privet.common.delivery.explain import explain, whole, write_page
-from privet.common.delivery.trained import load
 from privet.common.errors import InputError
+from privet.delivery.explain import explain, whole, write_page
+from privet.delivery.trained import load
 
 Runs = Callable[[str], Path]
 

@@ -17,17 +17,17 @@ import pytest
 import torch
 from families_kit import counting, plan_for, tokenizer_folder
 
-from privet.client.workbench import workbench
-from privet.common.delivery.explain import explain
-from privet.common.delivery.export import Form, _full, export, reload
-from privet.common.delivery.lighter import OnnxNetwork
-from privet.common.delivery.provenance import provenance
-from privet.common.delivery.trained import load
+from privet.client.training.model_runtime import model_runtime
 from privet.common.errors import DataError, InputError, RunError
 from privet.common.flat import digest_arrays
 from privet.common.models.start import digest_of
 from privet.common.models.tokens import TOKENIZER
 from privet.common.tasks.measure import measure_of
+from privet.delivery.explain import explain
+from privet.delivery.export import Form, _full, export, reload
+from privet.delivery.optimise import OnnxNetwork
+from privet.delivery.provenance import provenance
+from privet.delivery.trained import load
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.card import gather, write_card
 from privet.simulations.run import simulate
@@ -94,7 +94,7 @@ def test_minilm_is_whole_when_it_is_handed_on(tmp_path: Path, tuning: str) -> No
     found = export(trained, tmp_path / "out", "# card\n", Form(onnx=True))
     assert found["onnx_off"] <= 1e-4
     batch = trained.encode(counting(1, 6, 5))
-    bench = workbench(plan)
+    bench = model_runtime(plan)
     bench.load(trained.arrays)
     wanted = bench.score(bench.encode(counting(1, 6, 5)))
     again = reload(tmp_path / "out")
@@ -138,7 +138,9 @@ def test_a_model_of_a_folder_is_loaded_by_transformers(tmp_path: Path, tuning: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", WRITTEN_AS_ONNX)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n == "t5" else n for n in WRITTEN_AS_ONNX]
+)
 def test_onnx_agrees(run_of: Runs, tmp_path: Path, name: str) -> None:
     found = export(load(run_of(name)), tmp_path / "out", "# card\n", Form(onnx=True))
     assert found["onnx_off"] <= 1e-4

@@ -22,7 +22,8 @@ from process_kit import LOOKS_IN
 
 from privet.client.data.records import read_records
 from privet.client.data.tables import read_table
-from privet.client.serve import (
+from privet.common.errors import DataError, InputError
+from privet.delivery.http_service import (
     Feedback,
     NotKept,
     _page,
@@ -30,8 +31,7 @@ from privet.client.serve import (
     feedback_columns,
     open_feedback,
 )
-from privet.common.delivery.trained import load
-from privet.common.errors import DataError, InputError
+from privet.delivery.trained import load
 from privet.privacy.policy import DataSet
 
 Runs = Callable[[str], Path]

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -141,26 +142,86 @@ def test_the_code_of_a_kit_is_that_of_its_wheels(
     assert kit.code_of([own], found)["manifest"]["sources"] != told["manifest"]["sources"]
 
 
+# what the page types
+
+
+def kit_commands(checkout: Path) -> list[str]:
+    """Return the commands of `make kit`, without those that install its tools."""
+    said = subprocess.run(
+        ["make", "--dry-run", "--old-file=install", "kit"], cwd=checkout, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    return [line for line in said.stdout.splitlines() if "deploy/kit.py" in line]
+
+
+def copied_checkout(root: Path, to: Path) -> None:
+    """Clone the checkout, with what was changed in it and not committed."""
+    if not (root / ".git").exists():
+        pytest.skip("needs a git checkout")
+    subprocess.run(["git", "clone", "--quiet", "--shared", root, to], check=True)
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--modified"], cwd=root, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    for name in filter(None, names.stdout.split("\0")):
+        if (root / name).exists():
+            shutil.copy2(root / name, to / name, follow_symlinks=False)
+
+
+def test_the_page_names_the_kits_that_make_writes(kit: ModuleType, root: Path) -> None:
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    made = []
+    for command in kit_commands(root):
+        words = command.split()
+        assert "--out" not in words and "--cuda" not in words
+        extras = [words[k + 1] for k, word in enumerate(words) if word == "--extra"]
+        made.append(kit.kit_name(version, extras, cuda=False))
+    assert len(made) == 2 and "-auditor-" in made[0]
+    page = (root / "docs" / "how-to" / "install.md").read_text()
+    named = set(re.findall(r"privet-kit-[0-9][\w.-]*?(?=\.tar|/|\n|\s)", page))
+    assert len(named) == 1
+
+    def everywhere(name: str) -> str:
+        """Without what is of the machine: Python and platform."""
+        return re.sub(r"cp\d+-.*", "", name)
+
+    assert {everywhere(name) for name in named} <= {everywhere(name) for name in made}
+    for what in re.findall(r"`…-([\w-]+)-…`", page):
+        assert any(f"-{what}-cp" in name for name in made), what
+
+
+def test_a_wheel_is_built_into_a_relative_folder(
+    kit: ModuleType, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `make kit` names it; Python 3.11 makes a relative folder of a relative one."""
+    if not (root / ".git").exists():
+        pytest.skip("needs a git checkout")
+    monkeypatch.chdir(tmp_path)
+    found = kit.build_wheel(Path("dist"), 1_700_000_000)
+    assert (tmp_path / found).is_file()
+
+
 # a whole kit, the auditor's
 
 
 @pytest.fixture(scope="module")
 def unpacked(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An auditor's kit, made here and unpacked."""
-    if not (root / ".git").exists():
-        pytest.skip("needs a git checkout")
-    place = tmp_path_factory.mktemp("kit")
+    """An auditor's kit, made as `make kit` makes it, in a checkout of its own, and unpacked."""
+    checkout = tmp_path_factory.mktemp("kit") / "privet"
+    copied_checkout(root, checkout)
+    (checkout / ".venv").symlink_to(sys.prefix)
     done = subprocess.run(
-        [sys.executable, str(root / "deploy" / "kit.py"), "--out", str(place)],
-        capture_output=True, text=True, check=False,
+        kit_commands(checkout)[0], shell=True, cwd=checkout, capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
     if done.returncode and any(sign in done.stderr for sign in NO_REGISTRY):
         pytest.skip(f"the registry cannot be reached: {done.stderr.strip().splitlines()[-1]}")
     assert done.returncode == 0, done.stderr
     digest, path = done.stdout.split()
-    shutil.unpack_archive(path, place, filter="data")
-    assert len(digest) == 64 and Path(path).suffix == ".tar"
-    return Path(path).with_suffix("")
+    made = checkout / path
+    assert len(digest) == 64 and made.suffix == ".tar" and made.parent == checkout / "dist"
+    shutil.unpack_archive(made, made.parent, filter="data")
+    return made.with_suffix("")
 
 
 def install(kit: Path, to: Path) -> subprocess.CompletedProcess[str]:
@@ -264,6 +325,24 @@ class TestKit:
                 reached.add(ref)
                 waiting.extend(edges[ref])
         assert reached == {"kit", *(component["bom-ref"] for component in bill["components"])}
+
+    def test_its_charts_are_whole(self, unpacked: Path, root: Path) -> None:
+        """In the checkout they share files by links, which lead nowhere here."""
+        for chart in ("privet-site", "privet-coordinator"):
+            inside = {
+                path.relative_to(unpacked / "helm" / chart): path.read_bytes()
+                for path in (unpacked / "helm" / chart).rglob("*")
+                if path.is_file()
+            }
+            own = root / "deploy" / "helm" / chart
+            assert inside == {
+                path.relative_to(own): path.read_bytes()
+                for path in own.rglob("*")
+                if path.is_file()
+            }
+            assert Path("files/privet.rules.yml") in inside
+        assert not [path for path in (unpacked / "helm").rglob("*") if path.is_symlink()]
+        assert not (unpacked / "helm" / "shared").exists()
 
     def test_the_core_is_the_auditors(self, unpacked: Path) -> None:
         names = {path.name.split("-")[0].lower() for path in (unpacked / "wheels").iterdir()}

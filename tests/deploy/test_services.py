@@ -7,15 +7,15 @@ import json
 import re
 import shlex
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 import yaml
-
-from privet.cli import app
+from chart_kit import command_fault
 
 UNITS = ("privet-server", "privet-client")
 STATE = "/var/lib/privet"
@@ -32,21 +32,6 @@ def unit(root: Path, name: str) -> dict[str, list[str]]:
             key, _, value = line.partition("=")
             found.setdefault(key, []).append(value)
     return found
-
-
-def command_fault(words: list[str]) -> str | None:
-    """Return why ``privet`` has no such command with these options, or None."""
-    command: Any = typer.main.get_command(app)
-    rest = list(words)
-    while hasattr(command, "commands"):
-        if not rest or rest[0] not in command.commands:
-            return f"no such command: {words}"
-        command = command.commands[rest.pop(0)]
-    try:
-        command.make_context("privet", rest, resilient_parsing=False)
-    except Exception as error:
-        return f"{words}: {error}"
-    return None
 
 
 def containerfile(root: Path) -> list[tuple[str, str]]:
@@ -99,24 +84,60 @@ def test_a_unit_keeps_its_process_in(root: Path, name: str) -> None:
     assert "PRIVET_PASSPHRASE=" not in str(service)
 
 
-@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not here")
+SYSTEMD = pytest.mark.skipif(
+    not shutil.which("systemd-analyze"), reason="systemd-analyze is not here"
+)
+
+
+def analyzed(*words: str | Path) -> str:
+    """Return all that systemd-analyze says."""
+    done = subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, check=False)
+    said = done.stderr + done.stdout
+    if "connect" in said or "unknown option" in said.lower():
+        pytest.skip(f"systemd-analyze does not do this here: {said.strip().splitlines()[0]}")
+    return said
+
+
+def laid_out(root: Path, to: Path, name: str, *drop_ins: str) -> Path:
+    """Copy a unit with its drop-ins; what it starts is not installed here."""
+    folder = root / "deploy" / "systemd"
+    text = (folder / f"{name}.service").read_text().replace("/opt/privet/bin/privet", "/bin/true")
+    unit_file = to / f"{name}.service"
+    unit_file.write_text(text)
+    for one in drop_ins:
+        (to / f"{name}.service.d").mkdir(exist_ok=True)
+        shutil.copy(folder / one, to / f"{name}.service.d")
+    return unit_file
+
+
+@SYSTEMD
+@pytest.mark.parametrize(
+    ("name", "drop_ins"),
+    [("privet-server", ()), ("privet-client", ()), ("privet-client", ("cuda.conf",))],
+)
+def test_systemd_takes_the_unit(
+    root: Path, tmp_path: Path, name: str, drop_ins: tuple[str, ...]
+) -> None:
+    unit_file = laid_out(root, tmp_path, name, *drop_ins)
+    assert name not in analyzed("verify", "--recursive-errors=no", unit_file)
+    # The control, in what was added last.
+    last = tmp_path / f"{name}.service.d" / drop_ins[-1] if drop_ins else unit_file
+    last.write_text(last.read_text().replace("[Service]\n", "[Service]\nNonsense=1\n"))
+    assert "Nonsense" in analyzed("verify", "--recursive-errors=no", unit_file)
+
+
+@SYSTEMD
 @pytest.mark.parametrize("name", UNITS)
-def test_systemd_takes_the_unit(root: Path, tmp_path: Path, name: str) -> None:
-    text = (root / "deploy" / "systemd" / f"{name}.service").read_text()
-    here = tmp_path / f"{name}.service"
+def test_systemd_finds_little_exposed(root: Path, tmp_path: Path, name: str) -> None:
+    def exposure() -> float:
+        said = analyzed("security", "--offline=true", "--no-pager", unit_file)
+        return float(re.findall(r"exposure level for .*: ([0-9.]+)", said)[-1])
 
-    def verified(content: str) -> str:
-        here.write_text(content.replace("/opt/privet/bin/privet", "/bin/true"))
-        done = subprocess.run(
-            ["systemd-analyze", "verify", "--recursive-errors=no", here],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        return done.stderr
-
-    if "connect" in verified(text):
-        pytest.skip("systemd-analyze does not run here")
-    assert str(here) not in verified(text) and name not in verified(text)
-    assert "Nonsense" in verified(text.replace("[Service]\n", "[Service]\nNonsense=1\n"))
+    unit_file = laid_out(root, tmp_path, name)
+    assert exposure() <= 1.5
+    text = unit_file.read_text()
+    unit_file.write_text(text.replace("NoNewPrivileges=yes\n", "").replace("User=privet\n", ""))
+    assert exposure() > 1.5
 
 
 # containers
@@ -138,6 +159,38 @@ def test_an_image_starts_a_command_that_exists(root: Path) -> None:
     commands = [json.loads(value) for name, value in containerfile(root) if name == "CMD"]
     assert len(commands) == 2
     assert [command_fault(words) for words in commands] == [None, None]
+
+
+def checks_health(root: Path) -> list[str]:
+    """Return the health check of the coordinator's image."""
+    found = [value for name, value in containerfile(root) if name == "HEALTHCHECK"]
+    assert found[0] == "NONE" and len(found) == 2
+    words: list[str] = json.loads(found[1][found[1].index("[") :])
+    return words
+
+
+def test_a_coordinators_health_is_checked_in_images_of_any_format(root: Path) -> None:
+    """OCI images have no health check; what makes the container, or the image, must say so."""
+    own = compose(root)["services"]["hub"]["healthcheck"]
+    assert own["test"] == ["CMD", *checks_health(root)]
+    _, value = [one for one in containerfile(root) if one[0] == "HEALTHCHECK"][1]
+    given = dict(re.findall(r"--([\w-]+)=(\S+)", value))
+    named = {name.replace("_", "-"): str(value) for name, value in own.items() if name != "test"}
+    assert named == given
+    text = (root / "docs" / "how-to" / "install.md").read_text()
+    text += (root / "deploy" / "container" / "Containerfile").read_text()
+    builds = re.findall(r"^.*podman build.*$", text, re.MULTILINE)
+    assert len(builds) == 4 and all("--format docker" in line for line in builds)
+
+
+def test_a_health_check_knows_who_listens(root: Path) -> None:
+    program, *words = checks_health(root)
+    assert program == "python" and "7443" in words[-1]
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        words[-1] = words[-1].replace("7443", str(listener.getsockname()[1]))
+        assert subprocess.run([sys.executable, *words], check=False).returncode == 0
+    done = subprocess.run([sys.executable, *words], check=False, capture_output=True)
+    assert done.returncode == 1 and b"refused" in done.stderr
 
 
 def test_an_image_takes_its_packages_from_the_kit_alone(root: Path) -> None:

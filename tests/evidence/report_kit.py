@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from privet.privacy.audit.verify import Entry, Fault, LogRecord, Record, SiteFinding, Verdict
+from privet.privacy.audit.verify import (
+    AuditedEntry,
+    AuditedRecord,
+    Fault,
+    LogRecord,
+    SiteFinding,
+    Verdict,
+)
 from privet.privacy.audit.verify.result import Witnessed
 
 PLAN = "sha256:" + "a" * 64
@@ -53,7 +60,7 @@ class Book:
         day, hour = divmod(self._hours + 4 * number, 24)
         time = f"2026-{3 + day // 28:02d}-{1 + day % 28:02d}T{hour:02d}:00:00Z"
         value = {"sequence": number, "time": time, "log": self.record.origin, **fields}
-        self.record.entries.append(Entry(number, time, kind, value))
+        self.record.entries.append(AuditedEntry(number, time, kind, value))
         return number
 
     def witnessed(self, *names: str) -> None:
@@ -148,7 +155,9 @@ def verdict(
                     rdp_epsilon=None if epsilon is None else epsilon * 1.1,
                 )
             )
-    record = Record(roster, {PLAN: plan()} if plans is None else plans, [b.record for b in books])
+    record = AuditedRecord(
+        roster, {PLAN: plan()} if plans is None else plans, [b.record for b in books]
+    )
     return Verdict(
         not faults, "pinned" if pinned else "unpinned", faults or [], [], found, record, quorum,
         {name: Witnessed(9, 9, tuple(n for n in (*names, "centre") if n != name)) for name in names},

@@ -12,13 +12,9 @@ from hypothesis import strategies as st
 
 from privet.common.errors import InputError
 from privet.common.plan import Plan
-from privet.privacy import filter as admission
-from privet.privacy.audit.verify.budget import Budget, Charge
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.plans import Plan as VerifiersPlan
-from privet.privacy.events import Event, group, to_json
-from privet.privacy.filter import Cap, Charges, decide, merged
-from privet.privacy.program import (
+from privet.privacy.accounting import renyi_filter as admission
+from privet.privacy.accounting.events import Event, group, to_json
+from privet.privacy.accounting.plan_events import (
     calibrated,
     gate_event,
     is_measured,
@@ -26,7 +22,11 @@ from privet.privacy.program import (
     planned,
     training_event,
 )
-from privet.privacy.units import Relation, Unit
+from privet.privacy.accounting.renyi_filter import Cap, Charges, decide, merged
+from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.audit.verify.budget import AuditedBudget, AuditedCharge
+from privet.privacy.audit.verify.events import read_event
+from privet.privacy.audit.verify.plans import AuditedPlan as VerifiersPlan
 
 
 def plan_of(epsilon: float, delta: float, q: float, steps: int, rounds: int, gate: bool,
@@ -63,7 +63,7 @@ class Site:
 
     def __init__(self, epsilon: float, delta: float, relation: str = "add_or_remove_one") -> None:
         self.cap = Cap(epsilon, delta, Unit.RECORD, Relation(relation))
-        self.budget = Budget(epsilon, delta, relation)
+        self.budget = AuditedBudget(epsilon, delta, relation)
         self.history: dict[str, Charges] = {}
         self.entries = 0
         self._plans: dict[str, VerifiersPlan] = {}
@@ -77,7 +77,7 @@ class Site:
         before = self.history[run].counts if run in self.history else ()
         self.history[run] = Charges(merged([before, group([event])]), fixed, once)
         theirs = self._plans.setdefault(run, VerifiersPlan(plan.to_dict()))
-        charge = Charge(run, purpose, read_event(to_json(event)), theirs)
+        charge = AuditedCharge(run, purpose, read_event(to_json(event)), theirs)
         assert charge.event == theirs.event(purpose)
         self.budget.add(self.entries, charge)
         self.entries += 1
@@ -174,6 +174,8 @@ def test_the_verifier_finds_a_ledger_that_admits_more() -> None:
     small = plan_of(0.05, 1e-5, 1.0, 1, 1, False)
     assert site.ask("other", small, "train", training_event(small)) is None
     charged = read_event(to_json(training_event(small)))
-    site.budget.add(site.entries, Charge("other", "train", charged, VerifiersPlan(small.to_dict())))
+    site.budget.add(
+        site.entries, AuditedCharge("other", "train", charged, VerifiersPlan(small.to_dict()))
+    )
     assert site.budget.fault is not None
     assert "Gaussian and the Renyi filter" in site.budget.fault[1]

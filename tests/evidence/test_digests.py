@@ -93,7 +93,7 @@ def of_arrays(arrays: list[Stored]) -> str:
 def of_code(root: Path, own: Path, page: str) -> str:
     """Follow the page: manifest of the checkout, whose links are the wheel's folders."""
     sources = {}
-    for folder in ("cli", "client", "common", "privacy", "server", "simulations"):
+    for folder in ("cli", "client", "common", "delivery", "privacy", "server", "simulations"):
         top = (root / "privet" / folder).resolve()
         for path in top.rglob("*"):
             if path.suffix in (".py", ".json"):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from verify_kit import SITES, Federation, plan_of, write
 
-from privet.privacy.audit.report import judging, reading
+from privet.privacy.audit.report import claims, input
 from privet.privacy.audit.verify import accounting, verify
 
 NORTH = SITES[0]
@@ -53,7 +53,7 @@ def test_it_verifies_at_the_ceiling_and_says_so(bundle: Path, composed: list[int
     said = [note for note in answer.notes if note.startswith(f"{NORTH}: epsilon of")]
     assert len(said) == 1
     assert "too large for privacy loss distributions: the Rényi ceiling" in said[0]
-    case = reading.read(answer.record)
-    cost = judging._cost_on_the_way(case.groups[0], site.epsilon)
-    counts = judging.Counter(charge.event for charge, _ in case.groups[0].steps)
+    case = input.read(answer.record)
+    cost = claims._cost_on_the_way(case.groups[0], site.epsilon)
+    counts = claims.Counter(charge.event for charge, _ in case.groups[0].steps)
     assert cost(counts) == pytest.approx(site.epsilon, rel=1e-9)

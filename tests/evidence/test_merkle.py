@@ -11,7 +11,7 @@ from merkle_vectors import LEAVES, ROOTS
 from verify_kit import tree_consistency, tree_path, tree_root
 
 from privet.privacy.audit.verify import tree as theirs
-from privet.privacy.merkle import (
+from privet.privacy.evidence.merkle import (
     EMPTY,
     Tree,
     is_consistent,

@@ -12,9 +12,9 @@ import pytest
 import report_kit as kit
 import verify_kit
 
-from privet.cli import answer, show
+from privet.cli.output import answer, show
 from privet.common.plan import Plan
-from privet.privacy import honesty
+from privet.privacy.accounting import assumptions
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.card import gather, write_card
 from privet.privacy.audit.report import write_report
@@ -113,24 +113,24 @@ def test_each_delta_unit_and_relation_has_its_sentence() -> None:
 # What lifts a row of the honesty list, and what does not.
 
 
-def rows(found: Verdict) -> dict[str, honesty.Row]:
+def rows(found: Verdict) -> dict[str, assumptions.Assumption]:
     return {row.id: row for row in standing(found).rows}
 
 
 def test_self_tests_lift_their_own_rows_alone() -> None:
-    books = [kit.ledger(name, tests=honesty.IDS) for name in ("North", "South")]
+    books = [kit.ledger(name, tests=assumptions.IDS) for name in ("North", "South")]
     found = rows(kit.verdict(books))
     assert found["H16"].state == found["H6"].state == "tested"
     assert found["H21"].state == found["H31"].state == "unknown"
     assert standing(kit.verdict(books)).claim.word == "conditional"
-    lifted = honesty.assess(honesty.Facts(self_tests=(*honesty.IDS, "H99")))
+    lifted = assumptions.assess(assumptions.Facts(self_tests=(*assumptions.IDS, "H99")))
     assert [row.id for row in lifted if row.state == "tested"] == ["H6", "H16"]
 
 
 def test_a_site_that_lists_a_row_as_a_test_still_has_to_vouch_for_it() -> None:
     books = [
         kit.ledger("North", attested={"H21": "one county each"}),
-        kit.ledger("South", tests=(*honesty.SELF_TESTS, "H21")),
+        kit.ledger("South", tests=(*assumptions.SELF_TESTS, "H21")),
     ]
     assert rows(kit.verdict(books))["H21"].state == "unknown"
 

@@ -13,8 +13,8 @@ import pytest
 import verify_kit
 from verify_kit import HUB, SITES, Federation, digest, plan_of, train_event
 
-from privet.client.approval import people
-from privet.privacy.audit.verify import Verdict, case, plans, policy, verify
+from privet.client.operator.approval import people
+from privet.privacy.audit.verify import Verdict, compositions, plans, policy, verify
 from privet.privacy.audit.verify.result import NEW_RULE
 
 NORTH, EAST, SOUTH = SITES
@@ -296,6 +296,35 @@ def test_a_round_has_the_quorum_of_its_plan(
     assert ("round", HUB) in rules(answer) or ok
 
 
+def spent(answer: Verdict, site: str = NORTH) -> float | None:
+    return next(found.epsilon for found in answer.sites if found.site == site)
+
+
+def test_a_fault_in_an_entry_takes_no_charge_away(tmp_path: Path) -> None:
+    """What is told wrongly beside a charge is a fault, and the charge counts."""
+    honest = Federation()
+    honest.run()
+    for lie in (every_test_passed, names_that_turn):
+        fed = Federation(tweak=lie)
+        fed.run()
+        answer = verdict(tmp_path, fed)
+        assert ("entry", NORTH) in rules(answer)
+        assert all(NEW_RULE in one.message for one in answer.faults if one.rule == "entry")
+        assert spent(answer) == spent(verdict(tmp_path, honest))
+
+
+def test_what_cannot_be_read_may_be_a_charge(tmp_path: Path) -> None:
+    def unreadable(site: str, kind: str, entry: dict[str, Any]) -> None:
+        if (site, kind) == (NORTH, "reserved"):
+            entry["round"] = 0
+
+    fed = Federation(tweak=unreadable)
+    fed.run()
+    answer = verdict(tmp_path, fed)
+    assert spent(answer) is None and spent(answer, EAST) is not None
+    assert any("is not known: " in note for note in answer.notes)
+
+
 # How far others stand behind it.
 
 
@@ -347,16 +376,17 @@ def test_many_plans_are_not_composed_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that the ceiling passes cost nothing; of the others so many, and a note."""
-    monkeypatch.setattr(case, "MOST_COMPOSED", 2)
+    monkeypatch.setattr(compositions, "MOST_SECONDS", 2)
     fed = Federation(cap="60.0")
     for number in range(4):  # above their ε by the ceiling alone
-        plan = plan_of(name=f"plan {number}", privacy={"epsilon": 1.9, "noise_multiplier": 3.0})
+        privacy = {"epsilon": 1.9, "noise_multiplier": 3.0 + number / 1000}
+        plan = plan_of(name=f"plan {number}", privacy=privacy)
         fed.run(f"run-{number}", plan)
-    parts = plans.Plan(fed.plans[0])
+    parts = plans.AuditedPlan(fed.plans[0])
     assert not parts.is_cheap and not parts.overspends
     answer = verdict(tmp_path, fed)
     assert answer.faults == []
-    assert sum("more than 2 plans" in note for note in answer.notes) == 1
+    assert sum("the plans take more time to compose" in note for note in answer.notes) == 1
 
 
 def test_one_wrong_clock_among_witnesses_accuses_nobody(

@@ -33,19 +33,19 @@ from dp_accounting import rdp
 from ledger_kit import PATIENTS, VISITS, asked, bare, budget
 from verify_kit import Federation, gaussian, repeated, sampled
 
-from privet.client.trainer import mechanism
+from privet.client.training.trainer import mechanism
 from privet.common.errors import BudgetExceeded, LedgerError, NotReleasable
 from privet.common.flat import Arrays, digest_arrays
+from privet.common.flower.wire import encode_reply
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
-from privet.common.wire import encode_reply
-from privet.privacy import events as ev
-from privet.privacy.accounting import epsilon
+from privet.privacy.accounting import events as ev
+from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.pld import epsilon
 from privet.privacy.audit.verify import Verdict, verify
-from privet.privacy.dpsgd import DpSgd
-from privet.privacy.program import calibrated
-from privet.privacy.statement import Entry
+from privet.privacy.evidence.statement import Entry
+from privet.privacy.mechanism.dpsgd import DpSgd
 
 Make = Callable[..., Any]
 NORTH = verify_kit.SITES[0]

@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message
 
-from privet.client.site import Asked, Site
+from privet.client.site import LogQuery, Site
 from privet.common.errors import EvidenceFault, RunError
+from privet.common.flower.wire import SHOW, decode_show, encode_show
 from privet.common.order import ORDER_TYPE, Order, Status
-from privet.common.wire import decode_show, encode_show
-from privet.privacy.keys import FileSigner
-from privet.privacy.log import Evidence
-from privet.privacy.roster import Roster
-from privet.privacy.signed_note import Checkpoint, Key, Line, fingerprint
-from privet.privacy.statement import pae
-from privet.server.recorder import Recorder
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.log import Evidence
+from privet.privacy.evidence.roster import Roster
+from privet.privacy.evidence.signed_note import Checkpoint, Key, SignatureLine, fingerprint
+from privet.privacy.evidence.statement import pae
+from privet.server.evidence.collector import EvidenceCollector
 from privet.server.snapshot import Snapshots
+from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.parties import Parties
 
 Make = Callable[..., Any]
 SITES = ("North", "East", "South")
@@ -53,7 +53,7 @@ def between(rounds: int, act: Callable[[], None]) -> type[InProcessGrid]:
 class Brazen(Site):
     """A site that goes on whatever head it is shown."""
 
-    def _require_head(self, head: str) -> None: ...
+    def _require_head(self, head: str, *, later: bool = False) -> None: ...
 
 
 def backup(fed: Any, name: str) -> Path:
@@ -141,11 +141,58 @@ def test_a_site_that_restores_a_backup_between_rounds_is_asked_for_nothing(
     assert fed.ledger("East").history() == []
     assert fed.opened.count("East") == 1
     assert "refused-rollback" in fed.log("East")
-    # An auditor sees it, and no other run begins.
+    # An auditor sees it. The others begin another run, without it.
     assert {fault.site for fault in fed.verdict().faults} == {"East", "coordinator"}
-    with pytest.raises(EvidenceFault, match="site 'East': its ledger does not extend"):
-        fed.run(run="second", snapshots="second")
+    outcome = fed.run(run="second", snapshots="second")
+    assert [step.statuses for step in outcome.progress] == [second, second]
     assert fed.ledger("East").history() == []
+    origin = fed.roster.site("East").ledger.name
+    for entry in fed.journal_entries("round")[-2:]:
+        assert {item["site"] for item in entry.predicate["joined"]} == {"North", "South"}
+        assert origin not in {item["log"] for item in entry.predicate["witnessed"]}
+
+
+def test_a_rolled_back_site_is_left_out_of_a_run_from_its_first_round(federation: Make) -> None:
+    """Once its newer file is back it takes part again, in the same run."""
+    fed = federation(training={"rounds": 3, "steps": 1}, cap=40.0)
+    kept = backup(fed, "East")
+    fed.run()
+    newer = fed.folder.with_name("newer")
+    shutil.copytree(fed.home("East"), newer)
+    restore(fed, "East", kept)
+    grid = fed.grid(between(1, lambda: restore(fed, "East", newer)))
+    outcome = fed.run(grid, run="second", snapshots="second")
+    said = [step.statuses["East"] for step in outcome.progress]
+    assert said == [Status.REFUSED_ROLLBACK, Status.RELEASED, Status.RELEASED]
+    verdict = fed.verdict()
+    assert verdict.ok, verdict.faults
+
+
+def test_without_a_quorum_a_rolled_back_site_ends_the_run(federation: Make) -> None:
+    """The control: nothing of it is joined to make up the number."""
+    fed = federation(strategy={"min_sites": 3}, cap=40.0)
+    kept = backup(fed, "East")
+    fed.run()
+    restore(fed, "East", kept)
+    with pytest.raises(RunError, match="2 of 3 sites released") as caught:
+        fed.run(run="second", snapshots="second")
+    assert "1 refused-rollback" in str(caught.value)
+    assert fed.ledger("East").history() == []
+
+
+def test_a_damaged_ledger_stops_its_site_alone(federation: Make) -> None:
+    fed = federation()
+
+    def damage() -> None:
+        for path in fed.home("East").glob("ledger.db*"):
+            path.unlink()
+
+    outcome = fed.run(fed.grid(between(1, damage)))
+    first, second = (step.statuses for step in outcome.progress)
+    assert set(first.values()) == {Status.RELEASED}
+    assert second == {**first, "East": Status.FAILED}
+    for entry in fed.journal_entries("round")[-1:]:
+        assert {item["site"] for item in entry.predicate["joined"]} == {"North", "South"}
 
 
 def test_without_the_head_the_budget_would_have_been_spent_again(
@@ -236,15 +283,29 @@ def test_a_site_with_one_history_for_each_coordinator_is_seen_by_the_others(
     assert len(third.run(run="third").progress) == 2
 
 
+def test_a_site_that_releases_nothing_is_accused_of_nothing(
+    federation: Make, tmp_path: Path
+) -> None:
+    """Under a second coordinator, whose witness remembers nothing, it shows how its log grew."""
+    shared = tmp_path / "ledgers"
+    first = federation(folder="first", ledgers=shared, cap=40.0)
+    first.run()
+    second = federation(folder="second", ledgers=shared, cap=40.0)
+    second.ledger("East").refuse_plan(second.plan.digest, ["Ada"])
+    outcome = second.run(run="second")
+    assert [step.statuses["East"] for step in outcome.progress] == [Status.REFUSED_PLAN] * 2
+    assert all("not cosigned" not in second.log(site.name) for site in second.sites)
+
+
 def test_a_site_that_shows_another_ledger_than_it_signs_for(federation: Make) -> None:
     """A second ledger under another key: the roster knows the first key only."""
     fed = federation()
-    elsewhere = Parties(fed.plan, fed.folder.with_name("elsewhere"))
+    elsewhere = SimulatedFederation(fed.plan, fed.folder.with_name("elsewhere"))
     elsewhere.found()
     other = elsewhere.ledger("East")
 
     class Double(Site):
-        def shown(self, ask: Asked) -> dict[str, Any]:
+        def shown(self, ask: LogQuery) -> dict[str, Any]:
             answer = super().shown(ask)
             return {**answer, "evidence": other.log.evidence(ask.since).to_json()}
 
@@ -259,7 +320,7 @@ def test_a_site_that_shows_another_ledger_than_it_signs_for(federation: Make) ->
 def showing(
     fed: Any, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> InProcessGrid:
-    """A grid in which one site's answers about logs are changed on the way."""
+    """A grid in which what one site says about logs is changed on the way."""
     number = [site.name for site in fed.sites].index(name) + 1
 
     class Changed(InProcessGrid):
@@ -268,9 +329,9 @@ def showing(
         ) -> Iterable[Message]:
             replies = []
             for reply in super().send_and_receive(messages, timeout=timeout):
-                mine = reply.metadata.src_node_id == number
-                if mine and reply.metadata.message_type == "query.show":
-                    reply.content = encode_show(change(decode_show(reply.content)))
+                if reply.metadata.src_node_id == number and SHOW in reply.content:
+                    shown = change(decode_show(reply.content))
+                    reply.content[SHOW] = encode_show(shown)[SHOW]
                 replies.append(reply)
             return replies
 
@@ -286,6 +347,75 @@ def test_a_release_whose_log_is_not_shown_is_not_joined(federation: Make) -> Non
     # It is in the ledger and paid for; an auditor sees that it was not used.
     verdict = fed.verdict()
     assert "2 releases are neither joined nor shown" in " ".join(verdict.notes)
+
+
+class Counting(InProcessGrid):
+    """Counts exchanges, and keeps away what is shown beside releases where it is told to."""
+
+    exchanges: list[str]
+    is_older = False
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        messages = list(messages)
+        if messages:
+            self.exchanges.append(messages[0].metadata.message_type)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
+        for reply in replies:
+            if self.is_older and reply.metadata.message_type == "train" and SHOW in reply.content:
+                del reply.content[SHOW]
+        return replies
+
+
+@pytest.mark.parametrize("is_older", [False, True])
+def test_a_release_brings_its_proof_or_is_asked_for_it(federation: Make, is_older: bool) -> None:
+    """A round is two exchanges; with sites that bring no proof it is three, and stands as well."""
+    fed = federation()
+    grid = type("Grid", (Counting,), {"exchanges": [], "is_older": is_older})
+    outcome = fed.run(fed.grid(grid))
+    for step in outcome.progress:
+        assert set(step.statuses.values()) == {Status.RELEASED}
+    first = grid.exchanges.index("train")
+    wanted = ["train", "query.show", "query.show"] if is_older else ["train", "query.show"]
+    assert grid.exchanges[first : first + 2 * len(wanted)] == 2 * wanted
+    verdict = fed.verdict()
+    assert verdict.ok, verdict.faults
+
+
+def test_what_is_shown_beside_a_release_and_cannot_be_read_is_asked_for(federation: Make) -> None:
+    fed = federation()
+
+    class Garbled(InProcessGrid):
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> Iterable[Message]:
+            replies = list(super().send_and_receive(messages, timeout=timeout))
+            for reply in replies:
+                if reply.metadata.message_type == "train":
+                    assert SHOW in reply.content
+                    reply.content[SHOW] = ConfigRecord({"json": "[" * 9})
+            return replies
+
+    for step in fed.run(fed.grid(Garbled)).progress:
+        assert set(step.statuses.values()) == {Status.RELEASED}
+
+
+@pytest.mark.parametrize("told", ["other", "none", "no digest"])
+def test_sites_with_different_code_do_not_begin_a_run(federation: Make, told: str) -> None:
+    """What no verifier would take costs nobody anything; a site that cannot tell is let in."""
+    fed = federation()
+    code = {"other": f"sha256:{'0' * 64}", "none": "", "no digest": "sha256:\x1b"}[told]
+    grid = showing(fed, "East", lambda answer: {**answer, "code": code})
+    if told != "other":
+        assert len(fed.run(grid).progress) == 2
+        return
+    with pytest.raises(RunError, match="the sites have different code") as caught:
+        fed.run(grid)
+    assert f"{code}: East" in str(caught.value)
+    assert all("reserved" not in fed.kinds(site.name) for site in fed.sites)
+    # The control: the same sites, once all have the same code.
+    assert len(fed.run(run="again", snapshots="again").progress) == 2
 
 
 @pytest.mark.parametrize("place", ["leaf", "path", "number", "nothing"])
@@ -375,8 +505,8 @@ def test_junk_on_a_head_is_no_cosignature(federation: Make) -> None:
     """Neither in the journal nor in what a site keeps for its own auditor."""
     fed = federation()
     junk = [
-        Line(key.name, key.id, bytes(72)) for key in fed.roster.witnesses.values()
-    ] + [Line("privet.witness/Nobody/0", bytes(4), bytes(72))]  # fmt: skip
+        SignatureLine(key.name, key.id, bytes(72)) for key in fed.roster.witnesses.values()
+    ] + [SignatureLine("privet.witness/Nobody/0", bytes(4), bytes(72))]  # fmt: skip
 
     def change(answer: dict[str, Any]) -> dict[str, Any]:
         note = answer["evidence"]["note"]
@@ -397,7 +527,7 @@ def test_a_coordinator_cannot_plant_lines_in_a_sites_papers(
     fed = federation()
     fed.run()
     log = fed.ledger("East").log
-    junk = [Line(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(30)]
+    junk = [SignatureLine(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(30)]
     head = log.head().with_cosignatures(junk).text
     log.store.close()
     with fed.sites[1].ledger.log.store.transaction():
@@ -406,7 +536,7 @@ def test_a_coordinator_cannot_plant_lines_in_a_sites_papers(
                 f"DELETE FROM {kind} WHERE name != 'head'"
             )
     assert fed.ledger("East").log.cosigned() is None
-    fed.sites[1].shown(Asked(head))
+    fed.sites[1].shown(LogQuery(head))
     assert fed.ledger("East").log.cosigned() == log.head()
 
 
@@ -489,7 +619,7 @@ def test_a_witness_whose_answers_were_lost_is_not_called_a_liar(federation: Make
 
 
 def test_the_last_size_that_a_witness_told_is_never_dropped(federation: Make) -> None:
-    from privet.server.recorder import _Sizes
+    from privet.server.evidence.collector import _Sizes
 
     sizes = _Sizes()
     sizes.saw(3)
@@ -640,7 +770,7 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
 ) -> None:
     fed = federation()
     with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "receive", lambda *_: 1 / 0)
+        patched.setattr(EvidenceCollector, "receive", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fed.run()
     spent = [fed.ledger(name).log.head() for name in SITES]
@@ -658,7 +788,8 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
 
 def test_a_refusal_is_in_the_ledger_and_in_the_journal(federation: Make) -> None:
     fed = federation()
-    fed.ledger("East").pause("Ada")
+    ledger = fed.ledger("East")
+    ledger.close_budget(next(iter(ledger.book.populations)))
     outcome = fed.run()
     assert [step.statuses["East"] for step in outcome.progress] == [Status.REFUSED_PAUSED] * 2
     assert fed.kinds("East") == ["refused"] * 2
@@ -670,18 +801,20 @@ def test_an_order_that_was_refused_stays_refused(
     federation: Make, order_for: Callable[..., Order], start: Any
 ) -> None:
     """A coordinator that starts anew asks again; the ledger must not answer in two ways."""
-    fed = federation()
-    model = start(fed.plan)
+    fed = federation(training={"rounds": 4})
+    model, plan = start(fed.plan), fed.plan.digest
     order = order_for(fed, "East", model)
     operator = fed.ledger("East")
-    operator.pause("Ada")
-    assert fed.sites[1].answer(order, model).status is Status.REFUSED_PAUSED
-    operator.resume("Ada")
-    assert fed.sites[1].answer(order, model).status is Status.REFUSED_PAUSED
-    assert fed.restart("East").answer(order, model).status is Status.REFUSED_PAUSED
+    operator.refuse_plan(plan, ["Ada"])
+    assert fed.sites[1].answer(order, model).status is Status.REFUSED_PLAN
+    operator.approve(plan, ["Ada"], "manual")
+    assert fed.sites[1].answer(order, model).status is Status.REFUSED_PLAN
+    assert fed.restart("East").answer(order, model).status is Status.REFUSED_PLAN
     assert fed.kinds("East") == ["refused"]
-    assert fed.run().progress[-1].statuses["East"] is Status.RELEASED
-    assert fed.kinds("East") == ["refused", "reserved", "released"]
+    # Its first order stays refused; who refused a plan is asked again two rounds later.
+    said = [step.statuses["East"] for step in fed.run().progress]
+    assert said == [Status.REFUSED_PLAN] * 2 + [Status.RELEASED] * 2
+    assert fed.kinds("East") == ["refused", *["reserved", "released"] * 2]
     verdict = fed.verdict()
     assert verdict.ok, verdict.faults
 
@@ -701,7 +834,7 @@ def test_the_policy_of_the_data_set_that_is_opened_decides(
     federation: Make, order_for: Callable[..., Order], start: Any
 ) -> None:
     """A plan that fits another data set of the site does not open this one (H20, H32)."""
-    from privet.client.guard import Guard
+    from privet.client.admission import AdmissionControl
     from privet.privacy.policy import Policy
 
     fed = federation()
@@ -720,7 +853,7 @@ def test_the_policy_of_the_data_set_that_is_opened_decides(
     statuses = {}
     for name in ("North", "payroll"):
         site = fed.restart("North")
-        site.guard = Guard(policy, site.ledger, fed.roster, name)
+        site.guard = AdmissionControl(policy, site.ledger, fed.roster, name)
         site.guard.open()
         order = order_for(fed, "North", model, run=f"run-{name}")
         statuses[name] = site.answer(order, model).status
@@ -746,7 +879,7 @@ def test_a_recorder_signs_orders_that_are_on_disk_before_they_leave(federation: 
         ) -> Iterable[Message]:
             messages = list(messages)
             if messages and messages[0].metadata.message_type == "train":
-                recorder: Recorder = fed.parties.recorder(fed.roster)
+                recorder: EvidenceCollector = fed.parties.recorder(fed.roster)
                 on_disk.append(len(recorder.journal.log.store.papers("order")))
             return super().send_and_receive(messages, timeout=timeout)
 
@@ -757,5 +890,5 @@ def test_a_recorder_signs_orders_that_are_on_disk_before_they_leave(federation: 
 def test_evidence_is_data_and_not_code(federation: Make) -> None:
     """What crosses between sites is JSON of texts and numbers."""
     fed = federation()
-    shown = fed.sites[0].shown(Asked())
+    shown = fed.sites[0].shown(LogQuery())
     assert Evidence.from_json(decode_show(encode_show(shown))["evidence"]).note

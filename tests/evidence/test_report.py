@@ -17,12 +17,12 @@ import report_kit as kit
 
 from privet.common.errors import InputError
 from privet.common.plan import Plan
+from privet.privacy.accounting.interval import Interval, NoInterval
 from privet.privacy.audit.bundle import write_bundle
-from privet.privacy.audit.report import intervals, reading, words, write_report
-from privet.privacy.audit.report.judging import claim_of, facts, held
-from privet.privacy.audit.report.view import view
-from privet.privacy.audit.verify import RULES, Fault, Record, Verdict, verify
-from privet.privacy.interval import Interval, NoInterval
+from privet.privacy.audit.report import input, intervals, phrases, write_report
+from privet.privacy.audit.report.claims import claim_of, facts, held
+from privet.privacy.audit.report.context import view
+from privet.privacy.audit.verify import RULES, AuditedRecord, Fault, Verdict, verify
 
 HEADINGS = """In short / Spent and left / For those who sign / What the number means / Who promises what /
 What is not proved / Who sees what / Spent and left, in detail / Over time / Runs and refusals /
@@ -130,7 +130,7 @@ def test_page_one_says_what_whose_and_how_it_was_verified(page: Page, verdict: V
     ):  # fmt: skip
         assert words_ in page.text
     short = page.text[: page.text.index("Spent and left, in detail")]
-    for title, _ in words.NOT_PROVED:
+    for title, _ in phrases.NOT_PROVED:
         assert title in short
 
 
@@ -263,7 +263,7 @@ def test_a_bundle_that_is_cut_gives_a_report(bundle: Path, tmp_path: Path, kept:
 
 
 def test_every_rule_has_words() -> None:
-    assert set(words.RULES) == set(RULES)
+    assert set(phrases.RULES) == set(RULES)
 
 
 # --- texts from others --------------------------------------------------------------------
@@ -298,7 +298,7 @@ def test_a_plan_may_be_anything(plan: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_an_empty_record(tmp_path: Path) -> None:
-    empty = Verdict(False, "unpinned", FAULTS, [], [], Record())
+    empty = Verdict(False, "unpinned", FAULTS, [], [], AuditedRecord())
     page, _ = written(empty, tmp_path / "out")
     assert "Nothing was trained yet" in page.text
 
@@ -306,9 +306,9 @@ def test_an_empty_record(tmp_path: Path) -> None:
 # --- claims and the honesty list ----------------------------------------------------------
 
 
-def case_of(found: Verdict) -> reading.Case:
+def case_of(found: Verdict) -> input.ReportInput:
     assert found.record is not None
-    return reading.read(found.record)
+    return input.read(found.record)
 
 
 def states(found: Verdict) -> dict[str, str]:
@@ -405,7 +405,7 @@ def test_refusals_aborts_pauses_and_keys_are_named(tmp_path: Path) -> None:
     page, value = written(kit.verdict(kit.three_sites()), tmp_path / "out")
     assert value["refusals"] == [
         {"run": "readmission-1", "site": "Lakeside", "status": "refused-paused",
-         "purpose": "train", "count": 1, "why": words.STATUSES["refused-paused"]}
+         "purpose": "train", "count": 1, "why": phrases.STATUSES["refused-paused"]}
     ]  # fmt: skip
     assert [row["state"] for row in value["aborted"]] == ["kept"] * 3
     for said in ("the site was restarted in the middle", "counts: data were opened",
@@ -445,7 +445,7 @@ def test_an_independent_accountant_may_be_asked(verdict: Verdict, tmp_path: Path
 
 
 def test_the_line_over_time_ends_where_the_verifier_says(verdict: Verdict) -> None:
-    from privet.privacy.audit.report.judging import lines
+    from privet.privacy.audit.report.claims import lines
 
     case = case_of(verdict)
     for line, finding in zip(lines(case, verdict), verdict.sites, strict=True):
@@ -472,7 +472,7 @@ def test_a_charge_given_back_lowers_the_line() -> None:
     ("epsilon", "delta"), [(0.0, 1e-9), (0.5, 1e-3), (3.0, 1e-5), (30.0, 1e-6)]
 )
 def test_odds_are_upper_bounds(epsilon: float, delta: float) -> None:
-    said = words.odds(epsilon, delta)
+    said = phrases.odds(epsilon, delta)
     gain = math.exp(epsilon)
     for key, least in (("even", gain / (1 + gain)), ("rare", gain / (99 + gain)),
                        ("guess", (gain + delta) / (1 + gain))):  # fmt: skip
@@ -485,15 +485,15 @@ def test_odds_are_upper_bounds(epsilon: float, delta: float) -> None:
 
 
 def test_odds_at_log_three() -> None:
-    assert words.odds(math.log(3), 1e-5) == {
+    assert phrases.odds(math.log(3), 1e-5) == {
         "even": "75.0 %", "rare": "3.0 %", "guess": "75.1 %", "times": "3.0", "slip": "1 in 100,000",
     }  # fmt: skip
 
 
 def test_left_is_rounded_down_and_spent_up() -> None:
-    assert words.figure_of(1.2341) == "1.235"
-    assert words.left_of(1.2341, 3.0) == "1.765"
-    assert words.left_of(None, 3.0) == "0"
+    assert phrases.figure_of(1.2341) == "1.235"
+    assert phrases.left_of(1.2341, 3.0) == "1.765"
+    assert phrases.left_of(None, 3.0) == "0"
 
 
 # --- registry -----------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import report_kit as kit
 import verify_kit
 
 from privet.common.errors import InputError
-from privet.privacy import honesty
-from privet.privacy.audit.report import pageone, reading, words, write_report
-from privet.privacy.audit.report.judging import claim_of, standing
+from privet.privacy.accounting import assumptions
+from privet.privacy.audit.report import input, phrases, summary, write_report
+from privet.privacy.audit.report.claims import claim_of, standing
 from privet.privacy.audit.verify import Fault, Verdict, verify
 
 
@@ -89,11 +89,11 @@ def test_data_called_as_their_sites_take_one_line() -> None:
                 value[key] = book.record.name.replace(" ", "_")
     found = kit.verdict(books)
     assert found.record is not None
-    case = reading.read(found.record)
-    assert pageone.whose(case) == "all 3 sites: data set named after the site"
+    case = input.read(found.record)
+    assert summary.whose(case) == "all 3 sites: data set named after the site"
     books[1].add("population", **{**books[0].record.entries[1].predicate, "population": "staff"})
-    case = reading.read(kit.verdict(books).record or reading.Record())
-    assert pageone.whose(case) == (
+    case = input.read(kit.verdict(books).record or input.AuditedRecord())
+    assert summary.whose(case) == (
         "all 3 sites: data set named after the site; Pacific: no data set of population “staff”"
     )
 
@@ -137,7 +137,7 @@ def test_one_site_without_noise_among_others(tmp_path: Path) -> None:
 def test_a_seed_is_named_where_there_was_noise() -> None:
     found = kit.verdict(kit.three_sites(reproducible=True))
     assert found.record is not None
-    case = reading.read(found.record)
+    case = input.read(found.record)
     assert claim_of(case, found, case.ledgers).why == "noise came from a seed that somebody knows"
     assert standing(found).claim.alarm and standing(found).setting == "site"
 
@@ -153,11 +153,11 @@ def test_figures_in_the_clear_are_not_a_nought(tmp_path: Path) -> None:
     ("epsilon", "times"), [(3.0, "20.1"), (2.0, "7.4"), (0.0, "1.0"), (8.0, "2,981.0")]
 )
 def test_the_odds_have_one_decimal_rounded_up(epsilon: float, times: str) -> None:
-    assert words.odds(epsilon, 1e-5)["times"] == times
+    assert phrases.odds(epsilon, 1e-5)["times"] == times
 
 
 def test_a_simulations_witnesses_lay_on_one_machine() -> None:
-    rows = {row.id: row for row in honesty.assess(honesty.Facts())}
+    rows = {row.id: row for row in assumptions.assess(assumptions.Facts())}
     assert rows["H31"].why.endswith("all that cosigned it lay on the same machine")
 
 
@@ -176,16 +176,16 @@ def test_figures_do_not_break(tmp_path: Path) -> None:
 
 def test_a_shortened_digest_shows_it() -> None:
     whole = "sha256:" + "a" * 64
-    assert words.marked("policy sha256:4ed0610bc23f") == "policy sha256:4ed0610bc23f…"
-    assert words.marked(f"policy {whole}, ok") == f"policy {whole}, ok"
-    assert words.marked("policy sha256:4ed0…") == "policy sha256:4ed0…"
+    assert phrases.marked("policy sha256:4ed0610bc23f") == "policy sha256:4ed0610bc23f…"
+    assert phrases.marked(f"policy {whole}, ok") == f"policy {whole}, ok"
+    assert phrases.marked("policy sha256:4ed0…") == "policy sha256:4ed0…"
 
 
 def test_many_witnesses_are_counted() -> None:
-    assert words.signers({"a": 2, "b": 2}) == "a (2), b (2)"
-    assert words.signers(dict.fromkeys("abcdefghi", 5)) == "9 others (5 each)"
-    assert words.signers({**dict.fromkeys("abcd", 5), "e": 4}).endswith("e (4)")
-    assert words.signers({}) == "nobody"
+    assert phrases.signers({"a": 2, "b": 2}) == "a (2), b (2)"
+    assert phrases.signers(dict.fromkeys("abcdefghi", 5)) == "9 others (5 each)"
+    assert phrases.signers({**dict.fromkeys("abcd", 5), "e": 4}).endswith("e (4)")
+    assert phrases.signers({}) == "nobody"
 
 
 def test_no_section_forces_a_page(tmp_path: Path) -> None:

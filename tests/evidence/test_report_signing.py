@@ -13,8 +13,8 @@ import report_kit as kit
 import verify_kit
 
 from privet.common.plan import Plan
-from privet.privacy.audit.report import reading, signing, write_report
-from privet.privacy.audit.verify import Record, Verdict, verify
+from privet.privacy.audit.report import input, signing, write_report
+from privet.privacy.audit.verify import AuditedRecord, Verdict, verify
 from privet.privacy.policy import GOVERNANCE, Policy
 
 STATED = {
@@ -25,8 +25,8 @@ KEY = b"k" * 32
 CHIEF = "sha256:" + hashlib.sha256(KEY).hexdigest()
 
 
-def case_of(found: Verdict) -> reading.Case:
-    return reading.read(found.record or Record())
+def case_of(found: Verdict) -> input.ReportInput:
+    return input.read(found.record or AuditedRecord())
 
 
 def with_sizes(nominal: int) -> dict[str, Any]:
@@ -149,11 +149,14 @@ def test_a_policy_is_a_table_of_what_it_allows(tmp_path: Path) -> None:
         "Plans approved beforehand": f"“Who is readmitted” ({kit.PLAN[:19]}…)",
         "Approval": "plans approved beforehand alone",
         "People who must approve": "2",
+        "Officers, who sign by keys of their own": "none: names of approvers are as they were typed",
         "Populations, with their life-time caps": "“patients”: ε 3 (δ 1e-06, per person, "
         "add or remove one)",
     }
     assert others == "Lakeside and Harbour"
-    assert set(dict(bare).values()) == {"not stated"}
+    assert set(dict(bare).values()) == {
+        "not stated", "none: names of approvers are as they were typed",
+    }  # fmt: skip
     first, value = written(found, tmp_path / "out")
     assert "What the policy of St. Anna allows, as signed there" in first
     assert value[0]["policy"] == dict(rows)

@@ -13,9 +13,9 @@ import verify_kit
 
 from privet.common.errors import InputError
 from privet.privacy.audit.verify import verify
-from privet.privacy.keys import FileSigner
-from privet.privacy.roster import Coordinator, Member, Roster
-from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.roster import CoordinatorKeys, Member, Roster
+from privet.privacy.evidence.signed_note import COSIGN, SIGN, Key, key_name
 
 Change = Callable[[dict[str, Any]], Any]
 
@@ -26,7 +26,7 @@ def key(kind: str, name: str, type_: int = SIGN) -> Key:
 
 
 def roster() -> Roster:
-    chief = Coordinator(
+    chief = CoordinatorKeys(
         "hub", key("journal", "hub"), key("orders", "hub"), key("witness", "hub", COSIGN)
     )
     names = ("North", "East", "South")
@@ -46,6 +46,10 @@ def give(**fields: Any) -> Change:
 
 def same_name(value: dict[str, Any]) -> None:
     value["sites"][1]["name"] = value["sites"][0]["name"]
+
+
+def same_name_in_another_case(value: dict[str, Any]) -> None:
+    value["sites"][1]["name"] = value["sites"][0]["name"].lower() + " "
 
 
 def named_as_the_coordinator(value: dict[str, Any]) -> None:
@@ -70,6 +74,7 @@ def signing_witness(value: dict[str, Any]) -> None:
         (give(sites=[]), "at least one site"), (give(sites=7), "malformed"),
         (give(coordinator=None), "malformed"),
         (same_name, "a name twice"), (named_as_the_coordinator, "a name twice"),
+        (same_name_in_another_case, "a name twice"),
         (same_ledger, "a key twice"), (signing_witness, "malformed"),
     ],
 )  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import verify_kit
 
-from privet.cli import answer
+from privet.cli.output import answer
 from privet.common.plan import Plan
 from privet.common.printable import printable
 from privet.privacy.audit import report
@@ -157,7 +157,7 @@ def test_a_card_holds_none_either(tmp_path: Path, plan_value: Any) -> None:
     path = verify_kit.write(tmp_path / "bundle", federation(tweak).bundle())
     model = verify_kit.digest(b"run-1 1")
     evidence = gather(path, None, model)
-    assert evidence.run is None  # an entry whose texts hide something is none
+    assert not evidence.verdict.ok and evidence.run == printable(f"run-1{EVIL}")
     kind = f"my{EVIL}:Task"
     plan = Plan.parse(plan_value(task={"kind": kind, "classes": ["a", "b"]}))
     card = write_card(plan, {}, evidence, source=f"a test{EVIL}", provenance=[f"a book{EVIL}"])

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privet.common.errors import NoteError
-from privet.privacy.keys import FileSigner
-from privet.privacy.signed_note import (
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.signed_note import (
     COSIGN,
     SIGN,
     Checkpoint,
     Key,
-    Line,
+    SignatureLine,
     decode64,
     fingerprint,
     key_name,
@@ -150,26 +150,26 @@ def test_a_signature_is_for_one_checkpoint(change: str) -> None:
 
 def test_a_cosignature_is_for_one_time() -> None:
     line = cosigned().lines[1]
-    later = Line(line.name, line.id, (1).to_bytes(8, "big") + line.signature[8:])
+    later = SignatureLine(line.name, line.id, (1).to_bytes(8, "big") + line.signature[8:])
     assert not head().with_cosignatures([later]).is_cosigned_by(EYES)
     for cut in (b"", line.signature[:71], line.signature + b"\0"):
-        wrong = Line(line.name, line.id, cut)
+        wrong = SignatureLine(line.name, line.id, cut)
         assert not head().with_cosignatures([wrong]).is_cosigned_by(EYES)
 
 
 def test_a_plain_signature_is_no_cosignature() -> None:
     """A witness's statement has a time and a prefix: nothing else of that key will do."""
-    plain = Line(EYES.name, EYES.id, bytes(8) + WITNESS.sign(head().body))
+    plain = SignatureLine(EYES.name, EYES.id, bytes(8) + WITNESS.sign(head().body))
     assert not head().with_cosignatures([plain]).is_cosigned_by(EYES)
     as_log = Key(KEY.name, WITNESS.public)
-    signed = Line(as_log.name, as_log.id, cosigned().lines[1].signature[8:])
+    signed = SignatureLine(as_log.name, as_log.id, cosigned().lines[1].signature[8:])
     assert not replace(head(), lines=(signed,)).is_signed_by(as_log)
 
 
 def test_lines_that_nobody_who_counts_wrote_are_trimmed() -> None:
     stranger = FileSigner.generate()
     other = Key("privet.witness/Nobody/0", stranger.public, COSIGN)
-    false = Line(EYES.name, EYES.id, bytes(72))
+    false = SignatureLine(EYES.name, EYES.id, bytes(72))
     whole = head().with_cosignatures(
         [head().cosignature(other, stranger, 1), cosigned().lines[1], false]
     )
@@ -186,10 +186,10 @@ def test_lines_that_nobody_who_counts_wrote_are_trimmed() -> None:
 
 
 def test_as_many_signatures_are_read_as_a_plan_has_sites() -> None:
-    lines = [Line(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(10_001)]
+    lines = [SignatureLine(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(10_001)]
     whole = head().with_cosignatures(lines)
     assert len(Checkpoint.parse(whole.text).lines) == 10_002
-    many = [*lines, Line("privet.witness/more/0", bytes(4), bytes(72))]
+    many = [*lines, SignatureLine("privet.witness/more/0", bytes(4), bytes(72))]
     with pytest.raises(NoteError, match="10002"):
         Checkpoint.parse(head().with_cosignatures(many).text)
 

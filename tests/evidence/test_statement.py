@@ -18,9 +18,10 @@ from securesystemslib.signer import SSlibKey
 
 from privet.common.canonical import digest
 from privet.common.errors import LedgerError
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
-from privet.privacy.statement import JOURNAL, LEDGER, Entry, pae
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.order_keys import KeyHandover
+from privet.privacy.evidence.statement import JOURNAL, LEDGER, Entry, pae
 
 TYPE = "application/vnd.in-toto+json"
 SIGNER, OTHER = FileSigner.generate(), FileSigner.generate()
@@ -52,6 +53,7 @@ def ledger(tmp_path: Path) -> Ledger:
     made.pause("Ada")
     made.resume("Ada")
     made.refuse_plan(digest(b"another plan"), ["Bo"])
+    made.follow(KeyHandover.make("hub", OTHER, SIGNER))
     made.rotate(SIGNER)
     made.withdraw("Ada")
     return made
@@ -106,8 +108,8 @@ def test_every_leaf_is_a_statement_of_the_format(ledger: Ledger) -> None:
         kinds.append((kind, name))
     assert {kind for kind, _ in kinds} == {
         "genesis", "population", "data-set", "policy", "plan-approved", "plan-refused", "reserved",
-        "refused", "released", "metric-released", "aborted", "key-rotated", "budget-closed",
-        "paused", "resumed", "withdrawn",
+        "refused", "released", "metric-released", "aborted", "key-rotated", "order-key",
+        "budget-closed", "paused", "resumed", "withdrawn",
     }  # fmt: skip
     assert dict(kinds)["reserved"] == dict(kinds)["refused"] == "order"
     assert dict(kinds)["released"] == dict(kinds)["metric-released"] == "release"

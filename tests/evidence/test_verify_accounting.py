@@ -7,15 +7,15 @@ import warnings
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from verify_kit import gate_event, gaussian, plan_of, repeated, sampled, train_event
 
 from privet.privacy.audit.verify import accounting, events
-from privet.privacy.audit.verify.budget import Budget, Charge, Filter
+from privet.privacy.audit.verify.budget import AuditedBudget, AuditedCharge, Filter
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, Mechanism, read_event
 from privet.privacy.audit.verify.gaussian import largest
-from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.plans import AuditedPlan
 from privet.privacy.audit.verify.strict import Malformed
 
 ADD, REPLACE = accounting.RELATIONS
@@ -150,8 +150,8 @@ def test_an_unknown_event_is_non_private() -> None:
         event = read_event(unknown)
         assert event.mechanism == NON_PRIVATE
         assert accounting.epsilon([event], 1e-5, ADD)[:2] == (math.inf, math.inf)
-        budget = Budget(1e6, 1e-5, ADD)
-        budget.add(3, Charge("run", "train", event, None))
+        budget = AuditedBudget(1e6, 1e-5, ADD)
+        budget.add(3, AuditedCharge("run", "train", event, None))
         assert budget.fault is not None and budget.fault[0] == 3
 
 
@@ -226,21 +226,21 @@ def test_a_huge_charge_given_back_leaves_no_trace() -> None:
     assert used._sums == fresh._sums and used.holds(None)
 
 
-def charge(plan: Plan, purpose: str = "train", run: str = "run") -> Charge:
+def charge(plan: AuditedPlan, purpose: str = "train", run: str = "run") -> AuditedCharge:
     event = plan.event(purpose)
     assert event is not None
-    return Charge(run, purpose, event, plan)
+    return AuditedCharge(run, purpose, event, plan)
 
 
 def test_one_run_is_held_by_the_composition_of_its_whole_plan() -> None:
-    plan = Plan(plan_of(training={"rounds": 6}))
+    plan = AuditedPlan(plan_of(training={"rounds": 6}))
     whole = accounting.epsilon(plan.planned, 1e-5, ADD)[0]
     assert [event.count for event in plan.planned] == [18, 6]
-    budget = Budget(whole, 1e-5, ADD)
+    budget = AuditedBudget(whole, 1e-5, ADD)
     for sequence in range(6):
         budget.add(sequence, charge(plan))
     assert budget.enforced_by == "pld" and budget.fault is None
-    budget = Budget(whole - 1e-3, 1e-5, ADD)  # now the filter, from the first charge on
+    budget = AuditedBudget(whole - 1e-3, 1e-5, ADD)  # now the filter, from the first charge on
     first = next(n for n in range(1, 9) if not admits([plan.train] * n, whole - 1e-3, 1e-5))
     for sequence in range(6):
         budget.add(sequence, charge(plan))
@@ -250,8 +250,8 @@ def test_one_run_is_held_by_the_composition_of_its_whole_plan() -> None:
 
 def test_far_more_than_the_plan_or_a_second_run_is_held_by_the_filter() -> None:
     """Four attempts more than planned are within the composition, the fifth is not."""
-    plan = Plan(plan_of(training={"rounds": 2}))
-    budget = Budget(50.0, 1e-5, ADD)
+    plan = AuditedPlan(plan_of(training={"rounds": 2}))
+    budget = AuditedBudget(50.0, 1e-5, ADD)
     for sequence in range(6):
         budget.add(sequence, charge(plan))
         assert budget.enforced_by == "pld"
@@ -266,7 +266,7 @@ def test_far_more_than_the_plan_or_a_second_run_is_held_by_the_filter() -> None:
 
 def test_the_two_rules_share_one_delta() -> None:
     """A first run that only distributions admit leaves less δ to what follows."""
-    plan = Plan(plan_of(training={"rounds": 6}))
+    plan = AuditedPlan(plan_of(training={"rounds": 6}))
     cap = accounting.epsilon(plan.planned, 1e-5, ADD)[0] + 1e-3
     assert not admits(plan.planned, cap, 1e-5)
     used = accounting.delta_at(plan.planned, cap + 1e-6, ADD)
@@ -274,9 +274,9 @@ def test_the_two_rules_share_one_delta() -> None:
     filters = Filter(cap, 1e-5, ADD)
     assert filters._limits_after(None) == filters._limits(1e-5)
     assert filters._limits_after(plan) == filters._limits(1e-5 - used)
-    small = Plan(plan_of(training={"rounds": 1, "steps": 1}))
+    small = AuditedPlan(plan_of(training={"rounds": 1, "steps": 1}))
     assert filters._limits_after(small) == filters._limits(1e-5)
-    large = Plan(plan_of(training={"rounds": 60}))
+    large = AuditedPlan(plan_of(training={"rounds": 60}))
     assert filters._limits_after(large) == filters._limits(1e-5)
 
 
@@ -292,19 +292,21 @@ def test_delta_of_what_has_no_distribution_is_one() -> None:
     st.lists(st.tuples(st.integers(0, 4), st.booleans()), max_size=14),
     st.sampled_from([1.0, 1.6, 2.2, 3.0]),
 )
+@example([(2, False), (2, True), (0, False), (0, False), (2, False)], 3.0)
 def test_the_cap_is_that_of_the_page_at_every_prefix(
     moves: list[tuple[int, bool]], cap: float
 ) -> None:
     """Against the page's words, with charges given back in between."""
     plans = [
-        Plan(plan_of(training={"rounds": n, "sample_rate": q})) for n, q in ((3, 0.5), (2, 1.0))
+        AuditedPlan(plan_of(training={"rounds": n, "sample_rate": q}))
+        for n, q in ((3, 0.5), (2, 1.0))
     ]
     runs = ["a", "b", "c"]
     choices = [charge(plans[0], "train", "a"), charge(plans[0], "evaluate", "a"),
                charge(plans[1], "train", "b"), charge(plans[0], "train", "c"),
                charge(plans[1], "evaluate", "b")]  # fmt: skip
-    budget, first = Budget(cap, 1e-5, ADD), None
-    held: list[Charge] = []
+    budget, first = AuditedBudget(cap, 1e-5, ADD), None
+    held: list[AuditedCharge] = []
     seen: list[str] = []
     for sequence, (which, back) in enumerate(moves):
         moved = choices[which]
@@ -314,6 +316,7 @@ def test_the_cap_is_that_of_the_page_at_every_prefix(
             seen += [moved.run] * (moved.run not in seen)
         else:
             held.remove(moved)
+            seen = [run for run in seen if run in {c.run for c in held}]  # it begins anew
         budget.add(sequence, moved, sign)
         if first is None and held and not _page(held, seen, cap):
             first = sequence
@@ -321,7 +324,7 @@ def test_the_cap_is_that_of_the_page_at_every_prefix(
     assert budget.runs == len({c.run for c in held} & set(runs))
 
 
-def _page(held: list[Charge], seen: list[str], cap: float) -> bool:
+def _page(held: list[AuditedCharge], seen: list[str], cap: float) -> bool:
     """Whether the page's rules hold, in floats, each share of δ found by trying all numbers."""
     delta, events = 1e-5, [c.event for c in held]
     first = next(c.plan for run in seen for c in held if c.run == run)
@@ -357,14 +360,14 @@ def _page(held: list[Charge], seen: list[str], cap: float) -> bool:
 
 
 def test_what_a_plan_fixes() -> None:
-    plan = Plan(plan_of(training={"rounds": 7}, metrics={"every": 3}))
+    plan = AuditedPlan(plan_of(training={"rounds": 7}, metrics={"every": 3}))
     assert plan.train == read_event(train_event(plan_of()))
     assert plan.evaluate == read_event(gate_event(plan_of()))
     assert [r for r in range(1, 9) if plan.has("evaluate", r)] == [3, 6, 7]
     assert plan.evaluations == 3
     bare = plan_of()
     del bare["privacy"]
-    assert Plan(bare).train.mechanism == NON_PRIVATE
+    assert AuditedPlan(bare).train.mechanism == NON_PRIVATE
 
 
 @pytest.mark.parametrize(
@@ -383,12 +386,12 @@ def test_an_impossible_plan_is_refused(changes: dict[str, Any]) -> None:
     for key, change in changes.items():
         plan[key] = {**plan[key], **change} if isinstance(change, dict) else change
     with pytest.raises(Malformed):
-        Plan(plan)
+        AuditedPlan(plan)
 
 
 def test_a_run_that_got_everything_back_is_not_the_first_one_again() -> None:
-    small, large = (Plan(plan_of(training={"rounds": rounds})) for rounds in (1, 2))
-    budget = Budget(90.0, 1e-5, "add_or_remove_one")
+    small, large = (AuditedPlan(plan_of(training={"rounds": rounds})) for rounds in (1, 2))
+    budget = AuditedBudget(90.0, 1e-5, "add_or_remove_one")
     budget.add(0, charge(small, run="A"))
     budget.add(1, charge(small, run="A"), -1)
     budget.add(2, charge(large, run="B"))

@@ -23,7 +23,7 @@ from verify_kit import (
 
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.plans import AuditedPlan
 
 NORTH = SITES[0]
 SIGMA = 20 * 2**20
@@ -128,7 +128,7 @@ def test_a_training_is_not_covered_by_the_gates_event(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("noise", [1 / 3, 0.1, 20.0000001, 1e-9, 3.7])
 def test_sigma_is_rounded_up_from_the_exact_number(noise: float) -> None:
-    plan = Plan(plan_of(metrics={"noise_multiplier": noise}))
+    plan = AuditedPlan(plan_of(metrics={"noise_multiplier": noise}))
     assert plan.evaluate is not None
     top, bottom = noise.as_integer_ratio()
     sigma = -(-top * 2**20 // bottom)
@@ -137,6 +137,6 @@ def test_sigma_is_rounded_up_from_the_exact_number(noise: float) -> None:
 
 
 def test_noise_beyond_what_can_be_written_is_known_as_it_was() -> None:
-    plan = Plan(plan_of(metrics={"noise_multiplier": 1e10}))
+    plan = AuditedPlan(plan_of(metrics={"noise_multiplier": 1e10}))
     assert plan.evaluate == plan.evaluate_before == read_event(gaussian(1e10, 1.0))
     assert math.isfinite(plan.evaluate.mechanism.scale)

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from privet.common.canonical import digest
 from privet.common.errors import EvidenceFault, LedgerError, NoteError
-from privet.privacy import witness as witness_module
-from privet.privacy.keys import FileSigner
-from privet.privacy.log import Evidence
-from privet.privacy.merkle import Tree
-from privet.privacy.signed_note import COSIGN, Checkpoint, Key, Line, key_name
-from privet.privacy.statement import LEDGER, Entry
-from privet.privacy.witness import Witness, extend, keys_of
+from privet.privacy.evidence import witness as witness_module
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.log import Evidence
+from privet.privacy.evidence.merkle import Tree
+from privet.privacy.evidence.signed_note import COSIGN, Checkpoint, Key, SignatureLine, key_name
+from privet.privacy.evidence.statement import LEDGER, Entry
+from privet.privacy.evidence.witness import Witness, extend, keys_of
 
 
 def signer_of(number: int) -> FileSigner:
@@ -354,7 +354,7 @@ def test_a_memory_that_contradicts_itself_stops_the_witness(
 def test_only_the_logs_own_line_is_remembered(witness: Witness) -> None:
     """A head may come with lines of anybody's; they are neither kept nor passed on."""
     shown = Grown().add("a").shown()
-    junk = [Line(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(9)]
+    junk = [SignatureLine(f"privet.witness/{n}/0", bytes(4), bytes(72)) for n in range(9)]
     dirty = Checkpoint.parse(shown.note).with_cosignatures(junk).text
     assert said(witness, replace(shown, note=dirty)) == ""
     assert witness.seen[NAME].note == shown.note

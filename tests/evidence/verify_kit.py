@@ -110,9 +110,11 @@ def tree_consistency(first: int, leaves: list[bytes], whole: bool = True) -> lis
 
 
 SUBJECT = {
-    "genesis": "key", "key-rotated": "key", "policy": "policy", "plan-approved": "plan",
+    "genesis": "key", "key-rotated": "key", "order-key": "key", "policy": "policy",
+    "plan-approved": "plan",
     "plan-refused": "plan", "run-opened": "plan", "reserved": "order", "refused": "order",
     "released": "release", "metric-released": "release", "round": "model", "run-closed": "model",
+    "run-resumed": "model",
 }  # fmt: skip
 
 

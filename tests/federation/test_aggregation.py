@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,12 @@ from flwr.serverapp.strategy import (
 )
 
 from privet.common.errors import RunError
-from privet.common.flat import Arrays
+from privet.common.flat import Arrays, digest_arrays
+from privet.common.flower.wire import to_record
+from privet.common.mapped import Draft, Mapped
 from privet.common.plan import Plan
-from privet.common.wire import to_record
 from privet.server.aggregate import Aggregator, mean_of
+from privet.server.snapshot import Snapshot, Snapshots
 from privet.simulations.grid import InProcessGrid
 
 Make = Callable[..., Any]
@@ -233,14 +238,18 @@ def test_the_mean_of_models_is_their_mean() -> None:
 
 @pytest.mark.parametrize("kind", list(OPTIONS))
 def test_a_model_that_is_joined_in_blocks_is_the_same_bits(
-    kind: str, grid: InProcessGrid, plan_value: Make, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    grid: InProcessGrid,
+    plan_value: Make,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     """Moments over several rounds, blocks that end within an array, sites that stay away."""
     plan = Plan.parse(plan_value(strategy={"kind": kind, "options": OPTIONS[kind]}))
     models = []
-    for size in (1 << 20, 5):
+    for size, scratch in ((1 << 20, None), (5, None), (5, tmp_path)):
         monkeypatch.setattr("privet.server.aggregate.BLOCK", size)
-        aggregator, model = Aggregator(plan), random_arrays(0)
+        aggregator, model = Aggregator(plan, scratch), random_arrays(0)
         for number in (1, 2, 3):
             aggregator.configure(number, model, grid)
             arrays = {name: random_arrays(10 * number + k) for k, name in enumerate(WEIGHTS)}
@@ -249,7 +258,57 @@ def test_a_model_that_is_joined_in_blocks_is_the_same_bits(
             model = aggregator.aggregate(number, model, updates_of(arrays))
         models.append(model)
         assert len(aggregator._strategies) == (1 if size > 16 else 4)
-    assert all(np.array_equal(models[0][name], models[1][name]) for name in models[0])
+        assert isinstance(model, Mapped) is (scratch is not None)
+    assert len({digest_arrays(model) for model in models}) == 1
+    assert not list(tmp_path.iterdir())  # its files have no names
+
+
+def test_a_snapshot_is_read_where_it_lies(tmp_path: Path) -> None:
+    """It is what was stored, to the last bit, also once the next one has replaced its file."""
+    first, second, third = (random_arrays(k) for k in range(3))
+    snapshots = Snapshots(tmp_path)
+    snapshots.store(Snapshot(1, first, {"a": 1}, (second, third)))
+    read = snapshots.latest()
+    assert read is not None
+    snapshots.store(Snapshot(2, third, {}))
+    assert isinstance(read.arrays, Mapped)
+    assert (read.round, read.record) == (1, {"a": 1})
+    for made, found in zip((first, second, third), (read.arrays, *read.earlier), strict=True):
+        assert list(made) == list(found)
+        assert digest_arrays(made) == digest_arrays(found)
+    with pytest.raises(ValueError, match="read-only"):
+        read.arrays["head.bias"][...] = 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+def test_memory_is_given_back_while_a_file_is_read(tmp_path: Path) -> None:
+    """Reading 64 MB of a mapped model leaves less than 32 MB of it in memory."""
+    draft = Draft(tmp_path, {"w": np.zeros(1 << 24, np.float32)})
+    draft.arrays["w"][...] = 1.0
+    model = draft.seal()
+    before = _resident()
+    digest_arrays(model)
+    assert _resident() - before < 32 << 20
+    assert float(model["w"].sum()) == 1 << 24
+    assert _resident() - before > 48 << 20  # read by one that does not give back
+
+
+def test_a_disk_without_room_is_an_error_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mapped file that has no blocks yet ends the process where the disk is full (SIGBUS)."""
+
+    def full(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "no room")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="no room"):
+        Draft(tmp_path, {"w": np.zeros(8, np.float32)})
+
+
+def _resident() -> int:
+    text = Path("/proc/self/statm").read_text()
+    return int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_mean_in_blocks_is_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:

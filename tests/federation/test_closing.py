@@ -17,7 +17,7 @@ from privet.common.flat import Arrays
 from privet.common.models import initial_model
 from privet.common.order import Order, Status
 from privet.common.release import Release
-from privet.privacy.ledger import Ledger
+from privet.privacy.evidence.ledger import Ledger
 
 Make = Callable[..., Any]
 Orders = Callable[..., Order]

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from link_kit import Ends, answering
 
 from privet.common import compress as module
-from privet.common.compress import GROUP, Lighter, bytes_of, compress
+from privet.common.compress import GROUP, CompressedUpdate, bytes_of, compress
 from privet.common.errors import InputError
-from privet.common.flat import Arrays, Intake, chunks, size_of
+from privet.common.flat import Arrays, StreamDecoder, chunks, size_of
 from privet.common.order import Status
 from privet.common.plan import Compression, Plan
-from privet.privacy.noise import Stream
+from privet.privacy.mechanism.noise import Stream
 from privet.server import aggregate
 from privet.server.aggregate import Aggregator
 
@@ -43,7 +43,7 @@ def shapes(arrays: Arrays) -> dict[str, tuple[int, ...]]:
 
 
 def there_and_back(arrays: Arrays, how: Compression, stream: Any) -> Arrays:
-    return Lighter(compress(arrays, how, stream)[0], shapes(arrays), how).whole()
+    return CompressedUpdate(compress(arrays, how, stream)[0], shapes(arrays), how).whole()
 
 
 # what comes back
@@ -105,7 +105,7 @@ def test_what_was_left_out_comes_later() -> None:
     for number in range(30):
         arrays = update(number)
         packed, rest = compress(arrays, TENTH, Stream.seeded(number), rest)
-        back = Lighter(packed, shapes(arrays), TENTH).whole()
+        back = CompressedUpdate(packed, shapes(arrays), TENTH).whole()
         for name in arrays:
             sent[name] += back[name]
             asked[name] += arrays[name]
@@ -119,7 +119,7 @@ def test_what_was_left_out_comes_later() -> None:
 @settings(max_examples=60, deadline=None)
 def test_a_part_is_a_part_of_the_whole(how: Compression, a: int, b: int) -> None:
     arrays = update(3, 90, 100)
-    packed = Lighter(compress(arrays, how, Stream.seeded(2))[0], shapes(arrays), how)
+    packed = CompressedUpdate(compress(arrays, how, Stream.seeded(2))[0], shapes(arrays), how)
     low, high = min(a, b), max(a, b)
     assert np.array_equal(
         packed.part("head.weight", low, high), packed.whole()["head.weight"].ravel()[low:high]
@@ -133,7 +133,7 @@ def test_a_part_is_a_part_of_the_whole(how: Compression, a: int, b: int) -> None
 def test_it_travels_and_its_length_is_known_before(how: Compression) -> None:
     arrays = update()
     packed, _ = compress(arrays, how, Stream.seeded(2))
-    intake = Intake(size_of(packed))
+    intake = StreamDecoder(size_of(packed))
     for chunk in chunks(packed, size=777):
         intake.take(chunk)
     came, _ = intake.finish()
@@ -163,7 +163,7 @@ def test_what_the_plan_does_not_ask_for_is_refused(how: Compression) -> None:
     packed, _ = compress(arrays, how, Stream.seeded(2))
     for number, wrong in enumerate(spoilt(packed, how)):
         with pytest.raises(InputError, match="not compressed as|do not ascend"):
-            Lighter(wrong, shapes(arrays), how)
+            CompressedUpdate(wrong, shapes(arrays), how)
             pytest.fail(f"number {number} was taken")
 
 
@@ -216,7 +216,7 @@ def test_a_site_that_does_not_compress_fails_alone(
     federation: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = federation(noise_seed=5, compression={"kind": "int8"}, strategy={"min_sites": 2})
-    from privet.client import trainer
+    from privet.client.training import trainer
 
     real = trainer.compress
     calls = []
@@ -237,7 +237,7 @@ def test_a_scale_that_no_update_has_is_refused(scale: float) -> None:
     packed, _ = compress(arrays, INT8, Stream.seeded(2))
     packed["head.weight|scales"] = np.full_like(packed["head.weight|scales"], scale)
     with pytest.raises(InputError, match="scales of 'head.weight'"):
-        Lighter(packed, shapes(arrays), INT8)
+        CompressedUpdate(packed, shapes(arrays), INT8)
 
 
 @BOTH
@@ -261,7 +261,7 @@ def test_numbers_without_measure_fail_their_site_alone(
     made = federation(
         noise_seed=5, compression=compression, strategy={"min_sites": 2}, training={"rounds": 3}
     )
-    from privet.client import trainer
+    from privet.client.training import trainer
 
     real = trainer.Trainer._train
 
@@ -269,7 +269,7 @@ def test_numbers_without_measure_fail_their_site_alone(
         found = real(self, *given)
         if self.site.name != "North":
             return found
-        return trainer.Made(spoil(found.arrays), found.event, found.reproducible)
+        return trainer.TrainerOutput(spoil(found.arrays), found.event, found.reproducible)
 
     monkeypatch.setattr(trainer.Trainer, "_train", hostile)
     outcome = made.run()
@@ -292,7 +292,7 @@ def test_what_was_not_paid_for_is_not_in_the_next_update(
     """A release that commit refuses, made with hardly any noise, must not come out later."""
     from dataclasses import replace
 
-    from privet.client import trainer
+    from privet.client.training import trainer
 
     made = federation(
         compression=TOP, privacy={"noise_multiplier": 50.0, "epsilon": 500.0},
@@ -320,7 +320,7 @@ def test_what_was_not_paid_for_is_not_in_the_next_update(
     assert third.status is Status.RELEASED and given[2] != {}
     # What is left of the second, and nothing of the first.
     assert second.release is not None
-    back = Lighter(second.release.arrays, shapes(model), made.plan.compression).whole()
+    back = CompressedUpdate(second.release.arrays, shapes(model), made.plan.compression).whole()
     for name in model:
         assert given[2][name] == pytest.approx(seen[1][name] - back[name], abs=1e-6)
 
@@ -364,7 +364,7 @@ def test_joined_block_by_block_as_at_once(
     for number, site in enumerate(plan.sites):
         packed, _ = compress(update(number), how, Stream.seeded(number))
         message = Message(RecordDict(), reply_to=Message(RecordDict(), number + 1, "train"))
-        updates[site.name] = message, Lighter(packed, shapes(model), how)
+        updates[site.name] = message, CompressedUpdate(packed, shapes(model), how)
     at_once = Aggregator(plan).aggregate(1, model, updates)
     monkeypatch.setattr(aggregate, "BLOCK", 1000)
     by_block = Aggregator(plan).aggregate(1, model, updates)

@@ -142,7 +142,7 @@ def test_what_fails_after_the_releases_ends_no_run(
     elif what == "plots":
         monkeypatch.setattr(plots, "_rounds", fails)
     else:
-        monkeypatch.setattr("privet.simulations.result.model_card", fails)
+        monkeypatch.setattr("privet.simulations.run_folder.model_card", fails)
     plan = Plan.parse(plan_value(metrics={"source": "public"}))
     result = run_plan(plan, Setting(base=files), tmp_path / "out")
     assert any("no luck" in remark for remark in result.remarks)

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from flwr.app import Context, Message, RecordDict, UserConfig
 
-from privet.client.desk import make_site
+from privet.client.operator.decisions import make_site
 from privet.common.errors import InputError, KeyFault, WrongLedger
+from privet.common.flower.wire import claim_identity, decode_reply, number_message
 from privet.common.order import Status
 from privet.common.plan import Plan
-from privet.common.wire import claim_identity, decode_reply, number_message
 from privet.flower import client, server
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.report import write_report
-from privet.privacy.audit.report.judging import standing
+from privet.privacy.audit.report.claims import standing
 from privet.privacy.audit.verify import verify
+from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.parties import Parties
 
 SITES = 6
 
@@ -91,8 +91,8 @@ def with_order(message: Message) -> None:
     from flwr.app import ConfigRecord
 
     from privet.common.flat import digest_arrays
+    from privet.common.flower.wire import encode_order, to_record
     from privet.common.order import Order
-    from privet.common.wire import encode_order, to_record
 
     model = {"w": np.zeros(2, "<f4")}
     order = Order("run", "North", 1, 1, "train", "sha256:" + "0" * 64, digest_arrays(model), ("w",))
@@ -114,5 +114,5 @@ def test_a_bundle_that_points_at_a_real_ledger_does_not_open_it(
     before = {path.name: path.read_bytes() for path in place.glob("*.db")}
     for setting in ("bundle", "simulation"):
         with pytest.raises(error):
-            Parties(plan, tmp_path / "run", setting=setting).ledger("North")
+            SimulatedFederation(plan, tmp_path / "run", setting=setting).ledger("North")
     assert {path.name: path.read_bytes() for path in place.glob("*.db")} == before

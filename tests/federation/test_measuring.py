@@ -13,24 +13,24 @@ import pytest
 import torch
 from federation_kit import Federation, Silent
 
-from privet.client.trainer import Trainer
+from privet.client.training.trainer import Trainer
 from privet.common.canonical import write_json
-from privet.common.delivery import figures_path
-from privet.common.delivery.trained import load
 from privet.common.errors import InputError, PlanError, QuorumNotMet
 from privet.common.flat import Arrays
 from privet.common.models import build_model, initial_model
 from privet.common.models.start import FOLDERS, offer
 from privet.common.order import Status
 from privet.common.plan import Plan
+from privet.common.run_files import figures_path
 from privet.common.tasks.measure import pooled, table_shape
-from privet.privacy.accounting import privacy_loss
-from privet.privacy.events import DiscreteGaussian, Gaussian, Repeated, gate_release
-from privet.privacy.program import calibrated, measuring, planned
-from privet.privacy.units import Relation, Unit
-from privet.server.conduct import conduct
+from privet.delivery.trained import load
+from privet.privacy.accounting.events import DiscreteGaussian, Gaussian, Repeated, gate_release
+from privet.privacy.accounting.plan_events import calibrated, measuring, planned
+from privet.privacy.accounting.pld import privacy_loss
+from privet.privacy.accounting.units import Relation, Unit
+from privet.server.evidence.collector import EvidenceCollector
 from privet.server.queue import Run
-from privet.server.recorder import Recorder
+from privet.server.run import execute_run
 from privet.server.snapshot import save_model
 
 Make = Callable[..., Any]
@@ -194,7 +194,7 @@ def test_a_coordinator_that_dies_before_its_line_pays_nothing_twice(
         raise ConnectionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "close_round", dies)
+        patched.setattr(EvidenceCollector, "close_round", dies)
         with pytest.raises(ConnectionError):
             fed.run()
     fed.run()
@@ -218,7 +218,7 @@ def test_a_coordinator_that_dies_before_it_told_knows_it_afterwards(
     run = queued(tmp_path / "hub", fed.plan)
 
     def go() -> None:
-        conduct(
+        execute_run(
             run, fed.grid(), lambda: initial_model(fed.plan),
             lambda: fed.parties.recorder(fed.roster),
         )  # fmt: skip
@@ -227,7 +227,7 @@ def test_a_coordinator_that_dies_before_it_told_knows_it_afterwards(
         raise ConnectionError
 
     with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "close_round", dies)
+        patched.setattr(EvidenceCollector, "close_round", dies)
         with pytest.raises(ConnectionError):
             go()
     go()

@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from privet.client.guard import Guard
+from privet.client.admission import AdmissionControl
 from privet.client.site import Answer
 from privet.common.errors import EvidenceFault, RunError
 from privet.common.flat import Arrays
+from privet.common.flower.wire import SHOW, decode_show, encode_reply, encode_show
 from privet.common.order import Order, Status
-from privet.common.wire import decode_show, encode_reply, encode_show
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
-from privet.privacy.keys import FileSigner
-from privet.privacy.merkle import root_from_inclusion
-from privet.privacy.roster import Roster
-from privet.privacy.signed_note import Checkpoint
-from privet.privacy.store import Store
-from privet.server.recorder import Recorder
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.merkle import root_from_inclusion
+from privet.privacy.evidence.roster import Roster
+from privet.privacy.evidence.signed_note import Checkpoint
+from privet.privacy.evidence.store import Store
+from privet.server.evidence.collector import EvidenceCollector
+from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.parties import Parties
 
 Make = Callable[..., Any]
 Orders = Callable[..., Order]
@@ -63,21 +63,23 @@ def between(fed: Any, act: Callable[[int, str, list[Message]], None]) -> InProce
 
 
 @dataclass(frozen=True)
-class ForBoth(Parties):
+class ForBoth(SimulatedFederation):
     """Parties of a run whose sites' policies name another coordinator, too."""
 
     order_keys: tuple[str, ...] = ()
 
-    def guard(self, site: str, roster: Roster) -> Guard:
+    def guard(self, site: str, roster: Roster) -> AdmissionControl:
         guard = super().guard(site, roster)
         allow = guard.policy.allow.model_copy(update={"coordinators": self.order_keys})
-        return Guard(guard.policy.model_copy(update={"allow": allow}), guard.ledger, roster)
+        return AdmissionControl(
+            guard.policy.model_copy(update={"allow": allow}), guard.ledger, roster
+        )
 
 
 def beside(fed: Any, folder: Path) -> Any:
     """Another coordinator of the same sites, whose policies name both from here on."""
     ledgers = fed.folder / "sites"
-    roster = Parties(fed.plan, folder, ledgers).found()
+    roster = SimulatedFederation(fed.plan, folder, ledgers).found()
     both = tuple(one.coordinator.orders.fingerprint for one in (fed.roster, roster))
     other = replace(
         fed, parties=ForBoth(fed.plan, folder, ledgers, order_keys=both), folder=folder,
@@ -177,7 +179,7 @@ def test_a_site_that_comes_after_a_restart_waits_for_the_next_run(federation: Ma
 # a site that wants the journal to look false, or the coordinator to stop
 
 
-@pytest.mark.parametrize("status", [Status.PRESENT, Status.RELEASED])
+@pytest.mark.parametrize("status", [Status.PRESENT, Status.RELEASED, Status.WAITS_FOR_APPROVAL])
 def test_an_answer_to_another_question_is_a_failure(federation: Make, status: Status) -> None:
     fed = federation()
 
@@ -203,16 +205,12 @@ def lies(fed: Any, name: str, change: Callable[[dict[str, Any]], None]) -> InPro
         def send_and_receive(
             self, messages: Iterable[Message], *, timeout: float | None = None
         ) -> Iterable[Message]:
-            messages = list(messages)
-            answers = list(super().send_and_receive(messages, timeout=timeout))
-            questions = {one.metadata.message_id: one for one in messages}
-            for answer in answers:
-                question = questions[answer.metadata.reply_to_message_id]
-                if question.metadata.message_type == "query.show":
+            for answer in super().send_and_receive(messages, timeout=timeout):
+                if SHOW in answer.content:
                     value = decode_show(answer.content)
                     if value["evidence"]["note"].startswith(origin):
                         change(value)
-                        answer = Message(encode_show(value), reply_to=question)
+                        answer.content[SHOW] = encode_show(value)[SHOW]
                 yield answer
 
     return fed.grid(Grid)
@@ -269,7 +267,7 @@ def test_a_key_that_is_rotated_under_a_running_client_accuses_nobody(federation:
         if (number, kind) == (2, "train"):
             fed.ledger("South").rotate(FileSigner.generate())
 
-    assert fed.run(between(fed, act)).progress[1].statuses["South"] is Status.FAILED
+    assert fed.run(between(fed, act)).progress[1].statuses["South"] is Status.NOT_NOW
     assert faults(fed) == []
 
 
@@ -280,15 +278,15 @@ def test_a_run_that_averages_goes_on_as_if_nothing_had_happened(
 ) -> None:  # fmt: skip
     more = {"training": {"rounds": 3}, "strategy": {"average_last": 3}, "noise_seed": 7}
     whole = federation(folder="whole", **more).run().model
-    fed, note = federation(**more), Recorder.close_round
+    fed, note = federation(**more), EvidenceCollector.close_round
 
-    def dies(self: Recorder, record: dict[str, Any]) -> None:
+    def dies(self: EvidenceCollector, record: dict[str, Any]) -> None:
         note(self, record)
         if record["round"] == after:
             raise ConnectionError("the coordinator died")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "close_round", dies)
+        patched.setattr(EvidenceCollector, "close_round", dies)
         with pytest.raises(ConnectionError):
             fed.run()
     assert same(fed.run().model, whole)

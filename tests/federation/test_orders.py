@@ -15,17 +15,17 @@ import pytest
 
 from privet.client.data.records import SiteData
 from privet.client.outbox import Outbox
-from privet.client.trainer import mechanism
+from privet.client.training.trainer import mechanism
 from privet.common.code import code_digest
 from privet.common.flat import Arrays, digest_arrays
+from privet.common.flower.wire import encode_reply
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
-from privet.common.wire import encode_reply
-from privet.privacy.accounting import epsilon
-from privet.privacy.book import Reservation
-from privet.privacy.dpsgd import DpSgd, PlainSgd
-from privet.privacy.ledger import Ledger, Request
+from privet.privacy.accounting.pld import epsilon
+from privet.privacy.evidence.ledger import Ledger, Request
+from privet.privacy.evidence.ledger_state import Reservation
+from privet.privacy.mechanism.dpsgd import DpSgd, PlainSgd
 
 Make = Callable[..., Any]
 Orders = Callable[..., Order]
@@ -362,6 +362,31 @@ def test_an_update_without_noise_leaves_only_where_the_plan_has_no_privacy(
 # the debit is on disk before data is read
 
 
+@pytest.mark.parametrize("decided", ["policy", "refused", "nothing"])
+def test_what_is_decided_between_the_look_and_the_debit_counts(
+    federation: Make, order_for: Orders, start: Start, decided: str
+) -> None:
+    """Another process writes into the ledger after the site has looked at its policy."""
+    fed = federation()
+    site, model = fed.sites[0], start(fed.plan)
+    test = site._trainer.self_test
+
+    def deciding() -> tuple[str, ...]:
+        other = Ledger(fed.home("North"), fed.ledger("North").log.signer, "North")
+        if decided == "policy":
+            policy = dict(other.book.policy or {})
+            other.set_policy({**policy, "allow": {**policy["allow"], "max_rounds": 1}})
+        elif decided == "refused":
+            other.refuse_plan(fed.plan.digest, ["DPO"])
+        return test()
+
+    site._trainer.self_test = deciding
+    answer = site.answer(order_for(fed, "North", model), model)
+    said = {"policy": Status.REFUSED_POLICY, "refused": Status.REFUSED_PLAN}
+    assert answer.status is said.get(decided, Status.RELEASED)
+    assert ("reserved" in fed.kinds("North")) is (decided == "nothing")
+
+
 def paid_when_opened(
     fed: Any, order: Order, model: Arrays, kind: type[Ledger] = Ledger
 ) -> list[list[str]]:
@@ -406,7 +431,9 @@ def test_a_ledger_that_writes_late_is_noticed(
     class Late(Ledger):
         """Keeps the reservation in memory until the commit."""
 
-        def reserve(self, request: Request) -> Reservation:
+        def reserve(
+            self, request: Request, still_allowed: Callable[[], None] = lambda: None
+        ) -> Reservation:
             self.kept = request
             return Reservation(0, request.order.digest, request.order.slot, request.event)
 
@@ -618,7 +645,7 @@ def test_a_site_with_a_damaged_ledger_answers_failed(
     from flwr.app import ConfigRecord, Message
 
     from privet.client.app import create_app
-    from privet.common.wire import decode_reply, encode_order, to_record
+    from privet.common.flower.wire import decode_reply, encode_order, to_record
 
     fed = federation()
     order = order_for(fed, "North", start(fed.plan))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import SelfTestFailed
 from privet.common.plan import Plan
 
@@ -128,6 +128,6 @@ def test_a_measure_of_ones_own_goes_through_the_gate(
 def test_a_faulty_measure_is_found_before_anything_is_paid_for(
     own_plan: Callable[..., Plan], fault: str, said: str
 ) -> None:
-    assert Workbench(own_plan()).self_tests  # the control
+    assert ModelRuntime(own_plan()).self_tests  # the control
     with pytest.raises(SelfTestFailed, match=said):
-        Workbench(own_plan(fault=fault)).self_tests  # noqa: B018
+        ModelRuntime(own_plan(fault=fault)).self_tests  # noqa: B018

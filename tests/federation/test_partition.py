@@ -13,7 +13,7 @@ import pytest
 from privet.client.data import split
 from privet.common.plan import Plan, Split
 from privet.simulations.partition import split_by_unit, split_in_proportion
-from privet.simulations.records import Records
+from privet.simulations.records import SiteRecords
 
 Parts = Callable[[pd.DataFrame], pd.Series]
 SHARES = Split(test=0.25, validation=0.1)
@@ -66,7 +66,7 @@ def test_an_odd_cell_that_changes_how_its_column_is_read_moves_no_other(
     content = ["x1", "x2", "colour", "y", "patient", "site", "age", "paid", "dose"]
 
     def parts() -> dict[tuple[Any, ...], str]:
-        found = Records(plan, None, data).parts()
+        found = SiteRecords(plan, None, data).parts()
         return {
             row: name for name, table in found.items()
             for row in table[content].itertuples(index=False, name=None)

@@ -16,14 +16,14 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict, UserConfig
 
 from privet.client.data.records import SiteData
 from privet.client.site import Answer, Site
-from privet.client.trainer import Trainer
-from privet.client.training import Made
+from privet.client.training.protocol import TrainerOutput
+from privet.client.training.trainer import Trainer
 from privet.common.errors import DataError, QuorumNotMet
 from privet.common.flat import Arrays
+from privet.common.flower.wire import decode_reply, encode_order, encode_reply, to_record
 from privet.common.models import initial_model
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
-from privet.common.wire import decode_reply, encode_order, encode_reply, to_record
 from privet.simulations.grid import InProcessGrid
 
 Make = Callable[..., Any]
@@ -257,8 +257,8 @@ def test_an_encoding_of_ones_own_cannot_couple_records(
     monkeypatch: pytest.MonkeyPatch, how: str,
 ) -> None:  # fmt: skip
     """Whatever it computes of its table: one record changes no other one's tensors (H6)."""
-    from privet.client.trainer import usable_records
-    from privet.client.workbench import Workbench
+    from privet.client.training.model_runtime import ModelRuntime
+    from privet.client.training.trainer import usable_records
 
     (tmp_path / "own_coding.py").write_text(_CODING)
     monkeypatch.syspath_prepend(tmp_path)
@@ -266,7 +266,7 @@ def test_an_encoding_of_ones_own_cannot_couple_records(
     task = {"kind": "own_coding:Coding", "numeric": {}, "categorical": {}, "options": {"how": how}}
     fed = federation(frames={"North": frame()}, task=task, model={"kind": "own_coding:make"})
     odd = frame(x1=[-1e6] * 20).iloc[[0]]
-    bench = Workbench(fed.plan)
+    bench = ModelRuntime(fed.plan)
     alone = usable_records(bench, frame())
     among = usable_records(bench, pd.concat([odd, frame(), odd]))
     assert len(alone.units) == 20
@@ -275,13 +275,13 @@ def test_an_encoding_of_ones_own_cannot_couple_records(
         assert torch.equal(among.examples[name][others], tensor), name
     if how in ("mean", "rank", "before", "longest", "learns"):
         # The control: encoded as one table, the odd record moves all the others.
-        whole = Workbench(fed.plan).task.encode(frame())["x"]
-        with_odd = Workbench(fed.plan).task.encode(pd.concat([odd, frame()]))["x"][1:]
+        whole = ModelRuntime(fed.plan).task.encode(frame())["x"]
+        with_odd = ModelRuntime(fed.plan).task.encode(pd.concat([odd, frame()]))["x"][1:]
         assert whole.shape != with_odd.shape or not torch.allclose(whole, with_odd)
     if how == "list":
         # The control: a task that is not reset remembers the odd record at the next one.
-        task = Workbench(fed.plan).task
-        first = Workbench(fed.plan).task.encode(frame().iloc[[0]])["x"]
+        task = ModelRuntime(fed.plan).task
+        first = ModelRuntime(fed.plan).task.encode(frame().iloc[[0]])["x"]
         task.encode(odd)
         assert not torch.equal(task.encode(frame().iloc[[0]])["x"], first)
     model = initial_model(fed.plan)
@@ -326,7 +326,7 @@ def test_the_coordinator_sees_statuses_only(
     class Broken(Trainer):
         """Fails with a record in its words, as code of a user's own may."""
 
-        def release(self, order: Order, model: Arrays) -> Made:
+        def release(self, order: Order, model: Arrays) -> TrainerOutput:
             super().release(order, model)
             raise DataError(f"label '{SECRET}' in row 3")
 

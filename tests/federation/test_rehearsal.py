@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from privet.client import rehearsal
-from privet.client.rehearsal import rehearse
-from privet.client.workbench import workbench
+from privet.client.training import rehearsal
+from privet.client.training.model_runtime import model_runtime
+from privet.client.training.rehearsal import rehearse
 from privet.common.errors import InputError, PlanError
 from privet.common.flat import digest_arrays
 from privet.common.models import initial_model
@@ -182,7 +182,7 @@ def test_what_can_run_passes_and_leaves_the_model_as_it_was(
 ) -> None:
     plan = Plan.parse(plan_value(**own(task, metrics={"source": source})))
     rehearse(plan)
-    named = workbench(plan).engine.named
+    named = model_runtime(plan).engine.named
     now = {name: p.detach().numpy() for name, p in named.items()}
     assert digest_arrays(now) == digest_arrays(initial_model(plan))
 

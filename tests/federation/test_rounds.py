@@ -16,15 +16,15 @@ from flwr.clientapp import ClientApp
 
 from privet.client.app import create_app
 from privet.client.site import Answer, Site
-from privet.client.training import Made
+from privet.client.training.protocol import TrainerOutput
 from privet.common.errors import QuorumNotMet, RunError
 from privet.common.flat import Arrays, digest_arrays
+from privet.common.flower.wire import encode_reply
 from privet.common.models import initial_model
 from privet.common.order import Order, Status
 from privet.common.release import Release
-from privet.common.wire import encode_reply
-from privet.privacy import events as ev
-from privet.server.recorder import Recorder
+from privet.privacy.accounting import events as ev
+from privet.server.evidence.collector import EvidenceCollector
 from privet.server.rounds import Outcome, Progress
 from privet.simulations import grid as grid_module
 from privet.simulations.grid import InProcessGrid
@@ -212,11 +212,11 @@ def test_a_round_that_was_stored_and_not_noted_is_noted_after_the_restart(
     """The coordinator dies between the snapshot and the journal's line about it."""
     fed = federation()
 
-    def dies(self: Recorder, record: dict[str, Any]) -> None:
+    def dies(self: EvidenceCollector, record: dict[str, Any]) -> None:
         raise ConnectionError("the coordinator died")
 
     with monkeypatch.context() as patched:
-        patched.setattr(Recorder, "close_round", dies)
+        patched.setattr(EvidenceCollector, "close_round", dies)
         with pytest.raises(ConnectionError):
             fed.run()
     assert fed.journal_entries("round") == []
@@ -446,7 +446,7 @@ def crafted(
     """
 
     class Crafty(Site):
-        def _store(self, order: Order, reservation: Any, made: Made) -> Release:
+        def _store(self, order: Order, reservation: Any, made: TrainerOutput) -> Release:
             if self.name == "East":
                 made = replace(made, arrays=arrays(made.arrays))
             return super()._store(order, reservation, made)
@@ -510,10 +510,10 @@ def test_a_release_that_its_log_does_not_hold_counts_as_failed(federation: Make)
 
 
 class Patient(InProcessGrid):
-    """A grid on which every site may always be asked again."""
+    """A grid on which every site may always be asked again, at once."""
 
-    def wait_for(self, nodes: set[int]) -> bool:
-        return True
+    def wait_for(self, nodes: set[int], seconds: float | None = None) -> set[int]:
+        return nodes
 
 
 def test_who_never_proves_its_release_is_not_asked_for_ever(federation: Make) -> None:
@@ -580,7 +580,7 @@ def test_a_release_without_its_facts_does_not_stop_the_coordinator(
 
 @pytest.mark.parametrize("raw", [None, "json", "fields"])
 def test_a_message_that_is_no_order_is_refused(federation: Make, raw: str | None) -> None:
-    from privet.common.wire import decode_reply
+    from privet.common.flower.wire import decode_reply
 
     fed = federation()
     fed.grid()
@@ -600,7 +600,7 @@ def test_a_malformed_model_is_refused(
 ) -> None:
     from flwr.app import Array, ArrayRecord
 
-    from privet.common.wire import decode_reply
+    from privet.common.flower.wire import decode_reply
 
     fed = federation()
     fed.grid()
@@ -622,7 +622,7 @@ def test_a_malformed_model_is_refused(
 def test_another_model_than_ordered_is_refused(
     federation: Make, order_for: Callable[..., Order]
 ) -> None:
-    from privet.common.wire import decode_reply, encode_order, to_record
+    from privet.common.flower.wire import decode_reply, encode_order, to_record
 
     fed = federation()
     fed.grid()
@@ -647,7 +647,7 @@ def _context() -> Context:
 
 
 def test_a_query_says_the_name_and_nothing_else(federation: Make) -> None:
-    from privet.common.wire import decode_reply
+    from privet.common.flower.wire import decode_reply
 
     fed = federation()
     fed.grid()

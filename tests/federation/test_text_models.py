@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from privet.client.workbench import workbench
+from privet.client.training.model_runtime import model_runtime
 from privet.common.errors import QuorumNotMet
 from privet.common.models import initial_model
 from privet.common.models.start import FOLDERS, offer
@@ -54,7 +54,7 @@ def plan_of(folder: Path, model: dict[str, Any]) -> Plan:
         pytest.param(
             {"kind": "minilm", "options": {"tuning": "lora", "rank": 2}},
             id="lora",
-            marks=pytest.mark.slow,
+            marks=[pytest.mark.slow, pytest.mark.long],
         ),
     ],
 )
@@ -109,12 +109,12 @@ def test_a_head_that_was_trained_alone_goes_on(
     texts = pd.DataFrame({"text": ["my card is lost", "top up failed"], "topic": ["card", "money"]})
     scores = []
     for one, model in ((plan, head.model), (more, initial_model(more))):
-        bench = workbench(one)
+        bench = model_runtime(one)
         bench.load(model)
         scores.append(bench.score(bench.encode(texts)))
     assert scores[1] == pytest.approx(scores[0], abs=1e-6)
     # The control: without the scale it reads other features.
     plain = more.changed(model={"options": {"tuning": "lora"}})
-    bench = workbench(plain)
+    bench = model_runtime(plain)
     bench.load(initial_model(plain))
     assert not np.allclose(bench.score(bench.encode(texts)), scores[0], atol=1e-3)

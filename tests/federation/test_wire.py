@@ -18,9 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from privet.common.errors import InputError, NotReleasable
 from privet.common.flat import Arrays, digest_arrays
-from privet.common.order import Order, Status
-from privet.common.release import Release
-from privet.common.wire import (
+from privet.common.flower.wire import (
     decode_order,
     decode_reply,
     encode_order,
@@ -28,9 +26,11 @@ from privet.common.wire import (
     from_record,
     to_record,
 )
-from privet.privacy.clipping import ClippedSum
-from privet.privacy.clipping.methods import RawGradients
-from privet.privacy.dpsgd import NoisedUpdate
+from privet.common.order import Order, Status
+from privet.common.release import Release
+from privet.privacy.mechanism.clipping import ClippedSum
+from privet.privacy.mechanism.clipping.methods import RawGradients
+from privet.privacy.mechanism.dpsgd import NoisedUpdate
 
 floats = hnp.arrays(
     np.float32,
@@ -130,9 +130,10 @@ def test_only_a_mechanism_makes_a_noised_update() -> None:
         NoisedUpdate(object(), {}, None, False)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_number_that_is_not_finite_neither_leaves_nor_arrives(value: float) -> None:
-    values = {"w": np.array([0.0, value], np.float32)}
+def test_a_number_that_is_not_finite_neither_leaves_nor_arrives(value: float, kind: type) -> None:
+    values = {"w": np.array([0.0, value], kind)}
     with pytest.raises(NotReleasable, match="'w' is not finite"):
         encode_reply("A", Status.RELEASED, release(values))
     content = encode_reply("A", Status.RELEASED, release())

@@ -9,8 +9,8 @@ from typing import Any
 from privet.common.plan import Plan
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
 from privet.simulations.run import Setting, run_plan
 
 Make = Callable[..., Any]

@@ -156,7 +156,9 @@ def test_the_wheel_requires_what_the_core_imports(run: Run) -> None:
     done = run("python", "-c", _IMPORTS)
     assert done.returncode == 0, done.stderr
     loaded, failed, missing, direct = json.loads(done.stdout)
-    assert {"privet.privacy.ledger", "privet.privacy.audit.report", "privet.cli"} <= set(loaded)
+    assert {"privet.privacy.evidence.ledger", "privet.privacy.audit.report", "privet.cli"} <= set(
+        loaded
+    )
     assert {"numpy", "scipy", "cryptography"} <= set(direct)
     assert missing == []
     assert set(failed.values()) <= {
@@ -227,6 +229,6 @@ def test_what_needs_more_says_what_to_install(run: Run, words: tuple[str, ...]) 
 
 def test_the_clients_room_is_not_an_auditors(run: Run) -> None:
     """The negative control: what needs torch does not import here."""
-    done = run("python", "-c", "import privet.privacy.dpsgd")
+    done = run("python", "-c", "import privet.privacy.mechanism.dpsgd")
     assert done.returncode == 1
     assert "No module named" in done.stderr

@@ -102,6 +102,7 @@ def test_the_budget_page_shows_what_is_printed(root: Path, tmp_path: Path) -> No
     assert (code, missing(outputs[2].text, f"{printed}\n{code}")) == (3, [])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_page_of_own_models_shows_what_is_printed(root: Path, tmp_path: Path) -> None:
     blocks = blocks_of(root / "docs" / "how-to" / "own-model-and-task.md")

@@ -1,4 +1,7 @@
-"""common ← privacy ← client | server ← simulations ← privet.cli, and who may import what."""
+"""Which way imports go, between rooms and between sub-rooms, and who may import what.
+
+common ← privacy ← client | server ← simulations ← privet.delivery ← privet.cli
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,39 @@ from pathlib import Path
 import pytest
 
 ROOMS = ("common", "privacy", "client", "server", "simulations")
-RANK = {"common": 0, "privacy": 1, "client": 2, "server": 2, "simulations": 3, "cli": 4}
+RANK = {
+    "common": 0, "privacy": 1, "client": 2, "server": 2, "simulations": 3, "delivery": 4, "cli": 5,
+}  # fmt: skip
 FLOWER = (
-    "*/app.py", "*/grid.py", "server/aggregate.py", "simulations/run.py", "simulations/ray.py",
-    "common/wire.py", "client/stock.py", "server/stock.py",
+    "*/app.py", "*/grid.py", "server/aggregate.py", "server/strategy_state.py",
+    "simulations/run.py", "simulations/ray.py", "common/flower/wire.py",
+    "client/stock_flower/clientapp.py", "server/flower_serverapp.py",
 )  # fmt: skip
-OPACUS = ("privacy/dpsgd.py", "privacy/clipping/*.py")
-EVIDENCE = (
-    "events", "units", "accounting", "honesty", "program", "policy", "database", "filter", "merkle",
-    "ceiling", "gaussian_dp", "pld_size", "renyi", "shares",
-    "signed_note", "keys", "pkcs11", "statement", "store", "log", "book", "ledger", "witness",
-    "roster",
+OPACUS = ("privacy/mechanism/dpsgd.py", "privacy/mechanism/clipping/*.py")
+LIGHT = (
+    "privacy/accounting/", "privacy/evidence/", "privacy/audit/", "privacy/policy.py",
+    "privacy/database.py", "privacy/person_names.py",
 )  # fmt: skip
+"""What an auditor has: neither torch nor Flower stands in it."""
+BELOW = {
+    "privacy.accounting": ("privacy.evidence", "privacy.mechanism", "privacy.audit"),
+    "privacy.evidence": ("privacy.mechanism", "privacy.audit"),
+    "privacy.mechanism": ("privacy.evidence", "privacy.audit"),
+    "client.data": ("client.training", "client.link", "client.operator", "client.recovery"),
+    "client.link": ("client.operator", "client.training", "client.stock_flower"),
+    "server.link": ("server.membership", "server.recovery", "server.research"),
+    "server.evidence": ("server.membership", "server.recovery", "server.link"),
+}
+"""Sub-rooms, each with those that it must not import."""
 VERIFIER = "privacy/audit/verify/"
 VERIFIER_MAY = ("privet.common.errors", "privet.privacy.audit.verify")
 
 
 def sources(root: Path) -> dict[str, str]:
-    """Return every module of the five rooms and the command line, by path from the root."""
+    """Return every module of the rooms, by path from the root."""
     paths = [path for room in ROOMS for path in (root / room).rglob("*.py")]
-    paths += (root / "privet" / "cli").rglob("*.py")
+    for room in ("cli", "delivery"):
+        paths += (root / "privet" / room).rglob("*.py")
     return {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}
 
 
@@ -85,7 +101,7 @@ def strangers(modules: dict[str, str], package: str, allowed: tuple[str, ...]) -
 
 def test_rooms_import_one_way(root: Path) -> None:
     modules = sources(root)
-    assert {room_of(path) for path in modules} == {*ROOMS, "cli"}
+    assert {room_of(path) for path in modules} == set(RANK)
     assert against_the_stream(modules) == []
 
 
@@ -99,6 +115,8 @@ def test_rooms_import_one_way(root: Path) -> None:
         ("server/planted.py", "from privet.client import site"),
         ("server/planted.py", "from privet.simulations import run"),
         ("simulations/planted.py", "from privet.cli import app"),
+        ("simulations/planted.py", "from privet.delivery.trained import load"),
+        ("privet/delivery/planted.py", "from privet.cli import app"),
     ],
 )
 def test_an_import_against_the_stream_is_noticed(path: str, line: str) -> None:
@@ -134,21 +152,99 @@ def test_opacus_is_imported_by_the_engine_only(root: Path) -> None:
     modules = sources(root)
     assert strangers(modules, "opacus", OPACUS) == []
     assert any("opacus" in text for path, text in modules.items() if path.startswith("privacy/"))
-    assert strangers({"client/trainer.py": "import opacus"}, "opacus", OPACUS)
+    assert strangers({"client/training/trainer.py": "import opacus"}, "opacus", OPACUS)
 
 
-def evidence(root: Path) -> dict[str, str]:
-    """Return the modules of the evidence, by path from the root."""
-    paths = [path for name in EVIDENCE for path in (root / "privacy").glob(f"{name}.py")]
-    paths += (root / "privacy" / "audit").rglob("*.py")
-    return {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}
+def light(root: Path) -> dict[str, str]:
+    """Return the modules of an auditor's install, by path from the root."""
+    return {path: text for path, text in sources(root).items() if path.startswith(LIGHT)}
 
 
 def test_evidence_names_neither_torch_nor_flower(root: Path) -> None:
-    modules = evidence(root)
-    assert len(modules) > len(EVIDENCE)
-    assert strangers(modules, "torch", ()) == []
-    assert strangers(modules, "flwr", ()) == []
+    modules = light(root)
+    assert all(any(path.startswith(one) for path in modules) for one in LIGHT)
+    for package in ("torch", "flwr"):
+        assert strangers(modules, package, ()) == []
+        assert strangers({"privacy/accounting/planted.py": f"import {package}"}, package, ())
+
+
+def place_of(dotted: str, modules: dict[str, str]) -> str:
+    """Return what a module belongs to: its sub-room, or itself where it stands in its room."""
+    parts = dotted.removeprefix("privet.").split(".")
+    folder = "/".join(parts[:2]) + "/"
+    return ".".join(parts[:2]) if any(path.startswith(folder) for path in modules) else dotted
+
+
+def arrows(modules: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Return which sub-rooms and single modules import which, each with one place where."""
+    by_name = {
+        path.removesuffix(".py").removesuffix("/__init__").replace("/", "."): path
+        for path in modules
+        if not path.startswith("privet/")
+    }
+    found: dict[str, dict[str, str]] = {}
+    for name, path in by_name.items():
+        if "." not in name:
+            continue  # a room itself
+        own = place_of(name, modules)
+        for other in imported(modules[path]):
+            target = other.removeprefix("privet.")
+            while target not in by_name and "." in target:
+                target = target.rpartition(".")[0]
+            if target in by_name and "." in target and (to := place_of(target, modules)) != own:
+                found.setdefault(own, {})[to] = f"{path} imports {other}"
+    return found
+
+
+def circles(found: dict[str, dict[str, str]]) -> list[str]:
+    """Return the arrows that lead back to where they come from."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        todo = [start]
+        while todo:
+            for one in found.get(todo.pop(), ()):
+                if one not in seen:
+                    seen.add(one)
+                    todo.append(one)
+        return seen
+
+    ends = {start: reached(start) for start in found}
+    return [
+        where
+        for start, others in found.items()
+        for other, where in others.items()
+        if start in ends.get(other, ())
+    ]
+
+
+def test_sub_rooms_import_in_no_circle(root: Path) -> None:
+    """A module that stands in a room beside its sub-rooms counts as one of its own."""
+    modules = sources(root)
+    assert circles(arrows(modules)) == []
+    planted = {**modules, "privacy/accounting/planted.py": "import privet.privacy.evidence.ledger"}
+    assert circles(arrows(planted))
+    planted = {**modules, "common/planted.py": "from privet.common.models import start",
+               "common/models/other.py": "from privet.common import planted"}  # fmt: skip
+    assert circles(arrows(planted))
+
+
+def against_sub_rooms(modules: dict[str, str]) -> list[str]:
+    found = arrows(modules)
+    return [
+        found[room][other]
+        for room, others in BELOW.items()
+        for other in others
+        if other in found.get(room, {})
+    ]
+
+
+def test_sub_rooms_import_one_way(root: Path) -> None:
+    modules = sources(root)
+    assert {*BELOW} <= {*arrows(modules)}
+    assert against_sub_rooms(modules) == []
+    planted = "def late():\n    from privet.privacy.mechanism import noise"
+    assert against_sub_rooms({**modules, "privacy/evidence/planted.py": planted})
 
 
 def not_alone(modules: dict[str, str]) -> list[str]:
@@ -167,7 +263,7 @@ def allowed(name: str) -> bool:
 
 
 def test_the_verifier_shares_no_code_with_those_it_verifies(root: Path) -> None:
-    modules = {path: text for path, text in evidence(root).items() if path.startswith(VERIFIER)}
+    modules = {path: text for path, text in light(root).items() if path.startswith(VERIFIER)}
     assert len(modules) > 10
     assert not_alone(modules) == []
 
@@ -176,13 +272,13 @@ def test_the_verifier_shares_no_code_with_those_it_verifies(root: Path) -> None:
     "line",
     [
         "from privet.privacy import merkle",
-        "from privet.privacy.signed_note import Key",
+        "from privet.privacy.evidence.signed_note import Key",
         "from privet.common import errors, canonical",
         "import privet.common.canonical",
         "import privet",
         "from . import tree",
         "from privet.privacy.audit.bundle import write_bundle",
-        "def late():\n    from privet.privacy.accounting import epsilon",
+        "def late():\n    from privet.privacy.accounting.pld import epsilon",
     ],
 )
 def test_a_verifier_that_borrows_is_noticed(line: str) -> None:

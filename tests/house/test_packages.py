@@ -19,7 +19,7 @@ ROOMS = ("common", "privacy", "client", "server", "simulations")
 DATA_FILES = {
     "privet/common/link/link.proto", "privet/common/link/link_pb2.pyi",
     "privet/common/models/tokenizer.json", "privet/common/models/tokenizer.md",
-    "privet/common/delivery/explain.html.j2",
+    "privet/delivery/explain.html.j2",
     "privet/privacy/audit/report/page.html.j2", "privet/privacy/audit/report/style.css",
 }  # fmt: skip
 PLANTED = (
@@ -127,7 +127,7 @@ def test_an_unpacked_wheel_imports(built: Path, tmp_path: Path) -> None:
         lines = wheel.read(metadata).decode().splitlines()
     said = run_there(
         tmp_path,
-        "import privet, privet.common.errors as e, privet.privacy.accounting\n"
+        "import privet, privet.common.errors as e, privet.privacy.accounting.pld\n"
         "print(e.__file__, privet.__version__)",
     )
     assert said.split()[0] == str(tmp_path / "privet" / "common" / "errors.py")

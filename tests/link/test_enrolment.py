@@ -6,6 +6,7 @@ import json
 import socket
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,30 @@ import grpc
 import pytest
 from link_kit import until
 
-from privet.client import join as module
-from privet.client.join import Join, enrol, keep
+from privet.client.link import join as module
+from privet.client.link.join import Join, enrol, keep, trusted
 from privet.common.errors import InputError, RunError
 from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
 from privet.common.link.identity import SERVER_NAME, request
-from privet.privacy.keys import FileSigner
-from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
-from privet.server import enrolment
-from privet.server.certificates import Authority
-from privet.server.enrolment import Door
-from privet.server.federation import Federation
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.signed_note import COSIGN, SIGN, Key, key_name
+from privet.server.membership import enrolment
+from privet.server.membership.certificates import Authority
+from privet.server.membership.enrolment import EnrolmentServer
+from privet.server.membership.registry import MemberRegistry
 
 
 @pytest.fixture
-def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Federation:
+def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemberRegistry:
     monkeypatch.setattr(enrolment, "_LOOK", 0.05)
     monkeypatch.setattr(enrolment, "_WRONG", 0.0)
-    return Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:0")
+    return MemberRegistry.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:0")
 
 
 @pytest.fixture
-def door(federation: Federation) -> Iterator[Door]:
-    with Door(federation, "127.0.0.1:0") as opened:
+def door(federation: MemberRegistry) -> Iterator[EnrolmentServer]:
+    with EnrolmentServer(federation, "127.0.0.1:0") as opened:
         yield opened
 
 
@@ -49,7 +50,7 @@ def vkeys(site: str) -> tuple[str, str]:
 
 
 def join_file(
-    federation: Federation, door: Door, path: Path, site: str = "North", **more: Any
+    federation: MemberRegistry, door: EnrolmentServer, path: Path, site: str = "North", **more: Any
 ) -> Join:
     value = federation.invite(site)
     until(lambda: door.is_open)
@@ -58,7 +59,7 @@ def join_file(
 
 
 def test_a_site_enrols_and_the_door_is_shut(
-    federation: Federation, door: Door, tmp_path: Path
+    federation: MemberRegistry, door: EnrolmentServer, tmp_path: Path
 ) -> None:
     assert not door.is_open
     join = join_file(federation, door, tmp_path / "join.json")
@@ -73,13 +74,13 @@ def test_a_site_enrols_and_the_door_is_shut(
         pass
 
 
-def _place(door: Door) -> tuple[str, int]:
+def _place(door: EnrolmentServer) -> tuple[str, int]:
     host, _, port = door.address.rpartition(":")
     return host, int(port)
 
 
 def test_a_token_works_once_and_a_wrong_one_not_at_all(
-    federation: Federation, door: Door, tmp_path: Path
+    federation: MemberRegistry, door: EnrolmentServer, tmp_path: Path
 ) -> None:
     join = join_file(federation, door, tmp_path / "join.json")
     federation.invite("East")  # keeps the door open
@@ -93,7 +94,7 @@ def test_a_token_works_once_and_a_wrong_one_not_at_all(
 
 
 def test_a_site_enrols_with_no_other_coordinator(
-    federation: Federation, door: Door, tmp_path: Path
+    federation: MemberRegistry, door: EnrolmentServer, tmp_path: Path
 ) -> None:
     """The token is not even sent to one whose certificate is of another authority."""
     other = Authority.found("other").pem().decode()
@@ -103,7 +104,9 @@ def test_a_site_enrols_with_no_other_coordinator(
     assert federation.members()["North"].state == "invited"
 
 
-def test_what_is_too_long_is_not_read(federation: Federation, door: Door, tmp_path: Path) -> None:
+def test_what_is_too_long_is_not_read(
+    federation: MemberRegistry, door: EnrolmentServer, tmp_path: Path
+) -> None:
     join = join_file(federation, door, tmp_path / "join.json")
     credentials = grpc.ssl_channel_credentials(join.authority.encode())
     options = [("grpc.ssl_target_name_override", SERVER_NAME)]
@@ -120,16 +123,17 @@ def test_what_is_too_long_is_not_read(federation: Federation, door: Door, tmp_pa
 
 
 def test_a_certificate_by_file_must_be_of_the_sites_own_key(
-    federation: Federation, door: Door, tmp_path: Path
+    federation: MemberRegistry, door: EnrolmentServer, tmp_path: Path
 ) -> None:
     join = join_file(federation, door, tmp_path / "join.json")
     home = tmp_path / "site"
     home.mkdir()
     asked, key = request("North")
     (home / "link.key").write_bytes(key)
+    (home / "link.key").chmod(0o600)
     ledger, witness = vkeys("North")
     pem = federation.enrol("North", join.token, asked, ledger, witness)
-    other = federation._authority().admit(request("North")[0], "North")
+    other = federation.authorities.load().admit(request("North")[0], "North")
     with pytest.raises(RunError, match="not for this site and its key"):
         keep(join, home, other)
     assert keep(join, home, pem).startswith("sha256:")
@@ -143,3 +147,28 @@ def test_what_is_no_join_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         Join.load(tmp_path / "nowhere")
     assert module.FORMAT == "privet/join/v1"
+
+
+def test_a_join_file_that_names_two_authorities_takes_no_site_away(
+    federation: MemberRegistry, door: EnrolmentServer, tmp_path: Path
+) -> None:
+    """Another coordinator names this one's authority beside its own, and answers the enrolment."""
+    keys, folder = vkeys("North"), tmp_path / "north" / "link"
+    good = join_file(federation, door, tmp_path / "good.json")
+    enrol(good, folder, *keys)
+    before = {path.name: path.read_bytes() for path in folder.glob("*.pem")}
+    evil = MemberRegistry.found(tmp_path / "evil", "evil", "127.0.0.1:1", "127.0.0.1:0")
+    authority = (evil.folder / "authority.pem").read_text()
+    chief = {**good.coordinator, "orders": evil.order_key().fingerprint}
+    with EnrolmentServer(evil, "127.0.0.1:0") as theirs:
+        made = join_file(evil, theirs, tmp_path / "forged.json")
+        forged = replace(
+            made, federation="hub", coordinator=chief, authority=authority + good.authority
+        )
+        with pytest.raises(RunError, match="nobody answers"):
+            enrol(forged, folder, *keys)
+    assert {path.name: path.read_bytes() for path in folder.glob("*.pem")} == before
+    assert Join.kept(folder).coordinator == good.coordinator
+    assert len(trusted(forged, folder)) == 1
+    # The control: a site that comes in for the first time knows no better, and trusts its file.
+    assert len(trusted(forged, tmp_path / "new")) == 2

@@ -12,15 +12,16 @@ import pytest
 
 from privet.common.errors import InputError, PrivetError
 from privet.common.link.identity import read_certificate, request, site_of
-from privet.privacy.keys import FileSigner
-from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
-from privet.server import federation as module
-from privet.server.federation import Federation
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.signed_note import COSIGN, SIGN, Key, key_name
+from privet.server.membership import registry as module
+from privet.server.membership.folder_format import FORMATS
+from privet.server.membership.registry import MemberRegistry
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Federation:
-    return Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2")
+def federation(tmp_path: Path) -> MemberRegistry:
+    return MemberRegistry.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2")
 
 
 def keys_of(site: str) -> dict[str, str]:
@@ -31,12 +32,12 @@ def keys_of(site: str) -> dict[str, str]:
     return found
 
 
-def enrol(federation: Federation, site: str, join: dict[str, Any] | None = None) -> bytes:
+def enrol(federation: MemberRegistry, site: str, join: dict[str, Any] | None = None) -> bytes:
     join = join or federation.invite(site)
     return federation.enrol(site, join["token"], request(site)[0], **keys_of(site))
 
 
-def test_a_site_comes_in_by_its_invitation_once(federation: Federation) -> None:
+def test_a_site_comes_in_by_its_invitation_once(federation: MemberRegistry) -> None:
     join = federation.invite("New England")
     assert federation.invites
     certificate = enrol(federation, "New England", join)
@@ -48,7 +49,7 @@ def test_a_site_comes_in_by_its_invitation_once(federation: Federation) -> None:
 
 
 def test_the_folder_holds_no_token_and_no_open_key(tmp_path: Path) -> None:
-    made = Federation.found(tmp_path / "hub", "hub", "a:1", "a:2", "a long passphrase")
+    made = MemberRegistry.found(tmp_path / "hub", "hub", "a:1", "a:2", "a long passphrase")
     join = made.invite("North")
     for path in made.folder.rglob("*"):
         if path.is_file():
@@ -57,13 +58,13 @@ def test_the_folder_holds_no_token_and_no_open_key(tmp_path: Path) -> None:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert b"ENCRYPTED" in (made.folder / "authority.key").read_bytes()
     with pytest.raises(PrivetError):
-        Federation.load(made.folder, "another one").order_key()
-    assert enrol(Federation.load(made.folder, "a long passphrase"), "North", join)
+        MemberRegistry.load(made.folder, "another one").order_key()
+    assert enrol(MemberRegistry.load(made.folder, "a long passphrase"), "North", join)
 
 
 @pytest.mark.parametrize("how", ["token", "site", "late", "revoked", "unknown"])
 def test_whatever_is_wrong_with_an_invitation_the_answer_is_the_same(
-    federation: Federation, monkeypatch: pytest.MonkeyPatch, how: str
+    federation: MemberRegistry, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     join, site = federation.invite("North"), "North"
     federation.invite("East")
@@ -83,7 +84,7 @@ def test_whatever_is_wrong_with_an_invitation_the_answer_is_the_same(
     assert str(caught.value).startswith("there is no such invitation")
 
 
-def test_a_new_invitation_replaces_the_older_one(federation: Federation) -> None:
+def test_a_new_invitation_replaces_the_older_one(federation: MemberRegistry) -> None:
     older, newer = federation.invite("North"), federation.invite("North")
     with pytest.raises(InputError, match="no such invitation"):
         enrol(federation, "North", older)
@@ -93,7 +94,7 @@ def test_a_new_invitation_replaces_the_older_one(federation: Federation) -> None
             federation.invite(name)
 
 
-def test_a_wrong_key_uses_no_invitation_up(federation: Federation) -> None:
+def test_a_wrong_key_uses_no_invitation_up(federation: MemberRegistry) -> None:
     join, good, other = federation.invite("North"), keys_of("North"), keys_of("East")
     for bad in (
         {**good, "ledger": other["ledger"]}, {**good, "ledger": good["witness"]},
@@ -106,15 +107,15 @@ def test_a_wrong_key_uses_no_invitation_up(federation: Federation) -> None:
     assert enrol(federation, "North", join)
 
 
-def test_a_request_for_another_name_gets_the_invited_one(federation: Federation) -> None:
+def test_a_request_for_another_name_gets_the_invited_one(federation: MemberRegistry) -> None:
     join = federation.invite("North")
     asked, _ = request("East")
     certificate = federation.enrol("North", join["token"], asked, **keys_of("North"))
     assert site_of(read_certificate(certificate)) == "North"
 
 
-def test_revocation_and_renewal_need_no_restart(federation: Federation) -> None:
-    running = Federation.load(federation.folder)
+def test_revocation_and_renewal_need_no_restart(federation: MemberRegistry) -> None:
+    running = MemberRegistry.load(federation.folder)
     first = enrol(federation, "North")
     assert running.identify(first) == "North"
     second = federation.renew("North", request("North")[0])
@@ -129,14 +130,14 @@ def test_revocation_and_renewal_need_no_restart(federation: Federation) -> None:
         federation.invite("North")
 
 
-def test_a_certificate_of_the_authority_alone_is_no_member(federation: Federation) -> None:
+def test_a_certificate_of_the_authority_alone_is_no_member(federation: MemberRegistry) -> None:
     asked, _ = request("North")
     enrol(federation, "North")
-    assert federation.identify(federation._authority().admit(asked, "North")) is None
+    assert federation.identify(federation.authorities.load().admit(asked, "North")) is None
     assert federation.identify(b"rubbish") is None
 
 
-def test_the_roster_has_the_enrolled_sites(federation: Federation) -> None:
+def test_the_roster_has_the_enrolled_sites(federation: MemberRegistry) -> None:
     for name in ("North", "East", "South"):
         enrol(federation, name)
     run = federation.folder / "runs" / "one"
@@ -149,17 +150,52 @@ def test_the_roster_has_the_enrolled_sites(federation: Federation) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "-x", "a/b", "..", "é", "x" * 65, "HUB"])
-def test_names_that_cannot_be_a_sites(federation: Federation, name: str) -> None:
+def test_names_that_cannot_be_a_sites(federation: MemberRegistry, name: str) -> None:
     with pytest.raises(InputError, match="cannot name a site"):
         federation.invite(name)
 
 
-def test_what_is_no_federation(tmp_path: Path, federation: Federation) -> None:
+def test_what_is_no_federation(tmp_path: Path, federation: MemberRegistry) -> None:
     with pytest.raises(InputError, match="privet server init"):
-        Federation.load(tmp_path / "nowhere")
+        MemberRegistry.load(tmp_path / "nowhere")
     with pytest.raises(InputError, match="not an empty folder"):
-        Federation.found(federation.folder, "hub", "a:1", "a:2")
-    for text in ("", "{", "[]", json.dumps({"format": "x"}), json.dumps({"format": module.FORMAT})):
+        MemberRegistry.found(federation.folder, "hub", "a:1", "a:2")
+    for text in ("", "{", "[]", json.dumps({"format": "x"}), json.dumps(FORMATS.marks)):
         (federation.folder / "federation.json").write_text(text)
         with pytest.raises(InputError):
-            Federation.load(federation.folder)
+            MemberRegistry.load(federation.folder)
+
+
+@pytest.mark.parametrize("name", ["north", " North", "North ", "NORTH\t"])
+def test_one_site_by_whatever_spelling(federation: MemberRegistry, name: str) -> None:
+    assert federation.invite(" North ")["site"] == "North"
+    join = federation.invite(name)
+    assert join["site"] == "North" and list(federation.members()) == ["North"]
+    enrol(federation, "North", join)
+    with pytest.raises(InputError, match="'North' is enrolled already"):
+        federation.invite(name)
+    if name.strip() != "North":
+        with pytest.raises(InputError, match="known as 'North': spell it so"):
+            federation.require_enrolled([name])
+    federation.revoke(name)
+    assert federation.members()["North"].revoked
+
+
+def test_an_invitation_is_withdrawn(federation: MemberRegistry) -> None:
+    join = federation.invite("North")
+    federation.withdraw(" north")
+    assert not federation.members() and not federation.invites
+    with pytest.raises(InputError, match="no such invitation"):
+        enrol(federation, "North", join)
+    for name in ("North", "Nowhere"):
+        with pytest.raises(InputError, match=f"'{name}' has no invitation"):
+            federation.withdraw(name)
+    # The name is free, also in another spelling.
+    enrol(federation, "NORTH", federation.invite("NORTH"))
+    with pytest.raises(InputError, match="no invitation"):
+        federation.withdraw("NORTH")
+    again = federation.invite("NORTH", again=True)
+    federation.withdraw("NORTH")
+    assert federation.members()["NORTH"].state == "enrolled"
+    with pytest.raises(InputError, match="no such invitation"):
+        enrol(federation, "NORTH", again)

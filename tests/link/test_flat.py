@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from privet.common.errors import InputError
-from privet.common.flat import Arrays, Intake, Layout, chunks, digest_arrays, size_of
+from privet.common.flat import ArrayHeader, Arrays, StreamDecoder, chunks, digest_arrays, size_of
 
 FLOATS = st.sampled_from(["<f2", "<f4", "<f8", ">f4"]).flatmap(
     lambda dtype: hnp.arrays(
@@ -33,7 +33,7 @@ def stream(arrays: Arrays, **how: int) -> bytes:
 
 
 def take(data: bytes, size: int | None = None, step: int = 7) -> tuple[Arrays, str]:
-    intake = Intake(len(data) if size is None else size)
+    intake = StreamDecoder(len(data) if size is None else size)
     for start in range(0, len(data), step):
         intake.take(data[start : start + step])
     return intake.finish()
@@ -141,11 +141,11 @@ def test_a_stream_of_another_length_than_announced(size: int) -> None:
 
 
 def test_a_label_claims_no_memory_that_was_not_announced() -> None:
-    intake = Intake(100)
+    intake = StreamDecoder(100)
     with pytest.raises(InputError, match="longer than the whole"):
         intake.take(label(b"w\0<f8\x0099999999", 8 * 99999999))
 
 
 def test_layouts_read_back() -> None:
-    found = Layout.of("a.b", TINY["w"])
-    assert Layout.read(found.label, 0) == found and found.size == 24
+    found = ArrayHeader.of("a.b", TINY["w"])
+    assert ArrayHeader.read(found.label, 0) == found and found.size == 24

@@ -23,18 +23,18 @@ from grpc import aio
 from link_kit import Ends, until
 
 from privet.client.app import context_of, create_app, serve
-from privet.client.dial import Asked, Told
-from privet.client.offers import Offers
+from privet.client.link.dial import LinkRequest, LinkResponse
+from privet.client.link.offers import Offers
 from privet.common.errors import InputError
-from privet.common.flat import Arrays, Intake, digest_arrays
+from privet.common.flat import Arrays, StreamDecoder, digest_arrays
 from privet.common.link import link_pb2 as pb
 from privet.common.link.identity import request
 from privet.common.plan import Plan
-from privet.server import enrolment
-from privet.server.credentials import credentials
-from privet.server.enrolment import Door
-from privet.server.federation import Federation
-from privet.server.hub import Hub
+from privet.server.link.server import LinkServer
+from privet.server.membership import enrolment
+from privet.server.membership.credentials import credentials
+from privet.server.membership.enrolment import EnrolmentServer
+from privet.server.membership.registry import MemberRegistry
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from hostile_attacks import DOOR, HELLO, LINK
@@ -111,7 +111,7 @@ def test_a_methods_name_that_is_no_text_does_not_shut_the_port(
         north.put(stream, message(b""), end=True)
         assert north.wait(stream, 0.3).status is None
     attend(north)
-    ends.dial("East", lambda asked: Told(asked.records, {}))
+    ends.dial("East", lambda asked: LinkResponse(asked.records, {}))
     assert ends.hub.post("East", "query", "", b"{}", {})[1].result(10).records == b"{}"
 
 
@@ -180,7 +180,7 @@ def test_numbers_that_come_along_are_as_long_as_they_say(ends: Ends, north: Conn
 
 def test_a_shape_that_cannot_be_is_refused() -> None:
     label = b"w\0<f4\x000,999999999999999,999999999999999"
-    intake = Intake(1000)
+    intake = StreamDecoder(1000)
     with pytest.raises(InputError, match="cannot be"):
         intake.take(len(label).to_bytes(8, "little") + label + bytes(8))
 
@@ -370,8 +370,8 @@ def parcel(number: str, numbers: pb.Numbers | None = None) -> bytes:
     return bytes(made.SerializeToString())
 
 
-def echo(asked: Asked) -> Told:
-    return Told(asked.records, {})
+def echo(asked: LinkRequest) -> LinkResponse:
+    return LinkResponse(asked.records, {})
 
 
 def test_a_client_goes_on_after_what_it_cannot_read(
@@ -423,9 +423,9 @@ def test_a_client_reads_no_more_parcels_than_it_can_answer(
             await context.write(large.SerializeToString())
             written[0] += 1
 
-    def slow(asked: Asked) -> Told:
+    def slow(asked: LinkRequest) -> LinkResponse:
         free.wait(20)
-        return Told(b"{}", {})
+        return LinkResponse(b"{}", {})
 
     one = chief(says)
     ends.dial("North", slow, address=f"127.0.0.1:{one.port}")
@@ -454,10 +454,10 @@ def test_many_answers_at_once_do_not_end_the_stream(
 def test_a_client_keeps_no_more_answers_with_numbers_than_two(ends: Ends) -> None:
     made: list[weakref.ref[Any]] = []
 
-    def large(asked: Asked) -> Told:
+    def large(asked: LinkRequest) -> LinkResponse:
         arrays = {"w": np.zeros(MB, "<f4")}
         made.append(weakref.ref(arrays["w"]))
-        return Told(b"{}", arrays)
+        return LinkResponse(b"{}", arrays)
 
     dialed = ends.dial("North", large)
     for number in range(5):
@@ -469,7 +469,7 @@ def test_a_client_keeps_no_more_answers_with_numbers_than_two(ends: Ends) -> Non
 def test_a_failure_keeps_nothing_of_what_was_asked(ends: Ends) -> None:
     kept: list[weakref.ref[Any]] = []
 
-    def fails(asked: Asked) -> Told:
+    def fails(asked: LinkRequest) -> LinkResponse:
         kept.append(weakref.ref(asked.arrays["w"]))
         raise InputError("cannot be read")
 
@@ -502,7 +502,8 @@ def test_a_site_keeps_the_newest_plans_that_were_offered(
     for plan in plans:
         offers.keep(plan)
     kept = {path.name for path in (tmp_path / "offers").iterdir()}
-    assert kept == {"run.json"} | {f"{plan.digest[7:]}.json" for plan in plans[-64:]}
+    names = [plan.digest[7:] for plan in plans[-64:]]
+    assert kept == {"run.json", *(f"{name}{end}" for name in names for end in (".json", ".from"))}
 
 
 def test_what_a_site_keeps_of_offers_is_bounded(
@@ -513,7 +514,7 @@ def test_what_a_site_keeps_of_offers_is_bounded(
     for _ in range(150):
         deep = [deep]
     offers, task = Offers(tmp_path), plan_value()["task"]
-    monkeypatch.setattr("privet.client.offers._MOST_BYTES", 500_000)
+    monkeypatch.setattr("privet.client.link.offers._MOST_BYTES", 500_000)
     for number in range(8):
         wide = {f"a{k}": deep for k in range(350)}
         plan = plan_value(name=f"plan {number}", task={**task, "options": wide})
@@ -528,10 +529,10 @@ def test_what_a_site_keeps_of_offers_is_bounded(
 @pytest.mark.parametrize("taken", ["127.0.0.1", "::1"])
 def test_a_port_is_ours_at_all_of_its_addresses_or_not_at_all(tmp_path: Path, taken: str) -> None:
     """Where gRPC has one address of ``localhost`` only, sites would dial another program."""
-    federation = Federation.found(tmp_path / "hub", "hub", "localhost:7443", "localhost:7444")
+    federation = MemberRegistry.found(tmp_path / "hub", "hub", "localhost:7443", "localhost:7444")
 
     def listens(address: str) -> int:
-        hub = Hub(federation.name, federation.identify, tmp_path / "spool")
+        hub = LinkServer(federation.name, federation.identify, tmp_path / "spool")
         try:
             return hub.start(address, credentials(federation, mutual=True))
         finally:
@@ -555,16 +556,18 @@ def test_a_port_is_ours_at_all_of_its_addresses_or_not_at_all(tmp_path: Path, ta
 
 
 @pytest.fixture
-def door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Federation, Door]]:
+def door(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[MemberRegistry, EnrolmentServer]]:
     monkeypatch.setattr(enrolment, "_LOOK", 0.05)
-    federation = Federation.found(tmp_path / "fed", "hub", "127.0.0.1:1", "127.0.0.1:0")
+    federation = MemberRegistry.found(tmp_path / "fed", "hub", "127.0.0.1:1", "127.0.0.1:0")
     federation.invite("North")
-    with Door(federation, "127.0.0.1:0") as made:
+    with EnrolmentServer(federation, "127.0.0.1:0") as made:
         until(lambda: made.is_open)
         yield federation, made
 
 
-def knock(connect: Connect, federation: Federation, door: Door) -> Connection:
+def knock(connect: Connect, federation: MemberRegistry, door: EnrolmentServer) -> Connection:
     made = ssl.create_default_context(cafile=str(federation.folder / "authority.pem"))
     made.set_alpn_protocols(["h2"])
     return connect(int(door.address.rpartition(":")[2]), made)
@@ -575,7 +578,7 @@ def asks(one: Connection, asked: pb.Request) -> Answer:
 
 
 def test_half_open_calls_at_the_door_keep_nobody_out(
-    door: tuple[Federation, Door], monkeypatch: pytest.MonkeyPatch, connect: Connect
+    door: tuple[MemberRegistry, EnrolmentServer], monkeypatch: pytest.MonkeyPatch, connect: Connect
 ) -> None:
     monkeypatch.setattr(enrolment, "_WRONG", 0.0)
     held = [knock(connect, *door) for _ in range(10)]
@@ -588,7 +591,7 @@ def test_half_open_calls_at_the_door_keep_nobody_out(
 
 
 def test_wrong_requests_at_the_door_hold_nobody_up(
-    door: tuple[Federation, Door], monkeypatch: pytest.MonkeyPatch, connect: Connect
+    door: tuple[MemberRegistry, EnrolmentServer], monkeypatch: pytest.MonkeyPatch, connect: Connect
 ) -> None:
     monkeypatch.setattr(enrolment, "_WRONG", 30.0)
     federation, _ = door
@@ -609,7 +612,7 @@ def test_wrong_requests_at_the_door_hold_nobody_up(
 
 
 def test_whatever_is_wrong_at_the_door_the_answer_is_the_same(
-    door: tuple[Federation, Door],
+    door: tuple[MemberRegistry, EnrolmentServer],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     connect: Connect,

@@ -14,7 +14,7 @@ from link_kit import Ends, until
 from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
 from privet.common.link.identity import SERVER_NAME, request
-from privet.server.tally import REASONS
+from privet.server.link.tally import REASONS
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -84,7 +84,7 @@ def test_reflection_is_off(ends: Ends, version: str) -> None:
     with channel(ends, ends.keys["North"]) as there:
         path = f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo"
         call = there.stream_stream(path)(iter([b""]), timeout=2)
-        # Calls of methods that there are not get no answer (server/calls.py).
+        # Calls of methods that there are not get no answer (server/link/calls.py).
         assert code_of(lambda: list(call)) == grpc.StatusCode.DEADLINE_EXCEEDED
 
 

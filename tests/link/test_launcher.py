@@ -23,15 +23,15 @@ from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 from flwr.supernode.runtime import run_clientapp
 from stock_kit import enrol
 
-from privet.client import stock
-from privet.client.launcher import OWN, REFUSED, SUPERNODE, write_launcher
-from privet.client.resident import ask
+from privet.client.stock_flower import clientapp
+from privet.client.stock_flower.daemon import ask
+from privet.client.stock_flower.launcher import OWN, REFUSED, SUPERNODE, write_launcher
 from privet.common.errors import InputError, RunError
+from privet.common.flower.wire import claim_identity, decode_reply, number_message, unpack
 from privet.common.order import Status
 from privet.common.plan import Plan
-from privet.common.wire import claim_identity, decode_reply, number_message, unpack
-from privet.privacy.program import calibrated
-from privet.server.federation import Federation
+from privet.privacy.accounting.plan_events import calibrated
+from privet.server.membership.registry import MemberRegistry
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_the_folder_comes_first_on_the_path(folder: Path, tmp_path: Path) -> Non
     done = subprocess.run(["/bin/sh", tmp_path / "try"], capture_output=True, text=True, check=True)
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert found["PATH"].split(":")[:2] == [str(folder), str(Path(sys.executable).parent)]
-    assert stock.QUIET.items() <= found.items()
+    assert clientapp.QUIET.items() <= found.items()
     assert all(stat.S_IMODE((folder / name).stat().st_mode) == 0o755 for name in (OWN, SUPERNODE))
 
 
@@ -85,15 +85,15 @@ def test_a_folder_with_something_else_is_left_alone(folder: Path, tmp_path: Path
 
 def test_the_version_that_is_pinned_is_the_one_that_was_read(root: Path) -> None:
     pinned = re.search(r"^flwr==(.+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
-    assert pinned and pinned[1] in stock.KNOWN
-    stock.require_known(pinned[1])
+    assert pinned and pinned[1] in clientapp.KNOWN
+    clientapp.require_known(pinned[1])
     with pytest.raises(RunError, match=r"Flower 1\.42\.0 is installed.*install flwr==1\.41\.0"):
-        stock.require_known("1.42.0")
+        clientapp.require_known("1.42.0")
 
 
 def test_flowers_program_reaches_a_bundle_by_these_functions_only() -> None:
     """Fails when Flower changes what is replaced: then read it again."""
-    assert run_clientapp.__name__ == stock.PROGRAM
+    assert run_clientapp.__name__ == clientapp.PROGRAM
     tree = ast.parse(inspect.getsource(run_clientapp.run_clientapp))
     uses = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert {use for use in uses if use.startswith("fab.")} == {"fab.content", "fab.hash_str"}
@@ -124,7 +124,7 @@ def test_the_program_gets_the_installed_app_and_no_bundle() -> None:
     program.pull_task_input = lambda client: ("message", "context", "run", fab)  # type: ignore[attr-defined]
     for name in ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn"):
         setattr(program, name, touched)
-    stock.installed_only(program, app)
+    clientapp.installed_only(program, app)
     pulled = program.pull_task_input(None)  # type: ignore[attr-defined]
     assert pulled[:3] == ("message", "context", "run") and pulled[3].content == b""
     assert program.install_from_fab(b"", skip_prompt=True) is None  # type: ignore[attr-defined]
@@ -143,7 +143,7 @@ def test_a_function_that_is_gone_is_noticed(name: str) -> None:
         setattr(program, other, getattr(run_clientapp, other))
     delattr(program, name)
     with pytest.raises(RunError, match=f"has no '{name}'"):
-        stock.installed_only(program, stock.answer)
+        clientapp.installed_only(program, clientapp.answer)
 
 
 def test_the_launcher_takes_the_arguments_of_superexec(folder: Path) -> None:
@@ -172,7 +172,7 @@ def test_the_launcher_takes_the_arguments_of_superexec(folder: Path) -> None:
 )
 def test_a_supernode_that_names_no_policy_is_refused(config: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said) as error:
-        stock.policy_of(config)
+        clientapp.policy_of(config)
     assert "--node-config" in str(error.value)
 
 
@@ -183,7 +183,7 @@ def test_what_goes_wrong_stays_with_the_operator(caplog: pytest.LogCaptureFixtur
     where = {"policy": "/a secret place/site.toml"}
     context = Context(1, 1, UserConfig(where), RecordDict(), UserConfig())
     with caplog.at_level(logging.ERROR):
-        reply = stock.answer(message, context)
+        reply = clientapp.answer(message, context)
     assert "/a secret place/site.toml" in str(vars(caplog.records[0])["why"])
     assert not reply.has_error() and decode_reply(reply.content) == ("", Status.FAILED, None)
     assert "secret" not in str(reply.content)
@@ -203,7 +203,7 @@ def supernode() -> Iterator[subprocess.Popen[bytes]]:
 
 def pid_of(home: Path) -> int:
     done = subprocess.run(
-        ["pgrep", "-f", f"privet.client.resident {home}/"], capture_output=True, text=True,
+        ["pgrep", "-f", f"privet.client.stock_flower.daemon {home}/"], capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     found = [int(number) for number in done.stdout.split()]
@@ -216,7 +216,7 @@ def site_by_file(
 ) -> Callable[[Path], Path]:
     def make(home: Path) -> Path:
         plan = calibrated(Plan.parse(plan_value(), where="test"))
-        federation = Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2")
+        federation = MemberRegistry.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2")
         return enrol(federation, plan, home, "North", frame_of(80, 0))
 
     return make

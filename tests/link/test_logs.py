@@ -21,7 +21,7 @@ from privet.common.errors import (
     PlanError,
     RunError,
 )
-from privet.common.logs import Level, Style, set_up, why
+from privet.common.output.logs import Level, Style, set_up, why
 
 MARK = "Kowalczyk"
 _LOG = logging.getLogger("privet.test")

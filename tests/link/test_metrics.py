@@ -11,7 +11,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from privet.common.errors import InputError
-from privet.common.metrics import Endpoint, gauge, parse_address, registry
+from privet.common.output.metrics import Endpoint, gauge, parse_address, registry
 
 
 class Two(Collector):

@@ -119,7 +119,9 @@ def test_seconds_are_whole(town: Commands) -> None:
         assert own == {
             "privet_client_busy_seconds_total",
             "privet_client_certificate_expiry_timestamp_seconds",
+            "privet_client_last_release_timestamp_seconds",
         }
+        assert value_of(text, "privet_client_last_release_timestamp_seconds") % 1 == 0
 
 
 def test_health_and_nothing_else_is_served(town: Commands) -> None:

@@ -16,17 +16,17 @@ import pandas as pd
 import pytest
 from office_kit import Town
 
-from privet.client.desk import Desk
-from privet.common.delivery.trained import load
+from privet.client.operator.decisions import OperatorDecisions
 from privet.common.errors import InputError
 from privet.common.models.start import digest_of
 from privet.common.plan import Plan
 from privet.common.tasks.measure import pooled
+from privet.delivery.trained import load
+from privet.privacy.accounting.plan_events import measuring
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
-from privet.privacy.program import measuring
-from privet.privacy.statement import Entry
-from privet.privacy.store import Store
+from privet.privacy.evidence.statement import Entry
+from privet.privacy.evidence.store import Store
 from privet.server.queue import Run, cancel, releases, submit
 from privet.server.snapshot import load_model
 
@@ -143,19 +143,25 @@ table = "records"
     assert (snapshots / "records.parquet").stat().st_mode & 0o777 == 0o600
 
 
-def test_a_site_that_fails_pays_twice_and_goes_on_when_it_is_opened_again(town: Make) -> None:
+def test_a_site_that_fails_pays_twice_and_goes_on_when_it_is_opened_again(
+    town: Make, frame_of: Make
+) -> None:
     here = town(training={"rounds": 24, "steps": 1}, strategy={"min_sites": 2})
     home = here.folder / "East"
-    # Its releases cannot be stored: found after each was paid for.
-    (home / "outbox").write_text("in the way")
+    # Its columns are as the plan wants them, and its records cannot be read: found once they are.
+    records, policy = home / "records.parquet", home / "site.toml"
+    frame_of(40, 1).to_parquet(records)
+    whole = records.read_bytes()
+    records.write_bytes(whole[:4] + bytes(255 - one for one in whole[4:300]) + whole[300:])
+    policy.write_text(policy.read_text().replace("records.csv", records.name))
     run = here.run_all()
     here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-plan")
     log = (home / "operator.log").read_text()
     assert "2 attempts failed in a row" in log
     aborted = [one for one in entries_of(home) if one.kind == "aborted"]
     assert len(aborted) == 2
-    (home / "outbox").unlink()
-    Desk.open(home / "site.toml", None).approve(here.plan.digest, "Ann")
+    records.write_bytes(whole)
+    OperatorDecisions.open(home / "site.toml", None).approve(here.plan.digest, "Ann")
     status = here.wait(run, lambda s: s["state"] == "done")
     assert status["released"]["North"] == status["rounds"] == 24
     assert 0 < status["released"]["East"] < 24
@@ -185,15 +191,16 @@ def entries_of(home: Path) -> list[Entry]:
     return [Entry.read(leaf) for leaf in Store(home / "ledger" / "ledger.db").leaves()]
 
 
+@pytest.mark.long
 def test_a_site_that_has_not_approved_is_waited_for(town: Make) -> None:
     here = town()
     policy = here.folder / "East" / "site.toml"
     policy.write_text(policy.read_text().replace(f'plans = ["{here.plan.digest}"]', ""))
     run = here.run_all()
-    said = here.wait(run, lambda s: s.get("sites", {}).get("East") == "refused-plan")
+    said = here.wait(run, lambda s: s.get("sites", {}).get("East") == "waits-for-approval")
     assert said["state"] == "waiting"
     # What the operator decides in another process holds at once.
-    Desk.open(policy, None).approve(here.plan.digest, "Ada")
+    OperatorDecisions.open(policy, None).approve(here.plan.digest, "Ada")
     here.wait(run, lambda s: s["state"] == "done")
 
 
@@ -207,9 +214,9 @@ def test_what_was_trained_is_measured_in_a_run_of_its_own(town: Make) -> None:
     weights = first.folder / "model" / "model.safetensors"
     plan = measuring(here.plan, digest_of(weights), 2.0)
     second = submit(here.federation, plan, "second")
-    here.wait(second, lambda s: s.get("sites", {}).get("North") == "refused-plan")
+    here.wait(second, lambda s: s.get("sites", {}).get("North") == "waits-for-approval")
     for name in SITES:
-        Desk.open(here.folder / name / "site.toml", None).approve(plan.digest, "Ada")
+        OperatorDecisions.open(here.folder / name / "site.toml", None).approve(plan.digest, "Ada")
     status = here.wait(second, lambda s: s["state"] == "done")
     assert status["round"] == 1 and set(status["site_metrics"]) == set(SITES)
     assert status["metrics"]["accuracy"] is not None
@@ -273,6 +280,7 @@ def test_what_can_start_is_not_held_up(town: Make, monkeypatch: pytest.MonkeyPat
     assert blocked.status["state"] == "failed"
 
 
+@pytest.mark.long
 def test_a_revoked_site_ends_a_run_that_needs_it(town: Make) -> None:
     here = town(training={"rounds": 60}, strategy={"min_sites": 3})
     run = here.run_all()

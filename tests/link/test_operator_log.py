@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privet.common.operator_log import (
+from privet.common.output.operator_log import (
     INDENT,
     MAX_LINE_CHARS,
     MAX_TRACEBACK_LINES,
@@ -73,7 +73,7 @@ FAULTS = {
 _FAIL = """
 import logging, os, shutil, sys
 from pathlib import Path
-from privet.common.operator_log import operator_logger
+from privet.common.output.operator_log import operator_logger
 path = Path(sys.argv[1])
 log = operator_logger(path, "North")
 
@@ -134,7 +134,7 @@ def operator_logger(path, name):
     logger.addHandler(handler)
     return logger
 """
-    new = "from privet.common.operator_log import operator_logger"
+    new = "from privet.common.output.operator_log import operator_logger"
     said = said_by(
         _FAIL.replace(new, old),
         str(tmp_path / "site" / "operator.log"),
@@ -149,7 +149,7 @@ def test_a_disk_that_is_full_tears_no_line(tmp_path: Path) -> None:
     script = f"""
 import logging, resource, sys
 from pathlib import Path
-from privet.common.operator_log import operator_logger
+from privet.common.output.operator_log import operator_logger
 path = Path({str(tmp_path / "operator.log")!r})
 log = operator_logger(path, "North")
 log.warning("before")
@@ -172,7 +172,7 @@ def test_a_descriptor_that_is_full_is_no_error() -> None:
     """As the trainer's: open since before, so that only the writing fails."""
     script = """
 import logging, os, sys
-from privet.common.operator_log import OperatorFile, OperatorLogHandler
+from privet.common.output.operator_log import OperatorFile, OperatorLogHandler
 handle = os.open("/dev/full", os.O_WRONLY)
 root = logging.getLogger()
 root.handlers = [OperatorLogHandler(OperatorFile(handle=handle))]
@@ -278,7 +278,7 @@ def test_an_error_that_cannot_be_shown_is_named_by_its_place(tmp_path: Path) -> 
     script = """
 import sys
 from pathlib import Path
-from privet.common.operator_log import operator_logger
+from privet.common.output.operator_log import operator_logger
 
 class Unspeakable(ValueError):
     def __repr__(self):

@@ -17,10 +17,10 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="the flag is Linux's"
 SITE = """
 import asyncio, ctypes, gc, logging, os, sys, threading, warnings
 from pathlib import Path
-from privet.cli.watch import logged
+from privet.cli.output.watch import logged
 from privet.common.errors import DataError, RunError
-from privet.common.logs import Level, Style
-from privet.common.process_output import in_loop, to_operator
+from privet.common.output.logs import Level, Style
+from privet.common.output.process_output import in_loop, to_operator
 
 cell, act, log = sys.argv[1], sys.argv[2], Path(sys.argv[3])
 
@@ -256,7 +256,7 @@ def test_a_process_that_makes_no_core_can_do_what_it_needs(tmp_path: Path, user:
     script = """
 import base64, ctypes, os, resource, sys
 from prometheus_client import ProcessCollector
-from privet.common.process_output import forbid_core_dumps
+from privet.common.output.process_output import forbid_core_dumps
 if sys.argv[1] == "nobody":
     os.setgroups([]); os.setgid(65534); os.setuid(65534)
 forbid_core_dumps()

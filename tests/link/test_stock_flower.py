@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from stock_kit import PROGRAMS, StockFlower, enrol
 
-from privet.client.launcher import write_launcher
+from privet.client.stock_flower.launcher import write_launcher
 from privet.common.plan import Plan
+from privet.privacy.accounting.plan_events import calibrated
 from privet.privacy.audit.bundle import write_bundle
-from privet.privacy.audit.report.judging import standing
+from privet.privacy.audit.report.claims import standing
 from privet.privacy.audit.verify import verify
-from privet.privacy.program import calibrated
-from privet.server.federation import Federation
+from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import submit
 from privet.server.snapshot import load_model
 
@@ -75,10 +75,11 @@ def flower(tmp_path: Path) -> Iterator[StockFlower]:
     started.close()
 
 
+@pytest.mark.long
 def test_a_run_over_stock_flower(
     flower: StockFlower, plan: Plan, tmp_path: Path, root: Path, frame_of: Callable[..., Any]
 ) -> None:
-    federation = Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2", SECRET)
+    federation = MemberRegistry.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2", SECRET)
     for number, name in enumerate(SITES):
         home = tmp_path / name
         enrol(federation, plan, home, name, frame_of(80, number), SECRET)
@@ -114,7 +115,7 @@ def test_the_app_of_the_page_reaches_the_federation(
     flower: StockFlower, tmp_path: Path, root: Path
 ) -> None:
     """Its two files are enough, and a run that was not submitted is refused in plain words."""
-    Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2", SECRET)
+    MemberRegistry.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2", SECRET)
     app = app_of_the_page(root, tmp_path / "app")
     number = flower.run(app, f'hub="{tmp_path / "hub"}" run="first" wait=5')
     assert flower.ended(number, lambda: True) == "finished:failed"
@@ -154,7 +155,7 @@ def test_a_hostile_bundle_is_not_executed(
 ) -> None:
     """Two nodes are sent the same bundle: without the launcher it runs, with it it does not."""
     mark, answers = tmp_path / "mark", tmp_path / "answers"
-    federation = Federation.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2", SECRET)
+    federation = MemberRegistry.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:2", SECRET)
     home = tmp_path / "North"
     enrol(federation, plan, home, "North", frame_of(80, 0), SECRET)
     write_launcher(home / "launcher")

@@ -7,23 +7,26 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from link_kit import until
 
 from privet.client.data.records import open_records
-from privet.client.trainer import Trainer
-from privet.client.training import misfit
-from privet.client.worker.remote import RemoteTrainer, _environment
+from privet.client.training.protocol import shape_mismatch
+from privet.client.training.trainer import Trainer
+from privet.client.training.worker.pulse import Pulse, TrainerWatch
+from privet.client.training.worker.remote import RemoteTrainer, _environment
 from privet.common.errors import DataError, PrivetError, TrainerLost
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.privacy.noise import Stream
+from privet.privacy.mechanism.noise import Stream
 from privet.privacy.policy import Policy
 
 Make = Callable[..., Any]
@@ -137,7 +140,7 @@ def test_the_worker_makes_what_a_trainer_in_this_process_makes(remote: Make, pur
     plan, here = trainer.plan, without_process(trainer)
     model = initial_model(plan)
     assert trainer.shapes() == here.shapes()
-    assert misfit(trainer.shapes(), model) is None
+    assert shape_mismatch(trainer.shapes(), model) is None
     assert trainer.self_test() == here.self_test()
     assert trainer.event == here.event
     for number in (1, 2):
@@ -253,7 +256,7 @@ def test_a_worker_whose_gate_is_killed_ends(tmp_path: Path) -> None:
     """Whatever it is doing: a gate that is gone cannot take what is made."""
     code = (
         "import subprocess, sys, time\n"
-        "code = 'import os,time,threading\\nfrom privet.client.worker.__main__ import _end_with\\n"
+        "code = 'import os,time,threading\\nfrom privet.client.training.worker.__main__ import _end_with\\n"
         "threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()\\n"
         "print(os.getpid(), flush=True)\\nwhile True: pass'\n"
         "child = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE)\n"
@@ -303,3 +306,92 @@ def test_a_worker_hears_what_was_committed(remote: Make) -> None:
             one.committed(order(trainer, model, number))
         assert digest_arrays(made[0].arrays) == digest_arrays(made[1].arrays)
     assert here._rest["run"]
+
+
+SLOW = """
+import ctypes, time
+from torch import nn
+
+
+def make(task, how, seconds):
+    if how == "holding the lock":
+        ctypes.PyDLL(None).sleep(int(seconds))
+    else:
+        time.sleep(seconds)
+    return nn.Linear(5, 2)
+"""
+"""A model of the site's own code that takes its time, with and without Python's lock."""
+
+
+@pytest.fixture
+def slow(remote: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    (tmp_path / "slow.py").write_text(SLOW)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def make(how: str, seconds: float) -> RemoteTrainer:
+        options = {"how": how, "seconds": seconds}
+        made: RemoteTrainer = remote(model={"kind": "slow:make", "options": options})
+        made.start()
+        return made
+
+    return make
+
+
+def test_a_trainer_that_hangs_is_ended_and_one_that_works_long_is_not(slow: Make) -> None:
+    works = slow("letting go of it", 6.0)
+    works.still = 3.0
+    assert works.shapes()
+    assert works._process.poll() is None
+    hangs = slow("holding the lock", 600)
+    hangs.still = 3.0
+    process = hangs._process
+    with pytest.raises(TrainerLost, match="no sign of life for 3 s"):
+        hangs.shapes()
+    assert process.poll() == -signal.SIGKILL
+
+
+def test_what_is_asked_of_a_trainer_has_a_limit(slow: Make) -> None:
+    trainer = slow("letting go of it", 600.0)
+    trainer.limit = 2.0
+    with pytest.raises(TrainerLost, match="not done after 2 s"):
+        trainer.shapes()
+    assert trainer._process is None
+
+
+def test_a_trainer_that_is_stopped_fails_one_question(remote: Make) -> None:
+    trainer = remote()
+    model = initial_model(trainer.plan)
+    first = trainer.release(order(trainer, model), model)
+    os.kill(trainer._process.pid, signal.SIGSTOP)
+    trainer.still = 2.0
+    with pytest.raises(TrainerLost, match="no sign of life"):
+        trainer.release(order(trainer, model), model)
+    trainer.still = 60.0
+    again = trainer.release(order(trainer, model), model)
+    assert digest_arrays(again.arrays) == digest_arrays(first.arrays)
+
+
+def test_a_trainer_that_was_stopped_while_idle_is_replaced_before_an_order_is_paid_for(
+    remote: Make,
+) -> None:
+    trainer = remote()
+    tests, process = trainer.self_test(), trainer._process
+    assert trainer.self_test() == tests and trainer._process is process
+    os.kill(process.pid, signal.SIGSTOP)
+    trainer.still_idle = 1.0
+    until(lambda: trainer.still_for > 4)
+    assert trainer.self_test() == tests
+    assert trainer._process is not process and process.poll() == -signal.SIGKILL
+    assert trainer.still_for < 4
+
+
+def test_a_gate_that_was_stopped_with_its_trainer_does_not_end_it(tmp_path: Path) -> None:
+    pulse, other = Pulse.make(tmp_path)
+    os.close(other)
+    watch = TrainerWatch(pulse, 0.9, 100)
+    time.sleep(1.5)  # nobody looked, as where the whole machine slept
+    watch.look()
+    with pytest.raises(TrainerLost):
+        for _ in range(10):
+            time.sleep(0.2)
+            watch.look()

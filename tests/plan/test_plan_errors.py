@@ -398,3 +398,12 @@ def test_copies_and_ghost_clipping_do_not_go_together(plan_value: Make) -> None:
         plan_value(task={"augment": ["hide"]}, training={"copies": 2, "clipping": "opacus-ghost"}),
         "'opacus-ghost' is for unit 'record' without copies",
     )
+
+
+@pytest.mark.parametrize("other", ["north", "North ", " NORTH"])
+def test_one_site_by_two_spellings(plan_value: Any, other: str) -> None:
+    sites = [{"name": name, "nominal_size": 40} for name in ("North", other)]
+    with pytest.raises(PlanError, match="names a site twice"):
+        Plan.parse(plan_value(sites=sites))
+    (site,) = Plan.parse(plan_value(sites=sites[1:])).sites
+    assert site.name == other.strip()

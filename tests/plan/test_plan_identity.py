@@ -131,6 +131,7 @@ def test_the_digest_is_the_same_in_another_process(plan_value: Make, root: Path)
         {"privacy": {"epsilon": 19.999}},
         {"privacy": None},
         {"strategy": {"kind": "fedprox"}},
+        {"strategy": {"grace": 5.0}},
         {"task": {"numeric": {"x1": {"low": -2, "high": 2}, "x2": {"low": -2, "high": 2.001}}}},
         {"sites": [{"name": "North", "nominal_size": 60}]},
     ],
@@ -186,3 +187,11 @@ def test_a_plan_is_loaded_from_toml(
 def test_an_unknown_site_is_named_with_those_there_are(plan_value: Make) -> None:
     with pytest.raises(PlanError, match="no site 'West'; it has North, East, South"):
         Plan.parse(plan_value()).site("West")
+
+
+def test_a_plan_that_names_no_grace_is_the_plan_from_before_there_was_one(plan_value: Make) -> None:
+    plan = Plan.parse(plan_value())
+    assert "grace" not in plan.to_dict()["strategy"]
+    named = Plan.parse(plan_value(strategy={"grace": 0.0}))
+    assert named.to_dict()["strategy"]["grace"] == 0.0
+    assert named.changed(strategy={"grace": None}).digest == plan.digest

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ledger_kit import opened
 
-from privet.privacy.ledger import Ledger
+from privet.privacy.evidence.ledger import Ledger
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -16,8 +16,8 @@ from torch.nn import functional
 from privet.common.models import build_model
 from privet.common.plan import Plan
 from privet.common.tasks import Task, build_task
-from privet.privacy.clipping import GradientEngine
-from privet.privacy.noise import Stream
+from privet.privacy.mechanism.clipping import GradientEngine
+from privet.privacy.mechanism.noise import Stream
 
 FALSE_ALARM = 1e-8
 """Every statistical test refuses below this probability; all of them run on fixed seeds."""

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from privet.common.canonical import canonical_json
 from privet.common.errors import InputError
-from privet.privacy import accounting
-from privet.privacy.accounting import calibrate_noise, epsilon, privacy_loss, to_dp_event
-from privet.privacy.events import (
+from privet.privacy.accounting import pld
+from privet.privacy.accounting.events import (
     Event,
     Gaussian,
     Laplace,
@@ -26,7 +25,8 @@ from privet.privacy.events import (
     per_record_clipping,
     to_json,
 )
-from privet.privacy.units import Relation, Unit
+from privet.privacy.accounting.pld import calibrate_noise, epsilon, privacy_loss, to_dp_event
+from privet.privacy.accounting.units import Relation, Unit
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 
@@ -78,7 +78,7 @@ def test_the_table_would_notice_another_noise():
 
 def test_the_coarse_grid_is_an_upper_bound():
     events, delta, *_ = GOLDEN["half"]
-    assert epsilon(events, delta, grid=10 * accounting.GRID) >= epsilon(events, delta)
+    assert epsilon(events, delta, grid=10 * pld.GRID) >= epsilon(events, delta)
 
 
 @pytest.mark.parametrize("name", ["gdp", "prv", "GDP", "clt", ""])

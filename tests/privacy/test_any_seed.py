@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from families_kit import plan_for
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import SelfTestFailed
-from privet.privacy import selftest
+from privet.privacy.mechanism import selftest
 
 BERT = """
 import torch
@@ -61,7 +61,7 @@ def test_a_bert_in_full_passes(seed: int, tmp_path: Path, monkeypatch: pytest.Mo
         "text", {"kind": "bert_of_ours:make", "options": {"layers": 2}}, tmp_path,
         seed=seed, training={"clipping": "bookkeeping"},
     )  # fmt: skip
-    assert Workbench(plan).self_tests == ("H6", "H7", "H16", "H17")
+    assert ModelRuntime(plan).self_tests == ("H6", "H7", "H16", "H17")
 
 
 def test_a_refusal_is_the_same_for_every_site(
@@ -78,7 +78,7 @@ def test_a_refusal_is_the_same_for_every_site(
         return real(*given, **more)
 
     monkeypatch.setattr(selftest, "run", counted)
-    bench = Workbench(plan_for("text", {"kind": "mixing_of_ours:make"}, tmp_path))
+    bench = ModelRuntime(plan_for("text", {"kind": "mixing_of_ours:make"}, tmp_path))
     said = set()
     for _ in range(3):
         with pytest.raises(SelfTestFailed, match="opacus-hooks, after book-keeping") as caught:

@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privet.common.errors import InputError, SelfTestFailed
-from privet.privacy import selftest
-from privet.privacy.clipping import GradientEngine, cost
-from privet.privacy.clipping.book import Book, Page
-from privet.privacy.clipping.bookkeeping import BookKeeping
+from privet.privacy.mechanism import selftest
+from privet.privacy.mechanism.clipping import GradientEngine, cost
+from privet.privacy.mechanism.clipping.bookkeeping import BookKeeping
+from privet.privacy.mechanism.clipping.per_unit_gradients import (
+    ParameterGradients,
+    PerUnitGradients,
+)
 
 Batch = dict[str, Tensor]
 EXACT = 1e-5
@@ -387,8 +390,8 @@ def test_shared_layers() -> None:
 
 def test_a_page_takes_no_gradient_beside_ghosts() -> None:
     """What is written one way and read the other would escape the norm."""
-    page = Page("w", nn.Parameter(torch.ones(3, 6)), dense=False)
-    Book([page]).begin(4, None)
+    page = ParameterGradients("w", nn.Parameter(torch.ones(3, 6)), dense=False)
+    PerUnitGradients([page]).begin(4, None)
     page.linear(torch.ones(4, 1, 6), torch.ones(4, 1, 3))
     for take in (page.rows, page.vector):
         with pytest.raises(SelfTestFailed, match=r"'w' is shared by layers of two kinds"):
@@ -451,7 +454,7 @@ def test_padding_rows_of_a_table_have_no_gradient() -> None:
 
 def test_a_cross_term_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tied weights: the norm of a sum is not the sum of the norms."""
-    from privet.privacy.clipping import book
+    from privet.privacy.mechanism.clipping import per_unit_gradients
 
     model, loss, draw = family("gpt2")
     batch = draw(6, 1)
@@ -459,7 +462,7 @@ def test_a_cross_term_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatc
     want = expected(gradients, np.arange(6), median_clip(gradients) / 2)
     clip = median_clip(gradients) / 2
     honest = engine(model, loss).clipped_sum(batch, np.arange(6), 6, clip).tensors
-    monkeypatch.setattr(book, "_lookup_linear", lambda looked, linear: torch.zeros(6))
+    monkeypatch.setattr(per_unit_gradients, "_lookup_linear", lambda looked, linear: torch.zeros(6))
     got = engine(model, loss).clipped_sum(batch, np.arange(6), 6, clip).tensors
     assert relative(honest, want) <= EXACT < relative(got, want)
 
@@ -467,8 +470,8 @@ def test_a_cross_term_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatc
 def test_a_layer_whose_rule_is_wrong_fails_the_start_up_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest = Page.linear
-    monkeypatch.setattr(Page, "linear", lambda self, x, g: honest(self, x * 1.001, g))
+    honest = ParameterGradients.linear
+    monkeypatch.setattr(ParameterGradients, "linear", lambda self, x, g: honest(self, x * 1.001, g))
     unit = GradientEngine(lively(Wide()), cross_entropy, mode=BOOK)
     with pytest.raises(SelfTestFailed, match=r"H16.*'layer.weight'"):
         selftest.run(unit, lambda n, seed: rows(n, seed=seed), unit.named)
@@ -544,12 +547,12 @@ def test_memory_is_kept_and_bounded() -> None:
     unit = engine(model, loss, False)
     assert isinstance(unit._method, BookKeeping)
     unit._method.most_units = 2
-    book: Book = unit._method._layers.book
+    per_unit_gradients: PerUnitGradients = unit._method._layers.book
     unit.clipped_sum(draw(7, 0), np.arange(7), 7, 1.0)
-    kept = [matrix.rows.data_ptr() for matrix in book.matrices]
-    assert max(len(matrix.rows) for matrix in book.matrices) == 2
+    kept = [matrix.rows.data_ptr() for matrix in per_unit_gradients.matrices]
+    assert max(len(matrix.rows) for matrix in per_unit_gradients.matrices) == 2
     unit.clipped_sum(draw(7, 1), np.arange(7), 7, 1.0)
-    assert [matrix.rows.data_ptr() for matrix in book.matrices] == kept
+    assert [matrix.rows.data_ptr() for matrix in per_unit_gradients.matrices] == kept
 
 
 def test_the_cheaper_way_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -577,8 +580,8 @@ def test_an_adapter_moves_and_is_usable_after_it_was_put_on_a_device(tmp_path: A
     """Opacus #820: PEFT, then `.to(device)`, gave models that did not train and looked private."""
     import peft
 
-    from privet.privacy.dpsgd import DpSgd
-    from privet.privacy.units import UnitIndex
+    from privet.privacy.accounting.units import UnitIndex
+    from privet.privacy.mechanism.dpsgd import DpSgd
 
     torch.manual_seed(5)
     model = _bert_lora().train()

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from privet.common.errors import InputError, PrivetError, SelfTestFailed
-from privet.privacy.clipping import GradientEngine, engine, methods
+from privet.privacy.mechanism.clipping import GradientEngine, engine, methods
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
 

@@ -13,11 +13,11 @@ from dp_kit import lively as off_zero
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import SelfTestFailed
 from privet.common.models import trainable
-from privet.privacy import crowd, selftest
-from privet.privacy.clipping import GradientEngine
+from privet.privacy.mechanism import batch_coupling, selftest
+from privet.privacy.mechanism.clipping import GradientEngine
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
 
@@ -138,24 +138,24 @@ def test_the_size_is_that_of_a_real_batch_or_what_is_cheap() -> None:
         return rows(count, seed=seed)
 
     small = wide_engine()
-    assert crowd.size_of(small, batch, 100) == 100
-    assert crowd.size_of(small, batch, 10_000) == crowd.MAX_RECORDS
+    assert batch_coupling.size_of(small, batch, 100) == 100
+    assert batch_coupling.size_of(small, batch, 10_000) == batch_coupling.MAX_RECORDS
     wide = wide_engine(nn.Sequential(nn.Linear(6, 20_000), nn.Tanh(), nn.Linear(20_000, 3)))
     wide.model.forward = lambda x: nn.Sequential.forward(wide.model, x)  # type: ignore
-    assert crowd.size_of(wide, batch, 10_000) == crowd.MAX_RECORDS
-    crowd_cost = crowd.MAX_OPERATIONS
+    assert batch_coupling.size_of(wide, batch, 10_000) == batch_coupling.MAX_RECORDS
+    crowd_cost = batch_coupling.MAX_OPERATIONS
     try:
-        crowd.MAX_OPERATIONS = 1e6  # type: ignore[misc]
-        assert crowd.size_of(wide, batch, 10_000) == crowd.MIN_RECORDS
-        assert crowd.size_of(wide, batch, 4) == 4
+        batch_coupling.MAX_OPERATIONS = 1e6  # type: ignore[misc]
+        assert batch_coupling.size_of(wide, batch, 10_000) == batch_coupling.MIN_RECORDS
+        assert batch_coupling.size_of(wide, batch, 4) == 4
     finally:
-        crowd.MAX_OPERATIONS = crowd_cost  # type: ignore[misc]
+        batch_coupling.MAX_OPERATIONS = crowd_cost  # type: ignore[misc]
 
 
 # --- weights that another run left behind -----------------------------------------------------
 
 
-def scaled(bench: Workbench, by: float) -> None:
+def scaled(bench: ModelRuntime, by: float) -> None:
     with torch.no_grad():
         for parameter in bench.engine.parameters:
             noise = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
@@ -167,7 +167,7 @@ def scaled(bench: Workbench, by: float) -> None:
 @pytest.mark.parametrize("mode", [BOOK, HOOKS])
 def test_saturated_models_pass(name: str, mode: str, by: float) -> None:
     """Not through the workbench, which tests at the plan's weights: at these."""
-    bench = Workbench(plan_of(name, clipping=mode))
+    bench = ModelRuntime(plan_of(name, clipping=mode))
     scaled(bench, by)
     before = [p.detach().clone() for p in bench.engine.parameters]
     passed = selftest.run(
@@ -181,13 +181,15 @@ def test_saturated_models_pass(name: str, mode: str, by: float) -> None:
 @pytest.mark.parametrize("by", [1e3, 1e6, 1e12])
 @pytest.mark.parametrize("name", ["linear", "ft-transformer", "text-encoder"])
 def test_records_of_a_saturated_model_pass(name: str, by: float) -> None:
-    bench = Workbench(plan_of(name))
+    """Whatever the order in which a processor adds."""
+    bench = ModelRuntime(plan_of(name))
     scaled(bench, by)
-    selftest.real_records(bench.engine, bench._random_batch(40, 9))
+    for seed in range(9, 13):
+        selftest.real_records(bench.engine, bench._random_batch(40, seed))
 
 
 def test_a_linear_model_at_a_learning_rate_of_50_goes_on() -> None:
-    bench = Workbench(plan_of("linear"))
+    bench = ModelRuntime(plan_of("linear"))
     batch = bench._random_batch(300, 1)
     for _ in range(40):
         total = bench.engine.clipped_sum(batch, np.arange(300), 300, 1.0)
@@ -197,28 +199,6 @@ def test_a_linear_model_at_a_learning_rate_of_50_goes_on() -> None:
     assert selftest.real_records(bench.engine, batch) > 0
     passed = selftest.run(bench.engine, bench._random_batch, trainable(bench.engine.model))
     assert passed == ALL
-
-
-def as_it_was(engine: GradientEngine, examples: Batch) -> bool:
-    """Whether the former check of real records passes: all at half the smallest norm, in float32."""
-    single = [engine.plain_sum({k: t[i : i + 1] for k, t in examples.items()}) for i in range(7)]
-    norms = [sum(float(g.double().square().sum()) for g in one) ** 0.5 for one in single]
-    kept = [i for i, one in enumerate(norms) if 0 < one < float("inf")]
-    clip = min(norms[i] for i in kept) / 2
-    rows_kept = {k: t[kept] for k, t in examples.items()}
-    got = engine.clipped_sum(rows_kept, np.arange(len(kept)), len(kept), clip).tensors
-    want = [sum(single[i][p] * (clip / norms[i]) for i in kept) for p in range(len(got))]
-    scale = max(float(w.abs().max()) for w in want)
-    return all(float((a - w).abs().max()) <= 1e-4 * scale for a, w in zip(got, want, strict=True))
-
-
-def test_the_former_check_refused_a_confident_model() -> None:
-    refused = 0
-    for seed in range(5):
-        bench = Workbench(plan_of("ft-transformer"))
-        scaled(bench, 1e4)
-        refused += not as_it_was(bench.engine, bench._random_batch(7, seed))
-    assert refused > 0
 
 
 @pytest.mark.parametrize("by", [1.0, 1e3, 1e6])
@@ -236,7 +216,7 @@ def test_broken_models_are_found_at_any_weights(name: str, mode: str, by: float)
 def test_what_another_run_left_behind_is_not_what_is_tested(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    bench = Workbench(plan_of("linear"))
+    bench = ModelRuntime(plan_of("linear"))
     begins = [p.detach().clone() for p in bench.engine.parameters]
     bench.load({n: np.full(p.shape, 1e9, np.float32) for n, p in bench.engine.named.items()})
     seen: list[float] = []

@@ -9,12 +9,9 @@ import pytest
 from scipy.stats import norm
 
 from privet.common.errors import InputError
-from privet.privacy import ceiling
-from privet.privacy import filter as renyi
-from privet.privacy.accounting import calibrate_noise, delta_at, epsilon
-from privet.privacy.audit.verify import accounting as verifier
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.events import (
+from privet.privacy.accounting import ceiling
+from privet.privacy.accounting import renyi_filter as renyi
+from privet.privacy.accounting.events import (
     MAX_INTEGER,
     DiscreteGaussian,
     Event,
@@ -26,8 +23,11 @@ from privet.privacy.events import (
     gate_release,
     to_json,
 )
-from privet.privacy.interval import _mechanism
-from privet.privacy.units import Relation
+from privet.privacy.accounting.interval import _mechanism
+from privet.privacy.accounting.pld import calibrate_noise, delta_at, epsilon
+from privet.privacy.accounting.units import Relation
+from privet.privacy.audit.verify import accounting as verifier
+from privet.privacy.audit.verify.events import read_event
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 

@@ -12,9 +12,14 @@ from dp_kit import FALSE_ALARM
 from scipy import stats
 
 from privet.common.errors import InputError, PrivacyFault
-from privet.privacy.discrete_gaussian import _Coins, _gaussian, _laplace, discrete_gaussian
-from privet.privacy.events import gate_release
-from privet.privacy.noise import Stream
+from privet.privacy.accounting.events import gate_release
+from privet.privacy.mechanism.discrete_gaussian import (
+    _Coins,
+    _gaussian,
+    _laplace,
+    discrete_gaussian,
+)
+from privet.privacy.mechanism.noise import Stream
 
 DRAWS = 60_000
 GATE = gate_release(20.0).standard_deviation

@@ -35,13 +35,20 @@ from privet.common.errors import (
     PrivacyFault,
     SelfTestFailed,
 )
-from privet.privacy import dpsgd
-from privet.privacy.accounting import epsilon
-from privet.privacy.dpsgd import DpSgd, NoisedUpdate, PlainSgd, PlainUpdate
-from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated, covers, group
-from privet.privacy.noise import Stream
-from privet.privacy.sampling import PoissonSampler
-from privet.privacy.units import Relation, Unit, UnitIndex
+from privet.privacy.accounting.events import (
+    Gaussian,
+    NonPrivate,
+    PoissonSampled,
+    Repeated,
+    covers,
+    group,
+)
+from privet.privacy.accounting.pld import epsilon
+from privet.privacy.accounting.units import Relation, Unit, UnitIndex
+from privet.privacy.mechanism import dpsgd
+from privet.privacy.mechanism.dpsgd import DpSgd, NoisedUpdate, PlainSgd, PlainUpdate
+from privet.privacy.mechanism.noise import Stream
+from privet.privacy.mechanism.sampling import PoissonSampler
 
 RATE, NOISE, CLIP, NOMINAL = 0.25, 1.5, 0.7, 200
 MECHANISM = DpSgd(RATE, NOISE, CLIP)

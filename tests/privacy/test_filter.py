@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privet.common.errors import InputError
-from privet.privacy import accounting
-from privet.privacy import filter as renyi
-from privet.privacy.accounting import calibrate_noise, delta_at, epsilon
-from privet.privacy.events import (
+from privet.privacy.accounting import pld
+from privet.privacy.accounting import renyi_filter as renyi
+from privet.privacy.accounting.events import (
     Counts,
     Event,
     Gaussian,
@@ -27,8 +26,18 @@ from privet.privacy.events import (
     group,
     per_record_clipping,
 )
-from privet.privacy.filter import ORDERS, Cap, Charges, budget, decide, fits, rho, runs_that_fit
-from privet.privacy.units import Relation, Unit
+from privet.privacy.accounting.pld import calibrate_noise, delta_at, epsilon
+from privet.privacy.accounting.renyi_filter import (
+    ORDERS,
+    Cap,
+    Charges,
+    budget,
+    decide,
+    fits,
+    rho,
+    runs_that_fit,
+)
+from privet.privacy.accounting.units import Relation, Unit
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 CAP = Cap(3.0, 1e-5, Unit.RECORD, ADD)
@@ -325,7 +334,7 @@ def test_a_decision_after_many_releases_is_quick(monkeypatch):
     cap = Cap(20.0, 1e-5, Unit.RECORD, ADD)
     assert decide(cap, {}, "a", GATE, plan).allowed
     history = {"a": Charges(((plan[0][0], 4900), (GATE, 9)), plan)}
-    monkeypatch.setattr(accounting, "_composed", None)  # nothing is composed again
+    monkeypatch.setattr(pld, "_composed", None)  # nothing is composed again
     began = time.perf_counter()
     for _ in range(100):
         assert decide(cap, history, "a", GATE, plan).allowed

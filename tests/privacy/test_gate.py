@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from privet.common.errors import PrivacyFault, SelfTestFailed
 from privet.common.tasks.measure import CLASSES, Measure
 from privet.common.tasks.metrics import from_histogram, from_scores
-from privet.privacy import gate
-from privet.privacy.events import GATE_WEIGHT, DiscreteGaussian
-from privet.privacy.noise import Stream
-from privet.privacy.units import UnitIndex
+from privet.privacy.accounting.events import GATE_WEIGHT, DiscreteGaussian
+from privet.privacy.accounting.units import UnitIndex
+from privet.privacy.mechanism import metrics_mechanism
+from privet.privacy.mechanism.noise import Stream
 
 
 def made_up(count: int, classes: int, seed: int = 0):
@@ -34,15 +34,15 @@ def shape_of(scores, bins=10):
 def table_of(scores, labels, units, bins=10, measure: Measure = CLASSES):
     """The table without noise, in weights of a unit."""
     shape = shape_of(scores, bins)
-    cells = gate.record_cells(measure, scores, labels, shape)
-    return gate.counted(cells, units, shape) / GATE_WEIGHT
+    cells = metrics_mechanism.record_cells(measure, scores, labels, shape)
+    return metrics_mechanism.counted(cells, units, shape) / GATE_WEIGHT
 
 
 def weighed_by_record(scores, labels, units, bins=10):
     """A planted fault: every record counts for one."""
     del units
     shape = shape_of(scores, bins)
-    cells = gate.record_cells(CLASSES, scores, labels, shape)
+    cells = metrics_mechanism.record_cells(CLASSES, scores, labels, shape)
     return np.bincount(cells, minlength=math.prod(shape)).astype(float)
 
 
@@ -115,7 +115,7 @@ def test_scores_that_are_not_finite_count_for_nothing(bad):
 def test_no_records():
     scores, labels = made_up(0, 2)
     for units in (UnitIndex.by_record(0), UnitIndex.by_person(np.array([], object), 4)):
-        table, event = gate.noised_histogram(
+        table, event = metrics_mechanism.noised_histogram(
             scores, labels, units, shape=(2, 4), noise_multiplier=3.0
         )
         assert np.count_nonzero(table) == table.size == 8
@@ -124,7 +124,7 @@ def test_no_records():
 
 def test_scores_of_no_width_are_none():
     """What comes of no records at all: nobody knows how wide their scores would be."""
-    table, _ = gate.noised_histogram(
+    table, _ = metrics_mechanism.noised_histogram(
         np.zeros((0, 1)), np.zeros(0, int), UnitIndex.by_record(0), shape=(3, 3),
         noise_multiplier=1.0,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_shares_are_rounded_down():
     weight = table_of(scores, labels, one).sum() * GATE_WEIGHT
     assert weight == 7 * (GATE_WEIGHT // 7) < GATE_WEIGHT
     crowd = UnitIndex(np.array([0, 2**20 + 1]), np.zeros(2**20 + 1, int))
-    assert gate.counted(np.array([0]), crowd, (1, 1)).tolist() == [[0]]
+    assert metrics_mechanism.counted(np.array([0]), crowd, (1, 1)).tolist() == [[0]]
 
 
 # --- a measure of one's own ---------------------------------------------------------------
@@ -208,7 +208,7 @@ def test_the_old_table_and_coupled_cells_are_noticed():
 
     def coupled(scores, labels, units):
         cells = mean_of_batch(scores, labels, (2, 10))
-        return gate.counted(cells, units, (2, 10)) / GATE_WEIGHT
+        return metrics_mechanism.counted(cells, units, (2, 10)) / GATE_WEIGHT
 
     assert max(most_moved(coupled, people, 2, 16, seed) for seed in range(3)) > 1.1
 
@@ -217,11 +217,13 @@ def test_what_a_measure_says_of_one_record_moves_no_other():
     scores, labels = made_up(24, 2)
     units = UnitIndex.by_record(24)
     kept = np.arange(24) != 5
-    whole = gate.record_cells(own(odd_kinds), scores, labels, (2, 10))
-    part = gate.record_cells(own(odd_kinds), scores[kept], labels[kept], (2, 10))
+    whole = metrics_mechanism.record_cells(own(odd_kinds), scores, labels, (2, 10))
+    part = metrics_mechanism.record_cells(own(odd_kinds), scores[kept], labels[kept], (2, 10))
     assert (whole[kept] == part).all()
     assert set(whole.tolist()) == {-1, 4}
-    assert gate.counted(whole, units, (2, 10)).sum() == (whole == 4).sum() * GATE_WEIGHT
+    assert (
+        metrics_mechanism.counted(whole, units, (2, 10)).sum() == (whole == 4).sum() * GATE_WEIGHT
+    )
 
 
 def test_an_own_measure_that_says_the_same_gives_the_same():
@@ -236,7 +238,7 @@ def test_scores_and_labels_may_have_any_shape():
     """A regression: [N] scores, labels that are no class numbers."""
     scores, labels = np.array([0.1, 0.7, np.nan, 3.0]), np.array([0.2, 0.1, 0.5, 0.0])
     away = own(lambda s, y, shape: (np.abs(s - y) * 4).astype(int))
-    cells = gate.record_cells(away, scores, labels, (1, 8))
+    cells = metrics_mechanism.record_cells(away, scores, labels, (1, 8))
     assert cells.tolist() == [0, 2, -1, -1]
 
 
@@ -245,7 +247,7 @@ def test_scores_and_labels_may_have_any_shape():
 )
 def test_a_table_is_a_table(shape):
     with pytest.raises(PrivacyFault, match="gate's table"):
-        gate.noised_histogram(
+        metrics_mechanism.noised_histogram(
             *made_up(3, 2), UnitIndex.by_record(3), shape=shape, noise_multiplier=1.0
         )
 
@@ -263,18 +265,18 @@ class Remembers:
 def test_a_measure_is_tried_on_made_up_records():
     scores, labels = made_up(8, 2)
     for measure in (CLASSES, own(squared_error), own(mean_of_batch)):
-        gate.check_measure(measure, (2, 10**5), scores, labels)
+        metrics_mechanism.check_measure(measure, (2, 10**5), scores, labels)
     with pytest.raises(SelfTestFailed, match="order in which records are asked"):
-        gate.check_measure(own(Remembers()), (2, 10), scores, labels)
+        metrics_mechanism.check_measure(own(Remembers()), (2, 10), scores, labels)
     with pytest.raises(SelfTestFailed, match="ZeroDivisionError"):
-        gate.check_measure(own(lambda *_: 1 / 0), (2, 10), scores, labels)
+        metrics_mechanism.check_measure(own(lambda *_: 1 / 0), (2, 10), scores, labels)
     for odd in (scores[:, :1], scores[:, 0], np.zeros((8, 5))):
         with pytest.raises(SelfTestFailed, match="do not fit a table"):
-            gate.check_measure(CLASSES, (2, 10), odd, labels)
+            metrics_mechanism.check_measure(CLASSES, (2, 10), odd, labels)
     with pytest.raises(SelfTestFailed, match="do not fit a table"):
-        gate.check_measure(CLASSES, (2, 10), scores, labels + 0.5)
+        metrics_mechanism.check_measure(CLASSES, (2, 10), scores, labels + 0.5)
     with pytest.raises(SelfTestFailed, match="at most 1,000,000 cells"):
-        gate.check_measure(CLASSES, (2, 10**6), scores, labels)
+        metrics_mechanism.check_measure(CLASSES, (2, 10**6), scores, labels)
 
 
 # --- noise --------------------------------------------------------------------------------
@@ -283,10 +285,10 @@ def test_a_measure_is_tried_on_made_up_records():
 def noise(noise_multiplier: float, stream) -> np.ndarray:
     scores, labels = made_up(300, 120)
     units = UnitIndex.by_record(300)
-    noised, event = gate.noised_histogram(
+    noised, event = metrics_mechanism.noised_histogram(
         scores, labels, units, shape=(120, 120), noise_multiplier=noise_multiplier, stream=stream
     )
-    assert event == gate.event(noise_multiplier)
+    assert event == metrics_mechanism.event(noise_multiplier)
     assert event == DiscreteGaussian(round(noise_multiplier * 2**20), 2**20)
     return noised - table_of(scores, labels, units)
 
@@ -297,9 +299,11 @@ def test_the_noise_has_the_scale_of_the_event(monkeypatch):
     assert shape_fits(values, 20.0)
     for factor in (0.1, 2 / 3, 3 / 2):
         assert not scale_fits(values, 20.0 * factor)
-    draw = gate.discrete_gaussian
+    draw = metrics_mechanism.discrete_gaussian
     monkeypatch.setattr(
-        gate, "discrete_gaussian", lambda sigma, *rest: draw(round(0.94 * sigma), *rest)
+        metrics_mechanism,
+        "discrete_gaussian",
+        lambda sigma, *rest: draw(round(0.94 * sigma), *rest),
     )
     assert not scale_fits(noise(20.0, Stream.seeded("gate")), 20.0)
 

@@ -8,11 +8,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from privet.privacy import gate
-from privet.privacy.accounting import epsilon
-from privet.privacy.events import Repeated, gate_release
-from privet.privacy.noise import Stream
-from privet.privacy.units import UnitIndex
+from privet.privacy.accounting.events import Repeated, gate_release
+from privet.privacy.accounting.pld import epsilon
+from privet.privacy.accounting.units import UnitIndex
+from privet.privacy.mechanism import metrics_mechanism
+from privet.privacy.mechanism.noise import Stream
 
 Array = npt.NDArray[Any]
 CLASSES = 77
@@ -32,7 +32,7 @@ def held_out() -> tuple[Array, Array, Array]:
 
 
 def new_gate(scores: Array, labels: Array, stream: Stream) -> Array:
-    return gate.noised_histogram(
+    return metrics_mechanism.noised_histogram(
         scores, labels, UnitIndex.by_record(len(labels)), shape=(CLASSES, CLASSES),
         noise_multiplier=NOISE, stream=stream,
     )[0]  # fmt: skip
@@ -101,7 +101,7 @@ def test_the_lowest_digits_are_the_same_by_chance_for_counts_of_zero_and_one() -
 def test_numbers_are_exact_up_to_the_largest() -> None:
     """The clip at 2^53 is where a float64 would round; no noise of a usual plan goes there."""
     scores, labels, _ = held_out()
-    table, _ = gate.noised_histogram(
+    table, _ = metrics_mechanism.noised_histogram(
         scores, labels, UnitIndex.by_record(len(labels)), shape=(CLASSES, CLASSES),
         noise_multiplier=8e9, stream=Stream.seeded("large"),
     )  # fmt: skip

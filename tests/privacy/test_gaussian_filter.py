@@ -12,12 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from privet.privacy import accounting, gaussian_dp, renyi
+from privet.privacy.accounting import gaussian_dp, pld, renyi
+from privet.privacy.accounting.delta_shares import as_events, enlarged, excess, merged, shares
+from privet.privacy.accounting.events import (
+    Counts,
+    Gaussian,
+    PoissonSampled,
+    Repeated,
+    group,
+    within,
+)
+from privet.privacy.accounting.renyi_filter import (
+    Cap,
+    Charges,
+    decide,
+    decide_whole,
+    delta_left,
+    runs_that_fit,
+)
+from privet.privacy.accounting.units import Relation, Unit
 from privet.privacy.audit.verify import gaussian as twin
-from privet.privacy.events import Counts, Gaussian, PoissonSampled, Repeated, group, within
-from privet.privacy.filter import Cap, Charges, decide, decide_whole, delta_left, runs_that_fit
-from privet.privacy.shares import as_events, enlarged, excess, merged, shares
-from privet.privacy.units import Relation, Unit
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 DELTA = 1e-5
@@ -120,7 +134,7 @@ def test_gaussians_after_gaussians_lose_nothing():
         history[f"run {len(history)}"] = Charges(tenth, tenth)
     assert len(history) == 10
     total = merged(charges.counts for charges in history.values())
-    assert 2.99 < accounting.epsilon(as_events(total), DELTA) <= 3.0
+    assert 2.99 < pld.epsilon(as_events(total), DELTA) <= 3.0
     assert not renyi.fits(total, 3.0, DELTA, ADD)
     refused = decide_whole(CAP, history, tenth)
     assert refused.rule == "gaussian filter"
@@ -147,7 +161,7 @@ def test_the_noise_may_be_chosen_after_results(relation):
 
 def test_a_plan_calibrated_to_the_whole_cap_runs_to_its_end():
     """Between 0.99 δ and δ: the filter takes what the plan needs, the rest is Rényi's."""
-    noise = accounting.calibrate_noise(3.0, DELTA, lambda at: [Repeated(Gaussian(at, 1.0), 50)])
+    noise = pld.calibrate_noise(3.0, DELTA, lambda at: [Repeated(Gaussian(at, 1.0), 50)])
     plan: Counts = ((Gaussian(noise, 1.0), 50),)
     squares = gaussian_dp.squares(plan, ADD)
     assert squares is not None
@@ -195,7 +209,7 @@ def used_by_all(plan: Counts, renyi_share: float, room: float | None, extra: int
         total += gaussian_dp.delta_of(math.sqrt(room), 3.0)
     whole = enlarged(plan, (), max(extra, 0))
     held = room is not None or renyi.fits(whole, 3.0, renyi_share, ADD) or extra < 0
-    return total if held else total + accounting.delta_at(as_events(whole), 3.0)
+    return total if held else total + pld.delta_at(as_events(whole), 3.0)
 
 
 @pytest.mark.parametrize("plan", PLANS)
@@ -244,7 +258,7 @@ def test_kept_charges_have_an_end():
     spent = dict(history["a"].counts)[STEP] // 5
     extra = shares(3.0, DELTA, ADD, SAMPLED, ONCE).extra
     assert spent == 20 + extra
-    assert accounting.epsilon(as_events(enlarged(SAMPLED, ONCE, extra)), DELTA) <= 3.0
+    assert pld.epsilon(as_events(enlarged(SAMPLED, ONCE, extra)), DELTA) <= 3.0
 
 
 def test_excess_is_counted_in_attempts():

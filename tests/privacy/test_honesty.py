@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from privet.privacy.honesty import IDS, Facts, assess, claim
+from privet.privacy.accounting.assumptions import IDS, Facts, assess, claim
 
 NAMES = """sampling public-constants weighted-sampler partial-batch buffers coupled-forward
 non-finite bypass fresh-accountant wrong-count composition provenance metrics rng floating-point

@@ -9,9 +9,8 @@ import time
 import pytest
 
 from privet.common.errors import InputError
-from privet.privacy import interval
-from privet.privacy.accounting import epsilon
-from privet.privacy.events import (
+from privet.privacy.accounting import interval
+from privet.privacy.accounting.events import (
     Counts,
     Gaussian,
     Laplace,
@@ -20,8 +19,9 @@ from privet.privacy.events import (
     Repeated,
     per_record_clipping,
 )
-from privet.privacy.interval import Interval, NoInterval, certified_interval
-from privet.privacy.units import Relation
+from privet.privacy.accounting.interval import Interval, NoInterval, certified_interval
+from privet.privacy.accounting.pld import epsilon
+from privet.privacy.accounting.units import Relation
 
 INSTALLED = importlib.util.find_spec("prv_accountant") is not None
 with_package = pytest.mark.skipif(not INSTALLED, reason="prv-accountant is not installed")

@@ -43,12 +43,12 @@ from privet.common.errors import (
     OutOfTurn,
     WrongLedger,
 )
-from privet.privacy.accounting import epsilon
-from privet.privacy.book import Reservation
-from privet.privacy.events import Gaussian, NonPrivate, PoissonSampled, Repeated, covers
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
-from privet.privacy.program import training_event
+from privet.privacy.accounting.events import Gaussian, NonPrivate, PoissonSampled, Repeated, covers
+from privet.privacy.accounting.plan_events import training_event
+from privet.privacy.accounting.pld import epsilon
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.ledger_state import Reservation
 
 # a new ledger
 

@@ -36,12 +36,12 @@ from privet.common.errors import (
     NoteError,
     RolledBack,
 )
-from privet.privacy.book import Reservation
-from privet.privacy.events import NonPrivate
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
-from privet.privacy.signed_note import Checkpoint
-from privet.privacy.statement import Entry
+from privet.privacy.accounting.events import NonPrivate
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.ledger_state import Reservation
+from privet.privacy.evidence.signed_note import Checkpoint
+from privet.privacy.evidence.statement import Entry
 
 # restored backups
 
@@ -137,6 +137,40 @@ def test_a_ledger_extends_the_heads_it_had(ledger: Ledger) -> None:
     for head in [*heads, *heads]:
         assert ledger.log.require_extends(head.text) == head
     assert ledger.log.cosigned() == heads[-1]
+
+
+def test_a_head_that_came_with_an_order_is_kept_with_the_next_entry(
+    folder: Path, ledger: Ledger
+) -> None:
+    spend(ledger, 1)
+    head = ledger.log.head()
+    ledger.log.require_extends(head.text, later=True)
+    assert ledger.log.cosigned() is None
+    with ledger.log.writing():
+        pass  # what adds no entry does not wait for the disk
+    assert ledger.log.cosigned() is None
+    ledger.reserve(asked(2))
+    ledger.log.store.close()
+    assert opened(folder).log.cosigned() == head
+
+
+def test_a_head_that_no_entry_follows_is_kept_all_the_same(folder: Path, ledger: Ledger) -> None:
+    spend(ledger, 1)
+    head = ledger.log.head()
+    ledger.log.require_extends(head.text, later=True)
+    ledger.log.keep_shown()
+    assert opened(folder).log.cosigned() == head
+
+
+def test_a_head_whose_entry_was_lost_is_kept_when_it_is_shown_again(ledger: Ledger) -> None:
+    spend(ledger, 1)
+    head = ledger.log.head()
+    ledger.log.require_extends(head.text, later=True)
+    with pytest.raises(RuntimeError, match="rolled back"), ledger.log.writing():
+        ledger.pause("Ada")
+        raise RuntimeError("rolled back")
+    ledger.log.require_extends(head.text)
+    assert ledger.log.cosigned() == head
 
 
 def test_a_head_that_is_not_this_logs(tmp_path: Path, ledger: Ledger) -> None:

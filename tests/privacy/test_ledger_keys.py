@@ -19,16 +19,16 @@ from ledger_kit import (
     spend,
 )
 
-from privet.client.desk import Desk, make_site
-from privet.client.rotation import rotate_key
+from privet.client.operator.decisions import OperatorDecisions, make_site
+from privet.client.operator.rotation import rotate_key
 from privet.common.errors import (
     KeyFault,
     LedgerError,
     WrongLedger,
 )
-from privet.privacy.keys import FileSigner, load_or_make
-from privet.privacy.ledger import Ledger
-from privet.privacy.statement import Entry
+from privet.privacy.evidence.keys import FileSigner, load_or_make
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.statement import Entry
 
 
 def test_key_files_are_encrypted_and_the_owners_alone(tmp_path: Path) -> None:
@@ -72,6 +72,7 @@ def test_a_key_of_another_kind(tmp_path: Path) -> None:
     pem = X25519PrivateKey.generate().private_bytes(
         Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()
     )
+    (tmp_path / "ledger.pem").touch(mode=0o600)
     (tmp_path / "ledger.pem").write_bytes(pem)
     with pytest.raises(KeyFault, match="not an Ed25519 key"):
         FileSigner.load(tmp_path / "ledger.pem", None)
@@ -141,7 +142,7 @@ def test_a_wrong_passphrase_rotates_nothing(tmp_path: Path, wrong: str | None, l
         rotate_key(home / "site.toml", wrong, recovery=recovery)
     assert sorted(path.name for path in place.glob("*.pem")) == ["ledger.pem", "witness.pem"]
     made = rotate_key(home / "site.toml", right, recovery=recovery)
-    assert Desk.open(home / "site.toml", right).ledger.log.key.fingerprint == made
+    assert OperatorDecisions.open(home / "site.toml", right).ledger.log.key.fingerprint == made
     assert made != first["ledger"]
 
 
@@ -155,7 +156,7 @@ def test_a_strangers_recovery_key_replaces_nothing(folder: Path, ledger: Ledger)
 
 
 def test_a_ledger_without_a_recovery_key_cannot_be_recovered(folder: Path) -> None:
-    from privet.privacy.signed_note import COSIGN, Key
+    from privet.privacy.evidence.signed_note import COSIGN, Key
 
     signer = FileSigner.generate()
     witness = Key("privet.witness/North/0", FileSigner.generate().public, COSIGN)

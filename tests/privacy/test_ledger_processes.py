@@ -28,10 +28,10 @@ from privet.common.errors import (
     BudgetExceeded,
     LedgerError,
 )
-from privet.privacy.book import Reservation
-from privet.privacy.ledger import Ledger, Request
-from privet.privacy.log import Log
-from privet.privacy.store import Store
+from privet.privacy.evidence.ledger import Ledger, Request
+from privet.privacy.evidence.ledger_state import Reservation
+from privet.privacy.evidence.log import Log
+from privet.privacy.evidence.store import Store
 
 PREAMBLE = f"""
 import os, signal, sys

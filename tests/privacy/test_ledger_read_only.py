@@ -12,12 +12,12 @@ from read_only_kit import names, read_only
 
 from privet.common.errors import LedgerError
 from privet.privacy.audit.bundle import write_bundle
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import FILE, Ledger
-from privet.privacy.roster import Coordinator, Member, Roster
-from privet.privacy.signed_note import COSIGN, SIGN, Key, key_name
-from privet.privacy.statement import Entry
-from privet.privacy.store import Store
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import FILE, Ledger
+from privet.privacy.evidence.roster import CoordinatorKeys, Member, Roster
+from privet.privacy.evidence.signed_note import COSIGN, SIGN, Key, key_name
+from privet.privacy.evidence.statement import Entry
+from privet.privacy.evidence.store import Store
 
 
 def test_a_closed_ledger_is_read(folder: Path, ledger: Ledger) -> None:
@@ -127,7 +127,7 @@ def test_evidence_is_bundled_from_there(tmp_path: Path, folder: Path, ledger: Le
         for public in (FileSigner.generate().public,)
     }
     member = Member("North", ledger.log.first_key, Key.parse(genesis["witness"]))
-    roster = Roster(Coordinator("chief", **keys), (member,), 1)
+    roster = Roster(CoordinatorKeys("chief", **keys), (member,), 1)
     ledger.keep("roster", "newest", roster.to_dict())
     ledger.log.store.close()
     before = names(folder)

@@ -36,10 +36,10 @@ from privet.common.errors import (
     LedgerError,
     SitePaused,
 )
-from privet.privacy.accounting import epsilon
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
-from privet.privacy.units import Relation, Unit
+from privet.privacy.accounting.pld import epsilon
+from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
 
 # populations, data sets, policies, plans
 
@@ -234,9 +234,9 @@ def test_time_never_goes_back_in_a_ledger(
     folder: Path, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A verifier refuses a log whose time goes back; a clock that is set back must not make one."""
-    monkeypatch.setattr("privet.privacy.log.now", lambda: "2031-01-01T00:00:00Z")
+    monkeypatch.setattr("privet.privacy.evidence.log.now", lambda: "2031-01-01T00:00:00Z")
     spend(ledger, 1)
-    monkeypatch.setattr("privet.privacy.log.now", lambda: "2026-01-01T00:00:00Z")
+    monkeypatch.setattr("privet.privacy.evidence.log.now", lambda: "2026-01-01T00:00:00Z")
     spend(ledger, 2)
     again = opened_only(folder)
     spend(again, 3)
@@ -253,7 +253,7 @@ def test_no_entry_says_how_much_data_there_is(ledger: Ledger) -> None:
 
 
 def test_the_environment_names_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    from privet.privacy.keys import passphrase_from_environment
+    from privet.privacy.evidence.keys import passphrase_from_environment
 
     monkeypatch.delenv("PRIVET_PASSPHRASE", raising=False)
     assert passphrase_from_environment() is None
@@ -265,9 +265,10 @@ def test_the_environment_names_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_passphrase_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from privet.privacy.keys import passphrase_from_environment
+    from privet.privacy.evidence.keys import passphrase_from_environment
 
     secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
     monkeypatch.delenv("PRIVET_PASSPHRASE", raising=False)
     monkeypatch.setenv("PRIVET_PASSPHRASE_FILE", str(secret))
     for content in (b"correct horse ", b"correct horse \n", b"correct horse \r\n"):

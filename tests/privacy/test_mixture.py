@@ -9,8 +9,7 @@ import pytest
 from scipy import stats
 
 from privet.common.errors import InputError
-from privet.privacy.accounting import epsilon, to_dp_event
-from privet.privacy.events import (
+from privet.privacy.accounting.events import (
     Gaussian,
     MixtureOfGaussians,
     PoissonSampled,
@@ -19,7 +18,8 @@ from privet.privacy.events import (
     per_record_clipping,
     to_json,
 )
-from privet.privacy.units import Relation
+from privet.privacy.accounting.pld import epsilon, to_dp_event
+from privet.privacy.accounting.units import Relation
 
 STEP = per_record_clipping(0.1, 2.0, 1.0, 3)
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privet.common.errors import PrivacyFault
-from privet.privacy import device_noise, noise
-from privet.privacy.noise import Stream
+from privet.privacy.mechanism import device_noise, noise
+from privet.privacy.mechanism.noise import Stream
 
 MANY = 400_000
 

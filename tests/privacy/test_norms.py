@@ -10,7 +10,7 @@ import torch
 from dp_kit import BOOK, FUNCTORCH, GHOST, HOOKS, QUIET, norm
 from torch import Tensor, nn
 
-from privet.privacy.clipping import GradientEngine, book, methods
+from privet.privacy.mechanism.clipping import GradientEngine, methods, per_unit_gradients
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
 MODES = (BOOK, HOOKS, FUNCTORCH, GHOST)
@@ -41,7 +41,7 @@ def shares(mode: str, x: Tensor, clip: float, **options: Any) -> float:
 
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(methods, "squares_of", in_single)
-    monkeypatch.setattr(book, "squares_of", in_single)
+    monkeypatch.setattr(per_unit_gradients, "squares_of", in_single)
 
 
 @pytest.mark.parametrize("mode", MODES)

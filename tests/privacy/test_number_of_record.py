@@ -8,11 +8,8 @@ from pathlib import Path
 import pytest
 from ledger_kit import GAUSSIAN, asked, opened
 
-from privet.privacy import accounting, ceiling, filter, pld_size
-from privet.privacy.accounting import REMARK, calibrate_noise, epsilon, privacy_loss, remark
-from privet.privacy.audit.verify import accounting as twin
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.events import (
+from privet.privacy.accounting import ceiling, pld, pld_size, renyi_filter
+from privet.privacy.accounting.events import (
     Event,
     Gaussian,
     Laplace,
@@ -23,8 +20,11 @@ from privet.privacy.events import (
     per_record_clipping,
     to_json,
 )
-from privet.privacy.gaussian_dp import epsilon_of
-from privet.privacy.units import Relation, Unit
+from privet.privacy.accounting.gaussian_dp import epsilon_of
+from privet.privacy.accounting.pld import REMARK, calibrate_noise, epsilon, privacy_loss, remark
+from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.audit.verify import accounting as twin
+from privet.privacy.audit.verify.events import read_event
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 RUN = [Repeated(PoissonSampled(0.1, Gaussian(2.0, 1.0)), 100), Repeated(Gaussian(20.0, 1.0), 5)]
@@ -37,7 +37,7 @@ def theirs(events: list[Event], delta: float, relation: Relation = ADD) -> tuple
 
 def raw(events: list[Event], delta: float) -> float:
     """ε by the distribution alone, as the number of record was before."""
-    found = accounting._composed(group(events), ADD, accounting.GRID)
+    found = pld._composed(group(events), ADD, pld.GRID)
     assert found is not None
     return float(found.get_epsilon_for_delta(delta))
 
@@ -94,10 +94,10 @@ def test_noise_is_calibrated_at_a_tiny_delta(relation):
 
 def test_delta_is_the_smaller_bound_too():
     far = 40.0
-    assert raw(RUN, 1e-15) == math.inf or accounting._composed(
-        group(RUN), ADD, accounting.GRID
+    assert raw(RUN, 1e-15) == math.inf or pld._composed(
+        group(RUN), ADD, pld.GRID
     ).get_delta_for_epsilon(far) > 1e-16  # fmt: skip
-    found = accounting.delta_at(RUN, far)
+    found = pld.delta_at(RUN, far)
     assert found == ceiling.delta(group(RUN), far, ADD) < 1e-20
     assert epsilon(RUN, found * 1.001) <= far + 1e-6
     events = [read_event(to_json(event)) for event in RUN]
@@ -147,7 +147,7 @@ EXPENSIVE = {
 @pytest.mark.parametrize("name", EXPENSIVE)
 def test_it_ends_at_the_ceiling_and_with_a_remark(name, monkeypatch):
     """No distribution is made at all: the rule follows from the events, not from a clock."""
-    monkeypatch.setattr(accounting, "_distribution", None)
+    monkeypatch.setattr(pld, "_distribution", None)
     monkeypatch.setattr(twin, "_composed", None)
     events = EXPENSIVE[name]
     loss = privacy_loss(events, 1e-5, Unit.RECORD, ADD)
@@ -208,10 +208,10 @@ def test_the_ledger_of_a_site_says_it(tmp_path: Path, monkeypatch):
     assert ledger.spent().remark == ""
     monkeypatch.setattr(type(ledger), "history", lambda self, population=None: different(199))
     assert ledger.spent().remark == REMARK
-    cap = filter.Cap(1e6, 1e-5, Unit.RECORD, ADD)
+    cap = renyi_filter.Cap(1e6, 1e-5, Unit.RECORD, ADD)
     counts = group(different(199))
-    monkeypatch.setattr(accounting, "_distribution", None)
-    found = filter.decide_whole(cap, {}, counts)
+    monkeypatch.setattr(pld, "_distribution", None)
+    found = renyi_filter.decide_whole(cap, {}, counts)
     assert found.allowed
     assert found.remark == REMARK
     assert REMARK in found.against(cap)

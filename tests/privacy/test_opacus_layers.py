@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from families_kit import plan_for
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import PrivetError
 
 NET = """
@@ -44,9 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def bench_of(layer: str, folder: Path) -> Workbench:
+def bench_of(layer: str, folder: Path) -> ModelRuntime:
     model = {"kind": "net_of_layers:make", "options": {"layer": layer}}
-    return Workbench(plan_for("text", model, folder))
+    return ModelRuntime(plan_for("text", model, folder))
 
 
 @pytest.mark.parametrize("layer", ["DPGRU", "DPLSTM", "DPRNN", "DPMultiheadAttention"])

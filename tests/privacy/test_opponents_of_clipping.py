@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privet.common.errors import BypassDetected, InputError, PrivacyFault, SelfTestFailed
-from privet.privacy import selftest
-from privet.privacy.clipping import GradientEngine
-from privet.privacy.dpsgd import DpSgd
-from privet.privacy.noise import Stream
-from privet.privacy.units import UnitIndex
+from privet.privacy.accounting.units import UnitIndex
+from privet.privacy.mechanism import selftest
+from privet.privacy.mechanism.clipping import GradientEngine
+from privet.privacy.mechanism.dpsgd import DpSgd
+from privet.privacy.mechanism.noise import Stream
 
 Batch = dict[str, Tensor]
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -332,10 +332,10 @@ def test_bfloat16_passes_the_start_up_test_and_a_fault_does_not(
     engine = GradientEngine(Coarse(), cross_entropy, mode=BOOK)
     assert selftest.run(engine, batch, engine.named) == ["H6", "H7", "H16", "H17"]
     assert engine.coarse
-    from privet.privacy.clipping.book import Page
+    from privet.privacy.mechanism.clipping.per_unit_gradients import ParameterGradients
 
-    honest = Page.linear
-    monkeypatch.setattr(Page, "linear", lambda self, x, g: honest(self, x * 1.2, g))
+    honest = ParameterGradients.linear
+    monkeypatch.setattr(ParameterGradients, "linear", lambda self, x, g: honest(self, x * 1.2, g))
     wrong = GradientEngine(Coarse(), cross_entropy, mode=BOOK)
     with pytest.raises(SelfTestFailed, match="H16"):
         selftest.run(wrong, batch, wrong.named)

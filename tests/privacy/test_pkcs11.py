@@ -16,14 +16,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from ledger_kit import SITE, charged, opened, spend
 
-from privet.client.desk import Desk, make_site
-from privet.client.rotation import rotate_key
+from privet.client.operator.decisions import OperatorDecisions, make_site
+from privet.client.operator.rotation import rotate_key
 from privet.common.errors import InputError, KeyFault
-from privet.privacy.keys import FileSigner
-from privet.privacy.ledger import Ledger
-from privet.privacy.pkcs11 import PIN, Pkcs11Signer, _raw_point, find_pin
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.pkcs11 import PIN, Pkcs11Signer, _raw_point, find_pin
+from privet.privacy.evidence.statement import Entry
 from privet.privacy.policy import Keys
-from privet.privacy.statement import Entry
 
 PLACES = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -233,12 +233,12 @@ def test_a_site_that_begins_with_a_key_in_a_token(token: Path, tmp_path: Path) -
     home = tmp_path / "north"
     made = make_site(home, SITE, None, keys=keys())
     assert not (home / "ledger" / "ledger.pem").exists()
-    desk = Desk.open(home / "site.toml", None)
+    desk = OperatorDecisions.open(home / "site.toml", None)
     assert desk.policy.keys == keys()
     assert desk.ledger.log.first_key.fingerprint == made["ledger"]
     assert desk.ledger.log.key.public == signer().public
     desk.approve("ab" * 32, "Ada")
-    assert Desk.open(home / "site.toml", None).status()["plans"][0]["by"] == ["Ada"]
+    assert OperatorDecisions.open(home / "site.toml", None).status()["plans"][0]["by"] == ["Ada"]
 
 
 @needs_token
@@ -265,17 +265,17 @@ def test_keys_go_from_a_file_into_a_token_and_on(token: Path, tmp_path: Path) ->
 
     name(LABEL)
     with pytest.raises(KeyFault, match="not the key in force"):
-        Desk.open(site, None)
+        OperatorDecisions.open(site, None)
     into = rotate_key(site, None, recovery=None)
     assert not (home / "ledger" / "ledger.pem").exists()
     assert len(list((home / "ledger").glob("ledger-until-*.pem"))) == 1
-    assert Desk.open(site, None).ledger.log.key.fingerprint == into
+    assert OperatorDecisions.open(site, None).ledger.log.key.fingerprint == into
     with pytest.raises(KeyFault, match="is in force already; make another one in token 'north'"):
         rotate_key(site, None, recovery=None)
     on = rotate_key(site, None, recovery=None, to="ledger-key-2")
     assert rotate_key(site, None, recovery=None, to="ledger-key-2") == on != into
     name("ledger-key-2")
-    assert Desk.open(site, None).ledger.log.key.fingerprint == on
+    assert OperatorDecisions.open(site, None).ledger.log.key.fingerprint == on
 
 
 @needs_token
@@ -285,14 +285,14 @@ def test_a_lost_token_is_replaced_by_the_recovery_key(token: Path, tmp_path: Pat
     site.write_text(site.read_text().replace(f'"{LABEL}"\n\n', '"ledger-key-2"\n\n'))
     spare = home / "offline" / "recovery.pem"
     made = rotate_key(site, None, recovery=spare)
-    assert Desk.open(site, None).ledger.log.key.fingerprint == made
+    assert OperatorDecisions.open(site, None).ledger.log.key.fingerprint == made
     # And back to a file, where there is to be no token any more.
     text = site.read_text()
     start = text.index("\n[keys]")
     site.write_text(text[:start] + text[text.index("# The persons") :])
     rotate_key(site, None, recovery=spare)
     key = FileSigner.load(home / "ledger" / "ledger.pem", None)
-    assert Desk.open(site, None).ledger.log.key.public == key.public
+    assert OperatorDecisions.open(site, None).ledger.log.key.public == key.public
 
 
 @needs_token

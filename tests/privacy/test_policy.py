@@ -14,8 +14,9 @@ import pytest
 from privet.common.canonical import canonical_json, digest_json
 from privet.common.errors import InputError, PlanError, PolicyError
 from privet.common.plan import Plan
+from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.database import Database
 from privet.privacy.policy import GOVERNANCE, TEMPLATE, Policy
-from privet.privacy.units import Relation, Unit
 
 Make = Callable[..., dict[str, Any]]
 KEY = "sha256:" + "ab" * 32
@@ -146,6 +147,29 @@ def test_what_is_wrong_is_named(path, new, said):
 
 
 PG = "postgresql+psycopg://reader@db.example.org/ehr"
+MS = "mssql+pymssql://reader@db.example.org/ehr"
+ORA = "oracle+oracledb://reader@db.example.org/EHRPDB"
+PW = {"password_file": "a"}
+
+
+@pytest.mark.parametrize(
+    ("url", "system", "mode", "port"),
+    [
+        (MS, "mssql", "verify-full", 1433),
+        (f"{MS}?sslmode=disable", "mssql", "disable", 1433),
+        ("mssql://reader@127.0.0.1:14330/ehr", "mssql", "disable", 14330),
+        (ORA, "oracle", "verify-full", 2484),
+        (f"{ORA}?sslmode=require", "oracle", "require", 2484),
+        ("oracle://reader@localhost/X", "oracle", "disable", 1521),
+        ("oracle://reader@[::1]:99/X", "oracle", "disable", 99),
+        ("mssql://reader@127.0.0.1.example.org/ehr", "mssql", "verify-full", 1433),
+    ],
+)
+def test_a_server_elsewhere_is_spoken_to_by_checked_tls(url, system, mode, port):
+    database = Database.model_validate({"url": url, "table": "t", **PW})
+    server = database.server()
+    assert (database.dbms, server.sslmode, server.port) == (system, mode, port)
+    assert server.user == "reader"
 
 
 @pytest.mark.parametrize(
@@ -162,6 +186,16 @@ PG = "postgresql+psycopg://reader@db.example.org/ehr"
         ({"url": "sqlite:///a.db", "password_file": "hunter2"}, "'password_file' is for Postgre"),
         ({"url": "sqlite:///a.db", "table_schema": "main"}, "'table_schema' is for PostgreSQL"),
         ({"url": PG, "password_file": "a", "password_variable": "B"}, "not both"),
+        ({"url": f"{MS}?encrypt=no", **PW}, "may not set 'encrypt'"),
+        ({"url": f"{MS}?sslmode=prefer", **PW}, "sslmode must be verify-full, require, disable"),
+        ({"url": f"{MS}?sslmode=require&sslrootcert=a", **PW}, "with sslmode=verify-full alone"),
+        ({"url": f"{MS}?sslrootcert=a%0Aencryption=off", **PW}, "control character"),
+        ({"url": MS}, "name 'password_file' or 'password_variable'"),
+        ({"url": "mssql://reader:hunter2@db/ehr", **PW}, "without a password"),
+        ({"url": "mssql+pyodbc://reader@db/ehr", **PW}, "mssql+pymssql://"),
+        ({"url": "mssql://reader@db\\SQL2019/ehr", **PW}, "mssql+pymssql://"),
+        ({"url": "oracle://db/ehr", **PW}, "oracle+oracledb://USER@HOST"),
+        ({"url": f"{ORA}?wallet_location=a", **PW}, "may not set 'wallet_location'"),
         ({"url": PG, "table": "a\nb"}, "sql.table"),
         ({"url": PG, "table": ""}, "sql.table: must not be empty"),
         ({"url": PG, "password": "hunter2"}, "sql.password: unknown key"),
@@ -510,3 +544,13 @@ def test_a_simulated_site_must_be_in_the_plan_and_know_who_asks(plan_value: Make
         Policy.for_simulation(plan_of(plan_value), "West", KEY)
     with pytest.raises(InputError, match="coordinators"):
         Policy.for_simulation(plan_of(plan_value), "North", "somebody")
+
+
+def test_a_site_by_another_spelling(plan_value: Make):
+    assert Policy.parse({**value(), "site": " North "}).site == "North"
+    other = plan_value(sites=[{"name": "NORTH", "nominal_size": 60}])
+    fault = Policy.parse({**value(), "site": "North"}).fault(Plan.parse(other))
+    assert fault is not None and "it names 'NORTH', which must be spelled alike" in fault
+    strange = plan_value(sites=[{"name": "East", "nominal_size": 60}])
+    fault = Policy.parse({**value(), "site": "North"}).fault(Plan.parse(strange))
+    assert fault is not None and "spelled" not in fault

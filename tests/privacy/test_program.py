@@ -10,10 +10,11 @@ import pytest
 
 from privet.common.errors import BudgetExceeded, InputError
 from privet.common.plan import Plan
-from privet.privacy import gate, program
-from privet.privacy.accounting import epsilon
-from privet.privacy.dpsgd import DpSgd, PlainSgd
-from privet.privacy.events import DiscreteGaussian, Gaussian, Repeated, group
+from privet.privacy.accounting import plan_events
+from privet.privacy.accounting.events import DiscreteGaussian, Gaussian, Repeated, group
+from privet.privacy.accounting.pld import epsilon
+from privet.privacy.mechanism import metrics_mechanism
+from privet.privacy.mechanism.dpsgd import DpSgd, PlainSgd
 
 Make = Callable[..., dict[str, Any]]
 
@@ -30,19 +31,19 @@ def test_it_equals_what_mechanism_and_gate_give(plan_value: Make, rate, clip, ro
         )
     )
     mechanism = DpSgd(rate, noise_multiplier=2.0, clip=clip, steps=3)
-    evaluation = gate.event(plan.metrics.noise_multiplier)
-    assert program.training_event(plan) == mechanism.event
-    assert program.gate_event(plan) == evaluation
+    evaluation = metrics_mechanism.event(plan.metrics.noise_multiplier)
+    assert plan_events.training_event(plan) == mechanism.event
+    assert plan_events.gate_event(plan) == evaluation
     ran = [mechanism.event] * rounds + [evaluation] * releases
-    assert dict(program.planned(plan)) == dict(group(ran))
-    assert dict(program.one_round(plan)) == dict(group([mechanism.event, evaluation]))
-    assert dict(program.planned(plan)) != dict(group(ran[1:]))
+    assert dict(plan_events.planned(plan)) == dict(group(ran))
+    assert dict(plan_events.one_round(plan)) == dict(group([mechanism.event, evaluation]))
+    assert dict(plan_events.planned(plan)) != dict(group(ran[1:]))
 
 
 def test_without_the_gate_a_run_is_training_only(plan_value: Make):
     plan = Plan.parse(plan_value())
-    assert program.planned(plan) == group([program.training_event(plan)] * 2)
-    assert program.one_round(plan) == group([program.training_event(plan)])
+    assert plan_events.planned(plan) == group([plan_events.training_event(plan)] * 2)
+    assert plan_events.one_round(plan) == group([plan_events.training_event(plan)])
 
 
 def test_training_and_gate_have_events_of_their_own(plan_value: Make):
@@ -53,13 +54,13 @@ def test_training_and_gate_have_events_of_their_own(plan_value: Make):
         )
     )
     gate_release = DiscreteGaussian(2 * 2**20, 2**20)
-    assert program.planned(plan) == ((Gaussian(2.0, 1.0), 6), (gate_release, 2))
+    assert plan_events.planned(plan) == ((Gaussian(2.0, 1.0), 6), (gate_release, 2))
 
 
 @pytest.mark.parametrize("noise", [1e-9, 0.1, 1 / 3, 20.0, 20.0000001, 8e9])
 def test_the_noise_of_the_gate_is_never_rounded_down(plan_value: Make, noise: float):
     plan = Plan.parse(plan_value(metrics={"source": "gate", "noise_multiplier": noise}))
-    event = program.gate_event(plan)
+    event = plan_events.gate_event(plan)
     assert isinstance(event, DiscreteGaussian)
     exact = Fraction(noise) * 2**20
     assert exact <= event.standard_deviation < exact + 1
@@ -68,29 +69,29 @@ def test_the_noise_of_the_gate_is_never_rounded_down(plan_value: Make, noise: fl
 def test_noise_that_cannot_be_written_is_refused(plan_value: Make):
     plan = Plan.parse(plan_value(metrics={"source": "gate", "noise_multiplier": 1e10}))
     with pytest.raises(InputError, match="above 8e9"):
-        program.planned(plan)
+        plan_events.planned(plan)
 
 
 def test_a_plan_without_privacy_has_non_private_events_only(plan_value: Make):
     plan = Plan.parse(plan_value(privacy=None))
-    assert program.planned(plan) == ((PlainSgd(0.5).event, 2),)
+    assert plan_events.planned(plan) == ((PlainSgd(0.5).event, 2),)
 
 
 def test_a_plan_without_noise_says_so(plan_value: Make):
     plan = Plan.parse(plan_value(privacy={"noise_multiplier": None}))
     with pytest.raises(InputError, match="calibrate it first"):
-        program.planned(plan)
+        plan_events.planned(plan)
 
 
 def test_calibration_spends_the_epsilon_and_no_more(plan_value: Make):
     plan = Plan.parse(plan_value(privacy={"epsilon": 3.0, "noise_multiplier": None}))
-    fitted = program.calibrated(plan)
-    events = [Repeated(event, count) for event, count in program.planned(fitted)]
+    fitted = plan_events.calibrated(plan)
+    events = [Repeated(event, count) for event, count in plan_events.planned(fitted)]
     assert 2.99 <= epsilon(events, 1e-4) <= 3.0
-    assert program.calibrated(fitted) == fitted
+    assert plan_events.calibrated(fitted) == fitted
 
 
 def test_noise_of_ones_own_must_be_enough(plan_value: Make):
     plan = Plan.parse(plan_value(privacy={"epsilon": 1.0, "noise_multiplier": 0.5}))
     with pytest.raises(BudgetExceeded, match="leave it out to have it calibrated"):
-        program.calibrated(plan)
+        plan_events.calibrated(plan)

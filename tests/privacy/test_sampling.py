@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privet.common.errors import InputError
-from privet.privacy.noise import Stream
-from privet.privacy.sampling import PoissonSampler
+from privet.privacy.mechanism.noise import Stream
+from privet.privacy.mechanism.sampling import PoissonSampler
 
 UNITS, STEPS, RATE = 1000, 400, 0.1
 

@@ -19,11 +19,11 @@ from opacus.grad_sample import register_grad_sampler
 from torch import nn
 from torch.nn import functional
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import SelfTestFailed
 from privet.common.models import trainable
-from privet.privacy import selftest
-from privet.privacy.clipping import GradientEngine, methods
+from privet.privacy.mechanism import selftest
+from privet.privacy.mechanism.clipping import GradientEngine, methods
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
 
@@ -53,7 +53,7 @@ def check(unit, batch=rows, declared=None):
     ],
 )
 def test_built_in_models_pass(name, mode):
-    bench = Workbench(plan_of(name, clipping=mode))
+    bench = ModelRuntime(plan_of(name, clipping=mode))
     before = {key: p.detach().clone() for key, p in bench.engine.named.items()}
     assert set(bench.self_tests) == set(ALL)
     assert all(torch.equal(p, before[key]) for key, p in bench.engine.named.items())
@@ -69,7 +69,7 @@ def test_minilm_passes_in_full_and_filling_gaps(task, tuning):
     plan = plan_of("minilm-lora").changed(model={"options": {"tuning": tuning}})
     if task != "text":
         plan = plan.changed(task={"kind": task, "classes": []})
-    bench = Workbench(plan)
+    bench = ModelRuntime(plan)
     assert set(bench.self_tests) == set(ALL) and bench.engine.mode == BOOK
 
 
@@ -382,15 +382,15 @@ def test_a_failed_self_test_leaves_the_engine_usable():
 
 
 def test_the_engine_of_a_workbench_is_a_gradient_engine():
-    assert isinstance(Workbench(plan_of("linear")).engine, GradientEngine)
+    assert isinstance(ModelRuntime(plan_of("linear")).engine, GradientEngine)
 
 
 def test_without_a_bound_there_is_no_bound_to_test():
     free = plan_of("linear", clip=None)
     assert free.training.clip is None
-    assert set(Workbench(free).self_tests) == {"H6", "H17"}
+    assert set(ModelRuntime(free).self_tests) == {"H6", "H17"}
     private = {"epsilon": 1.0, "delta": 1e-5}
-    assert set(Workbench(free.changed(privacy=private)).self_tests) == set(ALL)
+    assert set(ModelRuntime(free.changed(privacy=private)).self_tests) == set(ALL)
 
 
 # --- at weights that saturate the model -----------------------------------------------------

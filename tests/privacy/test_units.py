@@ -9,7 +9,7 @@ from dp_kit import examples
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privet.privacy.units import PrivacyLoss, Relation, Unit, UnitIndex
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, UnitIndex
 
 LOSS = PrivacyLoss(1.23456, 1e-5, Unit.PERSON, Relation.REPLACE_ONE)
 TERMS = ("1e-05", "person", "replace one")

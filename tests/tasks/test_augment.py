@@ -12,14 +12,14 @@ import torch
 from families_kit import counting, family_plan
 from torch import Tensor
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import PlanError, SelfTestFailed
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
-from privet.privacy import dpsgd, selftest
-from privet.privacy.dpsgd import DpSgd, Views
-from privet.privacy.noise import Stream
-from privet.privacy.units import UnitIndex
+from privet.privacy.accounting.units import UnitIndex
+from privet.privacy.mechanism import dpsgd, selftest
+from privet.privacy.mechanism.dpsgd import DpSgd, Views
+from privet.privacy.mechanism.noise import Stream
 from privet.simulations.run import Setting, run_plan
 
 KINDS = {
@@ -137,10 +137,10 @@ def test_what_mixes_records_or_does_not_fit_is_found_at_start(
 
     monkeypatch.setattr(image, "flip", fault)
     with pytest.raises(SelfTestFailed, match=said):
-        assert Workbench(plan_with("flip", tmp_path)).self_tests
+        assert ModelRuntime(plan_with("flip", tmp_path)).self_tests
 
 
-def released(bench: Workbench, views: Views, records: int = 40) -> None:
+def released(bench: ModelRuntime, views: Views, records: int = 40) -> None:
     DpSgd(0.5, 1.0, 1.0, steps=5).release(
         bench.engine, bench.encode(counting(1, records, 3)), UnitIndex.by_record(records),
         nominal_size=records, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), views=views,
@@ -155,7 +155,7 @@ def test_a_view_of_ones_own_sees_one_record_at_a_time(tmp_path: Path) -> None:
         seen.append(len(words))
         return _mean(_mixup(batch, words), words)
 
-    bench = Workbench(plan_with("flip", tmp_path))
+    bench = ModelRuntime(plan_with("flip", tmp_path))
     released(bench, Views(mixing))
     assert len(seen) > 20 and set(seen) == {1}
     released(bench, Views(mixing, alone=False))
@@ -168,7 +168,7 @@ def test_what_a_view_does_to_one_record_does_not_stop_a_release(tmp_path: Path) 
             raise ValueError("not this one")
         return _other_shape(batch, words) if int(words[0]) % 2 else batch
 
-    bench = Workbench(plan_with("flip", tmp_path))
+    bench = ModelRuntime(plan_with("flip", tmp_path))
     released(bench, Views(picky))
     batch = bench.encode(counting(1, 40, 3))
     seen = Views(picky).of(batch, torch.arange(40))
@@ -176,7 +176,7 @@ def test_what_a_view_does_to_one_record_does_not_stop_a_release(tmp_path: Path) 
 
 
 def test_ones_own_views_are_tested_at_start_too(tmp_path: Path) -> None:
-    bench = Workbench(plan_with("flip", tmp_path))
+    bench = ModelRuntime(plan_with("flip", tmp_path))
     draw = bench.task.random_batch
     selftest.augmentation(Views(_turned_over), draw)  # of one record
     for fault in (_by_chance, _other_shape, _more, _fails):
@@ -189,7 +189,7 @@ def test_what_it_changes_in_place_is_not_what_the_site_keeps(tmp_path: Path) -> 
         batch["pixels"].zero_()
         return batch
 
-    bench = Workbench(plan_with("flip", tmp_path))
+    bench = ModelRuntime(plan_with("flip", tmp_path))
     examples = bench.encode(counting(1, 40, 3))
     before = examples["pixels"].clone()
     DpSgd(1.0, 1.0, 1.0).release(
@@ -201,7 +201,7 @@ def test_what_it_changes_in_place_is_not_what_the_site_keeps(tmp_path: Path) -> 
 
 @EACH
 def test_ours_do_not(tmp_path: Path, kind: str) -> None:
-    bench = Workbench(plan_with(kind, tmp_path))
+    bench = ModelRuntime(plan_with(kind, tmp_path))
     assert bench.views is not None
     selftest.augmentation(bench.views, bench.task.random_batch)
     assert bench.self_tests == ("H6", "H7", "H16", "H17")
@@ -213,7 +213,7 @@ def test_ours_do_not(tmp_path: Path, kind: str) -> None:
 def most_moved(views: Views, folder: Path) -> float:
     """How far one record moves the clipped sum, in units of the bound."""
     plan = plan_with("flip", folder)
-    bench = Workbench(plan)
+    bench = ModelRuntime(plan)
     examples = bench.encode(counting(1, 40, 3))
     sums: list[list[Tensor]] = []
     real = bench.engine.clipped_sum
@@ -269,7 +269,7 @@ def test_views_that_count_as_records_of_their_own_would_be_noticed(
 def test_a_step_takes_the_mean_over_views(tmp_path: Path) -> None:
     def total(copies: int) -> list[Tensor]:
         plan = plan_with("flip", tmp_path).changed(training={"copies": copies})
-        bench = Workbench(plan)
+        bench = ModelRuntime(plan)
         batch = bench.encode(counting(1, 12, 3))
         owner = np.repeat(np.arange(12), copies)
         rows = torch.as_tensor(owner)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from families_kit import FAMILIES, family_plan, plan_for, tokenizer_folder
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import DataMissing, PlanError, SelfTestFailed
 from privet.common.models import build_model, initial_model
 from privet.common.tasks import build_task
@@ -23,7 +23,7 @@ NAMES = sorted(FAMILIES)
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_passes_the_start_up_tests_by_bookkeeping(name: str, tmp_path: Path) -> None:
-    bench = Workbench(family_plan(name, tmp_path))
+    bench = ModelRuntime(family_plan(name, tmp_path))
     assert bench.self_tests == ("H6", "H7", "H16", "H17")
     assert bench.engine.mode == "bookkeeping"
 
@@ -45,7 +45,12 @@ def test_each_trains_with_privacy_and_every_parameter_moves(name: str, tmp_path:
 LEARNS = {"training": {"rounds": 4, "steps": 25, "optimizer": "adam", "learning_rate": 0.02}}
 
 
-@pytest.mark.parametrize("name", NAMES)
+LONG = ("encoder-decoder", "t5")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long) if n in LONG else n for n in NAMES]
+)
 def test_each_learns_what_can_be_learnt(name: str, tmp_path: Path) -> None:
     plan = family_plan(name, tmp_path, privacy="none", **LEARNS)
     found = simulate(plan, out=tmp_path / "run").metrics
@@ -72,7 +77,7 @@ def test_a_translation_is_scored_by_what_is_written(tmp_path: Path) -> None:
 
 def test_beam_search_finds_likelier_texts_than_one_step_at_a_time(tmp_path: Path) -> None:
     plan = family_plan("encoder-decoder", tmp_path)
-    bench = Workbench(plan)
+    bench = ModelRuntime(plan)
     network, task = bench.engine.model.eval(), bench.task
     batch = task.random_batch(12, 3)
 
@@ -93,7 +98,7 @@ def test_beam_search_finds_likelier_texts_than_one_step_at_a_time(tmp_path: Path
     assert asked == [4]
 
 
-def _nothing_is_known_of_what_comes_later(bench: Workbench, key: str) -> None:
+def _nothing_is_known_of_what_comes_later(bench: ModelRuntime, key: str) -> None:
     batch = bench.task.random_batch(4, 3)
     batch = {name: tensor.clamp(min=2) for name, tensor in batch.items()}
     changed = {**batch, key: batch[key].clone()}
@@ -108,14 +113,14 @@ def _nothing_is_known_of_what_comes_later(bench: Workbench, key: str) -> None:
 @pytest.mark.parametrize("name", ["decoder", "encoder-decoder", "t5"])
 def test_a_token_is_predicted_from_those_before_it(name: str, tmp_path: Path) -> None:
     key = "tokens" if name == "decoder" else "target"
-    _nothing_is_known_of_what_comes_later(Workbench(family_plan(name, tmp_path)), key)
+    _nothing_is_known_of_what_comes_later(ModelRuntime(family_plan(name, tmp_path)), key)
 
 
 # gaps
 
 
 def test_what_is_left_out_depends_on_the_record_and_the_step_alone(tmp_path: Path) -> None:
-    bench = Workbench(family_plan("gaps", tmp_path))
+    bench = ModelRuntime(family_plan("gaps", tmp_path))
     batch = bench.task.random_batch(6, 3)
     losses = bench.engine.losses(batch)
     shuffled = {key: tensor.flip(0) for key, tensor in batch.items()}
@@ -129,7 +134,7 @@ def test_what_is_left_out_depends_on_the_record_and_the_step_alone(tmp_path: Pat
 
 def test_a_seventh_of_the_tokens_is_left_out(tmp_path: Path) -> None:
     plan = family_plan("gaps", tmp_path).changed(task={"max_tokens": 64})
-    bench = Workbench(plan)
+    bench = ModelRuntime(plan)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(2, 4096, (200, 64), generator=generator)
     tokens[:100, 40:] = 0
@@ -167,7 +172,7 @@ def test_gaps_that_depend_on_the_batch_are_noticed(
         lambda tokens, there, weight: real(tokens + tokens.sum(), there, weight),
     )
     with pytest.raises(SelfTestFailed, match="H6|H16"):
-        assert Workbench(family_plan("gaps", tmp_path)).self_tests
+        assert ModelRuntime(family_plan("gaps", tmp_path)).self_tests
 
 
 # models of Hugging Face
@@ -205,7 +210,7 @@ def test_a_folder_of_hugging_face_trains(kind: str, tuning: str, tmp_path: Path)
     options: dict[str, Any] = {"folder": str(folder), "tuning": tuning, "rank": 2}
     options["targets"] = targets.get(kind, ["query", "value"])
     plan = plan_for(kind, {"kind": "huggingface", "options": options}, tmp_path)
-    bench = Workbench(plan)
+    bench = ModelRuntime(plan)
     assert bench.self_tests == ("H6", "H7", "H16", "H17")
     assert bench.engine.mode == "bookkeeping"
     if kind in ("causal-text", "text-to-text"):
@@ -269,7 +274,7 @@ def test_a_model_of_the_hub_is_its_commit_in_the_cache(
         for chosen in (named(name="somebody/tiny", revision=commit), named(folder=str(folder)))
     )
     assert all(np.array_equal(by_name[key], by_path[key]) for key in by_path)
-    assert Workbench(named(name="somebody/tiny", revision=commit)).self_tests
+    assert ModelRuntime(named(name="somebody/tiny", revision=commit)).self_tests
     with pytest.raises(PlanError, match="named with its commit"):
         build_model(named(name="somebody/tiny", revision="main"))
     with pytest.raises(PlanError, match="needs 'folder', or 'name'"):
@@ -325,7 +330,7 @@ def test_a_damaged_folder_is_said(tmp_path: Path, name: str, text: str) -> None:
     (folder / name).write_text(text)
     plan = plan_for("text", {"kind": "huggingface", "options": {"folder": str(folder)}}, tmp_path)
     try:
-        Workbench(plan)
+        ModelRuntime(plan)
     except PlanError as error:
         assert str(folder) in str(error)
     else:

@@ -15,9 +15,9 @@ from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.common.tasks import likelihood, metrics
 from privet.common.tasks.measure import CLASSES, LIKELIHOOD, measure_of_kind, read_table
-from privet.privacy import gate
-from privet.privacy.events import GATE_WEIGHT
-from privet.privacy.units import UnitIndex
+from privet.privacy.accounting.events import GATE_WEIGHT
+from privet.privacy.accounting.units import UnitIndex
+from privet.privacy.mechanism import metrics_mechanism
 from privet.simulations.run import simulate
 
 LABELS = np.zeros(3, np.int64)
@@ -84,11 +84,13 @@ def test_one_unit_moves_the_table_by_its_weight_at_most(each: int) -> None:
     rest = people != 3
 
     def counted(kept: np.ndarray) -> np.ndarray:
-        cells = gate.record_cells(LIKELIHOOD, scores[kept], np.zeros(sum(kept), int), (1, 20))
+        cells = metrics_mechanism.record_cells(
+            LIKELIHOOD, scores[kept], np.zeros(sum(kept), int), (1, 20)
+        )
         if each != GATE_WEIGHT // 4:
             return np.bincount(cells, minlength=20) * each
         units = UnitIndex.by_person(people[kept].astype(str), 4)
-        return gate.counted(cells, units, (1, 20))[0]
+        return metrics_mechanism.counted(cells, units, (1, 20))[0]
 
     moved = int(np.abs(counted(people >= 0) - counted(rest)).sum())
     assert (moved <= GATE_WEIGHT) is (each == GATE_WEIGHT // 4)

@@ -12,7 +12,7 @@ import torch
 from families_kit import SMALL, plan_for
 from torch import Tensor
 
-from privet.client.workbench import Workbench
+from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import SelfTestFailed
 from privet.common.models import language, text, tokens
 from privet.common.plan import Plan
@@ -35,7 +35,7 @@ def most_moved(plan: Plan) -> float:
     words = [f"form {'[PAD] ' * 20}drug case {number}" for number in range(12)]
     words.append(" ".join(f"word{number}" for number in range(40)))
     frame = pd.DataFrame({"text": words, "spanish": words, "low": 0})
-    bench = Workbench(plan)
+    bench = ModelRuntime(plan)
     with torch.no_grad():
         for number, parameter in enumerate(bench.engine.parameters):
             generator = torch.Generator().manual_seed(number)
@@ -96,7 +96,7 @@ def test_the_start_up_test_has_holes(
     for module in (tokens, text):
         monkeypatch.setattr(module, "trimmed", by_count)
     with pytest.raises(SelfTestFailed, match="H6|H16"):
-        assert Workbench(plan_of(kind, tmp_path)).self_tests
+        assert ModelRuntime(plan_of(kind, tmp_path)).self_tests
 
 
 def test_special_tokens_are_words_in_a_text() -> None:

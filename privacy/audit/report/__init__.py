@@ -23,9 +23,9 @@ from privet import __version__
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
 from privet.common.printable import printable, printable_all
-from privet.privacy.audit.report import reading, registry, view
-from privet.privacy.audit.report.judging import Intervals, intervals
-from privet.privacy.audit.verify import Record, Verdict
+from privet.privacy.audit.report import context, input, registry
+from privet.privacy.audit.report.claims import Intervals, intervals
+from privet.privacy.audit.verify import AuditedRecord, Verdict
 
 __all__ = ["Intervals", "check_folder", "intervals", "write_report"]
 
@@ -56,8 +56,8 @@ def write_report(
         raise InputError("the verdict has no whole record: verify with keep=True")
     check_folder(out_dir)
     verdict = printable_all(verdict)
-    case = reading.read(verdict.record or Record())
-    content = view.view(case, verdict, interval or {})
+    case = input.read(verdict.record or AuditedRecord())
+    content = context.view(case, verdict, interval or {})
     made: dict[str, Any] = {
         "software": f"privet {__version__}",
         "date": case.period[1],
@@ -66,7 +66,7 @@ def write_report(
     }
     files = {
         "report.html": _page(content, made),
-        "report.json": _json(view.as_json(case, verdict, content, made)),
+        "report.json": _json(context.as_json(case, verdict, content, made)),
         "registry.json": _json(
             registry.record(case, verdict, content["in_words"], content["rows"])
         ),

@@ -11,8 +11,10 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from privet.privacy.audit.report.reading import Case, dig
-from privet.privacy.audit.report.words import (
+from privet.privacy.accounting.assumptions import Assumption
+from privet.privacy.accounting.events import DiscreteGaussian
+from privet.privacy.audit.report.input import ReportInput, dig
+from privet.privacy.audit.report.phrases import (
     NOT_PROVED,
     counted,
     figure_of,
@@ -21,14 +23,14 @@ from privet.privacy.audit.report.words import (
     unit_of,
 )
 from privet.privacy.audit.verify import SiteFinding, Verdict
-from privet.privacy.events import DiscreteGaussian
-from privet.privacy.honesty import Row
 
 SCHEMA = "github.com/opendp/deployments-registry-data, schemas/deployments-schema.yaml, 3e9c812"
 _FILL_IN = "To be filled in by the curator."
 
 
-def record(case: Case, verdict: Verdict, said: list[str], rows: list[Row]) -> dict[str, Any]:
+def record(
+    case: ReportInput, verdict: Verdict, said: list[str], rows: list[Assumption]
+) -> dict[str, Any]:
     """Return the registry's record of what the bundle shows, as JSON values.
 
     Args:
@@ -117,7 +119,7 @@ def _worst(findings: list[SiteFinding]) -> SiteFinding | None:
     return max(findings, key=lambda f: (f.epsilon is None, f.epsilon or 0.0, f.site), default=None)
 
 
-def _loss(case: Case, verdict: Verdict, worst: SiteFinding | None) -> dict[str, Any]:
+def _loss(case: ReportInput, verdict: Verdict, worst: SiteFinding | None) -> dict[str, Any]:
     if worst is None:
         return {"privacy_unit": "unknown"}
     most = max((group.max_records for group in case.groups), default=1)
@@ -138,14 +140,14 @@ def _loss(case: Case, verdict: Verdict, worst: SiteFinding | None) -> dict[str, 
     return {**found, "privacy_parameters_details": f"{kind}. {spent}."}
 
 
-def _groups(case: Case) -> list[str]:
+def _groups(case: ReportInput) -> list[str]:
     return [
         f"{group.site}, population {group.name} ({', '.join(name for name, _ in group.data_sets)})"
         for group in case.groups
     ]
 
 
-def _is_discrete(case: Case) -> bool:
+def _is_discrete(case: ReportInput) -> bool:
     """Whether metrics were released with discrete noise; sites of older code had continuous."""
     charges = (charge for group in case.groups for charge in group.charges)
     return any(isinstance(charge.event, DiscreteGaussian) for charge in charges)
@@ -167,7 +169,7 @@ def _noise(plan: dict[str, Any]) -> str:
     )
 
 
-def _notes(case: Case, verdict: Verdict) -> str:
+def _notes(case: ReportInput, verdict: Verdict) -> str:
     found = [f"Form: {SCHEMA}."]
     if case.simulated:
         found.append("A simulation: all keys lay on one machine. This was no deployment.")

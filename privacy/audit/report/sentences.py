@@ -7,15 +7,15 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from privet.privacy import honesty
-from privet.privacy.audit.report.judging import Standing
-from privet.privacy.audit.report.words import figure_of, terms_of
+from privet.privacy.accounting import assumptions
+from privet.privacy.audit.report.claims import ReportStanding
+from privet.privacy.audit.report.phrases import figure_of, terms_of
 from privet.privacy.audit.verify import SiteFinding, Verdict
 
-_NAMES = {row.id: f"{row.id} {row.name}" for row in honesty.assess(honesty.Facts())}
+_NAMES = {row.id: f"{row.id} {row.name}" for row in assumptions.assess(assumptions.Facts())}
 
 
-def claim_sentence(top: Standing) -> str:
+def claim_sentence(top: ReportStanding) -> str:
     """Return what is claimed, with every row of the honesty list that it is conditional on."""
     claim = top.claim
     if claim.word == "conditional":
@@ -28,7 +28,7 @@ def claim_sentence(top: Standing) -> str:
     return "Claim: proved in the model; no point of the honesty list is unknown."
 
 
-def figures_sentence(top: Standing) -> str:
+def figures_sentence(top: ReportStanding) -> str:
     """Return the largest ε, how many runs it is of, and what it is conditional on.
 
     There is a sentence for each δ, unit and relation; an ε never stands without them (H27).
@@ -36,10 +36,11 @@ def figures_sentence(top: Standing) -> str:
     blocks: dict[str, list[SiteFinding]] = defaultdict(list)
     for finding in top.findings:
         blocks[spent_of(finding).terms].append(finding)
-    return " ".join(_figures(found) for found in blocks.values()) or "Nothing was spent."
+    text = " ".join(_figures(found) for found in blocks.values()) or "Nothing was spent."
+    return text if top.verified else f"Claimed, not verified: {text}"
 
 
-def trust_sentence(top: Standing) -> str:
+def trust_sentence(top: ReportStanding) -> str:
     """Return who sees un-noised values, as the plans have it."""
     if top.trust == "local":
         return "Trust: local, nobody outside a site saw un-noised values."
@@ -63,7 +64,7 @@ def witness_phrase(found: Verdict) -> str:
         elif one.upto == one.entries:
             said = f"witnessed to its end{by}"
         else:
-            said = f"witnessed up to entry {one.upto - 1} of {one.entries - 1}{by}"
+            said = f"witnessed in its first {one.upto} of {one.entries} entries{by}"
         alike.setdefault(said, []).append(site)
     if not alike:
         return "self-asserted: it holds no ledger"

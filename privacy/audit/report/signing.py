@@ -13,10 +13,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from privet.privacy.audit.report import words
-from privet.privacy.audit.report.judging import held
-from privet.privacy.audit.report.pageone import own, together
-from privet.privacy.audit.report.reading import Case, Group, Ledger, dig, number
+from privet.privacy.audit.report import phrases
+from privet.privacy.audit.report.claims import held
+from privet.privacy.audit.report.input import ReportGroup, ReportInput, ReportLedger, dig, number
+from privet.privacy.audit.report.summary import own, together
+from privet.privacy.audit.verify import AuditedEntry
 from privet.privacy.policy import GOVERNANCE
 
 NOT_STATED = "not stated"
@@ -43,6 +44,13 @@ _ROWS = {
 _APPROVAL = {
     "manual": "by hand, or approved beforehand",
     "listed": "plans approved beforehand alone",
+}
+
+
+_HOW = {
+    "listed": "listed in the site's policy",
+    "manual": "by hand",
+    "simulation": "by the simulation itself; no person decided",
 }
 
 
@@ -78,7 +86,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Watched:
+class SignedWatch:
     """How far one site's ledger was witnessed: the first ``upto`` of its entries, by whom."""
 
     site: str
@@ -97,7 +105,7 @@ class Watched:
         return f"{', '.join(self.by)}: {where} {self.entries} entries{rest}"
 
 
-def sizes(case: Case) -> list[Size]:
+def sizes(case: ReportInput) -> list[Size]:
     """Return each population with its nominal size, in the order of the roster."""
     return [
         Size(group.site, group.name, group.unit, group.delta, _nominal(case, group))
@@ -105,7 +113,7 @@ def sizes(case: Case) -> list[Size]:
     ]
 
 
-def _nominal(case: Case, group: Group) -> int | None:
+def _nominal(case: ReportInput, group: ReportGroup) -> int | None:
     found = []
     for name in dict.fromkeys(charge.plan for charge in group.charges):
         sites = dig(case.plans.get(name), "sites")
@@ -116,16 +124,16 @@ def _nominal(case: Case, group: Group) -> int | None:
     return max(found, default=None)
 
 
-def watched(case: Case) -> list[Watched]:
+def watched(case: ReportInput) -> list[SignedWatch]:
     """Return how far each site's ledger was witnessed."""
     found = []
     for ledger in case.ledgers:
         seen, entries = held(case, ledger.log), len(ledger.log.entries) + ledger.log.passed
-        found.append(Watched(ledger.site, entries - seen.tail, entries, seen.last))
+        found.append(SignedWatch(ledger.site, entries - seen.tail, entries, seen.last))
     return found
 
 
-def answers(case: Case) -> list[tuple[str, dict[str, str]]]:
+def answers(case: ReportInput) -> list[tuple[str, dict[str, str]]]:
     """Return who answers for the data of each site, in its own words; alike sites together."""
     alike: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for ledger in case.ledgers:
@@ -137,7 +145,7 @@ def answers(case: Case) -> list[tuple[str, dict[str, str]]]:
     return [(together(sites, of), dict(said)) for said, sites in alike.items()]
 
 
-def policies(case: Case) -> list[tuple[str, list[tuple[str, str]]]]:
+def policies(case: ReportInput) -> list[tuple[str, list[tuple[str, str]]]]:
     """Return what each site's newest policy allows, in rows; alike sites together."""
     alike: dict[tuple[tuple[str, str], ...], list[str]] = defaultdict(list)
     for ledger in case.ledgers:
@@ -151,7 +159,7 @@ def labels() -> list[str]:
     return list(_LABELS.values())
 
 
-def as_json(case: Case) -> list[dict[str, Any]]:
+def as_json(case: ReportInput) -> list[dict[str, Any]]:
     """Return the same as JSON values, by site."""
     seen = {found.site: found for found in watched(case)}
     return [
@@ -181,21 +189,22 @@ def as_json(case: Case) -> list[dict[str, Any]]:
     ]
 
 
-def _policy(ledger: Ledger) -> Any:
+def _policy(ledger: ReportLedger) -> Any:
     return ledger.policies[-1].predicate["policy"] if ledger.policies else {}
 
 
-def _governance(ledger: Ledger) -> dict[str, str]:
+def _governance(ledger: ReportLedger) -> dict[str, str]:
     policy = _policy(ledger)
     return {key: str(dig(policy, key) or NOT_STATED) for key in GOVERNANCE}
 
 
-def _rows(case: Case, ledger: Ledger) -> list[tuple[str, str]]:
+def _rows(case: ReportInput, ledger: ReportLedger) -> list[tuple[str, str]]:
     policy = _policy(ledger)
     if not policy:
         return [("Policy", "none is in the ledger")]
     allow = dig(policy, "allow")
     rows = [(label, _allowed(case, key, dig(allow, key))) for key, label in _ROWS.items()]
+    rows.append(("Officers, who sign by keys of their own", _officers(dig(policy, "officers"))))
     found = dig(policy, "populations")
     kept = found.items() if isinstance(found, dict) else ()
     said = "; ".join(_population(ledger.site, str(name), value) for name, value in kept)
@@ -203,7 +212,22 @@ def _rows(case: Case, ledger: Ledger) -> list[tuple[str, str]]:
     return [*_changed(ledger), *rows]
 
 
-def _changed(ledger: Ledger) -> list[tuple[str, str]]:
+def _officers(value: Any) -> str:
+    if not isinstance(value, dict) or not value:
+        return "none: names of approvers are as they were typed"
+    return ", ".join(map(str, value))
+
+
+def decided_how(entry: AuditedEntry) -> str:
+    """Say how a plan was approved or refused, and whether by an officer's own key."""
+    how = _HOW.get(str(entry.predicate["how"]), str(entry.predicate["how"]))
+    signed = dig(entry.predicate, "signature", "name")
+    if signed is not None:
+        return f"{how}; signed by {signed} by a key of their own"
+    return how
+
+
+def _changed(ledger: ReportLedger) -> list[tuple[str, str]]:
     """Say where the newest policy is not the one under which everything was charged."""
     newest = ledger.policies[-1]
     before = sum(charge.entry.sequence < newest.sequence for charge in ledger.charges)
@@ -213,7 +237,7 @@ def _changed(ledger: Ledger) -> list[tuple[str, str]]:
     return [("Changed", f"{newest.time[:10]}; {what} charges are from before, under earlier ones")]
 
 
-def _allowed(case: Case, key: str, value: Any) -> str:
+def _allowed(case: ReportInput, key: str, value: Any) -> str:
     if key == "approval":
         return _APPROVAL.get(str(value), NOT_STATED if value is None else str(value))
     if isinstance(value, list):
@@ -225,7 +249,7 @@ def _allowed(case: Case, key: str, value: Any) -> str:
     return NOT_STATED if value is None else str(value)
 
 
-def _named(case: Case, key: str, values: list[Any]) -> Iterable[str]:
+def _named(case: ReportInput, key: str, values: list[Any]) -> Iterable[str]:
     chief = _fingerprint(dig(case.record.roster, "coordinator", "orders"))
     for value in map(str, values):
         if key == "coordinators":
@@ -250,5 +274,5 @@ def _population(site: str, name: str, value: Any) -> str:
     cap, delta = number(dig(value, "epsilon")), number(dig(value, "delta"))
     unit, relation = str(dig(value, "unit")), str(dig(value, "relation"))
     shown = "named after the site" if own(name, site) else f"“{name}”"
-    terms = words.terms_of(delta or 0.0, unit, relation)
+    terms = phrases.terms_of(delta or 0.0, unit, relation)
     return f"{shown}: {'no cap' if cap is None else f'ε {cap:g}'} ({terms})"

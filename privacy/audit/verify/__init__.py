@@ -45,23 +45,23 @@ from privet.privacy.audit.verify.bundle import BundleReader
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import (
     RULES,
+    AuditedEntry,
+    AuditedRecord,
     CodeFinding,
-    Entry,
     Fault,
     Findings,
     LogRecord,
-    Record,
     SiteFinding,
     Verdict,
 )
-from privet.privacy.audit.verify.roster import FORMAT, differences
-from privet.privacy.audit.verify.site import Ledger
+from privet.privacy.audit.verify.roster import FORMAT, differences, require_pinned
+from privet.privacy.audit.verify.site import AuditedLedger
 from privet.privacy.audit.verify.source import Scan, Source, Unreadable, scan
 from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, is_digest, read_loose
 
 __all__ = [
-    "RULES", "CodeFinding", "Entry", "Fault", "LogRecord", "Record", "SiteFinding", "Verdict",
-    "verify",
+    "RULES", "CodeFinding", "AuditedEntry", "Fault", "LogRecord", "AuditedRecord", "SiteFinding",
+    "Verdict", "verify",
 ]  # fmt: skip
 
 
@@ -132,8 +132,8 @@ def verify(
     )  # fmt: skip
 
 
-def _ledgers(reader: BundleReader | None) -> list[Ledger]:
-    return [] if reader is None else [log for log in reader.logs if isinstance(log, Ledger)]
+def _ledgers(reader: BundleReader | None) -> list[AuditedLedger]:
+    return [] if reader is None else [log for log in reader.logs if isinstance(log, AuditedLedger)]
 
 
 def _require_witnessed(
@@ -190,7 +190,7 @@ def _digests(texts: Iterable[str]) -> list[str]:
     found = [text.lower() for text in texts]
     for text in found:
         if not is_digest(text):
-            raise InputError(f"'{text}' is no digest of code: sha256: and 64 hex digits")
+            raise InputError(f"'{text}' is no digest of code: one is sha256: and 64 hex digits")
     return found
 
 
@@ -207,6 +207,11 @@ def _pinned(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a roster: {error}") from None
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         raise InputError(f"{path} is not a roster: its format is not {FORMAT}")
+    try:
+        require_pinned(value)
+    except (Malformed, RecursionError, TypeError) as error:
+        # Typed by whoever brings it: nothing is wrong with the bundle.
+        raise InputError(f"{path}: the roster that you brought: {error}") from None
     return value
 
 
@@ -214,17 +219,13 @@ def _compare(pinned: dict[str, Any], reader: BundleReader | None, findings: Find
     """Compare the bundle's roster with the pinned one; return whether that was possible."""
     if reader is None or reader.case is None:
         return False
-    try:
-        for message in differences(pinned, reader.case.roster):
-            findings.fault("roster", message)
-    except (Malformed, RecursionError, TypeError) as error:
-        findings.fault("roster", f"the pinned roster: {error}")
-        return False
+    for message in differences(pinned, reader.case.roster):
+        findings.fault("roster", message)
     return True
 
 
-def _record(reader: BundleReader | None) -> Record:
+def _record(reader: BundleReader | None) -> AuditedRecord:
     if reader is None or reader.case is None:
-        return Record()
+        return AuditedRecord()
     logs = [log.record for log in reader.logs]
-    return Record(reader.roster_value, reader.case.plan_values, logs, reader.brief)
+    return AuditedRecord(reader.roster_value, reader.case.plan_values, logs, reader.brief)

@@ -16,7 +16,7 @@ from typing import Any
 
 from privet.privacy.audit.verify.events import Event, Mechanism
 from privet.privacy.audit.verify.gaussian import LEAST_SIGMA, SMOOTHING
-from privet.privacy.audit.verify.size import grid_of, order_two
+from privet.privacy.audit.verify.size import order_two, size_of
 
 #: The orders of the filter.
 FILTER_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512)
@@ -138,11 +138,29 @@ def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, in
 
 def _grid(events: list[Event], merged: list[tuple[Mechanism, int]], relation: str) -> float | None:
     """Return the grid on which the history is composed; None if that would cost too much."""
+    size = _size(events, merged, relation)
+    return None if size is None else size[0]
+
+
+def _size(
+    events: list[Event], merged: list[tuple[Mechanism, int]], relation: str
+) -> tuple[float, float] | None:
     second = math.fsum(
         e.count * order_two(e.mechanism, rho(e.mechanism, 2, RELATIONS[0])) for e in events
     )
     spread = 2 * min(ceiling(events, _TINY, RELATIONS[0]), second - math.log(_TINY))
-    return grid_of(merged, spread, relation == REPLACE)
+    return size_of(merged, spread, relation == REPLACE)
+
+
+def seconds(charges: Iterable[Event], relation: str) -> float:
+    """Return about how long a composition takes, by the format page; 0 where none is made."""
+    events = list(charges)
+    try:
+        merged = _merged(events, relation)
+        size = _size(events, merged, relation) if merged else None
+    except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError):
+        return 0.0
+    return 0.0 if size is None else size[1] / 1e6
 
 
 def _dp_event(mechanism: Mechanism) -> Any:
@@ -255,7 +273,8 @@ def fits(charges: Iterable[Event], delta: float, relation: str, cap: float) -> b
     Where exactly depends on the rounding of a Fourier transform; so that much is allowed in δ.
     """
     events = list(charges)
-    if epsilon(events, delta, relation)[0] <= cap:
+    # Where the ceiling suffices, no distribution need be made.
+    if ceiling(events, delta, relation) <= cap or epsilon(events, delta, relation)[0] <= cap:
         return True
     merged = _merged(events, relation)
     grid = _grid(events, merged, relation) if merged else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from privet.privacy.audit.verify.result import Entry
+from privet.privacy.audit.verify.result import AuditedEntry
 
 _CLOSING = ("released", "metric-released", "aborted")
 _NOT_KEPT = ("refused", "round")
@@ -20,13 +20,13 @@ class Brief:
     ``passed`` counts the others.
     """
 
-    def __init__(self, entries: list[Entry]) -> None:
+    def __init__(self, entries: list[AuditedEntry]) -> None:
         self.passed = 0
         self._entries = entries
-        self._open: dict[int, Entry] = {}
+        self._open: dict[int, AuditedEntry] = {}
         self._seen: set[tuple[Any, ...]] = set()
 
-    def take(self, entry: Entry) -> None:
+    def take(self, entry: AuditedEntry) -> None:
         """Take in the next entry."""
         if entry.kind == "reserved":
             self._open[entry.sequence] = entry
@@ -45,7 +45,7 @@ class Brief:
         self._open.clear()
         return self.passed
 
-    def _keep(self, few: list[Entry]) -> None:
+    def _keep(self, few: list[AuditedEntry]) -> None:
         sort = tuple(part for entry in few for part in _sort(entry))
         if sort in self._seen:
             self.passed += len(few)
@@ -54,7 +54,7 @@ class Brief:
             self._entries += few
 
 
-def _sort(entry: Entry) -> tuple[Any, ...]:
+def _sort(entry: AuditedEntry) -> tuple[Any, ...]:
     """Return what two entries have in common that say the same about a claim."""
     value = entry.predicate
     if entry.kind == "reserved":

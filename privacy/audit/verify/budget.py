@@ -17,32 +17,37 @@ from typing import Any, Literal
 from privet.privacy.audit.verify import accounting
 from privet.privacy.audit.verify.accounting import FILTER_ORDERS, SLACK
 from privet.privacy.audit.verify.events import Event
+from privet.privacy.audit.verify.first_plans import FirstPlans
 from privet.privacy.audit.verify.gaussian import square
-from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.split import Split, split
+from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.split import AuditedSplit, split
 
 _ONE = 1 << 64
 
 
 @dataclass(frozen=True)
-class Charge:
+class AuditedCharge:
     """One reservation, as far as its cost is concerned; ``plan`` is None if it is not fixed."""
 
     run: str
     purpose: str
     event: Event
-    plan: Plan | None
+    plan: AuditedPlan | None
 
 
 class Filter:
     """The two filters, with what the first run's plan leaves to each of them."""
 
-    def __init__(self, cap: float, delta: float, relation: str) -> None:
+    def __init__(
+        self, cap: float, delta: float, relation: str, first_plans: FirstPlans | None = None
+    ) -> None:
         self._cap, self._delta, self._relation = cap, delta, relation
         self._sums = [0] * len(FILTER_ORDERS)
         self._infinite = [0] * len(FILTER_ORDERS)
         self._squares = self._others = 0
-        self._splits: dict[Plan | None, tuple[Split, list[int] | None]] = {}
+        self._splits: dict[AuditedPlan | None, tuple[AuditedSplit, list[int] | None]] = {}
+        self._first_plans = first_plans or FirstPlans()
+        self._composed: dict[AuditedPlan, bool] = {}
         self._cost: dict[Event, tuple[list[int], int]] = {}
         self._last = 0
 
@@ -56,18 +61,29 @@ class Filter:
             for order in FILTER_ORDERS
         ]
 
-    def _after(self, first: Plan | None) -> tuple[Split, list[int] | None]:
+    def composes(self, first: AuditedPlan) -> bool:
+        """Return whether a first plan is composed, as it is decided when it becomes the first.
+
+        One that is not counts as not known.
+        """
+        found = self._composed.get(first)
+        if found is None:
+            found = self._composed[first] = self._first_plans.add(first, self._relation)
+        return found
+
+    def _after(self, first: AuditedPlan | None) -> tuple[AuditedSplit, list[int] | None]:
         found = self._splits.get(first)
         if found is None:
-            shares = split(first, self._cap + SLACK, self._delta, self._relation)
+            known = first if first is None or self.composes(first) else None
+            shares = split(known, self._cap + SLACK, self._delta, self._relation)
             found = self._splits[first] = shares, self._limits(shares.renyi)
         return found
 
-    def _limits_after(self, first: Plan | None) -> list[int] | None:
+    def _limits_after(self, first: AuditedPlan | None) -> list[int] | None:
         """Return B(α) where the first run's plan is ``first`` (None: not known)."""
         return self._after(first)[1]
 
-    def extra(self, first: Plan) -> int:
+    def extra(self, first: AuditedPlan) -> int:
         """Return how many more attempts than planned a first run may make while it is alone."""
         return self._after(first)[0].extra
 
@@ -102,22 +118,22 @@ class Filter:
         else:
             self._squares += sign * squared
 
-    def holds_gaussians(self, first: Plan | None) -> bool:
+    def holds_gaussians(self, first: AuditedPlan | None) -> bool:
         """Return whether all charges are plain Gaussians, after a first run of such, and fit."""
         room = self._after(first)[0].room
         return room is not None and not self._others and self._squares <= room * _ONE
 
-    def has_gaussians(self, first: Plan | None) -> bool:
+    def has_gaussians(self, first: AuditedPlan | None) -> bool:
         """Return whether there is a Gaussian filter after a first run of ``first``."""
         return self._after(first)[0].room is not None
 
-    def has_room(self, first: Plan, events: list[Event]) -> bool:
+    def has_room(self, first: AuditedPlan, events: list[Event]) -> bool:
         """Return whether the Gaussian filter would hold ``events`` and nothing else."""
         room = self._after(first)[0].room
         squares = [square(event, self._relation) for event in events]
         return room is not None and math.fsum(s or 0.0 for s in squares) <= room
 
-    def holds(self, first: Plan | None) -> bool:
+    def holds(self, first: AuditedPlan | None) -> bool:
         """Return whether a filter holds all charges now, after a first run of ``first``."""
         if self.holds_gaussians(first):
             return True
@@ -140,22 +156,31 @@ def _count(counter: Counter[Any], key: object, sign: int) -> None:
         del counter[key]
 
 
-class Budget:
-    """The charges of one population with its cap (None: no cap)."""
+class AuditedBudget:
+    """The charges of one population with its cap (None: no cap).
 
-    def __init__(self, cap: float | None, delta: float, relation: str) -> None:
+    Args:
+        cap: ε of the population.
+        delta: of the population.
+        relation: of the population.
+        first_plans: those of all populations of the ledger.
+    """
+
+    def __init__(
+        self, cap: float | None, delta: float, relation: str, first_plans: FirstPlans | None = None
+    ) -> None:
         self.cap, self.delta, self.relation = cap, delta, relation
         self.counts: Counter[Event] = Counter()
         self.charges = 0
         self.fault: tuple[int, str] | None = None
-        self._filter = None if cap is None else Filter(cap, delta, relation)
+        self._filter = None if cap is None else Filter(cap, delta, relation, first_plans)
         self._runs: Counter[str] = Counter()
         self._order: dict[str, int] = {}
-        self._plans: list[tuple[str, Plan | None]] = []
+        self._plans: list[tuple[str, AuditedPlan | None]] = []
         self._present: list[int] = []
-        self._kinds: Counter[tuple[str, Plan | None, str]] = Counter()
+        self._kinds: Counter[tuple[str, AuditedPlan | None, str]] = Counter()
         self._loose = 0
-        self._whole: dict[Plan, bool] = {}
+        self._whole: dict[AuditedPlan, bool] = {}
 
     @property
     def runs(self) -> int:
@@ -171,7 +196,7 @@ class Budget:
             return "pld"
         return "gaussian filter" if self._filter.holds_gaussians(self._first_plan()) else "filter"
 
-    def add(self, sequence: int, charge: Charge, sign: int = 1) -> None:
+    def add(self, sequence: int, charge: AuditedCharge, sign: int = 1) -> None:
         """Charge a reservation, or give it back; then the cap must hold."""
         self.charges += sign
         _count(self.counts, charge.event, sign)
@@ -183,10 +208,13 @@ class Budget:
         if self._filter is None:
             return
         self._filter.add(charge.event, sign)
+        first = self._first_plan()
+        if first is not None:  # it is decided now, in the order of all populations
+            self._filter.composes(first)
         if self.fault is None and self.charges:
             self._check(sequence)
 
-    def _one_run(self) -> Plan | None:
+    def _one_run(self) -> AuditedPlan | None:
         """Return the plan if all charges are one run's and of the kinds that it fixes."""
         if len(self._runs) != 1 or self._loose or len(self._kinds) > 2:
             return None
@@ -198,7 +226,7 @@ class Budget:
     def _is_one_run_that_fits(self) -> bool:
         """Whether the composition of one run's plan, with few more attempts, holds the charges."""
         plan = self._one_run()
-        if plan is None or self._filter is None:
+        if plan is None or self._filter is None or not self._filter.composes(plan):
             return False
         run = next(iter(self._runs))
         trained, evaluated = (self._kinds.get((run, plan, p), 0) for p in ("train", "evaluate"))
@@ -207,7 +235,7 @@ class Budget:
             return self._filter.has_room(plan, plan.with_more(extra))
         return self._fits(plan) if extra == 0 else extra <= self._filter.extra(plan)
 
-    def _arrive(self, charge: Charge) -> None:
+    def _arrive(self, charge: AuditedCharge) -> None:
         """Keep the runs with charges that count in a heap, by when they were first charged.
 
         A run whose charges were all given back never was; charged again, it comes after the others.
@@ -220,7 +248,7 @@ class Budget:
         run = self._plans[place][0]
         return not self._runs[run] or self._order[run] != place
 
-    def _first_plan(self) -> Plan | None:
+    def _first_plan(self) -> AuditedPlan | None:
         """Return the plan of the run that was charged first, of those that still are."""
         while self._present and self._is_past(self._present[0]):
             heapq.heappop(self._present)
@@ -231,12 +259,15 @@ class Budget:
             return
         if self._filter is not None and not self._filter.holds(self._first_plan()):
             what = "its plan is above the cap, and " if self._one_run() is not None else ""
+            first = self._first_plan()
+            if first is not None and not self._filter.composes(first):
+                what = "the first plans of the ledger before its own take all the time, and "
             gaussian = self._filter.has_gaussians(self._first_plan())
             which = "the Gaussian and the Renyi filter" if gaussian else "the Renyi filter"
             verb = "are" if gaussian else "is"
             self.fault = (sequence, f"{what}{which} of the population {verb} overrun")
 
-    def _fits(self, plan: Plan) -> bool:
+    def _fits(self, plan: AuditedPlan) -> bool:
         """Whether all that the plan fixes is within the cap."""
         if plan not in self._whole:
             self._whole[plan] = self.cap is None or accounting.fits(

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from privet.privacy.audit.verify import entries, lines
-from privet.privacy.audit.verify.case import Case
-from privet.privacy.audit.verify.journal import Journal
-from privet.privacy.audit.verify.log import Log
+from privet.privacy.audit.verify.journal import AuditedJournal
+from privet.privacy.audit.verify.log import AuditedLog
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import NEW_RULE, Findings, Unfinished, count, show
-from privet.privacy.audit.verify.roster import Member, read_roster
-from privet.privacy.audit.verify.site import Ledger
+from privet.privacy.audit.verify.roster import AuditedMember, read_roster
+from privet.privacy.audit.verify.site import AuditedLedger
 from privet.privacy.audit.verify.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
+from privet.privacy.audit.verify.state import VerificationState
 from privet.privacy.audit.verify.strict import Malformed, obj, read, read_plan
 from privet.privacy.audit.verify.unfinished import unfinished
 
@@ -40,10 +40,10 @@ class BundleReader:
         self.keep, self.brief = keep, brief
         self.sizes = iter(sizes)
         self.roster_value: dict[str, Any] = {}
-        self.case: Case | None = None
-        self.logs: list[Log] = []
+        self.case: VerificationState | None = None
+        self.logs: list[AuditedLog] = []
         self.unfinished: list[Unfinished] = []
-        self._journal: Journal | None = None
+        self._journal: AuditedJournal | None = None
 
     def read(self) -> None:
         """Read everything; what is wrong goes to the findings.
@@ -71,8 +71,8 @@ class BundleReader:
             return
         self._surplus(case)
         if self._journal is not None:
-            ledgers = [log for log in self.logs if isinstance(log, Ledger)]
-            self.unfinished = unfinished(ledgers, self._journal, self.findings)
+            ledgers = [log for log in self.logs if isinstance(log, AuditedLedger)]
+            self.unfinished = unfinished(ledgers, self._journal, self.findings, case.compositions)
         self._end()
 
     def _one(
@@ -86,17 +86,19 @@ class BundleReader:
     def _fault(self, message: str) -> None:
         self.findings.fault("bundle", f"line {self.source.number}: {message}")
 
-    def _roster(self) -> Case:
+    def _roster(self) -> VerificationState:
         if not self.source.starts(b'{"kind":"roster",'):
             raise Unreadable("line 2 is not a roster")
         try:
             self.roster_value = self._one("roster", "roster")["roster"]
-            return Case(self.findings, read_roster(self.roster_value), self.keep, self.brief)
+            return VerificationState(
+                self.findings, read_roster(self.roster_value), self.keep, self.brief
+            )
         except (Malformed, RecursionError) as error:
             self.findings.fault("roster", str(error))
             raise Unreadable("without a roster nothing can be checked") from None
 
-    def _plans(self, case: Case) -> None:
+    def _plans(self, case: VerificationState) -> None:
         last = ""
         while self.source.starts(b'{"kind":"plan",'):
             try:
@@ -111,7 +113,7 @@ class BundleReader:
                 self._fault("plans must be sorted by digest, none twice")
             last = name
 
-    def _orders(self, case: Case) -> None:
+    def _orders(self, case: VerificationState) -> None:
         key, last = case.roster.coordinator.orders, ("", 0, "", 0, "")
         context = (b"", "") if key is None else (key.raw, case.roster.orders_keyid)
         batches = self.source.batches(_ORDER, lambda: context)
@@ -134,7 +136,7 @@ class BundleReader:
                 if not case.orders.add(order):
                     self.findings.fault("order", "an order stands in the bundle twice")
 
-    def _logs(self, case: Case) -> None:
+    def _logs(self, case: VerificationState) -> None:
         members = (*case.roster.sites, case.roster.coordinator)
         unread, place = {member.name: member for member in members}, -1
         self._skip()
@@ -157,13 +159,13 @@ class BundleReader:
             self._absent(case, unread)
             self._no_journal(case)
 
-    def _absent(self, case: Case, unread: dict[str, Member]) -> None:
+    def _absent(self, case: VerificationState, unread: dict[str, AuditedMember]) -> None:
         """Name the ledgers that are not here, once each; nothing else is said about them."""
         for name in unread:
             self.findings.fault("bundle", f"the ledger of {name} is not in this bundle")
             case.absent.add(name)
 
-    def _no_journal(self, case: Case) -> None:
+    def _no_journal(self, case: VerificationState) -> None:
         if len(case.orders) or self.source.starts(RECEIPT):
             name = case.roster.coordinator.name
             case.absent.add(name)
@@ -195,7 +197,9 @@ class BundleReader:
             self._fault(f"a log: {error}")
         return value if isinstance(value, dict) else {}
 
-    def _owner(self, case: Case, head: dict[str, Any], unread: dict[str, Member]) -> Member | None:
+    def _owner(
+        self, case: VerificationState, head: dict[str, Any], unread: dict[str, AuditedMember]
+    ) -> AuditedMember | None:
         """Return whose log begins here: by its origin, or else by its name."""
         if not head:
             return next(iter(unread.values()), None)
@@ -203,7 +207,7 @@ class BundleReader:
         names = [case.origins.get(text, text) for text in texts]
         return next((unread[name] for name in names if name in unread), None)
 
-    def _pass_over(self, case: Case, head: dict[str, Any]) -> None:
+    def _pass_over(self, case: VerificationState, head: dict[str, Any]) -> None:
         """Pass over a log that is nobody's, or is not in its place."""
         name = head.get("name")
         if isinstance(name, str) and name in case.members:
@@ -216,10 +220,10 @@ class BundleReader:
         while self.source.line is not None and not self.source.line.startswith(_AFTER):
             self.source.advance()
 
-    def _log(self, case: Case, member: Member, head: dict[str, Any]) -> None:
+    def _log(self, case: VerificationState, member: AuditedMember, head: dict[str, Any]) -> None:
         own = member is case.roster.coordinator
-        log = (Journal if own else Ledger)(case, member, next(self.sizes, set()))
-        if isinstance(log, Journal):
+        log = (AuditedJournal if own else AuditedLedger)(case, member, next(self.sizes, set()))
+        if isinstance(log, AuditedJournal):
             self._journal = log
         if (head.get("log"), head.get("name"), head.get("role")) != (
             log.origin, log.name, log.called,
@@ -242,7 +246,7 @@ class BundleReader:
         log.close()
         self.logs.append(log)
 
-    def _entries(self, log: Log, size: int) -> None:
+    def _entries(self, log: AuditedLog, size: int) -> None:
         batches = self.source.batches(_LEAF, lambda: log.context, max(size, 0))
         for batch, (events, rows) in self.workers.run(entries.read_leaves, batches):
             for place, row in enumerate(rows):
@@ -268,7 +272,7 @@ class BundleReader:
             verb = "is" if missing == 1 else "are"
             self.findings.fault("receipt", f"{count(missing, 'receipt')} {verb} missing")
 
-    def _surplus(self, case: Case) -> None:
+    def _surplus(self, case: VerificationState) -> None:
         """Fault checkpoints that neither a journal, a receipt nor the end of a log needs."""
         if case.roster.coordinator.name in case.absent:
             return

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from privet.privacy.audit.verify import notes, signatures
 from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.schema import FIELDS, SUBJECTS
+from privet.privacy.audit.verify.result import NEW_RULE
+from privet.privacy.audit.verify.schema import FIELDS, OPTIONAL, SUBJECTS, hides, untested
 from privet.privacy.audit.verify.strict import (
     Malformed,
     canonical,
@@ -101,6 +102,9 @@ def _predicate(context: Context, payload: bytes) -> tuple[str, dict[str, Any]]:
         raise Malformed("the predicate type is not of this log's role")
     kind = kind.removeprefix(prefix)
     predicate, fields = statement["predicate"], FIELDS[context.role][kind]
+    if isinstance(predicate, dict) and kind in OPTIONAL[context.role]:
+        more = OPTIONAL[context.role][kind]
+        fields = fields | {name: more[name] for name in more if name in predicate}
     if not isinstance(predicate, dict) or predicate.keys() != fields.keys():
         raise Malformed(f"'{kind}' must have exactly the fields {', '.join(fields)}")
     for name, check in fields.items():
@@ -153,6 +157,13 @@ def read_leaf(context: Context, leaf: bytes, events: dict[str, int]) -> Row:
     except (Malformed, RecursionError) as error:
         problems.append(("entry", str(error) or "nested too deeply"))
         return hashed, "", problems, "", -1, 0, None, None, ""
+    # Broken without making the entry unreadable: what it charges counts all the same.
+    if (hidden := hides(predicate)) is not None:
+        problems.append(
+            ("entry", f"'{hidden}' of '{kind}' holds a sign that is not shown{NEW_RULE}")
+        )
+    if untested(predicate):
+        problems.append(("entry", f"'self_tests' names a row that no test can show{NEW_RULE}"))
     if predicate["log"] != context.origin:
         problems.append(("entry", "the entry names another log"))
     picked = PICKED.get(kind)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from array import array
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from privet.privacy.audit.verify.case import Case
-from privet.privacy.audit.verify.lines import Order, Problem, Receipt
-from privet.privacy.audit.verify.log import Log
+from privet.privacy.audit.verify.lines import AuditedOrder, AuditedReceipt, Problem
+from privet.privacy.audit.verify.log import AuditedLog
 from privet.privacy.audit.verify.orders import (
     LISTED,
     NONE,
@@ -19,41 +18,46 @@ from privet.privacy.audit.verify.orders import (
     RESERVED,
     USED,
 )
-from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.plans import AuditedPlan
 from privet.privacy.audit.verify.result import NEW_RULE, count, show
-from privet.privacy.audit.verify.roster import Member
-from privet.privacy.audit.verify.schema import TRACELESS
+from privet.privacy.audit.verify.roster import AuditedMember
+from privet.privacy.audit.verify.schema import NOT_NOW, TRACELESS
+from privet.privacy.audit.verify.state import VerificationState
 from privet.privacy.audit.verify.strict import Malformed
 from privet.privacy.audit.verify.tree import inclusion_root
 
 
 @dataclass
-class Run:
+class AuditedRun:
     """A run of this coordinator; ``broken``: its last round joined nothing."""
 
     plan_name: str
-    plan: Plan | None
+    plan: AuditedPlan | None
     sites: list[str]
     model: str
     shown: str
     rounds: int = 0
     how: str = ""
     broken: bool = False
+    #: Of a last round that joined nothing: the places of its orders, and who said not-now.
+    listed: list[int] = field(default_factory=list)
+    not_now: list[tuple[int, AuditedOrder]] = field(default_factory=list)
+    at: int = -1
 
 
 #: Places of a round's orders, by purpose and site.
 Places = dict[tuple[str, str], list[int]]
 
 
-class Journal(Log):
+class AuditedJournal(AuditedLog):
     """The journal; ``receipts`` lists the places of the orders that need one, in order."""
 
     role = "journal"
     called = "coordinator"
 
-    def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
+    def __init__(self, case: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
         super().__init__(case, member, wanted)
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, AuditedRun] = {}
         #: Releases that no round used, by site, run and purpose.
         self.unused: Counter[tuple[str, str, str]] = Counter()
         self._closed = False
@@ -62,6 +66,7 @@ class Journal(Log):
         self._own: list[tuple[int, dict[str, Any]]] = []
         self._rules: dict[str, Callable[[dict[str, Any]], None]] = {
             "run-opened": self._run_opened, "round": self._round, "run-closed": self._run_closed,
+            "run-resumed": self._run_resumed,
         }  # fmt: skip
 
     def apply(
@@ -89,7 +94,7 @@ class Journal(Log):
         if plan is not None and (not sites or sites != [s for s in plan.sites if s in sites]):
             self.fault("plan", "the sites of a run must be the plan's, in its order")
         model = entry["model"]
-        self.runs[name] = Run(plan_name, plan, sites, model, model)
+        self.runs[name] = AuditedRun(plan_name, plan, sites, model, model)
 
     def _round(self, entry: dict[str, Any]) -> None:
         run = self.runs.get(entry["run"])
@@ -108,8 +113,14 @@ class Journal(Log):
         averages = run.plan is not None and run.plan.averages
         if entry["shown"] != entry["next"] and not averages:
             self.fault("model", "the model shown is not the round's, and the plan does not average")
+        if not entry["joined"] and run.plan is not None and run.plan.trainings:
+            if entry["metrics"]:
+                self.fault("round", "a round that joined nothing shows figures" + NEW_RULE)
+            if entry["shown"] != run.shown:
+                self.fault("model", "a round that joined nothing shows another model" + NEW_RULE)
         run.model, run.shown = entry["next"], entry["shown"]
         here: Places = {}
+        run.listed, run.at = [], self._here
         for item in entry["orders"]:
             self._order(run, entry, item, here)
         covered = {item["log"]: item["size"] for item in entry["witnessed"]}
@@ -129,7 +140,7 @@ class Journal(Log):
             else:
                 self._witnessed(item)
 
-    def _check_quorum(self, run: Run, entry: dict[str, Any]) -> None:
+    def _check_quorum(self, run: AuditedRun, entry: dict[str, Any]) -> None:
         """A round has a quorum of releases, but for the last one of a run that failed."""
         if run.broken:
             self.fault("round", "a round follows one that joined nothing" + NEW_RULE)
@@ -146,7 +157,7 @@ class Journal(Log):
             self.fault("model", "a round that joined nothing made another model" + NEW_RULE)
 
     def _order(
-        self, run: Run, entry: dict[str, Any], item: dict[str, Any], here: Places
+        self, run: AuditedRun, entry: dict[str, Any], item: dict[str, Any], here: Places
     ) -> None:  # fmt: skip
         orders, place = self.case.orders, self.case.orders.find_text(item["order"])
         if place == NONE:
@@ -156,6 +167,8 @@ class Journal(Log):
             self.fault("order", "an order is listed twice")
             return
         orders.state[place] |= LISTED
+        run.listed.append(place)
+        run.not_now = [waiting for waiting in run.not_now if waiting[0] != place]
         order = orders.get(place)
         slot = (entry["run"], entry["round"], item["purpose"], item["attempt"], item["site"])
         if order[:5] != slot or order.plan != run.plan_name or order.site not in run.sites:
@@ -163,10 +176,14 @@ class Journal(Log):
         if order.model != entry["model" if order.purpose == "train" else "shown"]:
             self.fault("model", f"the order for {show(item['site'])} carries another model")
         here.setdefault((order.purpose, order.site), []).append(place)
-        if order.site not in self.case.absent:
-            self._answer(place, item["answer"], order)
+        if order.site in self.case.absent:
+            return
+        if item["answer"] == NOT_NOW and not entry["joined"] and not entry["metrics"]:
+            run.not_now.append((place, order))  # the run may be resumed, and the order asked again
+            return
+        self._answer(place, item["answer"], order)
 
-    def _answer(self, place: int, answer: str, order: Order) -> None:
+    def _answer(self, place: int, answer: str, order: AuditedOrder) -> None:
         state, status = self.case.orders.state[place], self.case.orders.status[place]
         where = f"{show(order.site)} answered {answer}"
         if state & RESERVED and state & REFUSED:
@@ -234,6 +251,25 @@ class Journal(Log):
         if entry["model"] != run.shown:
             self.fault("model", "the published model is not the last one shown")
 
+    def _run_resumed(self, entry: dict[str, Any]) -> None:
+        """A run that failed goes on after its last round that joined anything.
+
+        The orders of a round that joined nothing are listed again by the one in its place.
+        """
+        run = self.runs.get(entry["run"])
+        if run is None or run.how != "failed":
+            self.fault("round", f"run {show(entry['run'])} is resumed, and has not failed")
+            return
+        if entry["rounds"] != run.rounds - run.broken:
+            self.fault("round", "a run is resumed after another round than its last")
+        if entry["model"] != run.model:
+            self.fault("model", "a run is resumed with another model than its last")
+        if run.broken:
+            for place in run.listed:
+                self.case.orders.state[place] &= ~LISTED
+            run.rounds, run.broken = run.rounds - 1, False
+        run.how = ""
+
     def close(self) -> None:
         """Check the journal against the ledgers as a whole."""
         super().close()
@@ -242,6 +278,10 @@ class Journal(Log):
         for here, item in self._own:
             self._here = here
             self._witnessed(item)
+        for run in self.runs.values():
+            self._here = run.at
+            for place, order in run.not_now:
+                self._answer(place, NOT_NOW, order)
         self._here = -1
         last = self.heads.get(self.tree.size)
         if self._closed and (last is None or not self.case.quorum(last.cosigners, self.name)):
@@ -298,7 +338,7 @@ class Journal(Log):
             )
         self.unused = unused
 
-    def receipt(self, number: int, found: Receipt | Problem) -> None:
+    def receipt(self, number: int, found: AuditedReceipt | Problem) -> None:
         """Check receipt ``number`` of the bundle."""
         if isinstance(found, Problem):
             self.fault(found.rule, found.message)

@@ -20,7 +20,7 @@ ORDER_TYPE = b"application/vnd.privet.order+json"
 ORDER_FIELDS = ("run", "site", "round", "attempt", "purpose", "plan", "model", "parameters")
 
 
-class Order(NamedTuple):
+class AuditedOrder(NamedTuple):
     """An order as it stands in the bundle, with its digest (32 raw bytes).
 
     ``parameters``: the digest of the list, for there is one for each order.
@@ -37,7 +37,7 @@ class Order(NamedTuple):
     parameters: bytes = b""
 
 
-class Receipt(NamedTuple):
+class AuditedReceipt(NamedTuple):
     """A receipt: its slot, the inclusion proof, and the hash of its checkpoint's text."""
 
     run: str
@@ -56,7 +56,7 @@ class Problem(NamedTuple):
     message: str
 
 
-def _order(key: bytes, keyid: str, line: bytes) -> tuple[Order | None, list[Problem]]:
+def _order(key: bytes, keyid: str, line: bytes) -> tuple[AuditedOrder | None, list[Problem]]:
     value = obj(read(line), "an order line", "kind", "order", "keyid", "sig")
     order = obj(value["order"], "an order", *ORDER_FIELDS)
     if value["kind"] != "order":
@@ -77,7 +77,7 @@ def _order(key: bytes, keyid: str, line: bytes) -> tuple[Order | None, list[Prob
     signature = unbase64(value["sig"])
     if len(signature) != 64 or not signatures.ed25519(key, signature, message):
         problems.append(Problem("order", "the signature of an order is false"))
-    found = Order(
+    found = AuditedOrder(
         order["run"], order["round"], order["purpose"], order["attempt"], order["site"],
         order["plan"], order["model"], hashlib.sha256(payload).digest(),
         hashlib.sha256(canonical(order["parameters"])).digest()[:16],
@@ -87,7 +87,7 @@ def _order(key: bytes, keyid: str, line: bytes) -> tuple[Order | None, list[Prob
 
 def read_orders(
     context: tuple[bytes, str], lines: list[bytes]
-) -> list[tuple[Order | None, list[Problem]]]:
+) -> list[tuple[AuditedOrder | None, list[Problem]]]:
     """Read order lines; ``context`` is the order key, raw and as key id."""
     found = []
     for line in lines:
@@ -106,13 +106,13 @@ def _text(line: bytes, kind: str, *fields: str) -> dict[str, Any]:
 
 
 def read_checkpoints(
-    context: dict[tuple[str, bytes], notes.Key], lines: list[bytes]
-) -> list[tuple[notes.Checkpoint | None, bytes, Problem | None]]:
+    context: dict[tuple[str, bytes], notes.AuditedKey], lines: list[bytes]
+) -> list[tuple[notes.AuditedCheckpoint | None, bytes, Problem | None]]:
     """Read checkpoint lines; every signature must be by one of the keys in ``context``.
 
     Returns the checkpoint, the SHA-256 of its text and what is wrong, for each line.
     """
-    found: list[tuple[notes.Checkpoint | None, bytes, Problem | None]] = []
+    found: list[tuple[notes.AuditedCheckpoint | None, bytes, Problem | None]] = []
     for line in lines:
         try:
             text = _text(line, "checkpoint", "note")["note"]
@@ -125,9 +125,9 @@ def read_checkpoints(
     return found
 
 
-def read_receipts(_: None, lines: list[bytes]) -> list[Receipt | Problem]:
+def read_receipts(_: None, lines: list[bytes]) -> list[AuditedReceipt | Problem]:
     """Read receipt lines."""
-    found: list[Receipt | Problem] = []
+    found: list[AuditedReceipt | Problem] = []
     for line in lines:
         try:
             value = _text(line, "receipt", "run", "round", "purpose", "site", "proof")
@@ -136,7 +136,7 @@ def read_receipts(_: None, lines: list[bytes]) -> list[Receipt | Problem]:
             index, path, note = notes.read_proof(value["proof"])
             digest = hashlib.sha256(note.encode()).digest()
             slot = (value["run"], value["round"], value["purpose"], value["site"])
-            found.append(Receipt(*slot, index, path, digest))
+            found.append(AuditedReceipt(*slot, index, path, digest))
         except (Malformed, RecursionError) as error:
             found.append(Problem("receipt", str(error)))
     return found

@@ -8,24 +8,24 @@ from typing import Any
 
 from privet.privacy.audit.verify import notes
 from privet.privacy.audit.verify.brief import Brief
-from privet.privacy.audit.verify.case import Case, Head
 from privet.privacy.audit.verify.entries import Context, Row
-from privet.privacy.audit.verify.notes import SIGNER, Checkpoint, Key
-from privet.privacy.audit.verify.result import NEW_RULE, Entry, LogRecord, Witnessed
-from privet.privacy.audit.verify.roster import Member
+from privet.privacy.audit.verify.notes import SIGNER, AuditedCheckpoint, AuditedKey
+from privet.privacy.audit.verify.result import NEW_RULE, AuditedEntry, LogRecord, Witnessed
+from privet.privacy.audit.verify.roster import AuditedMember
+from privet.privacy.audit.verify.state import Head, VerificationState
 from privet.privacy.audit.verify.tree import Frontier
 
 _BACK = 600
 _DAY = 86_400
 
 
-class Log:
+class AuditedLog:
     """One log, entry by entry. Subclasses hold the rules of a ledger and of a journal."""
 
     role = ""
     called = ""
 
-    def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
+    def __init__(self, case: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
         self.case, self.member, self.name = case, member, member.name
         self.origin = member.log.name
         self.tree = Frontier()
@@ -37,12 +37,14 @@ class Log:
         self.record = LogRecord(member.name, self.called, self.origin)
         #: The file ends within this log: what is missing at its end is not its fault.
         self.cut = False
+        #: Entries that could not be read, and may say anything.
+        self.unread = 0
         self._brief = Brief(self.record.entries) if case.brief else None
         self._wanted = wanted
         self._clock: int | None = None
-        self._recovery: Key | None = None
+        self._recovery: AuditedKey | None = None
         #: Keys with the size from which they are in force.
-        self._keys: list[tuple[int, Key]] = [(0, member.log)]
+        self._keys: list[tuple[int, AuditedKey]] = [(0, member.log)]
         self._used = {member.log.raw}
         self._here = -1
         self._covered = 0
@@ -62,7 +64,7 @@ class Log:
         return Context(self.role, self.origin, keys, self.case.keep)
 
     @property
-    def checkpoint_keys(self) -> dict[tuple[str, bytes], Key]:
+    def checkpoint_keys(self) -> dict[tuple[str, bytes], AuditedKey]:
         """The keys that may sign checkpoints of this log."""
         own = {(key.name, key.id): key for _, key in self._keys}
         return own | self.case.roster.witnesses
@@ -78,6 +80,7 @@ class Log:
         for rule, message in problems:
             self.fault(rule, message)
         if not kind:
+            self.unread += 1
             return
         if sequence != here:
             self.fault("sequence", f"an entry of sequence {sequence} stands at place {here}")
@@ -89,7 +92,7 @@ class Log:
             self.fault("sequence", "a genesis is entry 0, and entry 0 is a genesis")
         self._check_signer(kind, signer, predicate)
         if self.case.keep and predicate is not None:
-            self._keep(Entry(sequence, time, kind, predicate))
+            self._keep(AuditedEntry(sequence, time, kind, predicate))
         if kind == "genesis":
             if here == 0 and predicate is not None:
                 self._genesis(predicate)
@@ -98,7 +101,7 @@ class Log:
         self._texts = events
         self.apply(kind, values, predicate, hashed)
 
-    def _keep(self, entry: Entry) -> None:
+    def _keep(self, entry: AuditedEntry) -> None:
         if self._brief is None:
             self.record.entries.append(entry)
         else:
@@ -147,12 +150,12 @@ class Log:
         self._used.add(key.raw)
         self._keys.append((self.tree.size, key))
 
-    def in_force(self, size: int) -> Key:
+    def in_force(self, size: int) -> AuditedKey:
         """Return the key in force once the log has ``size`` entries."""
         place = bisect_right(self._keys, size, key=lambda pair: pair[0])
         return self._keys[place - 1][1]
 
-    def checkpoint(self, head: Checkpoint, text: bytes) -> None:
+    def checkpoint(self, head: AuditedCheckpoint, text: bytes) -> None:
         """Take in a checkpoint whose signatures were verified."""
         self._here = -1
         key = self.in_force(head.size)

@@ -23,7 +23,7 @@ class Unsigned(ValueError):
 
 
 @dataclass(frozen=True)
-class Key:
+class AuditedKey:
     """A verifier key: ``raw`` are the 32 bytes of an Ed25519 public key."""
 
     name: str
@@ -51,7 +51,7 @@ def check_name(name: str) -> None:
         raise Malformed("a key name must have no spaces, plus signs or control characters")
 
 
-def read_vkey(text: object, signature_type: int) -> Key:
+def read_vkey(text: object, signature_type: int) -> AuditedKey:
     """Read a verifier key of the type asked for."""
     match = _VKEY.fullmatch(text) if isinstance(text, str) and len(text) < 4096 else None
     if match is None:
@@ -63,7 +63,7 @@ def read_vkey(text: object, signature_type: int) -> Key:
     identity = key_id(name, signature_type, data[1:])
     if identity.hex() != match[2]:
         raise Malformed("the id of the verifier key does not fit")
-    return Key(name, identity, signature_type, data[1:])
+    return AuditedKey(name, identity, signature_type, data[1:])
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def read_note(text: str) -> tuple[str, list[Signature]]:
     return body + "\n", found
 
 
-def verified(body: str, signature: Signature, key: Key) -> bool:
+def verified(body: str, signature: Signature, key: AuditedKey) -> bool:
     """Return whether a signature line of ``key`` holds for the note's text."""
     message, data = body.encode(), signature.data
     if (signature.name, signature.id) != (key.name, key.id):
@@ -113,7 +113,7 @@ def verified(body: str, signature: Signature, key: Key) -> bool:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class AuditedCheckpoint:
     """The signed head of a log, with every signature that was verified, by (name, id).
 
     ``cosigned``: the times that the cosignatures state, in seconds since 1970.
@@ -126,7 +126,7 @@ class Checkpoint:
     cosigned: tuple[int, ...] = ()
 
 
-def read_checkpoint(body: str) -> Checkpoint:
+def read_checkpoint(body: str) -> AuditedCheckpoint:
     """Read a note's text as a checkpoint of three lines."""
     lines = body.split("\n")
     if len(lines) != 4 or lines[3] or not lines[0]:
@@ -136,10 +136,10 @@ def read_checkpoint(body: str) -> Checkpoint:
     root = unbase64(lines[2])
     if len(root) != 32:
         raise Malformed("the root of a checkpoint must be 32 bytes")
-    return Checkpoint(lines[0], int(lines[1]), root)
+    return AuditedCheckpoint(lines[0], int(lines[1]), root)
 
 
-def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], Key]) -> Checkpoint:
+def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], AuditedKey]) -> AuditedCheckpoint:
     """Read a signed checkpoint; every line must be a valid one of ``keys``, none twice.
 
     Raises:
@@ -163,7 +163,7 @@ def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], Key]) -> Checkpo
             times.append(int.from_bytes(line.data[:8], "big"))
     if seen != sorted(seen, key=lambda signer: (signer[0] != head.origin, signer)):
         raise Unsigned("the signatures are not in order: the log's own, then by name")
-    return Checkpoint(head.origin, head.size, head.root, tuple(seen), tuple(times))
+    return AuditedCheckpoint(head.origin, head.size, head.root, tuple(seen), tuple(times))
 
 
 def read_proof(text: str) -> tuple[int, list[bytes], str]:

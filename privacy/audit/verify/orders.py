@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 
-from privet.privacy.audit.verify.lines import Order
+from privet.privacy.audit.verify.lines import AuditedOrder
 
 RESERVED, RELEASED, REFUSED, LISTED, USED = 1, 2, 4, 8, 16
 #: Stands for an order that was not found.
@@ -53,7 +53,7 @@ class Orders:
     def __len__(self) -> int:
         return len(self.state)
 
-    def add(self, order: Order) -> bool:
+    def add(self, order: AuditedOrder) -> bool:
         """Add an order; return False if it is there already."""
         if self.find(order.digest) != NONE:
             return False
@@ -77,11 +77,11 @@ class Orders:
             self._put(order.digest, place)
         return True
 
-    def get(self, place: int) -> Order:
+    def get(self, place: int) -> AuditedOrder:
         """Return the order at ``place``."""
         run, round_, purpose, attempt, site, plan, model = (c[place] for c in self._columns)
         text = self.texts.text
-        return Order(
+        return AuditedOrder(
             text[run], round_, text[purpose], attempt, text[site], text[plan], text[model],
             bytes(self.digests[32 * place : 32 * place + 32]),
         )  # fmt: skip

@@ -51,7 +51,7 @@ class Terms(NamedTuple):
     max_records: int
 
 
-class Plan:
+class AuditedPlan:
     """The parts of a plan that evidence depends on.
 
     Attributes:
@@ -164,6 +164,11 @@ class Plan:
             both = self.train.count * self.trainings + self.evaluations
             return both // (self.train.count + 1)
         return max(self.trainings, self.evaluations)
+
+    @property
+    def most_extra(self) -> int:
+        """How many more attempts than planned a first run is judged with at most."""
+        return max(4, self.attempts // 10)
 
     @property
     def is_one_mechanism(self) -> bool:

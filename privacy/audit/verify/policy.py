@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
-from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.officers import read_key
+from privet.privacy.audit.verify.order_keys import AuditedOrderKeys
+from privet.privacy.audit.verify.plans import AuditedPlan
 from privet.privacy.audit.verify.result import show
 from privet.privacy.audit.verify.strict import Malformed
 
@@ -40,6 +42,14 @@ def people(names: Iterable[str]) -> int:
     return len({same_person(name) for name in names} - {""})
 
 
+def _officers(value: Any) -> dict[str, bytes]:
+    found = {name: read_key(key) for name, key in _object(value, "officers").items()}
+    names = {same_person(name) for name in found} - {""}
+    if len(set(found.values())) < len(found) or len(names) < len(found):
+        raise Malformed("each officer of the policy must have a name and a key of her own")
+    return found
+
+
 class SitePolicy:
     """One `policy` entry. Keys that no rule depends on may be any.
 
@@ -48,6 +58,8 @@ class SitePolicy:
         setting: ``site`` or ``simulation``.
         populations: terms by name.
         data: by name of a data set, its population and why its persons are in no other.
+        officers: the raw key of each who approves plans and changes the policy, by name.
+        approvers: how many of them must sign another policy.
 
     Raises:
         Malformed: if a part that a rule depends on is missing or impossible.
@@ -71,8 +83,12 @@ class SitePolicy:
         for key in ("max_rounds", "approvers"):
             if type(allow.get(key)) is not int or allow[key] < 1:
                 raise Malformed(f"'{key}' of the policy must be an integer from 1")
+        self.officers = _officers(value.get("officers", {}))
+        self.approvers = min(int(allow["approvers"]), len(self.officers))
         if allow.get("approval") not in ("manual", "listed"):
             raise Malformed("'approval' of the policy must be 'manual' or 'listed'")
+        if allow.get("key_rotation", "signed") not in ("signed", "listed"):
+            raise Malformed("'key_rotation' of the policy must be 'signed' or 'listed'")
 
     def lists(self, plan: str) -> bool:
         """Return whether the policy approves the plan with this digest by itself."""
@@ -87,7 +103,10 @@ class SitePolicy:
         """Return whether the policy has the data set, as one of the population."""
         return bool(self.data.get(data_set, (None, None))[0] == population)
 
-    def refusal(self, plan: str, parts: Plan | None, keyid: str, by: Iterable[str]) -> str | None:
+    def refusal(
+        self, plan: str, parts: AuditedPlan | None, keyid: str, by: Iterable[str],
+        signed: Collection[tuple[str, bytes]], keys: AuditedOrderKeys,
+    ) -> str | None:  # fmt: skip
         """Return why the policy does not allow a reservation, or None.
 
         Args:
@@ -95,14 +114,20 @@ class SitePolicy:
             parts: what the plan says; None: it is not here.
             keyid: of the order key that signed.
             by: who approved the plan, as its latest approval names them.
+            signed: those of them who signed, each with the raw key.
+            keys: which order key follows which, as the ledger says.
         """
         allow = self._allow
-        if f"sha256:{keyid}" not in allow["coordinators"]:
+        listed = allow["coordinators"]
+        follows = allow.get("key_rotation") != "listed" and keys.leads(listed, keyid)
+        if f"sha256:{keyid}" not in listed and not follows:
             return "the policy lets no coordinator with this order key ask"
         if not self.lists(plan):
             if allow["approval"] == "listed":
                 return "the policy does not list the plan, and allows listed plans only"
             count = people(by)
+            if self.officers:
+                count = sum(pair in signed for pair in self.officers.items())
             if count < allow["approvers"]:
                 return f"the policy asks for {allow['approvers']} approvers, and {count} approved"
         if parts is None:

@@ -6,53 +6,69 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from privet.privacy.audit.verify.budget import Budget
-from privet.privacy.audit.verify.case import Case
-from privet.privacy.audit.verify.log import Log
+from privet.privacy.audit.verify import notes, officers
+from privet.privacy.audit.verify.budget import AuditedBudget
+from privet.privacy.audit.verify.first_plans import FirstPlans
+from privet.privacy.audit.verify.log import AuditedLog
+from privet.privacy.audit.verify.order_keys import AuditedOrderKeys
 from privet.privacy.audit.verify.plans import Terms
 from privet.privacy.audit.verify.policy import TERMS, SitePolicy
 from privet.privacy.audit.verify.result import NEW_RULE, show
-from privet.privacy.audit.verify.roster import Member
+from privet.privacy.audit.verify.roster import AuditedMember
+from privet.privacy.audit.verify.schema import SUBJECTS
+from privet.privacy.audit.verify.state import VerificationState
 from privet.privacy.audit.verify.strict import Malformed, decimal
 
 MOST_DELTA = 0.01
 
 
 @dataclass
-class Population:
+class AuditedPopulation:
     """A registered population; ``said``: its entry, for policies to agree with."""
 
     name: str
     terms: Terms
     said: dict[str, Any]
-    budget: Budget
+    budget: AuditedBudget
     open: bool = True
 
 
-class RegisteredLog(Log):
+class RegisteredLog(AuditedLog):
     """A site's ledger, as far as what it registers; reservations are held against that."""
 
     role = "ledger"
     called = "site"
 
-    def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
+    def __init__(self, case: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
         super().__init__(case, member, wanted)
-        self.populations: dict[str, Population] = {}
+        self.populations: dict[str, AuditedPopulation] = {}
+        self._first_plans = FirstPlans()
         self.setting = ""
+        #: Other ledgers that keep a budget of the same people, by the site's word.
+        self.other_ledgers: tuple[str, ...] = ()
         self._first = ""
         self._data_sets: dict[str, str] = {}
         self._disjoint: dict[str, str] = {}
         self._policy: SitePolicy | None = None
         self._has_policy = False
+        #: Of the last policy that could be read: who must sign the next one.
+        self._officers: dict[str, bytes] = {}
+        self._needed = 0
+        self._policy_at = -1
         #: What the policy in force says of reservations, by what they depend on.
-        self._refusals: dict[tuple[str, ...], str | None] = {}
-        #: Who approved a plan; of one that was refused, nothing.
+        self._refusals: dict[tuple[Any, ...], str | None] = {}
+        #: Who approved a plan, and who of them signed; of one that was refused, nothing.
         self._approved: dict[str, list[str]] = {}
+        self._signed: dict[str, set[tuple[str, bytes]]] = {}
+        self._refused_at: dict[str, int] = {}
+        self._refused_plans: set[str] = set()
+        self._signatures: set[str] = set()
+        self._order_keys = AuditedOrderKeys()
         self._registers: dict[str, Callable[[dict[str, Any]], None]] = {
             "genesis": self._set_setting, "population": self._population,
             "data-set": self._data_set, "policy": self._policy_set,
             "plan-approved": self._plan_approved, "plan-refused": self._plan_refused,
-            "budget-closed": self._budget_closed,
+            "budget-closed": self._budget_closed, "order-key": self._order_key,
         }  # fmt: skip
 
     def register(self, kind: str, predicate: dict[str, Any]) -> None:
@@ -60,7 +76,7 @@ class RegisteredLog(Log):
         if kind in self._registers:
             self._registers[kind](predicate)
 
-    def owner(self, population: str, data_set: str, plan: str) -> Population | None:
+    def owner(self, population: str, data_set: str, plan: str) -> AuditedPopulation | None:
         """Return the population of a reservation, and check that all it names is registered."""
         found = self.populations.get(population)
         if found is None or not found.open:
@@ -73,14 +89,17 @@ class RegisteredLog(Log):
             self.fault("plan", "a reservation for a plan that is not approved")
         return found
 
-    def check_policy(self, plan: str, owner: Population | None, data_set: str, keyid: str) -> None:
+    def check_policy(
+        self, plan: str, owner: AuditedPopulation | None, data_set: str, keyid: str
+    ) -> None:
         """Check a reservation against the policy in force."""
         if self._policy is None:
             return
-        by = self._approved.get(plan, [])
-        asked = (plan, "" if owner is None else owner.name, data_set, keyid, *by)
+        by, signed = self._approved.get(plan, []), frozenset(self._signed.get(plan, ()))
+        asked = (plan, "" if owner is None else owner.name, data_set, keyid, tuple(by), signed)
         if asked not in self._refusals:
-            found = self._policy.refusal(plan, self.case.plans.get(plan), keyid, by)
+            parts, keys = self.case.plans.get(plan), self._order_keys
+            found = self._policy.refusal(plan, parts, keyid, by, signed, keys)
             if owner is not None and not self._policy.registers(owner.name, owner.said):
                 found = f"the policy has other terms for population {show(owner.name)}"
             elif owner is not None and not self._policy.has(data_set, owner.name):
@@ -95,6 +114,10 @@ class RegisteredLog(Log):
 
     def _set_setting(self, entry: dict[str, Any]) -> None:
         self.setting = entry["setting"]
+        self.other_ledgers = tuple(entry.get("other_ledgers", ()))
+        own = notes.read_vkey(entry["key"], notes.SIGNER).fingerprint
+        if f"sha256:{own}" in self.other_ledgers:
+            self.fault("entry", "the ledger names itself as another ledger of the same people")
 
     def _population(self, entry: dict[str, Any]) -> None:
         name, relation = entry["population"], entry["relation"]
@@ -111,7 +134,8 @@ class RegisteredLog(Log):
                        + NEW_RULE)  # fmt: skip
         terms = Terms(entry["unit"], relation, cap, delta, entry["max_records"])
         said = {key: entry[key] for key in TERMS}
-        self.populations[name] = Population(name, terms, said, Budget(cap, delta, relation))
+        budget = AuditedBudget(cap, delta, relation, self._first_plans)
+        self.populations[name] = AuditedPopulation(name, terms, said, budget)
 
     def _data_set(self, entry: dict[str, Any]) -> None:
         name, population = entry["data_set"], entry["population"]
@@ -130,17 +154,60 @@ class RegisteredLog(Log):
 
     def _plan_approved(self, entry: dict[str, Any]) -> None:
         # A policy that lists the plan is no person.
-        self._approved[entry["plan"]] = entry["by"] if entry["how"] == "manual" else []
+        plan, by = entry["plan"], entry["by"] if entry["how"] == "manual" else []
+        self._approved[plan] = by
+        signed = {one for one in self._signed.get(plan, ()) if one[0] in by}
+        found = self._signature(entry.get("signature"), "plan-approved", plan)
+        refused = self._refused_at.get(plan, -1)
+        if found is not None and entry["signature"]["size"] <= refused:
+            self.fault("policy", "an approval that was signed before the plan was refused")
+        elif found is not None:
+            signed.add(found)
+        elif (
+            self._officers and plan in self._refused_plans and not self._lists_since(plan, refused)
+        ):
+            self.fault("policy", "a plan that was refused is approved, and no officer signed")
+        self._refused_plans.discard(plan)
+        self._signed[plan] = signed
         self.case.referred.add(entry["plan"])
         if entry["how"] != "manual" and self._policy and not self._policy.lists(entry["plan"]):
             message = "a plan is approved as one that the policy lists, and it does not"
             self.fault("policy", message + NEW_RULE)
 
+    def _lists_since(self, plan: str, refused: int) -> bool:
+        """Return whether a policy that came after a refusal lists the plan."""
+        return self._policy_at > refused and self._policy is not None and self._policy.lists(plan)
+
+    def _signature(
+        self, value: dict[str, Any] | None, kind: str, subject: str
+    ) -> tuple[str, bytes] | None:
+        """Return the officer who signed a decision, with her key; None if none did."""
+        if value is None:
+            return None
+        if value["size"] > self._here or not officers.signs(value, self.origin, kind, subject):
+            self.fault("signature", "an officer's signature is not over this decision")
+            return None
+        if value["sig"] in self._signatures:
+            self.fault("signature", "an officer's signature was used before")
+            return None
+        self._signatures.add(value["sig"])
+        return value["name"], officers.read_key(value["key"])
+
+    def _order_key(self, entry: dict[str, Any]) -> None:
+        if fault := self._order_keys.take(entry):
+            self.fault(*fault)
+        self._refusals.clear()
+
     def _plan_refused(self, entry: dict[str, Any]) -> None:
         self._approved.pop(entry["plan"], None)
+        self._signed.pop(entry["plan"], None)
+        self._refused_at[entry["plan"]] = self._here
+        self._refused_plans.add(entry["plan"])
         self.case.referred.add(entry["plan"])
 
     def _policy_set(self, entry: dict[str, Any]) -> None:
+        self._check_officers(entry)
+        self._policy_at = self._here
         self._has_policy, self._policy = True, None
         self._refusals.clear()
         try:
@@ -155,7 +222,26 @@ class RegisteredLog(Log):
             if name in policy.populations and not policy.registers(name, population.said):
                 message = f"the policy has other terms for population {show(name)}"
                 self.fault("policy", message + NEW_RULE)
+        self._officers, self._needed = policy.officers, policy.approvers
         self._policy = policy
+
+    def _check_officers(self, entry: dict[str, Any]) -> None:
+        """Check that enough officers of the policy in force signed the next one."""
+        digest = "sha256:" + SUBJECTS["policy"][1](entry)
+        signed = set()
+        for value in entry.get("signatures", ()):
+            found = self._signature(value, "policy", digest)
+            if found is not None and value["size"] <= self._policy_at:
+                self.fault("policy", "a policy that was signed before the one in force was noted")
+            elif found is not None:
+                signed.add(found)
+        count = sum(pair in signed for pair in self._officers.items())
+        if self._officers and count < self._needed:
+            self.fault(
+                "policy",
+                f"the policy was changed, and {count} of {self._needed} officers of the one before"
+                " signed",
+            )
 
     def _budget_closed(self, entry: dict[str, Any]) -> None:
         population = self.populations.get(entry["population"])

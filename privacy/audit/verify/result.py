@@ -116,7 +116,7 @@ class CodeFinding:
 
 
 @dataclass(frozen=True)
-class Entry:
+class AuditedEntry:
     """One entry of a log, as it was read."""
 
     sequence: int
@@ -135,13 +135,13 @@ class LogRecord:
     name: str
     role: str
     origin: str
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[AuditedEntry] = field(default_factory=list)
     checkpoints: list[tuple[int, tuple[str, ...]]] = field(default_factory=list)
     passed: int = 0
 
 
 @dataclass(frozen=True)
-class Record:
+class AuditedRecord:
     """The readable parts of a bundle; plans by their digest.
 
     ``brief``: of reservations and what became of them only one of each sort is here.
@@ -168,7 +168,7 @@ class Verdict:
     faults: list[Fault]
     notes: list[str]
     sites: list[SiteFinding]
-    record: Record | None = None
+    record: AuditedRecord | None = None
     quorum: int = 0
     witnessed: dict[str, Witnessed] = field(default_factory=dict)
     unfinished: list[Unfinished] = field(default_factory=list)

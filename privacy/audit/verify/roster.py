@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from privet.privacy.audit.verify import notes
-from privet.privacy.audit.verify.notes import COSIGNER, SIGNER, Key
+from privet.privacy.audit.verify.notes import COSIGNER, SIGNER, AuditedKey
 from privet.privacy.audit.verify.result import show
 from privet.privacy.audit.verify.schema import is_name
 from privet.privacy.audit.verify.strict import Malformed, is_digest, obj
@@ -19,17 +19,17 @@ _KEYS = {"ledger": "ledger", "journal": "journal", "orders": "order", "witness":
 
 
 @dataclass(frozen=True)
-class Member:
+class AuditedMember:
     """A site or the coordinator; ``orders`` is the coordinator's order key."""
 
     name: str
-    log: Key
-    witness: Key
-    orders: Key | None = None
+    log: AuditedKey
+    witness: AuditedKey
+    orders: AuditedKey | None = None
 
 
 @dataclass(frozen=True)
-class Roster:
+class AuditedRoster:
     """The roster of a bundle.
 
     Attributes:
@@ -38,9 +38,9 @@ class Roster:
     """
 
     quorum: int
-    coordinator: Member
-    sites: tuple[Member, ...]
-    witnesses: dict[tuple[str, bytes], Key]
+    coordinator: AuditedMember
+    sites: tuple[AuditedMember, ...]
+    witnesses: dict[tuple[str, bytes], AuditedKey]
     owners: dict[str, str]
 
     @property
@@ -50,7 +50,7 @@ class Roster:
         return "" if key is None else key.fingerprint
 
 
-def _named(text: object, signature_type: int, room: str, name: str) -> Key:
+def _named(text: object, signature_type: int, room: str, name: str) -> AuditedKey:
     """Read a verifier key that must be called ``privet.ROOM/NAME/FP16``."""
     who = f"the {_KEYS[room]} key of {name}"
     try:
@@ -85,7 +85,7 @@ def _shape(value: object) -> dict[str, Any]:
     return roster
 
 
-def read_roster(value: object) -> Roster:
+def read_roster(value: object) -> AuditedRoster:
     """Read the roster of a bundle, whose keys are all verifier keys.
 
     Raises:
@@ -93,14 +93,14 @@ def read_roster(value: object) -> Roster:
     """
     roster = _shape(value)
     head = roster["coordinator"]
-    coordinator = Member(
+    coordinator = AuditedMember(
         head["name"],
         _named(head["journal"], SIGNER, "journal", head["name"]),
         _named(head["witness"], COSIGNER, "witness", head["name"]),
         _named(head["orders"], SIGNER, "orders", head["name"]),
     )
     sites = tuple(
-        Member(
+        AuditedMember(
             site["name"],
             _named(site["ledger"], SIGNER, "ledger", site["name"]),
             _named(site["witness"], COSIGNER, "witness", site["name"]),
@@ -115,14 +115,40 @@ def read_roster(value: object) -> Roster:
                 both = f"{owners[key.raw]} and {member.name}"
                 raise Malformed(f"a roster names the same key twice, for {both}")
             owners[key.raw] = member.name
-    return Roster(
+    return AuditedRoster(
         roster["quorum"], coordinator, sites,
         {(m.witness.name, m.witness.id): m.witness for m in members},
         {m.witness.name: m.name for m in members},
     )  # fmt: skip
 
 
-def _same(pinned: object, key: Key, who: str) -> bool:
+def require_pinned(value: object) -> None:
+    """Check a roster that was handed over out of band, whatever the bundle says.
+
+    Raises:
+        Malformed: naming what is wrong, and at whom.
+    """
+    roster = _shape(value)
+    head = roster["coordinator"]
+    named = [(head["name"], field, head[field]) for field in ("journal", "orders", "witness")]
+    for site in roster["sites"]:
+        named += [(site["name"], field, site[field]) for field in ("ledger", "witness")]
+    for name, field, text in named:
+        if isinstance(text, str) and is_digest(text.lower()):
+            continue
+        try:
+            notes.read_vkey(text, COSIGNER if field == "witness" else SIGNER)
+        except Malformed as error:
+            raise _no_key(f"'{field}' of {name}", error) from None
+
+
+def _no_key(who: str, error: Malformed) -> Malformed:
+    return Malformed(
+        f"{who} is neither a fingerprint (sha256: and 64 hex digits) nor a verifier key: {error}"
+    )
+
+
+def _same(pinned: object, key: AuditedKey, who: str) -> bool:
     """Return whether a pinned verifier key or fingerprint is that of ``key``."""
     # Who reads a fingerprint from paper may write its letters in upper case.
     if isinstance(pinned, str) and is_digest(pinned.lower()):
@@ -130,13 +156,10 @@ def _same(pinned: object, key: Key, who: str) -> bool:
     try:
         return notes.read_vkey(pinned, key.type) == key
     except Malformed as error:
-        raise Malformed(
-            f"{who} is neither a fingerprint (sha256: and 64 hex digits) nor a verifier key:"
-            f" {error}"
-        ) from None
+        raise _no_key(who, error) from None
 
 
-def differences(pinned_value: object, roster: Roster) -> list[str]:
+def differences(pinned_value: object, roster: AuditedRoster) -> list[str]:
     """Return in what the bundle's roster differs from one handed over out of band.
 
     The order of sites may differ; everything else must be the same.
@@ -173,7 +196,7 @@ def differences(pinned_value: object, roster: Roster) -> list[str]:
     return wrong
 
 
-def _other_names(pinned: dict[str, Any], roster: Roster) -> list[str]:
+def _other_names(pinned: dict[str, Any], roster: AuditedRoster) -> list[str]:
     """Return which sites are in one of the rosters only, or have another name in the other."""
     wrong = []
     named = {member.name for member in roster.sites}

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.budget import Charge
-from privet.privacy.audit.verify.case import Case
+from privet.privacy.audit.verify.budget import AuditedCharge
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
 from privet.privacy.audit.verify.orders import NONE, REFUSED, RESERVED
-from privet.privacy.audit.verify.plans import Plan
-from privet.privacy.audit.verify.registered import Population, RegisteredLog
+from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.registered import AuditedPopulation, RegisteredLog
 from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
-from privet.privacy.audit.verify.roster import Member
+from privet.privacy.audit.verify.roster import AuditedMember
+from privet.privacy.audit.verify.state import VerificationState
 from privet.privacy.audit.verify.strict import Malformed, read
 
 _MOST_EVENTS = 20_000
@@ -34,21 +34,21 @@ class Slot:
 
 
 @dataclass
-class Reservation:
+class AuditedReservation:
     """An open reservation."""
 
-    population: Population | None
+    population: AuditedPopulation | None
     order: str
     purpose: str
-    charge: Charge
+    charge: AuditedCharge
     slot: Slot
     index: int
 
 
-class Ledger(RegisteredLog):
+class AuditedLedger(RegisteredLog):
     """A site's ledger; :meth:`apply` takes its entries in turn."""
 
-    def __init__(self, case: Case, member: Member, wanted: set[int]) -> None:
+    def __init__(self, case: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
         super().__init__(case, member, wanted)
         self._paused = self._withdrawn = False
         self._begun: dict[str, tuple[str, str, str]] = {}
@@ -56,12 +56,13 @@ class Ledger(RegisteredLog):
         self.charged = array("q")
         #: Releases by population, run (None: no order of it is here), purpose and event.
         self.released: Counter[tuple[str, str | None, str, Event]] = Counter()
-        self._elsewhere = 0
+        #: Entries that answer orders of another key than the roster's, by key.
+        self._elsewhere: Counter[str] = Counter()
         #: Reservations whose charge was given back.
         self.given_back: set[int] = set()
         self._gate_before = 0
         self._other_code: set[tuple[str, str]] = set()
-        self._open: dict[int, Reservation] = {}
+        self._open: dict[int, AuditedReservation] = {}
         self._slots: dict[tuple[str, str], Slot] = {}
         self._events: dict[str, Event] = {}
         self._fits: dict[tuple[str, str], str | None] = {}
@@ -115,6 +116,9 @@ class Ledger(RegisteredLog):
         event = self._event(event_place)
         known = self._check_plan(plan, owner, purpose, round_, event)
         self.check_policy(plan, owner, data_set, keyid)
+        first = self._begun.get(run)
+        if self._order_keys.is_replaced(keyid) and (first is None or first[0] != keyid):
+            self.fault("policy", "a new run under an order key that another one follows")
         begun = self._begun.setdefault(run, (keyid, population, data_set))
         if begun[0] != keyid:
             self.fault("reservation", f"run {show(run)} was begun by another coordinator")
@@ -127,11 +131,11 @@ class Ledger(RegisteredLog):
             self._check_run(run, plan, code)
             index = self._check_order(run, round_, attempt, purpose, order, plan, model, RESERVED)
         slot = self._take_slot(run, purpose, (round_, attempt), order)
-        charge = Charge(run, purpose, event, known)
+        charge = AuditedCharge(run, purpose, event, known)
         self.charged.append(self._here)
         if owner is not None:
             owner.budget.add(self._here, charge)
-        self._open[self._here] = Reservation(owner, order, purpose, charge, slot, index)
+        self._open[self._here] = AuditedReservation(owner, order, purpose, charge, slot, index)
 
     def _take_slot(self, run: str, purpose: str, place: tuple[int, int], order: str) -> Slot:
         last = self._slots.get((run, purpose))
@@ -146,8 +150,8 @@ class Ledger(RegisteredLog):
         return slot
 
     def _check_plan(
-        self, name: str, owner: Population | None, purpose: str, round_: int, event: Event
-    ) -> Plan | None:
+        self, name: str, owner: AuditedPopulation | None, purpose: str, round_: int, event: Event
+    ) -> AuditedPlan | None:
         """Return the plan if it fixes this charge."""
         self.case.needed.add(name)
         plan = self.case.plans.get(name)
@@ -167,7 +171,7 @@ class Ledger(RegisteredLog):
             return None
         return plan
 
-    def _misfit(self, plan: Plan, owner: Population | None) -> str | None:
+    def _misfit(self, plan: AuditedPlan, owner: AuditedPopulation | None) -> str | None:
         if self.name not in plan.sites:
             return "the plan does not name the site"
         if owner is None:
@@ -185,7 +189,8 @@ class Ledger(RegisteredLog):
     def _is_asked_here(self, keyid: str) -> bool:
         """Whether an order came from the coordinator of the roster; others are counted."""
         own = keyid == self.case.roster.orders_keyid
-        self._elsewhere += not own
+        if not own:
+            self._elsewhere[keyid] += 1
         return own
 
     def _check_run(self, run: str, plan: str, code: str) -> None:
@@ -203,7 +208,12 @@ class Ledger(RegisteredLog):
         found.runs.setdefault(run, set()).add(code)
         if found.pinned and code not in found.pinned and (run, code) not in self._other_code:
             self._other_code.add((run, code))
-            self.fault("code", f"run {show(run)} runs code {code}, which is none of those pinned")
+            self.fault(
+                "code",
+                f"run {show(run)} runs code {code}, which is none of those pinned. It is the digest"
+                " of Privet, of what the plan names and of the libraries' versions, as installed at"
+                " the sites: was yours computed in an install like theirs?",
+            )
 
     def _check_order(
         self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
@@ -235,7 +245,7 @@ class Ledger(RegisteredLog):
                 self.fault("order", "an order is refused with two statuses")
             orders.status[index] = number
 
-    def _close(self, reservation: int, rule: str) -> Reservation | None:
+    def _close(self, reservation: int, rule: str) -> AuditedReservation | None:
         found = self._open.pop(reservation, None)
         if found is None:
             self.fault(rule, f"there is no open reservation {reservation}")
@@ -298,12 +308,7 @@ class Ledger(RegisteredLog):
     def close(self) -> None:
         """Finish the accounting of every population."""
         super().close()
-        if self._elsewhere:
-            answer = "entry answers" if self._elsewhere == 1 else "entries answer"
-            self.case.findings.note(
-                f"{self.name}: {self._elsewhere} {answer} another coordinator: charged, and"
-                " not compared with its orders"
-            )
+        self._note_elsewhere()
         if self._gate_before:
             found = count(self._gate_before, "evaluation")
             self.case.findings.note(
@@ -320,10 +325,29 @@ class Ledger(RegisteredLog):
         if self._open and not self.cut:
             found = count(len(self._open), "reservation")
             self.case.findings.note(f"{self.name}: {found} left open")
+        if self.other_ledgers:
+            self.case.findings.note(
+                f"{self.name}: states that other ledgers keep a budget of the same people"
+                f" ({', '.join(self.other_ledgers)}): what they spent is not in epsilon (H32)"
+            )
         for population in self.populations.values():
             self.case.findings_of_sites.append(self._finding(population))
 
-    def _finding(self, population: Population) -> SiteFinding:
+    def _note_elsewhere(self) -> None:
+        """Say how many entries answer orders that no journal here accounts for."""
+        own, counts = self.case.roster.orders_keyid, {"another": 0, "another order key of this": 0}
+        for keyid, number in self._elsewhere.items():
+            kin = self._order_keys.are_kin(keyid, own)
+            counts["another order key of this" if kin else "another"] += number
+        for whose, number in counts.items():
+            if number:
+                answer = "entry answers" if number == 1 else "entries answer"
+                self.case.findings.note(
+                    f"{self.name}: {number} {answer} {whose} coordinator: charged, and"
+                    " not compared with its orders"
+                )
+
+    def _finding(self, population: AuditedPopulation) -> SiteFinding:
         budget = population.budget
         if budget.fault is not None:
             entry, message = budget.fault
@@ -331,16 +355,23 @@ class Ledger(RegisteredLog):
             self.fault("cap", f"population {show(population.name)}: {message}")
             self._here = -1
         events = [Event(e.mechanism, e.count * n) for e, n in budget.counts.items()]
-        value, ceiling, remark = accounting.epsilon(events, budget.delta, budget.relation)
+        if self.unread:
+            # Each of them may be a charge.
+            value = ceiling = math.inf
+            remark = f"not known: {self.unread} of the entries cannot be read"
+        else:
+            value, ceiling, remark = self.case.compositions.epsilon(
+                events, budget.delta, budget.relation
+            )
         if remark:
             self.case.findings.note(f"{self.name}: epsilon of {show(population.name)} is {remark}")
-        if accounting.contradict(value, ceiling, events):
+        if not self.unread and accounting.contradict(value, ceiling, events):
             self.fault("accounting", "the epsilon of the distributions is above the Renyi ceiling")
         return SiteFinding(
             self.name, population.name, population.terms.unit, budget.relation, budget.delta,
             None if math.isinf(value) else value, budget.cap, self.tree.size,
             charges=budget.charges, runs=budget.runs,
-            conditional=("H29",) if budget.runs > 1 else (),
+            conditional=("H29",) * (budget.runs > 1) + ("H32",) * bool(self.other_ledgers),
             enforced_by=budget.enforced_by,
             rdp_epsilon=None if math.isinf(ceiling) else ceiling,
         )  # fmt: skip

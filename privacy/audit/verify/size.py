@@ -38,8 +38,8 @@ def order_two(part: Mechanism, otherwise: float) -> float:
     return top + math.log(total)
 
 
-def grid_of(merged: Merged, spread: float, twice: bool) -> float | None:
-    """Return the grid for a history; None if its distributions cost too much.
+def size_of(merged: Merged, spread: float, twice: bool) -> tuple[float, float] | None:
+    """Return the grid for a history and the microseconds it takes; None if they are too many.
 
     Args:
         merged: mechanisms with their counts, all plain Gaussians as one.
@@ -63,7 +63,7 @@ def grid_of(merged: Merged, spread: float, twice: bool) -> float | None:
     if not fitting:
         return None
     cost = math.fsum(weight * width for width, weight in widths) + 3 * spread * len(widths)
-    return fitting[0] if cost <= _MOST_MICROSECONDS * fitting[0] else None
+    return (fitting[0], cost / fitting[0]) if cost <= _MOST_MICROSECONDS * fitting[0] else None
 
 
 def _weight(part: Mechanism) -> float:

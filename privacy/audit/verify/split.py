@@ -14,11 +14,11 @@ from privet.privacy.audit.verify import accounting
 from privet.privacy.audit.verify.accounting import FILTER_ORDERS
 from privet.privacy.audit.verify.events import Event
 from privet.privacy.audit.verify.gaussian import largest, log_delta, square
-from privet.privacy.audit.verify.plans import Plan
+from privet.privacy.audit.verify.plans import AuditedPlan
 
 
 @dataclass(frozen=True)
-class Split:
+class AuditedSplit:
     """δ of the Rényi filter; Σ μ² of the Gaussian one (None: none); extra attempts of one run."""
 
     renyi: float
@@ -26,7 +26,7 @@ class Split:
     extra: int
 
 
-def split(plan: Plan | None, cap: float, delta: float, relation: str) -> Split:
+def split(plan: AuditedPlan | None, cap: float, delta: float, relation: str) -> AuditedSplit:
     """Return the split after a first run of ``plan`` (None: not known).
 
     Args:
@@ -37,19 +37,19 @@ def split(plan: Plan | None, cap: float, delta: float, relation: str) -> Split:
     """
     planned = [] if plan is None else plan.planned
     if plan is None or not planned:
-        return Split(delta, None, -1)
+        return AuditedSplit(delta, None, -1)
     squares = [square(event, relation) for event in planned]
     if None not in squares:
         return _of_gaussians(math.fsum(s for s in squares if s is not None), cap, delta)
     if not accounting.fits(planned, delta, relation, cap):
-        return Split(delta, None, -1)
-    limit = max(4, plan.attempts // 10)
+        return AuditedSplit(delta, None, -1)
+    limit = plan.most_extra
 
     def is_held(extra: int) -> bool:
         return _renyi_holds(plan.with_more(extra), cap, delta, relation)
 
     if is_held(limit):
-        return Split(delta, None, limit)
+        return AuditedSplit(delta, None, limit)
     held = _last(is_held, limit)
     share = delta if held < 0 else delta / 10
 
@@ -58,18 +58,18 @@ def split(plan: Plan | None, cap: float, delta: float, relation: str) -> Split:
 
     extra = max(held, 0, _last(is_composed, limit))
     if extra == held:
-        return Split(delta, None, extra)
+        return AuditedSplit(delta, None, extra)
     used = accounting.delta_at(plan.with_more(extra), cap, relation)
-    return Split(max(0.0, delta - used), None, extra)
+    return AuditedSplit(max(0.0, delta - used), None, extra)
 
 
-def _of_gaussians(total: float, cap: float, delta: float) -> Split:
+def _of_gaussians(total: float, cap: float, delta: float) -> AuditedSplit:
     used = 0.99 * delta
     room = largest(cap, used) ** 2
     if room < total <= largest(cap, delta) ** 2:
         used = max(used, math.exp(log_delta(math.sqrt(total), cap)))
         room = total * (1 + 1e-9)
-    return Split(max(0.0, delta - used), room, -1)
+    return AuditedSplit(max(0.0, delta - used), room, -1)
 
 
 def _renyi_holds(events: list[Event], cap: float, delta: float, relation: str) -> bool:

@@ -6,20 +6,26 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from privet.privacy.audit.verify import accounting
+from privet.privacy.audit.verify.compositions import Compositions
 from privet.privacy.audit.verify.events import Event
-from privet.privacy.audit.verify.journal import Journal
+from privet.privacy.audit.verify.journal import AuditedJournal
 from privet.privacy.audit.verify.result import Findings, Unfinished, count, show
-from privet.privacy.audit.verify.site import Ledger
+from privet.privacy.audit.verify.site import AuditedLedger
 
 
-def unfinished(ledgers: Iterable[Ledger], journal: Journal, findings: Findings) -> list[Unfinished]:
+def unfinished(
+    ledgers: Iterable[AuditedLedger],
+    journal: AuditedJournal,
+    findings: Findings,
+    compositions: Compositions,
+) -> list[Unfinished]:
     """Return the releases of runs that are not done, and those that no round of one used.
 
     Each is named in a note, with its ε. A coordinator that cuts a run short, or leaves releases
     out, has them all the same.
     """
-    found = []
+    found: list[Unfinished] = []
+    said: list[str] = []
     for ledger in ledgers:
         by_run: dict[tuple[str, str], Counter[Event]] = {}
         elsewhere = 0
@@ -38,22 +44,35 @@ def unfinished(ledgers: Iterable[Ledger], journal: Journal, findings: Findings) 
                 " what became of them is not checked; their epsilon is part of what was spent"
             )
         for (population, run), events in by_run.items():
-            found.append(_found(ledger, population, run, events))
-    for one in found:
-        cost = "not private" if one.epsilon is None else f"epsilon {one.epsilon:.3f}"
-        findings.note(
-            f"{one.site}: {count(one.releases, 'release')} of run {show(one.run)}, {cost}, that no"
-            " finished run accounts for"
-        )
+            one, remark = _found(ledger, population, run, events, compositions)
+            found.append(one)
+            said.append(_words(one, remark))
+    for text in said:
+        findings.note(text)
     return found
 
 
-def _found(ledger: Ledger, population: str, run: str, events: Counter[Event]) -> Unfinished:
+def _words(one: Unfinished, remark: str) -> str:
+    cost = "not private" if one.epsilon is None else f"epsilon {one.epsilon:.3f}"
+    cost += f" ({remark})" if remark and one.epsilon is not None else ""
+    return (
+        f"{one.site}: {count(one.releases, 'release')} of run {show(one.run)}, {cost}, that no"
+        " finished run accounts for"
+    )
+
+
+def _found(
+    ledger: AuditedLedger,
+    population: str,
+    run: str,
+    events: Counter[Event],
+    compositions: Compositions,
+) -> tuple[Unfinished, str]:
+    """Return the releases of one run with their ε, and a remark on it."""
     owner = ledger.populations.get(population)
-    value = math.inf
+    value, remark = math.inf, ""
     if owner is not None:
         charges = [Event(e.mechanism, e.count * n) for e, n in events.items()]
-        value = accounting.epsilon(charges, owner.budget.delta, owner.budget.relation)[0]
-    return Unfinished(
-        ledger.name, population, run, sum(events.values()), None if math.isinf(value) else value
-    )
+        value, _, remark = compositions.epsilon(charges, owner.budget.delta, owner.budget.relation)
+    epsilon = None if math.isinf(value) else value
+    return Unfinished(ledger.name, population, run, sum(events.values()), epsilon), remark

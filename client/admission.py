@@ -1,0 +1,180 @@
+"""What a site lets itself be asked: by whom, for which plan, within which limits.
+
+The guard decides before anything is spent and before data is opened. Its rules come from
+the site's own policy file; the budget is the ledger's.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable
+
+from privet.client.operator.approval import (
+    LISTED_BY,
+    approval_fault,
+    how_to_open,
+    waits_for_approval,
+)
+from privet.client.operator.decisions import note_policy
+from privet.common.errors import BudgetExceeded, PlanClosed
+from privet.common.order import ORDER_TYPE, Order, Status
+from privet.common.plan import Plan
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.roster import Roster
+from privet.privacy.evidence.statement import pae
+from privet.privacy.policy import Policy
+
+
+class Refusal(Exception):
+    """An order is refused with a status; the text goes to the operator's log only."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class NotApproved(Refusal):
+    """A plan waits for people to approve it: to an offer the site answers that, and no refusal."""
+
+
+class AdmissionControl:
+    """The policy of one site, beside its ledger.
+
+    Args:
+        policy: the site's own file.
+        ledger: where populations, data sets, policy and approvals are noted.
+        roster: by whose key orders are signed.
+        data_set: whose records are asked for; default the policy's only one.
+        require_newest: raises what :meth:`privet.client.newest_head.NewestHeads.require` does.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        ledger: Ledger,
+        roster: Roster,
+        data_set: str | None = None,
+        *,
+        require_newest: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.policy = policy
+        self.ledger = ledger
+        self.data_set, _ = policy.data_set(data_set)
+        self.require_newest = require_newest
+        self._kept_plans: set[str] = set()
+        self._roster = roster
+        self._order_key = roster.coordinator.orders
+
+    def open(self) -> None:
+        """Note what the policy says, where it is not noted yet.
+
+        Raises:
+            LedgerError: if it says something else about a population than the ledger.
+        """
+        note_policy(self.policy, self.ledger)
+        # The newest one, and that of each coordinator.
+        for name in ("newest", self._order_key.fingerprint):
+            self.ledger.keep("roster", name, self._roster.to_dict())
+
+    def look(self, plan: Plan, run: str) -> None:
+        """Refuse a run that the policy, the operator or the budget does not allow.
+
+        Nothing of the plan is run for it: a plan may name a model or a task of the site's own
+        code, which is not even imported before the plan is approved.
+
+        Args:
+            plan: the plan that the site knows.
+            run: the run's identifier.
+
+        Raises:
+            Refusal: with the status that is answered.
+            HeadAwaitedError: if it is not known yet whether the ledger is the newest.
+        """
+        self.require_newest()
+        self.require_allowed(plan)
+        self._keep_plan(plan)
+        try:
+            self.ledger.require_whole_run(self.data_set, run, plan.digest)
+        except BudgetExceeded as error:
+            raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
+
+    def require_allowed(self, plan: Plan, *, in_force: bool = True) -> None:
+        """Refuse a plan that the policy or the operator does not allow.
+
+        Args:
+            plan: the plan that the site knows.
+            in_force: whether the policy must be the one in the ledger. A changed one comes into
+                force by :meth:`open`, for the first plan that it allows; before, nothing of it
+                is noted.
+
+        Raises:
+            Refusal: with the status that is answered.
+        """
+        self.ledger.log.refresh()  # the operator decides in another process
+        noted = self.ledger.book.policy
+        if in_force and noted is not None and noted != self.policy.public():
+            # What is reserved is held against the policy in the ledger, by whoever verifies.
+            raise Refusal(
+                Status.REFUSED_POLICY,
+                "the ledger has another policy than this client was started with: start it again",
+            )
+        if fault := self.policy.fault(plan, data_set=self.data_set):
+            raise Refusal(Status.REFUSED_POLICY, fault)
+        self._require_approval(plan, note=in_force)
+        try:
+            self.ledger.require_open_plan(plan.digest)
+        except PlanClosed as error:
+            raise Refusal(
+                Status.REFUSED_PLAN,
+                f"{error}; this log says why. Mend it, then "
+                f"{how_to_open(self.ledger.book, plan.digest)} opens it again",
+            ) from error
+
+    def require_size(self, plan: Plan, parameters: int) -> None:
+        """Refuse a model that is larger than the policy allows.
+
+        Raises:
+            Refusal: with the status that is answered.
+        """
+        if fault := self.policy.fault(plan, parameters, data_set=self.data_set):
+            raise Refusal(Status.REFUSED_POLICY, fault)
+
+    def tested(self, rows: tuple[str, ...]) -> tuple[str, ...]:
+        """Return which rows of the honesty list count as tested, of those that a model passed.
+
+        H6 does not, where only the site can say that records are read one by one.
+        """
+        attested = self.policy.data_set(self.data_set)[1].coupling_attested is not None
+        return tuple(row for row in rows if row != "H6" or not attested)
+
+    def _keep_plan(self, plan: Plan) -> None:
+        """Keep the plan beside the ledger, for those who verify it later."""
+        if plan.digest not in self._kept_plans:
+            self.ledger.keep("plan", plan.digest, plan.to_dict())
+            self._kept_plans.add(plan.digest)
+
+    def require_signature(self, order: Order) -> None:
+        """Refuse an order that a coordinator of the policy did not sign."""
+        key = self._order_key
+        book = self.ledger.book
+        if not self.policy.may_ask(key.fingerprint, book.order_keys):
+            raise Refusal(Status.REFUSED_SIGNATURE, f"{key.name} may not ask here (allow)")
+        if book.is_replaced(key.fingerprint, order.run):
+            raise Refusal(Status.REFUSED_SIGNATURE, f"another order key follows {key.name}")
+        try:
+            signature = base64.b64decode(order.signature, validate=True)
+        except (binascii.Error, ValueError):
+            signature = b""
+        keyid = key.fingerprint.partition(":")[2]
+        if order.keyid != keyid or not key.verifies(signature, pae(ORDER_TYPE, order.encode())):
+            raise Refusal(Status.REFUSED_SIGNATURE, f"the order is not signed by {key.name}")
+
+    def _require_approval(self, plan: Plan, *, note: bool) -> None:
+        if fault := approval_fault(self.policy, self.ledger.book, plan.digest):
+            waits = waits_for_approval(self.policy, self.ledger.book, plan.digest)
+            kind = NotApproved if waits else Refusal
+            raise kind(Status.REFUSED_PLAN, f"plan {plan.digest}: {fault}")
+        if note and plan.digest in self.policy.allow.plans:
+            how = "listed" if self.ledger.book.setting == "site" else "simulation"
+            self.ledger.approve(plan.digest, [f"{LISTED_BY}{self.policy.digest[7:19]}"], how)

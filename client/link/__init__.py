@@ -1,0 +1,1 @@
+"""A site's end of the link: how it comes in, dials, and follows its coordinators."""

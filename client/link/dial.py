@@ -1,0 +1,493 @@
+"""The site's end of the link: it dials out, takes parcels, and brings answers.
+
+::
+
+    Dialer.run ── connect ── Attend ─┬─ parcel ── numbers (inline, kept, or Download) ── serve
+                     ▲               └─ answer ── numbers (inline, or Upload) ── Answer
+                     └─ cut: wait a little longer each time, dial again
+
+What was asked and not yet answered is offered again on the next stream; an answer that was
+ready when the stream broke is sent then, without asking ``serve`` twice. A download or an
+upload goes on from the byte where it was cut.
+
+A coordinator cannot make a site hold more than one set of numbers that it sends, beside a few
+answers: parcels are taken one after the other, and no further one is read while many wait. A
+question without numbers (:data:`BESIDE`) does not wait for an order that is being answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from privet import __version__
+from privet.client.link.line import DialerCounters, Stub, data_in, ended, pieces_of
+from privet.client.link.renewal import Renewal
+from privet.common.errors import InputError, NoteError, PrivetError, RolledBack, RunError
+from privet.common.flat import Arrays, StreamDecoder, chunks, digest_arrays, size_of
+from privet.common.link import link_pb2 as pb
+from privet.common.link import link_pb2_grpc as rpc
+from privet.common.link.beats import BEAT, PIECE, REPLACED, Patience, until_silent
+from privet.common.link.identity import SERVER_NAME, require_tls_1_3
+from privet.common.link.notices import notice_digest
+
+VERSIONS = (1,)
+INLINE = 1 << 16
+_SHORTEST, _LONGEST = 0.2, 30.0
+"""Seconds between two attempts to dial."""
+_TWIN_SHORTEST, _TWIN_LONGEST = 5.0, 300.0
+"""The same where another process attends as this site."""
+_WORD = 30.0
+"""Seconds within which a coordinator says a word that is due."""
+_STILL = 120.0
+"""Seconds that a download may stand still."""
+_LOOK_AT_CERTIFICATE = 3600.0
+"""Seconds between two looks whether the certificate should be renewed."""
+_RENEW_AGAIN = 660.0
+"""The same after one that failed: a coordinator gives a certificate every ten minutes at most."""
+_HEAD_AGAIN = 15.0
+"""Seconds after which a head is compared again where the log could not be read."""
+_MOST_PARCELS = 16
+"""Parcels that are read and not answered yet; further ones wait on the coordinator's side."""
+_MOST_ANSWERS, _MOST_WITH_NUMBERS = 64, 2
+"""Answers that are kept in case they are asked for again; those with numbers are large."""
+_OPTIONS = [
+    ("grpc.ssl_target_name_override", SERVER_NAME),
+    ("grpc.max_receive_message_length", 8 << 20),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.enable_retries", 0),
+    # Nothing here is compressed, and what is gets refused unread.
+    ("grpc.per_message_decompression", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+]
+_HOPELESS = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.FAILED_PRECONDITION)
+
+_LOG = logging.getLogger("privet.dial")
+
+
+@dataclass(frozen=True)
+class LinkRequest:
+    """A parcel, with its numbers."""
+
+    kind: str
+    group: str
+    records: bytes
+    arrays: Arrays
+
+
+@dataclass(frozen=True)
+class LinkResponse:
+    """The answer to a parcel."""
+
+    records: bytes
+    arrays: Arrays
+
+
+Serve = Callable[[LinkRequest], LinkResponse]
+"""Answers a parcel; runs in a thread, one at a time beside one of :data:`BESIDE`."""
+BESIDE = ("query", "query.show", "query.runs")
+"""Kinds of parcels that are answered while a trainer is at work, or hangs."""
+
+
+class Dialer:
+    """Keeps a site at its coordinator.
+
+    Args:
+        address: ``host:port``, or what returns several, to be tried in their order.
+        credentials: returns those of the site, with the authority that signed the coordinator's;
+            asked each time it dials.
+        serve: answers parcels.
+        renewal: the site's certificate, to be renewed before it ends; None leaves it.
+        most_numbers: longest flat stream that is fetched, in bytes.
+        on_state: told ``connected``, ``cut``.
+        on_notice: keeps what the coordinator tells of itself, in a thread; None: it tells nothing.
+        on_head: takes the newest head of the site's log that the coordinator saw, in a thread.
+    """
+
+    def __init__(
+        self,
+        address: str | Callable[[], Sequence[str]],
+        credentials: Callable[[], grpc.ChannelCredentials],
+        serve: Serve,
+        *,
+        renewal: Renewal | None = None,
+        most_numbers: int = 16 << 30,
+        on_state: Callable[[str], None] = lambda state: None,
+        on_notice: Callable[[pb.Notice], None] | None = None,
+        on_head: Callable[[pb.Head], None] | None = None,
+    ) -> None:
+        self._addresses = (lambda: [address]) if isinstance(address, str) else address
+        self._left: list[str] = []
+        self.address = self._addresses()[0]
+        self._on_notice, self._on_head = on_notice, on_head
+        self._renew_now = asyncio.Event()
+        self._credentials = credentials
+        self._serve = serve
+        self._renewal = renewal
+        self._most_numbers = most_numbers
+        self._on_state = on_state
+        self._answers: dict[str, asyncio.Task[LinkResponse | None]] = {}
+        self._kept: dict[bytes, Arrays] = {}
+        self._partial: dict[bytes, StreamDecoder] = {}
+        self._turn = asyncio.Lock()
+        self._serving = asyncio.Lock()
+        self._beside = asyncio.Lock()
+        self._saying = asyncio.Lock()
+        self._noting = asyncio.Lock()
+        self._wait = _SHORTEST
+        self._away = ""
+        self._silence = Patience()
+        self._downloads = 0
+        self._twin_wait = 0.0
+        self._began = 0.0
+        self.tally = DialerCounters()
+        self.on_connected: Callable[[str], None] = lambda address: None
+        """Told of the address at which the coordinator answered."""
+        self.on_answer: Callable[[LinkRequest, LinkResponse, float], None] = (
+            lambda asked, told, seconds: None
+        )
+        """Told of each answer that was made, and of the seconds that it took."""
+
+    async def run(self) -> None:
+        """Dial, and dial again, until cancelled.
+
+        Raises:
+            RunError: if the coordinator does not know this site, or speaks another version.
+        """
+        require_tls_1_3()
+        while True:
+            if not self._left:
+                self._left = list(self._addresses())
+            self.address = self._left.pop(0)
+            try:
+                async with aio.secure_channel(
+                    self.address, self._credentials(), options=_OPTIONS
+                ) as channel:
+                    await self._attend(Stub(channel))
+            except aio.AioRpcError as error:
+                if error.code() in _HOPELESS:
+                    raise RunError(f"{self.address}: {error.details()}") from None
+                if (error.details() or "").startswith(REPLACED):
+                    self._note_twin(error.details() or "")
+                self._note_away(error.details() or str(error.code()))
+            except (InputError, TimeoutError) as error:
+                self._note_away(str(error) or "no word came in time")
+            except asyncio.CancelledError:
+                # gRPC raises it too where a stream was cut by ourselves, while answering.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+            finally:
+                was_connected, self.tally.connected = self.tally.connected, False
+            if was_connected:
+                self._on_state("cut")
+            wait = _SHORTEST if self._left else self._wait
+            await asyncio.sleep(wait * random.uniform(0.5, 1.0))
+            if not self._left:
+                self._wait = min(2 * self._wait, _LONGEST)
+
+    def _explained(self, details: str) -> str:
+        return details if self._renewal is None else self._renewal.explain(details)
+
+    def _note_away(self, why: str) -> None:
+        """Say once why there is no coordinator, and not at each call."""
+        if self.tally.connected:
+            said = self._explained(why)
+            _LOG.warning("cut off; calling again", extra={"address": self.address, "why": said})
+        elif why != self._away:
+            text = "the coordinator does not answer; calling again until it does"
+            _LOG.warning(text, extra={"address": self.address, "why": self._explained(why)})
+        self._away = why
+
+    def _note_twin(self, why: str) -> None:
+        """Leave the place to another process of this site, for longer each time."""
+        lasted = time.monotonic() - self._began
+        before = self._twin_wait if lasted < 2 * _TWIN_LONGEST else 0.0
+        self._twin_wait = self._wait = min(max(_TWIN_SHORTEST, 2 * before), _TWIN_LONGEST)
+        text = (
+            "another process attends with this site's certificate: a second client, or a copy of "
+            "this folder. Stop one of the two"
+        )
+        peer = why.removeprefix(REPLACED)
+        _LOG.warning(text, extra={"peer": peer, "again_s": round(self._wait)})
+
+    async def _attend(self, stub: rpc.LinkStub) -> None:
+        stream = stub.Attend()
+        hello = pb.Hello(
+            versions=VERSIONS, software=f"privet {__version__}", beats=True,
+            notices=self._on_notice is not None, heads=self._on_head is not None,
+        )  # fmt: skip
+        await stream.write(pb.FromSite(hello=hello))
+        async with asyncio.timeout(_WORD):
+            first = await stream.read()
+        if first is aio.EOF:
+            raise await ended(stream)
+        welcome = None if first is None else first.welcome  # None: it cannot be read
+        if welcome is None or not first.HasField("welcome") or welcome.version not in VERSIONS:
+            raise InputError("the coordinator did not say which version it speaks")
+        self.tally.connected = True
+        self.tally.streams += 1
+        self._away, self._left = "", []
+        _LOG.info("connected", extra={"address": self.address})
+        self._on_state("connected")
+        try:
+            self.on_connected(self.address)
+        except OSError as error:
+            _LOG.warning("which address works cannot be kept", extra={"why": error})
+        self._wait = _SHORTEST
+        self._began = time.monotonic()
+        self._silence.is_back(self._began)
+        sending: set[asyncio.Task[None]] = set()
+        beside = [asyncio.create_task(self._renew(stub))]
+        if welcome.beats:
+            beside += [asyncio.create_task(one(stream)) for one in (self._beat, self._mind)]
+        try:
+            while (message := await stream.read()) is not aio.EOF:
+                self.tally.received += 0 if message is None else message.ByteSize()
+                if message is not None and message.HasField("beat"):
+                    continue
+                what = None if message is None else message.WhichOneof("what")
+                if message is None or what not in ("parcel", "notice", "head"):
+                    raise InputError("only parcels, heads and notices follow Welcome")
+                if what == "head":
+                    task = asyncio.create_task(self._take_head(message.head))
+                elif what == "notice":
+                    task = asyncio.create_task(self._keep_notice(stream, message.notice))
+                else:
+                    task = asyncio.create_task(self._answer(stub, stream, message.parcel))
+                sending.add(task)
+                task.add_done_callback(sending.discard)
+                while len(sending) >= _MOST_PARCELS:
+                    await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
+            raise await ended(stream)
+        finally:
+            for task in (*beside, *sending):
+                task.cancel()
+
+    async def _keep_notice(self, stream: Any, notice: pb.Notice) -> None:
+        """Keep a notice, and say so; what cannot be taken is a line of the log, and no more."""
+        keep = self._on_notice
+        if keep is None:
+            return  # nobody asked for it
+        try:
+            async with self._noting:
+                await asyncio.to_thread(keep, notice)
+        except (PrivetError, OSError) as error:
+            why = error.with_traceback(None)
+            _LOG.warning("what the coordinator tells of itself is not taken", extra={"why": why})
+            return
+        self._renew_now.set()
+        message = pb.FromSite(noted=pb.Noted(sha256=notice_digest(notice)))
+        with suppress(aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError):
+            async with self._saying:
+                await stream.write(message)
+
+    async def _take_head(self, head: pb.Head) -> None:
+        """Have a head compared with the log; what is wrong is a line, and the site's to act on."""
+        if self._on_head is None:
+            return  # nobody asked for it
+        while True:
+            try:
+                async with self._noting:  # one at a time, however many come
+                    await asyncio.to_thread(self._on_head, head)
+                return
+            except (RolledBack, NoteError) as error:
+                why = error.with_traceback(None)
+                _LOG.error("the coordinator saw another ledger of this site", extra={"why": why})
+                return
+            except (PrivetError, OSError) as error:
+                # It comes once on a stream, and others wait for it.
+                text = "what the coordinator saw of the ledger cannot be compared; tried again"
+                _LOG.warning(text, extra={"why": error.with_traceback(None)})
+            await asyncio.sleep(_HEAD_AGAIN)
+
+    async def _beat(self, stream: Any) -> None:
+        """Say every two seconds that this site is there."""
+        beat = pb.FromSite(beat=pb.Beat())
+        with suppress(aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError):
+            while True:
+                await asyncio.sleep(BEAT)
+                async with self._saying:
+                    await stream.write(beat)
+                self.tally.sent += beat.ByteSize()
+
+    async def _mind(self, stream: Any) -> None:
+        """Cut a stream on which nothing comes: neither parcels, nor beats, nor numbers."""
+
+        def limit() -> float:
+            seconds = self._silence.seconds
+            return max(PIECE, seconds) if self._downloads else seconds
+
+        await until_silent(lambda: self.tally.received, limit)
+        self._silence.gave_up(time.monotonic())
+        self._note_away("nothing is heard of it")
+        stream.cancel()
+
+    async def _renew(self, stub: rpc.LinkStub) -> None:
+        """Get another certificate when it is time; the next dialing is done with it."""
+        while self._renewal is not None:
+            self._renew_now.clear()
+            seconds = _LOOK_AT_CERTIFICATE
+            try:
+                if self._renewal.is_due():
+                    asked = pb.Renewal(
+                        request=self._renewal.ask(), authority=self._renewal.authority
+                    )
+                    answer = await stub.Renew(asked, timeout=_WORD)
+                    self._renewal.keep(answer.pem if answer is not None else b"")
+                    _LOG.info("the certificate was renewed")
+            except (aio.AioRpcError, PrivetError, OSError) as error:
+                why = error.details() if isinstance(error, aio.AioRpcError) else error
+                _LOG.warning("the certificate was not renewed; tried again", extra={"why": why})
+                seconds = _RENEW_AGAIN
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._renew_now.wait()
+
+    async def _answer(self, stub: rpc.LinkStub, stream: Any, parcel: pb.Parcel) -> None:
+        """Answer a parcel on this stream; where it breaks, the next one asks again."""
+        try:
+            told = await self._told(stub, parcel)
+            numbers = await self._bring(stub, parcel.id, told.arrays)
+            answer = pb.Answer(id=parcel.id, records=told.records, numbers=numbers)
+            message = pb.FromSite(answer=answer)
+            async with self._saying:  # two at once would end the stream
+                await stream.write(message)
+            self.tally.sent += message.ByteSize()
+        except (aio.AioRpcError, TimeoutError) as error:
+            why = error.details() if isinstance(error, aio.AioRpcError) else "it stood still"
+            _LOG.info("cut while answering", extra={"why": why})
+            stream.cancel()
+        except (InputError, aio.UsageError, asyncio.InvalidStateError) as error:
+            _LOG.warning("a parcel was not answered", extra={"why": error})
+        except Exception:
+            _LOG.exception("a parcel was not answered")
+
+    async def _told(self, stub: rpc.LinkStub, parcel: pb.Parcel) -> LinkResponse:
+        """Return the parcel's answer, made once however often it is asked for."""
+        beside = parcel.kind in BESIDE and not parcel.numbers.size
+        task = self._answers.get(parcel.id)
+        if task is None:
+            async with self._beside if beside else self._turn:
+                task = self._answers.get(parcel.id)
+                if task is None:
+                    arrays = await self._fetch(stub, parcel.numbers)
+                    asked = LinkRequest(parcel.kind, parcel.group, parcel.records, arrays)
+                    task = self._answers[parcel.id] = asyncio.create_task(
+                        self._make(asked, None if beside else self._serving)
+                    )
+                    del asked, arrays
+                    await asyncio.wait([task])
+                    self._forget()
+        told = await asyncio.shield(task)
+        if told is None:
+            raise InputError(f"'{parcel.kind[:40]}' could not be answered")
+        return told
+
+    def _forget(self) -> None:
+        """Keep a few answers."""
+        done = {k: task.result() for k, task in self._answers.items() if task.done()}
+        failed = [number for number, told in done.items() if told is None]
+        large = [number for number, told in done.items() if told is not None and told.arrays]
+        small = [number for number in done if number not in failed and number not in large]
+        for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
+            del self._answers[number]
+
+    async def _make(self, asked: LinkRequest, turn: asyncio.Lock | None) -> LinkResponse | None:
+        # Also where the stream that asked was cut meanwhile.
+        async with turn or nullcontext():
+            began = time.monotonic()
+            told = await asyncio.to_thread(self._try, asked)
+            if told is not None:
+                self.on_answer(asked, told, time.monotonic() - began)
+            return told
+
+    def _try(self, asked: LinkRequest) -> LinkResponse | None:
+        """Answer, or say in the log why not: an error that was kept would keep what was asked."""
+        try:
+            return self._serve(asked)
+        except InputError as error:
+            # Without its frames, which hold what was asked.
+            _LOG.warning("a parcel could not be read", extra={"why": error.with_traceback(None)})
+        except Exception:
+            _LOG.exception("a parcel was not answered")
+        return None
+
+    async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:
+        """Return the arrays that a parcel names.
+
+        Raises:
+            InputError: if they are too long, or not those of their digest.
+        """
+        if not numbers.size:
+            return {}
+        if numbers.sha256 in self._kept:
+            return self._kept[numbers.sha256]
+        if numbers.size > self._most_numbers:
+            raise InputError(f"{numbers.size} bytes are more than this site takes")
+        self._kept.clear()
+        if numbers.inline:
+            if len(numbers.inline) != numbers.size:
+                raise InputError("the numbers that came along are not as long as announced")
+            intake = StreamDecoder(numbers.size)
+            intake.take(numbers.inline)
+        else:
+            begun = self._partial.pop(numbers.sha256, None)
+            self._partial.clear()
+            same = begun is not None and begun.size == numbers.size
+            intake = begun if begun is not None and same else StreamDecoder(numbers.size)
+            await self._download(stub, numbers.sha256, intake)
+        arrays, digest = intake.finish()
+        if digest != "sha256:" + numbers.sha256.hex():
+            raise InputError("the numbers that came are not those of their digest")
+        self._kept = {numbers.sha256: arrays}
+        return arrays
+
+    async def _download(self, stub: rpc.LinkStub, sha256: bytes, intake: StreamDecoder) -> None:
+        call = stub.Download(pb.Want(sha256=sha256, offset=intake.taken))
+        self._downloads += 1
+        try:
+            while True:
+                async with asyncio.timeout(_STILL):
+                    raw = await call.read()
+                if raw is aio.EOF:
+                    break
+                data = data_in(raw)
+                intake.take(data)
+                self.tally.received += len(data)
+            if await call.code() is not grpc.StatusCode.OK:
+                raise await ended(call)
+        except (aio.AioRpcError, asyncio.CancelledError, TimeoutError):
+            self._partial = {sha256: intake}
+            raise
+        finally:
+            self._downloads -= 1
+            call.cancel()
+
+    async def _bring(self, stub: rpc.LinkStub, number: str, arrays: Arrays) -> pb.Numbers | None:
+        """Bring the arrays of an answer, from where an earlier stream was cut."""
+        if not arrays:
+            return None
+        size = size_of(arrays)
+        digest = await asyncio.to_thread(digest_arrays, arrays)
+        sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
+        if size <= INLINE:
+            return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
+        held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_WORD)
+        if held is None:
+            raise InputError("the coordinator does not say what it holds")
+        if held.offset < size:
+            await stub.Upload(pieces_of(number, sha256, size, held.offset, arrays, self.tally))
+        return pb.Numbers(sha256=sha256, size=size)

@@ -1,0 +1,90 @@
+"""The calls of a site, as bytes where numbers travel, and what passed over them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from google.protobuf.message import DecodeError
+from grpc import aio
+
+from privet.common.errors import InputError
+from privet.common.flat import CHUNK, Arrays, chunks
+from privet.common.link import link_pb2 as pb
+from privet.common.link import link_pb2_grpc as rpc
+from privet.common.link.pieces import CHUNK as CHUNK_DATA
+from privet.common.link.pieces import PIECE as PIECE_DATA
+from privet.common.link.pieces import data_of, head
+
+
+@dataclass
+class DialerCounters:
+    """What passed since the dialer was made.
+
+    Attributes:
+        connected: whether the coordinator has welcomed this site on the stream that is open.
+        streams: streams that were begun.
+        received, sent: bytes of messages, before gRPC and TLS add theirs.
+    """
+
+    connected: bool = False
+    streams: int = 0
+    received: int = 0
+    sent: int = 0
+
+
+async def ended(stream: Any) -> aio.AioRpcError:
+    """Return how a stream ended, as an error."""
+    return aio.AioRpcError(
+        await stream.code(),
+        await stream.initial_metadata(),
+        await stream.trailing_metadata(),
+        await stream.details(),
+    )
+
+
+async def pieces_of(
+    number: str, sha256: bytes, size: int, offset: int, arrays: Arrays, tally: DialerCounters
+) -> AsyncIterator[bytes]:
+    """Yield what brings arrays from an offset on; the first piece says what is brought."""
+    announced = pb.Piece(parcel=number, sha256=sha256, size=size, offset=offset)
+    first: bytes = announced.SerializeToString()
+
+    def before(count: int) -> bytes:
+        nonlocal first
+        said, first = bytes(first), b""
+        return said + head(PIECE_DATA, count)
+
+    for piece in chunks(arrays, offset, CHUNK, before):
+        yield piece
+        tally.sent += len(piece)
+
+
+class Stub(rpc.LinkStub):
+    """The generated stub, but that numbers travel as bytes (:mod:`privet.common.link.pieces`)."""
+
+    def __init__(self, channel: aio.Channel) -> None:
+        super().__init__(channel)
+        self.Download = channel.unary_stream(
+            "/privet.link.v1.Link/Download", request_serializer=pb.Want.SerializeToString
+        )
+        self.Upload = channel.stream_unary(
+            "/privet.link.v1.Link/Upload", response_deserializer=pb.Held.FromString
+        )
+
+
+def data_in(raw: bytes | None) -> bytes | memoryview:
+    """Return the numbers of a chunk.
+
+    Raises:
+        InputError: if it holds none.
+    """
+    try:
+        found = data_of(CHUNK_DATA, raw) if raw else None
+        data: bytes | memoryview = found or pb.Chunk.FromString(raw or b"").data
+    except DecodeError:
+        raise InputError("what came is no chunk of numbers") from None
+    if not data:
+        raise InputError("a chunk of the numbers is empty, or none")
+    return data

@@ -1,0 +1,75 @@
+"""The order keys of a site's coordinator: which one it says follows which, and what the site does.
+
+A handover is taken only from a key that the policy lets ask. It is noted in the ledger, where a
+verifier finds it (:mod:`privet.privacy.evidence.order_keys`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from privet.common.errors import InputError, PrivetError
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.order_keys import KeyHandover
+from privet.privacy.policy import Policy
+
+HANDOVERS = "order-keys.json"
+"""What the coordinator showed last, in the folder for the link."""
+_LOG = logging.getLogger("privet.notices")
+
+
+def kept_handovers(folder: Path) -> list[KeyHandover]:
+    """Return the handovers that the coordinator showed last, as they are kept."""
+    try:
+        return [KeyHandover.from_json(one) for one in read_json(folder / HANDOVERS) or ()]
+    except InputError:
+        return []
+
+
+def follow_handovers(policy: Policy, ledger: Ledger, shown: list[KeyHandover]) -> None:
+    """Note in the ledger each handover from a key that the policy lets ask.
+
+    Args:
+        policy: the site's, as it is now.
+        ledger: its own.
+        shown: by the coordinator, in order.
+    """
+    ledger.log.refresh()
+    for one in shown:
+        keys, old, new = ledger.book.order_keys, one.old.fingerprint, one.new.fingerprint
+        if keys.has(one) or not policy.may_ask(old, keys):
+            continue
+        if policy.allow.key_rotation == "listed" and new not in policy.allow.coordinators:
+            continue
+        try:
+            if ledger.follow(one):
+                _LOG.warning(
+                    "the coordinator's order key was replaced, and the old one signed that",
+                    extra={"old": old, "new": new},
+                )
+        except (PrivetError, OSError) as error:
+            _LOG.error("a new order key is not taken", extra={"new": new, "why": error})
+
+
+def order_keys_shown(folder: Path, policy: Policy, ledger: Ledger) -> list[dict[str, Any]]:
+    """Return, for people, the order keys that the coordinator says follow others."""
+    keys = ledger.book.order_keys
+    return [
+        {
+            "old": one.old.fingerprint,
+            "new": one.new.fingerprint,
+            "may_ask": policy.may_ask(one.new.fingerprint, keys),
+        }
+        for one in kept_handovers(folder)
+    ]
+
+
+def read_json(path: Path) -> Any:
+    """Return what a file holds, or None where it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,94 @@
+"""Whether the ledger is the newest there was: what each coordinator saw of it last (H31).
+
+An order brings the newest head that *its* coordinator saw. Where a site has several, that is not
+enough: an old copy of the ledger extends what one of them saw, while another one's charges are
+missing. So nothing is reserved for anybody until each has shown its newest head since the client
+started, and for nobody once one of them showed a head that the ledger does not extend.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from privet.client.admission import Refusal
+from privet.common.errors import HeadAwaitedError, NoteError, RolledBack
+from privet.common.order import Status
+from privet.privacy.evidence.log import Log
+
+MAX_NOTE = 64 << 10
+"""Characters of a head that are read: more than any has, with the cosignatures of hundreds."""
+
+_LOG = logging.getLogger("privet.client")
+
+
+class NewestHeads:
+    """What the coordinators of one site have shown since its client started.
+
+    Calls must be serialised by whoever shares it
+    (:attr:`privet.client.turns.Turns.ledger`).
+
+    Args:
+        awaited: names of the coordinators that have to show a head.
+    """
+
+    def __init__(self, awaited: Iterable[str] = ()) -> None:
+        self._awaited = dict.fromkeys(awaited, "it has not come, or is of an earlier version")
+        self._rolled_back = ""
+
+    @property
+    def awaited(self) -> dict[str, str]:
+        """Coordinators that have not shown a head, each with the reason."""
+        return dict(self._awaited)
+
+    def take(self, coordinator: str, log: Log[Any], note: str) -> None:
+        """Compare the newest head that a coordinator saw with the site's log.
+
+        Args:
+            coordinator: its name here.
+            log: of the site.
+            note: the head, signed by the site's key; "" if it never saw one.
+
+        Raises:
+            RolledBack: if the log does not extend it.
+            NoteError: if it is no head that a key of this log signed. The coordinator stays
+                awaited: it may be one of a key that an older copy of the ledger does not have.
+            LedgerError: if the log cannot be read now; the coordinator stays awaited.
+        """
+        try:
+            if len(note) > MAX_NOTE:
+                raise NoteError(f"it has {len(note):,} signs, and a head has at most {MAX_NOTE:,}")
+            if note:
+                # Not kept: it has no cosignature, and a full disk must not hold the site up.
+                log.require_extends(note, keep=False)
+        except RolledBack as error:
+            self._rolled_back = f"'{coordinator}' saw a newer ledger: {error}"
+            raise
+        except NoteError as error:
+            if coordinator in self._awaited:
+                self._awaited[coordinator] = f"what it saw is not of this ledger's keys: {error}"
+            raise
+        if self._awaited.pop(coordinator, None) is not None and not self._awaited:
+            _LOG.info("every coordinator has shown what it saw of the ledger")
+
+    def require(self, asking: str) -> None:
+        """Check that no other coordinator may have seen a newer ledger.
+
+        Args:
+            asking: name of the coordinator that asks; its order brings a head of its own.
+
+        Raises:
+            Refusal: if one has.
+            HeadAwaitedError: if one has not shown yet what it saw.
+        """
+        if self._rolled_back:
+            raise Refusal(Status.REFUSED_ROLLBACK, self._rolled_back)
+        missing = {name: why for name, why in self._awaited.items() if name != asking}
+        if missing:
+            raise HeadAwaitedError(
+                "waiting until each other coordinator has shown what it saw of this ledger, which "
+                "may have been put back from an older copy: "
+                + "; ".join(f"'{name}': {why}" for name, why in missing.items())
+                + ". If it was not put back, start the client with --not-restored"
+            )

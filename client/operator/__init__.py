@@ -1,0 +1,1 @@
+"""What a site's operator decides, sees and changes."""

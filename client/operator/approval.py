@@ -1,0 +1,177 @@
+"""What an operator's decisions add up to: who approved, and why a plan may not run now.
+
+Pure. The rules are those of docs/reference/policy.md;
+:class:`~privet.client.admission.AdmissionControl` holds orders to them, and ``privet budget`` says
+beforehand what they would answer.
+
+Where the policy has ``[officers]``, an approval counts if the officer's own key signed it
+(:mod:`privet.privacy.evidence.officers`). Else names are not authenticated: whoever has the
+ledger's key can note any name, and all that is done is to keep one person from passing for two by
+another spelling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from privet.common.errors import PolicyError
+from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.evidence.ledger_state import Budget, LedgerState
+from privet.privacy.evidence.officers import ssh_key
+from privet.privacy.person_names import same_person, tidy
+from privet.privacy.policy import Policy
+
+LISTED_BY = "policy sha256:"
+"""Begins the name under which a plan is noted as approved that the policy lists."""
+
+
+def people(names: Iterable[str]) -> int:
+    """Return how many different people these names are; a policy that lists a plan is none."""
+    return len({same_person(name) for name in persons(names)} - {""})
+
+
+def persons(names: Iterable[str]) -> list[str]:
+    """Return the names of people, without that of the policy that listed the plan."""
+    return [name for name in names if not name.startswith(LISTED_BY)]
+
+
+def joined(names: Iterable[str], name: str) -> list[str]:
+    """Return the names with one more person; who is among them already stays as noted."""
+    known = persons(names)
+    if same_person(name) in map(same_person, known):
+        return known
+    return [*known, tidy(name)]
+
+
+def approval_fault(
+    policy: Policy, book: LedgerState, plan: str, policy_file: Path | None = None
+) -> str | None:
+    """Return why a plan (by digest) is not approved, with the command to type, or None.
+
+    Args:
+        policy: of the site.
+        book: what its ledger says.
+        plan: digest, noise calibrated.
+        policy_file: where the policy is, for the command.
+    """
+    allow = policy.allow
+    if plan in book.refused_plans:
+        return f"the operator refused this plan ({', '.join(book.refused_plans[plan])})"
+    if plan in allow.plans:
+        return None
+    if allow.approval != "manual":
+        return f'the policy has approval = "{allow.approval}" and does not list {plan} under plans'
+    count = approvers(policy, book, plan)
+    if count >= allow.approvers:
+        return None
+    where = f" --policy {policy_file}" if policy_file is not None else ""
+    signed = " by officers' keys" if policy.officers else ""
+    return (
+        f"not approved yet{signed} ({count} of {allow.approvers}): look at the plan, then "
+        f"`privet client approve {plan}{where}`"
+    )
+
+
+def approvers(policy: Policy, book: LedgerState, plan: str) -> int:
+    """Return how many people approved a plan: where the policy has officers, by their signatures.
+
+    Args:
+        policy: of the site.
+        book: what its ledger says.
+        plan: digest, noise calibrated.
+    """
+    names = book.approvals.get(plan, ())
+    if not policy.officers:
+        return people(names)
+    signed = book.signed.get(plan, set())
+    return sum((name, ssh_key(key)) in signed for name, key in policy.officers.items())
+
+
+def waits_for_approval(policy: Policy, book: LedgerState, plan: str) -> bool:
+    """Whether nothing but the approval of people is missing: nobody refused the plan (by digest),
+    the policy lets people approve, and too few of them did.
+    """
+    return (
+        plan not in book.refused_plans
+        and policy.allow.approval == "manual"
+        and approval_fault(policy, book, plan) is not None
+    )
+
+
+def how_to_open(book: LedgerState, plan: str) -> str:
+    """Return the command that opens a plan (by digest) again after its failures closed it."""
+    if book.setting == "site":
+        return f"`privet client approve {plan}`"
+    return "`privet simulate` with --open-again"
+
+
+def standing_faults(policy: Policy, book: LedgerState, data_set: str) -> list[str]:
+    """Return why the site would reserve nothing for a data set now, whatever the plan.
+
+    Raises:
+        PolicyError: if the policy calls the population otherwise than the ledger.
+    """
+    name = policy.data[data_set].population
+    require_known(policy, book, name)
+    faults = []
+    if book.withdrawn:
+        faults.append("the site has withdrawn")
+    elif book.paused:
+        faults.append("the site is paused; `privet client pause --end` ends that")
+    population = book.populations.get(name)
+    if population is not None and population.closed:
+        faults.append(f"the budget of population '{name}' was closed for good")
+    if population is not None and population.budget != budget_of(policy, name):
+        faults.append(
+            f"the ledger holds population '{name}' with {in_words(population.budget)}, the policy "
+            f"says {in_words(budget_of(policy, name))}: these terms are for its life"
+        )
+    if book.data_sets.get(data_set, name) != name:
+        faults.append(
+            f"data set '{data_set}' belongs to population '{book.data_sets[data_set]}' for its life"
+        )
+    if not policy.allow.coordinators:
+        faults.append(
+            "nobody may ask: `coordinators` under [allow] is empty; it takes the fingerprint of "
+            "the coordinator's order key"
+        )
+    return faults
+
+
+def require_known(policy: Policy, book: LedgerState, population: str) -> None:
+    """Check that a population is the ledger's, or really a new one beside the ledger's own.
+
+    Raises:
+        PolicyError: if it seems to be one of the ledger's under another name, whose budget
+            would begin at zero (H32).
+    """
+    gone = [name for name in book.populations if name not in policy.populations]
+    if not book.populations or population in book.populations:
+        return
+    if gone or population == policy.first_population:
+        known = ", ".join(f"'{name}'" for name in book.populations)
+        raise PolicyError(
+            f"population '{population}' is not in the ledger, which has {known}. A population is "
+            "not renamed: its budget would begin at zero (H32). Write the ledger's name into the "
+            "policy"
+        )
+
+
+def budget_of(policy: Policy, population: str) -> Budget:
+    """Return a population's terms, as the policy says them."""
+    found = policy.populations[population]
+    return Budget(
+        found.epsilon,
+        found.delta,
+        Unit(found.unit),
+        Relation(found.relation),
+        found.max_records,
+    )
+
+
+def in_words(budget: Budget) -> str:
+    """Return a budget's terms as a phrase."""
+    cap = "no cap" if budget.epsilon is None else f"ε {budget.epsilon:g}"
+    text = f"{cap}, δ {budget.delta:g}, per {budget.unit}, {budget.relation}"
+    return text + (f", {budget.max_records} records" if budget.max_records != 1 else "")

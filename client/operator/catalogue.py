@@ -1,0 +1,275 @@
+"""The plans that a site was offered or decided on: what each is, costs and changes.
+
+Plans come from a coordinator. Nothing of one is run here, none that the policy forbids is priced
+(its accounting may be made to be expensive), and its texts are cut; whoever prints them asks
+:mod:`privet.common.printable` first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from privet.client.link.offers import Offer, Offers
+from privet.client.operator.approval import approval_fault, waits_for_approval
+from privet.client.operator.forecast import Forecast, Place
+from privet.common.errors import InputError, LedgerError
+from privet.common.plan import Plan
+
+OFFERED, WAITS, APPROVED, REFUSED, CLOSED = (
+    "offered", "waits-for-approval", "approved", "refused", "closed",
+)  # fmt: skip
+"""States of a plan. ``offered``: people cannot approve it, the policy is against it."""
+MAX_CHANGES, MAX_VALUE_CHARS, MAX_WHY_CHARS = 200, 80, 500
+_ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key of a plan that another plan has otherwise; values as JSON text, cut."""
+
+    key: str
+    before: str
+    after: str
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A plan as its site's operator sees it.
+
+    Attributes:
+        digest: of the plan.
+        state: one of :data:`OFFERED`, :data:`WAITS`, :data:`APPROVED`, :data:`REFUSED`,
+            :data:`CLOSED`.
+        by: who approved or refused it.
+        plan: None where only its digest is known, or what is kept cannot be read.
+        coordinator: who offered it first, "" where that is not known.
+        also: the other coordinators that offered the same plan.
+        offered: when it was offered last, in seconds since 1970; None if it was not lately.
+        attempts: how many failed in a row, and how many may.
+        why: what is to be known: why it may not run, or cannot be read; "" for nothing.
+        forecast: what it costs; None where it is not priced.
+        against: digest of the plan that ``changes`` compares with, the last that was approved
+            of the same name, or else of the same coordinator; "" without one.
+        changes: what this plan has otherwise, at most :data:`MAX_CHANGES`.
+    """
+
+    digest: str
+    state: str
+    by: tuple[str, ...] = ()
+    plan: Plan | None = None
+    coordinator: str = ""
+    also: tuple[str, ...] = ()
+    offered: float | None = None
+    attempts: tuple[int, int] = (0, 1)
+    why: str = ""
+    forecast: Forecast | None = None
+    against: str = ""
+    changes: tuple[Change, ...] = field(default=())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON values; what is not known is null."""
+        plan, cost = self.plan, self.forecast
+        privacy = plan.privacy if plan is not None else None
+        failed, most = self.attempts
+        value: dict[str, Any] = {
+            "plan": self.digest,
+            "state": self.state,
+            "by": list(self.by),
+            "name": None if plan is None else _cut(plan.name),
+            "coordinator": self.coordinator or None,
+            "also": list(self.also),
+            "offered": None if self.offered is None else int(self.offered),
+            "epsilon": privacy.epsilon if privacy is not None else None,
+            "data_set": cost.data_set if cost else None,
+            "population": cost.population if cost else None,
+            "cost": cost.total.to_dict() if cost else None,
+            "spent": cost.spent.to_dict()["epsilon"] if cost and cost.spent else None,
+            "left_after": cost.left_after if cost else None,
+            "cap": cost.cap.epsilon if cost else None,
+            "fits": cost.fits if cost else None,
+            "why": _cut(self.why, MAX_WHY_CHARS) or None,
+            "against": self.against or None,
+            "changes": [vars(change) for change in self.changes],
+        }
+        if failed:
+            closed = failed >= most
+            value |= {"failed_attempts": failed, "max_attempts": most, "closed": closed}
+        return value
+
+
+class Catalogue:
+    """What a site was offered and decided.
+
+    Args:
+        place: the site's policy and ledger.
+        home: its folder, with the offers.
+    """
+
+    def __init__(self, place: Place, home: Path) -> None:
+        self._place = place
+        self._offers = {offer.digest: offer for offer in Offers(home).all()}
+
+    def plans(self) -> list[Listed]:
+        """Return all plans, without price: offers first, the newest first, then older decisions."""
+        book = self._place.book
+        decided = sorted({*book.approvals, *book.refused_plans} - set(self._offers))
+        return [self.plan(digest) for digest in (*self._offers, *decided)]
+
+    def waiting(self) -> list[Listed]:
+        """Return the offered plans that wait for approval."""
+        return [one for one in self.plans() if one.state == WAITS and one.offered is not None]
+
+    def plan(self, digest: str) -> Listed:
+        """Return one plan by its digest, without price."""
+        book, policy = self._place.book, self._place.policy
+        offer = self._offers.get(digest)
+        plan, why = self._text(digest, offer)
+        attempts = self._place.attempts(digest)
+        by = book.refused_plans.get(digest) or book.approvals.get(digest, ())
+        forbidden = _forbidden(self._place, plan)
+        if digest in book.refused_plans:
+            state = REFUSED
+        elif attempts[0] >= attempts[1]:
+            state = CLOSED
+        elif approval_fault(policy, book, digest) is None:
+            state = APPROVED
+        elif waits_for_approval(policy, book, digest) and not forbidden:
+            state = WAITS
+        else:
+            state = OFFERED if offer is not None or not by else APPROVED
+            forbidden = forbidden or approval_fault(policy, book, digest) or ""
+        return Listed(
+            digest, state, by, plan,
+            coordinator=offer.coordinator if offer else "",
+            also=offer.also if offer else (),
+            offered=offer.offered if offer else None,
+            attempts=attempts,
+            why=why or forbidden,
+        )  # fmt: skip
+
+    def priced(self, listed: Listed) -> Listed:
+        """Return a plan with its price, and with what it changes against the last approved one.
+
+        One that was refused, that the policy forbids, or whose noise is not set has no price.
+        """
+        base = self._base(listed)
+        if listed.plan is not None and base is not None:
+            changes = tuple(changes_between(base.to_dict(), listed.plan.to_dict()))
+            listed = replace(listed, against=base.digest, changes=changes)
+        if listed.plan is None or listed.state == REFUSED or _forbidden(self._place, listed.plan):
+            return listed
+        try:
+            data_set = self._place.policy.data_set_for(listed.plan)
+            cost = Forecast(listed.plan, listed.plan, self._place, data_set)
+        except (InputError, LedgerError) as error:
+            return replace(listed, why=listed.why or f"it cannot be priced: {error}")
+        return replace(listed, forecast=cost)
+
+    def _text(self, digest: str, offer: Offer | None) -> tuple[Plan | None, str]:
+        if offer is not None and offer.plan is not None:
+            return offer.plan, ""
+        try:
+            kept = self._place.kept(digest)
+        except (InputError, ValueError, RecursionError) as error:
+            return None, str(error)
+        return kept, "" if kept is not None or offer is None else offer.fault
+
+    def _base(self, listed: Listed) -> Plan | None:
+        """Return the last approved plan of the same name, or else of the same coordinator."""
+        if listed.plan is None:
+            return None
+        same: Plan | None = None
+        for digest in reversed(self._place.book.approvals):
+            if digest == listed.digest:
+                continue
+            offer = self._offers.get(digest)
+            plan, _ = self._text(digest, offer)
+            if plan is None:
+                continue
+            if plan.name == listed.plan.name:
+                return plan
+            # Of a plan that is offered no more the coordinator's name is not kept.
+            who = offer.coordinator if offer else listed.coordinator
+            if same is None and who == listed.coordinator:
+                same = plan
+        return same
+
+
+def changes_between(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+    """Yield the keys that two plans, or two policies, have otherwise, at most :data:`MAX_CHANGES`.
+
+    Args:
+        before: what was approved, as JSON values.
+        after: what is to be decided on.
+    """
+    old, new = (dict(_leaves(value)) for value in (before, after))
+    count = 0
+    for key in sorted({*old, *new}):
+        values = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if values[0] == values[1]:
+            continue
+        count += 1
+        if count > MAX_CHANGES:
+            return
+        yield Change(_cut(key), *map(_cut, values))
+
+
+def policy_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
+    """Yield everything in which two policies differ: whole, item by item, who decides first.
+
+    Args:
+        before: the policy in force, as it is published.
+        after: the one that is to be signed.
+    """
+    old, new = (dict(_items(value)) for value in (before, after))
+    first = ("officers", "allow", "populations")
+    for key in sorted({*old, *new}, key=lambda key: (not key.startswith(first), key)):
+        values = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if values[0] != values[1]:
+            yield Change(key, *values)
+
+
+def _items(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key and the value, as JSON, of all that is no table; each item of a list, too."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _items(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value:
+        for item in value:
+            yield f"{path}[{json.dumps(item, ensure_ascii=False)}]", "there"
+    else:
+        yield path, json.dumps(value, ensure_ascii=False)
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the key and the value, as JSON, of all that is no table; lists of named tables, too."""
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and all(_is_named(item) for item in value):
+        for item in value:
+            yield from _leaves(item, f"{path}[{item['name']}]")
+    else:
+        yield path, json.dumps(value, ensure_ascii=False)
+
+
+def _is_named(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str)
+
+
+def _forbidden(place: Place, plan: Plan | None) -> str:
+    """Return why the policy does not allow a plan at all, or ""."""
+    if plan is None:
+        return ""
+    try:
+        return place.policy.fault(plan, data_set=place.policy.data_set_for(plan)) or ""
+    except InputError as error:
+        return str(error)
+
+
+def _cut(text: str, most: int = MAX_VALUE_CHARS) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,117 @@
+"""Replace the ledger key of a site: a file, a key in a token, or one of each."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+from privet.client.operator.decisions import LEDGER_KEY, in_token, require_ledger
+from privet.common.errors import InputError, KeyFault, SitePaused
+from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.signed_note import Key, Signer
+from privet.privacy.policy import Policy
+
+
+def rotate_key(
+    policy_file: Path, passphrase: str | None, *, recovery: Path | None, to: str | None = None
+) -> str:
+    """Replace the ledger key by a new one; return its fingerprint.
+
+    Whatever can be wrong is found before anything is written. A new key file is on disk
+    before the entry that names it, and takes the old one's place after it; if the process
+    ends between, the next call finishes. A new key in a token is made there by the operator:
+    it is ``to``, or the one that the policy names where the key in force is still a file, or
+    lost.
+
+    Args:
+        policy_file: of the site.
+        passphrase: of all key files.
+        recovery: the recovery key's file, where the ledger key is lost.
+        to: label of the new key pair in the token that the policy names.
+
+    Raises:
+        InputError: if ``to`` is given and the policy names no token.
+        WrongLedger: if the ledger is not there.
+        KeyFault: if a key does not open or is another one, or nothing would change.
+        SitePaused: if the site has withdrawn.
+        LedgerError: if the ledger cannot be written.
+    """
+    policy = Policy.load(policy_file)
+    folder, keys = policy.ledger_folder, policy.keys
+    path, coming = folder / LEDGER_KEY, folder / "ledger-next.pem"
+    if to and keys is None:
+        raise InputError(f"{policy_file} has no [keys]: there is no token that could hold '{to}'")
+    require_ledger(policy)
+    ledger = Ledger.read(folder, policy.site)
+    with closing(ledger.log.store):
+        in_force = ledger.log.key
+        new: Signer | None = None
+        if keys is not None:
+            new = in_token(keys, to)
+        elif coming.exists():
+            new = _left_over(coming, path, in_force, passphrase)
+        if new is not None and new.public == in_force.public:
+            # An earlier call wrote the entry and ended before the files were moved.
+            if keys and not to and not path.exists():
+                raise KeyFault(
+                    f"the key '{keys.ledger}' is in force already; make another one in token "
+                    f"'{keys.token}' and name it with --to"
+                )
+        else:
+            if ledger.book.withdrawn:
+                raise SitePaused("the site has withdrawn: its key is not replaced any more")
+            if recovery is not None:
+                signs: Signer = FileSigner.load(recovery, passphrase)
+                ledger.require_recovery(signs)
+            else:
+                signs = in_token(keys) if keys and to else FileSigner.load(path, passphrase)
+                _require_in_force(path, signs, in_force)
+            new = new or _made(coming, passphrase)
+            if recovery is not None:
+                Ledger.recover(folder, policy.site, signs, new)
+            else:
+                Ledger(folder, signs, policy.site).rotate(new)
+        if path.exists():
+            path.replace(folder / f"ledger-until-{new.public.hex()[:8]}.pem")
+        if keys is None:
+            coming.replace(path)
+        return Key("ledger", new.public).fingerprint
+
+
+def _made(path: Path, passphrase: str | None) -> Signer:
+    FileSigner.generate().save(path, passphrase)
+    return FileSigner.load(path, passphrase)
+
+
+def _require_in_force(path: Path, signer: Signer, in_force: Key) -> None:
+    if signer.public != in_force.public:
+        raise KeyFault(
+            f"{path}: is not the key in force, {in_force.fingerprint}; restore that one, or name "
+            "the recovery key with --recovery"
+        )
+
+
+def _left_over(path: Path, current: Path, in_force: Key, passphrase: str | None) -> Signer:
+    """Return the key that a rotation made before it broke off.
+
+    Raises:
+        KeyFault: if it does not open, saying whether anything would be lost with it.
+    """
+    try:
+        return FileSigner.load(path, passphrase)
+    except KeyFault as error:
+        left = f"{error}. A rotation that broke off left this file"
+        try:
+            unused = FileSigner.load(current, passphrase).public == in_force.public
+        except KeyFault:
+            unused = False
+        if unused:
+            raise KeyFault(
+                f"{left}; no entry names its key, so it may be deleted. Then run this again"
+            ) from None
+        raise KeyFault(
+            f"{left}, and it may hold the key in force, {in_force.fingerprint}: set the "
+            "passphrase that it was made under. If that is lost, move the file away and name the "
+            "recovery key with --recovery"
+        ) from None

@@ -1,0 +1,1 @@
+"""How a site gets back what it lost, and keeps what others may lose."""

@@ -1,0 +1,279 @@
+"""Task, model and gradient engine of a plan: what is dear to make, and made once a process."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from privet.common.errors import DataError, InputError, SelfTestFailed
+from privet.common.flat import Arrays
+from privet.common.models import build_model, initial_model, trainable
+from privet.common.plan import Plan
+from privet.common.tasks import Batch, augment_of, build_task, sizes_of
+from privet.common.tasks.encoding import Encoded, encode_records
+from privet.common.tasks.measure import Measure, Shape, measure_of
+from privet.privacy.mechanism import exactness, metrics_mechanism, selftest
+from privet.privacy.mechanism.clipping import GradientEngine
+from privet.privacy.mechanism.dpsgd import Views
+
+_MEASURED = 8
+"""Made-up records that the measure is tried on."""
+_ROUNDING = 1e-2
+"""How far scores may move, relative to 1 + their size, when they are computed with others."""
+
+
+_TRIED = 64
+"""Records whose loss and scores are tried together."""
+
+
+class ModelRuntime:
+    """Task, model and gradient engine of one plan; a process has one for each plan.
+
+    One model serves all sites that a process simulates: weights are set at each order,
+    and nothing else of it may change between orders (the watch sees to that).
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._passed: tuple[str, ...] | None = None
+        self._fault: SelfTestFailed | None = None
+        self._begun = False
+        self.task = build_task(plan)
+        augment, copies = augment_of(self.task), plan.training.copies
+        # A user's own sees one record at a time; ours are proved by the start-up test.
+        alone = ":" in plan.task.kind
+        self.views = Views(augment, copies, alone=alone) if augment else None
+        self.engine = GradientEngine(
+            build_model(plan),
+            self.task.loss if copies == 1 else self._mean_loss,
+            mode=plan.training.clipping,
+            micro_batch=plan.training.micro_batch,
+            sizes=sizes_of(self.task),
+        )
+
+    def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return what a view adds to the mean over the views of its record, [B]."""
+        return self.task.loss(model, batch) / self.plan.training.copies
+
+    def load(self, model: Arrays) -> None:
+        """Set the trained parameters."""
+        self._begun = True
+        with torch.no_grad():
+            for name, parameter in self.engine.named.items():
+                parameter.copy_(torch.from_numpy(np.array(model[name])))
+
+    @property
+    def self_tests(self) -> tuple[str, ...]:
+        """Rows of the honesty list whose start-up tests this model passed; they run once.
+
+        They run at the weights that the plan begins with, whatever was loaded since: what another
+        run left behind decides nothing.
+
+        Raises:
+            SelfTestFailed: naming the row and the layer; the same each time.
+        """
+        if self._fault is not None:
+            raise self._fault
+        if self._passed is None:
+            try:
+                self._passed = self._tested()
+            except SelfTestFailed as fault:
+                self._fault = fault
+                self.engine.close()
+                raise
+        return self._passed
+
+    def _tested(self) -> tuple[str, ...]:
+        if self.views is not None:
+            selftest.augmentation(self.views, self._random_batch)
+        declared = trainable(self.engine.model)
+        records, together = self._expected()
+        test = functools.partial(
+            selftest.run, self.engine, self._random_batch, declared,
+            bounded=self.plan.privacy is not None or self.plan.training.clip is not None,
+            records=records, together=together,
+        )  # fmt: skip
+        generator = torch.Generator().manual_seed(0)
+        with exactness.kept_weights(self.engine.model):
+            begins = initial_model(self.plan) if self._begun else {}
+            for name, parameter in declared.items():
+                start = parameter.data
+                if name in begins:
+                    start = torch.from_numpy(np.array(begins[name])).to(start)
+                # Away from initial zeros, where the gradients of whole layers vanish.
+                moved = 0.1 * torch.randn(parameter.shape, generator=generator)
+                parameter.data = start + moved.to(start)
+            try:
+                passed = tuple(test())
+            except SelfTestFailed as fault:
+                if not self.engine.fall_back(str(fault)):
+                    raise
+                try:
+                    passed = tuple(test())
+                except SelfTestFailed as again:
+                    raise SelfTestFailed(
+                        f"{again} (by opacus-hooks, after book-keeping failed: {fault})"
+                    ) from again
+            if self.plan.metrics.source == "gate":
+                self._test_measure()
+            return passed
+
+    def _expected(self) -> tuple[int, int]:
+        """Return how many records a large batch has, and how many of them a unit has at most.
+
+        The expected batch of the largest site and four standard deviations.
+        """
+        plan = self.plan
+        units = plan.training.sample_rate * max(site.nominal_size for site in plan.sites)
+        together = plan.training.copies
+        if plan.privacy is not None and plan.privacy.unit == "person":
+            together *= plan.privacy.max_records
+        if self.engine.mode == "opacus-ghost":
+            together = 1
+        return math.ceil(units + 4 * math.sqrt(units)) * together, together
+
+    def _test_measure(self) -> None:
+        """Try scores and measure on made-up records, so that none of it fails after a debit.
+
+        Raises:
+            SelfTestFailed: if there is no table, no record has a cell in it, or the scores of one
+                depend on the records beside it (H6).
+        """
+        examples = self._random_batch(_MEASURED, 0)
+        try:
+            shape = self.table_shape
+            together = self.score(examples)
+            alone = [
+                self.score({name: tensor[k : k + 1] for name, tensor in examples.items()})
+                for k in range(_MEASURED)
+            ]
+            moved = np.abs(together - np.concatenate(alone))
+        except InputError as error:
+            raise SelfTestFailed(f"H13: {error}") from error
+        except Exception as error:
+            raise SelfTestFailed(f"H13: made-up records cannot be scored: {error!r}") from error
+        if (moved > _ROUNDING * (1 + np.abs(together))).any():
+            raise SelfTestFailed("H6: the scores of a record depend on the records beside it")
+        metrics_mechanism.check_measure(self.measure, shape, together, labels_of(examples))
+
+    def _random_batch(self, records: int, seed: int) -> Batch:
+        batch = self.task.random_batch(records, seed)
+        return {name: tensor.to(self.plan.device) for name, tensor in batch.items()}
+
+    def score(self, examples: Batch) -> np.ndarray:
+        """Return what each record is measured by, [N, K], of the model as it is now."""
+        model, parts = self.engine.model, []
+        sizes = self.engine.sizes(examples)
+        if sizes is not None:
+            order = torch.argsort(sizes, stable=True)
+            examples = {name: tensor[order] for name, tensor in examples.items()}
+        chunk = max(1, min(1024, 4 * self.plan.training.micro_batch))
+        model.eval()
+        try:
+            with torch.no_grad(), self.engine.hooks_off():
+                for start in range(0, _count(examples), chunk):
+                    batch = {name: t[start : start + chunk] for name, t in examples.items()}
+                    parts.append(self.task.scores(model, batch).float().cpu().numpy())
+        finally:
+            model.train()
+        if not parts:
+            return np.zeros((0, 1), dtype=np.float32)
+        scores = np.concatenate(parts)
+        return scores if sizes is None else scores[torch.argsort(order).numpy()]
+
+    @property
+    def measure(self) -> Measure:
+        """How the task is measured."""
+        return measure_of(self.task)
+
+    def encode_records(self, frame: pd.DataFrame) -> Encoded:
+        """Return the usable records as tensors on the plan's device.
+
+        Raises:
+            DataError: if a column is missing that the task reads.
+        """
+        found = encode_records(self.task, frame)
+        batch = {name: tensor.to(self.plan.device) for name, tensor in found.batch.items()}
+        return dataclasses.replace(found, batch=batch)
+
+    def computable(self, examples: Batch) -> np.ndarray:
+        """Return for which records, [N], loss and scores can be computed.
+
+        Tried on the CPU, several together and, where that fails, by halves: a label beyond the
+        scores or a number beyond an embedding must not stop the others.
+        """
+        found = np.zeros(_count(examples), dtype=bool)
+        todo = [(start, min(start + _TRIED, len(found))) for start in range(0, len(found), _TRIED)]
+        model = self.engine.model
+        with self.engine.hooks_off():
+            if self.plan.device != "cpu":  # where what is out of bounds would end the process
+                model = copy.deepcopy(model).cpu()
+            model.eval()
+            try:
+                while todo:
+                    start, end = todo.pop()
+                    batch = {name: tensor[start:end].cpu() for name, tensor in examples.items()}
+                    if self._computes(model, batch, end - start):
+                        found[start:end] = True
+                    elif end - start > 1:
+                        middle = (start + end) // 2
+                        todo += [(start, middle), (middle, end)]
+            finally:
+                model.train()
+        return found
+
+    def _computes(self, model: nn.Module, batch: Batch, count: int) -> bool:
+        try:
+            with torch.no_grad():
+                losses, scores = self.task.loss(model, batch), self.task.scores(model, batch)
+            return tuple(losses.shape) == (count,) and len(scores) == count
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # code of a user's own, on one record
+            return False
+
+    @property
+    def table_shape(self) -> Shape:
+        """Rows and columns of the table of the metrics gate.
+
+        Raises:
+            InputError: if the plan lacks what the measure needs to say so.
+        """
+        return self.measure.shape(self.plan)
+
+    def encode(self, frame: pd.DataFrame) -> Batch:
+        """Return the records as tensors on the plan's device.
+
+        Raises:
+            DataError: if one of them cannot be used.
+        """
+        found = self.encode_records(frame)
+        if found.faults:
+            row = min(found.faults)
+            raise DataError(f"row {frame.index[row]}: {found.faults[row]}")
+        return found.batch
+
+
+def labels_of(examples: Batch) -> np.ndarray:
+    """Return class numbers [N]; zeros where a task has none."""
+    if "label" not in examples:
+        return np.zeros(_count(examples), dtype=np.int64)
+    labels: np.ndarray = examples["label"].cpu().numpy()
+    return labels
+
+
+def _count(examples: Batch) -> int:
+    return len(next(iter(examples.values())))
+
+
+@functools.lru_cache(maxsize=4)
+def model_runtime(plan: Plan) -> ModelRuntime:
+    """Return the process's workbench for ``plan``."""
+    return ModelRuntime(plan)

@@ -1,0 +1,1 @@
+"""Files of this machine: locks, private files, room on the disk, backups, versions of formats."""

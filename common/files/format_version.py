@@ -1,0 +1,60 @@
+"""Versions of what is kept on disk: what is older is brought up, what is newer is left alone.
+
+A number goes up by one where an earlier version of Privet would misread what is written now. The
+step from each number to the next is a function; they run in order, inside the transaction of the
+first write, so that a command that only reads changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from privet import __version__
+
+T = TypeVar("T")
+Step = Callable[[T], None]
+
+
+def newer_fault(where: object, found: int, newest: int, *, software: str = "") -> str | None:
+    """Return why something of a newer version cannot be opened, in words; None if it can be.
+
+    Args:
+        where: names the file.
+        found: the number that it has.
+        newest: that this version of Privet writes.
+        software: that wrote it, where it says so.
+    """
+    if found <= newest:
+        return None
+    by = f" ({software})" if software else ""
+    return (
+        f"{where}: is of format {found}, written by a later version of Privet{by}; this one, "
+        f"{__version__}, reads formats up to {newest}. Nothing was changed. Use the version that "
+        "wrote it, or a later one (docs/how-to/upgrade.md)"
+    )
+
+
+def bring_up(kept: T, found: int, steps: Mapping[int, Step[T]]) -> int:
+    """Run the steps that what is kept lacks; return the number that it has then.
+
+    Args:
+        kept: what the steps change.
+        found: the number that it has.
+        steps: by number, what leads to the next one.
+    """
+    while found in steps:
+        steps[found](kept)
+        found += 1
+    return found
+
+
+def number_of(text: object, kind: str) -> int | None:
+    """Return the number in a format's name, as 2 in ``privet/federation/v2``; None if it is none.
+
+    Args:
+        text: the name.
+        kind: what stands between ``privet/`` and ``/v``.
+    """
+    number = str(text).removeprefix(f"privet/{kind}/v")
+    return int(number) if number != str(text) and number.isascii() and number.isdigit() else None

@@ -1,0 +1,86 @@
+"""Files and folders that are their owner's alone: keys, passphrases, and what speaks of records.
+
+Two rules, by who makes the file:
+
+- What people put in place (keys, passphrases, passwords) is refused where others can read it: it
+  may be known to them by now, and only a person can decide what that means.
+- What Privet itself keeps (logs, snapshots, releases, join files) is made private again.
+
+A file of another user, such as a credential that systemd or a container engine provides, is
+refused where everybody can read it: its group may be the way by which this process may.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from privet.common.canonical import fsync_folder
+from privet.common.errors import KeyFault
+
+FILE_MODE, FOLDER_MODE = 0o600, 0o700
+_OTHERS = 0o077
+_EVERYBODY = 0o007
+
+
+def read_private(path: Path) -> bytes:
+    """Return the content of a secret.
+
+    Raises:
+        KeyFault: if others can read or write it, or it is not a file.
+        OSError: if it cannot be read.
+    """
+    with path.open("rb") as stream:
+        if fault := privacy_fault(path, os.fstat(stream.fileno())):
+            raise KeyFault(fault)
+        return stream.read()
+
+
+def privacy_fault(path: Path, found: os.stat_result) -> str | None:
+    """Return why a file is not private, and what to do about it; None if it is.
+
+    Args:
+        path: names it.
+        found: what the system says of it.
+    """
+    # A pipe, such as a shell's <(command), is as good as who can open it.
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISFIFO(found.st_mode):
+        return f"{path}: it is not a file"
+    own = found.st_uid == os.geteuid()
+    mode = stat.S_IMODE(found.st_mode)
+    if not mode & (_OTHERS if own else _EVERYBODY):
+        return None
+    who = "others" if own else "all users of this machine"
+    mend = f"chmod {FILE_MODE:o} {path}" if own else f"have its owner run chmod o-rwx {path}"
+    return (
+        f"{path}: {who} can read it (mode {mode:04o}). Run: {mend}; where the file system keeps no "
+        "modes, copy it to one that does. If somebody may have read it, replace it"
+    )
+
+
+def make_private(path: Path) -> None:
+    """Take the rights of others from a file of ours; another user's is left as it is.
+
+    Raises:
+        OSError: if it is not there.
+    """
+    found = path.stat()
+    if found.st_uid == os.geteuid() and stat.S_IMODE(found.st_mode) & _OTHERS:
+        path.chmod(stat.S_IMODE(found.st_mode) & ~_OTHERS)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder, and those above it, for their owner alone; return it.
+
+    One that is there already is closed to others if it is ours; those above it stay as they are.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    for one in reversed(missing):
+        one.mkdir(mode=FOLDER_MODE, exist_ok=True)
+        fsync_folder(one.parent)
+    make_private(path)
+    return path

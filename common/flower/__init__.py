@@ -1,0 +1,1 @@
+"""What meets Flower: messages on the wire, and what every grid has in common."""

@@ -1,0 +1,104 @@
+"""What Flower's ``Grid`` asks of every grid, so that ours differ only in how messages go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from privet.common.flower.wire import claim_identity
+
+RUN_ID = 1
+"""The only run that a grid of ours knows; Privet's own name of a run is in its orders."""
+
+
+@dataclass(frozen=True)
+class Enough:
+    """When an exchange may end before all have answered.
+
+    Attributes:
+        reached: whether these replies are enough.
+        grace: seconds that the others are waited for then; None: five, or as long again as it took
+            so far, and who is connected for twice as long as it took the last time.
+    """
+
+    reached: Callable[[list[Message]], bool]
+    grace: float | None = None
+
+
+class OwnGrid(Grid):
+    """The ground of a grid that needs no SuperLink."""
+
+    def __init__(self) -> None:
+        claim_identity(RUN_ID)
+
+    def set_run(self, run: Run) -> None:
+        """Accept the run of Flower's own machinery; there is only one here."""
+
+    @property
+    def run(self) -> Run:
+        """The one run."""
+        return Run.create_empty(run_id=RUN_ID)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See :class:`flwr.serverapp.Grid`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class PassingGrid(Grid):
+    """Hands everything on to another grid; a subclass changes what it means to change."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+
+    def set_run(self, run: Run) -> None:
+        """See :class:`flwr.serverapp.Grid`."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See :class:`flwr.serverapp.Grid`."""
+        ids: Iterable[int] = self._grid.get_node_ids()
+        return ids
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See :class:`flwr.serverapp.Grid`."""
+        numbers: Iterable[str] = self._grid.push_messages(messages)
+        return numbers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See :class:`flwr.serverapp.Grid`."""
+        came: Iterable[Message] = self._grid.pull_messages(message_ids)
+        return came
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See :class:`flwr.serverapp.Grid`."""
+        came: Iterable[Message] = self._grid.send_and_receive(messages, timeout=timeout)
+        return came

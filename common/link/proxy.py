@@ -1,0 +1,51 @@
+"""The HTTP proxy of the link: variables in capitals, which gRPC does not read.
+
+gRPC reads ``grpc_proxy``, ``https_proxy``, ``http_proxy``, ``no_grpc_proxy`` and ``no_proxy``, in
+lower case alone, and takes no proxy without ``http://`` before its name; it then dials the
+coordinator itself, and says so nowhere.
+"""
+
+from __future__ import annotations
+
+import os
+
+from privet.common.errors import InputError
+
+_LOWER = ("grpc_proxy", "https_proxy", "http_proxy")
+_SCHEME = "http://"
+
+
+def use_proxy_variables() -> str:
+    """Let gRPC in this process use the proxy that ``HTTPS_PROXY`` or ``https_proxy`` names.
+
+    What stands in lower case goes first. Call it before a channel is made.
+
+    Returns:
+        the proxy that is used, without name and password, or "".
+
+    Raises:
+        InputError: if it is not one that is reached by plain HTTP.
+    """
+    upper = os.environ.get("HTTPS_PROXY", "")
+    if upper and not any(os.environ.get(name) for name in _LOWER):
+        os.environ["https_proxy"] = upper
+    if (exceptions := os.environ.get("NO_PROXY")) and "no_proxy" not in os.environ:
+        os.environ["no_proxy"] = exceptions
+    for name in _LOWER:
+        if found := os.environ.get(name):
+            os.environ[name] = _readable(name, found)
+            return os.environ[name].removeprefix(_SCHEME).rpartition("@")[2].rstrip("/")
+    return ""
+
+
+def _readable(name: str, proxy: str) -> str:
+    """Return a proxy as gRPC reads it."""
+    scheme, separator, _ = proxy.partition("://")
+    if not separator:
+        return _SCHEME + proxy
+    if scheme.lower() != "http":
+        raise InputError(
+            f"{name}: a proxy is reached by http://, not by {scheme}://; what goes through it is "
+            "TLS all the same"
+        )
+    return proxy

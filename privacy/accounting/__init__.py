@@ -1,0 +1,1 @@
+"""What adds events up to an ε: no torch, no Flower."""

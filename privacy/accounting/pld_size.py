@@ -1,0 +1,147 @@
+"""How large a privacy loss distribution becomes, told from the events before it is made.
+
+The losses of one run of a mechanism of μ = Δ/σ, without the 10⁻²² of mass beyond, spread
+over μ² + 20μ; those of a whole history over twice its ε at δ 10⁻¹⁵ (:func:`_spread`), and
+four times that under ``replace_one``. These are estimates of size, no privacy bounds. From
+them come a grid on which the distributions fit into memory, and a cost by which a history that was
+made to be expensive is told from others: it is then accounted at its Rényi ceiling. All
+of it follows from the events alone, never from a clock, so that a site and whoever
+verifies it (docs/reference/evidence-format.md) come to one answer.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import logsumexp
+
+from privet.privacy.accounting import ceiling
+from privet.privacy.accounting.events import (
+    Counts,
+    Event,
+    Gaussian,
+    Laplace,
+    MixtureOfGaussians,
+    PoissonSampled,
+)
+from privet.privacy.accounting.gaussian_dp import as_gaussian
+from privet.privacy.accounting.units import Relation
+
+GRIDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+MAX_POINTS_ONE_RUN = 2**21
+MAX_POINTS_TOTAL = 2**23
+MAX_COUNT = 10**7
+"""Of one mechanism. Beyond, the rounding of that many convolutions is no longer small."""
+MAX_COST_US = 8e7
+"""Little more than a minute. Two mechanisms never cost more, so a plan alone is always composed."""
+HAIR = 1e-9
+"""What two computations of one size differ by at most, relatively."""
+_SMALLEST_DELTA = 1e-15
+
+
+def grid_for(
+    counts: Counts, relation: Relation, finest: float, reading: float = 1.0
+) -> float | None:
+    """Return the grid on which ``counts`` are composed; None if they cost too much.
+
+    Args:
+        counts: all events, with how often each happened.
+        relation: neighbouring relation.
+        finest: the grid that is wished for.
+        reading: one of :func:`readings`.
+    """
+    found = _size(counts, relation, finest, reading)
+    return None if found is None else found[0]
+
+
+def readings(counts: Counts, relation: Relation, finest: float) -> tuple[float, ...]:
+    """Return by what a size may be multiplied so that another grid is found; 1 comes first.
+
+    Whoever sums in another order ends in other bits, and may be on the other side of a bound.
+    """
+    found: dict[float | None, float] = {}
+    for reading in (1.0, 1 - HAIR, 1 + HAIR):
+        found.setdefault(grid_for(counts, relation, finest, reading), reading)
+    return tuple(found.values())
+
+
+def costs_us(counts: Counts, relation: Relation, finest: float) -> tuple[float, float]:
+    """Return about how many microseconds ``counts`` take to compose, 0 if they are not.
+
+    The least and the most that it is to whoever computes it (:func:`readings`).
+    """
+    found = [_size(counts, relation, finest, reading) for reading in (1 - HAIR, 1.0, 1 + HAIR)]
+    costs = [0.0 if size is None else size[1] for size in found]
+    return min(costs), max(costs)
+
+
+@lru_cache(maxsize=4096)
+def _size(
+    counts: Counts, relation: Relation, finest: float, reading: float
+) -> tuple[float, float] | None:
+    """Return the grid and the microseconds of a composition; None if it is too large."""
+    factor = 1.0 if relation is Relation.ADD_OR_REMOVE_ONE else 2.0
+    weighted = [(factor * mu, cost) for mu, cost in _parts(counts)]
+    spread = reading * factor**2 * _spread(counts)
+    if any(count > MAX_COUNT for event, count in counts if as_gaussian(event) is None):
+        return None
+    widths = [(reading * (mu * mu + 20 * mu), cost) for mu, cost in weighted]
+    widest = max((width for width, _ in widths), default=0.0)
+    for grid in (finest, *(one for one in GRIDS if one > finest)):
+        if widest <= MAX_POINTS_ONE_RUN * grid and spread <= MAX_POINTS_TOTAL * grid:
+            cost = math.fsum(cost * width for width, cost in widths) + 3 * spread * len(widths)
+            return (grid, cost / grid) if cost <= MAX_COST_US * grid else None
+    return None
+
+
+def _spread(counts: Counts) -> float:
+    """Return twice the ε at 10⁻¹⁵ by Rényi divergences, or by those of order 2 if that is less.
+
+    At order 2 the divergence of a mixture itself is known, ln Σ_ij p_i p_j e^(s_i s_j / σ²);
+    the bound of the ceiling is far off where a person has many records.
+    """
+    add = Relation.ADD_OR_REMOVE_ONE
+    second = math.fsum(count * _second(event) for event, count in counts)
+    return 2 * min(
+        ceiling.epsilon(counts, _SMALLEST_DELTA, add), second - math.log(_SMALLEST_DELTA)
+    )
+
+
+@lru_cache(maxsize=1024)
+def _second(event: Event) -> float:
+    if isinstance(event, MixtureOfGaussians):
+        sizes = np.array(event.sensitivities) / event.standard_deviation
+        logs = np.log(np.array(event.probabilities))
+        return float(logsumexp(logs[:, None] + logs[None] + sizes[:, None] * sizes[None]))
+    return ceiling.order_two(event)
+
+
+def _parts(counts: Counts) -> list[tuple[float, float]]:
+    """Return μ and the cost of a point in µs for each mechanism; plain Gaussians are one."""
+    parts, squares = [], 0.0
+    for event, count in counts:
+        mu = as_gaussian(event)
+        if mu is None:
+            parts.append((_mu(event), _microseconds(event)))
+        else:
+            squares += count * mu**2
+    return [*parts, (math.sqrt(squares), 2.0)] if squares else parts
+
+
+def _mu(event: Event) -> float:
+    match event:
+        case PoissonSampled(_, inner):
+            return _mu(inner)
+        case Gaussian(noise, sensitivity) | Laplace(noise, sensitivity):
+            return sensitivity / noise
+        case MixtureOfGaussians():
+            return max(event.sensitivities) / event.standard_deviation
+    return math.inf
+
+
+def _microseconds(event: Event) -> float:
+    if isinstance(event, MixtureOfGaussians):
+        return 60.0 + len(event.sensitivities)
+    return 2.0 if isinstance(event, Laplace) else 6.0

@@ -1,0 +1,130 @@
+"""What the logs of one bundle share while it is read: findings, roster, plans, orders, runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import rfc8785
+
+from privet.privacy.audit.verify.compositions import Compositions
+from privet.privacy.audit.verify.orders import Orders
+from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.result import Findings, SiteFinding, short
+from privet.privacy.audit.verify.roster import AuditedRoster
+from privet.privacy.audit.verify.strict import Malformed, digest
+
+
+@dataclass
+class Head:
+    """A checkpoint whose signatures were verified.
+
+    ``named``: something refers to it; ``told``: a journal says who cosigned it.
+    """
+
+    root: bytes
+    cosigners: tuple[str, ...]
+    text: bytes
+    named: bool = False
+    told: bool = False
+
+
+@dataclass
+class WitnessMemory:
+    """What the ledgers say of one run: plan, code, and entries whose order is not here.
+
+    ``parameters``: what orders of each purpose ask for, by its digest.
+    """
+
+    plan: str | None = None
+    code: str | None = None
+    parameters: dict[str, bytes] = field(default_factory=dict)
+    without_order: dict[str, int] = field(default_factory=dict)
+
+
+class VerificationState:
+    """One bundle under examination."""
+
+    def __init__(
+        self, findings: Findings, roster: AuditedRoster, keep: bool, brief: bool = False
+    ) -> None:
+        self.findings, self.roster, self.keep, self.brief = findings, roster, keep, brief
+        self.plans: dict[str, AuditedPlan | None] = {}
+        self.plan_values: dict[str, dict[str, Any]] = {}
+        #: Plans that something names, and those without which it cannot be checked.
+        self.referred: set[str] = set()
+        self.needed: set[str] = set()
+        self.orders = Orders()
+        self.runs: dict[str, WitnessMemory] = {}
+        self.heads: dict[str, dict[int, Head]] = {}
+        self.texts: dict[str, dict[bytes, int]] = {}
+        self.findings_of_sites: list[SiteFinding] = []
+        #: Noised releases of all sites, by what is left of their digests.
+        self.releases: dict[int, str] = {}
+        self.compositions = Compositions()
+        self._passed_over = False
+        #: Members whose log is not in the bundle: what would be in it is asked of nobody.
+        self.absent: set[str] = set()
+        self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}
+        self.origins = {member.log.name: member.name for member in self.members.values()}
+
+    def add_plan(self, value: dict[str, Any]) -> str:
+        """Keep a plan; return its digest."""
+        name = digest(rfc8785.dumps(value))
+        try:
+            self.plans[name] = AuditedPlan(value)
+        except (Malformed, RecursionError, TypeError) as error:
+            self.plans[name] = None
+            self.findings.fault("plan", f"plan {short(name)}: {error}")
+        if self.keep:
+            self.plan_values[name] = value
+        return name
+
+    def may_compose(self, plan: AuditedPlan) -> bool:
+        """Return whether there is time to compose what a plan costs; else a note says so.
+
+        A plan is composed in some tenths of a second, at worst in a minute. A history of
+        thousands of plans shall not take days, so only the first ones are that need it.
+        """
+        if plan.budget is None or plan.is_cheap:
+            return True
+        _, delta, _, relation = plan.budget
+        if self.compositions.may(plan.planned, delta, relation):
+            return True
+        if not self._passed_over:
+            self._passed_over = True
+            self.findings.note(
+                "the plans take more time to compose than a verifier gives a bundle: of some it is"
+                " not checked whether they cost more than the epsilon that they ask for; the cap"
+                " of each population is"
+            )
+        return False
+
+    def run(self, name: str) -> WitnessMemory:
+        """Return what is known of a run."""
+        seen = self.runs.get(name)
+        if seen is None:
+            seen = self.runs[name] = WitnessMemory()
+        return seen
+
+    def others(self, cosigners: tuple[str, ...], owner: str) -> int:
+        """Return how many witnesses other than ``owner`` cosigned."""
+        owners = self.roster.owners
+        return len({name for name in cosigners if owners.get(name) not in (None, owner)})
+
+    def quorum(self, cosigners: tuple[str, ...], owner: str) -> bool:
+        """Return whether enough witnesses other than ``owner`` cosigned."""
+        return self.others(cosigners, owner) >= self.roster.quorum
+
+    def check_plans(self) -> None:
+        """Plans that are needed are here, and none that nothing names.
+
+        A plan that was only approved or refused, or whose order was refused, was never run; nobody
+        may have it.
+        """
+        for name in sorted(self.needed - self.plans.keys()):
+            self.findings.fault("plan", f"plan {short(name)} is referred to and not here")
+        if self.absent:  # whose entries may be those that refer to it
+            return
+        for name in sorted(self.plans.keys() - self.referred - self.needed):
+            self.findings.fault("plan", f"plan {short(name)} is not referred to")

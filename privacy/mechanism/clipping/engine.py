@@ -1,0 +1,298 @@
+"""The gradient engine: one model, one way to compute its clipped sums, one sum per call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from privet.common.errors import BypassDetected, InputError, PrivetError, SelfTestFailed
+from privet.privacy.mechanism.clipping.methods import (
+    Batch,
+    Loss,
+    Method,
+    People,
+    RawGradients,
+    weighable,
+)
+
+MODES = ("auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch")
+
+_REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+Sizes = Callable[[Batch], Tensor | None]
+_LOG = logging.getLogger("privet.clipping")
+
+
+@dataclass(frozen=True)
+class ClippedSum:
+    """Sum over units of clipped gradients; removing one unit moves it by ``clip`` at most.
+
+    Attributes:
+        tensors: one tensor a trained parameter, in the engine's order.
+        clip: the L2 bound that was applied to each unit.
+    """
+
+    tensors: tuple[Tensor, ...]
+    clip: float
+
+
+class GradientEngine:
+    """Computes clipped sums for one model.
+
+    Args:
+        model: its trainable parameters are those with ``requires_grad``.
+        loss: per-record losses.
+        mode: see :mod:`privet.privacy.mechanism.clipping`.
+        micro_batch: most records in memory at once; a unit is never cut in two.
+        sizes: how long each record of a batch is, [B], or None if that is not known; units of
+            like length are computed together, so that a model can leave padding out. It has no
+            effect on a unit's contribution but rounding.
+
+    Attributes:
+        mode: the way that is used; never ``auto``.
+
+    Raises:
+        SelfTestFailed: if a layer mixes records (a batch norm).
+        InputError: if the model has no trainable parameter, the mode is unknown, or it does
+            not know a layer.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        *,
+        mode: str = "auto",
+        micro_batch: int = 256,
+        sizes: Sizes = lambda batch: None,
+    ) -> None:
+        self.model = model
+        self._sizes = sizes
+        self.micro_batch = micro_batch
+        self.named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        if not self.named:
+            raise InputError("the model has no trainable parameter")
+        if mode not in MODES:
+            raise InputError(f"clipping mode '{mode}' is not known; use one of {', '.join(MODES)}")
+        self.parameters = list(self.named.values())
+        for name, parameter in self.named.items():
+            if parameter.dtype not in _REAL:
+                raise InputError(
+                    f"parameter '{name}' is of type {parameter.dtype}: privacy is for real numbers "
+                    "of 16 to 64 bits; freeze it, or keep real and imaginary part apart"
+                )
+        self._loss = weighable(loss)
+        self._automatic = mode == "auto"
+        self.mode, self._method = self._choose(mode)
+
+    def per_sample(self, batch: Batch) -> RawGradients:
+        """Return per-record gradients [B, *shape] of every trained parameter.
+
+        Raises:
+            SelfTestFailed: if a parameter has none, so that it would escape clipping (H17).
+        """
+        return RawGradients(self._method.per_sample(batch))
+
+    def clipped_sum(
+        self, examples: Batch, owner: npt.NDArray[np.int64], units: int, clip: float
+    ) -> ClippedSum:
+        """Return the sum of the clipped gradients of ``units`` units.
+
+        Args:
+            examples: the records, tensors with first dimension B.
+            owner: [B] place of each record's unit, ascending, below ``units``.
+            units: number of units; one without records contributes nothing.
+            clip: L2 bound C of a unit's gradient (the sum over its records).
+
+        A unit whose gradient is not finite contributes nothing (H7). An empty batch gives
+        zeros (H19).
+        """
+        records = len(next(iter(examples.values())))
+        if len(owner) != records or (records and (np.diff(owner) < 0).any()):
+            raise InputError(f"'owner' must ascend and name the unit of each of {records} records")
+        if records and not 0 <= owner[0] <= owner[-1] < units:
+            raise InputError(f"'owner' names a unit outside 0 to {units - 1}")
+        counts = np.bincount(owner, minlength=1)
+        if self.mode == "opacus-ghost" and counts.max() > 1:
+            raise InputError("clipping 'opacus-ghost' is for unit 'record' only")
+        sizes = self.sizes(examples)
+        if counts.max() > 1 or sizes is not None:
+            order = _like_side_by_side(owner, counts, sizes)
+            rows = torch.as_tensor(order)
+            examples = {name: tensor[rows] for name, tensor in examples.items()}
+            owner = owner[order]
+        parts = (
+            ({name: tensor[rows] for name, tensor in examples.items()}, people)
+            for rows, people in _micro_batches(owner, self.micro_batch, self._method.most_units)
+        )
+        try:
+            return ClippedSum(tuple(self._method.clipped_sum(parts, clip)), clip)
+        except BaseException:
+            self._method.forget()
+            raise
+
+    def sizes(self, batch: Batch) -> Tensor | None:
+        """Return how long each record of a batch is, [B] on the CPU; None if that is not known.
+
+        Raises:
+            InputError: if what says it returns something else.
+        """
+        records = len(next(iter(batch.values())))
+        sizes = self._sizes(batch) if records else None
+        if sizes is None:
+            return None
+        whole = isinstance(sizes, Tensor) and not (sizes.is_floating_point() or sizes.is_complex())
+        if not whole or sizes.shape != (records,):
+            raise InputError(f"'sizes' must return one whole number for each of {records} records")
+        return sizes.detach().cpu().long()
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the per-record losses [B], without hooks and without clipping."""
+        with self.hooks_off():
+            return self._method.plain(batch)
+
+    @contextmanager
+    def hooks_off(self) -> Iterator[None]:
+        """Run the model for a while without anything that watches it."""
+        self._method.pause()
+        try:
+            yield
+        finally:
+            self._method.resume()
+
+    def plain_sum(self, examples: Batch) -> list[Tensor]:
+        """Return the sum of un-clipped gradients. Not private; for comparison runs only."""
+        self._clear()
+        count = len(next(iter(examples.values())))
+        sizes = self.sizes(examples)
+        if sizes is not None:
+            order = torch.argsort(sizes, stable=True)
+            examples = {name: tensor[order] for name, tensor in examples.items()}
+        with self.hooks_off():
+            for start in range(0, count, self.micro_batch):
+                rows = slice(start, start + self.micro_batch)
+                batch = {name: tensor[rows] for name, tensor in examples.items()}
+                self._method.plain(batch).sum().backward()
+        sums = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
+        self._clear()
+        return sums
+
+    def fall_back(self, why: str) -> bool:
+        """Go on with Opacus, where book-keeping was chosen by itself and does not fit.
+
+        Returns:
+            False if another way was asked for, or is used already.
+        """
+        if not self._automatic or self.mode != "bookkeeping":
+            return False
+        _LOG.warning("clipping goes on with opacus-hooks: %s", why)
+        self._method.close()
+        self.mode, self._method = self._opacus("opacus-hooks")
+        return True
+
+    @property
+    def most_records(self) -> int:
+        """How many records of one each a forward pass has at most: a micro-batch."""
+        most = self._method.most_units
+        return self.micro_batch if most is None else min(most, self.micro_batch)
+
+    @property
+    def coarse(self) -> bool:
+        """Whether gradients were computed in less than single precision, as far as was seen."""
+        return self._method.coarse
+
+    def close(self) -> None:
+        """Leave the model as it was before the engine was made, but for what it learnt."""
+        self._method.close()
+
+    def require_same_parameters(self) -> None:
+        """Check that the model's trained parameters are those that the engine was made for.
+
+        Raises:
+            BypassDetected: if another took the place of one.
+        """
+        now = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        for name in now.keys() | self.named.keys():
+            if now.get(name) is not self.named.get(name):
+                raise BypassDetected(
+                    f"the model's parameter '{name}' is not the one that the engine was made for: "
+                    "make a new engine after replacing, freezing or thawing parameters"
+                )
+
+    def _choose(self, mode: str) -> tuple[str, Method]:
+        from privet.privacy.mechanism.clipping.bookkeeping import BookKeeping
+
+        if mode not in ("auto", "bookkeeping"):
+            return self._opacus(mode)
+        try:
+            return "bookkeeping", BookKeeping(self.model, self._loss, self.named)
+        except PrivetError:
+            raise
+        except Exception as error:
+            if mode == "bookkeeping":
+                raise InputError(
+                    f"clipping 'bookkeeping' does not fit this model: {error}; use 'auto'"
+                ) from None
+            _LOG.warning("clipping by opacus-hooks, book-keeping does not fit: %s", error)
+            return self._opacus("opacus-hooks")
+
+    def _opacus(self, mode: str) -> tuple[str, Method]:
+        # Not above: it takes a second to load, and mostly nobody needs it.
+        from privet.privacy.mechanism.clipping.opacus import OpacusGhost, OpacusHooks
+
+        try:
+            if mode == "opacus-ghost":
+                return mode, OpacusGhost(self.model, self._loss, self.named)
+            functorch = mode == "functorch"
+            return mode, OpacusHooks(self.model, self._loss, self.named, functorch=functorch)
+        except PrivetError:
+            raise
+        except Exception as error:
+            reason = str(error).partition("\n")[0]
+            raise SelfTestFailed(f"H16: Opacus cannot treat this model: {reason}") from error
+
+    def _clear(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+
+def _like_side_by_side(
+    owner: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], sizes: Tensor | None
+) -> npt.NDArray[np.int64]:
+    """Return the order of records that puts units of as many, and as long, records together.
+
+    None is then filled up to the size of another. A unit's records follow each other, as before.
+    """
+    longest = np.zeros(len(counts), np.int64)
+    if sizes is not None:
+        np.maximum.at(longest, owner, sizes.numpy())
+    return np.lexsort((owner, longest[owner], counts[owner])).astype(np.int64)
+
+
+def _micro_batches(
+    owner: npt.NDArray[np.int64], most: int, most_units: int | None = None
+) -> Iterator[tuple[slice, People]]:
+    """Cut records into runs of at most ``most`` that never part a unit's records.
+
+    A unit with more records than ``most`` makes a run of its own. ``owner`` need not ascend, but
+    a unit's records follow each other.
+    """
+    firsts = np.flatnonzero(np.diff(owner, prepend=-1))
+    ends = np.append(firsts[1:], len(owner))
+    unit = 0
+    while unit < len(firsts):
+        start = firsts[unit]
+        last = int(np.searchsorted(ends, start + most, side="right"))
+        if most_units is not None:
+            last = min(last, unit + most_units)
+        last = max(last, unit + 1)
+        end = ends[last - 1]
+        people = np.repeat(np.arange(last - unit), ends[unit:last] - firsts[unit:last])
+        yield slice(int(start), int(end)), people
+        unit = last

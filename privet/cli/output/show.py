@@ -1,0 +1,339 @@
+"""What people see: progress, tables, where things are. ε never stands without its terms."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
+from rich.spinner import Spinner
+from rich.table import Table
+
+from privet.common.printable import printable
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
+from privet.privacy.audit.summary import claim_sentence, figures_sentence
+
+if TYPE_CHECKING:
+    from privet.common.plan import Plan
+    from privet.common.tasks.measure import Measure
+    from privet.server.rounds import Progress
+    from privet.simulations.compare import ComparisonRow
+    from privet.simulations.result import Result
+
+_err = Console(stderr=True)
+_out = Console(width=None if sys.stdout.isatty() else 100)
+
+
+class RunDisplay:
+    """A live table on standard error: round, each site's ε spent and left, figures."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._bar = Bar(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total} rounds"),
+            TimeElapsedColumn(),
+            console=_err,
+        )
+        self._task = self._bar.add_task(plan.name, total=plan.last_round)
+        self._live: Live | None = None
+        self._started = time.monotonic()
+
+    def __enter__(self) -> RunDisplay:
+        if _err.is_terminal:
+            text = "calibrating the noise, testing the model, reading the records …"
+            waiting = Group(self._bar, Spinner("dots", text=text))
+            self._live = Live(waiting, console=_err, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(self, progress: Progress) -> None:
+        """Show one round."""
+        self._bar.update(self._task, completed=progress.round)
+        if self._live is not None:
+            self._live.update(Group(self._bar, self._table(progress)))
+            return
+        figures = _words(_figures(progress), _short(_measure(self._plan)))
+        loss = self._worst(progress)
+        _err.print(
+            f"round {progress.round}/{self._plan.last_round}  "
+            f"{time.monotonic() - self._started:5.1f} s  {figures}  {loss or 'no privacy'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    def _worst(self, progress: Progress) -> PrivacyLoss | None:
+        losses = [loss_of(value) for value in progress.spent.values()]
+        return max(losses, key=lambda loss: loss.epsilon) if losses and self._plan.privacy else None
+
+    def _table(self, progress: Progress) -> Table:
+        worst, privacy = self._worst(progress), self._plan.privacy
+        terms = worst.terms if worst else "no privacy in this run"
+        table = Table(title=f"round {progress.round} · {terms}", title_justify="left")
+        table.add_column("site")
+        table.add_column("answer")
+        table.add_column("ε spent", justify="right")
+        table.add_column("ε left", justify="right")
+        headline = _measure(self._plan).headline
+        table.add_column(headline, justify="right")
+        figures = _figures(progress)
+        by_site = figures.get("sites", {})
+        for site in self._plan.sites:
+            spent = left = "–"
+            if privacy and site.name in progress.spent:
+                loss = loss_of(progress.spent[site.name])
+                spent, left = loss.figure, f"{max(0.0, privacy.epsilon - loss.epsilon):.3f}"
+            table.add_row(
+                site.name,
+                str(progress.statuses.get(site.name, "no reply")),
+                spent,
+                left,
+                _number(by_site.get(site.name, {}).get(headline)),
+            )
+        table.add_section()
+        table.add_row("all sites", "", "", "", _number(figures.get(headline)), style="bold")
+        return table
+
+
+@contextmanager
+def stage(title: str) -> Iterator[Callable[[str], None]]:
+    """Show that something long goes on; the function given takes what it is at."""
+    if not _err.is_terminal:
+        yield lambda text: _err.print(f"{title}: {text}", highlight=False)
+        return
+    with _err.status(title) as status:
+        yield lambda text: status.update(f"{title}: {text}")
+
+
+@contextmanager
+def counting(title: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on a terminal; the function given takes what is done and the total."""
+    if not _err.is_terminal:
+        yield lambda done, total: None
+        return
+    with Bar(TextColumn(title), BarColumn(), TimeElapsedColumn(), console=_err) as bar:
+        task = bar.add_task(title, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def result(outcome: Result, rows: list[ComparisonRow] | None, ledgers: Path | None = None) -> None:
+    """Print a finished run, whose ledgers lie in its folder or in ``ledgers``."""
+    _out.print()
+    _out.print(_comparison(outcome, rows))
+    if rows:
+        _out.print(
+            "Rows marked ✗ were trained without noise on the same records; they and their "
+            "figures are in non-private/ and must not leave it.",
+            style="dim",
+        )
+    if outcome.metrics.get("chrf") is not None:
+        _out.print(
+            f"Test records as the model writes them, by beam search: chrF "
+            f"{outcome.metrics['chrf']:.1f}, BLEU {outcome.metrics['bleu']:.1f} (0 to 100)",
+            highlight=False,
+        )
+    if outcome.note:
+        _out.print(outcome.note, soft_wrap=True, highlight=False)
+    table = Table(
+        title=f"Sites · {outcome.loss.terms if outcome.loss else 'no privacy'}",
+        title_justify="left",
+    )
+    shown = _short(_measure(outcome.plan))
+    for name in ("site", "last answer", "ε spent", "ε cap", *shown):
+        words = name in ("site", "last answer")
+        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+    for site in outcome.sites:
+        table.add_row(
+            site.name,
+            site.status,
+            site.loss.figure if site.loss else "∞",
+            "–" if site.cap is None else f"{site.cap:g}",
+            *(_number(site.metrics.get(name)) for name in shown),
+        )
+    _out.print(table)
+    releases(outcome, _out)
+    _out.print(_claim(outcome), soft_wrap=True, highlight=False)
+    if outcome.loss is not None and outcome.plan.trains:
+        _out.print(f"Gradients were clipped by {outcome.clipping}", highlight=False, style="dim")
+    if outcome.plan.compression is not None:
+        size = outcome.update_bytes
+        _out.print(
+            f"Each update is {size['sent']:,} bytes instead of {size['numbers']:,} "
+            f"({outcome.plan.compression.kind})",
+            highlight=False,
+        )
+    _out.print(
+        f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False, soft_wrap=True
+    )
+    _next(outcome.out, ledgers)
+
+
+def releases(outcome: Result, console: Console | None = None) -> None:
+    """Say which sites released in how many rounds, with the reason, and what else did not work.
+
+    Args:
+        outcome: of the run.
+        console: where it is said; default standard error.
+    """
+    console = console or _err
+
+    def tell(text: str, style: str | None = None) -> None:
+        shown = printable(text)
+        console.print(shown, markup=False, highlight=False, soft_wrap=True, style=style)
+
+    short = [site for site in outcome.sites if site.released < site.rounds]
+    if not short:
+        rounds = len(outcome.progress)
+        which = "the only round" if rounds == 1 else f"all {rounds} rounds"
+        tell(f"Every site released in {which}.")
+    else:
+        for site in outcome.sites:
+            tell(f"{site.sentence}.", "bold" if site in short else None)
+            if site in short:
+                tell(f"  {site.log} says: {site.reason or 'nothing'}")
+    for site in outcome.silent:
+        spent = site.loss is not None and site.loss.epsilon > 0
+        after = ": what it spent bought nothing" if spent else ""
+        tell(f"{site.name} never released{after}.", "bold red")
+    for remark in outcome.remarks:
+        tell(f"note: {remark}")
+
+
+def _next(folder: Path, ledgers: Path | None) -> None:
+    """Say how to gather the evidence of a run."""
+    sources = [str(folder), *([str(ledgers)] if ledgers else [])]
+    words = ["privet", "audit", "bundle", *sources, "--out", f"{folder.name}.bundle"]
+    _out.print(f"Next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _comparison(outcome: Result, rows: list[ComparisonRow] | None) -> Table:
+    plan = outcome.plan
+    terms = outcome.loss.terms if outcome.loss else "no privacy"
+    source = {"public": "public test split", "gate": "noised by the sites", "off": "off"}
+    table = Table(
+        title=f"{plan.title or plan.name} · figures: {source[plan.metrics.source]} · {terms}",
+        title_justify="left",
+    )
+    table.add_column("trained" if plan.trains else "model")
+    table.add_column("ε", justify="right")
+    names = _measure(plan).names
+    for name in names:
+        table.add_column(name, justify="right")
+    label = "federated with DP" if outcome.loss else "federated, no privacy"
+    if not plan.trains:
+        label = "measured at the sites"
+    table.add_row(
+        f"{label} ({plan.model.kind})",
+        outcome.loss.figure if outcome.loss else "∞",
+        *(_number(outcome.metrics.get(name)) for name in names),
+        style="bold",
+    )
+    if outcome.metrics.get("majority") is not None:
+        blanks = ["–"] * (len(names) - 1)
+        table.add_row(
+            "always the most frequent class", "–", _number(outcome.metrics["majority"]), *blanks
+        )
+    for row in rows or []:
+        table.add_row(
+            row.name + ("" if row.private else " ✗"),
+            row.epsilon,
+            *(_number(row.metrics.get(name)) for name in names),
+        )
+    return table
+
+
+def _claim(outcome: Result) -> str:
+    top = outcome.standing
+    return f"{figures_sentence(top)} {claim_sentence(top)}"
+
+
+def sweep(results: list[Result]) -> None:
+    """Print one row for each ε."""
+    first = results[0]
+    table = Table(
+        title=f"{first.plan.name} · {first.loss.terms if first.loss else ''}", title_justify="left"
+    )
+    table.add_column("ε", justify="right")
+    names = _measure(first.plan).names
+    for name in names:
+        table.add_column(name, justify="right")
+    table.add_column("run folder")
+    for item in results:
+        table.add_row(
+            item.loss.figure if item.loss else "∞",
+            *(_number(item.metrics.get(name)) for name in names),
+            str(item.out),
+        )
+    _out.print(table)
+    _out.print(
+        "Each row spent its own ε on the same records: choosing among them on private figures "
+        "would cost the sum (H11, H12).",
+        style="dim",
+    )
+
+
+def scenarios(rows: list[dict[str, Any]]) -> None:
+    """Print the scenarios."""
+    table = Table(title="Scenarios (privet simulate NAME)", title_justify="left")
+    for name in ("name", "what", "models", "sites", "unit", "data", "there?"):
+        table.add_column(name)
+    for row in rows:
+        table.add_row(
+            row["name"], row["title"], ", ".join(row["models"]), str(row["sites"]), row["unit"],
+            row["data"], "yes" if row["available"] else "no",
+        )  # fmt: skip
+    _out.print(table)
+
+
+def _figures(progress: Progress) -> dict[str, Any]:
+    if not progress.histograms:
+        return progress.metrics
+    from privet.common.tasks.measure import pooled
+
+    overall, sites = pooled(progress.histograms)
+    return {**overall, "sites": sites}
+
+
+def _measure(plan: Plan) -> Measure:
+    """Return how a plan's task is measured."""
+    from privet.common.tasks.measure import measure_of_kind
+
+    return measure_of_kind(plan.task.kind)
+
+
+def _short(measure: Measure) -> tuple[str, str]:
+    """Return the two figures that say most: the first and the last."""
+    return measure.names[0], measure.names[-1]
+
+
+def _words(figures: dict[str, Any], names: tuple[str, ...]) -> str:
+    shown = [f"{name} {figures[name]:.3f}" for name in names if figures.get(name)]
+    return "  ".join(shown) or "no figures"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def loss_of(value: dict[str, Any]) -> PrivacyLoss:
+    """Read back what ``PrivacyLoss.to_dict`` gave."""
+    epsilon = value["epsilon"]
+    return PrivacyLoss(
+        float("inf") if epsilon is None else epsilon,
+        value["delta"],
+        Unit(value["unit"]),
+        Relation(value["relation"]),
+    )

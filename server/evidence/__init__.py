@@ -1,0 +1,1 @@
+"""What a coordinator keeps of a run, so that nobody has to believe it later."""

@@ -1,0 +1,705 @@
+"""What the coordinator keeps of a run, so that nobody has to believe it later.
+
+::
+
+    rounds ── Recorder ── Journal (signed log)      orders, what was joined, who witnessed
+                 │    └── Witness                   the coordinator's own eyes
+                 └─────── Link.show                 the sites' logs, and their eyes
+
+In each round every site shows its log, the coordinator checks that what it is about to
+join is in it, and all witnesses (the coordinator, and the sites among themselves) cosign
+every log. A history that was rewritten stops the run; a site that says itself that its ledger
+does not extend what was witnessed of it (a restored backup) is left out, and the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from privet.common.errors import EvidenceFault, LedgerError, NoteError, RunError
+from privet.common.order import Order, Status
+from privet.privacy.evidence.log import Evidence
+from privet.privacy.evidence.merkle import root_from_inclusion
+from privet.privacy.evidence.roster import Roster
+from privet.privacy.evidence.signed_note import (
+    Checkpoint,
+    Key,
+    SignatureLine,
+    parse_line,
+    proof_text,
+)
+from privet.privacy.evidence.statement import Entry
+from privet.privacy.evidence.witness import Witness, keys_of
+from privet.server.evidence.copying import CopyKeeper
+from privet.server.evidence.journal import CHECKPOINT, ORDER, RECEIPT, Journal, order_paper
+from privet.server.evidence.journal_copies import JournalSharer
+from privet.server.round_models import RoundModels
+
+_LOG = logging.getLogger("privet.recorder")
+
+Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
+"""Ask sites to show their logs: a question by site, the answers by site."""
+Wait = Callable[[list[str]], bool]
+"""Wait until one of the sites can be asked again; False where that makes no sense."""
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A release that is proved to be in its site's log."""
+
+    site: str
+    origin: str
+    entry: int
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what the journal says of it."""
+        return {"site": self.site, "log": self.origin, "entry": self.entry, "digest": self.digest}
+
+
+@dataclass
+class _Round:
+    """What is gathered of one round, until it is noted."""
+
+    orders: dict[str, tuple[Order, str]] = field(default_factory=dict)
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    shown: dict[str, Evidence] = field(default_factory=dict)
+    read: dict[str, Checkpoint] = field(default_factory=dict)
+    slots: dict[str, list[str]] = field(default_factory=dict)
+
+
+class EvidenceCollector:
+    """Signs orders, checks receipts, gathers cosignatures, and writes the journal.
+
+    Args:
+        journal: of this coordinator.
+        witness: the coordinator's own.
+        roster: whose logs and witnesses count.
+        copies: keeps copies of the sites' ledgers; default nobody does.
+        sharer: has the sites keep copies of the journal; default nobody does.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        witness: Witness,
+        roster: Roster,
+        copies: CopyKeeper | None = None,
+        sharer: JournalSharer | None = None,
+    ) -> None:
+        self.journal = journal
+        self._sharer = sharer
+        self.resumes: str = ""
+        """A run that failed, and goes on if the journal says so, too."""
+        self._witness = witness
+        self._roster = roster
+        self._copies = copies
+        self._absent: set[str] = set()
+        self._origins = {site.name: site.ledger.name for site in roster.sites}
+        chief = roster.coordinator
+        self._own_eyes = {site.ledger.name: site.witness.name for site in roster.sites}
+        self._own_eyes[chief.journal.name] = chief.witness.name
+        self._keys = {origin: [key.public] for origin, key in roster.logs.items()}
+        self._heads: dict[str, Checkpoint] = {}
+        self._sizes: dict[str, dict[str, _Sizes]] = {}
+        self._round = _Round()
+        self.on_answer: Callable[[Order, str], None] = lambda order, said: None
+        """Told of each order, as ``ordered``, and of what was answered."""
+        self.on_restored: Callable[[str], None] = lambda text: None
+        """Told in words what was lacking after a restore, and where it came from."""
+
+    @property
+    def can_restore(self) -> bool:
+        """Whether the sites keep copies of the journal."""
+        return self._sharer is not None
+
+    def restore(self, sites: list[str], show: Show) -> int:
+        """Take back what this journal lacks of what the sites cosigned, before it is written to.
+
+        Args:
+            sites: that are there.
+            show: asks them.
+
+        Returns:
+            The number of entries that were taken back.
+
+        Raises:
+            RunError: if they are nowhere to be had. Nothing was written or ordered then.
+        """
+        if self._sharer is None:
+            return 0
+        return self._sharer.restore(sites, show, self._question)
+
+    def begin(
+        self, run: str, plan: str, model: str, sites: list[str], show: Show, *, ended: bool = False
+    ) -> None:
+        """Open the run: learn what everybody saw, and show each site its newest head.
+
+        A site whose log does not extend what was witnessed of it is left out.
+
+        Args:
+            run: identifier of the run.
+            plan: digest of its plan.
+            model: digest of the first model.
+            sites: that take part.
+            show: asks them.
+            ended: the journal has the run's end already, and its model is made again.
+
+        Raises:
+            EvidenceFault: if what a site remembers of another one contradicts what that shows.
+            RunError: if sites have different code: no verifier takes one run of two codes.
+        """
+        show = self._copying(show)
+        if self.resumes:
+            self.journal.resume_run(self.resumes)
+        if not ended:
+            self.journal.open_run(run, plan, model, sites)
+        self._remember()
+        self._learn(show({site: self._question(site) for site in sites}))
+        # What all witnesses remember is known only now: what is shown from here on proves that
+        # each log grew from that, also of a site that releases nothing and is not asked again.
+        answers = show({site: self._question(site) for site in sites})
+        self._learn(answers)
+        _require_one_code({site: str(answer.get("code") or "") for site, answer in answers.items()})
+        if self._copies is not None:
+            self._copies.catch_up(lambda some: show({site: self._question(site) for site in some}))
+
+    def _remember(self) -> None:
+        """Take in what this coordinator's journal and witness know."""
+        for _, text in self.journal.log.store.papers(CHECKPOINT):
+            self._know(Checkpoint.parse(text))
+        for seen in self._witness.seen.values():
+            self._know(Checkpoint.parse(seen.note))
+        self._note_own()
+
+    def witness_again(self, sites: list[str], show: Show) -> list[str]:
+        """Have logs cosigned that grew after the run, and keep their heads beside the journal.
+
+        Args:
+            sites: who is there.
+            show: asks them.
+
+        Returns:
+            The sites whose logs grew.
+
+        Raises:
+            EvidenceFault: if the history of a log does not hold, or too few cosigned it.
+        """
+        show = self._copying(show)
+        if not self._heads:
+            self._remember()
+        try:
+            self._learn(show({site: self._question(site) for site in sites}))
+            grown = [site for site in sites if self._has_grown(self._origins[site])]
+            if grown:
+                self._learn(show({site: self._question(site) for site in sites}))
+                self.witness(sites, show)
+                self._keep_heads()
+                show({site: self._question(site) for site in sites})
+        finally:
+            self._round = _Round()
+        return grown
+
+    def _has_grown(self, origin: str) -> bool:
+        """Whether a log shows more than what a quorum cosigned."""
+        shown, known = self._round.shown.get(origin), self._heads.get(origin)
+        if shown is None:
+            return False
+        size = Checkpoint.parse(shown.note).size
+        return known is None or known.size < size or len(known.lines) <= self._roster.quorum
+
+    def _keep_heads(self) -> None:
+        self.journal.keep(
+            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
+            for head in self._heads.values()
+        )
+
+    def resume(self, run: str, number: int) -> dict[str, int]:
+        """Take up the orders of a round that an earlier process signed and did not note.
+
+        In a run that was resumed, whoever refused or failed when it broke gets a new attempt: an
+        order gets one answer. The others get the same order.
+
+        Returns:
+            By site, its newest attempt in that round.
+        """
+        attempts: dict[str, int] = {}
+        for _, text in self.journal.log.store.papers(ORDER):
+            order = Order.decode(json.loads(text)["order"])
+            if (order.run, order.round) == (run, number):
+                self._round.orders.setdefault(order.digest, (order, "no-reply"))
+                attempts[order.site] = max(order.attempt, attempts.get(order.site, 1))
+        for item in self.journal.log.book.resumed.get(run, ()):
+            if item["answer"] not in _ASKED_THE_SAME:
+                attempts[item["site"]] = max(item["attempt"] + 1, attempts[item["site"]])
+        return attempts
+
+    def is_resumed(self, run: str) -> bool:
+        """Return whether a run was resumed and has done no round since."""
+        return run in self.journal.log.book.resumed
+
+    def close(self) -> None:
+        """Close the journal's file, so that nothing of it is left in a file beside it."""
+        self.journal.log.store.close()
+
+    def head(self, site: str) -> str:
+        """Return the newest head of a site's log that anybody witnessed, or ""."""
+        known = self._heads.get(self._origins[site])
+        return known.text if known else ""
+
+    def sign(self, orders: Iterable[Order]) -> list[Order]:
+        """Return the orders, signed; each is on disk before it can leave."""
+        signed = [self.journal.sign(order) for order in orders]
+        self._round.orders.update({order.digest: (order, "no-reply") for order in signed})
+        self.journal.keep(order_paper(order) for order in signed)
+        for order in signed:
+            self.on_answer(order, "ordered")
+        return signed
+
+    def answered(self, order: Order, status: Status) -> None:
+        """Note what a site said."""
+        self._round.orders[order.digest] = (self._round.orders[order.digest][0], str(status))
+        self.on_answer(order, str(status))
+
+    def ask(self, orders: Mapping[str, Order], send: Show) -> dict[str, dict[str, Any]]:
+        """Send orders with the question whether their releases are in their sites' logs.
+
+        Args:
+            orders: by site.
+            send: sends each order with the question of its site; returns what was shown.
+
+        Returns:
+            What came beside the releases, by site, for :meth:`receive`.
+        """
+        questions = {site: self._question(site) for site in orders}
+        for site, order in orders.items():
+            questions[site]["slots"] = [*questions[site]["slots"], order.slot]
+        return self._copying(send)(questions)
+
+    def receive(
+        self,
+        releases: Mapping[str, tuple[Order, str]],
+        show: Show,
+        shown: Mapping[str, dict[str, Any]] | None = None,
+    ) -> set[str]:
+        """Check that releases are in their sites' logs.
+
+        Args:
+            releases: by site, the order and the digest of what came.
+            show: asks the sites that showed nothing beside their releases.
+            shown: of :meth:`ask`.
+
+        Returns:
+            The sites whose release is proved. The others' must not be used.
+
+        Raises:
+            EvidenceFault: if what a site remembers of another one contradicts what that shows.
+        """
+        show = self._copying(show)
+        for site, (order, _) in releases.items():
+            self._round.slots.setdefault(site, []).append(order.slot)
+        answers = {site: answer for site, answer in (shown or {}).items() if site in releases}
+        silent = [site for site in releases if site not in answers]
+        if silent:
+            answers |= show({site: self._question(site) for site in silent})
+        self._learn(answers)
+        proved = set()
+        for site, (order, digest) in releases.items():
+            logs = None if site in self._absent else self._round.shown
+            evidence = logs and logs.get(self._origins[site])
+            receipt = evidence and _receipt(site, self._origins[site], order, digest, evidence)
+            if receipt:
+                self._round.receipts[order.digest] = receipt
+                proved.add(site)
+        return proved
+
+    def witness(
+        self, sites: list[str], show: Show, wait: Wait = lambda sites: False
+    ) -> list[dict[str, Any]]:
+        """Have every log of this round cosigned; return who cosigned what.
+
+        Args:
+            sites: whose logs, and who cosigns.
+            show: asks them.
+            wait: for those that say nothing, where too few cosigned.
+
+        Raises:
+            EvidenceFault: naming each log whose history does not hold, and who saw it.
+        """
+        show = self._copying(show)
+        chances = _CHANCES
+        while chances:
+            missing = [site for site in sites if self._origins[site] not in self._round.shown]
+            if missing:
+                self._learn(show({site: self._question(site) for site in missing}))
+            shown, gathered, said, answered = self._gather(sites, show)
+            silent = [site for site in sites if site not in answered]
+            if not said:
+                try:
+                    return [self._cosigned(log, shown[log], gathered[log]) for log in sorted(shown)]
+                except EvidenceFault:
+                    if not silent or not wait(silent):
+                        raise
+                    self._learn(show({site: self._question(site) for site in silent}))
+                    continue
+            # Whoever objects takes no other's word away: what has a quorum, has one.
+            for origin, lines in gathered.items():
+                with suppress(EvidenceFault, NoteError):
+                    self._cosigned(origin, shown[origin], lines)
+            # With another coordinator a log may have grown since it was shown to this one.
+            self._learn(show({site: self._question(site) for site in sites}))
+            left = shown.keys() - self._round.shown.keys() - {self.journal.log.origin}
+            if (
+                not left
+                and not self._lacks_proof(shown)
+                and all(
+                    log in shown and one.note == shown[log].note
+                    for log, one in self._round.shown.items()
+                )
+            ):
+                break
+            chances -= 1
+        raise EvidenceFault(
+            "the history of a log does not hold; the run stops, nothing more is joined:\n  "
+            + "\n  ".join(sorted(said))
+        )
+
+    def _lacks_proof(self, shown: Mapping[str, Evidence]) -> bool:
+        """Whether a witness said only now, as after an absence, from where it needs a proof."""
+        return any(
+            old not in evidence.proofs and old < Checkpoint.parse(evidence.note).size
+            for log, evidence in shown.items()
+            for old in self._since(log)
+        )
+
+    def _gather(
+        self, sites: list[str], show: Show
+    ) -> tuple[dict[str, Evidence], dict[str, list[SignatureLine]], set[str], set[str]]:
+        """Show every log to everybody.
+
+        Returns:
+            What was shown, the cosignatures, the objections, and who answered with its log.
+        """
+        own = self.journal.log.origin
+        shown = dict(self._round.shown)
+        shown[own] = self.journal.log.evidence(self._since(own))
+        told = {origin: evidence.to_json() for origin, evidence in shown.items()}
+        questions = {
+            site: self._question(site, {k: v for k, v in told.items() if k != self._origins[site]})
+            for site in sites
+        }
+        # The coordinator cosigns while the sites do.
+        with ThreadPoolExecutor(1, "witness") as aside:
+            cosigning = aside.submit(self._witness.cosign, shown, self._roster.logs)
+            answers = show(questions)
+        lines, faults = cosigning.result()
+        self._note_own()
+        said = {f"the coordinator: {fault}" for fault in faults.values()}
+        gathered = {origin: [lines[origin]] if origin in lines else [] for origin in shown}
+        gathered[own] = []
+        self._note_shown(sites, {origin: shown[origin] for origin in lines})
+        for site, answer in answers.items():
+            said |= {f"site '{site}': {_plain(what)}" for what in _part(answer, "faults").values()}
+            for origin, text in _part(answer, "lines").items():
+                line = self._line(shown, origin, str(text))
+                if line is not None:
+                    gathered[origin].append(line)
+            self._note_seen(site, answer)
+        # A site whose disk is full, or whose key is being replaced, says that it failed.
+        failed = {site for site, answer in answers.items() if answer.get("status") == Status.FAILED}
+        return shown, gathered, said, set(answers) - failed
+
+    def record(
+        self,
+        run: str,
+        number: int,
+        models: RoundModels[str],
+        witnessed: list[dict[str, Any]],
+        used: Iterable[str],
+    ) -> dict[str, Any]:
+        """Return what the journal will say of the round, and keep its papers durably.
+
+        Args:
+            run: identifier of the run.
+            number: of the round.
+            models: digests of the round's.
+            witnessed: of :meth:`witness`.
+            used: digests of the orders whose releases were joined or shown.
+        """
+        wanted = set(used)
+        receipts = {k: v for k, v in self._round.receipts.items() if k in wanted}
+        parts: dict[str, list[dict[str, Any]]] = {"train": [], "evaluate": []}
+        papers: list[tuple[str, str, str]] = []
+        for key, receipt in receipts.items():
+            order = self._round.orders[key][0]
+            parts[order.purpose].append(receipt.to_json())
+            name = f"{run}/{number:09d}/{order.purpose}/{receipt.site}"
+            papers.append((RECEIPT, name, self._proof(receipt)))
+        papers += [
+            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
+            for head in self._heads.values()
+        ]
+        self.journal.keep(papers)
+        return {
+            "run": run,
+            "round": number,
+            "model": models.before,
+            "next": models.after,
+            "shown": models.published,
+            "joined": parts["train"],
+            "metrics": parts["evaluate"],
+            "orders": [
+                {
+                    "site": order.site,
+                    "order": order.digest,
+                    "purpose": order.purpose,
+                    "attempt": order.attempt,
+                    "answer": answer,
+                }
+                for order, answer in self._round.orders.values()
+            ],
+            "witnessed": witnessed,
+        }
+
+    def close_round(self, record: dict[str, Any]) -> None:
+        """Write a round into the journal."""
+        self.journal.close_round(record)
+        self._round = _Round()
+
+    def close_run(
+        self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""
+    ) -> None:
+        """Write the end of the run, and have the journal's last head cosigned."""
+        show = self._copying(show)
+        self.journal.close_run(run, model, fault=fault)
+        self._round = _Round()
+        try:
+            self.witness(sites, show)
+        except EvidenceFault:
+            if not fault:
+                raise
+        self._keep_heads()
+        show({site: self._question(site) for site in sites})
+
+    def _question(self, site: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what a site is asked, with the evidence of the other logs as JSON values."""
+        return {
+            "head": self.head(site),
+            "since": self._since(self._origins[site]),
+            "slots": self._round.slots.get(site, []),
+            "shown": dict(shown or {}),
+        }
+
+    def _copying(self, show: Show) -> Show:
+        """Return ``show``, also with what the copies of the ledgers and of the journal lack."""
+        if self._copies is not None:
+            show = self._copies.asking(show)
+        return show if self._sharer is None else self._sharer.asking(show)
+
+    def _note_absent(self, answers: Mapping[str, dict[str, Any]]) -> None:
+        """Leave out the sites that say that their ledger does not extend its witnessed head.
+
+        What such a site showed before in this round is forgotten with it, unless a release of it
+        was proved by that: then it stands under the head that all see, and it is for the
+        witnesses to say whether that head holds.
+        """
+        for site, answer in answers.items():
+            if answer.get("status") != Status.REFUSED_ROLLBACK:
+                self._absent.discard(site)
+                continue
+            if all(receipt.site != site for receipt in self._round.receipts.values()):
+                self._round.shown.pop(self._origins[site], None)
+            if site not in self._absent:
+                self._absent.add(site)
+                _LOG.warning(
+                    "a site is left out: its ledger does not extend its newest witnessed head (a "
+                    "restored backup, or a rewritten history; H31). Its operator's log says more",
+                    extra={"site": site},
+                )
+
+    def _learn(self, answers: Mapping[str, dict[str, Any]]) -> None:
+        self._note_absent(answers)
+        for site, answer in answers.items():
+            if "evidence" in answer:
+                origin = self._origins[site]
+                # What is wrong with it is said by those who witness it.
+                with suppress(NoteError, EvidenceFault):
+                    evidence = Evidence.from_json(answer["evidence"])
+                    self._round.shown[origin] = evidence
+                    self._keys[origin] = keys_of(evidence, self._roster.logs[origin])
+        for site, answer in answers.items():
+            self._note_seen(site, answer)
+
+    def _note_seen(self, site: str, answer: Mapping[str, Any]) -> None:
+        """Take in what a site's witness remembers of the others' logs.
+
+        Raises:
+            EvidenceFault: if it shows a head that the log, by what it shows, never signed.
+        """
+        for seen in _part(answer, "seen").values():
+            try:
+                note = str(seen["note"])
+                # Every site has seen the same heads: each is read and checked once a round.
+                if before := self._round.read.get(note):
+                    self._sizes_of(before.origin, site).saw(before.size)
+                    continue
+                head = Checkpoint.parse(note)
+            except (NoteError, KeyError, TypeError):
+                continue
+            keys = [Key(head.origin, key) for key in self._keys.get(head.origin, ())]
+            by = next((key for key in keys if head.is_signed_by(key)), None)
+            if by is not None:
+                self._know(head.trimmed(by))
+                self._round.read[note] = head
+                self._sizes_of(head.origin, site).saw(head.size)
+            elif head.origin in self._round.shown:
+                raise EvidenceFault(
+                    f"{head.origin}: site '{site}' remembers a head of {head.size} entries, signed "
+                    "by no key that this log shows; one of the two does not tell the truth: a "
+                    "restored backup, or a head that was made up"
+                )
+
+    def _note_own(self) -> None:
+        for origin, seen in self._witness.seen.items():
+            self._sizes_of(origin, "").saw(seen.size)
+
+    def _note_shown(self, sites: Iterable[str], shown: Mapping[str, Evidence]) -> None:
+        """Remember what witnesses may have seen by now, whether their answers come or not."""
+        for origin, evidence in shown.items():
+            size = Checkpoint.parse(evidence.note).size
+            for site in sites:
+                # A site is no witness of its own log, and will never say what it saw of it.
+                if self._origins[site] != origin:
+                    self._sizes_of(origin, site).may_have_seen(size)
+
+    def _sizes_of(self, origin: str, witness: str) -> _Sizes:
+        return self._sizes.setdefault(origin, {}).setdefault(witness, _Sizes())
+
+    def _since(self, origin: str) -> list[int]:
+        """Return the sizes from which some witness needs a proof."""
+        return sorted({n for one in self._sizes.get(origin, {}).values() for n in one.all})
+
+    def _know(self, head: Checkpoint) -> None:
+        known = self._heads.get(head.origin)
+        if known is None or (head.size, len(head.lines)) > (known.size, len(known.lines)):
+            self._heads[head.origin] = head
+
+    def _line(self, shown: Mapping[str, Evidence], origin: str, text: str) -> SignatureLine | None:
+        """Return a cosignature over what was shown, by a witness other than the log's own."""
+        try:
+            line = parse_line(text)
+            head = Checkpoint.parse(shown[origin].note).with_cosignatures([line])
+        except (NoteError, KeyError):
+            return None
+        key = self._roster.witnesses.get(line.name)
+        if line.name == self._own_eyes.get(origin):
+            return None
+        return line if key is not None and head.is_cosigned_by(key) else None
+
+    def _cosigned(self, origin: str, shown: Evidence, lines: list[SignatureLine]) -> dict[str, Any]:
+        log = Key(origin, self._keys[origin][-1])
+        head = Checkpoint.parse(shown.note).trimmed(log).with_cosignatures(lines)
+        cosigners = sorted({line.name for line in head.lines[1:]})
+        if len(cosigners) < self._roster.quorum:
+            raise EvidenceFault(
+                f"{origin}: {len(cosigners)} witnesses cosigned its head of {head.size} entries, "
+                f"{self._roster.quorum} are needed"
+            )
+        self._know(head)
+        return {
+            "log": origin,
+            "size": head.size,
+            "root": "sha256:" + head.root.hex(),
+            "cosigners": cosigners,
+        }
+
+    def _proof(self, receipt: Receipt) -> str:
+        evidence = self._round.shown[receipt.origin]
+        _, path = evidence.inclusion[receipt.entry]
+        return proof_text(receipt.entry, path, self._heads[receipt.origin])
+
+
+@dataclass
+class _Sizes:
+    """Up to which sizes a witness may know a log: the last it told, and those shown since."""
+
+    told: int = 0
+    shown: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT_SIZES))
+
+    @property
+    def all(self) -> set[int]:
+        return {self.told, *self.shown} - {0}
+
+    def saw(self, size: int) -> None:
+        self.told = size
+        self.shown.clear()
+
+    def may_have_seen(self, size: int) -> None:
+        self.shown.append(size)
+
+
+_CHANCES = 3
+_ASKED_THE_SAME = ("released", "no-reply", str(Status.NOT_NOW))
+"""Answers after which the same order costs nothing that is not paid for."""
+_KEPT_SIZES = 64
+"""Of the heads that were shown to a witness that does not answer."""
+
+
+_CODE = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+def _require_one_code(codes: Mapping[str, str]) -> None:
+    """Check that all sites that say so have the same code, before anything is ordered.
+
+    Raises:
+        RunError: naming the sites, by what they have.
+    """
+    sites: dict[str, list[str]] = {}
+    for site, code in sorted(codes.items()):
+        if _CODE.fullmatch(code):
+            sites.setdefault(code, []).append(site)
+    if len(sites) > 1:
+        said = "\n  ".join(f"{code}: {', '.join(names)}" for code, names in sites.items())
+        raise RunError(
+            "the sites have different code, which no verifier takes for one run; nothing was "
+            "ordered. Install the same versions at each (`privet --version --json --plan PLAN` "
+            f"says what a site has):\n  {said}"
+        )
+
+
+def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a site's answer; empty where it is malformed."""
+    part = answer.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _plain(what: object) -> str:
+    """Return what a site says of others, without what a terminal would obey."""
+    return "".join(sign if sign.isprintable() else " " for sign in str(what))[:500]
+
+
+def _receipt(
+    site: str, origin: str, order: Order, digest: str, evidence: Evidence
+) -> Receipt | None:
+    """Return the receipt of a release, if the site's log holds it under the head it shows."""
+    try:
+        head = Checkpoint.parse(evidence.note)
+        for number, (leaf, path) in evidence.inclusion.items():
+            if root_from_inclusion(leaf, number, head.size, path) != head.root:
+                return None
+            entry = Entry.read(leaf)
+            value = entry.predicate
+            released = entry.kind in ("released", "metric-released")
+            if released and (value["order"], value["digest"]) == (order.digest, digest):
+                return Receipt(site, origin, number, digest)
+    except (NoteError, LedgerError, KeyError):
+        return None
+    return None

@@ -1,0 +1,286 @@
+"""Calls of gRPC, heard with patience: what both ports of a coordinator have in common.
+
+Messages are parsed here and not by gRPC. So nothing that was sent is parsed before the caller is
+known; what is no message is a status and no error in the log; and a call that does not go on is
+ended. A call of a method that does not exist is not answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Generic, TypeAlias, TypeVar, cast
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from grpc import aio
+from grpc._cython import cygrpc
+from grpc.aio._server import Server
+
+from privet.common.errors import InputError, RunError
+
+_LAST = 0.5
+"""Seconds that tasks have to end after their server did."""
+PATIENCE = 60.0
+"""Seconds that a call may stand still where it should go on: a megabyte takes 8 at 1 Mbit/s."""
+
+_OPTIONS = [
+    # A stranger has so long for the handshake; by default it is two minutes.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # Connections without a call end. An honest site always has one: Attend.
+    ("grpc.max_connection_idle_ms", 30_000),
+    ("grpc.absolute_max_metadata_size", 32 << 10),
+    # Nothing here is compressed, and what is gets refused unread.
+    ("grpc.per_message_decompression", 0),
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    # Calls that nobody has taken yet, of one method or of unknown ones, and for how long.
+    ("grpc.server.max_pending_requests", 200),
+    ("grpc.server.max_pending_requests_hard_limit", 400),
+    ("grpc.server_max_unrequested_time_in_server", 5),
+    ("grpc.so_reuseport", 0),
+]
+
+# It writes a traceback for metadata that is no text, which it then takes as it is.
+logging.getLogger("grpc._cython.cygrpc").addFilter(
+    lambda record: not str(record.msg).startswith("Invalid encoding")
+)
+
+_M = TypeVar("_M", bound=Message)
+
+Context: TypeAlias = "aio.ServicerContext[Any, Any]"
+Serve = Callable[[Context], Awaitable[None]]
+"""Serves a call; raises :class:`RpcAbort`."""
+Options = Sequence[tuple[str, int]]
+
+
+class RpcAbort(Exception):
+    """A call is ended with a status; ``reason`` is what it is counted as, "" for not at all."""
+
+    def __init__(self, status: grpc.StatusCode, text: str, reason: str = "malformed") -> None:
+        super().__init__(text)
+        self.status = status
+        self.reason = reason
+
+
+class PeerClosed(Exception):
+    """Nobody is at the other end of a call any more."""
+
+
+class MessageStream(Generic[_M]):
+    """The messages of one call, both ways.
+
+    Args:
+        context: of the call.
+        kind: of the messages that come.
+    """
+
+    def __init__(self, context: Context, kind: type[_M]) -> None:
+        self._context = context
+        self._kind = kind
+
+    async def read(self, seconds: float | None = None) -> _M | None:
+        """Return the next message, None at the end.
+
+        Raises:
+            CallFault: if none came in time, or what came is none.
+        """
+        raw = await self.raw(seconds)
+        return None if raw is None else self.parse(raw)
+
+    async def raw(self, seconds: float | None = None) -> bytes | None:
+        """Return the next message as it came, None at the end.
+
+        Raises:
+            CallFault: if none came in time.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                raw = await self._context.read()
+        except TimeoutError:
+            status = grpc.StatusCode.DEADLINE_EXCEEDED
+            raise RpcAbort(status, f"nothing came for {seconds:g} seconds", "stalled") from None
+        return raw if isinstance(raw, bytes) else None
+
+    def parse(self, raw: bytes) -> _M:
+        """Read a message.
+
+        Raises:
+            CallFault: if it is none.
+        """
+        try:
+            return cast(_M, self._kind.FromString(raw))
+        except DecodeError:
+            status = grpc.StatusCode.INVALID_ARGUMENT
+            raise RpcAbort(status, f"not a {self._kind.DESCRIPTOR.name}") from None
+
+    async def one(self, seconds: float) -> _M:
+        """Return the one message of a call.
+
+        Raises:
+            CallFault: if there is none, or none in time.
+        """
+        message = await self.read(seconds)
+        if message is None:
+            raise RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        return message
+
+    async def write(
+        self, message: Message | bytes, seconds: float, stalled: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write a message.
+
+        A call cannot be ended while something of it is being sent: it waits, and counts, until
+        the other end reads or goes. What it need not keep until then, ``stalled`` lets go.
+
+        Args:
+            message: what is sent.
+            seconds: within which it should be taken.
+            stalled: called once, if it is not.
+
+        Raises:
+            CallFault: if it was not taken in time.
+            Gone: if nobody is there any more.
+        """
+        raw = message if isinstance(message, bytes) else message.SerializeToString()
+        writing = asyncio.ensure_future(self._context.write(raw))
+        del raw, message
+        try:
+            await asyncio.wait({writing}, timeout=seconds)
+            if late := not writing.done():
+                stalled()
+            await writing
+        except Exception:  # gRPC has no public name for it
+            raise PeerClosed from None
+        finally:
+            writing.cancel()
+            del writing  # its error would keep this frame, and what was to be sent
+        if late:
+            status = grpc.StatusCode.DEADLINE_EXCEEDED
+            raise RpcAbort(status, "what was sent was not taken", "stalled")
+
+
+def make_server(
+    services: Mapping[str, Mapping[str, Serve]], options: Options, most: int | None = None
+) -> aio.Server:
+    """Return a server of these services; call it in the loop that will run it.
+
+    Args:
+        services: by full name, each with its methods by name.
+        options: of gRPC, beside those of every port.
+        most: calls at once; others are refused.
+
+    Raises:
+        RunError: if this version of gRPC cannot be kept from unknown methods.
+    """
+    server = _Server((*_OPTIONS, *options), most)
+    for service, methods in services.items():
+        handlers = {name: _handler(serve) for name, serve in methods.items()}
+        server.add_registered_method_handlers(service, handlers)
+    return server
+
+
+async def listen(server: aio.Server, address: str, shown: grpc.ServerCredentials) -> int:
+    """Start a server at ``host:port``; return the port.
+
+    Raises:
+        InputError: if one of the host's addresses is taken, or none can be had. gRPC would take the
+            others, and who calls the one that is taken would reach another program.
+    """
+    await asyncio.to_thread(_require_free, address)
+    try:
+        port = server.add_secure_port(address, shown)
+    except RuntimeError as error:
+        raise InputError(f"{address}: cannot listen there: {error}") from None
+    await server.start()
+    return int(port)
+
+
+async def stop(server: aio.Server, grace: float) -> None:
+    """Stop a server, ``grace`` seconds after it takes no more calls; let its tasks end.
+
+    A task that a loop leaves behind is told as an error whenever its memory is taken back.
+    """
+    await server.stop(grace)
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:
+        await asyncio.wait(others, timeout=_LAST)
+
+
+def _require_free(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    # gRPC takes both for localhost, whatever the system says.
+    hosts = ("127.0.0.1", "::1") if host == "localhost" else (host.strip("[]"),)
+    try:
+        found = [
+            place
+            for one in hosts
+            for place in socket.getaddrinfo(one, int(port), type=socket.SOCK_STREAM)
+        ]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{address}: there is no such address here: {error}") from None
+    for family, kind, protocol, _, where in found if int(port) else ():
+        try:
+            with socket.socket(family, kind, protocol) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
+                probe.bind(where)
+                probe.listen(1)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                why = f"cannot listen at {where[0]}: {error.strerror}"
+                raise InputError(f"{address}: {why}") from None
+
+
+class _Core(cygrpc.AioServer):
+    """Takes calls of the methods that it knows, and leaves others without an answer.
+
+    gRPC's own takes all, and ends for good at a method's name that is no UTF-8: one call of a
+    stranger would shut the port (seen with grpcio 1.85.1; this is its private place).
+    """
+
+    def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
+        if method is None:
+            return asyncio.get_running_loop().create_future()
+        found: asyncio.Future[Any] = super()._make_request_call_future(method)
+        return found
+
+
+class _Server(Server):
+    def __init__(self, options: Options, most: int | None) -> None:
+        if not hasattr(cygrpc.AioServer, "_make_request_call_future"):
+            raise RunError("this version of gRPC is not known to Privet; install grpcio 1.85")
+        self._loop = asyncio.get_running_loop()
+        self._server = _Core(self._loop, None, (), (), tuple(options), most)
+
+
+def _handler(serve: Serve) -> grpc.RpcMethodHandler:
+    async def handle(_: Any, context: Context) -> None:
+        # gRPC keeps the error that ends a call, and with it all frames that it came through.
+        outcome = await _outcome(serve, context)
+        if outcome is not None:
+            await _end(context, *outcome)
+
+    return grpc.stream_stream_rpc_method_handler(handle)
+
+
+async def _outcome(serve: Serve, context: Context) -> tuple[grpc.StatusCode | None, str] | None:
+    try:
+        await serve(context)
+    except RpcAbort as fault:
+        return fault.status, str(fault)
+    except PeerClosed:
+        return None, ""
+    return None
+
+
+async def _end(context: Context, status: grpc.StatusCode | None, text: str) -> None:
+    """End a call with a status, or without one where nobody would hear it."""
+    if status is not None:
+        try:
+            await context.abort(status, text)
+        except aio.AbortError:
+            raise
+        except Exception:  # gRPC ended the call before; it has no public name for that
+            pass
+    raise asyncio.CancelledError

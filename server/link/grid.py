@@ -1,0 +1,323 @@
+"""Flower's ``Grid`` over the link: the ``ServerApp`` runs as it does in a simulation.
+
+Who owes an answer from an earlier exchange is neither waited for, once there is enough without it,
+nor asked for more, until it gives that answer or comes on a new stream. So a site that was silent
+for an hour finds one order when it is back, and not one of each round.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from flwr.app import Error, Message
+
+from privet.common.errors import InputError
+from privet.common.flower.grid import Enough, OwnGrid
+from privet.common.flower.wire import decode_show, encode_show, number_message, pack, unpack
+from privet.server.link.parcel import LinkReply
+from privet.server.link.server import LinkServer
+
+_STEP = 0.25
+"""Seconds between two looks whether to stop, and who is there."""
+GRACE = 5.0
+"""Seconds, at least, that others are waited for once there is enough."""
+_SLOWER = 2.0
+"""Who was late is waited for so many times as long as it took."""
+
+_LOG = logging.getLogger("privet.grid")
+
+
+class CoordinatorStopped(Exception):
+    """The coordinator was told to end; the run goes on when it is started again.
+
+    No :class:`RunError`, which would be noted as the end of the run.
+    """
+
+
+@dataclass
+class _Sent:
+    """A message on its way; ``parcel`` is empty while it is held back."""
+
+    message: Message
+    site: str
+    parcel: str = ""
+    answer: Future[LinkReply] = field(default_factory=Future)
+    posted: float = 0.0
+
+
+@dataclass
+class _Debt:
+    """What a site owes: the answer to a message that was withdrawn, on that stream."""
+
+    pace: tuple[str, str]
+    order: bool
+    answer: Future[LinkReply]
+    posted: float
+    stream: int
+
+
+class LinkGrid(OwnGrid):
+    """Sends messages to sites through a hub; node ids are places in ``sites``, from 1.
+
+    Args:
+        hub: listening.
+        sites: names of the sites, in the roster's order.
+        stopped: once set, whatever waits raises :class:`CoordinatorStopped`.
+        patience: seconds that a site that is not connected is waited for, where all that are
+            have answered and that is not enough.
+        on_wait: told the names of those who are waited for, because too few have answered.
+    """
+
+    def __init__(
+        self,
+        hub: LinkServer,
+        sites: list[str],
+        *,
+        stopped: threading.Event | None = None,
+        patience: float = 30.0,
+        on_wait: Callable[[list[str]], None] = lambda sites: None,
+    ) -> None:
+        super().__init__()
+        self._hub = hub
+        self._sites = sites
+        self._stopped = stopped or threading.Event()
+        self._patience = patience
+        self._on_wait = on_wait
+        self._open: dict[str, _Sent] = {}
+        self._debts: dict[str, list[_Debt]] = {}
+        self._took: dict[tuple[str, str], tuple[int, float]] = {}
+        self._left: set[str] = set()
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the numbers of the sites that are connected."""
+        present = self._hub.present()
+        return [place for place, name in enumerate(self._sites, 1) if name in present]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Offer each message to its site; return the messages' ids."""
+        return [self._push(message) for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Return the replies that have come to these messages; each can be had once."""
+        replies = []
+        for number in message_ids:
+            if number in self._open and self._open[number].answer.done():
+                sent = self._open.pop(number)
+                replies.append(_reply(sent.message, sent.answer.result()))
+                stream, seconds = self._hub.tally.streams[sent.site], time.monotonic() - sent.posted
+                self._took[_pace_of(sent)] = stream, seconds
+                if _is_order(sent.message):
+                    self._left.discard(sent.site)
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send, wait, and return what came in ``timeout`` seconds, in the order sent.
+
+        What has not come by then is withdrawn: a later answer is counted and not used.
+
+        Raises:
+            Stopped: if the coordinator is to end.
+        """
+        return self.gather(messages, timeout)
+
+    def show(
+        self, questions: Mapping[str, dict[str, Any]], timeout: float
+    ) -> dict[str, dict[str, Any]]:
+        """Ask the sites that are connected to show their logs; a malformed answer counts as none.
+
+        Args:
+            questions: by site
+                (:meth:`privet.server.evidence.collector.EvidenceCollector.witness_again`).
+            timeout: seconds to wait for answers.
+
+        Raises:
+            Stopped: if the coordinator is to end.
+        """
+        there = self._hub.present()
+        messages = [
+            Message(encode_show(questions[site]), place, "query.show")
+            for place, site in enumerate(self._sites, 1)
+            if site in questions and site in there
+        ]
+        answers: dict[str, dict[str, Any]] = {}
+        for message in self.send_and_receive(messages, timeout=timeout):
+            with suppress(InputError):
+                if not message.has_error():
+                    site = self._sites[message.metadata.src_node_id - 1]
+                    answers[site] = decode_show(message.content)
+        return answers
+
+    def gather(
+        self,
+        messages: Iterable[Message],
+        timeout: float | None = None,
+        enough: Enough | None = None,
+    ) -> list[Message]:
+        """Send and receive, until there is enough and the others had their grace.
+
+        Raises:
+            Stopped: if the coordinator is to end.
+        """
+        end = float("inf") if timeout is None else time.monotonic() + timeout
+        numbers = [self._push(message) for message in messages]
+        replies: dict[str, Message] = {}
+        try:
+            self._wait(numbers, end, enough, replies)
+        finally:
+            for number in numbers:
+                if number in self._open:
+                    self._withdraw(self._open.pop(number))
+        return [replies[number] for number in numbers if number in replies]
+
+    def _wait(
+        self, numbers: list[str], end: float, enough: Enough | None, replies: dict[str, Message]
+    ) -> None:
+        """Take in answers: until ``end``, until there is enough, or only the gone are missing."""
+        began = seen = time.monotonic()
+        since: float | None = None
+        todo = set(numbers)
+        while todo:
+            for number in [number for number in numbers if number in todo]:
+                self._post_if_free(self._open[number])
+                if came := self.pull_messages([number]):
+                    replies[number], *_ = came
+                    todo.discard(number)
+            if since is None and enough is not None and enough.reached(list(replies.values())):
+                since = time.monotonic()
+            now = time.monotonic()
+            missing = [self._open[number] for number in todo]
+            if {sent.site for sent in missing} & set(self._hub.present()):
+                seen = now
+            if now >= min(end, seen + self._patience):
+                break
+            until = end
+            if since is not None and enough is not None:
+                graces = [self._until(sent, enough.grace, began, since) for sent in missing]
+                until = min(end, max(graces, default=now))
+                if now >= until:
+                    break
+            wait([sent.answer for sent in missing], min(_STEP, until - now), "FIRST_COMPLETED")
+            self._look()
+        if since is not None:
+            orders = [self._open[number] for number in numbers if number in todo]
+            self._tell_left({sent.site for sent in orders if _is_order(sent.message)})
+
+    def _until(self, sent: _Sent, grace: float | None, began: float, since: float) -> float:
+        """Return until when a site is waited for, where there is enough without it."""
+        if self._is_behind(sent):
+            return since
+        if grace is not None:
+            return since + grace
+        until = since + max(GRACE, since - began)
+        if sent.site not in self._hub.present() or not _is_order(sent.message):
+            return until
+        stream, took = self._took.get(_pace_of(sent), (0, 0.0))
+        if stream != self._hub.tally.streams[sent.site]:
+            return float("inf")  # a trainer that has just started is slow
+        return max(until, began + _SLOWER * took)
+
+    def _tell_left(self, sites: set[str]) -> None:
+        """Log whose answer to an order is not waited for any longer, once until it is back."""
+        if news := sites - self._left:
+            _LOG.warning("a round goes on without", extra={"sites": ", ".join(sorted(news))})
+        self._left |= sites
+
+    def _withdraw(self, sent: _Sent) -> None:
+        """Take back a message, and remember what its site owes."""
+        if not sent.parcel:
+            return
+        self._hub.withdraw(sent.parcel)
+        stream, order = self._hub.tally.streams[sent.site], _is_order(sent.message)
+        # Without the message, which has a model.
+        debt = _Debt(_pace_of(sent), order, sent.answer, sent.posted, stream)
+        self._debts.setdefault(sent.site, []).append(debt)
+
+    def _is_behind(self, sent: _Sent) -> bool:
+        """Whether a message's site owes an answer that it would give before this one's.
+
+        A trainer at work keeps no site from showing its log.
+        """
+        order = _is_order(sent.message)
+        return any(order or not debt.order for debt in self._owes(sent.site))
+
+    def _owes(self, site: str) -> list[_Debt]:
+        """Return what a site owes; what it has answered by now, or before a new stream, is not."""
+        stream, open_ = self._hub.tally.streams[site], []
+        for debt in self._debts.pop(site, []):
+            if debt.answer.done():
+                self._took[debt.pace] = stream, time.monotonic() - debt.posted
+            elif debt.stream == stream:
+                open_.append(debt)
+        if open_:
+            self._debts[site] = open_
+        return open_
+
+    def wait_for(self, nodes: set[int], seconds: float | None = None) -> set[int]:
+        """Wait until one of ``nodes`` is connected, or ``seconds`` have passed (None: no end).
+
+        Returns:
+            Those of ``nodes`` that are connected.
+
+        Raises:
+            Stopped: if the coordinator is to end.
+        """
+        names = {self._sites[place - 1]: place for place in nodes}
+        end = float("inf") if seconds is None else time.monotonic() + seconds
+        while True:
+            left = max(0.0, min(_STEP, end - time.monotonic()))
+            there = self._hub.wait_for_any(set(names), left)
+            if there or time.monotonic() >= end:
+                return {names[name] for name in there}
+            self._on_wait(sorted(names))
+            self._look()
+
+    def _look(self) -> None:
+        if self._stopped.is_set():
+            raise CoordinatorStopped("the coordinator was told to end")
+
+    def _push(self, message: Message) -> str:
+        number = number_message(message)
+        place = message.metadata.dst_node_id
+        if not 0 < place <= len(self._sites):
+            raise ValueError(f"there is no node {place}")
+        self._open[number] = _Sent(message, self._sites[place - 1])
+        self._post_if_free(self._open[number])
+        return number
+
+    def _post_if_free(self, sent: _Sent) -> None:
+        """Offer a message, once its site owes nothing."""
+        if sent.parcel or self._is_behind(sent):
+            return
+        records, arrays = pack(sent.message.content)
+        metadata = sent.message.metadata
+        sent.posted = time.monotonic()
+        sent.parcel, sent.answer = self._hub.post(
+            sent.site, metadata.message_type, metadata.group_id, records, arrays
+        )
+
+
+def _is_order(message: Message) -> bool:
+    return not str(message.metadata.message_type).startswith("query")
+
+
+def _pace_of(sent: _Sent) -> tuple[str, str]:
+    return sent.site, str(sent.message.metadata.message_type)
+
+
+def _reply(message: Message, answered: LinkReply) -> Message:
+    """Return a site's answer as a message; what cannot be read is one of an error."""
+    try:
+        reply = Message(unpack(answered.records, answered.arrays), reply_to=message)
+    except InputError as error:
+        reply = Message(Error(0, str(error)), reply_to=message)
+    number_message(reply)
+    return reply

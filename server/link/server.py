@@ -1,0 +1,473 @@
+"""The coordinator's end of the link: parcels out, answers in, over mutually authenticated gRPC.
+
+::
+
+    Grid ── Hub.post(site, parcel) ──► Future of the answer
+             │  one asyncio loop in a thread of its own
+             ├── Attend     a stream for each site: parcels, answers
+             ├── Download   the model, from any byte; one copy in memory for all sites
+             └── Upload     a release, into a spool file, from the byte where it was cut
+
+A site may come and go: what was posted to it stays open until it is answered or withdrawn,
+and is offered again on each new stream. Every call is checked against the members; a site
+that is revoked loses its streams at once. A parcel's answer is taken once; one that comes
+after the parcel was withdrawn is counted as late and never handed on.
+
+Both ends beat (:mod:`privet.common.link.beats`): a site from which nothing comes is gone after some
+seconds, also where its connection stands.
+
+The standard health service answers members on the same port, and
+:mod:`privet.server.research.service` researchers; nothing else is served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from privet.common.errors import InputError, PrivetError
+from privet.common.flat import CHUNK, Arrays, StreamDecoder, chunks, digest_arrays, size_of
+from privet.common.link import link_pb2 as pb
+from privet.common.link.beats import PIECE, REPLACED, Patience
+from privet.common.link.identity import require_tls_1_3
+from privet.common.link.notices import notice_digest
+from privet.server.link.calls import PATIENCE, RpcAbort, Serve, listen, make_server, stop
+from privet.server.link.parcel import LateReply, LinkReply, PendingRequest
+from privet.server.link.service import Service, Session
+from privet.server.link.spool import Upload, clear
+from privet.server.link.tally import LinkCounters
+from privet.server.link.twins import Twins
+
+INLINE = 1 << 16
+"""Shorter streams travel inside their message."""
+_MOST_RECORDS = 4 << 20
+_MOST_CALLS = 16
+_MOST_WITHDRAWN = 4_096
+_RENEW_AGAIN = 600.0
+"""Seconds between two certificates of one site."""
+_LEAST_ANSWER = 64 << 20
+"""An answer may be as long as this, or as four times what was asked with, but no longer."""
+_OPTIONS = [
+    # Each costs a stranger a TCP connection, and us a descriptor.
+    ("grpc.max_allowed_incoming_connections", 2_000),
+    ("grpc.max_receive_message_length", _MOST_RECORDS + CHUNK),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 64),
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 2_000),
+    ("grpc.http2.max_ping_strikes", 0),
+]
+
+_LOG = logging.getLogger("privet.hub")
+
+Identify = Callable[[bytes], str | None]
+"""Return the member that a client certificate (PEM) stands for now, or None."""
+Renew = Callable[[str, bytes, bytes, str], bytes]
+"""Return a further certificate for a member, by its request and the one it shows, all as PEM, and
+by the fingerprint of the newest authority that it trusts."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """A running call of a site; use as a context manager."""
+
+    hub: LinkServer
+    site: str
+    begun: int
+    shown: bytes = b""
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.hub.done(self)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the site was revoked since."""
+        return self.hub.is_cut(self)
+
+
+class LinkServer:
+    """Parcels out and answers in.
+
+    Args:
+        coordinator: its name, told to sites.
+        identify: which member a certificate stands for; asked on every call.
+        spool: folder for what is being brought.
+        renew: gives members further certificates; by default nobody gets one.
+        newest_head: returns the newest head of a member's log that was cosigned here, or "".
+        beside: makes what else is served on the port, which checks its callers itself.
+        most_numbers: longest flat stream that is taken, in bytes.
+        patience: seconds that a call may stand still where it should go on.
+
+    Example::
+
+        hub = LinkServer("coordinator", members.identify, folder / "spool")
+        port = hub.start("127.0.0.1:0", credentials)
+        number, answer = hub.post("Hospital 1", "query", "", b"{}", {})
+        print(answer.result(timeout=10).records)
+        hub.stop()
+    """
+
+    def __init__(
+        self,
+        coordinator: str,
+        identify: Identify,
+        spool: Path,
+        *,
+        renew: Renew | None = None,
+        newest_head: Callable[[str], str] = lambda site: "",
+        beside: Callable[[LinkServer], Mapping[str, Mapping[str, Serve]]] | None = None,
+        most_numbers: int = 16 << 30,
+        patience: float = PATIENCE,
+    ) -> None:
+        self.coordinator = coordinator
+        self.identify = identify
+        self.spool = spool
+        self.renew: Renew = renew or _renew_nothing
+        self.most_numbers = most_numbers
+        self._newest_head = newest_head
+        self._beside = beside
+        self.tally = LinkCounters()
+        self.twins = Twins()
+        self._silence: dict[str, Patience] = {}
+        self._patience = patience
+        # A site keeps its answers by parcel: a restarted coordinator must not get those of another.
+        self._life = secrets.token_hex(8)
+        self._numbers = self._uploads = 0
+        self._open: dict[str, PendingRequest] = {}
+        self._withdrawn: dict[str, PendingRequest] = {}
+        self._sessions: dict[str, Session] = {}
+        self.notice: pb.Notice | None = None
+        self.noted: dict[str, bytes] = {}
+        """By site, the digest of the notice that it has kept; :attr:`notice_digest` is today's."""
+        self._calls: Counter[str] = Counter()
+        self._cuts: Counter[str] = Counter()
+        self._renewed: dict[str, float] = {}
+        self._loop: asyncio.AbstractEventLoop
+        self._thread: threading.Thread | None = None
+        self._server: aio.Server | None = None
+        self._changed = threading.Condition()
+
+    # from other threads
+
+    def start(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        """Listen; return the port.
+
+        Raises:
+            InputError: if the address cannot be had.
+            RunError: if this process would speak TLS 1.2.
+        """
+        require_tls_1_3()
+        clear(self.spool)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="hub", daemon=True)
+        self._thread.start()
+        port: int = self._do(self._listen(address, credentials))
+        return port
+
+    def stop(self) -> None:
+        """End all streams and the thread; what is open stays unanswered."""
+        if self._thread is not None and self._thread.is_alive():
+            self._do(self._close())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+    @property
+    def late(self) -> Counter[str]:
+        """Answers that came late, by site."""
+        return self.tally.late
+
+    def open_parcels(self) -> int:
+        """Return how many parcels were posted and neither answered nor withdrawn."""
+        return len(self._open)
+
+    def present(self) -> list[str]:
+        """Return the sites that attend now."""
+        return list(self._sessions)
+
+    def wait_for(self, sites: set[str], timeout: float) -> set[str]:
+        """Wait until all of ``sites`` attend; return those that do."""
+        with self._changed:
+            self._changed.wait_for(lambda: sites <= set(self._sessions), timeout)
+            return sites & set(self._sessions)
+
+    def wait_for_any(self, sites: set[str], timeout: float) -> set[str]:
+        """Wait until one of ``sites`` attends; return those that do."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(sites & set(self._sessions)), timeout)
+            return sites & set(self._sessions)
+
+    def post(
+        self, site: str, kind: str, group: str, records: bytes, arrays: Arrays
+    ) -> tuple[str, Future[LinkReply]]:
+        """Offer a parcel to a site, now or when it comes; return its id and its answer."""
+        self._numbers += 1
+        number = f"{self._life}-{self._numbers}"
+        message = pb.ToSite(parcel=pb.Parcel(id=number, kind=kind, group=group, records=records))
+        if arrays:
+            message.parcel.numbers.CopyFrom(self._announce(arrays))
+        most = min(self.most_numbers, max(_LEAST_ANSWER, 4 * message.parcel.numbers.size))
+        parcel = PendingRequest(site, message, arrays, most)
+        self._loop.call_soon_threadsafe(self._offer, number, parcel)
+        return number, parcel.answer
+
+    def withdraw(self, number: str) -> None:
+        """Take back a parcel that was not answered; an answer after this is late.
+
+        Of the last few, the answer is told to be late (:class:`LateReply`) where one comes.
+        """
+        self._loop.call_soon_threadsafe(self._drop, number)
+
+    def revoke(self, site: str) -> None:
+        """End all streams of a site, whatever they are doing."""
+        self._loop.call_soon_threadsafe(self._cut, site)
+
+    def tell(self, notice: pb.Notice) -> None:
+        """Show all sites a notice, now and when they come; the same again is not repeated."""
+        if self.notice != notice:
+            self.notice = notice  # at once: who has kept the one before has not kept this one
+            self._loop.call_soon_threadsafe(self._tell)
+
+    @property
+    def notice_digest(self) -> bytes:
+        """The digest by which a site says that it has kept the notice."""
+        return b"" if self.notice is None else notice_digest(self.notice)
+
+    def _do(self, work: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    @staticmethod
+    def _announce(arrays: Arrays) -> pb.Numbers:
+        size = size_of(arrays)
+        digest = bytes.fromhex(digest_arrays(arrays).removeprefix("sha256:"))
+        inline = b"".join(chunks(arrays)) if size <= INLINE else b""
+        return pb.Numbers(sha256=digest, size=size, inline=inline)
+
+    # in the loop
+
+    async def _listen(self, address: str, credentials: grpc.ServerCredentials) -> int:
+        services = {**Service(self, self._patience).services}
+        if self._beside is not None:
+            services |= {name: dict(one) for name, one in self._beside(self).items()}
+        self._server = make_server(services, _OPTIONS)
+        return await listen(self._server, address, credentials)
+
+    async def _close(self) -> None:
+        for session in self._sessions.values():
+            session.outgoing.put_nowait(None)
+        if self._server is not None:
+            await stop(self._server, 0.2)
+
+    def _tell(self) -> None:
+        for session in self._sessions.values():
+            self._show_notice(session)
+
+    def _show_notice(self, session: Session) -> None:
+        if self.notice is not None and session.notices:
+            session.outgoing.put_nowait(pb.ToSite(notice=self.notice))
+
+    def _show_head(self, session: Session) -> None:
+        if not session.heads:
+            return
+        try:
+            note = self._newest_head(session.site)
+        except PrivetError as error:
+            # Nothing is sent: the site waits, where it is of several coordinators.
+            more = {"site": session.site, "why": error}
+            _LOG.error("what was seen of a site's log cannot be read", extra=more)
+            return
+        session.outgoing.put_nowait(pb.ToSite(head=pb.Head(note=note.encode())))
+
+    def _offer(self, number: str, parcel: PendingRequest) -> None:
+        self._open[number] = parcel
+        if parcel.site in self._sessions:
+            self._sessions[parcel.site].outgoing.put_nowait(parcel.message)
+
+    def _drop(self, number: str) -> None:
+        parcel = self._open.pop(number, None)
+        if parcel is None:
+            return
+        if parcel.upload is not None:
+            parcel.upload.discard()
+        parcel.arrays = {}
+        self._withdrawn[number] = parcel
+        while len(self._withdrawn) > _MOST_WITHDRAWN:
+            del self._withdrawn[next(iter(self._withdrawn))]
+
+    def _cut(self, site: str) -> None:
+        self._cuts[site] += 1
+        if site in self._sessions:
+            self._sessions[site].outgoing.put_nowait(None)
+
+    def open_parcel(self, number: str, site: str) -> PendingRequest | None:
+        """Return a parcel that is open for ``site``."""
+        parcel = self._open.get(number)
+        return parcel if parcel is not None and parcel.site == site else None
+
+    def offered(self, site: str, sha256: bytes) -> Arrays | None:
+        """Return the arrays of a parcel that is open for ``site``, by their digest."""
+        for parcel in self._open.values():
+            if parcel.site == site and parcel.message.parcel.numbers.sha256 == sha256:
+                return parcel.arrays
+        return None
+
+    def begin(self, session: Session) -> None:
+        """Make ``session`` the site's one stream, and offer what is open."""
+        before = self._sessions.get(session.site)
+        if before is not None:
+            text = REPLACED + session.peer
+            before.fault = RpcAbort(grpc.StatusCode.ABORTED, text, reason="")
+            before.outgoing.put_nowait(None)
+            self.twins.note(session.site, before.peer, session.peer)
+        self._sessions[session.site] = session
+        self.tally.streams[session.site] += 1
+        self._silence_of(session.site).is_back(time.monotonic())
+        _LOG.info("a site attends", extra={"site": session.site, "peer": session.peer})
+        self._show_head(session)
+        self._show_notice(session)
+        for parcel in self._open.values():
+            if parcel.site == session.site:
+                session.outgoing.put_nowait(parcel.message)
+        with self._changed:
+            self._changed.notify_all()
+
+    def end(self, session: Session) -> None:
+        """Forget a stream that has ended."""
+        if self._sessions.get(session.site) is session:
+            del self._sessions[session.site]
+            _LOG.info("a site is gone", extra={"site": session.site})
+            with self._changed:
+                self._changed.notify_all()
+
+    def give_up(self, session: Session) -> None:
+        """Forget a stream from which nothing comes any more, and end it."""
+        if self._sessions.get(session.site) is session:
+            text = "nothing is heard of a site; it counts as gone"
+            _LOG.warning(text, extra={"site": session.site, "peer": session.peer})
+            self._silence_of(session.site).gave_up(time.monotonic())
+        self.end(session)
+        session.outgoing.put_nowait(None)
+
+    def silence(self, site: str) -> float:
+        """Return for how many seconds a site may say nothing."""
+        seconds = self._silence_of(site).seconds
+        coming = any(
+            one.announced and (one.upload is None or not one.upload.whole)
+            for one in self._open.values()
+            if one.site == site
+        )
+        return max(PIECE, seconds) if coming else seconds
+
+    def _silence_of(self, site: str) -> Patience:
+        return self._silence.setdefault(site, Patience())
+
+    def call(self, site: str, shown: bytes = b"") -> Call | None:
+        """Count a call of a site until it is done; None if there are too many.
+
+        Args:
+            site: that calls.
+            shown: the certificate that it shows, as PEM.
+        """
+        if self._calls[site] >= _MOST_CALLS:
+            return None
+        self._calls[site] += 1
+        return Call(self, site, self._cuts[site], shown)
+
+    def is_cut(self, call: Call) -> bool:
+        """Whether the site's streams were ended since the call began."""
+        return self._cuts[call.site] != call.begun
+
+    def done(self, call: Call) -> None:
+        """Count a call as done."""
+        self._calls[call.site] -= 1
+
+    def may_renew(self, site: str) -> bool:
+        """Note that a site asks for a certificate; False if it did so a short while ago."""
+        now = time.monotonic()
+        if now - self._renewed.get(site, -_RENEW_AGAIN) < _RENEW_AGAIN:
+            return False
+        self._renewed[site] = now
+        return True
+
+    def upload(self, parcel: PendingRequest, sha256: bytes, size: int) -> Upload:
+        """Return what is being brought as the parcel's answer; another stream replaces it."""
+        known = parcel.upload
+        if known is None or (known.sha256, known.size) != (sha256, size):
+            if known is not None:
+                known.discard()
+            self._uploads += 1
+            path = self.spool / f"{parcel.message.parcel.id}-{self._uploads}.part"
+            known = parcel.upload = Upload(path, sha256, size)
+        return known
+
+    async def answered(self, site: str, answer: pb.Answer) -> bool:
+        """Take an answer; False if it is late, or to nothing.
+
+        Raises:
+            InputError: if its numbers are not what was brought.
+        """
+        parcel = self.open_parcel(answer.id, site)
+        if parcel is None:
+            self._note_late(site, answer.id)
+            return False
+        arrays = await self._numbers_of(parcel, answer)
+        if self._open.pop(answer.id, None) is None:
+            # It was withdrawn, or answered on another stream, meanwhile.
+            self._note_late(site, answer.id)
+            return False
+        if parcel.upload is not None:
+            parcel.upload.discard()
+        parcel.answer.set_result(LinkReply(answer.records, arrays))
+        return True
+
+    def _note_late(self, site: str, number: str) -> None:
+        self.tally.late[site] += 1
+        parcel = self._withdrawn.get(number)
+        if parcel is not None and parcel.site == site:
+            del self._withdrawn[number]
+            parcel.answer.set_exception(LateReply())
+
+    async def _numbers_of(self, parcel: PendingRequest, answer: pb.Answer) -> Arrays:
+        numbers = answer.numbers
+        if not numbers.size:
+            return {}
+        if numbers.inline:
+            if len(numbers.inline) != numbers.size:
+                raise InputError("an answer's numbers have another length than announced")
+            intake = StreamDecoder(numbers.size)
+            intake.take(numbers.inline)
+            arrays, digest = intake.finish()
+            if digest != "sha256:" + numbers.sha256.hex():
+                raise InputError("an answer's numbers are not those of its digest")
+            return arrays
+        upload, parcel.upload = parcel.upload, None
+        if upload is None or not upload.whole or upload.sha256 != numbers.sha256:
+            if upload is not None:
+                upload.discard()
+            raise InputError("an answer names numbers that were not brought")
+        try:
+            return await asyncio.to_thread(upload.read)
+        finally:
+            upload.discard()  # also where the stream was cut before it was read
+
+
+def _renew_nothing(site: str, request: bytes, shown: bytes, authority: str) -> bytes:
+    del request, shown, authority
+    raise InputError(f"site '{site}' gets its certificates another way")

@@ -1,0 +1,32 @@
+"""What passes over the coordinator's end of the link, counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+REASONS = (
+    "not-a-member", "too-many-calls", "malformed", "version", "not-offered", "out-of-step",
+    "stalled", "unread", "disk",
+)  # fmt: skip
+"""Why a call is refused. ``not-offered``: numbers that are not this site's to fetch or to bring;
+``out-of-step``: an upload that goes on from another byte than the coordinator holds; ``stalled``:
+it stood still; ``unread``: the members cannot be read; ``disk``: it took no more."""
+
+
+@dataclass
+class LinkCounters:
+    """What passed since the hub was made: plain counts, written in its loop, read anywhere.
+
+    Attributes:
+        late: answers that came late, or twice, or to nothing, by site.
+        streams: streams that a site began, by site.
+        received, sent: bytes of messages, before gRPC and TLS add theirs, by site.
+        refused: calls that were refused, by reason (of :data:`REASONS`).
+    """
+
+    late: Counter[str] = field(default_factory=Counter)
+    streams: Counter[str] = field(default_factory=Counter)
+    received: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)

@@ -1,0 +1,152 @@
+"""The authority's files in a federation's folder, also while one authority follows another.
+
+::
+
+    authority.pem, .key            signs the certificates of who knows it
+    former-authority.pem, .key     the one before it, while it is still good (an overlap)
+    authority-cross.pem            the newest authority's key, certified by the one before it
+    next-authority.pem, .key       made, and not in force yet
+
+In an overlap the coordinator shows a certificate of the former authority, which all sites know, and
+takes certificates of both. A site learns the new one over the link, by the cross certificate, and
+renews its own. When all have, the former is dropped, and with it whatever its key could sign.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from privet.common.canonical import write_atomic
+from privet.common.errors import InputError
+from privet.common.files.private_files import FILE_MODE, read_private
+from privet.common.link.identity import fingerprint_of, read_certificate
+from privet.common.link.validity import is_signed_by
+from privet.server.membership.certificates import Authority
+
+_NEXT, _FORMER = "next-", "former-"
+_PEM, _KEY, _CROSS = "authority.pem", "authority.key", "authority-cross.pem"
+
+
+@dataclass(frozen=True)
+class AuthorityFiles:
+    """The files of a federation's authorities.
+
+    Args:
+        folder: the federation's.
+        passphrase: of the keys; None for keys that are not encrypted.
+    """
+
+    folder: Path
+    passphrase: str | None = None
+
+    @property
+    def in_overlap(self) -> bool:
+        """Whether a former authority is good, too."""
+        return (self.folder / (_FORMER + _PEM)).exists()
+
+    @property
+    def newest(self) -> str:
+        """Fingerprint of the newest authority's certificate."""
+        return fingerprint_of(read_certificate((self.folder / _PEM).read_bytes()))
+
+    def bundle(self) -> bytes:
+        """Return the certificates of the authorities that are good, the newest first."""
+        names = [_PEM, *([_FORMER + _PEM] if self.in_overlap else [])]
+        return b"".join((self.folder / name).read_bytes().strip() + b"\n" for name in names)
+
+    def cross(self) -> bytes:
+        """Return the newest authority's key as the former certified it; nothing without one."""
+        path = self.folder / _CROSS
+        return path.read_bytes() if self.in_overlap and path.exists() else b""
+
+    def load(self, *, former: bool = False) -> Authority:
+        """Open the newest authority, or in an overlap the one before it.
+
+        Raises:
+            InputError: if its key does not open.
+            KeyFault: if others can read it.
+        """
+        if self.is_moving:
+            raise InputError(
+                f"{self.folder}: a change of the authority broke off; run `privet server "
+                "rotate-key --key authority` again"
+            )
+        before = _FORMER if former and self.in_overlap else ""
+        return Authority.load(
+            (self.folder / (before + _PEM)).read_bytes(),
+            read_private(self.folder / (before + _KEY)),
+            self._secret,
+        )
+
+    def issuer(self) -> bytes:
+        """Return the certificate of the authority that signs the coordinator's."""
+        name = _FORMER + _PEM if self.in_overlap else _PEM
+        return (self.folder / name).read_bytes()
+
+    def change(self, name: str, given: Authority | None = None) -> None:
+        """Bring another authority into force beside the present one.
+
+        Each step leaves files with which the next call goes on: a process may be killed anywhere.
+
+        Args:
+            name: of the federation.
+            given: the organisation's; None makes one.
+
+        Raises:
+            InputError: if an overlap goes on, or ``given`` cannot be told from the present one.
+        """
+        if self.in_overlap and not self.is_moving:
+            raise InputError("an authority follows another one already, and not all sites know it")
+        if not self.is_moving:
+            present = self.load()
+            coming = self._coming(name, given, present)
+            write_atomic(self.folder / _CROSS, present.cross(coming))
+            for one in (_KEY, _PEM):  # once both are there, the newer may come in their place
+                self._copy(one)
+        for one in (_KEY, _PEM):
+            path = self.folder / (_NEXT + one)
+            if path.exists():
+                path.replace(self.folder / one)
+
+    def drop_former(self) -> bool:
+        """Take nothing any more that the former authority signed; return whether there was one."""
+        was = self.in_overlap
+        for name in (_FORMER + _PEM, _FORMER + _KEY, _CROSS):
+            (self.folder / name).unlink(missing_ok=True)
+        return was
+
+    def _coming(self, name: str, given: Authority | None, present: Authority) -> Authority:
+        path = self.folder / (_NEXT + _PEM)
+        if given is None and path.exists() and (self.folder / (_NEXT + _KEY)).exists():
+            return Authority.load(
+                path.read_bytes(), read_private(self.folder / (_NEXT + _KEY)), self._secret
+            )
+        coming = given or Authority.found(name, distinct=True)
+        if coming.certificate.subject == present.certificate.subject:
+            raise InputError(
+                "the new authority has the name of the present one; certificates could not be "
+                "told apart. Give it another subject"
+            )
+        write_atomic(self.folder / (_NEXT + _KEY), coming.key_pem(self._secret), mode=FILE_MODE)
+        write_atomic(path, coming.pem())
+        return coming
+
+    def _copy(self, name: str) -> None:
+        data = (self.folder / name).read_bytes()
+        mode = FILE_MODE if name == _KEY else 0o644
+        write_atomic(self.folder / (_FORMER + name), data, mode=mode)
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a change broke off after the former authority was put aside."""
+        return self.in_overlap and (self.folder / (_NEXT + _PEM)).exists()
+
+    @property
+    def _secret(self) -> bytes | None:
+        return self.passphrase.encode() if self.passphrase else None
+
+    def is_of_newest(self, certificate: bytes) -> bool:
+        """Whether the newest authority signed a certificate."""
+        newest = read_certificate((self.folder / _PEM).read_bytes())
+        return is_signed_by(read_certificate(certificate), newest)

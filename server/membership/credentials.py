@@ -1,0 +1,57 @@
+"""TLS of the coordinator's ports: its certificate, renewed before it ends, without a restart."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import grpc
+
+from privet.common.errors import PrivetError
+from privet.server.membership.registry import MemberRegistry
+
+_LOG = logging.getLogger("privet.credentials")
+
+
+class _Pair:
+    """The newest pair, and the authorities of callers, as gRPC asks for them at each handshake."""
+
+    def __init__(self, federation: MemberRegistry, mutual: bool) -> None:
+        self._federation = federation
+        self._mutual = mutual
+        self._pair, self._trusted = self._read()
+        self._turn = threading.Lock()
+
+    def _read(self) -> tuple[tuple[bytes, bytes], bytes | None]:
+        pair = self._federation.serving_pair()
+        return pair, self._federation.authorities.bundle() if self._mutual else None
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        return grpc.ssl_server_certificate_configuration([self._pair], self._trusted)
+
+    def newer(self) -> grpc.ServerCertificateConfiguration | None:
+        """Return another configuration, where the certificate had to be renewed; else None."""
+        try:
+            with self._turn:
+                found = self._read()
+        except (PrivetError, OSError) as error:
+            _LOG.error("the coordinator's certificate cannot be renewed", extra={"why": error})
+            return None
+        if found == (self._pair, self._trusted):
+            return None
+        self._pair, self._trusted = found
+        return self.configuration()
+
+
+def credentials(federation: MemberRegistry, *, mutual: bool) -> grpc.ServerCredentials:
+    """Return what a port of the coordinator shows.
+
+    Args:
+        federation: whose.
+        mutual: whether a caller must show a certificate of the federation's authority.
+
+    Raises:
+        InputError: if the pair had to be renewed, and cannot be.
+    """
+    pair = _Pair(federation, mutual)
+    return grpc.dynamic_ssl_server_credentials(pair.configuration(), pair.newer, mutual)

@@ -1,0 +1,181 @@
+"""The researchers of a federation: who may submit from his own machine, by which certificate.
+
+They come in as sites do, by an invitation that works once, and are kept apart from them: a file
+``researchers/NAME.json`` each. A name is a researcher's or a site's, and never both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import secrets
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from privet.common.canonical import write_json
+from privet.common.errors import InputError
+from privet.common.files.private_files import private_folder
+from privet.common.link.identity import (
+    fingerprint_of,
+    read_certificate,
+    researcher_of,
+    researcher_uri,
+)
+from privet.common.site_name import fold, spelled
+from privet.server.membership.registry import MEMBER_NAME, MemberRegistry
+
+FORMAT = "privet/researcher/v1"
+
+
+@dataclass(frozen=True)
+class ResearcherRecord:
+    """What is known of a researcher.
+
+    Attributes:
+        name: of the researcher.
+        token: SHA-256 of the open invitation, in hex, or "".
+        expires: when it ends, in seconds since 1970.
+        certificates: fingerprints of the certificates that may call: the newest.
+        revoked: nothing of this researcher is let in any more.
+    """
+
+    name: str
+    token: str = ""
+    expires: float = 0.0
+    certificates: tuple[str, ...] = ()
+    revoked: bool = False
+
+    @property
+    def is_invited(self) -> bool:
+        """Whether the join file is good now."""
+        return bool(self.token) and not self.revoked and time.time() < self.expires
+
+    @property
+    def state(self) -> str:
+        """``revoked``, ``connected`` (has a certificate), ``invited`` or ``expired``."""
+        if self.revoked:
+            return "revoked"
+        if self.certificates:
+            return "connected"
+        return "invited" if self.is_invited else "expired"
+
+
+class Researchers:
+    """The researchers of a federation.
+
+    Args:
+        federation: whose.
+    """
+
+    def __init__(self, federation: MemberRegistry) -> None:
+        self._federation = federation
+        self._folder = federation.folder / "researchers"
+
+    def all(self) -> dict[str, ResearcherRecord]:
+        """Return what is known of each, by name.
+
+        Raises:
+            InputError: if a file cannot be read.
+        """
+        found = [_read(path) for path in sorted(self._folder.glob("*.json"))]
+        return {record.name: record for record in found}
+
+    @property
+    def invites(self) -> bool:
+        """Whether an invitation is open."""
+        return any(record.is_invited for record in self.all().values())
+
+    def grant(self, name: str, hours: float = 72.0, *, again: bool = False) -> dict[str, Any]:
+        """Return a join file for a researcher; a new one replaces an earlier invitation.
+
+        Args:
+            name: of the researcher; no site's.
+            hours: how long the file is good.
+            again: for one who has a certificate that ended, or a new machine. The older
+                certificate is good until the file is used.
+
+        Raises:
+            InputError: if the name cannot be one, is taken, or was revoked.
+        """
+        known, federation = self.all(), self._federation
+        name = spelled(name, known)
+        taken = {fold(site) for site in federation.members()} | {fold(federation.name)}
+        if not MEMBER_NAME.fullmatch(name) or fold(name) in taken:
+            raise InputError(f"'{name}' cannot name a researcher, or is the name of a site")
+        token = secrets.token_urlsafe(32)
+        expires = time.time() + hours * 3600
+        with federation.alone():
+            record = self.all().get(name, ResearcherRecord(name))
+            if record.revoked or (record.certificates and not again):
+                hint = "" if record.revoked else "; --again gives another certificate"
+                raise InputError(f"researcher '{name}' is {record.state} already{hint}")
+            self._store(replace(record, token=_hash(token), expires=expires))
+        return {
+            "format": FORMAT,
+            "federation": federation.name,
+            "name": name,
+            "address": federation.address,
+            "enrolment": federation.enrolment,
+            "authority": federation.authorities.bundle().decode(),
+            "token": token,
+            "expires": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(expires)),
+        }
+
+    def enrol(self, name: str, token: str, request: bytes) -> bytes:
+        """Use an invitation up: return the researcher's certificate.
+
+        Raises:
+            InputError: if there is no such invitation, or the request is none.
+        """
+        record = self.all().get(name)
+        known = record.token if record is not None and record.is_invited else "0" * 64
+        if not hmac.compare_digest(_hash(token), known) or record is None:
+            raise InputError("there is no such invitation: it was used, it has ended, or never was")
+        certificate = self._federation.admit_as(name, researcher_uri(name), request)
+        prints = (fingerprint_of(read_certificate(certificate)),)
+        with self._federation.alone():
+            now = self.all().get(name)
+            if now is None or now.revoked or now.token != record.token:
+                raise InputError(f"researcher '{name}' was revoked, or invited anew, meanwhile")
+            self._store(replace(now, certificates=prints, token="", expires=0.0))
+        return certificate
+
+    def identify(self, pem: bytes) -> str | None:
+        """Return the researcher that a certificate stands for now, or None."""
+        try:
+            certificate = read_certificate(pem)
+            name = researcher_of(certificate)
+        except InputError:
+            return None
+        record = self.all().get(name)
+        if record is None or record.revoked:
+            return None
+        return name if fingerprint_of(certificate) in record.certificates else None
+
+    def revoke(self, name: str) -> bool:
+        """Let nothing of a researcher in any more; return whether there is one of this name."""
+        with self._federation.alone():
+            known = self.all()
+            record = known.get(spelled(name, known))
+            if record is not None:
+                self._store(replace(record, revoked=True, token=""))
+            return record is not None
+
+    def _store(self, record: ResearcherRecord) -> None:
+        private_folder(self._folder)
+        write_json(self._folder / f"{record.name}.json", asdict(record))
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _read(path: Path) -> ResearcherRecord:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        return ResearcherRecord(**{**value, "certificates": tuple(value["certificates"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""How a coordinator that was restored gets back what it lacks."""

@@ -1,0 +1,114 @@
+"""What sites answered in a round, by site, and where each of them stands by it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from privet.common.errors import QuorumNotMet
+from privet.common.order import Status
+from privet.common.plan import Plan
+from privet.common.release import Release
+from privet.server.retry import Heard, SiteStanding
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One site's answer; ``handle`` is the link's own message.
+
+    Attributes:
+        unproved: there was a release, but its site did not show that its log holds it.
+        shown: what the site showed of its log beside the release, where it was asked to.
+    """
+
+    site: str
+    status: Status
+    release: Release | None
+    handle: Any = None
+    unproved: bool = False
+    shown: dict[str, Any] | None = None
+
+    @property
+    def standing(self) -> SiteStanding:
+        """Where its site stands."""
+        if self.release is not None:
+            return SiteStanding.RELEASED
+        if self.unproved:
+            return SiteStanding.UNPROVED
+        if self.status is Status.NOT_NOW:
+            return SiteStanding.NOT_NOW
+        return SiteStanding.FAILED if self.status in _MAY_BE_ASKED_ANEW else SiteStanding.OUT
+
+
+@dataclass
+class Replies:
+    """The last reply of each site in one round."""
+
+    held: dict[str, Reply] = field(default_factory=dict)
+    _tries: Counter[tuple[str, SiteStanding]] = field(default_factory=Counter)
+    _when: dict[str, float] = field(default_factory=dict)
+
+    def take(self, asked: Iterable[str], replies: Iterable[Reply], now: float) -> None:
+        """Take in what came of one question to several sites; who did not answer is silent.
+
+        Args:
+            asked: sites.
+            replies: of them.
+            now: seconds on any clock that does not go back; one for all of them.
+        """
+        for site in asked:
+            self.held.pop(site, None)
+        for reply in replies:
+            self.held[reply.site], self._when[reply.site] = reply, now
+            self._tries[reply.site, reply.standing] += 1
+
+    def heard(
+        self, sites: Iterable[str], attempts: Mapping[str, int], now: float
+    ) -> dict[str, Heard]:
+        """Return what is known of each of ``sites``.
+
+        Args:
+            sites: that may take part in the round.
+            attempts: of each that has one, its newest attempt; of the others it is the first.
+            now: on the clock of :meth:`take`.
+        """
+        return {site: self._heard(site, attempts.get(site, 1), now) for site in sites}
+
+    def _heard(self, site: str, attempt: int, now: float) -> Heard:
+        if site not in self.held:
+            return Heard(SiteStanding.SILENT)
+        standing = self.held[site].standing
+        tries = attempt if standing is SiteStanding.FAILED else self._tries[site, standing]
+        return Heard(standing, tries, now - self._when[site])
+
+
+def released(replies: Iterable[Reply]) -> list[Reply]:
+    """Return the replies that hold a release."""
+    return [reply for reply in replies if reply.release is not None]
+
+
+def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumNotMet:
+    """Return the error that ends a run whose round ``number`` has too few releases."""
+    given = list(replies)
+    counts: Counter[str] = Counter(str(reply.status) for reply in given)
+    if silent := len(plan.sites) - len(given):
+        counts["no reply in time"] = silent
+    said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    text = (
+        f"round {number}: {len(released(given))} of {len(plan.sites)} sites released "
+        f"{'an update' if plan.trains else 'a measurement'}, the quorum is {plan.quorum} ({said})"
+    )
+    return QuorumNotMet(text + (_NOT_NOW_HINT if Status.NOT_NOW in counts else ""))
+
+
+_MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)
+"""What may be otherwise at the next attempt; where data was opened, that is charged again.
+
+A site of an earlier version says ``refused-paused`` where one of today says ``not-now``.
+"""
+_NOT_NOW_HINT = (
+    ". A site that says not-now has paused, or its disk is full, or its database, its trainer or "
+    "its key is not there; its operator's log says which. It paid nothing for that: run again"
+)

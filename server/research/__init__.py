@@ -1,0 +1,1 @@
+"""What a researcher may do over the link."""

@@ -1,0 +1,115 @@
+"""Who is asked again in a round, and after how many seconds: a pure decision.
+
+An order that is asked *anew* may cost its site another charge, so nothing here looks at a clock,
+a network or a file. Pauses follow from the number of tries alone: never from how long a site
+took, which may depend on its records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+MAX_PAUSE_S = 60.0
+"""Most seconds between two tries."""
+
+
+class SiteStanding(Enum):
+    """Where a site stands in a round."""
+
+    RELEASED = auto()
+    SILENT = auto()
+    """No answer came in time; what it paid for waits in its outbox."""
+    NOT_NOW = auto()
+    UNPROVED = auto()
+    """It released, and did not show that its log holds the release."""
+    FAILED = auto()
+    """It failed or is in conflict: a new attempt may have another outcome."""
+    OUT = auto()
+    """It refused for good."""
+
+
+class End(Enum):
+    """A round asks nobody any more."""
+
+    QUORUM = auto()
+    NO_QUORUM = auto()
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What is known of one site.
+
+    Attributes:
+        standing: by its last answer.
+        tries: how often it said so in this round; of one that failed, its newest attempt.
+        ago: seconds since its last answer.
+    """
+
+    standing: SiteStanding
+    tries: int = 1
+    ago: float = 0.0
+
+
+@dataclass(frozen=True)
+class Again:
+    """Who is asked next.
+
+    Attributes:
+        away: silent sites, which get the same order as soon as they are there.
+        same: who gets the same order after ``seconds``: it costs nothing that is not paid for.
+        anew: who gets a new attempt after ``seconds``, with a charge of its own.
+        seconds: to wait; None if there is nobody but ``away``.
+    """
+
+    away: tuple[str, ...] = ()
+    same: tuple[str, ...] = ()
+    anew: tuple[str, ...] = ()
+    seconds: float | None = None
+
+
+def pause(tries: int) -> float:
+    """Return the seconds between try number ``tries``, from 1, and the next: 1, 2, 4, …, 60."""
+    return min(MAX_PAUSE_S, 2.0 ** min(tries - 1, 10))
+
+
+def decide(heard: Mapping[str, Heard], quorum: int, attempts: int) -> Again | End:
+    """Decide how a round goes on.
+
+    Args:
+        heard: of each site that may take part, in the plan's order.
+        quorum: releases that a round needs.
+        attempts: most attempts of a site in a round, and most tries of an unproved release.
+            A silent site and one that says ``not-now`` is asked for as long as it takes: it
+            pays nothing for that.
+
+    Returns:
+        QUORUM where enough have released: nobody else is waited for. NO_QUORUM where those who
+        have not, and may still, are too few.
+    """
+    released = [site for site, one in heard.items() if one.standing is SiteStanding.RELEASED]
+    if len(released) >= quorum:
+        return End.QUORUM
+    away = [site for site, one in heard.items() if one.standing is SiteStanding.SILENT]
+    left = {
+        site: max(0.0, pause(one.tries) - one.ago)
+        for site, one in heard.items()
+        if _may_be_asked(one, attempts)
+    }
+    if len(released) + len(away) + len(left) < quorum:
+        return End.NO_QUORUM
+    seconds = min(left.values(), default=None)
+    due = [site for site, rest in left.items() if rest == seconds]
+    anew = [site for site in due if heard[site].standing is SiteStanding.FAILED]
+    same = [site for site in due if site not in anew]
+    return Again(tuple(away), tuple(same), tuple(anew), seconds)
+
+
+def _may_be_asked(one: Heard, attempts: int) -> bool:
+    match one.standing:
+        case SiteStanding.NOT_NOW:
+            return True
+        case SiteStanding.FAILED | SiteStanding.UNPROVED:
+            return one.tries < attempts
+    return False

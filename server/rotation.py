@@ -1,0 +1,38 @@
+"""Replace a key of the coordinator while sites go on."""
+
+from __future__ import annotations
+
+from privet.common.errors import InputError
+from privet.server.evidence.journal import FILE
+from privet.server.membership.order_key_files import rotate_order_key
+from privet.server.membership.registry import MemberRegistry
+from privet.server.queue import OPEN, runs
+
+WITNESS = (
+    "the witness key is not rotated: the heads that it cosigned count by it, and sites know it "
+    "from their join file. Where others may have it, tell sites and auditors not to count the "
+    "coordinator's cosignatures from that day on (a quorum of the sites goes on without it), and "
+    "begin a federation anew for later runs; its sites come with the ledgers that they have"
+)
+
+
+def rotate_orders(federation: MemberRegistry) -> tuple[str, str]:
+    """Replace the order key; return the fingerprints of the old one and of the new.
+
+    Sites are shown the handover at once where a coordinator runs, or when one is started.
+
+    Raises:
+        InputError: if a run that was begun under the old key is open: sites take no new run of it.
+        KeyFault: if a key does not open.
+    """
+    begun = [
+        run.id
+        for run in runs(federation)
+        if run.status["state"] in OPEN and (run.folder / "coordinator" / FILE).exists()
+    ]
+    if begun:
+        raise InputError(
+            f"open runs were begun under the order key in force: {', '.join(begun)}. Wait until "
+            "they have ended, or cancel them; nothing was changed"
+        )
+    return rotate_order_key(federation.keys, federation.name, federation.passphrase)

@@ -1,0 +1,158 @@
+"""The parties of a simulated federation: their keys, ledgers, policies and journal.
+
+::
+
+    run folder/                       or, with ledgers that last over runs:
+      roster.json                       ledgers/NAME/  ledger.db, keys, witness.json
+      coordinator/  journal.db, keys
+      sites/NAME/   ledger.db, keys, witness.json, outbox/, operator.log
+
+Everything is what a real federation would have, but for two things: all keys lie on one
+machine, unencrypted, and every ledger's genesis says ``simulation``, or ``bundle`` where the
+sites' app came from the coordinator in a Flower bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from privet.client.admission import AdmissionControl
+from privet.common.errors import WrongLedger
+from privet.common.plan import Plan
+from privet.privacy.evidence.keys import FileSigner, load_or_make
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.roster import CoordinatorKeys, Member, Roster
+from privet.privacy.evidence.witness import Witness
+from privet.privacy.policy import Policy
+from privet.server.evidence.collector import EvidenceCollector
+from privet.server.evidence.journal import Journal
+
+COORDINATOR = "coordinator"
+
+
+@dataclass(frozen=True)
+class SimulatedFederation:
+    """Where the parties of a run keep their things. Small and picklable.
+
+    Attributes:
+        plan: the one plan of the run.
+        folder: the run folder, absolute.
+        ledgers: folder of ledgers that last over runs; None keeps them in the run folder.
+        cap: life-time ε of each site's population, where it is registered now; default
+            the plan's ε.
+        setting: what the geneses say.
+    """
+
+    plan: Plan
+    folder: Path
+    ledgers: Path | None = None
+    cap: float | None = None
+    setting: str = "simulation"
+
+    def found(self) -> Roster:
+        """Make what is not there yet: keys, ledgers, journal, roster."""
+        members = []
+        for spec in self.plan.sites:
+            ledger, witness = self.ledger(spec.name), self.witness(spec.name)
+            key = ledger.log.first_key
+            members.append(Member(spec.name, key, witness.key))
+            ledger.log.store.close()
+        recorder_keys = self._coordinator_keys()
+        # Of the witnesses of a log, all but its owner, more than half.
+        roster = Roster(recorder_keys, tuple(members), len(members) // 2 + 1)
+        roster.save(self.folder)
+        return roster
+
+    def open_again(self) -> None:
+        """Approve the plan by hand where its failures closed it, as an operator would."""
+        for spec in self.plan.sites:
+            ledger = self.ledger(spec.name)
+            failed, most = ledger.attempts(self.plan.digest)
+            if failed >= most:
+                ledger.approve(self.plan.digest, ["simulation"], "manual", again=True)
+            ledger.log.store.close()
+
+    def home(self, site: str) -> Path:
+        """Return where a site keeps its ledger and keys."""
+        return self.ledgers / site if self.ledgers else self.folder / "sites" / site
+
+    def witness(self, site: str) -> Witness:
+        """Return a site's witness."""
+        home = self.home(site)
+        return Witness(home / "witness.json", _key(home / "witness.pem"), site)
+
+    def ledger(self, site: str) -> Ledger:
+        """Return a site's ledger.
+
+        Raises:
+            WrongLedger: if it was made for something else, such as a real site.
+        """
+        home = self.home(site)
+        ledger = Ledger(
+            home,
+            _key(home / "ledger.pem"),
+            site,
+            witness=self.witness(site).key,
+            setting=self.setting,
+            create=True,
+        )
+        if (found := ledger.book.setting) != self.setting:
+            raise WrongLedger(
+                f"{home}: this ledger's setting is '{found}', it is not opened as a "
+                f"'{self.setting}'; name another folder"
+            )
+        return ledger
+
+    def guard(self, site: str, roster: Roster) -> AdmissionControl:
+        """Return a site's guard, by a policy that allows this one plan.
+
+        Where the ledger has a population already, its cap stays.
+        """
+        ledger, privacy = self.ledger(site), self.plan.privacy
+        cap: tuple[float | None, float] | None = None
+        if privacy is not None:
+            cap = self.cap or privacy.epsilon, privacy.delta
+        for population in ledger.book.populations.values():
+            cap = (population.budget.epsilon, population.budget.delta)
+        fingerprint = roster.coordinator.orders.fingerprint
+        policy = Policy.for_simulation(self.plan, site, fingerprint, cap)
+        return AdmissionControl(policy, ledger, roster)
+
+    def recorder(self, roster: Roster) -> EvidenceCollector:
+        """Return the coordinator's recorder."""
+        return EvidenceCollector(self._journal(), self._chief(), roster)
+
+    def roster(self) -> Roster:
+        """Return the roster that :meth:`found` made."""
+        return Roster.load(self.folder / "roster.json")
+
+    @property
+    def _office(self) -> Path:
+        return self.folder / COORDINATOR
+
+    def _chief(self) -> Witness:
+        signer = _key(self._office / "witness.pem")
+        return Witness(self._office / "witness.json", signer, COORDINATOR)
+
+    def _journal(self) -> Journal:
+        return Journal(
+            self._office,
+            COORDINATOR,
+            _key(self._office / "journal.pem"),
+            _key(self._office / "orders.pem"),
+            self._chief().key,
+            setting=self.setting,
+        )
+
+    def _coordinator_keys(self) -> CoordinatorKeys:
+        journal = self._journal()
+        keys = CoordinatorKeys(
+            COORDINATOR, journal.log.first_key, journal.order_key, self._chief().key
+        )
+        journal.log.store.close()
+        return keys
+
+
+def _key(path: Path) -> FileSigner:
+    return load_or_make(path, None, shared=True)

@@ -1,0 +1,31 @@
+"""What a simulated run leaves in its folder: model, card, plots, ``result.json``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from privet.common.canonical import write_json
+from privet.server.snapshot import save_model
+from privet.simulations import plots
+from privet.simulations.card import model_card
+from privet.simulations.result import Result, remarked
+
+
+def write_result(result: Result) -> Result:
+    """Write model, card, plots and ``result.json`` into the run folder.
+
+    The model comes first: where something else cannot be made, the run is paid for.
+
+    Returns:
+        The result, with a remark for all that could not be made.
+    """
+    folder, remarks = result.out, list(result.remarks)
+    facts = {"run": result.run, "plan": result.plan.digest, "claim": result.claim}
+    save_model(folder / "model" / "model.safetensors", result.model, facts)
+    with remarked(remarks, "the model card could not be made"):
+        (folder / "model" / "README.md").write_text(model_card(result), encoding="utf-8")
+    with remarked(remarks, "the plots could not be made"):
+        plots.write(result, folder / "plots")
+    result = replace(result, remarks=tuple(remarks))
+    write_json(folder / "result.json", result.to_dict())
+    return result
