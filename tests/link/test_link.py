@@ -183,7 +183,9 @@ def test_whoever_has_no_certificate_ends_at_the_handshake(ends: Ends) -> None:
     assert ends.hub.present() == []
 
 
-def test_a_site_talks_to_no_other_coordinator(ends: Ends) -> None:
+def test_a_site_talks_to_no_other_coordinator(
+    ends: Ends, caplog: pytest.LogCaptureFixture
+) -> None:
     """Neither to one of another authority, nor to a member that poses as it."""
     stub = rpc.LinkStub(channel(ends, "North", roots=Authority.found("other").pem()))
     assert fails(stub.Attend(iter([hello()]), timeout=5)) is grpc.StatusCode.UNAVAILABLE
@@ -192,11 +194,12 @@ def test_a_site_talks_to_no_other_coordinator(ends: Ends) -> None:
     credentials = grpc.ssl_server_credentials([(key, certificate)], ends.authority.pem(), True)
     port = posing.add_secure_port("127.0.0.1:0", credentials)
     posing.start()
-    seen: list[str] = []
-    ends.dial("North", echo, address=f"127.0.0.1:{port}", on_state=seen.append)
-    until(lambda: bool(seen))
-    assert "connected" not in seen
+    states: list[str] = []
+    dialed = ends.dial("North", echo, address=f"127.0.0.1:{port}", on_state=states.append)
+    until(lambda: "does not answer" in caplog.text)
+    dialed.stop()
     posing.stop(None)
+    assert states == [] and dialed.dialer.tally.streams == 0
 
 
 def test_a_certificate_that_nobody_enrolled_is_told_nothing_else(ends: Ends) -> None:
