@@ -74,6 +74,14 @@ def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | 
         return "has a definition that cannot be read"
     if not isinstance(tree, exp.Select):
         return f"is a {tree.key}, not a plain selection"
+    table = _single_table(tree, dialect)
+    if isinstance(table, str):
+        return table
+    return _column_fault(tree) or _row_fault(tree, dialect) or table
+
+
+def _single_table(tree: exp.Select, dialect: str) -> exp.Table | str:
+    """Return the one stored table or view that a query selects from, or what speaks against it."""
     for name, value in tree.args.items():
         if value and name not in _CLAUSES:
             return f"has a clause {name.strip('_').upper()}"
@@ -85,15 +93,25 @@ def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | 
         return "selects from another database"
     if odd := [name for name, value in table.args.items() if value and name not in _OF_TABLE]:
         return f"selects from a table with {odd[0].upper()}"
+    return table
+
+
+def _column_fault(tree: exp.Select) -> str | None:
+    """Return which column a query computes, or None where it only chooses columns."""
     for chosen in tree.expressions:
         column = chosen.this if isinstance(chosen, exp.Alias) else chosen
         if not isinstance(column, exp.Column | exp.Star):
             return f"computes the column '{chosen.alias_or_name}'"
+    return None
+
+
+def _row_fault(tree: exp.Select, dialect: str) -> str | None:
+    """Return how a query chooses rows by more than their own cells, or None."""
     where = tree.args.get("where")
     for node in where.this.walk() if where is not None else ():
         if fault := _condition_fault(node, dialect):
             return f"chooses rows by {fault}"
-    return table
+    return None
 
 
 def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
@@ -107,21 +125,14 @@ def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
 
 def _condition_fault(node: exp.Expression, dialect: str) -> str | None:
     """Return what a part of a ``WHERE`` does beyond comparing a row's own cells, or None."""
-    if not isinstance(node, _CONDITIONS):
-        return node.key.upper()
-    if isinstance(node, exp.StrToTime) and dialect != "oracle":
-        return node.key.upper()
-    constant = exp.Literal | exp.Array
-    # A text that is too short for its cell fails in SQL Server and in Oracle.
-    to_text = dialect not in _TYPED and isinstance(node, exp.Cast) and node.to.this in _TEXT
-    if isinstance(node, exp.Cast | exp.DateStrToDate | exp.StrToTime) and not (
-        isinstance(node.this.unnest(), constant) or to_text
+    if not isinstance(node, _CONDITIONS) or (
+        isinstance(node, exp.StrToTime) and dialect != "oracle"
     ):
-        return "a cast, which can fail"
+        return node.key.upper()
+    if isinstance(node, exp.Cast | exp.DateStrToDate | exp.StrToTime):
+        return None if _cannot_fail(node, dialect) else "a cast, which can fail"
     # SQLite takes a table's name for a list of values.
-    if isinstance(node, exp.In) and not (
-        node.expressions and not any(node.args.get(k) for k in ("query", "field", "unnest"))
-    ):
+    if isinstance(node, exp.In) and not _is_list(node):
         return "another table"
     # The least of whole numbers has no negative, and a pattern of a cell's own can be none.
     if isinstance(node, exp.Neg) and not isinstance(node.this.unnest(), exp.Literal):
@@ -129,6 +140,23 @@ def _condition_fault(node: exp.Expression, dialect: str) -> str | None:
     if isinstance(node, exp.Like | exp.ILike) and not _is_constant(node.expression):
         return "a pattern that is not constant"
     return None
+
+
+def _cannot_fail(cast: exp.Expression, dialect: str) -> bool:
+    """Return whether a cast is of a constant, or of anything to text.
+
+    A text that is too short for its cell fails in SQL Server and in Oracle.
+    """
+    if isinstance(cast.this.unnest(), exp.Literal | exp.Array):
+        return True
+    return dialect not in _TYPED and isinstance(cast, exp.Cast) and cast.to.this in _TEXT
+
+
+def _is_list(node: exp.In) -> bool:
+    """Return whether an ``IN`` names its values, one by one."""
+    return bool(node.expressions) and not any(
+        node.args.get(key) for key in ("query", "field", "unnest")
+    )
 
 
 def _is_constant(node: exp.Expression) -> bool:

@@ -92,13 +92,8 @@ def _name(dialect: str, name: exp.Expression) -> str:
 
 
 def _is_safe(node: exp.Expression, dialect: str, known: Mapping[str, Declared]) -> bool:
-    if isinstance(node, exp.Between):
-        sides = [node.this, node.args["low"], node.args["high"]]
-    elif isinstance(node, exp.In):
-        sides = [node.this, *node.expressions]
-    else:
-        sides = [node.this, node.expression]
-    sides = [side.unnest() for side in sides]
+    """Return whether a comparison needs no conversion that a cell could make fail."""
+    sides = _sides(node)
     columns = [known[_name(dialect, s.this)] for s in sides if isinstance(s, exp.Column)]
     constants = [side for side in sides if not isinstance(side, exp.Column | exp.Null)]
     kinds = {column.kind for column in columns}
@@ -107,33 +102,42 @@ def _is_safe(node: exp.Expression, dialect: str, known: Mapping[str, Declared]) 
     kind = kinds.pop()
     if isinstance(node, exp.Like | exp.ILike) and kind != "text":
         return False
-    if len({c.exact for c in columns}) > 1 and not (
-        kind == "text" or (kind == "number" and dialect == "oracle")
-    ):
+    # Oracle's numbers are of one kind; two texts of other lengths compare everywhere.
+    any_length = kind == "text" or (kind == "number" and dialect == "oracle")
+    if len({column.exact for column in columns}) > 1 and not any_length:
         return False
     return all(_fits(constant, kind, dialect) for constant in constants)
 
 
+def _sides(node: exp.Expression) -> list[exp.Expression]:
+    """Return what a comparison compares."""
+    if isinstance(node, exp.Between):
+        sides = [node.this, node.args["low"], node.args["high"]]
+    elif isinstance(node, exp.In):
+        sides = [node.this, *node.expressions]
+    else:
+        sides = [node.this, node.expression]
+    return [side.unnest() for side in sides]
+
+
 def _fits(constant: exp.Expression, kind: Kind, dialect: str) -> bool:
-    """Whether a constant meets a column without a conversion of the column."""
-    text = isinstance(constant, _TEXTS) or (
-        isinstance(constant, exp.Literal) and bool(constant.is_string)
-    )
+    """Return whether a constant meets a column without a conversion of the column."""
     if kind in ("number", "wide"):
         inner = constant.this.unnest() if isinstance(constant, exp.Neg) else constant
         return isinstance(inner, exp.Literal) and not inner.is_string and _is_short(inner, kind)
-    if kind == "text":
-        return text
-    if dialect == "tsql":
-        return text
-    if isinstance(constant, exp.DateStrToDate | exp.StrToTime):
-        return kind == "time" and isinstance(constant.this, exp.Literal)
-    return (
-        kind == "time"
-        and isinstance(constant, exp.Cast)
-        and isinstance(constant.this, exp.Literal)
-        and constant.to.this in _TIMES
-    )
+    if kind == "text" or dialect == "tsql":
+        is_string = isinstance(constant, exp.Literal) and bool(constant.is_string)
+        return is_string or isinstance(constant, _TEXTS)
+    return kind == "time" and _is_moment(constant)
+
+
+def _is_moment(constant: exp.Expression) -> bool:
+    """Return whether a constant is written as a date or a time, as Oracle takes it."""
+    if not isinstance(constant, exp.DateStrToDate | exp.StrToTime | exp.Cast):
+        return False
+    if isinstance(constant, exp.Cast) and constant.to.this not in _TIMES:
+        return False
+    return isinstance(constant.this, exp.Literal)
 
 
 def _is_short(number: exp.Expression, kind: Kind) -> bool:
