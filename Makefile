@@ -56,7 +56,7 @@ proto: install  ## Generate the link's code from its .proto
 	$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --pyi_out=. privet/common/link/link.proto
 
 docs: install  ## Build the documentation into build/site; broken links fail
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 kit: install  ## Offline install kits in dist: an auditor's, and coordinator's and sites'
 	$(BIN)/python deploy/kit.py
