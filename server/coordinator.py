@@ -1,17 +1,17 @@
-"""The coordinator at work: one process, one port, one run after the other.
+"""Run the coordinator: one process, one port, one run after another.
 
 ::
 
     FOLDER/runs/RUN/
       plan.json       as submitted, its noise calibrated
-      status.json     state, sites, round: what `privet server status` shows
-      end             whether it ends with its model, or cancelled
+      status.json     state, sites, round: what `privet server status` prints
+      end             how the run ends: with its model, or cancelled
       coordinator/    the run's journal
       model/          snapshot, and the final model
 
-A run is *queued*, then *waiting* for its sites (connected, plan approved), then *running*,
-and ends *done* or *failed*. The process may be killed at any moment: started again,
-it goes on with what was running, at the same round.
+A run is *queued*, then *waiting* for its sites (connected, plan approved), then *running*, and ends
+*done* or *failed*. The process may be killed at any moment. When it is started again, it continues
+the open run at the same round.
 """
 
 from __future__ import annotations
@@ -58,15 +58,15 @@ _LOG = logging.getLogger("privet.office")
 
 
 class RunDeferred(Exception):
-    """A run cannot start yet, and another may."""
+    """A run cannot start yet; another queued run may start before it."""
 
 
 class Coordinator:
     """Serves a federation until it is stopped.
 
     Args:
-        federation: opened.
-        link, enrolment: addresses to listen at; default those of the federation.
+        federation: the opened folder, with the passphrase of its keys.
+        link, enrolment: addresses (``host:port``) to listen on; default those of the federation.
     """
 
     def __init__(
@@ -101,19 +101,19 @@ class Coordinator:
 
     @property
     def is_listening(self) -> bool:
-        """Whether sites can come."""
+        """Whether the port of the link is open to sites."""
         return self.port != 0 and not self.stopped.is_set()
 
     @property
     def is_enrolling(self) -> bool:
-        """Whether the port for enrolment is open."""
+        """Whether the port of the enrolment server is open."""
         return self._door.is_open
 
     def serve(self) -> None:
-        """Listen, and run what is queued, until :attr:`stopped` is set.
+        """Listen, and run the queued runs, until :attr:`stopped` is set.
 
         Raises:
-            InputError: if a port cannot be had.
+            InputError: if the coordinator cannot listen on a port.
         """
         with self._door:
             self.port = self.hub.start(self._link, credentials(self.federation, mutual=True))

@@ -1,8 +1,8 @@
-"""The coordinator on stock Flower: a run that was submitted, over a SuperLink's grid.
+"""Run the coordinator on stock Flower: a run that was submitted, over a SuperLink's grid.
 
 Folder, journal, snapshots, offers and rounds are those of :mod:`privet.server.coordinator`; only
-the messages go another way. Flower forgets a run when its SuperLink ends. The folder does not: the
-same run, started again, goes on at the same round, and no site trains or pays twice.
+the transport differs. Flower forgets a run when its SuperLink ends. The folder keeps it: the same
+run, started again, continues at the same round, and no site trains or pays twice.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ def run_submitted(
     *,
     patience: float,
 ) -> None:
-    """Run what was submitted under ``run_id``, from its latest snapshot if there is one.
+    """Run the plan that was submitted under ``run_id``, from its latest snapshot if there is one.
 
     Args:
-        federation: opened.
-        run_id: as `privet server submit` said it.
+        federation: the opened folder, with the passphrase of its keys.
+        run_id: as `privet server submit` printed it.
         initial: makes the first model of a plan.
         grid: Flower's.
         patience: seconds to wait until all sites are ready.
@@ -74,8 +74,12 @@ def run_submitted(
 def find(federation: MemberRegistry, run_id: str) -> Submitted:
     """Return a run that was submitted and has not ended.
 
+    Args:
+        federation: the opened folder.
+        run_id: as `privet server submit` printed it.
+
     Raises:
-        InputError: if there is none.
+        InputError: if no such run was submitted, or it has ended.
     """
     run = Submitted(federation.folder / "runs" / run_id)
     if not run_id or "/" in run_id or not (run.folder / "status.json").exists():

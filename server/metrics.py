@@ -1,4 +1,4 @@
-"""What a coordinator tells Prometheus. Nothing of it is more than it knows from the link."""
+"""The coordinator's Prometheus metrics. They hold only facts that the coordinator has anyway."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ _SPENT = ("site", "delta", "unit", "relation")
 
 
 class ServerMetrics(Collector):
-    """Reads what the office, its hub and its federation know, when it is asked.
+    """Read the state of coordinator, link server and federation on each scrape.
 
-    Counters begin at 0 when the process does.
+    Counters begin at 0 when the process starts.
+
+    Args:
+        office: the coordinator; its callbacks ``on_answer`` and ``on_round`` are set here.
     """
 
     def __init__(self, office: Coordinator) -> None:
@@ -56,7 +59,7 @@ class ServerMetrics(Collector):
                 self._failed[order.site, said] += 1
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the figures as they are now."""
+        """Yield the metrics as they are now."""
         yield from self._members()
         yield from self._runs()
         yield from self._orders()

@@ -1,8 +1,9 @@
-"""The rounds of a run, from first order to last snapshot.
+"""Run the rounds of a run, from the first order to the last snapshot.
 
-Each round: order, wait, check, join, look, have it witnessed, store, note. What a round
-did is told to an observer as a :class:`Progress`; nothing in it depends on private data
-but through a release. A plan that trains nothing has one round, which looks at the model.
+Each round orders, waits, checks, aggregates, measures, has the logs witnessed, stores the model and
+notes the round. An observer receives each round as a :class:`Progress`. Nothing in a round depends
+on private data except through a release. A plan that trains nothing has one round, which only
+measures the model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LOG = logging.getLogger("privet.rounds")
 
 
 class Link(Protocol):
-    """How orders reach sites; Flower's grid stands behind it."""
+    """Carry orders to sites and replies back; Flower's grid implements it."""
 
     def enrolled(self) -> list[str]:
         """Return the names of the sites that answer, in the plan's order."""
@@ -45,51 +46,72 @@ class Link(Protocol):
         heads: dict[str, str],
         questions: Mapping[str, dict[str, Any]] | None = None,
     ) -> list[Reply]:
-        """Send the orders, each with the site's newest known head; return the replies.
+        """Send the orders; return the replies.
 
-        They are those that came in time, in site order. ``questions`` are what sites are to show
-        of their logs beside a release; who does not is asked by :meth:`show`.
+        Args:
+            round_number: number of the round, from 1.
+            orders: signed orders of one purpose, at most one for each site.
+            model: the model that the updates start from.
+            heads: by site, the newest head of its log that somebody witnessed, or "".
+            questions: by site, the evidence of its log that it shall send beside a release. A site
+                that sends none is asked by :meth:`show`.
+
+        Returns:
+            The replies that came in time, in site order.
         """
         ...
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Ask sites to show their logs; return the answers that came in time, by site."""
+        """Ask sites for evidence of their logs; return the answers that came in time, by site."""
         ...
 
     def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
-        """Wait until one of ``away`` is there, or ``seconds`` have passed (None: without end).
+        """Wait until one of several sites is connected.
+
+        Args:
+            away: sites that did not answer.
+            seconds: longest wait; None waits without end.
 
         Returns:
-            Those that are there; None where it makes no sense to wait.
+            The sites of ``away`` that are connected; None if waiting is useless on this link.
         """
         ...
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
-        """Return the next model."""
+        """Aggregate the updates.
+
+        Args:
+            round_number: number of the round, from 1.
+            model: the model that the updates start from.
+            replies: of the round; those without a release are left out.
+
+        Returns:
+            The next model.
+        """
         ...
 
     def state(self) -> Arrays:
-        """Return what the strategy keeps from round to round."""
+        """Return the state that the strategy keeps from round to round."""
         ...
 
     def restore(self, state: Arrays) -> None:
-        """Give the strategy back what :meth:`state` returned."""
+        """Restore the strategy's state that :meth:`state` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after a round.
+    """The facts that are known after a round.
 
     Attributes:
         round: number of the round, from 1.
-        statuses: answer of each site.
-        spent: by site, what its ledger has spent (as :meth:`PrivacyLoss.to_dict`).
-        metrics: figures that may be shown, or empty.
-        histograms: by site, the noised table of the metrics gate.
-        reproducible: the noise of some release came from a seed, or nobody said that it
+        statuses: status that each site answered.
+        spent: by site, the privacy loss that its ledger reports (as :meth:`PrivacyLoss.to_dict`).
+        metrics: metrics that may be published, or empty.
+        histograms: by site, the noised table of the metrics mechanism.
+        reproducible: whether the noise of some release came from a seed, or no release says that it
             did not.
-        remarks: what did not work and ends no run, such as figures that could not be computed.
+        remarks: faults that do not end the run, such as metrics that could not be computed.
     """
 
     round: int
@@ -103,14 +125,14 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """The result of a run: the final model and every round's progress."""
+    """The result of a run: the final model, and the progress of every round."""
 
     model: Arrays
     progress: list[Progress] = field(default_factory=list)
 
     @property
     def reproducible(self) -> bool:
-        """As in :class:`Progress`, for the whole run; rounds before a restart are not known."""
+        """As in :class:`Progress`, for all rounds since the last restart of the process."""
         first = self.progress[0].round if self.progress else 0
         return first != 1 or any(step.reproducible for step in self.progress)
 
@@ -130,13 +152,26 @@ def run(
 ) -> Outcome:
     """Run all rounds of ``plan``, from the latest snapshot if there is one.
 
-    ``keep`` is told of a round before it counts as done, and perhaps again after a restart;
-    ``observe`` of one that is done.
+    Args:
+        run_id: identifier of the run.
+        plan: what is trained, with its noise calibrated.
+        initial: makes the first model.
+        link: reaches the sites.
+        snapshots: where the model is stored after each round.
+        recorder: the run's evidence collector; it is closed here.
+        average: returns the mean of several models, for a plan that averages the last rounds.
+        evaluate: computes metrics of a model on a public test split; None computes none.
+        keep: called with a round's progress before the round counts as done, and perhaps again
+            after a restart.
+        observe: called with the progress of each round that is done.
+
+    Returns:
+        The final model, and the progress of the rounds that this process did.
 
     Raises:
         QuorumNotMet: if too few sites release in a round.
         EvidenceFault: if the history of a site's ledger, or the journal's, does not hold.
-        RunError: if no site is there, or none releases.
+        RunError: if no site is connected, or none releases.
     """
     stored = snapshots.latest()
     if stored and stored.round == plan.last_round and recorder.journal.is_done(run_id):

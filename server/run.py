@@ -1,4 +1,4 @@
-"""One submitted run, from its first round to its final model, over any grid."""
+"""Execute one submitted run, from its first round to its final model, over any grid."""
 
 from __future__ import annotations
 
@@ -73,14 +73,14 @@ def execute_run(
     *,
     on_round: Callable[[float], None] = lambda seconds: None,
 ) -> None:
-    """Run all rounds that are left, note each in the run's status, and keep the final model.
+    """Run the remaining rounds, note each in the run's status, and store the final model.
 
     Args:
         run: whose sites are ready.
         grid: reaches them.
         initial: makes the first model.
         recorder: opens the run's journal.
-        on_round: told of each round that was done, and how long it took.
+        on_round: called for each round that is done, with its duration in seconds.
 
     Raises:
         RunError: as :func:`privet.server.rounds.run`.

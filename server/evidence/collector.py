@@ -1,15 +1,16 @@
-"""What the coordinator keeps of a run, so that nobody has to believe it later.
+"""Collect the evidence of a run, so that nobody has to trust the coordinator later.
 
 ::
 
-    rounds ── Recorder ── Journal (signed log)      orders, what was joined, who witnessed
-                 │    └── Witness                   the coordinator's own eyes
-                 └─────── Link.show                 the sites' logs, and their eyes
+    rounds ── EvidenceCollector ── Journal (signed log)   orders, aggregated releases, witnesses
+                 │            └─── Witness                the coordinator's own witness
+                 └──────────────── Link.show              the sites' logs and witnesses
 
-In each round every site shows its log, the coordinator checks that what it is about to
-join is in it, and all witnesses (the coordinator, and the sites among themselves) cosign
-every log. A history that was rewritten stops the run; a site that says itself that its ledger
-does not extend what was witnessed of it (a restored backup) is left out, and the others go on.
+In each round every site sends evidence of its log. The coordinator checks that the log holds every
+release that it is about to aggregate, and all witnesses (the coordinator's, and each site's for the
+other sites) cosign every log. A rewritten history stops the run. A site is left out, and the others
+continue, if the site itself reports that its ledger does not extend what was witnessed of it (its
+backup was restored).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ Wait = Callable[[list[str]], bool]
 
 @dataclass(frozen=True)
 class Receipt:
-    """A release that is proved to be in its site's log."""
+    """A proof that a site's log holds a release."""
 
     site: str
     origin: str
@@ -61,7 +62,7 @@ class Receipt:
     digest: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the journal says of it."""
+        """Return the receipt as the journal stores it."""
         return {"site": self.site, "log": self.origin, "entry": self.entry, "digest": self.digest}
 
 
@@ -77,14 +78,14 @@ class _Round:
 
 
 class EvidenceCollector:
-    """Signs orders, checks receipts, gathers cosignatures, and writes the journal.
+    """Sign orders, check receipts, collect cosignatures, and write the journal.
 
     Args:
-        journal: of this coordinator.
+        journal: of this run, open for writing.
         witness: the coordinator's own.
-        roster: whose logs and witnesses count.
-        copies: keeps copies of the sites' ledgers; default nobody does.
-        sharer: has the sites keep copies of the journal; default nobody does.
+        roster: names the logs and witnesses that count.
+        copies: keeps copies of the sites' ledgers; None keeps none.
+        sharer: sends copies of the journal to the sites; None sends none.
     """
 
     def __init__(
@@ -122,17 +123,18 @@ class EvidenceCollector:
         return self._sharer is not None
 
     def restore(self, sites: list[str], show: Show) -> int:
-        """Take back what this journal lacks of what the sites cosigned, before it is written to.
+        """Fetch the entries that the sites cosigned and this journal lacks, before it is written
+        to.
 
         Args:
-            sites: that are there.
-            show: asks them.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
 
         Returns:
-            The number of entries that were taken back.
+            The number of entries that were fetched.
 
         Raises:
-            RunError: if they are nowhere to be had. Nothing was written or ordered then.
+            RunError: if no site has them. Nothing was written or ordered then.
         """
         if self._sharer is None:
             return 0
@@ -141,7 +143,7 @@ class EvidenceCollector:
     def begin(
         self, run: str, plan: str, model: str, sites: list[str], show: Show, *, ended: bool = False
     ) -> None:
-        """Open the run: learn what everybody saw, and show each site its newest head.
+        """Open the run: learn what each witness saw, and send each site its newest head.
 
         A site whose log does not extend what was witnessed of it is left out.
 
@@ -150,12 +152,12 @@ class EvidenceCollector:
             plan: digest of its plan.
             model: digest of the first model.
             sites: that take part.
-            show: asks them.
-            ended: the journal has the run's end already, and its model is made again.
+            show: sends questions to sites, and returns their answers.
+            ended: whether the journal has the run's end already, and only its model is made again.
 
         Raises:
-            EvidenceFault: if what a site remembers of another one contradicts what that shows.
-            RunError: if sites have different code: no verifier takes one run of two codes.
+            EvidenceFault: if a site's log contradicts what another site remembers of it.
+            RunError: if sites run different code: no verifier accepts one run of two codes.
         """
         show = self._copying(show)
         if self.resumes:
@@ -181,17 +183,18 @@ class EvidenceCollector:
         self._note_own()
 
     def witness_again(self, sites: list[str], show: Show) -> list[str]:
-        """Have logs cosigned that grew after the run, and keep their heads beside the journal.
+        """Have the witnesses cosign logs that grew after the run, and keep the heads beside the
+        journal.
 
         Args:
-            sites: who is there.
-            show: asks them.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
 
         Returns:
             The sites whose logs grew.
 
         Raises:
-            EvidenceFault: if the history of a log does not hold, or too few cosigned it.
+            EvidenceFault: if the history of a log does not hold, or too few witnesses cosigned it.
         """
         show = self._copying(show)
         if not self._heads:
@@ -223,13 +226,17 @@ class EvidenceCollector:
         )
 
     def resume(self, run: str, number: int) -> dict[str, int]:
-        """Take up the orders of a round that an earlier process signed and did not note.
+        """Load the orders of a round that an earlier process signed and did not finish.
 
-        In a run that was resumed, whoever refused or failed when it broke gets a new attempt: an
-        order gets one answer. The others get the same order.
+        In a run that failed and was resumed, a site that refused or failed gets a new attempt,
+        because an order gets one answer. Every other site gets the same order again.
+
+        Args:
+            run: identifier of the run.
+            number: of the round to continue, from 1.
 
         Returns:
-            By site, its newest attempt in that round.
+            By site, the number of its newest attempt in that round.
         """
         attempts: dict[str, int] = {}
         for _, text in self.journal.log.store.papers(ORDER):
@@ -243,15 +250,15 @@ class EvidenceCollector:
         return attempts
 
     def is_resumed(self, run: str) -> bool:
-        """Return whether a run was resumed and has done no round since."""
+        """Return whether a run was resumed and has finished no round since."""
         return run in self.journal.log.book.resumed
 
     def close(self) -> None:
-        """Close the journal's file, so that nothing of it is left in a file beside it."""
+        """Close the journal, so that SQLite leaves no file beside it."""
         self.journal.log.store.close()
 
     def head(self, site: str) -> str:
-        """Return the newest head of a site's log that anybody witnessed, or ""."""
+        """Return the newest head of a site's log that any witness cosigned, or ""."""
         known = self._heads.get(self._origins[site])
         return known.text if known else ""
 
@@ -265,19 +272,24 @@ class EvidenceCollector:
         return signed
 
     def answered(self, order: Order, status: Status) -> None:
-        """Note what a site said."""
+        """Note a site's answer to an order.
+
+        Args:
+            order: one of this round, signed by :meth:`sign`.
+            status: that the site answered.
+        """
         self._round.orders[order.digest] = (self._round.orders[order.digest][0], str(status))
         self.on_answer(order, str(status))
 
     def ask(self, orders: Mapping[str, Order], send: Show) -> dict[str, dict[str, Any]]:
-        """Send orders with the question whether their releases are in their sites' logs.
+        """Send orders, and ask each site to prove that its log holds its release.
 
         Args:
             orders: by site.
-            send: sends each order with the question of its site; returns what was shown.
+            send: sends each order with its site's question, and returns the evidence by site.
 
         Returns:
-            What came beside the releases, by site, for :meth:`receive`.
+            The evidence that came beside the releases, by site, for :meth:`receive`.
         """
         questions = {site: self._question(site) for site in orders}
         for site, order in orders.items():
@@ -290,18 +302,18 @@ class EvidenceCollector:
         show: Show,
         shown: Mapping[str, dict[str, Any]] | None = None,
     ) -> set[str]:
-        """Check that releases are in their sites' logs.
+        """Check that the sites' logs hold their releases.
 
         Args:
-            releases: by site, the order and the digest of what came.
-            show: asks the sites that showed nothing beside their releases.
-            shown: of :meth:`ask`.
+            releases: by site, the order and the digest of its release.
+            show: asks the sites that sent no evidence beside their releases.
+            shown: the evidence that :meth:`ask` returned.
 
         Returns:
-            The sites whose release is proved. The others' must not be used.
+            The sites whose release is proved. The caller must not use any other release.
 
         Raises:
-            EvidenceFault: if what a site remembers of another one contradicts what that shows.
+            EvidenceFault: if a site's log contradicts what another site remembers of it.
         """
         show = self._copying(show)
         for site, (order, _) in releases.items():
@@ -324,15 +336,17 @@ class EvidenceCollector:
     def witness(
         self, sites: list[str], show: Show, wait: Wait = lambda sites: False
     ) -> list[dict[str, Any]]:
-        """Have every log of this round cosigned; return who cosigned what.
+        """Have the witnesses cosign every log of this round; return who cosigned which log.
 
         Args:
-            sites: whose logs, and who cosigns.
-            show: asks them.
-            wait: for those that say nothing, where too few cosigned.
+            sites: whose logs are cosigned, and whose witnesses cosign.
+            show: sends questions to sites, and returns their answers.
+            wait: waits for the sites that did not answer, if too few cosigned; returns whether to
+                ask again.
 
         Raises:
-            EvidenceFault: naming each log whose history does not hold, and who saw it.
+            EvidenceFault: naming each log whose history does not hold, and the witness that found
+                it.
         """
         show = self._copying(show)
         chances = _CHANCES
@@ -425,14 +439,14 @@ class EvidenceCollector:
         witnessed: list[dict[str, Any]],
         used: Iterable[str],
     ) -> dict[str, Any]:
-        """Return what the journal will say of the round, and keep its papers durably.
+        """Return the journal's record of the round, and store its papers durably.
 
         Args:
             run: identifier of the run.
-            number: of the round.
-            models: digests of the round's.
-            witnessed: of :meth:`witness`.
-            used: digests of the orders whose releases were joined or shown.
+            number: of the round, from 1.
+            models: digests of the round's models.
+            witnessed: what :meth:`witness` returned.
+            used: digests of the orders whose releases were aggregated or published.
         """
         wanted = set(used)
         receipts = {k: v for k, v in self._round.receipts.items() if k in wanted}
@@ -477,7 +491,19 @@ class EvidenceCollector:
     def close_run(
         self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""
     ) -> None:
-        """Write the end of the run, and have the journal's last head cosigned."""
+        """Write the end of the run, and have the journal's last head cosigned.
+
+        Args:
+            run: identifier of the run.
+            model: digest of the final model.
+            sites: that took part.
+            show: sends questions to sites, and returns their answers.
+            fault: name of the error that ended the run, or "" if the run is done.
+
+        Raises:
+            EvidenceFault: if a history does not hold or too few witnesses cosigned. Where ``fault``
+                is set, the run has failed already, and this error is dropped.
+        """
         show = self._copying(show)
         self.journal.close_run(run, model, fault=fault)
         self._round = _Round()

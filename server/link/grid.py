@@ -1,8 +1,9 @@
-"""Flower's ``Grid`` over the link: the ``ServerApp`` runs as it does in a simulation.
+"""Implement Flower's ``Grid`` over the link, so that the ``ServerApp`` runs as in a simulation.
 
-Who owes an answer from an earlier exchange is neither waited for, once there is enough without it,
-nor asked for more, until it gives that answer or comes on a new stream. So a site that was silent
-for an hour finds one order when it is back, and not one of each round.
+A site may owe an answer from an earlier exchange. Once the other sites' answers are enough, the
+grid does not wait for this site; and it sends the site nothing more until that answer arrives or
+the site opens a new stream. So a site that was silent for an hour finds one order when it returns,
+and not one for each round.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _LOG = logging.getLogger("privet.grid")
 
 
 class CoordinatorStopped(Exception):
-    """The coordinator was told to end; the run goes on when it is started again.
+    """The coordinator was stopped; the run continues when it is started again.
 
-    No :class:`RunError`, which would be noted as the end of the run.
+    This is no :class:`RunError`, which would be noted as the end of the run.
     """
 
 
@@ -64,15 +65,16 @@ class _Debt:
 
 
 class LinkGrid(OwnGrid):
-    """Sends messages to sites through a hub; node ids are places in ``sites``, from 1.
+    """Send messages to sites through the link server; node ids are places in ``sites``, from 1.
 
     Args:
-        hub: listening.
+        hub: the link server, listening.
         sites: names of the sites, in the roster's order.
-        stopped: once set, whatever waits raises :class:`CoordinatorStopped`.
-        patience: seconds that a site that is not connected is waited for, where all that are
-            have answered and that is not enough.
-        on_wait: told the names of those who are waited for, because too few have answered.
+        stopped: once set, every call that waits raises :class:`CoordinatorStopped`.
+        patience: seconds to wait for a site that is not connected, when all connected sites have
+            answered and their answers are not enough.
+        on_wait: called with the names of the sites that the grid waits for because too few have
+            answered.
     """
 
     def __init__(
@@ -96,16 +98,16 @@ class LinkGrid(OwnGrid):
         self._left: set[str] = set()
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the numbers of the sites that are connected."""
+        """Return the node ids of the connected sites."""
         present = self._hub.present()
         return [place for place, name in enumerate(self._sites, 1) if name in present]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Offer each message to its site; return the messages' ids."""
+        """Send each message to its site, now or once it connects; return the messages' ids."""
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have come to these messages; each can be had once."""
+        """Return the replies to these messages that have arrived; each reply is returned once."""
         replies = []
         for number in message_ids:
             if number in self._open and self._open[number].answer.done():
@@ -120,27 +122,34 @@ class LinkGrid(OwnGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, wait, and return what came in ``timeout`` seconds, in the order sent.
+        """Send messages, wait, and return the replies in the order in which the messages were sent.
 
-        What has not come by then is withdrawn: a later answer is counted and not used.
+        A message without a reply by then is withdrawn: a later answer is counted and not used.
+
+        Args:
+            messages: one for each site.
+            timeout: seconds to wait; None waits without end.
 
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         return self.gather(messages, timeout)
 
     def show(
         self, questions: Mapping[str, dict[str, Any]], timeout: float
     ) -> dict[str, dict[str, Any]]:
-        """Ask the sites that are connected to show their logs; a malformed answer counts as none.
+        """Ask the connected sites for evidence of their logs; a malformed answer counts as none.
 
         Args:
-            questions: by site
-                (:meth:`privet.server.evidence.collector.EvidenceCollector.witness_again`).
+            questions: by site, as the methods of
+                :class:`privet.server.evidence.collector.EvidenceCollector` make them.
             timeout: seconds to wait for answers.
 
+        Returns:
+            The answers by site.
+
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         there = self._hub.present()
         messages = [
@@ -162,10 +171,19 @@ class LinkGrid(OwnGrid):
         timeout: float | None = None,
         enough: Enough | None = None,
     ) -> list[Message]:
-        """Send and receive, until there is enough and the others had their grace.
+        """Send messages and wait until the replies are enough and the grace for the others is over.
+
+        Args:
+            messages: one for each site.
+            timeout: seconds to wait at most; None waits without end.
+            enough: decides when the replies are enough; None waits for all.
+
+        Returns:
+            The replies, in the order in which the messages were sent. The other messages are
+            withdrawn.
 
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         end = float("inf") if timeout is None else time.monotonic() + timeout
         numbers = [self._push(message) for message in messages]
@@ -262,13 +280,17 @@ class LinkGrid(OwnGrid):
         return open_
 
     def wait_for(self, nodes: set[int], seconds: float | None = None) -> set[int]:
-        """Wait until one of ``nodes`` is connected, or ``seconds`` have passed (None: no end).
+        """Wait until one of several nodes is connected.
+
+        Args:
+            nodes: node ids of the absent sites.
+            seconds: longest wait; None waits without end.
 
         Returns:
-            Those of ``nodes`` that are connected.
+            Those of ``nodes`` that are connected; none if the time is over.
 
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         names = {self._sites[place - 1]: place for place in nodes}
         end = float("inf") if seconds is None else time.monotonic() + seconds

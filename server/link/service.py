@@ -1,6 +1,6 @@
-"""The five calls of the link, at the coordinator.
+"""Serve the five calls of the link at the coordinator.
 
-Whoever is no member gets one status, whatever was called, and nothing else.
+A caller that is no member gets one and the same status, whatever it calls, and nothing else.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Session:
 
 
 class Service:
-    """Serves a hub's calls.
+    """Serve the calls of a link server.
 
     Args:
-        hub: whose.
-        patience: seconds that a call may stand still.
+        hub: the link server.
+        patience: seconds that a call may make no progress.
     """
 
     def __init__(self, hub: LinkServer, patience: float = PATIENCE) -> None:

@@ -1,4 +1,4 @@
-"""TLS of the coordinator's ports: its certificate, renewed before it ends, without a restart."""
+"""TLS credentials of the coordinator's ports; the certificate is renewed without a restart."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ class _Pair:
 
 
 def credentials(federation: MemberRegistry, *, mutual: bool) -> grpc.ServerCredentials:
-    """Return what a port of the coordinator shows.
+    """Return the TLS credentials of a port of the coordinator.
 
     Args:
-        federation: whose.
-        mutual: whether a caller must show a certificate of the federation's authority.
+        federation: the opened folder, with the passphrase of its keys.
+        mutual: whether a caller must present a certificate of the federation's authority.
 
     Raises:
-        InputError: if the pair had to be renewed, and cannot be.
+        InputError: if certificate and key were due for renewal, and cannot be renewed.
     """
     pair = _Pair(federation, mutual)
     return grpc.dynamic_ssl_server_credentials(pair.configuration(), pair.newer, mutual)

@@ -1,8 +1,8 @@
-"""The door by which sites come in: a port of its own, open only while an invitation is.
+"""The enrolment server, on a port of its own that is open only while an invitation is.
 
-What is asked here needs no certificate, so it is the one thing that a stranger can reach. A
-request is small and soon said, a wrong one costs a second in which others are served, and the
-answer is the same whatever was wrong.
+A caller here has no certificate yet, so this is the only port that a stranger can reach. A request
+is small and must arrive within seconds. A wrong one costs its caller a second, in which others are
+served, and the answer is the same whatever was wrong.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ _LOG = logging.getLogger("privet.enrolment")
 
 
 class EnrolmentServer:
-    """Opens and shuts the enrolment port as invitations come and go.
+    """Open the enrolment port while invitations are open, and close it otherwise.
 
     Args:
-        federation: whose invitations.
-        address: where to listen; the port is fixed while the door exists.
+        federation: the opened folder, with its invitations.
+        address: ``host:port`` to listen on; the port stays the same while this object exists.
 
     Example::
 
-        with Door(federation, "0.0.0.0:7444"):
+        with EnrolmentServer(federation, "0.0.0.0:7444"):
             ...
     """
 

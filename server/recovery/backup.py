@@ -1,4 +1,4 @@
-"""What a backup of a coordinator holds: all of its folder that is not on its way."""
+"""Back up a coordinator: all of its folder except transfers in progress."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def back_up_federation(federation: MemberRegistry, out: Path) -> Backup:
     """Write a federation's folder into a tar file: authority, keys, members, runs, copies.
 
     Args:
-        federation: opened.
+        federation: the opened folder.
         out: the tar file; it must not exist.
 
     Raises:

@@ -1,9 +1,9 @@
-"""What researchers may do over the link: submit, watch, cancel, resume, fetch; with their own runs.
+"""Let researchers submit, watch, cancel, resume and fetch their own runs over the link.
 
-The service stands on the port of the link, beside that of the sites. Each call is checked against
-the researchers, and goes on only while its caller is one: a site's certificate is none here, and a
-researcher's is none there. Nothing is ordered by a call, and nothing spent: a run is queued, as
-`privet server submit` queues it, and each site decides by its own policy.
+The service shares the port of the link with the service of the sites. Each call is checked against
+the researchers, and continues only while its caller is one: a site's certificate is not valid here,
+and a researcher's is not valid there. A call orders and spends nothing. It queues a run, as `privet
+server submit` does, and each site decides by its own policy.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ T = TypeVar("T")
 
 
 class ResearchService:
-    """The service.
+    """The gRPC service of researchers.
 
     Args:
         federation: of the coordinator.
-        present: returns which sites are connected.
-        refused: where refused calls are counted, by reason.
-        patience: seconds that a call may stand still.
+        present: returns the names of the connected sites.
+        refused: counts refused calls, by reason.
+        patience: seconds that a call may make no progress.
     """
 
     def __init__(
