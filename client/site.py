@@ -1,7 +1,7 @@
-"""A site answers an order: admit, reserve, train, commit, release.
+"""Answer an order at a site: admit, reserve, train, commit, release.
 
-The order of these steps is the product's first promise: the debit is on disk before
-data is opened, and what leaves is a committed release or a status from a closed list.
+The order of these steps is the product's first promise: the debit is on disk before data is opened,
+and only a committed release or a status from a closed list leaves the site.
 """
 
 from __future__ import annotations
@@ -57,16 +57,18 @@ _KEPT_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class LogQuery:
-    """What a coordinator wants to see of a site's log, and what it shows of others'.
+    """A coordinator's question about a site's log, with evidence of others' logs.
 
     Attributes:
-        head: the newest cosigned head of the site's own log that it knows, or "".
-        since: sizes of that log from which the witnesses want a proof of growth.
-        slots: whose releases are to be proved to be in the log.
+        head: the newest cosigned head of the site's own log that the coordinator knows, or "".
+        since: sizes of that log from which the witnesses need a proof of growth.
+        slots: slots whose releases the site shall prove to be in its log.
         shown: heads of the others' logs, to cosign.
-        held: size and root (hex) up to which it keeps a copy of the site's own log, or None.
-        keep: by log, pieces of copies of the others' that the site is to keep (JSON values).
-        journal: what it brings of its own journal, and asks back (JSON values), or None.
+        held: size and root (hex) up to which the coordinator keeps a copy of the site's log, or
+            None.
+        keep: by log, pieces of copies of the others' that the site shall keep (JSON values).
+        journal: new entries of the coordinator's journal, and its request for entries (JSON
+            values), or None.
     """
 
     head: str = ""
@@ -80,26 +82,27 @@ class LogQuery:
 
 @dataclass(frozen=True)
 class Answer:
-    """A status, and the release when there is one."""
+    """A status, and the release if there is one."""
 
     status: Status
     release: Release | None = None
 
 
 class Site:
-    """One site and everything it keeps: trainer, ledger, outbox, operator's log.
+    """One site with its trainer, ledger, outbox and operator's log.
 
     Args:
         name: as in the plan.
-        plan: the one plan this site has approved, noise calibrated.
-        folder: where ledger, outbox and log are kept.
-        guard: who may ask what; it holds the ledger, which pays for every release.
+        plan: the only plan of this object, with its noise calibrated.
+        folder: of ledger, outbox and log.
+        guard: decides which orders are admitted; it holds the ledger, which pays for every release.
         witness: cosigns the logs of the others.
-        roster: whose logs they are.
-        training: does the work, once it was paid for.
-        live: what was spent is told on a coarser grid until the last round. Over the link a
-            round may take less than the number of record.
-        journals: where copies of the coordinator's journals are kept; default in ``folder``.
+        roster: names these logs.
+        training: does the work, after it was paid for.
+        live: whether the run is over the link. Then the spent loss is reported on a coarser grid
+            until the last round: a round over the link may take less time than computing the loss
+            of record.
+        journals: the copies of the coordinator's journals; None keeps them in ``folder``.
     """
 
     def __init__(
@@ -139,11 +142,11 @@ class Site:
         guard.open()
 
     def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
-        """Answer one order; never raises for what an order or the data can do.
+        """Answer one order; no order and no data makes this raise.
 
         Args:
             order: signed by a coordinator.
-            model: that came with it.
+            model: that came with the order.
             head: the newest cosigned head of this site's log that the coordinator knows.
         """
         try:
@@ -168,17 +171,17 @@ class Site:
         return self._train_and_commit(order, model, reservation)
 
     def shown(self, ask: LogQuery) -> dict[str, Any]:
-        """Show the site's log to its witnesses, and cosign theirs.
+        """Return evidence of the site's log for its witnesses, and cosign their logs.
 
-        Nothing in it depends on private data but through the ledger's entries.
+        The answer depends on private data only through the ledger's entries.
 
         Args:
-            ask: what the coordinator wants to see, and what it shows.
+            ask: the coordinator's question, and its evidence of others' logs.
 
         Returns:
-            JSON values: a status, the digest of the code here, this log's evidence, what was seen
-            of the others, cosignatures, what is wrong with the logs that were not cosigned, and
-            what is asked about copies (:meth:`SiteCopies.answer`, :meth:`JournalCopies.answer`).
+            JSON values: a status, the digest of the code here, evidence of this log, the heads seen
+            of the others, cosignatures, the faults of logs that were not cosigned, and the answers
+            about copies (:meth:`SiteCopies.answer`, :meth:`JournalCopies.answer`).
         """
         try:
             self._require_head(ask.head)

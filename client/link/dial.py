@@ -1,18 +1,18 @@
-"""The site's end of the link: it dials out, takes parcels, and brings answers.
+"""The site's end of the link: it connects, receives requests, and sends answers.
 
 ::
 
-    Dialer.run ── connect ── Attend ─┬─ parcel ── numbers (inline, kept, or Download) ── serve
-                     ▲               └─ answer ── numbers (inline, or Upload) ── Answer
-                     └─ cut: wait a little longer each time, dial again
+    Dialer.run ── connect ── Attend ─┬─ request ── arrays (inline, kept, or Download) ── serve
+                     ▲               └─ answer ── arrays (inline, or Upload) ── Answer
+                     └─ cut: wait a little longer each time, connect again
 
-What was asked and not yet answered is offered again on the next stream; an answer that was
-ready when the stream broke is sent then, without asking ``serve`` twice. A download or an
-upload goes on from the byte where it was cut.
+The coordinator sends an unanswered request again on the next stream. If the answer was ready when
+the stream broke, it is sent then, and ``serve`` is not called twice. A download or an upload
+continues at the byte where it was cut.
 
-A coordinator cannot make a site hold more than one set of numbers that it sends, beside a few
-answers: parcels are taken one after the other, and no further one is read while many wait. A
-question without numbers (:data:`BESIDE`) does not wait for an order that is being answered.
+A coordinator cannot make a site hold more than one set of its arrays, beside a few answers:
+requests are handled one after the other, and no further one is read while many wait. A request
+without arrays (:data:`BESIDE`) does not wait for an order that is being answered.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ _LOG = logging.getLogger("privet.dial")
 
 @dataclass(frozen=True)
 class LinkRequest:
-    """A parcel, with its numbers."""
+    """A request of the coordinator, with its arrays."""
 
     kind: str
     group: str
@@ -89,7 +89,7 @@ class LinkRequest:
 
 @dataclass(frozen=True)
 class LinkResponse:
-    """The answer to a parcel."""
+    """The answer to a request, with its arrays."""
 
     records: bytes
     arrays: Arrays
@@ -102,18 +102,19 @@ BESIDE = ("query", "query.show", "query.runs")
 
 
 class Dialer:
-    """Keeps a site at its coordinator.
+    """Keep a site connected to its coordinator.
 
     Args:
-        address: ``host:port``, or what returns several, to be tried in their order.
-        credentials: returns those of the site, with the authority that signed the coordinator's;
-            asked each time it dials.
-        serve: answers parcels.
-        renewal: the site's certificate, to be renewed before it ends; None leaves it.
-        most_numbers: longest flat stream that is fetched, in bytes.
-        on_state: told ``connected``, ``cut``.
-        on_notice: keeps what the coordinator tells of itself, in a thread; None: it tells nothing.
-        on_head: takes the newest head of the site's log that the coordinator saw, in a thread.
+        address: ``host:port``, or a function that returns several, to be tried in their order.
+        credentials: returns the site's TLS credentials and the authority that signed the
+            coordinator's certificate; called at each connection.
+        serve: answers requests.
+        renewal: renews the site's certificate before it ends; None does not.
+        most_numbers: longest flat stream that is downloaded, in bytes.
+        on_state: called with ``connected`` and ``cut``.
+        on_notice: stores the coordinator's notice, in a thread; with None the coordinator sends
+            none.
+        on_head: receives the newest head of the site's log that the coordinator saw, in a thread.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Dialer:
         """Told of each answer that was made, and of the seconds that it took."""
 
     async def run(self) -> None:
-        """Dial, and dial again, until cancelled.
+        """Connect, and connect again after each cut, until cancelled.
 
         Raises:
             RunError: if the coordinator does not know this site, or speaks another version.

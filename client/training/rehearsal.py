@@ -1,13 +1,13 @@
-"""A rehearsal of one round on made-up records, at a site, before anything is paid for.
+"""Rehearse one round on made-up records at a site, before anything is charged.
 
 ::
 
     random_batch ─┬─ loss ── one clipped step ── compression ── does the update fit?
-                  └─ scores ─┬─ figures, as a public test split would give them
-                             └─ the gate's table, noised ── does it fit?
+                  └─ scores ─┬─ metrics, as a public test split would give them
+                             └─ the metrics mechanism's table, noised ── does it fit?
 
-What the plan alone can show to be wrong is found here, by the code that will run: the shape of
-losses, scores and labels, the measure, the optimizer, the compression. No record is opened.
+The rehearsal runs the code of the real round, and finds the faults that need no record: the shape
+of losses, scores and labels, the measure, the optimizer, the compression. It opens no record.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _MEASURE = (
 
 
 def rehearse(plan: Plan) -> None:
-    """Do all that a round does at a site once, on made-up records; once a process and plan.
+    """Run a site's steps of one round on made-up records; once a process and plan.
 
-    The model is left as it was.
+    The model stays as it was.
 
     Args:
         plan: with its noise calibrated, whose start-up tests passed.
@@ -68,10 +68,10 @@ def _fault(plan: Plan) -> str | None:
 
 
 def made_up(bench: ModelRuntime) -> Batch:
-    """Return the task's own made-up records, on the plan's device.
+    """Return made-up records of the task, on the plan's device.
 
     Raises:
-        PlanError: if they are no batch.
+        PlanError: if the task returns no batch.
     """
     name = bench.plan.task.kind
     with _stage(bench.plan, "random_batch"):

@@ -1,4 +1,4 @@
-"""The worker: it confines itself, then does what its gate asks."""
+"""Start the worker: it confines itself, then answers its endpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from privet.common.output.process_output import hand_over
 
 
 def main() -> None:
-    """Serve one plan until the gate closes the pipe."""
+    """Serve one plan until the endpoint closes the pipe."""
     # What anything prints goes to the trainer's log, and nothing else reads the gate's words.
     pipe = Pipe(os.fdopen(os.dup(0), "rb", CHUNK), os.fdopen(os.dup(1), "wb", CHUNK))
     hand_over(2)
