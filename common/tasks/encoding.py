@@ -1,9 +1,9 @@
-"""Records to tensors, each record from itself alone (H6), and the unusable ones to nothing (H7).
+"""Encode records as tensors, each record from itself alone (H6); leave out unusable ones (H7).
 
-A record that cannot be encoded adds nothing to what a site releases, and no answer tells of it: the
-others are encoded as if it were not there. Tasks of Privet's own convert cell by cell. A user's own
-task is asked for one record at a time, so that its code cannot let one record change another's
-tensors, whatever it computes of the table it is given.
+A record that cannot be encoded adds nothing to a site's releases, and no answer tells of it: the
+other records are encoded as if it did not exist. Privet's own tasks convert cell by cell. A user's
+own task gets one record at a time, so that its code cannot let one record change another's tensors,
+whatever it computes from its table.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Encoded:
 
     Attributes:
         batch: their tensors, each with first dimension M.
-        rows: their places in the table, [M], rising.
-        faults: of the others.
+        rows: their rows in the table, [M], ascending, from 0.
+        faults: why the other records are left out, by row.
     """
 
     batch: Batch
@@ -50,16 +50,16 @@ class EncodesRows(Protocol):
     """A task that converts cell by cell."""
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
-        """Return tensors of all N records, and which of them mean nothing.
+        """Return tensors of all N records, and the faults of those whose rows are invalid.
 
         Raises:
-            DataError: if a column is not there.
+            DataError: if a column is missing.
         """
         ...
 
 
 class RowEncoding:
-    """Gives a task :meth:`encode` from its ``encode_rows``, for tables that must be whole."""
+    """Derive :meth:`encode` from ``encode_rows``, for tables whose records must all be usable."""
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
         """See :class:`EncodesRows`."""
@@ -79,7 +79,7 @@ class RowEncoding:
 
 
 def encode_records(task: Task, frame: pd.DataFrame) -> Encoded:
-    """Encode each record of a table from itself alone; leave out those that cannot be.
+    """Encode each record of a table from itself alone; leave out those that cannot be encoded.
 
     Args:
         task: the plan's.

@@ -1,8 +1,7 @@
 """Shakespeare's plays by speaker: a language model learns from eight theatre companies.
 
-Source: the public-domain text that char-rnn made known. All speeches of a speaker are at one
-company. A record is one speech, cut into pieces of at most 40 words; the unit of privacy is such a
-record.
+Source: the public-domain text of char-rnn. All speeches of a speaker are at one company. A record
+is one speech, cut into pieces of at most 40 words; the unit of privacy is the record.
 """
 
 from __future__ import annotations
