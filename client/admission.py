@@ -121,7 +121,7 @@ class AdmissionControl:
         self.ledger.log.refresh()  # the operator decides in another process
         noted = self.ledger.book.policy
         if in_force and noted is not None and noted != self.policy.public():
-            # What is reserved is held against the policy in the ledger, by whoever verifies.
+            # A verifier compares a reservation with the policy in the ledger.
             raise Refusal(
                 Status.REFUSED_POLICY,
                 "the ledger has another policy than this client was started with: start it again",

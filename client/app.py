@@ -93,7 +93,7 @@ def create_app(
         try:
             site = site_of(context)
         except Exception as error:
-            if not isinstance(error, Refusal):  # whoever refuses has said why
+            if not isinstance(error, Refusal):  # a refusal was logged with its reason
                 _LOG.exception("the site could not be opened")
             status = unopened(order)
             on_answer(order, status)
@@ -163,7 +163,7 @@ def _shown_beside(site: Site, content: RecordDict) -> dict[str, Any] | None:
 
 
 def _asked(value: dict[str, Any]) -> LogQuery:
-    """Read what a coordinator wants to see.
+    """Read a coordinator's question about logs.
 
     Raises:
         InputError: if it is malformed.

@@ -12,7 +12,7 @@ from privet.privacy.policy import Policy
 
 _FOLDERS = (LINK, STATE, "ledger", "offers", "outbox", "copies", "journals")
 _LEFT_OUT = ("trainer", "snapshots", "trainer.log")
-"""Of a coordinator's folder of state: what speaks of records, or is made again."""
+"""Files of a coordinator's state folder that speak of records, or can be made again."""
 
 
 def back_up_site(policy_file: Path, out: Path) -> Backup:

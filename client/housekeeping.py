@@ -26,7 +26,7 @@ from privet.privacy.policy import Policy
 
 _LOG = logging.getLogger("privet.housekeeping")
 INTERVAL_S = 3600.0
-"""Seconds between two looks at the outbox."""
+"""Seconds between two checks of the outbox."""
 _DAY_S = 86_400.0
 
 

@@ -116,7 +116,7 @@ class ClientMetrics(Collector):
         try:
             value = self._now(policy)
         except LedgerError:
-            # Its key was replaced meanwhile, or it is damaged: then this is what is said.
+            # Its key was replaced meanwhile, or it is damaged: then the metrics say only this.
             self._ledger = None
             value = self._now(policy)
         yield gauge(
@@ -174,7 +174,7 @@ class ClientMetrics(Collector):
         return self._kept, True
 
     def _now(self, policy: Policy) -> dict[str, Any]:
-        """Return how the site stands; ε is worked out again only where the ledger has grown.
+        """Return the site's status; ε is computed again only if the ledger has grown.
 
         The ledger is read without its key, by a reader of its own.
         """

@@ -185,7 +185,7 @@ class Site:
         """
         try:
             self._require_head(ask.head)
-            # Who cosigned what was added to an old copy would never take the newer one again.
+            # A witness that cosigned additions to an old copy would never accept the newer one.
             self.guard.require_newest()
             # Kept before it is cosigned: a coordinator is bound by what it can get back.
             journal = self._keep_journal(ask.journal)
@@ -213,7 +213,7 @@ class Site:
         }
 
     def _seen(self) -> dict[str, Any]:
-        """Return what was seen of the logs of this roster: others are of other coordinators."""
+        """Return the heads seen of this roster's logs: other logs belong to other coordinators."""
         mine = self._roster.logs
         return {log: asdict(seen) for log, seen in self.witness.seen.items() if log in mine}
 
@@ -241,14 +241,14 @@ class Site:
             self._log.error("the head that came with an order could not be kept: %s", error)
 
     def _require_coordinator(self, order: Order) -> None:
-        """Refuse who asks in another coordinator's run, before anything is shown."""
+        """Refuse an order in another coordinator's run, before anything is sent."""
         try:
             self.ledger.require_coordinator(order)
         except OutOfTurn as error:
             raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
 
     def _code(self) -> str:
-        """Return the digest of what would compute here; '' where it cannot be told."""
+        """Return the digest of the code that would compute here; '' if it cannot be determined."""
         try:
             return code_digest(self.plan)
         except InputError as error:
@@ -279,7 +279,7 @@ class Site:
             return Status.FAILED
 
     def _passes(self, order: Order, model: Arrays, error: Exception) -> bool:
-        """Return whether what came before the reservation is a state that passes; log it once."""
+        """Return whether an error before the reservation is temporary; log it once."""
 
         def probe() -> None:
             make_room(self.outbox, self.ledger, self.plan, order, model).give_back()
@@ -292,7 +292,7 @@ class Site:
         return cause is not None
 
     def _admit(self, order: Order, model: Arrays) -> Request:
-        """Check everything that can be checked without data; return what is to be reserved."""
+        """Check everything that can be checked without data; return the request to reserve."""
         self.ledger.require_not_paused()
         self.ledger.log.require_key()
         if order.site != self.name or order.plan != self.plan.digest:
@@ -426,7 +426,7 @@ class Site:
         return Answer(Status.FAILED)
 
     def _tell_committed(self, order: Order) -> None:
-        """Let the trainer add what this update left out to the next one; at worst it is lost."""
+        """Let the trainer add this update's remainder to the next one; at worst it is lost."""
         if self.plan.compression is None:
             return
         try:
@@ -476,7 +476,7 @@ class Site:
             self._log.error("%s: the abort was not noted: %r", reservation.slot, error)
 
     def _tell_attempts(self, slot: str) -> None:
-        """Say in the operator's log what a failure means for the plan."""
+        """Log for the operator what a failure means for the plan."""
         plan = self.ledger.book.plan_of(slot.partition("/")[0])
         failed, most = self.ledger.attempts(plan)
         if failed < most:

@@ -267,7 +267,7 @@ def make_gates(
 
 
 def _with_certificate(found: list[Membership]) -> list[Membership]:
-    """Return the memberships that can dial; all of them where none can, which then say why."""
+    """Return the memberships that can connect; or all if none can: they then report why."""
     able = [one for one in found if (one.link / "link.pem").exists()]
     for one in found if able else ():
         if one not in able:

@@ -250,7 +250,7 @@ class _Piece:
 
 
 class _Moved(ZeroCopyArray):
-    """``model + update``, made when it is asked for."""
+    """``model + update``, computed when it is read."""
 
     def __init__(self, piece: _Piece, model: Arrays, update: Arrays) -> None:
         super().__init__(piece.of(model))
@@ -267,7 +267,7 @@ class _Moved(ZeroCopyArray):
 
 
 class _Nodes:
-    """What a strategy sees of the grid where only its config is wanted: numbers of nodes."""
+    """A grid for a strategy whose config alone is needed: it only lists node ids."""
 
     def __init__(self, numbers: list[int]) -> None:
         self._numbers = numbers

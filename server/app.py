@@ -182,7 +182,7 @@ class FlowerLink:
         return [replies[order.site] for order in orders if order.site in replies]
 
     def _read(self, message: Message, site: str) -> Reply:
-        """Return what a node answered.
+        """Return a node's answer.
 
         Raises:
             RunError: if it did so in the name of another site.
@@ -209,7 +209,7 @@ class FlowerLink:
         ]
         names = {node: site for site, node in self._nodes.items()}
         answers: dict[str, dict[str, Any]] = {}
-        # Who said nothing just now is heard if it answers in time, and else not waited for.
+        # A site that did not answer the order may still answer in time; nothing waits for it.
         needed = min(self._plan.quorum, len(self._answered & set(questions)))
         enough = Enough(lambda came: len(came) >= needed)
         for message in self._exchange(messages, self._limit.look(), enough):
@@ -305,7 +305,7 @@ def _matching(reply: Reply, order: Order, model: Arrays, plan: Plan) -> Reply:
 
 
 def _fitting(arrays: Arrays, order: Order, model: Arrays, plan: Plan) -> Arrays | None:
-    """Return what an order is answered with, or None if it does not fit."""
+    """Return a release's arrays; None if they do not match the order and the model."""
     if order.purpose == "evaluate":
         wanted = table_shape(plan)
         fits = list(arrays) == ["histogram"] and arrays["histogram"].ndim == 2

@@ -31,7 +31,7 @@ _LOOK = 5.0
 _ANSWER = 120.0
 """Seconds that a site has to answer an offer: a process starts there for it."""
 _POLL = 0.5
-"""Seconds between two looks for answers; Flower's own way looks every three."""
+"""Seconds between two polls for answers; Flower itself polls every three."""
 _AWAY = "not connected"
 
 
@@ -93,7 +93,7 @@ def find(federation: MemberRegistry, run_id: str) -> Submitted:
 
 
 class _Prompt(PassingGrid):
-    """Flower's grid, asked for answers more often; who says ``not-now`` is waited for."""
+    """Flower's grid, polled for answers more often; it waits for sites that answer ``not-now``."""
 
     def __init__(self, grid: Grid, on_wait: Callable[[], None] = lambda: None) -> None:
         super().__init__(grid)
@@ -152,7 +152,7 @@ class _Stock:
         )
 
     def _gather(self, offered: bytes, patience: float) -> None:
-        """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end."""
+        """Wait until all sites are ready; for a continued run, a quorum is enough in the end."""
         begun = self._run.has_begun
         self._run.note(state="waiting", fault="")
         end = time.monotonic() + patience
@@ -171,7 +171,9 @@ class _Stock:
             time.sleep(_LOOK)
 
     def _offer(self, offered: bytes) -> tuple[dict[str, str], int]:
-        """Offer the run to every node; return what each site said, and how many are no site."""
+        """Offer the run to every node; return each site's answer, and the number of nodes that are
+        no site.
+        """
         said, nameless = dict.fromkeys(self._names, _AWAY), 0
         messages = [
             Message(encode_offer(offered), node, f"{MessageType.QUERY}.offer")

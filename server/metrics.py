@@ -123,7 +123,7 @@ class ServerMetrics(Collector):
             for site, loss in status.get("spent", {}).items():
                 terms = tuple(str(loss[name]) for name in _SPENT[1:])
                 if loss["epsilon"] is not None:
-                    # Runs take turns: the largest is the latest, for what is spent never falls.
+                    # Runs take turns: the largest is the latest, since the spent loss never falls.
                     spent[site, *terms] = max(loss["epsilon"], spent.get((site, *terms), 0.0))
         yield gauge(
             "server_epsilon_spent", "What a site's population has spent, as its last release says.",

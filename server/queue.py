@@ -27,9 +27,9 @@ OPEN = ("queued", "waiting", "running")
 CANCELLED = "cancelled by the coordinator's operator"
 _CANCELLED, _DONE = b"cancelled", b"done"
 NO_REPLY = "no-reply"
-"""Stands where a site's status would, for one that did not answer in time."""
+"""Replaces the status of a site that did not answer in time."""
 PRESENT = "present.json"
-"""Who is connected, written by the coordinator every second."""
+"""File of the connected sites, which the coordinator writes every second."""
 LOST = "lost-runs.json"
 """The runs of which sites keep the journal, and which are not here."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

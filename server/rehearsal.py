@@ -57,7 +57,7 @@ def rehearse(plan: Plan, model: Arrays, folder: Path) -> None:
 
 
 def _part(plan: Plan, model: Arrays) -> Arrays:
-    """Return as much of a model as shows what is wrong: all of it to a strategy of the user's.
+    """Return the part of a model that a fault shows in: all of it for a strategy of the user's.
 
     Flower's own strategies work number by number.
     """

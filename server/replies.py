@@ -111,9 +111,9 @@ def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumNotMet
 
 
 _MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)
-"""What may be otherwise at the next attempt; where data was opened, that is charged again.
+"""Statuses that may differ at the next attempt; if data was opened, that is charged again.
 
-A site of an earlier version says ``refused-paused`` where one of today says ``not-now``.
+A site of an earlier version answers ``refused-paused`` instead of ``not-now``.
 """
 _NOT_NOW_HINT = (
     ". A site that says not-now has paused, or its disk is full, or its database, its trainer or "

@@ -18,7 +18,7 @@ from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import OPEN, Run, runs
 
 INTERVAL_S = 30.0
-"""Seconds between two looks, while no run is to be done."""
+"""Seconds between two checks, while no run is open."""
 MAX_INTERVAL_S = 3600.0
 """They double up to this while the same is wrong."""
 _ANSWER_TIMEOUT_S, _AWAY_TIMEOUT_S = 20.0, 1.0

@@ -175,7 +175,7 @@ def run(
     """
     stored = snapshots.latest()
     if stored and stored.round == plan.last_round and recorder.journal.is_done(run_id):
-        # The process ended between the journal's last line and whoever keeps the model.
+        # The process ended after the journal's last line, before its caller kept the model.
         recorder.close()
         whole = [*stored.earlier, stored.arrays]
         return Outcome(average(whole) if len(whole) > 1 else stored.arrays)
@@ -190,7 +190,7 @@ def run(
         model = FrozenArrays.of(stored.arrays)
         link.restore(stored.state)
     begun = recorder.journal.log.book.sites.get(run_id, sites)
-    # Who comes late takes part in the next run: the journal has said who is in this one.
+    # A site that comes late takes part in the next run: the journal has named this one's sites.
     sites = [site for site in sites if site in begun]
     if not sites:
         raise RunError("no site that began this run is connected")
@@ -217,7 +217,7 @@ def run(
             progress, record = rounds.look(
                 number, RoundModels(model, joined, shown), replies, measured
             )
-            # Before the round counts as done: what sites paid for is not lost between the two.
+            # Before the round counts as done: nothing that sites paid for is lost between the two.
             keep(progress)
             snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1], link.state()))
             if number not in restored.rounds:
@@ -241,7 +241,7 @@ def run(
 
 @dataclass
 class _Rounds:
-    """What stays the same from round to round."""
+    """The parts of a run that stay the same from round to round."""
 
     run_id: str
     plan: Plan
@@ -252,16 +252,21 @@ class _Rounds:
     attempts: dict[str, int]
     replay: Replay
     before: dict[str, int] = field(default_factory=dict)
-    """Attempts that do not count in this round: those before the run was resumed."""
+    """Attempts that do not count in this round: those made before the run was resumed."""
     _used: list[str] = field(default_factory=list)
     _closed: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of sites that refused the plan: the next round to ask in, and the rounds left out before."""
 
     def train(self, number: int, model: Arrays, shown: Arrays) -> tuple[list[Reply], Arrays]:
-        """Order, wait, check, join; return the replies and the next model.
+        """Order, wait, check, aggregate; return the replies and the next model.
 
-        ``shown`` is what is published if this round breaks. A round that the journal has is made
-        again from what was released in it; a plan that trains nothing has the same model.
+        A round that the journal has is made again from its releases. A plan that trains nothing
+        keeps its model.
+
+        Args:
+            number: of the round, from 1.
+            model: the model before the round.
+            shown: the model that is published if this round breaks.
         """
         if number in self.replay.rounds:
             return self.replay.train(number, model)
@@ -272,9 +277,16 @@ class _Rounds:
             return replies, self.link.join(number, model, released(replies))
 
     def measure(self, number: int, shown: Arrays) -> list[Reply]:
-        """Have the model measured through the gate where the plan says so; return the replies.
+        """Have the model measured through the metrics mechanism if the plan says so.
 
-        Who does not answer is left out; but where nothing is trained, a quorum must.
+        A site that does not answer is left out; but if nothing is trained, a quorum must answer.
+
+        Args:
+            number: of the round, from 1.
+            shown: the model that is published.
+
+        Returns:
+            The replies; none if nothing is measured in this round.
         """
         if number in self.replay.rounds:
             return self.replay.measure(number, shown)
@@ -302,7 +314,7 @@ class _Rounds:
 
     @contextmanager
     def _noted_if_broken(self, number: int, model: Arrays, shown: Arrays) -> Iterator[None]:
-        """Note the orders of a round that joins nothing: the run ends with it."""
+        """Note the orders of a round that aggregates nothing: the run ends with it."""
         self._used = []
         try:
             yield
@@ -338,7 +350,7 @@ class _Rounds:
             asked = [site for site in there if site in due]
 
     def _wait(self, number: int, again: Again, held: dict[str, Reply]) -> list[str]:
-        """Wait for the next to be asked, and return them; nobody where that makes no sense."""
+        """Wait until sites can be asked again, and return them; none if waiting is useless."""
         if waits := [f"{site}: {held[site].status}" for site in (*again.same, *again.anew)]:
             said = {"round": number, "sites": "; ".join(waits), "seconds": again.seconds}
             _LOG.info("a round waits", extra=said)
@@ -358,7 +370,7 @@ class _Rounds:
         replies: list[Reply],
         measured: list[Reply],
     ) -> tuple[Progress, dict[str, Any]]:
-        """Have all logs witnessed, and gather what may be shown.
+        """Have all logs witnessed, and collect the facts that may be published.
 
         Args:
             number: of the round.
@@ -384,7 +396,7 @@ class _Rounds:
         return progress, record
 
     def _figures(self, number: int, shown: Arrays) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Return figures on a public test split, or a remark: releases are paid for by now."""
+        """Return metrics on a public test split, or a remark: releases are paid for by now."""
         public = self.evaluate is not None and self.plan.metrics.source == "public"
         if not public or not is_measured(self.plan, number):
             return {}, ()
@@ -396,7 +408,12 @@ class _Rounds:
             return {}, (f"round {number}: the figures could not be computed: {error!r}",)
 
     def close(self, model: Arrays, *, fault: str = "") -> None:
-        """Write the end of the run into the journal."""
+        """Write the end of the run into the journal.
+
+        Args:
+            model: the final model.
+            fault: name of the error that ended the run, or "".
+        """
         self.recorder.close_run(
             self.run_id, digest_arrays(model), self.sites, self.link.show, fault=fault
         )
@@ -444,7 +461,7 @@ class _Rounds:
         return checked
 
     def _witness_wait(self) -> Wait:
-        """Return how sites are waited for that do not show their logs: ever longer, while there."""
+        """Return the wait for connected sites that send no evidence: longer each time."""
         tries = 0
 
         def wait(silent: list[str]) -> bool:

@@ -21,10 +21,10 @@ _LOG = logging.getLogger("privet.run")
 
 
 class _Watch:
-    """Logs and notes which site did not release for an order, and with which status.
+    """Log and note which site did not release for an order, and with which status.
 
     Args:
-        run: in whose status it is noted.
+        run: the run, whose status notes it.
     """
 
     def __init__(self, run: Run) -> None:
@@ -32,7 +32,7 @@ class _Watch:
         self._open: dict[str, Order] = {}
 
     def on(self, recorder: EvidenceCollector) -> EvidenceCollector:
-        """Listen to a recorder beside whoever does already; return it."""
+        """Add this listener to an evidence collector that may have one; return the collector."""
         before = recorder.on_answer
 
         def heard(order: Order, said: str) -> None:
@@ -61,7 +61,7 @@ class _Watch:
             "a site did not release",
             extra={"run": self._run.id, "site": order.site, "status": said, **about},
         )
-        with suppress(OSError, InputError):  # the line was said; the round goes on
+        with suppress(OSError, InputError):  # the line was logged; the round continues
             self._run.note_failure(order, said)
 
 

@@ -118,7 +118,7 @@ def map_model(path: Path) -> tuple[Mapped, dict[str, str]]:
 
 
 _STATE = "strategy:"
-"""Before the names of what a strategy keeps."""
+"""Prefix of the names of a strategy's state."""
 
 
 def _named(snapshot: Snapshot, mark: str) -> Arrays:

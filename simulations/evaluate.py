@@ -85,7 +85,7 @@ def rehearse_public(plan: Plan) -> None:
 
 
 def _figures(bench: ModelRuntime, examples: Batch, sites: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return the figures over all records and, under ``sites``, of each site's."""
+    """Return the metrics over all records and, under ``sites``, of each site's records."""
     scores, labels = bench.score(examples), labels_of(examples)
     figures: dict[str, Any] = dict(bench.measure.figures(scores, labels))
     if "label" in examples and bench.measure is CLASSES:

@@ -182,7 +182,7 @@ class Result:
 
 
 def _figures(step: Progress) -> dict[str, Any]:
-    """Return a round's figures, read from the noised tables where they came by the gate."""
+    """Return a round's metrics, read from noised tables if the metrics mechanism made them."""
     if not step.histograms:
         return step.metrics
     overall, sites = pooled(step.histograms)

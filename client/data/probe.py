@@ -9,7 +9,7 @@ from privet.common.errors import InputError
 from privet.privacy.policy import Policy
 
 PROBE_INTERVAL_S = 30.0
-"""Seconds between two looks: to connect is an event in a database's own log."""
+"""Seconds between two probes: each connection is an event in a database's own log."""
 
 
 class DatabaseProbe:

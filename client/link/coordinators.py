@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LINK = "link"
 """Folder of certificate, key and join file, beside the policy."""
 STATE = "coordinators"
-"""Folder of what is kept for each further coordinator, beside the policy."""
+"""Folder of the state for each further coordinator, beside the policy."""
 KEPT = "join.json"
 
 
@@ -156,6 +156,6 @@ def standing(policy_file: Path, ledger: Ledger) -> dict[str, Any]:
 
 
 def _newest(found: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
-    """Return the newest of what several coordinators were answered."""
+    """Return the newest of the answers to several coordinators."""
     values = [one[key] for one in found if one[key] is not None]
     return max(values, key=lambda value: value.get("time", 0), default=None)

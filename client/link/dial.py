@@ -43,7 +43,7 @@ from privet.common.link.notices import notice_digest
 VERSIONS = (1,)
 INLINE = 1 << 16
 _SHORTEST, _LONGEST = 0.2, 30.0
-"""Seconds between two attempts to dial."""
+"""Seconds between two attempts to connect."""
 _TWIN_SHORTEST, _TWIN_LONGEST = 5.0, 300.0
 """The same where another process attends as this site."""
 _WORD = 30.0
@@ -51,13 +51,13 @@ _WORD = 30.0
 _STILL = 120.0
 """Seconds that a download may stand still."""
 _LOOK_AT_CERTIFICATE = 3600.0
-"""Seconds between two looks whether the certificate should be renewed."""
+"""Seconds between two checks whether the certificate should be renewed."""
 _RENEW_AGAIN = 660.0
 """The same after one that failed: a coordinator gives a certificate every ten minutes at most."""
 _HEAD_AGAIN = 15.0
-"""Seconds after which a head is compared again where the log could not be read."""
+"""Seconds after which a head is compared again if the log could not be read."""
 _MOST_PARCELS = 16
-"""Parcels that are read and not answered yet; further ones wait on the coordinator's side."""
+"""Requests that are read and not answered yet; further ones wait at the coordinator."""
 _MOST_ANSWERS, _MOST_WITH_NUMBERS = 64, 2
 """Answers that are kept in case they are asked for again; those with numbers are large."""
 _OPTIONS = [
@@ -68,7 +68,7 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
-    # Nothing here is compressed, and what is gets refused unread.
+    # Nothing here is compressed; a compressed message is refused unread.
     ("grpc.per_message_decompression", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
 ]
@@ -96,9 +96,9 @@ class LinkResponse:
 
 
 Serve = Callable[[LinkRequest], LinkResponse]
-"""Answers a parcel; runs in a thread, one at a time beside one of :data:`BESIDE`."""
+"""Answers a request; runs in a thread, one at a time beside one of :data:`BESIDE`."""
 BESIDE = ("query", "query.show", "query.runs")
-"""Kinds of parcels that are answered while a trainer is at work, or hangs."""
+"""Kinds of requests that are answered while a trainer is at work, or hangs."""
 
 
 class Dialer:
@@ -155,11 +155,11 @@ class Dialer:
         self._began = 0.0
         self.tally = DialerCounters()
         self.on_connected: Callable[[str], None] = lambda address: None
-        """Told of the address at which the coordinator answered."""
+        """Called with the address at which the coordinator answered."""
         self.on_answer: Callable[[LinkRequest, LinkResponse, float], None] = (
             lambda asked, told, seconds: None
         )
-        """Told of each answer that was made, and of the seconds that it took."""
+        """Called with each answer that was made, and its duration in seconds."""
 
     async def run(self) -> None:
         """Connect, and connect again after each cut, until cancelled.
@@ -278,10 +278,10 @@ class Dialer:
                 task.cancel()
 
     async def _keep_notice(self, stream: Any, notice: pb.Notice) -> None:
-        """Keep a notice, and say so; what cannot be taken is a line of the log, and no more."""
+        """Keep a notice, and confirm it; an unacceptable one is only logged."""
         keep = self._on_notice
         if keep is None:
-            return  # nobody asked for it
+            return  # the site did not announce that it accepts one
         try:
             async with self._noting:
                 await asyncio.to_thread(keep, notice)
@@ -296,9 +296,9 @@ class Dialer:
                 await stream.write(message)
 
     async def _take_head(self, head: pb.Head) -> None:
-        """Have a head compared with the log; what is wrong is a line, and the site's to act on."""
+        """Have a head compared with the log; a fault is logged, and the site acts on it."""
         if self._on_head is None:
-            return  # nobody asked for it
+            return  # the site did not announce that it accepts one
         while True:
             try:
                 async with self._noting:  # one at a time, however many come
@@ -325,7 +325,7 @@ class Dialer:
                 self.tally.sent += beat.ByteSize()
 
     async def _mind(self, stream: Any) -> None:
-        """Cut a stream on which nothing comes: neither parcels, nor beats, nor numbers."""
+        """Cut a silent stream: it brings neither requests, nor heartbeats, nor arrays."""
 
         def limit() -> float:
             seconds = self._silence.seconds
@@ -337,7 +337,7 @@ class Dialer:
         stream.cancel()
 
     async def _renew(self, stub: rpc.LinkStub) -> None:
-        """Get another certificate when it is time; the next dialing is done with it."""
+        """Renew the certificate when it is due; the next connection uses it."""
         while self._renewal is not None:
             self._renew_now.clear()
             seconds = _LOOK_AT_CERTIFICATE
@@ -358,7 +358,7 @@ class Dialer:
                     await self._renew_now.wait()
 
     async def _answer(self, stub: rpc.LinkStub, stream: Any, parcel: pb.Parcel) -> None:
-        """Answer a parcel on this stream; where it breaks, the next one asks again."""
+        """Answer a request on this stream; if it breaks, the next stream brings it again."""
         try:
             told = await self._told(stub, parcel)
             numbers = await self._bring(stub, parcel.id, told.arrays)
@@ -377,7 +377,7 @@ class Dialer:
             _LOG.exception("a parcel was not answered")
 
     async def _told(self, stub: rpc.LinkStub, parcel: pb.Parcel) -> LinkResponse:
-        """Return the parcel's answer, made once however often it is asked for."""
+        """Return the request's answer, made once however often it is requested."""
         beside = parcel.kind in BESIDE and not parcel.numbers.size
         task = self._answers.get(parcel.id)
         if task is None:
@@ -407,7 +407,7 @@ class Dialer:
             del self._answers[number]
 
     async def _make(self, asked: LinkRequest, turn: asyncio.Lock | None) -> LinkResponse | None:
-        # Also where the stream that asked was cut meanwhile.
+        # Also if the request's stream was cut meanwhile.
         async with turn or nullcontext():
             began = time.monotonic()
             told = await asyncio.to_thread(self._try, asked)
@@ -416,18 +416,18 @@ class Dialer:
             return told
 
     def _try(self, asked: LinkRequest) -> LinkResponse | None:
-        """Answer, or say in the log why not: an error that was kept would keep what was asked."""
+        """Answer, or log why not: a stored error would keep the request in memory."""
         try:
             return self._serve(asked)
         except InputError as error:
-            # Without its frames, which hold what was asked.
+            # Without its frames, which hold the request.
             _LOG.warning("a parcel could not be read", extra={"why": error.with_traceback(None)})
         except Exception:
             _LOG.exception("a parcel was not answered")
         return None
 
     async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:
-        """Return the arrays that a parcel names.
+        """Return the arrays of a request.
 
         Raises:
             InputError: if they are too long, or not those of their digest.

@@ -38,9 +38,9 @@ from privet.privacy.evidence.signed_note import Key, key_name
 
 FORMAT, REQUEST = "privet/join/v1", "privet/request/v1"
 NEXT = "next-"
-"""Stands before the name of a key and a certificate that are to replace those in use."""
+"""Prefix of the names of a key and a certificate that will replace those in use."""
 _USED = "used-token"
-"""Hash of the token of the join file by which the site came in last."""
+"""Hash of the token of the join file with which the site enrolled last."""
 _TEXTS = ("federation", "site", "address", "enrolment", "authority", "token", "expires")
 _KEYS = ("orders", "witness")
 

@@ -17,7 +17,7 @@ from privet.privacy.evidence.order_keys import KeyHandover
 from privet.privacy.policy import Policy
 
 HANDOVERS = "order-keys.json"
-"""What the coordinator showed last, in the folder for the link."""
+"""File of the handovers that the coordinator sent last, in the folder for the link."""
 _LOG = logging.getLogger("privet.notices")
 
 

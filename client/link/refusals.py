@@ -74,5 +74,5 @@ class Refusals:
         return {name: one if isinstance(one, dict) else None for name, one in found.items()}
 
     def _keep(self, **facts: dict[str, Any] | None) -> None:
-        with suppress(OSError):  # the line was said; a full disk must not change an answer
+        with suppress(OSError):  # the line was logged; a full disk must not change an answer
             write_json(self.home / _FILE, {**self.read(), **facts})

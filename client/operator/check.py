@@ -331,7 +331,7 @@ def _encoding(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRe
 
 
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether two tensors hold the same numbers; what is none (NaN) is the same as none."""
+    """Whether two tensors hold the same numbers; NaN equals NaN."""
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return bool(((one == two) | ((one != one) & (two != two))).all())

@@ -33,7 +33,7 @@ from privet.privacy.policy import TEMPLATE, Keys, Policy
 
 POLICY_FILE = "site.toml"
 POLICY_SIGNATURES = "policy-signatures"
-"""Papers beside the ledger: what officers signed of policies that are not in force yet."""
+"""Papers beside the ledger: officers' signatures of policies that are not in force yet."""
 SignerFor = Callable[[bytes], Signer]
 """Returns an officer's private key, given the raw public one that the policy lists."""
 LEDGER_KEY, WITNESS_KEY, _RECOVERY_KEY = "ledger.pem", "witness.pem", "recovery.pem"
@@ -150,7 +150,7 @@ class OperatorDecisions:
         return sorted(signed), needed
 
     def _policy_signatures(self) -> list[OfficerSignature]:
-        """Return what officers signed of this policy so far, since the one in force was noted."""
+        """Return the officers' signatures of this policy since the one in force was noted."""
         ledger, book = self.ledger, self.ledger.book
         kept = dict(ledger.log.store.papers(POLICY_SIGNATURES)).get(self.policy.digest, "[]")
         found = [OfficerSignature.from_json(value) for value in json.loads(kept)]
@@ -221,7 +221,7 @@ class OperatorDecisions:
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
-        """Hold the right to decide, as of what is on disk now."""
+        """Hold the right to decide, with the ledger as it is on disk now."""
         with self.ledger.log.writing():
             self.ledger.require_present()
             yield

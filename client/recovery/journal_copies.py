@@ -46,7 +46,7 @@ MAX_COPY_BYTES = 256 << 20
 MAX_STORE_BYTES = 2 << 30
 """Of all copies of one coordinator."""
 MAX_RUNS = 256
-"""Copies that are told of in one answer, and that are kept at most."""
+"""Most copies that are kept, and reported in one answer."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY, _PLAN, _ROSTER = "key", "plan", "roster"
 
@@ -144,7 +144,7 @@ class JournalCopies:
             size = store.size()
             for number, entry in enumerate(entries, start):
                 if number < size:
-                    continue  # it was brought before
+                    continue  # it came before
                 found = Entry.read(entry.leaf, (journal.public,))
                 if (found.sequence, found.predicate.get("log")) != (size, journal.name):
                     raise LedgerError(f"entry {found.sequence} does not continue the copy")
@@ -234,7 +234,7 @@ def _key_of(store: Store) -> JournalKey:
 
 
 def _give_way(path: Path, start: int, entries: list[JournalEntry], cosigned: int) -> None:
-    """Drop what a copy holds from the first entry on that differs from what is brought."""
+    """Remove a copy's entries from the first one that differs from the new ones."""
     store = _opened(path)
     pairs = enumerate(zip(store.leaves(start), entries, strict=False), start)
     size = next((number for number, (leaf, one) in pairs if leaf != one.leaf), None)

@@ -244,7 +244,7 @@ def _put_witness(found: OpenedLedger, place: Path, work: Path, passphrase: str |
 
 
 def _move_in(work: Path, place: Path) -> Path | None:
-    """Move what was made to its place, the ledger last; return where the old files are now."""
+    """Move the new files into place, the ledger last; return the folder of the old ones."""
     if any(work.glob(f"{FILE}-*")):
         raise LedgerError(f"{work / FILE}: could not be closed; is another process reading it?")
     place.mkdir(parents=True, exist_ok=True, mode=0o700)

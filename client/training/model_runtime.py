@@ -59,7 +59,7 @@ class ModelRuntime:
         )
 
     def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what a view adds to the mean over the views of its record, [B]."""
+        """Return each view's share in the mean loss over the views of its record, [B]."""
         return self.task.loss(model, batch) / self.plan.training.copies
 
     def load(self, model: Arrays) -> None:

@@ -118,7 +118,7 @@ def _rehearse(plan: Plan) -> None:
 
 
 class _StandIn(Trainer):
-    """The trainer of a site, with made-up records and noise that protects nobody."""
+    """A trainer with made-up records, and with noise that protects nobody."""
 
     def __init__(self, plan: Plan, batch: Batch) -> None:
         super().__init__(
@@ -161,7 +161,7 @@ def _require_update(plan: Plan, update: Arrays, model: Arrays) -> None:
 
 
 def _require_scores(bench: ModelRuntime, batch: Batch) -> None:
-    """Check what a task is measured by.
+    """Check a task's measure.
 
     Raises:
         PlanError: if scores or labels are not what its measure reads.
@@ -190,7 +190,7 @@ def _require_scores(bench: ModelRuntime, batch: Batch) -> None:
 
 
 def _require_figures(bench: ModelRuntime, batch: Batch) -> None:
-    """Check that figures come of scores, as on a public test split; Privet's own measures do."""
+    """Check that metrics follow from scores, as on a public test split; Privet's own always do."""
     plan = bench.plan
     if bench.measure in (CLASSES, LIKELIHOOD):
         return  # and what they need takes a second to load, in each process
@@ -208,7 +208,7 @@ def _is_figure(value: object) -> bool:
 
 
 def _require_table(plan: Plan, table: Any) -> None:
-    """Check that the coordinator could read a table of the gate."""
+    """Check that the coordinator could read a table of the metrics mechanism."""
     wanted = table_shape(plan)
     if table.ndim != 2 or (wanted is not None and table.shape != wanted):
         raise PlanError(
@@ -224,7 +224,7 @@ def _order(plan: Plan, purpose: str, model: Arrays) -> Order:
 
 @contextmanager
 def _stage(plan: Plan, what: str, hint: str = "") -> Iterator[None]:
-    """Say of whatever goes wrong where it did, and what to do."""
+    """Turn any error into one that says where it happened, and what to do."""
     told = f"plan '{plan.name}' cannot run: {what} fails on made-up records"
     try:
         yield

@@ -117,7 +117,7 @@ class Trainer:
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
         self._cache: dict[str, UsableRecords] = {}
         self._notes: list[str] = []
-        # What compressed updates left out, by run; of the newest, until it was paid for.
+        # Remainders of compressed updates, by run; the newest stays aside until it is paid for.
         self._rest: dict[str, Arrays] = {}
         self._aside: tuple[Order, Arrays] | None = None
 

@@ -82,7 +82,7 @@ def _gather(folder: Path, into: Path, takes: Callable[[Path], bool]) -> int:
         databases = [path for path in _files(folder, takes) if path.suffix == _DATABASE]
         for path in databases:
             held.enter_context(closing(_locked(folder / path)))
-        # Now nothing is promised; what else there is belongs to what the databases say.
+        # No promise is made from here on, and the other files match what the databases say.
         for path in _files(folder, takes):
             target = into / path
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

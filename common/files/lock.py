@@ -44,7 +44,9 @@ def alone(folder: Path, file: str = COORDINATOR) -> Iterator[None]:
 
 
 def _taken(stream: TextIO) -> bool:
-    """Take the lock, or wait half a second for it: who asks for the holder has it for a moment."""
+    """Take the lock, or wait half a second for it: a process that checks for the holder has it for
+    a moment.
+    """
     for _ in range(10):
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

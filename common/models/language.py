@@ -35,7 +35,7 @@ class Decoder(TokenStack):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token numbers [B, T] to logits of the tokens that follow, [B, T, V]."""
         length = tokens.shape[1]
-        # Padding stands behind the text, where no token that counts can see it.
+        # Padding is behind the text, where no token that counts can read it.
         mask = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
         return self.head(self.states(tokens.clamp(min=0), mask))  # type: ignore[no-any-return]
 

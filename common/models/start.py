@@ -99,7 +99,7 @@ def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
     path = find(digest)
     try:
         raw = path.read_bytes()
-        # What is used is what was hashed, whatever a file of that name was before.
+        # The bytes that are used are those that were hashed, whatever the file was before.
         if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
             raise PlanError(f"{path}: it was changed, and is no longer {digest}")
         tensors = {_plain(name): tensor for name, tensor in load(raw).items()}
@@ -121,11 +121,11 @@ def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """Return a parameter's name without what peft writes into it."""
+    """Return a parameter's name without the parts that peft adds."""
     return name.replace("base_model.model.", "").replace(".base_layer", "")
 
 
 @lru_cache(maxsize=256)
 def _digest_then(path: Path, _changed: int, _size: int) -> str:
-    """Return a file's digest when it had this time and size: enough to look for it."""
+    """Return a file's digest when it had this time and size: enough to search for it."""
     return digest_of(path)

@@ -165,6 +165,6 @@ def _tokenizer(path: Path) -> Any:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # it raises nothing more special
         raise PlanError(f"{path}: cannot be read as a tokenizer: {error}") from error
-    # What a record says is text: "[PAD]" in it is five signs, and no padding.
+    # A record is plain text: "[PAD]" in it is five characters, and no padding.
     tokenizer.encode_special_tokens = True
     return tokenizer

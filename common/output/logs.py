@@ -159,7 +159,7 @@ class Lines(logging.Formatter):
         return f"{stamp} {level} {record.name}: {json.dumps(event, ensure_ascii=False)[1:-1]}{said}"
 
     def _event(self, record: logging.LogRecord) -> str:
-        """Return the message; what is put into it is checked like a field."""
+        """Return the message; its arguments are checked like fields."""
         given = record.args
         try:
             if isinstance(given, tuple) and given:
@@ -189,7 +189,7 @@ class Lines(logging.Formatter):
 
 
 class _ToRoot(logging.Filter):
-    """Hands a record to the root's handlers, and keeps it from the logger's own."""
+    """Pass a record to the root's handlers, and keep it from the logger's own."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         root = logging.getLogger()
@@ -207,7 +207,7 @@ def _take_over() -> None:
 
 
 class _Stderr(logging.StreamHandler[Any]):
-    """Writes to standard error, wherever that is now; a collector that is gone is no matter."""
+    """Write to the present standard error; ignore that its reader is gone."""
 
     @property
     def stream(self) -> Any:

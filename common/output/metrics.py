@@ -73,7 +73,7 @@ def registry(role: str, *collectors: Collector) -> CollectorRegistry:
 
 
 Values = Mapping[tuple[str, ...], float]
-"""Figures by the values of their labels."""
+"""Values of a metric, by the values of its labels."""
 
 
 def gauge(name: str, text: str, labels: tuple[str, ...], values: Values) -> Metric:

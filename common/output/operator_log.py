@@ -24,7 +24,7 @@ MAX_TRACEBACK_LINES = 400
 """Lines of a traceback; of a longer one the middle is left out."""
 NOT_WRITTEN = "the operator's log cannot be written"
 INDENT = "  | "
-"""How a line begins that goes on with the message above it."""
+"""Start of a line that continues the message above it."""
 
 _STATE = logging.getLogger("privet.operator_log")
 """Says that the log cannot be written: never to the log itself, and without details."""
@@ -61,7 +61,7 @@ def open_private(path: Path) -> int:
         OSError: if it cannot be opened, is not a file (a device or a pipe leads elsewhere), or is
             another user's and open to others.
     """
-    # O_NONBLOCK: a pipe that nobody reads would wait here for ever.
+    # O_NONBLOCK: a pipe without a reader would wait here for ever.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     handle = os.open(path, flags, 0o600)
     try:
@@ -137,7 +137,7 @@ class OperatorFile:
         self._handle = open_private(self._path)
 
     def _gap(self) -> str:
-        """Return what comes before the next line: the end of a torn one, and how many were lost."""
+        """Return the text before the next line: the end of a torn line, the number of lost ones."""
         end = "\n" if self._torn else ""
         lost = f"{stamp()} WARNING {self._lost} lines were lost: {NOT_WRITTEN}\n"
         return end + (lost if self._lost else "")
@@ -161,7 +161,7 @@ class OperatorFile:
 
 
 class _Turn:
-    """One lock for all files: a line is written whole, also by two handlers."""
+    """One lock for all files, so that two handlers write whole lines."""
 
     lock = threading.RLock()
 

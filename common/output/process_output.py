@@ -88,7 +88,7 @@ def _in_thread(given: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(given: sys.UnraisableHookArgs) -> None:
-    # Not the object: how it is shown may be made of a record.
+    # Not the object: its text may be made of a record.
     if (error := given.exc_value) is not None:
         _LOG.error(
             "an error that could not be raised",
@@ -169,7 +169,7 @@ def hand_over(descriptor: int) -> None:
 
 
 class _Lines(io.RawIOBase):
-    """Takes what is printed, and hands it on line by line."""
+    """Receive printed output, and pass it on line by line."""
 
     def __init__(self, file: OperatorFile, name: str, number: int) -> None:
         self._file, self._name, self._number = file, name, number

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_FAULT_CHARACTERS = 200
-"""Of what a task of one's own says of a record."""
+"""Length of a user's own task's message about a record."""
 
 Faults = dict[int, str]
 """Why a record cannot be used, by its place in the table, from 0; in words for the operator."""
@@ -136,11 +136,11 @@ def _alone(frame: pd.DataFrame, row: int) -> pd.DataFrame:
 
 
 class _Memory:
-    """What a task knows before it sees a record, to be given back after each.
+    """A task's state before it sees a record, which is restored after each record.
 
-    Its attributes are set again, and those of them that hold lists, dicts, sets, arrays or tensors
-    are copies. Other objects (a tokenizer), class attributes and globals are as the task leaves
-    them: a task must keep nothing there.
+    Its attributes are set again, from copies if they are lists, dicts, sets, arrays or tensors.
+    Other objects (a tokenizer), class attributes and globals stay as the task leaves them: a task
+    must keep nothing there.
     """
 
     def __init__(self, task: Task) -> None:

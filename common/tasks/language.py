@@ -27,7 +27,7 @@ _SHARE = 0.15
 
 
 class _Language(RowEncoding):
-    """What the three tasks share.
+    """The common part of the three tasks.
 
     Attributes:
         inputs: names of the rows of tokens that a batch holds.

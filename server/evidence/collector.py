@@ -47,9 +47,9 @@ from privet.server.round_models import RoundModels
 _LOG = logging.getLogger("privet.recorder")
 
 Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
-"""Ask sites to show their logs: a question by site, the answers by site."""
+"""Asks sites for evidence of their logs: a question by site, the answers by site."""
 Wait = Callable[[list[str]], bool]
-"""Wait until one of the sites can be asked again; False where that makes no sense."""
+"""Waits until one of the sites can be asked again; returns False if that is useless."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Receipt:
 
 @dataclass
 class _Round:
-    """What is gathered of one round, until it is noted."""
+    """The evidence of one round, until it is noted."""
 
     orders: dict[str, tuple[Order, str]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class EvidenceCollector:
         self.journal = journal
         self._sharer = sharer
         self.resumes: str = ""
-        """A run that failed, and goes on if the journal says so, too."""
+        """A run that failed, and continues if the journal says so as well."""
         self._witness = witness
         self._roster = roster
         self._copies = copies
@@ -113,9 +113,9 @@ class EvidenceCollector:
         self._sizes: dict[str, dict[str, _Sizes]] = {}
         self._round = _Round()
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
-        """Told of each order, as ``ordered``, and of what was answered."""
+        """Called with each order: first with ``ordered``, then with the status of its answer."""
         self.on_restored: Callable[[str], None] = lambda text: None
-        """Told in words what was lacking after a restore, and where it came from."""
+        """Called with a sentence on what was missing after a restore, and who had it."""
 
     @property
     def can_restore(self) -> bool:
@@ -364,7 +364,7 @@ class EvidenceCollector:
                         raise
                     self._learn(show({site: self._question(site) for site in silent}))
                     continue
-            # Whoever objects takes no other's word away: what has a quorum, has one.
+            # An objection does not cancel others' cosignatures: a head with a quorum keeps it.
             for origin, lines in gathered.items():
                 with suppress(EvidenceFault, NoteError):
                     self._cosigned(origin, shown[origin], lines)
@@ -556,7 +556,7 @@ class EvidenceCollector:
         for site, answer in answers.items():
             if "evidence" in answer:
                 origin = self._origins[site]
-                # What is wrong with it is said by those who witness it.
+                # Its witnesses report its faults.
                 with suppress(NoteError, EvidenceFault):
                     evidence = Evidence.from_json(answer["evidence"])
                     self._round.shown[origin] = evidence
@@ -655,7 +655,9 @@ class EvidenceCollector:
 
 @dataclass
 class _Sizes:
-    """Up to which sizes a witness may know a log: the last it told, and those shown since."""
+    """Sizes of a log that a witness may know: the last one that it sent, and those sent to it
+    since.
+    """
 
     told: int = 0
     shown: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT_SIZES))

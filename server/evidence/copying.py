@@ -49,7 +49,7 @@ class CopyKeeper:
         }
         """By site, the logs whose copies it keeps, and how far each goes there."""
         self._known: set[tuple[str, str]] = set()
-        """Site and log, where the site said how far its copy goes."""
+        """Site and log of each copy whose size the site has reported."""
         self._behind: set[str] = set()
         self._said: set[str] = set()
 

@@ -40,7 +40,7 @@ class Runs:
         self.closed: dict[str, str] = {}
         """How each run ended: `done` or `failed`."""
         self.broken: dict[str, list[dict[str, Any]]] = {}
-        """The orders of each run's last round, where that joined nothing."""
+        """The orders of each run's last round, if that aggregated nothing."""
         self.resumed: dict[str, list[dict[str, Any]]] = {}
         """Of each run that was resumed and has done no round since: the orders as answered then."""
 

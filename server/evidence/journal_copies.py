@@ -36,7 +36,7 @@ MAX_PIECES = 4096
 MAX_RESTORED_BYTES = 512 << 20
 """Of entries and papers from one site; a site keeps half as many."""
 MAX_AHEAD = 64
-"""Entries beyond the newest head that a site may hand out: it was brought them, uncosigned."""
+"""Entries beyond the newest head that a site may return: it got them without cosigning them."""
 
 _LOG = logging.getLogger("privet.journals")
 
@@ -55,7 +55,7 @@ class JournalSharer:
         self._key = key
         self._roster = roster
         self._held: dict[str, int] = {}
-        """By site, how many entries it said that it keeps; -1 for none."""
+        """By site, the number of entries that it reported to keep; -1 for none."""
 
     @classmethod
     def of(cls, journal: Journal, run: Path, roster: Roster) -> Self:
@@ -127,7 +127,7 @@ class JournalSharer:
         newest = self._newest(answers)
         before = len(log)
         held = dict(self._held)
-        # What a site was brought beyond that, nobody cosigned: the file may have other entries now.
+        # No site cosigned the entries beyond that, so this file may have other ones now.
         cosigned = 0 if newest is None else newest.size
         self._held = {site: min(number, cosigned) for site, number in held.items()}
         if newest is None or newest.size <= before:

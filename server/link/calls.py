@@ -25,7 +25,7 @@ from privet.common.errors import InputError, RunError
 _LAST = 0.5
 """Seconds that tasks have to end after their server did."""
 PATIENCE = 60.0
-"""Seconds that a call may stand still where it should go on: a megabyte takes 8 at 1 Mbit/s."""
+"""Seconds that a call may make no progress: a megabyte takes 8 at 1 Mbit/s."""
 
 _OPTIONS = [
     # A stranger has so long for the handshake; by default it is two minutes.
@@ -33,10 +33,10 @@ _OPTIONS = [
     # Connections without a call end. An honest site always has one: Attend.
     ("grpc.max_connection_idle_ms", 30_000),
     ("grpc.absolute_max_metadata_size", 32 << 10),
-    # Nothing here is compressed, and what is gets refused unread.
+    # Nothing here is compressed; a compressed message is refused unread.
     ("grpc.per_message_decompression", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
-    # Calls that nobody has taken yet, of one method or of unknown ones, and for how long.
+    # Calls that are not accepted yet, of one method or of unknown ones, and for how long.
     ("grpc.server.max_pending_requests", 200),
     ("grpc.server.max_pending_requests_hard_limit", 400),
     ("grpc.server_max_unrequested_time_in_server", 5),
@@ -163,7 +163,7 @@ class MessageStream(Generic[_M]):
             raise PeerClosed from None
         finally:
             writing.cancel()
-            del writing  # its error would keep this frame, and what was to be sent
+            del writing  # its error would keep this frame, and with it the message
         if late:
             status = grpc.StatusCode.DEADLINE_EXCEEDED
             raise RpcAbort(status, "what was sent was not taken", "stalled")
@@ -294,7 +294,7 @@ async def _outcome(serve: Serve, context: Context) -> tuple[grpc.StatusCode | No
 
 
 async def _end(context: Context, status: grpc.StatusCode | None, text: str) -> None:
-    """End a call with a status, or without one where nobody would hear it."""
+    """End a call with a status, or without one if its caller has gone."""
     if status is not None:
         try:
             await context.abort(status, text)

@@ -26,11 +26,11 @@ from privet.server.link.parcel import LinkReply
 from privet.server.link.server import LinkServer
 
 _STEP = 0.25
-"""Seconds between two looks whether to stop, and who is there."""
+"""Seconds between two polls of the stop event and the connected sites."""
 GRACE = 5.0
 """Seconds, at least, that others are waited for once there is enough."""
 _SLOWER = 2.0
-"""Who was late is waited for so many times as long as it took."""
+"""The grid waits for a connected site for this many times its last answer's duration."""
 
 _LOG = logging.getLogger("privet.grid")
 
@@ -44,7 +44,7 @@ class CoordinatorStopped(Exception):
 
 @dataclass
 class _Sent:
-    """A message on its way; ``parcel`` is empty while it is held back."""
+    """A message of an exchange; ``parcel``, its request's id, is empty while it is held back."""
 
     message: Message
     site: str
@@ -55,7 +55,7 @@ class _Sent:
 
 @dataclass
 class _Debt:
-    """What a site owes: the answer to a message that was withdrawn, on that stream."""
+    """A site's owed answer to a message that was withdrawn, on one stream."""
 
     pace: tuple[str, str]
     order: bool
@@ -199,7 +199,7 @@ class LinkGrid(OwnGrid):
     def _wait(
         self, numbers: list[str], end: float, enough: Enough | None, replies: dict[str, Message]
     ) -> None:
-        """Take in answers: until ``end``, until there is enough, or only the gone are missing."""
+        """Collect answers until ``end``, or until enough came, or only absent sites are missing."""
         began = seen = time.monotonic()
         since: float | None = None
         todo = set(numbers)
@@ -230,7 +230,7 @@ class LinkGrid(OwnGrid):
             self._tell_left({sent.site for sent in orders if _is_order(sent.message)})
 
     def _until(self, sent: _Sent, grace: float | None, began: float, since: float) -> float:
-        """Return until when a site is waited for, where there is enough without it."""
+        """Return the time until which to wait for a site whose answer is not needed."""
         if self._is_behind(sent):
             return since
         if grace is not None:
@@ -244,13 +244,13 @@ class LinkGrid(OwnGrid):
         return max(until, began + _SLOWER * took)
 
     def _tell_left(self, sites: set[str]) -> None:
-        """Log whose answer to an order is not waited for any longer, once until it is back."""
+        """Log the sites for whose answers the round no longer waits, once until they are back."""
         if news := sites - self._left:
             _LOG.warning("a round goes on without", extra={"sites": ", ".join(sorted(news))})
         self._left |= sites
 
     def _withdraw(self, sent: _Sent) -> None:
-        """Take back a message, and remember what its site owes."""
+        """Withdraw a message, and remember that its site owes the answer."""
         if not sent.parcel:
             return
         self._hub.withdraw(sent.parcel)
@@ -268,7 +268,7 @@ class LinkGrid(OwnGrid):
         return any(order or not debt.order for debt in self._owes(sent.site))
 
     def _owes(self, site: str) -> list[_Debt]:
-        """Return what a site owes; what it has answered by now, or before a new stream, is not."""
+        """Return a site's open debts; an answer, or a new stream, settles one."""
         stream, open_ = self._hub.tally.streams[site], []
         for debt in self._debts.pop(site, []):
             if debt.answer.done():
@@ -336,7 +336,7 @@ def _pace_of(sent: _Sent) -> tuple[str, str]:
 
 
 def _reply(message: Message, answered: LinkReply) -> Message:
-    """Return a site's answer as a message; what cannot be read is one of an error."""
+    """Return a site's answer as a message; an unreadable answer becomes an error message."""
     try:
         reply = Message(unpack(answered.records, answered.arrays), reply_to=message)
     except InputError as error:

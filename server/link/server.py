@@ -58,7 +58,7 @@ _MOST_WITHDRAWN = 4_096
 _RENEW_AGAIN = 600.0
 """Seconds between two certificates of one site."""
 _LEAST_ANSWER = 64 << 20
-"""An answer may be as long as this, or as four times what was asked with, but no longer."""
+"""Bytes that an answer may have in any case; else four times those of its request."""
 _OPTIONS = [
     # Each costs a stranger a TCP connection, and us a descriptor.
     ("grpc.max_allowed_incoming_connections", 2_000),
@@ -75,7 +75,7 @@ _OPTIONS = [
 _LOG = logging.getLogger("privet.hub")
 
 Identify = Callable[[bytes], str | None]
-"""Return the member that a client certificate (PEM) stands for now, or None."""
+"""Returns the member to which a client certificate (PEM) belongs now, or None."""
 Renew = Callable[[str, bytes, bytes, str], bytes]
 """Return a further certificate for a member, by its request and the one it shows, all as PEM, and
 by the fingerprint of the newest authority that it trusts."""
@@ -150,7 +150,8 @@ class LinkServer:
         self.twins = Twins()
         self._silence: dict[str, Patience] = {}
         self._patience = patience
-        # A site keeps its answers by parcel: a restarted coordinator must not get those of another.
+        # A site keeps its answers by request id. A restarted coordinator counts from 1 again, and
+        # must not get the answers to the requests of its earlier process.
         self._life = secrets.token_hex(8)
         self._numbers = self._uploads = 0
         self._open: dict[str, PendingRequest] = {}
@@ -158,7 +159,7 @@ class LinkServer:
         self._sessions: dict[str, Session] = {}
         self.notice: pb.Notice | None = None
         self.noted: dict[str, bytes] = {}
-        """By site, the digest of the notice that it has kept; :attr:`notice_digest` is today's."""
+        """By site, the digest of the notice that it has kept; compare :attr:`notice_digest`."""
         self._calls: Counter[str] = Counter()
         self._cuts: Counter[str] = Counter()
         self._renewed: dict[str, float] = {}
@@ -283,7 +284,7 @@ class LinkServer:
     def tell(self, notice: pb.Notice) -> None:
         """Send all sites a notice, now and when they connect; the same notice is sent once."""
         if self.notice != notice:
-            self.notice = notice  # at once: who has kept the one before has not kept this one
+            self.notice = notice  # at once: no site has kept this one yet
             self._loop.call_soon_threadsafe(self._tell)
 
     @property

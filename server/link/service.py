@@ -45,9 +45,9 @@ class Session:
     def __init__(self, site: str, peer: str = "") -> None:
         self.site, self.peer = site, peer
         self.notices = False
-        """Whether the site takes a notice."""
+        """Whether the site accepts a notice."""
         self.heads = False
-        """Whether it takes the newest head of its log that was seen here."""
+        """Whether it accepts the newest head of its log that was seen here."""
         self.outgoing: asyncio.Queue[pb.ToSite | None] = asyncio.Queue()
         self.useless = 0
         self.fault: RpcAbort | None = None

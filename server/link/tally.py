@@ -10,7 +10,7 @@ REASONS = (
     "stalled", "unread", "disk",
 )  # fmt: skip
 """Why a call is refused. ``not-offered``: numbers that are not this site's to fetch or to bring;
-``out-of-step``: an upload that goes on from another byte than the coordinator holds; ``stalled``:
+``out-of-step``: an upload that continues from another byte than the coordinator holds; ``stalled``:
 it stood still; ``unread``: the members cannot be read; ``disk``: it took no more."""
 
 

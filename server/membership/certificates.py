@@ -139,7 +139,7 @@ class Authority:
         try:
             asked = x509.load_pem_x509_csr(request)
             key = asked.public_key()
-            # A signature by another kind of key is not even looked at: it may take long.
+            # A signature by another kind of key is not even checked: that may take long.
             right = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
                 key.curve, ec.SECP256R1
             )

@@ -28,7 +28,7 @@ from privet.server.membership.registry import MemberRegistry
 from privet.server.membership.researchers import Researchers
 
 _LOOK = 1.0
-"""Seconds between two looks whether an invitation is open."""
+"""Seconds between two checks whether an invitation is open."""
 _WRONG = 1.0
 """Seconds that a wrong request waits for its answer."""
 _FIRST_WORD = 5.0
@@ -142,11 +142,11 @@ class EnrolmentServer:
 
 
 class _Service:
-    """Uses an invitation up.
+    """Use up an invitation.
 
     Args:
         kind: of the message that comes.
-        what: who comes in, for the log.
+        what: what enrols, for the log: a site or a researcher.
         enrol: checks what came, and returns a certificate.
     """
 
@@ -165,7 +165,7 @@ class _Service:
             _LOG.log(level, "refused", extra={"peer": show_peer(context.peer()), "why": error})
             await asyncio.sleep(_WRONG)
             if isinstance(error, KeyFault):
-                # Only who has an invitation gets so far: it is told that it is still good.
+                # Only the holder of an invitation gets this far, and learns that it is still valid.
                 raise RpcAbort(grpc.StatusCode.INTERNAL, "a fault of the coordinator") from error
             status = grpc.StatusCode.PERMISSION_DENIED
             raise RpcAbort(status, "no such invitation, or bad keys") from error

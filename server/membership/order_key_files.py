@@ -70,7 +70,7 @@ def rotate_order_key(folder: Path, coordinator: str, passphrase: str | None) -> 
     new = load_or_make(coming, passphrase)
     handover = KeyHandover.make(coordinator, old, new)
     if handover.to_json() not in line:
-        # An earlier call may have named another key, whose file was lost: nobody was shown it.
+        # An earlier call may have named another key, whose file was lost: it was sent to no site.
         line = [one for one in line if one["old"] != str(handover.old)]
         write_json(folder / _LINE, [*line, handover.to_json()])
     kept = folder / _until(fingerprint(old.public))

@@ -57,7 +57,7 @@ JOIN = "privet/join/v1"
 REQUEST = "privet/request/v1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", re.ASCII)
 MEMBER_NAME = _NAME
-"""What may name a site, a coordinator or a researcher."""
+"""A valid name of a site, a coordinator or a researcher."""
 FILE = "federation.json"
 
 
@@ -422,7 +422,7 @@ class MemberRegistry:
         former = files.in_overlap and knows != newest
         certificate = files.load(former=former).admit(request, record.name)
         with self._changing():
-            # Signing takes a while, in which the site may have been revoked, or invited anew.
+            # Signing takes a while, in which the site may have been revoked, or invited again.
             known = self.members().get(record.name)
             ended = known.token != record.token if comes_in and known else False
             if known is None or ended or (known.revoked and not comes_in):

@@ -8,7 +8,7 @@ from privet.common.files.backup import Backup, back_up
 from privet.server.membership.registry import MemberRegistry
 
 _LEFT_OUT = ("spool",)
-"""Updates that came and are not joined yet: they are asked for again, at no cost."""
+"""Updates that are not aggregated yet: the coordinator requests them again, at no cost."""
 
 
 def back_up_federation(federation: MemberRegistry, out: Path) -> Backup:

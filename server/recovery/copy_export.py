@@ -66,7 +66,7 @@ def copy_of(federation: MemberRegistry, site: str) -> CopyFile:
 
 
 class _Journals:
-    """What the journals of all runs say of one site."""
+    """The facts about one site in the journals of all runs."""
 
     def __init__(self, federation: MemberRegistry, site: str, log: str) -> None:
         self._site, self._log = site, log

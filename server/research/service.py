@@ -89,7 +89,7 @@ class ResearchService:
         self._calls: Counter[str] = Counter()
         self._times: dict[tuple[str, str], deque[float]] = {}
         self._turn = threading.Lock()
-        # Apart from the threads that keep what sites bring: no researcher makes a site wait.
+        # Apart from the threads that store sites' uploads: no researcher makes a site wait.
         self._threads = ThreadPoolExecutor(4 * MAX_CALLS, "research")
         self._pricing = threading.Semaphore(MAX_PRICED)
         self._prices_for: set[str] = set()
@@ -282,7 +282,7 @@ class ResearchService:
         with opened as stream:
             stream.seek(min(asked.offset, os.fstat(stream.fileno()).st_size))
             while data := await self._in_thread(stream.read, CHUNK):
-                self._require_researcher(context)  # who was revoked gets no further byte
+                self._require_researcher(context)  # a revoked researcher gets no further byte
                 await self._write(line, data)
 
     def _mine(self, name: str) -> Mapping[str, Run]:
@@ -290,7 +290,7 @@ class ResearchService:
         return {run.id: run for run in runs if run.status.get("by") == name}
 
     def _own(self, name: str, run: str) -> Run:
-        """Return a run that this researcher submitted; nobody learns of another's.
+        """Return a run that this researcher submitted; a run of another counts as missing.
 
         Raises:
             InputError: if there is none.

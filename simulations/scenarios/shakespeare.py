@@ -78,7 +78,7 @@ SCENARIO = Scenario(
     plain={
         "decoder": {
             # One small step at each company, and Adam at the coordinator: what one site would do
-            # with all records. Adam at the sites begins anew in each round, and got half as far.
+            # with all records. Adam at the sites starts again in each round, and got half as far.
             "training": {
                 "clip": None, "rounds": 600, "steps": 1, "sample_rate": 0.0085,
                 "learning_rate": 1.0,

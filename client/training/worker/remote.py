@@ -39,8 +39,8 @@ from privet.privacy.policy import Policy
 _LOG = logging.getLogger("privet.worker")
 TRAINER_LOG = "trainer.log"
 """Name of the trainer's log, in the site's folder."""
-# What finds programs, modules, the GPU and the number of threads, and no more: a password or a
-# token that stands in this process's environment is not the trainer's.
+# Only the variables that find programs, modules, the GPU and the number of threads: a password or a
+# token in this process's environment is not for the trainer.
 _PASSED_ON = (
     "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA",
     "PRIVET_MODELS", "TZ",
@@ -53,7 +53,7 @@ _STILL = 120.0
 _STILL_IDLE = 10.0
 """The same of one that has nothing to do."""
 _LEAST_LIMIT = 600.0
-"""Seconds that a question may take, at least; else twice what the plan gives a round."""
+"""Least limit of a request in seconds; else twice the plan's time for a round."""
 
 
 @dataclass
@@ -191,7 +191,7 @@ class RemoteTrainer:
             self._end()
 
     def _end_idle(self) -> bool:
-        """End the process if nobody has asked it for a while; it may be at work, though."""
+        """End the process if it had no request for a while; return False if it is at work."""
         if not self._turn.acquire(blocking=False):
             return False
         try:
@@ -363,7 +363,7 @@ def _environment(work: Path) -> dict[str, str]:
 
 
 def _hub_cache() -> Path:
-    """Return where models of the Hugging Face hub lie for this process, by the hub's own rules."""
+    """Return the folder of this process's Hugging Face hub models, by the hub's own rules."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()

@@ -22,7 +22,7 @@ _LOG = logging.getLogger("privet.trainer")
 
 Reply = tuple[dict[str, Any], Arrays]
 _MAX_TEXT_CHARACTERS = 10_000
-"""Of what goes wrong; a pipe takes no message that is much longer."""
+"""Length of an error's text; a pipe accepts no message that is much longer."""
 
 
 def serve(pipe: Pipe, opening: dict[str, Any]) -> None:
