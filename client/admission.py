@@ -162,7 +162,7 @@ class AdmissionControl:
         return tuple(row for row in rows if row != "H6" or not attested)
 
     def _keep_plan(self, plan: Plan) -> None:
-        """Keep the plan beside the ledger, for those who verify it later."""
+        """Store the plan beside the ledger, for verifiers."""
         if plan.digest not in self._kept_plans:
             self.ledger.keep("plan", plan.digest, plan.to_dict())
             self._kept_plans.add(plan.digest)

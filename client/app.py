@@ -149,9 +149,9 @@ def context_of(site: str) -> Context:
 
 
 def _shown_beside(site: Site, content: RecordDict) -> dict[str, Any] | None:
-    """Return what an order asks about the log beside its release; None where it asks nothing.
+    """Return the evidence that an order asks for beside its release; None if it asks for none.
 
-    What cannot be shown here is asked for again, in a message of its own.
+    Evidence that cannot be given here is requested again, in a message of its own.
     """
     if SHOW not in content:
         return None
@@ -183,5 +183,5 @@ def _asked(value: dict[str, Any]) -> LogQuery:
 
 
 def _held(value: Any) -> tuple[int, str] | None:
-    """Read how far the asker's copy of the log goes; None where it keeps none."""
+    """Read how far the coordinator's copy of the log reaches; None if it keeps none."""
     return None if value is None else (int(value[0]), str(value[1]))

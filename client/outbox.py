@@ -82,7 +82,7 @@ class Outbox:
             return
         with room.open("r+b") as stream:
             stream.write(data)
-            stream.truncate()
+            stream.truncate()  # the space was reserved for the largest possible release
             stream.flush()
             os.fsync(stream.fileno())
         room.replace(path)

@@ -225,7 +225,7 @@ class Site:
         return {"journal": self._journals.answer(asked, self.plan, self._roster, cosigned)}
 
     def _require_head(self, head: str, *, later: bool = False) -> None:
-        """Refuse everything where this site's own log was longer before (H31)."""
+        """Refuse everything if this site's own log was longer before (H31)."""
         try:
             if head:
                 known = self._roster.witnesses.values()
@@ -234,7 +234,7 @@ class Site:
             raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
 
     def _keep_head(self) -> None:
-        """Keep the head that came with an order that led to no entry."""
+        """Store the head of an order that led to no entry."""
         try:
             self.ledger.log.keep_shown()
         except PrivetError as error:  # it comes again with the next message
@@ -262,11 +262,11 @@ class Site:
         return {origin: key for origin, key in self._roster.logs.items() if origin != own}
 
     def _noted(self, order: Order, status: Status) -> Status:
-        """Note a refusal; return the status that is answered.
+        """Note a refusal; return the status of the answer.
 
-        Refusals are entries, but for orders to others or that nobody entitled has signed. What
-        has no entry, because the site has withdrawn, its disk is full, or the order was
-        reserved before, is answered ``failed``: else the ledger would gainsay the answer.
+        Refusals are entries, except for orders to others or without an authorised signature. A
+        refusal without an entry, because the site has withdrawn, its disk is full, or the order was
+        reserved before, is answered ``failed``: otherwise the ledger would contradict the answer.
         """
         if status in (Status.REFUSED_SIGNATURE, Status.REFUSED_ROLLBACK):
             return status
@@ -357,9 +357,9 @@ class Site:
         return release
 
     def _reserve(self, request: Request, model: Arrays) -> Reservation:
-        """Debit, once there is room for what comes of it.
+        """Debit, once there is disk space for the entries and the release.
 
-        What an earlier process left open is named first: its charge is kept.
+        An order that an earlier process left open is named first: its charge is kept.
         """
         slot = request.order.slot
         self._room = make_room(self.outbox, self.ledger, self.plan, request.order, model)

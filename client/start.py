@@ -128,17 +128,17 @@ def take_certificate(join: Join, folder: Path, path: Path) -> None:
 
 
 def _require_new(join: Join, place: Path) -> bool:
-    """Check that a join file is one by which the site comes in; return whether it did before.
+    """Check that a join file can enrol the site; return whether the site was enrolled before.
 
-    Another one than the last counts whatever certificate is there: that one may be lost at the
-    coordinator, or its key at the site. A token works once, so an old file leads nowhere.
+    Any file but the last is accepted, whatever certificate is there: that one may be lost at the
+    coordinator, or its key at the site. A token works once, so an old file has no effect.
 
     Args:
         join: the join file.
         place: folder of that coordinator's certificate.
 
     Raises:
-        InputError: if it came in by this file last, or the file is of another federation.
+        InputError: if the site enrolled with this file last, or the file is of another federation.
     """
     path = place / "link.pem"
     if not path.exists() or not (place / "join.json").exists():
@@ -277,7 +277,7 @@ def _with_certificate(found: list[Membership]) -> list[Membership]:
 
 
 def _closed(policy: Policy, home: Path) -> tuple[Path, ...]:
-    """Return where keys and passwords lie."""
+    """Return the folders and files of keys and passwords."""
     sources = [data.sql for data in policy.data.values() if data.sql is not None]
     passwords = [policy.folder / one.password_file for one in sources if one.password_file]
     return policy.ledger_folder, home / LINK, home / "offline", *passwords

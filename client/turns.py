@@ -40,6 +40,7 @@ class Turns:
         while not self.order.acquire(timeout=_STOP_INTERVAL_S):
             self._require_going_on()
         try:
+            # Again: the client may have been stopped while this waited for the lock.
             self._require_going_on()
             yield
         finally:

@@ -193,7 +193,7 @@ class FlowerLink:
         return reply if reply.site == site else Reply(site, Status.FAILED, None, message)
 
     def _exchange(self, messages: list[Message], seconds: float, enough: Enough) -> list[Message]:
-        """Send and receive; a grid that can does not wait for all where there is enough."""
+        """Send and receive; a grid that supports it stops waiting once the replies are enough."""
         gather = getattr(self._grid, "gather", None)
         if gather is None:
             return list(self._grid.send_and_receive(messages, timeout=seconds))

@@ -100,10 +100,10 @@ class _Prompt(PassingGrid):
         self._on_wait = on_wait
 
     def wait_for(self, nodes: set[int], seconds: float | None = None) -> set[int] | None:
-        """Wait ``seconds``; return which of ``nodes`` Flower still has.
+        """Wait ``seconds``; return those of ``nodes`` that Flower still has.
 
-        A node that is gone comes back under another number, so it is not waited for: None where
-        there is nothing but such nodes.
+        A node that has gone comes back under another id, so there is no use in waiting for it: None
+        if there are only such nodes.
         """
         end = time.monotonic() + (seconds or 0.0)
         while True:

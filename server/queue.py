@@ -36,7 +36,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _Status(BaseModel):
-    """What ``status.json`` holds; more may be noted, and is kept."""
+    """The content of ``status.json``; further keys are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -281,7 +281,7 @@ class Run:
 
     @property
     def snapshots(self) -> Snapshots:
-        """Where the model is kept after each round."""
+        """The store of the model after each round."""
         return Snapshots(self.folder / "model")
 
 

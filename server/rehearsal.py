@@ -106,7 +106,7 @@ def _store(plan: Plan, model: Arrays, folder: Path) -> None:
 
 @contextmanager
 def _stage(plan: Plan, what: str) -> Iterator[None]:
-    """Say of whatever goes wrong where it did."""
+    """Turn any error into one that names the stage."""
     told = f"plan '{plan.name}' cannot run: {what} fails with made-up updates"
     try:
         yield

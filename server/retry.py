@@ -97,6 +97,7 @@ def decide(heard: Mapping[str, Heard], quorum: int, attempts: int) -> Again | En
         for site, one in heard.items()
         if _may_be_asked(one, attempts)
     }
+    # A silent site counts: it may have released, and its outbox keeps the release.
     if len(released) + len(away) + len(left) < quorum:
         return End.NO_QUORUM
     seconds = min(left.values(), default=None)

@@ -301,7 +301,7 @@ class _Rounds:
         """Return the sites to ask in a round.
 
         A site that refused the plan, as it does once its failures closed it, is left out for one
-        round, then for two, four and so on: only its operator can change its mind.
+        round, then for two, four and so on: only its operator can change that.
         """
         return [s for s in self.sites if s not in self._closed or self._closed[s][0] <= number]
 
@@ -330,7 +330,7 @@ class _Rounds:
         """Ask until a quorum has released, as :func:`privet.server.retry.decide` says.
 
         Raises:
-            QuorumNotMet: if nobody else can be asked.
+            QuorumNotMet: if no other site can be asked.
         """
         plan = self.plan
         asked = there = self._due(number)

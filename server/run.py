@@ -50,7 +50,7 @@ class _Watch:
         return recorder
 
     def note_silent(self) -> None:
-        """Note the sites that were asked and did not answer in time."""
+        """Note the sites that did not answer an order in time."""
         silent, self._open = self._open, {}
         for order in silent.values():
             self._note(order, NO_REPLY)

@@ -61,7 +61,7 @@ def _safetensors(
 ) -> Iterator[bytes | memoryview]:
     """Yield the file's parts (format: the safetensors README, "Format").
 
-    ``models`` hold the arrays, and give back what was written where they lie in files.
+    ``models`` hold the arrays; arrays in files are dropped from memory once they are written.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
@@ -122,7 +122,9 @@ _STATE = "strategy:"
 
 
 def _named(snapshot: Snapshot, mark: str) -> Arrays:
-    """Return all arrays of a snapshot; what is not the model has names that begin with ``mark``."""
+    """Return all arrays of a snapshot; those that are not the model have names that start with
+    ``mark``.
+    """
     arrays = dict(snapshot.arrays)
     for place, model in enumerate(snapshot.earlier):
         arrays |= {f"{mark}{place}/{name}": array for name, array in model.items()}

@@ -55,7 +55,7 @@ def _run(context: Context) -> SiteMaker:
 
 @functools.lru_cache(maxsize=2)
 def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
-    """Resolve the plan; every process comes to the same one."""
+    """Resolve the plan; every process gets the same one."""
     given = dict(config)
     plan, base = find_plan(str(given.get("plan", "lending")))
     plan = adjusted(plan, epsilon=given.get("epsilon") or None, rounds=given.get("rounds") or None)

@@ -117,7 +117,7 @@ def _sites(result: Result) -> Any:
 
 
 def _end(values: list[float]) -> float:
-    """Return where an axis of a figure ends: 1 for a share, else a little beyond the largest."""
+    """Return the end of a metric's axis: 1 for a share, else a little beyond the largest value."""
     return 1.0 if max(values, default=0.0) <= 1.0 else 1.15 * max(values)
 
 

@@ -137,9 +137,9 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
 
 
 def _start_ray(init: dict[str, Any]) -> None:
-    """Start a cluster, which Flower's engine then takes.
+    """Start a cluster, which Flower's engine then uses.
 
-    Ray gives a node 30 seconds to start, and no more: on a busy machine that is short.
+    Ray gives a node only 30 seconds to start, which is short on a busy machine.
 
     Raises:
         RunError: if it does not start.

@@ -79,7 +79,7 @@ class SiteRecords:
         return test[~test[SITE].isin(lacking).to_numpy()]
 
     def _stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Return what changes when one of the user's own files does."""
+        """Return a value that changes when one of the user's own files does."""
         paths = [self.plan.data.path, *(site.path for site in self.plan.sites)]
         found = [self.base / path for path in paths if path]
         return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in found if p.is_file())

@@ -247,7 +247,7 @@ def make_result(
 
 
 def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
-    """Return what a ledger's one population spent; nothing where none is registered yet."""
+    """Return the loss of a ledger's only population; zero if none is registered yet."""
     if ledger.book.populations:
         return ledger.spent()
     return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))

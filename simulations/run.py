@@ -185,7 +185,7 @@ def _site(maker: SiteMaker, name: str) -> Site:
 
 
 def _stream(maker: SiteMaker, order: Order) -> Stream | None:
-    """Return a seeded stream where the plan has no privacy to lose, or the caller asks for it."""
+    """Return a seeded stream if the plan has no privacy to lose, or the caller requests one."""
     if maker.noise_seed is not None:
         seed: tuple[int | str, ...] = ("noise", maker.noise_seed)
     elif maker.plan.privacy is None:
@@ -312,7 +312,7 @@ def _train(
 
 
 def _add_written(outcome: Outcome, public: PublicTest) -> None:
-    """Add figures of what the model writes; where they fail, the run is paid for and goes on."""
+    """Add metrics of the model's texts; if they fail, the run is paid for and continues."""
     last = outcome.progress[-1]
     try:
         last.metrics.update(public.written(outcome.model))

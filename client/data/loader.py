@@ -229,7 +229,7 @@ def _require_driver(database: Database) -> None:
 
 
 def _new_part(target: Path) -> Path:
-    """Make the empty file that the loader fills, and remove what a killed process left."""
+    """Make the empty file that the loader fills, and remove files that a killed process left."""
     private_folder(target.parent)
     for left in target.parent.glob(f".{target.stem}.????????.part"):
         left.unlink(missing_ok=True)
@@ -239,7 +239,7 @@ def _new_part(target: Path) -> Path:
 
 
 def _load(request: dict[str, Any], folder: Path, seconds: float) -> tuple[str, bool]:
-    """Run the loader; return what went wrong, or "", and whether it may pass by itself."""
+    """Run the loader; return the fault, or "", and whether it may be temporary."""
     # -P: no module is found in the folder it works in.
     command = [sys.executable, "-P", "-m", "privet.client.data.loader"]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}

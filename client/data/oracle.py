@@ -250,7 +250,7 @@ class OracleDatabase(ServerDialect):
         """Return the statement that reads the columns.
 
         Args:
-            table: of :meth:`columns`.
+            table: of :meth:`ServerDialect.columns`.
             columns: to read, in order.
 
         Returns:
@@ -299,7 +299,7 @@ _FORMATS = {
 
 
 def _quoted(literal: str) -> sa.ColumnElement[Any]:
-    """Return a constant of ours that stands in the statement itself."""
+    """Return one of our constants as a literal of the statement."""
     doubled = literal.replace("'", "''")
     return sa.literal_column(f"'{doubled}'")
 

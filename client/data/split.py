@@ -56,7 +56,7 @@ def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
 
 
 def _content(cell: object) -> str:
-    """Return what a cell adds to its row's content; how it is written does not matter."""
+    """Return a cell's part of its row's content; its spelling does not matter."""
     try:
         number = number_of(cell)
     except ValueError:

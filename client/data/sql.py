@@ -178,10 +178,10 @@ def _said(database: Database, error: sa.exc.DBAPIError) -> str:
 
 
 def _may_pass(error: sa.exc.DBAPIError) -> bool:
-    """Return whether a database that was asked for its catalogue may answer later.
+    """Return whether the database may answer the same catalogue query later.
 
-    Where a connection is refused at its start, PostgreSQL's library gives no code, only a text:
-    what is known to need somebody's hand is told by that.
+    If a connection is refused at its start, PostgreSQL's library gives only a text and no code:
+    known texts tell which faults need a person.
     """
     if not isinstance(error, sa.exc.OperationalError):
         return False
@@ -453,7 +453,7 @@ def _kind_of(declared: sa.types.TypeEngine[Any]) -> str:
 
 
 class _NoText:
-    """Stands for a cell of SQLite whose bytes are not UTF-8."""
+    """The value of a SQLite cell whose bytes are not UTF-8."""
 
 
 def _decoded(data: bytes) -> Any:

@@ -250,7 +250,7 @@ class SqlServer(ServerDialect):
         """Return the statement that reads the columns.
 
         Args:
-            table: of :meth:`columns`.
+            table: of :meth:`ServerDialect.columns`.
             columns: to read, in order.
 
         Returns:
@@ -386,10 +386,10 @@ def configuration(server: Server) -> str:
 
 
 def _numbers(error: sa.exc.DBAPIError) -> list[int]:
-    """Return the numbers of an error, the most telling first.
+    """Return the numbers of an error, the most specific first.
 
-    pymssql calls a failed connection 18456 or 20009 whatever failed; what FreeTDS says beside it is
-    right. Where the server said something, its text comes before that.
+    pymssql reports any failed connection as 18456 or 20009; the number that FreeTDS gives beside it
+    is right. If the server sent a message, its text comes before that.
     """
     arguments = list(getattr(error.orig, "args", ()))
     if len(arguments) == 1 and isinstance(arguments[0], tuple):

@@ -137,9 +137,9 @@ def _parsed(data: bytes, separator: str) -> Cells:
 def _joined(
     lines: Iterator[tuple[int, bytes | None]], separator: str
 ) -> Iterator[tuple[int, Cells]]:
-    """Yield records that may reach over several lines, by their quotes.
+    """Yield records that may span several lines, by their quotes.
 
-    What is wrong with a record ends it; reading goes on with the next line.
+    A fault ends its record; reading continues with the next line.
     """
     last = 0
     taken = 0

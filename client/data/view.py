@@ -114,7 +114,7 @@ def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
 
 
 def _condition_fault(node: exp.Expression, dialect: str) -> str | None:
-    """Return what a part of a ``WHERE`` does beyond comparing a row's own cells, or None."""
+    """Return how a part of a ``WHERE`` does more than compare a row's own cells, or None."""
     if not isinstance(node, _CONDITIONS):
         return node.key.upper()
     if isinstance(node, exp.StrToTime) and dialect != "oracle":
@@ -149,7 +149,7 @@ def _is_constant(node: exp.Expression) -> bool:
 def _definition(
     connection: sa.Connection, dialect: str, schema: str | None, table: str
 ) -> tuple[str, str | None]:
-    """Return what a name stands for, and the ``SELECT`` of a view."""
+    """Return the kind of object of a name, and the ``SELECT`` of a view."""
     if dialect == "sqlite":
         row = connection.execute(
             sa.text("SELECT type, sql FROM sqlite_master WHERE name = :name COLLATE NOCASE"),

@@ -382,6 +382,7 @@ class Dialer:
         task = self._answers.get(parcel.id)
         if task is None:
             async with self._beside if beside else self._turn:
+                # Again: an earlier stream may have begun this answer while this one waited.
                 task = self._answers.get(parcel.id)
                 if task is None:
                     arrays = await self._fetch(stub, parcel.numbers)
@@ -392,6 +393,7 @@ class Dialer:
                     del asked, arrays
                     await asyncio.wait([task])
                     self._forget()
+        # Shielded: a stream that is cut must not end an answer that the next one will send.
         told = await asyncio.shield(task)
         if told is None:
             raise InputError(f"'{parcel.kind[:40]}' could not be answered")
@@ -478,7 +480,7 @@ class Dialer:
             call.cancel()
 
     async def _bring(self, stub: rpc.LinkStub, number: str, arrays: Arrays) -> pb.Numbers | None:
-        """Bring the arrays of an answer, from where an earlier stream was cut."""
+        """Upload the arrays of an answer, from the byte where an earlier stream was cut."""
         if not arrays:
             return None
         size = size_of(arrays)
@@ -486,6 +488,7 @@ class Dialer:
         sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
         if size <= INLINE:
             return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
+        # The coordinator decides where to continue: only it knows what an earlier stream left.
         held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_WORD)
         if held is None:
             raise InputError("the coordinator does not say what it holds")

@@ -267,7 +267,7 @@ def finish_pair(folder: Path) -> None:
 
 
 def _key_path(folder: Path) -> Path:
-    """Return where a new key is kept until its certificate comes."""
+    """Return the path of a new key until its certificate comes."""
     before = NEXT if (folder / "link.pem").exists() else ""
     return private_folder(folder) / f"{before}link.key"
 

@@ -72,9 +72,9 @@ class RosterCheck:
             )
 
     def _is_of_another(self, key: str) -> bool:
-        """Whether another coordinator came here with an order key, or with one of its line.
+        """Whether an order key is another coordinator's of this site, by join file or handover.
 
-        Who shows that one's signed orders would be handed what it was answered.
+        A holder of the other coordinator's signed orders would otherwise get their answers.
         """
         keys, own = self.ledger.book.order_keys, self.membership
         others = [one for one in memberships(own.home) if one.link != own.link]

@@ -263,7 +263,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _forbidden(place: Place, plan: Plan | None) -> str:
-    """Return why the policy does not allow a plan at all, or ""."""
+    """Return why the policy forbids a plan, or ""."""
     if plan is None:
         return ""
     try:

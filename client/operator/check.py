@@ -305,7 +305,7 @@ def _long_records(found: DataCheck, frame: pd.DataFrame) -> None:
 
 
 def _encoding(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRecords) -> None:
-    """Encode a few records again, each by a task made anew, from a table of its own."""
+    """Encode a few records again, each by a new task from a table of its own."""
     rows = [row for row in range(len(frame)) if row not in train.faults]
     chosen = sorted(set(np.linspace(0, len(rows) - 1, min(MAX_ALONE, len(rows)), dtype=int)))
     if plan.privacy is not None and plan.privacy.unit == "person":

@@ -92,10 +92,10 @@ def _require_in_force(path: Path, signer: Signer, in_force: Key) -> None:
 
 
 def _left_over(path: Path, current: Path, in_force: Key, passphrase: str | None) -> Signer:
-    """Return the key that a rotation made before it broke off.
+    """Return the key that an interrupted rotation made.
 
     Raises:
-        KeyFault: if it does not open, saying whether anything would be lost with it.
+        KeyFault: if it cannot be opened; the message says whether anything would be lost with it.
     """
     try:
         return FileSigner.load(path, passphrase)

@@ -264,7 +264,7 @@ def _move_in(work: Path, place: Path) -> Path | None:
 
 
 def _policy_text(site: str, public: dict[str, Any] | None) -> str:
-    """Return a policy to fill in, with all that the ledger says of it."""
+    """Return a policy to fill in, with all facts that the ledger has."""
     if public is None:
         return TEMPLATE.replace('site = "North"', f"site = {json.dumps(site)}")
     value = {key: one for key, one in public.items() if key not in ("setting", "attested")}

@@ -72,7 +72,7 @@ def _may_ask_now(ledger: Ledger, order: Order) -> bool:
 def _follow_order_keys(ledger: Ledger, files: Sequence[CopyFile]) -> None:
     """Note the handovers that the lost part of the ledger may have held.
 
-    Without them, what the site answered to the newer key would be taken for refused.
+    Without them, orders of the newer key that the site answered would count as refused.
     """
     allow = (ledger.book.policy or {}).get("allow", {})
     for one in (one for file in files for one in file.order_keys):

@@ -26,6 +26,7 @@ class Aside:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
+        # Free while the trainer works: the site still answers questions about its log.
         self._turn.release()
         try:
             yield

@@ -149,7 +149,7 @@ class _StandIn(Trainer):
 
 
 def _require_update(plan: Plan, update: Arrays, model: Arrays) -> None:
-    """Check that a coordinator could take the update."""
+    """Check that a coordinator could accept the update."""
     if plan.compression is not None:
         shapes = {name: array.shape for name, array in model.items()}
         with _stage(plan, "compression"):

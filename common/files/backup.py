@@ -75,7 +75,7 @@ def back_up(folder: Path, out: Path, takes: Callable[[Path], bool]) -> Backup:
 
 
 def _gather(folder: Path, into: Path, takes: Callable[[Path], bool]) -> int:
-    """Bring the files of one moment together; return how many they are."""
+    """Collect the files of one moment; return their number."""
     into.mkdir(mode=0o700)
     count = 0
     with ExitStack() as held:
@@ -121,7 +121,7 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def _take(source: Path, target: Path) -> int:
-    """Link a file, or copy it where that cannot be; one that is gone by now is left out."""
+    """Link a file, or copy it if it cannot be linked; leave out one that has gone by now."""
     with suppress(FileNotFoundError):
         try:
             os.link(source, target)

@@ -216,10 +216,10 @@ def _read_special(path: Path) -> dict[str, Any]:
 
 
 def _require_plain(folder: Path) -> None:
-    """Refuse what makes transformers read other weights than ``model.safetensors``, or code.
+    """Refuse settings that make transformers read code, or weights beside ``model.safetensors``.
 
     Raises:
-        PlanError: naming it.
+        PlanError: naming the setting.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -199,7 +199,7 @@ class _ToRoot(logging.Filter):
 
 
 def _take_over() -> None:
-    """Take what is warned of, and what Flower says: it has a handler for standard error."""
+    """Take over warnings, and Flower's log, which has a handler for standard error of its own."""
     logging.captureWarnings(True)
     flower = logging.getLogger("flwr")
     if not any(isinstance(known, _ToRoot) for known in flower.filters):

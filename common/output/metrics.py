@@ -194,7 +194,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a caller that goes away."""
+        """Ignore a caller that goes away."""
 
 
 class _Server6(_Server):

@@ -201,12 +201,12 @@ class _Lines(io.RawIOBase):
 
 
 def _printed(file: OperatorFile, name: str, number: int) -> TextIO:
-    """Return a stream for ``print``, each line of which becomes one of the operator's log.
+    """Return a stream for ``print``, whose lines go to the operator's log.
 
     Args:
         file: the log.
-        name: stands in each line.
-        number: the descriptor that programs are told which ask for it.
+        name: written in each line.
+        number: the descriptor that ``fileno`` returns.
     """
     buffered = io.BufferedWriter(_Lines(file, name, number))
     return io.TextIOWrapper(

@@ -150,7 +150,7 @@ class _Memory:
         self._kept = self._copy()
 
     def restore(self) -> None:
-        """Give the task what it knew."""
+        """Set the task's state again."""
         kept = self._kept
         self._kept = {name: _copied(value) for name, value in kept.items()}
         own = getattr(self._task, "__dict__", None)
@@ -168,7 +168,7 @@ class _Memory:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of a container, an array or a tensor, and of what is in it; else the value."""
+    """Return a deep copy of a container, an array or a tensor; any other value itself."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray | bytearray):

@@ -175,7 +175,7 @@ class EvidenceCollector:
             self._copies.catch_up(lambda some: show({site: self._question(site) for site in some}))
 
     def _remember(self) -> None:
-        """Take in what this coordinator's journal and witness know."""
+        """Load the heads that this coordinator's journal and witness know."""
         for _, text in self.journal.log.store.papers(CHECKPOINT):
             self._know(Checkpoint.parse(text))
         for seen in self._witness.seen.values():
@@ -212,7 +212,7 @@ class EvidenceCollector:
         return grown
 
     def _has_grown(self, origin: str) -> bool:
-        """Whether a log shows more than what a quorum cosigned."""
+        """Whether a log is longer than its head with a quorum of cosignatures."""
         shown, known = self._round.shown.get(origin), self._heads.get(origin)
         if shown is None:
             return False
@@ -266,6 +266,7 @@ class EvidenceCollector:
         """Return the orders, signed; each is on disk before it can leave."""
         signed = [self.journal.sign(order) for order in orders]
         self._round.orders.update({order.digest: (order, "no-reply") for order in signed})
+        # Durable first: after a crash, `resume` must find every attempt that a site may have seen.
         self.journal.keep(order_paper(order) for order in signed)
         for order in signed:
             self.on_answer(order, "ordered")
@@ -387,7 +388,9 @@ class EvidenceCollector:
         )
 
     def _lacks_proof(self, shown: Mapping[str, Evidence]) -> bool:
-        """Whether a witness said only now, as after an absence, from where it needs a proof."""
+        """Whether a witness reported only now, as after an absence, the size from which it needs a
+        proof.
+        """
         return any(
             old not in evidence.proofs and old < Checkpoint.parse(evidence.note).size
             for log, evidence in shown.items()
@@ -397,10 +400,11 @@ class EvidenceCollector:
     def _gather(
         self, sites: list[str], show: Show
     ) -> tuple[dict[str, Evidence], dict[str, list[SignatureLine]], set[str], set[str]]:
-        """Show every log to everybody.
+        """Send the evidence of every log to every site.
 
         Returns:
-            What was shown, the cosignatures, the objections, and who answered with its log.
+            The evidence sent, the cosignatures, the objections, and the sites that answered with
+            their logs.
         """
         own = self.journal.log.origin
         shown = dict(self._round.shown)
@@ -516,7 +520,7 @@ class EvidenceCollector:
         show({site: self._question(site) for site in sites})
 
     def _question(self, site: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return what a site is asked, with the evidence of the other logs as JSON values."""
+        """Return the question to a site, with the evidence of the other logs as JSON values."""
         return {
             "head": self.head(site),
             "since": self._since(self._origins[site]),
@@ -525,17 +529,17 @@ class EvidenceCollector:
         }
 
     def _copying(self, show: Show) -> Show:
-        """Return ``show``, also with what the copies of the ledgers and of the journal lack."""
+        """Return ``show`` extended by the missing pieces of ledger and journal copies."""
         if self._copies is not None:
             show = self._copies.asking(show)
         return show if self._sharer is None else self._sharer.asking(show)
 
     def _note_absent(self, answers: Mapping[str, dict[str, Any]]) -> None:
-        """Leave out the sites that say that their ledger does not extend its witnessed head.
+        """Leave out the sites that report that their ledger does not extend its witnessed head.
 
-        What such a site showed before in this round is forgotten with it, unless a release of it
-        was proved by that: then it stands under the head that all see, and it is for the
-        witnesses to say whether that head holds.
+        Such a site's earlier evidence of this round is dropped with it, unless it proved a release:
+        then the release is under the head that all sites see, and the witnesses decide whether that
+        head holds.
         """
         for site, answer in answers.items():
             if answer.get("status") != Status.REFUSED_ROLLBACK:
@@ -565,10 +569,10 @@ class EvidenceCollector:
             self._note_seen(site, answer)
 
     def _note_seen(self, site: str, answer: Mapping[str, Any]) -> None:
-        """Take in what a site's witness remembers of the others' logs.
+        """Note the heads that a site's witness remembers of the others' logs.
 
         Raises:
-            EvidenceFault: if it shows a head that the log, by what it shows, never signed.
+            EvidenceFault: if it has a head that the log, by its own evidence, never signed.
         """
         for seen in _part(answer, "seen").values():
             try:
@@ -598,7 +602,9 @@ class EvidenceCollector:
             self._sizes_of(origin, "").saw(seen.size)
 
     def _note_shown(self, sites: Iterable[str], shown: Mapping[str, Evidence]) -> None:
-        """Remember what witnesses may have seen by now, whether their answers come or not."""
+        """Remember the sizes that witnesses may have seen by now, whether their answers come or
+        not.
+        """
         for origin, evidence in shown.items():
             size = Checkpoint.parse(evidence.note).size
             for site in sites:
@@ -619,7 +625,7 @@ class EvidenceCollector:
             self._heads[head.origin] = head
 
     def _line(self, shown: Mapping[str, Evidence], origin: str, text: str) -> SignatureLine | None:
-        """Return a cosignature over what was shown, by a witness other than the log's own."""
+        """Return a cosignature over the sent head, by a witness other than the log's own."""
         try:
             line = parse_line(text)
             head = Checkpoint.parse(shown[origin].note).with_cosignatures([line])
@@ -685,10 +691,10 @@ _CODE = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _require_one_code(codes: Mapping[str, str]) -> None:
-    """Check that all sites that say so have the same code, before anything is ordered.
+    """Check that all sites that report their code have the same, before anything is ordered.
 
     Raises:
-        RunError: naming the sites, by what they have.
+        RunError: naming the sites of each code.
     """
     sites: dict[str, list[str]] = {}
     for site, code in sorted(codes.items()):
@@ -704,13 +710,13 @@ def _require_one_code(codes: Mapping[str, str]) -> None:
 
 
 def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a site's answer; empty where it is malformed."""
+    """Return a part of a site's answer; an empty one if it is malformed."""
     part = answer.get(name)
     return part if isinstance(part, dict) else {}
 
 
 def _plain(what: object) -> str:
-    """Return what a site says of others, without what a terminal would obey."""
+    """Return a site's text about others, without characters that a terminal would obey."""
     return "".join(sign if sign.isprintable() else " " for sign in str(what))[:500]
 
 

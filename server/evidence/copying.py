@@ -84,7 +84,7 @@ class CopyKeeper:
         return {"copy": list(self._store.held(self._sites[site].ledger.name)), "keep": keep}
 
     def _take(self, site: str, answer: Mapping[str, Any]) -> None:
-        """Take in a site's answer. What is wrong with it leaves the copy as it is."""
+        """Store the pieces in a site's answer. A fault leaves the copy as it is."""
         try:
             if "copy" in answer:
                 self._take_piece(site, answer["copy"])
@@ -107,7 +107,7 @@ class CopyKeeper:
             self._behind.add(site)
 
     def _say(self, site: str, why: str) -> None:
-        """Log what is wrong with a site's copy, once: it is asked for in each round."""
+        """Log a fault of a site's copy, once: the copy is requested in each round."""
         if why not in self._said:
             self._said.add(why)
             _LOG.warning("no copy of a ledger is kept", extra={"site": site, "why": why})

@@ -156,7 +156,7 @@ class JournalSharer:
     def _fetch(
         self, site: str, newest: Checkpoint, show: Show, question: Callable[[str], Any]
     ) -> bool:
-        """Fetch what is lacking from one site; False if that does not lead to the newest head."""
+        """Fetch the missing entries from one site; False if they do not lead to the newest head."""
         log = self._journal.log
         fetched: list[JournalEntry] = []
         room = MAX_RESTORED_BYTES

@@ -213,6 +213,7 @@ class LinkGrid(OwnGrid):
                 since = time.monotonic()
             now = time.monotonic()
             missing = [self._open[number] for number in todo]
+            # The time of patience runs only while all missing sites are disconnected.
             if {sent.site for sent in missing} & set(self._hub.present()):
                 seen = now
             if now >= min(end, seen + self._patience):

@@ -451,6 +451,7 @@ class LinkServer:
 
     def is_cut(self, call: Call) -> bool:
         """Whether the site's streams were ended since the call began."""
+        # A counter, no flag: a revoked site may be invited again while an old call still runs.
         return self._cuts[call.site] != call.begun
 
     def done(self, call: Call) -> None:

@@ -155,7 +155,7 @@ class Service:
                 session.outgoing.put_nowait(pb.ToSite(beat=pb.Beat()))
 
     async def _mind(self, session: Session) -> None:
-        """End a stream from which nothing comes: neither answers, nor beats, nor numbers."""
+        """End a silent stream: it brings neither answers, nor heartbeats, nor arrays."""
         site, received = session.site, self._hub.tally.received
         await until_silent(lambda: received[site], lambda: self._hub.silence(site))
         self._hub.give_up(session)
@@ -177,7 +177,7 @@ class Service:
         return first.hello
 
     async def _listen(self, session: Session, line: MessageStream[pb.FromSite]) -> None:
-        """Take answers until the site goes, or says what it must not."""
+        """Receive answers until the site goes, or breaks the protocol."""
         try:
             while (word := await line.read()) is not None:
                 self._hub.tally.received[session.site] += word.ByteSize()

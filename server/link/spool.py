@@ -109,7 +109,7 @@ def clear(folder: Path) -> None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library keeps it (glibc)."""
+    """Return freed memory to the system, if the C library keeps it (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -97,7 +97,7 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def key_pem(self, passphrase: bytes | None) -> bytes:
-        """Return the authority's key, encrypted where a passphrase is given."""
+        """Return the authority's key, as PEM, encrypted if a passphrase is given."""
         return private_pem(self._key, passphrase)
 
     def cross(self, other: Authority) -> bytes:

@@ -14,7 +14,9 @@ _LOG = logging.getLogger("privet.credentials")
 
 
 class _Pair:
-    """The newest pair, and the authorities of callers, as gRPC asks for them at each handshake."""
+    """The newest certificate and key, and callers' authorities, as gRPC reads them at each
+    handshake.
+    """
 
     def __init__(self, federation: MemberRegistry, mutual: bool) -> None:
         self._federation = federation
@@ -30,7 +32,7 @@ class _Pair:
         return grpc.ssl_server_certificate_configuration([self._pair], self._trusted)
 
     def newer(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return another configuration, where the certificate had to be renewed; else None."""
+        """Return another configuration if the certificate had to be renewed; else None."""
         try:
             with self._turn:
                 found = self._read()

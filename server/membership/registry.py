@@ -320,6 +320,7 @@ class MemberRegistry:
         """
         record = self.members().get(site)
         hashed = hashlib.sha256(token.encode()).hexdigest()
+        # Compared also without an invitation: the time of the answer must not tell which names exist.
         known = record.token if record is not None and record.is_invited else "0" * 64
         if not hmac.compare_digest(hashed, known) or record is None:
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
@@ -412,10 +413,10 @@ class MemberRegistry:
         *,
         comes_in: bool,
     ) -> bytes:
-        """Return a certificate, and let it in beside those ``kept``.
+        """Return a new certificate, and note it as valid beside those ``kept``.
 
-        It is of the newest authority for a site that ``knows`` it, of the former for another. A
-        site that comes in uses its invitation up; one that renews does not.
+        The newest authority signs it for a site that ``knows`` this authority, the former one for
+        another. A site that enrols uses its invitation up; one that renews does not.
         """
         files = self.authorities
         newest = files.newest
@@ -613,7 +614,7 @@ def _require_new(record: SiteRecord | None) -> None:
 
 
 def _version(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file is replaced, also twice within one tick of the clock."""
+    """Return a value that changes when a file is replaced, even within a tick of the clock."""
     state = path.stat()
     return state.st_ino, state.st_mtime_ns, state.st_size
 

@@ -140,11 +140,13 @@ class Researchers:
             InputError: if there is no such invitation, or the request cannot be read.
         """
         record = self.all().get(name)
+        # Compared also without an invitation: the time of the answer must not tell which names exist.
         known = record.token if record is not None and record.is_invited else "0" * 64
         if not hmac.compare_digest(_hash(token), known) or record is None:
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
         certificate = self._federation.admit_as(name, researcher_uri(name), request)
         prints = (fingerprint_of(read_certificate(certificate)),)
+        # Signing takes a while, in which the researcher may have been revoked, or invited again.
         with self._federation.alone():
             now = self.all().get(name)
             if now is None or now.revoked or now.token != record.token:

@@ -83,8 +83,8 @@ class _Journals:
     def unresolved(self) -> list[Order]:
         """Return the orders that the ledger may have answered after the newest witnessed head.
 
-        A site has one run at a time: an order of a run before one in which the log was witnessed
-        is under that head, or came to nothing. (Within a run the site's own ledger says it.)
+        A site has one run at a time. So an order of a run before one in which the log was witnessed
+        is under that head, or has no entry. (Within a run the site's own ledger decides.)
         """
         found = []
         for digest, order in self._orders.items():

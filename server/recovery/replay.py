@@ -202,7 +202,7 @@ class Replay:
         return self._gather(record, "evaluate", shown) if record["metrics"] else []
 
     def _gather(self, record: dict[str, Any], purpose: str, model: Arrays) -> list[Reply]:
-        """Ask for the releases of a round until all are here; a site that is away is waited for."""
+        """Ask for the releases of a round until all are here; wait for absent sites."""
         wanted = self._wanted(record, purpose)
         if gone := [site for site in wanted if site not in self.sites]:
             raise RunError(

@@ -302,7 +302,7 @@ class ResearchService:
 
 
 def _files(run: Run) -> dict[str, Path]:
-    """Return what may be fetched of a run, by its name there; no key is among it."""
+    """Return the files of a run that may be fetched, by their names there; none is a key."""
     found = {name: run.folder / name for name in _FILES}
     found |= {
         f"figures/{path.name}": path

@@ -44,7 +44,7 @@ def load(data_dir: Path | None) -> pd.DataFrame:
 
 
 def _companies(speakers: pd.Series) -> dict[str, str]:
-    """Deal the speakers to companies, those who say most first, each to the smallest."""
+    """Assign the speakers to companies, those who say most first, each to the smallest."""
     sizes = dict.fromkeys(COMPANIES, 0)
     found = {}
     counts = speakers.value_counts()

@@ -192,9 +192,11 @@ class RemoteTrainer:
 
     def _end_idle(self) -> bool:
         """End the process if it had no request for a while; return False if it is at work."""
+        # Do not wait: the lock's holder is using the trainer, so it is not idle.
         if not self._turn.acquire(blocking=False):
             return False
         try:
+            # Again, under the lock: a request may have come and ended meanwhile.
             if self._idle is None or not self._idle.is_due:
                 return False
             self._end()
@@ -350,7 +352,7 @@ class RemoteTrainer:
 
 
 def _environment(work: Path) -> dict[str, str]:
-    """Return the worker's environment; what it caches lies in its own folder."""
+    """Return the worker's environment; its caches are in its own folder."""
     kept = {
         name: value
         for name, value in os.environ.items()
