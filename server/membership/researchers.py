@@ -140,7 +140,7 @@ class Researchers:
             InputError: if there is no such invitation, or the request cannot be read.
         """
         record = self.all().get(name)
-        # Compared also without an invitation: the time of the answer must not tell which names exist.
+        # Always compared, so that timing does not tell an unknown name from a wrong token.
         known = record.token if record is not None and record.is_invited else "0" * 64
         if not hmac.compare_digest(_hash(token), known) or record is None:
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
