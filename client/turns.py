@@ -1,4 +1,4 @@
-"""What the gates of one site share, so that one thing happens at a time."""
+"""Serialise the work of a site's endpoints, which share one ledger and one machine."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _STOP_INTERVAL_S = 0.5
 
 @dataclass
 class Turns:
-    """What the gates of one site share, so that one thing happens at a time.
+    """The locks and facts that the endpoints of one site share.
 
     Attributes:
-        ledger: held by whoever uses ledger, witness or outbox; a trainer at work lets it go.
-        order: held from an order's reservation to its release: the ledger has one open
-            reservation at a time, and the machine one trainer at work.
-        stopping: set once the client is to end; no order begins after it.
-        heads: what each coordinator saw of the ledger; whoever uses it holds ``ledger``.
+        ledger: held while ledger, witness or outbox is used; a trainer at work releases it.
+        order: held from an order's reservation to its release: the ledger has one open reservation
+            at a time, and the machine one trainer at work.
+        stopping: set once the client is stopping; no order begins after it.
+        heads: the heads that each coordinator saw of the ledger; hold ``ledger`` to use it.
     """
 
     ledger: threading.Lock = field(default_factory=threading.Lock)
@@ -40,6 +40,7 @@ class Turns:
         while not self.order.acquire(timeout=_STOP_INTERVAL_S):
             self._require_going_on()
         try:
+            # Again: the client may have been stopped while this waited for the lock.
             self._require_going_on()
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Looks at a database while a run is offered, and not at each offer."""
+"""Probe a database while a run is offered, but not at each offer."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from privet.common.errors import InputError
 from privet.privacy.policy import Policy
 
 PROBE_INTERVAL_S = 30.0
-"""Seconds between two looks: to connect is an event in a database's own log."""
+"""Seconds between two probes: each connection is an event in a database's own log."""
 
 
 class DatabaseProbe:
-    """Whether a data set's database answers, as it was found at most 30 s ago."""
+    """Whether a data set's database answers, by a probe that is at most 30 s old."""
 
     def __init__(self) -> None:
         self._asked, self._when = "", 0.0
         self._fault: InputError | None = None
 
     def require(self, policy: Policy, data_set: str, asked: str) -> None:
-        """Check the database of a data set; files are not looked at.
+        """Check the database of a data set; a data set of a file passes.
 
         Args:
             policy: that names the data set.
-            data_set: by its name.
-            asked: what the look is for; for something else it looks at once.
+            data_set: its name.
+            asked: identifies the offer; for another offer the database is probed at once.
 
         Raises:
-            InputError: what was found, also where that was a while ago.
+            InputError: the probe's result, also if the probe was some time ago.
         """
         if policy.data_set(data_set)[1].sql is None:
             return

@@ -1,14 +1,14 @@
-"""Whether each row of a table or view follows from one stored record alone (H6).
+"""Decide whether each row of a table or view follows from one stored record alone (H6).
 
 A view may join, rank, aggregate, deduplicate or limit: then one person's record changes the rows of
-others before Privet sees them, and no bound on a unit holds. A stored table, and a view that only
-chooses columns of one such table and rows by their own columns, are *plain*. Of anything else the
-site has to say why its rows do not depend on each other (the policy's ``independent``).
+others before Privet sees them, and no bound on a unit holds. A stored table is *plain*; so is a
+view that only chooses columns of one such table, and rows by their own columns. For anything else
+the site must say why its rows do not depend on each other (the policy's ``independent``).
 
-SQL Server and Oracle are asked by :mod:`.sql_server` and :mod:`.oracle`.
+:mod:`.sql_server` and :mod:`.oracle` query the catalogues of SQL Server and Oracle.
 
-Definitions are parsed by sqlglot (MIT) and held against a short list of what may stand in them;
-what is not on it, a function or a cast that can fail among them, is not plain.
+sqlglot (MIT) parses the definitions, and each is compared with a short list of allowed parts.
+Whatever is not on the list is not plain, such as a function, or a cast that can fail.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def coupling(connection: sa.Connection, database: Database) -> str | None:
 
 
 def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | str:
-    """Return the table that a plain query chooses from, or what makes it none, in words.
+    """Return the table from which a plain query chooses, or in words why the query is not plain.
 
     Args:
-        definition: a ``SELECT``, or what it was parsed to.
-        dialect: sqlglot's name of its language. Of ``tsql`` and ``oracle`` the kinds of what is
-            compared have to be looked at, too: :func:`~.view_types.type_fault`.
+        definition: a ``SELECT``, as text or parsed.
+        dialect: sqlglot's name of its language. For ``tsql`` and ``oracle`` the caller must check
+            the compared types as well: :func:`~.view_types.type_fault`.
     """
     try:
         tree = parsed(definition, dialect)
@@ -115,7 +115,15 @@ def _row_fault(tree: exp.Select, dialect: str) -> str | None:
 
 
 def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
-    """Return a query's tree; SqlglotError if it is none."""
+    """Return a query's tree.
+
+    Args:
+        definition: the query, as text or parsed; a parsed one is returned as it is.
+        dialect: sqlglot's name of its language.
+
+    Raises:
+        SqlglotError: if it cannot be parsed.
+    """
     if isinstance(definition, exp.Expression):
         return definition
     tree: Any = sqlglot.parse_one(definition, dialect=dialect)
@@ -124,7 +132,7 @@ def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
 
 
 def _condition_fault(node: exp.Expression, dialect: str) -> str | None:
-    """Return what a part of a ``WHERE`` does beyond comparing a row's own cells, or None."""
+    """Return how a part of a ``WHERE`` does more than compare a row's own cells, or None."""
     if not isinstance(node, _CONDITIONS) or (
         isinstance(node, exp.StrToTime) and dialect != "oracle"
     ):
@@ -169,7 +177,7 @@ def _is_constant(node: exp.Expression) -> bool:
 def _definition(
     connection: sa.Connection, dialect: str, schema: str | None, table: str
 ) -> tuple[str, str | None]:
-    """Return what a name stands for, and the ``SELECT`` of a view."""
+    """Return the kind of object of a name, and the ``SELECT`` of a view."""
     if dialect == "sqlite":
         row = connection.execute(
             sa.text("SELECT type, sql FROM sqlite_master WHERE name = :name COLLATE NOCASE"),

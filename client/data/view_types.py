@@ -1,18 +1,17 @@
-"""Whether the conditions of a view of SQL Server or Oracle can fail for a cell (H6).
+"""Decide whether the conditions of a view of SQL Server or Oracle can fail for a cell (H6).
 
-PostgreSQL refuses a view that compares a text with a number when it is made. SQL Server and Oracle
-convert cell by cell when it is read: one text that is no number ends the query for all. So each
-column of a view must be one that its source declares, and a comparison must need no conversion but
-that of a constant:
+PostgreSQL refuses to create a view that compares a text with a number. SQL Server and Oracle
+convert cell by cell when the view is read: one text that is no number ends the query for all. So
+each column of a view must be a declared column of its source, and a comparison may convert nothing
+but a constant:
 
-=========  ==============================================================================
-column     may be compared with
-=========  ==============================================================================
-text       texts, and other text columns
-number     numbers, and columns of the same type (in Oracle: any number columns)
-time       SQL Server: texts; Oracle: ``DATE`` and ``TIMESTAMP`` constants; columns of the same type
-other      SQL Server: texts
-=========  ==============================================================================
+========= ============================================================================== column may
+be compared with =========
+============================================================================== text texts, and other
+text columns number numbers, and columns of the same type (in Oracle: any number columns) time SQL
+Server: texts; Oracle: ``DATE`` and ``TIMESTAMP`` constants; columns of the same type other SQL
+Server: texts =========
+==============================================================================
 
 Names that only look like columns, such as Oracle's ``ROWNUM``, are no declared columns.
 """
@@ -42,11 +41,11 @@ _TIMES = (exp.DataType.Type.DATE, exp.DataType.Type.TIMESTAMP)
 
 @dataclass(frozen=True)
 class Declared:
-    """What a condition has to know of a column.
+    """The facts about a column that a condition depends on.
 
     Attributes:
-        kind: what it may be compared with.
-        exact: its whole type, as the database spells it.
+        kind: of the values with which it may be compared.
+        exact: its complete type, as the database spells it.
     """
 
     kind: Kind
@@ -54,12 +53,12 @@ class Declared:
 
 
 def type_fault(tree: exp.Expression, dialect: str, columns: Mapping[str, Declared]) -> str | None:
-    """Return what of a plain query is no column of its source, or can fail, in words; or None.
+    """Return why a plain query can fail, or uses a name that is no column of its source; or None.
 
     Args:
         tree: a query that :func:`~.view.plain_source` finds plain.
         dialect: ``tsql`` or ``oracle``.
-        columns: of the table or view that it selects from, by name.
+        columns: of the table or view from which it selects, by name.
     """
     known = _folded(dialect, columns)
     source = tree.find(exp.Table)

@@ -1,7 +1,7 @@
-"""What a site did not do: a neutral line for each order and offer, and the last of them on disk.
+"""A site's refusals: a neutral log line for each order and offer, and the last of them on disk.
 
-A line says which run, round and attempt, and the status that the coordinator was answered with.
-Why stands in the operator's log, and nowhere else: it may speak of records (H30).
+A line names run, round and attempt, and the status that the coordinator received. The reason is in
+the operator's log and nowhere else: it may speak of records (H30).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FILE = "refusals.json"
 
 @dataclass(frozen=True)
 class Refusals:
-    """The last order without a release, and the offer that the site is not ready for.
+    """The last order without a release, and the offer for which the site is not ready.
 
     Args:
         home: folder of the site.
@@ -32,11 +32,11 @@ class Refusals:
     home: Path
 
     def note_order(self, order: Order, status: Status) -> None:
-        """Say that an order got no release, and keep it as the last; a release changes nothing.
+        """Log an order without a release, and store it as the last one; do nothing for a release.
 
         Args:
             order: that was answered.
-            status: that it was answered with.
+            status: of the answer.
         """
         if status is Status.RELEASED:
             return
@@ -51,16 +51,21 @@ class Refusals:
         self._keep(last_order={**about, "time": int(time.time())})
 
     def note_offer(self, plan: str, status: Status) -> None:
-        """Keep which offered plan (by digest) the site is not ready for."""
+        """Store the offer for which the site is not ready.
+
+        Args:
+            plan: digest of the offered plan.
+            status: of the answer.
+        """
         self._keep(offer={"plan": plan, "status": str(status), "time": int(time.time())})
 
     def note_ready(self) -> None:
-        """Forget the offer: the site is ready for it."""
+        """Remove the stored offer: the site is ready for it."""
         if self.read()["offer"] is not None:
             self._keep(offer=None)
 
     def read(self) -> dict[str, dict[str, Any] | None]:
-        """Return ``last_order`` and ``offer`` in JSON values, each None where there is none."""
+        """Return ``last_order`` and ``offer`` in JSON values, each None if there is none."""
         try:
             value = json.loads((self.home / _FILE).read_text(encoding="utf-8"))
             found = {name: value.get(name) for name in ("last_order", "offer")}
@@ -69,5 +74,5 @@ class Refusals:
         return {name: one if isinstance(one, dict) else None for name, one in found.items()}
 
     def _keep(self, **facts: dict[str, Any] | None) -> None:
-        with suppress(OSError):  # the line was said; a full disk must not change an answer
+        with suppress(OSError):  # the line was logged; a full disk must not change an answer
             write_json(self.home / _FILE, {**self.read(), **facts})

@@ -1,4 +1,4 @@
-"""Whose run is offered: the roster must be of the coordinator that the site came in to."""
+"""Check that an offered run's roster is of the coordinator with which the site enrolled."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from privet.privacy.policy import Policy
 
 @dataclass(frozen=True)
 class RosterCheck:
-    """Compares the roster of an offered run with what the site knows.
+    """Compare the roster of an offered run with the site's own facts.
 
     Args:
-        membership: as the site came in to the coordinator that offers.
+        membership: the site's, in the federation of the offering coordinator.
         ledger: the site's own.
         witness: the site's own.
     """
@@ -28,7 +28,7 @@ class RosterCheck:
     witness: Witness
 
     def require_ours(self, roster: Roster, run: str, policy: Policy) -> None:
-        """Check that a roster is of our coordinator, and has this site as it is.
+        """Check that a roster names this coordinator, and this site with its own keys.
 
         Args:
             roster: of the offered run.
@@ -36,7 +36,7 @@ class RosterCheck:
             policy: the site's, as it is now.
 
         Raises:
-            PolicyError: if it is of another; it says what differs.
+            PolicyError: if it does not, saying what differs.
         """
         said = self.membership.join.coordinator
         if roster.coordinator.witness.fingerprint != said["witness"]:
@@ -47,7 +47,7 @@ class RosterCheck:
             raise PolicyError("the roster has other keys of this site")
 
     def order_keys_of_ours(self) -> set[str]:
-        """Return the order keys of the join file, and those that followed it."""
+        """Return the order key of the join file, and its successors."""
         keys = {self.membership.join.coordinator["orders"]}
         for one in kept_handovers(self.membership.link):
             keys |= {one.new.fingerprint} if one.old.fingerprint in keys else set()
@@ -72,9 +72,9 @@ class RosterCheck:
             )
 
     def _is_of_another(self, key: str) -> bool:
-        """Whether another coordinator came here with an order key, or with one of its line.
+        """Whether an order key is another coordinator's of this site, by join file or handover.
 
-        Who shows that one's signed orders would be handed what it was answered.
+        A holder of the other coordinator's signed orders would otherwise get their answers.
         """
         keys, own = self.ledger.book.order_keys, self.membership
         others = [one for one in memberships(own.home) if one.link != own.link]

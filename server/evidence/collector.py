@@ -1,15 +1,16 @@
-"""What the coordinator keeps of a run, so that nobody has to believe it later.
+"""Collect the evidence of a run, so that nobody has to trust the coordinator later.
 
 ::
 
-    rounds ── Recorder ── Journal (signed log)      orders, what was joined, who witnessed
-                 │    └── Witness                   the coordinator's own eyes
-                 └─────── Link.show                 the sites' logs, and their eyes
+    rounds ── EvidenceCollector ── Journal (signed log)   orders, aggregated releases, witnesses
+                 │            └─── Witness                the coordinator's own witness
+                 └──────────────── Link.show              the sites' logs and witnesses
 
-In each round every site shows its log, the coordinator checks that what it is about to
-join is in it, and all witnesses (the coordinator, and the sites among themselves) cosign
-every log. A history that was rewritten stops the run; a site that says itself that its ledger
-does not extend what was witnessed of it (a restored backup) is left out, and the others go on.
+In each round every site sends evidence of its log. The coordinator checks that the log holds every
+release that it is about to aggregate, and all witnesses (the coordinator's, and each site's for the
+other sites) cosign every log. A rewritten history stops the run. A site is left out, and the others
+continue, if the site itself reports that its ledger does not extend what was witnessed of it (its
+backup was restored).
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ from privet.server.round_models import RoundModels
 _LOG = logging.getLogger("privet.recorder")
 
 Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
-"""Ask sites to show their logs: a question by site, the answers by site."""
+"""Asks sites for evidence of their logs: a question by site, the answers by site."""
 Wait = Callable[[list[str]], bool]
-"""Wait until one of the sites can be asked again; False where that makes no sense."""
+"""Waits until one of the sites can be asked again; returns False if that is useless."""
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """A release that is proved to be in its site's log."""
+    """A proof that a site's log holds a release."""
 
     site: str
     origin: str
@@ -61,13 +62,13 @@ class Receipt:
     digest: str
 
     def to_json(self) -> dict[str, Any]:
-        """Return what the journal says of it."""
+        """Return the receipt as the journal stores it."""
         return {"site": self.site, "log": self.origin, "entry": self.entry, "digest": self.digest}
 
 
 @dataclass
 class _Round:
-    """What is gathered of one round, until it is noted."""
+    """The evidence of one round, until it is noted."""
 
     orders: dict[str, tuple[Order, str]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
@@ -77,14 +78,14 @@ class _Round:
 
 
 class EvidenceCollector:
-    """Signs orders, checks receipts, gathers cosignatures, and writes the journal.
+    """Sign orders, check receipts, collect cosignatures, and write the journal.
 
     Args:
-        journal: of this coordinator.
+        journal: of this run, open for writing.
         witness: the coordinator's own.
-        roster: whose logs and witnesses count.
-        copies: keeps copies of the sites' ledgers; default nobody does.
-        sharer: has the sites keep copies of the journal; default nobody does.
+        roster: names the logs and witnesses that count.
+        copies: keeps copies of the sites' ledgers; None keeps none.
+        sharer: sends copies of the journal to the sites; None sends none.
     """
 
     def __init__(
@@ -98,7 +99,7 @@ class EvidenceCollector:
         self.journal = journal
         self._sharer = sharer
         self.resumes: str = ""
-        """A run that failed, and goes on if the journal says so, too."""
+        """A run that failed, and continues if the journal says so as well."""
         self._witness = witness
         self._roster = roster
         self._copies = copies
@@ -112,9 +113,9 @@ class EvidenceCollector:
         self._sizes: dict[str, dict[str, _Sizes]] = {}
         self._round = _Round()
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
-        """Told of each order, as ``ordered``, and of what was answered."""
+        """Called with each order: first with ``ordered``, then with the status of its answer."""
         self.on_restored: Callable[[str], None] = lambda text: None
-        """Told in words what was lacking after a restore, and where it came from."""
+        """Called with a sentence on what was missing after a restore, and who had it."""
 
     @property
     def can_restore(self) -> bool:
@@ -122,17 +123,18 @@ class EvidenceCollector:
         return self._sharer is not None
 
     def restore(self, sites: list[str], show: Show) -> int:
-        """Take back what this journal lacks of what the sites cosigned, before it is written to.
+        """Fetch the entries that the sites cosigned and this journal lacks, before it is written
+        to.
 
         Args:
-            sites: that are there.
-            show: asks them.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
 
         Returns:
-            The number of entries that were taken back.
+            The number of entries that were fetched.
 
         Raises:
-            RunError: if they are nowhere to be had. Nothing was written or ordered then.
+            RunError: if no site has them. Nothing was written or ordered then.
         """
         if self._sharer is None:
             return 0
@@ -141,7 +143,7 @@ class EvidenceCollector:
     def begin(
         self, run: str, plan: str, model: str, sites: list[str], show: Show, *, ended: bool = False
     ) -> None:
-        """Open the run: learn what everybody saw, and show each site its newest head.
+        """Open the run: learn what each witness saw, and send each site its newest head.
 
         A site whose log does not extend what was witnessed of it is left out.
 
@@ -150,12 +152,12 @@ class EvidenceCollector:
             plan: digest of its plan.
             model: digest of the first model.
             sites: that take part.
-            show: asks them.
-            ended: the journal has the run's end already, and its model is made again.
+            show: sends questions to sites, and returns their answers.
+            ended: whether the journal has the run's end already, and only its model is made again.
 
         Raises:
-            EvidenceFault: if what a site remembers of another one contradicts what that shows.
-            RunError: if sites have different code: no verifier takes one run of two codes.
+            EvidenceFault: if a site's log contradicts what another site remembers of it.
+            RunError: if sites run different code: no verifier accepts one run of two codes.
         """
         show = self._copying(show)
         if self.resumes:
@@ -173,7 +175,7 @@ class EvidenceCollector:
             self._copies.catch_up(lambda some: show({site: self._question(site) for site in some}))
 
     def _remember(self) -> None:
-        """Take in what this coordinator's journal and witness know."""
+        """Load the heads that this coordinator's journal and witness know."""
         for _, text in self.journal.log.store.papers(CHECKPOINT):
             self._know(Checkpoint.parse(text))
         for seen in self._witness.seen.values():
@@ -181,17 +183,18 @@ class EvidenceCollector:
         self._note_own()
 
     def witness_again(self, sites: list[str], show: Show) -> list[str]:
-        """Have logs cosigned that grew after the run, and keep their heads beside the journal.
+        """Have the witnesses cosign logs that grew after the run, and keep the heads beside the
+        journal.
 
         Args:
-            sites: who is there.
-            show: asks them.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
 
         Returns:
             The sites whose logs grew.
 
         Raises:
-            EvidenceFault: if the history of a log does not hold, or too few cosigned it.
+            EvidenceFault: if the history of a log does not hold, or too few witnesses cosigned it.
         """
         show = self._copying(show)
         if not self._heads:
@@ -209,7 +212,7 @@ class EvidenceCollector:
         return grown
 
     def _has_grown(self, origin: str) -> bool:
-        """Whether a log shows more than what a quorum cosigned."""
+        """Whether a log is longer than its head with a quorum of cosignatures."""
         shown, known = self._round.shown.get(origin), self._heads.get(origin)
         if shown is None:
             return False
@@ -223,13 +226,17 @@ class EvidenceCollector:
         )
 
     def resume(self, run: str, number: int) -> dict[str, int]:
-        """Take up the orders of a round that an earlier process signed and did not note.
+        """Load the orders of a round that an earlier process signed and did not finish.
 
-        In a run that was resumed, whoever refused or failed when it broke gets a new attempt: an
-        order gets one answer. The others get the same order.
+        In a run that failed and was resumed, a site that refused or failed gets a new attempt,
+        because an order gets one answer. Every other site gets the same order again.
+
+        Args:
+            run: identifier of the run.
+            number: of the round to continue, from 1.
 
         Returns:
-            By site, its newest attempt in that round.
+            By site, the number of its newest attempt in that round.
         """
         attempts: dict[str, int] = {}
         for _, text in self.journal.log.store.papers(ORDER):
@@ -243,15 +250,15 @@ class EvidenceCollector:
         return attempts
 
     def is_resumed(self, run: str) -> bool:
-        """Return whether a run was resumed and has done no round since."""
+        """Return whether a run was resumed and has finished no round since."""
         return run in self.journal.log.book.resumed
 
     def close(self) -> None:
-        """Close the journal's file, so that nothing of it is left in a file beside it."""
+        """Close the journal, so that SQLite leaves no file beside it."""
         self.journal.log.store.close()
 
     def head(self, site: str) -> str:
-        """Return the newest head of a site's log that anybody witnessed, or ""."""
+        """Return the newest head of a site's log that any witness cosigned, or ""."""
         known = self._heads.get(self._origins[site])
         return known.text if known else ""
 
@@ -259,25 +266,31 @@ class EvidenceCollector:
         """Return the orders, signed; each is on disk before it can leave."""
         signed = [self.journal.sign(order) for order in orders]
         self._round.orders.update({order.digest: (order, "no-reply") for order in signed})
+        # Durable first: after a crash, `resume` must find every attempt that a site may have seen.
         self.journal.keep(order_paper(order) for order in signed)
         for order in signed:
             self.on_answer(order, "ordered")
         return signed
 
     def answered(self, order: Order, status: Status) -> None:
-        """Note what a site said."""
+        """Note a site's answer to an order.
+
+        Args:
+            order: one of this round, signed by :meth:`sign`.
+            status: that the site answered.
+        """
         self._round.orders[order.digest] = (self._round.orders[order.digest][0], str(status))
         self.on_answer(order, str(status))
 
     def ask(self, orders: Mapping[str, Order], send: Show) -> dict[str, dict[str, Any]]:
-        """Send orders with the question whether their releases are in their sites' logs.
+        """Send orders, and ask each site to prove that its log holds its release.
 
         Args:
             orders: by site.
-            send: sends each order with the question of its site; returns what was shown.
+            send: sends each order with its site's question, and returns the evidence by site.
 
         Returns:
-            What came beside the releases, by site, for :meth:`receive`.
+            The evidence that came beside the releases, by site, for :meth:`receive`.
         """
         questions = {site: self._question(site) for site in orders}
         for site, order in orders.items():
@@ -290,18 +303,18 @@ class EvidenceCollector:
         show: Show,
         shown: Mapping[str, dict[str, Any]] | None = None,
     ) -> set[str]:
-        """Check that releases are in their sites' logs.
+        """Check that the sites' logs hold their releases.
 
         Args:
-            releases: by site, the order and the digest of what came.
-            show: asks the sites that showed nothing beside their releases.
-            shown: of :meth:`ask`.
+            releases: by site, the order and the digest of its release.
+            show: asks the sites that sent no evidence beside their releases.
+            shown: the evidence that :meth:`ask` returned.
 
         Returns:
-            The sites whose release is proved. The others' must not be used.
+            The sites whose release is proved. The caller must not use any other release.
 
         Raises:
-            EvidenceFault: if what a site remembers of another one contradicts what that shows.
+            EvidenceFault: if a site's log contradicts what another site remembers of it.
         """
         show = self._copying(show)
         for site, (order, _) in releases.items():
@@ -324,15 +337,17 @@ class EvidenceCollector:
     def witness(
         self, sites: list[str], show: Show, wait: Wait = lambda sites: False
     ) -> list[dict[str, Any]]:
-        """Have every log of this round cosigned; return who cosigned what.
+        """Have the witnesses cosign every log of this round; return who cosigned which log.
 
         Args:
-            sites: whose logs, and who cosigns.
-            show: asks them.
-            wait: for those that say nothing, where too few cosigned.
+            sites: whose logs are cosigned, and whose witnesses cosign.
+            show: sends questions to sites, and returns their answers.
+            wait: waits for the sites that did not answer, if too few cosigned; returns whether to
+                ask again.
 
         Raises:
-            EvidenceFault: naming each log whose history does not hold, and who saw it.
+            EvidenceFault: naming each log whose history does not hold, and the witness that found
+                it.
         """
         show = self._copying(show)
         chances = _CHANCES
@@ -350,7 +365,7 @@ class EvidenceCollector:
                         raise
                     self._learn(show({site: self._question(site) for site in silent}))
                     continue
-            # Whoever objects takes no other's word away: what has a quorum, has one.
+            # An objection does not cancel others' cosignatures: a head with a quorum keeps it.
             for origin, lines in gathered.items():
                 with suppress(EvidenceFault, NoteError):
                     self._cosigned(origin, shown[origin], lines)
@@ -373,7 +388,9 @@ class EvidenceCollector:
         )
 
     def _lacks_proof(self, shown: Mapping[str, Evidence]) -> bool:
-        """Whether a witness said only now, as after an absence, from where it needs a proof."""
+        """Whether a witness reported only now, as after an absence, the size from which it needs a
+        proof.
+        """
         return any(
             old not in evidence.proofs and old < Checkpoint.parse(evidence.note).size
             for log, evidence in shown.items()
@@ -383,10 +400,11 @@ class EvidenceCollector:
     def _gather(
         self, sites: list[str], show: Show
     ) -> tuple[dict[str, Evidence], dict[str, list[SignatureLine]], set[str], set[str]]:
-        """Show every log to everybody.
+        """Send the evidence of every log to every site.
 
         Returns:
-            What was shown, the cosignatures, the objections, and who answered with its log.
+            The evidence sent, the cosignatures, the objections, and the sites that answered with
+            their logs.
         """
         own = self.journal.log.origin
         shown = dict(self._round.shown)
@@ -425,14 +443,14 @@ class EvidenceCollector:
         witnessed: list[dict[str, Any]],
         used: Iterable[str],
     ) -> dict[str, Any]:
-        """Return what the journal will say of the round, and keep its papers durably.
+        """Return the journal's record of the round, and store its papers durably.
 
         Args:
             run: identifier of the run.
-            number: of the round.
-            models: digests of the round's.
-            witnessed: of :meth:`witness`.
-            used: digests of the orders whose releases were joined or shown.
+            number: of the round, from 1.
+            models: digests of the round's models.
+            witnessed: what :meth:`witness` returned.
+            used: digests of the orders whose releases were aggregated or published.
         """
         wanted = set(used)
         receipts = {k: v for k, v in self._round.receipts.items() if k in wanted}
@@ -477,7 +495,19 @@ class EvidenceCollector:
     def close_run(
         self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""
     ) -> None:
-        """Write the end of the run, and have the journal's last head cosigned."""
+        """Write the end of the run, and have the journal's last head cosigned.
+
+        Args:
+            run: identifier of the run.
+            model: digest of the final model.
+            sites: that took part.
+            show: sends questions to sites, and returns their answers.
+            fault: name of the error that ended the run, or "" if the run is done.
+
+        Raises:
+            EvidenceFault: if a history does not hold or too few witnesses cosigned. Where ``fault``
+                is set, the run has failed already, and this error is dropped.
+        """
         show = self._copying(show)
         self.journal.close_run(run, model, fault=fault)
         self._round = _Round()
@@ -490,7 +520,7 @@ class EvidenceCollector:
         show({site: self._question(site) for site in sites})
 
     def _question(self, site: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return what a site is asked, with the evidence of the other logs as JSON values."""
+        """Return the question to a site, with the evidence of the other logs as JSON values."""
         return {
             "head": self.head(site),
             "since": self._since(self._origins[site]),
@@ -499,17 +529,17 @@ class EvidenceCollector:
         }
 
     def _copying(self, show: Show) -> Show:
-        """Return ``show``, also with what the copies of the ledgers and of the journal lack."""
+        """Return ``show`` extended by the missing pieces of ledger and journal copies."""
         if self._copies is not None:
             show = self._copies.asking(show)
         return show if self._sharer is None else self._sharer.asking(show)
 
     def _note_absent(self, answers: Mapping[str, dict[str, Any]]) -> None:
-        """Leave out the sites that say that their ledger does not extend its witnessed head.
+        """Leave out the sites that report that their ledger does not extend its witnessed head.
 
-        What such a site showed before in this round is forgotten with it, unless a release of it
-        was proved by that: then it stands under the head that all see, and it is for the
-        witnesses to say whether that head holds.
+        Such a site's earlier evidence of this round is dropped with it, unless it proved a release:
+        then the release is under the head that all sites see, and the witnesses decide whether that
+        head holds.
         """
         for site, answer in answers.items():
             if answer.get("status") != Status.REFUSED_ROLLBACK:
@@ -530,7 +560,7 @@ class EvidenceCollector:
         for site, answer in answers.items():
             if "evidence" in answer:
                 origin = self._origins[site]
-                # What is wrong with it is said by those who witness it.
+                # Its witnesses report its faults.
                 with suppress(NoteError, EvidenceFault):
                     evidence = Evidence.from_json(answer["evidence"])
                     self._round.shown[origin] = evidence
@@ -539,10 +569,10 @@ class EvidenceCollector:
             self._note_seen(site, answer)
 
     def _note_seen(self, site: str, answer: Mapping[str, Any]) -> None:
-        """Take in what a site's witness remembers of the others' logs.
+        """Note the heads that a site's witness remembers of the others' logs.
 
         Raises:
-            EvidenceFault: if it shows a head that the log, by what it shows, never signed.
+            EvidenceFault: if it has a head that the log, by its own evidence, never signed.
         """
         for seen in _part(answer, "seen").values():
             try:
@@ -572,7 +602,9 @@ class EvidenceCollector:
             self._sizes_of(origin, "").saw(seen.size)
 
     def _note_shown(self, sites: Iterable[str], shown: Mapping[str, Evidence]) -> None:
-        """Remember what witnesses may have seen by now, whether their answers come or not."""
+        """Remember the sizes that witnesses may have seen by now, whether their answers come or
+        not.
+        """
         for origin, evidence in shown.items():
             size = Checkpoint.parse(evidence.note).size
             for site in sites:
@@ -593,7 +625,7 @@ class EvidenceCollector:
             self._heads[head.origin] = head
 
     def _line(self, shown: Mapping[str, Evidence], origin: str, text: str) -> SignatureLine | None:
-        """Return a cosignature over what was shown, by a witness other than the log's own."""
+        """Return a cosignature over the sent head, by a witness other than the log's own."""
         try:
             line = parse_line(text)
             head = Checkpoint.parse(shown[origin].note).with_cosignatures([line])
@@ -629,7 +661,9 @@ class EvidenceCollector:
 
 @dataclass
 class _Sizes:
-    """Up to which sizes a witness may know a log: the last it told, and those shown since."""
+    """Sizes of a log that a witness may know: the last one that it sent, and those sent to it
+    since.
+    """
 
     told: int = 0
     shown: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT_SIZES))
@@ -657,10 +691,10 @@ _CODE = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _require_one_code(codes: Mapping[str, str]) -> None:
-    """Check that all sites that say so have the same code, before anything is ordered.
+    """Check that all sites that report their code have the same, before anything is ordered.
 
     Raises:
-        RunError: naming the sites, by what they have.
+        RunError: naming the sites of each code.
     """
     sites: dict[str, list[str]] = {}
     for site, code in sorted(codes.items()):
@@ -676,13 +710,13 @@ def _require_one_code(codes: Mapping[str, str]) -> None:
 
 
 def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a site's answer; empty where it is malformed."""
+    """Return a part of a site's answer; an empty one if it is malformed."""
     part = answer.get(name)
     return part if isinstance(part, dict) else {}
 
 
 def _plain(what: object) -> str:
-    """Return what a site says of others, without what a terminal would obey."""
+    """Return a site's text about others, without characters that a terminal would obey."""
     return "".join(sign if sign.isprintable() else " " for sign in str(what))[:500]
 
 
