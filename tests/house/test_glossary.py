@@ -50,8 +50,12 @@ OLD = (
     # one term for one thing
     Old(r"gates?", "metrics mechanism, or site endpoint", "noise of the gate"),
     Old(r"figures?", "metrics, or numbers", "figures by site", pages=("benchmarks.md",)),
-    Old(r"honesty list", "assumption register", "a row of the honesty list",
-        fine=r"\*honesty list\* of earlier versions"),
+    Old(
+        r"honesty list",
+        "assumption register",
+        "a row of the honesty list",
+        fine=r"\*honesty list\* of earlier versions",
+    ),
     Old(r"guards?", "admission control", "the guard checks", fine=r"guards? against"),
     Old(r"hubs?", "coordinator", "the hub asks", fine=r"Hugging Face Hub|(?:of|in) the Hub"),
     Old(r"desks?", "operator decisions", "a decision of the desk"),
@@ -67,32 +71,55 @@ OLD = (
     Old(r"standing", "status", "the standing of a site"),
     Old(r"twins?", "duplicate clients", "twins are named"),
     Old(r"opponents?", "attacker, or adversary", "an opponent's findings"),
-    Old(r"other views|views (?:of (?:it|them|a record|each record)|drawn)", "augmented copies",
-        "with views of them"),
+    Old(
+        r"other views|views (?:of (?:it|them|a record|each record)|drawn)",
+        "augmented copies",
+        "with views of them",
+    ),
     Old(r"ways? of clipping", "clipping method", "the way of clipping"),
     # the common word
     Old(r"(?:[\d,]{2,}|control|of) signs", "characters", "at most 64 signs"),
     Old(r"persons", "people", "the persons behind the data"),
-    Old(r"look(?:s|ed|ing)?", "check, evaluate, poll or search", "it is looked for",
-        fine=r"looks? (?:odd|like|good)"),
-    Old(r"join(?:s|ed|ing)? (?:the |these |sites' )?(?:updates?|releases?|models?|repl(?:y|ies))",
-        "aggregate", "the coordinator joins updates"),
-    Old(r"(?:updates?|releases?|models?|repl(?:y|ies)) (?:is|are|was|were|that was) (?:not )?joined",
-        "aggregated", "the release is not joined"),
+    Old(
+        r"look(?:s|ed|ing)?",
+        "check, evaluate, poll or search",
+        "it is looked for",
+        fine=r"looks? (?:odd|like|good)",
+    ),
+    Old(
+        r"join(?:s|ed|ing)? (?:the |these |sites' )?(?:updates?|releases?|models?|repl(?:y|ies))",
+        "aggregate",
+        "the coordinator joins updates",
+    ),
+    Old(
+        r"(?:updates?|releases?|models?|repl(?:y|ies)) (?:is|are|was|were|that was) (?:not )?joined",
+        "aggregated",
+        "the release is not joined",
+    ),
     Old(r"shown", "displayed, published or sent", "the head that it was shown"),
     Old(r"gainsa(?:y|ys|id)", "contradict", "nobody gainsays it"),
     Old(r"anew", "again", "is drawn anew"),
     Old(r"so many", "that many", "so many orders"),
     Old(r"no word (?:came|comes)", "timed out", "no word came in time"),
     Old(r"whoever", "anyone who", "whoever has the key"),
-    Old(r"(?:to|by|from|of|for|than|with|if) who", "name the party: the operator, the site, ...",
-        "served to who shows a certificate"),
+    Old(
+        r"(?:to|by|from|of|for|than|with|if) who",
+        "name the party: the operator, the site, ...",
+        "served to who shows a certificate",
+    ),
     Old(r"who (?:asks|may ask|is asked)", "name the party", "a list of who may ask"),
     Old(r"(?:is|are|was) said", "is reported", "what is left is said by the command"),
-    Old(r"tells|(?:is|are|was|were) (?:not )?told", "reports, reveals, or is sent", "a client is not told",
-        fine=r"all sites were told"),
-    Old(r"(?:spoken|speaks?|spoke) (?:of|to)", "contain data about, or connect to",
-        "it may speak of records"),
+    Old(
+        r"tells|(?:is|are|was|were) (?:not )?told",
+        "reports, reveals, or is sent",
+        "a client is not told",
+        fine=r"all sites were told",
+    ),
+    Old(
+        r"(?:spoken|speaks?|spoke) (?:of|to)",
+        "contain data about, or connect to",
+        "it may speak of records",
+    ),
     Old(r"(?:comes?|came|coming) in(?! (?:time|force|a|the)\b)", "enrol", "which sites came in"),
     Old(r"for ever", "permanently, or always", "read for ever"),
     Old(r"for good", "permanently", "ends a run for good"),
@@ -103,18 +130,23 @@ OLD = (
     Old(r"tak(?:es|en) (?:it |them )?up", "load, or apply", "a client takes it up"),
     Old(r"dealt to", "divided among", "dealt to three hospitals"),
     Old(r"line ends", "line breaks", "cells hold line ends"),
-    Old(r"life-?time budgets?|life-time", "lifetime (one word)", "a life-time cap",
-        fine=r"lifetime budgets?"),
+    Old(r"life-time", "lifetime", "a life-time cap"),
     Old(r"cap less", "cap minus", "the cap less the ε"),
     Old(r"held against", "checked against", "held against the ledgers"),
-    Old(r"vocabular(?:y|ies) of the trade|of the trade", "of the field", "names of the trade"),
+    Old(r"of the trade", "of the field", "names of the trade"),
     Old(r"by a hair", "slightly", "missed by a hair"),
     # structure of a sentence
-    Old(r"st(?:ands?|ood) (?:in|beside|behind|under|before|above|at|on|there|alone)",
-        "is in, or is self-contained", "it stands in the ledger"),
-    Old(r"(?:lines?|bytes?|events?|columns?|pages?|pieces?|perplexity|bits|convolutions?|ms) an? "
+    Old(
+        r"st(?:ands?|ood) (?:in|beside|behind|under|before|above|at|on|there|alone)",
+        "is in, or is self-contained",
+        "it stands in the ledger",
+    ),
+    Old(
+        r"(?:lines?|bytes?|events?|columns?|pages?|pieces?|perplexity|bits|convolutions?|ms) an? "
         r"(?:round|line|site|record|pixel|number|family|token|character|value|layer|cell|unit)",
-        "per", "one line a round"),
+        "per",
+        "one line a round",
+    ),
     Old(r"some [\d.]+ (?:s|ms|MB|bytes|%|rounds|seconds)", "about", "some 10 s"),
 )
 
@@ -155,9 +187,11 @@ def hits(text: str, place: str = "", line: int = 1) -> Iterator[Hit]:
         if Path(place).name in old.pages:
             continue
         spared = [match.span() for match in fine.finditer(text)] if fine else []
-        for match in pattern.finditer(text):
-            if not any(begin <= match.start() < end for begin, end in spared):
-                found.append((match.start(), old, " ".join(match[0].split())))
+        found += [
+            (match.start(), old, " ".join(match[0].split()))
+            for match in pattern.finditer(text)
+            if not any(begin <= match.start() < end for begin, end in spared)
+        ]
     for start, old, word in sorted(found, key=lambda one: one[0]):
         yield Hit(place, line + text.count("\n", 0, start), word, old.instead)
 
