@@ -123,9 +123,9 @@ def verify(
     return Verdict(
         not findings.faults, "pinned" if is_pinned else "unpinned", findings.faults,
         findings.notes,
-        [] if reader is None or reader.case is None else reader.case.findings_of_sites,
+        [] if reader is None or reader.state is None else reader.state.findings_of_sites,
         _record(reader) if keep or brief else None,
-        0 if reader is None or reader.case is None else reader.case.roster.quorum,
+        0 if reader is None or reader.state is None else reader.state.roster.quorum,
         {log.name: log.witnessed for log in _ledgers(reader)},
         [] if reader is None else reader.unfinished,
         findings.code,
@@ -217,15 +217,15 @@ def _pinned(path: Path) -> dict[str, Any]:
 
 def _compare(pinned: dict[str, Any], reader: BundleReader | None, findings: Findings) -> bool:
     """Compare the bundle's roster with the pinned one; return whether that was possible."""
-    if reader is None or reader.case is None:
+    if reader is None or reader.state is None:
         return False
-    for message in differences(pinned, reader.case.roster):
+    for message in differences(pinned, reader.state.roster):
         findings.fault("roster", message)
     return True
 
 
 def _record(reader: BundleReader | None) -> AuditedRecord:
-    if reader is None or reader.case is None:
+    if reader is None or reader.state is None:
         return AuditedRecord()
     logs = [log.record for log in reader.logs]
-    return AuditedRecord(reader.roster_value, reader.case.plan_values, logs, reader.brief)
+    return AuditedRecord(reader.roster_value, reader.state.plan_values, logs, reader.brief)

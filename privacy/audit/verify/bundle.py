@@ -16,7 +16,7 @@ from privet.privacy.audit.verify import entries, lines
 from privet.privacy.audit.verify.journal import AuditedJournal
 from privet.privacy.audit.verify.log import AuditedLog
 from privet.privacy.audit.verify.pool import Workers
-from privet.privacy.audit.verify.result import NEW_RULE, Findings, Unfinished, count, show
+from privet.privacy.audit.verify.result import Findings, Unfinished, count, show
 from privet.privacy.audit.verify.roster import AuditedMember, read_roster
 from privet.privacy.audit.verify.site import AuditedLedger
 from privet.privacy.audit.verify.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
@@ -40,7 +40,7 @@ class BundleReader:
         self.keep, self.brief = keep, brief
         self.sizes = iter(sizes)
         self.roster_value: dict[str, Any] = {}
-        self.case: VerificationState | None = None
+        self.state: VerificationState | None = None
         self.logs: list[AuditedLog] = []
         self.unfinished: list[Unfinished] = []
         self._journal: AuditedJournal | None = None
@@ -54,25 +54,25 @@ class BundleReader:
         if self.source.line != HEADER:
             raise Unreadable("line 1 is not the head of a privet/bundle/v1")
         self.source.advance()
-        case = self.case = self._roster()
-        if 2 * case.roster.quorum <= len(case.roster.sites):
+        state = self.state = self._roster()
+        if 2 * state.roster.quorum <= len(state.roster.sites):
             self.findings.note(
-                f"weak quorum: {case.roster.quorum} of {len(case.roster.sites)} other witnesses;"
+                f"weak quorum: {state.roster.quorum} of {len(state.roster.sites)} other witnesses;"
                 " with half of them or fewer, two histories can both be witnessed"
             )
-        self._plans(case)
-        self._orders(case)
-        self._logs(case)
+        self._plans(state)
+        self._orders(state)
+        self._logs(state)
         if self.source.ended_early:
             return
-        case.check_plans()
+        state.check_plans()
         self._receipts()
         if self.source.ended_early:
             return
-        self._surplus(case)
+        self._surplus(state)
         if self._journal is not None:
             ledgers = [log for log in self.logs if isinstance(log, AuditedLedger)]
-            self.unfinished = unfinished(ledgers, self._journal, self.findings, case.compositions)
+            self.unfinished = unfinished(ledgers, self._journal, self.findings, state.compositions)
         self._end()
 
     def _one(
@@ -98,7 +98,7 @@ class BundleReader:
             self.findings.fault("roster", str(error))
             raise Unreadable("without a roster nothing can be checked") from None
 
-    def _plans(self, case: VerificationState) -> None:
+    def _plans(self, state: VerificationState) -> None:
         last = ""
         while self.source.starts(b'{"kind":"plan",'):
             try:
@@ -106,16 +106,16 @@ class BundleReader:
             except Malformed as error:
                 self._fault(f"a plan: {error}")
                 continue
-            if len(case.plans) >= _MOST_PLANS:
+            if len(state.plans) >= _MOST_PLANS:
                 raise Unreadable("more plans than a verifier keeps")
-            name = case.add_plan(plan)
+            name = state.add_plan(plan)
             if name <= last:
                 self._fault("plans must be sorted by digest, none twice")
             last = name
 
-    def _orders(self, case: VerificationState) -> None:
-        key, last = case.roster.coordinator.orders, ("", 0, "", 0, "")
-        context = (b"", "") if key is None else (key.raw, case.roster.orders_keyid)
+    def _orders(self, state: VerificationState) -> None:
+        key, last = state.roster.coordinator.orders, ("", 0, "", 0, "")
+        context = (b"", "") if key is None else (key.raw, state.roster.orders_keyid)
         batches = self.source.batches(_ORDER, lambda: context)
         for _, results in self.workers.run(lines.read_orders, batches):
             for order, problems in results:
@@ -123,52 +123,44 @@ class BundleReader:
                     self.findings.fault(problem.rule, problem.message)
                 if order is None:
                     continue
-                case.needed.add(order.plan)
                 if order[:5] <= last:
                     self.findings.fault("bundle", "orders must be sorted by slot, none twice")
                 last = order[:5]
-                asked = case.run(order.run).parameters
-                if asked.setdefault(order.purpose, order.parameters) != order.parameters:
-                    self.findings.fault(
-                        "order",
-                        f"orders of run {show(order.run)} ask for different parameters" + NEW_RULE,
-                    )
-                if not case.orders.add(order):
-                    self.findings.fault("order", "an order stands in the bundle twice")
+                state.add_order(order)
 
-    def _logs(self, case: VerificationState) -> None:
-        members = (*case.roster.sites, case.roster.coordinator)
+    def _logs(self, state: VerificationState) -> None:
+        members = (*state.roster.sites, state.roster.coordinator)
         unread, place = {member.name: member for member in members}, -1
         self._skip()
         while self.source.starts(LOG):
             head = self._head()
-            member = self._owner(case, head, unread)
+            member = self._owner(state, head, unread)
             if member is None or self._journal is not None:
-                self._pass_over(case, head)
+                self._pass_over(state, head)
             else:
                 del unread[member.name]
                 if members.index(member) < place:
                     self._fault(f"the log of {member.name} is not in the roster's order")
                 place = members.index(member)
-                if member is case.roster.coordinator:
-                    self._absent(case, unread)
-                self._log(case, member, head)
+                if member is state.roster.coordinator:
+                    self._absent(state, unread)
+                self._log(state, member, head)
             self._skip()
         if self._journal is None and not self.source.ended_early:
-            del unread[case.roster.coordinator.name]
-            self._absent(case, unread)
-            self._no_journal(case)
+            del unread[state.roster.coordinator.name]
+            self._absent(state, unread)
+            self._no_journal(state)
 
-    def _absent(self, case: VerificationState, unread: dict[str, AuditedMember]) -> None:
+    def _absent(self, state: VerificationState, unread: dict[str, AuditedMember]) -> None:
         """Name the ledgers that are not here, once each; nothing else is said about them."""
         for name in unread:
             self.findings.fault("bundle", f"the ledger of {name} is not in this bundle")
-            case.absent.add(name)
+            state.absent.add(name)
 
-    def _no_journal(self, case: VerificationState) -> None:
-        if len(case.orders) or self.source.starts(RECEIPT):
-            name = case.roster.coordinator.name
-            case.absent.add(name)
+    def _no_journal(self, state: VerificationState) -> None:
+        if state.orders or self.source.starts(RECEIPT):
+            name = state.roster.coordinator.name
+            state.absent.add(name)
             self.findings.fault(
                 "bundle", f"the journal of {name} is not in this bundle; its orders or receipts are"
             )
@@ -198,20 +190,20 @@ class BundleReader:
         return value if isinstance(value, dict) else {}
 
     def _owner(
-        self, case: VerificationState, head: dict[str, Any], unread: dict[str, AuditedMember]
+        self, state: VerificationState, head: dict[str, Any], unread: dict[str, AuditedMember]
     ) -> AuditedMember | None:
         """Return whose log begins here: by its origin, or else by its name."""
         if not head:
             return next(iter(unread.values()), None)
         texts = [text for text in (head.get("log"), head.get("name")) if isinstance(text, str)]
-        names = [case.origins.get(text, text) for text in texts]
+        names = [state.origins.get(text, text) for text in texts]
         return next((unread[name] for name in names if name in unread), None)
 
-    def _pass_over(self, case: VerificationState, head: dict[str, Any]) -> None:
+    def _pass_over(self, state: VerificationState, head: dict[str, Any]) -> None:
         """Pass over a log that is nobody's, or is not in its place."""
         name = head.get("name")
-        if isinstance(name, str) and name in case.members:
-            where = "after the journal" if name in case.absent else "twice"
+        if isinstance(name, str) and name in state.members:
+            where = "after the journal" if name in state.absent else "twice"
             self._fault(f"the log of {name} stands here {where}")
         else:
             self._fault(f"a log of {show(name)}, whom the roster does not name")
@@ -220,9 +212,9 @@ class BundleReader:
         while self.source.line is not None and not self.source.line.startswith(_AFTER):
             self.source.advance()
 
-    def _log(self, case: VerificationState, member: AuditedMember, head: dict[str, Any]) -> None:
-        own = member is case.roster.coordinator
-        log = (AuditedJournal if own else AuditedLedger)(case, member, next(self.sizes, set()))
+    def _log(self, state: VerificationState, member: AuditedMember, head: dict[str, Any]) -> None:
+        own = member is state.roster.coordinator
+        log = (AuditedJournal if own else AuditedLedger)(state, member, next(self.sizes, set()))
         if isinstance(log, AuditedJournal):
             self._journal = log
         if (head.get("log"), head.get("name"), head.get("role")) != (
@@ -248,14 +240,10 @@ class BundleReader:
 
     def _entries(self, log: AuditedLog, size: int) -> None:
         batches = self.source.batches(_LEAF, lambda: log.context, max(size, 0))
-        for batch, (events, rows) in self.workers.run(entries.read_leaves, batches):
-            for place, row in enumerate(rows):
-                if row[1] is None:  # a key that was not in force when the batch was read
-                    seen: dict[str, int] = {}
-                    again = entries.read_leaf(log.context, batch[place], seen)
-                    log.take(again, list(seen))
-                else:
-                    log.take(row, events)
+        for batch, rows in self.workers.run(entries.read_leaves, batches):
+            for line, row in zip(batch, rows, strict=True):
+                # A key may have come into force within the batch.
+                log.take(row if row.signer is not None else entries.read_leaf(log.context, line))
 
     def _receipts(self) -> None:
         journal, number = self._journal, 0
@@ -272,23 +260,23 @@ class BundleReader:
             verb = "is" if missing == 1 else "are"
             self.findings.fault("receipt", f"{count(missing, 'receipt')} {verb} missing")
 
-    def _surplus(self, case: VerificationState) -> None:
+    def _surplus(self, state: VerificationState) -> None:
         """Fault checkpoints that neither a journal, a receipt nor the end of a log needs."""
-        if case.roster.coordinator.name in case.absent:
+        if state.roster.coordinator.name in state.absent:
             return
-        for origin, heads in case.heads.items():
+        for origin, heads in state.heads.items():
             for size, head in heads.items():
                 if not head.named:
                     message = f"checkpoint {size} is surplus: nothing here refers to it"
-                    self.findings.fault("bundle", message, case.origins[origin])
-                others = case.others(head.cosigners, case.origins[origin])
-                exact = others == len(head.cosigners) == case.roster.quorum
+                    self.findings.fault("bundle", message, state.origins[origin])
+                others = state.others(head.cosigners, state.origins[origin])
+                exact = others == len(head.cosigners) == state.roster.quorum
                 if not head.told and head.cosigners and not exact:
                     message = (
                         f"checkpoint {size}, which no journal names, must carry the cosignatures"
-                        f" of exactly {case.roster.quorum} other witnesses, or none"
+                        f" of exactly {state.roster.quorum} other witnesses, or none"
                     )
-                    self.findings.fault("witness", message, case.origins[origin])
+                    self.findings.fault("witness", message, state.origins[origin])
 
     def _end(self) -> None:
         while self.source.line is not None and not self.source.starts(END):

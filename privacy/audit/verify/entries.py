@@ -1,12 +1,11 @@
 """Leaves: DSSE envelopes around in-toto Statements, read and verified without any state.
 
-:func:`read_leaves` is what worker processes run. It answers with plain tuples, so that little
-travels back; what follows from the order of entries is left to the log's state machine.
+:func:`read_leaves` is what worker processes run. What follows from the order of entries is left
+to the state machine of their log.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from functools import lru_cache
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 from privet.privacy.audit.verify import notes, signatures
 from privet.privacy.audit.verify.events import read_event
 from privet.privacy.audit.verify.result import NEW_RULE
+from privet.privacy.audit.verify.rows import EntryRow, Problem
 from privet.privacy.audit.verify.schema import FIELDS, OPTIONAL, SUBJECTS, hides, untested
 from privet.privacy.audit.verify.strict import (
     Malformed,
@@ -24,6 +24,7 @@ from privet.privacy.audit.verify.strict import (
     seconds,
     unbase64,
 )
+from privet.privacy.audit.verify.tree import leaf_hash
 
 PAYLOAD_TYPE = b"application/vnd.in-toto+json"
 _LONG_EVENT = 1 << 16
@@ -34,18 +35,6 @@ _ENVELOPE = re.compile(
     rb'\{"payload":"([A-Za-z0-9+/]+={0,2})","payloadType":"application/vnd\.in-toto\+json",'
     rb'"signatures":\[' + _SIGNATURE + rb"(?:," + _SIGNATURE + rb")?\]\}"
 )
-
-#: The kinds that come in masses travel as the tuples of these fields.
-PICKED: dict[str, tuple[str, ...]] = {
-    "reserved": (
-        "population", "data_set", "run", "round", "attempt", "purpose", "order", "keyid", "plan",
-        "model", "code", "event",
-    ),
-    "refused": ("run", "round", "attempt", "purpose", "order", "keyid", "plan", "model", "status"),
-    "released": ("reservation", "order", "digest", "reproducible", "event"),
-    "metric-released": ("reservation", "order", "digest", "reproducible", "event"),
-    "aborted": ("reservation", "data_opened", "reason"),
-}  # fmt: skip
 
 
 class _UnknownKind(Exception):
@@ -58,15 +47,6 @@ class Context(NamedTuple):
     role: str
     origin: str
     keys: dict[str, bytes]
-    keep: bool
-
-
-#: leaf hash, key id that signed (None: unknown key), problems, kind, sequence, seconds,
-#: values of :data:`PICKED` or None, predicate or None, time.
-Row = tuple[
-    bytes, "str | None", "list[tuple[str, str]]", str, int, int, "tuple[Any, ...] | None",
-    "dict[str, Any] | None", str,
-]  # fmt: skip
 
 
 @lru_cache(maxsize=1024)
@@ -79,18 +59,18 @@ def _misread(text: str) -> str:
     return ""
 
 
-def _event_text(event: object, problems: list[tuple[str, str]]) -> str:
-    """Return the canonical text of an event, checked; '' if it is malformed."""
+def _event_text(event: object, problems: list[Problem]) -> str:
+    """Return the canonical text of an event; '' if it is malformed (rule ``event``)."""
     text = canonical(event).decode()
     wrong = _misread(text) if len(text) < _LONG_EVENT else "longer than a verifier reads"
     if wrong:
-        problems.append(("event", wrong))
+        problems.append(Problem("event", wrong))
         return ""
     return text
 
 
-def _predicate(context: Context, payload: bytes) -> tuple[str, dict[str, Any]]:
-    """Return kind and predicate of a Statement."""
+def _statement(context: Context, payload: bytes) -> tuple[str, dict[str, Any]]:
+    """Return kind and predicate of a Statement, with the fields and the subject of its kind."""
     statement = obj(read(payload), "a statement", "_type", "subject", "predicateType", "predicate")
     prefix = f"urn:privet:{context.role}:v1:"
     kind = statement["predicateType"]
@@ -101,93 +81,100 @@ def _predicate(context: Context, payload: bytes) -> tuple[str, dict[str, Any]]:
     if not kind.startswith(prefix):
         raise Malformed("the predicate type is not of this log's role")
     kind = kind.removeprefix(prefix)
-    predicate, fields = statement["predicate"], FIELDS[context.role][kind]
-    if isinstance(predicate, dict) and kind in OPTIONAL[context.role]:
-        more = OPTIONAL[context.role][kind]
-        fields = fields | {name: more[name] for name in more if name in predicate}
-    if not isinstance(predicate, dict) or predicate.keys() != fields.keys():
-        raise Malformed(f"'{kind}' must have exactly the fields {', '.join(fields)}")
-    for name, check in fields.items():
-        if not check(predicate[name]):
-            raise Malformed(f"'{name}' of '{kind}' is impossible")
+    predicate = statement["predicate"]
+    _check_fields(context.role, kind, predicate)
     name, subject_digest = SUBJECTS[kind]
     if statement["subject"] != [{"name": name, "digest": {"sha256": subject_digest(predicate)}}]:
         raise Malformed(f"the subject of '{kind}' is not the {name} with its digest")
     return kind, predicate
 
 
-def _signer(
-    context: Context, match: re.Match[bytes], kind: str, predicate: dict[str, Any],
-    payload: bytes, problems: list[tuple[str, str]],
-) -> str | None:  # fmt: skip
-    """Verify the signatures; return the key id of the first, or None if it is unknown."""
+def _check_fields(role: str, kind: str, predicate: Any) -> None:
+    """Refuse a predicate that has not exactly the fields of its kind, each of its type."""
+    fields = FIELDS[role][kind]
+    if isinstance(predicate, dict) and kind in OPTIONAL[role]:
+        more = OPTIONAL[role][kind]
+        fields = fields | {name: more[name] for name in more if name in predicate}
+    if not isinstance(predicate, dict) or predicate.keys() != fields.keys():
+        raise Malformed(f"'{kind}' must have exactly the fields {', '.join(fields)}")
+    for name, check in fields.items():
+        if not check(predicate[name]):
+            raise Malformed(f"'{name}' of '{kind}' is impossible")
+
+
+def _signer(context: Context, match: re.Match[bytes], row: EntryRow, payload: bytes) -> str | None:
+    """Verify the signatures (rule ``signature``); return the key id of the first.
+
+    Args:
+        context: with the keys in force.
+        match: of the envelope.
+        row: of the entry; what is wrong is added to its problems.
+        payload: that is signed.
+
+    Returns:
+        The key id; None if the key is not one of those in force.
+    """
     first = match[2].decode()
-    message = signatures.pae(PAYLOAD_TYPE, payload)
-    if (match[4] is not None) != (kind == "key-rotated"):
-        problems.append(("signature", "'key-rotated' has two signatures, every other kind one"))
-    if match[4] is not None and kind == "key-rotated":
-        key = notes.read_vkey(predicate["key"], notes.SIGNER)
+    message, problems = signatures.pae(PAYLOAD_TYPE, payload), row.problems
+    if (match[4] is not None) != (row.kind == "key-rotated"):
+        wrong = "'key-rotated' has two signatures, every other kind one"
+        problems.append(Problem("signature", wrong))
+    if match[4] is not None and row.kind == "key-rotated":
+        key = notes.read_vkey(row.predicate["key"], notes.SIGNER)
         own = match[4].decode() == key.fingerprint
         if not own or not signatures.ed25519(key.raw, unbase64(match[5]), message):
-            problems.append(("signature", "the second signature is not the new key's"))
+            problems.append(Problem("signature", "the second signature is not the new key's"))
     raw = context.keys.get(first)
     if raw is None:
         return None
     if not signatures.ed25519(raw, unbase64(match[3]), message):
-        problems.append(("signature", "the signature is false"))
+        problems.append(Problem("signature", "the signature is false"))
     return first
 
 
-def read_leaf(context: Context, leaf: bytes, events: dict[str, int]) -> Row:
-    """Read one leaf; ``events`` numbers the texts of the events met so far."""
-    hashed = hashlib.sha256(b"\x00" + leaf).digest()
-    problems: list[tuple[str, str]] = []
-    match = _ENVELOPE.fullmatch(leaf)
-    if match is None:
-        problems.append(("entry", "not the canonical JSON of a DSSE envelope"))
-        return hashed, "", problems, "", -1, 0, None, None, ""
+def read_leaf(context: Context, leaf: bytes) -> EntryRow:
+    """Read one leaf (rules ``entry``, ``vocabulary``, ``signature`` and ``event``).
+
+    Args:
+        context: of the log.
+        leaf: a line of the bundle.
+    """
+    unread = EntryRow(leaf_hash(leaf), [], "", "", 0, {}, "")
     try:
+        match = _ENVELOPE.fullmatch(leaf)
+        if match is None:
+            raise Malformed("not the canonical JSON of a DSSE envelope")
         payload = unbase64(match[1])
-        kind, predicate = _predicate(context, payload)
+        kind, predicate = _statement(context, payload)
         time = seconds(predicate["time"])
-        signer = _signer(context, match, kind, predicate, payload, problems)
+        row = unread._replace(kind=kind, predicate=predicate, seconds=time)
+        signer = _signer(context, match, row, payload)
     except _UnknownKind as error:
-        problems.append(("vocabulary", str(error)))
-        return hashed, "", problems, "", -1, 0, None, None, ""
+        unread.problems.append(Problem("vocabulary", str(error)))
+        return unread
     except (Malformed, RecursionError) as error:
-        problems.append(("entry", str(error) or "nested too deeply"))
-        return hashed, "", problems, "", -1, 0, None, None, ""
-    # Broken without making the entry unreadable: what it charges counts all the same.
-    if (hidden := hides(predicate)) is not None:
-        problems.append(
-            ("entry", f"'{hidden}' of '{kind}' holds a sign that is not shown{NEW_RULE}")
-        )
-    if untested(predicate):
-        problems.append(("entry", f"'self_tests' names a row that no test can show{NEW_RULE}"))
-    if predicate["log"] != context.origin:
-        problems.append(("entry", "the entry names another log"))
-    picked = PICKED.get(kind)
-    values: tuple[Any, ...] | None = None
-    whole: dict[str, Any] | None = predicate
-    if picked is not None:
-        values = tuple([predicate[name] for name in picked])
-        whole = predicate if context.keep else None
-        if picked[-1] == "event":
-            text = _event_text(predicate["event"], problems)
-            values = (*values[:-1], events.setdefault(text, len(events)))
-    return (
-        hashed, signer, problems, kind, predicate["sequence"], time, values, whole,
-        predicate["time"],
-    )  # fmt: skip
+        unread.problems.append(Problem("entry", str(error) or "nested too deeply"))
+        return unread
+    _check_texts(context, row)
+    event = _event_text(predicate["event"], row.problems) if "event" in predicate else ""
+    return row._replace(signer=signer, event=event)
 
 
-def read_leaves(context: Context, lines: list[bytes]) -> tuple[list[str], list[Row]]:
-    """Read a batch of leaves: the texts of their events, and a row for each."""
-    events: dict[str, int] = {}
-    keys = {keyid: keyid for keyid in context.keys}
-    rows = []
-    for line in lines:
-        row = read_leaf(context, line, events)
-        # One object for each key id, so that it is pickled once a batch.
-        rows.append((row[0], keys.get(row[1] or "", row[1]), *row[2:]))
-    return list(events), rows
+def _check_texts(context: Context, row: EntryRow) -> None:
+    """Rule 11 (``entry``): what an entry says can be seen; ``log`` is the log that it stands in.
+
+    It is broken without making the entry unreadable: what it charges counts all the same.
+    """
+    if (hidden := hides(row.predicate)) is not None:
+        message = f"'{hidden}' of '{row.kind}' holds a sign that is not shown{NEW_RULE}"
+        row.problems.append(Problem("entry", message))
+    if untested(row.predicate):
+        message = f"'self_tests' names a row that no test can show{NEW_RULE}"
+        row.problems.append(Problem("entry", message))
+    if row.predicate["log"] != context.origin:
+        row.problems.append(Problem("entry", "the entry names another log"))
+
+
+def read_leaves(context: Context, lines: list[bytes]) -> list[EntryRow]:
+    """Read a batch of leaves of the log that ``context`` is of: a row for each."""
+    return [read_leaf(context, line) for line in lines]

@@ -7,6 +7,7 @@ type, or a combination that no accountant here knows, is not private.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -103,7 +104,11 @@ def _mixture(value: dict[str, Any]) -> Mechanism:
 
 
 def read_event(value: object, depth: int = _DEPTH) -> Event:
-    """Read an event.
+    """Read an event; one of an unknown type is not private.
+
+    Args:
+        value: the JSON object.
+        depth: how deep events may still be nested in it.
 
     Raises:
         Malformed: if a known type lacks a field, has one too many or an impossible value.
@@ -113,35 +118,41 @@ def read_event(value: object, depth: int = _DEPTH) -> Event:
     if depth == 0:
         raise Malformed("an event is nested too deeply")
     kind = value["type"]
-    if kind == "gaussian":
-        obj(value, "a gaussian", "type", "standard_deviation", "sensitivity")
-        scale = _positive(value["standard_deviation"], "standard_deviation")
-        return Event(gaussian(scale, _positive(value["sensitivity"], "sensitivity")))
-    if kind == "discrete_gaussian":
-        obj(value, "a discrete gaussian", "type", "standard_deviation", "sensitivity")
-        scale = _integer(value["standard_deviation"], "standard_deviation")
-        size = _integer(value["sensitivity"], "sensitivity")
-        return Event(Mechanism("discrete", scale, (size,)))
-    if kind == "laplace":
-        obj(value, "a laplace", "type", "scale", "sensitivity")
-        scale = _positive(value["scale"], "scale")
-        size = _positive(value["sensitivity"], "sensitivity")
-        return Event(Mechanism("laplace", scale, (size,)))
-    if kind == "mixture_of_gaussians":
-        return Event(_mixture(value))
-    if kind == "repeated":
-        obj(value, "a repeated event", "type", "event", "count")
-        inner, count = read_event(value["event"], depth - 1), value["count"]
-        if type(count) is not int or count < 1 or count * inner.count > _MOST:
-            raise Malformed("'count' of an event must be an integer from 1")
-        return Event(inner.mechanism, count * inner.count)
-    if kind == "poisson_sampled":
-        return _sampled(value, depth)
+    if kind in _MECHANISMS:
+        return Event(_MECHANISMS[kind](value))
+    if kind in _NESTED:
+        return _NESTED[kind](value, depth)
     if kind == "non_private":
         obj(value, "a non-private event", "type", "reason")
         if not isinstance(value["reason"], str):
             raise Malformed("'reason' of an event must be a text")
     return Event(NON_PRIVATE)
+
+
+def _gaussian(value: dict[str, Any]) -> Mechanism:
+    obj(value, "a gaussian", "type", "standard_deviation", "sensitivity")
+    scale = _positive(value["standard_deviation"], "standard_deviation")
+    return gaussian(scale, _positive(value["sensitivity"], "sensitivity"))
+
+
+def _discrete(value: dict[str, Any]) -> Mechanism:
+    obj(value, "a discrete gaussian", "type", "standard_deviation", "sensitivity")
+    scale = _integer(value["standard_deviation"], "standard_deviation")
+    return Mechanism("discrete", scale, (_integer(value["sensitivity"], "sensitivity"),))
+
+
+def _laplace(value: dict[str, Any]) -> Mechanism:
+    obj(value, "a laplace", "type", "scale", "sensitivity")
+    scale = _positive(value["scale"], "scale")
+    return Mechanism("laplace", scale, (_positive(value["sensitivity"], "sensitivity"),))
+
+
+def _repeated(value: dict[str, Any], depth: int) -> Event:
+    obj(value, "a repeated event", "type", "event", "count")
+    inner, count = read_event(value["event"], depth - 1), value["count"]
+    if type(count) is not int or count < 1 or count * inner.count > _MOST:
+        raise Malformed("'count' of an event must be an integer from 1")
+    return Event(inner.mechanism, count * inner.count)
 
 
 def _sampled(value: dict[str, Any], depth: int) -> Event:
@@ -154,3 +165,12 @@ def _sampled(value: dict[str, Any], depth: int) -> Event:
     if inner.count != 1 or part.type not in ("gaussian", "laplace") or part.rate != 1:
         return Event(NON_PRIVATE)
     return Event(Mechanism(part.type, part.scale, part.sensitivities, (), rate))
+
+
+_MECHANISMS: dict[str, Callable[[dict[str, Any]], Mechanism]] = {
+    "gaussian": _gaussian, "discrete_gaussian": _discrete, "laplace": _laplace,
+    "mixture_of_gaussians": _mixture,
+}  # fmt: skip
+_NESTED: dict[str, Callable[[dict[str, Any], int], Event]] = {
+    "repeated": _repeated, "poisson_sampled": _sampled,
+}  # fmt: skip

@@ -6,10 +6,12 @@ import hashlib
 from typing import Any, NamedTuple
 
 from privet.privacy.audit.verify import notes, signatures
+from privet.privacy.audit.verify.rows import Problem
 from privet.privacy.audit.verify.schema import PURPOSES, is_count, is_text
 from privet.privacy.audit.verify.strict import (
     Malformed,
     canonical,
+    digest,
     is_digest,
     obj,
     read,
@@ -21,7 +23,7 @@ ORDER_FIELDS = ("run", "site", "round", "attempt", "purpose", "plan", "model", "
 
 
 class AuditedOrder(NamedTuple):
-    """An order as it stands in the bundle, with its digest (32 raw bytes).
+    """An order as it stands in the bundle, with its digest.
 
     ``parameters``: the digest of the list, for there is one for each order.
     """
@@ -33,7 +35,7 @@ class AuditedOrder(NamedTuple):
     site: str
     plan: str
     model: str
-    digest: bytes
+    digest: str
     parameters: bytes = b""
 
 
@@ -47,13 +49,6 @@ class AuditedReceipt(NamedTuple):
     place: int
     path: list[bytes]
     checkpoint: bytes
-
-
-class Problem(NamedTuple):
-    """What is wrong with a line."""
-
-    rule: str
-    message: str
 
 
 def _order(key: bytes, keyid: str, line: bytes) -> tuple[AuditedOrder | None, list[Problem]]:
@@ -79,7 +74,7 @@ def _order(key: bytes, keyid: str, line: bytes) -> tuple[AuditedOrder | None, li
         problems.append(Problem("order", "the signature of an order is false"))
     found = AuditedOrder(
         order["run"], order["round"], order["purpose"], order["attempt"], order["site"],
-        order["plan"], order["model"], hashlib.sha256(payload).digest(),
+        order["plan"], order["model"], digest(payload),
         hashlib.sha256(canonical(order["parameters"])).digest()[:16],
     )  # fmt: skip
     return found, problems
@@ -134,9 +129,9 @@ def read_receipts(_: None, lines: list[bytes]) -> list[AuditedReceipt | Problem]
             if not is_count(value["round"]) or value["purpose"] not in PURPOSES:
                 raise Malformed("a receipt line has a field of the wrong type")
             index, path, note = notes.read_proof(value["proof"])
-            digest = hashlib.sha256(note.encode()).digest()
+            checkpoint = hashlib.sha256(note.encode()).digest()
             slot = (value["run"], value["round"], value["purpose"], value["site"])
-            found.append(AuditedReceipt(*slot, index, path, digest))
+            found.append(AuditedReceipt(*slot, index, path, checkpoint))
         except (Malformed, RecursionError) as error:
             found.append(Problem("receipt", str(error)))
     return found

@@ -8,10 +8,11 @@ from typing import Any
 
 from privet.privacy.audit.verify import notes
 from privet.privacy.audit.verify.brief import Brief
-from privet.privacy.audit.verify.entries import Context, Row
+from privet.privacy.audit.verify.entries import Context
 from privet.privacy.audit.verify.notes import SIGNER, AuditedCheckpoint, AuditedKey
 from privet.privacy.audit.verify.result import NEW_RULE, AuditedEntry, LogRecord, Witnessed
 from privet.privacy.audit.verify.roster import AuditedMember
+from privet.privacy.audit.verify.rows import EntryRow
 from privet.privacy.audit.verify.state import Head, VerificationState
 from privet.privacy.audit.verify.tree import Frontier
 
@@ -25,8 +26,8 @@ class AuditedLog:
     role = ""
     called = ""
 
-    def __init__(self, case: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
-        self.case, self.member, self.name = case, member, member.name
+    def __init__(self, state: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
+        self.state, self.member, self.name = state, member, member.name
         self.origin = member.log.name
         self.tree = Frontier()
         self.roots: dict[int, bytes] = {}
@@ -39,7 +40,7 @@ class AuditedLog:
         self.cut = False
         #: Entries that could not be read, and may say anything.
         self.unread = 0
-        self._brief = Brief(self.record.entries) if case.brief else None
+        self._brief = Brief(self.record.entries) if state.brief else None
         self._wanted = wanted
         self._clock: int | None = None
         self._recovery: AuditedKey | None = None
@@ -48,12 +49,11 @@ class AuditedLog:
         self._used = {member.log.raw}
         self._here = -1
         self._covered = 0
-        self._texts: list[str] = []
 
     def fault(self, rule: str, message: str) -> None:
         """Add a fault at the entry that is being read."""
         entry = self._here if self._here >= 0 else None
-        self.case.findings.fault(rule, message, self.name, entry)
+        self.state.findings.fault(rule, message, self.name, entry)
 
     @property
     def context(self) -> Context:
@@ -61,72 +61,72 @@ class AuditedLog:
         keys = {self._keys[-1][1].fingerprint: self._keys[-1][1].raw}
         if self._recovery is not None:
             keys[self._recovery.fingerprint] = self._recovery.raw
-        return Context(self.role, self.origin, keys, self.case.keep)
+        return Context(self.role, self.origin, keys)
 
     @property
     def checkpoint_keys(self) -> dict[tuple[str, bytes], AuditedKey]:
         """The keys that may sign checkpoints of this log."""
         own = {(key.name, key.id): key for _, key in self._keys}
-        return own | self.case.roster.witnesses
+        return own | self.state.roster.witnesses
 
-    def take(self, row: Row, events: list[str]) -> None:
+    def take(self, row: EntryRow) -> None:
         """Take in the next entry."""
-        hashed, signer, problems, kind, sequence, seconds, values, predicate, time = row
         here = self._here = self.tree.size
-        self.tree.append(hashed)
+        self.tree.append(row.leaf)
         if here + 1 in self._wanted:
             self.roots[here + 1] = self.tree.root()
-            self._latest[here + 1] = max(seconds, self._clock or seconds)
-        for rule, message in problems:
+            self._latest[here + 1] = max(row.seconds, self._clock or row.seconds)
+        for rule, message in row.problems:
             self.fault(rule, message)
-        if not kind:
+        if not row.kind:
             self.unread += 1
             return
-        if sequence != here:
-            self.fault("sequence", f"an entry of sequence {sequence} stands at place {here}")
-        if self._clock is not None and seconds < self._clock - _BACK:
-            self.fault("sequence", "time goes back by more than 600 seconds")
-        if self._clock is None or seconds > self._clock:
-            self._clock = seconds
-        if (kind == "genesis") != (here == 0):
-            self.fault("sequence", "a genesis is entry 0, and entry 0 is a genesis")
-        self._check_signer(kind, signer, predicate)
-        if self.case.keep and predicate is not None:
-            self._keep(AuditedEntry(sequence, time, kind, predicate))
-        if kind == "genesis":
-            if here == 0 and predicate is not None:
-                self._genesis(predicate)
-        elif kind == "key-rotated" and predicate is not None:
-            self._rotate(predicate)
-        self._texts = events
-        self.apply(kind, values, predicate, hashed)
+        self._check_sequence(row, here)
+        self._check_signer(row)
+        if self.state.keep:
+            self._keep(row)
+        if row.kind == "genesis" and here == 0:
+            self._genesis(row.predicate)
+        elif row.kind == "key-rotated":
+            self._rotate(row.predicate)
+        self.apply(row)
 
-    def _keep(self, entry: AuditedEntry) -> None:
+    def _keep(self, row: EntryRow) -> None:
+        entry = row.predicate
+        kept = AuditedEntry(entry["sequence"], entry["time"], row.kind, entry)
         if self._brief is None:
-            self.record.entries.append(entry)
+            self.record.entries.append(kept)
         else:
-            self._brief.take(entry)
+            self._brief.take(kept)
 
-    def apply(
-        self, kind: str, values: tuple[Any, ...] | None, predicate: dict[str, Any] | None,
-        hashed: bytes,
-    ) -> None:  # fmt: skip
+    def apply(self, row: EntryRow) -> None:
         """Apply the rules of this kind of log."""
         raise NotImplementedError
 
-    def _check_signer(
-        self, kind: str, signer: str | None, predicate: dict[str, Any] | None
-    ) -> None:
+    def _check_sequence(self, row: EntryRow, here: int) -> None:
+        """Rule 1 (``sequence``): places count up, a genesis is first, time does not go back."""
+        if row.predicate["sequence"] != here:
+            sequence = row.predicate["sequence"]
+            self.fault("sequence", f"an entry of sequence {sequence} stands at place {here}")
+        if self._clock is not None and row.seconds < self._clock - _BACK:
+            self.fault("sequence", "time goes back by more than 600 seconds")
+        self._clock = row.seconds if self._clock is None else max(self._clock, row.seconds)
+        if (row.kind == "genesis") != (here == 0):
+            self.fault("sequence", "a genesis is entry 0, and entry 0 is a genesis")
+
+    def _check_signer(self, row: EntryRow) -> None:
+        """Rule 7 (``signature``): the key in force signs; the recovery key where that is why."""
         expected = self._keys[-1][1].fingerprint
-        if kind == "key-rotated" and predicate is not None and predicate["why"] == "recovery":
+        if row.kind == "key-rotated" and row.predicate["why"] == "recovery":
             if self._recovery is None:
                 self.fault("signature", "the log has no recovery key")
                 return
             expected = self._recovery.fingerprint
-        if signer != expected:
+        if row.signer != expected:
             self.fault("signature", "the entry is not signed by the key in force")
 
     def _genesis(self, predicate: dict[str, Any]) -> None:
+        """Keys and name are those of the roster (``roster``); the recovery key is another one."""
         member = self.member
         if predicate[self.called] != member.name:
             self.fault("roster", f"the name of the {self.called} is not the roster's")
@@ -142,6 +142,7 @@ class AuditedLog:
                 self.fault("signature", "the recovery key is the log's own key")
 
     def _rotate(self, predicate: dict[str, Any]) -> None:
+        """Rule 7 (``signature``): from here on another key signs, one that never did before."""
         key = notes.read_vkey(predicate["key"], SIGNER)
         if key.name != self.origin:
             self.fault("signature", "the new key must have the log's name")
@@ -156,7 +157,16 @@ class AuditedLog:
         return self._keys[place - 1][1]
 
     def checkpoint(self, head: AuditedCheckpoint, text: bytes) -> None:
-        """Take in a checkpoint whose signatures were verified."""
+        """Take in a checkpoint whose signatures were verified.
+
+        It is of this log and by its key in force (``signature``), sizes rise and each root is that
+        of the entries (``consistency``, of the last one ``tree``), and no entry is dated after it
+        was cosigned (``witness``).
+
+        Args:
+            head: the checkpoint.
+            text: SHA-256 of its text, by which receipts name it.
+        """
         self._here = -1
         key = self.in_force(head.size)
         own = [signer for signer in head.signers if signer[0] == self.origin]
@@ -178,47 +188,49 @@ class AuditedLog:
         latest = self._latest.get(head.size, 0)
         # As many as a quorum must say so: one witness's clock may be wrong.
         before = sum(time + _DAY < latest for time in head.cosigned)
-        if before >= max(1, self.case.roster.quorum):
+        if before >= max(1, self.state.roster.quorum):
             message = f"an entry under checkpoint {head.size} is dated after it was cosigned"
             self.fault("witness", message + NEW_RULE)
         cosigners = tuple(sorted(name for name, _ in head.signers if name != self.origin))
-        self.heads[head.size] = Head(head.root, cosigners, text)
-        if self.case.keep:
+        self.heads[head.size] = Head(head.size, head.root, cosigners, text)
+        if self.state.keep:
             self.record.checkpoints.append((head.size, cosigners))
 
     def close(self) -> None:
-        """Check what can be checked once entries and checkpoints are read."""
+        """Check what can be checked once entries and checkpoints are read.
+
+        There is a genesis (``sequence``), and the last checkpoint covers all entries (``tree``).
+        """
         self._here = -1
         if self._brief is not None:
             self.record = replace(self.record, passed=self._brief.close())
-        self.case.heads[self.origin] = self.heads
-        self.case.texts[self.origin] = {head.text: size for size, head in self.heads.items()}
+        self.state.heads[self.origin] = self.heads
+        self.state.texts[self.origin] = {head.text: head for head in self.heads.values()}
         if self.cut:
             return
         if self.tree.size == 0:
             self.fault("sequence", "a log without a genesis")
-        if self.tree.size not in self.heads:
+        last = self.heads.get(self.tree.size)
+        if last is None:
             self.fault("tree", "the last checkpoint does not cover all entries")
-        witnessed = self._find_witnessed()
-        if witnessed:
-            self.heads[witnessed].named = True
-        if self.tree.size in self.heads:
-            self.heads[self.tree.size].named = True
-        if witnessed < self.tree.size:
-            self.case.findings.note(
-                f"{self.name}: unwitnessed tail, entries {witnessed} to {self.tree.size - 1}"
-            )
+        self.witnessed = self._find_witnessed()
+        for head in (self.heads.get(self.witnessed.upto), last):
+            if head is not None:
+                head.named = True
+        if self.witnessed.upto < self.tree.size:
+            tail = f"entries {self.witnessed.upto} to {self.tree.size - 1}"
+            self.state.findings.note(f"{self.name}: unwitnessed tail, {tail}")
 
-    def _find_witnessed(self) -> int:
-        """Return how many entries stand under a head that a quorum of others cosigned."""
-        case = self.case
-        held = [n for n, head in self.heads.items() if case.quorum(head.cosigners, self.name)]
-        upto = max(held, default=0) if case.roster.quorum else 0
-        owners = case.roster.owners
-        by = (
-            {owners[name] for name in self.heads[upto].cosigners if name in owners}
-            if upto
-            else set()
-        )
-        self.witnessed = Witnessed(upto, self.tree.size, tuple(sorted(by - {self.name})))
-        return upto
+    def under_quorum(self) -> int:
+        """Return how many entries stand under a head with as many cosigners as the roster asks."""
+        quorum = self.state.quorum
+        held = [n for n, head in self.heads.items() if quorum(head.cosigners, self.name)]
+        return max(held, default=0)
+
+    def _find_witnessed(self) -> Witnessed:
+        """Return how far a quorum of others cosigned; with a quorum of 0 nothing is witnessed."""
+        upto = self.under_quorum() if self.state.roster.quorum else 0
+        owners = self.state.roster.owners
+        names = self.heads[upto].cosigners if upto else ()
+        by = {owners[name] for name in names if name in owners} - {self.name}
+        return Witnessed(upto, self.tree.size, tuple(sorted(by)))

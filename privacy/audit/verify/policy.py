@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 from privet.privacy.audit.verify.officers import read_key
 from privet.privacy.audit.verify.order_keys import AuditedOrderKeys
 from privet.privacy.audit.verify.plans import AuditedPlan
 from privet.privacy.audit.verify.result import show
+from privet.privacy.audit.verify.rows import ReservedRow
 from privet.privacy.audit.verify.strict import Malformed
 
 ANY = ["*"]
@@ -48,6 +49,18 @@ def _officers(value: Any) -> dict[str, bytes]:
     if len(set(found.values())) < len(found) or len(names) < len(found):
         raise Malformed("each officer of the policy must have a name and a key of her own")
     return found
+
+
+class Approval(NamedTuple):
+    """Who approved a plan.
+
+    Attributes:
+        by: names, as its latest approval by hand has them.
+        signed: those of them who signed, each with the raw key.
+    """
+
+    by: tuple[str, ...] = ()
+    signed: frozenset[tuple[str, bytes]] = frozenset()
 
 
 class SitePolicy:
@@ -104,39 +117,53 @@ class SitePolicy:
         return bool(self.data.get(data_set, (None, None))[0] == population)
 
     def refusal(
-        self, plan: str, parts: AuditedPlan | None, keyid: str, by: Iterable[str],
-        signed: Collection[tuple[str, bytes]], keys: AuditedOrderKeys,
+        self, entry: ReservedRow, plan: AuditedPlan | None, approval: Approval,
+        keys: AuditedOrderKeys,
     ) -> str | None:  # fmt: skip
         """Return why the policy does not allow a reservation, or None.
 
         Args:
-            plan: its digest.
-            parts: what the plan says; None: it is not here.
-            keyid: of the order key that signed.
-            by: who approved the plan, as its latest approval names them.
-            signed: those of them who signed, each with the raw key.
+            entry: the reservation.
+            plan: what its plan says; None: it is not here.
+            approval: of its plan.
             keys: which order key follows which, as the ledger says.
         """
-        allow = self._allow
-        listed = allow["coordinators"]
-        follows = allow.get("key_rotation") != "listed" and keys.leads(listed, keyid)
-        if f"sha256:{keyid}" not in listed and not follows:
-            return "the policy lets no coordinator with this order key ask"
-        if not self.lists(plan):
-            if allow["approval"] == "listed":
-                return "the policy does not list the plan, and allows listed plans only"
-            count = people(by)
-            if self.officers:
-                count = sum(pair in signed for pair in self.officers.items())
-            if count < allow["approvers"]:
-                return f"the policy asks for {allow['approvers']} approvers, and {count} approved"
-        if parts is None:
+        return (
+            self._refuses_key(entry.keyid, keys)
+            or self._lacks_approval(entry.plan, approval)
+            or (None if plan is None else self._refuses_plan(plan))
+        )
+
+    def _refuses_key(self, keyid: str, keys: AuditedOrderKeys) -> str | None:
+        """Rules 8 and 17: the key that signed the order, or one before it, is in the policy."""
+        listed = self._allow["coordinators"]
+        follows = self._allow.get("key_rotation") != "listed" and keys.leads(listed, keyid)
+        if f"sha256:{keyid}" in listed or follows:
             return None
-        for kind, key in ((parts.task, "tasks"), (parts.model, "models")):
+        return "the policy lets no coordinator with this order key ask"
+
+    def _lacks_approval(self, plan: str, approval: Approval) -> str | None:
+        """Rules 8 and 13: the policy lists the plan, or enough people approved it."""
+        allow = self._allow
+        if self.lists(plan):
+            return None
+        if allow["approval"] == "listed":
+            return "the policy does not list the plan, and allows listed plans only"
+        count = people(approval.by)
+        if self.officers:
+            count = sum(pair in approval.signed for pair in self.officers.items())
+        if count < allow["approvers"]:
+            return f"the policy asks for {allow['approvers']} approvers, and {count} approved"
+        return None
+
+    def _refuses_plan(self, plan: AuditedPlan) -> str | None:
+        """Rule 8: kinds of task, model and metrics are allowed, and as many rounds."""
+        allow = self._allow
+        for kind, key in ((plan.task, "tasks"), (plan.model, "models")):
             if kind not in allow[key] and allow[key] != ANY:
                 return f"the policy does not allow {key} of kind {show(kind)}"
-        if parts.metrics not in allow["metrics"]:
-            return f"the policy does not allow metrics from {show(parts.metrics)}"
-        if parts.trainings > allow["max_rounds"]:
-            return f"the plan has {parts.trainings} rounds, the policy {allow['max_rounds']}"
+        if plan.metrics not in allow["metrics"]:
+            return f"the policy does not allow metrics from {show(plan.metrics)}"
+        if plan.trainings > allow["max_rounds"]:
+            return f"the plan has {plan.trainings} rounds, the policy {allow['max_rounds']}"
         return None

@@ -8,13 +8,15 @@ from typing import Any
 
 from privet.privacy.audit.verify import notes, officers
 from privet.privacy.audit.verify.budget import AuditedBudget
+from privet.privacy.audit.verify.events import Event
 from privet.privacy.audit.verify.first_plans import FirstPlans
 from privet.privacy.audit.verify.log import AuditedLog
 from privet.privacy.audit.verify.order_keys import AuditedOrderKeys
-from privet.privacy.audit.verify.plans import Terms
-from privet.privacy.audit.verify.policy import TERMS, SitePolicy
+from privet.privacy.audit.verify.plans import AuditedPlan, Terms
+from privet.privacy.audit.verify.policy import TERMS, Approval, SitePolicy
 from privet.privacy.audit.verify.result import NEW_RULE, show
 from privet.privacy.audit.verify.roster import AuditedMember
+from privet.privacy.audit.verify.rows import ReservedRow
 from privet.privacy.audit.verify.schema import SUBJECTS
 from privet.privacy.audit.verify.state import VerificationState
 from privet.privacy.audit.verify.strict import Malformed, decimal
@@ -39,8 +41,8 @@ class RegisteredLog(AuditedLog):
     role = "ledger"
     called = "site"
 
-    def __init__(self, case: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
-        super().__init__(case, member, wanted)
+    def __init__(self, state: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
+        super().__init__(state, member, wanted)
         self.populations: dict[str, AuditedPopulation] = {}
         self._first_plans = FirstPlans()
         self.setting = ""
@@ -57,13 +59,16 @@ class RegisteredLog(AuditedLog):
         self._policy_at = -1
         #: What the policy in force says of reservations, by what they depend on.
         self._refusals: dict[tuple[Any, ...], str | None] = {}
-        #: Who approved a plan, and who of them signed; of one that was refused, nothing.
-        self._approved: dict[str, list[str]] = {}
-        self._signed: dict[str, set[tuple[str, bytes]]] = {}
+        #: Of a plan that was refused, nothing.
+        self._approved: dict[str, Approval] = {}
         self._refused_at: dict[str, int] = {}
         self._refused_plans: set[str] = set()
         self._signatures: set[str] = set()
         self._order_keys = AuditedOrderKeys()
+        #: Why a plan does not fit a population, by their names.
+        self._fits: dict[tuple[str, str], str | None] = {}
+        #: Evaluations by the gate as it was before it had integer weights.
+        self.gate_before = 0
         self._registers: dict[str, Callable[[dict[str, Any]], None]] = {
             "genesis": self._set_setting, "population": self._population,
             "data-set": self._data_set, "policy": self._policy_set,
@@ -76,43 +81,109 @@ class RegisteredLog(AuditedLog):
         if kind in self._registers:
             self._registers[kind](predicate)
 
-    def owner(self, population: str, data_set: str, plan: str) -> AuditedPopulation | None:
-        """Return the population of a reservation, and check that all it names is registered."""
-        found = self.populations.get(population)
+    def owner(self, entry: ReservedRow) -> AuditedPopulation | None:
+        """Rule 3 (``population``, ``policy``, ``plan``): what a reservation names is registered.
+
+        Returns:
+            Its population, if that is.
+        """
+        found = self.populations.get(entry.population)
         if found is None or not found.open:
-            self.fault("population", f"population {show(population)} is not registered or closed")
-        if self._data_sets.get(data_set) != population:
-            self.fault("population", f"data set {show(data_set)} is not one of the population")
+            name = show(entry.population)
+            self.fault("population", f"population {name} is not registered or closed")
+        if self._data_sets.get(entry.data_set) != entry.population:
+            name = show(entry.data_set)
+            self.fault("population", f"data set {name} is not one of the population")
         if not self._has_policy:
             self.fault("policy", "a reservation before a policy")
-        if plan not in self._approved:
+        if entry.plan not in self._approved:
             self.fault("plan", "a reservation for a plan that is not approved")
         return found
 
-    def check_policy(
-        self, plan: str, owner: AuditedPopulation | None, data_set: str, keyid: str
-    ) -> None:
-        """Check a reservation against the policy in force."""
+    def check_policy(self, entry: ReservedRow, owner: AuditedPopulation | None) -> None:
+        """Rule 8 (``policy``): a reservation keeps to the policy in force.
+
+        Args:
+            entry: the reservation.
+            owner: its population, if that is registered.
+        """
         if self._policy is None:
             return
-        by, signed = self._approved.get(plan, []), frozenset(self._signed.get(plan, ()))
-        asked = (plan, "" if owner is None else owner.name, data_set, keyid, tuple(by), signed)
+        approval = self._approved.get(entry.plan, Approval())
+        whose = "" if owner is None else owner.name
+        asked = (entry.plan, whose, entry.data_set, entry.keyid, approval)
         if asked not in self._refusals:
-            parts, keys = self.case.plans.get(plan), self._order_keys
-            found = self._policy.refusal(plan, parts, keyid, by, signed, keys)
-            if owner is not None and not self._policy.registers(owner.name, owner.said):
-                found = f"the policy has other terms for population {show(owner.name)}"
-            elif owner is not None and not self._policy.has(data_set, owner.name):
-                found = f"the policy has data set {show(data_set)} as another one"
-            elif self._disjoint.get(data_set):
-                said = self._policy.data.get(data_set, (None, None))[1]
-                if said != self._disjoint[data_set]:
-                    found = f"the policy says otherwise why {show(data_set)} is disjoint"
-            self._refusals[asked] = found
+            self._refusals[asked] = self._misfit_of_terms(self._policy, entry, owner) or (
+                self._policy.refusal(
+                    entry, self.state.plans.get(entry.plan), approval, self._order_keys
+                )
+            )
         if (found := self._refusals[asked]) is not None:
             self.fault("policy", found + NEW_RULE)
 
+    def _misfit_of_terms(
+        self, policy: SitePolicy, entry: ReservedRow, owner: AuditedPopulation | None
+    ) -> str | None:
+        """Return in what a policy has population or data set otherwise than the ledger."""
+        name = entry.data_set
+        if owner is not None and not policy.registers(owner.name, owner.said):
+            return f"the policy has other terms for population {show(owner.name)}"
+        if owner is not None and not policy.has(name, owner.name):
+            return f"the policy has data set {show(name)} as another one"
+        disjoint = self._disjoint.get(name)
+        if disjoint and policy.data.get(name, (None, None))[1] != disjoint:
+            return f"the policy says otherwise why {show(name)} is disjoint"
+        return None
+
+    def check_plan(
+        self, entry: ReservedRow, owner: AuditedPopulation | None, event: Event
+    ) -> AuditedPlan | None:
+        """Rule 27: the ``plan`` names the site and has such a release, and fixes its ``event``.
+
+        Args:
+            entry: the reservation.
+            owner: its population, if that is registered.
+            event: that it reserves.
+
+        Returns:
+            The plan if it fixes this charge.
+        """
+        self.state.needed.add(entry.plan)
+        plan = self.state.plans.get(entry.plan)
+        if plan is None:
+            return None
+        where = (entry.plan, "" if owner is None else owner.name)
+        if where not in self._fits:
+            self._fits[where] = self._misfit(plan, owner)
+        if (misfit := self._fits[where]) is not None:
+            self.fault("plan", misfit)
+        if not plan.has(entry.purpose, entry.round):
+            self.fault("plan", f"the plan has no '{entry.purpose}' in round {entry.round}")
+        if entry.purpose == "evaluate" and event == plan.evaluate_before != plan.evaluate:
+            self.gate_before += 1
+        elif event != plan.event(entry.purpose):
+            self.fault("event", "the event is not the one that the plan fixes")
+            return None
+        return plan
+
+    def _misfit(self, plan: AuditedPlan, owner: AuditedPopulation | None) -> str | None:
+        """Rules 9 and 28: why a plan does not fit a population; None if it does."""
+        if self.name not in plan.sites:
+            return "the plan does not name the site"
+        if owner is None:
+            return None
+        if self.state.may_compose(plan) and plan.overspends:
+            return "the plan costs more than the epsilon that it asks for" + NEW_RULE
+        size, delta = plan.sizes.get(self.name), owner.terms.delta
+        if plan.budget is not None and size is not None and delta * size > 1:
+            self.state.findings.note(
+                f"{self.name}: delta {delta:g} of population {show(owner.name)} is above one in"
+                f" {size}, the nominal size: it allows to let out one record whole"
+            )
+        return plan.misfit(owner.terms)
+
     def _set_setting(self, entry: dict[str, Any]) -> None:
+        """A genesis does not name its own ledger among the other ones (``entry``)."""
         self.setting = entry["setting"]
         self.other_ledgers = tuple(entry.get("other_ledgers", ()))
         own = notes.read_vkey(entry["key"], notes.SIGNER).fingerprint
@@ -120,6 +191,7 @@ class RegisteredLog(AuditedLog):
             self.fault("entry", "the ledger names itself as another ledger of the same people")
 
     def _population(self, entry: dict[str, Any]) -> None:
+        """Rules 2 and 9 (``population``): it is registered once, with a cap and a small delta."""
         name, relation = entry["population"], entry["relation"]
         cap = None if entry["epsilon"] is None else decimal(entry["epsilon"])
         if name in self.populations:
@@ -138,6 +210,7 @@ class RegisteredLog(AuditedLog):
         self.populations[name] = AuditedPopulation(name, terms, said, budget)
 
     def _data_set(self, entry: dict[str, Any]) -> None:
+        """Rule 2 (``population``): it is registered once, of the first population or apart."""
         name, population = entry["data_set"], entry["population"]
         if population not in self.populations:
             self.fault("population", f"data set {show(name)} is of an unregistered population")
@@ -153,10 +226,10 @@ class RegisteredLog(AuditedLog):
         self._data_sets[name], self._disjoint[name] = population, entry["disjoint"]
 
     def _plan_approved(self, entry: dict[str, Any]) -> None:
+        """Rules 8, 13 and 15 (``policy``): who approved a plan, and who of them signed."""
         # A policy that lists the plan is no person.
         plan, by = entry["plan"], entry["by"] if entry["how"] == "manual" else []
-        self._approved[plan] = by
-        signed = {one for one in self._signed.get(plan, ()) if one[0] in by}
+        signed = {one for one in self._approved.get(plan, Approval()).signed if one[0] in by}
         found = self._signature(entry.get("signature"), "plan-approved", plan)
         refused = self._refused_at.get(plan, -1)
         if found is not None and entry["signature"]["size"] <= refused:
@@ -168,9 +241,9 @@ class RegisteredLog(AuditedLog):
         ):
             self.fault("policy", "a plan that was refused is approved, and no officer signed")
         self._refused_plans.discard(plan)
-        self._signed[plan] = signed
-        self.case.referred.add(entry["plan"])
-        if entry["how"] != "manual" and self._policy and not self._policy.lists(entry["plan"]):
+        self._approved[plan] = Approval(tuple(by), frozenset(signed))
+        self.state.referred.add(plan)
+        if entry["how"] != "manual" and self._policy and not self._policy.lists(plan):
             message = "a plan is approved as one that the policy lists, and it does not"
             self.fault("policy", message + NEW_RULE)
 
@@ -181,7 +254,16 @@ class RegisteredLog(AuditedLog):
     def _signature(
         self, value: dict[str, Any] | None, kind: str, subject: str
     ) -> tuple[str, bytes] | None:
-        """Return the officer who signed a decision, with her key; None if none did."""
+        """Rule 12 (``signature``): an officer signed just this decision, and only here.
+
+        Args:
+            value: the signature of an entry, if it has one.
+            kind: of the entry.
+            subject: digest of the plan or the policy that it decides on.
+
+        Returns:
+            The officer's name and key; None if none signed.
+        """
         if value is None:
             return None
         if value["size"] > self._here or not officers.signs(value, self.origin, kind, subject):
@@ -194,18 +276,19 @@ class RegisteredLog(AuditedLog):
         return value["name"], officers.read_key(value["key"])
 
     def _order_key(self, entry: dict[str, Any]) -> None:
+        """Rule 16: one order key follows another; what the policy says may change with it."""
         if fault := self._order_keys.take(entry):
             self.fault(*fault)
         self._refusals.clear()
 
     def _plan_refused(self, entry: dict[str, Any]) -> None:
         self._approved.pop(entry["plan"], None)
-        self._signed.pop(entry["plan"], None)
         self._refused_at[entry["plan"]] = self._here
         self._refused_plans.add(entry["plan"])
-        self.case.referred.add(entry["plan"])
+        self.state.referred.add(entry["plan"])
 
     def _policy_set(self, entry: dict[str, Any]) -> None:
+        """Rule 8 (``policy``): a policy is the site's, and has the terms of its populations."""
         self._check_officers(entry)
         self._policy_at = self._here
         self._has_policy, self._policy = True, None
@@ -226,7 +309,7 @@ class RegisteredLog(AuditedLog):
         self._policy = policy
 
     def _check_officers(self, entry: dict[str, Any]) -> None:
-        """Check that enough officers of the policy in force signed the next one."""
+        """Rule 14 (``policy``): enough officers of the policy in force signed the next one."""
         digest = "sha256:" + SUBJECTS["policy"][1](entry)
         signed = set()
         for value in entry.get("signatures", ()):
@@ -244,6 +327,7 @@ class RegisteredLog(AuditedLog):
             )
 
     def _budget_closed(self, entry: dict[str, Any]) -> None:
+        """Rule 3 (``population``): from here on nothing is reserved of a population."""
         population = self.populations.get(entry["population"])
         if population is None or not population.open:
             self.fault("population", "'budget-closed' is of no open population")

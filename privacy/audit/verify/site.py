@@ -13,11 +13,17 @@ from typing import Any
 from privet.privacy.audit.verify import accounting
 from privet.privacy.audit.verify.budget import AuditedCharge
 from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
-from privet.privacy.audit.verify.orders import NONE, REFUSED, RESERVED
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.orders import OrderOutcome, OrderRelease
 from privet.privacy.audit.verify.registered import AuditedPopulation, RegisteredLog
 from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
 from privet.privacy.audit.verify.roster import AuditedMember
+from privet.privacy.audit.verify.rows import (
+    AbortedRow,
+    EntryRow,
+    RefusedRow,
+    ReleasedRow,
+    ReservedRow,
+)
 from privet.privacy.audit.verify.state import VerificationState
 from privet.privacy.audit.verify.strict import Malformed, read
 
@@ -35,22 +41,34 @@ class Slot:
 
 @dataclass
 class AuditedReservation:
-    """An open reservation."""
+    """An open reservation.
+
+    Attributes:
+        population: whose budget it charges; None if it is not registered.
+        order: digest of the order that it answers.
+        purpose: of the order.
+        charge: what it costs.
+        slot: that it takes.
+        asked: the order with this digest; None if it is not of this coordinator, or not here.
+    """
 
     population: AuditedPopulation | None
     order: str
     purpose: str
     charge: AuditedCharge
     slot: Slot
-    index: int
+    asked: OrderOutcome | None
 
 
 class AuditedLedger(RegisteredLog):
     """A site's ledger; :meth:`apply` takes its entries in turn."""
 
-    def __init__(self, case: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
-        super().__init__(case, member, wanted)
+    def __init__(
+        self, state: VerificationState, member: AuditedMember, wanted: set[int]
+    ) -> None:  # fmt: skip
+        super().__init__(state, member, wanted)
         self._paused = self._withdrawn = False
+        #: Order key, population and data set with which each run was begun.
         self._begun: dict[str, tuple[str, str, str]] = {}
         #: The entries that charge a population.
         self.charged = array("q")
@@ -60,38 +78,31 @@ class AuditedLedger(RegisteredLog):
         self._elsewhere: Counter[str] = Counter()
         #: Reservations whose charge was given back.
         self.given_back: set[int] = set()
-        self._gate_before = 0
         self._other_code: set[tuple[str, str]] = set()
         self._open: dict[int, AuditedReservation] = {}
         self._slots: dict[tuple[str, str], Slot] = {}
         self._events: dict[str, Event] = {}
-        self._fits: dict[tuple[str, str], str | None] = {}
-        self._rules: dict[str, Callable[..., None]] = {
-            "reserved": self._reserved, "refused": self._refused, "aborted": self._aborted,
-            "released": self._released, "metric-released": self._metric_released,
+        self._rules: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+            "reserved": (ReservedRow, self._reserved), "refused": (RefusedRow, self._refused),
+            "released": (ReleasedRow, self._released), "aborted": (AbortedRow, self._aborted),
+            "metric-released": (ReleasedRow, self._metric_released),
         }  # fmt: skip
 
-    def apply(
-        self, kind: str, values: tuple[Any, ...] | None, predicate: dict[str, Any] | None,
-        hashed: bytes,
-    ) -> None:  # fmt: skip
-        """Apply the rules of a ledger to its next entry."""
-        if self._withdrawn and kind != "aborted":
+    def apply(self, row: EntryRow) -> None:
+        """Apply the rules of a ledger to its next entry; rule 1 (``sequence``) ends one."""
+        if self._withdrawn and row.kind != "aborted":
             self.fault("sequence", "after 'withdrawn' nothing follows but 'aborted'")
-        if values is not None:
-            if kind in ("released", "metric-released"):
-                self._rules[kind](hashed, *values)
-            else:
-                self._rules[kind](*values)
-        elif predicate is not None:
-            if kind in ("paused", "resumed"):
-                self._paused = kind == "paused"
-            self._withdrawn = self._withdrawn or kind == "withdrawn"
-            self.register(kind, predicate)
+        if row.kind in self._rules:
+            fields, rule = self._rules[row.kind]
+            rule(fields._make(row.pick(fields._fields)))
+            return
+        if row.kind in ("paused", "resumed"):
+            self._paused = row.kind == "paused"
+        self._withdrawn = self._withdrawn or row.kind == "withdrawn"
+        self.register(row.kind, row.predicate)
 
-    def _event(self, place: int) -> Event:
-        """Return the event of the batch's text at ``place``."""
-        text = self._texts[place]
+    def _event(self, text: str) -> Event:
+        """Return the event of a text (``event``); a malformed one is not private."""
         event = self._events.get(text)
         if event is None:
             try:
@@ -106,105 +117,82 @@ class AuditedLedger(RegisteredLog):
 
     # reservations
 
-    def _reserved(
-        self, population: str, data_set: str, run: str, round_: int, attempt: int, purpose: str,
-        order: str, keyid: str, plan: str, model: str, code: str, event_place: int,
-    ) -> None:  # fmt: skip
-        owner = self.owner(population, data_set, plan)
+    def _reserved(self, entry: ReservedRow) -> None:
+        """Rule 3 (``reservation``): nothing is reserved in a pause; then it is charged (rule 6)."""
+        owner = self.owner(entry)
         if self._paused:
             self.fault("reservation", "a reservation while the site is paused")
-        event = self._event(event_place)
-        known = self._check_plan(plan, owner, purpose, round_, event)
-        self.check_policy(plan, owner, data_set, keyid)
-        first = self._begun.get(run)
-        if self._order_keys.is_replaced(keyid) and (first is None or first[0] != keyid):
-            self.fault("policy", "a new run under an order key that another one follows")
-        begun = self._begun.setdefault(run, (keyid, population, data_set))
-        if begun[0] != keyid:
-            self.fault("reservation", f"run {show(run)} was begun by another coordinator")
-        if begun[1:] != (population, data_set):
-            message = f"run {show(run)} was begun on another population or data set"
-            self.fault("population", message + NEW_RULE)
-        self._note_code(run, code)
-        index = NONE
-        if self._is_asked_here(keyid):
-            self._check_run(run, plan, code)
-            index = self._check_order(run, round_, attempt, purpose, order, plan, model, RESERVED)
-        slot = self._take_slot(run, purpose, (round_, attempt), order)
-        charge = AuditedCharge(run, purpose, event, known)
+        event = self._event(entry.event)
+        known = self.check_plan(entry, owner, event)
+        self.check_policy(entry, owner)
+        self._check_begun(entry)
+        self._note_code(entry.run, entry.code)
+        asked = None
+        if self._is_asked_here(entry.keyid):
+            self._check_same(entry)
+            asked = self._find_order(entry)
+        if asked is not None:
+            asked.reserved = True
+        slot = self._take_slot(entry)
+        charge = AuditedCharge(entry.run, entry.purpose, event, known)
         self.charged.append(self._here)
         if owner is not None:
             owner.budget.add(self._here, charge)
-        self._open[self._here] = AuditedReservation(owner, order, purpose, charge, slot, index)
+        self._open[self._here] = AuditedReservation(
+            owner, entry.order, entry.purpose, charge, slot, asked
+        )
 
-    def _take_slot(self, run: str, purpose: str, place: tuple[int, int], order: str) -> Slot:
-        last = self._slots.get((run, purpose))
+    def _check_begun(self, entry: ReservedRow) -> None:
+        """Rules 3 and 18: a run has one order key (``reservation``) and one ``population``.
+
+        It begins under a key that no other one follows (``policy``).
+        """
+        keyid, run = entry.keyid, entry.run
+        first = self._begun.get(run)
+        if self._order_keys.is_replaced(keyid) and (first is None or first[0] != keyid):
+            self.fault("policy", "a new run under an order key that another one follows")
+        begun = self._begun.setdefault(run, (keyid, entry.population, entry.data_set))
+        if begun[0] != keyid:
+            self.fault("reservation", f"run {show(run)} was begun by another coordinator")
+        if begun[1:] != (entry.population, entry.data_set):
+            message = f"run {show(run)} was begun on another population or data set"
+            self.fault("population", message + NEW_RULE)
+
+    def _take_slot(self, entry: ReservedRow) -> Slot:
+        """Rule 3 (``reservation``): slots of a run and purpose do not go back.
+
+        One is taken again only for the same order, after it was aborted.
+        """
+        place, last = (entry.round, entry.attempt), self._slots.get((entry.run, entry.purpose))
         if last is not None and place < last.place:
             self.fault("reservation", "the slots of a run go back")
         elif last is not None and place == last.place:
-            if order != last.order:
+            if entry.order != last.order:
                 self.fault("reservation", "a slot is reserved again for another order")
             if last.state != "aborted":
                 self.fault("reservation", "a slot is reserved again that was not aborted")
-        slot = self._slots[run, purpose] = Slot(place, order)
+        slot = self._slots[entry.run, entry.purpose] = Slot(place, entry.order)
         return slot
-
-    def _check_plan(
-        self, name: str, owner: AuditedPopulation | None, purpose: str, round_: int, event: Event
-    ) -> AuditedPlan | None:
-        """Return the plan if it fixes this charge."""
-        self.case.needed.add(name)
-        plan = self.case.plans.get(name)
-        if plan is None:
-            return None
-        where = (name, "" if owner is None else owner.name)
-        if where not in self._fits:
-            self._fits[where] = self._misfit(plan, owner)
-        if (misfit := self._fits[where]) is not None:
-            self.fault("plan", misfit)
-        if not plan.has(purpose, round_):
-            self.fault("plan", f"the plan has no '{purpose}' in round {round_}")
-        if purpose == "evaluate" and event == plan.evaluate_before != plan.evaluate:
-            self._gate_before += 1
-        elif event != plan.event(purpose):
-            self.fault("event", "the event is not the one that the plan fixes")
-            return None
-        return plan
-
-    def _misfit(self, plan: AuditedPlan, owner: AuditedPopulation | None) -> str | None:
-        if self.name not in plan.sites:
-            return "the plan does not name the site"
-        if owner is None:
-            return None
-        if self.case.may_compose(plan) and plan.overspends:
-            return "the plan costs more than the epsilon that it asks for" + NEW_RULE
-        size, delta = plan.sizes.get(self.name), owner.terms.delta
-        if plan.budget is not None and size is not None and delta * size > 1:
-            self.case.findings.note(
-                f"{self.name}: delta {delta:g} of population {show(owner.name)} is above one in"
-                f" {size}, the nominal size: it allows to let out one record whole"
-            )
-        return plan.misfit(owner.terms)
 
     def _is_asked_here(self, keyid: str) -> bool:
         """Whether an order came from the coordinator of the roster; others are counted."""
-        own = keyid == self.case.roster.orders_keyid
+        own = keyid == self.state.roster.orders_keyid
         if not own:
             self._elsewhere[keyid] += 1
         return own
 
-    def _check_run(self, run: str, plan: str, code: str) -> None:
-        """Compare a run's plan and code with what they are elsewhere in the bundle."""
-        seen = self.case.run(run)
-        seen.plan, seen.code = seen.plan or plan, seen.code or code
-        if seen.plan != plan:
-            self.fault("plan", f"run {show(run)} has another plan than elsewhere")
-        if seen.code != code:
-            self.fault("code", f"run {show(run)} runs other code than elsewhere")
+    def _check_same(self, entry: ReservedRow) -> None:
+        """Rule 27: a run has one ``plan`` and one ``code``, at all sites."""
+        seen = self.state.runs[entry.run]
+        seen.plan, seen.code = seen.plan or entry.plan, seen.code or entry.code
+        if seen.plan != entry.plan:
+            self.fault("plan", f"run {show(entry.run)} has another plan than elsewhere")
+        if seen.code != entry.code:
+            self.fault("code", f"run {show(entry.run)} runs other code than elsewhere")
 
     def _note_code(self, run: str, code: str) -> None:
-        """Keep which code a run names; where codes are pinned it must be one of them."""
-        found = self.case.findings.code
+        """Keep which code a run names; where codes are pinned it is one of them (``code``)."""
+        found = self.state.findings.code
         found.runs.setdefault(run, set()).add(code)
         if found.pinned and code not in found.pinned and (run, code) not in self._other_code:
             self._other_code.add((run, code))
@@ -215,58 +203,54 @@ class AuditedLedger(RegisteredLog):
                 " the sites: was yours computed in an install like theirs?",
             )
 
-    def _check_order(
-        self, run: str, round_: int, attempt: int, purpose: str, order: str, plan: str, model: str,
-        flag: int,
-    ) -> int:  # fmt: skip
-        """Compare an entry with its order; return the order's place."""
-        orders = self.case.orders
-        index = orders.find_text(order)
-        if index == NONE:
-            self.case.run(run).without_order.setdefault(self.name, self._here)
-            return NONE
-        if orders.get(index)[:7] != (run, round_, purpose, attempt, self.name, plan, model):
+    def _find_order(self, entry: ReservedRow | RefusedRow) -> OrderOutcome | None:
+        """Return the order that an entry answers; rule 23 (``order``): it asked for just that."""
+        found = self.state.orders.get(entry.order)
+        if found is None:
+            self.state.runs[entry.run].without_order.setdefault(self.name, self._here)
+            return None
+        said = (
+            entry.run, entry.round, entry.purpose, entry.attempt, self.name, entry.plan,
+            entry.model,
+        )  # fmt: skip
+        if found.order[:7] != said:
             self.fault("order", "the entry is not what its order asked for")
-        orders.state[index] |= flag
-        return index
+        return found
 
-    def _refused(
-        self, run: str, round_: int, attempt: int, purpose: str, order: str, keyid: str, plan: str,
-        model: str, status: str,
-    ) -> None:  # fmt: skip
-        self.case.referred.add(plan)
-        if not self._is_asked_here(keyid):
+    def _refused(self, entry: RefusedRow) -> None:
+        """Rule 23 (``order``): an order is refused with one status."""
+        self.state.referred.add(entry.plan)
+        if not self._is_asked_here(entry.keyid):
             return
-        index = self._check_order(run, round_, attempt, purpose, order, plan, model, REFUSED)
-        if index != NONE:
-            orders = self.case.orders
-            number = orders.texts.add(status)
-            if orders.status[index] not in (NONE, number):
+        asked = self._find_order(entry)
+        if asked is not None:
+            if asked.refused not in (None, entry.status):
                 self.fault("order", "an order is refused with two statuses")
-            orders.status[index] = number
+            asked.refused = entry.status
 
     def _close(self, reservation: int, rule: str) -> AuditedReservation | None:
+        """Rules 4 and 5 (``release``, ``reservation``): what is closed was open."""
         found = self._open.pop(reservation, None)
         if found is None:
             self.fault(rule, f"there is no open reservation {reservation}")
         return found
 
-    def _metric_released(
-        self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,
-        event_place: int,
-    ) -> None:  # fmt: skip
-        self._released(hashed, reservation, order, digest, reproducible, event_place, "evaluate")
+    def _metric_released(self, entry: ReleasedRow) -> None:
+        self._released(entry, "evaluate")
 
-    def _released(
-        self, hashed: bytes, reservation: int, order: str, digest: str, reproducible: bool,
-        event_place: int, purpose: str = "train",
-    ) -> None:  # fmt: skip
-        event = self._event(event_place)
-        found = self._close(reservation, "release")
+    def _released(self, entry: ReleasedRow, purpose: str = "train") -> None:
+        """Rule 4 (``release``): it closes a reservation of its order, with its ``event`` or less.
+
+        Args:
+            entry: the release.
+            purpose: for which its kind is.
+        """
+        event = self._event(entry.event)
+        found = self._close(entry.reservation, "release")
         if found is None:
             return
         found.slot.state = "done"
-        if found.order != order:
+        if found.order != entry.order:
             self.fault("release", "a release of another order than was reserved")
         if found.purpose != purpose:
             self.fault("release", f"'{found.purpose}' is released as another kind")
@@ -274,33 +258,35 @@ class AuditedLedger(RegisteredLog):
             self.fault("event", "the event that ran is not the reserved one, or more of it")
         name = "" if found.population is None else found.population.name
         # What another coordinator asked for, no journal here can account for.
-        run = found.charge.run if found.index != NONE else None
+        run = None if found.asked is None else found.charge.run
         self.released[name, run, purpose, event] += 1
-        if event.mechanism != NON_PRIVATE and not reproducible:
-            self._check_once(digest)
-        if found.index != NONE:
-            self.case.orders.released(found.index, self._here, digest, hashed)
+        if event.mechanism != NON_PRIVATE and not entry.reproducible:
+            self._check_once(entry.digest)
+        if found.asked is not None:
+            found.asked.release = OrderRelease(self._here, entry.digest, entry.leaf)
 
     def _check_once(self, digest: str) -> None:
-        """No two noised releases are the same, unless one was copied."""
+        """Rule 10 (``release``): no two noised releases are the same, unless one was copied."""
         # Half a digest in an integer: a bundle may hold a million releases.
         short = int.from_bytes(hashlib.sha256(digest.encode()).digest()[:16])
-        if short in self.case.releases:
-            other = self.case.releases[short]
+        if short in self.state.releases:
+            other = self.state.releases[short]
             self.fault("release", f"the release is the same as another of {other}" + NEW_RULE)
-        self.case.releases[short] = self.name
+        self.state.releases[short] = self.name
 
-    def _aborted(self, reservation: int, data_opened: bool, reason: str) -> None:
-        found = self._close(reservation, "reservation")
+    def _aborted(self, entry: AbortedRow) -> None:
+        """Rule 5 (``reservation``): a charge is given back only if no data was opened."""
+        found = self._close(entry.reservation, "reservation")
         if found is None:
             return
         found.slot.state = "aborted"
-        if reason == "does-not-fit" and not data_opened:
+        if entry.data_opened:
+            return
+        if entry.reason == "does-not-fit":
             message = "what ran is said not to fit its reservation, and no data to be opened"
             self.fault("reservation", message + NEW_RULE)
-        if not data_opened:
-            self.given_back.add(reservation)
-        if not data_opened and found.population is not None:
+        self.given_back.add(entry.reservation)
+        if found.population is not None:
             found.population.budget.add(self._here, found.charge, -1)
 
     # the end
@@ -309,45 +295,46 @@ class AuditedLedger(RegisteredLog):
         """Finish the accounting of every population."""
         super().close()
         self._note_elsewhere()
-        if self._gate_before:
-            found = count(self._gate_before, "evaluation")
-            self.case.findings.note(
+        if self.gate_before:
+            found = count(self.gate_before, "evaluation")
+            self.state.findings.note(
                 f"{self.name}: {found} charged as continuous Gaussian noise, by the metrics gate as"
                 " it was before it had integer weights: epsilon holds in real arithmetic only, the"
                 " low bits of those tables may tell more (H15)"
             )
         if returned := len(self.given_back):
             verb = "was" if returned == 1 else "were"
-            self.case.findings.note(
+            self.state.findings.note(
                 f"{self.name}: {count(returned, 'charge')} {verb} given back, on its word"
                 " that no record had been read"
             )
         if self._open and not self.cut:
             found = count(len(self._open), "reservation")
-            self.case.findings.note(f"{self.name}: {found} left open")
+            self.state.findings.note(f"{self.name}: {found} left open")
         if self.other_ledgers:
-            self.case.findings.note(
+            self.state.findings.note(
                 f"{self.name}: states that other ledgers keep a budget of the same people"
                 f" ({', '.join(self.other_ledgers)}): what they spent is not in epsilon (H32)"
             )
         for population in self.populations.values():
-            self.case.findings_of_sites.append(self._finding(population))
+            self.state.findings_of_sites.append(self._finding(population))
 
     def _note_elsewhere(self) -> None:
         """Say how many entries answer orders that no journal here accounts for."""
-        own, counts = self.case.roster.orders_keyid, {"another": 0, "another order key of this": 0}
+        own, counts = self.state.roster.orders_keyid, {"another": 0, "another order key of this": 0}
         for keyid, number in self._elsewhere.items():
             kin = self._order_keys.are_kin(keyid, own)
             counts["another order key of this" if kin else "another"] += number
         for whose, number in counts.items():
             if number:
                 answer = "entry answers" if number == 1 else "entries answer"
-                self.case.findings.note(
+                self.state.findings.note(
                     f"{self.name}: {number} {answer} {whose} coordinator: charged, and"
                     " not compared with its orders"
                 )
 
     def _finding(self, population: AuditedPopulation) -> SiteFinding:
+        """Rule 6 (``cap``), where it was broken first; the two accountants (``accounting``)."""
         budget = population.budget
         if budget.fault is not None:
             entry, message = budget.fault
@@ -360,11 +347,11 @@ class AuditedLedger(RegisteredLog):
             value = ceiling = math.inf
             remark = f"not known: {self.unread} of the entries cannot be read"
         else:
-            value, ceiling, remark = self.case.compositions.epsilon(
+            value, ceiling, remark = self.state.compositions.epsilon(
                 events, budget.delta, budget.relation
             )
         if remark:
-            self.case.findings.note(f"{self.name}: epsilon of {show(population.name)} is {remark}")
+            self.state.findings.note(f"{self.name}: epsilon of {show(population.name)} is {remark}")
         if not self.unread and accounting.contradict(value, ceiling, events):
             self.fault("accounting", "the epsilon of the distributions is above the Renyi ceiling")
         return SiteFinding(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import rfc8785
 
 from privet.privacy.audit.verify.compositions import Compositions
-from privet.privacy.audit.verify.orders import Orders
+from privet.privacy.audit.verify.lines import AuditedOrder
+from privet.privacy.audit.verify.orders import OrderOutcome, outcome_of
 from privet.privacy.audit.verify.plans import AuditedPlan
-from privet.privacy.audit.verify.result import Findings, SiteFinding, short
+from privet.privacy.audit.verify.result import NEW_RULE, Findings, SiteFinding, short, show
 from privet.privacy.audit.verify.roster import AuditedRoster
 from privet.privacy.audit.verify.strict import Malformed, digest
 
@@ -19,9 +21,15 @@ from privet.privacy.audit.verify.strict import Malformed, digest
 class Head:
     """A checkpoint whose signatures were verified.
 
-    ``named``: something refers to it; ``told``: a journal says who cosigned it.
+    Attributes:
+        size, root: of the tree.
+        cosigners: names of the witness keys that cosigned it, sorted.
+        text: SHA-256 of its text.
+        named: something refers to it.
+        told: a journal says who cosigned it.
     """
 
+    size: int
     root: bytes
     cosigners: tuple[str, ...]
     text: bytes
@@ -30,10 +38,13 @@ class Head:
 
 
 @dataclass
-class WitnessMemory:
-    """What the ledgers say of one run: plan, code, and entries whose order is not here.
+class RunStatements:
+    """What is said of one run, which must be the same wherever it is said.
 
-    ``parameters``: what orders of each purpose ask for, by its digest.
+    Attributes:
+        plan, code: of its reservations.
+        parameters: what its orders ask for, as a digest, by purpose.
+        without_order: the first entry of each site that answers an order that is not here.
     """
 
     plan: str | None = None
@@ -54,10 +65,12 @@ class VerificationState:
         #: Plans that something names, and those without which it cannot be checked.
         self.referred: set[str] = set()
         self.needed: set[str] = set()
-        self.orders = Orders()
-        self.runs: dict[str, WitnessMemory] = {}
+        #: By the digest of the order.
+        self.orders: dict[str, OrderOutcome] = {}
+        self.runs: defaultdict[str, RunStatements] = defaultdict(RunStatements)
+        #: By the name of the log, and the size or the SHA-256 of the text.
         self.heads: dict[str, dict[int, Head]] = {}
-        self.texts: dict[str, dict[bytes, int]] = {}
+        self.texts: dict[str, dict[bytes, Head]] = {}
         self.findings_of_sites: list[SiteFinding] = []
         #: Noised releases of all sites, by what is left of their digests.
         self.releases: dict[int, str] = {}
@@ -100,12 +113,18 @@ class VerificationState:
             )
         return False
 
-    def run(self, name: str) -> WitnessMemory:
-        """Return what is known of a run."""
-        seen = self.runs.get(name)
-        if seen is None:
-            seen = self.runs[name] = WitnessMemory()
-        return seen
+    def add_order(self, order: AuditedOrder) -> None:
+        """Keep an order; none stands here twice, those of a run ask for the same (``order``)."""
+        self.needed.add(order.plan)
+        asked = self.runs[order.run].parameters
+        if asked.setdefault(order.purpose, order.parameters) != order.parameters:
+            self.findings.fault(
+                "order", f"orders of run {show(order.run)} ask for different parameters" + NEW_RULE
+            )
+        if order.digest in self.orders:
+            self.findings.fault("order", "an order stands in the bundle twice")
+            return
+        self.orders[order.digest] = outcome_of(order)
 
     def others(self, cosigners: tuple[str, ...], owner: str) -> int:
         """Return how many witnesses other than ``owner`` cosigned."""
