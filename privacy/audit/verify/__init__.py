@@ -36,12 +36,13 @@ there was training outside the ledger.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from privet.common.errors import InputError, reason_of
-from privet.privacy.audit.verify.bundle import BundleReader
+from privet.privacy.audit.verify.bundle import BundleReader, begin
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import (
     RULES,
@@ -57,6 +58,7 @@ from privet.privacy.audit.verify.result import (
 from privet.privacy.audit.verify.roster import FORMAT, differences, require_pinned
 from privet.privacy.audit.verify.site import AuditedLedger
 from privet.privacy.audit.verify.source import Scan, Source, Unreadable, scan
+from privet.privacy.audit.verify.state import Kept
 from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, is_digest, read_loose
 
 __all__ = [
@@ -96,6 +98,7 @@ def verify(
     """
     findings = Findings(_digests(code))
     pinned = None if roster is None else _pinned(roster)
+    kept: Kept = "all" if keep else "brief" if brief else "nothing"
     try:
         with path.open("rb") as first:
             seen = scan(first)
@@ -106,41 +109,59 @@ def verify(
         if seen.cut:
             findings.fault("bundle", "the file is cut: it has no end line")
         with path.open("rb") as stream, Workers(processes, seen.lines) as workers:
-            reader = _read(
-                stream, path.stat().st_size, seen, workers, findings, (keep, brief), progress
-            )
+            lines = functools.partial(Source, stream, path.stat().st_size, progress, cut=seen.cut)
+            reader = _read(lines, seen, workers, findings, kept)
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
-    is_pinned = pinned is not None and _compare(pinned, reader, findings)
+    is_pinned = False
     if pinned is None:
         findings.note("roster unpinned: the keys are only the bundle's word")
-    _require_witnessed(reader, require_witnessed, findings)
-    if findings.dropped:
-        more = f"{findings.dropped} more {'fault is' if findings.dropped == 1 else 'faults are'}"
-        findings.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
-    if findings.unlisted:
-        findings.notes.append(f"{findings.unlisted} more notes are not listed")
-    return Verdict(
-        not findings.faults, "pinned" if is_pinned else "unpinned", findings.faults,
-        findings.notes,
-        [] if reader is None or reader.state is None else reader.state.findings_of_sites,
-        _record(reader) if keep or brief else None,
-        0 if reader is None or reader.state is None else reader.state.roster.quorum,
-        {log.name: log.witnessed for log in _ledgers(reader)},
-        [] if reader is None else reader.unfinished,
-        findings.code,
-    )  # fmt: skip
+    elif reader is not None:
+        is_pinned = True
+        for message in differences(pinned, reader.state.roster):
+            findings.fault("roster", message)
+    if reader is not None:
+        _require_witnessed(reader.ledgers, require_witnessed, findings)
+    findings.close()
+    return _verdict(reader, findings, is_pinned, kept)
 
 
-def _ledgers(reader: BundleReader | None) -> list[AuditedLedger]:
-    return [] if reader is None else [log for log in reader.logs if isinstance(log, AuditedLedger)]
+def _read(
+    lines: Callable[[], Source], seen: Scan, workers: Workers, findings: Findings, kept: Kept
+) -> BundleReader | None:
+    """Read as much of the bundle as can be read (``bundle``); None without a roster.
+
+    Args:
+        lines: opens the source.
+        seen: the first look at it.
+        workers: that read batches of lines.
+        findings: what is wrong goes there.
+        kept: how much of the entries is kept.
+    """
+    reader = source = None
+    try:
+        source = lines()
+        reader = BundleReader(source, seen.sizes, workers, begin(source, findings, kept))
+        reader.read()
+    except Unreadable as error:
+        if source is None or not source.ended_early:
+            findings.fault("bundle", str(error))
+    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
+        # Not known to happen. A bundle that does it is not thereby verified.
+        findings.fault("bundle", f"the verifier could not go on ({type(e).__name__})")
+    return reader
 
 
 def _require_witnessed(
-    reader: BundleReader | None, required: bool | None, findings: Findings
+    ledgers: list[AuditedLedger], required: bool | None, findings: Findings
 ) -> None:
-    """Fault charges that only their own site's word stands behind."""
-    ledgers = _ledgers(reader)
+    """Fault charges that only their own site's word stands behind (``witness``).
+
+    Args:
+        ledgers: that were read.
+        required: whether they are a fault; None: where a ledger here is a real site's.
+        findings: what is wrong goes there.
+    """
     real = any(log.setting == "site" for log in ledgers)
     for log in ledgers:
         if real and log.setting not in ("site", ""):
@@ -163,26 +184,32 @@ def _require_witnessed(
             )  # fmt: skip
 
 
-def _read(
-    stream: BinaryIO, total: int, seen: Scan, workers: Workers, findings: Findings,
-    kept: tuple[bool, bool], progress: Callable[[int, int], None] | None,
-) -> BundleReader | None:  # fmt: skip
-    """Read as much of the bundle as can be read."""
-    reader = None
-    try:
-        source = Source(stream, total, progress, cut=seen.cut)
-        keep, brief = kept
-        reader = BundleReader(
-            source, seen.sizes, workers, findings, keep or brief, brief and not keep
-        )
-        reader.read()
-    except Unreadable as error:
-        if reader is None or not reader.source.ended_early:
-            findings.fault("bundle", str(error))
-    except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
-        # Not known to happen. A bundle that does it is not thereby verified.
-        findings.fault("bundle", f"the verifier could not go on ({type(e).__name__})")
-    return reader
+def _verdict(
+    reader: BundleReader | None, findings: Findings, is_pinned: bool, kept: Kept
+) -> Verdict:
+    """Put together what was found.
+
+    Args:
+        reader: that read the bundle; None: there was no roster to read it by.
+        findings: with all faults and notes.
+        is_pinned: whether the roster was compared with one obtained out of band.
+        kept: how much of the entries was kept.
+    """
+    record = None if kept == "nothing" else AuditedRecord()
+    parts = findings.faults, findings.notes
+    if reader is None:
+        return Verdict(not findings.faults, "unpinned", *parts, [], record, code=findings.code)
+    state = reader.state
+    if record is not None:
+        logs = [log.record for log in reader.logs]
+        record = AuditedRecord(state.roster_value, state.plan_values, logs, kept == "brief")
+    return Verdict(
+        not findings.faults, "pinned" if is_pinned else "unpinned", *parts,
+        state.findings_of_sites, record,
+        quorum=state.roster.quorum,
+        witnessed={log.name: log.witnessed for log in reader.ledgers},
+        unfinished=reader.unfinished, code=findings.code,
+    )  # fmt: skip
 
 
 def _digests(texts: Iterable[str]) -> list[str]:
@@ -213,19 +240,3 @@ def _pinned(path: Path) -> dict[str, Any]:
         # Typed by whoever brings it: nothing is wrong with the bundle.
         raise InputError(f"{path}: the roster that you brought: {error}") from None
     return value
-
-
-def _compare(pinned: dict[str, Any], reader: BundleReader | None, findings: Findings) -> bool:
-    """Compare the bundle's roster with the pinned one; return whether that was possible."""
-    if reader is None or reader.state is None:
-        return False
-    for message in differences(pinned, reader.state.roster):
-        findings.fault("roster", message)
-    return True
-
-
-def _record(reader: BundleReader | None) -> AuditedRecord:
-    if reader is None or reader.state is None:
-        return AuditedRecord()
-    logs = [log.record for log in reader.logs]
-    return AuditedRecord(reader.roster_value, reader.state.plan_values, logs, reader.brief)

@@ -40,7 +40,7 @@ class AuditedLog:
         self.cut = False
         #: Entries that could not be read, and may say anything.
         self.unread = 0
-        self._brief = Brief(self.record.entries) if state.brief else None
+        self._brief = Brief(self.record.entries) if state.kept == "brief" else None
         self._wanted = wanted
         self._clock: int | None = None
         self._recovery: AuditedKey | None = None
@@ -83,7 +83,7 @@ class AuditedLog:
             return
         self._check_sequence(row, here)
         self._check_signer(row)
-        if self.state.keep:
+        if self.state.kept != "nothing":
             self._keep(row)
         if row.kind == "genesis" and here == 0:
             self._genesis(row.predicate)
@@ -193,7 +193,7 @@ class AuditedLog:
             self.fault("witness", message + NEW_RULE)
         cosigners = tuple(sorted(name for name, _ in head.signers if name != self.origin))
         self.heads[head.size] = Head(head.size, head.root, cosigners, text)
-        if self.state.keep:
+        if self.state.kept != "nothing":
             self.record.checkpoints.append((head.size, cosigners))
 
     def close(self) -> None:

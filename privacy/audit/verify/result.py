@@ -207,7 +207,14 @@ class Findings:
 
     def fault(self, rule: str, message: str, site: str | None = None, entry: int | None = None,
               ) -> None:  # fmt: skip
-        """Add a fault."""
+        """Add a fault.
+
+        Args:
+            rule: one of :data:`RULES`.
+            message: what is wrong.
+            site: whose log it is in; None: of the bundle.
+            entry: its place there; None: of the log.
+        """
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(Fault(site, entry, rule, message))
         else:
@@ -219,6 +226,14 @@ class Findings:
             self.notes.append(text)
         else:
             self.unlisted += 1
+
+    def close(self) -> None:
+        """Say how many faults (``bundle``) and notes are not listed."""
+        if self.dropped:
+            more = f"{self.dropped} more {'fault is' if self.dropped == 1 else 'faults are'}"
+            self.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
+        if self.unlisted:
+            self.notes.append(f"{self.unlisted} more notes are not listed")
 
 
 def show(value: object, limit: int = 80) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import rfc8785
 
@@ -15,6 +15,9 @@ from privet.privacy.audit.verify.plans import AuditedPlan
 from privet.privacy.audit.verify.result import NEW_RULE, Findings, SiteFinding, short, show
 from privet.privacy.audit.verify.roster import AuditedRoster
 from privet.privacy.audit.verify.strict import Malformed, digest
+
+#: How much of a bundle is kept: what a claim depends on, or all.
+Kept = Literal["nothing", "brief", "all"]
 
 
 @dataclass
@@ -54,12 +57,20 @@ class RunStatements:
 
 
 class VerificationState:
-    """One bundle under examination."""
+    """One bundle under examination.
+
+    Args:
+        findings: what is wrong goes there.
+        roster: of the bundle.
+        roster_value: the same, as it stands there.
+        kept: how much of the entries is kept for a report.
+    """
 
     def __init__(
-        self, findings: Findings, roster: AuditedRoster, keep: bool, brief: bool = False
+        self, findings: Findings, roster: AuditedRoster, roster_value: dict[str, Any], kept: Kept
     ) -> None:
-        self.findings, self.roster, self.keep, self.brief = findings, roster, keep, brief
+        self.findings, self.roster, self.kept = findings, roster, kept
+        self.roster_value = roster_value
         self.plans: dict[str, AuditedPlan | None] = {}
         self.plan_values: dict[str, dict[str, Any]] = {}
         #: Plans that something names, and those without which it cannot be checked.
@@ -82,14 +93,14 @@ class VerificationState:
         self.origins = {member.log.name: member.name for member in self.members.values()}
 
     def add_plan(self, value: dict[str, Any]) -> str:
-        """Keep a plan; return its digest."""
+        """Keep a plan, which must be a possible one (``plan``); return its digest."""
         name = digest(rfc8785.dumps(value))
         try:
             self.plans[name] = AuditedPlan(value)
         except (Malformed, RecursionError, TypeError) as error:
             self.plans[name] = None
             self.findings.fault("plan", f"plan {short(name)}: {error}")
-        if self.keep:
+        if self.kept != "nothing":
             self.plan_values[name] = value
         return name
 
@@ -127,16 +138,21 @@ class VerificationState:
         self.orders[order.digest] = outcome_of(order)
 
     def others(self, cosigners: tuple[str, ...], owner: str) -> int:
-        """Return how many witnesses other than ``owner`` cosigned."""
+        """Return how many witnesses cosigned.
+
+        Args:
+            cosigners: names of their keys.
+            owner: of the log, whose own cosignature does not count.
+        """
         owners = self.roster.owners
         return len({name for name in cosigners if owners.get(name) not in (None, owner)})
 
     def quorum(self, cosigners: tuple[str, ...], owner: str) -> bool:
-        """Return whether enough witnesses other than ``owner`` cosigned."""
+        """Return whether enough witnesses other than ``owner`` cosigned; as :meth:`others`."""
         return self.others(cosigners, owner) >= self.roster.quorum
 
     def check_plans(self) -> None:
-        """Plans that are needed are here, and none that nothing names.
+        """Plans that are needed are here, and none that nothing names (``plan``).
 
         A plan that was only approved or refused, or whose order was refused, was never run; nobody
         may have it.
