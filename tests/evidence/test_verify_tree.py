@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from merkle_vectors import LEAVES, ROOTS
 from verify_kit import tree_consistency, tree_path, tree_root
 
-from privet.privacy.audit.verify.strict import Malformed
-from privet.privacy.audit.verify.tree import Frontier, consistent, inclusion_root, leaf_hash
+from privet.privacy.audit.verify.formats.strict import Malformed
+from privet.privacy.audit.verify.formats.tree import Frontier, consistent, inclusion_root, leaf_hash
 
 INCLUSION = {
     (0, 8): ["96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",

@@ -16,7 +16,7 @@ from typing import Any
 from privet.common.errors import InputError
 from privet.privacy.accounting import events as ev
 from privet.privacy.audit.verify import AuditedEntry, AuditedRecord, LogRecord
-from privet.privacy.audit.verify.schema import TRACELESS
+from privet.privacy.audit.verify.formats.schema import TRACELESS
 
 
 @dataclass

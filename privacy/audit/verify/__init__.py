@@ -43,6 +43,9 @@ from typing import Any
 
 from privet.common.errors import InputError, reason_of
 from privet.privacy.audit.verify.bundle import BundleReader, begin
+from privet.privacy.audit.verify.formats.roster import FORMAT, differences, require_pinned
+from privet.privacy.audit.verify.formats.source import Scan, Source, Unreadable, scan
+from privet.privacy.audit.verify.formats.strict import MAX_LINE, Malformed, is_digest, read_loose
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import (
     RULES,
@@ -55,11 +58,8 @@ from privet.privacy.audit.verify.result import (
     SiteFinding,
     Verdict,
 )
-from privet.privacy.audit.verify.roster import FORMAT, differences, require_pinned
-from privet.privacy.audit.verify.site import AuditedLedger
-from privet.privacy.audit.verify.source import Scan, Source, Unreadable, scan
-from privet.privacy.audit.verify.state import Kept
-from privet.privacy.audit.verify.strict import MAX_LINE, Malformed, is_digest, read_loose
+from privet.privacy.audit.verify.rules.site import AuditedLedger
+from privet.privacy.audit.verify.rules.state import Kept
 
 __all__ = [
     "RULES", "CodeFinding", "AuditedEntry", "Fault", "LogRecord", "AuditedRecord", "SiteFinding",

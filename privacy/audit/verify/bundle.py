@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from privet.privacy.audit.verify import entries, lines
-from privet.privacy.audit.verify.journal import AuditedJournal
-from privet.privacy.audit.verify.log import AuditedLog
+from privet.privacy.audit.verify.formats import entries, lines
+from privet.privacy.audit.verify.formats.roster import AuditedMember, read_roster
+from privet.privacy.audit.verify.formats.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
+from privet.privacy.audit.verify.formats.strict import Malformed, obj, read, read_plan
 from privet.privacy.audit.verify.pool import Workers
 from privet.privacy.audit.verify.result import Findings, Unfinished, count, show
-from privet.privacy.audit.verify.roster import AuditedMember, read_roster
-from privet.privacy.audit.verify.site import AuditedLedger
-from privet.privacy.audit.verify.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
-from privet.privacy.audit.verify.state import Kept, VerificationState
-from privet.privacy.audit.verify.strict import Malformed, obj, read, read_plan
-from privet.privacy.audit.verify.unfinished import unfinished
+from privet.privacy.audit.verify.rules.journal import AuditedJournal
+from privet.privacy.audit.verify.rules.log import AuditedLog
+from privet.privacy.audit.verify.rules.site import AuditedLedger
+from privet.privacy.audit.verify.rules.state import Kept, VerificationState
+from privet.privacy.audit.verify.rules.unfinished import unfinished
 
 _LEAF, _ORDER = b'{"payload":"', b'{"keyid":"'
 _AFTER = (LOG, RECEIPT, END)

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from privet.privacy.audit.verify.events import Event, Mechanism
-from privet.privacy.audit.verify.gaussian import LEAST_SIGMA, SMOOTHING
-from privet.privacy.audit.verify.size import order_two, size_of
+from privet.privacy.audit.verify.cost.gaussian import LEAST_SIGMA, SMOOTHING
+from privet.privacy.audit.verify.cost.size import order_two, size_of
+from privet.privacy.audit.verify.formats.events import RELATIONS, REPLACE, Event, Mechanism
 
 #: The orders of the filter.
 FILTER_ORDERS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128, 256, 512)
@@ -25,9 +25,7 @@ CEILING_ORDERS = (*range(2, 65), 72, 80, 96, 112, 128, 160, 192, 256, 384, 512)
 #: Comparisons of ε allow this much for rounding.
 SLACK = 1e-6
 GRID = 1e-4
-REPLACE = "replace_one"
 _NORMAL = ("gaussian", "discrete")
-RELATIONS = ("add_or_remove_one", REPLACE)
 
 # With more mechanisms the ceiling takes the orders of the filter.
 _MOST_MECHANISMS = 200

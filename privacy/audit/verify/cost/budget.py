@@ -14,13 +14,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.accounting import FILTER_ORDERS, SLACK
-from privet.privacy.audit.verify.events import Event
-from privet.privacy.audit.verify.first_plans import FirstPlans
-from privet.privacy.audit.verify.gaussian import square
-from privet.privacy.audit.verify.plans import AuditedPlan
-from privet.privacy.audit.verify.split import AuditedSplit, split
+from privet.privacy.audit.verify.cost import accounting
+from privet.privacy.audit.verify.cost.accounting import FILTER_ORDERS, SLACK
+from privet.privacy.audit.verify.cost.first_plans import FirstPlans
+from privet.privacy.audit.verify.cost.gaussian import square
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.cost.split import AuditedSplit, split
+from privet.privacy.audit.verify.formats.events import Event
 
 _ONE = 1 << 64
 

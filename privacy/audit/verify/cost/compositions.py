@@ -11,8 +11,8 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.events import Event
+from privet.privacy.audit.verify.cost import accounting
+from privet.privacy.audit.verify.formats.events import Event
 
 #: Of all histories of one bundle.
 MOST_SECONDS = 3600

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.gaussian import square
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.cost import accounting
+from privet.privacy.audit.verify.cost.gaussian import square
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
 
 #: Of all first plans of one ledger.
 MOST_SECONDS = 1800

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from privet.privacy.audit.verify.events import Event
+from privet.privacy.audit.verify.formats.events import Event
 
 # A discrete Gaussian of σ from 1000 on is what a continuous one of variance σ² - 3² becomes when an
 # integer is drawn around its output with parameter 3: to a factor within 1e-76 for each number.

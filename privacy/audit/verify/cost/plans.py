@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from privet.privacy.audit.verify.accounting import RELATIONS, SLACK, ceiling, fits
-from privet.privacy.audit.verify.events import NON_PRIVATE, Event, gate, gaussian
-from privet.privacy.audit.verify.strict import Malformed, is_visible, number
+from privet.privacy.audit.verify.cost.accounting import SLACK, ceiling, fits
+from privet.privacy.audit.verify.formats.events import NON_PRIVATE, RELATIONS, Event, gate, gaussian
+from privet.privacy.audit.verify.formats.strict import Malformed, is_visible, number
 
 
 def _section(plan: dict[str, Any], name: str) -> dict[str, Any]:

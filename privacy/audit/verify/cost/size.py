@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from privet.privacy.audit.verify.events import Mechanism
+from privet.privacy.audit.verify.formats.events import Mechanism
 
 #: Grids of privacy loss distributions, the finest first.
 GRIDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)

@@ -10,11 +10,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.accounting import FILTER_ORDERS
-from privet.privacy.audit.verify.events import Event
-from privet.privacy.audit.verify.gaussian import largest, log_delta, square
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.cost import accounting
+from privet.privacy.audit.verify.cost.accounting import FILTER_ORDERS
+from privet.privacy.audit.verify.cost.gaussian import largest, log_delta, square
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.formats.events import Event
 
 
 @dataclass(frozen=True)

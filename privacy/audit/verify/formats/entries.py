@@ -11,12 +11,11 @@ import re
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from privet.privacy.audit.verify import notes, signatures
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.result import NEW_RULE
-from privet.privacy.audit.verify.rows import EntryRow, Problem
-from privet.privacy.audit.verify.schema import FIELDS, OPTIONAL, SUBJECTS, hides, untested
-from privet.privacy.audit.verify.strict import (
+from privet.privacy.audit.verify.formats import notes, signatures
+from privet.privacy.audit.verify.formats.events import read_event
+from privet.privacy.audit.verify.formats.rows import EntryRow, Problem
+from privet.privacy.audit.verify.formats.schema import FIELDS, OPTIONAL, SUBJECTS, hides, untested
+from privet.privacy.audit.verify.formats.strict import (
     Malformed,
     canonical,
     obj,
@@ -24,7 +23,8 @@ from privet.privacy.audit.verify.strict import (
     seconds,
     unbase64,
 )
-from privet.privacy.audit.verify.tree import leaf_hash
+from privet.privacy.audit.verify.formats.tree import leaf_hash
+from privet.privacy.audit.verify.result import NEW_RULE
 
 PAYLOAD_TYPE = b"application/vnd.in-toto+json"
 _LONG_EVENT = 1 << 16

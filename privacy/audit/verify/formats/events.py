@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from privet.privacy.audit.verify.strict import Malformed, decimal, obj
+from privet.privacy.audit.verify.formats.strict import Malformed, decimal, obj
 
+REPLACE = "replace_one"
+RELATIONS = ("add_or_remove_one", REPLACE)
 _DEPTH = 8
 _MOST = 2**53 - 1
 _PARTS = 1000

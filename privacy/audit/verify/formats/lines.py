@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 from typing import Any, NamedTuple
 
-from privet.privacy.audit.verify import notes, signatures
-from privet.privacy.audit.verify.rows import Problem
-from privet.privacy.audit.verify.schema import PURPOSES, is_count, is_text
-from privet.privacy.audit.verify.strict import (
+from privet.privacy.audit.verify.formats import notes, signatures
+from privet.privacy.audit.verify.formats.rows import Problem
+from privet.privacy.audit.verify.formats.schema import PURPOSES, is_count, is_text
+from privet.privacy.audit.verify.formats.strict import (
     Malformed,
     canonical,
     digest,

@@ -8,8 +8,8 @@ import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from privet.privacy.audit.verify import signatures
-from privet.privacy.audit.verify.strict import Malformed, unbase64
+from privet.privacy.audit.verify.formats import signatures
+from privet.privacy.audit.verify.formats.strict import Malformed, unbase64
 
 #: Signature types: 1 signs notes (and entries), 4 cosigns checkpoints.
 SIGNER, COSIGNER = 1, 4

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from privet.privacy.audit.verify import signatures
-from privet.privacy.audit.verify.strict import Malformed, canonical, unbase64
+from privet.privacy.audit.verify.formats import signatures
+from privet.privacy.audit.verify.formats.strict import Malformed, canonical, unbase64
 
 _TYPE = b"application/vnd.privet.decision+json"
 _FIELDS = {"name", "key", "size", "sig"}

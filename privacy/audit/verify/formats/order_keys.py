@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
-from privet.privacy.audit.verify import notes, signatures
-from privet.privacy.audit.verify.strict import Malformed, canonical, unbase64
+from privet.privacy.audit.verify.formats import notes, signatures
+from privet.privacy.audit.verify.formats.strict import Malformed, canonical, unbase64
 
 _TYPE = b"application/vnd.privet.order-key+json"
 

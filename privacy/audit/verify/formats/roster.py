@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from privet.privacy.audit.verify import notes
-from privet.privacy.audit.verify.notes import COSIGNER, SIGNER, AuditedKey
+from privet.privacy.audit.verify.formats import notes
+from privet.privacy.audit.verify.formats.notes import COSIGNER, SIGNER, AuditedKey
+from privet.privacy.audit.verify.formats.schema import is_name
+from privet.privacy.audit.verify.formats.strict import Malformed, is_digest, obj
 from privet.privacy.audit.verify.result import show
-from privet.privacy.audit.verify.schema import is_name
-from privet.privacy.audit.verify.strict import Malformed, is_digest, obj
 
 FORMAT = "privet/roster/v1"
 _MOST_SITES = 10_000

@@ -7,9 +7,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from privet.privacy.audit.verify import notes, officers, order_keys
-from privet.privacy.audit.verify.accounting import RELATIONS
-from privet.privacy.audit.verify.strict import Malformed, canonical, decimal, is_digest, is_visible
+from privet.privacy.audit.verify.formats import notes, officers, order_keys
+from privet.privacy.audit.verify.formats.events import RELATIONS
+from privet.privacy.audit.verify.formats.strict import (
+    Malformed,
+    canonical,
+    decimal,
+    is_digest,
+    is_visible,
+)
 
 Check = Callable[[Any], bool]
 PURPOSES = ("train", "evaluate")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
-from privet.privacy.audit.verify.strict import MAX_LINE
+from privet.privacy.audit.verify.formats.strict import MAX_LINE
 
 Progress = Callable[[int, int], None]
 HEADER = b'{"format":"privet/bundle/v1","kind":"bundle"}'

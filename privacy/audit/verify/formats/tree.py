@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from privet.privacy.audit.verify.strict import Malformed
+from privet.privacy.audit.verify.formats.strict import Malformed
 
 _sha256 = hashlib.sha256
 

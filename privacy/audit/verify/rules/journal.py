@@ -7,17 +7,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from privet.privacy.audit.verify.lines import AuditedReceipt
-from privet.privacy.audit.verify.log import AuditedLog
-from privet.privacy.audit.verify.orders import OrderOutcome
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.formats.lines import AuditedReceipt
+from privet.privacy.audit.verify.formats.roster import AuditedMember
+from privet.privacy.audit.verify.formats.rows import EntryRow, Problem
+from privet.privacy.audit.verify.formats.schema import NOT_NOW, TRACELESS
+from privet.privacy.audit.verify.formats.strict import Malformed
+from privet.privacy.audit.verify.formats.tree import inclusion_root
 from privet.privacy.audit.verify.result import NEW_RULE, count, show
-from privet.privacy.audit.verify.roster import AuditedMember
-from privet.privacy.audit.verify.rows import EntryRow, Problem
-from privet.privacy.audit.verify.schema import NOT_NOW, TRACELESS
-from privet.privacy.audit.verify.state import VerificationState
-from privet.privacy.audit.verify.strict import Malformed
-from privet.privacy.audit.verify.tree import inclusion_root
+from privet.privacy.audit.verify.rules.log import AuditedLog
+from privet.privacy.audit.verify.rules.orders import OrderOutcome
+from privet.privacy.audit.verify.rules.state import VerificationState
 
 
 @dataclass

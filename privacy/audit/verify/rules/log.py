@@ -6,15 +6,15 @@ from bisect import bisect_right
 from dataclasses import replace
 from typing import Any
 
-from privet.privacy.audit.verify import notes
-from privet.privacy.audit.verify.brief import Brief
-from privet.privacy.audit.verify.entries import Context
-from privet.privacy.audit.verify.notes import SIGNER, AuditedCheckpoint, AuditedKey
+from privet.privacy.audit.verify.formats import notes
+from privet.privacy.audit.verify.formats.entries import Context
+from privet.privacy.audit.verify.formats.notes import SIGNER, AuditedCheckpoint, AuditedKey
+from privet.privacy.audit.verify.formats.roster import AuditedMember
+from privet.privacy.audit.verify.formats.rows import EntryRow
+from privet.privacy.audit.verify.formats.tree import Frontier
 from privet.privacy.audit.verify.result import NEW_RULE, AuditedEntry, LogRecord, Witnessed
-from privet.privacy.audit.verify.roster import AuditedMember
-from privet.privacy.audit.verify.rows import EntryRow
-from privet.privacy.audit.verify.state import Head, VerificationState
-from privet.privacy.audit.verify.tree import Frontier
+from privet.privacy.audit.verify.rules.brief import Brief
+from privet.privacy.audit.verify.rules.state import Head, VerificationState
 
 _BACK = 600
 _DAY = 86_400

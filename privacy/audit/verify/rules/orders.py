@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sys import intern
 from typing import NamedTuple
 
-from privet.privacy.audit.verify.lines import AuditedOrder
+from privet.privacy.audit.verify.formats.lines import AuditedOrder
 
 
 class OrderRelease(NamedTuple):

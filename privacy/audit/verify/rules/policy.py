@@ -6,12 +6,12 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from privet.privacy.audit.verify.officers import read_key
-from privet.privacy.audit.verify.order_keys import AuditedOrderKeys
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.formats.officers import read_key
+from privet.privacy.audit.verify.formats.order_keys import AuditedOrderKeys
+from privet.privacy.audit.verify.formats.rows import ReservedRow
+from privet.privacy.audit.verify.formats.strict import Malformed
 from privet.privacy.audit.verify.result import show
-from privet.privacy.audit.verify.rows import ReservedRow
-from privet.privacy.audit.verify.strict import Malformed
 
 ANY = ["*"]
 TERMS = ("unit", "relation", "epsilon", "delta", "max_records")

@@ -6,20 +6,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from privet.privacy.audit.verify import notes, officers
-from privet.privacy.audit.verify.budget import AuditedBudget
-from privet.privacy.audit.verify.events import Event
-from privet.privacy.audit.verify.first_plans import FirstPlans
-from privet.privacy.audit.verify.log import AuditedLog
-from privet.privacy.audit.verify.order_keys import AuditedOrderKeys
-from privet.privacy.audit.verify.plans import AuditedPlan, Terms
-from privet.privacy.audit.verify.policy import TERMS, Approval, SitePolicy
+from privet.privacy.audit.verify.cost.budget import AuditedBudget
+from privet.privacy.audit.verify.cost.first_plans import FirstPlans
+from privet.privacy.audit.verify.cost.plans import AuditedPlan, Terms
+from privet.privacy.audit.verify.formats import notes, officers
+from privet.privacy.audit.verify.formats.events import Event
+from privet.privacy.audit.verify.formats.order_keys import AuditedOrderKeys
+from privet.privacy.audit.verify.formats.roster import AuditedMember
+from privet.privacy.audit.verify.formats.rows import ReservedRow
+from privet.privacy.audit.verify.formats.schema import SUBJECTS
+from privet.privacy.audit.verify.formats.strict import Malformed, decimal
 from privet.privacy.audit.verify.result import NEW_RULE, show
-from privet.privacy.audit.verify.roster import AuditedMember
-from privet.privacy.audit.verify.rows import ReservedRow
-from privet.privacy.audit.verify.schema import SUBJECTS
-from privet.privacy.audit.verify.state import VerificationState
-from privet.privacy.audit.verify.strict import Malformed, decimal
+from privet.privacy.audit.verify.rules.log import AuditedLog
+from privet.privacy.audit.verify.rules.policy import TERMS, Approval, SitePolicy
+from privet.privacy.audit.verify.rules.state import VerificationState
 
 MOST_DELTA = 0.01
 

@@ -10,22 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from privet.privacy.audit.verify import accounting
-from privet.privacy.audit.verify.budget import AuditedCharge
-from privet.privacy.audit.verify.events import NON_PRIVATE, Event, read_event
-from privet.privacy.audit.verify.orders import OrderOutcome, OrderRelease
-from privet.privacy.audit.verify.registered import AuditedPopulation, RegisteredLog
-from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
-from privet.privacy.audit.verify.roster import AuditedMember
-from privet.privacy.audit.verify.rows import (
+from privet.privacy.audit.verify.cost import accounting
+from privet.privacy.audit.verify.cost.budget import AuditedCharge
+from privet.privacy.audit.verify.formats.events import NON_PRIVATE, Event, read_event
+from privet.privacy.audit.verify.formats.roster import AuditedMember
+from privet.privacy.audit.verify.formats.rows import (
     AbortedRow,
     EntryRow,
     RefusedRow,
     ReleasedRow,
     ReservedRow,
 )
-from privet.privacy.audit.verify.state import VerificationState
-from privet.privacy.audit.verify.strict import Malformed, read
+from privet.privacy.audit.verify.formats.strict import Malformed, read
+from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
+from privet.privacy.audit.verify.rules.orders import OrderOutcome, OrderRelease
+from privet.privacy.audit.verify.rules.registered import AuditedPopulation, RegisteredLog
+from privet.privacy.audit.verify.rules.state import VerificationState
 
 _MOST_EVENTS = 20_000
 

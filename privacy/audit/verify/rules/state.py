@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import rfc8785
 
-from privet.privacy.audit.verify.compositions import Compositions
-from privet.privacy.audit.verify.lines import AuditedOrder
-from privet.privacy.audit.verify.orders import OrderOutcome, outcome_of
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.cost.compositions import Compositions
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.formats.lines import AuditedOrder
+from privet.privacy.audit.verify.formats.roster import AuditedRoster
+from privet.privacy.audit.verify.formats.strict import Malformed, digest
 from privet.privacy.audit.verify.result import NEW_RULE, Findings, SiteFinding, short, show
-from privet.privacy.audit.verify.roster import AuditedRoster
-from privet.privacy.audit.verify.strict import Malformed, digest
+from privet.privacy.audit.verify.rules.orders import OrderOutcome, outcome_of
 
 #: How much of a bundle is kept: what a claim depends on, or all.
 Kept = Literal["nothing", "brief", "all"]

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterable
 
-from privet.privacy.audit.verify.compositions import Compositions
-from privet.privacy.audit.verify.events import Event
-from privet.privacy.audit.verify.journal import AuditedJournal
+from privet.privacy.audit.verify.cost.compositions import Compositions
+from privet.privacy.audit.verify.formats.events import Event
 from privet.privacy.audit.verify.result import Findings, Unfinished, count, show
-from privet.privacy.audit.verify.site import AuditedLedger
+from privet.privacy.audit.verify.rules.journal import AuditedJournal
+from privet.privacy.audit.verify.rules.site import AuditedLedger
 
 
 def unfinished(
