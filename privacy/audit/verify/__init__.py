@@ -2,36 +2,80 @@
 
 It needs no network and shares no code with the programs that write the evidence: of Privet it
 imports the errors and nothing else. :func:`verify` answers with faults; a fault names one of
-these rules:
+these rules. The numbers are those of ``docs/reference/evidence-format.md``.
 
 ===============  ==================================================================================
 ``bundle``       the file: canonical lines in their order, none too many, the digest at the end
-``roster``       keys and names are the roster's; the roster is the pinned one
-``signature``    entries by the key in force, checkpoints by it and by witnesses of the roster
+``roster``       keys and names are the roster's (22); the roster is the pinned one
+``signature``    entries by the key in force (7), checkpoints by it and by witnesses of the roster;
+                 decisions by officers (12), order keys by each other (16)
 ``tree``         the last checkpoint has the root of the entries
 ``consistency``  every earlier checkpoint is a prefix of the same tree; sizes rise
-``witness``      witnessed checkpoints are here, with exactly the cosigners named, a quorum
+``witness``      witnessed checkpoints are here, with exactly the cosigners named, a quorum (19 to
+                 21, 31, 32)
 ``sequence``     places count up from 0, time does not go back, genesis first, nothing after
-                 ``withdrawn`` but ``aborted``
+                 ``withdrawn`` but ``aborted`` (1)
 ``entry``        a leaf is a canonical DSSE envelope around a Statement with the fields of its kind
+                 (11)
 ``vocabulary``   a kind that this verifier does not know
-``population``   populations and data sets are registered, once, and used as registered
-``policy``       a policy stands before every reservation
+``population``   populations and data sets are registered, once, and used as registered (2, 3, 9)
+``policy``       a policy stands before every reservation, which keeps to it (8, 13 to 18)
 ``plan``         plans are here, approved, name the site, fit the population, the same everywhere
-``code``         one code for one run at all sites; one of those that were pinned
-``event``        events are well formed, what the plan fixes, and no more than was reserved
-``reservation``  slots do not go back, nothing is reserved during a pause, what closes was open
-``release``      a release closes a reservation of its order; the journal names real releases
-``cap``          the population's cap holds at every prefix
+                 (3, 9, 27, 28)
+``code``         one code for one run at all sites (27); one of those that were pinned
+``event``        events are well formed, what the plan fixes (27), and no more than was reserved (4)
+``reservation``  slots do not go back, nothing is reserved during a pause, what closes was open (3,
+                 5)
+``release``      a release closes a reservation of its order (4, 10); the journal names real ones
+                 (24)
+``cap``          the population's cap holds at every prefix (6)
 ``accounting``   the two accountants do not contradict each other
-``order``        orders are signed, listed in the journal and answered in one way
-``round``        runs are opened and closed, rounds count up without a gap
-``model``        each round begins with the model that the last one made
+``order``        orders are signed, listed in the journal and answered in one way (23, 29)
+``round``        runs are opened and closed, rounds count up without a gap (25, 26, 30)
+``model``        each round begins with the model that the last one made (25, 26, 30)
 ``receipt``      a proof for each release that was joined or shown
 ===============  ==================================================================================
 
 What no verifier can see: whether the noise was random, whether a person is at two sites, whether
 there was training outside the ledger.
+
+To read it in an afternoon, read in this order: no file imports one that comes later.
+
+=======================  ==========================================================================
+``result``               what the answer is made of
+``formats/strict``       which JSON, base64, decimals and times are canonical
+``formats/signatures``   whether an Ed25519 signature is true
+``formats/notes``        what a key, a checkpoint, a cosignature and a proof say (C2SP)
+``formats/tree``         the root of a Merkle tree, and that of an inclusion proof (RFC 6962)
+``formats/events``       which mechanism an event describes
+``formats/officers``     whether an officer signed a decision
+``formats/order_keys``   which order key follows which
+``formats/schema``       the kinds of entries with their fields
+``formats/rows``         the names of what is read from an entry
+``formats/roster``       who takes part; how it differs from the pinned roster
+``formats/source``       the lines of the file
+``formats/entries``      whether a leaf can be read and is signed: all that needs no other entry
+``formats/lines``        the same of orders, checkpoints and receipts
+``cost/gaussian``        plain Gaussian noise within (ε, δ)
+``cost/size``            how fine a composition is, and whether it is made
+``cost/accounting``      ε, by privacy loss distributions and by Rényi divergences
+``cost/plans``           which events a plan fixes, and whether it costs more than it says
+``cost/compositions``    which histories are composed for the report, in bounded time
+``cost/first_plans``     which first plans are composed, in bounded time
+``cost/split``           what the first plan leaves of δ to each rule
+``cost/budget``          whether a cap holds
+``rules/brief``          what is kept of the entries for a claim
+``rules/orders``         what became of an order
+``rules/state``          what the logs of a bundle share
+``rules/log``            a log: sequence, clock, keys, checkpoints
+``rules/policy``         whether a policy allows a reservation
+``rules/registered``     a ledger: populations, data sets, policies, approvals
+``rules/site``           a ledger: reservations, and what closes them
+``rules/journal``        the journal: runs, rounds, orders and receipts against the ledgers
+``rules/unfinished``     releases that no finished run accounts for
+``pool``                 worker processes
+``bundle``               the parts of the file in their order, each handed to the above
+=======================  ==========================================================================
 """
 
 from __future__ import annotations
@@ -79,6 +123,9 @@ def verify(
     processes: int | None = None,
 ) -> Verdict:
     """Verify the bundle at ``path``.
+
+    Found here are that the file is cut (``bundle``), and that its roster is not the pinned one
+    (``roster``).
 
     Args:
         path: the bundle.

@@ -116,6 +116,7 @@ class BundleReader:
         self._end()
 
     def _fault(self, message: str) -> None:
+        """Add a fault of the file (``bundle``) at the line that was read last."""
         self.findings.fault("bundle", f"line {self.source.number}: {message}")
 
     def _plans(self) -> None:

@@ -52,6 +52,13 @@ class AuditedReceipt(NamedTuple):
 
 
 def _order(key: bytes, keyid: str, line: bytes) -> tuple[AuditedOrder | None, list[Problem]]:
+    """Read an order, which must be signed (``order``).
+
+    Args:
+        key: the order key, raw.
+        keyid: its id.
+        line: of the bundle.
+    """
     value = obj(read(line), "an order line", "kind", "order", "keyid", "sig")
     order = obj(value["order"], "an order", *ORDER_FIELDS)
     if value["kind"] != "order":
@@ -83,7 +90,15 @@ def _order(key: bytes, keyid: str, line: bytes) -> tuple[AuditedOrder | None, li
 def read_orders(
     context: tuple[bytes, str], lines: list[bytes]
 ) -> list[tuple[AuditedOrder | None, list[Problem]]]:
-    """Read order lines; ``context`` is the order key, raw and as key id."""
+    """Read order lines (``order``).
+
+    Args:
+        context: the order key, raw and as key id.
+        lines: of the bundle.
+
+    Returns:
+        The order, None if it cannot be read, and what is wrong, for each line.
+    """
     found = []
     for line in lines:
         try:
@@ -103,9 +118,14 @@ def _text(line: bytes, kind: str, *fields: str) -> dict[str, Any]:
 def read_checkpoints(
     context: dict[tuple[str, bytes], notes.AuditedKey], lines: list[bytes]
 ) -> list[tuple[notes.AuditedCheckpoint | None, bytes, Problem | None]]:
-    """Read checkpoint lines; every signature must be by one of the keys in ``context``.
+    """Read checkpoint lines (``bundle``), with true signatures alone (``signature``).
 
-    Returns the checkpoint, the SHA-256 of its text and what is wrong, for each line.
+    Args:
+        context: the keys by which there may be signatures, by name and id.
+        lines: of the bundle.
+
+    Returns:
+        The checkpoint, the SHA-256 of its text and what is wrong, for each line.
     """
     found: list[tuple[notes.AuditedCheckpoint | None, bytes, Problem | None]] = []
     for line in lines:
@@ -121,7 +141,7 @@ def read_checkpoints(
 
 
 def read_receipts(_: None, lines: list[bytes]) -> list[AuditedReceipt | Problem]:
-    """Read receipt lines."""
+    """Read receipt lines (``receipt``); they need no context."""
     found: list[AuditedReceipt | Problem] = []
     for line in lines:
         try:

@@ -22,7 +22,6 @@ import rfc8785
 MAX_LINE = 1 << 26
 _SAFE = 2**53 - 1
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_HEX = re.compile(r"[0-9a-f]{64}")
 _DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?(e[+-][0-9]+)?", re.ASCII)
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z", re.ASCII)
 _EPOCH = datetime(1970, 1, 1)
@@ -156,11 +155,6 @@ def _is_hidden(sign: str) -> bool:
 def is_digest(value: object) -> bool:
     """Return whether ``value`` is ``sha256:`` and 64 lower-case hex digits."""
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
-
-
-def is_hex(value: object) -> bool:
-    """Return whether ``value`` is 64 lower-case hex digits."""
-    return isinstance(value, str) and _HEX.fullmatch(value) is not None
 
 
 def digest(data: bytes) -> str:

@@ -1,4 +1,4 @@
-"""Merkle trees of RFC 6962: a streaming frontier, inclusion and consistency proofs."""
+"""Merkle trees of RFC 6962: a streaming frontier, and inclusion proofs."""
 
 from __future__ import annotations
 
@@ -68,31 +68,3 @@ def inclusion_root(index: int, size: int, leaf: bytes, path: Sequence[bytes]) ->
     if last:
         raise Malformed("the proof is too short")
     return result
-
-
-def consistent(
-    first: int, second: int, old: bytes, new: bytes, path: Sequence[bytes]
-) -> bool:  # fmt: skip
-    """Return whether a proof shows that root ``new`` extends ``old`` (RFC 9162, 2.1.4.2)."""
-    if not 0 < first <= second:
-        return False
-    if first == second:
-        return not path and old == new
-    rest = list(path) if first & (first - 1) else [old, *path]
-    if not rest:
-        return False
-    node, last = first - 1, second - 1
-    while node & 1:
-        node, last = node >> 1, last >> 1
-    left = right = rest[0]
-    for sibling in rest[1:]:
-        if last == 0:
-            return False
-        if node & 1 or node == last:
-            left, right = node_hash(sibling, left), node_hash(sibling, right)
-            while not node & 1 and node:
-                node, last = node >> 1, last >> 1
-        else:
-            right = node_hash(right, sibling)
-        node, last = node >> 1, last >> 1
-    return last == 0 and left == old and right == new

@@ -126,7 +126,10 @@ class AuditedLog:
             self.fault("signature", "the entry is not signed by the key in force")
 
     def _genesis(self, predicate: dict[str, Any]) -> None:
-        """Keys and name are those of the roster (``roster``); the recovery key is another one."""
+        """Rule 22 (``roster``): keys and name are the roster's. A recovery key is another one.
+
+        That is of the rule ``signature``.
+        """
         member = self.member
         if predicate[self.called] != member.name:
             self.fault("roster", f"the name of the {self.called} is not the roster's")
@@ -161,7 +164,7 @@ class AuditedLog:
 
         It is of this log and by its key in force (``signature``), sizes rise and each root is that
         of the entries (``consistency``, of the last one ``tree``), and no entry is dated after it
-        was cosigned (``witness``).
+        was cosigned (``witness``, rule 31).
 
         Args:
             head: the checkpoint.

@@ -125,7 +125,7 @@ class VerificationState:
         return False
 
     def add_order(self, order: AuditedOrder) -> None:
-        """Keep an order; none stands here twice, those of a run ask for the same (``order``)."""
+        """Rule 29 (``order``): orders of a run ask for the same; none stands here twice."""
         self.needed.add(order.plan)
         asked = self.runs[order.run].parameters
         if asked.setdefault(order.purpose, order.parameters) != order.parameters:
