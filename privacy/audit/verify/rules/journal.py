@@ -55,9 +55,7 @@ class AuditedJournal(AuditedLog):
     role = "journal"
     called = "coordinator"
 
-    def __init__(
-        self, state: VerificationState, member: AuditedMember, wanted: set[int]
-    ) -> None:  # fmt: skip
+    def __init__(self, state: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
         super().__init__(state, member, wanted)
         self.runs: dict[str, AuditedRun] = {}
         #: Releases that no round used, by site, run and purpose.

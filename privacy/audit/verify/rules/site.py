@@ -63,9 +63,7 @@ class AuditedReservation:
 class AuditedLedger(RegisteredLog):
     """A site's ledger; :meth:`apply` takes its entries in turn."""
 
-    def __init__(
-        self, state: VerificationState, member: AuditedMember, wanted: set[int]
-    ) -> None:  # fmt: skip
+    def __init__(self, state: VerificationState, member: AuditedMember, wanted: set[int]) -> None:
         super().__init__(state, member, wanted)
         self._paused = self._withdrawn = False
         #: Order key, population and data set with which each run was begun.
