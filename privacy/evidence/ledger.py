@@ -122,6 +122,10 @@ class Ledger(LedgerDecisions):
     def refuse(self, order: Order, status: str) -> bool:
         """Note that an order was refused: once, and not one that was reserved before.
 
+        Args:
+            order: that was refused.
+            status: with which the site answers.
+
         Returns:
             Whether an entry says so with this status, now or before.
         """
@@ -184,7 +188,13 @@ class Ledger(LedgerDecisions):
         )
 
     def abort(self, reservation: Reservation, *, data_opened: bool, reason: str = "failed") -> None:
-        """End a reservation without a release; the charge stays once data was opened."""
+        """End a reservation without a release; the charge stays once data was opened.
+
+        Args:
+            reservation: it must be open.
+            data_opened: whether records were read under it.
+            reason: ``failed`` or ``recovered``.
+        """
         with self.log.writing():
             self._abort(self._require_open(reservation), data_opened=data_opened, reason=reason)
 
@@ -216,7 +226,12 @@ class Ledger(LedgerDecisions):
         ]
 
     def spent(self, population: str | None = None, *, grid: float = GRID) -> PrivacyLoss:
-        """Return what a population's history costs: the ε of record, or on a coarser grid."""
+        """Return what a population's history costs: the ε of record, or on a coarser grid.
+
+        Args:
+            population: its name; the only one by default.
+            grid: of the distributions.
+        """
         self.log.refresh()
         name = self._population(population)
         budget = self.book.populations[name].budget
@@ -248,6 +263,11 @@ class Ledger(LedgerDecisions):
         """Check, for a run that was not charged yet, that its whole plan would be covered.
 
         A run that cannot come to its end would only waste what is left.
+
+        Args:
+            data_set: whose population would be charged.
+            run: its name.
+            plan: its digest.
 
         Raises:
             BudgetExceeded: if the population's cap does not cover the plan (by digest).
@@ -317,6 +337,10 @@ def read_history(folder: Path, population: str) -> History:
     """Return what was charged to ``population`` by the ledger in ``folder``, by run.
 
     Needs no key. No ledger yet, or a population that is not in it, means no charges.
+
+    Args:
+        folder: holds ``ledger.db``.
+        population: its name.
 
     Raises:
         LedgerError: if the ledger cannot be read.

@@ -104,13 +104,25 @@ class LedgerBase:
         return self.log.book
 
     def keep(self, kind: str, name: str, value: Any) -> None:
-        """Keep a paper beside the ledger, such as a plan, for those who verify it later."""
+        """Keep a paper beside the ledger, such as a plan, for those who verify it later.
+
+        Args:
+            kind: of the paper.
+            name: by which it is found.
+            value: of JSON.
+        """
         with self.log.store.transaction():
             self.log.store.file(kind, name, json.dumps(value))
 
     @classmethod
     def recover(cls, folder: Path, site: str, recovery: Signer, new: Signer) -> Self:
         """Replace a lost ledger key with the recovery key that the genesis names.
+
+        Args:
+            folder: holds ``ledger.db``.
+            site: whose ledger it must be.
+            recovery: the recovery key.
+            new: the key from now on.
 
         Raises:
             KeyFault: if the genesis names no recovery key, or another one.
@@ -121,6 +133,10 @@ class LedgerBase:
 
     def rotate(self, new: Signer, *, recovery: Signer | None = None) -> None:
         """Replace the ledger key; with ``recovery`` where the key in force is lost.
+
+        Args:
+            new: the key from now on.
+            recovery: the recovery key; None: the key in force signs.
 
         Raises:
             KeyFault: if the genesis does not name the recovery key.

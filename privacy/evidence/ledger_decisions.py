@@ -22,6 +22,10 @@ class LedgerDecisions(LedgerBase):
     def register(self, population: str, budget: Budget) -> None:
         """Register a population; the same again changes nothing.
 
+        Args:
+            population: its name.
+            budget: its terms.
+
         Raises:
             LedgerError: if it is registered with other terms, which are for its life.
         """
@@ -47,6 +51,11 @@ class LedgerDecisions(LedgerBase):
 
     def add_data_set(self, data_set: str, population: str, disjoint: str = "") -> None:
         """Register a data set of a population; the same again changes nothing.
+
+        Args:
+            data_set: its name.
+            population: its population's.
+            disjoint: why its persons are in no other population.
 
         Raises:
             LedgerError: if it belongs to another population already, or names a new one
@@ -127,7 +136,13 @@ class LedgerDecisions(LedgerBase):
                 )  # fmt: skip
 
     def refuse_plan(self, plan: str, by: Iterable[str], how: str = "manual") -> None:
-        """Note that a plan is refused from now on."""
+        """Note that a plan is refused from now on.
+
+        Args:
+            plan: its digest.
+            by: who refused it.
+            how: as of :meth:`approve`.
+        """
         with self.log.writing():
             # Where officers sign, another refusal counts: what was signed before it does not.
             if plan not in self.book.refused_plans or self.book.officers:

@@ -237,7 +237,12 @@ class Findings:
 
 
 def show(value: object, limit: int = 80) -> str:
-    """Return untrusted ``value`` as short printable ASCII."""
+    """Return untrusted ``value`` as short printable ASCII.
+
+    Args:
+        value: of any type.
+        limit: most characters.
+    """
     if isinstance(value, str | bytes):
         value = value[: limit + 1]
     elif isinstance(value, dict | list):
@@ -254,6 +259,11 @@ def short(name: str) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """Return ``number`` and the noun, in the plural if it is not one."""
+    """Return ``number`` and the noun, in the plural if it is not one.
+
+    Args:
+        number: how many.
+        what: the noun, in the singular.
+    """
     noun = what if number == 1 else f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
     return f"{number} {noun}"

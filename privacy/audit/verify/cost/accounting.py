@@ -68,7 +68,13 @@ def _laplace(ratio: float, order: int) -> float:
 
 @lru_cache(maxsize=1 << 16)
 def rho(mechanism: Mechanism, order: int, relation: str) -> float:
-    """Return the Rényi divergence ρ(α) of one run of ``mechanism``, or infinity."""
+    """Return the Rényi divergence ρ(α) of one run of ``mechanism``, or infinity.
+
+    Args:
+        mechanism: that runs once.
+        order: α, an integer from 2.
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     if mechanism.type == "none" or not mechanism.sensitivities:
         return math.inf
     size, rate = max(mechanism.sensitivities), mechanism.rate
@@ -95,12 +101,24 @@ def rho(mechanism: Mechanism, order: int, relation: str) -> float:
 
 
 def converted(order: int, delta: float, split: int = 1) -> float:
-    """Return what ``order`` adds to Σ ρ for an ε at ``delta / split``."""
+    """Return what ``order`` adds to Σ ρ for an ε at ``delta / split``.
+
+    Args:
+        order: α, an integer from 2.
+        delta: of (ε, δ).
+        split: among how many orders δ is divided.
+    """
     return math.log((order - 1) / order) - (math.log(delta / split) + math.log(order)) / (order - 1)
 
 
 def ceiling(charges: Iterable[Event], delta: float, relation: str) -> float:
-    """Return ε by Rényi divergences, an upper bound; infinity if an event is not private."""
+    """Return ε by Rényi divergences, an upper bound; infinity if an event is not private.
+
+    Args:
+        charges: events, with their counts.
+        delta: of (ε, δ).
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     events = list(charges)
     if not events:
         return 0.0
@@ -151,7 +169,12 @@ def _size(
 
 
 def seconds(charges: Iterable[Event], relation: str) -> float:
-    """Return about how long a composition takes, by the format page; 0 where none is made."""
+    """Return about how long a composition takes, by the format page; 0 where none is made.
+
+    Args:
+        charges: events, with their counts.
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     events = list(charges)
     try:
         merged = _merged(events, relation)
@@ -202,7 +225,13 @@ def _composed(merged: tuple[tuple[Mechanism, int], ...], grid: float, relation: 
 
 
 def renyi_delta(charges: Iterable[Event], epsilon: float, relation: str) -> float:
-    """Return an upper bound of δ at ``epsilon`` by Rényi divergences."""
+    """Return an upper bound of δ at ``epsilon`` by Rényi divergences.
+
+    Args:
+        charges: events, with their counts.
+        epsilon: of (ε, δ).
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     events, least = list(charges), 0.0
     for order in CEILING_ORDERS:
         total = math.fsum(e.count * rho(e.mechanism, order, relation) for e in events)
@@ -212,7 +241,13 @@ def renyi_delta(charges: Iterable[Event], epsilon: float, relation: str) -> floa
 
 
 def delta_at(charges: Iterable[Event], epsilon: float, relation: str) -> float:
-    """Return δ at ``epsilon``, the smaller of two bounds; 1 where there are none."""
+    """Return δ at ``epsilon``, the smaller of two bounds; 1 where there are none.
+
+    Args:
+        charges: events, with their counts.
+        epsilon: of (ε, δ).
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     events = list(charges)
     try:
         merged = _merged(events, relation)
@@ -232,6 +267,11 @@ def contradict(value: float, bound: float, charges: Iterable[Event]) -> bool:
 
     Rounding losses to the grid h adds at most h²/4 to the variance of each of n losses, so
     ε can be too large by a few times h √n / 2. It is an upper bound all the same.
+
+    Args:
+        value: ε by distributions.
+        bound: the Rényi ceiling.
+        charges: events, with their counts.
     """
     runs = math.fsum(event.count for event in charges)
     return value > bound * (1 + 1e-3) + 1e-3 + 2 * GRID * math.sqrt(runs)
@@ -244,6 +284,11 @@ def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[floa
     distributions would take too much memory or time (verify/size.py), and where what they count
     as an infinite loss is not small against ``delta``. It stands for it, too, where the rounding
     to the grid alone makes the distributions come out above it.
+
+    Args:
+        charges: events, with their counts.
+        delta: of (ε, δ).
+        relation: ``add_or_remove_one`` or ``replace_one``.
     """
     events = list(charges)
     bound = ceiling(events, delta, relation)
@@ -269,6 +314,12 @@ def fits(charges: Iterable[Event], delta: float, relation: str, cap: float) -> b
 
     A distribution cuts off tails of about 1e-15 a convolution, and counts them as infinite losses.
     Where exactly depends on the rounding of a Fourier transform; so that much is allowed in δ.
+
+    Args:
+        charges: events, with their counts.
+        delta: of (ε, δ).
+        relation: ``add_or_remove_one`` or ``replace_one``.
+        cap: ε that it may cost.
     """
     events = list(charges)
     # Where the ceiling suffices, no distribution need be made.

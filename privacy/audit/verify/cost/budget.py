@@ -105,7 +105,12 @@ class Filter:
         return cost
 
     def add(self, event: Event, sign: int) -> None:
-        """Charge ``event`` (sign 1), or give it back (sign -1)."""
+        """Charge ``event`` (sign 1), or give it back (sign -1).
+
+        Args:
+            event: that is charged.
+            sign: 1, or -1 if it is given back.
+        """
         sums, infinite = self._sums, self._infinite
         costs, squared = self._fixed(event)
         for place, value in enumerate(costs):
@@ -128,7 +133,12 @@ class Filter:
         return self._after(first)[0].room is not None
 
     def has_room(self, first: AuditedPlan, events: list[Event]) -> bool:
-        """Return whether the Gaussian filter would hold ``events`` and nothing else."""
+        """Return whether the Gaussian filter would hold ``events`` and nothing else.
+
+        Args:
+            first: plan of the run that was charged first.
+            events: with their counts.
+        """
         room = self._after(first)[0].room
         squares = [square(event, self._relation) for event in events]
         return room is not None and math.fsum(s or 0.0 for s in squares) <= room
@@ -197,7 +207,13 @@ class AuditedBudget:
         return "gaussian filter" if self._filter.holds_gaussians(self._first_plan()) else "filter"
 
     def add(self, sequence: int, charge: AuditedCharge, sign: int = 1) -> None:
-        """Charge a reservation, or give it back; then the cap must hold."""
+        """Charge a reservation, or give it back; then the cap must hold.
+
+        Args:
+            sequence: of the entry.
+            charge: what it costs.
+            sign: 1, or -1 if it is given back.
+        """
         self.charges += sign
         _count(self.counts, charge.event, sign)
         _count(self._runs, charge.run, sign)

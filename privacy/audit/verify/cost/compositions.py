@@ -30,7 +30,13 @@ class Compositions:
         self._known: dict[_History, tuple[float, float, str] | None] = {}
 
     def may(self, charges: Iterable[Event], delta: float, relation: str) -> bool:
-        """Return whether a history may be composed at a δ, and count it if so."""
+        """Return whether a history may be composed at a δ, and count it if so.
+
+        Args:
+            charges: events, with their counts.
+            delta: of (ε, δ).
+            relation: ``add_or_remove_one`` or ``replace_one``.
+        """
         return self._may(list(charges), delta, relation)[0]
 
     def epsilon(
@@ -39,6 +45,11 @@ class Compositions:
         """Return ε, its Rényi ceiling and a remark, as the accounting has them.
 
         The ceiling stands for ε where there is no time left, and the remark says so.
+
+        Args:
+            charges: events, with their counts.
+            delta: of (ε, δ).
+            relation: ``add_or_remove_one`` or ``replace_one``.
         """
         events = list(charges)
         allowed, key = self._may(events, delta, relation)

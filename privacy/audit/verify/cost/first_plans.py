@@ -16,7 +16,12 @@ MOST_SECONDS = 1800
 
 
 def seconds(plan: AuditedPlan, relation: str) -> int:
-    """Return about how long the compositions of a first plan take; 0 if none is made."""
+    """Return about how long the compositions of a first plan take; 0 if none is made.
+
+    Args:
+        plan: the first plan of a population.
+        relation: of the population.
+    """
     planned = plan.planned
     if all(square(event, relation) is not None for event in planned):
         return 0
@@ -31,7 +36,12 @@ class FirstPlans:
         self._total = 0
 
     def add(self, plan: AuditedPlan, relation: str) -> bool:
-        """Return whether the next first plan of a population is composed, and count it if so."""
+        """Return whether the next first plan of a population is composed, and count it if so.
+
+        Args:
+            plan: that is first now.
+            relation: of the population.
+        """
         cost = seconds(plan, relation)
         if self._total + cost > MOST_SECONDS:
             return False

@@ -21,6 +21,10 @@ def square(event: Event, relation: str) -> float | None:
     """Return count · μ² of ``event``, or None if it is not Gaussian noise without sampling.
 
     Replacing a record moves a value by up to twice the sensitivity.
+
+    Args:
+        event: of any mechanism.
+        relation: ``add_or_remove_one`` or ``replace_one``.
     """
     part = event.mechanism
     scale = part.scale
@@ -46,7 +50,12 @@ def _tail(x: float) -> float:
 
 
 def log_delta(mu: float, epsilon: float) -> float:
-    """Return ln δ of Gaussian noise of ``mu`` at ``epsilon``."""
+    """Return ln δ of Gaussian noise of ``mu`` at ``epsilon``.
+
+    Args:
+        mu: sensitivity by standard deviation.
+        epsilon: of (ε, δ).
+    """
     near, far = epsilon / mu - mu / 2, epsilon / mu + mu / 2
     log_density = -near * near / 2 - math.log(2 * math.pi) / 2
     if near >= 0:
@@ -58,7 +67,12 @@ def log_delta(mu: float, epsilon: float) -> float:
 
 @lru_cache(maxsize=1024)
 def largest(epsilon: float, delta: float) -> float:
-    """Return the largest μ whose δ at ``epsilon`` is at most ``delta``, by bisection."""
+    """Return the largest μ whose δ at ``epsilon`` is at most ``delta``, by bisection.
+
+    Args:
+        epsilon: of (ε, δ).
+        delta: of (ε, δ).
+    """
     if delta <= 0:
         return 0.0
     goal, low, high = math.log(delta), 0.0, 1.0

@@ -180,7 +180,12 @@ class AuditedPlan:
         )
 
     def excess(self, trained: int, evaluated: int) -> int:
-        """Return how many more attempts than planned so many charges are, by mechanism."""
+        """Return how many more attempts than planned so many charges are, by mechanism.
+
+        Args:
+            trained: charges of training releases.
+            evaluated: charges of evaluations.
+        """
         if self.is_one_mechanism and self.train:
             steps = self.train.count
             over = steps * (trained - self.trainings) + evaluated - self.evaluations
@@ -188,7 +193,12 @@ class AuditedPlan:
         return max(0, trained - self.trainings, evaluated - self.evaluations)
 
     def has(self, purpose: str, round_: int) -> bool:
-        """Return whether a run of this plan has such a release in this round."""
+        """Return whether a run of this plan has such a release in this round.
+
+        Args:
+            purpose: ``train`` or ``evaluate``.
+            round_: number, from 1.
+        """
         if round_ > self.rounds:
             return False
         if purpose == "train":

@@ -25,7 +25,12 @@ def is_plain(part: Mechanism) -> bool:
 
 
 def order_two(part: Mechanism, otherwise: float) -> float:
-    """Return the Renyi divergence of order 2 of a mixture, or ``otherwise`` of what is none."""
+    """Return the Renyi divergence of order 2 of a mixture, or ``otherwise`` of what is none.
+
+    Args:
+        part: the mechanism.
+        otherwise: its divergence if it is no mixture.
+    """
     if part.type != "mixture":
         return otherwise
     pairs = [

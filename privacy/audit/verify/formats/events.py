@@ -58,7 +58,13 @@ class Event:
 
 
 def gaussian(standard_deviation: float, sensitivity: float, rate: float = 1.0) -> Mechanism:
-    """Return a (Poisson-sampled) Gaussian mechanism."""
+    """Return a (Poisson-sampled) Gaussian mechanism.
+
+    Args:
+        standard_deviation: of the noise.
+        sensitivity: L2, of what it is added to.
+        rate: of Poisson sampling; 1: none.
+    """
     return Mechanism("gaussian", standard_deviation, (sensitivity,), (), rate)
 
 

@@ -38,7 +38,13 @@ class AuditedKey:
 
 
 def key_id(name: str, signature_type: int, raw: bytes) -> bytes:
-    """Return the four bytes that name a key in a signature line."""
+    """Return the four bytes that name a key in a signature line.
+
+    Args:
+        name: of the key.
+        signature_type: 1 or 4.
+        raw: its 32 bytes.
+    """
     text = name.encode() + b"\n" + bytes([signature_type]) + raw
     return hashlib.sha256(text).digest()[:4]
 
@@ -52,7 +58,12 @@ def check_name(name: str) -> None:
 
 
 def read_vkey(text: object, signature_type: int) -> AuditedKey:
-    """Read a verifier key of the type asked for."""
+    """Read a verifier key of the type asked for.
+
+    Args:
+        text: ``name+id+key``.
+        signature_type: that it must have: 1 or 4.
+    """
     match = _VKEY.fullmatch(text) if isinstance(text, str) and len(text) < 4096 else None
     if match is None:
         raise Malformed("not a verifier key (name+id+key)")
@@ -100,7 +111,13 @@ def read_note(text: str) -> tuple[str, list[Signature]]:
 
 
 def verified(body: str, signature: Signature, key: AuditedKey) -> bool:
-    """Return whether a signature line of ``key`` holds for the note's text."""
+    """Return whether a signature line of ``key`` holds for the note's text.
+
+    Args:
+        body: the note's text.
+        signature: its line.
+        key: that should have made it.
+    """
     message, data = body.encode(), signature.data
     if (signature.name, signature.id) != (key.name, key.id):
         return False
@@ -141,6 +158,10 @@ def read_checkpoint(body: str) -> AuditedCheckpoint:
 
 def open_checkpoint(text: str, keys: Mapping[tuple[str, bytes], AuditedKey]) -> AuditedCheckpoint:
     """Read a signed checkpoint; every line must be a valid one of ``keys``, none twice.
+
+    Args:
+        text: of the note, signatures included.
+        keys: by which there may be signatures, by name and id.
 
     Raises:
         Malformed: if the note cannot be read.

@@ -64,9 +64,19 @@ class AuditedOrderKeys:
         return found
 
     def are_kin(self, one: str, other: str) -> bool:
-        """Return whether one of two keys follows the other."""
+        """Return whether one of two keys follows the other.
+
+        Args:
+            one: key id in hex.
+            other: another.
+        """
         return one in self.line(other) or other in self.line(one)
 
     def leads(self, listed: Collection[str], key: str) -> bool:
-        """Return whether a key, or one before it, is in a policy's list (``sha256:…``)."""
+        """Return whether a key, or one before it, is in a policy's list (``sha256:…``).
+
+        Args:
+            listed: fingerprints (``sha256:…``).
+            key: key id in hex.
+        """
         return any(f"sha256:{one}" in listed for one in self.line(key))

@@ -164,6 +164,10 @@ def differences(pinned_value: object, roster: AuditedRoster) -> list[str]:
 
     The order of sites may differ; everything else must be the same.
 
+    Args:
+        pinned_value: the roster that was handed over, as JSON.
+        roster: the bundle's.
+
     Raises:
         Malformed: if the pinned roster cannot be read.
     """

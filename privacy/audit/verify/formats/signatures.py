@@ -11,7 +11,13 @@ from nacl.exceptions import BadSignatureError
 
 
 def ed25519(key: bytes, signature: bytes, message: bytes) -> bool:
-    """Return whether ``signature`` (64 bytes) of ``key`` (32 raw bytes) fits ``message``."""
+    """Return whether ``signature`` (64 bytes) of ``key`` (32 raw bytes) fits ``message``.
+
+    Args:
+        key: 32 raw bytes.
+        signature: 64 bytes.
+        message: that was signed.
+    """
     if len(key) != 32 or len(signature) != 64:
         return False
     try:
@@ -22,5 +28,10 @@ def ed25519(key: bytes, signature: bytes, message: bytes) -> bool:
 
 
 def pae(payload_type: bytes, payload: bytes) -> bytes:
-    """Return the pre-authentication encoding of DSSE."""
+    """Return the pre-authentication encoding of DSSE.
+
+    Args:
+        payload_type: media type of the payload.
+        payload: its bytes.
+    """
     return b"DSSEv1 %d %s %d %s" % (len(payload_type), payload_type, len(payload), payload)

@@ -112,7 +112,13 @@ class Source:
 
     def batches(self, prefix: bytes, context: Callable[[], Any], most: int | None = None,
                 ) -> Iterator[tuple[Any, list[bytes]]]:  # fmt: skip
-        """Yield batches of the next lines that begin with ``prefix``, at most ``most``."""
+        """Yield batches of the next lines that begin with ``prefix``, at most ``most``.
+
+        Args:
+            prefix: of the lines that belong to it.
+            context: asked for each batch, when it is complete.
+            most: lines in all; None for no limit.
+        """
         left = most
         while self.starts(prefix) and left != 0:
             batch: list[bytes] = []

@@ -119,7 +119,13 @@ def read_loose(data: bytes) -> Any:
 
 
 def obj(value: Any, what: str, *keys: str) -> dict[str, Any]:
-    """Return ``value`` if it is an object with exactly ``keys``."""
+    """Return ``value`` if it is an object with exactly ``keys``.
+
+    Args:
+        value: what was read.
+        what: its name in the message.
+        keys: of its fields.
+    """
     if not isinstance(value, dict):
         raise Malformed(f"{what} must be an object")
     if value.keys() != set(keys):

@@ -49,6 +49,12 @@ class Frontier:
 def inclusion_root(index: int, size: int, leaf: bytes, path: Sequence[bytes]) -> bytes:
     """Return the root that an inclusion proof leads to (RFC 9162, section 2.1.3.2).
 
+    Args:
+        index: of the leaf, from 0.
+        size: of the tree.
+        leaf: hash of the leaf.
+        path: the proof, from the leaf up.
+
     Raises:
         Malformed: if the proof is longer or shorter than index and size ask for.
     """

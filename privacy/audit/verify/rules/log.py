@@ -51,7 +51,12 @@ class AuditedLog:
         self._covered = 0
 
     def fault(self, rule: str, message: str) -> None:
-        """Add a fault at the entry that is being read."""
+        """Add a fault at the entry that is being read.
+
+        Args:
+            rule: that is broken.
+            message: how.
+        """
         entry = self._here if self._here >= 0 else None
         self.state.findings.fault(rule, message, self.name, entry)
 

@@ -108,12 +108,22 @@ class SitePolicy:
         return plan in self._allow["plans"]
 
     def registers(self, name: str, terms: dict[str, Any]) -> bool:
-        """Return whether the policy has this population with exactly these terms."""
+        """Return whether the policy has this population with exactly these terms.
+
+        Args:
+            name: of the population.
+            terms: of its entry in the ledger.
+        """
         own = self.populations.get(name)
         return own is not None and all(bool(own.get(key) == terms[key]) for key in TERMS)
 
     def has(self, data_set: str, population: str) -> bool:
-        """Return whether the policy has the data set, as one of the population."""
+        """Return whether the policy has the data set, as one of the population.
+
+        Args:
+            data_set: its name.
+            population: its population's.
+        """
         return bool(self.data.get(data_set, (None, None))[0] == population)
 
     def refusal(

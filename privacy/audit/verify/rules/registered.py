@@ -77,7 +77,12 @@ class RegisteredLog(AuditedLog):
         }  # fmt: skip
 
     def register(self, kind: str, predicate: dict[str, Any]) -> None:
-        """Take in an entry, if it registers something."""
+        """Take in an entry, if it registers something.
+
+        Args:
+            kind: of the entry.
+            predicate: its fields.
+        """
         if kind in self._registers:
             self._registers[kind](predicate)
 

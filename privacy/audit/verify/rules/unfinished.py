@@ -23,6 +23,12 @@ def unfinished(
 
     Each is named in a note, with its ε. A coordinator that cuts a run short, or leaves releases
     out, has them all the same.
+
+    Args:
+        ledgers: of the bundle.
+        journal: of the bundle.
+        findings: notes go there.
+        compositions: that count their time.
     """
     found: list[Unfinished] = []
     said: list[str] = []
