@@ -323,7 +323,8 @@ def _difference(lines: Lines) -> str:
 
 def memoise() -> None:
     """Let this process read the same batch of lines, and check the same signature, once."""
-    from privet.privacy.audit.verify import pool, signatures
+    from privet.privacy.audit.verify import pool
+    from privet.privacy.audit.verify.formats import signatures
 
     if hasattr(signatures.ed25519, "cache_info"):
         return

@@ -23,7 +23,8 @@ from privet.common.errors import InputError, KeyFault, Refused, WrongLedger
 from privet.common.files.private_files import private_folder
 from privet.common.site_name import trimmed
 from privet.privacy.evidence.keys import FileSigner
-from privet.privacy.evidence.ledger import FILE, Ledger
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.ledger_base import FILE
 from privet.privacy.evidence.officers import OfficerDecision, OfficerSignature, ssh_key, ssh_text
 from privet.privacy.evidence.pkcs11 import Pkcs11Signer
 from privet.privacy.evidence.signed_note import COSIGN, Key, Signer, key_name

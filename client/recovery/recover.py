@@ -41,7 +41,8 @@ from privet.common.files.lock import CLIENT, alone
 from privet.privacy.evidence.copies.copy_file import CopyFile
 from privet.privacy.evidence.copies.copy_open import OpenedLedger, open_copies
 from privet.privacy.evidence.keys import FileSigner
-from privet.privacy.evidence.ledger import FILE, Ledger
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.ledger_base import FILE
 from privet.privacy.evidence.signed_note import Key, Signer
 from privet.privacy.evidence.statement import Entry
 from privet.privacy.evidence.store import ASIDE, Store

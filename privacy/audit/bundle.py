@@ -238,36 +238,34 @@ def _write(gathered: _Gathered, stream: BinaryIO) -> int:
 
 
 def _write_lines(gathered: _Gathered, stream: BinaryIO) -> int:
-    total, entries = hashlib.sha256(), 0
-
-    def put(line: bytes) -> None:
+    """Write all lines and their digest; return how many entries are among them."""
+    total = hashlib.sha256()
+    for line in _lines(gathered):
         total.update(line + b"\n")
         stream.write(line + b"\n")
+    stream.write(canonical_json({"kind": "end", "sha256": total.hexdigest()}) + b"\n")
+    return sum(source.store.count() for source, _ in gathered.logs)
 
-    put(canonical_json({"kind": "bundle", "format": "privet/bundle/v1"}))
-    put(canonical_json({"kind": "roster", "roster": gathered.roster.to_dict()}))
-    referred = _referred(gathered)
-    for name in sorted(gathered.plans):
-        if name in referred:
-            put(canonical_json({"kind": "plan", "plan": gathered.plans[name]}))
+
+def _lines(gathered: _Gathered) -> Iterator[bytes]:
+    """Yield the lines of a bundle but for the last one, by the format page."""
+    yield canonical_json({"kind": "bundle", "format": "privet/bundle/v1"})
+    yield canonical_json({"kind": "roster", "roster": gathered.roster.to_dict()})
+    for name in sorted(gathered.plans.keys() & _referred(gathered)):
+        yield canonical_json({"kind": "plan", "plan": gathered.plans[name]})
     if gathered.journal is not None:
-        for order in _orders(gathered.journal):
-            put(canonical_json(order))
+        yield from map(canonical_json, _orders(gathered.journal))
     for source, role in gathered.logs:
         size = source.store.count()
         head = {"kind": "log", "log": source.origin, "name": source.name, "role": role}
-        put(canonical_json({**head, "size": size}))
+        yield canonical_json({**head, "size": size})
         for number, leaf in enumerate(source.store.leaves()):
             if number < size:
-                put(leaf)
-                entries += 1
+                yield leaf
         for note in gathered.checkpoints(source, size):
-            put(canonical_json({"kind": "checkpoint", "note": note}))
+            yield canonical_json({"kind": "checkpoint", "note": note})
     if gathered.journal is not None:
-        for receipt in _receipts(gathered.journal):
-            put(canonical_json(receipt))
-    stream.write(canonical_json({"kind": "end", "sha256": total.hexdigest()}) + b"\n")
-    return entries
+        yield from map(canonical_json, _receipts(gathered.journal))
 
 
 def _read_json(path: Path) -> Any:

@@ -22,7 +22,7 @@ from privet.privacy.audit.report.sentences import (
     witness_phrase,
 )
 from privet.privacy.audit.verify import AuditedEntry, AuditedRecord, LogRecord, SiteFinding, Verdict
-from privet.privacy.audit.verify.brief import Brief
+from privet.privacy.audit.verify.rules.brief import Brief
 from privet.privacy.evidence.ledger import Ledger
 from privet.privacy.evidence.statement import Entry as Leaf
 

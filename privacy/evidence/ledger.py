@@ -4,7 +4,10 @@
 
     Site ── Ledger ── Log ── Store (SQLite)
               │         └─ Merkle tree, signed head
-              └─ Book (ledger_state.py): what the entries add up to, and which may come next
+              └─ LedgerState: what the entries add up to, and which may come next
+
+Here are charges; what a site registers and decides is in ledger_decisions.py, the file and its
+keys are in ledger_base.py.
 
 :class:`Ledger` turns a site's wishes into entries, under the store's lock, and promises
 nothing that is not on disk. A reservation that was not given back counts in full, so a
@@ -14,27 +17,12 @@ runs and data sets. The rules are those of docs/reference/evidence-format.md.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privet import __version__
-from privet.common.canonical import digest, digest_json
-from privet.common.errors import (
-    BudgetExceeded,
-    InputError,
-    KeyFault,
-    LedgerError,
-    NoteError,
-    PlanClosed,
-    Refused,
-    SiteClosed,
-    SitePaused,
-    WrongLedger,
-)
+from privet.common.errors import BudgetExceeded, LedgerError, PlanClosed, SiteClosed, SitePaused
 from privet.common.order import Order
 from privet.privacy.accounting import events as ev
 from privet.privacy.accounting.events import Counts
@@ -42,16 +30,9 @@ from privet.privacy.accounting.pld import GRID, privacy_loss
 from privet.privacy.accounting.renyi_filter import Cap, History, decide, decide_whole
 from privet.privacy.accounting.units import PrivacyLoss, Relation
 from privet.privacy.evidence.charges import history_of, is_composed, plan_attempts, plan_events
-from privet.privacy.evidence.ledger_state import Budget, LedgerState, Reservation
-from privet.privacy.evidence.log import Log
-from privet.privacy.evidence.officers import OfficerSignature, ssh_text
-from privet.privacy.evidence.order_keys import KeyHandover
-from privet.privacy.evidence.signed_note import Key, Signer
-from privet.privacy.evidence.statement import LEDGER, Entry
-from privet.privacy.evidence.store import Store
-
-FILE = "ledger.db"
-PAUSED = "the site has paused: `privet client pause --end` ends that"
+from privet.privacy.evidence.ledger_base import FILE
+from privet.privacy.evidence.ledger_decisions import PAUSED, LedgerDecisions
+from privet.privacy.evidence.ledger_state import Reservation
 
 
 @dataclass(frozen=True)
@@ -73,239 +54,12 @@ class Request:
     self_tests: tuple[str, ...] = ()
 
 
-class Ledger:
-    """The ledger of one site, in ``folder``.
+class Ledger(LedgerDecisions):
+    """The ledger of one site: what was reserved, what ran, what is left.
 
-    Args:
-        folder: holds ``ledger.db``.
-        signer: the site's ledger key.
-        site: its name.
-        witness: the site's own witness key; needed to make a new ledger.
-        recovery: a key kept elsewhere that may replace a lost ledger key.
-        setting: ``site``, ``simulation``, or ``bundle``: one whose app the coordinator shipped.
-        create: make a new ledger where there is none.
-        patience: seconds to wait for another process.
-        key_now: finds the key in force once another process has replaced ``signer``.
-        other_ledgers: first keys of other ledgers of the same persons, as a new ledger states;
-            None states nothing.
-
-    Raises:
-        WrongLedger: if there is no ledger, or it is another site's.
-        LedgerError: if it is damaged.
-        KeyFault: if ``signer`` is not its key.
+    It is made, with the same arguments and errors, as
+    :class:`~privet.privacy.evidence.ledger_base.LedgerBase`.
     """
-
-    def __init__(
-        self,
-        folder: Path,
-        signer: Signer,
-        site: str,
-        *,
-        witness: Key | None = None,
-        recovery: Key | None = None,
-        setting: str = "site",
-        create: bool = False,
-        patience: float = 30.0,
-        key_now: Callable[[], Signer] | None = None,
-        other_ledgers: Sequence[str] | None = None,
-    ) -> None:
-        self.log = Log(
-            folder / FILE, signer, LEDGER, site, LedgerState,
-            create=create, patience=patience, key_now=key_now,
-        )  # fmt: skip
-        if not len(self.log):
-            if witness is None:
-                raise LedgerError(f"{folder}: the ledger is empty")
-            with self.log.writing():
-                if not len(self.log):
-                    self._begin(site, witness, recovery, setting, other_ledgers)
-        if self.book.site != site:
-            raise WrongLedger(
-                f"{folder}: this is the ledger of '{self.book.site}', not of '{site}'"
-            )
-
-    @classmethod
-    def read(cls, folder: Path, site: str | None = None) -> Ledger:
-        """Open a ledger without its key: all can be read and is checked, nothing written.
-
-        Args:
-            folder: holds ``ledger.db``.
-            site: whose ledger it must be; default whoever's it is.
-
-        Raises:
-            WrongLedger: if there is no ledger, or it is another site's.
-            LedgerError: if it is damaged.
-        """
-        store = Store(folder / FILE)
-        named = [
-            entry.predicate
-            for entry in map(Entry.read, store.leaves())
-            if entry.kind in ("genesis", "key-rotated")
-        ]
-        store.close()
-        if not named:
-            raise LedgerError(f"{folder}: the ledger is empty")
-        try:
-            signer = _Keyless(Key.parse(str(named[-1].get("key"))).public)
-        except NoteError as error:
-            raise LedgerError(f"{folder}: the ledger names no key: {error}") from error
-        return cls(folder, signer, site or str(named[0].get("site")))
-
-    @property
-    def book(self) -> LedgerState:
-        """What the entries add up to, as of the last read."""
-        return self.log.book
-
-    def register(self, population: str, budget: Budget) -> None:
-        """Register a population; the same again changes nothing.
-
-        Raises:
-            LedgerError: if it is registered with other terms, which are for its life.
-        """
-        with self.log.writing():
-            known = self.book.populations.get(population)
-            if known is not None:
-                if known.budget != budget:
-                    raise LedgerError(
-                        f"population '{population}' is registered with {known.budget}; unit, "
-                        "relation and cap are for its life"
-                    )
-                return
-            self.require_present()
-            self._append_plain(
-                "population",
-                population=population,
-                unit=str(budget.unit),
-                relation=str(budget.relation),
-                epsilon=None if budget.epsilon is None else ev.decimal(budget.epsilon),
-                delta=ev.decimal(budget.delta),
-                max_records=budget.max_records,
-            )
-
-    def add_data_set(self, data_set: str, population: str, disjoint: str = "") -> None:
-        """Register a data set of a population; the same again changes nothing.
-
-        Raises:
-            LedgerError: if it belongs to another population already, or names a new one
-                without saying why its persons are in no other (H32).
-        """
-        with self.log.writing():
-            known = self.book.data_sets.get(data_set)
-            if known is not None:
-                if known != population:
-                    raise LedgerError(
-                        f"data set '{data_set}' belongs to population '{known}' for its life"
-                    )
-                return
-            if population in list(self.book.populations)[:1]:
-                disjoint = ""  # from what? The others are disjoint from this one.
-            self.require_present()
-            self._append_plain(
-                "data-set", data_set=data_set, population=population, disjoint=disjoint
-            )
-
-    def set_policy(
-        self, policy: dict[str, Any], signatures: Sequence[OfficerSignature] = ()
-    ) -> None:
-        """Note the policy that holds from now on; the same again changes nothing.
-
-        Args:
-            policy: what is published of it.
-            signatures: of officers of the policy in force, where that has officers.
-
-        Raises:
-            Refused: if officers must sign, and too few did.
-        """
-        with self.log.writing():
-            if self.book.policy != policy:
-                self.require_present()
-                self._require_officers(signatures)
-                values = [one.to_json() for one in signatures]
-                signed: dict[str, Any] = {"signatures": values} if values else {}
-                self.log.append("policy", "policy", digest_json(policy), policy=policy, **signed)
-
-    def _require_officers(self, signatures: Sequence[OfficerSignature]) -> None:
-        officers, needed = self.book.officers, self.book.officers_needed
-        pairs = {(one.name, ssh_text(one.key)) for one in signatures}
-        count = sum(pair in pairs for pair in officers.items())
-        if count < needed:
-            raise Refused(
-                f"the policy was changed, and {count} of {needed} officers of the one in force "
-                f"({', '.join(officers)}) signed it: `privet client sign-policy`. Until then the "
-                "site does not work under it"
-            )
-
-    def approve(
-        self,
-        plan: str,
-        by: Iterable[str],
-        how: str,
-        *,
-        again: bool = False,
-        signature: OfficerSignature | None = None,
-    ) -> None:
-        """Note that a plan (by digest) is approved; the same again changes nothing.
-
-        Args:
-            plan: its digest.
-            by: who approved it.
-            how: ``manual``, ``listed`` or ``simulation``. By hand also opens a plan that failures
-                closed.
-            again: note it also where the same was noted before.
-            signature: of the officer who approves now, who is among ``by``.
-        """
-        names = sorted(set(by))
-        with self.log.writing():
-            if again or signature or self.book.approvals.get(plan) != tuple(names):
-                self.require_present()
-                self.log.append(
-                    "plan-approved", "plan", plan, plan=plan, by=names, how=how,
-                    **_signed(signature),
-                )  # fmt: skip
-
-    def refuse_plan(self, plan: str, by: Iterable[str], how: str = "manual") -> None:
-        """Note that a plan is refused from now on."""
-        with self.log.writing():
-            # Where officers sign, another refusal counts: what was signed before it does not.
-            if plan not in self.book.refused_plans or self.book.officers:
-                self.require_present()
-                self.log.append(
-                    "plan-refused", "plan", plan, plan=plan, by=sorted(set(by)), how=how
-                )
-
-    def follow(self, handover: KeyHandover) -> bool:
-        """Note that one order key follows another; the same again changes nothing.
-
-        Returns:
-            Whether an entry was written.
-
-        Raises:
-            InputError: if another key follows the old one already.
-        """
-        with self.log.writing():
-            if self.book.order_keys.has(handover) or self.book.withdrawn:
-                return False
-            if fault := self.book.order_keys.fault(handover):
-                raise InputError(fault)
-            self.require_present()
-            new = digest(handover.new.public)
-            self.log.append("order-key", "key", new, **handover.to_json())
-        return True
-
-    def require_not_paused(self) -> None:
-        """Check that the site has not paused; one that withdrew is none that paused.
-
-        Raises:
-            SitePaused: if it has.
-        """
-        self.log.refresh()
-        if self.book.paused and not self.book.withdrawn:
-            raise SitePaused(PAUSED)
-
-    def keep(self, kind: str, name: str, value: Any) -> None:
-        """Keep a paper beside the ledger, such as a plan, for those who verify it later."""
-        with self.log.store.transaction():
-            self.log.store.file(kind, name, json.dumps(value))
 
     def reserve(
         self, request: Request, still_allowed: Callable[[], None] = lambda: None
@@ -367,6 +121,10 @@ class Ledger:
 
     def refuse(self, order: Order, status: str) -> bool:
         """Note that an order was refused: once, and not one that was reserved before.
+
+        Args:
+            order: that was refused.
+            status: with which the site answers.
 
         Returns:
             Whether an entry says so with this status, now or before.
@@ -430,7 +188,13 @@ class Ledger:
         )
 
     def abort(self, reservation: Reservation, *, data_opened: bool, reason: str = "failed") -> None:
-        """End a reservation without a release; the charge stays once data was opened."""
+        """End a reservation without a release; the charge stays once data was opened.
+
+        Args:
+            reservation: it must be open.
+            data_opened: whether records were read under it.
+            reason: ``failed`` or ``recovered``.
+        """
         with self.log.writing():
             self._abort(self._require_open(reservation), data_opened=data_opened, reason=reason)
 
@@ -462,7 +226,12 @@ class Ledger:
         ]
 
     def spent(self, population: str | None = None, *, grid: float = GRID) -> PrivacyLoss:
-        """Return what a population's history costs: the ε of record, or on a coarser grid."""
+        """Return what a population's history costs: the ε of record, or on a coarser grid.
+
+        Args:
+            population: its name; the only one by default.
+            grid: of the distributions.
+        """
         self.log.refresh()
         name = self._population(population)
         budget = self.book.populations[name].budget
@@ -490,116 +259,15 @@ class Ledger:
         """
         return is_composed(self.log.store, self.book, population, plan, events, relation)
 
-    @classmethod
-    def recover(cls, folder: Path, site: str, recovery: Signer, new: Signer) -> Ledger:
-        """Replace a lost ledger key with the recovery key that the genesis names.
-
-        Raises:
-            KeyFault: if the genesis names no recovery key, or another one.
-        """
-        ledger = cls.read(folder, site)
-        ledger.rotate(new, recovery=recovery)
-        return ledger
-
-    def rotate(self, new: Signer, *, recovery: Signer | None = None) -> None:
-        """Replace the ledger key; with ``recovery`` where the key in force is lost.
-
-        Raises:
-            KeyFault: if the genesis does not name the recovery key.
-            LedgerError: if ``new`` was in force before.
-            SitePaused: if the site has withdrawn.
-        """
-        key = Key(self.log.origin, new.public)
-        if recovery is not None:
-            self.require_recovery(recovery)
-        with self.log.writing():
-            self.require_present()
-            self.log.append(
-                "key-rotated",
-                "key",
-                digest(new.public),
-                signers=(recovery or self.log.signer, new),
-                key=str(key),
-                why="recovery" if recovery else "rotation",
-            )
-
-    def require_recovery(self, key: Signer) -> None:
-        """Check that ``key`` is the recovery key that the genesis names.
-
-        Raises:
-            KeyFault: if it is not.
-        """
-        named = Entry.read(self.log.store.leaf(0)).predicate["recovery"]
-        if not named or Key.parse(named).public != key.public:
-            raise KeyFault("the genesis of this ledger does not name this recovery key")
-
-    def require_present(self) -> None:
-        """Check that the site may still decide something.
-
-        Raises:
-            SiteClosed: if it has withdrawn.
-        """
-        if self.book.withdrawn:
-            raise SiteClosed("the site has withdrawn: nothing can be decided any more")
-
-    def pause(self, by: str) -> None:
-        """Reserve nothing until :meth:`resume`."""
-        self._once("paused", self.book.paused, by=by)
-
-    def resume(self, by: str) -> None:
-        """End a pause."""
-        self._once("resumed", not self.book.paused, by=by)
-
-    def withdraw(self, by: str) -> None:
-        """Reserve nothing ever again."""
-        self._once("withdrawn", self.book.withdrawn, by=by)
-
-    def close_budget(self, population: str) -> None:
-        """Spend nothing of this population ever again."""
-        known = self.book.populations.get(population)
-        if known is None:
-            raise LedgerError(f"population '{population}' is not registered")
-        self._once("budget-closed", known.closed, population=population)
-
-    def _once(self, kind: str, done: bool, **fields: Any) -> None:
-        if not done:
-            with self.log.writing():
-                self.require_present()
-                self._append_plain(kind, **fields)
-
-    def _begin(
-        self,
-        site: str,
-        witness: Key,
-        recovery: Key | None,
-        setting: str,
-        other_ledgers: Sequence[str] | None,
-    ) -> None:
-        key = self.log.key
-        stated: dict[str, Any] = (
-            {} if other_ledgers is None else {"other_ledgers": sorted(set(other_ledgers))}
-        )
-        self.log.append(
-            "genesis",
-            "key",
-            digest(key.public),
-            site=site,
-            key=str(key),
-            recovery=str(recovery) if recovery else None,
-            witness=str(witness),
-            setting=setting,
-            software=f"privet {__version__}",
-            **stated,
-        )
-
-    def _append_plain(self, kind: str, **fields: Any) -> None:
-        origin = hashlib.sha256(self.log.origin.encode()).hexdigest()
-        self.log.append(kind, "ledger", f"sha256:{origin}", **fields)
-
     def require_whole_run(self, data_set: str, run: str, plan: str) -> None:
         """Check, for a run that was not charged yet, that its whole plan would be covered.
 
         A run that cannot come to its end would only waste what is left.
+
+        Args:
+            data_set: whose population would be charged.
+            run: its name.
+            plan: its digest.
 
         Raises:
             BudgetExceeded: if the population's cap does not cover the plan (by digest).
@@ -665,20 +333,14 @@ class Ledger:
         return next(iter(self.book.populations))
 
 
-class _Keyless:
-    """Stands for a key that is not at hand: it opens a ledger and signs nothing."""
-
-    def __init__(self, public: bytes) -> None:
-        self.public = public
-
-    def sign(self, message: bytes) -> bytes:
-        raise LedgerError("the ledger was opened without its key, so nothing can be signed")
-
-
 def read_history(folder: Path, population: str) -> History:
     """Return what was charged to ``population`` by the ledger in ``folder``, by run.
 
     Needs no key. No ledger yet, or a population that is not in it, means no charges.
+
+    Args:
+        folder: holds ``ledger.db``.
+        population: its name.
 
     Raises:
         LedgerError: if the ledger cannot be read.
@@ -689,11 +351,6 @@ def read_history(folder: Path, population: str) -> History:
     found = ledger.charges(population)
     ledger.log.store.close()
     return found
-
-
-def _signed(signature: OfficerSignature | None) -> dict[str, Any]:
-    """Return the field of an entry that an officer signed; other entries do not have it."""
-    return {} if signature is None else {"signature": signature.to_json()}
 
 
 def _slot_fields(order: Order) -> dict[str, Any]:

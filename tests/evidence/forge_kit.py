@@ -21,7 +21,8 @@ from verify_kit import (
     write_roster,
 )
 
-from privet.privacy.audit.verify import accounting, signatures
+from privet.privacy.audit.verify.cost import accounting
+from privet.privacy.audit.verify.formats import signatures
 
 sys.path.append(str(Path(__file__).parents[2] / "campaigns"))
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from verify_kit import SITES, Federation, digest, plan_of, train_event, write
 
-from privet.privacy.audit.verify import accounting, compositions, first_plans, verify
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify import verify
+from privet.privacy.audit.verify.cost import accounting, compositions, first_plans
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
 
 ADD = "add_or_remove_one"
 NORTH = SITES[0]

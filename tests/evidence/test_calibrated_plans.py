@@ -24,9 +24,9 @@ from privet.privacy.accounting.plan_events import (
 )
 from privet.privacy.accounting.renyi_filter import Cap, Charges, decide, merged
 from privet.privacy.accounting.units import Relation, Unit
-from privet.privacy.audit.verify.budget import AuditedBudget, AuditedCharge
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.plans import AuditedPlan as VerifiersPlan
+from privet.privacy.audit.verify.cost.budget import AuditedBudget, AuditedCharge
+from privet.privacy.audit.verify.cost.plans import AuditedPlan as VerifiersPlan
+from privet.privacy.audit.verify.formats.events import read_event
 
 
 def plan_of(epsilon: float, delta: float, q: float, steps: int, rounds: int, gate: bool,

@@ -10,7 +10,8 @@ import pytest
 from verify_kit import SITES, Federation, plan_of, write
 
 from privet.privacy.audit.report import claims, input
-from privet.privacy.audit.verify import accounting, verify
+from privet.privacy.audit.verify import verify
+from privet.privacy.audit.verify.cost import accounting
 
 NORTH = SITES[0]
 

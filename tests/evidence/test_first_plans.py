@@ -16,10 +16,10 @@ from privet.privacy.accounting.plan_events import one_round, planned, training_e
 from privet.privacy.accounting.pld import epsilon
 from privet.privacy.accounting.renyi_filter import Cap, decide_whole, runs_that_fit
 from privet.privacy.accounting.units import Relation, Unit
-from privet.privacy.audit.verify import first_plans as theirs
-from privet.privacy.audit.verify.budget import AuditedBudget, AuditedCharge
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.plans import AuditedPlan as VerifiersPlan
+from privet.privacy.audit.verify.cost import first_plans as theirs
+from privet.privacy.audit.verify.cost.budget import AuditedBudget, AuditedCharge
+from privet.privacy.audit.verify.cost.plans import AuditedPlan as VerifiersPlan
+from privet.privacy.audit.verify.formats.events import read_event
 from privet.privacy.evidence.ledger import Ledger
 from privet.privacy.evidence.ledger_state import Reservation
 from privet.privacy.evidence.statement import Entry

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from merkle_vectors import LEAVES, ROOTS
 from verify_kit import tree_consistency, tree_path, tree_root
 
-from privet.privacy.audit.verify import tree as theirs
+from privet.privacy.audit.verify.formats import tree as theirs
 from privet.privacy.evidence.merkle import (
     EMPTY,
     Tree,

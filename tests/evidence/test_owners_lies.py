@@ -14,8 +14,10 @@ import verify_kit
 from verify_kit import HUB, SITES, Federation, digest, plan_of, train_event
 
 from privet.client.operator.approval import people
-from privet.privacy.audit.verify import Verdict, compositions, plans, policy, verify
+from privet.privacy.audit.verify import Verdict, verify
+from privet.privacy.audit.verify.cost import compositions, plans
 from privet.privacy.audit.verify.result import NEW_RULE
+from privet.privacy.audit.verify.rules import policy
 
 NORTH, EAST, SOUTH = SITES
 Lie = Callable[[str, str, dict[str, Any]], None]

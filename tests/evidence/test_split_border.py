@@ -22,12 +22,12 @@ from privet.privacy.accounting.plan_events import one_round, planned, training_e
 from privet.privacy.accounting.pld import GRID
 from privet.privacy.accounting.renyi_filter import Cap, Charges, decide, decide_whole, runs_that_fit
 from privet.privacy.accounting.units import Relation, Unit
-from privet.privacy.audit.verify import accounting as twin
-from privet.privacy.audit.verify import first_plans as theirs
-from privet.privacy.audit.verify.budget import AuditedBudget, AuditedCharge, Filter
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.plans import AuditedPlan as VerifiersPlan
-from privet.privacy.audit.verify.split import AuditedSplit
+from privet.privacy.audit.verify.cost import accounting as twin
+from privet.privacy.audit.verify.cost import first_plans as theirs
+from privet.privacy.audit.verify.cost.budget import AuditedBudget, AuditedCharge, Filter
+from privet.privacy.audit.verify.cost.plans import AuditedPlan as VerifiersPlan
+from privet.privacy.audit.verify.cost.split import AuditedSplit
+from privet.privacy.audit.verify.formats.events import read_event
 
 ADD = Relation.ADD_OR_REMOVE_ONE
 DELTA = 1e-5

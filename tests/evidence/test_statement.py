@@ -126,7 +126,7 @@ def numbers(value: Any) -> list[Any]:
 
 def test_the_verifiers_schema_takes_every_kind(ledger: Ledger) -> None:
     """The writer and the verifier share no code; they must agree on the fields of each kind."""
-    from privet.privacy.audit.verify import schema
+    from privet.privacy.audit.verify.formats import schema
 
     for found in entries_of(ledger):
         fields = schema.FIELDS["ledger"][found.kind]

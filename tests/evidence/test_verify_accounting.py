@@ -11,14 +11,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from verify_kit import gate_event, gaussian, plan_of, repeated, sampled, train_event
 
-from privet.privacy.audit.verify import accounting, events
-from privet.privacy.audit.verify.budget import AuditedBudget, AuditedCharge, Filter
-from privet.privacy.audit.verify.events import NON_PRIVATE, Event, Mechanism, read_event
-from privet.privacy.audit.verify.gaussian import largest
-from privet.privacy.audit.verify.plans import AuditedPlan
-from privet.privacy.audit.verify.strict import Malformed
+from privet.privacy.audit.verify.cost import accounting
+from privet.privacy.audit.verify.cost.budget import AuditedBudget, AuditedCharge, Filter
+from privet.privacy.audit.verify.cost.gaussian import largest
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.formats import events
+from privet.privacy.audit.verify.formats.events import (
+    NON_PRIVATE,
+    RELATIONS,
+    Event,
+    Mechanism,
+    read_event,
+)
+from privet.privacy.audit.verify.formats.strict import Malformed
 
-ADD, REPLACE = accounting.RELATIONS
+ADD, REPLACE = RELATIONS
 
 
 def laplace(scale: float, sensitivity: float = 1.0) -> dict[str, Any]:

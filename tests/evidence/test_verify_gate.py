@@ -22,8 +22,8 @@ from verify_kit import (
 )
 
 from privet.privacy.audit.verify import Verdict, verify
-from privet.privacy.audit.verify.events import read_event
-from privet.privacy.audit.verify.plans import AuditedPlan
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.formats.events import read_event
 
 NORTH = SITES[0]
 SIGMA = 20 * 2**20

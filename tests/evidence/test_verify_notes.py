@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from verify_kit import START, Federation, Key
 
-from privet.privacy.audit.verify import notes
-from privet.privacy.audit.verify.strict import Malformed
+from privet.privacy.audit.verify.formats import notes
+from privet.privacy.audit.verify.formats.strict import Malformed
 
 VKEY = "example.com/foo+530d903a+AekyeRrm56hApGFkyQR4ZCbV54Id2LKaANYcrnKv3U2k"
 NOTE = """This is an example message.

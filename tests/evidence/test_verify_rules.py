@@ -805,7 +805,7 @@ def test_an_unknown_event_is_non_private(tmp_path: Path) -> None:
 def test_accountants_that_contradict_each_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from privet.privacy.audit.verify import accounting
+    from privet.privacy.audit.verify.cost import accounting
 
     monkeypatch.setattr(accounting, "epsilon", lambda *_: (3.0, 2.0, ""))
     fed = Federation()

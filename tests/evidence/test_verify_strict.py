@@ -10,8 +10,8 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privet.privacy.audit.verify import strict
-from privet.privacy.audit.verify.strict import Malformed
+from privet.privacy.audit.verify.formats import strict
+from privet.privacy.audit.verify.formats.strict import Malformed
 
 scalars = st.none() | st.booleans() | st.integers(-(2**53) + 1, 2**53 - 1) | st.text(max_size=8)
 values = st.recursive(

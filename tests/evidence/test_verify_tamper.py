@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from verify_kit import SITES, Federation, Key, b64, plan_of, sha, write, write_roster
 
 from privet.common.errors import InputError
-from privet.privacy.audit.verify import Verdict, pool, signatures, verify
+from privet.privacy.audit.verify import Verdict, pool, verify
+from privet.privacy.audit.verify.formats import signatures
 
 HEADER = b'{"format":"privet/bundle/v1","kind":"bundle"}'
 _fast = lru_cache(maxsize=None)(signatures.ed25519)
@@ -199,7 +200,7 @@ def test_hostile_bytes(folder: Path, lines: list[bytes], name: str, keep: int) -
 def test_a_line_without_end_is_not_read_into_memory(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from privet.privacy.audit.verify import source
+    from privet.privacy.audit.verify.formats import source
 
     monkeypatch.setattr(source, "MAX_LINE", 1000)
     (folder / "bytes").write_bytes(HEADER + b"\n" + b"x" * 1_000_000)

@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from merkle_vectors import LEAVES, ROOTS
-from verify_kit import tree_consistency, tree_path, tree_root
+from verify_kit import tree_path, tree_root
 
-from privet.privacy.audit.verify.strict import Malformed
-from privet.privacy.audit.verify.tree import Frontier, consistent, inclusion_root, leaf_hash
+from privet.privacy.audit.verify.formats.strict import Malformed
+from privet.privacy.audit.verify.formats.tree import Frontier, inclusion_root, leaf_hash
 
 INCLUSION = {
     (0, 8): ["96a296d224f285c67bee93c30f8a309157f0daa35dc5b87e410b78630a09cfc7",
@@ -21,15 +21,6 @@ INCLUSION = {
     (2, 3): ["fac54203e7cc696cf0dfcb42c92a1d9dbaf70ad9e621f4bd8d98662f00e3c125"],
     (1, 5): ["6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d",
              "5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
-             "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b"],
-}  # fmt: skip
-CONSISTENCY = {
-    (1, 1): [],
-    (1, 8): INCLUSION[0, 8],
-    (6, 8): ["0ebc5d3437fbe2db158b9f126a1d118e308181031d0a949f8dededebc558ef6a",
-             "ca854ea128ed050b41b35ffc1b87b8eb2bde461e9e3b5596ece6b9d5975a0ae0",
-             "d37ee418976dd95753c1c73862b9398fa2a2cf9b4ff0fdfe8b30cd95209614b7"],
-    (2, 5): ["5f083f0a1a33ca076a95279832580db3e0ef4584bdff1f54c8a360f50de3031e",
              "bc1a0643b12e4d2d7c77918f44e0f4f79a838b6cf9ec5b5c283e1f4d88599e6b"],
 }  # fmt: skip
 
@@ -55,15 +46,6 @@ def test_the_published_inclusion_proofs(place: tuple[int, int], path: list[str])
     index, size = place
     found = inclusion_root(index, size, leaf_hash(LEAVES[index]), unhex(path))
     assert found.hex() == ROOTS[size]
-
-
-@pytest.mark.parametrize(("sizes", "path"), CONSISTENCY.items())
-def test_the_published_consistency_proofs(sizes: tuple[int, int], path: list[str]) -> None:
-    first, second = sizes
-    old, new = unhex([ROOTS[first], ROOTS[second]])
-    assert consistent(first, second, old, new, unhex(path))
-    assert not consistent(first, second, new[::-1], new, unhex(path))
-    assert not consistent(first, second, old, old[::-1], unhex(path))
 
 
 trees = st.lists(st.binary(max_size=3), min_size=1, max_size=70)
@@ -96,17 +78,3 @@ def test_inclusion_holds_for_the_leaf_at_its_place_only(
         place = data.draw(st.integers(0, len(path) - 1))
         changed = [*path[:place], bytes(32), *path[place + 1 :]]
         assert inclusion_root(index, size, leaf, changed) != root
-
-
-@given(trees, st.data())
-def test_consistency_holds_for_prefixes_only(leaves: list[bytes], data: st.DataObject) -> None:
-    first, second = data.draw(st.integers(1, len(leaves))), len(leaves)
-    old, new = tree_root(leaves[:first]), tree_root(leaves)
-    path = tree_consistency(first, leaves)
-    assert consistent(first, second, old, new, path)
-    assert not consistent(first, second, old, new, [*path, bytes(32)])
-    assert not consistent(first, second, bytes(32), new, path)
-    if path:
-        assert not consistent(first, second, old, new, path[:-1])
-    assert not consistent(0, second, old, new, path)
-    assert not consistent(second + 1, second, old, new, path)

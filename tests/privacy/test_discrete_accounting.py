@@ -26,8 +26,8 @@ from privet.privacy.accounting.events import (
 from privet.privacy.accounting.interval import _mechanism
 from privet.privacy.accounting.pld import calibrate_noise, delta_at, epsilon
 from privet.privacy.accounting.units import Relation
-from privet.privacy.audit.verify import accounting as verifier
-from privet.privacy.audit.verify.events import read_event
+from privet.privacy.audit.verify.cost import accounting as verifier
+from privet.privacy.audit.verify.formats.events import read_event
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 

@@ -31,7 +31,7 @@ from privet.privacy.accounting.renyi_filter import (
     runs_that_fit,
 )
 from privet.privacy.accounting.units import Relation, Unit
-from privet.privacy.audit.verify import gaussian as twin
+from privet.privacy.audit.verify.cost import gaussian as twin
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 DELTA = 1e-5

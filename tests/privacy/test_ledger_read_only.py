@@ -13,7 +13,8 @@ from read_only_kit import names, read_only
 from privet.common.errors import LedgerError
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.evidence.keys import FileSigner
-from privet.privacy.evidence.ledger import FILE, Ledger
+from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.ledger_base import FILE
 from privet.privacy.evidence.roster import CoordinatorKeys, Member, Roster
 from privet.privacy.evidence.signed_note import COSIGN, SIGN, Key, key_name
 from privet.privacy.evidence.statement import Entry

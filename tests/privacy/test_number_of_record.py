@@ -23,8 +23,8 @@ from privet.privacy.accounting.events import (
 from privet.privacy.accounting.gaussian_dp import epsilon_of
 from privet.privacy.accounting.pld import REMARK, calibrate_noise, epsilon, privacy_loss, remark
 from privet.privacy.accounting.units import Relation, Unit
-from privet.privacy.audit.verify import accounting as twin
-from privet.privacy.audit.verify.events import read_event
+from privet.privacy.audit.verify.cost import accounting as twin
+from privet.privacy.audit.verify.formats.events import read_event
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE
 RUN = [Repeated(PoissonSampled(0.1, Gaussian(2.0, 1.0)), 100), Repeated(Gaussian(20.0, 1.0), 5)]

@@ -50,7 +50,12 @@ class Claim:
 
 
 def facts(case: ReportInput, ledgers: list[ReportLedger]) -> assumptions.Facts:
-    """Return the facts about ``ledgers``, from entries, plans and policies alone."""
+    """Return the facts about ``ledgers``, from entries, plans and policies alone.
+
+    Args:
+        case: what was read.
+        ledgers: of it that count.
+    """
     charges = [charge for ledger in ledgers for charge in ledger.charges]
     plans = [case.plans.get(name, {}) for name in dict.fromkeys(c.plan for c in charges)]
     tested = [set(charge.self_tests) for charge in charges]
@@ -111,7 +116,13 @@ def _attested(case: ReportInput, plans: list[dict[str, object]]) -> dict[str, st
 
 
 def claim_of(case: ReportInput, verdict: Verdict, ledgers: list[ReportLedger]) -> Claim:
-    """Return what may be claimed for ``ledgers``."""
+    """Return what may be claimed for ``ledgers``.
+
+    Args:
+        case: what was read.
+        verdict: of the verifier.
+        ledgers: of the case that count.
+    """
     names = {ledger.site for ledger in ledgers}
     findings = [finding for finding in verdict.sites if finding.site in names]
     if not verdict.ok:
@@ -168,7 +179,12 @@ def standing(verdict: Verdict) -> ReportStanding:
 
 
 def standing_in(case: ReportInput, verdict: Verdict) -> ReportStanding:
-    """Return what stands above every figure of a case that was read."""
+    """Return what stands above every figure of a case that was read.
+
+    Args:
+        case: what was read.
+        verdict: of the verifier.
+    """
     known = ("bundle", "simulation", "site")
     setting = next((name for name in known if name in case.settings), None)
     found = facts(case, case.ledgers)
@@ -204,7 +220,12 @@ class Held:
 
 
 def held(case: ReportInput, log: LogRecord) -> Held:
-    """Count the cosignatures of others on the heads of ``log``."""
+    """Count the cosignatures of others on the heads of ``log``.
+
+    Args:
+        case: what was read.
+        log: of it.
+    """
     owners, by, sizes = case.owners, Counter[str](), {0: set[str]()}
     for size, cosigners in log.checkpoints:
         others = {owners[name] for name in cosigners if owners.get(name) not in (None, log.name)}
@@ -231,6 +252,10 @@ def lines(case: ReportInput, verdict: Verdict) -> list[ReportLine]:
 
     A drawing needs no more points than can be told apart: long histories are thinned out, to some
     200 accountings over all populations.
+
+    Args:
+        case: what was read.
+        verdict: of the verifier.
     """
     found = []
     findings = {(f.site, f.population): f for f in verdict.sites}
@@ -305,7 +330,13 @@ def _cost_on_the_way(group: ReportGroup, end: float) -> Callable[[Counter[ev.Eve
 
 
 def spent(counts: Counter[ev.Event], group: ReportGroup, grid: float = GRID) -> float:
-    """Return the ε of events that happened so often, on a grid."""
+    """Return the ε of events that happened so often, on a grid.
+
+    Args:
+        counts: how often each event happened.
+        group: whose δ and relation count.
+        grid: of the distributions.
+    """
     events: Iterable[ev.Event] = [ev.Repeated(event, n) for event, n in counts.items() if n > 0]
     return epsilon(events, group.delta, Relation(group.relation), grid=grid)
 

@@ -32,7 +32,13 @@ MOST_FAULTS = 200
 
 
 def view(case: ReportInput, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
-    """Return everything that the page's template needs."""
+    """Return everything that the page's template needs.
+
+    Args:
+        case: what was read.
+        verdict: of the verifier.
+        interval: of an independent accountant, if it was asked.
+    """
     top = standing_in(case, verdict)
     overall = top.claim
     blocks = _blocks(case, verdict, interval)
@@ -261,7 +267,14 @@ def changes(case: ReportInput) -> list[tuple[str, str, str]]:
 def as_json(
     case: ReportInput, verdict: Verdict, content: Mapping[str, Any], made: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the report as JSON values. Each ε stands with its δ, unit and relation."""
+    """Return the report as JSON values. Each ε stands with its δ, unit and relation.
+
+    Args:
+        case: what was read.
+        verdict: of the verifier.
+        content: of :func:`view`.
+        made: when, from which bundle and by what it was made.
+    """
     claim: Claim = content["claim"]
     by_site = dict(content["claims"])
     return {

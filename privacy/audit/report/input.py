@@ -16,7 +16,7 @@ from typing import Any
 from privet.common.errors import InputError
 from privet.privacy.accounting import events as ev
 from privet.privacy.audit.verify import AuditedEntry, AuditedRecord, LogRecord
-from privet.privacy.audit.verify.schema import TRACELESS
+from privet.privacy.audit.verify.formats.schema import TRACELESS
 
 
 @dataclass
@@ -226,37 +226,59 @@ def _ledger(log: LogRecord) -> ReportLedger:
     ledger = ReportLedger(log)
     found: dict[int, tuple[ReportCharge, ReportGroup | None]] = {}
     for entry in log.entries:
-        value, kind = entry.predicate, entry.kind
-        if kind == "genesis":
-            ledger.setting, ledger.software = str(value["setting"]), _software(value["software"])
-            if (stated := value.get("other_ledgers")) is not None:
-                ledger.other_ledgers = tuple(map(str, stated))
-        elif kind == "population":
-            ledger.groups.setdefault(value["population"], _group(log.name, value))
-        elif kind == "data-set" and value["population"] in ledger.groups:
-            pair = (value["data_set"], value["disjoint"])
-            ledger.groups[value["population"]].data_sets.append(pair)
-        elif kind == "reserved":
-            charge, group = (
-                ReportCharge(entry, _event(value["event"])),
-                ledger.groups.get(value["population"]),
-            )
-            found[entry.sequence] = charge, group
-            ledger.charges.append(charge)
-            if group is not None:
-                group.charges.append(charge)
-                group.steps.append((charge, 1))
-        elif kind in ("released", "metric-released", "aborted"):
-            pair_of = found.get(value["reservation"])
-            if pair_of is not None:
-                _close(entry, *pair_of)
-        elif kind == "budget-closed":
-            ledger.stops.append(entry)
-            if value["population"] in ledger.groups:
-                ledger.groups[value["population"]].closed = True
+        if entry.kind == "reserved":
+            found[entry.sequence] = _charge(ledger, entry)
+        elif entry.kind in ("released", "metric-released", "aborted"):
+            pair = found.get(entry.predicate["reservation"])
+            if pair is not None:
+                _close(entry, *pair)
+        elif entry.kind in _REGISTERED:
+            _REGISTERED[entry.kind](ledger, entry)
         else:
             _sort_in(ledger, entry)
     return ledger
+
+
+def _charge(ledger: ReportLedger, entry: AuditedEntry) -> tuple[ReportCharge, ReportGroup | None]:
+    """Take in a reservation; return it with the group that it charges, if that is registered."""
+    charge = ReportCharge(entry, _event(entry.predicate["event"]))
+    group = ledger.groups.get(entry.predicate["population"])
+    ledger.charges.append(charge)
+    if group is not None:
+        group.charges.append(charge)
+        group.steps.append((charge, 1))
+    return charge, group
+
+
+def _genesis(ledger: ReportLedger, entry: AuditedEntry) -> None:
+    value = entry.predicate
+    ledger.setting, ledger.software = str(value["setting"]), _software(value["software"])
+    if (stated := value.get("other_ledgers")) is not None:
+        ledger.other_ledgers = tuple(map(str, stated))
+
+
+def _population(ledger: ReportLedger, entry: AuditedEntry) -> None:
+    value = entry.predicate
+    ledger.groups.setdefault(value["population"], _group(ledger.log.name, value))
+
+
+def _data_set(ledger: ReportLedger, entry: AuditedEntry) -> None:
+    value = entry.predicate
+    if value["population"] in ledger.groups:
+        pair = (value["data_set"], value["disjoint"])
+        ledger.groups[value["population"]].data_sets.append(pair)
+
+
+def _budget_closed(ledger: ReportLedger, entry: AuditedEntry) -> None:
+    ledger.stops.append(entry)
+    if entry.predicate["population"] in ledger.groups:
+        ledger.groups[entry.predicate["population"]].closed = True
+
+
+_REGISTERED = {
+    "genesis": _genesis, "population": _population, "data-set": _data_set,
+    "budget-closed": _budget_closed,
+}  # fmt: skip
 
 
 def _sort_in(ledger: ReportLedger, entry: AuditedEntry) -> None:

@@ -96,7 +96,12 @@ HOLDERS = {
 
 
 def counted(number: int, what: str) -> str:
-    """Return a count with its noun, in the plural if it is not one."""
+    """Return a count with its noun, in the plural if it is not one.
+
+    Args:
+        number: how many.
+        what: the noun, in the singular.
+    """
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -114,24 +119,45 @@ def signers(by: Mapping[str, int]) -> str:
 
 
 def unit_of(unit: str, max_records: int = 1) -> str:
-    """Return a privacy unit in words."""
+    """Return a privacy unit in words.
+
+    Args:
+        unit: as the ledger names it.
+        max_records: most records of one person.
+    """
     words = _UNITS.get(unit, f"one {unit}")
     return f"{words} (at most {max_records} are used)" if max_records > 1 else words
 
 
 def relation_of(unit: str, relation: str) -> str:
-    """Return what is compared, in words."""
+    """Return what is compared, in words.
+
+    Args:
+        unit: as the ledger names it.
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     return f"the data {_RELATIONS.get(relation, relation)}: {_UNITS.get(unit, unit)}"
 
 
 def question_of(unit: str, relation: str) -> str:
-    """Return what somebody might want to find out, in words."""
+    """Return what somebody might want to find out, in words.
+
+    Args:
+        unit: as the ledger names it.
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     words = _QUESTIONS.get(unit, f"whether the data of one given {unit} were used")
     return words + (", or another in its place" if relation == "replace_one" else "")
 
 
 def terms_of(delta: float, unit: str, relation: str) -> str:
-    """Return δ, unit and relation as they stand beside an ε."""
+    """Return δ, unit and relation as they stand beside an ε.
+
+    Args:
+        delta: of (ε, δ).
+        unit: as the ledger names it.
+        relation: ``add_or_remove_one`` or ``replace_one``.
+    """
     try:
         return PrivacyLoss(0.0, delta, Unit(unit), Relation(relation)).terms
     except ValueError:
@@ -146,7 +172,12 @@ def figure_of(epsilon: float | None) -> str:
 
 
 def left_of(epsilon: float | None, cap: float | None) -> str:
-    """Return cap minus ε, rounded down."""
+    """Return cap minus ε, rounded down.
+
+    Args:
+        epsilon: that was spent; None: not private.
+        cap: of the population; None: it has none.
+    """
     if epsilon is None or cap is None:
         return "no cap" if cap is None else "0"
     return f"{math.floor(max(0.0, cap - epsilon) * 1000 + 1e-6) / 1000:.3f}"
@@ -163,6 +194,10 @@ def odds(epsilon: float, delta: float) -> dict[str, str]:
 
     ``even`` and ``rare`` are the most that a belief of 50 % and of 1 % can become, but for
     a chance of ``slip``; ``guess`` is how often a guess can be right, slip and all.
+
+    Args:
+        epsilon: of (ε, δ).
+        delta: of (ε, δ).
     """
     gain = math.exp(min(epsilon, 700.0))
     return {

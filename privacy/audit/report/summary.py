@@ -18,12 +18,22 @@ UNCHECKED = ("order", "round", "model", "receipt")
 
 
 def own(name: str, site: str) -> bool:
-    """Whether a population or a data set is called as its site."""
+    """Whether a population or a data set is called as its site.
+
+    Args:
+        name: of a population or a data set.
+        site: of its site.
+    """
     return name in (site, site.replace(" ", "_"))
 
 
 def together(names: Sequence[str], of: int) -> str:
-    """Return the names of some sites of ``of``, shortly where they are all of several."""
+    """Return the names of some sites of ``of``, shortly where they are all of several.
+
+    Args:
+        names: of the sites that are meant.
+        of: how many sites there are.
+    """
     if len(names) == of > 2:
         return f"all {of} sites"
     return ", ".join(names[:-1]) + " and " + names[-1] if len(names) > 1 else "".join(names)
@@ -81,5 +91,10 @@ def protected(blocks: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim]) 
 
 
 def in_the_clear(case: ReportInput, plan: str) -> bool:
-    """Whether a plan's figures are computed without noise, on a test split."""
+    """Whether a plan's figures are computed without noise, on a test split.
+
+    Args:
+        case: what was read.
+        plan: its digest.
+    """
     return bool(dig(case.plans.get(plan), "metrics", "source") == "public")

@@ -12,110 +12,133 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from privet.privacy.audit.verify import entries, lines
-from privet.privacy.audit.verify.journal import AuditedJournal
-from privet.privacy.audit.verify.log import AuditedLog
+from privet.privacy.audit.verify.formats import entries, lines
+from privet.privacy.audit.verify.formats.roster import AuditedMember, read_roster
+from privet.privacy.audit.verify.formats.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
+from privet.privacy.audit.verify.formats.strict import Malformed, obj, read, read_plan
 from privet.privacy.audit.verify.pool import Workers
-from privet.privacy.audit.verify.result import NEW_RULE, Findings, Unfinished, count, show
-from privet.privacy.audit.verify.roster import AuditedMember, read_roster
-from privet.privacy.audit.verify.site import AuditedLedger
-from privet.privacy.audit.verify.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
-from privet.privacy.audit.verify.state import VerificationState
-from privet.privacy.audit.verify.strict import Malformed, obj, read, read_plan
-from privet.privacy.audit.verify.unfinished import unfinished
+from privet.privacy.audit.verify.result import Findings, Unfinished, count, show
+from privet.privacy.audit.verify.rules.journal import AuditedJournal
+from privet.privacy.audit.verify.rules.log import AuditedLog
+from privet.privacy.audit.verify.rules.site import AuditedLedger
+from privet.privacy.audit.verify.rules.state import Kept, VerificationState
+from privet.privacy.audit.verify.rules.unfinished import unfinished
 
 _LEAF, _ORDER = b'{"payload":"', b'{"keyid":"'
 _AFTER = (LOG, RECEIPT, END)
 _MOST_PLANS = 10_000
 
 
+def begin(source: Source, findings: Findings, kept: Kept) -> VerificationState:
+    """Read the head and the roster (rules ``bundle`` and ``roster``).
+
+    Args:
+        source: the lines, from the first one on.
+        findings: what is wrong goes there.
+        kept: how much of the entries is kept for a report.
+
+    Raises:
+        Unreadable: if the roster cannot be read: then nothing can be checked.
+    """
+    if source.line != HEADER:
+        raise Unreadable("line 1 is not the head of a privet/bundle/v1")
+    source.advance()
+    if not source.starts(b'{"kind":"roster",'):
+        raise Unreadable("line 2 is not a roster")
+    try:
+        value = _part(source, "roster", "roster")["roster"]
+        roster = read_roster(value)
+    except (Malformed, RecursionError) as error:
+        findings.fault("roster", str(error))
+        raise Unreadable("without a roster nothing can be checked") from None
+    if 2 * roster.quorum <= len(roster.sites):
+        findings.note(
+            f"weak quorum: {roster.quorum} of {len(roster.sites)} other witnesses;"
+            " with half of them or fewer, two histories can both be witnessed"
+        )
+    return VerificationState(findings, roster, value, kept)
+
+
+def _part(
+    source: Source, kind: str, *fields: str, reader: Callable[[bytes], Any] = read
+) -> dict[str, Any]:
+    """Read the line as one of ``kind`` with ``fields``, and go to the next."""
+    line = source.line or b""
+    source.advance()
+    return obj(reader(line), f"a {kind} line", "kind", *fields)
+
+
 class BundleReader:
-    """One reading of one bundle."""
+    """Reads what follows the roster, part by part; what is wrong goes to the findings.
+
+    Args:
+        source: the lines, from the first plan on.
+        sizes: of the checkpoints of each log.
+        workers: that read batches of lines.
+        state: what was read so far.
+    """
 
     def __init__(
-        self, source: Source, sizes: list[set[int]], workers: Workers, findings: Findings,
-        keep: bool, brief: bool = False,
-    ) -> None:  # fmt: skip
-        self.source, self.workers, self.findings = source, workers, findings
-        self.keep, self.brief = keep, brief
+        self, source: Source, sizes: list[set[int]], workers: Workers, state: VerificationState
+    ) -> None:
+        self.source, self.workers, self.state = source, workers, state
+        self.findings = state.findings
         self.sizes = iter(sizes)
-        self.roster_value: dict[str, Any] = {}
-        self.case: VerificationState | None = None
-        self.logs: list[AuditedLog] = []
+        self.ledgers: list[AuditedLedger] = []
+        self.journal: AuditedJournal | None = None
         self.unfinished: list[Unfinished] = []
-        self._journal: AuditedJournal | None = None
+
+    @property
+    def logs(self) -> list[AuditedLog]:
+        """The logs that were read."""
+        return [*self.ledgers, *([] if self.journal is None else [self.journal])]
 
     def read(self) -> None:
-        """Read everything; what is wrong goes to the findings.
+        """Read everything.
 
         Raises:
             Unreadable: if there is no way to go on.
         """
-        if self.source.line != HEADER:
-            raise Unreadable("line 1 is not the head of a privet/bundle/v1")
-        self.source.advance()
-        case = self.case = self._roster()
-        if 2 * case.roster.quorum <= len(case.roster.sites):
-            self.findings.note(
-                f"weak quorum: {case.roster.quorum} of {len(case.roster.sites)} other witnesses;"
-                " with half of them or fewer, two histories can both be witnessed"
-            )
-        self._plans(case)
-        self._orders(case)
-        self._logs(case)
+        self._plans()
+        self._orders()
+        self._logs()
         if self.source.ended_early:
             return
-        case.check_plans()
+        self.state.check_plans()
         self._receipts()
         if self.source.ended_early:
             return
-        self._surplus(case)
-        if self._journal is not None:
-            ledgers = [log for log in self.logs if isinstance(log, AuditedLedger)]
-            self.unfinished = unfinished(ledgers, self._journal, self.findings, case.compositions)
+        self._surplus()
+        if self.journal is not None:
+            self.unfinished = unfinished(
+                self.ledgers, self.journal, self.findings, self.state.compositions
+            )
         self._end()
 
-    def _one(
-        self, kind: str, *fields: str, reader: Callable[[bytes], Any] | None = None
-    ) -> dict[str, Any]:
-        """Read the line as one of ``kind``, and go to the next."""
-        line = self.source.line or b""
-        self.source.advance()
-        return obj((reader or read)(line), f"a {kind} line", "kind", *fields)
-
     def _fault(self, message: str) -> None:
+        """Add a fault of the file (``bundle``) at the line that was read last."""
         self.findings.fault("bundle", f"line {self.source.number}: {message}")
 
-    def _roster(self) -> VerificationState:
-        if not self.source.starts(b'{"kind":"roster",'):
-            raise Unreadable("line 2 is not a roster")
-        try:
-            self.roster_value = self._one("roster", "roster")["roster"]
-            return VerificationState(
-                self.findings, read_roster(self.roster_value), self.keep, self.brief
-            )
-        except (Malformed, RecursionError) as error:
-            self.findings.fault("roster", str(error))
-            raise Unreadable("without a roster nothing can be checked") from None
-
-    def _plans(self, case: VerificationState) -> None:
+    def _plans(self) -> None:
+        """Read plans (``bundle``): they are sorted by digest."""
         last = ""
         while self.source.starts(b'{"kind":"plan",'):
             try:
-                plan = self._one("plan", "plan", reader=read_plan)["plan"]
+                plan = _part(self.source, "plan", "plan", reader=read_plan)["plan"]
             except Malformed as error:
                 self._fault(f"a plan: {error}")
                 continue
-            if len(case.plans) >= _MOST_PLANS:
+            if len(self.state.plans) >= _MOST_PLANS:
                 raise Unreadable("more plans than a verifier keeps")
-            name = case.add_plan(plan)
+            name = self.state.add_plan(plan)
             if name <= last:
                 self._fault("plans must be sorted by digest, none twice")
             last = name
 
-    def _orders(self, case: VerificationState) -> None:
-        key, last = case.roster.coordinator.orders, ("", 0, "", 0, "")
-        context = (b"", "") if key is None else (key.raw, case.roster.orders_keyid)
+    def _orders(self) -> None:
+        """Read orders (``bundle``): they are sorted by slot."""
+        key, last = self.state.roster.coordinator.orders, ("", 0, "", 0, "")
+        context = (b"", "") if key is None else (key.raw, self.state.roster.orders_keyid)
         batches = self.source.batches(_ORDER, lambda: context)
         for _, results in self.workers.run(lines.read_orders, batches):
             for order, problems in results:
@@ -123,52 +146,45 @@ class BundleReader:
                     self.findings.fault(problem.rule, problem.message)
                 if order is None:
                     continue
-                case.needed.add(order.plan)
                 if order[:5] <= last:
                     self.findings.fault("bundle", "orders must be sorted by slot, none twice")
                 last = order[:5]
-                asked = case.run(order.run).parameters
-                if asked.setdefault(order.purpose, order.parameters) != order.parameters:
-                    self.findings.fault(
-                        "order",
-                        f"orders of run {show(order.run)} ask for different parameters" + NEW_RULE,
-                    )
-                if not case.orders.add(order):
-                    self.findings.fault("order", "an order stands in the bundle twice")
+                self.state.add_order(order)
 
-    def _logs(self, case: VerificationState) -> None:
-        members = (*case.roster.sites, case.roster.coordinator)
+    def _logs(self) -> None:
+        members = (*self.state.roster.sites, self.state.roster.coordinator)
         unread, place = {member.name: member for member in members}, -1
         self._skip()
         while self.source.starts(LOG):
             head = self._head()
-            member = self._owner(case, head, unread)
-            if member is None or self._journal is not None:
-                self._pass_over(case, head)
+            member = self._owner(head, unread)
+            if member is None or self.journal is not None:
+                self._pass_over(head)
             else:
                 del unread[member.name]
                 if members.index(member) < place:
                     self._fault(f"the log of {member.name} is not in the roster's order")
                 place = members.index(member)
-                if member is case.roster.coordinator:
-                    self._absent(case, unread)
-                self._log(case, member, head)
+                if member is self.state.roster.coordinator:
+                    self._absent(unread)
+                self._log(member, head)
             self._skip()
-        if self._journal is None and not self.source.ended_early:
-            del unread[case.roster.coordinator.name]
-            self._absent(case, unread)
-            self._no_journal(case)
+        if self.journal is None and not self.source.ended_early:
+            del unread[self.state.roster.coordinator.name]
+            self._absent(unread)
+            self._no_journal()
 
-    def _absent(self, case: VerificationState, unread: dict[str, AuditedMember]) -> None:
-        """Name the ledgers that are not here, once each; nothing else is said about them."""
+    def _absent(self, unread: dict[str, AuditedMember]) -> None:
+        """Name ledgers that are not here (``bundle``), once each; nothing else is said of them."""
         for name in unread:
             self.findings.fault("bundle", f"the ledger of {name} is not in this bundle")
-            case.absent.add(name)
+            self.state.absent.add(name)
 
-    def _no_journal(self, case: VerificationState) -> None:
-        if len(case.orders) or self.source.starts(RECEIPT):
-            name = case.roster.coordinator.name
-            case.absent.add(name)
+    def _no_journal(self) -> None:
+        """Without a journal there are no orders and no receipts (``bundle``)."""
+        if self.state.orders or self.source.starts(RECEIPT):
+            name = self.state.roster.coordinator.name
+            self.state.absent.add(name)
             self.findings.fault(
                 "bundle", f"the journal of {name} is not in this bundle; its orders or receipts are"
             )
@@ -198,20 +214,20 @@ class BundleReader:
         return value if isinstance(value, dict) else {}
 
     def _owner(
-        self, case: VerificationState, head: dict[str, Any], unread: dict[str, AuditedMember]
+        self, head: dict[str, Any], unread: dict[str, AuditedMember]
     ) -> AuditedMember | None:
         """Return whose log begins here: by its origin, or else by its name."""
         if not head:
             return next(iter(unread.values()), None)
         texts = [text for text in (head.get("log"), head.get("name")) if isinstance(text, str)]
-        names = [case.origins.get(text, text) for text in texts]
+        names = [self.state.origins.get(text, text) for text in texts]
         return next((unread[name] for name in names if name in unread), None)
 
-    def _pass_over(self, case: VerificationState, head: dict[str, Any]) -> None:
+    def _pass_over(self, head: dict[str, Any]) -> None:
         """Pass over a log that is nobody's, or is not in its place."""
         name = head.get("name")
-        if isinstance(name, str) and name in case.members:
-            where = "after the journal" if name in case.absent else "twice"
+        if isinstance(name, str) and name in self.state.members:
+            where = "after the journal" if name in self.state.absent else "twice"
             self._fault(f"the log of {name} stands here {where}")
         else:
             self._fault(f"a log of {show(name)}, whom the roster does not name")
@@ -220,11 +236,15 @@ class BundleReader:
         while self.source.line is not None and not self.source.line.startswith(_AFTER):
             self.source.advance()
 
-    def _log(self, case: VerificationState, member: AuditedMember, head: dict[str, Any]) -> None:
-        own = member is case.roster.coordinator
-        log = (AuditedJournal if own else AuditedLedger)(case, member, next(self.sizes, set()))
-        if isinstance(log, AuditedJournal):
-            self._journal = log
+    def _log(self, member: AuditedMember, head: dict[str, Any]) -> None:
+        """Read a log: its head (``bundle``), its entries, its checkpoints (``signature``).
+
+        Args:
+            member: whose log it is.
+            head: the line that begins it.
+        """
+        kind = AuditedJournal if member is self.state.roster.coordinator else AuditedLedger
+        log = kind(self.state, member, next(self.sizes, set()))
         if (head.get("log"), head.get("name"), head.get("role")) != (
             log.origin, log.name, log.called,
         ):  # fmt: skip
@@ -244,21 +264,21 @@ class BundleReader:
             entries_ = count(log.tree.size, "entry")
             log.fault("bundle", f"the log has {entries_}, not as many as its head says")
         log.close()
-        self.logs.append(log)
+        if isinstance(log, AuditedJournal):
+            self.journal = log
+        elif isinstance(log, AuditedLedger):
+            self.ledgers.append(log)
 
     def _entries(self, log: AuditedLog, size: int) -> None:
         batches = self.source.batches(_LEAF, lambda: log.context, max(size, 0))
-        for batch, (events, rows) in self.workers.run(entries.read_leaves, batches):
-            for place, row in enumerate(rows):
-                if row[1] is None:  # a key that was not in force when the batch was read
-                    seen: dict[str, int] = {}
-                    again = entries.read_leaf(log.context, batch[place], seen)
-                    log.take(again, list(seen))
-                else:
-                    log.take(row, events)
+        for batch, rows in self.workers.run(entries.read_leaves, batches):
+            for line, row in zip(batch, rows, strict=True):
+                # A key may have come into force within the batch.
+                log.take(row if row.signer is not None else entries.read_leaf(log.context, line))
 
     def _receipts(self) -> None:
-        journal, number = self._journal, 0
+        """Read receipts (``receipt``): one for each release that the journal names, in order."""
+        journal, number = self.journal, 0
         batches = self.source.batches(RECEIPT, lambda: None)
         for _, results in self.workers.run(lines.read_receipts, batches):
             for found in results:
@@ -272,25 +292,29 @@ class BundleReader:
             verb = "is" if missing == 1 else "are"
             self.findings.fault("receipt", f"{count(missing, 'receipt')} {verb} missing")
 
-    def _surplus(self, case: VerificationState) -> None:
-        """Fault checkpoints that neither a journal, a receipt nor the end of a log needs."""
-        if case.roster.coordinator.name in case.absent:
+    def _surplus(self) -> None:
+        """Rule 21 (``bundle``, ``witness``): no checkpoint is here that nothing needs.
+
+        The last one of a log, if no journal names it, has as many cosignatures as a quorum.
+        """
+        if self.state.roster.coordinator.name in self.state.absent:
             return
-        for origin, heads in case.heads.items():
+        for origin, heads in self.state.heads.items():
             for size, head in heads.items():
                 if not head.named:
                     message = f"checkpoint {size} is surplus: nothing here refers to it"
-                    self.findings.fault("bundle", message, case.origins[origin])
-                others = case.others(head.cosigners, case.origins[origin])
-                exact = others == len(head.cosigners) == case.roster.quorum
+                    self.findings.fault("bundle", message, self.state.origins[origin])
+                others = self.state.others(head.cosigners, self.state.origins[origin])
+                exact = others == len(head.cosigners) == self.state.roster.quorum
                 if not head.told and head.cosigners and not exact:
                     message = (
                         f"checkpoint {size}, which no journal names, must carry the cosignatures"
-                        f" of exactly {case.roster.quorum} other witnesses, or none"
+                        f" of exactly {self.state.roster.quorum} other witnesses, or none"
                     )
-                    self.findings.fault("witness", message, case.origins[origin])
+                    self.findings.fault("witness", message, self.state.origins[origin])
 
     def _end(self) -> None:
+        """Read the last line (``bundle``): the digest of all before it."""
         while self.source.line is not None and not self.source.starts(END):
             self._fault("a line that does not belong here")
             self.source.advance()
@@ -300,7 +324,7 @@ class BundleReader:
             return
         expected = self.source.digest()
         try:
-            if self._one("end", "sha256")["sha256"] != expected:
+            if _part(self.source, "end", "sha256")["sha256"] != expected:
                 self.findings.fault("bundle", "the digest of the end line is not that of the file")
         except Malformed as error:
             self._fault(f"the end: {error}")

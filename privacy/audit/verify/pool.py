@@ -43,6 +43,10 @@ class Workers:
         """Yield the lines and the result of each batch, in order.
 
         Batches are taken from the iterable only a few ahead, so memory stays bounded.
+
+        Args:
+            function: of a context and a batch of lines.
+            batches: contexts with their lines.
         """
         waiting: deque[tuple[_Context, list[bytes], Future[Any] | None]] = deque()
         for context, lines in batches:

@@ -207,7 +207,14 @@ class Findings:
 
     def fault(self, rule: str, message: str, site: str | None = None, entry: int | None = None,
               ) -> None:  # fmt: skip
-        """Add a fault."""
+        """Add a fault.
+
+        Args:
+            rule: one of :data:`RULES`.
+            message: what is wrong.
+            site: whose log it is in; None: of the bundle.
+            entry: its place there; None: of the log.
+        """
         if len(self.faults) < MAX_FAULTS:
             self.faults.append(Fault(site, entry, rule, message))
         else:
@@ -220,9 +227,22 @@ class Findings:
         else:
             self.unlisted += 1
 
+    def close(self) -> None:
+        """Say how many faults (``bundle``) and notes are not listed."""
+        if self.dropped:
+            more = f"{self.dropped} more {'fault is' if self.dropped == 1 else 'faults are'}"
+            self.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
+        if self.unlisted:
+            self.notes.append(f"{self.unlisted} more notes are not listed")
+
 
 def show(value: object, limit: int = 80) -> str:
-    """Return untrusted ``value`` as short printable ASCII."""
+    """Return untrusted ``value`` as short printable ASCII.
+
+    Args:
+        value: of any type.
+        limit: most characters.
+    """
     if isinstance(value, str | bytes):
         value = value[: limit + 1]
     elif isinstance(value, dict | list):
@@ -239,6 +259,11 @@ def short(name: str) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """Return ``number`` and the noun, in the plural if it is not one."""
+    """Return ``number`` and the noun, in the plural if it is not one.
+
+    Args:
+        number: how many.
+        what: the noun, in the singular.
+    """
     noun = what if number == 1 else f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
     return f"{number} {noun}"

@@ -1,0 +1,1 @@
+"""What was released costs: plans, accountants, and the cap of a population."""

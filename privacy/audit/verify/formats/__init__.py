@@ -1,0 +1,1 @@
+"""What stands in a bundle: read and verified one thing at a time, whatever stands around it."""

@@ -1,0 +1,1 @@
+"""What must agree: the state machines of a ledger and of the journal."""
