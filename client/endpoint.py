@@ -126,7 +126,8 @@ class SiteEndpoint:
 
         Questions (:data:`privet.client.link.dial.BESIDE`) may be asked while another call answers.
         """
-        with self.turns.for_order() if asked.kind in ORDERS else nullcontext(), self.turns.ledger:
+        turn = self.turns.for_order(self._round_s) if asked.kind in ORDERS else nullcontext()
+        with turn, self.turns.ledger:
             if asked.kind == offer.RUNS:
                 return LinkResponse(offer.encode_runs(self._journals_of_ours()), {})
             if asked.kind == offer.KIND:
@@ -137,6 +138,12 @@ class SiteEndpoint:
             return LinkResponse(
                 *serve(self._app, self._context, asked.kind, asked.records, asked.arrays)
             )
+
+    @property
+    def _round_s(self) -> float:
+        """Seconds that a round of the run may take."""
+        site = self._site
+        return 0.0 if site is None else site.plan.strategy.timeout
 
     def take_notice(self, notice: pb.Notice) -> None:
         """Keep what the coordinator tells of itself (:mod:`privet.client.link.notices`).

@@ -8,7 +8,8 @@
 
 What was asked and not yet answered is offered again on the next stream; an answer that was
 ready when the stream broke is sent then, without asking ``serve`` twice. A download or an
-upload goes on from the byte where it was cut.
+upload goes on from the byte where it was cut. Who stops it has it begin nothing more, waits until
+nothing is owed, and closes it.
 
 A coordinator cannot make a site hold more than one set of numbers that it sends, beside a few
 answers: parcels are taken one after the other, and no further one is read while many wait. A
@@ -139,6 +140,9 @@ class Dialer:
         self._most_numbers = most_numbers
         self._on_state = on_state
         self._answers: dict[str, asyncio.Task[LinkResponse | None]] = {}
+        self._owed: set[str] = set()
+        self._stopping = self._closed = False
+        self._stream: Any = None
         self._kept: dict[bytes, Arrays] = {}
         self._partial: dict[bytes, StreamDecoder] = {}
         self._turn = asyncio.Lock()
@@ -160,14 +164,35 @@ class Dialer:
         )
         """Told of each answer that was made, and of the seconds that it took."""
 
+    @property
+    def owes(self) -> bool:
+        """Whether an answer that does not come beside others is being made, or not sent yet."""
+        return bool(self._owed)
+
+    def begin_nothing(self) -> None:
+        """Answer only what was begun, and questions that come beside, from now on."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        """End :meth:`run` once the coordinator has read all that was sent."""
+        self._closed = True
+        if (stream := self._stream) is None:
+            return
+        with suppress(aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(_WORD):
+                async with self._saying:
+                    await stream.done_writing()
+                # To cancel a stream may lose what the other end has not read yet.
+                await stream.code()
+
     async def run(self) -> None:
-        """Dial, and dial again, until cancelled.
+        """Dial, and dial again, until cancelled or closed.
 
         Raises:
             RunError: if the coordinator does not know this site, or speaks another version.
         """
         require_tls_1_3()
-        while True:
+        while not self._closed:
             if not self._left:
                 self._left = list(self._addresses())
             self.address = self._left.pop(0)
@@ -177,6 +202,8 @@ class Dialer:
                 ) as channel:
                     await self._attend(Stub(channel))
             except aio.AioRpcError as error:
+                if self._closed:
+                    return
                 if error.code() in _HOPELESS:
                     raise RunError(f"{self.address}: {error.details()}") from None
                 if (error.details() or "").startswith(REPLACED):
@@ -190,6 +217,7 @@ class Dialer:
                 if task is None or task.cancelling():
                     raise
             finally:
+                self._stream = None
                 was_connected, self.tally.connected = self.tally.connected, False
             if was_connected:
                 self._on_state("cut")
@@ -239,6 +267,7 @@ class Dialer:
             raise InputError("the coordinator did not say which version it speaks")
         self.tally.connected = True
         self.tally.streams += 1
+        self._stream = stream
         self._away, self._left = "", []
         _LOG.info("connected", extra={"address": self.address})
         self._on_state("connected")
@@ -366,6 +395,7 @@ class Dialer:
             async with self._saying:  # two at once would end the stream
                 await stream.write(message)
             self.tally.sent += message.ByteSize()
+            self._owed.discard(parcel.id)
         except (aio.AioRpcError, TimeoutError) as error:
             why = error.details() if isinstance(error, aio.AioRpcError) else "it stood still"
             _LOG.info("cut while answering", extra={"why": why})
@@ -383,10 +413,14 @@ class Dialer:
             async with self._beside if beside else self._turn:
                 task = self._answers.get(parcel.id)
                 if task is None:
+                    if self._stopping and not beside:
+                        raise InputError("the client is being stopped: nothing more is begun")
                     arrays = await self._fetch(stub, parcel.numbers)
                     asked = LinkRequest(parcel.kind, parcel.group, parcel.records, arrays)
+                    if not beside:
+                        self._owed.add(parcel.id)
                     task = self._answers[parcel.id] = asyncio.create_task(
-                        self._make(asked, None if beside else self._serving)
+                        self._make(parcel.id, asked, None if beside else self._serving)
                     )
                     del asked, arrays
                     await asyncio.wait([task])
@@ -405,13 +439,17 @@ class Dialer:
         for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
             del self._answers[number]
 
-    async def _make(self, asked: LinkRequest, turn: asyncio.Lock | None) -> LinkResponse | None:
+    async def _make(
+        self, number: str, asked: LinkRequest, turn: asyncio.Lock | None
+    ) -> LinkResponse | None:
         # Also where the stream that asked was cut meanwhile.
         async with turn or nullcontext():
             began = time.monotonic()
             told = await asyncio.to_thread(self._try, asked)
             if told is not None:
                 self.on_answer(asked, told, time.monotonic() - began)
+            else:
+                self._owed.discard(number)
             return told
 
     def _try(self, asked: LinkRequest) -> LinkResponse | None:
