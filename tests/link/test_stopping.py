@@ -28,17 +28,21 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("office")]
 
 @pytest.fixture
 def town(
-    tmp_path: Path, root: Path, plan_value: Callable[..., Any], frame_of: Callable[..., Any]
-) -> Iterator[Commands]:
+    request: pytest.FixtureRequest, tmp_path: Path, root: Path, plan_value: Callable[..., Any],
+    frame_of: Callable[..., Any],
+) -> Iterator[Commands]:  # fmt: skip
+    names = [SITE, *getattr(request, "param", [])]
     plan = Plan.parse(
         plan_value(
-            metrics={"source": "off"}, training={"rounds": 2, "steps": 500},
-            strategy={"min_sites": 1, "timeout": 600},
+            metrics={"source": "off"},
+            training={"rounds": 2, "steps": 500},
+            strategy={"min_sites": len(names), "timeout": 600},
             privacy={"noise_multiplier": 60.0},
-            sites=[{"name": SITE, "nominal_size": 40}],
+            sites=[{"name": name, "nominal_size": 40} for name in names],
         )
     )
-    made = Commands(tmp_path / "town", root, plan, {SITE: frame_of(40, 0)})
+    frames = {name: frame_of(40, number) for number, name in enumerate(names)}
+    made = Commands(tmp_path / "town", root, plan, frames)
     yield made
     made.close()
 
@@ -75,6 +79,8 @@ def begin(town: Commands) -> tuple[Any, Popen[bytes], int]:
     run = town.submit()
     town.run("hub", metrics=False)
     client = town.run(SITE, metrics=False)
+    for name in town.sites[1:]:
+        town.start(name)
     until(lambda: kinds(town) == ["reserved"], town)
     trainer = trainer_of(client)
     os.kill(trainer, signal.SIGSTOP)
@@ -82,6 +88,7 @@ def begin(town: Commands) -> tuple[Any, Popen[bytes], int]:
     return run, client, trainer
 
 
+@pytest.mark.parametrize("town", [["East", "South"]], indirect=True)
 def test_a_client_that_is_stopped_sends_what_was_paid_for(town: Commands) -> None:
     run, client, trainer = begin(town)
     client.send_signal(signal.SIGTERM)
@@ -90,7 +97,7 @@ def test_a_client_that_is_stopped_sends_what_was_paid_for(town: Commands) -> Non
     assert client.poll() is None
     os.kill(trainer, signal.SIGCONT)
     assert client.wait(120) == 0, town.said(SITE)
-    # Its round has the release, and no further one was begun: nothing else was charged.
+    # Its round has the release, which all three must give; and nothing else was begun.
     until(lambda: run.status.get("round") == 1, town)
     assert kinds(town) == ["reserved", "released"]
     assert town.said(SITE).count(STOPPING) == 1 and "Traceback" not in town.said(SITE)
