@@ -316,6 +316,8 @@ class SiteEndpoint:
             about: which plan, where the offer could be read.
         """
         if (said := f"{status} {why} {about}") == self._said:
+            if why is not None:
+                self.refusals.note_repeated()
             return status
         self._said = said
         if why is None:
