@@ -168,7 +168,7 @@ class SiteEndpoint:
                 note = head.note.decode()
             except UnicodeDecodeError:
                 raise NoteError("what the coordinator saw of the ledger is no text") from None
-            self.turns.heads.take(self.membership.name, self.ledger.log, note)
+            self.turns.heads.take(self.membership.name, self.ledger, note)
 
     def _require_newest(self) -> None:
         self.turns.heads.require(self.membership.name)
