@@ -121,7 +121,8 @@ class SiteEndpoint:
 
         Questions (:data:`privet.client.link.dial.BESIDE`) may be asked while another call answers.
         """
-        with self.turns.for_order() if asked.kind in ORDERS else nullcontext(), self.turns.ledger:
+        turn = self.turns.for_order(self._round_s) if asked.kind in ORDERS else nullcontext()
+        with turn, self.turns.ledger:
             if asked.kind == offer.RUNS:
                 journals = self._journals.all(self._roster_check.order_keys_of_ours())
                 return LinkResponse(offer.encode_runs(journals), {})
@@ -133,6 +134,12 @@ class SiteEndpoint:
             return LinkResponse(
                 *serve(self._app, self._context, asked.kind, asked.records, asked.arrays)
             )
+
+    @property
+    def _round_s(self) -> float:
+        """Seconds that a round of the run may take."""
+        site = self._site
+        return 0.0 if site is None else site.plan.strategy.timeout
 
     def take_notice(self, notice: pb.Notice) -> None:
         """Keep what the coordinator tells of itself (:mod:`privet.client.link.notices`).
@@ -157,7 +164,7 @@ class SiteEndpoint:
                 note = head.note.decode()
             except UnicodeDecodeError:
                 raise NoteError("what the coordinator saw of the ledger is no text") from None
-            self.turns.heads.take(self.membership.name, self.ledger.log, note)
+            self.turns.heads.take(self.membership.name, self.ledger, note)
 
     def _require_newest(self) -> None:
         self.turns.heads.require(self.membership.name)
@@ -293,6 +300,8 @@ class SiteEndpoint:
             about: which plan, where the offer could be read.
         """
         if (said := f"{status} {why} {about}") == self._said:
+            if why is not None:
+                self.refusals.note_repeated()
             return status
         self._said = said
         if why is None:

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 from privet.client.admission import Refusal
+from privet.client.operator.newer_ledger import note_newer
 from privet.common.errors import HeadAwaitedError, NoteError, RolledBack
 from privet.common.order import Status
-from privet.privacy.evidence.log import Log
+from privet.privacy.evidence.ledger import Ledger
 
 MAX_NOTE = 64 << 10
 """Characters of a head that are read: more than any has, with the cosignatures of hundreds."""
@@ -42,12 +42,12 @@ class NewestHeads:
         """Coordinators that have not sent a head, each with the reason."""
         return dict(self._awaited)
 
-    def take(self, coordinator: str, log: Log[Any], note: str) -> None:
-        """Compare the newest head that a coordinator saw with the site's log.
+    def take(self, coordinator: str, ledger: Ledger, note: str) -> None:
+        """Compare the newest head that a coordinator saw with the site's ledger.
 
         Args:
             coordinator: its name at this site.
-            log: of the site.
+            ledger: of the site.
             note: the head, signed by the site's key; "" if the coordinator never saw one.
 
         Raises:
@@ -61,8 +61,9 @@ class NewestHeads:
                 raise NoteError(f"it has {len(note):,} signs, and a head has at most {MAX_NOTE:,}")
             if note:
                 # Not kept: it has no cosignature, and a full disk must not hold the site up.
-                log.require_extends(note, keep=False)
+                ledger.log.require_extends(note, keep=False)
         except RolledBack as error:
+            note_newer(ledger, note)
             self._rolled_back = f"'{coordinator}' saw a newer ledger: {error}"
             raise
         except NoteError as error:

@@ -14,6 +14,7 @@ from typing import Any
 
 from privet.client.admission import AdmissionControl, Refusal
 from privet.client.operator.approval import how_to_open
+from privet.client.operator.newer_ledger import note_newer
 from privet.client.outbox import Outbox
 from privet.client.passing import LedgerRoom, make_room, passing_cause
 from privet.client.recovery.copying import LedgerCopier, SiteCopies
@@ -231,6 +232,8 @@ class Site:
                 known = self._roster.witnesses.values()
                 self.ledger.log.require_extends(head, known, later=later)
         except (RolledBack, NoteError) as error:
+            if isinstance(error, RolledBack):
+                note_newer(self.ledger, head)
             raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
 
     def _keep_head(self) -> None:

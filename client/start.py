@@ -7,9 +7,11 @@ import functools
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.data.loader import FOLDER as SNAPSHOTS
@@ -54,6 +56,7 @@ from privet.privacy.evidence.witness import Witness
 from privet.privacy.policy import Policy
 
 _LOG = logging.getLogger("privet.client")
+_LAST_ANSWER_INTERVAL_S = 0.05
 
 
 def come_in(join: Join, folder: Path) -> None:
@@ -309,36 +312,80 @@ def dialer(gate: SiteEndpoint, on_state: Callable[[str], None] = lambda state: N
     return made
 
 
-async def run(*dialers: Dialer, on_stop: Callable[[], None] = lambda: None) -> None:
+async def run(*dialers: Dialer, turns: Turns | None = None) -> None:
     """Stay connected to the coordinators until SIGTERM or SIGINT.
 
-    If one of several refuses the site, the others continue.
+    After the first signal no order begins, and an answer in progress is finished and sent before
+    the link ends, if its round lasts that long. A second signal ends the link at once. If one of
+    several coordinators refuses the site, the others continue.
 
     Args:
         dialers: one for each coordinator.
-        on_stop: called once, when the signal arrives.
+        turns: of their endpoints; None if nobody waits for an answer.
 
     Raises:
         RunError: if no coordinator knows this site, or all speak another version.
     """
+    turns = turns or Turns()
     several = len(dialers) > 1
     tasks = [asyncio.create_task(_stay(one, several=several)) for one in dialers]
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(in_loop)
     # An order that waits for another coordinator's holds a thread.
     loop.set_default_executor(ThreadPoolExecutor(4 + 4 * len(dialers)))
-
-    def stop() -> None:
-        on_stop()
-        for task in tasks:
-            task.cancel()
-
+    stop = _Stop(dialers, tasks, turns)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     faults = [end for end in ends if not isinstance(end, asyncio.CancelledError)]
     if len(faults) == len(ends) and isinstance(faults[0], BaseException):
         raise faults[0]
+
+
+@dataclass
+class _Stop:
+    """Ends the links of a client: called at each signal.
+
+    Attributes:
+        dialers: one for each coordinator.
+        tasks: in which they run.
+        turns: of their gates.
+    """
+
+    dialers: Sequence[Dialer]
+    tasks: Sequence[asyncio.Task[None]]
+    turns: Turns
+    _last: asyncio.Task[None] | None = None
+
+    def __call__(self) -> None:
+        is_second = self.turns.stopping.is_set()
+        self.turns.stopping.set()
+        for dialer in self.dialers:
+            dialer.begin_nothing()
+        if not is_second and self._waits:
+            _LOG.info(
+                "stopping after the answer that is being made; a second signal ends the link at "
+                "once, and the answer is kept for the next start",
+                extra={"at_most_s": round(self.turns.order_ends - time.monotonic())},
+            )
+            self._last = asyncio.create_task(self._send_last())
+        else:
+            self._end()
+
+    @property
+    def _waits(self) -> bool:
+        in_time = time.monotonic() < self.turns.order_ends
+        return in_time and any(one.owes for one in self.dialers)
+
+    async def _send_last(self) -> None:
+        while self._waits:
+            await asyncio.sleep(_LAST_ANSWER_INTERVAL_S)
+        await asyncio.gather(*(one.close() for one in self.dialers))
+        self._end()
+
+    def _end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
 
 
 async def _stay(dialer: Dialer, *, several: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,17 +23,23 @@ class Turns:
         order: held from an order's reservation to its release: the ledger has one open reservation
             at a time, and the machine one trainer at work.
         stopping: set once the client is stopping; no order begins after it.
+        order_ends: when the order that began last is too late for its round, on the monotonic
+            clock.
         heads: the heads that each coordinator saw of the ledger; hold ``ledger`` to use it.
     """
 
     ledger: threading.Lock = field(default_factory=threading.Lock)
     order: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
+    order_ends: float = 0.0
     heads: NewestHeads = field(default_factory=NewestHeads)
 
     @contextmanager
-    def for_order(self) -> Iterator[None]:
+    def for_order(self, seconds: float = 0.0) -> Iterator[None]:
         """Wait until no other coordinator's order is being answered.
+
+        Args:
+            seconds: that a round may take by the plan of the order.
 
         Raises:
             InputError: if the client is being stopped.
@@ -41,6 +48,9 @@ class Turns:
             self._require_going_on()
         try:
             # Again: the client may have been stopped while this waited for the lock.
+            self._require_going_on()
+            # And once more after it is said: whoever sets ``stopping`` then reads how long to wait.
+            self.order_ends = time.monotonic() + seconds
             self._require_going_on()
             yield
         finally:

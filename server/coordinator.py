@@ -90,6 +90,7 @@ class Coordinator:
         self._lost = LostRuns(federation, self.hub)
         self.stopped = threading.Event()
         self._held: set[str] = set()
+        self._offered: set[str] = set()
         self._rehearsed: set[str] = set()
         self._later = LaterWitness(federation, self.hub, self.stopped)
         self._looked, self._fault, self._interval = time.monotonic(), "", INTERVAL_S
@@ -192,6 +193,7 @@ class Coordinator:
             if run.status["state"] in OPEN and run.id not in self._held:
                 try:
                     self._run(run)
+                    self._offered.clear()  # sites are free: whoever waits is offered anew
                 except CoordinatorStopped:
                     return
                 except RunDeferred:
@@ -200,6 +202,7 @@ class Coordinator:
                     raise  # a fault of this machine's: every run continues when it is repaired
                 except Exception as error:
                     self._note_fault(run, error)
+                    self._offered.clear()
 
     def _witness_again(self) -> None:
         """Have logs witnessed that grew by runs with other coordinators, while there is no run."""
@@ -304,16 +307,34 @@ class Coordinator:
             all_said = len(ready) + stopped == len(names)
             if len(ready) == len(names) or ((late or all_said) and len(ready) >= plan.quorum):
                 return
-            if time.monotonic() - started > _TURN and self._others(run):
+            self._offered.add(run.id)
+            if self._gives_way(run, said, time.monotonic() - started):
                 raise RunDeferred  # a run that can start does not wait for one that cannot
             self.stopped.wait(_LOOK)
         raise CoordinatorStopped("stopped while waiting for sites")
 
-    def _others(self, run: Run) -> bool:
-        return any(
-            one.id not in {run.id, *self._held} and one.status["state"] in OPEN
+    def _gives_way(self, run: Run, said: dict[str, str], seconds: float) -> bool:
+        """Whether a run that waits lets another one try.
+
+        It has its turn, but where only a person can help it, and another was not offered yet since
+        the sites are free: that one's operators shall not look at it a turn later.
+
+        Args:
+            run: that waits.
+            said: what its sites answered last.
+            seconds: that it has waited.
+        """
+        if seconds > _TURN:
+            return bool(self._others(run))
+        return any(map(_needs_a_person, said.values())) and bool(self._others(run) - self._offered)
+
+    def _others(self, run: Run) -> set[str]:
+        """Return the other runs that wait."""
+        return {
+            one.id
             for one in runs(self.federation)
-        )
+            if one.id not in {run.id, *self._held} and one.status["state"] in OPEN
+        }
 
     def _offer(self, names: list[str], offered: bytes, said: dict[str, str]) -> None:
         present = set(self.hub.present())
@@ -330,3 +351,8 @@ class Coordinator:
             else:
                 self.hub.withdraw(number)
                 said[name] = str(Status.FAILED)
+
+
+def _needs_a_person(answer: str) -> bool:
+    """Whether what a site answered to an offer changes only by what its operator does."""
+    return answer == Status.WAITS_FOR_APPROVAL or answer.startswith("refused-")

@@ -8,7 +8,8 @@
 
 The coordinator sends an unanswered request again on the next stream. If the answer was ready when
 the stream broke, it is sent then, and ``serve`` is not called twice. A download or an upload
-continues at the byte where it was cut.
+continues at the byte where it was cut. To stop a dialer, let it begin nothing more, wait until it
+owes nothing, and close it.
 
 A coordinator cannot make a site hold more than one set of its arrays, beside a few answers:
 requests are handled one after the other, and no further one is read while many wait. A request
@@ -140,6 +141,9 @@ class Dialer:
         self._most_numbers = most_numbers
         self._on_state = on_state
         self._answers: dict[str, asyncio.Task[LinkResponse | None]] = {}
+        self._owed: set[str] = set()
+        self._stopping = self._closed = False
+        self._stream: Any = None
         self._kept: dict[bytes, Arrays] = {}
         self._partial: dict[bytes, StreamDecoder] = {}
         self._turn = asyncio.Lock()
@@ -161,14 +165,35 @@ class Dialer:
         )
         """Called with each answer that was made, and its duration in seconds."""
 
+    @property
+    def owes(self) -> bool:
+        """Whether an answer that does not come beside others is being made, or not sent yet."""
+        return bool(self._owed)
+
+    def begin_nothing(self) -> None:
+        """Answer only what was begun, and questions that come beside, from now on."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        """End :meth:`run` once the coordinator has read all that was sent."""
+        self._closed = True
+        if (stream := self._stream) is None:
+            return
+        with suppress(aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(_WORD):
+                async with self._saying:
+                    await stream.done_writing()
+                # To cancel a stream may lose what the other end has not read yet.
+                await stream.code()
+
     async def run(self) -> None:
-        """Connect, and connect again after each cut, until cancelled.
+        """Connect, and connect again after each cut, until cancelled or closed.
 
         Raises:
             RunError: if the coordinator does not know this site, or speaks another version.
         """
         require_tls_1_3()
-        while True:
+        while not self._closed:
             if not self._left:
                 self._left = list(self._addresses())
             self.address = self._left.pop(0)
@@ -178,6 +203,8 @@ class Dialer:
                 ) as channel:
                     await self._attend(Stub(channel))
             except aio.AioRpcError as error:
+                if self._closed:
+                    return
                 if error.code() in _HOPELESS:
                     raise RunError(f"{self.address}: {error.details()}") from None
                 if (error.details() or "").startswith(REPLACED):
@@ -191,6 +218,7 @@ class Dialer:
                 if task is None or task.cancelling():
                     raise
             finally:
+                self._stream = None
                 was_connected, self.tally.connected = self.tally.connected, False
             if was_connected:
                 self._on_state("cut")
@@ -240,6 +268,7 @@ class Dialer:
             raise InputError("the coordinator did not say which version it speaks")
         self.tally.connected = True
         self.tally.streams += 1
+        self._stream = stream
         self._away, self._left = "", []
         _LOG.info("connected", extra={"address": self.address})
         self._on_state("connected")
@@ -367,6 +396,7 @@ class Dialer:
             async with self._saying:  # two at once would end the stream
                 await stream.write(message)
             self.tally.sent += message.ByteSize()
+            self._owed.discard(parcel.id)
         except (aio.AioRpcError, TimeoutError) as error:
             why = error.details() if isinstance(error, aio.AioRpcError) else "it stood still"
             _LOG.info("cut while answering", extra={"why": why})
@@ -385,10 +415,14 @@ class Dialer:
                 # Again: an earlier stream may have begun this answer while this one waited.
                 task = self._answers.get(parcel.id)
                 if task is None:
+                    if self._stopping and not beside:
+                        raise InputError("the client is being stopped: nothing more is begun")
                     arrays = await self._fetch(stub, parcel.numbers)
                     asked = LinkRequest(parcel.kind, parcel.group, parcel.records, arrays)
+                    if not beside:
+                        self._owed.add(parcel.id)
                     task = self._answers[parcel.id] = asyncio.create_task(
-                        self._make(asked, None if beside else self._serving)
+                        self._make(parcel.id, asked, None if beside else self._serving)
                     )
                     del asked, arrays
                     await asyncio.wait([task])
@@ -408,13 +442,17 @@ class Dialer:
         for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
             del self._answers[number]
 
-    async def _make(self, asked: LinkRequest, turn: asyncio.Lock | None) -> LinkResponse | None:
+    async def _make(
+        self, number: str, asked: LinkRequest, turn: asyncio.Lock | None
+    ) -> LinkResponse | None:
         # Also if the request's stream was cut meanwhile.
         async with turn or nullcontext():
             began = time.monotonic()
             told = await asyncio.to_thread(self._try, asked)
             if told is not None:
                 self.on_answer(asked, told, time.monotonic() - began)
+            else:
+                self._owed.discard(number)
             return told
 
     def _try(self, asked: LinkRequest) -> LinkResponse | None:

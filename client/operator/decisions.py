@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.client.operator.approval import budget_of, joined
+from privet.client.operator.newer_ledger import require_newest
 from privet.client.operator.status import site_standing
 from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import InputError, KeyFault, Refused, WrongLedger
@@ -87,7 +88,8 @@ class OperatorDecisions:
         Raises:
             InputError: if the digest or the name is malformed.
             KeyFault: if the key cannot be opened, or is not the officer's.
-            Refused: if the policy has officers, and this person is none.
+            Refused: if the policy has officers, and this person is none; or a newer ledger was
+                seen elsewhere.
             SitePaused: if the site has withdrawn.
         """
         digest, name = full_digest(plan), tidy(name)
@@ -139,6 +141,7 @@ class OperatorDecisions:
             )
         signature = self._sign("policy", self.policy.digest, tidy(name), signer, officers)
         with self.ledger.log.writing():
+            require_newest(self.ledger)
             needed = self.ledger.book.officers_needed
             signed = {one.name: one for one in self._policy_signatures()}
             signed[signature.name] = signature
@@ -214,7 +217,10 @@ class OperatorDecisions:
 
     def withdraw(self, name: str) -> None:
         """Withdraw the site: it never reserves anything again; a second call changes nothing."""
-        self.ledger.withdraw(tidy(name))
+        name = tidy(name)
+        with self.ledger.log.writing():
+            require_newest(self.ledger)
+            self.ledger.withdraw(name)
 
     def status(self) -> dict[str, Any]:
         """Return the state of the site in JSON values."""
@@ -225,6 +231,7 @@ class OperatorDecisions:
         """Hold the right to decide, with the ledger as it is on disk now."""
         with self.ledger.log.writing():
             self.ledger.require_present()
+            require_newest(self.ledger)
             yield
 
 

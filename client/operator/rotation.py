@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from privet.client.operator.decisions import LEDGER_KEY, in_token, require_ledger
+from privet.client.operator.newer_ledger import require_newest
 from privet.common.errors import InputError, KeyFault, SitePaused
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger
@@ -34,6 +35,7 @@ def rotate_key(
         WrongLedger: if the ledger is not there.
         KeyFault: if a key cannot be opened or is another one, or nothing would change.
         SitePaused: if the site has withdrawn.
+        Refused: if a newer ledger was seen elsewhere.
         LedgerError: if the ledger cannot be written.
     """
     policy = Policy.load(policy_file)
@@ -44,6 +46,7 @@ def rotate_key(
     require_ledger(policy)
     ledger = Ledger.read(folder, policy.site)
     with closing(ledger.log.store):
+        require_newest(ledger)
         in_force = ledger.log.key
         new: Signer | None = None
         if keys is not None:

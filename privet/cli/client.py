@@ -276,7 +276,7 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool, not_restored: bool)
             place = parse_address(metrics)
             ready = partial(_all_connected, links)
             held.enter_context(Endpoint(figures, place, ready))
-        asyncio.run(run(*links, on_stop=gates[0].turns.stopping.set))
+        asyncio.run(run(*links, turns=gates[0].turns))
 
 
 def _all_connected(links: list[Dialer]) -> bool:

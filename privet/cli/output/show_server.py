@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from privet.common.printable import printable_all
+from privet.privacy.accounting.units import rounded_up
 
 _out = Console(width=None if sys.stdout.isatty() else 100)
 
@@ -50,7 +51,7 @@ def status(value: dict[str, Any]) -> None:
         _out.print(line, soft_wrap=True, markup=False)
         for site, said in run.get("sites", {}).items():
             spent = run.get("spent", {}).get(site)
-            cost = f", ε {spent['epsilon']:.3f} spent" if spent and spent["epsilon"] else ""
+            cost = f", ε {rounded_up(spent['epsilon'])} spent" if spent and spent["epsilon"] else ""
             _out.print(f"  {site}: {_WORDS.get(said, said)}{cost}", highlight=False)
         for sentence in run.get("told", ()):
             _out.print(f"  {sentence}", highlight=False, soft_wrap=True, markup=False)

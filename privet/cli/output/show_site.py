@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.table import Table
 
 from privet.cli.output.show import loss_of
 from privet.common.printable import printable_all
+from privet.privacy.accounting.units import rounded_down
 
 if TYPE_CHECKING:
     from privet.client.operator.forecast import Forecast
@@ -70,7 +70,8 @@ def budget(forecast: Forecast) -> None:
         if forecast.left_after is not None:
             covered = decision is not None and decision.allowed
             table.add_row(
-                "left after this run", floored(forecast.left_after) if covered else "not covered"
+                "left after this run",
+                rounded_down(forecast.left_after) if covered else "not covered",
             )
     _out.print(table)
     if forecast.runs_left is not None:
@@ -119,7 +120,7 @@ def site_status(value: dict[str, Any], log: Path) -> None:
             name,
             loss.figure,
             cap if isinstance(cap, str) else f"{cap:g}",
-            left if isinstance(left, str) else floored(left),
+            left if isinstance(left, str) else rounded_down(left),
             loss.terms,
             str(item["runs"]),
         )
@@ -235,8 +236,3 @@ def _witnessed(value: dict[str, Any]) -> str:
     if seen == 0:
         return f"{count}, not witnessed yet"
     return f"{count}, all witnessed" if seen == entries else f"{count}, the first {seen} witnessed"
-
-
-def floored(epsilon: float) -> str:
-    """Return what is left of a budget, never rounded up."""
-    return f"{math.floor(epsilon * 1000 + 1e-6) / 1000:.3f}"
