@@ -129,7 +129,11 @@ OLD = (
     Old(r"puts? (?:it |them |the \w+ )?back", "restore", "put the records back"),
     Old(r"tak(?:es|en) (?:it |them )?up", "load, or apply", "a client takes it up"),
     Old(r"dealt to", "divided among", "dealt to three hospitals"),
-    Old(r"line ends", "line breaks", "cells hold line ends"),
+    Old(
+        r"(?:holds?|contains?|ha(?:ve|s)) line ends|line ends (?:inside|within)",
+        "line breaks",
+        "cells hold line ends",
+    ),
     Old(r"life-time", "lifetime", "a life-time cap"),
     Old(r"cap less", "cap minus", "the cap less the ε"),
     Old(r"held against", "checked against", "held against the ledgers"),
