@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ from privet.common.output.logs import Level, Style
 if TYPE_CHECKING:
     from privet.client.endpoint import SiteEndpoint
     from privet.client.link.dial import Dialer
+    from privet.client.link.join import Join
     from privet.client.operator.catalogue import Catalogue
     from privet.client.operator.decisions import OperatorDecisions
     from privet.privacy.policy import Keys
@@ -139,6 +141,7 @@ def init(
     elif not site:
         raise InputError(f"{folder}: name the site with --site, or a join file that is there")
     added = join is not None and (folder / POLICY_FILE).exists()
+    come = partial(_come_in, join, folder, request, certificate)
     if added:
         from privet.client.operator.decisions import public_keys
 
@@ -148,22 +151,18 @@ def init(
             )
         kinds = ("ledger", "witness")
         made = {k: key.fingerprint for k, key in zip(kinds, public_keys(folder), strict=True)}
+        come()
     else:
+        from privet.client.operator.new_folder import whole_or_gone
+
         secret = None if plain_keys else passphrase(new=True)
         coordinators = [join.coordinator["orders"]] if join else []
         others = asked_ledgers() if others is None else others
-        made = make_site(
-            folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
-        )
-    if join is not None:
-        from privet.client.start import come_in, come_in_by_file, take_certificate
-
-        if certificate is not None:
-            take_certificate(join, folder, certificate)
-        elif request is not None:
-            come_in_by_file(join, folder, request)
-        else:
-            come_in(join, folder)
+        with whole_or_gone(folder):
+            made = make_site(
+                folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
+            )
+            come()
     missing: dict[str, str] = {}
     if join is not None and (certificate is not None or request is None):
         from privet.client.start import missing_coordinators
@@ -190,6 +189,22 @@ def init(
         typer.echo(f"Send {request} to the coordinator: it is as secret as the join file.")
     elif join is not None:
         typer.echo(f"Then: privet client start --policy {folder / POLICY_FILE}")
+
+
+def _come_in(
+    join: Join | None, folder: Path, request: Path | None, certificate: Path | None
+) -> None:
+    """Have a site come in by its join file, if there is one: by a call, or by files."""
+    if join is None:
+        return
+    from privet.client.start import come_in, come_in_by_file, take_certificate
+
+    if certificate is not None:
+        take_certificate(join, folder, certificate)
+    elif request is not None:
+        come_in_by_file(join, folder, request)
+    else:
+        come_in(join, folder)
 
 
 @client.command(
@@ -235,7 +250,6 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool, not_restored: bool)
     import asyncio
     import logging
     from contextlib import ExitStack
-    from functools import partial
 
     import privet.common.link
     from privet import __version__
