@@ -104,7 +104,7 @@ def site_status(value: dict[str, Any], log: Path) -> None:
     """
     value = printable_all(value)
     _out.print(
-        f"{value['site']}: {value['state']} · {_witnessed(value)} · {value['fingerprint']}",
+        f"{value['site']}: {value['state']} · {_witnessed(value)} · {_key(value)}",
         soft_wrap=True,
         highlight=False,
     )
@@ -227,6 +227,14 @@ def failures(plan: dict[str, Any], log: Path) -> str:
         f"closed: {failed} {times}, each was charged, and further orders are refused at no cost. "
         f"See {log}; mend it, then `privet client approve` opens the plan again"
     )
+
+
+def _key(value: dict[str, Any]) -> str:
+    """Return the ledger key in force, and by which first one others know the ledger."""
+    if not (earlier := value["earlier_keys"]):
+        return str(value["key"])
+    count = "one earlier key" if len(earlier) == 1 else f"{len(earlier)} earlier keys"
+    return f"{value['key']} (in force, after {count}; the ledger began with {value['fingerprint']})"
 
 
 def _witnessed(value: dict[str, Any]) -> str:
