@@ -323,7 +323,7 @@ def status(policy: PolicyFile = SITE, as_json: AsJson = False) -> None:
     from privet.client.link.coordinators import standing
 
     waits = [one.to_dict() for one in catalogue_of(policy).waiting()]
-    keys = ("plan", "name", "coordinator", "also")
+    keys = ("plan", "name", "coordinator", "also", "why")
     waiting = [{key: one[key] for key in keys} for one in waits]
     desk = desk_of(policy)
     value = {**desk.status(), "waiting": waiting, **standing(policy, desk.ledger)}

@@ -136,7 +136,7 @@ def site_status(value: dict[str, Any], log: Path) -> None:
     for plan in value["waiting"]:
         names = ", ".join(filter(None, (plan["coordinator"], *plan["also"]))) or "not known"
         text = f"waits for approval: {plan['plan']}  {plan['name']}, offered by {names}"
-        text += " (`privet client plans`)"
+        text += " (`privet client plans`)" + (f"; {plan['why']}" if plan["why"] else "")
         _out.print(text, markup=False, highlight=False, soft_wrap=True)
     several = len(value["coordinators"]) > 1
     for one in value["coordinators"] if several else [value]:
