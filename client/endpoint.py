@@ -271,7 +271,9 @@ class SiteEndpoint:
             self._tell(Status.WAITS_FOR_APPROVAL, str(no), about)
             if self._said != before and (fault := misfit(policy, plan)):
                 # An error's text is for the operator's log alone: it names columns.
-                _LOG.warning("an offered plan does not fit", extra={**about, "why": DataError(fault)})
+                _LOG.warning(
+                    "an offered plan does not fit", extra={**about, "why": DataError(fault)}
+                )
             return Status.WAITS_FOR_APPROVAL
         except PolicyError as error:
             return self._tell(Status.REFUSED_POLICY, str(error), about)  # it holds no record

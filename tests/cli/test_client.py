@@ -372,7 +372,9 @@ def test_status_shows_the_key_in_force_and_that_there_were_others(site: Desk) ->
     assert (value["fingerprint"], value["key"]) == (first["fingerprint"], keys[1])
     assert value["earlier_keys"] == [first["fingerprint"], keys[0]]
     said = site.run("client", "status", *POLICY)[1]
-    assert f"{keys[1]} (in force, after 2 earlier keys; the ledger began with {first['key']})" in said
+    assert (
+        f"{keys[1]} (in force, after 2 earlier keys; the ledger began with {first['key']})" in said
+    )
 
 
 # an older copy of the ledger

@@ -336,7 +336,7 @@ def test_an_offer_that_the_records_do_not_fit_is_told_before_it_is_approved(
     site.write(HOME / "site.toml", value)
     if header is not None:
         # The second line cannot be read: no record is.
-        (HOME / "a.csv").write_bytes(header.encode() + b"\n\xff\xfe\"\n")
+        (HOME / "a.csv").write_bytes(header.encode() + b'\n\xff\xfe"\n')
     plan = offered(site)
     why = listed(site, plan)["why"]
     (waits,) = site.client("status", *POLICY)["waiting"]

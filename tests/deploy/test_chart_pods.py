@@ -130,7 +130,9 @@ def test_a_pod_starts_what_the_image_starts(
 def test_a_pod_is_given_the_time_that_compose_gives(helm: Helm, root: Path, chart: str) -> None:
     compose = yaml.safe_load((root / "deploy" / "container" / "compose.yaml").read_text())
     # A site sends what it has paid for before it ends: an hour, as a round may take by default.
-    service, words, seconds = ("north", "1h", 3600) if chart == "privet-site" else ("hub", "2m", 120)
+    service, words, seconds = (
+        ("north", "1h", 3600) if chart == "privet-site" else ("hub", "2m", 120)
+    )
     assert compose["services"][service]["stop_grace_period"] == words
     assert pod(helm.render(chart, CHARTS[chart]))["terminationGracePeriodSeconds"] == seconds
 

@@ -83,7 +83,9 @@ def over_time(lines: list[ReportLine], terms: str, name: str) -> Picture:
         low = 0.0
     said = (
         f"Privacy budget over {'time' if by_time else 'the charges'} ({terms}). "
-        + " ".join(f"{names}: {rounded_up(steps[-1][1])} at the end." for names, steps in shared[:12])
+        + " ".join(
+            f"{names}: {rounded_up(steps[-1][1])} at the end." for names, steps in shared[:12]
+        )
         + (f" Cap: {', '.join(f'{cap:g}' for cap in caps)}." if caps else " No cap.")
     )
     margin = (high - low) * 0.03 if by_time else 0.5

@@ -70,7 +70,8 @@ def budget(forecast: Forecast) -> None:
         if forecast.left_after is not None:
             covered = decision is not None and decision.allowed
             table.add_row(
-                "left after this run", rounded_down(forecast.left_after) if covered else "not covered"
+                "left after this run",
+                rounded_down(forecast.left_after) if covered else "not covered",
             )
     _out.print(table)
     if forecast.runs_left is not None:
