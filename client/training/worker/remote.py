@@ -313,11 +313,13 @@ class RemoteTrainer:
             self._end(at_once=True)
             raise TrainerLost(f"{error}; it was ended, and the next order gets another") from None
         except (EOFError, PrivetError, ValueError):
-            process = self._process
+            process, output = self._process, self._output
             self._end()
+            log = self.home / TRAINER_LOG
+            wrote = output is not None and output.wrote and log.exists()
+            said = f"its last words are in {log}" if wrote else "it wrote nothing"
             raise TrainerLost(
-                f"the trainer's process has ended ({_how(process.returncode)}); its last words are "
-                f"in {self.home / TRAINER_LOG}"
+                f"the trainer's process has ended ({_how(process.returncode)}); {said}"
             ) from None
 
     def _end(self, *, at_once: bool = False) -> None:
