@@ -193,7 +193,7 @@ class Coordinator:
             if run.status["state"] in OPEN and run.id not in self._held:
                 try:
                     self._run(run)
-                    self._offered.clear()  # sites are free: whoever waits is offered anew
+                    self._offered.clear()  # sites are free: waiting runs are offered again
                 except CoordinatorStopped:
                     return
                 except RunDeferred:
@@ -314,14 +314,15 @@ class Coordinator:
         raise CoordinatorStopped("stopped while waiting for sites")
 
     def _gives_way(self, run: Run, said: dict[str, str], seconds: float) -> bool:
-        """Whether a run that waits lets another one try.
+        """Whether a waiting run lets another one try.
 
-        It has its turn, but where only a person can help it, and another was not offered yet since
-        the sites are free: that one's operators shall not look at it a turn later.
+        A run has its full turn, with one exception: only a person can help it, and another run was
+        not offered since the sites became free. Then the other run's operators should not have to
+        wait a turn before they see the plan.
 
         Args:
             run: that waits.
-            said: what its sites answered last.
+            said: the last answer of each of its sites.
             seconds: that it has waited.
         """
         if seconds > _TURN:
@@ -329,7 +330,7 @@ class Coordinator:
         return any(map(_needs_a_person, said.values())) and bool(self._others(run) - self._offered)
 
     def _others(self, run: Run) -> set[str]:
-        """Return the other runs that wait."""
+        """Return the names of the other waiting runs."""
         return {
             one.id
             for one in runs(self.federation)
@@ -354,5 +355,5 @@ class Coordinator:
 
 
 def _needs_a_person(answer: str) -> bool:
-    """Whether what a site answered to an offer changes only by what its operator does."""
+    """Whether only a site's operator can change the site's answer to an offer."""
     return answer == Status.WAITS_FOR_APPROVAL or answer.startswith("refused-")

@@ -71,7 +71,7 @@ class Refusals:
         self._keep(offer={"plan": plan, "status": str(status), "time": int(time.time())})
 
     def note_repeated(self) -> None:
-        """Note that the offer which the site is not ready for was made once more."""
+        """Note that the coordinator repeated the offer for which the site is not ready."""
         with suppress(OSError):
             os.utime(self.home / _FILE)
 
