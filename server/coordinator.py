@@ -135,7 +135,7 @@ class Coordinator:
         """End the streams of revoked sites, and publish which sites are connected."""
         gone: set[str] = set()
         while not self.stopped.wait(_LOOK):
-            # A full disk, or a file that is being mended, must not end this thread.
+            # A full disk, or a file that is being repaired, must not end this thread.
             try:
                 gone = self._cut_off(gone)
             except Exception:
@@ -271,7 +271,7 @@ class Coordinator:
         try:
             revoked = self._revoked()
         except InputError:
-            return  # the watcher says so; a file that is being mended ends no run
+            return  # the watcher logs it; a file that is being repaired ends no run
         gone = [name for name in names if name in revoked]
         if gone and len(names) - len(gone) < least:
             who = "', '".join(gone)

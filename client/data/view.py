@@ -31,7 +31,7 @@ _CONDITIONS = (
     exp.Null, exp.Neg, exp.Tuple, exp.Cast, exp.DataType, exp.DataTypeParam, exp.Array, exp.Any,
     exp.National, exp.RawString, exp.DateStrToDate, exp.StrToTime,
 )  # fmt: skip
-"""What may stand in a ``WHERE``: comparisons of a row's own columns with constants."""
+"""The allowed parts of a ``WHERE``: comparisons of a row's own columns with constants."""
 _TEXT = (exp.DataType.Type.TEXT, exp.DataType.Type.VARCHAR, exp.DataType.Type.CHAR)
 _TYPED = ("tsql", "oracle")
 _OF_TABLE = ("this", "db", "catalog", "alias", "only")

@@ -1,7 +1,7 @@
 """A site's refusals: a neutral log line for each order and offer, and the last of them on disk.
 
 A line names run, round and attempt, and the status that the coordinator received. The reason is in
-the operator's log and nowhere else: it may speak of records (H30).
+the operator's log and nowhere else: it may contain data of records (H30).
 """
 
 from __future__ import annotations

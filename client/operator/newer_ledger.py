@@ -2,7 +2,7 @@
 
 A coordinator sends the newest head that it saw, signed by this ledger's own key. If the ledger does
 not extend it, the file was restored from an older copy, and any further entry splits the history
-for good. So the head is stored beside the ledger, and a command that writes an entry compares it
+permanently. So the head is stored beside the ledger, and a command that writes an entry compares it
 first. The note has no effect once the newer ledger is back.
 """
 

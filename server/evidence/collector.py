@@ -166,7 +166,7 @@ class EvidenceCollector:
             self.journal.open_run(run, plan, model, sites)
         self._remember()
         self._learn(show({site: self._question(site) for site in sites}))
-        # What all witnesses remember is known only now: what is shown from here on proves that
+        # The memories of all witnesses are known only now: evidence from here on proves that
         # each log grew from that, also of a site that releases nothing and is not asked again.
         answers = show({site: self._question(site) for site in sites})
         self._learn(answers)
@@ -369,7 +369,7 @@ class EvidenceCollector:
             for origin, lines in gathered.items():
                 with suppress(EvidenceFault, NoteError):
                     self._cosigned(origin, shown[origin], lines)
-            # With another coordinator a log may have grown since it was shown to this one.
+            # With another coordinator a log may have grown since it was sent to this one.
             self._learn(show({site: self._question(site) for site in sites}))
             left = shown.keys() - self._round.shown.keys() - {self.journal.log.origin}
             if (
@@ -684,7 +684,7 @@ _CHANCES = 3
 _ASKED_THE_SAME = ("released", "no-reply", str(Status.NOT_NOW))
 """Answers after which the same order costs nothing that is not paid for."""
 _KEPT_SIZES = 64
-"""Of the heads that were shown to a witness that does not answer."""
+"""Sizes that are kept of the heads sent to a witness that does not answer."""
 
 
 _CODE = re.compile(r"sha256:[0-9a-f]{64}")
