@@ -18,30 +18,23 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from privet.common.errors import EvidenceFault, LedgerError, NoteError, RunError
+from privet.common.errors import EvidenceFault, NoteError, RunError
 from privet.common.order import Order, Status
 from privet.privacy.evidence.log import Evidence
-from privet.privacy.evidence.merkle import root_from_inclusion
 from privet.privacy.evidence.roster import Roster
-from privet.privacy.evidence.signed_note import (
-    Checkpoint,
-    Key,
-    SignatureLine,
-    parse_line,
-    proof_text,
-)
-from privet.privacy.evidence.statement import Entry
-from privet.privacy.evidence.witness import Witness, keys_of
+from privet.privacy.evidence.signed_note import Checkpoint, SignatureLine
+from privet.privacy.evidence.witness import Witness
 from privet.server.evidence.copying import CopyKeeper
+from privet.server.evidence.heads import COORDINATOR, WitnessedHeads
 from privet.server.evidence.journal import CHECKPOINT, ORDER, RECEIPT, Journal, order_paper
 from privet.server.evidence.journal_copies import JournalSharer
+from privet.server.evidence.receipts import Receipt, receipt_for
 from privet.server.round_models import RoundModels
 
 _LOG = logging.getLogger("privet.recorder")
@@ -52,20 +45,6 @@ Wait = Callable[[list[str]], bool]
 """Waits until one of the sites can be asked again; returns False if that is useless."""
 
 
-@dataclass(frozen=True)
-class Receipt:
-    """A proof that a site's log holds a release."""
-
-    site: str
-    origin: str
-    entry: int
-    digest: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the receipt as the journal stores it."""
-        return {"site": self.site, "log": self.origin, "entry": self.entry, "digest": self.digest}
-
-
 @dataclass
 class _Round:
     """The evidence of one round, until it is noted."""
@@ -73,7 +52,6 @@ class _Round:
     orders: dict[str, tuple[Order, str]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     shown: dict[str, Evidence] = field(default_factory=dict)
-    read: dict[str, Checkpoint] = field(default_factory=dict)
     slots: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -105,12 +83,7 @@ class EvidenceCollector:
         self._copies = copies
         self._absent: set[str] = set()
         self._origins = {site.name: site.ledger.name for site in roster.sites}
-        chief = roster.coordinator
-        self._own_eyes = {site.ledger.name: site.witness.name for site in roster.sites}
-        self._own_eyes[chief.journal.name] = chief.witness.name
-        self._keys = {origin: [key.public] for origin, key in roster.logs.items()}
-        self._heads: dict[str, Checkpoint] = {}
-        self._sizes: dict[str, dict[str, _Sizes]] = {}
+        self._heads = WitnessedHeads(roster)
         self._round = _Round()
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
         """Called with each order: first with ``ordered``, then with the status of its answer."""
@@ -177,9 +150,9 @@ class EvidenceCollector:
     def _remember(self) -> None:
         """Load the heads that this coordinator's journal and witness know."""
         for _, text in self.journal.log.store.papers(CHECKPOINT):
-            self._know(Checkpoint.parse(text))
+            self._heads.know(Checkpoint.parse(text))
         for seen in self._witness.seen.values():
-            self._know(Checkpoint.parse(seen.note))
+            self._heads.know(Checkpoint.parse(seen.note))
         self._note_own()
 
     def witness_again(self, sites: list[str], show: Show) -> list[str]:
@@ -197,33 +170,33 @@ class EvidenceCollector:
             EvidenceFault: if the history of a log does not hold, or too few witnesses cosigned it.
         """
         show = self._copying(show)
-        if not self._heads:
+        if not self._heads.all():
             self._remember()
         try:
             self._learn(show({site: self._question(site) for site in sites}))
-            grown = [site for site in sites if self._has_grown(self._origins[site])]
+            shown, origins = self._round.shown, self._origins
+            grown = [
+                site
+                for site in sites
+                if self._heads.has_grown(origins[site], shown.get(origins[site]))
+            ]
             if grown:
                 self._learn(show({site: self._question(site) for site in sites}))
                 self.witness(sites, show)
                 self._keep_heads()
                 show({site: self._question(site) for site in sites})
         finally:
-            self._round = _Round()
+            self._new_round()
         return grown
 
-    def _has_grown(self, origin: str) -> bool:
-        """Whether a log is longer than its head with a quorum of cosignatures."""
-        shown, known = self._round.shown.get(origin), self._heads.get(origin)
-        if shown is None:
-            return False
-        size = Checkpoint.parse(shown.note).size
-        return known is None or known.size < size or len(known.lines) <= self._roster.quorum
-
     def _keep_heads(self) -> None:
-        self.journal.keep(
-            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
-            for head in self._heads.values()
-        )
+        """Store the newest heads beside the journal, durably."""
+        self.journal.keep(self._head_papers())
+
+    def _head_papers(self) -> list[tuple[str, str, str]]:
+        return [
+            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text) for head in self._heads.all()
+        ]
 
     def resume(self, run: str, number: int) -> dict[str, int]:
         """Load the orders of a round that an earlier process signed and did not finish.
@@ -259,8 +232,12 @@ class EvidenceCollector:
 
     def head(self, site: str) -> str:
         """Return the newest head of a site's log that any witness cosigned, or ""."""
-        known = self._heads.get(self._origins[site])
+        known = self._heads.newest(self._origins[site])
         return known.text if known else ""
+
+    def _new_round(self) -> None:
+        self._round = _Round()
+        self._heads.begin_round()
 
     def sign(self, orders: Iterable[Order]) -> list[Order]:
         """Return the orders, signed; each is on disk before it can leave."""
@@ -328,7 +305,7 @@ class EvidenceCollector:
         for site, (order, digest) in releases.items():
             logs = None if site in self._absent else self._round.shown
             evidence = logs and logs.get(self._origins[site])
-            receipt = evidence and _receipt(site, self._origins[site], order, digest, evidence)
+            receipt = evidence and receipt_for(site, self._origins[site], order, digest, evidence)
             if receipt:
                 self._round.receipts[order.digest] = receipt
                 proved.add(site)
@@ -359,7 +336,10 @@ class EvidenceCollector:
             silent = [site for site in sites if site not in answered]
             if not said:
                 try:
-                    return [self._cosigned(log, shown[log], gathered[log]) for log in sorted(shown)]
+                    return [
+                        self._heads.cosigned(log, shown[log], gathered[log])
+                        for log in sorted(shown)
+                    ]
                 except EvidenceFault:
                     if not silent or not wait(silent):
                         raise
@@ -368,18 +348,10 @@ class EvidenceCollector:
             # An objection does not cancel others' cosignatures: a head with a quorum keeps it.
             for origin, lines in gathered.items():
                 with suppress(EvidenceFault, NoteError):
-                    self._cosigned(origin, shown[origin], lines)
+                    self._heads.cosigned(origin, shown[origin], lines)
             # With another coordinator a log may have grown since it was sent to this one.
             self._learn(show({site: self._question(site) for site in sites}))
-            left = shown.keys() - self._round.shown.keys() - {self.journal.log.origin}
-            if (
-                not left
-                and not self._lacks_proof(shown)
-                and all(
-                    log in shown and one.note == shown[log].note
-                    for log, one in self._round.shown.items()
-                )
-            ):
+            if self._is_unchanged(shown):
                 break
             chances -= 1
         raise EvidenceFault(
@@ -387,15 +359,16 @@ class EvidenceCollector:
             + "\n  ".join(sorted(said))
         )
 
-    def _lacks_proof(self, shown: Mapping[str, Evidence]) -> bool:
-        """Whether a witness reported only now, as after an absence, the size from which it needs a
-        proof.
+    def _is_unchanged(self, shown: Mapping[str, Evidence]) -> bool:
+        """Return whether objections to the logs stand: they were sent as they are now.
+
+        Args:
+            shown: the evidence that the objections are about, by origin.
         """
-        return any(
-            old not in evidence.proofs and old < Checkpoint.parse(evidence.note).size
-            for log, evidence in shown.items()
-            for old in self._since(log)
-        )
+        now = self._round.shown
+        if shown.keys() - now.keys() - {self.journal.log.origin} or self._heads.lacks_proof(shown):
+            return False
+        return all(log in shown and one.note == shown[log].note for log, one in now.items())
 
     def _gather(
         self, sites: list[str], show: Show
@@ -408,7 +381,7 @@ class EvidenceCollector:
         """
         own = self.journal.log.origin
         shown = dict(self._round.shown)
-        shown[own] = self.journal.log.evidence(self._since(own))
+        shown[own] = self.journal.log.evidence(self._heads.since(own))
         told = {origin: evidence.to_json() for origin, evidence in shown.items()}
         questions = {
             site: self._question(site, {k: v for k, v in told.items() if k != self._origins[site]})
@@ -423,11 +396,11 @@ class EvidenceCollector:
         said = {f"the coordinator: {fault}" for fault in faults.values()}
         gathered = {origin: [lines[origin]] if origin in lines else [] for origin in shown}
         gathered[own] = []
-        self._note_shown(sites, {origin: shown[origin] for origin in lines})
+        self._heads.note_sent(sites, {origin: shown[origin] for origin in lines})
         for site, answer in answers.items():
             said |= {f"site '{site}': {_plain(what)}" for what in _part(answer, "faults").values()}
             for origin, text in _part(answer, "lines").items():
-                line = self._line(shown, origin, str(text))
+                line = self._heads.cosignature(shown, origin, str(text))
                 if line is not None:
                     gathered[origin].append(line)
             self._note_seen(site, answer)
@@ -460,12 +433,10 @@ class EvidenceCollector:
             order = self._round.orders[key][0]
             parts[order.purpose].append(receipt.to_json())
             name = f"{run}/{number:09d}/{order.purpose}/{receipt.site}"
-            papers.append((RECEIPT, name, self._proof(receipt)))
-        papers += [
-            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
-            for head in self._heads.values()
-        ]
-        self.journal.keep(papers)
+            evidence, head = self._round.shown[receipt.origin], self._heads.newest(receipt.origin)
+            assert head is not None, "a witnessed log has a head"
+            papers.append((RECEIPT, name, receipt.proof(evidence, head)))
+        self.journal.keep([*papers, *self._head_papers()])
         return {
             "run": run,
             "round": number,
@@ -490,7 +461,7 @@ class EvidenceCollector:
     def close_round(self, record: dict[str, Any]) -> None:
         """Write a round into the journal."""
         self.journal.close_round(record)
-        self._round = _Round()
+        self._new_round()
 
     def close_run(
         self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""
@@ -510,7 +481,7 @@ class EvidenceCollector:
         """
         show = self._copying(show)
         self.journal.close_run(run, model, fault=fault)
-        self._round = _Round()
+        self._new_round()
         try:
             self.witness(sites, show)
         except EvidenceFault:
@@ -523,7 +494,7 @@ class EvidenceCollector:
         """Return the question to a site, with the evidence of the other logs as JSON values."""
         return {
             "head": self.head(site),
-            "since": self._since(self._origins[site]),
+            "since": self._heads.since(self._origins[site]),
             "slots": self._round.slots.get(site, []),
             "shown": dict(shown or {}),
         }
@@ -564,128 +535,22 @@ class EvidenceCollector:
                 with suppress(NoteError, EvidenceFault):
                     evidence = Evidence.from_json(answer["evidence"])
                     self._round.shown[origin] = evidence
-                    self._keys[origin] = keys_of(evidence, self._roster.logs[origin])
+                    self._heads.note_keys(origin, evidence)
         for site, answer in answers.items():
             self._note_seen(site, answer)
 
     def _note_seen(self, site: str, answer: Mapping[str, Any]) -> None:
-        """Note the heads that a site's witness remembers of the others' logs.
-
-        Raises:
-            EvidenceFault: if it has a head that the log, by its own evidence, never signed.
-        """
-        for seen in _part(answer, "seen").values():
-            try:
-                note = str(seen["note"])
-                # Every site has seen the same heads: each is read and checked once a round.
-                if before := self._round.read.get(note):
-                    self._sizes_of(before.origin, site).saw(before.size)
-                    continue
-                head = Checkpoint.parse(note)
-            except (NoteError, KeyError, TypeError):
-                continue
-            keys = [Key(head.origin, key) for key in self._keys.get(head.origin, ())]
-            by = next((key for key in keys if head.is_signed_by(key)), None)
-            if by is not None:
-                self._know(head.trimmed(by))
-                self._round.read[note] = head
-                self._sizes_of(head.origin, site).saw(head.size)
-            elif head.origin in self._round.shown:
-                raise EvidenceFault(
-                    f"{head.origin}: site '{site}' remembers a head of {head.size} entries, signed "
-                    "by no key that this log shows; one of the two does not tell the truth: a "
-                    "restored backup, or a head that was made up"
-                )
+        seen = _part(answer, "seen").values()
+        self._heads.note_remembered(site, seen, self._round.shown)
 
     def _note_own(self) -> None:
         for origin, seen in self._witness.seen.items():
-            self._sizes_of(origin, "").saw(seen.size)
-
-    def _note_shown(self, sites: Iterable[str], shown: Mapping[str, Evidence]) -> None:
-        """Remember the sizes that witnesses may have seen by now, whether their answers come or
-        not.
-        """
-        for origin, evidence in shown.items():
-            size = Checkpoint.parse(evidence.note).size
-            for site in sites:
-                # A site is no witness of its own log, and will never say what it saw of it.
-                if self._origins[site] != origin:
-                    self._sizes_of(origin, site).may_have_seen(size)
-
-    def _sizes_of(self, origin: str, witness: str) -> _Sizes:
-        return self._sizes.setdefault(origin, {}).setdefault(witness, _Sizes())
-
-    def _since(self, origin: str) -> list[int]:
-        """Return the sizes from which some witness needs a proof."""
-        return sorted({n for one in self._sizes.get(origin, {}).values() for n in one.all})
-
-    def _know(self, head: Checkpoint) -> None:
-        known = self._heads.get(head.origin)
-        if known is None or (head.size, len(head.lines)) > (known.size, len(known.lines)):
-            self._heads[head.origin] = head
-
-    def _line(self, shown: Mapping[str, Evidence], origin: str, text: str) -> SignatureLine | None:
-        """Return a cosignature over the sent head, by a witness other than the log's own."""
-        try:
-            line = parse_line(text)
-            head = Checkpoint.parse(shown[origin].note).with_cosignatures([line])
-        except (NoteError, KeyError):
-            return None
-        key = self._roster.witnesses.get(line.name)
-        if line.name == self._own_eyes.get(origin):
-            return None
-        return line if key is not None and head.is_cosigned_by(key) else None
-
-    def _cosigned(self, origin: str, shown: Evidence, lines: list[SignatureLine]) -> dict[str, Any]:
-        log = Key(origin, self._keys[origin][-1])
-        head = Checkpoint.parse(shown.note).trimmed(log).with_cosignatures(lines)
-        cosigners = sorted({line.name for line in head.lines[1:]})
-        if len(cosigners) < self._roster.quorum:
-            raise EvidenceFault(
-                f"{origin}: {len(cosigners)} witnesses cosigned its head of {head.size} entries, "
-                f"{self._roster.quorum} are needed"
-            )
-        self._know(head)
-        return {
-            "log": origin,
-            "size": head.size,
-            "root": "sha256:" + head.root.hex(),
-            "cosigners": cosigners,
-        }
-
-    def _proof(self, receipt: Receipt) -> str:
-        evidence = self._round.shown[receipt.origin]
-        _, path = evidence.inclusion[receipt.entry]
-        return proof_text(receipt.entry, path, self._heads[receipt.origin])
-
-
-@dataclass
-class _Sizes:
-    """Sizes of a log that a witness may know: the last one that it sent, and those sent to it
-    since.
-    """
-
-    told: int = 0
-    shown: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT_SIZES))
-
-    @property
-    def all(self) -> set[int]:
-        return {self.told, *self.shown} - {0}
-
-    def saw(self, size: int) -> None:
-        self.told = size
-        self.shown.clear()
-
-    def may_have_seen(self, size: int) -> None:
-        self.shown.append(size)
+            self._heads.note_size(origin, COORDINATOR, seen.size)
 
 
 _CHANCES = 3
 _ASKED_THE_SAME = ("released", "no-reply", str(Status.NOT_NOW))
 """Answers after which the same order costs nothing that is not paid for."""
-_KEPT_SIZES = 64
-"""Sizes that are kept of the heads sent to a witness that does not answer."""
-
 
 _CODE = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -718,22 +583,3 @@ def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
 def _plain(what: object) -> str:
     """Return a site's text about others, without characters that a terminal would obey."""
     return "".join(sign if sign.isprintable() else " " for sign in str(what))[:500]
-
-
-def _receipt(
-    site: str, origin: str, order: Order, digest: str, evidence: Evidence
-) -> Receipt | None:
-    """Return the receipt of a release, if the site's log holds it under the head it shows."""
-    try:
-        head = Checkpoint.parse(evidence.note)
-        for number, (leaf, path) in evidence.inclusion.items():
-            if root_from_inclusion(leaf, number, head.size, path) != head.root:
-                return None
-            entry = Entry.read(leaf)
-            value = entry.predicate
-            released = entry.kind in ("released", "metric-released")
-            if released and (value["order"], value["digest"]) == (order.digest, digest):
-                return Receipt(site, origin, number, digest)
-    except (NoteError, LedgerError, KeyError):
-        return None
-    return None
