@@ -107,7 +107,7 @@ class AuthorityFiles:
             present = self.load()
             coming = self._coming(name, given, present)
             write_atomic(self.folder / _CROSS, present.cross(coming))
-            for one in (_KEY, _PEM):  # once both are there, the newer may come in their place
+            for one in (_KEY, _PEM):  # once both are there, the newer ones may replace them
                 self._copy(one)
         for one in (_KEY, _PEM):
             path = self.folder / (_NEXT + one)
