@@ -30,14 +30,18 @@ from ledger_kit import (
     spend,
 )
 
+from privet.common.canonical import digest_json
 from privet.common.errors import (
     BudgetExceeded,
     KeyFault,
     LedgerError,
+    PlanError,
     SitePaused,
 )
+from privet.common.plan import Plan
 from privet.privacy.accounting.pld import epsilon
 from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.evidence import charges
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger
 
@@ -225,6 +229,24 @@ def test_a_closed_budget_stays_closed(folder: Path, ledger: Ledger) -> None:
     assert kinds(ledger)[-4:] == ["reserved", "budget-closed", "released", "reserved"]
     with pytest.raises(LedgerError, match="not registered"):
         ledger.close_budget("nobody")
+
+
+def test_a_kept_plan_whose_way_to_clip_was_removed_is_still_charged(
+    ledger: Ledger, plan_value: Callable[..., dict[str, Any]]
+) -> None:
+    now = Plan.parse(plan_value(training={"max_attempts": 7}))
+    old = now.to_dict()
+    old["training"]["clipping"] = "opacus-ghost"
+    with pytest.raises(PlanError, match="'opacus-ghost' was removed"):
+        Plan.parse(old)
+    for value in (old, now.to_dict()):
+        ledger.keep("plan", digest_json(value), value)
+    assert charges.plan_attempts(ledger.log.store, digest_json(old)) == 7
+    both = [charges.plan_events(ledger.log.store, digest_json(v)) for v in (old, now.to_dict())]
+    assert both[0] == both[1] is not None
+    ledger.keep("plan", "sha256:" + "0" * 64, old)
+    with pytest.raises(LedgerError, match="is another one"):
+        charges.plan_events(ledger.log.store, "sha256:" + "0" * 64)
 
 
 # the clock

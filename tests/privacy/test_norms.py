@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dp_kit import BOOK, FUNCTORCH, GHOST, HOOKS, QUIET, norm
+from dp_kit import BOOK, FUNCTORCH, HOOKS, QUIET, norm
 from torch import Tensor, nn
 
 from privet.privacy.mechanism.clipping import GradientEngine, methods, per_unit_gradients
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
-MODES = (BOOK, HOOKS, FUNCTORCH, GHOST)
+MODES = (BOOK, HOOKS, FUNCTORCH)
 VERY_MANY = 20_000_000
 
 

@@ -237,7 +237,7 @@ def test_a_parameter_that_is_cut_by_position_is_not_taken_for_copies() -> None:
         GradientEngine(Placed(), loss, mode=BOOK)
 
 
-@pytest.mark.parametrize("mode", [HOOKS, "functorch", "opacus-ghost"])
+@pytest.mark.parametrize("mode", [HOOKS, "functorch"])
 def test_a_closed_engine_leaves_the_model_as_it_was(mode: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     attributes = {name: set(vars(p)) for name, p in model.named_parameters()}

@@ -8,8 +8,6 @@ bookkeeping    one forward and one backward pass; per layer each unit's gradient
                its ghost norm, whichever costs less
 opacus-hooks   per-sample gradients from hooks; any layer Opacus knows or can vmap
 functorch      per-sample gradients of every layer through ``torch.func``
-opacus-ghost   norms without per-sample gradients, then a second backward pass;
-               unit ``record`` and layers with a norm sampler only
 auto           book-keeping; opacus-hooks where it does not know a layer, or fails
                the start-up test against single records
 =============  ==================================================================

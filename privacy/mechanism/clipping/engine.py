@@ -22,7 +22,7 @@ from privet.privacy.mechanism.clipping.methods import (
     weighable,
 )
 
-MODES = ("auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch")
+MODES = ("auto", "bookkeeping", "opacus-hooks", "functorch")
 
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Sizes = Callable[[Batch], Tensor | None]
@@ -119,8 +119,6 @@ class GradientEngine:
         if records and not 0 <= owner[0] <= owner[-1] < units:
             raise InputError(f"'owner' names a unit outside 0 to {units - 1}")
         counts = np.bincount(owner, minlength=1)
-        if self.mode == "opacus-ghost" and counts.max() > 1:
-            raise InputError("clipping 'opacus-ghost' is for unit 'record' only")
         sizes = self.sizes(examples)
         if counts.max() > 1 or sizes is not None:
             order = _like_side_by_side(owner, counts, sizes)
@@ -244,11 +242,9 @@ class GradientEngine:
 
     def _opacus(self, mode: str) -> tuple[str, Method]:
         # Not above: it takes a second to load, and mostly nobody needs it.
-        from privet.privacy.mechanism.clipping.opacus import OpacusGhost, OpacusHooks
+        from privet.privacy.mechanism.clipping.opacus import OpacusHooks
 
         try:
-            if mode == "opacus-ghost":
-                return mode, OpacusGhost(self.model, self._loss, self.named)
             functorch = mode == "functorch"
             return mode, OpacusHooks(self.model, self._loss, self.named, functorch=functorch)
         except PrivetError:

@@ -8,10 +8,6 @@ from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
-    GradSampleModuleFastGradientClipping,
-)
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
@@ -46,12 +42,9 @@ class OpacusHooks:
         _require_valid(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._wrapped: Any = self._wrap(functorch)
-
-    def _wrap(self, functorch: bool) -> Any:
-        return GradSampleModule(
-            self.model, loss_reduction="sum", strict=False, force_functorch=functorch
-        )
+            self._wrapped: Any = GradSampleModule(
+                model, loss_reduction="sum", strict=False, force_functorch=functorch
+            )
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`Method.per_sample`.
@@ -67,7 +60,10 @@ class OpacusHooks:
             if isinstance(sample, list):
                 sample = torch.stack(sample).sum(0) if len(sample) > 1 else sample[0]
             if sample is None:
-                raise _escaped(name, "gradient")
+                raise SelfTestFailed(
+                    f"parameter '{name}' has no per-sample gradient: freeze it, or use "
+                    "clipping = 'functorch' (H17)"
+                )
             gradients.append(sample.detach())
         self._clear()
         return gradients
@@ -107,7 +103,7 @@ class OpacusHooks:
         self.forget()
         self._wrapped.remove_hooks()
         for parameter in self.model.parameters():
-            for kept in ("grad_sample", "_norm_sample", "_forward_counter"):
+            for kept in ("grad_sample", "_forward_counter"):
                 if hasattr(parameter, kept):
                     delattr(parameter, kept)
 
@@ -135,72 +131,6 @@ class OpacusHooks:
         for parameter in self.named.values():
             parameter.grad = None
             parameter.grad_sample = None  # type: ignore[attr-defined]
-            parameter._norm_sample = None  # type: ignore[attr-defined]
-
-
-class OpacusGhost(OpacusHooks):
-    """Norms without per-sample gradients, then a second backward pass. Each unit is one record."""
-
-    def _wrap(self, functorch: bool) -> Any:
-        del functorch
-        wrapped = GradSampleModuleFastGradientClipping(
-            self.model, loss_reduction="sum", max_grad_norm=1.0, strict=False
-        )
-        # Opacus computes norms in the gradients' type: let it see doubles.
-        wrapped.NORM_SAMPLERS = {k: _widened(s) for k, s in wrapped.NORM_SAMPLERS.items()}
-        wrapped.GRAD_SAMPLERS = _WideSamplers(wrapped.GRAD_SAMPLERS)
-        return wrapped
-
-    def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
-        self._clear()
-        parameters = list(self.named.values())
-        losses = self._loss(self._wrapped, batch)
-        losses.sum().backward(retain_graph=True)
-        squares = torch.stack([_norms(n, p).double().square() for n, p in self.named.items()])
-        squares = squares.sum(0)
-        self._clear()
-        keep = torch.isfinite(squares)
-        if not bool(keep.all()):
-            # A record without a finite gradient would poison the joint backward pass. Norms
-            # and gradients must come of one pass: dropout draws another mask in the next.
-            if not bool(keep.any()):
-                return [torch.zeros_like(p) for p in parameters]
-            kept = {name: tensor[keep] for name, tensor in batch.items()}
-            return self._part(kept, people, clip)
-        factors = methods.clip_factors(squares, clip)
-        self.pause()
-        try:
-            (losses * factors.to(losses.dtype)).sum().backward()
-        finally:
-            self.resume()
-        part = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
-        self._clear()
-        return part
-
-
-class _WideSamplers(dict[type, Any]):
-    """Opacus's samplers of gradients, which it takes norms of; functorch for any other layer."""
-
-    def __contains__(self, kind: object) -> bool:
-        return True
-
-    def __getitem__(self, kind: type) -> Any:
-        sampler = self.get(kind, ft_compute_per_sample_gradient)
-
-        def wide(*given: Any) -> dict[Tensor, Tensor]:
-            return {parameter: made.double() for parameter, made in sampler(*given).items()}
-
-        return wide
-
-
-def _widened(sampler: Any) -> Any:
-    """Return a sampler of norms that reads doubles."""
-
-    def wide(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> Any:
-        read = [x.double() if x.is_floating_point() else x for x in activations]
-        return sampler(layer, read, backprops.double())
-
-    return wide
 
 
 def _require_valid(model: nn.Module) -> None:
@@ -209,18 +139,3 @@ def _require_valid(model: nn.Module) -> None:
         raise SelfTestFailed(
             "Opacus refuses the model: " + "; ".join(str(fault) for fault in faults)
         )
-
-
-def _norms(name: str, parameter: Tensor) -> Tensor:
-    """Return the per-record norms [B] that Opacus left on the parameter."""
-    norms: Tensor | None = parameter._norm_sample  # type: ignore[attr-defined]
-    if norms is None:
-        raise _escaped(name, "norm")
-    return norms
-
-
-def _escaped(name: str, what: str) -> SelfTestFailed:
-    return SelfTestFailed(
-        f"parameter '{name}' has no per-sample {what}: freeze it, or use "
-        "clipping = 'functorch' (H17)"
-    )
