@@ -13,7 +13,6 @@ from dp_kit import (
     cross_entropy,
     difference,
     examples,
-    lively,
     norm,
     reference_clipped_sum,
     reference_gradients,

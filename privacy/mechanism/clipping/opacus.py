@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from privet.common.errors import SelfTestFailed
 from privet.privacy.mechanism.clipping import methods
-from privet.privacy.mechanism.clipping.bookkeeping import is_coarse
-from privet.privacy.mechanism.clipping.methods import Batch, Loss, People
+from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
 
 # The first layers see inputs without gradients, which is what they should see.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -33,7 +32,7 @@ class OpacusHooks:
         SelfTestFailed: if Opacus finds a layer that mixes records (a batch norm).
     """
 
-    most_units: int | None = None
+    max_units: int | None = None
 
     def __init__(
         self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor], *, functorch: bool = False
@@ -47,7 +46,7 @@ class OpacusHooks:
             )
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
-        """As :meth:`Method.per_sample`.
+        """As :meth:`ClippingMethod.per_sample`.
 
         Raises:
             SelfTestFailed: if a parameter has none, so that it would escape clipping (H17).
@@ -68,28 +67,31 @@ class OpacusHooks:
         self._clear()
         return gradients
 
-    def clipped_sum(self, parts: Iterable[tuple[Batch, People]], clip: float) -> list[Tensor]:
-        """As :meth:`Method.clipped_sum`."""
-        total = [torch.zeros_like(p, dtype=methods.wide_type(p)) for p in self.named.values()]
-        for batch, people in parts:
-            for running, value in zip(total, self._part(batch, people, clip), strict=True):
+    def clipped_sum(
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+    ) -> list[Tensor]:
+        """As :meth:`ClippingMethod.clipped_sum`."""
+        parameters = self.named.values()
+        total = [torch.zeros_like(p, dtype=methods.accumulation_dtype(p)) for p in parameters]
+        for batch, unit_of in micro_batches:
+            for running, value in zip(total, self._clipped(batch, unit_of, clip), strict=True):
                 running.add_(value)
         return total
 
-    def plain(self, batch: Batch) -> Tensor:
-        """As :meth:`Method.plain`."""
+    def losses(self, batch: Batch) -> Tensor:
+        """As :meth:`ClippingMethod.losses`."""
         return self._loss(self._wrapped, batch)
 
     def pause(self) -> None:
-        """As :meth:`Method.pause`."""
+        """As :meth:`ClippingMethod.pause`."""
         self._wrapped.disable_hooks()
 
     def resume(self) -> None:
-        """As :meth:`Method.resume`."""
+        """As :meth:`ClippingMethod.resume`."""
         self._wrapped.enable_hooks()
 
-    def forget(self) -> None:
-        """As :meth:`Method.forget`."""
+    def reset(self) -> None:
+        """As :meth:`ClippingMethod.reset`."""
         self._clear()
         for parameter in self.named.values():
             parameter._forward_counter = 0  # type: ignore[attr-defined]
@@ -99,8 +101,8 @@ class OpacusHooks:
                     delattr(module, kept)
 
     def close(self) -> None:
-        """As :meth:`Method.close`."""
-        self.forget()
+        """As :meth:`ClippingMethod.close`."""
+        self.reset()
         self._wrapped.remove_hooks()
         for parameter in self.model.parameters():
             for kept in ("grad_sample", "_forward_counter"):
@@ -108,22 +110,24 @@ class OpacusHooks:
                     delattr(parameter, kept)
 
     @property
-    def coarse(self) -> bool:
-        """As :attr:`Method.coarse`."""
-        return is_coarse(self.named.values())
+    def reduced_precision(self) -> bool:
+        """As :attr:`ClippingMethod.reduced_precision`."""
+        return methods.is_reduced_precision(self.named.values())
 
-    def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
+    def _clipped(self, batch: Batch, unit_of: UnitOfRecord, clip: float) -> list[Tensor]:
+        """Return the clipped sum of one micro-batch, of a tensor a parameter."""
         # Never narrower than float32: rounding a factor to bfloat16 would pass the bound.
-        gradients = [g.to(methods.wide_type(g)) for g in self.per_sample(batch)]
-        count = int(people[-1]) + 1
-        if count != len(people):
-            index = torch.as_tensor(people, device=gradients[0].device)
+        gradients = [g.to(methods.accumulation_dtype(g)) for g in self.per_sample(batch)]
+        count = int(unit_of[-1]) + 1
+        if count != len(unit_of):
+            index = torch.as_tensor(unit_of, device=gradients[0].device)
             gradients = [
                 g.new_zeros(count, *g.shape[1:]).index_add_(0, index, g) for g in gradients
             ]
-        squares = torch.stack([methods.squares_of(g.flatten(1)) for g in gradients]).sum(0)
-        factors = methods.clip_factors(squares, clip)
-        if not bool(torch.isfinite(squares).all()):
+        norms = [methods.squared_row_norms(g.flatten(1)) for g in gradients]
+        squared_norms = torch.stack(norms).sum(0)
+        factors = methods.clip_factors(squared_norms, clip)
+        if not bool(torch.isfinite(squared_norms).all()):
             gradients = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients]
         return [torch.tensordot(factors.to(g.dtype), g, dims=1) for g in gradients]
 
