@@ -554,13 +554,6 @@ class Ledger:
         """Reserve nothing ever again."""
         self._once("withdrawn", self.book.withdrawn, by=by)
 
-    def close_budget(self, population: str) -> None:
-        """Spend nothing of this population ever again."""
-        known = self.book.populations.get(population)
-        if known is None:
-            raise LedgerError(f"population '{population}' is not registered")
-        self._once("budget-closed", known.closed, population=population)
-
     def _once(self, kind: str, done: bool, **fields: Any) -> None:
         if not done:
             with self.log.writing():
