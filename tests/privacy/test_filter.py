@@ -258,14 +258,15 @@ def test_h9_a_fresh_accountant_for_each_round_would_stop_nothing():
 
 
 def test_the_filter_gets_the_delta_that_the_first_plan_leaves():
-    left = renyi.delta_left(CAP, PLAN)
+    def delta_left(cap: Cap, first_plan: Counts | None) -> float:
+        return renyi._shares(cap, Charges((), first_plan)).renyi
+
+    left = delta_left(CAP, PLAN)
     assert left == pytest.approx(1e-5 - delta_at(events(PLAN), 3.0 + renyi.SLACK), rel=1e-6)
     assert 0 < left < 1e-7
-    assert renyi.delta_left(CAP, SMALL) == 1e-5  # the filter holds it from the start
-    assert renyi.delta_left(CAP, None) == 1e-5
-    assert (
-        renyi.delta_left(Cap(2.0, 1e-5, Unit.RECORD, ADD), PLAN) == 1e-5
-    )  # never a run of its own
+    assert delta_left(CAP, SMALL) == 1e-5  # the filter holds it from the start
+    assert delta_left(CAP, None) == 1e-5
+    assert delta_left(Cap(2.0, 1e-5, Unit.RECORD, ADD), PLAN) == 1e-5  # never a run of its own
 
 
 def test_an_abandoned_plan_and_another_share_one_delta():
