@@ -135,8 +135,6 @@ class ModelRuntime:
         together = plan.training.copies
         if plan.privacy is not None and plan.privacy.unit == "person":
             together *= plan.privacy.max_records
-        if self.engine.mode == "opacus-ghost":
-            together = 1
         return math.ceil(units + 4 * math.sqrt(units)) * together, together
 
     def _test_measure(self) -> None:

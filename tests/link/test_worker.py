@@ -379,10 +379,14 @@ def test_a_trainer_that_was_stopped_while_idle_is_replaced_before_an_order_is_pa
     assert trainer.self_test() == tests and trainer._process is process
     os.kill(process.pid, signal.SIGSTOP)
     trainer.still_idle = 1.0
-    until(lambda: trainer.still_for > 4)
+
+    def seconds_since_a_beat() -> float:
+        return time.monotonic() - trainer._pulse.last
+
+    until(lambda: seconds_since_a_beat() > 4)
     assert trainer.self_test() == tests
     assert trainer._process is not process and process.poll() == -signal.SIGKILL
-    assert trainer.still_for < 4
+    assert seconds_since_a_beat() < 4
 
 
 def test_a_gate_that_was_stopped_with_its_trainer_does_not_end_it(tmp_path: Path) -> None:

@@ -205,12 +205,6 @@ class RemoteTrainer:
         _LOG.info("the trainer was idle and has ended; the next order starts another")
         return True
 
-    @property
-    def still_for(self) -> float | None:
-        """Seconds since the last beat of the process; None without a process."""
-        pulse = self._pulse
-        return None if pulse is None else max(0.0, time.monotonic() - pulse.last)
-
     def _beats(self) -> bool:
         """Whether the idle process is alive; waits for a beat if the last one is a while ago."""
         pulse = self._pulse
