@@ -14,7 +14,8 @@ from privet.common.errors import DataMissing, InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from privet.common.plan import ModelSpec, Plan
+    from privet.common.plan import Plan
+    from privet.common.sections.model import ModelSpec
 
 _NAMES = {
     "lending": "lending",
@@ -91,7 +92,7 @@ class Scenario:
 
 def model_name(model: ModelSpec) -> str:
     """Return what a scenario calls a model: its kind, and how it is tuned, unless by its head."""
-    tuning = str(model.options.get("tuning", "head"))
+    tuning = getattr(model.options, "tuning", "head")
     return model.kind if tuning == "head" else f"{model.kind}-{tuning}"
 
 
