@@ -9,6 +9,7 @@ from the size of the data.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -301,6 +302,18 @@ class Plan(Part):
         for key, blanks in _BLANKS.items():
             value[key] = {**blanks, **value[key]}
         return value
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values, which are not validated; it has its own digest."""
+        found = super().model_copy(update=update, deep=deep)
+        found.__dict__.pop("digest", None)
+        return found
+
+    def with_noise(self, noise_multiplier: float) -> Plan:
+        """Return the same plan with the noise that its privacy was calibrated to."""
+        assert self.privacy is not None
+        noised = self.privacy.model_copy(update={"noise_multiplier": noise_multiplier})
+        return self.model_copy(update={"privacy": noised})
 
     def changed(self, **changes: Any) -> Plan:
         """Return a validated copy; ``changes`` maps top-level keys to new values.

@@ -31,7 +31,7 @@ from flwr.serverapp.strategy import (
 
 from privet.common.compress import CompressedUpdate
 from privet.common.config import make
-from privet.common.errors import PlanError, RunError
+from privet.common.errors import RunError
 from privet.common.flat import BLOCK, Arrays, FrozenArrays, usable
 from privet.common.flower.grid import RUN_ID
 from privet.common.flower.wire import ARRAYS, ZeroCopyArray, require_identity, to_record

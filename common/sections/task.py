@@ -8,7 +8,6 @@ from pydantic import AfterValidator, Field, model_validator
 
 from privet.common.schema import Finite, OwnKind, Part, Variant
 
-
 T = TypeVar("T", bound=tuple[str, ...])
 
 

@@ -175,9 +175,7 @@ def _table(network: nn.Module) -> nn.Module:
     raise InputError("this model looks no tokens up, so no word can be made out in it")
 
 
-def _pixels(
-    trained: Trained, pixels: Tensor, target: int, columns: tuple[str, ...]
-) -> Weighed:
+def _pixels(trained: Trained, pixels: Tensor, target: int, columns: tuple[str, ...]) -> Weighed:
     from captum.attr import IntegratedGradients
 
     # The darkest image: nothing was written.
