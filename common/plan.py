@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PrivateAttr, model_validator
 
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
@@ -28,6 +28,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 MAX_ATTEMPTS = 2
 """Default of ``training.max_attempts``."""
+_TASK = ByKind("tabular")
 _BLANKS = {"task": AnyTask.blanks, "strategy": StrategyOf.blanks}
 
 
@@ -191,7 +192,7 @@ class Plan(Part):
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     scenario: str | None = None
-    task: Annotated[TaskSpec, ByKind("tabular")]
+    task: Annotated[TaskSpec, _TASK]
     model: Annotated[ModelSpec, ByKind("ft-transformer")] = TableTransformerSpec()
     training: Training = Training()
     strategy: Annotated[Strategy, ByKind("fedavg")] = FedAvgSpec()
@@ -212,6 +213,7 @@ class Plan(Part):
     data: DataSpec = DataSpec()
     attested: dict[Literal["H12", "H13", "H21"], str] = {}
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=10_000)]
+    _kept: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -262,7 +264,10 @@ class Plan(Part):
         """
         if isinstance(value, dict) and "populations" in value and "task" not in value:
             raise PlanError(f"{where}: this is a policy, not a plan")
-        return parse(cls, _without_blanks(value), where=where, error=PlanError)
+        value, kept = _of_its_kind(value)
+        plan = parse(cls, value, where=where, error=PlanError)
+        plan._kept |= kept
+        return plan
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -301,6 +306,7 @@ class Plan(Part):
         value: dict[str, Any] = self.model_dump(mode="json")
         for key, blanks in _BLANKS.items():
             value[key] = {**blanks, **value[key]}
+        value["task"] |= self._kept
         return value
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
@@ -320,7 +326,7 @@ class Plan(Part):
 
         A mapping is merged into the section it names; None and other values replace it.
         """
-        value = self.to_dict()
+        value: dict[str, Any] = self.model_dump(mode="json")
         for key, change in changes.items():
             if isinstance(change, dict) and isinstance(value.get(key), dict):
                 value[key] = {**value[key], **change}
@@ -341,13 +347,21 @@ class Plan(Part):
         raise PlanError(f"plan '{self.name}' has no site '{name}'; it has {known}")
 
 
-def _without_blanks(value: Any) -> Any:
-    """Leave out what canonical form says of keys that other kinds have."""
+def _of_its_kind(value: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a mapping without blanks, and what a canonical form of before said beside them.
+
+    Canonical form names the task's keys of all kinds. In a file a key of another kind is an error;
+    before, it was none, meant nothing, and is in the digest of plans that were kept.
+    """
     if not isinstance(value, dict):
-        return value
-    return {
-        key: {k: v for k, v in part.items() if k not in blanks or v != blanks[k]}
-        if isinstance(part, dict) and (blanks := _BLANKS.get(key))
-        else part
-        for key, part in value.items()
-    }
+        return value, {}
+    found, kept = dict(value), {}
+    for key, blanks in _BLANKS.items():
+        if isinstance(part := value.get(key), dict):
+            found[key] = {k: v for k, v in part.items() if k not in blanks or v != blanks[k]}
+    task = value.get("task")
+    if isinstance(task, dict) and AnyTask.blanks.keys() <= task.keys():
+        kind = _TASK.parts(TaskSpec).get(_TASK.kind_of(task) or "", AnyTask)
+        kept = {k: v for k, v in found["task"].items() if k in kind.others()}
+        found["task"] = {k: v for k, v in found["task"].items() if k not in kept}
+    return found, kept

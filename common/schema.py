@@ -100,12 +100,16 @@ class Variant(Part):
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         found = handler(schema)
-        others = {key: value for key, value in cls.blanks.items() if key not in cls.model_fields}
         # As patterns: an editor completes properties, and nobody writes these.
         handler.resolve_ref_schema(found)["patternProperties"] = {
-            f"^{key}$": {"const": value} for key, value in others.items()
+            f"^{key}$": {"const": value} for key, value in cls.others().items()
         }
         return found
+
+    @classmethod
+    def others(cls) -> dict[str, Any]:
+        """Return the blanks that are for keys of other kinds."""
+        return {key: value for key, value in cls.blanks.items() if key not in cls.model_fields}
 
 
 class ByKind:

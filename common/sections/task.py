@@ -134,7 +134,7 @@ class LabelledTask(AnyTask):
     """
 
     label: str = "label"
-    classes: Annotated[_Once[tuple[str, ...]], Field(min_length=2)]
+    classes: _Once[Annotated[tuple[str, ...], Field(min_length=2)]]
 
 
 class TableTask(LabelledTask):

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import pytest
 from families_kit import FAMILIES, plan_for
 
+from privet.common.canonical import digest_json
 from privet.common.errors import PlanError
 from privet.common.plan import Plan
 from privet.common.schema import ByKind
@@ -106,6 +107,24 @@ def test_a_key_that_says_nothing_for_a_kind_is_no_fault(plan_value: Make) -> Non
     plain = Plan.parse(plan_value())
     said = plan_value(task={"max_tokens": 128, "image": None}, strategy={"proximal_mu": 0})
     assert Plan.parse(said).digest == plain.digest
+
+
+def test_a_plan_that_was_kept_is_still_the_same_where_it_has_a_key_of_another_kind(
+    plan_value: Make,
+) -> None:
+    value = {**Plan.parse(plan_value()).to_dict()}
+    value["task"] = {**value["task"], "max_tokens": 64}
+    plan = Plan.parse(value)
+    assert plan.to_dict() == value and plan.digest == digest_json(value)
+    assert plan.with_noise(1.5).to_dict()["task"] == value["task"]
+    with pytest.raises(PlanError, match="max_tokens: belongs to kind"):
+        plan.changed(task={"max_tokens": 65})
+
+
+def test_noise_changes_a_plan_as_a_validated_change_does(plan_value: Make) -> None:
+    plan = Plan.parse(plan_value())
+    assert plan.digest != plan.with_noise(1.25).digest
+    assert plan.with_noise(1.25) == plan.changed(privacy={"noise_multiplier": 1.25})
 
 
 @pytest.mark.parametrize("kind", ["fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad"])
