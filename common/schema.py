@@ -124,9 +124,9 @@ class ByKind:
     def __init__(self, default: str, *, key: str = "kind") -> None:
         self._default, self.key = default, key
 
-    def parts(self, union: Any) -> dict[str, type[Part]]:
+    def parts(self, union: Any) -> dict[str, Any]:
         """Return the parts of a union by their kinds."""
-        found: dict[str, type[Part]] = {}
+        found: dict[str, Any] = {}
         for part in get_args(union):
             kind = part.model_fields[self.key].annotation
             found |= dict.fromkeys(get_args(kind) if get_origin(kind) is Literal else [OWN], part)
@@ -231,7 +231,7 @@ class _Place:
     def __init__(self, place: tuple[str | int, ...], kind: type[Part]) -> None:
         self.path: list[str] = []
         self._part: Any = kind
-        self._union: tuple[ByKind, dict[str, type[Part]]] | None = None
+        self._union: tuple[ByKind, dict[str, Any]] | None = None
         self._is = ""
         self._others: list[tuple[str, str, Any]] = []
         for key in map(str, place):

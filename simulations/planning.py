@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from privet.common.config import data_folder
 from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import calibrated as resolve
 from privet.simulations import scenarios
-from privet.simulations.records import SiteRecords
+
+if TYPE_CHECKING:
+    from privet.simulations.records import SiteRecords
 
 Engine = Literal["auto", "inline", "ray"]
 
@@ -159,6 +161,8 @@ class RunSpec:
     @property
     def records(self) -> SiteRecords:
         """Where the records are."""
+        from privet.simulations.records import SiteRecords  # `privet budget` has no pandas
+
         folder = data_folder(self.setting.data_dir)
         return SiteRecords(self.plan, folder and folder.resolve(), self.setting.base.resolve())
 
