@@ -9,180 +9,27 @@ from the size of the data.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import (
-    BeforeValidator,
-    Field,
-    SerializerFunctionWrapHandler,
-    field_validator,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
 
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError
 from privet.common.person_id import PersonId
-from privet.common.schema import DIGEST, ONE_LINE, Count, Name, Part, SiteName, parse
+from privet.common.schema import ONE_LINE, ByKind, Count, Name, Part, Positive, SiteName, parse
+from privet.common.sections.model import ModelSpec, TableTransformerSpec
+from privet.common.sections.strategy import FedAvgSpec, Strategy, StrategyOf
+from privet.common.sections.task import LANGUAGE, AnyTask, TaskSpec
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 MAX_ATTEMPTS = 2
 """Default of ``training.max_attempts``."""
-
-
-class Numeric(Part):
-    """A numeric feature with its typical range, a public constant and not a statistic (H12).
-
-    The cell ``x`` becomes ``4 (f(x) - f(low)) / (f(high) - f(low)) - 2``, held to
-    [-4, 4], with ``f = log1p`` when ``log`` is set. A missing cell becomes 0 and is marked.
-    """
-
-    low: Finite
-    high: Finite
-    log: bool = False
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError("'low' must be below 'high'")
-        if self.log and self.low <= -1:
-            raise ValueError("a logarithmic feature needs 'low' above -1")
-        return self
-
-
-class Image(Part):
-    """An image in columns, one a pixel: ``prefix`` and a number from 0, by channel, row, column.
-
-    The cell ``x`` becomes ``2 (x - low) / (high - low) - 1``; ``low`` and ``high`` are public.
-    """
-
-    height: Annotated[int, Field(ge=1, le=1024)]
-    width: Annotated[int, Field(ge=1, le=1024)]
-    channels: Annotated[int, Field(ge=1, le=16)] = 1
-    prefix: str = "pixel_"
-    low: Finite = 0.0
-    high: Finite = 255.0
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if not self.low < self.high:
-            raise ValueError("'low' must be below 'high'")
-        return self
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns of the pixels, in order."""
-        count = self.channels * self.height * self.width
-        return tuple(f"{self.prefix}{number}" for number in range(count))
-
-
-CLASSIFYING = ("tabular", "text", "image")
-LANGUAGE = ("causal-text", "masked-text", "text-to-text")
-
-AUGMENT = {"tabular": ("hide",), "image": ("shift", "flip"), "text": ("drop",)}
-"""What can be asked for in ``augment``, by kind of task."""
-
-
-class TaskSpec(Part):
-    """What is predicted from what.
-
-    Attributes:
-        kind: ``tabular``, ``text`` and ``image`` classify; ``causal-text`` predicts the next
-            token of a text, ``masked-text`` tokens that were left out, ``text-to-text`` one text
-            from another; or ``"module:object"`` of a user's own
-            :class:`privet.common.tasks.Task` factory.
-        label: name of the label column.
-        classes: the declared labels, in order; a record with another label, or none, is left out.
-        numeric, categorical: features of a tabular task, by column. The values of a
-            categorical feature are declared; any other cell counts as "other".
-        text: text column, of ``text-to-text`` the column of what is read.
-        target: column of what is to be written (``text-to-text``).
-        max_tokens: texts are cut to this many tokens.
-        clean: what is taken out of texts first (:mod:`privet.common.tasks.cleaning`).
-        clean_region: where phone numbers without a country code are from.
-        augment: how other views of a record are made (:mod:`privet.common.tasks.augment`):
-            ``hide`` cells of a table, ``shift`` or ``flip`` an image, ``drop`` tokens of a text.
-        image: pixels of an image task.
-        options: handed to a user's own task.
-    """
-
-    kind: str = "tabular"
-    label: str = "label"
-    classes: tuple[str, ...] = ()
-    numeric: dict[str, Numeric] = {}
-    categorical: dict[str, tuple[str, ...]] = {}
-    text: str = "text"
-    target: str = "target"
-    max_tokens: Annotated[int, Field(ge=2, le=8192)] = 128
-    clean: tuple[Literal["dates", "emails", "links", "phones", "ids", "names"], ...] = ()
-    clean_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"
-    augment: tuple[Literal["hide", "shift", "flip", "drop"], ...] = ()
-    image: Image | None = None
-    options: dict[str, Any] = {}
-
-    @model_validator(mode="after")
-    def _sensible(self) -> Self:
-        kinds = (*CLASSIFYING, *LANGUAGE)
-        if self.kind not in kinds and ":" not in self.kind:
-            known = ", ".join(f"'{kind}'" for kind in kinds)
-            raise ValueError(f"'kind' must be one of {known}, or 'module:object'")
-        if self.kind in CLASSIFYING and len(self.classes) < 2:
-            raise ValueError("'classes' must declare at least two labels")
-        if self.kind in LANGUAGE and self.classes:
-            raise ValueError(f"'classes' has no meaning for kind '{self.kind}'")
-        if self.clean and self.kind in ("tabular", "image"):
-            raise ValueError("'clean' is for texts")
-        if odd := set(self.augment) - set(AUGMENT.get(self.kind, ())):
-            raise ValueError(f"'augment': {min(odd)} is not for kind '{self.kind}'")
-        if len(set(self.augment)) != len(self.augment):
-            raise ValueError("'augment' names a kind twice")
-        if (self.kind == "image") != (self.image is not None):
-            raise ValueError("an image task, and no other, has a section 'image'")
-        if len({name.strip() for name in self.classes}) != len(self.classes):
-            raise ValueError("'classes' names a label twice")
-        if self.kind == "tabular" and not (self.numeric or self.categorical):
-            raise ValueError("a tabular task needs features in 'numeric' or 'categorical'")
-        features = set(self.numeric) | set(self.categorical)
-        if self.label in features:
-            raise ValueError(f"the label '{self.label}' is also a feature")
-        if both := set(self.numeric) & set(self.categorical):
-            raise ValueError(f"'{min(both)}' is declared numeric and categorical")
-        return self
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Those of its columns that hold texts."""
-        if self.kind == "text-to-text":
-            return self.text, self.target
-        return (self.text,) if self.kind in ("text", *LANGUAGE) else ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that it reads; none are known of a user's own task."""
-        if self.kind == "tabular":
-            return (*self.numeric, *self.categorical, self.label)
-        if self.image is not None:
-            return (*self.image.columns, self.label)
-        return (*self.texts, self.label) if self.kind == "text" else self.texts
-
-
-class ModelSpec(Part):
-    """The model: a kind known to Privet, or ``"module:object"`` of a user's own factory.
-
-    Attributes:
-        kind, options: what is built.
-        start: digest of a file of weights that it starts from (:mod:`privet.common.models.start`);
-            None for fresh ones.
-    """
-
-    kind: str = "ft-transformer"
-    options: dict[str, Any] = {}
-    start: Annotated[str, Field(pattern=DIGEST)] | None = None
+_TASK = ByKind("tabular")
+_BLANKS = {"task": AnyTask.blanks, "strategy": StrategyOf.blanks}
 
 
 class Training(Part):
@@ -225,49 +72,6 @@ class Training(Part):
                 "cost less, and needs no second backward pass"
             )
         return value
-
-
-class Strategy(Part):
-    """How the coordinator joins the sites' updates (strategies of Flower).
-
-    Attributes:
-        kind: ``fedavg``, ``fedprox``, ``fedavgm``, ``fedadam``, ``fedyogi``,
-            ``fedadagrad``, or ``"module:object"`` of a Flower strategy factory.
-        options: keyword arguments of the Flower strategy (e.g. ``eta``, ``server_momentum``).
-        proximal_mu: weight of FedProx's proximal term.
-        average_last: the final model is the mean of the models of this many last rounds
-            (post-processing, free of privacy cost).
-        min_sites: quorum, counted after replies; default: more than half of the sites.
-        timeout: seconds that a round may take, from its orders until its logs are witnessed.
-        grace: seconds that further sites are waited for once a quorum has released; default: five,
-            or as long again as the quorum took, and one that is connected for twice as long as it
-            took the last time.
-        attempts: over the link, how often a site that failed may be asked for the same round
-            where the quorum is not met without it; each attempt is charged again.
-    """
-
-    kind: str = "fedavg"
-    options: dict[str, Finite] = {}
-    proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    average_last: Count = 1
-    min_sites: Count | None = None
-    timeout: Positive = 3600.0
-    grace: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-    attempts: Annotated[int, Field(ge=1, le=100)] = 3
-
-    @model_serializer(mode="wrap")
-    def _without_grace(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what was not said: a plan from before there was a grace is still the same."""
-        value: dict[str, Any] = dump(self)
-        if self.grace is None:
-            value.pop("grace", None)
-        return value
-
-    @model_validator(mode="after")
-    def _prox(self) -> Self:
-        if self.proximal_mu and self.kind != "fedprox":
-            raise ValueError("'proximal_mu' belongs to kind = 'fedprox'")
-        return self
 
 
 class Privacy(Part):
@@ -398,10 +202,10 @@ class Plan(Part):
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     scenario: str | None = None
-    task: TaskSpec
-    model: ModelSpec = ModelSpec()
+    task: Annotated[TaskSpec, _TASK]
+    model: Annotated[ModelSpec, ByKind("ft-transformer")] = TableTransformerSpec()
     training: Training = Training()
-    strategy: Strategy = Strategy()
+    strategy: Annotated[Strategy, ByKind("fedavg")] = FedAvgSpec()
     privacy: Annotated[
         Privacy | None,
         BeforeValidator(
@@ -419,6 +223,7 @@ class Plan(Part):
     data: DataSpec = DataSpec()
     attested: dict[Literal["H12", "H13", "H21"], str] = {}
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=10_000)]
+    _kept: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -431,7 +236,8 @@ class Plan(Part):
             raise ValueError("'strategy.average_last' is above 'training.rounds'")
         if not self.trains:
             self._require_something_to_measure()
-        if self.training.copies > 1 and ":" not in self.task.kind and not self.task.augment:
+        views = ":" in self.task.kind or getattr(self.task, "augment", False)
+        if self.training.copies > 1 and not views:
             raise ValueError("'training.copies' without 'task.augment': a record twice is the same")
         if self.privacy is None and self.metrics.source == "gate":
             raise ValueError("metrics from the gate need a [privacy] section")
@@ -453,6 +259,9 @@ class Plan(Part):
     def __hash__(self) -> int:
         return hash(self.digest)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and self.digest == other.digest
+
     @classmethod
     def parse(cls, value: dict[str, Any], *, where: str = "plan") -> Plan:
         """Build a plan from a mapping, as TOML or JSON gives it.
@@ -462,7 +271,10 @@ class Plan(Part):
         """
         if isinstance(value, dict) and "populations" in value and "task" not in value:
             raise PlanError(f"{where}: this is a policy, not a plan")
-        return parse(cls, value, where=where, error=PlanError)
+        value, kept = _of_its_kind(value)
+        plan = parse(cls, value, where=where, error=PlanError)
+        plan._kept |= kept
+        return plan
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
@@ -499,14 +311,29 @@ class Plan(Part):
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values; ``Plan.parse`` reads it back."""
         value: dict[str, Any] = self.model_dump(mode="json")
+        for key, blanks in _BLANKS.items():
+            value[key] = {**blanks, **value[key]}
+        value["task"] |= self._kept
         return value
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values, which are not validated; it has its own digest."""
+        found = super().model_copy(update=update, deep=deep)
+        found.__dict__.pop("digest", None)
+        return found
+
+    def with_noise(self, noise_multiplier: float) -> Plan:
+        """Return the same plan with the noise that its privacy was calibrated to."""
+        assert self.privacy is not None
+        noised = self.privacy.model_copy(update={"noise_multiplier": noise_multiplier})
+        return self.model_copy(update={"privacy": noised})
 
     def changed(self, **changes: Any) -> Plan:
         """Return a validated copy; ``changes`` maps top-level keys to new values.
 
         A mapping is merged into the section it names; None and other values replace it.
         """
-        value = self.to_dict()
+        value: dict[str, Any] = self.model_dump(mode="json")
         for key, change in changes.items():
             if isinstance(change, dict) and isinstance(value.get(key), dict):
                 value[key] = {**value[key], **change}
@@ -525,3 +352,23 @@ class Plan(Part):
                 return site
         known = ", ".join(site.name for site in self.sites)
         raise PlanError(f"plan '{self.name}' has no site '{name}'; it has {known}")
+
+
+def _of_its_kind(value: Any) -> tuple[Any, dict[str, Any]]:
+    """Return a mapping without blanks, and what a canonical form of before said beside them.
+
+    Canonical form names the task's keys of all kinds. In a file a key of another kind is an error;
+    before, it was none, meant nothing, and is in the digest of plans that were kept.
+    """
+    if not isinstance(value, dict):
+        return value, {}
+    found, kept = dict(value), {}
+    for key, blanks in _BLANKS.items():
+        if isinstance(part := value.get(key), dict):
+            found[key] = {k: v for k, v in part.items() if k not in blanks or v != blanks[k]}
+    task = value.get("task")
+    if isinstance(task, dict) and AnyTask.blanks.keys() <= task.keys():
+        kind = _TASK.parts(TaskSpec).get(_TASK.kind_of(task) or "", AnyTask)
+        kept = {k: v for k, v in found["task"].items() if k in kind.others()}
+        found["task"] = {k: v for k, v in found["task"].items() if k not in kept}
+    return found, kept

@@ -9,11 +9,22 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Collection
-from typing import Annotated, Any, TypeVar
+from collections.abc import Collection, Iterable, Iterator
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
 
 from privet.common.errors import InputError
 from privet.common.printable import HIDDEN, printable
@@ -49,12 +60,89 @@ SiteName = Annotated[
 Line = Annotated[str, Field(min_length=1, max_length=200, pattern=ONE_LINE)]
 """A short text that others read."""
 Count = Annotated[int, Field(ge=1, le=10**9)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+OWN = "module:object"
+"""What stands for the kinds of a user's own."""
+OwnKind = Annotated[str, Field(pattern=":")]
+UNSAID: Any = {}
+"""Options, where none is written."""
 
 
 class Part(BaseModel):
     """A section of a file that a person writes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Options(Part):
+    """Options of one kind. Canonical form has those that were written, and no defaults."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        value: dict[str, Any] = dump(self)
+        return {key: value[key] for key in value if key in self.model_fields_set}
+
+
+class Variant(Part):
+    """A section of one kind, in whose canonical form the keys of other kinds are, too.
+
+    Attributes:
+        blanks: what canonical form says for them, and a file may; it never changes.
+    """
+
+    blanks: ClassVar[dict[str, Any]] = {}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        found = handler(schema)
+        # As patterns: an editor completes properties, and nobody writes these.
+        handler.resolve_ref_schema(found)["patternProperties"] = {
+            f"^{key}$": {"const": value} for key, value in cls.others().items()
+        }
+        return found
+
+    @classmethod
+    def others(cls) -> dict[str, Any]:
+        """Return the blanks that are for keys of other kinds."""
+        return {key: value for key, value in cls.blanks.items() if key not in cls.model_fields}
+
+
+class ByKind:
+    """Annotates a union of parts, of which a key chooses one.
+
+    Args:
+        default: what is chosen where the key is left out.
+        key: each part lists its values as a ``Literal``; one that does not is a user's own, whose
+            values hold a colon.
+    """
+
+    def __init__(self, default: str, *, key: str = "kind") -> None:
+        self._default, self.key = default, key
+
+    def parts(self, union: Any) -> dict[str, Any]:
+        """Return the parts of a union by their kinds."""
+        found: dict[str, Any] = {}
+        for part in get_args(union):
+            kind = part.model_fields[self.key].annotation
+            found |= dict.fromkeys(get_args(kind) if get_origin(kind) is Literal else [OWN], part)
+        return found
+
+    def kind_of(self, value: Any) -> str | None:
+        """Return the kind that is named, or meant; None if what is named is no text."""
+        given = value if isinstance(value, dict) else vars(value) if isinstance(value, Part) else {}
+        kind = given.get(self.key, self._default)
+        return (OWN if ":" in kind else kind) if isinstance(kind, str) else None
+
+    def __get_pydantic_core_schema__(
+        self, union: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        parts = {kind: handler.generate_schema(part) for kind, part in self.parts(union).items()}
+        return core_schema.tagged_union_schema(parts, self.kind_of)
 
 
 _P = TypeVar("_P", bound=Part)
@@ -115,18 +203,87 @@ def _explain(error: ValidationError, where: str, kind: type[Part]) -> str:
             other["loc"][: len(place)] == place and other is not item for other in items
         ):
             continue  # pydantic counts the wrong entries of a list as absent, too
+        found = _Place(place, kind)
         # A wrong name of an entry stands under the entry.
-        named = place[:-1] if place and place[-1] == "[key]" else place
-        path = printable(".".join(str(part) for part in named)) or kind.__name__.lower()
+        named = place[-1:] == ("[key]",)
         message = _in_words(item)
         if item["type"] == "extra_forbidden":
-            message = "unknown key" + _did_you_mean(item["loc"], kind)
+            message = found.unknown_key()
         elif item["type"] == "missing":
             message = "missing" + _what_to_write(item["loc"], kind)
-        elif named != place:
+        elif item["type"].startswith("union_tag"):
+            message = found.wrong_kind(item)
+        elif named:
             message = f"this name {message.partition(', not ')[0]}"
-        lines.append(f"{where}: {path}: {message}")
+        path = printable(".".join(found.path[:-1] if named else found.path))
+        lines.append(f"{where}: {path or kind.__name__.lower()}: {message}")
     return "\n".join(lines)
+
+
+class _Place:
+    """Where a fault is: its path as the author knows it, and the part that it stands in.
+
+    Args:
+        place: as pydantic says it, with the kinds that were chosen, which are no keys.
+        kind: of the file.
+    """
+
+    def __init__(self, place: tuple[str | int, ...], kind: type[Part]) -> None:
+        self.path: list[str] = []
+        self._part: Any = kind
+        self._union: tuple[ByKind, dict[str, Any]] | None = None
+        self._is = ""
+        self._others: list[tuple[str, str, Any]] = []
+        for key in map(str, place):
+            self._step(key)
+
+    def _step(self, key: str) -> None:
+        if self._union is not None:
+            by, parts = self._union
+            self._part, self._is, self._union = parts[key], key, None
+            self._others = [(by.key, k, p) for k, p in parts.items() if p is not self._part]
+            return
+        self.path.append(key)
+        field = self._part.model_fields.get(key) if self._part is not None else None
+        if field is None:
+            return  # an index or a feature's name, below a section that was found already
+        for by in field.metadata:
+            if isinstance(by, ByKind):
+                self._union = by, by.parts(field.annotation)
+        self._others = [
+            (name, kind, section)
+            for name, kind, part in self._others
+            if key in part.model_fields
+            for section in _sections(part.model_fields[key].annotation)
+        ]
+        self._part = next(_sections(field.annotation), None)
+
+    def unknown_key(self) -> str:
+        """Return whose key it is, if another kind has it, or which one may be meant."""
+        *_, key = self.path
+        whose: dict[str, list[str]] = {}
+        for name, kind, part in self._others:
+            if key in part.model_fields:
+                whose.setdefault(name, []).append(f"'{kind}'")
+        for name, kinds in whose.items():
+            return f"belongs to {name} = {_either(dict.fromkeys(kinds))}, not to '{self._is}'"
+        return "unknown key" + _did_you_mean(key, self._part.model_fields if self._part else ())
+
+    def wrong_kind(self, item: Any) -> str:
+        """Return which kinds there are."""
+        assert self._union is not None
+        by, parts = self._union
+        self.path.append(by.key)
+        given = item["input"][by.key]
+        if not isinstance(given, str):
+            return f"must be {_KINDS['string_type']}, not {_shown(given)}"
+        known = _either(f"'{kind}'" for kind in parts)
+        return f"must be {known}, not {_shown(given)}{_did_you_mean(given, parts)}"
+
+
+def _either(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _in_words(item: Any) -> str:
@@ -144,6 +301,8 @@ def _in_words(item: Any) -> str:
             return f"must be {word} {_shown(context[key])}, not {_shown(given)}"
         case "too_short" | "string_too_short" if context["min_length"] == 1:
             return "must not be empty"
+        case "too_short":
+            return f"must have at least {context['min_length']} entries"
         case "too_long":
             return f"may have at most {context['max_length']} entries"
         case "string_too_long":
@@ -207,22 +366,13 @@ def _not_finite(value: Any, place: str = "") -> str:
     return ""
 
 
-def _did_you_mean(location: tuple[int | str, ...], kind: type[Part]) -> str:
-    part: Any = kind
-    for key in location[:-1]:
-        if part is None:
-            return ""
-        field = part.model_fields.get(str(key))
-        # An index or a feature's name, below a section that was found already.
-        part = _section(field.annotation) if field else part
-    if part is None:
-        return ""
-    close = difflib.get_close_matches(str(location[-1]), part.model_fields, n=1)
+def _did_you_mean(key: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _section(annotation: Any) -> Any:
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
-        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-            return candidate
-    return None
+def _sections(annotation: Any) -> Iterator[type[Part]]:
+    """Yield the sections that a key may hold."""
+    for one in (annotation, *get_args(annotation)):
+        if isinstance(one, type) and issubclass(one, Part):
+            yield one

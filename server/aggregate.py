@@ -31,18 +31,19 @@ from flwr.serverapp.strategy import (
 
 from privet.common.compress import CompressedUpdate
 from privet.common.config import make
-from privet.common.errors import PlanError, RunError
+from privet.common.errors import RunError
 from privet.common.flat import BLOCK, Arrays, FrozenArrays, usable
 from privet.common.flower.grid import RUN_ID
 from privet.common.flower.wire import ARRAYS, ZeroCopyArray, require_identity, to_record
 from privet.common.mapped import Draft
 from privet.common.plan import Plan
+from privet.common.sections.strategy import FedProxSpec
 from privet.server import strategy_state
 from privet.server.link.spool import give_back
 
 _LOG = logging.getLogger("privet.run")
 WEIGHT = "nominal-size"
-_KINDS: dict[str, Any] = {
+KINDS: dict[str, Any] = {
     "fedavg": FedAvg,
     "fedprox": FedProx,
     "fedavgm": FedAvgM,
@@ -310,22 +311,17 @@ def _build(plan: Plan) -> Strategy:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     spec = plan.strategy
     if ":" in spec.kind:
-        made: Strategy = make(spec.kind, Strategy, weighted_by_key=WEIGHT, **spec.options)
+        made: Strategy = make(spec.kind, Strategy, weighted_by_key=WEIGHT, **dict(spec.options))
         return made
-    if spec.kind not in _KINDS:
-        known = ", ".join(_KINDS)
-        raise PlanError(f"strategy '{spec.kind}' is not known: use {known}, or 'module:object'")
     options: dict[str, Any] = dict(spec.options)
-    if spec.kind == "fedprox":
+    if isinstance(spec, FedProxSpec):
         options["proximal_mu"] = spec.proximal_mu
-    try:
-        return _KINDS[spec.kind](
-            fraction_evaluate=0.0,
-            min_train_nodes=1,
-            min_evaluate_nodes=0,
-            min_available_nodes=1,
-            weighted_by_key=WEIGHT,
-            **options,
-        )
-    except TypeError as error:
-        raise PlanError(f"strategy.options: {error}") from error
+    found: Strategy = KINDS[spec.kind](
+        fraction_evaluate=0.0,
+        min_train_nodes=1,
+        min_evaluate_nodes=0,
+        min_available_nodes=1,
+        weighted_by_key=WEIGHT,
+        **options,
+    )
+    return found

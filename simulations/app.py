@@ -38,7 +38,7 @@ from privet.server.flower_serverapp import run_submitted
 from privet.server.membership.registry import MemberRegistry
 from privet.server.rounds import Outcome
 from privet.simulations.federation import SimulatedFederation
-from privet.simulations.planning import adjusted, attestations, find_plan, resolve
+from privet.simulations.planning import adjusted, attested, find_plan, resolve
 from privet.simulations.records import SiteRecords
 from privet.simulations.result import make_result
 from privet.simulations.run import SiteMaker, public_test, rehearse, server_app
@@ -65,9 +65,7 @@ def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
     folder = Path(str(given.get("out") or default))
     return SiteMaker(
         run_id,
-        SimulatedFederation(
-            resolve(plan.changed(attested=attestations(plan))), folder, setting=_SETTING
-        ),
+        SimulatedFederation(resolve(attested(plan)), folder, setting=_SETTING),
         SiteRecords(plan, data, base),
         None,
     )

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from privet.client.operator.check import DataCheck, check_records, unreadable
-from privet.common.config import data_folder
 from privet.common.errors import DataError
 from privet.common.plan import Plan
-from privet.simulations.planning import resolve
-from privet.simulations.records import SiteRecords
-from privet.simulations.run import Setting
+from privet.simulations.planning import RunSpec, Setting
 
 
 def check_sites(
@@ -27,9 +24,8 @@ def check_sites(
         DataError: if a file cannot be read, or lacks a column.
         InputError: if the plan's task or model cannot be built.
     """
-    data_dir = data_folder(setting.data_dir)
-    records = SiteRecords(plan, data_dir and data_dir.resolve(), setting.base.resolve())
-    resolved = resolve(plan)
+    spec = RunSpec(plan, setting)
+    records, resolved = spec.records, spec.calibrated().plan
     shared = records.loaded().faults.get("", ())
     for place, site in enumerate(plan.sites):
         data = records.site(site.name)

@@ -20,10 +20,10 @@ from privet.common.tasks.measure import measure_of_kind
 from privet.simulations import plots, scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.partition import SITE
-from privet.simulations.planning import without_privacy
+from privet.simulations.planning import Setting, without_privacy
 from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result
-from privet.simulations.run import Setting, train_once
+from privet.simulations.run import train_once
 
 _NOTICE = """The models and figures in this folder were trained WITHOUT noise, or were compared with
 such models, on private records. Treat them as if they were the records: they must not

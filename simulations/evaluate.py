@@ -60,7 +60,7 @@ class PublicTest:
                 texts = bench.task.write(network, bench.encode(self._frame))
         finally:
             network.train()
-        return likeness(texts, bench.task.texts(self._frame, self._plan.task.target))
+        return likeness(texts, bench.task.wanted(self._frame))
 
 
 def rehearse_public(plan: Plan) -> None:

@@ -1,14 +1,50 @@
-"""From a name, a file and command-line options to a plan with calibrated noise."""
+"""From a name, a file and options to a run: a plan with calibrated noise, and a setting.
+
+A plan is validated where it is read, and once more if command-line options change it. Attestations
+and noise are added to a valid plan and are not validated again.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from privet.common.config import data_folder
 from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import calibrated as resolve
 from privet.simulations import scenarios
+
+if TYPE_CHECKING:
+    from privet.simulations.records import SiteRecords
+
+Engine = Literal["auto", "inline", "ray"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a plan is run: everything that is not in the plan.
+
+    Attributes:
+        engine: ``inline`` (this process), ``ray`` (Flower's Ray engine); ``auto`` is inline.
+        ray_address: an existing Ray cluster, or None to start one.
+        noise_seed: makes noise reproducible. The claim becomes ``none``.
+        data_dir: folder of the records, or None.
+        base: folder that the plan's relative paths start from.
+        ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
+        cap: life-time ε of each site's population where its ledger is new.
+        open_again: let the plan run where its failures closed it, in ledgers that last.
+    """
+
+    engine: Engine = "auto"
+    ray_address: str | None = None
+    noise_seed: int | None = None
+    data_dir: Path | None = None
+    base: Path = Path()
+    ledgers: Path | None = None
+    cap: float | None = None
+    open_again: bool = False
 
 
 def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:
@@ -56,16 +92,16 @@ def adjusted(
         PlanError: if a change makes the plan impossible.
         InputError: if ε or the number of sites does not apply to this plan.
     """
-    changes: dict[str, Any] = {}
-    if not dp:
-        plan = without_privacy(plan)
-    elif epsilon is not None:
+    changes = {} if dp else _plain(plan)
+    if dp and epsilon is not None:
         if plan.privacy is None:
             raise InputError("this plan has no [privacy] section to set ε in")
         changes["privacy"] = {"epsilon": epsilon, "noise_multiplier": None}
     if rounds is not None:
-        changes["training"] = {"rounds": rounds}
-        changes["strategy"] = {"average_last": max(1, min(plan.strategy.average_last, rounds))}
+        changes.setdefault("training", {})["rounds"] = rounds
+        joined = changes.setdefault("strategy", {})
+        last = joined.get("average_last", plan.strategy.average_last)
+        joined["average_last"] = max(1, min(last, rounds))
     if clipping is not None:
         changes.setdefault("training", {})["clipping"] = clipping
     if start is not None:
@@ -84,6 +120,11 @@ def without_privacy(plan: Plan) -> Plan:
 
     A scenario may declare other settings for this case, chosen on the same public split.
     """
+    return plan.changed(**_plain(plan))
+
+
+def _plain(plan: Plan) -> dict[str, Any]:
+    """Return the changes that take a plan's privacy away."""
     if not plan.trains:
         raise InputError(f"plan '{plan.name}' only measures, through the gate: it needs privacy")
     changes: dict[str, Any] = {"privacy": None}
@@ -95,7 +136,7 @@ def without_privacy(plan: Plan) -> Plan:
         name = scenarios.model_name(plan.model)
         for key, change in scenarios.get(plan.scenario).plain.get(name, {}).items():
             changes[key] = {**changes.get(key, {}), **change}
-    return plan.changed(**changes)
+    return changes
 
 
 def attestations(plan: Plan) -> dict[str, str]:
@@ -105,7 +146,7 @@ def attestations(plan: Plan) -> dict[str, str]:
     """
     attested = {str(key): why for key, why in plan.attested.items()}
     scenario = scenarios.get(plan.scenario) if plan.scenario else None
-    if scenario is None or plan.task != scenario.make_plan().task:
+    if scenario is None or plan.task != scenario.own_plan.task:
         return attested
     return {
         "H12": "an open data set: ranges are round numbers declared in the scenario, settings were "
@@ -116,4 +157,38 @@ def attestations(plan: Plan) -> dict[str, str]:
     }
 
 
-__all__ = ["adjusted", "attestations", "find_plan", "resolve", "without_privacy"]
+def attested(plan: Plan) -> Plan:
+    """Return the plan with :func:`attestations` in it."""
+    return plan.model_copy(update={"attested": attestations(plan)})
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One run: its plan, which is not validated again, and how it is run.
+
+    Attributes:
+        plan: as a person said it, with who vouches for what; then with its noise, too.
+        setting: everything that is not in the plan.
+    """
+
+    plan: Plan
+    setting: Setting
+
+    @property
+    def records(self) -> SiteRecords:
+        """Where the records are."""
+        from privet.simulations.records import SiteRecords  # `privet budget` has no pandas
+
+        folder = data_folder(self.setting.data_dir)
+        return SiteRecords(self.plan, folder and folder.resolve(), self.setting.base.resolve())
+
+    def calibrated(self) -> RunSpec:
+        """Return the same run with its noise calibrated.
+
+        Raises:
+            InputError: if no noise reaches the ε, or the plan's own costs more.
+        """
+        return replace(self, plan=resolve(self.plan))
+
+
+__all__ = ["RunSpec", "Setting", "adjusted", "attested", "find_plan", "resolve", "without_privacy"]

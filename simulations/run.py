@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from flwr.app import Context
@@ -32,7 +32,6 @@ from privet.client.training.model_runtime import model_runtime
 from privet.client.training.rehearsal import rehearse as rehearse_site
 from privet.client.training.trainer import Trainer, usable_records
 from privet.common.canonical import write_json
-from privet.common.config import data_folder
 from privet.common.errors import DataError, InputError, RunError, SelfTestFailed
 from privet.common.models import build_model, initial_model
 from privet.common.order import Order
@@ -48,40 +47,22 @@ from privet.server.snapshot import Snapshots, save_model
 from privet.simulations.evaluate import PublicTest, rehearse_public
 from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
-from privet.simulations.planning import adjusted, attestations, find_plan, resolve
+from privet.simulations.planning import (
+    Engine,
+    RunSpec,
+    Setting,
+    adjusted,
+    attested,
+    find_plan,
+    resolve,
+)
 from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result, make_result, operator_lines
 from privet.simulations.run_folder import write_result
 
-Engine = Literal["auto", "inline", "ray"]
 _FEW = 20
 """Records of a site that are tried first."""
 Observer = Callable[[Progress], None]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """The settings of a simulation that are not in the plan.
-
-    Attributes:
-        engine: ``inline`` (this process), ``ray`` (Flower's Ray engine); ``auto`` is inline.
-        ray_address: an existing Ray cluster, or None to start one.
-        noise_seed: makes noise reproducible. The claim becomes ``none``.
-        data_dir: folder of the records, or None.
-        base: folder of the plan's relative paths.
-        ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
-        cap: lifetime ε of each site's population, if its ledger is new.
-        open_again: whether the plan may run although its failures closed it, in ledgers that last.
-    """
-
-    engine: Engine = "auto"
-    ray_address: str | None = None
-    noise_seed: int | None = None
-    data_dir: Path | None = None
-    base: Path = Path()
-    ledgers: Path | None = None
-    cap: float | None = None
-    open_again: bool = False
 
 
 def simulate(
@@ -210,20 +191,20 @@ def run_plan(
         PrivetError: as :func:`simulate`.
     """
     started = time.monotonic()
-    data_dir = data_folder(setting.data_dir)
-    records = SiteRecords(plan, data_dir and data_dir.resolve(), setting.base.resolve())
-    records.parts()
-    check(plan)
     # In the plan itself, so that the ledgers and the report say who vouches for what.
-    resolved = resolve(plan.changed(attested=attestations(plan)))
+    spec = RunSpec(attested(plan), setting)
+    records = spec.records
+    records.parts()
+    check(spec.plan)
+    plan = spec.calibrated().plan
     with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
-        rehearse(resolved, Path(scratch))
-    require_usable(resolved, records)
+        rehearse(plan, Path(scratch))
+    require_usable(plan, records)
     run_id, folder = _new_folder(plan, out)
-    write_json(folder / "plan.json", resolved.to_dict())
+    write_json(folder / "plan.json", plan.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers.resolve() if setting.ledgers else None
-    parties = SimulatedFederation(resolved, folder.resolve(), ledgers, setting.cap)
+    parties = SimulatedFederation(plan, folder.resolve(), ledgers, setting.cap)
     parties.found()
     if setting.open_again:
         parties.open_again()

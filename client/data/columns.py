@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from privet.common.cells import Codes, is_missing, number_of, text_of
-from privet.common.plan import Numeric, TaskSpec
+from privet.common.sections.task import Numeric, TableTask, TaskSpec
 from privet.common.tasks.tabular import scaled
 
 HALF = 0.5
@@ -44,7 +44,7 @@ def column_fits(task: TaskSpec, frame: pd.DataFrame) -> Iterator[ColumnFit]:
         task: of the plan; it declares ranges and values.
         frame: the records, one row each.
     """
-    if not len(frame):
+    if not len(frame) or not isinstance(task, TableTask):
         return
     for name, feature in task.numeric.items():
         if name in frame:

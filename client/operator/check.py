@@ -237,10 +237,10 @@ def _columns(found: DataCheck, plan: Plan, frame: pd.DataFrame) -> None:
 
 def _labels(found: DataCheck, plan: Plan, frame: pd.DataFrame) -> None:
     task = plan.task
-    if not task.classes or task.label not in frame:
+    if not task.labels or task.answer not in frame:
         return
-    seen = set(Codes(task.classes).find_each(frame[task.label]))
-    never = [name for place, name in enumerate(task.classes) if place not in seen]
+    seen = set(Codes(task.labels).find_each(frame[task.answer]))
+    never = [name for place, name in enumerate(task.labels) if place not in seen]
     if never and len(frame):
         said = ", ".join(f"'{name}'" for name in never[:8]) + (", …" if len(never) > 8 else "")
         found.add("warning", "labels", f"no record has the label {said}", count=len(never))

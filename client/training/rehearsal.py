@@ -29,6 +29,7 @@ from privet.common.errors import PlanError, PrivetError
 from privet.common.flat import Arrays
 from privet.common.order import Order
 from privet.common.plan import Plan
+from privet.common.sections.strategy import proximal_mu
 from privet.common.tasks import Batch
 from privet.common.tasks.measure import CLASSES, LIKELIHOOD, table_shape
 from privet.privacy.accounting.units import UnitIndex
@@ -137,7 +138,7 @@ class _StandIn(Trainer):
             UnitIndex.by_record(RECORDS),
             nominal_size=self.site.nominal_size,
             optimizer=self._optimizer,
-            proximal_mu=self.plan.strategy.proximal_mu,
+            proximal_mu=proximal_mu(self.plan.strategy),
             stream=Stream.seeded("rehearsal", "train"),
             views=self._bench.views,
         )

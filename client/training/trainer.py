@@ -33,6 +33,7 @@ from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.person_id import PersonId
 from privet.common.plan import Plan
+from privet.common.sections.strategy import proximal_mu
 from privet.common.tasks import Batch
 from privet.common.tasks.encoding import Faults
 from privet.privacy.accounting import events as ev
@@ -230,7 +231,7 @@ class Trainer:
             encoded.units,
             nominal_size=self.site.nominal_size,
             optimizer=self._optimizer,
-            proximal_mu=self.plan.strategy.proximal_mu,
+            proximal_mu=proximal_mu(self.plan.strategy),
             stream=stream,
             views=self._bench.views,
         )

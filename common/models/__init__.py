@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from privet.common.config import make
 from privet.common.errors import InputError, PlanError
 from privet.common.models import start
+from privet.common.sections.task import ImageTaskSpec, ReadingTask, TabularTaskSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -14,19 +15,6 @@ if TYPE_CHECKING:
     from privet.common.flat import Arrays
     from privet.common.plan import Plan
 
-KINDS = {
-    "linear": "multinomial logistic regression on a tabular task",
-    "dense": "dense network on a tabular task",
-    "ft-transformer": "tabular Transformer (one token a feature)",
-    "text-encoder": "small Transformer encoder from scratch, with its own tokenizer",
-    "minilm": "MiniLM-L6 sentence encoder; tuning = head, lora or full",
-    "decoder": "Transformer language model from scratch: encoder layers under a causal mask",
-    "encoder-decoder": "Transformer encoder-decoder from scratch",
-    "t5": "T5 from scratch",
-    "vit": "small Vision Transformer from scratch",
-    "resnet": "small residual network with group norms from scratch",
-    "huggingface": "a model of transformers on this machine; tuning = full, lora or head",
-}
 _READS = {
     "tabular": ("linear", "dense", "ft-transformer"),
     "text": ("text-encoder", "minilm", "huggingface"),
@@ -65,13 +53,9 @@ def build_model(plan: Plan) -> nn.Module:
 def _build(plan: Plan) -> nn.Module:
     import torch
 
-    kind, task, options = plan.model.kind, plan.task, plan.model.options
+    kind, task = plan.model.kind, plan.task
     if ":" in kind:
-        return make(kind, torch.nn.Module, task, **options)  # type: ignore[no-any-return]
-    if kind not in KINDS:
-        raise PlanError(
-            f"model '{kind}' is not known: use one of {', '.join(KINDS)}, or 'module:object'"
-        )
+        return make(kind, torch.nn.Module, task, **dict(plan.model.options))  # type: ignore[no-any-return]
     if kind not in _READS.get(task.kind, ()):
         able = ", ".join(_READS.get(task.kind, ())) or "'module:object'"
         raise PlanError(f"model '{kind}' does not do task '{task.kind}': use {able}")
@@ -82,9 +66,9 @@ def _build(plan: Plan) -> nn.Module:
 
 
 def _known(plan: Plan) -> nn.Module:
-    """Build one of :data:`KINDS`."""
-    kind, task, options = plan.model.kind, plan.task, plan.model.options
-    if task.kind == "tabular":
+    """Build a model that is Privet's own, or that it knows."""
+    kind, task, options = plan.model.kind, plan.task, dict(plan.model.options)
+    if isinstance(task, TabularTaskSpec):
         from privet.common.models import tabular
 
         tables: dict[str, Any] = {
@@ -94,7 +78,7 @@ def _known(plan: Plan) -> nn.Module:
         }
         sizes = [len(values) + 1 for _, values in sorted(task.categorical.items())]
         return tables[kind](len(task.numeric), sizes, len(task.classes), **options)  # type: ignore[no-any-return]
-    if task.kind == "image":
+    if isinstance(task, ImageTaskSpec):
         from privet.common.models import image
 
         pictures: dict[str, Any] = {"vit": image.VisionTransformer, "resnet": image.ResNet}
@@ -102,11 +86,12 @@ def _known(plan: Plan) -> nn.Module:
     if kind == "huggingface":
         from privet.common.models import huggingface
 
-        return huggingface.build(task.kind, len(task.classes), **options)
+        return huggingface.build(task.kind, len(task.labels), **options)
     from privet.common.models import language, text
 
+    assert isinstance(task, ReadingTask)
     if task.kind == "text":
-        return text.build(plan.model, len(task.classes), task.max_tokens)
+        return text.build(plan.model, len(task.labels), task.max_tokens)
     if task.kind == "masked-text":
         return text.build_masked(plan.model, task.max_tokens)
     writers: dict[str, Any] = {

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from privet.common.errors import DataMissing, PlanError
 from privet.common.models.start import digest_of
 from privet.common.models.tokens import Tokens
-from privet.common.plan import ModelSpec
+from privet.common.sections.model import HuggingFaceOptions
 
 _AUTO = {
     "text": "AutoModelForSequenceClassification",
@@ -107,8 +107,6 @@ def build(
         base = model.base_model
         for parameter in base.parameters():
             parameter.requires_grad_(False)
-    elif tuning != "full":
-        raise PlanError(f"model.options: tuning '{tuning}' is not one of full, lora, head")
     return Wrapped(model, task)
 
 
@@ -156,18 +154,18 @@ class Wrapped(nn.Module):
         return {"input_ids": tokens.clamp(min=0), "attention_mask": (tokens >= 0).long()}
 
 
-def tokens(model: ModelSpec, max_tokens: int) -> Tokens:
+def tokens(options: HuggingFaceOptions, max_tokens: int) -> Tokens:
     """Return the tokens of a folder's ``tokenizer.json``.
 
     Args:
-        model: of the plan; its options name the folder.
+        options: of the plan's model; they name the folder.
         max_tokens: length T to which rows are cut and padded.
 
     Raises:
         DataMissing: if there is no such file.
         PlanError: if the plan names no folder.
     """
-    folder = _place(*(model.options.get(key) for key in ("folder", "name", "revision")))
+    folder = _place(options.folder, options.name, options.revision)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataMissing(
@@ -238,7 +236,7 @@ def _require_plain(folder: Path) -> None:
         )
 
 
-def _place(folder: Any, name: Any, revision: Any) -> Path:
+def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
     """Return the folder that a plan names, by path or as a commit of the hub.
 
     Raises:
@@ -248,7 +246,7 @@ def _place(folder: Any, name: Any, revision: Any) -> Path:
     if (folder is None) == (name is None):
         raise PlanError("model.options: huggingface needs 'folder', or 'name' with 'revision'")
     if folder is not None:
-        return Path(str(folder))
+        return Path(folder)
     if not re.fullmatch("[0-9a-f]{40}", str(revision)):
         raise PlanError(
             "model.options.revision: a model of the hub is named with its commit, 40 hexadecimal "
@@ -257,7 +255,7 @@ def _place(folder: Any, name: Any, revision: Any) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(str(name), revision=str(revision), local_files_only=True))
+        return Path(snapshot_download(str(name), revision=revision, local_files_only=True))
     except Exception as error:  # also what it says of a name that cannot be one
         raise DataMissing(
             f"model.options.name: '{name}' at {revision} is not in this machine's cache of the "

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from privet.common.errors import PlanError
 from privet.common.models.blocks import Block
-from privet.common.plan import Image
+from privet.common.sections.task import Image
 
 
 class VisionTransformer(nn.Module):

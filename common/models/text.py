@@ -17,7 +17,13 @@ from privet.common.models import huggingface
 from privet.common.models.blocks import TokenStack
 from privet.common.models.language import MaskedEncoder
 from privet.common.models.tokens import TOKENIZER, Tokens, trimmed
-from privet.common.plan import ModelSpec
+from privet.common.sections.model import (
+    HeadOptions,
+    HuggingFaceSpec,
+    MiniLmSpec,
+    ModelSpec,
+    TunedOptions,
+)
 
 READERS = ("text-encoder", "decoder", "encoder-decoder", "t5")
 """Models from scratch that read the tokens of Privet's own tokenizer."""
@@ -64,7 +70,7 @@ def text_inputs(model: ModelSpec, max_tokens: int) -> TextInputs:
         PlanError: if the model does not read texts.
         DataMissing: if its files are not on this machine.
     """
-    if model.kind == "minilm" and model.options.get("tuning", "head") == "head":
+    if model.reads_features:
         return _MiniLmFeatures(max_tokens)
     return _TokenInputs(tokens_for(model, max_tokens))
 
@@ -82,8 +88,8 @@ def tokens_for(model: ModelSpec, max_tokens: int) -> Tokens:
     """
     if model.kind == "minilm":
         return Tokens(minilm_folder() / "tokenizer.json", max_tokens, mask=103, special=(101, 102))
-    if model.kind == "huggingface":
-        return huggingface.tokens(model, max_tokens)
+    if isinstance(model, HuggingFaceSpec):
+        return huggingface.tokens(model.options, max_tokens)
     if model.kind in READERS or ":" in model.kind:
         return Tokens(TOKENIZER, max_tokens)
     raise PlanError(
@@ -99,12 +105,9 @@ def build(spec: ModelSpec, classes: int, max_tokens: int) -> nn.Module:
         spec: of the plan.
         classes: number K of classes.
         max_tokens: longest sequence T.
-
-    Raises:
-        TypeError: if an option is unknown.
     """
-    if spec.kind == "minilm":
-        return _minilm(classes, **spec.options)
+    if isinstance(spec, MiniLmSpec):
+        return _minilm(classes, spec.options)
     return TextEncoder(_encoder(spec, max_tokens), classes)
 
 
@@ -116,16 +119,14 @@ def build_masked(spec: ModelSpec, max_tokens: int) -> MaskedEncoder:
         max_tokens: longest sequence T.
 
     Raises:
-        TypeError: if an option is unknown.
         PlanError: if only a head would be trained.
     """
     if spec.kind == "text-encoder":
         encoder = _encoder(spec, max_tokens)
         return MaskedEncoder(encoder, encoder.words)
-    if spec.options.get("tuning", "head") == "head":
+    if not isinstance(spec.options, TunedOptions):
         raise PlanError("model.options: tuning 'head' fills no gaps; use 'lora' or 'full'")
-    tuned = _tuned_minilm(**spec.options)
-    precision = _precision(spec.options.get("precision"))
+    tuned, precision = _tuned_minilm(spec.options), _precision(spec.options)
 
     def states(encoder: nn.Module, tokens: Tensor) -> Tensor:
         return _minilm_states(encoder, tokens, precision if encoder.training else None)
@@ -134,7 +135,7 @@ def build_masked(spec: ModelSpec, max_tokens: int) -> MaskedEncoder:
 
 
 def _encoder(spec: ModelSpec, max_tokens: int) -> Encoder:
-    return Encoder(tokens_for(spec, max_tokens).size, max_tokens, **spec.options)
+    return Encoder(tokens_for(spec, max_tokens).size, max_tokens, **dict(spec.options))
 
 
 class Encoder(TokenStack):
@@ -251,39 +252,31 @@ def joined(network: nn.Module) -> nn.Module:
     return network
 
 
-def _minilm(
-    classes: int, *, tuning: str = "head", scale: float | None = None, **more: Any
-) -> nn.Module:
-    if tuning == "head":
-        if more:
-            raise TypeError(f"'{min(more)}' has no meaning with tuning 'head'")
-        return FeatureHead(MINILM_WIDTH, classes, scale=1.0 if scale is None else scale)
-    precision = _precision(more.get("precision"))
-    encoder = _tuned_minilm(tuning=tuning, **more)
-    return MiniLmClassifier(encoder, classes, scale=scale, precision=precision)
+def _minilm(classes: int, options: HeadOptions | TunedOptions) -> nn.Module:
+    if isinstance(options, HeadOptions):
+        return FeatureHead(MINILM_WIDTH, classes, scale=options.scale)
+    encoder, precision = _tuned_minilm(options), _precision(options)
+    return MiniLmClassifier(encoder, classes, scale=options.scale, precision=precision)
 
 
-def _precision(name: str | None) -> torch.dtype | None:
-    if name not in (None, "float32", "bfloat16"):
-        raise PlanError(f"model.options: precision '{name}' is not one of float32, bfloat16")
-    return torch.bfloat16 if name == "bfloat16" else None
+def _precision(options: TunedOptions) -> torch.dtype | None:
+    return torch.bfloat16 if options.precision == "bfloat16" else None
 
 
-def _tuned_minilm(*, tuning: str, rank: int = 8, precision: str | None = None) -> Any:
+def _tuned_minilm(options: TunedOptions) -> Any:
     # torch's fused attention goes backward in bfloat16 thirty times as long on a CPU.
-    encoder = _load_minilm("sdpa" if _precision(precision) is None else "eager")
-    if tuning == "lora":
-        import peft
-
-        config = peft.LoraConfig(
-            r=rank, lora_alpha=2 * rank, target_modules=["query", "value"], lora_dropout=0.0
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-            return peft.get_peft_model(encoder, config)
-    if tuning == "full":
+    encoder = _load_minilm("sdpa" if _precision(options) is None else "eager")
+    if options.tuning == "full":
         return encoder
-    raise PlanError(f"model.options: tuning '{tuning}' is not one of head, lora, full")
+    import peft
+
+    rank = options.rank
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=["query", "value"], lora_dropout=0.0
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+        return peft.get_peft_model(encoder, config)
 
 
 def minilm_folder() -> Path:

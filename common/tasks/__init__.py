@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from privet.common.config import make
 from privet.common.errors import InputError
-from privet.common.plan import LANGUAGE
+from privet.common.sections.task import (
+    ImageTaskSpec,
+    LanguageTaskSpec,
+    TabularTaskSpec,
+    TextTaskSpec,
+    TextToTextTaskSpec,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,19 +93,20 @@ def build_task(plan: Plan) -> Task:
     Raises:
         InputError: if a user's own task cannot be imported or lacks a method.
     """
-    if plan.task.kind == "tabular":
+    spec = plan.task
+    if isinstance(spec, TabularTaskSpec):
         from privet.common.tasks.tabular import TabularTask
 
-        return TabularTask(plan.task)
-    if plan.task.kind == "image":
+        return TabularTask(spec)
+    if isinstance(spec, ImageTaskSpec):
         from privet.common.tasks.image import ImageTask
 
-        return ImageTask(plan.task)
-    if plan.task.kind == "text":
+        return ImageTask(spec)
+    if isinstance(spec, TextTaskSpec):
         from privet.common.tasks.text import TextTask
 
-        return TextTask(plan.task, plan.model)
-    if plan.task.kind in LANGUAGE:
+        return TextTask(spec, plan.model)
+    if isinstance(spec, LanguageTaskSpec | TextToTextTaskSpec):
         from privet.common.tasks import language
 
         known: dict[str, Any] = {
@@ -107,11 +114,11 @@ def build_task(plan: Plan) -> Task:
             "masked-text": language.MaskedText,
             "text-to-text": language.TextToText,
         }
-        return known[plan.task.kind](plan.task, plan.model)  # type: ignore[no-any-return]
-    task = make(plan.task.kind, object, plan.task)
+        return known[spec.kind](spec, plan.model)  # type: ignore[no-any-return]
+    task = make(spec.kind, object, spec)
     if not isinstance(task, Task):
         raise InputError(
-            f"'{plan.task.kind}' did not make a task: it must have the methods encode, "
+            f"'{spec.kind}' did not make a task: it must have the methods encode, "
             "loss, scores and random_batch"
         )
     return task

@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 
 from privet.common.errors import DataError
-from privet.common.plan import TaskSpec
+from privet.common.sections.task import ImageTaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.augment import chain, flip, shift
 from privet.common.tasks.classification import Classification, encode_labels
@@ -18,8 +18,7 @@ from privet.common.tasks.tabular import numbers_of
 class ImageTask(Classification):
     """Pixels become ``pixels`` [B, C, H, W] in [-1, 1]."""
 
-    def __init__(self, spec: TaskSpec) -> None:
-        assert spec.image is not None
+    def __init__(self, spec: ImageTaskSpec) -> None:
         self.spec, self.image = spec, spec.image
         self.augment = chain(*[{"shift": shift, "flip": flip}[name] for name in spec.augment])
 

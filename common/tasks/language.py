@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privet.common.models.text import tokens_for
-from privet.common.plan import ModelSpec, TaskSpec
+from privet.common.sections.model import ModelSpec
+from privet.common.sections.task import LanguageTaskSpec, TextToTextTaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.cleaning import cleaner, texts_of
 from privet.common.tasks.encoding import Faults, RowEncoding
@@ -36,7 +37,7 @@ class _Language(RowEncoding):
     measure = LIKELIHOOD
     inputs: tuple[str, ...] = ("tokens",)
 
-    def __init__(self, spec: TaskSpec, model: ModelSpec) -> None:
+    def __init__(self, spec: LanguageTaskSpec | TextToTextTaskSpec, model: ModelSpec) -> None:
         self.spec = spec
         self.tokens = tokens_for(model, spec.max_tokens)
         self._clean = cleaner(spec.clean, spec.clean_region)
@@ -103,11 +104,16 @@ class TextToText(_Language):
     """Predict one text from another: translation, summaries, questions and answers."""
 
     inputs = ("source", "target")
+    spec: TextToTextTaskSpec
+
+    def wanted(self, frame: pd.DataFrame) -> list[str]:
+        """Return the texts that are to be written, cleaned."""
+        return self.texts(frame, self.spec.target)
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
         """See :class:`RowEncoding`."""
         source, _ = self.tokens.encode(self.texts(frame, self.spec.text), ends=True)
-        target, characters = self.tokens.encode(self.texts(frame, self.spec.target), ends=True)
+        target, characters = self.tokens.encode(self.wanted(frame), ends=True)
         return {"source": source, "target": target, "characters": characters}, Faults()
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

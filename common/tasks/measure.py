@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from privet.common.errors import InputError
-from privet.common.plan import LANGUAGE, Plan
+from privet.common.plan import Plan
+from privet.common.sections.task import LANGUAGE
 from privet.common.tasks import likelihood, metrics
 
 Array = npt.NDArray[Any]
@@ -50,7 +51,7 @@ class Measure:
 
 
 def _shape_of_classes(plan: Plan) -> Shape:
-    classes, bins = len(plan.task.classes), plan.metrics.bins
+    classes, bins = len(plan.task.labels), plan.metrics.bins
     if classes < 2:
         raise InputError(
             "figures of a classification need task.classes: their table has a row for each class"

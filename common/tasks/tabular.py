@@ -10,7 +10,7 @@ import torch
 
 from privet.common.cells import Codes, number_of
 from privet.common.errors import DataError
-from privet.common.plan import Numeric, TaskSpec
+from privet.common.sections.task import Numeric, TabularTaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.augment import chain, hide
 from privet.common.tasks.classification import Classification, encode_labels
@@ -24,7 +24,7 @@ class TabularTask(Classification):
     follow from 1.
     """
 
-    def __init__(self, spec: TaskSpec) -> None:
+    def __init__(self, spec: TabularTaskSpec) -> None:
         self.spec = spec
         # By name: the digest of a plan does not tell the order of its features.
         self.numeric = dict(sorted(spec.numeric.items()))

@@ -7,7 +7,8 @@ import torch
 
 from privet.common.errors import PlanError
 from privet.common.models.text import text_inputs
-from privet.common.plan import ModelSpec, TaskSpec
+from privet.common.sections.model import ModelSpec
+from privet.common.sections.task import TextTaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.augment import chain, drop
 from privet.common.tasks.classification import Classification, encode_labels
@@ -18,7 +19,7 @@ from privet.common.tasks.encoding import Faults
 class TextTask(Classification):
     """Texts become the model's input: ``tokens`` [B, T], or frozen ``features`` [B, D]."""
 
-    def __init__(self, spec: TaskSpec, model: ModelSpec) -> None:
+    def __init__(self, spec: TextTaskSpec, model: ModelSpec) -> None:
         self.spec = spec
         self._inputs = text_inputs(model, spec.max_tokens)
         self._clean = cleaner(spec.clean, spec.clean_region)

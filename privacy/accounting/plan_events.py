@@ -128,7 +128,7 @@ def calibrated(plan: Plan) -> Plan:
     noise = calibrate_noise(
         privacy.epsilon, privacy.delta, lambda at: _all_events(plan, at), relation
     )
-    return plan.changed(privacy={"noise_multiplier": noise})
+    return plan.with_noise(noise)
 
 
 def measuring(plan: Plan, start: str, epsilon: float) -> Plan:

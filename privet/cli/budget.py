@@ -57,14 +57,14 @@ def budget(
     from privet.common.errors import Refused
     from privet.privacy.accounting import plan_events
     from privet.privacy.policy import Policy
-    from privet.simulations.planning import attestations, find_plan
+    from privet.simulations.planning import attested, find_plan
 
     site = Policy.load(policy)
     place = Place(policy, site)
     chosen = _offered(plan, place)
     if chosen is None:
         chosen, _ = find_plan(plan)
-        chosen = chosen.changed(attested=attestations(chosen))  # as `privet simulate` runs it
+        chosen = attested(chosen)  # as `privet simulate` runs it
     name, _ = site.data_set(data_set or site.data_set_for(chosen))
     with show.stage("budget") as tell:
         if chosen.trains and chosen.privacy and chosen.privacy.noise_multiplier is None:

@@ -425,7 +425,8 @@ def _through_gate(
     from privet.common.config import dump_toml
     from privet.common.models.start import offer
     from privet.privacy.accounting.plan_events import measuring
-    from privet.simulations.run import Setting, run_plan
+    from privet.simulations.planning import Setting
+    from privet.simulations.run import run_plan
 
     weights = trained.weights
     plan = measuring(trained.plan, offer(weights), epsilon)

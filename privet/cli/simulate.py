@@ -178,7 +178,7 @@ def simulate(
     )
     if not chosen.trains and (compare or sweep is not None):
         raise InputError(f"{plan}: it trains nothing: it goes without --compare and --sweep")
-    setting = run.Setting(
+    setting = planning.Setting(
         engine=engine.value,
         ray_address=ray_address,
         noise_seed=noise_seed,

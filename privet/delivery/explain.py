@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
+from privet.common.sections.task import ImageTaskSpec, TabularTaskSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,7 @@ def explain(trained: Trained, frame: pd.DataFrame, target: str | None = None) ->
         InputError: if the model does not classify, or has no such class.
         DataError: if the records do not fit the task.
     """
-    classes = trained.plan.task.classes
+    classes = trained.plan.task.labels
     if not classes:
         raise InputError(f"a model for '{trained.plan.task.kind}' has no class to explain")
     if target is not None and target not in classes:
@@ -132,16 +133,17 @@ Weighed = tuple[list[ExplainedPart], float]
 def _parts(trained: Trained, record: Batch, row: pd.Series, target: int) -> Weighed:
     from privet.common.tasks.text import TextTask
 
-    kind, task = trained.plan.task.kind, trained.task
+    spec, task = trained.plan.task, trained.task
     if isinstance(task, TextTask):
         # As the model read it: what was cleaned out of it stands on no page.
-        text = task.cleaned(row[trained.plan.task.text])
+        text = task.cleaned(row[task.spec.text])
         return _words(trained, record["tokens"], text, target)
-    if kind == "image":
-        return _pixels(trained, record["pixels"], target)
-    if kind == "tabular":
-        return _cells(trained, record, row, target)
-    raise InputError(f"explanations are for tabular, text and image tasks, not for '{kind}'")
+    if isinstance(spec, ImageTaskSpec):
+        return _pixels(trained, record["pixels"], target, spec.image.columns)
+    if isinstance(spec, TabularTaskSpec):
+        names = [*sorted(spec.numeric), *sorted(spec.categorical)]
+        return _cells(trained, record, row, target, names)
+    raise InputError(f"explanations are for tabular, text and image tasks, not for '{spec.kind}'")
 
 
 def _words(trained: Trained, tokens: Tensor, text: str, target: int) -> Weighed:
@@ -173,7 +175,7 @@ def _table(network: nn.Module) -> nn.Module:
     raise InputError("this model looks no tokens up, so no word can be made out in it")
 
 
-def _pixels(trained: Trained, pixels: Tensor, target: int) -> Weighed:
+def _pixels(trained: Trained, pixels: Tensor, target: int, columns: tuple[str, ...]) -> Weighed:
     from captum.attr import IntegratedGradients
 
     # The darkest image: nothing was written.
@@ -181,17 +183,17 @@ def _pixels(trained: Trained, pixels: Tensor, target: int) -> Weighed:
     found, off = IntegratedGradients(trained.network).attribute(
         pixels, base, target=target, n_steps=_STEPS, return_convergence_delta=True
     )
-    spec = trained.plan.task.image
-    assert spec is not None
     weights, values = found.flatten().detach().numpy(), pixels.flatten().numpy()
     parts = [
         ExplainedPart(name, f"{value:.3g}", float(weight))
-        for name, value, weight in zip(spec.columns, values, weights, strict=True)
+        for name, value, weight in zip(columns, values, weights, strict=True)
     ]
     return parts, _share(off, parts)
 
 
-def _cells(trained: Trained, record: Batch, row: pd.Series, target: int) -> Weighed:
+def _cells(
+    trained: Trained, record: Batch, row: pd.Series, target: int, names: list[str]
+) -> Weighed:
     from captum.attr import ShapleyValueSampling
 
     numeric, categorical = record["numeric"], record["categorical"]
@@ -209,7 +211,6 @@ def _cells(trained: Trained, record: Batch, row: pd.Series, target: int) -> Weig
         )  # fmt: skip
         moved = trained.network(*inputs)[0, target] - trained.network(*bases)[0, target]
     weights = [*found[0][0].tolist(), *found[2][0].tolist()]
-    names = [*sorted(trained.plan.task.numeric), *sorted(trained.plan.task.categorical)]
     parts = [
         ExplainedPart(name, _shown(row.get(name)), float(weight))
         for name, weight in zip(names, weights, strict=True)

@@ -32,6 +32,7 @@ from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import InputError, RunError
 from privet.common.models.text import joined, tokens_for
 from privet.common.plan import Plan
+from privet.common.sections.task import ReadingTask
 from privet.common.tasks.measure import measure_of
 from privet.delivery import optimise
 
@@ -128,7 +129,7 @@ def _write(
         facts["pruned"] = f"{form.prune:g} of the weights of linear and convolution layers are zero"
     inner: Any = getattr(network, "inner", None)
     if inner is not None:
-        if names := dict(enumerate(trained.plan.task.classes)):
+        if names := dict(enumerate(trained.plan.task.labels)):
             inner.config.id2label = names
             inner.config.label2id = {name: number for number, name in names.items()}
         from transformers.utils import logging as hf_logging
@@ -221,7 +222,7 @@ def _own_architecture(
         {
             "model_type": "privet",
             "architectures": [type(network).__name__],
-            "id2label": {str(k): name for k, name in enumerate(trained.plan.task.classes)},
+            "id2label": {str(k): name for k, name in enumerate(trained.plan.task.labels)},
             "plan": trained.plan.to_dict(),
         },
     )
@@ -235,7 +236,7 @@ def _tokenizer(trained: Trained, out: Path) -> None:
     Privet's tasks put it there themselves. The files of a model of transformers are as they were.
     """
     task = trained.plan.task
-    if not task.texts:
+    if not isinstance(task, ReadingTask) or not task.texts:
         return
     tokens = tokens_for(trained.plan.model, task.max_tokens)
     if trained.plan.model.kind == "huggingface":
@@ -374,8 +375,9 @@ def _inputs(trained: Trained) -> list[str]:
 
 def _full(trained: Trained, tensor: Tensor) -> Tensor:
     """Return token numbers at the plan's full length."""
-    if tensor.dtype != torch.int64 or trained.plan.task.kind == "tabular":
+    task = trained.plan.task
+    if tensor.dtype != torch.int64 or not isinstance(task, ReadingTask):
         return tensor
-    tokens = tokens_for(trained.plan.model, trained.plan.task.max_tokens)
+    tokens = tokens_for(trained.plan.model, task.max_tokens)
     room = tokens.max_tokens - tensor.shape[1]
     return nn.functional.pad(tensor, (0, room), value=tokens.padding)

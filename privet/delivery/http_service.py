@@ -38,6 +38,7 @@ from privet.common.cells import Codes, text_of
 from privet.common.errors import DataError, InputError, PrivetError
 from privet.common.files.private_files import FILE_MODE, make_private
 from privet.common.person_id import PersonId
+from privet.common.sections.task import TableTask
 from privet.delivery.trained import Trained
 from privet.privacy.policy import Policy
 
@@ -209,9 +210,12 @@ def open_feedback(path: Path, trained: Trained, policy: Policy | None) -> Feedba
         InputError: if the file has other columns, or the model's are not known.
     """
     columns, task = feedback_columns(trained, policy), trained.plan.task
-    features = {*task.numeric, *task.categorical}
+    features: set[str] = set()
+    declared = {task.answer: task.labels} if task.answer and task.labels else {}
+    if isinstance(task, TableTask):
+        features = {*task.numeric, *task.categorical}
+        declared |= task.categorical
     needed = tuple(name for name in columns if name not in features)
-    declared = {**task.categorical, **({task.label: task.classes} if task.classes else {})}
     return Feedback(path, columns, needed, declared, trained.task.encode)
 
 
@@ -393,9 +397,7 @@ async def _body(receive: Any) -> bytes:
 def _page(trained: Trained, feedback: Feedback | None) -> str:
     """Return what the service can be asked, as a page that stands alone."""
     plan = trained.plan
-    columns = [
-        name for name in plan.task.columns if name not in (plan.task.label, plan.task.target)
-    ]
+    columns = [name for name in plan.task.columns if name != plan.task.answer]
     record = json.dumps(dict.fromkeys(columns, "…"), ensure_ascii=False)
     rows = [("POST /predict", 'a record, or several under "records"', record)]
     if feedback is not None:
@@ -421,7 +423,7 @@ def _predict(trained: Trained, frame: pd.DataFrame) -> list[dict[str, Any]]:
     batch = trained.encode(frame)
     if texts := trained.written(batch):
         return [{"text": text} for text in texts]
-    scores, classes = trained.scores(batch), trained.plan.task.classes
+    scores, classes = trained.scores(batch), trained.plan.task.labels
     if not classes:
         # A language model is asked how likely a text is.
         nats, tokens = scores[:, 0], np.maximum(scores[:, 1], 1)

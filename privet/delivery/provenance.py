@@ -12,7 +12,9 @@ import re
 from privet.common.models.start import digest_of
 from privet.common.models.text import tokens_for
 from privet.common.models.tokens import TOKENIZER
-from privet.common.plan import Plan, TaskSpec
+from privet.common.plan import Plan
+from privet.common.sections.model import HuggingFaceSpec, ModelSpec
+from privet.common.sections.task import ImageTaskSpec, ReadingTask, TableTask
 
 
 def provenance(plan: Plan) -> list[str]:
@@ -22,15 +24,17 @@ def provenance(plan: Plan) -> list[str]:
         DataMissing: if the model's tokenizer is not there.
     """
     task = plan.task
-    found = [_ranges(task)] if task.numeric else []
-    if task.categorical:
+    found = []
+    if isinstance(task, TableTask) and task.numeric:
+        found.append(_ranges(task))
+    if isinstance(task, TableTask) and task.categorical:
         found.append("Categories are those that the plan declares; any other cell is 'other'.")
-    if task.image is not None:
+    if isinstance(task, ImageTaskSpec):
         image = task.image
         found.append(f"Pixels are scaled by the declared range {image.low:g} to {image.high:g}.")
-    if task.texts:
-        found.append(_vocabulary(plan))
-    if task.classes:
+    if isinstance(task, ReadingTask) and task.texts:
+        found.append(_vocabulary(plan.model, task.max_tokens))
+    if task.labels:
         found.append("Classes are those that the plan declares.")
     if not found:
         found.append(f"{_code(task.kind)} is a task of the plan's authors: ask them.")
@@ -42,7 +46,7 @@ def _code(name: str) -> str:
     return "`" + re.sub(r"[`\s\x00-\x1f\x7f]+", " ", name).strip() + "`"
 
 
-def _ranges(task: TaskSpec) -> str:
+def _ranges(task: TableTask) -> str:
     said = ", ".join(
         f"{_code(name)} {one.low:g} to {one.high:g}{' (logarithm)' if one.log else ''}"
         for name, one in task.numeric.items()
@@ -50,16 +54,16 @@ def _ranges(task: TaskSpec) -> str:
     return f"Numbers are scaled by ranges that the plan declares, not by statistics: {said}."
 
 
-def _vocabulary(plan: Plan) -> str:
-    tokens = tokens_for(plan.model, plan.task.max_tokens)
+def _vocabulary(model: ModelSpec, max_tokens: int) -> str:
+    tokens = tokens_for(model, max_tokens)
     if tokens.path == TOKENIZER:
         who = (
             "it comes with Privet and was learnt on public-domain text, Shakespeare's plays and "
             "the gospels in English and Spanish"
         )
-    elif plan.model.kind == "minilm":
+    elif not isinstance(model, HuggingFaceSpec):
         who = "it is that of all-MiniLM-L6-v2, learnt on public text by its makers, as its weights"
     else:
-        name = plan.model.options.get("name") or plan.model.options.get("folder")
+        name = model.options.name or model.options.folder
         who = f"it is that of {_code(str(name))}: whoever made it says what it was learnt on"
     return f"The vocabulary has {tokens.size:,} tokens (`{digest_of(tokens.path)}`); {who}."

@@ -118,8 +118,7 @@ class Trained:
         """The task that makes the network's inputs."""
         from privet.common.tasks import build_task
 
-        options = self.plan.model.options
-        if self.plan.model.kind == "minilm" and options.get("tuning", "head") == "head":
+        if self.plan.model.reads_features:
             return build_task(self.plan.changed(model={"options": {"tuning": "full"}}))
         return build_task(self.plan)
 
@@ -130,10 +129,8 @@ class Trained:
             DataError: if they do not fit the task.
         """
         spec = self.plan.task
-        if spec.classes and spec.label not in frame.columns:
-            frame = frame.assign(**{spec.label: spec.classes[0]})
-        if spec.kind == "text-to-text" and spec.target not in frame.columns:
-            frame = frame.assign(**{spec.target: ""})
+        if spec.answer is not None and spec.answer not in frame.columns:
+            frame = frame.assign(**{spec.answer: spec.labels[0] if spec.labels else ""})
         if not len(frame):
             raise DataError("there is no record")
         return self.task.encode(frame)
@@ -144,9 +141,8 @@ class Trained:
         Raises:
             DataError: if they do not.
         """
-        spec = self.plan.task
-        column = spec.label if spec.classes else spec.target
-        if (spec.classes or spec.kind == "text-to-text") and column not in frame.columns:
+        column = self.plan.task.answer
+        if column is not None and column not in frame.columns:
             raise DataError(f"the column '{column}' is missing: it says what is right")
 
     def written(self, batch: Batch) -> list[str]:
@@ -160,7 +156,7 @@ class Trained:
         from privet.common.tasks.language import TextToText
 
         assert isinstance(self.task, TextToText)
-        return self.task.texts(frame, self.plan.task.target)
+        return self.task.wanted(frame)
 
     def scores(
         self, batch: Batch, network: nn.Module | None = None, chunk: int = 256

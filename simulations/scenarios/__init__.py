@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable
@@ -14,7 +15,8 @@ from privet.common.errors import DataMissing, InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from privet.common.plan import ModelSpec, Plan
+    from privet.common.plan import Plan
+    from privet.common.sections.model import ModelSpec
 
 _NAMES = {
     "lending": "lending",
@@ -71,15 +73,20 @@ class Scenario:
             return False
         return True
 
+    @functools.cached_property
+    def own_plan(self) -> Plan:
+        """The plan with the scenario's own model."""
+        from privet.common.plan import Plan
+
+        return Plan.parse({**self.plan, "scenario": self.name}, where=self.name)
+
     def make_plan(self, model: str | None = None) -> Plan:
         """Return the scenario's plan, with its own or another of its models.
 
         Raises:
             InputError: if the scenario has no such model.
         """
-        from privet.common.plan import Plan
-
-        plan = Plan.parse({**self.plan, "scenario": self.name}, where=self.name)
+        plan = self.own_plan
         own = model_name(plan.model)
         if model is None or model == own:
             return plan
@@ -91,7 +98,7 @@ class Scenario:
 
 def model_name(model: ModelSpec) -> str:
     """Return a scenario's name for a model: its kind, and its tuning unless that is ``head``."""
-    tuning = str(model.options.get("tuning", "head"))
+    tuning = getattr(model.options, "tuning", "head")
     return model.kind if tuning == "head" else f"{model.kind}-{tuning}"
 
 

@@ -52,7 +52,7 @@ def test_the_task_reads_every_split(records: SiteRecords) -> None:
     for name in ("validation", "test"):
         assert len(parts[name]), name
     frame = parts["test"].head(64)
-    if plan.task.classes:
+    if plan.task.labels:
         assert {str(x) for x in parts["train"][plan.task.label].unique()} <= set(plan.task.classes)
     if plan.model.kind != "minilm":  # whose features take a while
         assert all(len(tensor) == 64 for tensor in build_task(plan).encode(frame).values())

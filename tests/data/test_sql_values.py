@@ -329,8 +329,8 @@ def test_a_plan_gets_only_the_columns_that_the_policy_names(
     assert "uses column 'colour', which is not among the columns" in str(narrow.fault(plan))
     with pytest.raises(DataError, match="there is no column 'colour'"):
         open_records(narrow, "records", plan, tmp_path)
-    own = plan.task.model_copy(update={"kind": "mine:task"})
-    read = open_records(narrow, "records", plan.model_copy(update={"task": own}), tmp_path)
+    own = plan.changed(task={"kind": "mine:task"})
+    read = open_records(narrow, "records", own, tmp_path)
     assert list(read.train) == ["x1", "x2", "y"]
     value["data"]["records"]["columns"].append("colour")
     wide = Policy.parse(value)

@@ -207,8 +207,6 @@ def test_built_in_plans_pass(
         ({"kind": "own_nowhere:strategy"}, "cannot import 'own_nowhere'"),
         ({"kind": "own_rehearsed:strategy"}, "no such thing"),
         ({"kind": "own_rehearsed:NoModel"}, "NoModel"),
-        ({"kind": "fedadam", "options": {"etta": 0.1}}, "etta"),
-        ({"kind": "fedbest"}, "strategy 'fedbest' is not known"),
     ],
 )
 def test_a_strategy_that_cannot_be_made_is_found_by_the_coordinator(

@@ -38,6 +38,14 @@ def test_every_scenario_fits(plan_schema: Draft202012Validator, name: str) -> No
         {"privacy": "none"},
         {"training": {"sample_rate": 1.0}},
         {"strategy": {"kind": "fedadam", "options": {"eta": 0.1}}},
+        {"strategy": {"kind": "mine:make", "options": {"any": 1}}},
+        {"task": {"classes": ["a", "b"], "numeric": {"x": {"low": 0, "high": 1}}}},
+        {"task": {"kind": "text", "classes": ["a", "b"], "max_tokens": 9, "numeric": {}}},
+        {"task": {"kind": "masked-text", "text": "note"}},
+        {"task": {"kind": "mine:make", "options": {"deep": [1]}}},
+        {"model": {"options": {"width": 8}}},
+        {"model": {"kind": "minilm", "options": {"tuning": "lora", "rank": 4}}},
+        {"model": {"kind": "mine:make", "options": {"any": "thing"}}},
     ],
 )
 def test_what_a_file_may_say_fits(
@@ -61,6 +69,17 @@ def test_what_a_file_may_say_fits(
         {"training": {"sample_rate": 2.0}},
         {"training": {"rounds": "many"}},
         {"metrics": {"source": "everywhere"}},
+        {"task": {"kind": "table"}},
+        {"task": {"kind": "text", "classes": ["a", "b"], "numeric": {"x": {"low": 0, "high": 1}}}},
+        {"task": {"kind": "text", "classes": ["a"]}},
+        {"task": {"kind": "causal-text", "classes": ["a", "b"]}},
+        {"task": {"kind": "image", "classes": ["a", "b"]}},
+        {"model": {"options": {"scale": 2.0}}},
+        {"model": {"kind": "gru"}},
+        {"model": {"kind": "minilm", "options": {"rank": 4}}},
+        {"model": {"kind": "vit", "options": {"width": "wide"}}},
+        {"strategy": {"kind": "fedadam", "proximal_mu": 1.0}},
+        {"strategy": {"kind": "fedavg", "options": {"eta": 0.1}}},
         {"sites": [{"name": "\x1b[31m", "nominal_size": 10}]},
     ],
 )
@@ -71,3 +90,17 @@ def test_what_no_plan_may_say_does_not(
     assert not plan_schema.is_valid(value)
     with pytest.raises(InputError):
         Plan.parse(value)
+
+
+def test_a_kind_chooses_what_else_a_section_may_say(plan_schema: Draft202012Validator) -> None:
+    """Exactly one of the kinds, each with its own keys; another kind's are not completed."""
+    schema = plan_schema.schema
+    assert isinstance(schema, dict)
+    for section in ("task", "model", "strategy"):
+        refs = [one["$ref"].split("/")[-1] for one in schema["properties"][section]["oneOf"]]
+        kinds: list[str] = []
+        for part in (schema["$defs"][name] for name in refs):
+            kind = part["properties"]["kind"]
+            kinds += [kind["const"]] if "const" in kind else kind.get("enum", ["module:object"])
+            assert part["additionalProperties"] is False
+        assert len(set(kinds)) == len(kinds) and kinds[-1] == "module:object"

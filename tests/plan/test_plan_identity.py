@@ -37,6 +37,15 @@ def features(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
+def models(draw: st.DrawFn) -> dict[str, Any]:
+    own = draw(st.booleans())
+    if own:
+        return {"kind": "mine:make", "options": draw(options)}
+    chosen = st.dictionaries(st.sampled_from(["width", "heads"]), st.integers(1, 9), max_size=2)
+    return {"kind": "ft-transformer", "options": draw(chosen)}
+
+
+@st.composite
 def plans(draw: st.DrawFn) -> dict[str, Any]:
     rounds = draw(st.integers(1, 50))
     sites = draw(st.lists(names, min_size=1, max_size=5, unique_by=str.casefold))
@@ -50,8 +59,7 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
             "classes": draw(st.lists(words, min_size=2, max_size=4, unique_by=str.strip)),
             "numeric": draw(st.dictionaries(columns, features(), min_size=1, max_size=3)),
         },
-        "model": {"kind": draw(st.sampled_from(["linear", "ft-transformer"])),
-                  "options": draw(options)},
+        "model": draw(models()),
         "training": {
             "rounds": rounds,
             "sample_rate": draw(st.floats(1e-6, 1.0)),

@@ -299,8 +299,8 @@ def test_it_trains_at_the_same_cost(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("task", "training", "said"),
     [
-        ({"augment": ["drop"]}, {}, "drop is not for kind 'image'"),
-        ({"augment": ["flip", "flip"]}, {}, "names a kind twice"),
+        ({"augment": ["drop"]}, {}, "must be 'shift' or 'flip', not 'drop'"),
+        ({"augment": ["flip", "flip"]}, {}, "task.augment: names one twice"),
         ({}, {"copies": 4}, "a record twice is the same"),
     ],
 )

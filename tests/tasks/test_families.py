@@ -37,7 +37,7 @@ def test_each_trains_with_privacy_and_every_parameter_moves(name: str, tmp_path:
     assert [site.status for site in result.sites] == ["released", "released"]
     assert list(result.model) == list(before)
     assert all(not np.array_equal(result.model[name], before[name]) for name in before)
-    headline = "accuracy" if plan.task.classes else "perplexity"
+    headline = "accuracy" if plan.task.labels else "perplexity"
     assert result.metrics[headline] is not None
     assert (result.out / "plots" / "rounds.svg").read_text().count(headline)
 
@@ -54,7 +54,7 @@ LONG = ("encoder-decoder", "t5")
 def test_each_learns_what_can_be_learnt(name: str, tmp_path: Path) -> None:
     plan = family_plan(name, tmp_path, privacy="none", **LEARNS)
     found = simulate(plan, out=tmp_path / "run").metrics
-    if plan.task.classes:
+    if plan.task.labels:
         assert found["accuracy"] > 0.9
     else:
         # 4,096 tokens; what follows a number in words is nearly fixed.
