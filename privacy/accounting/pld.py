@@ -38,7 +38,7 @@ from privet.privacy.accounting.events import (
     Repeated,
     group,
 )
-from privet.privacy.accounting.pld_compat import SelfComposition
+from privet.common.compat.dp_accounting import SelfComposition
 from privet.privacy.accounting.pld_size import grid_for
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 

@@ -26,8 +26,9 @@ from stock_kit import enrol
 from privet.client.stock_flower import clientapp
 from privet.client.stock_flower.daemon import ask
 from privet.client.stock_flower.launcher import OWN, REFUSED, SUPERNODE, write_launcher
+from privet.common.compat.flower import claim_identity, number_message
 from privet.common.errors import InputError, RunError
-from privet.common.flower.wire import claim_identity, decode_reply, number_message, unpack
+from privet.common.flower.wire import decode_reply, unpack
 from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import calibrated

@@ -7,14 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
-    GradSampleModuleFastGradientClipping,
-)
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from privet.common.compat import opacus as compat
 from privet.common.errors import SelfTestFailed
 from privet.privacy.mechanism.clipping import methods
 from privet.privacy.mechanism.clipping.bookkeeping import is_coarse
@@ -49,9 +45,7 @@ class OpacusHooks:
             self._wrapped: Any = self._wrap(functorch)
 
     def _wrap(self, functorch: bool) -> Any:
-        return GradSampleModule(
-            self.model, loss_reduction="sum", strict=False, force_functorch=functorch
-        )
+        return compat.hooked(self.model, functorch=functorch)
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`Method.per_sample`.
@@ -63,7 +57,7 @@ class OpacusHooks:
         self._loss(self._wrapped, batch).sum().backward()
         gradients = []
         for name, parameter in self.named.items():
-            sample = getattr(parameter, "grad_sample", None)
+            sample = compat.sample_of(parameter)
             if isinstance(sample, list):
                 sample = torch.stack(sample).sum(0) if len(sample) > 1 else sample[0]
             if sample is None:
@@ -95,21 +89,12 @@ class OpacusHooks:
     def forget(self) -> None:
         """As :meth:`Method.forget`."""
         self._clear()
-        for parameter in self.named.values():
-            parameter._forward_counter = 0  # type: ignore[attr-defined]
-        for module in self.model.modules():
-            for kept in ("activations", "max_batch_len"):
-                if hasattr(module, kept):
-                    delattr(module, kept)
+        compat.forget(self.model, self.named.values())
 
     def close(self) -> None:
         """As :meth:`Method.close`."""
         self.forget()
-        self._wrapped.remove_hooks()
-        for parameter in self.model.parameters():
-            for kept in ("grad_sample", "_norm_sample", "_forward_counter"):
-                if hasattr(parameter, kept):
-                    delattr(parameter, kept)
+        compat.unhook(self._wrapped, self.model)
 
     @property
     def coarse(self) -> bool:
@@ -132,10 +117,7 @@ class OpacusHooks:
         return [torch.tensordot(factors.to(g.dtype), g, dims=1) for g in gradients]
 
     def _clear(self) -> None:
-        for parameter in self.named.values():
-            parameter.grad = None
-            parameter.grad_sample = None  # type: ignore[attr-defined]
-            parameter._norm_sample = None  # type: ignore[attr-defined]
+        compat.clear(self.named.values())
 
 
 class OpacusGhost(OpacusHooks):
@@ -143,13 +125,7 @@ class OpacusGhost(OpacusHooks):
 
     def _wrap(self, functorch: bool) -> Any:
         del functorch
-        wrapped = GradSampleModuleFastGradientClipping(
-            self.model, loss_reduction="sum", max_grad_norm=1.0, strict=False
-        )
-        # Opacus computes norms in the gradients' type: let it see doubles.
-        wrapped.NORM_SAMPLERS = {k: _widened(s) for k, s in wrapped.NORM_SAMPLERS.items()}
-        wrapped.GRAD_SAMPLERS = _WideSamplers(wrapped.GRAD_SAMPLERS)
-        return wrapped
+        return compat.ghost(self.model)
 
     def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
         self._clear()
@@ -178,31 +154,6 @@ class OpacusGhost(OpacusHooks):
         return part
 
 
-class _WideSamplers(dict[type, Any]):
-    """Opacus's samplers of gradients, which it takes norms of; functorch for any other layer."""
-
-    def __contains__(self, kind: object) -> bool:
-        return True
-
-    def __getitem__(self, kind: type) -> Any:
-        sampler = self.get(kind, ft_compute_per_sample_gradient)
-
-        def wide(*given: Any) -> dict[Tensor, Tensor]:
-            return {parameter: made.double() for parameter, made in sampler(*given).items()}
-
-        return wide
-
-
-def _widened(sampler: Any) -> Any:
-    """Return a sampler of norms that reads doubles."""
-
-    def wide(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> Any:
-        read = [x.double() if x.is_floating_point() else x for x in activations]
-        return sampler(layer, read, backprops.double())
-
-    return wide
-
-
 def _require_valid(model: nn.Module) -> None:
     faults = ModuleValidator.validate(model, strict=False)
     if faults:
@@ -213,7 +164,7 @@ def _require_valid(model: nn.Module) -> None:
 
 def _norms(name: str, parameter: Tensor) -> Tensor:
     """Return the per-record norms [B] that Opacus left on the parameter."""
-    norms: Tensor | None = parameter._norm_sample  # type: ignore[attr-defined]
+    norms = compat.norms_of(parameter)
     if norms is None:
         raise _escaped(name, "norm")
     return norms

@@ -13,6 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.compat.torch import (
+    convolution_input_gradient,
+    convolve,
+    layer_norm,
+    layer_norm_input_gradient,
+    unsafe_view,
+)
+from privet.common.compat.transformers import position_bias, rms_epsilon
 from privet.privacy.mechanism.clipping.methods import wide_type
 from privet.privacy.mechanism.clipping.per_unit_gradients import (
     ParameterGradients,
@@ -105,8 +113,7 @@ class _Linear(torch.autograd.Function):
         turned = weight if rule.transposed else weight.t()
         y = flat @ turned if bias is None else torch.addmm(bias, flat, turned)
         # No view: what follows may change it in place.
-        whole: Tensor = torch.ops.aten._unsafe_view(y, [*x.shape[:-1], turned.shape[1]])
-        return whole
+        return unsafe_view(y, [*x.shape[:-1], turned.shape[1]])
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, None, None, None]:
@@ -184,17 +191,11 @@ class ConvolutionRule(Rule):
 
     def convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the layer's output."""
-        found: Tensor = self.module._conv_forward(x, weight, bias)
-        return found
+        return convolve(self.module, x, weight, bias)
 
     def back(self, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of the input."""
-        m: Any = self.module
-        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            g, x, weight, None, m.stride, m.padding, m.dilation, False, [0] * (x.dim() - 2),
-            m.groups, [True, False, False],
-        )  # fmt: skip
-        return found[0]
+        return convolution_input_gradient(self.module, g, x, weight)
 
     def take(self, x: Tensor, g: Tensor) -> None:
         """Write both pages from a backward pass."""
@@ -298,7 +299,7 @@ class PositionBias:
         own = table.__dict__.get("forward")
         table.__dict__["forward"] = read
         try:
-            plain = type(module).compute_bias(module, *given, **more)
+            plain = position_bias(module, *given, **more)
         finally:
             if own is None:
                 del table.__dict__["forward"]
@@ -358,7 +359,7 @@ class ScaleRule(Rule):
             normed = functional.rms_norm(x, m.normalized_shape, None, m.eps)
         else:
             wide = x.to(wide_type(x))
-            normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + m.variance_epsilon)
+            normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + rms_epsilon(m))
             normed = normed.to(x.dtype)
         return _Scale.apply(normed, m.weight, getattr(m, "bias", None), self)  # type: ignore[no-any-return]
 
@@ -383,7 +384,7 @@ class _LayerNorm(torch.autograd.Function):
         ctx.rule = rule
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()
-        y, mean, scale = torch.native_layer_norm(x, rule.shape, weight, bias, rule.eps)
+        y, mean, scale = layer_norm(x, rule.shape, weight, bias, rule.eps)
         ctx.save_for_backward(x, weight, bias, mean, scale)
         return y
 
@@ -393,9 +394,7 @@ class _LayerNorm(torch.autograd.Function):
         ctx.rule.told(x, mean, scale, g)
         back = None
         if ctx.needs_input_grad[0]:
-            back = torch.ops.aten.native_layer_norm_backward(
-                g, x, ctx.rule.shape, mean, scale, weight, bias, [True, False, False]
-            )[0]
+            back = layer_norm_input_gradient(g, x, ctx.rule.shape, (mean, scale), (weight, bias))
         return back, None, None, None
 
 
