@@ -32,9 +32,9 @@ def known_methods_server(options: tuple[tuple[str, Any], ...], most: int | None)
     """Return a server that answers its own methods only; call it in the loop that will run it.
 
     gRPC's own takes a call of any method, and ends for good at a method's name that is no UTF-8:
-    one call of a stranger would shut the port (seen with grpcio 1.78 to 1.85). ``grpc.aio.server``
-    has no option for it; a proxy before the port, or another HTTP/2 server, would be the public
-    way.
+    one call of a stranger would shut the port (seen with grpcio 1.84 and 1.85). The part that is
+    replaced is there since 1.84. ``grpc.aio.server`` has no option for it; a proxy before the port,
+    or another HTTP/2 server, would be the public way.
 
     Args:
         options: of gRPC.
@@ -44,7 +44,7 @@ def known_methods_server(options: tuple[tuple[str, Any], ...], most: int | None)
         RunError: if this version of gRPC cannot be kept from unknown methods.
     """
     if not hasattr(cygrpc.AioServer, "_make_request_call_future"):
-        raise RunError("this version of gRPC is not known to Privet; install grpcio 1.85")
+        raise RunError("this version of gRPC is not known to Privet; install grpcio 1.84 or 1.85")
     return _Server(options, most)
 
 

@@ -33,7 +33,7 @@ def refusing() -> Iterator[int]:
             found, _ = listener.accept()
             with found:
                 found.recv(1000)
-                fields = b"SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user \"x\"\0\0"
+                fields = b'SFATAL\0VFATAL\0C28P01\0Mpassword authentication failed for user "x"\0\0'
                 found.sendall(b"E" + (len(fields) + 4).to_bytes(4, "big") + fields)
 
         thread = threading.Thread(target=answer, daemon=True)
@@ -44,7 +44,13 @@ def refusing() -> Iterator[int]:
 
 def test_postgresqls_library_says_why_and_gives_no_code(closed: int, refusing: int) -> None:
     psycopg = pytest.importorskip("psycopg")
-    how = {"host": "127.0.0.1", "user": "x", "dbname": "x", "sslmode": "disable", "connect_timeout": 5}
+    how = {
+        "host": "127.0.0.1",
+        "user": "x",
+        "dbname": "x",
+        "sslmode": "disable",
+        "connect_timeout": 5,
+    }
     with pytest.raises(psycopg.OperationalError) as nobody:
         psycopg.connect(port=closed, **how)
     assert nobody.value.sqlstate is None and not postgres_refuses(str(nobody.value))

@@ -10,6 +10,7 @@ from dp_accounting.pld import common, pld_pmf
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy import special
 
+from privet.common.compat.dp_accounting import SelfComposition
 from privet.privacy.accounting.events import (
     Event,
     Gaussian,
@@ -18,7 +19,6 @@ from privet.privacy.accounting.events import (
     PoissonSampled,
 )
 from privet.privacy.accounting.pld import LIVE_GRID, _of_one
-from privet.common.compat.dp_accounting import SelfComposition
 from privet.privacy.accounting.units import Relation
 
 ADD = Relation.ADD_OR_REMOVE_ONE

@@ -101,7 +101,10 @@ def test_an_array_that_was_not_copied_is_taken_apart_as_flowers_own() -> None:
     assert record.object_id == ArrayRecord({n: Array(a) for n, a in MODEL.items()}).object_id
     again = ArrayRecord.inflate(
         record.deflate(),
-        {key: Array.inflate(one.deflate(), dict(one.children)) for key, one in record.children.items()},
+        {
+            key: Array.inflate(one.deflate(), dict(one.children))
+            for key, one in record.children.items()
+        },
     )
     assert all(np.array_equal(again[name].numpy(), MODEL[name]) for name in MODEL)
 

@@ -39,7 +39,12 @@ def test_superexec_finds_programs_by_name_on_the_path() -> None:
 
 def test_flowers_command_runs_the_program_that_is_changed() -> None:
     assert flwr_clientapp.__globals__["run_clientapp"] is run_clientapp.run_clientapp
-    names = {"pull_task_input", "install_from_fab", "install_app_dependencies", "get_load_client_app_fn"}
+    names = {
+        "pull_task_input",
+        "install_from_fab",
+        "install_app_dependencies",
+        "get_load_client_app_fn",
+    }
     assert names <= set(run_clientapp.run_clientapp.__code__.co_names), "looked up in the module"
 
 

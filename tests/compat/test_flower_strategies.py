@@ -30,7 +30,9 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def made(kind: type[Strategy]) -> Any:
-    more: dict[str, Any] = {FedProx: {"proximal_mu": 0.1}, FedAvgM: {"server_momentum": 0.9}}.get(kind, {})
+    more: dict[str, Any] = {FedProx: {"proximal_mu": 0.1}, FedAvgM: {"server_momentum": 0.9}}.get(
+        kind, {}
+    )
     return kind(
         fraction_evaluate=0.0, min_train_nodes=1, min_evaluate_nodes=0, min_available_nodes=1,
         weighted_by_key="weight", **more,
@@ -53,9 +55,7 @@ def round_of(strategy: Any, number: int, start: dict[str, Any]) -> dict[str, Any
     """Have a strategy join two sites' models; return what it makes of them."""
     claim_identity(1)
     begin_round(strategy)
-    asked = list(
-        strategy.configure_train(number, ZeroCopyRecord(start), ConfigRecord(), Nodes())
-    )
+    asked = list(strategy.configure_train(number, ZeroCopyRecord(start), ConfigRecord(), Nodes()))
     replies = []
     for site, message in zip((1, 2), asked, strict=True):
         number_message(message)

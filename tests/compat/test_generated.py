@@ -22,8 +22,8 @@ def test_the_installed_grpc_is_new_enough_for_what_was_generated() -> None:
 def test_pyproject_allows_no_older_one_than_it_was_generated_for(root: Path) -> None:
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
     least = re.search(r'"grpcio>=([0-9.]+)', text)
-    assert least and first_version_is_lower("1.77.9", least[1])
-    assert not first_version_is_lower(f"{least[1]}.0.0", link_pb2_grpc.GRPC_GENERATED_VERSION)
+    assert least
+    assert not first_version_is_lower(f"{least[1]}.0", link_pb2_grpc.GRPC_GENERATED_VERSION)
 
 
 def test_a_message_is_what_it_was_after_its_way(root: Path) -> None:

@@ -133,6 +133,8 @@ def test_a_model_is_as_it_was_when_opacus_lets_go(make: Any) -> None:
 
 
 def test_what_mixes_records_is_named() -> None:
-    faults = ModuleValidator.validate(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), strict=False)
+    faults = ModuleValidator.validate(
+        nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), strict=False
+    )
     assert faults and "BatchNorm" in str(faults[0])
     assert not ModuleValidator.validate(made(), strict=False)

@@ -10,8 +10,8 @@ from torch import nn
 
 from privet.common.compat.peft import plain_name
 from privet.common.compat.transformers import (
-    BIAS,
     _RMS,
+    BIAS,
     is_conv1d,
     is_rms_norm,
     position_bias,
@@ -81,7 +81,9 @@ def test_t5_reads_its_position_table_once_by_a_forward_of_its_own() -> None:
     expected = table.weight[asked[0]].permute(2, 0, 1)[None]
     assert torch.allclose(bias, expected)
     called = []
-    module.__dict__[BIAS] = lambda *given, **more: called.append(1) or position_bias(module, *given, **more)
+    module.__dict__[BIAS] = lambda *given, **more: (
+        called.append(1) or position_bias(module, *given, **more)
+    )
     ids = torch.tensor([[1, 2, 3]])
     model(input_ids=ids, decoder_input_ids=ids)
     assert called, "the model asks the module, not its class"
