@@ -13,8 +13,8 @@ from typing import Any
 
 from privet.common.errors import RunError
 
-KNOWN = ("1.38.0", "1.39.0", "1.40.0", "1.41.0", "1.42.0")
-"""Versions of Flower whose ``flwr-clientapp`` was read, and passes the contract tests."""
+KNOWN = ("1.41.0",)
+"""Versions of Flower whose ``flwr-clientapp`` was read, and met a hostile bundle in a whole run."""
 PROGRAM = "flwr.supernode.runtime.run_clientapp"
 """The module of Flower's that :func:`installed_only` changes."""
 OWN = "flwr-clientapp"
