@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench campaigns crash tamper race forge neighbours proto docs kit clean
+.PHONY: help install demo test test-all lint compat bench campaigns crash tamper race forge neighbours proto docs kit clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,6 +36,9 @@ lint: install  ## Style, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+compat: install  ## What Privet relies on in libraries, with the oldest and the newest versions that it allows
+	.ci/compat
 
 bench: install  ## The benchmarks, each under a minute
 	for name in clipping evidence link startup utility; do $(BIN)/python benchmarks/$$name.py --quick || exit 1; done

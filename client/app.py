@@ -17,16 +17,15 @@ from flwr.clientapp import ClientApp
 
 from privet.client.admission import Refusal
 from privet.client.site import LogQuery, Site
+from privet.common.compat.flower import claim_identity, number_message
 from privet.common.errors import InputError
 from privet.common.flat import Arrays
 from privet.common.flower.wire import (
     SHOW,
-    claim_identity,
     decode_order,
     decode_show,
     encode_reply,
     encode_show,
-    number_message,
     pack,
     unpack,
 )

@@ -29,12 +29,14 @@ from flwr.serverapp.strategy import (
     Strategy,
 )
 
+from privet.common.compat.flower import ZeroCopyArray, require_identity
+from privet.common.compat.flower_strategies import begin_round, keeps
 from privet.common.compress import CompressedUpdate
 from privet.common.config import make
 from privet.common.errors import RunError
 from privet.common.flat import BLOCK, Arrays, FrozenArrays, usable
 from privet.common.flower.grid import RUN_ID
-from privet.common.flower.wire import ARRAYS, ZeroCopyArray, require_identity, to_record
+from privet.common.flower.wire import ARRAYS, to_record
 from privet.common.mapped import Draft
 from privet.common.plan import Plan
 from privet.common.sections.strategy import FedProxSpec
@@ -118,7 +120,7 @@ class Aggregator:
         Raises:
             RunError: as :func:`privet.server.strategy_state.restore`.
         """
-        if not state and strategy_state.keeps(self._strategies[0]):
+        if not state and keeps(self._strategies[0]):
             text = (
                 "the snapshot, of an earlier version, has no state of the strategy: it begins anew"
             )
@@ -137,7 +139,7 @@ class Aggregator:
 
     def _configured(self, number: int, round_number: int, arrays: Any, grid: Any) -> RecordDict:
         strategy = self._strategy(number)
-        strategy_state.begin_round(strategy)
+        begin_round(strategy)
         messages = list(strategy.configure_train(round_number, arrays, ConfigRecord(), grid))
         if not messages:
             raise RunError(f"the strategy '{self._plan.strategy.kind}' asks no site")

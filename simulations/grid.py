@@ -11,11 +11,8 @@ from collections.abc import Iterable
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
+from privet.common.compat.flower import CLIENT_FAILED, number_message
 from privet.common.flower.grid import RUN_ID, OwnGrid
-from privet.common.flower.wire import number_message
-
-_CLIENT_FAILED = 2
-"""Flower's error code for an exception in a ClientApp."""
 
 
 class InProcessGrid(OwnGrid):
@@ -89,7 +86,7 @@ class InProcessGrid(OwnGrid):
             reply = self._app(message, context)
         except Exception as error:
             # Only the kind of error: its text could contain private data.
-            reply = Message(Error(_CLIENT_FAILED, type(error).__name__), reply_to=message)
+            reply = Message(Error(CLIENT_FAILED, type(error).__name__), reply_to=message)
         number_message(reply)
         self._replies[number] = reply
         return number

@@ -42,6 +42,7 @@ from privet.client.data.sql_column import (
 )
 from privet.client.data.view import parsed
 from privet.client.data.view_types import Kind
+from privet.common.compat.databases import oracle_codes, oracle_refuses
 from privet.common.errors import DataError
 from privet.privacy.database import Database, Server
 
@@ -284,7 +285,7 @@ class OracleDatabase(ServerDialect):
 
     def may_pass(self, error: sa.exc.DBAPIError) -> bool:
         """Return whether the connection or the server's present state caused the error."""
-        if re.search("certificate verify failed|WRONG_VERSION_NUMBER|match", str(error.orig), re.I):
+        if oracle_refuses(str(error.orig)):
             return False
         return bool(_PASSING & set(_codes(error)))
 
@@ -450,7 +451,4 @@ def context(server: Server) -> ssl.SSLContext:
 
 def _codes(error: sa.exc.DBAPIError) -> list[str]:
     """Return the codes of an error, the driver's first."""
-    first = getattr(getattr(error.orig, "args", (None,))[0], "full_code", None)
-    found = [first] if first else []
-    found += re.findall(r"\b(?:ORA|DPY)-[0-9]{4,5}\b", str(error.orig or error))
-    return list(dict.fromkeys(found))
+    return oracle_codes(error.orig, str(error.orig or error))

@@ -48,6 +48,7 @@ from privet.client.data.sql_column import (
 )
 from privet.client.data.view import coupling
 from privet.common.cells import text_of
+from privet.common.compat.databases import postgres_refuses
 from privet.common.errors import DataError, DataMissing, SourceUnavailable
 from privet.privacy.database import Database
 
@@ -56,11 +57,6 @@ _CHUNK = 10_000
 _CONNECT_SECONDS = 10
 _PASSING_STATES = ("08", "53", "57P")
 """Classes of SQLSTATE: connection, resources (as connections), the operator's intervention."""
-_LASTING_WORDS = (
-    "authentication failed", "does not exist", "no password supplied", "pg_hba.conf",
-    "not permitted", "certificate", "permission denied",
-)  # fmt: skip
-"""Of messages at the start of a connection: nobody is let in before somebody changes something."""
 
 
 def write_snapshot(
@@ -190,7 +186,7 @@ def _may_pass(error: sa.exc.DBAPIError) -> bool:
         return "locked" in text or "busy" in text
     if code := getattr(error.orig, "sqlstate", None):
         return str(code).startswith(_PASSING_STATES)
-    return not any(words in text for words in _LASTING_WORDS)
+    return not postgres_refuses(text)
 
 
 def _declared(

@@ -51,6 +51,7 @@ from privet.client.data.sql_column import (
     as_whole,
 )
 from privet.client.data.view_types import WIDE, Kind
+from privet.common.compat.databases import sql_server_numbers
 from privet.common.errors import DataError
 from privet.privacy.database import Database, Server
 
@@ -107,7 +108,6 @@ _KNOWN = {
     20017: "the server closed the connection",
     20047: "the connection was cut",
 }
-_TIMED_OUT = 20003
 _PASSING = {
     1205, 1222, 3961, 20002, 20003, 20004, 20006, 20009, 20017, 20047,
     # Starting, stopping, recovering, or short of resources; the last five are Azure's words.
@@ -262,7 +262,7 @@ class SqlServer(ServerDialect):
 
     def said(self, error: sa.exc.DBAPIError) -> str:
         """Return the error's number and our own text for it: a server's text may quote cells."""
-        numbers = _numbers(error)
+        numbers = sql_server_numbers(error.orig)
         if not numbers:
             return f"{self.title} or its driver failed ({type(error.orig or error).__name__})"
         known = _KNOWN.get(numbers[0])
@@ -271,7 +271,7 @@ class SqlServer(ServerDialect):
 
     def may_pass(self, error: sa.exc.DBAPIError) -> bool:
         """Return whether the connection or the server's present state caused the error."""
-        numbers = _numbers(error)
+        numbers = sql_server_numbers(error.orig)
         return bool(numbers) and numbers[0] in _PASSING
 
 
@@ -383,21 +383,3 @@ def configuration(server: Server) -> str:
         lines.append(f"ca file = {Path(trusted).absolute()}")
         lines.append("check certificate hostname = yes")
     return "\n".join(lines) + "\n"
-
-
-def _numbers(error: sa.exc.DBAPIError) -> list[int]:
-    """Return the numbers of an error, the most specific first.
-
-    pymssql reports any failed connection as 18456 or 20009; the number that FreeTDS gives beside it
-    is right. If the server sent a message, its text comes before that.
-    """
-    arguments = list(getattr(error.orig, "args", ()))
-    if len(arguments) == 1 and isinstance(arguments[0], tuple):
-        arguments = list(arguments[0])
-    first = next((part for part in arguments if isinstance(part, int)), 0)
-    text = next((part for part in arguments if isinstance(part, bytes)), b"")
-    library = [int(n) for n in re.findall(rb"DB-Lib error message ([0-9]+), severity", text)]
-    if not text.startswith(b"DB-Lib error message"):
-        library = [first, *library]
-    order = sorted(dict.fromkeys(library), key=lambda number: number != _TIMED_OUT)
-    return [number for number in order if number]

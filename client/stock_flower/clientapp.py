@@ -9,9 +9,9 @@
 Which site it is says the SuperNode's own ``--node-config``, which no coordinator can change. What
 goes wrong is told to the operator, on standard error; the coordinator gets a status, and no text.
 
-Flower's program is used as it is, but for four of its functions (:func:`installed_only`): they
-fetch, unpack and load the bundle. No public interface has them, so the versions for which this
-was read and tested are named, and no other is run.
+Flower's program is used as it is, but for four of its functions, which fetch, unpack and load the
+bundle (:mod:`privet.common.compat.flower_clientapp`). The versions for which this was read and
+tested are named, and no other is run.
 """
 
 from __future__ import annotations
@@ -21,12 +21,11 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from privet.common.errors import InputError, PrivetError, RunError
+from privet.common.compat.flower_clientapp import QUIET, run_installed
+from privet.common.errors import InputError, PrivetError
 from privet.common.output.logs import Level, Style, set_up
 from privet.common.output.process_output import protect_process
 
@@ -35,16 +34,6 @@ if TYPE_CHECKING:
 
     from privet.common.flat import Arrays
 
-QUIET = {
-    "FLWR_TELEMETRY_ENABLED": "0",
-    "FLWR_DISABLE_UPDATE_CHECK": "1",
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-}
-"""No telemetry, no update check, nothing installed while a run runs."""
-KNOWN = ("1.41.0",)
-"""Versions of Flower whose ``flwr-clientapp`` was read."""
-PROGRAM = "flwr.supernode.runtime.run_clientapp"
-"""The module of Flower's that :func:`installed_only` changes."""
 _LOG = logging.getLogger("privet.stock")
 
 Answer = Callable[["Message", "Context"], "Message"]
@@ -59,59 +48,9 @@ def main() -> None:
     logging.getLogger().setLevel(logging.INFO)  # what Flower says of its own work
     protect_process()
     try:
-        require_known(version("flwr"))
-        from flwr.supernode.cli import flwr_clientapp
-        from flwr.supernode.runtime import run_clientapp
-
-        installed_only(run_clientapp, answer)
+        run_installed(answer)
     except PrivetError as error:
         sys.exit(f"privet: {error}")
-    flwr_clientapp()
-
-
-def require_known(found: str) -> None:
-    """Refuse a Flower whose program was not read.
-
-    Raises:
-        RunError: saying which one to install.
-    """
-    if found not in KNOWN:
-        raise RunError(
-            f"Flower {found} is installed. Whether its flwr-clientapp can be kept from running a "
-            f"bundle was looked at for {', '.join(KNOWN)} only; install flwr=={KNOWN[-1]}"
-        )
-
-
-def installed_only(program: ModuleType, app: Answer) -> None:
-    """Change Flower's program so that it runs ``app``, whatever bundle came.
-
-    Args:
-        program: Flower's module :data:`PROGRAM`.
-        app: answers a message.
-
-    Raises:
-        RunError: if a function that is to be replaced is not there.
-    """
-    from flwr.supercore.fab import Fab
-
-    pull = getattr(program, "pull_task_input", None)
-
-    def pull_without_bundle(client: Any) -> tuple[Any, Any, Any, Fab]:
-        message, context, run, fab = pull(client)  # type: ignore[misc]
-        return message, context, run, Fab(fab.hash_str, b"", {})
-
-    instead: dict[str, Callable[..., Any]] = {
-        "pull_task_input": pull_without_bundle,
-        "install_from_fab": lambda content, **how: None,
-        "install_app_dependencies": lambda path, **how: None,
-        "get_load_client_app_fn": lambda **how: lambda *which: app,
-    }
-    for name, function in instead.items():
-        if not callable(getattr(program, name, None)):
-            raise RunError(
-                f"{program.__name__} has no '{name}': this is not the Flower that was read"
-            )
-        setattr(program, name, function)
 
 
 def answer(message: Message, context: Context) -> Message:

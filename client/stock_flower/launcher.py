@@ -13,14 +13,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from privet.client.stock_flower.clientapp import QUIET
 from privet.common.canonical import write_atomic
+from privet.common.compat.flower_clientapp import OWN, QUIET, REFUSED, SUPERNODE
 from privet.common.errors import InputError
-
-OWN = "flwr-clientapp"
-REFUSED = ("flwr-agentapp", "flwr-connector", "flwr-model", "flwr-serverapp", "flwr-simulation")
-"""What else SuperExec may be told to start."""
-SUPERNODE = "flower-supernode"
 
 
 def write_launcher(folder: Path) -> Path:

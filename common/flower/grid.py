@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
-from privet.common.flower.wire import claim_identity
+from privet.common.compat.flower import claim_identity, empty_run
 
 RUN_ID = 1
 """The only run that a grid of ours knows; Privet's own name of a run is in its orders."""
@@ -36,13 +36,13 @@ class OwnGrid(Grid):
     def __init__(self) -> None:
         claim_identity(RUN_ID)
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: Any) -> None:
         """Accept the run of Flower's own machinery; there is only one here."""
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Any:
         """The one run."""
-        return Run.create_empty(run_id=RUN_ID)
+        return empty_run(RUN_ID)
 
     def create_message(
         self,
@@ -70,12 +70,12 @@ class PassingGrid(Grid):
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
 
-    def set_run(self, run: Run) -> None:
+    def set_run(self, run: Any) -> None:
         """See :class:`flwr.serverapp.Grid`."""
         self._grid.set_run(run)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> Any:
         """See :class:`flwr.serverapp.Grid`."""
         return self._grid.run
 

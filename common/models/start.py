@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from privet.common.compat.peft import plain_name
 from privet.common.errors import DataMissing, PlanError
 
 if TYPE_CHECKING:
@@ -102,13 +103,13 @@ def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
         # The bytes that are used are those that were hashed, whatever the file was before.
         if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
             raise PlanError(f"{path}: it was changed, and is no longer {digest}")
-        tensors = {_plain(name): tensor for name, tensor in load(raw).items()}
+        tensors = {plain_name(name): tensor for name, tensor in load(raw).items()}
     except (SafetensorError, OSError) as error:
         raise PlanError(f"{path}: cannot be read as safetensors: {error}") from error
     found = []
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            tensor = tensors.get(_plain(name))
+            tensor = tensors.get(plain_name(name))
             if tensor is not None and tensor.shape == parameter.shape:
                 parameter.copy_(tensor)
                 found.append(name)
@@ -118,11 +119,6 @@ def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
     if whole and fresh:
         raise PlanError(f"{path}: it has no '{fresh[0]}', and nothing would be trained: {_OTHER}")
     return found
-
-
-def _plain(name: str) -> str:
-    """Return a parameter's name without the parts that peft adds."""
-    return name.replace("base_model.model.", "").replace(".base_layer", "")
 
 
 @lru_cache(maxsize=256)

@@ -25,6 +25,7 @@ from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy.optimize import brentq
 
+from privet.common.compat.dp_accounting import SelfComposition
 from privet.common.errors import InputError
 from privet.privacy.accounting import ceiling
 from privet.privacy.accounting.events import (
@@ -36,7 +37,6 @@ from privet.privacy.accounting.events import (
     Repeated,
     group,
 )
-from privet.privacy.accounting.pld_compat import SelfComposition
 from privet.privacy.accounting.pld_size import grid_for
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 

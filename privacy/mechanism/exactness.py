@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from privet.common.compat.torch import DispatchMode, buffers_of
 from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import Batch
 
@@ -37,7 +37,7 @@ def kept_weights(model: nn.Module) -> Iterator[None]:
     Inside, ``parameter.data`` may be replaced, and not changed in place.
     """
     parameters = [(p, p.data) for p in model.parameters()]
-    buffers = [(m, name, b) for m in model.modules() for name, b in m._buffers.items()]
+    buffers = [(m, name, b) for m in model.modules() for name, b in buffers_of(m).items()]
     try:
         yield
     finally:
@@ -45,7 +45,7 @@ def kept_weights(model: nn.Module) -> Iterator[None]:
             parameter.grad = None
             parameter.data = data
         for module, name, buffer in buffers:
-            module._buffers[name] = buffer
+            buffers_of(module)[name] = buffer
 
 
 def tame(model: nn.Module) -> bool:
@@ -76,9 +76,9 @@ def widen(model: nn.Module) -> None:
             parameter.data = parameter.data.double()
     done: dict[int, Tensor] = {}
     for module in model.modules():
-        for name, buffer in module._buffers.items():
+        for name, buffer in buffers_of(module).items():
             if buffer is not None and buffer.is_floating_point():
-                module._buffers[name] = done.setdefault(id(buffer), buffer.double())
+                buffers_of(module)[name] = done.setdefault(id(buffer), buffer.double())
 
 
 def wide(batch: Batch) -> Batch:
@@ -195,7 +195,7 @@ def comparable(rounding: Sequence[float], norms: Sequence[float]) -> list[int]:
     return [row for row in told(rounding) if least <= norms[row] < math.inf]
 
 
-class _Narrow(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Narrow(DispatchMode):  # type: ignore[no-untyped-call]
     """Sees whether numbers that are not whole are computed in less than double precision."""
 
     found = False

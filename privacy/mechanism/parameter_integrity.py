@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from privet.common.compat.torch import version_of
 from privet.common.errors import BypassDetected
 
 
@@ -24,7 +25,7 @@ class TamperGuard:
         owned = {id(parameter) for parameter in trained}
         self._trained = {n: p for n, p in model.named_parameters() if id(p) in owned}
         self._frozen = self._others()
-        self._frozen_marks = {name: (t._version, _mark(t)) for name, t in self._frozen.items()}
+        self._frozen_marks = {name: (version_of(t), _mark(t)) for name, t in self._frozen.items()}
         self.accept()
 
     def _others(self) -> dict[str, Tensor]:
@@ -36,7 +37,7 @@ class TamperGuard:
 
     def accept(self) -> None:
         """Take the trained parameters as they are now: the mechanism moved them."""
-        self._marks = {name: (t._version, _mark(t)) for name, t in self._trained.items()}
+        self._marks = {name: (version_of(t), _mark(t)) for name, t in self._trained.items()}
 
     def check(self, when: str, *, thorough: bool = False) -> None:
         """Compare with what was remembered; ``thorough`` reads the frozen tensors too.
@@ -46,7 +47,7 @@ class TamperGuard:
         """
         for name, (version, mark) in self._marks.items():
             trained = self._trained[name]
-            if trained._version != version or _mark(trained) != mark:
+            if version_of(trained) != version or _mark(trained) != mark:
                 raise BypassDetected(
                     f"parameter '{name}' changed outside the mechanism {when} (H8); "
                     "was another optimizer stepped?"
@@ -56,7 +57,7 @@ class TamperGuard:
             raise BypassDetected(f"the model gained or lost tensors {when} (H17)")
         for name, tensor in others.items():
             version, mark = self._frozen_marks[name]
-            if tensor._version != version or (thorough and _mark(tensor) != mark):
+            if version_of(tensor) != version or (thorough and _mark(tensor) != mark):
                 raise BypassDetected(
                     f"'{name}' is not trained but changed {when} (H5): running statistics "
                     "and other buffers would leave the site un-noised"

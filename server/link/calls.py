@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar, cast
@@ -17,10 +16,9 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 import grpc
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
-from grpc._cython import cygrpc
-from grpc.aio._server import Server
 
-from privet.common.errors import InputError, RunError
+from privet.common.compat.grpc import known_methods_server, quiet_metadata
+from privet.common.errors import InputError
 
 _LAST = 0.5
 """Seconds that tasks have to end after their server did."""
@@ -43,10 +41,7 @@ _OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 
-# It writes a traceback for metadata that is no text, which it then takes as it is.
-logging.getLogger("grpc._cython.cygrpc").addFilter(
-    lambda record: not str(record.msg).startswith("Invalid encoding")
-)
+quiet_metadata()
 
 _M = TypeVar("_M", bound=Message)
 
@@ -182,7 +177,7 @@ def make_server(
     Raises:
         RunError: if this version of gRPC cannot be kept from answering unknown methods.
     """
-    server = _Server((*_OPTIONS, *options), most)
+    server = known_methods_server((*_OPTIONS, *options), most)
     for service, methods in services.items():
         handlers = {name: _handler(serve) for name, serve in methods.items()}
         server.add_registered_method_handlers(service, handlers)
@@ -249,28 +244,6 @@ def _require_free(address: str) -> None:
             if error.errno in (errno.EADDRINUSE, errno.EACCES):
                 why = f"cannot listen at {where[0]}: {error.strerror}"
                 raise InputError(f"{address}: {why}") from None
-
-
-class _Core(cygrpc.AioServer):
-    """Accept calls of known methods, and leave others without an answer.
-
-    gRPC's own class accepts all, and ends permanently at a method's name that is no UTF-8: one call
-    of a stranger would shut the port (seen with grpcio 1.85.1; this is a private part of it).
-    """
-
-    def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
-        if method is None:
-            return asyncio.get_running_loop().create_future()
-        found: asyncio.Future[Any] = super()._make_request_call_future(method)
-        return found
-
-
-class _Server(Server):
-    def __init__(self, options: Options, most: int | None) -> None:
-        if not hasattr(cygrpc.AioServer, "_make_request_call_future"):
-            raise RunError("this version of gRPC is not known to Privet; install grpcio 1.85")
-        self._loop = asyncio.get_running_loop()
-        self._server = _Core(self._loop, None, (), (), tuple(options), most)
 
 
 def _handler(serve: Serve) -> grpc.RpcMethodHandler:

@@ -19,9 +19,10 @@ from typing import Any
 
 from flwr.app import Error, Message
 
+from privet.common.compat.flower import number_message
 from privet.common.errors import InputError
 from privet.common.flower.grid import Enough, OwnGrid
-from privet.common.flower.wire import decode_show, encode_show, number_message, pack, unpack
+from privet.common.flower.wire import decode_show, encode_show, pack, unpack
 from privet.server.link.parcel import LinkReply
 from privet.server.link.server import LinkServer
 

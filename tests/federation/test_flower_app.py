@@ -11,8 +11,9 @@ import pytest
 from flwr.app import Context, Message, RecordDict, UserConfig
 
 from privet.client.operator.decisions import make_site
+from privet.common.compat.flower import claim_identity, number_message
 from privet.common.errors import InputError, KeyFault, WrongLedger
-from privet.common.flower.wire import claim_identity, decode_reply, number_message
+from privet.common.flower.wire import decode_reply
 from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.flower import client, server

@@ -18,10 +18,12 @@ RANK = {
 }  # fmt: skip
 FLOWER = (
     "*/app.py", "*/grid.py", "server/aggregate.py", "server/strategy_state.py",
-    "simulations/run.py", "simulations/ray.py", "common/flower/wire.py",
+    "simulations/run.py", "simulations/ray.py", "common/flower/wire.py", "common/compat/flower*.py",
     "client/stock_flower/clientapp.py", "server/flower_serverapp.py",
 )  # fmt: skip
-OPACUS = ("privacy/mechanism/dpsgd.py", "privacy/mechanism/clipping/*.py")
+OPACUS = (
+    "privacy/mechanism/dpsgd.py", "privacy/mechanism/clipping/*.py", "common/compat/opacus.py",
+)  # fmt: skip
 LIGHT = (
     "privacy/accounting/", "privacy/evidence/", "privacy/audit/", "privacy/policy.py",
     "privacy/database.py", "privacy/person_names.py",

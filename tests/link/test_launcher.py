@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import inspect
 import logging
 import os
-import re
 import signal
 import stat
 import subprocess
@@ -14,20 +11,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from flwr.app import Context, Message, RecordDict, UserConfig
-from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
-from flwr.supernode.runtime import run_clientapp
 from stock_kit import enrol
 
 from privet.client.stock_flower import clientapp
 from privet.client.stock_flower.daemon import ask
-from privet.client.stock_flower.launcher import OWN, REFUSED, SUPERNODE, write_launcher
+from privet.client.stock_flower.launcher import write_launcher
+from privet.common.compat.flower import claim_identity, number_message
+from privet.common.compat.flower_clientapp import OWN, QUIET, REFUSED, SUPERNODE
 from privet.common.errors import InputError, RunError
-from privet.common.flower.wire import claim_identity, decode_reply, number_message, unpack
+from privet.common.flower.wire import decode_reply, unpack
 from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import calibrated
@@ -42,10 +38,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # what Flower starts
-
-
-def test_every_program_that_superexec_may_start_is_there() -> None:
-    assert {OWN, *REFUSED} == set(TASK_TYPE_TO_COMMAND.values())
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -67,7 +59,7 @@ def test_the_folder_comes_first_on_the_path(folder: Path, tmp_path: Path) -> Non
     done = subprocess.run(["/bin/sh", tmp_path / "try"], capture_output=True, text=True, check=True)
     found = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     assert found["PATH"].split(":")[:2] == [str(folder), str(Path(sys.executable).parent)]
-    assert clientapp.QUIET.items() <= found.items()
+    assert QUIET.items() <= found.items()
     assert all(stat.S_IMODE((folder / name).stat().st_mode) == 0o755 for name in (OWN, SUPERNODE))
 
 
@@ -81,69 +73,6 @@ def test_a_folder_with_something_else_is_left_alone(folder: Path, tmp_path: Path
 
 
 # Flower's own program
-
-
-def test_the_version_that_is_pinned_is_the_one_that_was_read(root: Path) -> None:
-    pinned = re.search(r"^flwr==(.+)$", (root / "constraints.txt").read_text(), re.MULTILINE)
-    assert pinned and pinned[1] in clientapp.KNOWN
-    clientapp.require_known(pinned[1])
-    with pytest.raises(RunError, match=r"Flower 1\.42\.0 is installed.*install flwr==1\.41\.0"):
-        clientapp.require_known("1.42.0")
-
-
-def test_flowers_program_reaches_a_bundle_by_these_functions_only() -> None:
-    """Fails when Flower changes what is replaced: then read it again."""
-    assert run_clientapp.__name__ == clientapp.PROGRAM
-    tree = ast.parse(inspect.getsource(run_clientapp.run_clientapp))
-    uses = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert {use for use in uses if use.startswith("fab.")} == {"fab.content", "fab.hash_str"}
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    taking = {
-        ast.unparse(call.func)
-        for call in calls
-        for part in [*call.args, *(word.value for word in call.keywords)]
-        if re.search(r"\bfab\b|\bapp_path\b", ast.unparse(part))
-    }
-    assert taking == {
-        "install_from_fab", "get_project_dir", "install_app_dependencies", "load_client_app_fn",
-        "str",
-    }  # fmt: skip
-    loads = [ast.unparse(call.func) for call in calls if "load" in ast.unparse(call.func)]
-    assert sorted(loads) == ["get_load_client_app_fn", "load_client_app_fn"]
-
-
-def test_the_program_gets_the_installed_app_and_no_bundle() -> None:
-    def app(message: Any, context: Any) -> Any:
-        raise AssertionError
-
-    def touched(*what: object, **how: object) -> None:
-        raise AssertionError("the bundle was touched")
-
-    fab = SimpleNamespace(hash_str="0" * 64, content=b"hostile", verifications={"a": "b"})
-    program = ModuleType("program")
-    program.pull_task_input = lambda client: ("message", "context", "run", fab)  # type: ignore[attr-defined]
-    for name in ("install_from_fab", "install_app_dependencies", "get_load_client_app_fn"):
-        setattr(program, name, touched)
-    clientapp.installed_only(program, app)
-    pulled = program.pull_task_input(None)  # type: ignore[attr-defined]
-    assert pulled[:3] == ("message", "context", "run") and pulled[3].content == b""
-    assert program.install_from_fab(b"", skip_prompt=True) is None  # type: ignore[attr-defined]
-    assert program.install_app_dependencies("x", run_id=1) is None  # type: ignore[attr-defined]
-    load = program.get_load_client_app_fn(default_app_ref="", app_path=None, multi_app=True)  # type: ignore[attr-defined]
-    assert load("nobody/app", "1.0.0", "hash") is app
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["pull_task_input", "install_from_fab", "install_app_dependencies", "get_load_client_app_fn"],
-)
-def test_a_function_that_is_gone_is_noticed(name: str) -> None:
-    program = ModuleType("program")
-    for other in vars(run_clientapp):
-        setattr(program, other, getattr(run_clientapp, other))
-    delattr(program, name)
-    with pytest.raises(RunError, match=f"has no '{name}'"):
-        clientapp.installed_only(program, clientapp.answer)
 
 
 def test_the_launcher_takes_the_arguments_of_superexec(folder: Path) -> None:

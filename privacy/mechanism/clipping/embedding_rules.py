@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.compat.transformers import position_bias
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
 from privet.privacy.mechanism.clipping.rules import Rule, Unsupported
@@ -107,7 +108,7 @@ class RelativePositionBias:
         replaced = table.__dict__.get("forward")
         table.__dict__["forward"] = read
         try:
-            plain = type(self.module).compute_bias(self.module, *given, **more)
+            plain = position_bias(self.module, *given, **more)
         finally:
             if replaced is None:
                 del table.__dict__["forward"]

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from privet.common.compat.torch import parameters_of
+from privet.common.compat.transformers import BIAS, is_conv1d, is_rms_norm, position_table
 from privet.privacy.mechanism.clipping.embedding_rules import (
     EmbeddingRule,
     ExpandedParameterRule,
@@ -24,10 +26,6 @@ from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradi
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
 from privet.privacy.mechanism.clipping.rules import Forward, Unsupported
 
-_RMS_NORMS = (
-    "LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "T5LayerNorm", "MT5LayerNorm",
-)  # fmt: skip
-"""Root-mean-square norms of transformers that scale by their weight as it is."""
 _RULES: tuple[tuple[type[nn.Module], Any], ...] = (
     (nn.Linear, LinearRule),
     (nn.Embedding, EmbeddingRule),
@@ -83,10 +81,8 @@ class RecordingLayers:
             if isinstance(rule, EmbeddingRule):
                 tables[id(module)] = rule
         for module in model.modules():
-            table = tables.get(id(getattr(module, "relative_attention_bias", None)))
-            if table is not None and hasattr(type(module), "compute_bias"):
-                bias = RelativePositionBias(module, table)
-                self._forwards.append((module, "compute_bias", bias))
+            if (table := tables.get(id(position_table(module)))) is not None:
+                self._forwards.append((module, BIAS, RelativePositionBias(module, table)))
 
     @contextmanager
     def recording(self, records: int, counts: Tensor | None) -> Iterator[None]:
@@ -98,7 +94,7 @@ class RecordingLayers:
         """
         self.per_unit.begin_pass(records, counts)
         kept = [(module, rule.name) for module, rule in self._expanded]
-        before = [module._parameters[name] for module, name in kept]
+        before = [parameters_of(module)[name] for module, name in kept]
         for module, name, _ in self._forwards:
             if name in module.__dict__:
                 raise Unsupported(f"somebody replaced '{name}' of a {type(module).__name__}")
@@ -106,14 +102,14 @@ class RecordingLayers:
             for module, name, forward in self._forwards:
                 module.__dict__[name] = forward
             for module, rule in self._expanded:
-                module._parameters[rule.name] = rule.copies()  # type: ignore[assignment]
+                parameters_of(module)[rule.name] = rule.copies()
             yield
         finally:
             self.per_unit.recording = False
             for module, name, _ in self._forwards:
                 module.__dict__.pop(name, None)
             for (module, name), parameter in zip(kept, before, strict=True):
-                module._parameters[name] = parameter
+                parameters_of(module)[name] = parameter
 
     def forget(self) -> None:
         """Let go of what the last pass recorded, but for the kept memory."""
@@ -126,7 +122,7 @@ def _owners(model: nn.Module, named: dict[str, nn.Parameter]) -> Owners:
     trained = {id(parameter) for parameter in named.values()}
     found: Owners = []
     for module in model.modules():
-        mine = module._parameters.items()
+        mine = parameters_of(module).items()
         held: dict[str, Tensor] = {n: p for n, p in mine if p is not None and id(p) in trained}
         if held:
             found.append((module, held))
@@ -151,9 +147,9 @@ def _rule_of(module: nn.Module) -> Any:
     for known, rule in _RULES:
         if isinstance(module, known) and kind.forward is known.forward:
             return rule
-    if kind.__module__ == "transformers.pytorch_utils" and kind.__name__ == "Conv1D":
+    if is_conv1d(kind):
         return LinearRule
-    if kind.__module__.startswith("transformers.") and kind.__name__ in _RMS_NORMS:
+    if is_rms_norm(kind):
         return ScaleRule
     return None
 

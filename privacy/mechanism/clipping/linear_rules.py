@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.compat.torch import convolution_input_gradient, convolve, unsafe_view
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
 from privet.privacy.mechanism.clipping.rules import Rule, Unsupported, by_record, compute_type
@@ -25,8 +26,7 @@ class _Linear(torch.autograd.Function):
         turned = weight if rule.transposed else weight.t()
         y = flat @ turned if bias is None else torch.addmm(bias, flat, turned)
         # No view: what follows may change it in place.
-        whole: Tensor = torch.ops.aten._unsafe_view(y, [*x.shape[:-1], turned.shape[1]])
-        return whole
+        return unsafe_view(y, [*x.shape[:-1], turned.shape[1]])
 
     @staticmethod
     def backward(ctx: Any, backprops: Tensor) -> tuple[Tensor | None, None, None, None]:
@@ -127,8 +127,7 @@ class ConvolutionRule(Rule):
             weight: of the layer.
             bias: of the layer.
         """
-        found: Tensor = self.module._conv_forward(x, weight, bias)
-        return found
+        return convolve(self.module, x, weight, bias)
 
     def input_gradient(self, backprops: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Return the gradient of the input, of its shape.
@@ -138,12 +137,7 @@ class ConvolutionRule(Rule):
             x: the input.
             weight: in the backprops' type.
         """
-        m: Any = self.module
-        found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-            backprops, x, weight, None, m.stride, m.padding, m.dilation, False,
-            [0] * (x.dim() - 2), m.groups, [True, False, False],
-        )  # fmt: skip
-        return found[0]
+        return convolution_input_gradient(self.module, backprops, x, weight)
 
     def record(self, x: Tensor, backprops: Tensor) -> None:
         """Add G_u of weight and bias.

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.compat.torch import layer_norm, layer_norm_input_gradient
+from privet.common.compat.transformers import rms_epsilon
 from privet.privacy.mechanism.clipping.methods import accumulation_dtype
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
@@ -72,7 +74,7 @@ class ScaleRule(Rule):
             normed = functional.rms_norm(x, m.normalized_shape, None, m.eps)
         else:  # those of transformers, in single precision or wider
             wide = x.to(accumulation_dtype(x))
-            normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + m.variance_epsilon)
+            normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + rms_epsilon(m))
             normed = normed.to(x.dtype)
         return _Scale.apply(normed, m.weight, getattr(m, "bias", None), self)  # type: ignore[no-any-return]
 
@@ -103,7 +105,7 @@ class _LayerNorm(torch.autograd.Function):
         ctx.rule = rule
         if torch.is_autocast_enabled(x.device.type):
             x = x.float()
-        y, mean, scale = torch.native_layer_norm(x, rule.shape, weight, bias, rule.eps)
+        y, mean, scale = layer_norm(x, rule.shape, weight, bias, rule.eps)
         ctx.save_for_backward(x, weight, bias, mean, scale)
         return y
 
@@ -113,9 +115,9 @@ class _LayerNorm(torch.autograd.Function):
         ctx.rule.on_backward(x, mean, scale, backprops)
         back = None
         if ctx.needs_input_grad[0]:
-            back = torch.ops.aten.native_layer_norm_backward(
-                backprops, x, ctx.rule.shape, mean, scale, weight, bias, [True, False, False]
-            )[0]
+            back = layer_norm_input_gradient(
+                backprops, x, ctx.rule.shape, (mean, scale), (weight, bias)
+            )
         return back, None, None, None
 
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from opacus.grad_sample import GradSampleModule
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
+from privet.common.compat import opacus as compat
 from privet.common.errors import SelfTestFailed
 from privet.privacy.mechanism.clipping import methods
 from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
@@ -41,9 +41,7 @@ class OpacusHooks:
         _require_valid(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._wrapped: Any = GradSampleModule(
-                model, loss_reduction="sum", strict=False, force_functorch=functorch
-            )
+            self._wrapped: Any = compat.hooked(model, functorch=functorch)
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`.
@@ -55,7 +53,7 @@ class OpacusHooks:
         self._loss(self._wrapped, batch).sum().backward()
         gradients = []
         for name, parameter in self.named.items():
-            sample = getattr(parameter, "grad_sample", None)
+            sample = compat.sample_of(parameter)
             if isinstance(sample, list):
                 sample = torch.stack(sample).sum(0) if len(sample) > 1 else sample[0]
             if sample is None:
@@ -93,21 +91,12 @@ class OpacusHooks:
     def reset(self) -> None:
         """As :meth:`ClippingMethod.reset`."""
         self._clear()
-        for parameter in self.named.values():
-            parameter._forward_counter = 0  # type: ignore[attr-defined]
-        for module in self.model.modules():
-            for kept in ("activations", "max_batch_len"):
-                if hasattr(module, kept):
-                    delattr(module, kept)
+        compat.forget(self.model, self.named.values())
 
     def close(self) -> None:
         """As :meth:`ClippingMethod.close`."""
         self.reset()
-        self._wrapped.remove_hooks()
-        for parameter in self.model.parameters():
-            for kept in ("grad_sample", "_forward_counter"):
-                if hasattr(parameter, kept):
-                    delattr(parameter, kept)
+        compat.unhook(self._wrapped, self.model)
 
     @property
     def reduced_precision(self) -> bool:
@@ -132,9 +121,7 @@ class OpacusHooks:
         return [torch.tensordot(factors.to(g.dtype), g, dims=1) for g in gradients]
 
     def _clear(self) -> None:
-        for parameter in self.named.values():
-            parameter.grad = None
-            parameter.grad_sample = None  # type: ignore[attr-defined]
+        compat.clear(self.named.values())
 
 
 def _require_valid(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""What :mod:`privet.privacy.accounting.pld_compat` keeps changes no bit of what dp-accounting computes."""
+"""What :mod:`privet.common.compat.dp_accounting` keeps changes no bit of what dp-accounting computes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dp_accounting.pld import common, pld_pmf
 from dp_accounting.pld import privacy_loss_distribution as pld
 from scipy import special
 
+from privet.common.compat.dp_accounting import SelfComposition
 from privet.privacy.accounting.events import (
     Event,
     Gaussian,
     PoissonSampled,
 )
 from privet.privacy.accounting.pld import LIVE_GRID, _of_one
-from privet.privacy.accounting.pld_compat import SelfComposition
 from privet.privacy.accounting.units import Relation
 
 ADD = Relation.ADD_OR_REMOVE_ONE

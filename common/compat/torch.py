@@ -1,0 +1,118 @@
+"""What book-keeping and the self-tests use of torch beside what its pages name.
+
+``torch.ops.aten`` and ``torch.native_layer_norm`` are the operators that torch's own layers call.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+
+__all__ = [
+    "DispatchMode", "buffers_of", "convolution_input_gradient", "convolve", "layer_norm",
+    "layer_norm_input_gradient", "parameters_of", "unsafe_view", "version_of",
+]  # fmt: skip
+# DispatchMode sees each operator that is computed. Since 1.11, used by torch's own FlopCounterMode.
+# The public way is hooks of modules, which do not see what is computed between two modules.
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor's numbers were changed in place, which autograd counts.
+
+    ``_version``, since 0.4. The public way is a digest of all numbers around each step.
+    """
+    version: int = tensor._version
+    return version
+
+
+def parameters_of(module: nn.Module) -> dict[str, Any]:
+    """Return a module's own table of parameters, which may be changed.
+
+    ``_parameters``: attributes are looked up in it. A tensor that is no parameter can stand in it;
+    the public ``setattr`` refuses that, and ``torch.func.functional_call`` wants all parameters for
+    a whole pass.
+    """
+    return module._parameters
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return a module's own table of buffers, which may be changed.
+
+    ``_buffers``. The public ``setattr`` and ``named_buffers`` would do, with the full names.
+    """
+    return module._buffers
+
+
+def unsafe_view(x: Tensor, shape: list[int]) -> Tensor:
+    """Return ``x`` in another shape, which autograd takes for no view: it may be changed in place.
+
+    ``aten._unsafe_view``, as torch's own ``linear`` uses it. The public way is a copy.
+    """
+    found: Tensor = torch.ops.aten._unsafe_view(x, shape)
+    return found
+
+
+def convolve(module: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return what a convolution gives with another weight and bias.
+
+    ``_conv_forward``, since 1.8. The public way repeats its choice of padding.
+    """
+    found: Tensor = module._conv_forward(x, weight, bias)
+    return found
+
+
+def convolution_input_gradient(module: Any, g: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient of a convolution's input.
+
+    ``aten.convolution_backward``, since 1.11. The public way, ``torch.nn.grad.conv2d_input``, is
+    two functions for the kinds of convolution and calls the same.
+
+    Args:
+        module: the convolution, with zeros around.
+        g: gradient of its output, [N, ...].
+        x: its input.
+        weight: in the type of ``g``.
+    """
+    found: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
+        g, x, weight, None, module.stride, module.padding, module.dilation, False,
+        [0] * (x.dim() - 2), module.groups, [True, False, False],
+    )  # fmt: skip
+    return found[0]
+
+
+def layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return a layer norm of ``x``, with the means and the inverse deviations of its rows.
+
+    ``torch.native_layer_norm``. The public ``layer_norm`` keeps the two to itself: they would be
+    computed a second time.
+    """
+    return torch.native_layer_norm(x, shape, weight, bias, eps)
+
+
+def layer_norm_input_gradient(
+    g: Tensor,
+    x: Tensor,
+    shape: list[int],
+    moments: tuple[Tensor, Tensor],
+    parameters: tuple[Tensor, Tensor | None],
+) -> Tensor:
+    """Return the gradient of a layer norm's input.
+
+    ``aten.native_layer_norm_backward``. The public way is a second forward pass under autograd.
+
+    Args:
+        g: gradient of the output.
+        x: the input.
+        shape: of what is normed.
+        moments: means and inverse deviations, of :func:`layer_norm`.
+        parameters: weight and bias.
+    """
+    found: tuple[Tensor, ...] = torch.ops.aten.native_layer_norm_backward(
+        g, x, shape, *moments, *parameters, [True, False, False]
+    )
+    return found[0]
