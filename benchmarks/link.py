@@ -177,17 +177,19 @@ def goodput(quick: bool) -> list[Row]:
 
 def a_round(quick: bool) -> list[Row]:
     """Seconds a round, from order to the next order, of the real commands."""
-    from link_town import Town, follow, plan_for
+    from federation_fixture import FederationFixture, follow, plan_for
 
     rounds = 40 if quick else 300
     with tempfile.TemporaryDirectory() as name:
-        town = Town(Path(name) / "town", plan_for(["North", "East"], rounds))
-        run = town.submit()
+        federation = FederationFixture(
+            Path(name) / "federation", plan_for(["North", "East"], rounds)
+        )
+        run = federation.submit()
         try:
-            town.start_all()
-            times = follow(run, town)
+            federation.start_all()
+            times = follow(run, federation)
         finally:
-            town.close()
+            federation.close()
     took = [after - before for before, after in itertools.pairwise(times[5:]) if after > before]
     stock = None if quick else _stock_round()
     median = statistics.median(took)
@@ -269,8 +271,8 @@ def _lines(path: Path) -> int:
 
 def memory(quick: bool) -> list[Row]:
     """The coordinator's peak in MB, beside twice the model."""
+    from federation_fixture import FederationFixture, follow, plan_for
     from link_model import INPUTS
-    from link_town import Town, follow, plan_for
 
     rows = []
     for megabytes, count in ((20, 2),) if quick else ((100, 2), (100, 8), (400, 2), (400, 8)):
@@ -278,14 +280,14 @@ def memory(quick: bool) -> list[Row]:
         options = {"hidden": megabytes * 250_000 // (INPUTS + 2)}
         plan = plan_for(names, 2, model={"kind": "link_model:make", "options": options})
         with tempfile.TemporaryDirectory() as name:
-            town = Town(Path(name) / "town", plan, ("light",))
-            run = town.submit()
+            federation = FederationFixture(Path(name) / "federation", plan, ("light",))
+            run = federation.submit()
             try:
-                town.start_all()
-                follow(run, town)
-                peak = town.peak("hub")
+                federation.start_all()
+                follow(run, federation)
+                peak = federation.peak("hub")
             finally:
-                town.close()
+                federation.close()
         tell(f"{megabytes} MB, {count} sites: {peak:.0f} MB")
         rows.append(
             row(
@@ -303,18 +305,20 @@ def many(quick: bool) -> list[Row]:
 
 def many_of(count: int, rounds: int) -> list[Row]:
     """The same for so many."""
-    from link_town import Town, follow, plan_for
+    from federation_fixture import FederationFixture, follow, plan_for
 
     plan = plan_for([f"Site {number}" for number in range(count)], rounds)
     with tempfile.TemporaryDirectory() as name:
-        town = Town(Path(name) / "town", plan, ("light",))
-        run = town.submit()
+        federation = FederationFixture(Path(name) / "federation", plan, ("light",))
+        run = federation.submit()
         try:
-            town.start_all()
-            times = follow(run, town, seconds=6 * 3600, note=_every(50, f"of {rounds} rounds"))
+            federation.start_all()
+            times = follow(
+                run, federation, seconds=6 * 3600, note=_every(50, f"of {rounds} rounds")
+            )
         finally:
-            town.close()
-        answers = _orders(town.federation.folder / "runs" / "run" / "coordinator")
+            federation.close()
+        answers = _orders(federation.registry.folder / "runs" / "run" / "coordinator")
     lost = sum(order["answer"] != "released" for order in answers)
     asked = {(order["site"], order["order"]) for order in answers}
     took = [after - before for before, after in itertools.pairwise(times) if after > before]

@@ -84,19 +84,19 @@ def _with_officer(home: Path, plan: str) -> None:
 def linked(folder: Path) -> Made:
     """Run three sites and a coordinator, each a process, for two rounds over gRPC with TLS."""
     sys.path.insert(0, str(BENCHMARKS))
-    from link_town import Town, follow, plan_for
+    from federation_fixture import FederationFixture, follow, plan_for
 
     names = ["North", "East", "South"]
     metrics = {"source": "gate", "noise_multiplier": 20.0}
-    town = Town(folder / "town", plan_for(names, 2, metrics=metrics))
-    _with_officer(town.folder / "North", town.plan.digest)
+    federation = FederationFixture(folder / "federation", plan_for(names, 2, metrics=metrics))
+    _with_officer(federation.folder / "North", federation.plan.digest)
     try:
-        run = town.submit()
-        town.start_all()
-        follow(run, town, seconds=300)
+        run = federation.submit()
+        federation.start_all()
+        follow(run, federation, seconds=300)
     finally:
-        town.close()
-    homes = tuple(town.folder / name for name in names)
+        federation.close()
+    homes = tuple(federation.folder / name for name in names)
     bundle = write_bundle([run.folder, *homes], folder / "run.bundle").path
     roster = run.folder / "roster-fingerprints.json"
-    return Made("link", bundle, roster, (town.folder,))
+    return Made("link", bundle, roster, (federation.folder,))

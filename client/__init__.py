@@ -1,1 +1,1 @@
-"""A site: admits orders, trains under differential privacy, pays, releases."""
+"""A site admits orders, trains under differential privacy, charges its ledger, and releases."""

@@ -1,7 +1,7 @@
-"""What a site lets itself be asked: by whom, for which plan, within which limits.
+"""Admission control: which coordinator may run which plan at a site, within which limits.
 
-The guard decides before anything is spent and before data is opened. Its rules come from
-the site's own policy file; the budget is the ledger's.
+It decides before anything is spent and before data is opened. Its rules come from the site's own
+policy file; the budget is the ledger's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,12 @@ from privet.privacy.policy import Policy
 
 
 class Refusal(Exception):
-    """An order is refused with a status; the text goes to the operator's log only."""
+    """An order is refused with a status; the reason goes to the operator's log only.
+
+    Args:
+        status: that the coordinator receives.
+        reason: for the operator; it may speak of private data.
+    """
 
     def __init__(self, status: Status, reason: str) -> None:
         super().__init__(reason)
@@ -35,18 +40,20 @@ class Refusal(Exception):
 
 
 class NotApproved(Refusal):
-    """A plan waits for people to approve it: to an offer the site answers that, and no refusal."""
+    """A plan waits for people's approval; the site's answer to the offer says so, and does not
+    refuse.
+    """
 
 
 class AdmissionControl:
-    """The policy of one site, beside its ledger.
+    """Hold orders to the policy and the ledger of one site.
 
     Args:
         policy: the site's own file.
-        ledger: where populations, data sets, policy and approvals are noted.
-        roster: by whose key orders are signed.
-        data_set: whose records are asked for; default the policy's only one.
-        require_newest: raises what :meth:`privet.client.newest_head.NewestHeads.require` does.
+        ledger: holds populations, data sets, policy and approvals.
+        roster: names the coordinator, by whose key orders are signed.
+        data_set: name of the data set that is trained on; None takes the policy's only one.
+        require_newest: raises as :meth:`privet.client.newest_head.NewestHeads.require`.
     """
 
     def __init__(
@@ -67,10 +74,10 @@ class AdmissionControl:
         self._order_key = roster.coordinator.orders
 
     def open(self) -> None:
-        """Note what the policy says, where it is not noted yet.
+        """Note the policy and the roster in the ledger, where they are not noted yet.
 
         Raises:
-            LedgerError: if it says something else about a population than the ledger.
+            LedgerError: if the policy contradicts the ledger about a population.
         """
         note_policy(self.policy, self.ledger)
         # The newest one, and that of each coordinator.
@@ -80,16 +87,16 @@ class AdmissionControl:
     def look(self, plan: Plan, run: str) -> None:
         """Refuse a run that the policy, the operator or the budget does not allow.
 
-        Nothing of the plan is run for it: a plan may name a model or a task of the site's own
-        code, which is not even imported before the plan is approved.
+        This runs none of the plan's code: a plan may name a model or a task of the site's own,
+        which is not even imported before the plan is approved.
 
         Args:
             plan: the plan that the site knows.
             run: the run's identifier.
 
         Raises:
-            Refusal: with the status that is answered.
-            HeadAwaitedError: if it is not known yet whether the ledger is the newest.
+            Refusal: with the status of the answer.
+            HeadAwaitedError: if the site does not know yet whether its ledger is the newest.
         """
         self.require_newest()
         self.require_allowed(plan)
@@ -104,17 +111,17 @@ class AdmissionControl:
 
         Args:
             plan: the plan that the site knows.
-            in_force: whether the policy must be the one in the ledger. A changed one comes into
-                force by :meth:`open`, for the first plan that it allows; before, nothing of it
+            in_force: whether the policy must be the one in the ledger. A changed policy comes into
+                force by :meth:`open`, for the first plan that it allows; until then nothing of it
                 is noted.
 
         Raises:
-            Refusal: with the status that is answered.
+            Refusal: with the status of the answer.
         """
         self.ledger.log.refresh()  # the operator decides in another process
         noted = self.ledger.book.policy
         if in_force and noted is not None and noted != self.policy.public():
-            # What is reserved is held against the policy in the ledger, by whoever verifies.
+            # A verifier compares a reservation with the policy in the ledger.
             raise Refusal(
                 Status.REFUSED_POLICY,
                 "the ledger has another policy than this client was started with: start it again",
@@ -134,28 +141,38 @@ class AdmissionControl:
     def require_size(self, plan: Plan, parameters: int) -> None:
         """Refuse a model that is larger than the policy allows.
 
+        Args:
+            plan: the plan that the site knows.
+            parameters: number of trained parameters (scalars) of its model.
+
         Raises:
-            Refusal: with the status that is answered.
+            Refusal: with the status of the answer.
         """
         if fault := self.policy.fault(plan, parameters, data_set=self.data_set):
             raise Refusal(Status.REFUSED_POLICY, fault)
 
     def tested(self, rows: tuple[str, ...]) -> tuple[str, ...]:
-        """Return which rows of the honesty list count as tested, of those that a model passed.
+        """Return the rows of the assumption register that count as tested, of those that a model
+        passed.
 
-        H6 does not, where only the site can say that records are read one by one.
+        H6 does not count where the policy itself attests that records are read independently of
+        each other (``coupling_attested``): no test can show that.
         """
         attested = self.policy.data_set(self.data_set)[1].coupling_attested is not None
         return tuple(row for row in rows if row != "H6" or not attested)
 
     def _keep_plan(self, plan: Plan) -> None:
-        """Keep the plan beside the ledger, for those who verify it later."""
+        """Store the plan beside the ledger, for verifiers."""
         if plan.digest not in self._kept_plans:
             self.ledger.keep("plan", plan.digest, plan.to_dict())
             self._kept_plans.add(plan.digest)
 
     def require_signature(self, order: Order) -> None:
-        """Refuse an order that a coordinator of the policy did not sign."""
+        """Refuse an order that no coordinator of the policy signed.
+
+        Raises:
+            Refusal: with the status of the answer.
+        """
         key = self._order_key
         book = self.ledger.book
         if not self.policy.may_ask(key.fingerprint, book.order_keys):

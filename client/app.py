@@ -1,9 +1,8 @@
 """The Flower ``ClientApp`` of a site.
 
-Four messages: ``query`` (which site is this?), ``query.show`` (show your log, cosign those
-of the others), ``train`` and ``evaluate`` (an order, whose release may bring what ``query.show``
-would be answered with).
-Nothing that happens here becomes a Flower error, whose text would travel to the
+The app answers four messages: ``query`` (the site's name), ``query.show`` (show the site's log and
+cosign the others' logs), ``train`` and ``evaluate`` (an order; the reply to a release may include
+the answer to ``query.show``). No error here becomes a Flower error, whose text would travel to the
 coordinator: every reply is a status from the closed list.
 """
 
@@ -56,11 +55,11 @@ def create_app(
     """Return the app.
 
     Args:
-        site_of: finds the site that a Flower context stands for.
-        on_answer: told of each order, and of the status that it is answered with.
-        unopened: says how an order is answered where ``site_of`` raises.
-        is_stopped: says whether the site is there and its ledger is too old to take part. It
-            answers to its name then, so that it may come back in the same run.
+        site_of: finds the site of a Flower context.
+        on_answer: called with each order, and the status of its answer.
+        unopened: returns the status of an order's answer when ``site_of`` raises.
+        is_stopped: whether the site is connected but its ledger is too old to take part. It then
+            still answers with its name, so that it may come back in the same run.
     """
     app = ClientApp()
 
@@ -94,7 +93,7 @@ def create_app(
         try:
             site = site_of(context)
         except Exception as error:
-            if not isinstance(error, Refusal):  # whoever refuses has said why
+            if not isinstance(error, Refusal):  # a refusal was logged with its reason
                 _LOG.exception("the site could not be opened")
             status = unopened(order)
             on_answer(order, status)
@@ -115,7 +114,17 @@ def create_app(
 def serve(
     app: ClientApp, context: Context, kind: str, records: bytes, arrays: Arrays
 ) -> tuple[bytes, Arrays]:
-    """Answer one message of the link through the app; the same as on any Flower runtime.
+    """Answer one message of the link through the app, as any Flower runtime would.
+
+    Args:
+        app: of :func:`create_app`.
+        context: of the site (:func:`context_of`).
+        kind: of the message, one of :data:`KINDS`.
+        records: the message without its arrays, encoded.
+        arrays: the model beside it, or empty.
+
+    Returns:
+        The reply without its arrays, encoded; and its arrays.
 
     Raises:
         InputError: if the message is malformed.
@@ -140,9 +149,9 @@ def context_of(site: str) -> Context:
 
 
 def _shown_beside(site: Site, content: RecordDict) -> dict[str, Any] | None:
-    """Return what an order asks about the log beside its release; None where it asks nothing.
+    """Return the evidence that an order asks for beside its release; None if it asks for none.
 
-    What cannot be shown here is asked for again, in a message of its own.
+    Evidence that cannot be given here is requested again, in a message of its own.
     """
     if SHOW not in content:
         return None
@@ -154,7 +163,7 @@ def _shown_beside(site: Site, content: RecordDict) -> dict[str, Any] | None:
 
 
 def _asked(value: dict[str, Any]) -> LogQuery:
-    """Read what a coordinator wants to see.
+    """Read a coordinator's question about logs.
 
     Raises:
         InputError: if it is malformed.
@@ -174,5 +183,5 @@ def _asked(value: dict[str, Any]) -> LogQuery:
 
 
 def _held(value: Any) -> tuple[int, str] | None:
-    """Read how far the asker's copy of the log goes; None where it keeps none."""
+    """Read how far the coordinator's copy of the log reaches; None if it keeps none."""
     return None if value is None else (int(value[0]), str(value[1]))

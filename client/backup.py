@@ -1,4 +1,4 @@
-"""What a backup of a site holds: what cannot be made again, and no record."""
+"""Back up a site: its files that cannot be made again, and no record."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from privet.privacy.policy import Policy
 
 _FOLDERS = (LINK, STATE, "ledger", "offers", "outbox", "copies", "journals")
 _LEFT_OUT = ("trainer", "snapshots", "trainer.log")
-"""Of a coordinator's folder of state: what speaks of records, or is made again."""
+"""Files of a coordinator's state folder that speak of records, or can be made again."""
 
 
 def back_up_site(policy_file: Path, out: Path) -> Backup:
-    """Write policy, ledger, keys and what is kept for coordinators into a tar file.
+    """Write policy, ledger, keys and the state kept for coordinators into a tar file.
 
-    Records, logs and checks are not in it, for they speak of people; nor is the recovery key,
-    which is to lie elsewhere.
+    The file holds no records, logs or checks, which speak of people; nor the recovery key, which
+    must be kept elsewhere.
 
     Args:
-        policy_file: the site's.
+        policy_file: the site's ``site.toml``.
         out: the tar file; it must not exist.
 
     Raises:
         PolicyError: if the policy is wrong.
-        InputError: if the ledger lies elsewhere, or ``out`` cannot be written.
+        InputError: if the ledger is in another folder, or ``out`` cannot be written.
         RunError: if the ledger is held by another process for too long.
     """
     home = policy_file.parent

@@ -18,23 +18,23 @@ the coordinator was started again.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
 
 from privet.client.admission import AdmissionControl, NotApproved, Refusal
 from privet.client.app import context_of, create_app, serve
-from privet.client.data.loader import probe_database
+from privet.client.data.probe import DatabaseProbe
 from privet.client.data.source import require_source
 from privet.client.link.addresses import Addresses
-from privet.client.link.coordinators import Membership, memberships
+from privet.client.link.coordinators import Membership
 from privet.client.link.dial import LinkRequest, LinkResponse
 from privet.client.link.notices import Notices
 from privet.client.link.offers import Offers
-from privet.client.link.order_keys import follow_handovers, kept_handovers
+from privet.client.link.order_keys import follow_handovers
 from privet.client.link.refusals import Refusals
+from privet.client.link.roster_check import RosterCheck
+from privet.client.offered_run import OfferedRun, OpeningSteps
 from privet.client.passing import is_passing, require_ledger_room
 from privet.client.recovery.journal_copies import FOLDER as JOURNALS
 from privet.client.recovery.journal_copies import JournalCopies
@@ -46,7 +46,6 @@ from privet.common.canonical import digest_json
 from privet.common.code import code_digest
 from privet.common.errors import (
     EvidenceFault,
-    InputError,
     NoRoom,
     NoteError,
     PolicyError,
@@ -65,8 +64,6 @@ _LOG = logging.getLogger("privet.gate")
 
 ORDERS = ("train", "evaluate")
 """Kinds of parcels that are answered one at a time, whoever asks."""
-PROBE_INTERVAL_S = 30.0
-"""Seconds between two looks at a database while a run is offered."""
 
 TrainingFor = Callable[[Plan, Policy, str], TrainerProtocol]
 """Makes the trainer of a plan for a data set of the policy."""
@@ -92,14 +89,10 @@ class SiteEndpoint:
     membership: Membership
     training_for: TrainingFor
     turns: Turns = field(default_factory=Turns)
+    _run: OfferedRun = field(default_factory=OfferedRun)
     _site: Site | None = None
     _training: TrainerProtocol | None = None
-    _of: str = ""
-    _roster: Roster | None = None
-    _ordered: bool = False
     _said: str = ""
-    _stands: Status = Status.FAILED  # where the run that was offered last stands
-    _probed: tuple[str, float, InputError | None] = ("", 0.0, None)
 
     def __post_init__(self) -> None:
         self.join, self.home = self.membership.join, self.membership.home
@@ -108,7 +101,7 @@ class SiteEndpoint:
             lambda context: self._current(),
             self.refusals.note_order,
             self._unopened,
-            lambda: self._stands is Status.REFUSED_ROLLBACK,
+            lambda: self._run.is_rolled_back,
         )
         self._context = context_of(self.join.site)
         self._offers = Offers.of(self.membership)
@@ -117,6 +110,8 @@ class SiteEndpoint:
         self.notices = Notices(folder, self.addresses)
         # Apart from those of other coordinators: a run is called as its coordinator likes.
         self._journals = JournalCopies(self.membership.state / JOURNALS)
+        self._roster_check = RosterCheck(self.membership, self.ledger, self.witness)
+        self._database = DatabaseProbe()
         # A site that was restarted in the middle of a run goes on with it.
         if (offered := self._offers.run) is not None:
             self._offered(offered)
@@ -126,17 +121,25 @@ class SiteEndpoint:
 
         Questions (:data:`privet.client.link.dial.BESIDE`) may be asked while another call answers.
         """
-        with self.turns.for_order() if asked.kind in ORDERS else nullcontext(), self.turns.ledger:
+        turn = self.turns.for_order(self._round_s) if asked.kind in ORDERS else nullcontext()
+        with turn, self.turns.ledger:
             if asked.kind == offer.RUNS:
-                return LinkResponse(offer.encode_runs(self._journals_of_ours()), {})
+                journals = self._journals.all(self._roster_check.order_keys_of_ours())
+                return LinkResponse(offer.encode_runs(journals), {})
             if asked.kind == offer.KIND:
                 return LinkResponse(offer.encode_answer(self._offered(asked.records)), {})
             if asked.kind in ORDERS:
                 self._follow_policy()
-            self._ordered = True
+            self._run = self._run.asked()
             return LinkResponse(
                 *serve(self._app, self._context, asked.kind, asked.records, asked.arrays)
             )
+
+    @property
+    def _round_s(self) -> float:
+        """Seconds that a round of the run may take."""
+        site = self._site
+        return 0.0 if site is None else site.plan.strategy.timeout
 
     def take_notice(self, notice: pb.Notice) -> None:
         """Keep what the coordinator tells of itself (:mod:`privet.client.link.notices`).
@@ -161,7 +164,7 @@ class SiteEndpoint:
                 note = head.note.decode()
             except UnicodeDecodeError:
                 raise NoteError("what the coordinator saw of the ledger is no text") from None
-            self.turns.heads.take(self.membership.name, self.ledger.log, note)
+            self.turns.heads.take(self.membership.name, self.ledger, note)
 
     def _require_newest(self) -> None:
         self.turns.heads.require(self.membership.name)
@@ -170,34 +173,24 @@ class SiteEndpoint:
         """Let go of the run: end its trainer."""
         if self._training is not None:
             self._training.close()
-        self._site, self._training, self._of, self._roster = None, None, "", None
+        self._run, self._site, self._training = self._run.closed(), None, None
 
     def _current(self) -> Site:
         """Return the run that goes on here.
 
-        What kept it back when the client was started may have passed: a head of another
-        coordinator that was awaited, a pause, a database. Nobody offers a run again that goes on.
-
         Raises:
             Refusal: if none does; why is in the log.
         """
-        waits = self._site is None and self._stands is Status.NOT_NOW
-        if waits and (kept := self._offers.run) is not None:
+        if self._run.is_tried_again and (kept := self._offers.run) is not None:
             self._offered(kept)
         if self._site is None:
             raise Refusal(Status.REFUSED_PLAN, "no run was offered")
         return self._site
 
     def _unopened(self, order: Order) -> Status:
-        """Return how an order is answered while its run does not go on here.
-
-        One that was reserved or refused before has an entry, and may not be answered as if it had
-        none.
-        """
-        leaves_no_entry = self._stands in (Status.NOT_NOW, Status.REFUSED_ROLLBACK)
-        if leaves_no_entry and not self.ledger.book.is_answered(order):
-            return self._stands
-        return Status.FAILED
+        """Return how an order is answered while its run does not go on here."""
+        is_answered = self.ledger.book.is_answered(order)
+        return self._run.status_of_unopened(is_answered=is_answered)
 
     def _follow_policy(self) -> None:
         """Take a policy up that another coordinator's offer brought into force meanwhile.
@@ -214,8 +207,9 @@ class SiteEndpoint:
 
     def _offered(self, records: bytes) -> Status:
         """Take a run that is offered, where nothing speaks against it; return where it stands."""
-        self._stands = self._taken(records)
-        return self._stands
+        standing = self._taken(records)
+        self._run = self._run.answered(standing)
+        return standing
 
     def _taken(self, records: bytes) -> Status:
         about: dict[str, str] = {}
@@ -224,7 +218,7 @@ class SiteEndpoint:
             plan, roster = Plan.parse(plan_value, where="offer"), Roster.parse(roster_value)
             about = {"plan": plan.digest}
             policy = self.policy()
-            self._check_roster(roster, run, policy)
+            self._roster_check.require_ours(roster, run, policy)
             self._require_same_journal(run, roster)
             self._offers.keep(plan, self.membership.name)
             # A run keeps to the data set that it began with, whatever the policy says since.
@@ -236,24 +230,8 @@ class SiteEndpoint:
             # Only a plan that is allowed makes a site of it, which registers populations for life.
             guard.require_allowed(plan, in_force=False)
             self.ledger.require_not_paused()
-            # A module that was changed since needs a trainer that has not loaded it yet.
-            of = digest_json([plan_value, policy.model_dump(mode="json"), code_digest(plan)])
-            if self._of != of or not self._ordered:
-                require_source(policy, guard.data_set, plan)
-                self._require_database(policy, guard.data_set, of)
-            if self._of != of:
-                self.close()
-                self._training = self.training_for(plan, policy, guard.data_set)
-                self._of, self._roster, self._ordered = of, None, False
-            if self._roster != roster:
-                # Its trainer stays: a roster says nothing of data or model.
-                assert self._training is not None
-                self._site = Site(
-                    self.join.site, plan, self.home, guard, self.witness, roster,
-                    Aside(self._training, self.turns.ledger), live=True,
-                    journals=self._journals,
-                )  # fmt: skip
-                self._roster = roster
+            key = digest_json([plan_value, policy.model_dump(mode="json"), code_digest(plan)])
+            self._open(self._run.steps(key, roster), key, plan, guard, roster)
             guard.look(plan, run)
             self._offers.keep_run(records)
         except Refusal as no:
@@ -271,24 +249,37 @@ class SiteEndpoint:
             return self._tell(status, error, about)
         return self._tell(offer.READY, None, about)
 
-    def _require_database(self, policy: Policy, data_set: str, of: str) -> None:
-        """Check a database, but not each second: to connect is an event in its own log.
+    def _open(
+        self, steps: OpeningSteps, trainer: str, plan: Plan, guard: AdmissionControl, roster: Roster
+    ) -> None:
+        """Do what an offer needs that is allowed.
+
+        Args:
+            steps: what it needs.
+            trainer: digest of what its trainer is made for.
+            plan: of the run.
+            guard: that allowed it.
+            roster: of the run.
 
         Raises:
-            InputError: what was found, also where that was a while ago.
+            InputError: if the data set is not there.
         """
-        if policy.data_set(data_set)[1].sql is None:
-            return
-        asked, when, fault = self._probed
-        if asked != of or time.monotonic() - when > PROBE_INTERVAL_S:
-            fault = None
-            try:
-                probe_database(policy, data_set)
-            except InputError as error:
-                fault = error
-            self._probed = of, time.monotonic(), fault
-        if fault is not None:
-            raise fault.with_traceback(None)
+        policy, data_set = guard.policy, guard.data_set
+        if steps.check_data:
+            require_source(policy, data_set, plan)
+            self._database.require(policy, data_set, trainer)
+        if steps.make_trainer:
+            self.close()
+            self._training = self.training_for(plan, policy, data_set)
+            self._run = self._run.with_trainer(trainer)
+        if steps.make_site:
+            assert self._training is not None
+            training = Aside(self._training, self.turns.ledger)
+            self._site = Site(
+                self.join.site, plan, self.home, guard, self.witness, roster, training,
+                live=True, journals=self._journals,
+            )  # fmt: skip
+            self._run = self._run.opened(roster)
 
     def _passes(self, error: Exception) -> bool:
         """Return whether a run may be offered again with another outcome, nobody deciding anew."""
@@ -309,6 +300,8 @@ class SiteEndpoint:
             about: which plan, where the offer could be read.
         """
         if (said := f"{status} {why} {about}") == self._said:
+            if why is not None:
+                self.refusals.note_repeated()
             return status
         self._said = said
         if why is None:
@@ -321,64 +314,9 @@ class SiteEndpoint:
         self.refusals.note_offer(about.get("plan", ""), status)
         return status
 
-    def _journals_of_ours(self) -> list[dict[str, Any]]:
-        """Return the runs of this coordinator, and of no other, whose journals are kept here."""
-        keys = {self.join.coordinator["orders"]}
-        for one in kept_handovers(self.membership.link):
-            keys |= {one.new.fingerprint} if one.old.fingerprint in keys else set()
-        return self._journals.all(keys)
-
     def _require_same_journal(self, run: str, roster: Roster) -> None:
         """Check that a run goes on with the journal that it was begun with."""
         try:
             self._journals.require_same(run, roster)
         except EvidenceFault as error:
             raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
-
-    def _check_roster(self, roster: Roster, run: str, policy: Policy) -> None:
-        """Check that the roster is of our coordinator, and has this site as it is."""
-        chief, said = roster.coordinator, self.join.coordinator
-        if chief.witness.fingerprint != said["witness"]:
-            self._refuse("the coordinator's witness key is not the join file's")
-        self._check_order_key(chief.orders.fingerprint, said["orders"], run, policy)
-        own = roster.site(self.join.site)
-        if (own.ledger, own.witness) != (self.ledger.log.first_key, self.witness.key):
-            self._refuse("the roster has other keys of this site")
-
-    def _check_order_key(self, key: str, joined: str, run: str, policy: Policy) -> None:
-        """Check that a run's order key is ours: the join file's, one of its line, or a listed one.
-
-        Args:
-            key: fingerprint of the run's order key.
-            joined: fingerprint in the join file.
-            run: the run's identifier.
-            policy: as it is now.
-        """
-        if key != joined:
-            # It may be that the policy lets a key ask since the coordinator showed it.
-            follow_handovers(policy, self.ledger, kept_handovers(self.membership.link))
-        keys = self.ledger.book.order_keys
-        is_kin = key in keys.line(joined) or joined in keys.line(key)
-        if not is_kin and key not in policy.allow.coordinators:
-            self._refuse("the coordinator's orders key is not the join file's")
-        if not is_kin and self._is_of_another(key):
-            self._refuse("the run is under the order key of another coordinator of this site")
-        if self.ledger.book.is_replaced(key, run):
-            self._refuse(
-                f"the run is under order key {key}, and {keys.successor(key)} follows it: the "
-                "coordinator has to submit the plan again"
-            )
-
-    def _is_of_another(self, key: str) -> bool:
-        """Whether another coordinator came here with an order key, or with one of its line.
-
-        Who shows that one's signed orders would be handed what it was answered.
-        """
-        keys = self.ledger.book.order_keys
-        others = [one for one in memberships(self.home) if one.link != self.membership.link]
-        theirs = [one.join.coordinator["orders"] for one in others]
-        return any(key in keys.line(one) or one in keys.line(key) for one in theirs)
-
-    @staticmethod
-    def _refuse(why: str) -> NoReturn:
-        raise Refusal(Status.REFUSED_POLICY, why)

@@ -1,8 +1,8 @@
-"""What a site clears away by itself: snapshots that nobody reads, releases of runs long over.
+"""Delete what a site needs no longer: stale snapshots, releases of runs long over.
 
-A client does not learn that a run has ended, so time decides (``[keep]`` in the policy). Of the
-run that each coordinator offered last everything stays. What is cleared away was charged all the
-same; an order for it is refused as answered before.
+A client does not learn that a run has ended, so time decides (``[keep]`` in the policy). Everything
+of the run that each coordinator offered last stays. Deleted releases were charged all the same; an
+order for one is refused as answered before.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from privet.privacy.policy import Policy
 
 _LOG = logging.getLogger("privet.housekeeping")
 INTERVAL_S = 3600.0
-"""Seconds between two looks at the outbox."""
+"""Seconds between two checks of the outbox."""
 _DAY_S = 86_400.0
 
 
 def clear_snapshots(home: Path) -> None:
-    """Remove what a client that was killed left of its databases' snapshots.
+    """Remove database snapshots that a killed client left behind.
 
-    Only where no other client runs for this site: the one that holds its lock calls it.
+    The caller must hold the site's client lock: no other client may run for this site.
     """
     for folder in (home, *(home / STATE).glob("*")):
         for path in (folder / SNAPSHOTS).glob("*"):
@@ -41,9 +41,16 @@ def clear_snapshots(home: Path) -> None:
 
 
 def clear_outbox(home: Path, policy: Policy) -> int:
-    """Remove releases of earlier runs that are older than the policy keeps; return how many.
+    """Remove releases of earlier runs that are older than the policy keeps them.
 
-    The copies of coordinators' journals of these runs go with them.
+    The copies of coordinators' journals of these runs are removed as well.
+
+    Args:
+        home: folder of the site.
+        policy: the site's own; ``keep.releases_days`` is the age in days.
+
+    Returns:
+        The number of releases that were removed.
     """
     files = [None, *sorted((home / STATE).glob("*/run.json"))]
     offered = [found for file in files if (found := Offers(home, file).run) is not None]
@@ -55,7 +62,12 @@ def clear_outbox(home: Path, policy: Policy) -> int:
 
 
 def keep_house(home: Path, policy: Callable[[], Policy]) -> None:
-    """Clear away what is due now, and each hour while this process lasts."""
+    """Delete what is due now, and each hour while this process lasts, in a thread.
+
+    Args:
+        home: folder of the site.
+        policy: reads the site's policy as it is now.
+    """
 
     def work() -> None:
         while True:

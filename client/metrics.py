@@ -1,8 +1,8 @@
-"""What a site's client tells Prometheus, on the site's own machine.
+"""The Prometheus metrics of a site's client, on the site's own machine.
 
-Nothing of it is more than the ledger and the link say. How long an order took depends on how
-many records were drawn, which is never told: seconds are a sum, in whole seconds, from order to
-answer, which the coordinator can measure too.
+They hold only facts that the ledger and the link reveal anyway. The time of an order depends on the
+number of records drawn, which is never published: so seconds are one sum, in whole seconds, from
+order to answer, which the coordinator can measure as well.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _TERMS = ("population", "delta", "unit", "relation")
 
 
 class ClientMetrics(Collector):
-    """Reads what the dialers and the ledger know, when it is asked.
+    """Read the state of dialers and ledger on each scrape.
 
     Args:
-        links: the site's dialers, each with its place at the coordinator.
+        links: the site's dialers, each with its membership.
         policy: reads the site's policy as it is now.
     """
 
@@ -63,7 +63,7 @@ class ClientMetrics(Collector):
                 self._released = int(time.time())
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the figures as they are now."""
+        """Yield the metrics as they are now."""
         yield from self._link()
         yield from self._orders_now()
         yield from self._standing()
@@ -116,7 +116,7 @@ class ClientMetrics(Collector):
         try:
             value = self._now(policy)
         except LedgerError:
-            # Its key was replaced meanwhile, or it is damaged: then this is what is said.
+            # Its key was replaced meanwhile, or it is damaged: then the metrics say only this.
             self._ledger = None
             value = self._now(policy)
         yield gauge(
@@ -174,7 +174,7 @@ class ClientMetrics(Collector):
         return self._kept, True
 
     def _now(self, policy: Policy) -> dict[str, Any]:
-        """Return how the site stands; ε is worked out again only where the ledger has grown.
+        """Return the site's status; ε is computed again only if the ledger has grown.
 
         The ledger is read without its key, by a reader of its own.
         """

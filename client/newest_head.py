@@ -1,21 +1,22 @@
-"""Whether the ledger is the newest there was: what each coordinator saw of it last (H31).
+"""Check that the ledger is the newest one, by the last head that each coordinator saw (H31).
 
-An order brings the newest head that *its* coordinator saw. Where a site has several, that is not
-enough: an old copy of the ledger extends what one of them saw, while another one's charges are
-missing. So nothing is reserved for anybody until each has shown its newest head since the client
-started, and for nobody once one of them showed a head that the ledger does not extend.
+An order brings the newest head that *its* coordinator saw. If a site has several coordinators, that
+is not enough: an old copy of the ledger extends the head of one coordinator, while another one's
+charges are missing. So the site reserves nothing until each coordinator has sent its newest head
+since the client started, and nothing ever once one of them sent a head that the ledger does not
+extend.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any
 
 from privet.client.admission import Refusal
+from privet.client.operator.newer_ledger import note_newer
 from privet.common.errors import HeadAwaitedError, NoteError, RolledBack
 from privet.common.order import Status
-from privet.privacy.evidence.log import Log
+from privet.privacy.evidence.ledger import Ledger
 
 MAX_NOTE = 64 << 10
 """Characters of a head that are read: more than any has, with the cosignatures of hundreds."""
@@ -24,13 +25,12 @@ _LOG = logging.getLogger("privet.client")
 
 
 class NewestHeads:
-    """What the coordinators of one site have shown since its client started.
+    """The heads that the coordinators of one site have sent since its client started.
 
-    Calls must be serialised by whoever shares it
-    (:attr:`privet.client.turns.Turns.ledger`).
+    Its users must serialise their calls (:attr:`privet.client.turns.Turns.ledger`).
 
     Args:
-        awaited: names of the coordinators that have to show a head.
+        awaited: names of the coordinators that must send a head.
     """
 
     def __init__(self, awaited: Iterable[str] = ()) -> None:
@@ -39,21 +39,21 @@ class NewestHeads:
 
     @property
     def awaited(self) -> dict[str, str]:
-        """Coordinators that have not shown a head, each with the reason."""
+        """Coordinators that have not sent a head, each with the reason."""
         return dict(self._awaited)
 
-    def take(self, coordinator: str, log: Log[Any], note: str) -> None:
-        """Compare the newest head that a coordinator saw with the site's log.
+    def take(self, coordinator: str, ledger: Ledger, note: str) -> None:
+        """Compare the newest head that a coordinator saw with the site's ledger.
 
         Args:
-            coordinator: its name here.
-            log: of the site.
-            note: the head, signed by the site's key; "" if it never saw one.
+            coordinator: its name at this site.
+            ledger: of the site.
+            note: the head, signed by the site's key; "" if the coordinator never saw one.
 
         Raises:
             RolledBack: if the log does not extend it.
-            NoteError: if it is no head that a key of this log signed. The coordinator stays
-                awaited: it may be one of a key that an older copy of the ledger does not have.
+            NoteError: if no key of this log signed it. The coordinator stays awaited: the head may
+                be of a key that an older copy of the ledger does not have.
             LedgerError: if the log cannot be read now; the coordinator stays awaited.
         """
         try:
@@ -61,8 +61,9 @@ class NewestHeads:
                 raise NoteError(f"it has {len(note):,} signs, and a head has at most {MAX_NOTE:,}")
             if note:
                 # Not kept: it has no cosignature, and a full disk must not hold the site up.
-                log.require_extends(note, keep=False)
+                ledger.log.require_extends(note, keep=False)
         except RolledBack as error:
+            note_newer(ledger, note)
             self._rolled_back = f"'{coordinator}' saw a newer ledger: {error}"
             raise
         except NoteError as error:
@@ -76,11 +77,12 @@ class NewestHeads:
         """Check that no other coordinator may have seen a newer ledger.
 
         Args:
-            asking: name of the coordinator that asks; its order brings a head of its own.
+            asking: name of the coordinator whose order is answered; the order brings a head of its
+                own.
 
         Raises:
-            Refusal: if one has.
-            HeadAwaitedError: if one has not shown yet what it saw.
+            Refusal: if one has seen a newer ledger.
+            HeadAwaitedError: if one has not sent its head yet.
         """
         if self._rolled_back:
             raise Refusal(Status.REFUSED_ROLLBACK, self._rolled_back)

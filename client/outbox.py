@@ -1,4 +1,4 @@
-"""Releases that were paid for, kept so that a repeated order gets the same bytes again."""
+"""Store charged releases, so that a repeated order gets the same bytes again."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from privet.common.release import Release
 
 
 class Outbox:
-    """A folder of releases, one safetensors file for each slot."""
+    """A folder of releases, one safetensors file for each slot.
+
+    Args:
+        folder: created when it is first needed, for its owner only.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -28,14 +32,14 @@ class Outbox:
         """By run, the releases that are kept and their bytes; a long run has thousands."""
 
     def make_room(self, slot: str, size: int) -> None:
-        """Take the disk space of a release before it is paid for; :meth:`put` writes into it.
+        """Reserve a release's disk space before its charge; :meth:`put` writes into it.
 
         Args:
             slot: of the release.
             size: in bytes, at most.
 
         Raises:
-            OSError: if the disk does not have it, or the folder cannot be written.
+            OSError: if the disk does not have the space, or the folder cannot be written.
         """
         private_folder(self.folder)
         for left in self.folder.glob(".*.part"):
@@ -49,12 +53,16 @@ class Outbox:
             raise
 
     def give_up_room(self, slot: str) -> None:
-        """Give the space of a release back that will not come."""
+        """Free the reserved space of a release that will not come."""
         with suppress(OSError):
             self._room(slot).unlink(missing_ok=True)
 
     def put(self, slot: str, release: Release) -> None:
-        """Store durably, in the room that was made if it was; all or nothing.
+        """Store a release durably, in its reserved space if there is some; all or nothing.
+
+        Args:
+            slot: of the order that it answers.
+            release: with its order, facts and arrays.
 
         Raises:
             OSError: if it cannot be written.
@@ -74,7 +82,7 @@ class Outbox:
             return
         with room.open("r+b") as stream:
             stream.write(data)
-            stream.truncate()
+            stream.truncate()  # the space was reserved for the largest possible release
             stream.flush()
             os.fsync(stream.fileno())
         room.replace(path)
@@ -101,19 +109,19 @@ class Outbox:
             raise LedgerError(f"{path}: the stored release cannot be read: {error}") from error
 
     def remove(self, slot: str) -> None:
-        """Drop the release of ``slot``, if there is one."""
+        """Remove the release of ``slot``, if there is one."""
         path = self._path(slot)
         path.unlink(missing_ok=True)
         for known in self._sizes.values():
             known.pop(path, None)
 
     def forget_before(self, run: str, keep: int, keep_bytes: int = 0) -> None:
-        """Keep the newest releases of ``run``, by round and attempt.
+        """Remove all but the newest releases of ``run``, by round and attempt.
 
         Args:
             run: whose releases.
-            keep: so many at least.
-            keep_bytes: further ones, while all that are kept have no more bytes than this.
+            keep: number of releases that stay in any case.
+            keep_bytes: further releases stay while all that stay have at most this many bytes.
         """
         known = self._known(run)
         if len(known) <= keep or sum(known.values()) <= keep_bytes:
@@ -144,10 +152,14 @@ class Outbox:
         return self.folder / f".{self._path(slot).name}.part"
 
     def forget_older(self, seconds: float, *runs: str) -> int:
-        """Drop releases that were stored longer ago than this, but for those of ``runs``.
+        """Remove releases that were stored more than ``seconds`` ago, except those of ``runs``.
+
+        Args:
+            seconds: age from which a release is removed.
+            runs: identifiers of runs whose releases stay.
 
         Returns:
-            how many were dropped.
+            The number of releases that were removed.
         """
         before = time.time() - seconds
         own = tuple(f"{run.replace('/', '-')}-" for run in runs if run)

@@ -1,7 +1,7 @@
-"""States of a site that pass: a pause, a full disk, a database, trainer or key that is not there.
+"""Temporary states of a site: a pause, a full disk, an absent database, trainer or key.
 
-They are absence, not failure: answered with ``not-now``, not noted in the ledger, and free. All
-that is done here happens before the reservation and reads no record. Whatever goes wrong after
+They count as absence, not as failure: the answer is ``not-now``, the ledger notes nothing, and
+nothing is spent. All checks here happen before the reservation and read no record. Any fault after
 it is ``failed``, with its charge kept (H30): time, memory and files depend on records by then.
 """
 
@@ -37,7 +37,7 @@ _HEADER_ROOM, _ROOM_PER_ARRAY, _TABLE_ROOM = 1 << 16, 512, 1 << 20
 
 
 def is_passing(error: Exception) -> bool:
-    """Return whether an error that came before the reservation says only "not now"."""
+    """Return whether an error before the reservation means only "not now"."""
     if isinstance(error, SiteClosed | TrainerUnconfined):
         return False
     passing = SitePaused | KeyFault | SourceUnavailable | TrainerLost | NoRoom | HeadAwaitedError
@@ -47,15 +47,14 @@ def is_passing(error: Exception) -> bool:
 def passing_cause(
     error: Exception, ledger: Ledger, order: Order, probe: Callable[[], None]
 ) -> Exception | None:
-    """Return what passes by itself and is why an order came to nothing; None if nothing does.
+    """Return the temporary cause for which an order came to nothing; None if there is none.
 
     Args:
-        error: that came before the reservation, or of it.
+        error: raised before the reservation, or by it.
         ledger: of the site.
-        order: that asks. One that was ever reserved has an entry, and may not be answered as if
-            it had none.
-        probe: raises NoRoom where the disk is full: a ledger that cannot be written does
-            not say why.
+        order: to answer. An order that was ever reserved has an entry, and may not be answered as
+            if it had none.
+        probe: raises NoRoom if the disk is full: a ledger that cannot be written does not say why.
     """
     try:
         ledger.log.refresh()
@@ -74,20 +73,20 @@ def passing_cause(
 def make_room(
     outbox: Outbox, ledger: Ledger, plan: Plan, order: Order, model: Arrays
 ) -> LedgerRoom:
-    """Take the room that an order may need on the disk, before anything is paid for.
+    """Reserve the disk space that an order may need, before its charge.
 
     Args:
-        outbox: where the release will be.
-        ledger: where its entries will be.
+        outbox: in which the release will be.
+        ledger: in which its entries will be.
         plan: of the order.
-        order: to train or to evaluate.
-        model: that came with it.
+        order: to train or to evaluate; its slot names the release.
+        model: that came with the order.
 
     Returns:
-        The ledger's; that of the release is the outbox's.
+        The space of the ledger's entries; the outbox holds that of the release.
 
     Raises:
-        NoRoom: if the disk, a quota or a limit of this process does not have it.
+        NoRoom: if the disk, a quota or a limit of this process does not have the space.
     """
     room = LedgerRoom(ledger)
     size = room_of_release(plan, order, model)
@@ -102,7 +101,15 @@ def make_room(
 
 
 def room_of_release(plan: Plan, order: Order, model: Arrays) -> int:
-    """Return how many bytes a release may take at most, whatever the records are."""
+    """Return how many bytes a release may take at most, whatever the records are.
+
+    The size must not depend on records: a full disk would otherwise tell about them.
+
+    Args:
+        plan: of the order.
+        order: to train or to evaluate.
+        model: that came with the order.
+    """
     numbers = _TABLE_ROOM
     if order.purpose == "train":
         # A top-k update of share 1 has a place beside each number.
@@ -111,25 +118,25 @@ def room_of_release(plan: Plan, order: Order, model: Arrays) -> int:
 
 
 def require_ledger_room(ledger: Ledger) -> None:
-    """Check that the ledger's file system takes more.
+    """Check that the ledger's file system has space for an order's entries.
 
     Raises:
-        NoRoom: if it does not.
+        NoRoom: if it has not.
     """
     LedgerRoom(ledger).give_back()
 
 
 class LedgerRoom:
-    """Room on the ledger's disk that is taken before an order is paid for.
+    """Space on the ledger's disk, reserved before an order's charge.
 
-    Somebody else may fill the disk between the charge and the entry that names its release. The
-    room is given back then, and the entry written into it.
+    Another process may fill the disk between the charge and the entry that names its release. Then
+    the space is freed, and the entry written into it.
 
     Args:
-        ledger: whose disk it is.
+        ledger: of the site.
 
     Raises:
-        NoRoom: if the disk, a quota or a limit of this process does not have it.
+        NoRoom: if the disk, a quota or a limit of this process does not have the space.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -146,16 +153,16 @@ class LedgerRoom:
             ) from error
 
     def give_back(self) -> None:
-        """Let the room go; again is no matter."""
+        """Free the space; a second call does nothing."""
         if self._taken is not None:
             self._taken.close()
         self._taken = None
 
     def write(self, entry: Callable[[], object]) -> None:
-        """Have an entry written, in the room that was taken if there is no other.
+        """Write an entry, into the reserved space if the disk is full.
 
         Args:
-            entry: writes it, or nothing of it.
+            entry: writes the entry, or nothing of it.
 
         Raises:
             LedgerError: as ``entry``.

@@ -1,7 +1,7 @@
-"""A site answers an order: admit, reserve, train, commit, release.
+"""Answer an order at a site: admit, reserve, train, commit, release.
 
-The order of these steps is the product's first promise: the debit is on disk before
-data is opened, and what leaves is a committed release or a status from a closed list.
+The order of these steps is the product's first promise: the debit is on disk before data is opened,
+and only a committed release or a status from a closed list leaves the site.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 from privet.client.admission import AdmissionControl, Refusal
 from privet.client.operator.approval import how_to_open
+from privet.client.operator.newer_ledger import note_newer
 from privet.client.outbox import Outbox
 from privet.client.passing import LedgerRoom, make_room, passing_cause
 from privet.client.recovery.copying import LedgerCopier, SiteCopies
@@ -57,16 +58,18 @@ _KEPT_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class LogQuery:
-    """What a coordinator wants to see of a site's log, and what it shows of others'.
+    """A coordinator's question about a site's log, with evidence of others' logs.
 
     Attributes:
-        head: the newest cosigned head of the site's own log that it knows, or "".
-        since: sizes of that log from which the witnesses want a proof of growth.
-        slots: whose releases are to be proved to be in the log.
+        head: the newest cosigned head of the site's own log that the coordinator knows, or "".
+        since: sizes of that log from which the witnesses need a proof of growth.
+        slots: slots whose releases the site shall prove to be in its log.
         shown: heads of the others' logs, to cosign.
-        held: size and root (hex) up to which it keeps a copy of the site's own log, or None.
-        keep: by log, pieces of copies of the others' that the site is to keep (JSON values).
-        journal: what it brings of its own journal, and asks back (JSON values), or None.
+        held: size and root (hex) up to which the coordinator keeps a copy of the site's log, or
+            None.
+        keep: by log, pieces of copies of the others' that the site shall keep (JSON values).
+        journal: new entries of the coordinator's journal, and its request for entries (JSON
+            values), or None.
     """
 
     head: str = ""
@@ -80,26 +83,27 @@ class LogQuery:
 
 @dataclass(frozen=True)
 class Answer:
-    """A status, and the release when there is one."""
+    """A status, and the release if there is one."""
 
     status: Status
     release: Release | None = None
 
 
 class Site:
-    """One site and everything it keeps: trainer, ledger, outbox, operator's log.
+    """One site with its trainer, ledger, outbox and operator's log.
 
     Args:
         name: as in the plan.
-        plan: the one plan this site has approved, noise calibrated.
-        folder: where ledger, outbox and log are kept.
-        guard: who may ask what; it holds the ledger, which pays for every release.
+        plan: the only plan of this object, with its noise calibrated.
+        folder: of ledger, outbox and log.
+        guard: decides which orders are admitted; it holds the ledger, which pays for every release.
         witness: cosigns the logs of the others.
-        roster: whose logs they are.
-        training: does the work, once it was paid for.
-        live: what was spent is told on a coarser grid until the last round. Over the link a
-            round may take less than the number of record.
-        journals: where copies of the coordinator's journals are kept; default in ``folder``.
+        roster: names these logs.
+        training: does the work, after it was paid for.
+        live: whether the run is over the link. Then the spent loss is reported on a coarser grid
+            until the last round: a round over the link may take less time than computing the loss
+            of record.
+        journals: the copies of the coordinator's journals; None keeps them in ``folder``.
     """
 
     def __init__(
@@ -139,11 +143,11 @@ class Site:
         guard.open()
 
     def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
-        """Answer one order; never raises for what an order or the data can do.
+        """Answer one order; no order and no data makes this raise.
 
         Args:
             order: signed by a coordinator.
-            model: that came with it.
+            model: that came with the order.
             head: the newest cosigned head of this site's log that the coordinator knows.
         """
         try:
@@ -168,21 +172,21 @@ class Site:
         return self._train_and_commit(order, model, reservation)
 
     def shown(self, ask: LogQuery) -> dict[str, Any]:
-        """Show the site's log to its witnesses, and cosign theirs.
+        """Return evidence of the site's log for its witnesses, and cosign their logs.
 
-        Nothing in it depends on private data but through the ledger's entries.
+        The answer depends on private data only through the ledger's entries.
 
         Args:
-            ask: what the coordinator wants to see, and what it shows.
+            ask: the coordinator's question, and its evidence of others' logs.
 
         Returns:
-            JSON values: a status, the digest of the code here, this log's evidence, what was seen
-            of the others, cosignatures, what is wrong with the logs that were not cosigned, and
-            what is asked about copies (:meth:`SiteCopies.answer`, :meth:`JournalCopies.answer`).
+            JSON values: a status, the digest of the code here, evidence of this log, the heads seen
+            of the others, cosignatures, the faults of logs that were not cosigned, and the answers
+            about copies (:meth:`SiteCopies.answer`, :meth:`JournalCopies.answer`).
         """
         try:
             self._require_head(ask.head)
-            # Who cosigned what was added to an old copy would never take the newer one again.
+            # A witness that cosigned additions to an old copy would never accept the newer one.
             self.guard.require_newest()
             # Kept before it is cosigned: a coordinator is bound by what it can get back.
             journal = self._keep_journal(ask.journal)
@@ -210,7 +214,7 @@ class Site:
         }
 
     def _seen(self) -> dict[str, Any]:
-        """Return what was seen of the logs of this roster: others are of other coordinators."""
+        """Return the heads seen of this roster's logs: other logs belong to other coordinators."""
         mine = self._roster.logs
         return {log: asdict(seen) for log, seen in self.witness.seen.items() if log in mine}
 
@@ -222,30 +226,32 @@ class Site:
         return {"journal": self._journals.answer(asked, self.plan, self._roster, cosigned)}
 
     def _require_head(self, head: str, *, later: bool = False) -> None:
-        """Refuse everything where this site's own log was longer before (H31)."""
+        """Refuse everything if this site's own log was longer before (H31)."""
         try:
             if head:
                 known = self._roster.witnesses.values()
                 self.ledger.log.require_extends(head, known, later=later)
         except (RolledBack, NoteError) as error:
+            if isinstance(error, RolledBack):
+                note_newer(self.ledger, head)
             raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
 
     def _keep_head(self) -> None:
-        """Keep the head that came with an order that led to no entry."""
+        """Store the head of an order that led to no entry."""
         try:
             self.ledger.log.keep_shown()
         except PrivetError as error:  # it comes again with the next message
             self._log.error("the head that came with an order could not be kept: %s", error)
 
     def _require_coordinator(self, order: Order) -> None:
-        """Refuse who asks in another coordinator's run, before anything is shown."""
+        """Refuse an order in another coordinator's run, before anything is sent."""
         try:
             self.ledger.require_coordinator(order)
         except OutOfTurn as error:
             raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
 
     def _code(self) -> str:
-        """Return the digest of what would compute here; '' where it cannot be told."""
+        """Return the digest of the code that would compute here; '' if it cannot be determined."""
         try:
             return code_digest(self.plan)
         except InputError as error:
@@ -259,11 +265,11 @@ class Site:
         return {origin: key for origin, key in self._roster.logs.items() if origin != own}
 
     def _noted(self, order: Order, status: Status) -> Status:
-        """Note a refusal; return the status that is answered.
+        """Note a refusal; return the status of the answer.
 
-        Refusals are entries, but for orders to others or that nobody entitled has signed. What
-        has no entry, because the site has withdrawn, its disk is full, or the order was
-        reserved before, is answered ``failed``: else the ledger would gainsay the answer.
+        Refusals are entries, except for orders to others or without an authorised signature. A
+        refusal without an entry, because the site has withdrawn, its disk is full, or the order was
+        reserved before, is answered ``failed``: otherwise the ledger would contradict the answer.
         """
         if status in (Status.REFUSED_SIGNATURE, Status.REFUSED_ROLLBACK):
             return status
@@ -276,7 +282,7 @@ class Site:
             return Status.FAILED
 
     def _passes(self, order: Order, model: Arrays, error: Exception) -> bool:
-        """Return whether what came before the reservation is a state that passes; log it once."""
+        """Return whether an error before the reservation is temporary; log it once."""
 
         def probe() -> None:
             make_room(self.outbox, self.ledger, self.plan, order, model).give_back()
@@ -289,7 +295,7 @@ class Site:
         return cause is not None
 
     def _admit(self, order: Order, model: Arrays) -> Request:
-        """Check everything that can be checked without data; return what is to be reserved."""
+        """Check everything that can be checked without data; return the request to reserve."""
         self.ledger.require_not_paused()
         self.ledger.log.require_key()
         if order.site != self.name or order.plan != self.plan.digest:
@@ -354,9 +360,9 @@ class Site:
         return release
 
     def _reserve(self, request: Request, model: Arrays) -> Reservation:
-        """Debit, once there is room for what comes of it.
+        """Debit, once there is disk space for the entries and the release.
 
-        What an earlier process left open is named first: its charge is kept.
+        An order that an earlier process left open is named first: its charge is kept.
         """
         slot = request.order.slot
         self._room = make_room(self.outbox, self.ledger, self.plan, request.order, model)
@@ -423,7 +429,7 @@ class Site:
         return Answer(Status.FAILED)
 
     def _tell_committed(self, order: Order) -> None:
-        """Let the trainer add what this update left out to the next one; at worst it is lost."""
+        """Let the trainer add this update's remainder to the next one; at worst it is lost."""
         if self.plan.compression is None:
             return
         try:
@@ -473,7 +479,7 @@ class Site:
             self._log.error("%s: the abort was not noted: %r", reservation.slot, error)
 
     def _tell_attempts(self, slot: str) -> None:
-        """Say in the operator's log what a failure means for the plan."""
+        """Log for the operator what a failure means for the plan."""
         plan = self.ledger.book.plan_of(slot.partition("/")[0])
         failed, most = self.ledger.attempts(plan)
         if failed < most:

@@ -1,4 +1,4 @@
-"""A site's client, started: a gate and a dialer for each coordinator, from the site's folder."""
+"""Start a site's client: an endpoint and a dialer for each coordinator, from the site's folder."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import functools
 import json
 import logging
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.data.loader import FOLDER as SNAPSHOTS
@@ -54,16 +56,20 @@ from privet.privacy.evidence.witness import Witness
 from privet.privacy.policy import Policy
 
 _LOG = logging.getLogger("privet.client")
+_LAST_ANSWER_INTERVAL_S = 0.05
 
 
 def come_in(join: Join, folder: Path) -> None:
-    """Get a site's certificate from a coordinator: its first, one more, or another one.
+    """Enrol with a coordinator: the site's first, one more, or a known one again.
 
-    Where a newer join file names another address, that counts also if nobody answers at its
-    enrolment.
+    A newer join file's address is used even if nobody answers at its enrolment server.
+
+    Args:
+        join: the join file.
+        folder: the site's folder, with its ledger.
 
     Raises:
-        InputError: if the site came in by this join file before, or the invitation is refused.
+        InputError: if the site enrolled with this join file before, or the invitation is refused.
         RunError: if the coordinator cannot be reached.
     """
     ledger, witness = public_keys(folder)
@@ -75,10 +81,15 @@ def come_in(join: Join, folder: Path) -> None:
 
 
 def come_in_by_file(join: Join, folder: Path, out: Path) -> None:
-    """Write what this site asks its coordinator into ``out``, readable by its owner only.
+    """Write the enrolment request into a file, readable by its owner only.
+
+    Args:
+        join: the join file.
+        folder: the site's folder, with its ledger.
+        out: the file; it must not exist.
 
     Raises:
-        InputError: if the site came in before, or ``out`` exists.
+        InputError: if the site enrolled with this join file before, or ``out`` exists.
     """
     ledger, witness = public_keys(folder)
     require_own(join, str(ledger))
@@ -91,10 +102,16 @@ def come_in_by_file(join: Join, folder: Path, out: Path) -> None:
 
 
 def take_certificate(join: Join, folder: Path, path: Path) -> None:
-    """Keep the certificate that the coordinator gave for a request by file.
+    """Store the certificate with which the coordinator answered a request by file.
+
+    Args:
+        join: the join file.
+        folder: the site's folder.
+        path: file of the certificate.
 
     Raises:
-        InputError: if it cannot be read, or the site asked for none.
+        InputError: if it cannot be read, no trusted authority signed it, or the site requested
+            none.
         RunError: if it is not for this site and its key.
     """
     try:
@@ -114,17 +131,17 @@ def take_certificate(join: Join, folder: Path, path: Path) -> None:
 
 
 def _require_new(join: Join, place: Path) -> bool:
-    """Check that a join file is one by which the site comes in; return whether it did before.
+    """Check that a join file can enrol the site; return whether the site was enrolled before.
 
-    Another one than the last counts whatever certificate is there: that one may be lost at the
-    coordinator, or its key at the site. A token works once, so an old file leads nowhere.
+    Any file but the last is accepted, whatever certificate is there: that one may be lost at the
+    coordinator, or its key at the site. A token works once, so an old file has no effect.
 
     Args:
         join: the join file.
         place: folder of that coordinator's certificate.
 
     Raises:
-        InputError: if it came in by this file last, or the file is of another federation.
+        InputError: if the site enrolled with this file last, or the file is of another federation.
     """
     path = place / "link.pem"
     if not path.exists() or not (place / "join.json").exists():
@@ -141,11 +158,11 @@ def _require_new(join: Join, place: Path) -> bool:
 
 
 def missing_coordinators(policy_file: Path, ledger: Ledger) -> dict[str, str]:
-    """Return the order keys of coordinators that the site came in to and may not ask, by name.
+    """Return by name the order keys that the policy does not admit, of the site's coordinators.
 
     Args:
         policy_file: of the site.
-        ledger: its own, which knows what order keys follow listed ones.
+        ledger: its own; it holds the handovers of order keys.
 
     Raises:
         InputError: if the policy is wrong, or the site is not enrolled.
@@ -157,7 +174,7 @@ def missing_coordinators(policy_file: Path, ledger: Ledger) -> dict[str, str]:
 
 @contextmanager
 def only_client(policy_file: Path) -> Iterator[None]:
-    """Hold a site for this process: its folder, and its ledger, which another folder may name.
+    """Lock a site for this process: its folder, and its ledger, which another folder may name.
 
     Two clients of one ledger would close each other's reservations.
 
@@ -174,7 +191,17 @@ def only_client(policy_file: Path) -> Iterator[None]:
 def make_gate(
     policy_file: Path, passphrase: str | None, *, unconfined: bool = False, seed: str = ""
 ) -> SiteEndpoint:
-    """Return the gate of a site for its first coordinator; the rest as :func:`make_gates`."""
+    """Return the endpoint of a site for its first coordinator.
+
+    Args:
+        policy_file: the site's ``site.toml``.
+        passphrase: of its keys; None for keys that are not encrypted.
+        unconfined: train even if the kernel cannot close the network to the trainer.
+        seed: makes the noise reproducible, for tests only; "" draws it freshly.
+
+    Raises:
+        InputError, KeyFault, Refused: as :func:`make_gates`.
+    """
     return make_gates(policy_file, passphrase, unconfined=unconfined, seed=seed, only_first=True)[0]
 
 
@@ -187,21 +214,21 @@ def make_gates(
     only_first: bool = False,
     not_restored: bool = False,
 ) -> list[SiteEndpoint]:
-    """Return the gates of the site whose policy is ``policy_file``, one for each coordinator.
+    """Return the endpoints of a site, one for each coordinator.
 
     Args:
-        policy_file: the site's.
+        policy_file: the site's ``site.toml``.
         passphrase: of its keys; None for keys that are not encrypted.
-        unconfined: train also where the kernel cannot close the network to the trainer.
-        seed: makes the noise again, for tests only.
+        unconfined: train even if the kernel cannot close the network to the trainer.
+        seed: makes the noise reproducible, for tests only; "" draws it freshly.
         only_first: leave the other coordinators out.
-        not_restored: the operator says that the ledger was not put back from an older copy; then
-            no coordinator waits until each other one has shown what it saw of it.
+        not_restored: the operator's statement that the ledger was not restored from an older copy;
+            then no coordinator waits until each other one has sent the head that it saw.
 
     Raises:
         InputError: if the policy is wrong, or the site is not enrolled.
-        KeyFault: if a key does not open.
-        Refused: if the policy sets ``min_units`` and no check of the data stands.
+        KeyFault: if a key cannot be opened.
+        Refused: if the policy sets ``min_units`` and no check of the data holds.
     """
     desk = OperatorDecisions.open(policy_file, passphrase)
     policy, ledger = desk.policy, desk.ledger
@@ -243,7 +270,7 @@ def make_gates(
 
 
 def _with_certificate(found: list[Membership]) -> list[Membership]:
-    """Return the memberships that can dial; all of them where none can, which then say why."""
+    """Return the memberships that can connect; or all if none can: they then report why."""
     able = [one for one in found if (one.link / "link.pem").exists()]
     for one in found if able else ():
         if one not in able:
@@ -253,18 +280,22 @@ def _with_certificate(found: list[Membership]) -> list[Membership]:
 
 
 def _closed(policy: Policy, home: Path) -> tuple[Path, ...]:
-    """Return where keys and passwords lie."""
+    """Return the folders and files of keys and passwords."""
     sources = [data.sql for data in policy.data.values() if data.sql is not None]
     passwords = [policy.folder / one.password_file for one in sources if one.password_file]
     return policy.ledger_folder, home / LINK, home / "offline", *passwords
 
 
 def dialer(gate: SiteEndpoint, on_state: Callable[[str], None] = lambda state: None) -> Dialer:
-    """Return the dialer of an enrolled site to the coordinator of a gate.
+    """Return the dialer from an enrolled site to an endpoint's coordinator.
+
+    Args:
+        gate: the site's endpoint for that coordinator.
+        on_state: called with ``connected`` and ``cut``.
 
     Raises:
-        InputError: if its certificate is not there, or the proxy is none that can be used.
-        KeyFault: if its key is not that of its certificate.
+        InputError: if its certificate is missing, or the proxy cannot be used.
+        KeyFault: if its key does not belong to its certificate.
     """
     if proxy := use_proxy_variables():
         _LOG.info("through an HTTP proxy", extra={"proxy": proxy})
@@ -281,36 +312,80 @@ def dialer(gate: SiteEndpoint, on_state: Callable[[str], None] = lambda state: N
     return made
 
 
-async def run(*dialers: Dialer, on_stop: Callable[[], None] = lambda: None) -> None:
-    """Stay at the coordinators until SIGTERM or SIGINT.
+async def run(*dialers: Dialer, turns: Turns | None = None) -> None:
+    """Stay connected to the coordinators until SIGTERM or SIGINT.
 
-    Where one of several does not let the site in, the others go on.
+    After the first signal no order begins, and an answer in progress is finished and sent before
+    the link ends, if its round lasts that long. A second signal ends the link at once. If one of
+    several coordinators refuses the site, the others continue.
 
     Args:
         dialers: one for each coordinator.
-        on_stop: called when a signal came.
+        turns: of their endpoints; None if nobody waits for an answer.
 
     Raises:
         RunError: if no coordinator knows this site, or all speak another version.
     """
+    turns = turns or Turns()
     several = len(dialers) > 1
     tasks = [asyncio.create_task(_stay(one, several=several)) for one in dialers]
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(in_loop)
     # An order that waits for another coordinator's holds a thread.
     loop.set_default_executor(ThreadPoolExecutor(4 + 4 * len(dialers)))
-
-    def stop() -> None:
-        on_stop()
-        for task in tasks:
-            task.cancel()
-
+    stop = _Stop(dialers, tasks, turns)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     faults = [end for end in ends if not isinstance(end, asyncio.CancelledError)]
     if len(faults) == len(ends) and isinstance(faults[0], BaseException):
         raise faults[0]
+
+
+@dataclass
+class _Stop:
+    """Ends the links of a client: called at each signal.
+
+    Attributes:
+        dialers: one for each coordinator.
+        tasks: in which they run.
+        turns: of their gates.
+    """
+
+    dialers: Sequence[Dialer]
+    tasks: Sequence[asyncio.Task[None]]
+    turns: Turns
+    _last: asyncio.Task[None] | None = None
+
+    def __call__(self) -> None:
+        is_second = self.turns.stopping.is_set()
+        self.turns.stopping.set()
+        for dialer in self.dialers:
+            dialer.begin_nothing()
+        if not is_second and self._waits:
+            _LOG.info(
+                "stopping after the answer that is being made; a second signal ends the link at "
+                "once, and the answer is kept for the next start",
+                extra={"at_most_s": round(self.turns.order_ends - time.monotonic())},
+            )
+            self._last = asyncio.create_task(self._send_last())
+        else:
+            self._end()
+
+    @property
+    def _waits(self) -> bool:
+        in_time = time.monotonic() < self.turns.order_ends
+        return in_time and any(one.owes for one in self.dialers)
+
+    async def _send_last(self) -> None:
+        while self._waits:
+            await asyncio.sleep(_LAST_ANSWER_INTERVAL_S)
+        await asyncio.gather(*(one.close() for one in self.dialers))
+        self._end()
+
+    def _end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
 
 
 async def _stay(dialer: Dialer, *, several: bool) -> None:

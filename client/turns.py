@@ -1,8 +1,9 @@
-"""What the gates of one site share, so that one thing happens at a time."""
+"""Serialise the work of a site's endpoints, which share one ledger and one machine."""
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,24 +16,30 @@ _STOP_INTERVAL_S = 0.5
 
 @dataclass
 class Turns:
-    """What the gates of one site share, so that one thing happens at a time.
+    """The locks and facts that the endpoints of one site share.
 
     Attributes:
-        ledger: held by whoever uses ledger, witness or outbox; a trainer at work lets it go.
-        order: held from an order's reservation to its release: the ledger has one open
-            reservation at a time, and the machine one trainer at work.
-        stopping: set once the client is to end; no order begins after it.
-        heads: what each coordinator saw of the ledger; whoever uses it holds ``ledger``.
+        ledger: held while ledger, witness or outbox is used; a trainer at work releases it.
+        order: held from an order's reservation to its release: the ledger has one open reservation
+            at a time, and the machine one trainer at work.
+        stopping: set once the client is stopping; no order begins after it.
+        order_ends: when the order that began last is too late for its round, on the monotonic
+            clock.
+        heads: the heads that each coordinator saw of the ledger; hold ``ledger`` to use it.
     """
 
     ledger: threading.Lock = field(default_factory=threading.Lock)
     order: threading.Lock = field(default_factory=threading.Lock)
     stopping: threading.Event = field(default_factory=threading.Event)
+    order_ends: float = 0.0
     heads: NewestHeads = field(default_factory=NewestHeads)
 
     @contextmanager
-    def for_order(self) -> Iterator[None]:
+    def for_order(self, seconds: float = 0.0) -> Iterator[None]:
         """Wait until no other coordinator's order is being answered.
+
+        Args:
+            seconds: that a round may take by the plan of the order.
 
         Raises:
             InputError: if the client is being stopped.
@@ -40,6 +47,10 @@ class Turns:
         while not self.order.acquire(timeout=_STOP_INTERVAL_S):
             self._require_going_on()
         try:
+            # Again: the client may have been stopped while this waited for the lock.
+            self._require_going_on()
+            # And once more after it is said: whoever sets ``stopping`` then reads how long to wait.
+            self.order_ends = time.monotonic() + seconds
             self._require_going_on()
             yield
         finally:

@@ -1,1 +1,1 @@
-"""The coordinator: sends orders, adds releases, keeps snapshots."""
+"""The coordinator signs orders, aggregates releases and keeps snapshots."""

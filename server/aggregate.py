@@ -1,10 +1,10 @@
-"""Joining the sites' updates by Flower's strategies, with public weights and in site order.
+"""Aggregate the sites' updates by Flower's strategies, with public weights and in site order.
 
-Flower weighs by an exact count of examples and adds replies as they arrive. Here the
-weight is the site's declared nominal size, a constant, and replies are put in the plan's
-site order first, so that the sum is the same bit for bit on every engine. What a strategy
-sees is ``model + update``, so that all of Flower's strategies for averages apply; an
-update of zeros is as good as any.
+Flower weighs each reply by an exact count of examples, and adds replies in the order in which they
+arrive. Privet weighs each site by its declared nominal size, a constant of the plan, and puts the
+replies in the plan's site order first, so that the sum is the same bit for bit on every engine. A
+strategy receives ``model + update`` for each site; so every averaging strategy of Flower can be
+used, and an update of zeros is as valid as any other.
 """
 
 from __future__ import annotations
@@ -53,11 +53,12 @@ _KINDS: dict[str, Any] = {
 
 
 class Aggregator:
-    """One run's strategy.
+    """The strategy of one run.
 
-    Flower's own strategies work number by number, so a model is joined a block at a time, each
-    block by an instance of its own that keeps its own moments: beside the old and the new model,
-    memory holds one block, however many sites there are. A strategy of the user's sees all at once.
+    Flower's own strategies work on each number alone, so the aggregator gives them one block of the
+    model at a time. Each block has a strategy instance of its own, which keeps the block's moments.
+    Memory then holds the old model, the new model and one block, however many sites there are. A
+    strategy of the user's receives the whole model at once.
 
     Args:
         plan: names the strategy, its options and the sites' weights.
@@ -76,7 +77,19 @@ class Aggregator:
     def configure(
         self, round_number: int, model: Arrays, grid: Grid
     ) -> tuple[ArrayRecord, ConfigRecord]:
-        """Return what the strategy wants sent in this round: model and config."""
+        """Return the model and the config that the strategy sends to sites in this round.
+
+        Args:
+            round_number: number of the round, from 1.
+            model: the current global model.
+            grid: lists the nodes from which the strategy chooses.
+
+        Returns:
+            The arrays to send, which may differ from ``model``, and the config beside them.
+
+        Raises:
+            RunError: if the strategy asks no site.
+        """
         cuts = self._cuts(model)
         if len(cuts) == 1:
             content = self._configured(0, round_number, to_record(model), grid)
@@ -87,7 +100,7 @@ class Aggregator:
         return to_record(model), content.config_records["config"]
 
     def state(self) -> Arrays:
-        """Return what the strategy keeps from round to round, by block and name.
+        """Return the state that the strategy keeps from round to round, by block and name.
 
         Raises:
             RunError: as :func:`privet.server.strategy_state.state_of`.
@@ -99,7 +112,7 @@ class Aggregator:
         }
 
     def restore(self, state: Arrays) -> None:
-        """Take back what :meth:`state` returned, before the first round here.
+        """Restore what :meth:`state` returned; call it before the first round of this process.
 
         Raises:
             RunError: as :func:`privet.server.strategy_state.restore`.
@@ -136,7 +149,7 @@ class Aggregator:
 
         Args:
             round_number: from 1.
-            model: the model the updates start from.
+            model: the model that the updates start from.
             updates: by site: the reply's message and the checked update.
 
         Raises:
@@ -162,12 +175,12 @@ class Aggregator:
         return draft.seal() if draft is not None else FrozenArrays(joined)
 
     def join_made_up(self, model: Arrays, updates: dict[str, Arrays], nodes: list[int]) -> Arrays:
-        """Return what a first round would make of updates that nobody sent; for a rehearsal.
+        """Aggregate made-up updates as a first round would; only a rehearsal does this.
 
         Args:
-            model: the updates start from.
-            updates: by site.
-            nodes: numbers of the nodes that the strategy sees.
+            model: the model that the updates start from.
+            updates: made-up update of each site, by its name.
+            nodes: node ids that the strategy is given, one for each site.
 
         Raises:
             PrivetError: as :meth:`configure` and :meth:`aggregate`.
@@ -237,7 +250,7 @@ class _Piece:
 
 
 class _Moved(ZeroCopyArray):
-    """``model + update``, made when it is asked for."""
+    """``model + update``, computed when it is read."""
 
     def __init__(self, piece: _Piece, model: Arrays, update: Arrays) -> None:
         super().__init__(piece.of(model))
@@ -254,7 +267,7 @@ class _Moved(ZeroCopyArray):
 
 
 class _Nodes:
-    """What a strategy sees of the grid where only its config is wanted: numbers of nodes."""
+    """A grid for a strategy whose config alone is needed: it only lists node ids."""
 
     def __init__(self, numbers: list[int]) -> None:
         self._numbers = numbers
@@ -268,7 +281,15 @@ def _empty_like(model: Arrays) -> Arrays:
 
 
 def mean_of(models: Iterable[Arrays], scratch: Path | None = None) -> Arrays:
-    """Return the mean of several models, in the order given; in a file if there is a folder."""
+    """Return the mean of several models, parameter by parameter, summed in float64.
+
+    Args:
+        models: models of the same names and shapes, in the order in which they are summed.
+        scratch: a folder for the file that holds the mean; None keeps the mean in memory.
+
+    Returns:
+        The mean, frozen, in the data types of the first model.
+    """
     given = list(models)
     draft = Draft(scratch, given[0]) if scratch is not None else None
     mean = draft.arrays if draft is not None else _empty_like(given[0])

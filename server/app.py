@@ -1,4 +1,4 @@
-"""The Flower ``ServerApp``: the rounds of :mod:`privet.server.rounds` over a Flower grid."""
+"""Run the rounds of :mod:`privet.server.rounds` in a Flower ``ServerApp``, over a Flower grid."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _LEAST_LOOK = 5.0
 
 
 class Limit:
-    """The time of a round: orders, a measurement, publishing and witnessing share one timeout.
+    """The time limit of a round: orders, measurement, publishing and witnessing share one timeout.
 
     Args:
-        timeout: seconds, of the plan.
+        timeout: seconds for a round, from the plan.
     """
 
     def __init__(self, timeout: float) -> None:
@@ -49,9 +49,18 @@ class Limit:
         self._end = 0.0
 
     def order(self, number: int, purpose: str) -> float:
-        """Return the seconds for the orders of a round; asked again, its time begins anew.
+        """Return the seconds that sites have to answer the orders of a round.
 
-        Some are kept for the logs. A measurement has as many at least.
+        The time of a round starts at its first order, and again each time the same purpose is
+        ordered again. A tenth of the time (at most a few seconds) is kept for the sites' logs, and
+        a measurement always has at least that much.
+
+        Args:
+            number: number of the round, from 1.
+            purpose: ``train`` or ``evaluate``.
+
+        Returns:
+            Seconds from now.
         """
         now = time.monotonic()
         others = {asked for asked in self._asked if asked[0] == number}
@@ -61,7 +70,7 @@ class Limit:
         return max(self._end - self._kept - now, self._kept)
 
     def look(self) -> float:
-        """Return the seconds that sites have to show their logs."""
+        """Return the seconds that sites have to answer with their logs."""
         if not self._asked:
             return min(self._timeout, _LOOK)
         least = min(self._timeout, _LEAST_LOOK)
@@ -69,7 +78,13 @@ class Limit:
 
 
 class FlowerLink:
-    """:class:`privet.server.rounds.Link` over any Flower grid."""
+    """Carry orders over any Flower grid, as :class:`privet.server.rounds.Link`.
+
+    Args:
+        plan: of the run; names the sites, the quorum and the timeouts.
+        grid: of Flower or of Privet; its nodes are the sites.
+        scratch: a folder for aggregated models; None keeps them in memory.
+    """
 
     def __init__(self, plan: Plan, grid: Grid, scratch: Path | None = None) -> None:
         self._plan = plan
@@ -80,13 +95,16 @@ class FlowerLink:
         self._answered: set[str] = set()
 
     def enrolled(self) -> list[str]:
-        """Ask every node which site it is, once as many are there as the plan has sites.
+        """Ask each node for its site, once the grid has as many nodes as the plan has sites.
 
-        Nodes may still be registering when a run starts: they are waited for, but not for
+        Nodes may still be registering when a run starts. The coordinator waits for them, but not
         longer than the plan's timeout and half a minute.
 
+        Returns:
+            The names of the sites that answered, in the plan's order.
+
         Raises:
-            RunError: if two nodes say they are the same site.
+            RunError: if two nodes report that they are the same site.
         """
         end = time.monotonic() + min(self._plan.strategy.timeout, _REGISTRATION)
         while len(ids := list(self._grid.get_node_ids())) < len(self._plan.sites):
@@ -113,7 +131,19 @@ class FlowerLink:
         heads: dict[str, str],
         questions: Mapping[str, dict[str, Any]] | None = None,
     ) -> list[Reply]:
-        """Send orders through the strategy's own configuration; return checked replies."""
+        """Send orders through the strategy's own configuration, and return the checked replies.
+
+        Args:
+            round_number: number of the round, from 1.
+            orders: signed orders of one purpose, at most one for each site.
+            model: the model that the updates start from.
+            heads: by site, the newest head of its log that somebody witnessed.
+            questions: by site, what it shows of its log beside its release; None asks for nothing.
+
+        Returns:
+            The replies that came in time, in the order of ``orders``. A release that does not match
+            its order or the model is replaced by a failure.
+        """
         beside = questions or {}
         record, config = self._aggregator.configure(round_number, model, self._grid)
         messages = [
@@ -152,7 +182,7 @@ class FlowerLink:
         return [replies[order.site] for order in orders if order.site in replies]
 
     def _read(self, message: Message, site: str) -> Reply:
-        """Return what a node answered.
+        """Return a node's answer.
 
         Raises:
             RunError: if it did so in the name of another site.
@@ -163,14 +193,14 @@ class FlowerLink:
         return reply if reply.site == site else Reply(site, Status.FAILED, None, message)
 
     def _exchange(self, messages: list[Message], seconds: float, enough: Enough) -> list[Message]:
-        """Send and receive; a grid that can does not wait for all where there is enough."""
+        """Send and receive; a grid that supports it stops waiting once the replies are enough."""
         gather = getattr(self._grid, "gather", None)
         if gather is None:
             return list(self._grid.send_and_receive(messages, timeout=seconds))
         return list(gather(messages, seconds, enough))
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Ask the sites that are there to show their logs; a malformed answer counts as none."""
+        """Ask the connected sites for evidence of their logs; a malformed answer counts as none."""
         there = set(self._grid.get_node_ids())
         messages = [
             Message(encode_show(question), self._nodes[site], f"{MessageType.QUERY}.show")
@@ -179,7 +209,7 @@ class FlowerLink:
         ]
         names = {node: site for site, node in self._nodes.items()}
         answers: dict[str, dict[str, Any]] = {}
-        # Who said nothing just now is heard if it answers in time, and else not waited for.
+        # A site that did not answer the order may still answer in time; nothing waits for it.
         needed = min(self._plan.quorum, len(self._answered & set(questions)))
         enough = Enough(lambda came: len(came) >= needed)
         for message in self._exchange(messages, self._limit.look(), enough):
@@ -191,21 +221,42 @@ class FlowerLink:
         return {site: answers[site] for site in questions if site in answers}
 
     def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
-        """Wait for sites where the grid says that they may come; they do not in one process."""
+        """Wait for sites, if the grid can report that a site came.
+
+        Args:
+            away: sites that did not answer.
+            seconds: longest wait; None waits until one of them comes.
+
+        Returns:
+            The sites of ``away`` that are connected. None if waiting is useless: in one process, an
+            absent site never comes.
+        """
         wait_for = getattr(self._grid, "wait_for", None)
         there = wait_for and wait_for({self._nodes[site] for site in away}, seconds)
         return None if there is None else [site for site in away if self._nodes[site] in there]
 
     def state(self) -> Arrays:
-        """Return what the strategy keeps from round to round."""
+        """Return the state that the strategy keeps from round to round."""
         return self._aggregator.state()
 
     def restore(self, state: Arrays) -> None:
-        """Give the strategy back what it kept when the run was stopped."""
+        """Restore the strategy's state as it was when the run was stopped."""
         self._aggregator.restore(state)
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
-        """Hand the updates to the strategy, in site order."""
+        """Aggregate the updates with the strategy, in site order.
+
+        Args:
+            round_number: number of the round, from 1.
+            model: the model that the updates start from.
+            replies: of the round; those without a release are left out.
+
+        Returns:
+            The next model.
+
+        Raises:
+            RunError: as :meth:`privet.server.aggregate.Aggregator.aggregate`.
+        """
         updates = {
             reply.site: (reply.handle, reply.release.arrays)
             for reply in replies
@@ -254,7 +305,7 @@ def _matching(reply: Reply, order: Order, model: Arrays, plan: Plan) -> Reply:
 
 
 def _fitting(arrays: Arrays, order: Order, model: Arrays, plan: Plan) -> Arrays | None:
-    """Return what an order is answered with, or None if it does not fit."""
+    """Return a release's arrays; None if they do not match the order and the model."""
     if order.purpose == "evaluate":
         wanted = table_shape(plan)
         fits = list(arrays) == ["histogram"] and arrays["histogram"].ndim == 2
@@ -286,10 +337,20 @@ def create_app(
     finish: Callable[[rounds.Outcome], None] = lambda outcome: None,
     scratch: Path | None = None,
 ) -> ServerApp:
-    """Return the app that runs ``plan``; the outcome is handed to ``finish``.
+    """Return the app that runs ``plan``.
 
-    ``keep`` and ``observe`` are told of each round, as :func:`privet.server.rounds.run` says.
-    Models that are made lie in the folder ``scratch``; without one they are in memory.
+    Args:
+        run_id: identifier of the run.
+        plan: what is trained, with its noise calibrated.
+        initial: makes the first model; called once, when the app runs.
+        snapshots: where the model is kept after each round.
+        recorder: opens the run's journal and evidence; called when the app runs.
+        evaluate: computes metrics of a model on a public test split; None computes none.
+        keep: called with a round's progress before the round counts as done, as
+            :func:`privet.server.rounds.run` says.
+        observe: called with the progress of each round that is done.
+        finish: called once with the outcome of the run.
+        scratch: a folder for aggregated models; None keeps them in memory.
     """
     app = ServerApp()
 
@@ -315,7 +376,15 @@ def create_app(
 
 
 def run_app(app: ServerApp, grid: Grid) -> None:
-    """Run a ``ServerApp`` on a grid of ours, which needs nothing of Flower's context."""
+    """Run a ``ServerApp`` on one of Privet's grids, which need nothing of Flower's context.
+
+    Args:
+        app: of :func:`create_app`.
+        grid: reaches the sites.
+
+    Raises:
+        RunError: if the run fails.
+    """
     context = Context(
         run_id=1, node_id=0, node_config=UserConfig(), state=RecordDict(), run_config=UserConfig()
     )

@@ -1,17 +1,17 @@
-"""The coordinator at work: one process, one port, one run after the other.
+"""Run the coordinator: one process, one port, one run after another.
 
 ::
 
     FOLDER/runs/RUN/
       plan.json       as submitted, its noise calibrated
-      status.json     state, sites, round: what `privet server status` shows
-      end             whether it ends with its model, or cancelled
+      status.json     state, sites, round: what `privet server status` prints
+      end             how the run ends: with its model, or cancelled
       coordinator/    the run's journal
       model/          snapshot, and the final model
 
-A run is *queued*, then *waiting* for its sites (connected, plan approved), then *running*,
-and ends *done* or *failed*. The process may be killed at any moment: started again,
-it goes on with what was running, at the same round.
+A run is *queued*, then *waiting* for its sites (connected, plan approved), then *running*, and ends
+*done* or *failed*. The process may be killed at any moment. When it is started again, it continues
+the open run at the same round.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from privet.server.rewitness import INTERVAL_S, MAX_INTERVAL_S, LaterWitness
 from privet.server.run import execute_run
 
 _LOOK = 1.0
-"""Seconds between two looks for members, runs and stops."""
+"""Seconds between two polls of members, runs and stops."""
 _LATE_START = 30.0
-"""Seconds that a run that goes on waits for all its sites before a quorum is enough."""
+"""Seconds that a continued run waits for all its sites before a quorum is enough."""
 
 _TURN = 60.0
 """Seconds that a run waits for its sites before another that is queued is tried."""
@@ -58,15 +58,15 @@ _LOG = logging.getLogger("privet.office")
 
 
 class RunDeferred(Exception):
-    """A run cannot start yet, and another may."""
+    """A run cannot start yet; another queued run may start before it."""
 
 
 class Coordinator:
     """Serves a federation until it is stopped.
 
     Args:
-        federation: opened.
-        link, enrolment: addresses to listen at; default those of the federation.
+        federation: the opened folder, with the passphrase of its keys.
+        link, enrolment: addresses (``host:port``) to listen on; default those of the federation.
     """
 
     def __init__(
@@ -90,30 +90,31 @@ class Coordinator:
         self._lost = LostRuns(federation, self.hub)
         self.stopped = threading.Event()
         self._held: set[str] = set()
+        self._offered: set[str] = set()
         self._rehearsed: set[str] = set()
         self._later = LaterWitness(federation, self.hub, self.stopped)
         self._looked, self._fault, self._interval = time.monotonic(), "", INTERVAL_S
         self.port = 0
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
-        """Told of each order, as ``ordered``, and of what was answered."""
+        """Called with each order: first with ``ordered``, then with the status of its answer."""
         self.on_round: Callable[[float], None] = lambda seconds: None
-        """Told of each round that was done, and how long it took."""
+        """Called for each round that is done, with its duration in seconds."""
 
     @property
     def is_listening(self) -> bool:
-        """Whether sites can come."""
+        """Whether the port of the link is open to sites."""
         return self.port != 0 and not self.stopped.is_set()
 
     @property
     def is_enrolling(self) -> bool:
-        """Whether the port for enrolment is open."""
+        """Whether the port of the enrolment server is open."""
         return self._door.is_open
 
     def serve(self) -> None:
-        """Listen, and run what is queued, until :attr:`stopped` is set.
+        """Listen, and run the queued runs, until :attr:`stopped` is set.
 
         Raises:
-            InputError: if a port cannot be had.
+            InputError: if the coordinator cannot listen on a port.
         """
         with self._door:
             self.port = self.hub.start(self._link, credentials(self.federation, mutual=True))
@@ -131,7 +132,7 @@ class Coordinator:
                 self.hub.stop()
 
     def _watch(self) -> None:
-        """End the streams of sites that were revoked, and tell who is connected."""
+        """End the streams of revoked sites, and publish which sites are connected."""
         gone: set[str] = set()
         while not self.stopped.wait(_LOOK):
             # A full disk, or a file that is being mended, must not end this thread.
@@ -177,7 +178,7 @@ class Coordinator:
             _LOG.info("all sites know the new authority; the former one is dropped")
 
     def _cut_off(self, gone: set[str]) -> set[str]:
-        """End the streams of who was revoked since ``gone``; return all who were."""
+        """End the streams of sites revoked since ``gone``; return all revoked sites."""
         revoked = self._revoked()
         for name in revoked - gone:
             self.hub.revoke(name)
@@ -192,14 +193,16 @@ class Coordinator:
             if run.status["state"] in OPEN and run.id not in self._held:
                 try:
                     self._run(run)
+                    self._offered.clear()  # sites are free: whoever waits is offered anew
                 except CoordinatorStopped:
                     return
                 except RunDeferred:
                     continue
                 except OSError:
-                    raise  # a fault of this machine's: every run goes on when it is mended
+                    raise  # a fault of this machine's: every run continues when it is repaired
                 except Exception as error:
                     self._note_fault(run, error)
+                    self._offered.clear()
 
     def _witness_again(self) -> None:
         """Have logs witnessed that grew by runs with other coordinators, while there is no run."""
@@ -280,10 +283,10 @@ class Coordinator:
         return made
 
     def _gather(self, run: Run, plan: Plan, offered: bytes) -> None:
-        """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end.
+        """Wait until all sites are ready; for a run that continues, a quorum is enough in the end.
 
-        A site whose ledger is older than what was seen of it holds nobody up: it takes part again
-        once its operator has the newer one back.
+        The run does not wait for a site whose ledger is older than its witnessed head: the site
+        takes part again once its operator has restored the newer ledger.
         """
         begun = run.has_begun
         run.note(state="running" if begun else "waiting")
@@ -304,16 +307,34 @@ class Coordinator:
             all_said = len(ready) + stopped == len(names)
             if len(ready) == len(names) or ((late or all_said) and len(ready) >= plan.quorum):
                 return
-            if time.monotonic() - started > _TURN and self._others(run):
-                raise RunDeferred  # what can start is not held up by what cannot
+            self._offered.add(run.id)
+            if self._gives_way(run, said, time.monotonic() - started):
+                raise RunDeferred  # a run that can start does not wait for one that cannot
             self.stopped.wait(_LOOK)
         raise CoordinatorStopped("stopped while waiting for sites")
 
-    def _others(self, run: Run) -> bool:
-        return any(
-            one.id not in {run.id, *self._held} and one.status["state"] in OPEN
+    def _gives_way(self, run: Run, said: dict[str, str], seconds: float) -> bool:
+        """Whether a run that waits lets another one try.
+
+        It has its turn, but where only a person can help it, and another was not offered yet since
+        the sites are free: that one's operators shall not look at it a turn later.
+
+        Args:
+            run: that waits.
+            said: what its sites answered last.
+            seconds: that it has waited.
+        """
+        if seconds > _TURN:
+            return bool(self._others(run))
+        return any(map(_needs_a_person, said.values())) and bool(self._others(run) - self._offered)
+
+    def _others(self, run: Run) -> set[str]:
+        """Return the other runs that wait."""
+        return {
+            one.id
             for one in runs(self.federation)
-        )
+            if one.id not in {run.id, *self._held} and one.status["state"] in OPEN
+        }
 
     def _offer(self, names: list[str], offered: bytes, said: dict[str, str]) -> None:
         present = set(self.hub.present())
@@ -330,3 +351,8 @@ class Coordinator:
             else:
                 self.hub.withdraw(number)
                 said[name] = str(Status.FAILED)
+
+
+def _needs_a_person(answer: str) -> bool:
+    """Whether what a site answered to an offer changes only by what its operator does."""
+    return answer == Status.WAITS_FOR_APPROVAL or answer.startswith("refused-")

@@ -1,8 +1,8 @@
-"""The coordinator on stock Flower: a run that was submitted, over a SuperLink's grid.
+"""Run the coordinator on stock Flower: a run that was submitted, over a SuperLink's grid.
 
 Folder, journal, snapshots, offers and rounds are those of :mod:`privet.server.coordinator`; only
-the messages go another way. Flower forgets a run when its SuperLink ends. The folder does not: the
-same run, started again, goes on at the same round, and no site trains or pays twice.
+the transport differs. Flower forgets a run when its SuperLink ends. The folder keeps it: the same
+run, started again, continues at the same round, and no site trains or pays twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _LOOK = 5.0
 _ANSWER = 120.0
 """Seconds that a site has to answer an offer: a process starts there for it."""
 _POLL = 0.5
-"""Seconds between two looks for answers; Flower's own way looks every three."""
+"""Seconds between two polls for answers; Flower itself polls every three."""
 _AWAY = "not connected"
 
 
@@ -43,11 +43,11 @@ def run_submitted(
     *,
     patience: float,
 ) -> None:
-    """Run what was submitted under ``run_id``, from its latest snapshot if there is one.
+    """Run the plan that was submitted under ``run_id``, from its latest snapshot if there is one.
 
     Args:
-        federation: opened.
-        run_id: as `privet server submit` said it.
+        federation: the opened folder, with the passphrase of its keys.
+        run_id: as `privet server submit` printed it.
         initial: makes the first model of a plan.
         grid: Flower's.
         patience: seconds to wait until all sites are ready.
@@ -74,8 +74,12 @@ def run_submitted(
 def find(federation: MemberRegistry, run_id: str) -> Submitted:
     """Return a run that was submitted and has not ended.
 
+    Args:
+        federation: the opened folder.
+        run_id: as `privet server submit` printed it.
+
     Raises:
-        InputError: if there is none.
+        InputError: if no such run was submitted, or it has ended.
     """
     run = Submitted(federation.folder / "runs" / run_id)
     if not run_id or "/" in run_id or not (run.folder / "status.json").exists():
@@ -89,17 +93,17 @@ def find(federation: MemberRegistry, run_id: str) -> Submitted:
 
 
 class _Prompt(PassingGrid):
-    """Flower's grid, asked for answers more often; who says ``not-now`` is waited for."""
+    """Flower's grid, polled for answers more often; it waits for sites that answer ``not-now``."""
 
     def __init__(self, grid: Grid, on_wait: Callable[[], None] = lambda: None) -> None:
         super().__init__(grid)
         self._on_wait = on_wait
 
     def wait_for(self, nodes: set[int], seconds: float | None = None) -> set[int] | None:
-        """Wait ``seconds``; return which of ``nodes`` Flower still has.
+        """Wait ``seconds``; return those of ``nodes`` that Flower still has.
 
-        A node that is gone comes back under another number, so it is not waited for: None where
-        there is nothing but such nodes.
+        A node that has gone comes back under another id, so there is no use in waiting for it: None
+        if there are only such nodes.
         """
         end = time.monotonic() + (seconds or 0.0)
         while True:
@@ -148,7 +152,7 @@ class _Stock:
         )
 
     def _gather(self, offered: bytes, patience: float) -> None:
-        """Wait until all sites are ready; for a run that goes on, a quorum is enough in the end."""
+        """Wait until all sites are ready; for a continued run, a quorum is enough in the end."""
         begun = self._run.has_begun
         self._run.note(state="waiting", fault="")
         end = time.monotonic() + patience
@@ -167,7 +171,9 @@ class _Stock:
             time.sleep(_LOOK)
 
     def _offer(self, offered: bytes) -> tuple[dict[str, str], int]:
-        """Offer the run to every node; return what each site said, and how many are no site."""
+        """Offer the run to every node; return each site's answer, and the number of nodes that are
+        no site.
+        """
         said, nameless = dict.fromkeys(self._names, _AWAY), 0
         messages = [
             Message(encode_offer(offered), node, f"{MessageType.QUERY}.offer")

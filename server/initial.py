@@ -1,4 +1,4 @@
-"""The first model of a plan, made in a process of its own: a coordinator needs no torch."""
+"""Make the first model of a plan in a process of its own, so that a coordinator needs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def first_model(plan: Plan, path: Path) -> Arrays:
 
     Args:
         plan: names the model and the seed.
-        path: where they are kept, so that a coordinator that is started again has the same.
+        path: the file that keeps them, so that a restarted coordinator has the same model.
 
     Raises:
         RunError: if the model cannot be made here.
@@ -46,7 +46,7 @@ def first_model(plan: Plan, path: Path) -> Arrays:
 
 
 def main() -> None:
-    """Make the model of the plan on standard input, and write it to the path that is named."""
+    """Make the model of the plan on standard input; write it to the path in the first argument."""
     from privet.common.models import initial_model
 
     plan = Plan.parse(json.load(sys.stdin))

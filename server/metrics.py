@@ -1,4 +1,4 @@
-"""What a coordinator tells Prometheus. Nothing of it is more than it knows from the link."""
+"""The coordinator's Prometheus metrics. They hold only facts that the coordinator has anyway."""
 
 from __future__ import annotations
 
@@ -26,9 +26,12 @@ _SPENT = ("site", "delta", "unit", "relation")
 
 
 class ServerMetrics(Collector):
-    """Reads what the office, its hub and its federation know, when it is asked.
+    """Read the state of coordinator, link server and federation on each scrape.
 
-    Counters begin at 0 when the process does.
+    Counters begin at 0 when the process starts.
+
+    Args:
+        office: the coordinator; its callbacks ``on_answer`` and ``on_round`` are set here.
     """
 
     def __init__(self, office: Coordinator) -> None:
@@ -56,7 +59,7 @@ class ServerMetrics(Collector):
                 self._failed[order.site, said] += 1
 
     def collect(self) -> Iterable[Metric]:
-        """Yield the figures as they are now."""
+        """Yield the metrics as they are now."""
         yield from self._members()
         yield from self._runs()
         yield from self._orders()
@@ -120,7 +123,7 @@ class ServerMetrics(Collector):
             for site, loss in status.get("spent", {}).items():
                 terms = tuple(str(loss[name]) for name in _SPENT[1:])
                 if loss["epsilon"] is not None:
-                    # Runs take turns: the largest is the latest, for what is spent never falls.
+                    # Runs take turns: the largest is the latest, since the spent loss never falls.
                     spent[site, *terms] = max(loss["epsilon"], spent.get((site, *terms), 0.0))
         yield gauge(
             "server_epsilon_spent", "What a site's population has spent, as its last release says.",

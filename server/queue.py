@@ -1,4 +1,4 @@
-"""The runs of a federation: what was submitted, and how far it is; without gRPC or Flower."""
+"""The runs of a federation: submitted plans and their progress; without gRPC or Flower."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ OPEN = ("queued", "waiting", "running")
 CANCELLED = "cancelled by the coordinator's operator"
 _CANCELLED, _DONE = b"cancelled", b"done"
 NO_REPLY = "no-reply"
-"""Stands where a site's status would, for one that did not answer in time."""
+"""Replaces the status of a site that did not answer in time."""
 PRESENT = "present.json"
-"""Who is connected, written by the coordinator every second."""
+"""File of the connected sites, which the coordinator writes every second."""
 LOST = "lost-runs.json"
 """The runs of which sites keep the journal, and which are not here."""
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
 class _Status(BaseModel):
-    """What ``status.json`` holds; more may be noted, and is kept."""
+    """The content of ``status.json``; further keys are kept."""
 
     model_config = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
@@ -68,7 +68,11 @@ def _cancelled_by(status: Mapping[str, Any]) -> str:
 
 
 class Run:
-    """One run's folder."""
+    """The folder of one run.
+
+    Args:
+        folder: ``runs/RUN`` in the federation's folder; its name is the run's identifier.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -86,10 +90,10 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """What is known of the run; one whose file is damaged has failed, and says so.
+        """The run's status; a run whose file is damaged has failed, with that reason.
 
         Raises:
-            InputError: if the run is not there any more.
+            InputError: if the run no longer exists.
         """
         try:
             value = self._noted()
@@ -102,14 +106,14 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """The plan's digest, also where the status is damaged; or '' where nothing says it."""
+        """The plan's digest, even if the status is damaged; '' if it cannot be found."""
         try:
             return self.plan.digest
         except PrivetError:
             return ""
 
     def require_wanted(self) -> None:
-        """Stop here if the run was cancelled.
+        """Check that the run was not cancelled.
 
         Raises:
             RunError: if it was, or its folder is gone.
@@ -118,10 +122,10 @@ class Run:
             raise RunError(_cancelled_by(self.status if self.folder.exists() else {}))
 
     def settle(self, *, cancelled: bool = False) -> bool:
-        """Say how the run ends, with its model or cancelled; the first to say so decides.
+        """Decide how the run ends, with its model or cancelled; the first decision stands.
 
         Returns:
-            Whether it ends as was said now, or the same was said before.
+            Whether the run ends in this way.
         """
         word = _CANCELLED if cancelled else _DONE
         # Whole before it is there, and there for one of both only.
@@ -135,7 +139,7 @@ class Run:
         return self._end == word
 
     def note(self, **facts: Any) -> None:
-        """Change the status; one whose file is damaged is begun anew."""
+        """Update the status with ``facts``; a damaged file is replaced by a new one."""
         try:
             before = self._noted()
         except ValueError:
@@ -149,13 +153,13 @@ class Run:
         spent: Mapping[str, Any],
         remarks: list[str],
     ) -> None:
-        """Note a round; one that was noted before, as after a restart, counts once.
+        """Note a round; a round that was noted before, as after a restart, counts once.
 
         Args:
             number: of the round, from 1.
-            statuses: answer of each site.
-            spent: by site, what its ledger has spent.
-            remarks: what did not work and ends no run.
+            statuses: status that each site answered.
+            spent: by site, the privacy loss that its ledger reports (as ``PrivacyLoss.to_dict``).
+            remarks: faults that do not end the run.
         """
         before, plan = self.status, self.plan
         said = list(before.get("remarks", []))
@@ -174,7 +178,7 @@ class Run:
         )
 
     def note_remark(self, text: str) -> None:
-        """Note something that is worth a line of the status, once."""
+        """Add a line to the run's remarks, once."""
         said = list(self.status.get("remarks", []))
         if text not in said:
             self.note(remarks=[*said, text])
@@ -183,8 +187,8 @@ class Run:
         """Note that a site did not release for an order: the last time, and how often.
 
         Args:
-            order: that it was asked.
-            said: its status, or :data:`NO_REPLY`.
+            order: that the site was sent.
+            said: status that it answered, or :data:`NO_REPLY`.
         """
         failures = dict(self.status.get("failures", {}))
         times = failures.get(order.site, {}).get("times", 0) + 1
@@ -199,14 +203,19 @@ class Run:
         self.note(failures=failures)
 
     def told(self) -> list[str]:
-        """Say in plain words which site released in how many of how many rounds, and whom to ask.
+        """Sentences that say in how many rounds each site released, and which operator to ask.
 
-        Of a run whose first round was not done there is nothing to say.
+        Empty before the run's first round is done.
         """
         return releases(self.status)
 
     def keep_figures(self, number: int, tables: Mapping[str, Any]) -> None:
-        """Keep what the sites measured in a round: their noised tables, and figures from them."""
+        """Store the sites' noised metric tables of a round, and the metrics computed from them.
+
+        Args:
+            number: of the round, from 1.
+            tables: by site, the noised table that it released.
+        """
         from privet.common.tasks.measure import pooled
 
         overall, by_site = pooled(tables)
@@ -221,7 +230,7 @@ class Run:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether its operator ended it."""
+        """Whether the run was cancelled."""
         return self._end == _CANCELLED
 
     @property
@@ -250,19 +259,19 @@ class Run:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether it failed once and is to go on."""
+        """Whether the run failed once and was resumed."""
         return int(self.status.get("resumed", 0)) > 0
 
     @property
     def has_begun(self) -> bool:
-        """Whether a round was done."""
+        """Whether a round is done."""
         return self.snapshots.is_there
 
     def roster(self, federation: MemberRegistry) -> Roster:
-        """Return the run's roster: once a round was done, it is the one that its evidence names.
+        """Return the run's roster; once a round is done, the roster that its evidence names.
 
         Raises:
-            InputError: if a site is not enrolled, or what is kept cannot be read.
+            InputError: if a site is not enrolled, or the stored roster cannot be read.
         """
         if self.has_begun:
             return Roster.load(self.folder / "roster.json")
@@ -272,22 +281,22 @@ class Run:
 
     @property
     def snapshots(self) -> Snapshots:
-        """Where the model is kept after each round."""
+        """The store of the model after each round."""
         return Snapshots(self.folder / "model")
 
 
 def require_new(
     federation: MemberRegistry, plan: Plan, *, told: Container[str] | None = None
 ) -> None:
-    """Check that this very plan was not submitted before: another run of it is paid for anew.
+    """Check that this plan was not submitted before: a second run of it costs its budget again.
 
     Args:
-        federation: whose runs.
-        plan: that is to be submitted.
-        told: names of the runs that who submits may know of; default all.
+        federation: whose runs are checked.
+        plan: to be submitted.
+        told: names of the runs that the submitter may know of; None is all.
 
     Raises:
-        InputError: naming the run, if it was, or where a run's plan cannot be read.
+        InputError: if it was, naming the run; or if a run's plan cannot be read.
     """
     same = (plan.digest, "")  # where it cannot be read, it may be the same
     before = [one.id for one in runs(federation) if one.digest in same]
@@ -304,14 +313,14 @@ def submit(federation: MemberRegistry, plan: Plan, run_id: str, *, by: str = "")
     """Queue a plan whose noise is calibrated.
 
     Args:
-        federation: whose sites.
+        federation: whose sites take part.
         plan: of the run.
         run_id: its name.
         by: the researcher who submits it; "" for the coordinator's operator.
 
     Raises:
-        InputError: if it cannot run here: a site is not enrolled, or it wants figures on a test
-            split, which a coordinator does not have.
+        InputError: if it cannot run here: a site is not enrolled, or the plan asks for metrics on a
+            public test split, which a coordinator does not have.
     """
     if plan.metrics.source == "public":
         raise InputError(
@@ -344,12 +353,12 @@ def submit(federation: MemberRegistry, plan: Plan, run_id: str, *, by: str = "")
 
 
 def cancel(federation: MemberRegistry, run_id: str, *, by: str = "") -> None:
-    """End a run, whether it waits or trains; a round that is under way is finished first.
+    """Cancel a waiting or training run; a round in progress is finished first.
 
     Args:
-        federation: whose run.
+        federation: to which the run belongs.
         run_id: its name.
-        by: the researcher who ends it; "" for the coordinator's operator.
+        by: the researcher who cancels it; "" for the coordinator's operator.
 
     Raises:
         InputError: if there is no such run, it has ended, or it is past its last round.
@@ -367,7 +376,11 @@ def cancel(federation: MemberRegistry, run_id: str, *, by: str = "") -> None:
 
 
 def resume(federation: MemberRegistry, run_id: str) -> Run:
-    """Queue a run that failed again: it goes on after its last round, with its ledgers.
+    """Queue a failed run again: it continues after its last round, with its ledgers.
+
+    Args:
+        federation: to which the run belongs.
+        run_id: its name.
 
     Raises:
         InputError: if there is no such run, it has not failed, or it was cancelled.
@@ -385,7 +398,7 @@ def resume(federation: MemberRegistry, run_id: str) -> Run:
 
 
 def runs(federation: MemberRegistry) -> list[Run]:
-    """Return all runs, oldest first; one whose folder is being removed is left out."""
+    """Return all runs, oldest first; a run whose folder is being removed is left out."""
     found = []
     for path in (federation.folder / "runs").glob("*/status.json"):
         run = Run(path.parent)
@@ -396,10 +409,10 @@ def runs(federation: MemberRegistry) -> list[Run]:
 
 
 def releases(status: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each site of a run, by its status: in how many rounds it released.
+    """Return a sentence for each site of a run: in how many rounds it released.
 
-    A site that did not is named with its last status. A coordinator never learns why: that stands
-    in the site's own log.
+    A site that did not release is named with its last status. A coordinator never learns the
+    reason, which is in the site's own log.
 
     Args:
         status: of the run (:attr:`Run.status`).
@@ -417,13 +430,13 @@ def releases(status: Mapping[str, Any]) -> list[str]:
 
 
 def in_words(status: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's status with who released in how many rounds, in plain words."""
+    """Return a run's status with its sentences of :func:`releases` under ``told``."""
     told = releases(status)
     return {**status, "told": told} if told else status
 
 
 def failed_sites(status: Mapping[str, Any]) -> dict[str, str]:
-    """Return what each site of a run answered last that was no release, in words.
+    """Return a phrase for each site that did not release, from its last answer or silence.
 
     Args:
         status: of the run (:attr:`Run.status`).
@@ -438,7 +451,7 @@ def failed_sites(status: Mapping[str, Any]) -> dict[str, str]:
 
 
 def connected(federation: MemberRegistry) -> list[str]:
-    """Return who was connected when a coordinator last ran."""
+    """Return the sites that were connected when a coordinator last ran."""
     try:
         found: list[str] = json.loads((federation.folder / PRESENT).read_text())["connected"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -447,7 +460,7 @@ def connected(federation: MemberRegistry) -> list[str]:
 
 
 def lost(federation: MemberRegistry) -> dict[str, dict[str, Any]]:
-    """Return the runs of which a site keeps the journal, and which are not here, by name."""
+    """Return the runs whose journal a site keeps and which are missing here, by name."""
     try:
         found: dict[str, dict[str, Any]] = json.loads((federation.folder / LOST).read_text())
         return {
@@ -460,7 +473,10 @@ def lost(federation: MemberRegistry) -> dict[str, dict[str, Any]]:
 
 
 def doubled(federation: MemberRegistry) -> dict[str, list[str]]:
-    """Return as which sites two processes attend, with their addresses, likewise."""
+    """Return the sites as which two processes connected when a coordinator last ran.
+
+    Each comes with the processes' addresses.
+    """
     try:
         found: dict[str, list[str]] = json.loads((federation.folder / PRESENT).read_text())[
             "doubled"
@@ -471,7 +487,7 @@ def doubled(federation: MemberRegistry) -> dict[str, list[str]]:
 
 
 def told_of(federation: MemberRegistry) -> list[str]:
-    """Return the sites that knew address and keys of the coordinator as they are, likewise."""
+    """Return the sites that had the coordinator's present address and keys when it last ran."""
     try:
         told = json.loads((federation.folder / PRESENT).read_text())["told"]
         found: list[str] = told["sites"] if told["address"] == federation.address else []
@@ -481,7 +497,7 @@ def told_of(federation: MemberRegistry) -> list[str]:
 
 
 def why_no_quorum(status: Mapping[str, Any]) -> str:
-    """Return what is put behind the fault of a run without a quorum: which sites, whom to ask."""
+    """Return the text after the fault of a run without a quorum: the sites, and whom to ask."""
     named = "; ".join(f"{site} {text}" for site, text in failed_sites(status).items())
     told = "Why, the sites' operators know: operator.log in the folder of each site"
     return f". {named}. {told}" if named else f". {told}"

@@ -1,12 +1,12 @@
-"""A rehearsal of the coordinator's half of a round, before any site is asked.
+"""Rehearse the coordinator's half of a round, before a site is asked.
 
 ::
 
     first model ── made-up updates ── compression and back ── strategy ── mean of the last models
                                                                  └── snapshot: saved and read
 
-What the plan alone can show to be wrong is found here: a strategy that cannot be imported, does
-not know an option or makes no model, weights to start from, a folder that cannot be written.
+The rehearsal finds the faults of a plan that need no site: a strategy that cannot be imported, does
+not know an option or returns no model; unreadable first weights; a folder that cannot be written.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ _SITES = 3
 
 
 def rehearse(plan: Plan, model: Arrays, folder: Path) -> None:
-    """Do all that a round does at the coordinator once, with made-up updates.
+    """Run the coordinator's steps of one round, with made-up updates.
 
     Args:
         plan: with its noise calibrated.
-        model: the first one.
-        folder: in which snapshots will be kept; what is written there is removed again.
+        model: the first model.
+        folder: the run's folder; the rehearsal writes a snapshot there, and removes it.
 
     Raises:
         PlanError: saying what is wrong and what to do.
@@ -57,7 +57,7 @@ def rehearse(plan: Plan, model: Arrays, folder: Path) -> None:
 
 
 def _part(plan: Plan, model: Arrays) -> Arrays:
-    """Return as much of a model as shows what is wrong: all of it to a strategy of the user's.
+    """Return the part of a model that a fault shows in: all of it for a strategy of the user's.
 
     Flower's own strategies work number by number.
     """
@@ -106,7 +106,7 @@ def _store(plan: Plan, model: Arrays, folder: Path) -> None:
 
 @contextmanager
 def _stage(plan: Plan, what: str) -> Iterator[None]:
-    """Say of whatever goes wrong where it did."""
+    """Turn any error into one that names the stage."""
     told = f"plan '{plan.name}' cannot run: {what} fails with made-up updates"
     try:
         yield

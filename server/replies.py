@@ -1,4 +1,4 @@
-"""What sites answered in a round, by site, and where each of them stands by it."""
+"""The sites' answers in a round, and each site's standing."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from privet.server.retry import Heard, SiteStanding
 
 @dataclass(frozen=True)
 class Reply:
-    """One site's answer; ``handle`` is the link's own message.
+    """One site's answer to an order.
 
     Attributes:
-        unproved: there was a release, but its site did not show that its log holds it.
-        shown: what the site showed of its log beside the release, where it was asked to.
+        handle: the link's own message, which the strategy receives.
+        unproved: the site released, but did not prove that its log holds the release.
+        shown: the evidence of its log that the site sent beside the release, if it was asked to.
     """
 
     site: str
@@ -32,7 +33,7 @@ class Reply:
 
     @property
     def standing(self) -> SiteStanding:
-        """Where its site stands."""
+        """The site's standing after this answer."""
         if self.release is not None:
             return SiteStanding.RELEASED
         if self.unproved:
@@ -51,12 +52,12 @@ class Replies:
     _when: dict[str, float] = field(default_factory=dict)
 
     def take(self, asked: Iterable[str], replies: Iterable[Reply], now: float) -> None:
-        """Take in what came of one question to several sites; who did not answer is silent.
+        """Note the replies to one exchange; a site without a reply is silent.
 
         Args:
-            asked: sites.
-            replies: of them.
-            now: seconds on any clock that does not go back; one for all of them.
+            asked: names of the sites that were asked.
+            replies: that came in time.
+            now: seconds on a monotonic clock, the same in all calls.
         """
         for site in asked:
             self.held.pop(site, None)
@@ -67,12 +68,12 @@ class Replies:
     def heard(
         self, sites: Iterable[str], attempts: Mapping[str, int], now: float
     ) -> dict[str, Heard]:
-        """Return what is known of each of ``sites``.
+        """Return each site's standing, tries and time since its last answer.
 
         Args:
             sites: that may take part in the round.
-            attempts: of each that has one, its newest attempt; of the others it is the first.
-            now: on the clock of :meth:`take`.
+            attempts: newest attempt of each site; 1 for a site that is not named.
+            now: seconds on the clock of :meth:`take`.
         """
         return {site: self._heard(site, attempts.get(site, 1), now) for site in sites}
 
@@ -90,7 +91,13 @@ def released(replies: Iterable[Reply]) -> list[Reply]:
 
 
 def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumNotMet:
-    """Return the error that ends a run whose round ``number`` has too few releases."""
+    """Return the error that ends a run whose round has too few releases.
+
+    Args:
+        plan: names the sites and the quorum.
+        number: of the round, from 1.
+        replies: the last reply of each site that answered.
+    """
     given = list(replies)
     counts: Counter[str] = Counter(str(reply.status) for reply in given)
     if silent := len(plan.sites) - len(given):
@@ -104,9 +111,9 @@ def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumNotMet
 
 
 _MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)
-"""What may be otherwise at the next attempt; where data was opened, that is charged again.
+"""Statuses that may differ at the next attempt; if data was opened, that is charged again.
 
-A site of an earlier version says ``refused-paused`` where one of today says ``not-now``.
+A site of an earlier version answers ``refused-paused`` instead of ``not-now``.
 """
 _NOT_NOW_HINT = (
     ". A site that says not-now has paused, or its disk is full, or its database, its trainer or "

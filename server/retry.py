@@ -1,8 +1,8 @@
-"""Who is asked again in a round, and after how many seconds: a pure decision.
+"""Decide which sites are asked again in a round, and after how many seconds: a pure function.
 
-An order that is asked *anew* may cost its site another charge, so nothing here looks at a clock,
-a network or a file. Pauses follow from the number of tries alone: never from how long a site
-took, which may depend on its records.
+A *new* attempt of an order may cost its site another charge. So this module reads no clock, network
+or file. Pauses depend on the number of tries alone, never on the time that a site took, which may
+depend on its records.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MAX_PAUSE_S = 60.0
 
 
 class SiteStanding(Enum):
-    """Where a site stands in a round."""
+    """A site's standing in a round."""
 
     RELEASED = auto()
     SILENT = auto()
@@ -31,7 +31,7 @@ class SiteStanding(Enum):
 
 
 class End(Enum):
-    """A round asks nobody any more."""
+    """The round asks no site any more."""
 
     QUORUM = auto()
     NO_QUORUM = auto()
@@ -39,11 +39,11 @@ class End(Enum):
 
 @dataclass(frozen=True)
 class Heard:
-    """What is known of one site.
+    """The last answer of one site.
 
     Attributes:
         standing: by its last answer.
-        tries: how often it said so in this round; of one that failed, its newest attempt.
+        tries: how often the site answered so in this round; for a failed one, its newest attempt.
         ago: seconds since its last answer.
     """
 
@@ -54,13 +54,13 @@ class Heard:
 
 @dataclass(frozen=True)
 class Again:
-    """Who is asked next.
+    """The sites to ask next.
 
     Attributes:
-        away: silent sites, which get the same order as soon as they are there.
-        same: who gets the same order after ``seconds``: it costs nothing that is not paid for.
-        anew: who gets a new attempt after ``seconds``, with a charge of its own.
-        seconds: to wait; None if there is nobody but ``away``.
+        away: silent sites, which get the same order as soon as they are connected.
+        same: sites that get the same order after ``seconds``, at no further cost.
+        anew: sites that get a new attempt after ``seconds``, with a charge of its own.
+        seconds: to wait; None if only ``away`` is left.
     """
 
     away: tuple[str, ...] = ()
@@ -75,18 +75,18 @@ def pause(tries: int) -> float:
 
 
 def decide(heard: Mapping[str, Heard], quorum: int, attempts: int) -> Again | End:
-    """Decide how a round goes on.
+    """Decide how a round continues.
 
     Args:
         heard: of each site that may take part, in the plan's order.
         quorum: releases that a round needs.
-        attempts: most attempts of a site in a round, and most tries of an unproved release.
-            A silent site and one that says ``not-now`` is asked for as long as it takes: it
-            pays nothing for that.
+        attempts: most attempts of a site in a round, and most tries for an unproved release. A
+            silent site, and one that answers ``not-now``, is asked without limit: it pays nothing
+            for that.
 
     Returns:
-        QUORUM where enough have released: nobody else is waited for. NO_QUORUM where those who
-        have not, and may still, are too few.
+        QUORUM if enough sites have released: the round waits for no other. NO_QUORUM if the others
+        that may still release are too few. Otherwise, the sites to ask next.
     """
     released = [site for site, one in heard.items() if one.standing is SiteStanding.RELEASED]
     if len(released) >= quorum:
@@ -97,6 +97,7 @@ def decide(heard: Mapping[str, Heard], quorum: int, attempts: int) -> Again | En
         for site, one in heard.items()
         if _may_be_asked(one, attempts)
     }
+    # A silent site counts: it may have released, and its outbox keeps the release.
     if len(released) + len(away) + len(left) < quorum:
         return End.NO_QUORUM
     seconds = min(left.values(), default=None)

@@ -1,9 +1,9 @@
-"""Logs that grow after a run, by runs with other coordinators, are witnessed all the same.
+"""Witness logs that grow after a run, through runs with other coordinators.
 
-A bundle of this federation holds a site's whole ledger. What another coordinator's run charged
-there stands under that one's witnesses, which nobody here knows; so while nothing is to be done,
-the sites of the newest run are asked whether their logs grew, and cosign them if so. The journal
-gets no entry for it: cosigned heads are papers beside it, as at the end of a run.
+A bundle of this federation holds a site's whole ledger. The charges of another coordinator's run
+have that run's witnesses, whom nobody here knows. So while no run is open, the coordinator asks the
+sites of its newest run whether their logs grew, and they cosign the new heads. The journal gets no
+entry for this: cosigned heads are papers beside it, as at the end of a run.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import OPEN, Run, runs
 
 INTERVAL_S = 30.0
-"""Seconds between two looks, while no run is to be done."""
+"""Seconds between two checks, while no run is open."""
 MAX_INTERVAL_S = 3600.0
 """They double up to this while the same is wrong."""
 _ANSWER_TIMEOUT_S, _AWAY_TIMEOUT_S = 20.0, 1.0
 
 
 def newest_run(federation: MemberRegistry) -> Run | None:
-    """Return the newest run that did a round, where none is to be done now; else None."""
+    """Return the newest run that did a round; None if there is none, or a run is open."""
     found = runs(federation)
     if any(run.status["state"] in OPEN for run in found):
         return None
@@ -33,12 +33,12 @@ def newest_run(federation: MemberRegistry) -> Run | None:
 
 
 class LaterWitness:
-    """Has logs witnessed that grew after the newest run.
+    """Have logs witnessed that grew after the newest run.
 
     Args:
         federation: of this coordinator.
-        hub: by which sites are reached.
-        stopped: ends the waiting.
+        hub: the link server, which reaches the sites.
+        stopped: once set, waiting ends with an error.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class LaterWitness:
         self._of = ""
 
     def look(self) -> list[str]:
-        """Ask the sites of the newest run; return those whose logs grew, and are cosigned now.
+        """Ask the sites of the newest run; return those whose logs grew and are cosigned now.
 
         Raises:
-            EvidenceFault: if the history of a log does not hold, or too few cosigned it.
-            Stopped: if the coordinator is to end.
+            EvidenceFault: if the history of a log does not hold, or too few witnesses cosigned it.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         run = newest_run(self._federation)
         if run is None:
@@ -70,7 +70,7 @@ class LaterWitness:
         return recorder.witness_again([name for name in names if name in present], show)
 
     def close(self) -> None:
-        """Let go of the run's journal."""
+        """Close the run's journal."""
         if self._recorder is not None:
             self._recorder.close()
         self._recorder, self._of = None, ""

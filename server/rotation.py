@@ -1,4 +1,4 @@
-"""Replace a key of the coordinator while sites go on."""
+"""Replace a key of the coordinator while the sites continue."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ WITNESS = (
 def rotate_orders(federation: MemberRegistry) -> tuple[str, str]:
     """Replace the order key; return the fingerprints of the old one and of the new.
 
-    Sites are shown the handover at once where a coordinator runs, or when one is started.
+    A running coordinator sends the handover to its sites at once; otherwise the next start does.
 
     Raises:
-        InputError: if a run that was begun under the old key is open: sites take no new run of it.
-        KeyFault: if a key does not open.
+        InputError: if a run that began under the old key is open: sites accept no new run of it.
+        KeyFault: if a key cannot be decrypted.
     """
     begun = [
         run.id

@@ -1,4 +1,4 @@
-"""The models of a round: what sites train, what their updates make of it, what is published."""
+"""The models of a round: before it, after it, and as published."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ class RoundModels(Generic[T]):
     """The models of one round, or their digests.
 
     Attributes:
-        before: what the updates start from.
-        after: what the strategy made of them.
-        published: what is measured and kept: the mean of the last rounds, where the plan averages.
+        before: the model that the updates start from.
+        after: the model that the strategy made of the updates.
+        published: the model that is measured and stored: the mean of the last rounds, if the plan
+            averages.
     """
 
     before: T

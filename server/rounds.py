@@ -1,8 +1,9 @@
-"""The rounds of a run, from first order to last snapshot.
+"""Run the rounds of a run, from the first order to the last snapshot.
 
-Each round: order, wait, check, join, look, have it witnessed, store, note. What a round
-did is told to an observer as a :class:`Progress`; nothing in it depends on private data
-but through a release. A plan that trains nothing has one round, which looks at the model.
+Each round orders, waits, checks, aggregates, measures, has the logs witnessed, stores the model and
+notes the round. An observer receives each round as a :class:`Progress`. Nothing in a round depends
+on private data except through a release. A plan that trains nothing has one round, which only
+measures the model.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _LOG = logging.getLogger("privet.rounds")
 
 
 class Link(Protocol):
-    """How orders reach sites; Flower's grid stands behind it."""
+    """Carry orders to sites and replies back; Flower's grid implements it."""
 
     def enrolled(self) -> list[str]:
         """Return the names of the sites that answer, in the plan's order."""
@@ -45,51 +46,72 @@ class Link(Protocol):
         heads: dict[str, str],
         questions: Mapping[str, dict[str, Any]] | None = None,
     ) -> list[Reply]:
-        """Send the orders, each with the site's newest known head; return the replies.
+        """Send the orders; return the replies.
 
-        They are those that came in time, in site order. ``questions`` are what sites are to show
-        of their logs beside a release; who does not is asked by :meth:`show`.
+        Args:
+            round_number: number of the round, from 1.
+            orders: signed orders of one purpose, at most one for each site.
+            model: the model that the updates start from.
+            heads: by site, the newest head of its log that somebody witnessed, or "".
+            questions: by site, the evidence of its log that it shall send beside a release. A site
+                that sends none is asked by :meth:`show`.
+
+        Returns:
+            The replies that came in time, in site order.
         """
         ...
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        """Ask sites to show their logs; return the answers that came in time, by site."""
+        """Ask sites for evidence of their logs; return the answers that came in time, by site."""
         ...
 
     def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
-        """Wait until one of ``away`` is there, or ``seconds`` have passed (None: without end).
+        """Wait until one of several sites is connected.
+
+        Args:
+            away: sites that did not answer.
+            seconds: longest wait; None waits without end.
 
         Returns:
-            Those that are there; None where it makes no sense to wait.
+            The sites of ``away`` that are connected; None if waiting is useless on this link.
         """
         ...
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
-        """Return the next model."""
+        """Aggregate the updates.
+
+        Args:
+            round_number: number of the round, from 1.
+            model: the model that the updates start from.
+            replies: of the round; those without a release are left out.
+
+        Returns:
+            The next model.
+        """
         ...
 
     def state(self) -> Arrays:
-        """Return what the strategy keeps from round to round."""
+        """Return the state that the strategy keeps from round to round."""
         ...
 
     def restore(self, state: Arrays) -> None:
-        """Give the strategy back what :meth:`state` returned."""
+        """Restore the strategy's state that :meth:`state` returned."""
         ...
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is known after a round.
+    """The facts that are known after a round.
 
     Attributes:
         round: number of the round, from 1.
-        statuses: answer of each site.
-        spent: by site, what its ledger has spent (as :meth:`PrivacyLoss.to_dict`).
-        metrics: figures that may be shown, or empty.
-        histograms: by site, the noised table of the metrics gate.
-        reproducible: the noise of some release came from a seed, or nobody said that it
+        statuses: status that each site answered.
+        spent: by site, the privacy loss that its ledger reports (as :meth:`PrivacyLoss.to_dict`).
+        metrics: metrics that may be published, or empty.
+        histograms: by site, the noised table of the metrics mechanism.
+        reproducible: whether the noise of some release came from a seed, or no release says that it
             did not.
-        remarks: what did not work and ends no run, such as figures that could not be computed.
+        remarks: faults that do not end the run, such as metrics that could not be computed.
     """
 
     round: int
@@ -103,14 +125,14 @@ class Progress:
 
 @dataclass
 class Outcome:
-    """The result of a run: the final model and every round's progress."""
+    """The result of a run: the final model, and the progress of every round."""
 
     model: Arrays
     progress: list[Progress] = field(default_factory=list)
 
     @property
     def reproducible(self) -> bool:
-        """As in :class:`Progress`, for the whole run; rounds before a restart are not known."""
+        """As in :class:`Progress`, for all rounds since the last restart of the process."""
         first = self.progress[0].round if self.progress else 0
         return first != 1 or any(step.reproducible for step in self.progress)
 
@@ -130,17 +152,30 @@ def run(
 ) -> Outcome:
     """Run all rounds of ``plan``, from the latest snapshot if there is one.
 
-    ``keep`` is told of a round before it counts as done, and perhaps again after a restart;
-    ``observe`` of one that is done.
+    Args:
+        run_id: identifier of the run.
+        plan: what is trained, with its noise calibrated.
+        initial: makes the first model.
+        link: reaches the sites.
+        snapshots: where the model is stored after each round.
+        recorder: the run's evidence collector; it is closed here.
+        average: returns the mean of several models, for a plan that averages the last rounds.
+        evaluate: computes metrics of a model on a public test split; None computes none.
+        keep: called with a round's progress before the round counts as done, and perhaps again
+            after a restart.
+        observe: called with the progress of each round that is done.
+
+    Returns:
+        The final model, and the progress of the rounds that this process did.
 
     Raises:
         QuorumNotMet: if too few sites release in a round.
         EvidenceFault: if the history of a site's ledger, or the journal's, does not hold.
-        RunError: if no site is there, or none releases.
+        RunError: if no site is connected, or none releases.
     """
     stored = snapshots.latest()
     if stored and stored.round == plan.last_round and recorder.journal.is_done(run_id):
-        # The process ended between the journal's last line and whoever keeps the model.
+        # The process ended after the journal's last line, before its caller kept the model.
         recorder.close()
         whole = [*stored.earlier, stored.arrays]
         return Outcome(average(whole) if len(whole) > 1 else stored.arrays)
@@ -155,7 +190,7 @@ def run(
         model = FrozenArrays.of(stored.arrays)
         link.restore(stored.state)
     begun = recorder.journal.log.book.sites.get(run_id, sites)
-    # Who comes late takes part in the next run: the journal has said who is in this one.
+    # A site that comes late takes part in the next run: the journal has named this one's sites.
     sites = [site for site in sites if site in begun]
     if not sites:
         raise RunError("no site that began this run is connected")
@@ -182,7 +217,7 @@ def run(
             progress, record = rounds.look(
                 number, RoundModels(model, joined, shown), replies, measured
             )
-            # Before the round counts as done: what sites paid for is not lost between the two.
+            # Before the round counts as done: nothing that sites paid for is lost between the two.
             keep(progress)
             snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1], link.state()))
             if number not in restored.rounds:
@@ -206,7 +241,7 @@ def run(
 
 @dataclass
 class _Rounds:
-    """What stays the same from round to round."""
+    """The parts of a run that stay the same from round to round."""
 
     run_id: str
     plan: Plan
@@ -217,16 +252,21 @@ class _Rounds:
     attempts: dict[str, int]
     replay: Replay
     before: dict[str, int] = field(default_factory=dict)
-    """Attempts that do not count in this round: those before the run was resumed."""
+    """Attempts that do not count in this round: those made before the run was resumed."""
     _used: list[str] = field(default_factory=list)
     _closed: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Of sites that refused the plan: the next round to ask in, and the rounds left out before."""
 
     def train(self, number: int, model: Arrays, shown: Arrays) -> tuple[list[Reply], Arrays]:
-        """Order, wait, check, join; return the replies and the next model.
+        """Order, wait, check, aggregate; return the replies and the next model.
 
-        ``shown`` is what is published if this round breaks. A round that the journal has is made
-        again from what was released in it; a plan that trains nothing has the same model.
+        A round that the journal has is made again from its releases. A plan that trains nothing
+        keeps its model.
+
+        Args:
+            number: of the round, from 1.
+            model: the model before the round.
+            shown: the model that is published if this round breaks.
         """
         if number in self.replay.rounds:
             return self.replay.train(number, model)
@@ -237,9 +277,16 @@ class _Rounds:
             return replies, self.link.join(number, model, released(replies))
 
     def measure(self, number: int, shown: Arrays) -> list[Reply]:
-        """Have the model measured through the gate where the plan says so; return the replies.
+        """Have the model measured through the metrics mechanism if the plan says so.
 
-        Who does not answer is left out; but where nothing is trained, a quorum must.
+        A site that does not answer is left out; but if nothing is trained, a quorum must answer.
+
+        Args:
+            number: of the round, from 1.
+            shown: the model that is published.
+
+        Returns:
+            The replies; none if nothing is measured in this round.
         """
         if number in self.replay.rounds:
             return self.replay.measure(number, shown)
@@ -254,7 +301,7 @@ class _Rounds:
         """Return the sites to ask in a round.
 
         A site that refused the plan, as it does once its failures closed it, is left out for one
-        round, then for two, four and so on: only its operator can change its mind.
+        round, then for two, four and so on: only its operator can change that.
         """
         return [s for s in self.sites if s not in self._closed or self._closed[s][0] <= number]
 
@@ -267,7 +314,7 @@ class _Rounds:
 
     @contextmanager
     def _noted_if_broken(self, number: int, model: Arrays, shown: Arrays) -> Iterator[None]:
-        """Note the orders of a round that joins nothing: the run ends with it."""
+        """Note the orders of a round that aggregates nothing: the run ends with it."""
         self._used = []
         try:
             yield
@@ -283,7 +330,7 @@ class _Rounds:
         """Ask until a quorum has released, as :func:`privet.server.retry.decide` says.
 
         Raises:
-            QuorumNotMet: if nobody else can be asked.
+            QuorumNotMet: if no other site can be asked.
         """
         plan = self.plan
         asked = there = self._due(number)
@@ -303,7 +350,7 @@ class _Rounds:
             asked = [site for site in there if site in due]
 
     def _wait(self, number: int, again: Again, held: dict[str, Reply]) -> list[str]:
-        """Wait for the next to be asked, and return them; nobody where that makes no sense."""
+        """Wait until sites can be asked again, and return them; none if waiting is useless."""
         if waits := [f"{site}: {held[site].status}" for site in (*again.same, *again.anew)]:
             said = {"round": number, "sites": "; ".join(waits), "seconds": again.seconds}
             _LOG.info("a round waits", extra=said)
@@ -323,7 +370,7 @@ class _Rounds:
         replies: list[Reply],
         measured: list[Reply],
     ) -> tuple[Progress, dict[str, Any]]:
-        """Have all logs witnessed, and gather what may be shown.
+        """Have all logs witnessed, and collect the facts that may be published.
 
         Args:
             number: of the round.
@@ -349,7 +396,7 @@ class _Rounds:
         return progress, record
 
     def _figures(self, number: int, shown: Arrays) -> tuple[dict[str, Any], tuple[str, ...]]:
-        """Return figures on a public test split, or a remark: releases are paid for by now."""
+        """Return metrics on a public test split, or a remark: releases are paid for by now."""
         public = self.evaluate is not None and self.plan.metrics.source == "public"
         if not public or not is_measured(self.plan, number):
             return {}, ()
@@ -361,7 +408,12 @@ class _Rounds:
             return {}, (f"round {number}: the figures could not be computed: {error!r}",)
 
     def close(self, model: Arrays, *, fault: str = "") -> None:
-        """Write the end of the run into the journal."""
+        """Write the end of the run into the journal.
+
+        Args:
+            model: the final model.
+            fault: name of the error that ended the run, or "".
+        """
         self.recorder.close_run(
             self.run_id, digest_arrays(model), self.sites, self.link.show, fault=fault
         )
@@ -409,7 +461,7 @@ class _Rounds:
         return checked
 
     def _witness_wait(self) -> Wait:
-        """Return how sites are waited for that do not show their logs: ever longer, while there."""
+        """Return the wait for connected sites that send no evidence: longer each time."""
         tries = 0
 
         def wait(silent: list[str]) -> bool:

@@ -1,4 +1,4 @@
-"""One submitted run, from its first round to its final model, over any grid."""
+"""Execute one submitted run, from its first round to its final model, over any grid."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _LOG = logging.getLogger("privet.run")
 
 
 class _Watch:
-    """Logs and notes which site did not release for an order, and with which status.
+    """Log and note which site did not release for an order, and with which status.
 
     Args:
-        run: in whose status it is noted.
+        run: the run, whose status notes it.
     """
 
     def __init__(self, run: Run) -> None:
@@ -32,7 +32,7 @@ class _Watch:
         self._open: dict[str, Order] = {}
 
     def on(self, recorder: EvidenceCollector) -> EvidenceCollector:
-        """Listen to a recorder beside whoever does already; return it."""
+        """Add this listener to an evidence collector that may have one; return the collector."""
         before = recorder.on_answer
 
         def heard(order: Order, said: str) -> None:
@@ -50,7 +50,7 @@ class _Watch:
         return recorder
 
     def note_silent(self) -> None:
-        """Note the sites that were asked and did not answer in time."""
+        """Note the sites that did not answer an order in time."""
         silent, self._open = self._open, {}
         for order in silent.values():
             self._note(order, NO_REPLY)
@@ -61,7 +61,7 @@ class _Watch:
             "a site did not release",
             extra={"run": self._run.id, "site": order.site, "status": said, **about},
         )
-        with suppress(OSError, InputError):  # the line was said; the round goes on
+        with suppress(OSError, InputError):  # the line was logged; the round continues
             self._run.note_failure(order, said)
 
 
@@ -73,14 +73,14 @@ def execute_run(
     *,
     on_round: Callable[[float], None] = lambda seconds: None,
 ) -> None:
-    """Run all rounds that are left, note each in the run's status, and keep the final model.
+    """Run the remaining rounds, note each in the run's status, and store the final model.
 
     Args:
         run: whose sites are ready.
         grid: reaches them.
         initial: makes the first model.
         recorder: opens the run's journal.
-        on_round: told of each round that was done, and how long it took.
+        on_round: called for each round that is done, with its duration in seconds.
 
     Raises:
         RunError: as :func:`privet.server.rounds.run`.

@@ -1,4 +1,4 @@
-"""Snapshots: the model after each round, durable before the next order leaves."""
+"""Store the model after each round, durably, before the next order is sent."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from privet.common.mapped import Mapped
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The model after ``round`` rounds, and what the journal says of the last one.
+    """The model after a round, with the facts that continue the run from there.
 
-    ``earlier`` are the models of the rounds before it that the plan averages, oldest first;
-    ``state`` is what the strategy keeps from round to round.
+    Attributes:
+        round: number of the last round that is done.
+        arrays: the model after it.
+        record: the journal's record of that round.
+        earlier: models of the rounds before it that the plan averages, oldest first.
+        state: the strategy's state.
     """
 
     round: int
@@ -34,9 +38,14 @@ class Snapshot:
 
 
 def save_model(path: Path, arrays: Arrays, facts: dict[str, str]) -> None:
-    """Write a model as safetensors, atomically, with ``facts`` in its header.
+    """Write a model as safetensors, atomically.
 
     It is written piece by piece: the library's own writer holds all of it twice.
+
+    Args:
+        path: of the file; an existing one is replaced.
+        arrays: parameters by name.
+        facts: stored as text in the file's header.
     """
     _save(path, arrays, facts, [arrays])
 
@@ -52,7 +61,7 @@ def _safetensors(
 ) -> Iterator[bytes | memoryview]:
     """Yield the file's parts (format: the safetensors README, "Format").
 
-    ``models`` hold the arrays, and give back what was written where they lie in files.
+    ``models`` hold the arrays; arrays in files are dropped from memory once they are written.
     """
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
@@ -97,7 +106,7 @@ def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
 
 
 def map_model(path: Path) -> tuple[Mapped, dict[str, str]]:
-    """Read a model as :func:`load_model` does, but leave it in its file.
+    """Read a model as :func:`load_model` does, but leave its arrays in the file, mapped.
 
     Raises:
         RunError: if the file cannot be read.
@@ -109,11 +118,13 @@ def map_model(path: Path) -> tuple[Mapped, dict[str, str]]:
 
 
 _STATE = "strategy:"
-"""Before the names of what a strategy keeps."""
+"""Prefix of the names of a strategy's state."""
 
 
 def _named(snapshot: Snapshot, mark: str) -> Arrays:
-    """Return all arrays of a snapshot; what is not the model has names that begin with ``mark``."""
+    """Return all arrays of a snapshot; those that are not the model have names that start with
+    ``mark``.
+    """
     arrays = dict(snapshot.arrays)
     for place, model in enumerate(snapshot.earlier):
         arrays |= {f"{mark}{place}/{name}": array for name, array in model.items()}
@@ -128,7 +139,7 @@ class Snapshots:
 
     @property
     def is_there(self) -> bool:
-        """Whether a round was done."""
+        """Whether a round is done."""
         return self._path.exists()
 
     def store(self, snapshot: Snapshot) -> None:

@@ -1,9 +1,9 @@
-"""What a strategy keeps from round to round, as arrays, so that a snapshot can hold it.
+"""Convert a strategy's state to arrays, so that a snapshot can hold it.
 
-Flower's adaptive strategies keep moments in attributes and have no method that hands them out.
-Without them a restarted run would go on from another state than the one that it was stopped in, and
-end with another model. A strategy of the user's hands out its own by ``state_dict`` and takes it
-back by ``load_state_dict``, as torch's optimizers do.
+Flower's adaptive strategies keep moments in attributes, and have no method that returns them.
+Without the moments a restarted run would continue from another state than that in which it was
+stopped, and end with another model. A strategy of the user's returns its state by ``state_dict``
+and restores it by ``load_state_dict``, as torch's optimizers do.
 """
 
 from __future__ import annotations
@@ -26,25 +26,25 @@ _IN_ORDER = "momentum_vector"
 
 
 def begin_round(strategy: Strategy) -> None:
-    """Let a strategy with momentum start from the model that the sites get in this round.
+    """Make a strategy with momentum start from the model that the sites get in this round.
 
-    It keeps its own copy of the last one otherwise, which a restarted run does not have.
+    Otherwise the strategy uses its own copy of the last model, which a restarted run does not have.
     """
     if isinstance(strategy, FedAvgM):
         strategy.current_arrays = None
 
 
 def keeps(strategy: Strategy) -> bool:
-    """Return whether a strategy of Flower's keeps anything from round to round."""
+    """Return whether a strategy of Flower's keeps a state from round to round."""
     has_momentum = isinstance(strategy, FedAvgM) and strategy.server_momentum > 0
     return has_momentum or isinstance(strategy, _ADAPTIVE)
 
 
 def state_of(strategy: Strategy) -> Arrays:
-    """Return what a strategy keeps, by name; nothing before its first round.
+    """Return a strategy's state, by name; empty before its first round.
 
     Raises:
-        RunError: if a strategy of the user's hands out something else than arrays of floats.
+        RunError: if a strategy of the user's returns anything but arrays of floats.
     """
     own = getattr(strategy, "state_dict", None)
     if callable(own):
@@ -66,10 +66,14 @@ def state_of(strategy: Strategy) -> Arrays:
 
 
 def restore(strategy: Strategy, state: Arrays) -> None:
-    """Give a new strategy what :func:`state_of` returned of another one.
+    """Set a new strategy's state to what :func:`state_of` returned of another instance.
+
+    Args:
+        strategy: that has done no round yet; it is changed in place.
+        state: arrays by name; empty for a strategy without a state.
 
     Raises:
-        RunError: if a strategy of the user's cannot take it.
+        RunError: if a strategy of the user's cannot restore it.
     """
     own = getattr(strategy, "load_state_dict", None)
     if callable(own):

@@ -1,1 +1,1 @@
-"""A whole federation on one machine, by the same client and server code."""
+"""Run a whole federation on one machine, with the client and server code of a real one."""

@@ -1,17 +1,17 @@
 """The two apps that ``flwr run .`` finds.
 
-What is run comes from the app's config (``[tool.flwr.app.config]`` or ``--run-config``).
+The app's config decides what runs (``[tool.flwr.app.config]`` or ``--run-config``).
 
 - A federation: ``hub`` (its folder at the coordinator, absolute), ``run`` (as `privet server
-  submit` said it) and ``wait`` (seconds until all sites are ready). At the sites Privet's launcher
-  answers, never the ``client`` of this bundle.
-- A simulation, where ``hub`` is empty: ``plan`` (a scenario or the absolute path of a plan),
+  submit` printed it) and ``wait`` (seconds until all sites are ready). At the sites Privet's
+  launcher answers, never the ``client`` of this bundle.
+- A simulation, if ``hub`` is empty: ``plan`` (a scenario or the absolute path of a plan),
   ``epsilon`` and ``rounds`` (0: the plan's), ``data`` and ``out`` (absolute folders; "":
   ``PRIVET_DATA``, and a new folder below the system's folder for temporary files). The
   federation must have as many nodes as the plan has sites.
 
-A coordinator ships this code to the nodes, so here it protects nobody from the coordinator: it
-opens no ledger of a real site, and its own ledgers say that it came in a bundle, which makes the
+A coordinator sends this code to the nodes, so here it protects nobody from the coordinator: it
+opens no ledger of a real site, and its own ledgers note that it came in a bundle, which makes the
 claim ``none``.
 """
 
@@ -55,7 +55,7 @@ def _run(context: Context) -> SiteMaker:
 
 @functools.lru_cache(maxsize=2)
 def _prepared(config: tuple[tuple[str, Any], ...], number: int) -> SiteMaker:
-    """Resolve the plan; every process comes to the same one."""
+    """Resolve the plan; every process gets the same one."""
     given = dict(config)
     plan, base = find_plan(str(given.get("plan", "lending")))
     plan = adjusted(plan, epsilon=given.get("epsilon") or None, rounds=given.get("rounds") or None)
@@ -78,7 +78,16 @@ server = ServerApp()
 
 @server.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run a federation's plan, or simulate one and write the run folder."""
+    """Run a federation's plan, or simulate one and write the run folder.
+
+    Args:
+        grid: Flower's; its nodes are the sites.
+        context: holds the app's config.
+
+    Raises:
+        InputError: if the config, the plan or a folder is wrong.
+        RunError: if the run fails.
+    """
     if context.run_config.get("hub"):
         _coordinate(grid, context.run_config)
         return
@@ -123,7 +132,12 @@ client = create_client_app(_site)
 
 @client.query("offer")
 def offered(message: Message, context: Context) -> Message:
-    """Say that no site is here: an offer is for the app that is installed at a site."""
+    """Answer that there is no site: only the app that is installed at a site accepts an offer.
+
+    Args:
+        message: the offer; it is not read.
+        context: of the node; unused.
+    """
     del context
     _LOG.error("a run was offered to an app that came in a bundle; use `privet client launcher`")
     return Message(encode_reply("", Status.FAILED), reply_to=message)

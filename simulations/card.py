@@ -1,4 +1,4 @@
-"""The model card that lies beside a model."""
+"""The model card in the folder of a model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def model_card(result: Result) -> str:
-    """Return the card as Markdown: what the model is, what it is good for, what protects whom."""
+    """Return the card as Markdown: the model, its purpose, and whom its privacy protects."""
     plan = result.plan
     figures = "\n".join(
         f"| {name} | {value:.3f} |" for name, value in result.metrics.items() if value is not None

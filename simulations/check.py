@@ -1,4 +1,4 @@
-"""The sites' records of a simulation, tried with its plan before anything is trained."""
+"""Check the sites' records of a simulation against its plan before training."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from privet.simulations.run import Setting
 def check_sites(
     plan: Plan, setting: Setting, tell: Callable[[str], None] = lambda stage: None
 ) -> Iterator[tuple[str, DataCheck]]:
-    """Yield what was found of each site's records, as its operator would see it.
+    """Yield each site's name and the check of its records, as its operator would see it.
 
     Args:
         plan: calibrated or not.
-        setting: says where the records are.
-        tell: hears what is looked at now.
+        setting: names the folder of the records.
+        tell: called with the name of each stage as it begins.
 
     Raises:
         DataError: if a file cannot be read, or lacks a column.

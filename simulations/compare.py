@@ -1,10 +1,9 @@
-"""The same plan without privacy: together, each site alone, all data pooled.
+"""Train the same plan without privacy: together, each site alone, and on all data pooled.
 
-These models and figures are not private. They are written under ``non-private/`` in the
-run folder, with a notice; a bundle of the run does not take that folder, and bundles of its own
-ledgers claim nothing. Another model of the scenario
-is trained with privacy too, at the same ε, to show which one is better; each spends a
-budget of its own.
+These models and metrics are not private. They are written under ``non-private/`` in the run folder,
+with a notice. A bundle of the run leaves that folder out, and bundles of its own ledgers claim
+nothing. Another model of the scenario is trained with privacy too, at the same ε, to show which one
+is better; each spends a budget of its own.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ leave this machine. Their ledgers are here too, and can be bundled; their bundle
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One way of training and what came of it; ``epsilon`` is text, ∞ without privacy."""
+    """The result of one way of training; ``epsilon`` is text, ∞ without privacy."""
 
     name: str
     private: bool
@@ -45,7 +44,16 @@ class ComparisonRow:
 def compare(
     result: Result, setting: Setting, tell: Callable[[str], None] = lambda text: None
 ) -> list[ComparisonRow]:
-    """Train the comparison rows of a finished run and write them under ``non-private/``."""
+    """Train the comparison rows of a finished run, and write them under ``non-private/``.
+
+    Args:
+        result: of the run; its folder is written to.
+        setting: names the folder of the records, and the engine.
+        tell: called with a text as each row begins.
+
+    Returns:
+        The rows, in the order of the plot, without the run itself.
+    """
     folder = result.out / "non-private"
     write_atomic(folder / "NOTICE.txt", _NOTICE.encode())
     plain = without_privacy(result.plan).changed(metrics={"source": "public"})

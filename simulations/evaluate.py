@@ -1,4 +1,4 @@
-"""Figures about a model: on a public test split, or read from the sites' noised tables."""
+"""Evaluate a model on a public test split."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from privet.simulations.partition import SITE
 
 
 class PublicTest:
-    """Evaluates models on records that the scenario declares public.
+    """Evaluate models on records that the scenario declares public.
 
     Args:
-        plan: gives task and model.
+        plan: names task and model.
         frame: the test records of all sites, with the column ``site``.
     """
 
@@ -35,7 +35,7 @@ class PublicTest:
         self._examples: dict[str, torch.Tensor] | None = None
 
     def measure(self, model: Arrays) -> dict[str, Any]:
-        """Return the figures over all test records and, under ``sites``, of each site's."""
+        """Return the metrics over all test records and, under ``sites``, of each site's records."""
         if not len(self._frame):
             return {}
         bench = model_runtime(self._plan)
@@ -48,7 +48,7 @@ class PublicTest:
         return _figures(bench, self._examples, self._frame[SITE].to_numpy())
 
     def written(self, model: Arrays) -> dict[str, float]:
-        """Return chrF and BLEU of what the model writes for the test records, if it writes any."""
+        """Return chrF and BLEU of the model's texts for the test records, if it generates any."""
         bench = model_runtime(self._plan)
         if not isinstance(bench.task, TextToText) or not len(self._frame):
             return {}
@@ -64,7 +64,7 @@ class PublicTest:
 
 
 def rehearse_public(plan: Plan) -> None:
-    """Compute the figures of a public test split on made-up records.
+    """Compute the metrics of a public test split on made-up records.
 
     Args:
         plan: with its noise calibrated, rehearsed at a site.
@@ -85,7 +85,7 @@ def rehearse_public(plan: Plan) -> None:
 
 
 def _figures(bench: ModelRuntime, examples: Batch, sites: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return the figures over all records and, under ``sites``, of each site's."""
+    """Return the metrics over all records and, under ``sites``, of each site's records."""
     scores, labels = bench.score(examples), labels_of(examples)
     figures: dict[str, Any] = dict(bench.measure.figures(scores, labels))
     if "label" in examples and bench.measure is CLASSES:

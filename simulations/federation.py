@@ -7,9 +7,9 @@
       coordinator/  journal.db, keys
       sites/NAME/   ledger.db, keys, witness.json, outbox/, operator.log
 
-Everything is what a real federation would have, but for two things: all keys lie on one
-machine, unencrypted, and every ledger's genesis says ``simulation``, or ``bundle`` where the
-sites' app came from the coordinator in a Flower bundle.
+All files are those of a real federation, with two differences: all keys are on one machine,
+unencrypted, and every ledger's genesis says ``simulation``, or ``bundle`` if the coordinator sent
+the sites' app in a Flower bundle.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ COORDINATOR = "coordinator"
 
 @dataclass(frozen=True)
 class SimulatedFederation:
-    """Where the parties of a run keep their things. Small and picklable.
+    """The folders of the parties of a run. Small and picklable.
 
     Attributes:
-        plan: the one plan of the run.
+        plan: the only plan of the run.
         folder: the run folder, absolute.
         ledgers: folder of ledgers that last over runs; None keeps them in the run folder.
-        cap: life-time ε of each site's population, where it is registered now; default
-            the plan's ε.
-        setting: what the geneses say.
+        cap: life-time ε of each site's population, if it is registered now; None takes the plan's
+            ε.
+        setting: noted in every genesis.
     """
 
     plan: Plan
@@ -51,7 +51,7 @@ class SimulatedFederation:
     setting: str = "simulation"
 
     def found(self) -> Roster:
-        """Make what is not there yet: keys, ledgers, journal, roster."""
+        """Make the missing files: keys, ledgers, journal, roster."""
         members = []
         for spec in self.plan.sites:
             ledger, witness = self.ledger(spec.name), self.witness(spec.name)
@@ -65,7 +65,7 @@ class SimulatedFederation:
         return roster
 
     def open_again(self) -> None:
-        """Approve the plan by hand where its failures closed it, as an operator would."""
+        """Approve the plan by hand if its failures closed it, as an operator would."""
         for spec in self.plan.sites:
             ledger = self.ledger(spec.name)
             failed, most = ledger.attempts(self.plan.digest)
@@ -74,7 +74,7 @@ class SimulatedFederation:
             ledger.log.store.close()
 
     def home(self, site: str) -> Path:
-        """Return where a site keeps its ledger and keys."""
+        """Return the folder of a site's ledger and keys."""
         return self.ledgers / site if self.ledgers else self.folder / "sites" / site
 
     def witness(self, site: str) -> Witness:
@@ -86,7 +86,7 @@ class SimulatedFederation:
         """Return a site's ledger.
 
         Raises:
-            WrongLedger: if it was made for something else, such as a real site.
+            WrongLedger: if it was made for another purpose, such as a real site.
         """
         home = self.home(site)
         ledger = Ledger(
@@ -105,9 +105,16 @@ class SimulatedFederation:
         return ledger
 
     def guard(self, site: str, roster: Roster) -> AdmissionControl:
-        """Return a site's guard, by a policy that allows this one plan.
+        """Return a site's admission control, by a policy that allows only this plan.
 
-        Where the ledger has a population already, its cap stays.
+        A population that the ledger has already keeps its cap.
+
+        Args:
+            site: its name in the plan.
+            roster: of the run; only its order key may ask.
+
+        Raises:
+            WrongLedger: if the ledger was made for another purpose, such as a real site.
         """
         ledger, privacy = self.ledger(site), self.plan.privacy
         cap: tuple[float | None, float] | None = None
@@ -120,7 +127,7 @@ class SimulatedFederation:
         return AdmissionControl(policy, ledger, roster)
 
     def recorder(self, roster: Roster) -> EvidenceCollector:
-        """Return the coordinator's recorder."""
+        """Return the coordinator's evidence collector."""
         return EvidenceCollector(self._journal(), self._chief(), roster)
 
     def roster(self) -> Roster:

@@ -1,6 +1,6 @@
-"""A Flower ``Grid`` in this process: messages go to the ``ClientApp`` of each site in turn.
+"""A Flower ``Grid`` in this process: each message goes to its site's ``ClientApp`` in turn.
 
-Nothing is serialised and nothing waits on a poll.
+Nothing is serialised, and nothing waits on a poll.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _CLIENT_FAILED = 2
 
 
 class InProcessGrid(OwnGrid):
-    """Runs ``client_app`` for ``sites`` nodes, numbered from 1, one after the other.
+    """Run ``client_app`` for ``sites`` nodes, numbered from 1, one after the other.
 
     Args:
-        client_app: called on each message with the node's own context.
+        client_app: called for each message with the node's own context.
         sites: number of nodes; ``partition-id`` of a context counts from 0.
-        config: the app's config, as ``flwr run`` would give it.
+        config: the app's config, as ``flwr run`` would pass it.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class InProcessGrid(OwnGrid):
         self._replies: dict[str, Message] = {}
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes' numbers."""
+        """Return the node ids."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -56,14 +56,20 @@ class InProcessGrid(OwnGrid):
         return [self._deliver(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to these messages; each can be had once."""
+        """Return the replies to these messages; each reply is returned once."""
         ready = (self._replies.pop(number, None) for number in message_ids)
         return [reply for reply in ready if reply is not None]
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Answer the messages in order; a reply that took beyond ``timeout`` is dropped."""
+        """Answer the messages one after the other.
+
+        Args:
+            messages: to answer, in this order.
+            timeout: seconds for all of them; a reply that comes later is dropped. None sets no
+                limit.
+        """
         end = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
         for message in messages:

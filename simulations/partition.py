@@ -1,10 +1,10 @@
-"""Splits of a table into sites, and of each site's units into train, validation and test.
+"""Split a table into sites, and each site's units into train, validation and test.
 
-Private records are split as a site does it (:mod:`privet.client.data.split`): a keyed hash of
-the unit decides, so that no unit's presence moves another, as the accounting assumes. The
-scenarios, which are benchmarks on open records, use :func:`split_in_proportion`: exact shares
-in each stratum, by a permutation in which every unit's place depends on the others. Both are
-the same on every machine and for every row of a comparison.
+Private records are split as a site splits them (:mod:`privet.client.data.split`): a keyed hash of
+the unit decides, so that no unit's presence moves another one, as the accounting assumes. The
+scenarios, which are benchmarks on open records, use :func:`split_in_proportion`: exact shares in
+each stratum, by a permutation in which every unit's place depends on the others. Both are the same
+on every machine and for every row of a comparison.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def split_in_proportion(
     """Return ``train``, ``validation`` or ``test`` for each row of open records.
 
     Args:
-        frame: rows of all sites. With a column ``person`` all rows of a person go together;
-            with a column ``part``, rows marked ``test`` stay test and the others are split
-            into train and validation.
+        frame: rows of all sites. With a column ``person`` all rows of a person go together; with a
+            column ``part``, rows marked ``test`` stay test and the others are split into train and
+            validation.
         shares: sizes of test and validation.
-        seed: which split.
-        strata: columns whose combinations are split apart, for equal shares.
+        seed: selects the split, a non-negative integer.
+        strata: columns whose combinations are split separately, for equal shares.
     """
     generator = np.random.default_rng([seed, 0x5EED])
     part = pd.Series("train", index=frame.index)
@@ -55,7 +55,16 @@ def split_in_proportion(
 
 
 def deal(count: int, sites: int, seed: int) -> np.ndarray:
-    """Deal ``count`` rows to ``sites`` sites at random, as evenly as can be."""
+    """Assign rows to sites at random, as evenly as possible.
+
+    Args:
+        count: number of rows.
+        sites: number of sites.
+        seed: selects the assignment, a non-negative integer.
+
+    Returns:
+        The site of each row, [count] integers from 0.
+    """
     generator = np.random.default_rng([seed, 0xDEA1])
     return generator.permutation(np.arange(count) % sites)
 

@@ -1,4 +1,4 @@
-"""From a name, a file and a command line to a plan whose noise is calibrated."""
+"""From a name, a file and command-line options to a plan with calibrated noise."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from privet.simulations import scenarios
 
 
 def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:
-    """Return the plan of a scenario or a file, and the folder its paths start from.
+    """Return the plan of a scenario or a file, and the folder of its relative paths.
+
+    Args:
+        reference: name of a scenario; or path of a plan, which ends with ``.toml`` or has a ``/``.
+        model: kind of another model; for a scenario, the name of another of its models. None keeps
+            the plan's.
 
     Raises:
         InputError: if there is no such scenario, file or model.
@@ -35,10 +40,21 @@ def adjusted(
     start: str | None = None,
     dp: bool = True,
 ) -> Plan:
-    """Return the plan with the changes of a command line.
+    """Return the plan with the changes of a command line; None leaves a setting as it is.
+
+    Args:
+        plan: to change.
+        epsilon: ε to which the noise is calibrated again.
+        rounds: number of rounds.
+        seed: of split and initial weights.
+        sites: number of sites, the first of the plan's.
+        clipping: the way gradients are clipped.
+        start: digest of the weights to start from.
+        dp: False removes privacy (:func:`without_privacy`).
 
     Raises:
         PlanError: if a change makes the plan impossible.
+        InputError: if ε or the number of sites does not apply to this plan.
     """
     changes: dict[str, Any] = {}
     if not dp:
@@ -83,9 +99,9 @@ def without_privacy(plan: Plan) -> Plan:
 
 
 def attestations(plan: Plan) -> dict[str, str]:
-    """Return the rows that somebody vouches for: the plan, and its scenario for its own task.
+    """Return the attested rows: those of the plan, and its scenario's for its own task.
 
-    They are written into the plan itself, so that ledgers and reports say who vouches for what.
+    They are written into the plan itself, so that ledgers and reports name who attests which row.
     """
     attested = {str(key): why for key, why in plan.attested.items()}
     scenario = scenarios.get(plan.scenario) if plan.scenario else None

@@ -1,4 +1,4 @@
-"""Pictures of a run: its headline figure and ε by round, over all and per site."""
+"""Plots of a run: its headline metric and ε by round, in total and by site."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ _GREEN, _RED, _GREY = "#2f6f4f", "#b3412e", "#9aa39d"
 
 
 def write(result: Result, folder: Path) -> None:
-    """Write ``rounds`` and ``sites`` as SVG and PNG."""
+    """Write the plots ``rounds`` and ``sites`` as SVG and PNG.
+
+    Args:
+        result: of the run.
+        folder: for the files; it is created.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(_STYLE):
         for name, figure in (("rounds", _rounds(result)), ("sites", _sites(result))):
@@ -112,14 +117,22 @@ def _sites(result: Result) -> Any:
 
 
 def _end(values: list[float]) -> float:
-    """Return where an axis of a figure ends: 1 for a share, else a little beyond the largest."""
+    """Return the end of a metric's axis: 1 for a share, else a little beyond the largest value."""
     return 1.0 if max(values, default=0.0) <= 1.0 else 1.15 * max(values)
 
 
 def write_comparison(
     names: list[str], figures: list[float | None], headline: str, terms: str, path: Path
 ) -> None:
-    """Write a bar for each way of training, the first with privacy, as SVG and PNG."""
+    """Plot a bar for each way of training, as SVG and PNG.
+
+    Args:
+        names: of the ways of training, the first with privacy.
+        figures: headline metric of each; None counts as 0.
+        headline: name of the metric.
+        terms: the guarantee of the private ones, for the title.
+        path: of the files, without suffix.
+    """
     with mpl.rc_context(_STYLE):
         height = 0.9 + 0.34 * len(names)
         figure, axes = plt.subplots(figsize=(7, height), layout="constrained")

@@ -1,4 +1,4 @@
-"""The same two apps through Flower's own simulation engine on Ray."""
+"""Run the same two apps by Flower's own simulation engine on Ray."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ from privet.common.flower.grid import PassingGrid
 
 
 class StoppableGrid(PassingGrid):
-    """Flower's grid, whose waiting ends when ``stopped`` is set.
+    """Flower's grid, which stops waiting once ``stopped`` is set.
 
-    Flower runs the ``ServerApp`` in a thread of its own. When its engine fails to start,
-    that thread would go on waiting for replies until the plan's time limit.
+    Flower runs the ``ServerApp`` in a thread of its own. If its engine fails to start, that thread
+    would wait for replies until the plan's time limit.
+
+    Args:
+        grid: Flower's.
+        stopped: set when the engine has ended.
     """
 
     def __init__(self, grid: Grid, stopped: threading.Event) -> None:
@@ -31,7 +35,7 @@ class StoppableGrid(PassingGrid):
         self._stopped = stopped
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes' numbers.
+        """Return the node ids.
 
         Raises:
             RunError: once the engine has stopped.
@@ -42,7 +46,11 @@ class StoppableGrid(PassingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, and wait for the replies, ``timeout`` seconds at most.
+        """Send messages, and wait for the replies.
+
+        Args:
+            messages: to send.
+            timeout: longest wait in seconds; None waits without end.
 
         Raises:
             RunError: once the engine has stopped.
@@ -80,7 +88,13 @@ def _stoppable(server: ServerApp, stopped: threading.Event) -> ServerApp:
 
 
 def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | None) -> None:
-    """Run both apps on Ray: a local cluster, or the one at ``address``.
+    """Run both apps on Ray.
+
+    Args:
+        server: of the coordinator.
+        client: of the sites.
+        sites: number of nodes.
+        address: of an existing Ray cluster; None starts one on this machine.
 
     Raises:
         InputError: if Ray is not installed.
@@ -123,9 +137,9 @@ def run_on_ray(server: ServerApp, client: ClientApp, sites: int, address: str | 
 
 
 def _start_ray(init: dict[str, Any]) -> None:
-    """Start a cluster, which Flower's engine then takes.
+    """Start a cluster, which Flower's engine then uses.
 
-    Ray gives a node 30 seconds to start, and no more: on a busy machine that is short.
+    Ray gives a node only 30 seconds to start, which is short on a busy machine.
 
     Raises:
         RunError: if it does not start.

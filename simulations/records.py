@@ -26,15 +26,15 @@ from privet.simulations.partition import (
 
 @dataclass(frozen=True)
 class Loaded:
-    """The records of a federation, and where they came from.
+    """The records of a federation, and their sources.
 
     Attributes:
-        frame: with the columns ``site`` and, if declared, ``person``. Its index says where a record
-            stands in its file.
+        frame: with the columns ``site`` and, if declared, ``person``. Its index is a record's place
+            in its file.
         columns: of each site that has a file of its own.
-        faults: records that could not be read, by site; of a file for all sites under "".
+        faults: records that could not be read, by site; those of a file for all sites under "".
         sources: the file of each site.
-        counted: what the index counts at each site, ``line`` or ``row``; default rows.
+        counted: unit of the index at each site, ``line`` or ``row``; a missing site has rows.
     """
 
     frame: pd.DataFrame
@@ -46,12 +46,12 @@ class Loaded:
 
 @dataclass(frozen=True)
 class SiteRecords:
-    """Where a plan's records are. Small and picklable: each process reads them itself.
+    """The places of a plan's records. Small and picklable: each process reads them itself.
 
     Attributes:
         plan: names the scenario or the files.
         data_dir: folder given with ``--data``, or None.
-        base: folder that relative paths of the plan start from.
+        base: folder of the plan's relative paths.
     """
 
     plan: Plan
@@ -63,7 +63,7 @@ class SiteRecords:
         return self.loaded().frame
 
     def loaded(self) -> Loaded:
-        """Return all records, with where they came from."""
+        """Return all records, with their sources."""
         return _loaded(self, self._stamp())
 
     def parts(self) -> dict[str, pd.DataFrame]:
@@ -71,7 +71,7 @@ class SiteRecords:
         return _parts(self, self._stamp())
 
     def measurable(self) -> pd.DataFrame:
-        """Return the test records of the sites whose files have what the plan reads."""
+        """Return the test records of the sites whose files have the columns of the plan."""
         test, columns = self.parts()["test"], self.loaded().columns
         lacking = [
             name for name, there in columns.items() if set(self.plan.task.columns) - set(there)
@@ -79,7 +79,7 @@ class SiteRecords:
         return test[~test[SITE].isin(lacking).to_numpy()]
 
     def _stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Return what changes when one of the user's own files does."""
+        """Return a value that changes when one of the user's own files does."""
         paths = [self.plan.data.path, *(site.path for site in self.plan.sites)]
         found = [self.base / path for path in paths if path]
         return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in found if p.is_file())
@@ -103,10 +103,10 @@ class SiteRecords:
         )
 
     def require_columns(self, name: str) -> None:
-        """Check that a site's records have the columns that the plan reads; looks at no record.
+        """Check that a site's records have the columns that the plan reads; use no record.
 
         Raises:
-            DataError: naming one that is not there.
+            DataError: naming a missing one.
         """
         loaded = self.loaded()
         there = loaded.columns.get(name, list(loaded.frame.columns))

@@ -1,4 +1,4 @@
-"""The result of a simulated run, and the files it leaves."""
+"""The result of a simulated run, and its files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ from privet.simulations.federation import SimulatedFederation
 
 @dataclass(frozen=True)
 class SiteResult:
-    """What a site did and spent; ``loss`` and ``cap`` are None in a run without privacy.
+    """A site's part in a run, and its privacy loss.
 
-    ``released`` is in how many of ``rounds`` it released an update, or its table where nothing is
-    trained. ``log`` is its operator's log.
+    Attributes:
+        loss, cap: privacy loss, and life-time ε; None in a run without privacy.
+        released: number of the ``rounds`` in which the site released an update, or its table if
+            nothing is trained.
+        log: its operator's log.
     """
 
     name: str
@@ -48,7 +51,7 @@ class SiteResult:
 
     @property
     def reason(self) -> str:
-        """What its operator sees of the last failure, or ''. It may speak of records."""
+        """The operator's line about the last failure, or ''. It may speak of records."""
         if self.released == self.rounds:
             return ""
         lines = operator_lines(self.log.parent.parent.parent, self.name)
@@ -57,7 +60,7 @@ class SiteResult:
 
     @property
     def sentence(self) -> str:
-        """In how many rounds it released, in plain words."""
+        """A sentence that says in how many rounds the site released."""
         rounds = "round" if self.rounds == 1 else "rounds"
         return f"{self.name} released in {self.released} of {self.rounds} {rounds}"
 
@@ -80,9 +83,11 @@ class SiteResult:
 class Result:
     """The outcome of a simulated run.
 
-    ``standing`` says what is claimed, told from the sites' ledgers, earlier runs included.
-    ``model`` holds the trained parameters by name; ``clipping`` is the way gradients were clipped,
-    which is not the plan's where that is ``auto`` or fell back.
+    Attributes:
+        standing: the claim, derived from the sites' ledgers, earlier runs included.
+        model: the trained parameters by name.
+        clipping: the way gradients were clipped; it differs from the plan's if that is ``auto`` or
+            fell back.
     """
 
     run: str
@@ -105,12 +110,12 @@ class Result:
 
     @property
     def conditional_on(self) -> list[str]:
-        """The rows of the honesty list that are unknown."""
+        """The rows of the assumption register that are unknown."""
         return self.standing.claim.conditional
 
     @property
     def honesty(self) -> list[assumptions.Assumption]:
-        """The honesty list, as it stands over all that the ledgers hold."""
+        """The assumption register, assessed over everything that the ledgers hold."""
         return list(self.standing.rows)
 
     @property
@@ -120,12 +125,12 @@ class Result:
 
     @property
     def note(self) -> str:
-        """What a reader of the figures should know, or ''."""
+        """A note for readers of the metrics, or ''."""
         return scenarios.get(self.plan.scenario).note if self.plan.scenario else ""
 
     @property
     def update_bytes(self) -> dict[str, int]:
-        """Bytes of one site's update: its numbers as they are, and as they travel."""
+        """Bytes of one site's update: as plain numbers, and as sent."""
         shapes = {name: array.shape for name, array in self.model.items()}
         return {
             "numbers": bytes_of(shapes, None),
@@ -177,7 +182,7 @@ class Result:
 
 
 def _figures(step: Progress) -> dict[str, Any]:
-    """Return a round's figures, read from the noised tables where they came by the gate."""
+    """Return a round's metrics, read from noised tables if the metrics mechanism made them."""
     if not step.histograms:
         return step.metrics
     overall, sites = pooled(step.histograms)
@@ -187,13 +192,13 @@ def _figures(step: Progress) -> dict[str, Any]:
 def make_result(
     run_id: str, parties: SimulatedFederation, outcome: Outcome, *, seconds: float
 ) -> Result:
-    """Gather a finished run: what each site spent by its own ledger, figures, claim.
+    """Return the result of a finished run: each site's loss by its own ledger, metrics, claim.
 
     Args:
         run_id: identifier of the run.
-        parties: whose ledgers say what was spent.
+        parties: hold the ledgers.
         outcome: of the rounds.
-        seconds: how long the run took.
+        seconds: duration of the run.
 
     Raises:
         LedgerError: if a site released an update and its ledger does not say so.
@@ -242,7 +247,7 @@ def make_result(
 
 
 def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
-    """Return what a ledger's one population spent; nothing where none is registered yet."""
+    """Return the loss of a ledger's only population; zero if none is registered yet."""
     if ledger.book.populations:
         return ledger.spent()
     return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
@@ -250,7 +255,15 @@ def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
 
 @contextmanager
 def remarked(remarks: list[str], what: str) -> Iterator[None]:
-    """Add a remark where something fails that no release depends on; a full disk ends it."""
+    """Turn a failure into a remark, where no release depends on it; a full disk still raises.
+
+    Args:
+        remarks: extended by the failure.
+        what: names the step, as the start of the remark.
+
+    Raises:
+        OSError: of the step.
+    """
     try:
         yield
     except OSError:
@@ -260,7 +273,7 @@ def remarked(remarks: list[str], what: str) -> Iterator[None]:
 
 
 def left_out(folder: Path, site: str) -> list[str]:
-    """Return what a simulated site's operator's log says of how many records are left out.
+    """Return the lines of a simulated site's operator's log that count left-out records.
 
     Args:
         folder: of the run.
@@ -275,7 +288,7 @@ def left_out(folder: Path, site: str) -> list[str]:
 
 
 def operator_lines(folder: Path, site: str) -> list[str]:
-    """Return the lines of a simulated site's operator's log, without what follows a line.
+    """Return the lines of a simulated site's operator's log, without continuation lines.
 
     Args:
         folder: of the run.

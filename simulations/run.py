@@ -1,4 +1,4 @@
-"""Simulate a federation on one machine, by the same apps that run on a real one.
+"""Simulate a federation on one machine, with the apps of a real one.
 
 ::
 
@@ -61,17 +61,17 @@ Observer = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """How a plan is run: everything that is not in the plan.
+    """The settings of a simulation that are not in the plan.
 
     Attributes:
         engine: ``inline`` (this process), ``ray`` (Flower's Ray engine); ``auto`` is inline.
         ray_address: an existing Ray cluster, or None to start one.
         noise_seed: makes noise reproducible. The claim becomes ``none``.
         data_dir: folder of the records, or None.
-        base: folder that the plan's relative paths start from.
+        base: folder of the plan's relative paths.
         ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
-        cap: life-time ε of each site's population where its ledger is new.
-        open_again: let the plan run where its failures closed it, in ledgers that last.
+        cap: life-time ε of each site's population, if its ledger is new.
+        open_again: whether the plan may run although its failures closed it, in ledgers that last.
     """
 
     engine: Engine = "auto"
@@ -102,21 +102,21 @@ def simulate(
 
     Args:
         plan: a scenario's name, the path of a plan (``*.toml``), or a plan.
-        epsilon: another ε to calibrate to.
+        epsilon: another ε to which the noise is calibrated.
         rounds: another number of rounds; noise is calibrated for it.
         out: folder for the run, new or empty; default ``runs/NAME-TIME``.
         data: folder of the records; default the environment variable ``PRIVET_DATA``.
-        base: folder that relative paths of a :class:`Plan` start from; a plan file's own
-            folder where its path is given.
-        seed: split and initial weights.
-        dp: False trains without any guarantee.
-        observe: called after each round.
+        base: folder of the relative paths of a :class:`Plan`; a plan file's paths start from its
+            own folder.
+        seed: of split and initial weights; None takes the plan's.
+        dp: False trains without any privacy guarantee.
+        observe: called with the progress of each round that is done.
         noise_seed: reproducible noise, for tests; the claim becomes ``none``.
         engine: ``inline`` or ``ray``.
 
     Raises:
         InputError: if the plan or the data is wrong.
-        RunError: if the federation did not work out.
+        RunError: if the run fails, such as without a quorum.
 
     Example::
 
@@ -140,7 +140,7 @@ def simulate(
 
 @dataclass(frozen=True)
 class SiteMaker:
-    """Makes the site behind a Flower context; picklable, for Ray's processes."""
+    """Make the site of a Flower context; picklable, for Ray's processes."""
 
     run_id: str
     parties: SimulatedFederation
@@ -185,7 +185,7 @@ def _site(maker: SiteMaker, name: str) -> Site:
 
 
 def _stream(maker: SiteMaker, order: Order) -> Stream | None:
-    """Return a seeded stream where the plan has no privacy to lose, or the caller asks for it."""
+    """Return a seeded stream if the plan has no privacy to lose, or the caller requests one."""
     if maker.noise_seed is not None:
         seed: tuple[int | str, ...] = ("noise", maker.noise_seed)
     elif maker.plan.privacy is None:
@@ -199,6 +199,12 @@ def run_plan(
     plan: Plan, setting: Setting, out: Path | None = None, observe: Observer = lambda _: None
 ) -> Result:
     """Run one plan and write its run folder.
+
+    Args:
+        plan: its noise is calibrated here if it is not yet.
+        setting: of the simulation.
+        out: folder for the run, new or empty; None takes ``runs/NAME-TIME``.
+        observe: called with the progress of each round that is done.
 
     Raises:
         PrivetError: as :func:`simulate`.
@@ -231,17 +237,17 @@ def run_plan(
 
 
 def require_usable(plan: Plan, records: SiteRecords) -> None:
-    """Check that at least one site of a simulation has a record that can be used.
+    """Check that at least one site of a simulation has a usable record.
 
-    A real site without one releases noise like any other, for no answer may tell. Whoever simulates
-    is every site's operator, and is told before anything is spent.
+    A real site without one releases noise like any other, because no answer may tell. The user of a
+    simulation is every site's operator, and learns it before anything is spent.
 
     Args:
         plan: resolved.
         records: of all sites.
 
     Raises:
-        DataError: naming a record and what is wrong with it.
+        DataError: naming a record and its fault.
     """
     bench, first = model_runtime(plan), ""
     for spec in plan.sites:
@@ -267,13 +273,13 @@ def require_usable(plan: Plan, records: SiteRecords) -> None:
 def train_once(
     plan: Plan, records: SiteRecords, folder: Path, public: PublicTest | None = None
 ) -> dict[str, Any]:
-    """Train in this process without a run folder's ceremony; return the last round's figures.
+    """Train in this process without a complete run folder; return the last round's metrics.
 
     Args:
         plan: resolved or not.
-        records: what the sites open.
-        folder: for ledgers, snapshot and model; must not hold an earlier run.
-        public: what to measure on; default the test split of ``records``.
+        records: of the sites.
+        folder: for ledgers, snapshot and model; it must not hold an earlier run.
+        public: test split for the metrics; None takes that of ``records``.
     """
     resolved = resolve(plan).changed(metrics={"every": plan.last_round})
     measure = public or PublicTest(resolved, records.measurable())
@@ -306,7 +312,7 @@ def _train(
 
 
 def _add_written(outcome: Outcome, public: PublicTest) -> None:
-    """Add figures of what the model writes; where they fail, the run is paid for and goes on."""
+    """Add metrics of the model's texts; if they fail, the run is paid for and continues."""
     last = outcome.progress[-1]
     try:
         last.metrics.update(public.written(outcome.model))
@@ -316,10 +322,10 @@ def _add_written(outcome: Outcome, public: PublicTest) -> None:
 
 
 def check(plan: Plan) -> None:
-    """Build model, task and strategy once, so that a plan that cannot run ends early.
+    """Build model, task and strategy once, so that an impossible plan fails early.
 
     Raises:
-        InputError: naming what is wrong.
+        InputError: naming the fault.
     """
     build_model(plan)
     build_task(plan)
@@ -327,11 +333,11 @@ def check(plan: Plan) -> None:
 
 
 def rehearse(plan: Plan, folder: Path) -> None:
-    """Do all that a round does once, on made-up records, before anything is paid for.
+    """Run all steps of a round once, on made-up records, before anything is charged.
 
     Args:
         plan: with its noise calibrated.
-        folder: of the run.
+        folder: for files of the rehearsal.
 
     Raises:
         PlanError: saying what is wrong and what to do.
@@ -353,7 +359,14 @@ def server_app(
     finish: Callable[[Outcome], None],
     observe: Observer = lambda progress: None,
 ) -> ServerApp:
-    """Return the ``ServerApp`` of one simulated run."""
+    """Return the ``ServerApp`` of one simulated run.
+
+    Args:
+        maker: knows the run, its plan and its parties.
+        public: computes metrics on a public test split; None computes none.
+        finish: called once with the outcome of the run.
+        observe: called with the progress of each round that is done.
+    """
     return create_server_app(
         maker.run_id,
         maker.plan,
@@ -367,7 +380,7 @@ def server_app(
 
 
 def public_test(maker: SiteMaker) -> PublicTest | None:
-    """Return the public test split, where the plan's figures come from one."""
+    """Return the public test split, if the plan's metrics come from one; else None."""
     if maker.plan.metrics.source != "public":
         return None
     return PublicTest(maker.plan, maker.records.measurable())

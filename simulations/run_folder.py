@@ -1,4 +1,4 @@
-"""What a simulated run leaves in its folder: model, card, plots, ``result.json``."""
+"""The files of a simulated run's folder: model, card, plots, ``result.json``."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from privet.simulations.result import Result, remarked
 def write_result(result: Result) -> Result:
     """Write model, card, plots and ``result.json`` into the run folder.
 
-    The model comes first: where something else cannot be made, the run is paid for.
+    The model comes first: if another file cannot be made, the run is paid for.
 
     Returns:
-        The result, with a remark for all that could not be made.
+        The result, with a remark for each file that could not be made.
     """
     folder, remarks = result.out, list(result.remarks)
     facts = {"run": result.run, "plan": result.plan.digest, "claim": result.claim}

@@ -1,4 +1,4 @@
-"""What ``privet init`` writes: a commented plan, real records, and a model of one's own."""
+"""Write the files of ``privet init``: a commented plan, real records, and a user's own model."""
 
 from __future__ import annotations
 

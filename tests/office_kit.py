@@ -50,7 +50,7 @@ def run_site(policy: Path, seed: str, log: Path, models: str) -> None:
     os.environ[FOLDERS] = models
 
     gates = start.make_gates(policy, None, seed=seed)
-    asyncio.run(start.run(*map(start.dialer, gates), on_stop=gates[0].turns.stopping.set))
+    asyncio.run(start.run(*map(start.dialer, gates), turns=gates[0].turns))
     for gate in gates:
         gate.close()
 

@@ -1,7 +1,7 @@
-"""Cells of a Parquet file, each converted alone from the type that its column declares.
+"""Convert the cells of a Parquet file, each alone, by the type that its column declares.
 
-Never by way of pandas, whose columns change type with their cells: one null makes whole numbers
-floats, and 2^53 + 1 another number.
+Pandas is not used for this, because its columns change type with their cells: one null turns whole
+numbers into floats, and 2^53 + 1 into another number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class LeftOut:
     """Rows of a table that did not fit its declaration.
 
     Attributes:
-        count: how many.
+        count: number of these rows.
         named: the first of them, by their number from 1, each with the reason.
     """
 
@@ -43,18 +43,24 @@ class LeftOut:
     named: dict[int, str] = field(default_factory=dict)
 
     def add(self, row: int, why: str) -> None:
-        """Take in a row."""
+        """Count a row.
+
+        Args:
+            row: number of the row, from 1.
+            why: the reason, in words that quote no cell. It is kept for the first :data:`MAX_NAMED`
+                rows only.
+        """
         self.count += 1
         if len(self.named) < MAX_NAMED:
             self.named[row] = why
 
     def metadata(self) -> dict[str, str]:
-        """Return what is written into the file."""
+        """Return the file's metadata that :meth:`of` reads."""
         return {LEFT_OUT.decode(): json.dumps({"count": self.count, "named": self.named})}
 
     @classmethod
     def of(cls, file: pq.ParquetFile) -> LeftOut:
-        """Read what a snapshot says; a file of somebody else's leaves nothing out."""
+        """Read the metadata of a snapshot; any other file leaves nothing out."""
         text = (file.metadata.metadata or {}).get(LEFT_OUT)
         if text is None:
             return cls()
@@ -69,15 +75,15 @@ def read_parquet(
 
     Args:
         path: the file.
-        chosen: says which of its columns are read, in order.
+        chosen: returns the columns to read, in order, from the file's columns.
 
     Returns:
         The names; the cells of each column, as None, bool, int, float or str; the rows, from 0,
-        that hold a cell that cannot be read, each with the reason; and the rows of a database that
-        are not in its snapshot.
+        with a cell that cannot be read, each with the reason; and the rows of a database that its
+        snapshot left out.
 
     Raises:
-        DataError: if a column is of a type that is not read.
+        DataError: if a column has a type that is not supported.
     """
     file = pq.ParquetFile(path)
     names = chosen(file.schema_arrow.names)
@@ -135,7 +141,7 @@ def _cell(name: str, chunk: pa.Array, row: int, place: int, bad: dict[int, str])
 
 
 def odd_text(text: str) -> bool:
-    """Whether a cell's text is too long, or holds what is no character of a text."""
+    """Whether a cell's text is too long, or holds a code point that is no character."""
     if len(text) > MAX_CELL_CHARACTERS or "\0" in text:
         return True
     if text.isascii():

@@ -1,4 +1,4 @@
-"""How a site's columns fit the ranges and values that a plan declares; for its operator alone."""
+"""Compare a site's columns with the ranges and values of a plan, for its operator alone."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class ColumnFit:
-    """How the cells of one feature fit what the plan declares.
+    """How well the cells of one feature match the plan's declaration.
 
     Attributes:
         name: of the column.
-        shares: ``missing`` of all cells, and ``unreadable`` as numbers; of the others ``outside``
-            the range and ``clipped`` at the border of what the model reads, or ``unmatched`` by any
-            declared value.
-        faults: what is wrong for more than half of the cells, by kind, in words.
-        odd: how many cells are outside or unmatched.
+        shares: from 0 to 1: ``missing`` of all cells, and ``unreadable`` as numbers; of the other
+            cells ``outside`` the range and ``clipped`` at the border of the model's input, or
+            ``unmatched`` by any declared value.
+        faults: what is wrong with more than half of the cells, by kind, in words.
+        odd: number of cells that are outside or unmatched.
     """
 
     name: str
@@ -41,8 +41,8 @@ def column_fits(task: TaskSpec, frame: pd.DataFrame) -> Iterator[ColumnFit]:
     """Yield the fit of each declared feature that the records have.
 
     Args:
-        task: declares ranges and values.
-        frame: the records.
+        task: of the plan; it declares ranges and values.
+        frame: the records, one row each.
     """
     if not len(frame):
         return

@@ -1,4 +1,4 @@
-"""A snapshot of a database's table, taken by a process of its own.
+"""Take a snapshot of a database's table in a separate process.
 
 ::
 
@@ -6,9 +6,9 @@
           ▲                                                        │
           └── snapshots/NAME.parquet ◄── renamed when whole ◄── .NAME.….part
 
-Only the loader reaches the database. It is handed the one database, table, columns and
-password that the policy names, and neither keys nor passphrase: of this process's environment
-it gets the few variables below. It ends with its parent, and at a time limit.
+Only the loader reaches the database. It receives the one database, table, columns and password that
+the policy names, and neither keys nor passphrase; of this process's environment it gets the few
+variables below. It ends with its parent, and at a time limit.
 """
 
 from __future__ import annotations
@@ -55,11 +55,16 @@ _ENVIRONMENT = (
 
 
 def locate_records(policy: Policy, data_set: str, home: Path) -> Path:
-    """Return the file that a data set's records are in: its own, or a snapshot taken now.
+    """Return the file with a data set's records: its own, or a new snapshot of its database.
+
+    Args:
+        policy: the site's own.
+        data_set: name of one of its data sets.
+        home: folder of the site, in which a snapshot is kept.
 
     Raises:
         PolicyError: if the policy does not say where the records are.
-        InputError: if a database's driver is not installed, or its password is not there.
+        InputError: if a database's driver is not installed, or its password is missing.
         DataError: if a database cannot be read. The message stays at the site.
     """
     data = policy.data_set(data_set)[1]
@@ -72,15 +77,16 @@ def locate_records(policy: Policy, data_set: str, home: Path) -> Path:
 def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
     """Copy the named columns of a data set's table to a Parquet file, and return its path.
 
-    The file is whole or not there; an earlier snapshot stays until the new one is whole.
+    The file is complete or does not exist; an earlier snapshot stays until the new one is complete.
 
     Args:
         policy: the site's own.
         data_set: name of one of its data sets, with ``sql``.
-        home: folder of the site; the file is in ``snapshots`` in it, for its owner only.
+        home: folder of the site. The file is in its folder ``snapshots``, readable by its owner
+            only.
 
     Raises:
-        PolicyError: if the data set is not of a database, or its password is not there.
+        PolicyError: if the data set is no database, or its password is missing.
         InputError: if the database's driver is not installed.
         DataError: if it cannot be read. The message stays at the site and holds no password.
     """
@@ -116,28 +122,34 @@ def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
 
 
 def forget_snapshot(policy: Policy, data_set: str, home: Path) -> None:
-    """Remove the snapshot of a data set's database, if there is one."""
+    """Remove the snapshot of a data set's database, if there is one.
+
+    Args:
+        policy: the site's own.
+        data_set: name of one of its data sets; one of a file is left alone.
+        home: folder of the site.
+    """
     if policy.data_set(data_set)[1].sql is not None:
         (home / FOLDER / f"{data_set}.parquet").unlink(missing_ok=True)
 
 
 def require_database(database: Database, folder: Path) -> None:
-    """Check that a database could be connected to, as far as this machine alone can say.
+    """Check driver and password of a database, without connecting to it.
 
     Args:
         database: as in the policy.
-        folder: of the policy.
+        folder: the policy's folder, to which the password's file is relative.
 
     Raises:
         InputError: if its driver is not installed.
-        PolicyError: if its password is not there, or others than its owner may read the file.
+        PolicyError: if its password is missing, or others than its owner may read the file.
     """
     _require_driver(database)
     find_password(database, folder)
 
 
 def probe_database(policy: Policy, data_set: str) -> None:
-    """Connect to a data set's database and look up its columns; no row is read or counted.
+    """Connect to a data set's database and check its columns; no row is read or counted.
 
     A data set of a file has nothing to probe.
 
@@ -147,8 +159,8 @@ def probe_database(policy: Policy, data_set: str) -> None:
 
     Raises:
         PolicyError, InputError: as :func:`require_database`.
-        SourceUnavailable: if it does not answer at present.
-        DataError: if it says no, or lacks the table or a column.
+        SourceUnavailable: if the database does not answer at present.
+        DataError: if it refuses, or lacks the table or a column.
     """
     data = policy.data_set(data_set)[1]
     if data.sql is None:
@@ -174,10 +186,10 @@ def find_password(database: Database, folder: Path) -> str | None:
 
     Args:
         database: as in the policy.
-        folder: of the policy.
+        folder: the policy's folder, to which the password's file is relative.
 
     Raises:
-        PolicyError: if it is not there, or others than its owner may read the file.
+        PolicyError: if it is missing, or others than its owner may read the file.
     """
     if name := database.password_variable:
         if not (password := os.environ.get(name)):
@@ -217,7 +229,7 @@ def _require_driver(database: Database) -> None:
 
 
 def _new_part(target: Path) -> Path:
-    """Make the empty file that the loader fills, and remove what a killed process left."""
+    """Make the empty file that the loader fills, and remove files that a killed process left."""
     private_folder(target.parent)
     for left in target.parent.glob(f".{target.stem}.????????.part"):
         left.unlink(missing_ok=True)
@@ -227,7 +239,7 @@ def _new_part(target: Path) -> Path:
 
 
 def _load(request: dict[str, Any], folder: Path, seconds: float) -> tuple[str, bool]:
-    """Run the loader; return what went wrong, or "", and whether it may pass by itself."""
+    """Run the loader; return the fault, or "", and whether it may be temporary."""
     # -P: no module is found in the folder it works in.
     command = [sys.executable, "-P", "-m", "privet.client.data.loader"]
     environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
@@ -265,7 +277,7 @@ def _without(text: str, password: str | None) -> str:
 
 
 def main() -> None:
-    """Take one snapshot, or only probe where there is no file to write: what the loader does."""
+    """Run the loader: take one snapshot, or only probe if no file is named to write."""
     request = json.load(sys.stdin)
     os.umask(0o077)
     forbid_core_dumps()

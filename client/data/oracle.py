@@ -1,11 +1,11 @@
-"""Tables and views of Oracle Database, through python-oracledb without Oracle's client ("thin").
+"""Read tables and views of Oracle Database by python-oracledb without Oracle's client ("thin").
 
 - One transaction after ``SET TRANSACTION READ ONLY`` sees one state, and writes nothing.
-- The way there is TLS with a checked certificate; Oracle's own encryption needs Oracle's client.
-- Names are exact: what was created without quotes is in capitals (``PATIENT_ID``).
-- ``NUMBER`` and dates come as texts by fixed formats, whatever the session's language. Texts are
-  decoded with their odd bytes kept, so that such a cell costs its own row, not the query.
-- Oracle knows no empty text: it is NULL. An empty CLOB is missing, too, by the same rule.
+- The connection is TLS with a checked certificate; Oracle's own encryption needs Oracle's client.
+- Names are exact: a name that was created without quotes is in capitals (``PATIENT_ID``).
+- ``NUMBER`` and dates arrive as text in fixed formats, whatever the session's language. Text is
+  decoded with its invalid bytes kept, so that such a cell costs its own row, not the query.
+- Oracle stores an empty text as NULL. By the same rule an empty CLOB counts as missing.
 
 python-oracledb is under the Apache-2.0 licence (or the UPL-1.0, as its user likes).
 """
@@ -106,16 +106,20 @@ _PASSING = {
 
 
 class OracleDatabase(ServerDialect):
-    """How tables of Oracle Database are read."""
+    """The dialect of Oracle Database."""
 
     language = "oracle"
     title = "Oracle"
 
     def engine(self, database: Database, password: str | None) -> sa.Engine:
-        """Return an engine.
+        """Return an engine; it connects when it is first used.
+
+        Args:
+            database: as in the policy.
+            password: of its user, or None if it needs none.
 
         Raises:
-            DataError: if there is no file of certificates to trust.
+            DataError: if there is no file of trusted certificates.
         """
         return sa.create_engine(
             "oracle+oracledb://",
@@ -124,7 +128,12 @@ class OracleDatabase(ServerDialect):
         )
 
     def begin(self, connection: sa.Connection, database: Database) -> None:
-        """Make the transaction read-only and of one state; fetch cells by :func:`fetched`."""
+        """Make the transaction read-only and consistent; fetch cells by :func:`fetched`.
+
+        Args:
+            connection: newly opened.
+            database: as in the policy; its ``timeout`` limits each call.
+        """
         driver: Any = connection.connection.dbapi_connection
         driver.call_timeout = int(1000 * database.timeout)
         driver.outputtypehandler = fetched
@@ -134,7 +143,19 @@ class OracleDatabase(ServerDialect):
     def find(
         self, connection: sa.Connection, schema: str | None, name: str, within: str | None = None
     ) -> Found | None:
-        """Return what stands under a name in a schema, or in the user's own."""
+        """Return the table or view of a name.
+
+        Args:
+            connection: whose user reads the table.
+            schema: the name's schema; None for the first that applies of ``within`` and the user's
+                own.
+            name: exactly as the catalogue has it.
+            within: schema of the view whose definition uses the name; None for a name of the
+                policy.
+
+        Returns:
+            The object; None if this user sees none of that name.
+        """
         binds = {"own": schema, "near": within, "named": name}
         rows = connection.execute(sa.text(OBJECT), binds).all()
         if not rows:
@@ -158,7 +179,12 @@ class OracleDatabase(ServerDialect):
         return Found(own, called, fault, query)
 
     def fields(self, connection: sa.Connection, found: Found) -> list[Field]:
-        """Return its columns."""
+        """Return the columns of a table or view.
+
+        Args:
+            connection: whose user reads it.
+            found: of :meth:`find`.
+        """
         rows = connection.execute(sa.text(COLUMNS), {"own": found.schema, "named": found.name})
         return [
             Field(
@@ -172,7 +198,7 @@ class OracleDatabase(ServerDialect):
         ]
 
     def kind(self, field: Field) -> Kind:
-        """Return what a column may be compared with."""
+        """Return the kind of values with which a column may be compared."""
         if field.type in (*_TEXT, *_LARGE):
             return "text"
         if field.type in ("number", "float", *_BINARY):
@@ -180,7 +206,15 @@ class OracleDatabase(ServerDialect):
         return "time" if field.type in _TIME else "other"
 
     def column(self, cell: sa.ColumnElement[Any], field: Field) -> Column | None:
-        """Return how a column is kept; None for a type that is not read."""
+        """Return how a column is stored in the snapshot.
+
+        Args:
+            cell: the column in the statement.
+            field: its declaration.
+
+        Returns:
+            The column; None for a type that is not supported.
+        """
         if field.type in ("number", "float"):
             written: sa.ColumnElement[Any] = sa.func.to_char(
                 cell, _quoted("TM9"), _quoted("NLS_NUMERIC_CHARACTERS='.,'")
@@ -213,25 +247,33 @@ class OracleDatabase(ServerDialect):
         return None
 
     def select(self, table: sa.TableClause, columns: list[Column]) -> sa.Select[Any]:
-        """Return the statement that reads the columns, and last whether one is too long."""
+        """Return the statement that reads the columns.
+
+        Args:
+            table: of :meth:`ServerDialect.columns`.
+            columns: to read, in order.
+
+        Returns:
+            A ``SELECT`` whose last column is 1 if a text of the row is too long, else 0.
+        """
         chosen = [c.bounded(c.selected).label(f"c{place}") for place, c in enumerate(columns)]
         query = sa.select(*chosen, too_long(columns).label("too_long"))
         return query.select_from(table).order_by(*ordered(columns))
 
     def as_stored(self, name: exp.Expression | None) -> str | None:
-        """Return a name in a view as the catalogue has it: in capitals unless it was quoted."""
+        """Return a view's name for an object as the catalogue has it: in capitals unless quoted."""
         if name is None:
             return None
         return str(name.name) if name.args.get("quoted") else str(name.name).upper()
 
     def spelling(self, name: str) -> str:
-        """Return how Oracle spells names, where this one is not spelt so."""
+        """Return a hint about Oracle's capitals, or an empty text if ``name`` is in capitals."""
         if name == name.upper():
             return ""
         return f" (Oracle keeps names that were not quoted in capitals: '{name.upper()}')"
 
     def said(self, error: sa.exc.DBAPIError) -> str:
-        """Return the error's code, and what is known of it: servers quote cells in texts."""
+        """Return the error's code and our own text for it: a server's text may quote cells."""
         codes = _codes(error)
         known = [_KNOWN[code] for code in codes if code in _KNOWN]
         if known:
@@ -241,7 +283,7 @@ class OracleDatabase(ServerDialect):
         return f"{self.title} or its driver failed ({type(error.orig or error).__name__})"
 
     def may_pass(self, error: sa.exc.DBAPIError) -> bool:
-        """Return whether the connection or the server's state is at fault."""
+        """Return whether the connection or the server's present state caused the error."""
         if re.search("certificate verify failed|WRONG_VERSION_NUMBER|match", str(error.orig), re.I):
             return False
         return bool(_PASSING & set(_codes(error)))
@@ -257,7 +299,7 @@ _FORMATS = {
 
 
 def _quoted(literal: str) -> sa.ColumnElement[Any]:
-    """Return a constant of ours that stands in the statement itself."""
+    """Return one of our constants as a literal of the statement."""
     doubled = literal.replace("'", "''")
     return sa.literal_column(f"'{doubled}'")
 
@@ -268,12 +310,16 @@ def text(cell: Any) -> str | None:
 
 
 def unpadded(cell: Any) -> str | None:
-    """Return a CHAR(n) without the blanks that fill it up; None for an empty one."""
+    """Return a CHAR(n) without its padding blanks; None for an empty one."""
     return as_unpadded(cell) or None
 
 
 def whole(cell: Any) -> int:
-    """Return a whole number from its digits; ValueError if it is none."""
+    """Return a whole number from its digits.
+
+    Raises:
+        ValueError: if they are no whole number.
+    """
     number = _decimal(cell)
     if number != number.to_integral_value():
         raise ValueError
@@ -281,12 +327,16 @@ def whole(cell: Any) -> int:
 
 
 def real(cell: Any) -> float:
-    """Return a number from its digits; ValueError if it is none."""
+    """Return a number from its digits.
+
+    Raises:
+        ValueError: if they are no number.
+    """
     return float(_decimal(cell))
 
 
 def digits(cell: Any) -> str:
-    """Return a number as text: all its digits, no exponent, no zeros at an end."""
+    """Return a number as text: all its digits, no exponent, no trailing zeros."""
     number = format(_decimal(cell), "f")
     return number.rstrip("0").rstrip(".") if "." in number else number
 
@@ -306,7 +356,18 @@ def _zoned(cell: Any) -> str:
 
 
 def fetched(cursor: Any, metadata: Any) -> Any:
-    """Say how a column is fetched: python-oracledb's ``outputtypehandler``."""
+    """Choose how a column is fetched, as python-oracledb's ``outputtypehandler``.
+
+    A CLOB is fetched as text with its row. Text with invalid bytes arrives with surrogates, by
+    which :func:`privet.client.data.arrow.odd_text` finds it.
+
+    Args:
+        cursor: python-oracledb's.
+        metadata: of the column.
+
+    Returns:
+        A variable for the column's cells; None for the driver's default.
+    """
     import oracledb
 
     large = {
@@ -329,7 +390,7 @@ def fetched(cursor: Any, metadata: Any) -> Any:
 
 
 def selection(definition: str | None) -> exp.Expression | None:
-    """Return the query of a view, as ``ALL_VIEWS`` holds it; None where it cannot be told."""
+    """Return the query of a view from ``ALL_VIEWS``; None if it cannot be parsed."""
     if definition is None:
         return None
     ending = r"\s+WITH\s+(READ\s+ONLY|CHECK\s+OPTION)(\s+CONSTRAINT\s+\S+)?\s*$"
@@ -342,8 +403,12 @@ def selection(definition: str | None) -> exp.Expression | None:
 def arguments(database: Database, password: str | None) -> dict[str, Any]:
     """Return python-oracledb's arguments for a connection.
 
+    Args:
+        database: as in the policy.
+        password: of its user, or None if it needs none.
+
     Raises:
-        DataError: if there is no file of certificates to trust.
+        DataError: if there is no file of trusted certificates.
     """
     server = database.server()
     found: dict[str, Any] = {
@@ -365,10 +430,10 @@ def arguments(database: Database, password: str | None) -> dict[str, Any]:
 
 
 def context(server: Server) -> ssl.SSLContext:
-    """Return how TLS is spoken with a server.
+    """Return the TLS context for a server.
 
     Raises:
-        DataError: if there is no file of certificates to trust.
+        DataError: if there is no file of trusted certificates.
     """
     try:
         made = ssl.create_default_context(cafile=server.sslrootcert)

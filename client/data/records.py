@@ -1,12 +1,12 @@
-"""A site's own records: what its policy names, the columns that the plan needs, nothing else.
+"""Read a site's own records: the data that its policy names, and the columns that the plan needs.
 
 ::
 
     locate_records ─┬─ a file:      its path ─────────────────┬─ read_records
                     └─ a database:  take_snapshot ── a file ──┘
 
-A snapshot is taken where the policy is (by a loader, a process apart); the records are read
-where they are trained on, which needs the file alone (:mod:`privet.client.training.worker`).
+A loader, in a process of its own, takes the snapshot where the policy is. The records are read
+where they are trained on, which needs only the file (:mod:`privet.client.training.worker`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from privet.privacy.policy import DataSet, Policy
 class SiteData:
     """One site's records: to train on, and held out for its own evaluation.
 
-    The index of both frames says where a record stands in its source.
+    The index of both frames is a record's place in its source.
 
     Attributes:
         train, held_out: cells of dtype object; see :class:`~privet.client.data.tables.Table`.
-        faults: records that could not be read, which are in neither.
-        source: the file, as its operator knows it.
-        counted: what the index counts, ``line`` or ``row``.
-        validation: the records that a run of the site's uses for nothing; None if unknown.
-        unnamed: how many more records could not be read than ``faults`` names.
+        faults: records that could not be read, which are in neither frame.
+        source: the file or database, as its operator knows it.
+        counted: unit of the index, ``line`` or ``row``.
+        validation: records that a site's run does not use; None if unknown.
+        unnamed: number of further records that could not be read, beyond ``faults``.
     """
 
     train: pd.DataFrame
@@ -48,7 +48,7 @@ class SiteData:
     unnamed: int = 0
 
     def where(self, place: object) -> str:
-        """Return where a record stands, in words."""
+        """Return a record's place in words."""
         return f"{self.source}, {self.counted} {place}"
 
 
@@ -58,12 +58,12 @@ def open_records(policy: Policy, data_set: str, plan: Plan, home: Path) -> SiteD
     Args:
         policy: the site's own.
         data_set: name of one of its data sets.
-        plan: what the records are for.
+        plan: of the run; it names the columns and the split.
         home: folder of the site, in which the snapshot of a database is kept.
 
     Raises:
         PolicyError: if the policy does not say where the records are.
-        InputError: if a database's driver is not installed, or its password is not there.
+        InputError: if a database's driver is not installed, or its password is missing.
         DataError: if they cannot be read, or lack a column. The message stays at the site.
     """
     path = locate_records(policy, data_set, home)
@@ -73,18 +73,34 @@ def open_records(policy: Policy, data_set: str, plan: Plan, home: Path) -> SiteD
 def read_records(path: Path, data: DataSet, plan: Plan) -> SiteData:
     """Read a file, the site's own or a snapshot, for a plan.
 
-    Of its columns only those are kept that the plan's task names, and the person's. A user's
-    own task may read any column that the policy gives, so it gets them all.
+    It keeps only the columns that the plan's task names, and the person's. A task of the user's own
+    gets every column that the policy gives, because it may read any.
+
+    Args:
+        path: the file.
+        data: the data set, as in the policy.
+        plan: of the run; it names the columns and the split.
 
     Raises:
-        DataError: if a column is not there. The message stays at the site.
+        DataError: if the file cannot be read as a table, or lacks a column. The message stays at
+            the site.
     """
     found = read_table(path, data.columns, multiline=data.multiline)
     return site_data(found, data, plan, str(path))
 
 
 def site_data(found: Table, data: DataSet, plan: Plan, source: str) -> SiteData:
-    """Return the records of a table as a plan uses them; see :func:`read_records`."""
+    """Split a table's records as a plan uses them; see :func:`read_records`.
+
+    Args:
+        found: the table.
+        data: the data set, as in the policy.
+        plan: of the run; it names the columns and the split.
+        source: the file or database, for messages.
+
+    Raises:
+        DataError: if a column is missing.
+    """
     table, wanted = found.frame, plan.task.columns
     missing = [name for name in (*wanted, data.person_column) if name not in (*table, None)]
     if missing:

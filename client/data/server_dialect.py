@@ -1,9 +1,9 @@
-"""What reading one table of SQL Server and of Oracle has in common.
+"""The common part of reading one table of SQL Server or Oracle.
 
-Both are asked by short statements of their catalogue's own views, written out in
-:mod:`.sql_server` and :mod:`.oracle`, and by one ``SELECT`` of quoted names from a table that is
-named with its schema. Whatever a client library could convert with a fault that ends the query is
-fetched as text or bytes and converted here, cell by cell.
+Both catalogues are queried by short statements on their own views, written out in
+:mod:`.sql_server` and :mod:`.oracle`; the table by one ``SELECT`` of quoted names, with its schema.
+Where a client library's conversion could fail and end the query, the cell is fetched as text or
+bytes and converted here, cell by cell.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from privet.privacy.database import Database
 
 @dataclass(frozen=True)
 class Found:
-    """What stands under a name.
+    """A table or view in the catalogue.
 
     Attributes:
-        schema: it is in.
+        schema: of the object.
         name: as the catalogue spells it.
-        fault: why its rows may depend on each other or on who asks, whatever its definition;
-            "" for a stored table, and for a view that is to be looked at.
+        fault: why its rows may depend on each other or on the reader, whatever its definition; ""
+            for a stored table, and for a view whose definition decides.
         definition: the query of a view, parsed; None for a table.
         key: the catalogue's number of it, where it has one.
     """
@@ -49,9 +49,10 @@ class Field:
     Attributes:
         name: of the column.
         type: its type's name, in lower case, without digits.
-        digits: of a decimal number; None where it has no limit of its own.
-        scale: digits after the point; None where it has no limit of its own.
-        computed: whether it is computed at each reading, by what may ask other records or fail.
+        digits: of a decimal number; None if it has no limit of its own.
+        scale: digits after the point; None if it has no limit of its own.
+        computed: whether it is computed at each reading, by an expression that may read other
+            records or fail.
     """
 
     name: str
@@ -62,7 +63,7 @@ class Field:
 
     @property
     def exact(self) -> str:
-        """The whole type, in words."""
+        """The complete type, in words."""
         return f"{self.type}({self.digits}, {self.scale})" if self.digits else self.type
 
 
@@ -70,8 +71,8 @@ class ServerDialect(ABC):
     """How tables of one kind of server are read.
 
     Attributes:
-        language: sqlglot's name of it.
-        title: its name, in words.
+        language: sqlglot's name of the dialect.
+        title: the server's name, in words.
     """
 
     language: str
@@ -79,41 +80,83 @@ class ServerDialect(ABC):
 
     @abstractmethod
     def engine(self, database: Database, password: str | None) -> sa.Engine:
-        """Return an engine whose connections see one state and wait no longer than they may."""
+        """Return an engine whose connections see one state, and end at the policy's timeout.
+
+        Args:
+            database: as in the policy.
+            password: of its user, or None if it needs none.
+        """
 
     @abstractmethod
     def begin(self, connection: sa.Connection, database: Database) -> None:
-        """Make the connection's transaction one that sees one state, and writes nothing."""
+        """Make the connection's transaction consistent and read-only.
+
+        Args:
+            connection: newly opened.
+            database: as in the policy.
+        """
 
     @abstractmethod
     def find(
         self, connection: sa.Connection, schema: str | None, name: str, within: str | None = None
     ) -> Found | None:
-        """Return what stands under a name, or None; names in a view are looked for ``within``."""
+        """Return the table or view of a name.
+
+        Args:
+            connection: whose user reads the table.
+            schema: the name's schema; None if it names none.
+            name: exactly as the catalogue has it.
+            within: schema of the view whose definition uses the name; None for a name of the
+                policy.
+
+        Returns:
+            The object; None if this user sees none of that name.
+        """
 
     @abstractmethod
     def fields(self, connection: sa.Connection, found: Found) -> list[Field]:
-        """Return its columns."""
+        """Return the columns of a table or view.
+
+        Args:
+            connection: whose user reads it.
+            found: of :meth:`find`.
+        """
 
     @abstractmethod
     def kind(self, field: Field) -> Kind:
-        """Return what a column may be compared with."""
+        """Return the kind of values with which a column may be compared."""
 
     @abstractmethod
     def column(self, cell: sa.ColumnElement[Any], field: Field) -> Column | None:
-        """Return how a column is kept; None for a type that is not read."""
+        """Return how a column is stored in the snapshot.
+
+        Args:
+            cell: the column in the statement.
+            field: its declaration.
+
+        Returns:
+            The column; None for a type that is not supported.
+        """
 
     @abstractmethod
     def select(self, table: sa.TableClause, columns: list[Column]) -> sa.Select[Any]:
-        """Return the statement that reads the columns, and last whether one is too long."""
+        """Return the statement that reads the columns.
+
+        Args:
+            table: of :meth:`columns`.
+            columns: to read, in order.
+
+        Returns:
+            A ``SELECT`` whose last column is 1 if a text of the row is too long, else 0.
+        """
 
     @abstractmethod
     def said(self, error: sa.exc.DBAPIError) -> str:
-        """Return what went wrong in words that quote neither a cell nor a password."""
+        """Return an error in words that quote neither a cell nor a password."""
 
     @abstractmethod
     def may_pass(self, error: sa.exc.DBAPIError) -> bool:
-        """Return whether a server that was asked for its catalogue may answer later."""
+        """Return whether the server may answer the same catalogue query later."""
 
     def coupling(
         self, connection: sa.Connection, database: Database, names: tuple[str, ...]
@@ -159,17 +202,22 @@ class ServerDialect(ABC):
         return None
 
     def as_stored(self, name: exp.Expression | None) -> str | None:
-        """Return a name in a view as the catalogue has it, or None for none."""
+        """Return a view's name for an object as the catalogue has it; None for no name."""
         return None if name is None else str(name.name)
 
     def columns(
         self, connection: sa.Connection, database: Database, names: tuple[str, ...]
     ) -> tuple[sa.TableClause, list[Column]]:
-        """Return the table, and how its columns are kept, by their declarations.
+        """Return the table, and how its columns are stored, by their declarations.
+
+        Args:
+            connection: whose user reads the table.
+            database: names the table.
+            names: columns to read, in order.
 
         Raises:
-            DataMissing: if the table is not there.
-            DataError: if a column is not, is computed, or is of a type that is not read.
+            DataMissing: if this user sees no such table.
+            DataError: if a column is missing or has a type that is not supported.
         """
         found = self.find(connection, database.table_schema, database.table)
         schema = database.table_schema
@@ -201,12 +249,12 @@ class ServerDialect(ABC):
         return table, kept
 
     def spelling(self, name: str) -> str:
-        """Return a hint how a name that is not there might be spelt, or an empty text."""
+        """Return a hint how the server spells a name that was not found, or an empty text."""
         return ""
 
 
 def ordered(columns: list[Column]) -> list[sa.ColumnElement[Any]]:
-    """Return what orders rows: NULL last, said in words that every server knows."""
+    """Return the ordering of the rows: NULL last, in SQL that every server understands."""
     found: list[sa.ColumnElement[Any]] = []
     for column in columns:
         first, *more = [column.bounded(cell) for cell in column.order]
@@ -215,11 +263,11 @@ def ordered(columns: list[Column]) -> list[sa.ColumnElement[Any]]:
 
 
 def too_long(columns: list[Column]) -> sa.ColumnElement[Any]:
-    """Return 1 where a text of the row is longer than is read, else 0."""
+    """Return an expression that is 1 if a text of the row is too long to be read, else 0."""
     longs = [column.long for column in columns if column.long is not None]
     return sa.case((sa.or_(*longs), flag(1)), else_=flag(0)) if longs else flag(0)
 
 
 def flag(number: int) -> sa.ColumnElement[Any]:
-    """Return a number that stands in the statement itself."""
+    """Return a number as a literal of the statement."""
     return sa.literal_column(str(number))

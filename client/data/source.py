@@ -1,7 +1,7 @@
-"""Whether a site's file is there and has the plan's columns: asked before anything is paid for.
+"""Check a site's file and its columns before anything is spent.
 
-No record is used, and neither pandas nor torch is needed. A database is connected to by
-:func:`privet.client.data.loader.probe_database`.
+This reads no record, and needs neither pandas nor torch.
+:func:`privet.client.data.loader.probe_database` connects to a database.
 """
 
 from __future__ import annotations
@@ -19,11 +19,17 @@ from privet.privacy.policy import Policy
 def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
     """Check the file of a data set; of a database its driver and password, without connecting.
 
+    Args:
+        policy: the site's own.
+        data_set: name of one of its data sets.
+        plan: of the run; it names the columns.
+
     Raises:
-        PolicyError: if the policy names no place, or the password is not there.
+        PolicyError: if the policy names no place, or the password is missing.
         DataMissing: if there is no such file.
         InputError: if the database's driver is not installed.
-        DataError: if it cannot be read, or lacks a column. It speaks of paths and columns alone.
+        DataError: if it cannot be read, or lacks a column. The message names paths and columns
+            only.
     """
     data = policy.data_set(data_set)[1]
     path = policy.path_of(data)

@@ -1,4 +1,4 @@
-"""Which of a site's units are trained on, and which are held out."""
+"""Split a site's units: which are trained on, and which are held out."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ PERSON = "person"
 
 
 def with_person(frame: pd.DataFrame, column: pd.Series, person: PersonId) -> pd.DataFrame:
-    """Return the records with the folded ids of their persons, None where a cell names nobody.
+    """Return the records with the folded ids of their people; None if a cell names nobody.
 
     Args:
         frame: the records.
-        column: the ids as they are written.
-        person: how they are folded.
+        column: the ids as the source has them.
+        person: the rule that folds ids.
     """
     ids = pd.Series([person.of(cell) for cell in column], index=frame.index, dtype=object)
     return frame.assign(**{PERSON: ids})
@@ -31,14 +31,15 @@ def with_person(frame: pd.DataFrame, column: pd.Series, person: PersonId) -> pd.
 def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
     """Return ``train``, ``validation`` or ``test`` for each row, from its unit alone.
 
-    SipHash, keyed by ``seed``, of the person's folded id, or of the row's content where there is
-    no column ``person``. Shares are met on average; equal rows go together, numbers by value, so
-    that a file and a database of the same records are split alike.
+    The part follows from SipHash, keyed by ``seed``, of the person's folded id, or of the row's
+    content if there is no column ``person``. Shares are met on average. Equal rows get the same
+    part, and numbers count by value, so that a file and a database of the same records are split
+    alike.
 
     Args:
-        frame: the records, ids of persons folded (:func:`with_person`).
-        shares: of units that are held out.
-        seed: which split.
+        frame: the records, with folded ids of people (:func:`with_person`).
+        shares: of the units that are held out, each from 0 to 1.
+        seed: selects the split, a non-negative 64-bit integer.
     """
     if PERSON in frame.columns:
         names = [PersonId().of(cell) or "" for cell in frame[PERSON]]
@@ -55,7 +56,7 @@ def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
 
 
 def _content(cell: object) -> str:
-    """Return what a cell adds to its row's content; how it is written does not matter."""
+    """Return a cell's part of its row's content; its spelling does not matter."""
     try:
         number = number_of(cell)
     except ValueError:

@@ -1,7 +1,7 @@
-"""Tables and views of databases, read-only, through SQLAlchemy.
+"""Read tables and views of databases, read-only, through SQLAlchemy.
 
-The statements are SQLAlchemy's own: reflection, and one ``SELECT`` of quoted names. They run in
-one read-only transaction that sees one state of the database throughout:
+The statements are SQLAlchemy's own: reflection, and one ``SELECT`` of quoted names. They run in one
+read-only transaction that sees one state of the database throughout:
 
 - PostgreSQL: ``REPEATABLE READ, READ ONLY``; rows come by a cursor of the server.
 - SQLite: the file is opened with ``mode=ro``, under ``PRAGMA query_only``.
@@ -9,11 +9,10 @@ one read-only transaction that sees one state of the database throughout:
 
 A column's type comes from its declaration and never from its cells: whole numbers, decimals (as
 64-bit floats), booleans, and text; dates and times are ISO 8601 text, in UTC where they have a
-zone. A column of SQLite that declares no type it knows is text, cell by cell. A row with a cell
-that does not fit its declaration is left out and named in the snapshot
-(:data:`~.arrow.LEFT_OUT`); the others are as if it were not there. Rows are in the order of the
-columns as the policy names them, NULL last and text by code point, so that a snapshot does not
-depend on how a database stores its rows.
+zone. A SQLite column of no known type is text, cell by cell. A row with a cell that does not fit
+its declaration is left out and named in the snapshot (:data:`~.arrow.LEFT_OUT`); the other rows are
+the same as without it. Rows are in the order of the columns as the policy names them, NULL last and
+text by code point, so that a snapshot does not depend on how a database stores its rows.
 
 SQLAlchemy is under the MIT licence. psycopg is under the LGPL-3: it is loaded as the separate,
 replaceable package that it is, and only where ``privet[sql]`` was installed.
@@ -75,16 +74,16 @@ def write_snapshot(
     """Write the named columns of a table to a Parquet file, and make it durable.
 
     Args:
-        database: whose table.
-        columns: of the table, in the order in which they are wanted.
-        out: the file; what is in it is replaced.
-        password: of the database's user, where it has one.
-        vouched: the site says that rows of a view that is not plain do not depend on each other.
+        database: as in the policy; it names the table.
+        columns: of the table, in the order of the file.
+        out: the file; its content is replaced.
+        password: of the database's user; None if it needs none.
+        vouched: whether the site states that rows of a view that is not plain are independent.
 
     Raises:
-        DataMissing: if there is no such database file, or no such table.
-        DataError: if the database does not answer, says no, lacks a column, or if the table is a
-            view that is not plain, and nobody vouches for it.
+        DataMissing: if there is no such database file or table.
+        DataError: if the database does not answer, refuses, or lacks a column; or if the table is a
+            view that is not plain, without the site's statement.
     """
     try:
         with reading(database, password) as connection:
@@ -107,10 +106,10 @@ def require_plain(
     Args:
         connection: as :func:`reading` opens it.
         database: names the table.
-        columns: that are read; a server may compute one when it is read.
+        columns: columns to read; a server may compute one when it is read.
 
     Raises:
-        DataError: if that cannot be seen.
+        DataError: if the catalogue does not show that.
     """
     dialect = dialect_of(database)
     if why := (
@@ -134,18 +133,17 @@ def probe(
 ) -> None:
     """Connect, and check by their declarations that the named columns can be read.
 
-    Only the catalogue is asked: what it answers does not depend on a row, nor on how many
-    there are.
+    Only the catalogue is queried: its answer depends neither on a row nor on the number of rows.
 
     Args:
-        database: whose table.
+        database: as in the policy; it names the table.
         columns: of the table.
-        password: of the database's user, where it has one.
+        password: of the database's user; None if it needs none.
         vouched: as for :func:`write_snapshot`.
 
     Raises:
-        DataMissing, DataError: as :func:`write_snapshot`, but for what depends on values.
-        SourceUnavailable: if it does not answer at present.
+        DataMissing, DataError: as :func:`write_snapshot`, except for faults of values.
+        SourceUnavailable: if the database does not answer at present.
     """
     try:
         with reading(database, password) as connection:
@@ -162,7 +160,7 @@ def probe(
 
 
 def dialect_of(database: Database) -> ServerDialect | None:
-    """Return how a SQL Server or an Oracle is read; None for other databases."""
+    """Return the dialect of a SQL Server or an Oracle; None for other databases."""
     if database.dbms == "mssql":
         from privet.client.data.sql_server import SqlServer
 
@@ -180,10 +178,10 @@ def _said(database: Database, error: sa.exc.DBAPIError) -> str:
 
 
 def _may_pass(error: sa.exc.DBAPIError) -> bool:
-    """Return whether a database that was asked for its catalogue may answer later.
+    """Return whether the database may answer the same catalogue query later.
 
-    Where a connection is refused at its start, PostgreSQL's library gives no code, only a text:
-    what is known to need somebody's hand is told by that.
+    If a connection is refused at its start, PostgreSQL's library gives only a text and no code:
+    known texts tell which faults need a person.
     """
     if not isinstance(error, sa.exc.OperationalError):
         return False
@@ -222,6 +220,13 @@ def _declared(
 def reading(database: Database, password: str | None = None) -> Iterator[sa.Connection]:
     """Open one read-only transaction, which is never committed.
 
+    Args:
+        database: as in the policy.
+        password: of its user; None if it needs none.
+
+    Yields:
+        The connection.
+
     Raises:
         DataMissing: if there is no such database file.
         sqlalchemy.exc.DBAPIError: if the database cannot be opened.
@@ -254,7 +259,7 @@ def reading(database: Database, password: str | None = None) -> Iterator[sa.Conn
 
 
 def protection(database: Database) -> contextlib.AbstractContextManager[None]:
-    """Return what has to be around a connection, for it to be protected as the policy says."""
+    """Return the context in which a connection is protected as the policy says."""
     if database.dbms != "mssql":
         return contextlib.nullcontext()
     from privet.client.data.sql_server import protected
@@ -448,7 +453,7 @@ def _kind_of(declared: sa.types.TypeEngine[Any]) -> str:
 
 
 class _NoText:
-    """Stands for a cell of SQLite whose bytes are not UTF-8."""
+    """The value of a SQLite cell whose bytes are not UTF-8."""
 
 
 def _decoded(data: bytes) -> Any:

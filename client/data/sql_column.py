@@ -1,4 +1,4 @@
-"""How a column of a database is kept in a snapshot: its type, and the rule for one cell."""
+"""How a database's column is stored in a snapshot: its type, and the rule for one cell."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from privet.client.data.arrow import odd_text
 
 @dataclass(frozen=True)
 class Column:
-    """How a column is kept.
+    """How a column is stored.
 
     Attributes:
         name: as in the table.
         arrow: its type in the snapshot.
-        convert: makes a cell of that type.
-        order: what orders rows; the first of them is NULL where the cell is.
-        selected: what is asked for.
-        long: whether a cell is longer than is read; None for what has no length.
+        convert: converts a cell to that type.
+        order: expressions that order the rows; the first is NULL where the cell is.
+        selected: the expression that is read.
+        long: whether a cell is too long to be read; None for a type without a length.
     """
 
     name: str
@@ -37,11 +37,11 @@ class Column:
     long: sa.ColumnElement[Any] | None = None
 
     def bounded(self, cell: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
-        """Return ``cell``, or NULL where it is too long for a database's sorter."""
+        """Return ``cell``, or NULL if it is too long for a database's sorter."""
         return cell if self.long is None else sa.case((self.long, sa.null()), else_=cell)
 
     def read(self, cell: Any) -> Any:
-        """Return a cell as it is kept.
+        """Convert a cell.
 
         Raises:
             ValueError: naming the column, not the cell.
@@ -83,21 +83,33 @@ def as_whole(cell: Any) -> int:
 
 
 def as_number(cell: Any) -> float:
-    """Return a number as a double; TypeError if it is none."""
+    """Return a number as a double.
+
+    Raises:
+        TypeError: if it is none.
+    """
     if not isinstance(cell, int | float | Decimal):
         raise TypeError
     return float(cell)
 
 
 def as_boolean(cell: Any) -> bool:
-    """Return true or false; ValueError if it is neither."""
+    """Return true or false.
+
+    Raises:
+        ValueError: if it is neither.
+    """
     if cell not in (0, 1):
         raise ValueError
     return bool(cell)
 
 
 def as_text(cell: Any) -> str:
-    """Return a text as it is, and a date, time, number or UUID as text; else TypeError."""
+    """Return a text as it is, and a date, time, number or UUID as text.
+
+    Raises:
+        TypeError: if it is anything else.
+    """
     if isinstance(cell, str):
         return cell
     if isinstance(cell, dt.date | dt.time):
@@ -108,14 +120,14 @@ def as_text(cell: Any) -> str:
 
 
 def as_unpadded(cell: Any) -> str:
-    """Return a CHAR(n) without the blanks that fill it up, which mean nothing."""
+    """Return a CHAR(n) without its padding blanks, which mean nothing."""
     return as_text(cell).rstrip(" ")
 
 
 def as_moment(cell: Any) -> str:
-    """Return date and time in one form; databases have them as text, with a blank or a T.
+    """Return date and time in one form; databases write them with a blank or a T.
 
-    What Python knows no such date of, like ``infinity``, stays as it is written.
+    A date that Python does not know, like ``infinity``, stays as it is written.
     """
     text = as_text(cell)
     try:
@@ -125,9 +137,9 @@ def as_moment(cell: Any) -> str:
 
 
 def as_utc_moment(cell: Any) -> str:
-    """Return date and time with an offset, in UTC; as it is written where UTC knows no such date.
+    """Convert date and time with an offset to UTC; keep it as written if UTC has no such date.
 
-    A server that computes UTC itself would end the query at the one cell that it cannot compute.
+    A server that converts to UTC itself would end the query at one cell that it cannot convert.
     """
     text = _BLANK_BEFORE_OFFSET.sub("", as_text(cell))
     try:

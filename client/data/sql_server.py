@@ -1,13 +1,13 @@
-"""Tables and views of SQL Server, through pymssql.
+"""Read tables and views of SQL Server by pymssql.
 
-- One transaction under ``SNAPSHOT`` isolation sees one state. There is no weaker way: where the
-  database does not allow it, the operator is told what its owner has to change.
-- Nothing is sent but ``SET`` and ``SELECT``, and the transaction is rolled back. SQL Server has no
-  read-only transactions: that the user may only read is a matter of its rights.
-- The way there is TLS with a checked certificate. pymssql has no arguments for that, so FreeTDS,
-  the library in it, gets them by a configuration file of this process alone.
-- Texts come as UTF-16 in bytes and dates as texts, and are converted here: a cell that is neither
-  costs its own row, not the query.
+- One transaction under ``SNAPSHOT`` isolation sees one state. There is no weaker way: if the
+  database does not allow it, the operator reads what the database's owner must change.
+- The connection sends only ``SET`` and ``SELECT``, and the transaction is rolled back. SQL Server
+  has no read-only transactions: only the user's rights make sure that the user cannot write.
+- The connection is TLS with a checked certificate. pymssql has no arguments for that, so FreeTDS,
+  the library in it, gets them from a configuration file of this process alone.
+- Text arrives as UTF-16 bytes and dates as text, and both are converted here: a cell that cannot be
+  converted costs its own row, not the query.
 
 pymssql and FreeTDS are under the LGPL: they are loaded as the separate, replaceable package that
 they are, and only where ``privet[sqlserver]`` was installed.
@@ -116,13 +116,18 @@ _PASSING = {
 
 
 class SqlServer(ServerDialect):
-    """How tables of SQL Server are read."""
+    """The dialect of SQL Server."""
 
     language = "tsql"
     title = "SQL Server"
 
     def engine(self, database: Database, password: str | None) -> sa.Engine:
-        """Return an engine; see :func:`protected` for what its connections need around them."""
+        """Return an engine; its connections need the context of :func:`protected`.
+
+        Args:
+            database: as in the policy.
+            password: of its user, or None if it needs none.
+        """
         return sa.create_engine(
             "mssql+pymssql://",
             connect_args=arguments(database, password),
@@ -130,12 +135,28 @@ class SqlServer(ServerDialect):
         )
 
     def begin(self, connection: sa.Connection, database: Database) -> None:
-        """Do nothing: each transaction of the session is of one state (:data:`_SESSION`)."""
+        """Do nothing: each transaction of the session sees one state (:data:`_SESSION`).
+
+        Args:
+            connection: newly opened.
+            database: as in the policy.
+        """
 
     def find(
         self, connection: sa.Connection, schema: str | None, name: str, within: str | None = None
     ) -> Found | None:
-        """Return what stands under a name in a schema, or in the user's own and then ``dbo``."""
+        """Return the table or view of a name.
+
+        Args:
+            connection: whose user reads the table.
+            schema: the name's schema; None for ``within``, or the user's own and then ``dbo``.
+            name: as the catalogue has it.
+            within: schema of the view whose definition uses the name; None for a name of the
+                policy.
+
+        Returns:
+            The object; None if this user sees none of that name.
+        """
         row = connection.execute(
             sa.text(OBJECT), {"named": name, "own": schema, "near": within}
         ).first()
@@ -161,7 +182,12 @@ class SqlServer(ServerDialect):
         return Found(own, called, fault, query, key)
 
     def fields(self, connection: sa.Connection, found: Found) -> list[Field]:
-        """Return its columns."""
+        """Return the columns of a table or view.
+
+        Args:
+            connection: whose user reads it.
+            found: of :meth:`find`.
+        """
         rows = connection.execute(sa.text(COLUMNS), {"key": found.key})
         return [
             Field(
@@ -175,7 +201,7 @@ class SqlServer(ServerDialect):
         ]
 
     def kind(self, field: Field) -> Kind:
-        """Return what a column may be compared with."""
+        """Return the kind of values with which a column may be compared."""
         if field.type in _TEXT:
             return "text"
         if field.type in _DECIMAL and (field.digits or 0) > WIDE:
@@ -185,7 +211,15 @@ class SqlServer(ServerDialect):
         return "time" if field.type in _TIME else "other"
 
     def column(self, cell: sa.ColumnElement[Any], field: Field) -> Column | None:
-        """Return how a column is kept; None for a type that is not read."""
+        """Return how a column is stored in the snapshot.
+
+        Args:
+            cell: the column in the statement.
+            field: its declaration.
+
+        Returns:
+            The column; None for a type that is not supported.
+        """
         if field.type == "bit":
             return Column(field.name, pa.bool_(), as_boolean, (cell,), cell)
         if field.type in _WHOLE:
@@ -213,13 +247,21 @@ class SqlServer(ServerDialect):
         return None
 
     def select(self, table: sa.TableClause, columns: list[Column]) -> sa.Select[Any]:
-        """Return the statement that reads the columns, and last whether one is too long."""
+        """Return the statement that reads the columns.
+
+        Args:
+            table: of :meth:`ServerDialect.columns`.
+            columns: to read, in order.
+
+        Returns:
+            A ``SELECT`` whose last column is 1 if a text of the row is too long, else 0.
+        """
         chosen = [c.bounded(c.selected).label(f"c{place}") for place, c in enumerate(columns)]
         query = sa.select(*chosen, too_long(columns).label("too_long"))
         return query.select_from(table).order_by(*ordered(columns))
 
     def said(self, error: sa.exc.DBAPIError) -> str:
-        """Return the error's number, and what is known of it: servers quote cells in texts."""
+        """Return the error's number and our own text for it: a server's text may quote cells."""
         numbers = _numbers(error)
         if not numbers:
             return f"{self.title} or its driver failed ({type(error.orig or error).__name__})"
@@ -228,7 +270,7 @@ class SqlServer(ServerDialect):
         return f"{known} ({place})" if known else place
 
     def may_pass(self, error: sa.exc.DBAPIError) -> bool:
-        """Return whether the connection or the server's state is at fault."""
+        """Return whether the connection or the server's present state caused the error."""
         numbers = _numbers(error)
         return bool(numbers) and numbers[0] in _PASSING
 
@@ -244,7 +286,7 @@ def decoded(cell: Any) -> str:
     """Return a text from its bytes in UTF-16.
 
     Raises:
-        ValueError: if they are none.
+        ValueError: if they are no UTF-16.
     """
     if not isinstance(cell, bytes):
         raise TypeError
@@ -252,12 +294,12 @@ def decoded(cell: Any) -> str:
 
 
 def unpadded(cell: Any) -> str:
-    """Return a CHAR(n) without the blanks that fill it up."""
+    """Return a CHAR(n) without its padding blanks."""
     return decoded(cell).rstrip(" ")
 
 
 def selection(definition: str | None) -> exp.Expression | None:
-    """Return the query in a view's definition; None where it cannot be told."""
+    """Return the query in a view's definition; None if it cannot be parsed."""
     if definition is None:
         return None
     text = re.sub(r"\s+WITH\s+CHECK\s+OPTION\s*;?\s*$", "", definition, flags=re.IGNORECASE)
@@ -275,7 +317,12 @@ def selection(definition: str | None) -> exp.Expression | None:
 
 
 def arguments(database: Database, password: str | None) -> dict[str, Any]:
-    """Return pymssql's arguments for a connection."""
+    """Return pymssql's arguments for a connection.
+
+    Args:
+        database: as in the policy.
+        password: of its user, or None if it needs none.
+    """
     server = database.server()
     milliseconds = int(1000 * database.timeout)
     return {
@@ -297,12 +344,12 @@ def arguments(database: Database, password: str | None) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def protected(server: Server) -> Iterator[None]:
-    """Let FreeTDS connect as ``sslmode`` says, while this lasts.
+    """Make FreeTDS connect as ``sslmode`` says, within this context.
 
-    FreeTDS checks no certificate unless its configuration names whom to trust.
+    FreeTDS checks no certificate unless its configuration names the trusted ones.
 
     Raises:
-        DataError: if there is no file of certificates to trust.
+        DataError: if there is no file of trusted certificates.
     """
     before = os.environ.get("FREETDSCONF")
     with tempfile.TemporaryDirectory(prefix="privet-") as folder:
@@ -322,7 +369,7 @@ def configuration(server: Server) -> str:
     """Return FreeTDS's configuration for a server.
 
     Raises:
-        DataError: if there is no file of certificates to trust.
+        DataError: if there is no file of trusted certificates.
     """
     lines = ["[global]", "tds version = 7.4", "client charset = UTF-8", "text size = 2147483647"]
     lines.append(f"encryption = {'request' if server.sslmode == 'disable' else 'require'}")
@@ -339,10 +386,10 @@ def configuration(server: Server) -> str:
 
 
 def _numbers(error: sa.exc.DBAPIError) -> list[int]:
-    """Return the numbers of an error, the most telling first.
+    """Return the numbers of an error, the most specific first.
 
-    pymssql calls a failed connection 18456 or 20009 whatever failed; what FreeTDS says beside it is
-    right. Where the server said something, its text comes before that.
+    pymssql reports any failed connection as 18456 or 20009; the number that FreeTDS gives beside it
+    is right. If the server sent a message, its text comes before that.
     """
     arguments = list(getattr(error.orig, "args", ()))
     if len(arguments) == 1 and isinstance(arguments[0], tuple):

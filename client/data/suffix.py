@@ -1,4 +1,4 @@
-"""What a file's name says of its format; needs neither pandas nor torch."""
+"""Tell a file's format by its name; needs neither pandas nor torch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def is_parquet(path: Path) -> bool:
 
 
 def separator_of(path: Path) -> str:
-    """Return what stands between two cells of a text file.
+    """Return the separator between two cells of a text file.
 
     Raises:
-        DataError: if the name has none of the endings that are read.
+        DataError: if the name has none of the supported endings.
     """
     name = path.name.lower()
     for ending, separator in _SEPARATORS.items():

@@ -1,10 +1,10 @@
-"""CSV, TSV and Parquet files, read so that no record depends on another (H6).
+"""Read CSV, TSV and Parquet files so that no record depends on another (H6).
 
 Every cell of a text file is text, and every cell of a Parquet file has its column's type: nothing
 is guessed from a column's other cells (:mod:`privet.common.cells` says what a cell means). A record
-that cannot be read is left out and named, and the others are read as if it were not there.
+that cannot be read is left out and named, and the other records are read as if it did not exist.
 
-Text files are read by :mod:`.text_file`, Parquet files by :mod:`.arrow`.
+:mod:`.text_file` reads text files, :mod:`.arrow` reads Parquet files.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class Table:
 
     Attributes:
         frame: cells of dtype object: text, or Python's own int, float, bool; None is missing. Its
-            index says where a record stands: the line in a text file, the row's number in another.
+            index is a record's place: the line in a text file, the row's number in another.
         faults: records that cannot be read, which are not in ``frame``.
-        counted: what the index counts, ``line`` or ``row``.
-        unnamed: how many more records cannot be read than ``faults`` names.
+        counted: unit of the index, ``line`` or ``row``.
+        unnamed: number of further records that cannot be read, beyond ``faults``.
     """
 
     frame: pd.DataFrame
@@ -61,13 +61,13 @@ def read_table(
 
     Args:
         path: the file.
-        columns: read these only, in this order; None: all.
-        multiline: quoted cells of a text file may hold line ends.
+        columns: to read, in this order; None reads all.
+        multiline: whether quoted cells of a text file may hold line ends.
 
     Raises:
         DataMissing: if there is no such file.
-        DataError: if it cannot be read as a table, names a column twice, or lacks one. What is
-            wrong with a single record is no error; see :class:`Table`.
+        DataError: if it cannot be read as a table, names a column twice, or lacks one. A fault of a
+            single record raises nothing; see :class:`Table`.
     """
     if not path.is_file():
         raise DataMissing(f"{path}: there is no such file")
@@ -91,10 +91,17 @@ def read_text(
     *,
     multiline: bool = False,
 ) -> Table:
-    """Read what stands in a text file; see :func:`read_table`.
+    """Read the content of a text file; see :func:`read_table`.
+
+    Args:
+        stream: the file's bytes, decompressed.
+        separator: one character between two cells.
+        columns: to read, in this order; None reads all.
+        multiline: whether quoted cells may hold line ends.
 
     Raises:
-        DataError: if the names of the columns cannot be read, are there twice, or one is missing.
+        DataError: if the names of the columns cannot be read, one is there twice, or one is
+            missing.
     """
     found = records(stream, separator, multiline=multiline)
     header = take_header(found, separator)
@@ -156,5 +163,13 @@ def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
 
 
 def text_table(text: str, separator: str = ",") -> Table:
-    """Read what would stand in a CSV file, quoted line ends allowed; see :func:`read_text`."""
+    """Read a text as a CSV file, with quoted line ends; see :func:`read_text`.
+
+    Args:
+        text: the file's content.
+        separator: one character between two cells.
+
+    Raises:
+        DataError: as :func:`read_text`.
+    """
     return read_text(io.BytesIO(text.encode("utf-8", "surrogateescape")), separator, multiline=True)

@@ -1,9 +1,9 @@
-"""Records of a CSV or TSV file, each from its own bytes.
+"""Read the records of a CSV or TSV file, each from its own bytes.
 
-Of a file whose records are single lines each line is split off, decoded and parsed alone, so that
-a damaged one costs itself (level b of the neighbours in docs/reference/honesty.md). Where quoted
-cells may hold line ends, a quote that is never closed swallows the lines after it, up to the
-longest record: then whoever keeps the file vouches for its quoting. Pandas is not needed.
+If records are single lines, each line is split off, decoded and parsed alone, so that a damaged
+line costs only itself (level b of the neighbours in docs/reference/honesty.md). If quoted cells may
+hold line ends, a quote that is never closed swallows the lines after it, up to the longest record;
+then the file's owner vouches for its quoting. Pandas is not needed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Cells = list[str] | str
 
 
 def open_text(path: Path) -> IO[bytes]:
-    """Open a text file, packed or not, to be read as bytes.
+    """Open a text file, compressed or not, to read its bytes.
 
     Raises:
         OSError: if it cannot be opened.
@@ -55,10 +55,14 @@ def header_of(path: Path) -> list[str]:
 
 
 def take_header(found: Iterator[tuple[int, Cells]], separator: str) -> list[str]:
-    """Return the names of the columns, which stand in the first record.
+    """Return the names of the columns, from the first record.
+
+    Args:
+        found: the records of :func:`records`; the first one is consumed.
+        separator: one character between two cells.
 
     Raises:
-        DataError: if they cannot be read, or are not separated as the file's name says.
+        DataError: if they cannot be read, or have another separator than the file's name says.
     """
     for line, cells in found:
         if isinstance(cells, str):
@@ -76,12 +80,12 @@ def take_header(found: Iterator[tuple[int, Cells]], separator: str) -> list[str]
 def records(
     stream: IO[bytes], separator: str, *, multiline: bool = False
 ) -> Iterator[tuple[int, Cells]]:
-    """Yield each record with the number of its first line, from 1; empty lines are passed over.
+    """Yield each record with the number of its first line, from 1; empty lines are skipped.
 
     Args:
         stream: the file.
-        separator: what stands between two cells.
-        multiline: quoted cells may hold line ends.
+        separator: one character between two cells.
+        multiline: whether quoted cells may hold line ends.
     """
     yield from (_joined if multiline else _apart)(_lines(stream), separator)
 
@@ -133,9 +137,9 @@ def _parsed(data: bytes, separator: str) -> Cells:
 def _joined(
     lines: Iterator[tuple[int, bytes | None]], separator: str
 ) -> Iterator[tuple[int, Cells]]:
-    """Yield records that may reach over several lines, by their quotes.
+    """Yield records that may span several lines, by their quotes.
 
-    What is wrong with a record ends it; reading goes on with the next line.
+    A fault ends its record; reading continues with the next line.
     """
     last = 0
     taken = 0

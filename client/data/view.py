@@ -1,14 +1,14 @@
-"""Whether each row of a table or view follows from one stored record alone (H6).
+"""Decide whether each row of a table or view follows from one stored record alone (H6).
 
 A view may join, rank, aggregate, deduplicate or limit: then one person's record changes the rows of
-others before Privet sees them, and no bound on a unit holds. A stored table, and a view that only
-chooses columns of one such table and rows by their own columns, are *plain*. Of anything else the
-site has to say why its rows do not depend on each other (the policy's ``independent``).
+others before Privet sees them, and no bound on a unit holds. A stored table is *plain*; so is a
+view that only chooses columns of one such table, and rows by their own columns. For anything else
+the site must say why its rows do not depend on each other (the policy's ``independent``).
 
-SQL Server and Oracle are asked by :mod:`.sql_server` and :mod:`.oracle`.
+:mod:`.sql_server` and :mod:`.oracle` query the catalogues of SQL Server and Oracle.
 
-Definitions are parsed by sqlglot (MIT) and held against a short list of what may stand in them;
-what is not on it, a function or a cast that can fail among them, is not plain.
+sqlglot (MIT) parses the definitions, and each is compared with a short list of allowed parts.
+Whatever is not on the list is not plain, such as a function, or a cast that can fail.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def coupling(connection: sa.Connection, database: Database) -> str | None:
 
 
 def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | str:
-    """Return the table that a plain query chooses from, or what makes it none, in words.
+    """Return the table from which a plain query chooses, or in words why the query is not plain.
 
     Args:
-        definition: a ``SELECT``, or what it was parsed to.
-        dialect: sqlglot's name of its language. Of ``tsql`` and ``oracle`` the kinds of what is
-            compared have to be looked at, too: :func:`~.view_types.type_fault`.
+        definition: a ``SELECT``, as text or parsed.
+        dialect: sqlglot's name of its language. For ``tsql`` and ``oracle`` the caller must check
+            the compared types as well: :func:`~.view_types.type_fault`.
     """
     try:
         tree = parsed(definition, dialect)
@@ -74,6 +74,14 @@ def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | 
         return "has a definition that cannot be read"
     if not isinstance(tree, exp.Select):
         return f"is a {tree.key}, not a plain selection"
+    table = _single_table(tree, dialect)
+    if isinstance(table, str):
+        return table
+    return _column_fault(tree) or _row_fault(tree, dialect) or table
+
+
+def _single_table(tree: exp.Select, dialect: str) -> exp.Table | str:
+    """Return the one stored table or view that a query selects from, or what speaks against it."""
     for name, value in tree.args.items():
         if value and name not in _CLAUSES:
             return f"has a clause {name.strip('_').upper()}"
@@ -85,19 +93,37 @@ def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | 
         return "selects from another database"
     if odd := [name for name, value in table.args.items() if value and name not in _OF_TABLE]:
         return f"selects from a table with {odd[0].upper()}"
+    return table
+
+
+def _column_fault(tree: exp.Select) -> str | None:
+    """Return which column a query computes, or None where it only chooses columns."""
     for chosen in tree.expressions:
         column = chosen.this if isinstance(chosen, exp.Alias) else chosen
         if not isinstance(column, exp.Column | exp.Star):
             return f"computes the column '{chosen.alias_or_name}'"
+    return None
+
+
+def _row_fault(tree: exp.Select, dialect: str) -> str | None:
+    """Return how a query chooses rows by more than their own cells, or None."""
     where = tree.args.get("where")
     for node in where.this.walk() if where is not None else ():
         if fault := _condition_fault(node, dialect):
             return f"chooses rows by {fault}"
-    return table
+    return None
 
 
 def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
-    """Return a query's tree; SqlglotError if it is none."""
+    """Return a query's tree.
+
+    Args:
+        definition: the query, as text or parsed; a parsed one is returned as it is.
+        dialect: sqlglot's name of its language.
+
+    Raises:
+        SqlglotError: if it cannot be parsed.
+    """
     if isinstance(definition, exp.Expression):
         return definition
     tree: Any = sqlglot.parse_one(definition, dialect=dialect)
@@ -106,22 +132,15 @@ def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
 
 
 def _condition_fault(node: exp.Expression, dialect: str) -> str | None:
-    """Return what a part of a ``WHERE`` does beyond comparing a row's own cells, or None."""
-    if not isinstance(node, _CONDITIONS):
-        return node.key.upper()
-    if isinstance(node, exp.StrToTime) and dialect != "oracle":
-        return node.key.upper()
-    constant = exp.Literal | exp.Array
-    # A text that is too short for its cell fails in SQL Server and in Oracle.
-    to_text = dialect not in _TYPED and isinstance(node, exp.Cast) and node.to.this in _TEXT
-    if isinstance(node, exp.Cast | exp.DateStrToDate | exp.StrToTime) and not (
-        isinstance(node.this.unnest(), constant) or to_text
+    """Return how a part of a ``WHERE`` does more than compare a row's own cells, or None."""
+    if not isinstance(node, _CONDITIONS) or (
+        isinstance(node, exp.StrToTime) and dialect != "oracle"
     ):
-        return "a cast, which can fail"
+        return node.key.upper()
+    if isinstance(node, exp.Cast | exp.DateStrToDate | exp.StrToTime):
+        return None if _cannot_fail(node, dialect) else "a cast, which can fail"
     # SQLite takes a table's name for a list of values.
-    if isinstance(node, exp.In) and not (
-        node.expressions and not any(node.args.get(k) for k in ("query", "field", "unnest"))
-    ):
+    if isinstance(node, exp.In) and not _is_list(node):
         return "another table"
     # The least of whole numbers has no negative, and a pattern of a cell's own can be none.
     if isinstance(node, exp.Neg) and not isinstance(node.this.unnest(), exp.Literal):
@@ -129,6 +148,23 @@ def _condition_fault(node: exp.Expression, dialect: str) -> str | None:
     if isinstance(node, exp.Like | exp.ILike) and not _is_constant(node.expression):
         return "a pattern that is not constant"
     return None
+
+
+def _cannot_fail(cast: exp.Expression, dialect: str) -> bool:
+    """Return whether a cast is of a constant, or of anything to text.
+
+    A text that is too short for its cell fails in SQL Server and in Oracle.
+    """
+    if isinstance(cast.this.unnest(), exp.Literal | exp.Array):
+        return True
+    return dialect not in _TYPED and isinstance(cast, exp.Cast) and cast.to.this in _TEXT
+
+
+def _is_list(node: exp.In) -> bool:
+    """Return whether an ``IN`` names its values, one by one."""
+    return bool(node.expressions) and not any(
+        node.args.get(key) for key in ("query", "field", "unnest")
+    )
 
 
 def _is_constant(node: exp.Expression) -> bool:
@@ -141,7 +177,7 @@ def _is_constant(node: exp.Expression) -> bool:
 def _definition(
     connection: sa.Connection, dialect: str, schema: str | None, table: str
 ) -> tuple[str, str | None]:
-    """Return what a name stands for, and the ``SELECT`` of a view."""
+    """Return the kind of object of a name, and the ``SELECT`` of a view."""
     if dialect == "sqlite":
         row = connection.execute(
             sa.text("SELECT type, sql FROM sqlite_master WHERE name = :name COLLATE NOCASE"),

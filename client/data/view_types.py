@@ -1,18 +1,17 @@
-"""Whether the conditions of a view of SQL Server or Oracle can fail for a cell (H6).
+"""Decide whether the conditions of a view of SQL Server or Oracle can fail for a cell (H6).
 
-PostgreSQL refuses a view that compares a text with a number when it is made. SQL Server and Oracle
-convert cell by cell when it is read: one text that is no number ends the query for all. So each
-column of a view must be one that its source declares, and a comparison must need no conversion but
-that of a constant:
+PostgreSQL refuses to create a view that compares a text with a number. SQL Server and Oracle
+convert cell by cell when the view is read: one text that is no number ends the query for all. So
+each column of a view must be a declared column of its source, and a comparison may convert nothing
+but a constant:
 
-=========  ==============================================================================
-column     may be compared with
-=========  ==============================================================================
-text       texts, and other text columns
-number     numbers, and columns of the same type (in Oracle: any number columns)
-time       SQL Server: texts; Oracle: ``DATE`` and ``TIMESTAMP`` constants; columns of the same type
-other      SQL Server: texts
-=========  ==============================================================================
+========= ============================================================================== column may
+be compared with =========
+============================================================================== text texts, and other
+text columns number numbers, and columns of the same type (in Oracle: any number columns) time SQL
+Server: texts; Oracle: ``DATE`` and ``TIMESTAMP`` constants; columns of the same type other SQL
+Server: texts =========
+==============================================================================
 
 Names that only look like columns, such as Oracle's ``ROWNUM``, are no declared columns.
 """
@@ -42,11 +41,11 @@ _TIMES = (exp.DataType.Type.DATE, exp.DataType.Type.TIMESTAMP)
 
 @dataclass(frozen=True)
 class Declared:
-    """What a condition has to know of a column.
+    """The facts about a column that a condition depends on.
 
     Attributes:
-        kind: what it may be compared with.
-        exact: its whole type, as the database spells it.
+        kind: of the values with which it may be compared.
+        exact: its complete type, as the database spells it.
     """
 
     kind: Kind
@@ -54,12 +53,12 @@ class Declared:
 
 
 def type_fault(tree: exp.Expression, dialect: str, columns: Mapping[str, Declared]) -> str | None:
-    """Return what of a plain query is no column of its source, or can fail, in words; or None.
+    """Return why a plain query can fail, or uses a name that is no column of its source; or None.
 
     Args:
         tree: a query that :func:`~.view.plain_source` finds plain.
         dialect: ``tsql`` or ``oracle``.
-        columns: of the table or view that it selects from, by name.
+        columns: of the table or view from which it selects, by name.
     """
     known = _folded(dialect, columns)
     source = tree.find(exp.Table)
@@ -92,13 +91,8 @@ def _name(dialect: str, name: exp.Expression) -> str:
 
 
 def _is_safe(node: exp.Expression, dialect: str, known: Mapping[str, Declared]) -> bool:
-    if isinstance(node, exp.Between):
-        sides = [node.this, node.args["low"], node.args["high"]]
-    elif isinstance(node, exp.In):
-        sides = [node.this, *node.expressions]
-    else:
-        sides = [node.this, node.expression]
-    sides = [side.unnest() for side in sides]
+    """Return whether a comparison needs no conversion that a cell could make fail."""
+    sides = _sides(node)
     columns = [known[_name(dialect, s.this)] for s in sides if isinstance(s, exp.Column)]
     constants = [side for side in sides if not isinstance(side, exp.Column | exp.Null)]
     kinds = {column.kind for column in columns}
@@ -107,33 +101,42 @@ def _is_safe(node: exp.Expression, dialect: str, known: Mapping[str, Declared]) 
     kind = kinds.pop()
     if isinstance(node, exp.Like | exp.ILike) and kind != "text":
         return False
-    if len({c.exact for c in columns}) > 1 and not (
-        kind == "text" or (kind == "number" and dialect == "oracle")
-    ):
+    # Oracle's numbers are of one kind; two texts of other lengths compare everywhere.
+    any_length = kind == "text" or (kind == "number" and dialect == "oracle")
+    if len({column.exact for column in columns}) > 1 and not any_length:
         return False
     return all(_fits(constant, kind, dialect) for constant in constants)
 
 
+def _sides(node: exp.Expression) -> list[exp.Expression]:
+    """Return what a comparison compares."""
+    if isinstance(node, exp.Between):
+        sides = [node.this, node.args["low"], node.args["high"]]
+    elif isinstance(node, exp.In):
+        sides = [node.this, *node.expressions]
+    else:
+        sides = [node.this, node.expression]
+    return [side.unnest() for side in sides]
+
+
 def _fits(constant: exp.Expression, kind: Kind, dialect: str) -> bool:
-    """Whether a constant meets a column without a conversion of the column."""
-    text = isinstance(constant, _TEXTS) or (
-        isinstance(constant, exp.Literal) and bool(constant.is_string)
-    )
+    """Return whether a constant meets a column without a conversion of the column."""
     if kind in ("number", "wide"):
         inner = constant.this.unnest() if isinstance(constant, exp.Neg) else constant
         return isinstance(inner, exp.Literal) and not inner.is_string and _is_short(inner, kind)
-    if kind == "text":
-        return text
-    if dialect == "tsql":
-        return text
-    if isinstance(constant, exp.DateStrToDate | exp.StrToTime):
-        return kind == "time" and isinstance(constant.this, exp.Literal)
-    return (
-        kind == "time"
-        and isinstance(constant, exp.Cast)
-        and isinstance(constant.this, exp.Literal)
-        and constant.to.this in _TIMES
-    )
+    if kind == "text" or dialect == "tsql":
+        is_string = isinstance(constant, exp.Literal) and bool(constant.is_string)
+        return is_string or isinstance(constant, _TEXTS)
+    return kind == "time" and _is_moment(constant)
+
+
+def _is_moment(constant: exp.Expression) -> bool:
+    """Return whether a constant is written as a date or a time, as Oracle takes it."""
+    if not isinstance(constant, exp.DateStrToDate | exp.StrToTime | exp.Cast):
+        return False
+    if isinstance(constant, exp.Cast) and constant.to.this not in _TIMES:
+        return False
+    return isinstance(constant.this, exp.Literal)
 
 
 def _is_short(number: exp.Expression, kind: Kind) -> bool:

@@ -1,1 +1,1 @@
-"""A site's end of the link: how it comes in, dials, and follows its coordinators."""
+"""A site's end of the link: how it enrols, connects, and follows its coordinators."""

@@ -1,4 +1,4 @@
-"""Where a site dials: the newest address first, then those that were good before."""
+"""The addresses to which a site connects: the newest first, then those that worked before."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _MAX_LENGTH = 300
 class Addresses:
     """The addresses of a site's coordinator, in the site's folder for the link.
 
-    They are read anew at each dialing, so a command in another process counts at once.
+    They are read again at each connection, so a command in another process takes effect at once.
 
     Args:
         folder: the folder for the link.
-        joined: the address in the join file, which is kept as the last.
+        joined: the address in the join file, which stays the last one.
     """
 
     folder: Path
@@ -36,10 +36,10 @@ class Addresses:
         return list(dict.fromkeys(one for one in (newest, worked, self.joined) if one))
 
     def take(self, address: str) -> bool:
-        """Put an address first; return whether it was not.
+        """Put an address first; return whether that changed the order.
 
         Raises:
-            InputError: if it is none.
+            InputError: if it is no address.
         """
         _require_address(address)
         newest, worked = self._kept()
@@ -49,13 +49,13 @@ class Addresses:
         return True
 
     def take_told(self, address: str) -> bool:
-        """Put an address first that the coordinator told; return whether it was not.
+        """Put an address of the coordinator's notice first; return whether that changed the order.
 
-        A coordinator chooses what a site dials by it. So it cannot name this machine or its
-        neighbours on the wire, unless the site dials this machine already (a trial).
+        The coordinator thereby chooses where the site connects. So it may not name this machine or
+        its neighbours on the network, unless the site already connects to this machine (a trial).
 
         Raises:
-            InputError: if it is none, or one of this machine.
+            InputError: if it is no address, or one of this machine.
         """
         _require_address(address)
         if _is_local(address) and not all(_is_local(one) for one in self.all()):
@@ -66,7 +66,7 @@ class Addresses:
         return self.take(address)
 
     def note_worked(self, address: str) -> None:
-        """Keep an address at which the coordinator answered."""
+        """Remember an address at which the coordinator answered."""
         newest, worked = self._kept()
         if worked != address and (newest or address != self.joined):
             self._write(newest or self.joined, address)

@@ -1,13 +1,13 @@
-"""The coordinators that a site came in to: one folder for each.
+"""The coordinators with which a site is enrolled, a folder for each.
 
 ::
 
     SITE/link/               certificate, key and join file of the first
     SITE/link/NAME/          the same of each further one
-    SITE/coordinators/NAME/  what else is kept for that one: its run, its trainer
+    SITE/coordinators/NAME/  the other state for that one: its run, its trainer
 
-All of them have one policy, one ledger and one outbox. A site that has one coordinator has the
-folders that it always had.
+All of them share one policy, one ledger and one outbox. A site with one coordinator keeps the
+layout of a site that never had another.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 LINK = "link"
 """Folder of certificate, key and join file, beside the policy."""
 STATE = "coordinators"
-"""Folder of what is kept for each further coordinator, beside the policy."""
+"""Folder of the state for each further coordinator, beside the policy."""
 KEPT = "join.json"
 
 
@@ -40,7 +40,7 @@ class Membership:
     Attributes:
         home: folder of the site.
         link: folder of certificate, key and join file.
-        join: as the site came in.
+        join: the join file with which the site enrolled.
     """
 
     home: Path
@@ -49,12 +49,12 @@ class Membership:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the coordinator whose files lie in ``link`` itself."""
+        """Whether this coordinator's files lie in ``link`` itself."""
         return self.link == self.home / LINK
 
     @property
     def name(self) -> str:
-        """What the coordinator is called here; no two of a site are called the same."""
+        """The coordinator's name at this site, unique among the site's coordinators."""
         if not self.is_first:
             return self.link.name
         # A newer join file may call it as the folder of another one is called.
@@ -65,12 +65,12 @@ class Membership:
 
     @property
     def state(self) -> Path:
-        """Folder of the run, the refusals and the trainer of this coordinator."""
+        """Folder for the run, the refusals and the trainer of this coordinator."""
         return self.home if self.is_first else self.home / STATE / self.link.name
 
 
 def memberships(home: Path) -> list[Membership]:
-    """Return the coordinators that a site came in to, the first one first.
+    """Return a site's memberships, the first coordinator's first.
 
     Args:
         home: folder of the site.
@@ -91,14 +91,14 @@ def memberships(home: Path) -> list[Membership]:
 def place_for(join: Join, home: Path) -> Path:
     """Return the folder for the certificate that a join file leads to.
 
-    A coordinator is known again by its keys, whatever its name and address are.
+    A coordinator is recognised by its keys, whatever its name and address.
 
     Args:
         join: the join file.
         home: folder of the site.
 
     Raises:
-        InputError: if a join file that is kept there cannot be read.
+        InputError: if a stored join file cannot be read.
     """
     first = home / LINK
     known = memberships(home) if is_enrolled(home) else []
@@ -115,7 +115,7 @@ def place_for(join: Join, home: Path) -> Path:
 
 
 def is_enrolled(home: Path) -> bool:
-    """Whether a site came in to any coordinator, or asked one by a file."""
+    """Whether a site is enrolled with a coordinator, or has written a request file for one."""
     return any((home / LINK).glob(KEPT)) or any((home / LINK).glob(f"*/{KEPT}"))
 
 
@@ -129,11 +129,11 @@ def _is_same(kept: Join, join: Join) -> bool:
 
 
 def standing(policy_file: Path, ledger: Ledger) -> dict[str, Any]:
-    """Return in JSON values the coordinators of a site, and what it did not do last for any.
+    """Return in JSON values a site's coordinators, and its last refusals to each of them.
 
     Args:
-        policy_file: of the site, which may have come in to none.
-        ledger: the site's own, which knows what order keys follow others.
+        policy_file: of the site, which need not be enrolled.
+        ledger: the site's own; it holds the handovers of order keys.
 
     Raises:
         InputError: if policy or join files cannot be read.
@@ -156,6 +156,6 @@ def standing(policy_file: Path, ledger: Ledger) -> dict[str, Any]:
 
 
 def _newest(found: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
-    """Return the newest of what several coordinators were answered."""
+    """Return the newest of the answers to several coordinators."""
     values = [one[key] for one in found if one[key] is not None]
     return max(values, key=lambda value: value.get("time", 0), default=None)

@@ -1,18 +1,19 @@
-"""The site's end of the link: it dials out, takes parcels, and brings answers.
+"""The site's end of the link: it connects, receives requests, and sends answers.
 
 ::
 
-    Dialer.run ── connect ── Attend ─┬─ parcel ── numbers (inline, kept, or Download) ── serve
-                     ▲               └─ answer ── numbers (inline, or Upload) ── Answer
-                     └─ cut: wait a little longer each time, dial again
+    Dialer.run ── connect ── Attend ─┬─ request ── arrays (inline, kept, or Download) ── serve
+                     ▲               └─ answer ── arrays (inline, or Upload) ── Answer
+                     └─ cut: wait a little longer each time, connect again
 
-What was asked and not yet answered is offered again on the next stream; an answer that was
-ready when the stream broke is sent then, without asking ``serve`` twice. A download or an
-upload goes on from the byte where it was cut.
+The coordinator sends an unanswered request again on the next stream. If the answer was ready when
+the stream broke, it is sent then, and ``serve`` is not called twice. A download or an upload
+continues at the byte where it was cut. To stop a dialer, let it begin nothing more, wait until it
+owes nothing, and close it.
 
-A coordinator cannot make a site hold more than one set of numbers that it sends, beside a few
-answers: parcels are taken one after the other, and no further one is read while many wait. A
-question without numbers (:data:`BESIDE`) does not wait for an order that is being answered.
+A coordinator cannot make a site hold more than one set of its arrays, beside a few answers:
+requests are handled one after the other, and no further one is read while many wait. A request
+without arrays (:data:`BESIDE`) does not wait for an order that is being answered.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from privet.common.link.notices import notice_digest
 VERSIONS = (1,)
 INLINE = 1 << 16
 _SHORTEST, _LONGEST = 0.2, 30.0
-"""Seconds between two attempts to dial."""
+"""Seconds between two attempts to connect."""
 _TWIN_SHORTEST, _TWIN_LONGEST = 5.0, 300.0
 """The same where another process attends as this site."""
 _WORD = 30.0
@@ -51,13 +52,13 @@ _WORD = 30.0
 _STILL = 120.0
 """Seconds that a download may stand still."""
 _LOOK_AT_CERTIFICATE = 3600.0
-"""Seconds between two looks whether the certificate should be renewed."""
+"""Seconds between two checks whether the certificate should be renewed."""
 _RENEW_AGAIN = 660.0
 """The same after one that failed: a coordinator gives a certificate every ten minutes at most."""
 _HEAD_AGAIN = 15.0
-"""Seconds after which a head is compared again where the log could not be read."""
+"""Seconds after which a head is compared again if the log could not be read."""
 _MOST_PARCELS = 16
-"""Parcels that are read and not answered yet; further ones wait on the coordinator's side."""
+"""Requests that are read and not answered yet; further ones wait at the coordinator."""
 _MOST_ANSWERS, _MOST_WITH_NUMBERS = 64, 2
 """Answers that are kept in case they are asked for again; those with numbers are large."""
 _OPTIONS = [
@@ -68,7 +69,7 @@ _OPTIONS = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_retries", 0),
-    # Nothing here is compressed, and what is gets refused unread.
+    # Nothing here is compressed; a compressed message is refused unread.
     ("grpc.per_message_decompression", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
 ]
@@ -79,7 +80,7 @@ _LOG = logging.getLogger("privet.dial")
 
 @dataclass(frozen=True)
 class LinkRequest:
-    """A parcel, with its numbers."""
+    """A request of the coordinator, with its arrays."""
 
     kind: str
     group: str
@@ -89,31 +90,32 @@ class LinkRequest:
 
 @dataclass(frozen=True)
 class LinkResponse:
-    """The answer to a parcel."""
+    """The answer to a request, with its arrays."""
 
     records: bytes
     arrays: Arrays
 
 
 Serve = Callable[[LinkRequest], LinkResponse]
-"""Answers a parcel; runs in a thread, one at a time beside one of :data:`BESIDE`."""
+"""Answers a request; runs in a thread, one at a time beside one of :data:`BESIDE`."""
 BESIDE = ("query", "query.show", "query.runs")
-"""Kinds of parcels that are answered while a trainer is at work, or hangs."""
+"""Kinds of requests that are answered while a trainer is at work, or hangs."""
 
 
 class Dialer:
-    """Keeps a site at its coordinator.
+    """Keep a site connected to its coordinator.
 
     Args:
-        address: ``host:port``, or what returns several, to be tried in their order.
-        credentials: returns those of the site, with the authority that signed the coordinator's;
-            asked each time it dials.
-        serve: answers parcels.
-        renewal: the site's certificate, to be renewed before it ends; None leaves it.
-        most_numbers: longest flat stream that is fetched, in bytes.
-        on_state: told ``connected``, ``cut``.
-        on_notice: keeps what the coordinator tells of itself, in a thread; None: it tells nothing.
-        on_head: takes the newest head of the site's log that the coordinator saw, in a thread.
+        address: ``host:port``, or a function that returns several, to be tried in their order.
+        credentials: returns the site's TLS credentials and the authority that signed the
+            coordinator's certificate; called at each connection.
+        serve: answers requests.
+        renewal: renews the site's certificate before it ends; None does not.
+        most_numbers: longest flat stream that is downloaded, in bytes.
+        on_state: called with ``connected`` and ``cut``.
+        on_notice: stores the coordinator's notice, in a thread; with None the coordinator sends
+            none.
+        on_head: receives the newest head of the site's log that the coordinator saw, in a thread.
     """
 
     def __init__(
@@ -139,6 +141,9 @@ class Dialer:
         self._most_numbers = most_numbers
         self._on_state = on_state
         self._answers: dict[str, asyncio.Task[LinkResponse | None]] = {}
+        self._owed: set[str] = set()
+        self._stopping = self._closed = False
+        self._stream: Any = None
         self._kept: dict[bytes, Arrays] = {}
         self._partial: dict[bytes, StreamDecoder] = {}
         self._turn = asyncio.Lock()
@@ -154,20 +159,41 @@ class Dialer:
         self._began = 0.0
         self.tally = DialerCounters()
         self.on_connected: Callable[[str], None] = lambda address: None
-        """Told of the address at which the coordinator answered."""
+        """Called with the address at which the coordinator answered."""
         self.on_answer: Callable[[LinkRequest, LinkResponse, float], None] = (
             lambda asked, told, seconds: None
         )
-        """Told of each answer that was made, and of the seconds that it took."""
+        """Called with each answer that was made, and its duration in seconds."""
+
+    @property
+    def owes(self) -> bool:
+        """Whether an answer that does not come beside others is being made, or not sent yet."""
+        return bool(self._owed)
+
+    def begin_nothing(self) -> None:
+        """Answer only what was begun, and questions that come beside, from now on."""
+        self._stopping = True
+
+    async def close(self) -> None:
+        """End :meth:`run` once the coordinator has read all that was sent."""
+        self._closed = True
+        if (stream := self._stream) is None:
+            return
+        with suppress(aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, TimeoutError):
+            async with asyncio.timeout(_WORD):
+                async with self._saying:
+                    await stream.done_writing()
+                # To cancel a stream may lose what the other end has not read yet.
+                await stream.code()
 
     async def run(self) -> None:
-        """Dial, and dial again, until cancelled.
+        """Connect, and connect again after each cut, until cancelled or closed.
 
         Raises:
             RunError: if the coordinator does not know this site, or speaks another version.
         """
         require_tls_1_3()
-        while True:
+        while not self._closed:
             if not self._left:
                 self._left = list(self._addresses())
             self.address = self._left.pop(0)
@@ -177,6 +203,8 @@ class Dialer:
                 ) as channel:
                     await self._attend(Stub(channel))
             except aio.AioRpcError as error:
+                if self._closed:
+                    return
                 if error.code() in _HOPELESS:
                     raise RunError(f"{self.address}: {error.details()}") from None
                 if (error.details() or "").startswith(REPLACED):
@@ -190,6 +218,7 @@ class Dialer:
                 if task is None or task.cancelling():
                     raise
             finally:
+                self._stream = None
                 was_connected, self.tally.connected = self.tally.connected, False
             if was_connected:
                 self._on_state("cut")
@@ -239,6 +268,7 @@ class Dialer:
             raise InputError("the coordinator did not say which version it speaks")
         self.tally.connected = True
         self.tally.streams += 1
+        self._stream = stream
         self._away, self._left = "", []
         _LOG.info("connected", extra={"address": self.address})
         self._on_state("connected")
@@ -277,10 +307,10 @@ class Dialer:
                 task.cancel()
 
     async def _keep_notice(self, stream: Any, notice: pb.Notice) -> None:
-        """Keep a notice, and say so; what cannot be taken is a line of the log, and no more."""
+        """Keep a notice, and confirm it; an unacceptable one is only logged."""
         keep = self._on_notice
         if keep is None:
-            return  # nobody asked for it
+            return  # the site did not announce that it accepts one
         try:
             async with self._noting:
                 await asyncio.to_thread(keep, notice)
@@ -295,9 +325,9 @@ class Dialer:
                 await stream.write(message)
 
     async def _take_head(self, head: pb.Head) -> None:
-        """Have a head compared with the log; what is wrong is a line, and the site's to act on."""
+        """Have a head compared with the log; a fault is logged, and the site acts on it."""
         if self._on_head is None:
-            return  # nobody asked for it
+            return  # the site did not announce that it accepts one
         while True:
             try:
                 async with self._noting:  # one at a time, however many come
@@ -324,7 +354,7 @@ class Dialer:
                 self.tally.sent += beat.ByteSize()
 
     async def _mind(self, stream: Any) -> None:
-        """Cut a stream on which nothing comes: neither parcels, nor beats, nor numbers."""
+        """Cut a silent stream: it brings neither requests, nor heartbeats, nor arrays."""
 
         def limit() -> float:
             seconds = self._silence.seconds
@@ -336,7 +366,7 @@ class Dialer:
         stream.cancel()
 
     async def _renew(self, stub: rpc.LinkStub) -> None:
-        """Get another certificate when it is time; the next dialing is done with it."""
+        """Renew the certificate when it is due; the next connection uses it."""
         while self._renewal is not None:
             self._renew_now.clear()
             seconds = _LOOK_AT_CERTIFICATE
@@ -357,7 +387,7 @@ class Dialer:
                     await self._renew_now.wait()
 
     async def _answer(self, stub: rpc.LinkStub, stream: Any, parcel: pb.Parcel) -> None:
-        """Answer a parcel on this stream; where it breaks, the next one asks again."""
+        """Answer a request on this stream; if it breaks, the next stream brings it again."""
         try:
             told = await self._told(stub, parcel)
             numbers = await self._bring(stub, parcel.id, told.arrays)
@@ -366,6 +396,7 @@ class Dialer:
             async with self._saying:  # two at once would end the stream
                 await stream.write(message)
             self.tally.sent += message.ByteSize()
+            self._owed.discard(parcel.id)
         except (aio.AioRpcError, TimeoutError) as error:
             why = error.details() if isinstance(error, aio.AioRpcError) else "it stood still"
             _LOG.info("cut while answering", extra={"why": why})
@@ -376,21 +407,27 @@ class Dialer:
             _LOG.exception("a parcel was not answered")
 
     async def _told(self, stub: rpc.LinkStub, parcel: pb.Parcel) -> LinkResponse:
-        """Return the parcel's answer, made once however often it is asked for."""
+        """Return the request's answer, made once however often it is requested."""
         beside = parcel.kind in BESIDE and not parcel.numbers.size
         task = self._answers.get(parcel.id)
         if task is None:
             async with self._beside if beside else self._turn:
+                # Again: an earlier stream may have begun this answer while this one waited.
                 task = self._answers.get(parcel.id)
                 if task is None:
+                    if self._stopping and not beside:
+                        raise InputError("the client is being stopped: nothing more is begun")
                     arrays = await self._fetch(stub, parcel.numbers)
                     asked = LinkRequest(parcel.kind, parcel.group, parcel.records, arrays)
+                    if not beside:
+                        self._owed.add(parcel.id)
                     task = self._answers[parcel.id] = asyncio.create_task(
-                        self._make(asked, None if beside else self._serving)
+                        self._make(parcel.id, asked, None if beside else self._serving)
                     )
                     del asked, arrays
                     await asyncio.wait([task])
                     self._forget()
+        # Shielded: a stream that is cut must not end an answer that the next one will send.
         told = await asyncio.shield(task)
         if told is None:
             raise InputError(f"'{parcel.kind[:40]}' could not be answered")
@@ -405,28 +442,32 @@ class Dialer:
         for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
             del self._answers[number]
 
-    async def _make(self, asked: LinkRequest, turn: asyncio.Lock | None) -> LinkResponse | None:
-        # Also where the stream that asked was cut meanwhile.
+    async def _make(
+        self, number: str, asked: LinkRequest, turn: asyncio.Lock | None
+    ) -> LinkResponse | None:
+        # Also if the request's stream was cut meanwhile.
         async with turn or nullcontext():
             began = time.monotonic()
             told = await asyncio.to_thread(self._try, asked)
             if told is not None:
                 self.on_answer(asked, told, time.monotonic() - began)
+            else:
+                self._owed.discard(number)
             return told
 
     def _try(self, asked: LinkRequest) -> LinkResponse | None:
-        """Answer, or say in the log why not: an error that was kept would keep what was asked."""
+        """Answer, or log why not: a stored error would keep the request in memory."""
         try:
             return self._serve(asked)
         except InputError as error:
-            # Without its frames, which hold what was asked.
+            # Without its frames, which hold the request.
             _LOG.warning("a parcel could not be read", extra={"why": error.with_traceback(None)})
         except Exception:
             _LOG.exception("a parcel was not answered")
         return None
 
     async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:
-        """Return the arrays that a parcel names.
+        """Return the arrays of a request.
 
         Raises:
             InputError: if they are too long, or not those of their digest.
@@ -477,7 +518,7 @@ class Dialer:
             call.cancel()
 
     async def _bring(self, stub: rpc.LinkStub, number: str, arrays: Arrays) -> pb.Numbers | None:
-        """Bring the arrays of an answer, from where an earlier stream was cut."""
+        """Upload the arrays of an answer, from the byte where an earlier stream was cut."""
         if not arrays:
             return None
         size = size_of(arrays)
@@ -485,6 +526,7 @@ class Dialer:
         sha256 = bytes.fromhex(digest.removeprefix("sha256:"))
         if size <= INLINE:
             return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
+        # The coordinator decides where to continue: only it knows what an earlier stream left.
         held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_WORD)
         if held is None:
             raise InputError("the coordinator does not say what it holds")

@@ -1,7 +1,7 @@
-"""A site comes in: its join file, its request, its certificate.
+"""Enrol a site: its join file, its request, its certificate.
 
-The join file came from the coordinator by a way that both trust, such as encrypted mail. It
-holds the authority that the coordinator's certificate must be of, so nobody else can answer;
+The coordinator sends the join file by a channel that both trust, such as encrypted mail. It holds
+the authority that must have signed the coordinator's certificate, so that nobody else can answer;
 and a token that works once.
 """
 
@@ -38,9 +38,9 @@ from privet.privacy.evidence.signed_note import Key, key_name
 
 FORMAT, REQUEST = "privet/join/v1", "privet/request/v1"
 NEXT = "next-"
-"""Stands before the name of a key and a certificate that are to replace those in use."""
+"""Prefix of the names of a key and a certificate that will replace those in use."""
 _USED = "used-token"
-"""Hash of the token of the join file by which the site came in last."""
+"""Hash of the token of the join file with which the site enrolled last."""
 _TEXTS = ("federation", "site", "address", "enrolment", "authority", "token", "expires")
 _KEYS = ("orders", "witness")
 
@@ -52,11 +52,11 @@ class Join:
     Attributes:
         federation: name of the coordinator.
         site: the name that this site will have.
-        address, enrolment: ``host:port`` of the link and of the enrolment.
+        address, enrolment: ``host:port`` of the link and of the enrolment server.
         authority: certificate (PEM) of the federation's authority.
         coordinator: fingerprints of the coordinator's keys: orders, witness.
-        token: works once.
-        expires: until when.
+        token: secret that works once.
+        expires: end of the invitation.
     """
 
     federation: str
@@ -73,7 +73,7 @@ class Join:
         """Read a join file.
 
         Raises:
-            InputError: if it is none.
+            InputError: if it is no join file.
         """
         try:
             make_private(path)  # it holds a token, and has come with whatever mode
@@ -99,7 +99,7 @@ class Join:
 
     @classmethod
     def kept(cls, folder: Path) -> Self:
-        """Read what :func:`keep` kept, without a token.
+        """Read the join file that :func:`keep` stored, without its token.
 
         Raises:
             InputError: if the site is not enrolled.
@@ -119,12 +119,11 @@ class Join:
 
 
 def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float = 30.0) -> str:
-    """Make a key, send the request, keep the certificate; return its fingerprint.
+    """Make a key, send the request, store the certificate; return its fingerprint.
 
-    The key is on disk before the request leaves, so that an answer that is lost on its way
-    leaves no certificate without its key. What is written: ``link.key``, ``link.pem``,
-    ``authority.pem``, ``join.json`` (without the token). A pair that is there stays until the new
-    one is whole.
+    The key is on disk before the request is sent, so that a lost answer leaves no certificate
+    without its key. The files are ``link.key``, ``link.pem``, ``authority.pem`` and ``join.json``
+    (without the token). An existing pair stays until the new one is complete.
 
     Args:
         join: the join file.
@@ -135,7 +134,7 @@ def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float
 
     Raises:
         InputError: if the coordinator refuses the invitation, or as :func:`trusted`.
-        RunError: if it cannot be reached, or answers with another certificate than asked.
+        RunError: if it cannot be reached, or answers with a certificate for another request.
     """
     require_tls_1_3()
     use_proxy_variables()
@@ -170,17 +169,17 @@ def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float
 
 
 def trusted(join: Join, folder: Path) -> list[x509.Certificate]:
-    """Return the authorities by which a site knows who answers a join file.
+    """Return the authorities that must have signed the certificate of a join file's coordinator.
 
-    Where it came in before, those that it holds: a join file that somebody else made up may name
-    the federation's authority beside another one, and would take the site from its coordinator.
+    An enrolled site uses the authorities that it has: a forged join file may name the federation's
+    authority beside another one, and would lead the site away from its coordinator.
 
     Args:
         join: the join file.
         folder: the site's folder for the link.
 
     Raises:
-        InputError: if it names none of those that the site trusts, or one cannot be read.
+        InputError: if the join file names no authority that the site trusts, or one cannot be read.
     """
     told = read_certificates(join.authority.encode())
     path = folder / "authority.pem"
@@ -197,10 +196,14 @@ def trusted(join: Join, folder: Path) -> list[x509.Certificate]:
 
 
 def require_own(join: Join, ledger: str) -> None:
-    """Check that a join file is for the site of a ledger (its vkey).
+    """Check that a join file is for the site of a ledger.
+
+    Args:
+        join: the join file.
+        ledger: the ledger's vkey.
 
     Raises:
-        InputError: if it is for another one.
+        InputError: if it is for another site.
     """
     key = Key.parse(ledger)
     if key.name != key_name("ledger", join.site, key.public):
@@ -211,10 +214,15 @@ def require_own(join: Join, ledger: str) -> None:
 
 
 def keep(join: Join, folder: Path, pem: bytes) -> str:
-    """Keep a certificate that the coordinator gave, however it came; return its fingerprint.
+    """Store a certificate from the coordinator, by link or file; return its fingerprint.
+
+    Args:
+        join: the join file to which it belongs.
+        folder: the site's folder for the link, with the key.
+        pem: the certificate.
 
     Raises:
-        RunError: if it is for another site, or not of this site's key.
+        RunError: if it is for another site, or for another key.
     """
     certificate = read_certificate(pem)
     paths = [folder / name for name in (NEXT + "link.key", "link.key")]
@@ -230,14 +238,14 @@ def keep(join: Join, folder: Path, pem: bytes) -> str:
 
 
 def was_used(join: Join, folder: Path) -> bool:
-    """Whether the site came in by this very join file, and by none since.
+    """Whether the site enrolled with exactly this join file, and with no other since.
 
     Args:
         join: the join file.
         folder: the site's folder for the link.
 
     Raises:
-        InputError: if what is kept of the last one cannot be read.
+        InputError: if the mark of the last one cannot be read.
     """
     path = folder / _USED
     if path.exists():
@@ -250,7 +258,7 @@ def _hashed(join: Join) -> str:
 
 
 def finish_pair(folder: Path) -> None:
-    """Put a new key and its certificate in the place of the old ones, if both are there."""
+    """Replace the old key and certificate by the new ones, if both new files are there."""
     if (folder / (NEXT + "link.pem")).exists():
         for name in ("link.key", "link.pem"):
             path = folder / (NEXT + name)
@@ -259,16 +267,25 @@ def finish_pair(folder: Path) -> None:
 
 
 def _key_path(folder: Path) -> Path:
-    """Return where a new key is kept until its certificate comes."""
+    """Return the path of a new key until its certificate comes."""
     before = NEXT if (folder / "link.pem").exists() else ""
     return private_folder(folder) / f"{before}link.key"
 
 
 def request_by_file(join: Join, folder: Path, ledger: str, witness: str) -> dict[str, str]:
-    """Return what a site asks the coordinator, to be carried as a file; keep the rest.
+    """Make a key, and return the enrolment request that travels to the coordinator as a file.
 
-    It holds the token of the join file, so it travels by a way that others cannot read. What is
-    written: ``link.key``, ``authority.pem``, ``join.json`` (without the token).
+    The request holds the token of the join file, so it must travel by a channel that others cannot
+    read. The files are ``link.key``, ``authority.pem`` and ``join.json`` (without the token).
+
+    Args:
+        join: the join file.
+        folder: the site's folder for the link; its files are written.
+        ledger: vkey of the site's ledger.
+        witness: vkey of its witness.
+
+    Returns:
+        The request as JSON values.
     """
     asked, key = request(join.site)
     write_atomic(_key_path(folder), key, mode=FILE_MODE)

@@ -1,4 +1,4 @@
-"""The calls of a site, as bytes where numbers travel, and what passed over them."""
+"""A site's gRPC calls, with arrays as raw bytes, and counters of their traffic."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from privet.common.link.pieces import data_of, head
 
 @dataclass
 class DialerCounters:
-    """What passed since the dialer was made.
+    """Traffic since the dialer was made.
 
     Attributes:
         connected: whether the coordinator has welcomed this site on the stream that is open.
-        streams: streams that were begun.
-        received, sent: bytes of messages, before gRPC and TLS add theirs.
+        streams: streams that the site opened.
+        received, sent: bytes of messages, without the bytes of gRPC and TLS.
     """
 
     connected: bool = False
@@ -35,7 +35,7 @@ class DialerCounters:
 
 
 async def ended(stream: Any) -> aio.AioRpcError:
-    """Return how a stream ended, as an error."""
+    """Return the error with which a stream ended."""
     return aio.AioRpcError(
         await stream.code(),
         await stream.initial_metadata(),
@@ -47,7 +47,16 @@ async def ended(stream: Any) -> aio.AioRpcError:
 async def pieces_of(
     number: str, sha256: bytes, size: int, offset: int, arrays: Arrays, tally: DialerCounters
 ) -> AsyncIterator[bytes]:
-    """Yield what brings arrays from an offset on; the first piece says what is brought."""
+    """Yield the messages of an upload; the first one announces what follows.
+
+    Args:
+        number: id of the request that is answered.
+        sha256: digest of the whole flat stream, 32 bytes.
+        size: of the whole flat stream in bytes.
+        offset: byte of the stream at which the upload starts.
+        arrays: the answer's; they must not change meanwhile.
+        tally: counts the bytes sent.
+    """
     announced = pb.Piece(parcel=number, sha256=sha256, size=size, offset=offset)
     first: bytes = announced.SerializeToString()
 
@@ -62,7 +71,7 @@ async def pieces_of(
 
 
 class Stub(rpc.LinkStub):
-    """The generated stub, but that numbers travel as bytes (:mod:`privet.common.link.pieces`)."""
+    """The generated stub, but with arrays as raw bytes (:mod:`privet.common.link.pieces`)."""
 
     def __init__(self, channel: aio.Channel) -> None:
         super().__init__(channel)
@@ -75,7 +84,7 @@ class Stub(rpc.LinkStub):
 
 
 def data_in(raw: bytes | None) -> bytes | memoryview:
-    """Return the numbers of a chunk.
+    """Return the bytes of the arrays in a chunk.
 
     Raises:
         InputError: if it holds none.

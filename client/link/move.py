@@ -1,4 +1,4 @@
-"""A site's coordinator is found elsewhere: by the operator's word, or by a newer join file."""
+"""Point a site to another address of its coordinator, by its operator or a newer join file."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from privet.common.errors import InputError
 
 
 def move(place: Path, *, address: str = "", join: Join | None = None) -> list[str]:
-    """Dial another address from now on; return all that are tried, in their order.
+    """Connect to another address from now on; return all addresses, in the order of trial.
 
-    A client that runs takes it up at its next dialing.
+    A running client uses it at its next connection.
 
     Args:
         place: folder of a coordinator's certificate and join file.
-        address: ``host:port``.
-        join: in its place, a join file of the same federation; its invitation is not used.
+        address: ``host:port``; "" takes that of ``join``.
+        join: instead of an address, a join file of the same federation; its invitation is not used.
 
     Raises:
-        InputError: if the site is not enrolled, the join file is of another federation, or it is
-            no address.
+        InputError: if the site is not enrolled, the join file is of another federation, or the
+            address is malformed.
     """
     kept = Join.kept(place)
     if join is not None:
@@ -34,15 +34,15 @@ def move(place: Path, *, address: str = "", join: Join | None = None) -> list[st
 
 
 def place_of(home: Path, *, name: str = "", join: Join | None = None) -> Path:
-    """Return the folder of the coordinator that is meant, among those that a site came in to.
+    """Return the link folder of one of a site's coordinators.
 
     Args:
         home: the site's folder.
-        name: what the coordinator is called here; may be left out where there is one.
-        join: in its place, a join file of it.
+        name: the coordinator's name at this site; "" if there is only one.
+        join: instead of a name, a join file of the coordinator.
 
     Raises:
-        InputError: if the site came in to none that fits, or to several and none is named.
+        InputError: if no coordinator matches, or there are several and none is named.
     """
     known = memberships(home)
     if join is not None:
@@ -56,13 +56,17 @@ def place_of(home: Path, *, name: str = "", join: Join | None = None) -> Path:
 
 
 def require_same_federation(join: Join, place: Path) -> None:
-    """Check that a join file is of the federation whose certificate is in ``place``.
+    """Check that a join file is of the federation whose certificate is in a folder.
 
-    Its authority must be one that the site trusts: a join file that somebody else made up would
-    otherwise lead the site to them.
+    Its authority must be one that the site trusts: a forged join file would otherwise lead the site
+    to another coordinator.
+
+    Args:
+        join: the join file.
+        place: folder of the coordinator's certificate and join file.
 
     Raises:
-        InputError: if it is not.
+        InputError: if it is of another federation, for another site, or of an untrusted authority.
     """
     kept = Join.kept(place)
     if join.site != kept.site:

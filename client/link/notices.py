@@ -1,8 +1,8 @@
-"""Takes in what the coordinator tells of itself: an address, an authority, an order key.
+"""Accept the coordinator's notice: an address, an authority, an order key.
 
-The address is taken on the word of who shows the coordinator's certificate: at the new one TLS asks
-for the same authority. Another authority is taken only where the present one certified it, another
-order key only where the present one signed for it and the policy lets it ask.
+An address is accepted from any holder of the coordinator's certificate: at the new address TLS
+requires the same authority. Another authority is accepted only if the present one certified it, and
+another order key only if the present one signed for it and the policy lets it ask.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ class Notices:
 
     Args:
         folder: the site's folder for the link.
-        addresses: where it dials.
+        addresses: to which the site connects.
     """
 
     folder: Path
     addresses: Addresses
 
     def take(self, notice: pb.Notice) -> list[KeyHandover]:
-        """Keep what a notice says; return the handovers of order keys that it shows.
+        """Store the parts of a notice; return its handovers of order keys.
 
         Raises:
-            InputError: if a part of it cannot be taken; the parts before it are kept.
+            InputError: if a part is not acceptable; the parts before it are stored.
             OSError: if it cannot be written.
         """
         if notice.authorities:

@@ -1,4 +1,4 @@
-"""The plans that a site was offered, kept as JSON for its operator to look at."""
+"""The plans that were offered to a site, kept as JSON for its operator to read."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ class Offer:
 
     Attributes:
         digest: of the plan.
-        plan: as it is kept, or None where the file cannot be read or is another plan's.
-        fault: why it is None.
-        coordinator: who offered it first, or "" where that is not known.
-        offered: when it was offered last, in seconds since 1970.
+        plan: the stored plan; None if the file cannot be read or holds another plan.
+        fault: why ``plan`` is None.
+        coordinator: name of the first coordinator that offered it, or "" if unknown.
+        offered: time of the last offer, in seconds since 1970.
         also: the other coordinators that offered the same plan.
     """
 
@@ -45,12 +45,13 @@ class Offer:
 
 @dataclass(frozen=True)
 class Offers:
-    """Folder ``offers`` of a site: ``DIGEST.json`` of each plan, ``DIGEST.from`` beside it with who
-    offered it; and the run of a coordinator that goes on.
+    """The folder ``offers`` of a site, and the run that a coordinator continues.
+
+    Each plan is in ``DIGEST.json``; the coordinators that offered it are in ``DIGEST.from``.
 
     Args:
         home: folder of the site.
-        run_file: where that run is kept; default that of the first coordinator.
+        run_file: file of the run; None takes that of the first coordinator.
     """
 
     home: Path
@@ -58,15 +59,15 @@ class Offers:
 
     @classmethod
     def of(cls, membership: Membership) -> Offers:
-        """Return the plans of a site, with the run of one of its coordinators."""
+        """Return the offers of a site, with the run of one of its coordinators."""
         return cls(membership.home, None if membership.is_first else membership.state / "run.json")
 
     def keep(self, plan: Plan, coordinator: str = "") -> None:
-        """Keep a plan; beyond the newest 64, and 64 MB, older ones go.
+        """Store a plan; beyond the newest 64, and 64 MB, older ones are removed.
 
         Args:
             plan: that was offered.
-            coordinator: who offered it, by what it is called at this site.
+            coordinator: name at this site of the coordinator that offered it.
         """
         path = self._of(plan.digest)
         if path.exists():
@@ -106,20 +107,20 @@ class Offers:
         return [path for path in self._folder.glob("*.json") if _is_digest(path.stem)]
 
     def has(self, digest: str) -> bool:
-        """Whether the plan of this digest was offered lately."""
+        """Whether the plan of this digest is stored."""
         return self._of(digest).exists()
 
     def path_of(self, digest: str) -> Path:
-        """Return where the plan of this digest is kept, if it is."""
+        """Return the path of the plan of this digest; the file need not exist."""
         return self._of(digest)
 
     def all(self) -> list[Offer]:
-        """Return the plans that were offered lately, the newest first."""
+        """Return the stored offers, the newest first."""
         found = [self._read(path) for path in self._plans()]
         return sorted(found, key=lambda one: -one.offered)
 
     def plan(self, digest: str) -> Plan | None:
-        """Return the plan of a digest, or None if it was not offered lately.
+        """Return the plan of a digest, or None if it is not stored.
 
         Raises:
             PlanError: if the file cannot be read, or holds another plan.
@@ -157,16 +158,16 @@ class Offers:
 
     @property
     def newest(self) -> Path | None:
-        """Where the plan is kept that was offered last; None if none was."""
+        """File of the plan that was offered last, or None."""
         return max(self._plans(), key=lambda path: path.stat().st_mtime_ns, default=None)
 
     @property
     def run(self) -> bytes | None:
-        """The offer that the site was ready for last."""
+        """The last offer for which the site was ready."""
         return self._run.read_bytes() if self._run.exists() else None
 
     def keep_run(self, offered: bytes) -> None:
-        """Keep an offer, so that a site that is started again goes on with it."""
+        """Store an offer, so that a restarted site continues its run."""
         write_atomic(self._run, offered)
 
     @property

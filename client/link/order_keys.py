@@ -1,6 +1,6 @@
-"""The order keys of a site's coordinator: which one it says follows which, and what the site does.
+"""The order keys of a site's coordinator: their handovers, and which of them the site follows.
 
-A handover is taken only from a key that the policy lets ask. It is noted in the ledger, where a
+A handover is accepted only from a key that the policy lets ask. It is noted in the ledger, where a
 verifier finds it (:mod:`privet.privacy.evidence.order_keys`).
 """
 
@@ -17,12 +17,12 @@ from privet.privacy.evidence.order_keys import KeyHandover
 from privet.privacy.policy import Policy
 
 HANDOVERS = "order-keys.json"
-"""What the coordinator showed last, in the folder for the link."""
+"""File of the handovers that the coordinator sent last, in the folder for the link."""
 _LOG = logging.getLogger("privet.notices")
 
 
 def kept_handovers(folder: Path) -> list[KeyHandover]:
-    """Return the handovers that the coordinator showed last, as they are kept."""
+    """Return the stored handovers, which the coordinator sent last."""
     try:
         return [KeyHandover.from_json(one) for one in read_json(folder / HANDOVERS) or ()]
     except InputError:
@@ -35,7 +35,7 @@ def follow_handovers(policy: Policy, ledger: Ledger, shown: list[KeyHandover]) -
     Args:
         policy: the site's, as it is now.
         ledger: its own.
-        shown: by the coordinator, in order.
+        shown: handovers that the coordinator sent, the oldest first.
     """
     ledger.log.refresh()
     for one in shown:
@@ -55,7 +55,17 @@ def follow_handovers(policy: Policy, ledger: Ledger, shown: list[KeyHandover]) -
 
 
 def order_keys_shown(folder: Path, policy: Policy, ledger: Ledger) -> list[dict[str, Any]]:
-    """Return, for people, the order keys that the coordinator says follow others."""
+    """Return the coordinator's handovers of order keys, for people to read.
+
+    Args:
+        folder: the site's folder for the link.
+        policy: the site's, as it is now.
+        ledger: its own.
+
+    Returns:
+        For each handover, the fingerprints of the old and the new key, and whether the new one may
+        ask.
+    """
     keys = ledger.book.order_keys
     return [
         {
@@ -68,7 +78,7 @@ def order_keys_shown(folder: Path, policy: Policy, ledger: Ledger) -> list[dict[
 
 
 def read_json(path: Path) -> Any:
-    """Return what a file holds, or None where it cannot be read."""
+    """Return the JSON value of a file, or None if it cannot be read."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,13 +1,14 @@
-"""What a site did not do: a neutral line for each order and offer, and the last of them on disk.
+"""A site's refusals: a neutral log line for each order and offer, and the last of them on disk.
 
-A line says which run, round and attempt, and the status that the coordinator was answered with.
-Why stands in the operator's log, and nowhere else: it may speak of records (H30).
+A line names run, round and attempt, and the status that the coordinator received. The reason is in
+the operator's log and nowhere else: it may speak of records (H30).
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,11 +20,16 @@ from privet.common.order import Order, Status
 
 _LOG = logging.getLogger("privet.site")
 _FILE = "refusals.json"
+OFFER_GOES_S = 180.0
+"""Seconds after which an offer that is not repeated counts as gone: its run ended, or nobody asks.
+
+A coordinator repeats it each second, and for a minute at a time where several runs wait.
+"""
 
 
 @dataclass(frozen=True)
 class Refusals:
-    """The last order without a release, and the offer that the site is not ready for.
+    """The last order without a release, and the offer for which the site is not ready.
 
     Args:
         home: folder of the site.
@@ -32,13 +38,18 @@ class Refusals:
     home: Path
 
     def note_order(self, order: Order, status: Status) -> None:
-        """Say that an order got no release, and keep it as the last; a release changes nothing.
+        """Log an order without a release, and store it as the last one.
+
+        A release removes a stored order that was answered with "not now": that state has passed.
 
         Args:
             order: that was answered.
-            status: that it was answered with.
+            status: of the answer.
         """
         if status is Status.RELEASED:
+            last = self.read()["last_order"]
+            if last is not None and last.get("status") == Status.NOT_NOW:
+                self._keep(last_order=None)
             return
         about = {
             "run": order.run,
@@ -51,23 +62,42 @@ class Refusals:
         self._keep(last_order={**about, "time": int(time.time())})
 
     def note_offer(self, plan: str, status: Status) -> None:
-        """Keep which offered plan (by digest) the site is not ready for."""
+        """Store the offer for which the site is not ready.
+
+        Args:
+            plan: digest of the offered plan.
+            status: of the answer.
+        """
         self._keep(offer={"plan": plan, "status": str(status), "time": int(time.time())})
 
+    def note_repeated(self) -> None:
+        """Note that the offer which the site is not ready for was made once more."""
+        with suppress(OSError):
+            os.utime(self.home / _FILE)
+
     def note_ready(self) -> None:
-        """Forget the offer: the site is ready for it."""
+        """Remove the stored offer: the site is ready for it."""
         if self.read()["offer"] is not None:
             self._keep(offer=None)
 
     def read(self) -> dict[str, dict[str, Any] | None]:
-        """Return ``last_order`` and ``offer`` in JSON values, each None where there is none."""
+        """Return ``last_order`` and ``offer`` in JSON values, each None if there is none.
+
+        An offer that is no longer repeated counts as none, unless the ledger is too old for it.
+        """
+        path = self.home / _FILE
         try:
-            value = json.loads((self.home / _FILE).read_text(encoding="utf-8"))
-            found = {name: value.get(name) for name in ("last_order", "offer")}
+            value = json.loads(path.read_text(encoding="utf-8"))
+            kept = {name: value.get(name) for name in ("last_order", "offer")}
+            still = time.time() - path.stat().st_mtime <= OFFER_GOES_S
         except (OSError, ValueError, AttributeError):
-            found = {"last_order": None, "offer": None}
-        return {name: one if isinstance(one, dict) else None for name, one in found.items()}
+            return {"last_order": None, "offer": None}
+        found = {name: one if isinstance(one, dict) else None for name, one in kept.items()}
+        offer = found["offer"]
+        if offer is not None and not still and offer.get("status") != Status.REFUSED_ROLLBACK:
+            found["offer"] = None
+        return found
 
     def _keep(self, **facts: dict[str, Any] | None) -> None:
-        with suppress(OSError):  # the line was said; a full disk must not change an answer
+        with suppress(OSError):  # the line was logged; a full disk must not change an answer
             write_json(self.home / _FILE, {**self.read(), **facts})

@@ -1,8 +1,8 @@
-"""A site's certificate, renewed over the link before it ends.
+"""Renew a site's certificate over the link before it ends.
 
-The new key is made here and is on disk before its request leaves. Key and certificate lie in two
-files, which change one after the other: where the process ended between the two, the next one
-finishes the change. The coordinator takes the old certificate too until the one after it.
+The new key is made here, and is on disk before its request is sent. Key and certificate are two
+files, which are replaced one after the other: if the process ends between the two, the next one
+finishes the change. The coordinator accepts the old certificate too, until the one after it.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class Renewal:
         self.credentials()
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Return what the site dials with now.
+        """Return the TLS credentials with which the site connects now.
 
         Raises:
-            InputError: if it cannot be read.
+            InputError: if they cannot be read.
         """
         try:
             return grpc.ssl_channel_credentials(
@@ -66,16 +66,16 @@ class Renewal:
             ) from None
 
     def require_fit(self) -> None:
-        """Check that the key is the certificate's: nothing but other files would mend that.
+        """Check that key and certificate belong together; if not, only other files can mend it.
 
         Raises:
-            KeyFault: if it is not.
+            KeyFault: if they do not.
         """
         if fault := self._misfit():
             raise KeyFault(fault)
 
     def faults(self) -> list[str]:
-        """Return why the site cannot be let in with what it has now, in words; empty if it can."""
+        """Return in words why the coordinator would refuse the present certificate; or nothing."""
         own, authorities = self._certificate(_CERTIFICATE), self._authorities()
         again = "ask the coordinator for a new join file (`privet server enroll … --again`)"
         found = [
@@ -95,10 +95,10 @@ class Renewal:
         return [fault for fault in found if fault is not None]
 
     def explain(self, details: str) -> str:
-        """Return why there is no link: in words, where a certificate, a key or a clock is why.
+        """Return in words why the link fails, if a certificate, a key or a clock is the cause.
 
         Args:
-            details: what gRPC says of the call that failed.
+            details: gRPC's text about the failed call.
         """
         try:
             own = self.faults()
@@ -124,7 +124,7 @@ class Renewal:
         return read_certificates((self._folder / _AUTHORITY).read_bytes())
 
     def is_due(self) -> bool:
-        """Return whether the certificate should be renewed: its time, or a newer authority."""
+        """Return whether to renew the certificate, because of its age or of a newer authority."""
         own, authorities = self._certificate(_CERTIFICATE), self._authorities()
         return is_due(own) or (
             is_signed_by(own, authorities[-1]) and not is_signed_by(own, authorities[0])
@@ -136,13 +136,13 @@ class Renewal:
         return fingerprint_of(self._authorities()[0])
 
     def ask(self) -> bytes:
-        """Make a new key; return the request for its certificate, as PEM."""
+        """Make a new key; return the certificate request, as PEM."""
         asked, key = request(self._site)
         write_atomic(self._folder / (NEXT + _KEY), key, mode=FILE_MODE)
         return asked
 
     def keep(self, pem: bytes) -> None:
-        """Keep the certificate that came for the newest request.
+        """Store the certificate that answers the newest request.
 
         Raises:
             RunError: if it is not for this site and its new key.

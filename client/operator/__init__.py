@@ -1,1 +1,1 @@
-"""What a site's operator decides, sees and changes."""
+"""The decisions of a site's operator, and the facts on which they rest."""

@@ -1,13 +1,13 @@
-"""What an operator's decisions add up to: who approved, and why a plan may not run now.
+"""Derive from the operator's decisions who approved a plan, and why it may not run now.
 
-Pure. The rules are those of docs/reference/policy.md;
-:class:`~privet.client.admission.AdmissionControl` holds orders to them, and ``privet budget`` says
-beforehand what they would answer.
+The functions are pure. The rules are those of docs/reference/policy.md;
+:class:`~privet.client.admission.AdmissionControl` holds orders to them, and ``privet budget`` tells
+the result beforehand.
 
-Where the policy has ``[officers]``, an approval counts if the officer's own key signed it
-(:mod:`privet.privacy.evidence.officers`). Else names are not authenticated: whoever has the
-ledger's key can note any name, and all that is done is to keep one person from passing for two by
-another spelling.
+If the policy has ``[officers]``, an approval counts if the officer's own key signed it
+(:mod:`privet.privacy.evidence.officers`). Otherwise names are not authenticated: a holder of the
+ledger's key can note any name. Privet then only prevents that one person counts as two by another
+spelling.
 """
 
 from __future__ import annotations
@@ -32,12 +32,17 @@ def people(names: Iterable[str]) -> int:
 
 
 def persons(names: Iterable[str]) -> list[str]:
-    """Return the names of people, without that of the policy that listed the plan."""
+    """Return the names of people, without the mark of a policy that listed the plan."""
     return [name for name in names if not name.startswith(LISTED_BY)]
 
 
 def joined(names: Iterable[str], name: str) -> list[str]:
-    """Return the names with one more person; who is among them already stays as noted."""
+    """Add a person to a list of names; keep the noted spelling of one who is in it.
+
+    Args:
+        names: of the people so far.
+        name: of the person to add.
+    """
     known = persons(names)
     if same_person(name) in map(same_person, known):
         return known
@@ -47,13 +52,13 @@ def joined(names: Iterable[str], name: str) -> list[str]:
 def approval_fault(
     policy: Policy, book: LedgerState, plan: str, policy_file: Path | None = None
 ) -> str | None:
-    """Return why a plan (by digest) is not approved, with the command to type, or None.
+    """Return why a plan (by digest) is not approved, with the command that approves it; or None.
 
     Args:
         policy: of the site.
-        book: what its ledger says.
-        plan: digest, noise calibrated.
-        policy_file: where the policy is, for the command.
+        book: state of its ledger.
+        plan: digest, with the noise calibrated.
+        policy_file: file of the policy, for the command; None leaves it out.
     """
     allow = policy.allow
     if plan in book.refused_plans:
@@ -74,12 +79,12 @@ def approval_fault(
 
 
 def approvers(policy: Policy, book: LedgerState, plan: str) -> int:
-    """Return how many people approved a plan: where the policy has officers, by their signatures.
+    """Return how many people approved a plan; if the policy has officers, by their signatures.
 
     Args:
         policy: of the site.
-        book: what its ledger says.
-        plan: digest, noise calibrated.
+        book: state of its ledger.
+        plan: digest, with the noise calibrated.
     """
     names = book.approvals.get(plan, ())
     if not policy.officers:
@@ -89,8 +94,14 @@ def approvers(policy: Policy, book: LedgerState, plan: str) -> int:
 
 
 def waits_for_approval(policy: Policy, book: LedgerState, plan: str) -> bool:
-    """Whether nothing but the approval of people is missing: nobody refused the plan (by digest),
-    the policy lets people approve, and too few of them did.
+    """Whether nothing but the approval of people is missing.
+
+    That is so if nobody refused the plan, the policy lets people approve, and too few of them did.
+
+    Args:
+        policy: of the site.
+        book: state of its ledger.
+        plan: digest, with the noise calibrated.
     """
     return (
         plan not in book.refused_plans
@@ -100,7 +111,12 @@ def waits_for_approval(policy: Policy, book: LedgerState, plan: str) -> bool:
 
 
 def how_to_open(book: LedgerState, plan: str) -> str:
-    """Return the command that opens a plan (by digest) again after its failures closed it."""
+    """Return the command that opens a plan again after its failures closed it.
+
+    Args:
+        book: state of the site's ledger.
+        plan: digest of the plan.
+    """
     if book.setting == "site":
         return f"`privet client approve {plan}`"
     return "`privet simulate` with --open-again"
@@ -109,8 +125,13 @@ def how_to_open(book: LedgerState, plan: str) -> str:
 def standing_faults(policy: Policy, book: LedgerState, data_set: str) -> list[str]:
     """Return why the site would reserve nothing for a data set now, whatever the plan.
 
+    Args:
+        policy: of the site.
+        book: state of its ledger.
+        data_set: name of one of the policy's data sets.
+
     Raises:
-        PolicyError: if the policy calls the population otherwise than the ledger.
+        PolicyError: if the policy has another name for the population than the ledger.
     """
     name = policy.data[data_set].population
     require_known(policy, book, name)
@@ -142,9 +163,14 @@ def standing_faults(policy: Policy, book: LedgerState, data_set: str) -> list[st
 def require_known(policy: Policy, book: LedgerState, population: str) -> None:
     """Check that a population is the ledger's, or really a new one beside the ledger's own.
 
+    Args:
+        policy: of the site.
+        book: state of its ledger.
+        population: name of one of the policy's populations.
+
     Raises:
-        PolicyError: if it seems to be one of the ledger's under another name, whose budget
-            would begin at zero (H32).
+        PolicyError: if it seems to be one of the ledger's under another name, whose budget would
+            start at zero (H32).
     """
     gone = [name for name in book.populations if name not in policy.populations]
     if not book.populations or population in book.populations:
@@ -159,7 +185,12 @@ def require_known(policy: Policy, book: LedgerState, population: str) -> None:
 
 
 def budget_of(policy: Policy, population: str) -> Budget:
-    """Return a population's terms, as the policy says them."""
+    """Return a population's budget as the policy sets it.
+
+    Args:
+        policy: of the site.
+        population: name of one of the policy's populations.
+    """
     found = policy.populations[population]
     return Budget(
         found.epsilon,

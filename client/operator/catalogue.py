@@ -1,8 +1,8 @@
-"""The plans that a site was offered or decided on: what each is, costs and changes.
+"""The plans that a site was offered or decided on: their content, cost and changes.
 
-Plans come from a coordinator. Nothing of one is run here, none that the policy forbids is priced
-(its accounting may be made to be expensive), and its texts are cut; whoever prints them asks
-:mod:`privet.common.printable` first.
+Plans come from a coordinator. This module runs none of their code, prices none that the policy
+forbids (a plan may be made so that its accounting is expensive), and cuts their texts; the caller
+that prints them uses :mod:`privet.common.printable` first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ABSENT = "–"
 
 @dataclass(frozen=True)
 class Change:
-    """A key of a plan that another plan has otherwise; values as JSON text, cut."""
+    """A key in which two plans differ; values as JSON text, cut."""
 
     key: str
     before: str
@@ -44,17 +44,17 @@ class Listed:
         digest: of the plan.
         state: one of :data:`OFFERED`, :data:`WAITS`, :data:`APPROVED`, :data:`REFUSED`,
             :data:`CLOSED`.
-        by: who approved or refused it.
-        plan: None where only its digest is known, or what is kept cannot be read.
-        coordinator: who offered it first, "" where that is not known.
+        by: names of the people who approved or refused it.
+        plan: None if only its digest is known, or the stored plan cannot be read.
+        coordinator: the first coordinator that offered it, "" if unknown.
         also: the other coordinators that offered the same plan.
-        offered: when it was offered last, in seconds since 1970; None if it was not lately.
+        offered: time of the last offer, in seconds since 1970; None if there was none lately.
         attempts: how many failed in a row, and how many may.
-        why: what is to be known: why it may not run, or cannot be read; "" for nothing.
-        forecast: what it costs; None where it is not priced.
-        against: digest of the plan that ``changes`` compares with, the last that was approved
-            of the same name, or else of the same coordinator; "" without one.
-        changes: what this plan has otherwise, at most :data:`MAX_CHANGES`.
+        why: a note for the operator: why it may not run, or cannot be read; "" for none.
+        forecast: its cost; None if it is not priced.
+        against: digest of the plan with which ``changes`` compares: the last approved one of the
+            same name, or else of the same coordinator; "" without one.
+        changes: keys in which this plan differs, at most :data:`MAX_CHANGES`.
     """
 
     digest: str
@@ -71,7 +71,7 @@ class Listed:
     changes: tuple[Change, ...] = field(default=())
 
     def to_dict(self) -> dict[str, Any]:
-        """Return it as JSON values; what is not known is null."""
+        """Return JSON values; an unknown one is null."""
         plan, cost = self.plan, self.forecast
         privacy = plan.privacy if plan is not None else None
         failed, most = self.attempts
@@ -102,7 +102,7 @@ class Listed:
 
 
 class Catalogue:
-    """What a site was offered and decided.
+    """The plans that a site was offered and decided on.
 
     Args:
         place: the site's policy and ledger.
@@ -152,9 +152,9 @@ class Catalogue:
         )  # fmt: skip
 
     def priced(self, listed: Listed) -> Listed:
-        """Return a plan with its price, and with what it changes against the last approved one.
+        """Return a plan with its price, and with its changes against the last approved one.
 
-        One that was refused, that the policy forbids, or whose noise is not set has no price.
+        A plan that was refused, that the policy forbids, or whose noise is not set has no price.
         """
         base = self._base(listed)
         if listed.plan is not None and base is not None:
@@ -200,11 +200,11 @@ class Catalogue:
 
 
 def changes_between(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
-    """Yield the keys that two plans, or two policies, have otherwise, at most :data:`MAX_CHANGES`.
+    """Yield the keys in which two plans, or two policies, differ, at most :data:`MAX_CHANGES`.
 
     Args:
-        before: what was approved, as JSON values.
-        after: what is to be decided on.
+        before: the approved one, as JSON values.
+        after: the one to decide on, as JSON values.
     """
     old, new = (dict(_leaves(value)) for value in (before, after))
     count = 0
@@ -219,11 +219,12 @@ def changes_between(before: dict[str, Any], after: dict[str, Any]) -> Iterator[C
 
 
 def policy_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
-    """Yield everything in which two policies differ: whole, item by item, who decides first.
+    """Yield every difference of two policies, item by item; officers, permissions, populations
+    first.
 
     Args:
         before: the policy in force, as it is published.
-        after: the one that is to be signed.
+        after: the policy to sign.
     """
     old, new = (dict(_items(value)) for value in (before, after))
     first = ("officers", "allow", "populations")
@@ -262,7 +263,7 @@ def _is_named(value: Any) -> bool:
 
 
 def _forbidden(place: Place, plan: Plan | None) -> str:
-    """Return why the policy does not allow a plan at all, or ""."""
+    """Return why the policy forbids a plan, or ""."""
     if plan is None:
         return ""
     try:

@@ -1,9 +1,10 @@
-"""What a site's records are worth to a plan, for the operator's eyes alone.
+"""Check a site's records against a plan, for the operator's eyes alone.
 
-``privet client check`` encodes the site's own records as a run would, and says what is left out,
-what falls outside the plan's constants, and whether the model treats the real records as it treats
-made-up ones. Nothing leaves, nothing is spent. Here is the place of every check that reads records:
-at the start of a run none may change what leaves a site, or whether anything does (H30).
+``privet client check`` encodes the site's own records as a run would. It reports which records are
+left out, which cells fall outside the plan's constants, and whether the model treats the real
+records as it treats made-up ones. Nothing leaves the site, nothing is spent. Every check that reads
+records belongs here: at the start of a run none may change what leaves a site, or whether anything
+does (H30).
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ Level = Literal["fault", "warning"]
 
 @dataclass(frozen=True)
 class CheckFinding:
-    """One thing that the operator should know.
+    """One finding for the operator.
 
     Attributes:
-        level: ``fault``: these records cannot be used; ``warning``: they can, and less well.
+        level: ``fault``: these records cannot be used; ``warning``: they can, but serve less well.
         kind: a word for programs, such as ``left-out``.
         message: in words. It may quote records.
-        places: where, in the source, at most 20.
-        count: how many records, cells or people it is about.
-        beyond: how many more places there are.
+        places: in the source, at most 20.
+        count: number of records, cells or people concerned.
+        beyond: number of further places.
     """
 
     level: Level
@@ -63,19 +64,19 @@ class CheckFinding:
 
 @dataclass
 class DataCheck:
-    """What was found of one data set.
+    """The findings about one data set.
 
     Attributes:
-        source: the file.
+        source: the file or database.
         plan: digest of the plan.
-        records: that could be read.
-        usable: that a run would use, to train on and held out.
-        units: to train on.
-        counted: what places count, ``line`` or ``row``.
+        records: number that could be read.
+        usable: number that a run would use, to train on and held out.
+        units: number to train on.
+        counted: unit of places, ``line`` or ``row``.
         left_out: every record that is left out, by its place, with the reason.
-        columns: by column, shares of its cells in the records that could be read
+        columns: by column, shares of its cells in the readable records
             (:class:`~privet.client.data.columns.ColumnFit`).
-        findings: in the order of their weight.
+        findings: the most important first.
     """
 
     source: str
@@ -96,7 +97,15 @@ class DataCheck:
     def add(
         self, level: Level, kind: str, message: str, places: Any = (), count: int | None = None
     ) -> None:
-        """Add a finding."""
+        """Add a finding.
+
+        Args:
+            level: ``fault`` or ``warning``.
+            kind: a word for programs.
+            message: in words. It may quote records.
+            places: of the records in the source; the first :data:`MAX_NAMED` are kept.
+            count: number of records, cells or people concerned; None counts ``places``.
+        """
         found = tuple(int(place) for place in places)
         total = len(found) if count is None else count
         beyond = max(0, len(found) - MAX_NAMED)
@@ -141,7 +150,7 @@ def check_records(
         site: name of the site in the plan.
         max_rows: more records than this are a fault (the policy's ``sql.max_rows``).
         min_units: fewer units to train on than this are a fault (the policy's ``min_units``).
-        tell: hears what is looked at now.
+        tell: called with the name of each stage as it begins.
 
     Raises:
         DataError: if a column is missing that the plan reads.
@@ -296,7 +305,7 @@ def _long_records(found: DataCheck, frame: pd.DataFrame) -> None:
 
 
 def _encoding(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRecords) -> None:
-    """Encode a few records again, each by a task made anew, from a table of its own."""
+    """Encode a few records again, each by a new task from a table of its own."""
     rows = [row for row in range(len(frame)) if row not in train.faults]
     chosen = sorted(set(np.linspace(0, len(rows) - 1, min(MAX_ALONE, len(rows)), dtype=int)))
     if plan.privacy is not None and plan.privacy.unit == "person":
@@ -322,7 +331,7 @@ def _encoding(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRe
 
 
 def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
-    """Whether two tensors hold the same numbers; what is none (NaN) is the same as none."""
+    """Whether two tensors hold the same numbers; NaN equals NaN."""
     if one.shape != two.shape or one.dtype != two.dtype:
         return False
     return bool(((one == two) | ((one != one) & (two != two))).all())
@@ -340,7 +349,13 @@ def _model(found: DataCheck, bench: ModelRuntime, examples: Batch) -> None:
 
 
 def unreadable(source: str, plan: Plan, error: PrivetError) -> DataCheck:
-    """Return what is found of records that cannot be read at all."""
+    """Return the check of records that cannot be read at all.
+
+    Args:
+        source: the file or database, for the operator.
+        plan: against which the records should have been checked.
+        error: why they cannot be read.
+    """
     found = DataCheck(source, plan.digest)
     found.add("fault", "file", str(error))
     return found

@@ -1,14 +1,14 @@
-"""The last check of a data set, kept in the site's folder: ``checks/DATASET.json``.
+"""The last check of a data set, stored in the site's folder: ``checks/DATASET.json``.
 
 ::
 
     privet client check ── CheckRecord.of(...).write ──► checks/DATASET.json
     privet client approve, start ── outcome ◄───────────┘
 
-It says when a data set was checked, on which file, and with what outcome. It is for the operator's
-eyes, never leaves the site, and holds no number of records. A policy with ``min_units`` lets the
-client start only after a check that passed on the file as it is now: the operator decides that a
-site is too small, before any order, so that no answer depends on it.
+The file says when a data set was checked, on which file, and with what outcome. It is for the
+operator's eyes, never leaves the site, and holds no number of records. A policy with ``min_units``
+lets the client start only after a check that passed on the present file: the operator decides that
+a site is too small before any order comes, so that no answer depends on it.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Stamp = tuple[int, int, int, int, int]
 
 @dataclass(frozen=True)
 class CheckRecord:
-    """What a check found.
+    """The outcome of a check.
 
     Attributes:
         when: its time, ISO 8601 in UTC.
         file: the path that was read, or the database in words.
         stamp: of the file before it was read; None for a database.
-        ok: the records can be used.
-        units_ok: there are at least ``min_units`` of them; True where the policy sets none.
-        policy: digest of what the policy said of the data set (:func:`settings_digest`).
+        ok: whether the records can be used.
+        units_ok: whether there are at least ``min_units`` units; True if the policy sets none.
+        policy: digest of the policy's settings of the data set (:func:`settings_digest`).
     """
 
     when: str
@@ -61,8 +61,8 @@ class CheckRecord:
             policy: the site's own.
             data_set: that was checked.
             stamp: of its file (:func:`stamp_of`), taken before the file was read.
-            ok: the records can be used.
-            units_ok: there are enough units.
+            ok: whether the records can be used.
+            units_ok: whether there are enough units.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
         file, digest = _place(policy, data_set), settings_digest(policy, data_set)
@@ -70,9 +70,9 @@ class CheckRecord:
 
     @classmethod
     def read(cls, home: Path, data_set: str) -> Self | None:
-        """Return the record of the last check of a data set; None where there is none.
+        """Return the record of the last check of a data set, or None.
 
-        A file that is damaged counts as none: the check is run again.
+        A damaged file counts as none: the check must be run again.
 
         Args:
             home: the site's folder.
@@ -92,13 +92,18 @@ class CheckRecord:
         return cls(texts[0], texts[1], stamp, flags[0], flags[1], texts[2])
 
     def write(self, home: Path, data_set: str) -> None:
-        """Keep it as the last check of a data set, for the site's user alone."""
+        """Store this as the last check of a data set, readable by the site's user only.
+
+        Args:
+            home: the site's folder.
+            data_set: name in the policy.
+        """
         path = _path(home, data_set)
         private_folder(path.parent)
         write_json(path, asdict(self), mode=FILE_MODE)
 
     def fault(self, policy: Policy, data_set: str) -> str | None:
-        """Return why the check does not stand for the data set as it is now, or None if it does.
+        """Return why the check no longer holds for the data set, or None if it does.
 
         Args:
             policy: as it is now.
@@ -114,7 +119,7 @@ class CheckRecord:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Return what changes when a file does; None where it is not there."""
+    """Return a stamp that changes when the file does; None if there is no file."""
     try:
         known = path.stat()
     except OSError:
@@ -123,9 +128,13 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 def settings_digest(policy: Policy, data_set: str) -> str:
-    """Return one digest over all that the policy says of a data set and its population.
+    """Return one digest over all settings of a data set and its population.
 
-    Unlike :attr:`Policy.digest` it includes what is not published, such as ``min_units``.
+    Unlike :attr:`Policy.digest` it includes unpublished settings, such as ``min_units``.
+
+    Args:
+        policy: the site's own.
+        data_set: name of one of its data sets.
     """
     data = policy.data[data_set]
     population = policy.populations[data.population]
@@ -133,7 +142,7 @@ def settings_digest(policy: Policy, data_set: str) -> str:
 
 
 def outcome(policy: Policy, data_set: str, home: Path) -> str:
-    """Say in one line how the last check of a data set stands.
+    """Return in one line the outcome of a data set's last check, and whether it still holds.
 
     Args:
         policy: the site's own.
@@ -149,14 +158,14 @@ def outcome(policy: Policy, data_set: str, home: Path) -> str:
 
 
 def require_checked(policy: Policy, home: Path) -> None:
-    """Refuse to start where ``min_units`` is set and the last check does not stand.
+    """Refuse to start if ``min_units`` is set and the last check no longer holds.
 
     Args:
         policy: the site's own.
         home: the site's folder.
 
     Raises:
-        Refused: saying of which data set, and what to do.
+        Refused: naming the data set, and what to do.
     """
     for name, data in policy.data.items():
         if data.min_units is None:

@@ -1,8 +1,8 @@
-"""The operator's desk: a site's folder, and what its operator decides by hand.
+"""The operator's decisions about a site, and the site's folder.
 
-The folder holds ``site.toml`` (the policy) and the ledger's folder with its keys. Where
-the policy has ``[keys]``, the ledger's key is in a hardware token instead of a file. A
-decision is an entry in the ledger, also while a client is running.
+The folder holds ``site.toml`` (the policy) and the ledger's folder with its keys. If the policy has
+``[keys]``, the ledger's key is in a hardware token instead of a file. A decision is an entry in the
+ledger, also while a client is running.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.client.operator.approval import budget_of, joined
+from privet.client.operator.newer_ledger import require_newest
 from privet.client.operator.status import site_standing
 from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import InputError, KeyFault, Refused, WrongLedger
@@ -34,7 +35,7 @@ from privet.privacy.policy import TEMPLATE, Keys, Policy
 
 POLICY_FILE = "site.toml"
 POLICY_SIGNATURES = "policy-signatures"
-"""Papers beside the ledger: what officers signed of policies that are not in force yet."""
+"""Papers beside the ledger: officers' signatures of policies that are not in force yet."""
 SignerFor = Callable[[bytes], Signer]
 """Returns an officer's private key, given the raw public one that the policy lists."""
 LEDGER_KEY, WITNESS_KEY, _RECOVERY_KEY = "ledger.pem", "witness.pem", "recovery.pem"
@@ -47,8 +48,8 @@ class OperatorDecisions:
     """One site's policy and ledger, opened.
 
     Attributes:
-        policy: as the file says now.
-        ledger: where decisions are noted.
+        policy: as the file is now.
+        ledger: in which decisions are noted.
     """
 
     policy: Policy
@@ -56,13 +57,19 @@ class OperatorDecisions:
 
     @classmethod
     def open(cls, policy_file: Path, passphrase: str | None) -> OperatorDecisions:
-        """Open what ``policy_file`` names. Nothing is written: populations are registered
-        for life, so only a client that starts to work under the policy does that.
+        """Open policy and ledger of a site.
+
+        Nothing is written: populations are registered for life, so only a client that starts to
+        work under the policy registers them.
+
+        Args:
+            policy_file: the site's ``site.toml``.
+            passphrase: of the ledger's key; None for an unencrypted one.
 
         Raises:
             PolicyError: if the policy is wrong.
             WrongLedger: if there is no ledger yet, it is missing, or another site's.
-            KeyFault: if the key does not open, or is not the ledger's.
+            KeyFault: if the key cannot be opened, or is not the ledger's.
         """
         policy = Policy.load(policy_file)
         require_ledger(policy)
@@ -71,17 +78,18 @@ class OperatorDecisions:
         return cls(policy, Ledger(policy.ledger_folder, key, policy.site, key_now=key_now))
 
     def approve(self, plan: str, name: str, signer: SignerFor | None = None) -> tuple[str, ...]:
-        """Approve a plan by its digest in somebody's name; return all who did.
+        """Approve a plan by its digest in a person's name; return the names of all who did.
 
         Args:
             plan: its digest.
-            name: of who approves; where the policy has officers, of one of them.
+            name: of the person who approves; an officer, if the policy has officers.
             signer: returns the private half of an officer's key, given the public one.
 
         Raises:
-            InputError: if it is no digest, or no name.
-            KeyFault: if the key does not open, or is not the officer's.
-            Refused: if the policy has officers, and this is none.
+            InputError: if the digest or the name is malformed.
+            KeyFault: if the key cannot be opened, or is not the officer's.
+            Refused: if the policy has officers, and this person is none; or a newer ledger was
+                seen elsewhere.
             SitePaused: if the site has withdrawn.
         """
         digest, name = full_digest(plan), tidy(name)
@@ -105,22 +113,23 @@ class OperatorDecisions:
         return self.ledger.book.approvals[digest]
 
     def sign_policy(self, name: str, signer: SignerFor) -> tuple[list[str], int]:
-        """Sign the policy, as an officer of the one in force; with the last one it holds.
+        """Sign a changed policy, as an officer of the one in force; the last signature makes it
+        valid.
 
-        As many must sign as approve a plan. Signatures that are there are kept beside the ledger.
+        The number of signatures is that of a plan's approvals. They are stored beside the ledger.
 
         Args:
             name: of the officer.
             signer: as in :meth:`approve`.
 
         Returns:
-            Who has signed it, and how many must.
+            The names of the signers so far, and how many must sign.
 
         Raises:
-            InputError: if the policy in force has no officers, or is this one.
-            KeyFault: if the key does not open, or is not the officer's.
-            Refused: if this is no officer.
-            LedgerError: if the policy says something else about a population than the ledger.
+            InputError: if the policy in force has no officers, or is already this policy.
+            KeyFault: if the key cannot be opened, or is not the officer's.
+            Refused: if this person is no officer.
+            LedgerError: if the policy contradicts the ledger about a population.
         """
         self.ledger.log.refresh()
         officers = self.ledger.book.officers
@@ -132,6 +141,7 @@ class OperatorDecisions:
             )
         signature = self._sign("policy", self.policy.digest, tidy(name), signer, officers)
         with self.ledger.log.writing():
+            require_newest(self.ledger)
             needed = self.ledger.book.officers_needed
             signed = {one.name: one for one in self._policy_signatures()}
             signed[signature.name] = signature
@@ -144,7 +154,7 @@ class OperatorDecisions:
         return sorted(signed), needed
 
     def _policy_signatures(self) -> list[OfficerSignature]:
-        """Return what officers signed of this policy so far, since the one in force was noted."""
+        """Return the officers' signatures of this policy since the one in force was noted."""
         ledger, book = self.ledger, self.ledger.book
         kept = dict(ledger.log.store.papers(POLICY_SIGNATURES)).get(self.policy.digest, "[]")
         found = [OfficerSignature.from_json(value) for value in json.loads(kept)]
@@ -178,20 +188,39 @@ class OperatorDecisions:
         return OfficerSignature.make(decision, private)
 
     def refuse(self, plan: str, name: str) -> None:
-        """Refuse a plan by its digest from now on. Raises as :meth:`approve`."""
+        """Refuse a plan from now on.
+
+        Args:
+            plan: its digest.
+            name: of the person who refuses.
+
+        Raises:
+            InputError, KeyFault, SitePaused: as :meth:`approve`.
+        """
         digest, name = full_digest(plan), tidy(name)
         with self._deciding():
             self.ledger.refuse_plan(digest, [name])
 
     def pause(self, name: str, *, end: bool = False) -> None:
-        """Reserve nothing from now on, or end that. Raises as :meth:`approve`."""
+        """Pause the site, so that it reserves nothing, or end the pause.
+
+        Args:
+            name: of the person who decides.
+            end: end the pause instead.
+
+        Raises:
+            InputError, KeyFault, SitePaused: as :meth:`approve`.
+        """
         name = tidy(name)
         with self._deciding():
             (self.ledger.resume if end else self.ledger.pause)(name)
 
     def withdraw(self, name: str) -> None:
-        """Reserve nothing ever again; a second time changes nothing."""
-        self.ledger.withdraw(tidy(name))
+        """Withdraw the site: it never reserves anything again; a second call changes nothing."""
+        name = tidy(name)
+        with self.ledger.log.writing():
+            require_newest(self.ledger)
+            self.ledger.withdraw(name)
 
     def status(self) -> dict[str, Any]:
         """Return the state of the site in JSON values."""
@@ -199,24 +228,25 @@ class OperatorDecisions:
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
-        """Hold the right to decide, as of what is on disk now."""
+        """Hold the right to decide, with the ledger as it is on disk now."""
         with self.ledger.log.writing():
             self.ledger.require_present()
+            require_newest(self.ledger)
             yield
 
 
 def note_policy(
     policy: Policy, ledger: Ledger, signatures: Sequence[OfficerSignature] = ()
 ) -> None:
-    """Note what the policy says, where the ledger does not say it yet; all of it, or nothing.
+    """Note the policy's terms that the ledger does not hold yet; all of them, or none.
 
     Args:
-        policy: as the file says now.
+        policy: as the file is now.
         ledger: of the site.
-        signatures: of officers of the policy in force, where that has officers.
+        signatures: of officers of the policy in force, if it has officers.
 
     Raises:
-        LedgerError: if it says something else about a population than the ledger.
+        LedgerError: if it contradicts the ledger about a population.
         Refused: if officers must sign a change, and too few did.
     """
     with ledger.log.writing():
@@ -242,10 +272,10 @@ def make_site(
         folder: new or empty.
         site: its name.
         passphrase: of the key files.
-        keys: where the ledger's key is, if it is in a token; default a new file.
-        coordinators: fingerprints of the order keys that may ask.
-        other_ledgers: first keys of the other ledgers that keep a budget of the same persons, as
-            the site states; empty if it states that there is none, None if it states nothing.
+        keys: the token that holds the ledger's key; None makes a key file.
+        coordinators: fingerprints of the order keys that may run plans here.
+        other_ledgers: first keys of the other ledgers with a budget of the same people, as the site
+            states; empty if it states that there is none, None if it states nothing.
 
     Raises:
         InputError: if the folder is not empty.
@@ -284,14 +314,14 @@ def make_site(
 
 
 def stated_ledgers(others: Sequence[str], *, only: bool = False) -> tuple[str, ...] | None:
-    """Return what a site states about other ledgers of its persons; None if it states nothing.
+    """Return a site's statement about other ledgers of its people; None if it makes none.
 
     Args:
         others: fingerprints of their first keys.
-        only: it states that there is none.
+        only: whether it states that there is none.
 
     Raises:
-        InputError: if that is no fingerprint, or both are said.
+        InputError: if one is no fingerprint, or both statements are made.
     """
     if only and others:
         raise InputError("--only-ledger and --other-ledger contradict each other")
@@ -320,7 +350,7 @@ def require_ledger(policy: Policy) -> None:
     """Check that the ledger that ``policy`` names is there.
 
     Raises:
-        WrongLedger: if it is not, saying whether there was one.
+        WrongLedger: if it is not; the message says whether there was one.
     """
     if has_ledger(policy):
         return
@@ -372,7 +402,11 @@ def _key_now(policy_file: Path, passphrase: str | None) -> Signer:
 
 
 def in_token(keys: Keys, label: str | None = None) -> Signer:
-    """Return the key that ``keys`` names, or the one called ``label`` in the same token.
+    """Return the signer of a key in a hardware token.
+
+    Args:
+        keys: the policy's section; it names module, token and the ledger's key.
+        label: of the key in the token; None takes the ledger's.
 
     Raises:
         KeyFault: if it cannot be opened.

@@ -1,7 +1,7 @@
-"""What a plan would cost the persons of one site, before anything is spent.
+"""Forecast what a plan would cost the people of one site, before anything is spent.
 
-A place is a policy with what its ledger says, read without its key. A forecast puts a plan beside
-it: its cost, what was spent, what would be left, and why the site would not let it run.
+A place is a policy with the state of its ledger, read without its key. A forecast compares a plan
+with it: the plan's cost, the budget spent, the budget left, and why the site would refuse the plan.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ MANY = 1000
 
 
 class Place:
-    """A policy, and what the ledger that it names says, read without its key.
+    """A policy, and the state of the ledger that it names, read without its key.
+
+    Args:
+        file: of the policy, for commands in messages.
+        policy: of the site.
 
     Raises:
         WrongLedger: if the ledger is another site's, or was lost.
@@ -48,11 +52,22 @@ class Place:
         self.book = self._ledger.book if self._ledger else LedgerState()
 
     def charges(self, population: str) -> History:
-        """Return what was charged to a population, by run."""
+        """Return a population's charges, by run."""
         return self._ledger.charges(population) if self._ledger else {}
 
     def is_composed(self, population: str, plan: Plan, cap: Cap) -> bool | None:
-        """Return whether a plan counts as known if it is a population's first one."""
+        """Return whether the ledger would compose a plan tightly as a population's first one.
+
+        The rule is that of privacy/accounting/first_plans.py.
+
+        Args:
+            population: of the policy.
+            plan: with its noise calibrated.
+            cap: the population's budget and terms.
+
+        Returns:
+            Whether it would; None if rounding leaves that open. True without a ledger.
+        """
         from privet.privacy.accounting import plan_events
 
         if self._ledger is None:
@@ -74,10 +89,10 @@ class Place:
         return (0, 1) if self._ledger is None else self._ledger.attempts(plan)
 
     def kept(self, plan: str) -> Plan | None:
-        """Return the plan of a digest that the ledger keeps since it was first allowed, or None.
+        """Return the plan of a digest that the ledger stored when it was first allowed, or None.
 
         Raises:
-            PlanError: if what is kept is no plan, or another one.
+            PlanError: if the stored value is no plan, or another one.
         """
         text = None if self._ledger is None else self._ledger.log.store.paper("plan", plan)
         if text is None:
@@ -89,19 +104,25 @@ class Place:
 
 
 class Forecast:
-    """What a plan would cost one population of a site.
+    """The cost of a plan for one population of a site.
+
+    Args:
+        asked: the plan as it was given.
+        fitted: the same plan, with its noise calibrated.
+        place: the site's policy and ledger.
+        data_set: name of one of the policy's data sets.
 
     Attributes:
         plan: the plan, noise calibrated.
-        calibrated: the plan left its noise to be calibrated.
+        calibrated: whether the plan left its noise to be calibrated.
         per_round, total: cost of a round, of the whole run.
-        spent, after: cost of all charges so far, and of those with the run; None where the plan
-            has another unit or relation than the population, so that they cannot be added.
+        spent, after: cost of all charges so far, and with the run; None if the plan has another
+            unit or relation than the population, so that the costs cannot be added.
         decision: of the cap; None in the same case.
-        runs_left: how many such runs may be begun and come to their end, this one included.
+        runs_left: how many such runs could start and finish, this one included.
         faults: why the site would not let the plan run to its end now; empty if it would.
-        only_undecided: nothing is missing but a decision of the operator.
-        notes: what is to be known about the figures.
+        only_undecided: whether nothing is missing but a decision of the operator.
+        notes: remarks about the numbers.
     """
 
     def __init__(self, asked: Plan, fitted: Plan, place: Place, data_set: str) -> None:
@@ -182,11 +203,11 @@ class Forecast:
 
     @property
     def many(self) -> bool:
-        """Whether more runs fit than are worth counting."""
+        """Whether more than :data:`MANY` runs fit, so that their number is only a lower bound."""
         return self.runs_left is not None and self.runs_left >= MANY
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the answer as JSON; numbers that are infinite or unknown are null."""
+        """Return the forecast as JSON values; infinite and unknown numbers are null."""
         privacy = self.plan.privacy
         return {
             "cost": {

@@ -1,4 +1,4 @@
-"""Replace the ledger key of a site: a file, a key in a token, or one of each."""
+"""Replace a site's ledger key: a file, a key in a token, or one of each."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 from privet.client.operator.decisions import LEDGER_KEY, in_token, require_ledger
+from privet.client.operator.newer_ledger import require_newest
 from privet.common.errors import InputError, KeyFault, SitePaused
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger
@@ -18,23 +19,23 @@ def rotate_key(
 ) -> str:
     """Replace the ledger key by a new one; return its fingerprint.
 
-    Whatever can be wrong is found before anything is written. A new key file is on disk
-    before the entry that names it, and takes the old one's place after it; if the process
-    ends between, the next call finishes. A new key in a token is made there by the operator:
-    it is ``to``, or the one that the policy names where the key in force is still a file, or
-    lost.
+    Every fault is found before anything is written. A new key file is on disk before the entry that
+    names it, and replaces the old file afterwards; if the process ends between, the next call
+    finishes. The operator makes a new key in a token there: it is ``to``, or the key that the
+    policy names if the key in force is still a file, or lost.
 
     Args:
         policy_file: of the site.
         passphrase: of all key files.
-        recovery: the recovery key's file, where the ledger key is lost.
+        recovery: the recovery key's file, if the ledger key is lost; else None.
         to: label of the new key pair in the token that the policy names.
 
     Raises:
         InputError: if ``to`` is given and the policy names no token.
         WrongLedger: if the ledger is not there.
-        KeyFault: if a key does not open or is another one, or nothing would change.
+        KeyFault: if a key cannot be opened or is another one, or nothing would change.
         SitePaused: if the site has withdrawn.
+        Refused: if a newer ledger was seen elsewhere.
         LedgerError: if the ledger cannot be written.
     """
     policy = Policy.load(policy_file)
@@ -45,6 +46,7 @@ def rotate_key(
     require_ledger(policy)
     ledger = Ledger.read(folder, policy.site)
     with closing(ledger.log.store):
+        require_newest(ledger)
         in_force = ledger.log.key
         new: Signer | None = None
         if keys is not None:
@@ -93,10 +95,10 @@ def _require_in_force(path: Path, signer: Signer, in_force: Key) -> None:
 
 
 def _left_over(path: Path, current: Path, in_force: Key, passphrase: str | None) -> Signer:
-    """Return the key that a rotation made before it broke off.
+    """Return the key that an interrupted rotation made.
 
     Raises:
-        KeyFault: if it does not open, saying whether anything would be lost with it.
+        KeyFault: if it cannot be opened; the message says whether anything would be lost with it.
     """
     try:
         return FileSigner.load(path, passphrase)

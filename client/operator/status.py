@@ -1,4 +1,4 @@
-"""How a site stands: what its populations spent, which plans were decided, who saw that."""
+"""The status of a site: budgets spent, plans decided, and the witnesses of its ledger."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from privet.privacy.policy import Policy
 
 
 def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
-    """Return the state of a site in JSON values: what the ledger holds beside the policy."""
+    """Return the state of a site in JSON values, from its ledger and its policy.
+
+    Args:
+        policy: of the site.
+        ledger: its own.
+    """
     book, log = ledger.book, ledger.log
     cosigned = log.cosigned()
     to_come = [name for name in policy.populations if name not in book.populations]

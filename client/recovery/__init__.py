@@ -1,1 +1,1 @@
-"""How a site gets back what it lost, and keeps what others may lose."""
+"""Recover a site's lost ledger, and keep copies for others."""

@@ -1,4 +1,4 @@
-"""What a site hands back to another one that lost its ledger."""
+"""Export a site's copy for another site that lost its ledger."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from privet.privacy.policy import Policy
 
 
 def copy_kept(policy_file: Path, site: str) -> CopyFile:
-    """Return the copy of another site's ledger that this site keeps, and the head that it saw.
+    """Return this site's copy of another site's ledger, and the newest head that it saw.
 
     No key is needed.
 
     Args:
         policy_file: of this site.
-        site: the other one, as the newest run's roster calls it.
+        site: the other site's name, as in the newest run's roster.
 
     Raises:
         InputError: if this site knows no such site, or keeps no copy of its ledger.

@@ -1,4 +1,4 @@
-"""A site lets others keep a copy of its ledger, sealed to its recovery key; and keeps theirs."""
+"""Give others a copy of a site's ledger, sealed to its recovery key, and keep theirs."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ Held = tuple[int, str]
 
 
 class LedgerCopier:
-    """Makes the pieces of one site's own ledger.
+    """Make the pieces of a copy of one site's ledger.
 
     Args:
         ledger: the site's.
         witness: the site's; it signs the pieces, and its private key is in the first one.
-        is_allowed: whether the site's policy lets others keep a copy.
+        is_allowed: returns whether the site's policy lets others keep a copy.
     """
 
     def __init__(self, ledger: Ledger, witness: Witness, is_allowed: Callable[[], bool]) -> None:
@@ -44,14 +44,14 @@ class LedgerCopier:
         self._read = 0
 
     def answer(self, held: Held, head: str) -> dict[str, Any] | None:
-        """Return what a copy that goes as far as ``held`` lacks: one piece, and the log's size.
+        """Return the next piece for a copy that reaches ``held``, and the log's size.
 
         Args:
-            held: of the copy; what is no part of this log counts as nothing.
+            held: size and root of the copy; a root that is not of this log counts as an empty copy.
             head: the log's head, signed; no piece goes beyond it.
 
         Returns:
-            JSON values; None where no copy is kept or nothing is lacking.
+            JSON values; None if no copy may be kept or none of it is missing.
         """
         recovery = self._recovery
         if recovery is None or not self._is_allowed():
@@ -100,7 +100,7 @@ class LedgerCopier:
 
 
 def _recovery_key(ledger: Ledger) -> Key | None:
-    """Return the recovery key; None for simulations, and where the genesis names none."""
+    """Return the recovery key; None for simulations, and if the genesis names none."""
     if ledger.book.setting != "site":
         return None
     named = Entry.read(ledger.log.store.leaf(0)).predicate["recovery"]
@@ -108,14 +108,14 @@ def _recovery_key(ledger: Ledger) -> Key | None:
 
 
 class SiteCopies:
-    """What a site answers about copies: of its own ledger, and of the others'.
+    """Answer questions about copies: of the site's own ledger, and of the others'.
 
     Args:
-        copier: of its own ledger.
-        store: where it keeps the others'.
-        roster: whose ledgers it keeps.
+        copier: makes pieces of its own ledger.
+        store: holds the others' copies.
+        roster: names the sites whose ledgers it keeps.
         own: origin of its own ledger.
-        log: the operator's.
+        log: the operator's log.
     """
 
     def __init__(
@@ -138,11 +138,12 @@ class SiteCopies:
     def answer(
         self, held: Held | None, brought: Mapping[str, Iterable[Any]], head: str
     ) -> dict[str, Any]:
-        """Return the part of an answer to witnesses; what goes wrong is logged and ends nothing.
+        """Return the copies' part of an answer to witnesses; a fault is logged and ends nothing.
 
         Args:
-            held: how far the asker's copy of this site's ledger goes; None if it keeps none.
-            brought: by log, pieces of others' ledgers to keep (JSON values), perhaps none.
+            held: size and root up to which the coordinator's copy of this ledger reaches; None if
+                it keeps none.
+            brought: by log, pieces of others' ledgers to keep (JSON values); may be empty.
             head: this ledger's head now, signed.
 
         Returns:

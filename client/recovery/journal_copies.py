@@ -1,15 +1,15 @@
-"""The copies of coordinators' journals that a site keeps, so that a coordinator can be restored.
+"""Keep copies of coordinators' journals at a site, so that a coordinator can be restored.
 
 ::
 
-    SITE/journals/RUN.db      entries and papers, as the coordinator's own file has them
+    SITE/journals/RUN.db      entries and papers, as in the coordinator's own file
     SITE/coordinators/NAME/journals/    the same for each further coordinator
 
-A copy grows in the messages of witnessing, before the head that stands over it is cosigned. Nothing
-in it is secret to the sites of a run but the journal's key, which is sealed to the coordinator.
+A copy grows by the messages of witnessing, before the head above it is cosigned. The sites of a run
+may read all of it except the journal's key, which is sealed to the coordinator.
 
-The copy that grows stays open. To close a file is to move its write-ahead file into it and to wait
-for the disk three times more. What is answered as kept is on disk all the same.
+The file of the growing copy stays open. To close it, SQLite would move its write-ahead file into it
+and wait for the disk three times more. Entries that are reported as kept are on disk all the same.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ MAX_COPY_BYTES = 256 << 20
 MAX_STORE_BYTES = 2 << 30
 """Of all copies of one coordinator."""
 MAX_RUNS = 256
-"""Copies that are told of in one answer, and that are kept at most."""
+"""Most copies that are kept, and reported in one answer."""
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY, _PLAN, _ROSTER = "key", "plan", "roster"
 
@@ -58,10 +58,10 @@ _LOG = logging.getLogger("privet.journals")
 
 
 class JournalCopies:
-    """Folder ``journals`` of a site, for one coordinator.
+    """The folder ``journals`` of a site, for one coordinator.
 
     Args:
-        folder: made with the first copy, for its owner only.
+        folder: created with the first copy, for its owner only.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,20 +70,20 @@ class JournalCopies:
     def answer(
         self, asked: Mapping[str, Any], plan: Plan, roster: Roster, cosigned: int = 0
     ) -> dict[str, Any]:
-        """Keep what a coordinator brought of its journal, and hand back what it asks for.
+        """Store a coordinator's new journal entries, and return those that it requests.
 
         Args:
-            asked: ``run``; perhaps ``key`` (the journal's, sealed), ``from`` and ``entries`` to
-                keep, and ``want``: the number of the first entry to hand back.
+            asked: ``run``; optionally ``key`` (the journal's, sealed), ``from`` and ``entries`` to
+                keep, and ``want``: the number of the first entry to return.
             plan: of the run.
             roster: of the run.
-            cosigned: how many entries stand under a head that this site cosigned. What was brought
-                beyond them gives way to other entries: a coordinator that was restored in
-                between does not have it, and writes on.
+            cosigned: number of entries under a head that this site cosigned. Entries beyond them
+                are replaced by different ones: a coordinator that was restored in between lacks
+                them, and continues without them.
 
         Returns:
-            ``held``: the number of entries that are kept, -1 where there is no copy; and
-            ``entries``. Empty where something is wrong, which is logged and ends nothing.
+            ``held``: the number of entries that are kept, -1 if there is no copy; and ``entries``.
+            Empty after a fault, which is logged and ends nothing.
         """
         try:
             return self._answer(asked, plan, roster, cosigned)
@@ -144,7 +144,7 @@ class JournalCopies:
             size = store.size()
             for number, entry in enumerate(entries, start):
                 if number < size:
-                    continue  # it was brought before
+                    continue  # it came before
                 found = Entry.read(entry.leaf, (journal.public,))
                 if (found.sequence, found.predicate.get("log")) != (size, journal.name):
                     raise LedgerError(f"entry {found.sequence} does not continue the copy")
@@ -154,10 +154,14 @@ class JournalCopies:
                 size += 1
 
     def require_same(self, run: str, roster: Roster) -> None:
-        """Check that a run has one journal: the one that this site keeps a copy of, if it does.
+        """Check that a run has one journal: the one of which this site keeps a copy, if it does.
+
+        Args:
+            run: identifier of the run.
+            roster: of the run; it names the journal's key.
 
         Raises:
-            EvidenceFault: if the run has another one now.
+            EvidenceFault: if the run has another journal now.
         """
         if _RUN.fullmatch(run) is None or not (path := self._path(run)).exists():
             return
@@ -175,11 +179,11 @@ class JournalCopies:
             )
 
     def all(self, orders: Container[str]) -> list[dict[str, Any]]:
-        """Return what a coordinator needs to begin with a run that it has lost, of each run.
+        """Return, for each run, the facts with which its coordinator can start it after a loss.
 
         Args:
-            orders: fingerprints of the coordinator's order keys; other coordinators' runs are not
-                its business.
+            orders: fingerprints of the coordinator's order keys; it does not get other
+                coordinators' runs.
 
         Returns:
             JSON values: the sealed ``key``, ``plan``, ``roster``, the ``genesis`` of the journal
@@ -200,7 +204,12 @@ class JournalCopies:
         return found
 
     def forget_older(self, seconds: float, *runs: str) -> None:
-        """Drop copies that did not grow for so long, but for those of ``runs``."""
+        """Remove copies that did not grow for ``seconds``, except those of ``runs``.
+
+        Args:
+            seconds: age from which a copy is removed.
+            runs: identifiers of runs whose copies stay.
+        """
         before = time.time() - seconds
         for path in self._newest():
             if _grew_ns(path) < before * 1e9 and path.stem not in runs:
@@ -225,7 +234,7 @@ def _key_of(store: Store) -> JournalKey:
 
 
 def _give_way(path: Path, start: int, entries: list[JournalEntry], cosigned: int) -> None:
-    """Drop what a copy holds from the first entry on that differs from what is brought."""
+    """Remove a copy's entries from the first one that differs from the new ones."""
     store = _opened(path)
     pairs = enumerate(zip(store.leaves(start), entries, strict=False), start)
     size = next((number for number, (leaf, one) in pairs if leaf != one.leaf), None)

@@ -1,4 +1,4 @@
-"""A site gets its ledger back from copies that others kept.
+"""Recover a site's ledger from the copies of others.
 
 ::
 
@@ -7,7 +7,8 @@
                  │              └─ reserved + aborted, for each order newer than the copies
                  └─ signatures, tree, newest witnessed head
 
-Nothing is in the site's folder before all was checked and written; the ledger itself comes last.
+The site's folder changes only after everything was checked and written; the ledger itself comes
+last.
 """
 
 from __future__ import annotations
@@ -55,19 +56,19 @@ _NOTE = """\
 
 @dataclass(frozen=True)
 class Recovery:
-    """What was recovered.
+    """The result of a recovery.
 
     Attributes:
         site: its name.
-        ledger_folder: where the ledger is now.
-        entries: that the copies had.
+        ledger_folder: folder of the recovered ledger.
+        entries: number of entries in the copies.
         source: the copy that reached farthest.
-        key: fingerprint of the new ledger key; "" where the site had withdrawn.
-        counted: what became of each order that is newer than the copies.
+        key: fingerprint of the new ledger key; "" if the site had withdrawn.
+        counted: the outcome of each order that is newer than the copies.
         spent: by population, what its history costs now.
         witness: whether the site's witness key is there.
-        policy_written: whether the policy was missing, and was written anew.
-        aside: where the damaged files were moved to, if there were any.
+        policy_written: whether the policy was missing, and was written again.
+        aside: folder of the damaged files, if there were any.
     """
 
     site: str
@@ -95,20 +96,20 @@ def recover_site(
     """Rebuild a site's ledger in ``folder`` from copies, under a new ledger key.
 
     Args:
-        files: copies of the ledger, from all who keep one.
-        folder: the site's, damaged, or a new one.
+        files: copies of the ledger, from every site and coordinator that keeps one.
+        folder: the site's damaged folder, or a new one.
         recovery_file: the recovery key that the ledger's genesis names.
         passphrase: of the recovery key, and of the keys that are written.
-        first_key: fingerprint of the ledger's first key; default what lies beside the recovery key.
+        first_key: fingerprint of the ledger's first key; "" takes the one beside the recovery key.
         to: label of a new ledger key in the token that the policy in ``folder`` names.
-        no_other_orders: the operator states that no coordinator that the site's policy lets ask,
-            and whose copy is not here, had an order answered since.
+        no_other_orders: the operator's statement that every coordinator that may ask by the site's
+            policy, and whose copy is not here, got no answer to an order since.
 
     Raises:
         InputError: if the statement is missing, or ``folder`` is in use.
         KeyFault, WrongLedger, LedgerError: as
-            :func:`privet.privacy.evidence.copies.copy_open.open_copies`; and
-            WrongLedger if the ledger in ``folder`` is whole and not an older one.
+            :func:`privet.privacy.evidence.copies.copy_open.open_copies`; and WrongLedger if the
+            ledger in ``folder`` is whole and not an older one.
     """
     recovery = FileSigner.load(recovery_file, passphrase)
     first_key = first_key or _first_key(recovery_file)
@@ -244,7 +245,7 @@ def _put_witness(found: OpenedLedger, place: Path, work: Path, passphrase: str |
 
 
 def _move_in(work: Path, place: Path) -> Path | None:
-    """Move what was made to its place, the ledger last; return where the old files are now."""
+    """Move the new files into place, the ledger last; return the folder of the old ones."""
     if any(work.glob(f"{FILE}-*")):
         raise LedgerError(f"{work / FILE}: could not be closed; is another process reading it?")
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -264,7 +265,7 @@ def _move_in(work: Path, place: Path) -> Path | None:
 
 
 def _policy_text(site: str, public: dict[str, Any] | None) -> str:
-    """Return a policy to fill in, with all that the ledger says of it."""
+    """Return a policy to fill in, with all facts that the ledger has."""
     if public is None:
         return TEMPLATE.replace('site = "North"', f"site = {json.dumps(site)}")
     value = {key: one for key, one in public.items() if key not in ("setting", "attested")}

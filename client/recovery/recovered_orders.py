@@ -1,4 +1,4 @@
-"""Orders that a lost part of a ledger may have answered count as spent."""
+"""Charge the orders that a lost part of a ledger may have answered."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from privet.privacy.policy import Policy
 
 @dataclass(frozen=True)
 class Counted:
-    """What became of an order that is newer than the copies.
+    """The outcome of an order that is newer than the copies.
 
     Attributes:
         slot: of the order.
-        entry: number of its reservation; None where none was written.
-        why: why none was: the site would have refused it.
+        entry: number of its reservation; None if none was written.
+        why: the reason for none: the site would have refused the order.
     """
 
     slot: str
@@ -42,8 +42,8 @@ def count_orders(
 
     Args:
         ledger: rebuilt, under its new key.
-        files: with orders and their plans.
-        policy: the site's, where it is there; says which data set a plan fits.
+        files: the copies, with orders and their plans.
+        policy: the site's, which decides the data set of a plan; None if it is lost.
 
     Raises:
         LedgerError: if an order's plan is not among the files, or fits no data set for certain.
@@ -72,7 +72,7 @@ def _may_ask_now(ledger: Ledger, order: Order) -> bool:
 def _follow_order_keys(ledger: Ledger, files: Sequence[CopyFile]) -> None:
     """Note the handovers that the lost part of the ledger may have held.
 
-    Without them, what the site answered to the newer key would be taken for refused.
+    Without them, orders of the newer key that the site answered would count as refused.
     """
     allow = (ledger.book.policy or {}).get("allow", {})
     for one in (one for file in files for one in file.order_keys):
@@ -124,12 +124,12 @@ def _require_may_ask(ledger: Ledger, order: Order, plan: Plan) -> None:
 
 
 def may_ask(allow: dict[str, Any], key: str, ledger: Ledger) -> bool:
-    """Whether an order key may ask, by the policy in a ledger.
+    """Whether the policy in a ledger accepts orders of an order key.
 
     Args:
-        allow: the policy's section.
+        allow: the policy's section ``[allow]``.
         key: fingerprint of the key.
-        ledger: says which key follows which.
+        ledger: holds the handovers of order keys.
     """
     listed = allow.get("coordinators", ())
     follows = allow.get("key_rotation") != "listed"

@@ -1,1 +1,1 @@
-"""What computes at a site: the trainer, its process, and what the site asks of it."""
+"""Training at a site: the trainer, its process, and its protocol."""

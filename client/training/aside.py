@@ -1,4 +1,4 @@
-"""A trainer that works while others of its site have their turn."""
+"""Let a trainer work while other threads of its site have their turn."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from privet.privacy.accounting.events import Event
 
 
 class Aside:
-    """A :class:`~privet.client.training.protocol.TrainerProtocol` that is asked without its site's
+    """A :class:`~privet.client.training.protocol.TrainerProtocol` that works without its site's
     lock.
 
     Args:
         training: does the work.
-        turn: held by whoever asks; it is let go until the answer is there.
+        turn: held by the caller; it is released until the trainer answers, and then taken again.
     """
 
     def __init__(self, training: TrainerProtocol, turn: threading.Lock) -> None:
@@ -26,6 +26,7 @@ class Aside:
 
     @contextmanager
     def _aside(self) -> Iterator[None]:
+        # Free while the trainer works: the site still answers questions about its log.
         self._turn.release()
         try:
             yield
@@ -34,7 +35,7 @@ class Aside:
 
     @property
     def event(self) -> Event:
-        """It follows from the plan alone."""
+        """The event of a training release; it follows from the plan alone."""
         return self._training.event
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -58,7 +59,12 @@ class Aside:
             self._training.require_source()
 
     def release(self, order: Order, model: Arrays) -> TrainerOutput:
-        """See :class:`~privet.client.training.protocol.TrainerProtocol`."""
+        """See :class:`~privet.client.training.protocol.TrainerProtocol`.
+
+        Args:
+            order: to train or to evaluate.
+            model: that came with the order.
+        """
         with self._aside():
             return self._training.release(order, model)
 

@@ -1,4 +1,4 @@
-"""Task, model and gradient engine of a plan: what is dear to make, and made once a process."""
+"""Task, model and gradient engine of a plan, which are expensive and made once a process."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ _TRIED = 64
 class ModelRuntime:
     """Task, model and gradient engine of one plan; a process has one for each plan.
 
-    One model serves all sites that a process simulates: weights are set at each order,
-    and nothing else of it may change between orders (the watch sees to that).
+    All sites that a process simulates share the model: each order sets its weights, and nothing
+    else of it may change between orders (the integrity guard checks that).
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -59,11 +59,11 @@ class ModelRuntime:
         )
 
     def _mean_loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what a view adds to the mean over the views of its record, [B]."""
+        """Return each view's share in the mean loss over the views of its record, [B]."""
         return self.task.loss(model, batch) / self.plan.training.copies
 
     def load(self, model: Arrays) -> None:
-        """Set the trained parameters."""
+        """Set the trained parameters to those of ``model``, by name."""
         self._begun = True
         with torch.no_grad():
             for name, parameter in self.engine.named.items():
@@ -71,10 +71,10 @@ class ModelRuntime:
 
     @property
     def self_tests(self) -> tuple[str, ...]:
-        """Rows of the honesty list whose start-up tests this model passed; they run once.
+        """Rows of the assumption register whose start-up tests this model passed; they run once.
 
-        They run at the weights that the plan begins with, whatever was loaded since: what another
-        run left behind decides nothing.
+        The tests run at the plan's first weights, whatever was loaded since, so that the state
+        after another run decides nothing.
 
         Raises:
             SelfTestFailed: naming the row and the layer; the same each time.
@@ -168,7 +168,9 @@ class ModelRuntime:
         return {name: tensor.to(self.plan.device) for name, tensor in batch.items()}
 
     def score(self, examples: Batch) -> np.ndarray:
-        """Return what each record is measured by, [N, K], of the model as it is now."""
+        """Return the scores by which the task measures each record, [N, K], with the present
+        weights.
+        """
         model, parts = self.engine.model, []
         sizes = self.engine.sizes(examples)
         if sizes is not None:
@@ -190,7 +192,7 @@ class ModelRuntime:
 
     @property
     def measure(self) -> Measure:
-        """How the task is measured."""
+        """The measure of the task."""
         return measure_of(self.task)
 
     def encode_records(self, frame: pd.DataFrame) -> Encoded:
@@ -204,10 +206,10 @@ class ModelRuntime:
         return dataclasses.replace(found, batch=batch)
 
     def computable(self, examples: Batch) -> np.ndarray:
-        """Return for which records, [N], loss and scores can be computed.
+        """Return a mask [N] of the records whose loss and scores can be computed.
 
-        Tried on the CPU, several together and, where that fails, by halves: a label beyond the
-        scores or a number beyond an embedding must not stop the others.
+        It tries several records together on the CPU and, if that fails, each half: a label beyond
+        the scores or a number beyond an embedding must not stop the other records.
         """
         found = np.zeros(_count(examples), dtype=bool)
         todo = [(start, min(start + _TRIED, len(found))) for start in range(0, len(found), _TRIED)]
@@ -241,10 +243,10 @@ class ModelRuntime:
 
     @property
     def table_shape(self) -> Shape:
-        """Rows and columns of the table of the metrics gate.
+        """Rows and columns of the metrics mechanism's table.
 
         Raises:
-            InputError: if the plan lacks what the measure needs to say so.
+            InputError: if the plan lacks a setting from which the shape follows.
         """
         return self.measure.shape(self.plan)
 
@@ -262,7 +264,7 @@ class ModelRuntime:
 
 
 def labels_of(examples: Batch) -> np.ndarray:
-    """Return class numbers [N]; zeros where a task has none."""
+    """Return class numbers [N]; zeros if the task has none."""
     if "label" not in examples:
         return np.zeros(_count(examples), dtype=np.int64)
     labels: np.ndarray = examples["label"].cpu().numpy()
@@ -275,5 +277,5 @@ def _count(examples: Batch) -> int:
 
 @functools.lru_cache(maxsize=4)
 def model_runtime(plan: Plan) -> ModelRuntime:
-    """Return the process's workbench for ``plan``."""
+    """Return the process's runtime for ``plan``."""
     return ModelRuntime(plan)

@@ -1,8 +1,8 @@
-"""What a site needs of its trainer, which may run in this process or in one of its own.
+"""The interface between a site and its trainer, which may run in a process of its own.
 
-A trainer holds the model, the records and the gradient engine of one plan. It has no keys and
-no ledger: whether it may work is decided before it is asked (:mod:`privet.client.site`).
-Neither torch nor pandas is needed to talk to one.
+A trainer holds the model, the records and the gradient engine of one plan. It has no keys and no
+ledger: :mod:`privet.client.site` decides beforehand whether it may work. Its callers need neither
+torch nor pandas.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from privet.privacy.accounting.events import Event
 
 @dataclass(frozen=True)
 class TrainerOutput:
-    """What a trainer made for one order, noised.
+    """A trainer's result for one order, noised.
 
     Attributes:
         arrays: the update, or the histogram.
-        event: emitted by what drew the batch and added the noise.
-        reproducible: the noise came from a seed, and protects nobody.
-        notes: what the operator should know of the records, such as which are left out. They speak
-            of private data, and are for the operator's log only.
+        event: from the code that drew the batch and added the noise.
+        reproducible: whether the noise came from a seed, and so protects nobody.
+        notes: for the operator, about the records, such as which are left out. They speak of
+            private data, and are for the operator's log only.
     """
 
     arrays: Arrays
@@ -34,11 +34,11 @@ class TrainerOutput:
 
 
 class TrainerProtocol(Protocol):
-    """One plan's trainer at one site."""
+    """The trainer of one plan at one site."""
 
     @property
     def event(self) -> Event:
-        """What a training release will cost, to be reserved before it runs."""
+        """The event of a training release, which is reserved before the trainer works."""
         ...
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -46,11 +46,11 @@ class TrainerProtocol(Protocol):
         ...
 
     def begins(self) -> str:
-        """Return the digest of the trained parameters as the plan has them before any training."""
+        """Return the digest of the trained parameters before any training."""
         ...
 
     def self_test(self) -> tuple[str, ...]:
-        """Run the start-up tests, once; return the rows of the honesty list that passed.
+        """Run the start-up tests, once; return the rows of the register that passed.
 
         Raises:
             SelfTestFailed: naming the row and the layer.
@@ -58,17 +58,24 @@ class TrainerProtocol(Protocol):
         ...
 
     def require_source(self) -> None:
-        """Check where the records are, without reading one, until they were opened.
+        """Check the records' source, without reading a record, until they were opened.
 
-        Asked before each reservation: what is wrong then costs nothing.
+        This is called before each reservation: a fault found here costs nothing.
 
         Raises:
-            InputError: with a text for the operator, which speaks of no record.
+            InputError: with a text for the operator that speaks of no record.
         """
         ...
 
     def release(self, order: Order, model: Arrays) -> TrainerOutput:
-        """Train, or evaluate, as the order says; records are opened at the first one.
+        """Train or evaluate, as the order says; the first order opens the records.
+
+        Args:
+            order: already charged.
+            model: trained parameters by name; it was compared with :meth:`shapes`.
+
+        Returns:
+            The noised update or histogram, with its event.
 
         Raises:
             PrivetError: with a text that may speak of private data, for the operator only.
@@ -76,20 +83,25 @@ class TrainerProtocol(Protocol):
         ...
 
     def committed(self, order: Order) -> None:
-        """Hear that what was made for an order was paid for and will leave.
+        """Note that the output for an order was committed and will be released.
 
-        It is told where the plan has ``compression``: only what was released may be in the
-        rest that is added to the next update.
+        A site calls this if the plan has ``compression``: the remainder that is added to the next
+        update may follow only from released updates.
         """
         ...
 
     def close(self) -> None:
-        """Let go of model and records."""
+        """Free model and records."""
         ...
 
 
 def shape_mismatch(shapes: dict[str, tuple[int, ...]], model: Arrays) -> str | None:
-    """Say what is wrong with a model that came with an order; None if it can be trained."""
+    """Return what is wrong with a model that came with an order; None if it can be trained.
+
+    Args:
+        shapes: of the plan's trained parameters, by name.
+        model: arrays by name; it is not trusted.
+    """
     for name, shape in shapes.items():
         array = model.get(name)
         if array is None or array.shape != shape or array.dtype.kind != "f":

@@ -1,13 +1,13 @@
-"""A rehearsal of one round on made-up records, at a site, before anything is paid for.
+"""Rehearse one round on made-up records at a site, before anything is charged.
 
 ::
 
     random_batch ─┬─ loss ── one clipped step ── compression ── does the update fit?
-                  └─ scores ─┬─ figures, as a public test split would give them
-                             └─ the gate's table, noised ── does it fit?
+                  └─ scores ─┬─ metrics, as a public test split would give them
+                             └─ the metrics mechanism's table, noised ── does it fit?
 
-What the plan alone can show to be wrong is found here, by the code that will run: the shape of
-losses, scores and labels, the measure, the optimizer, the compression. No record is opened.
+The rehearsal runs the code of the real round, and finds the faults that need no record: the shape
+of losses, scores and labels, the measure, the optimizer, the compression. It opens no record.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _MEASURE = (
 
 
 def rehearse(plan: Plan) -> None:
-    """Do all that a round does at a site once, on made-up records; once a process and plan.
+    """Run a site's steps of one round on made-up records; once a process and plan.
 
-    The model is left as it was.
+    The model stays as it was.
 
     Args:
         plan: with its noise calibrated, whose start-up tests passed.
@@ -68,10 +68,10 @@ def _fault(plan: Plan) -> str | None:
 
 
 def made_up(bench: ModelRuntime) -> Batch:
-    """Return the task's own made-up records, on the plan's device.
+    """Return made-up records of the task, on the plan's device.
 
     Raises:
-        PlanError: if they are no batch.
+        PlanError: if the task returns no batch.
     """
     name = bench.plan.task.kind
     with _stage(bench.plan, "random_batch"):
@@ -118,7 +118,7 @@ def _rehearse(plan: Plan) -> None:
 
 
 class _StandIn(Trainer):
-    """The trainer of a site, with made-up records and noise that protects nobody."""
+    """A trainer with made-up records, and with noise that protects nobody."""
 
     def __init__(self, plan: Plan, batch: Batch) -> None:
         super().__init__(
@@ -149,7 +149,7 @@ class _StandIn(Trainer):
 
 
 def _require_update(plan: Plan, update: Arrays, model: Arrays) -> None:
-    """Check that a coordinator could take the update."""
+    """Check that a coordinator could accept the update."""
     if plan.compression is not None:
         shapes = {name: array.shape for name, array in model.items()}
         with _stage(plan, "compression"):
@@ -161,7 +161,7 @@ def _require_update(plan: Plan, update: Arrays, model: Arrays) -> None:
 
 
 def _require_scores(bench: ModelRuntime, batch: Batch) -> None:
-    """Check what a task is measured by.
+    """Check a task's measure.
 
     Raises:
         PlanError: if scores or labels are not what its measure reads.
@@ -190,7 +190,7 @@ def _require_scores(bench: ModelRuntime, batch: Batch) -> None:
 
 
 def _require_figures(bench: ModelRuntime, batch: Batch) -> None:
-    """Check that figures come of scores, as on a public test split; Privet's own measures do."""
+    """Check that metrics follow from scores, as on a public test split; Privet's own always do."""
     plan = bench.plan
     if bench.measure in (CLASSES, LIKELIHOOD):
         return  # and what they need takes a second to load, in each process
@@ -208,7 +208,7 @@ def _is_figure(value: object) -> bool:
 
 
 def _require_table(plan: Plan, table: Any) -> None:
-    """Check that the coordinator could read a table of the gate."""
+    """Check that the coordinator could read a table of the metrics mechanism."""
     wanted = table_shape(plan)
     if table.ndim != 2 or (wanted is not None and table.shape != wanted):
         raise PlanError(
@@ -224,7 +224,7 @@ def _order(plan: Plan, purpose: str, model: Arrays) -> Order:
 
 @contextmanager
 def _stage(plan: Plan, what: str, hint: str = "") -> Iterator[None]:
-    """Say of whatever goes wrong where it did, and what to do."""
+    """Turn any error into one that says where it happened, and what to do."""
     told = f"plan '{plan.name}' cannot run: {what} fails on made-up records"
     try:
         yield

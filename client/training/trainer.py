@@ -1,7 +1,7 @@
-"""The trainer: model, records and mechanism of one plan, kept warm between orders.
+"""The trainer: model, records and mechanism of one plan, kept between orders.
 
-It holds no keys and opens no connection. What it hands out is a noised update or a
-noised histogram, each with its event (:class:`~privet.client.training.protocol.TrainerOutput`).
+It holds no keys and opens no connection. Its output is a noised update or a noised histogram, each
+with its event (:class:`~privet.client.training.protocol.TrainerOutput`).
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ _PARTS = {"train": "train on", "held_out": "measure on"}
 
 @dataclass(frozen=True)
 class UsableRecords:
-    """What a site can use of its records.
+    """The usable part of a site's records.
 
     Attributes:
         examples: their tensors, each with first dimension N, on the plan's device.
-        units: which of them belong to which unit.
-        faults: why the others are left out, by their place in the frame.
+        units: maps them to their units.
+        faults: why the other records are left out, by their place in the frame.
     """
 
     examples: Batch
@@ -88,15 +88,15 @@ StreamFor = Callable[[Order], Stream | None]
 
 
 class Trainer:
-    """Trains and evaluates for one site, in this process; a :class:`Training`.
+    """Train and evaluate for one site, in this process; a ``TrainerProtocol``.
 
     Args:
         plan: with its noise calibrated.
         site: name of the site in the plan.
-        open_data: reads the site's records; called at the first order that was paid for.
-        stream_for: randomness of an order; a simulation may fix it, and then its claim is
+        open_data: reads the site's records; called at the first order, after its charge.
+        stream_for: returns the randomness of an order. A simulation may fix it; its claim is then
             ``none``.
-        check_source: raises an InputError where the records cannot be opened; reads none of them.
+        check_source: raises an InputError if the records cannot be opened; reads none of them.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Trainer:
         # An encoded copy of the data, kept for later rounds; it never leaves the process.
         self._cache: dict[str, UsableRecords] = {}
         self._notes: list[str] = []
-        # What compressed updates left out, by run; of the newest, until it was paid for.
+        # Remainders of compressed updates, by run; the newest stays aside until it is paid for.
         self._rest: dict[str, Arrays] = {}
         self._aside: tuple[Order, Arrays] | None = None
 
@@ -127,7 +127,7 @@ class Trainer:
 
     @property
     def mechanism(self) -> Mechanism:
-        """What makes an update.
+        """The mechanism that makes an update.
 
         Raises:
             PrivetError: if the plan trains nothing.
@@ -138,7 +138,9 @@ class Trainer:
 
     @property
     def event(self) -> ev.Event:
-        """See :class:`~privet.client.training.protocol.TrainerProtocol`, as of all methods."""
+        """See :class:`~privet.client.training.protocol.TrainerProtocol`, also for the other
+        methods.
+        """
         return self.mechanism.event
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -146,7 +148,7 @@ class Trainer:
         return {name: tuple(part.shape) for name, part in self._bench.engine.named.items()}
 
     def begins(self) -> str:
-        """Return the digest of the trained parameters as the plan has them before any training."""
+        """Return the digest of the trained parameters before any training."""
         return self._begins
 
     @functools.cached_property
@@ -159,7 +161,7 @@ class Trainer:
         Each is done once a process and plan.
 
         Raises:
-            SelfTestFailed: naming the row and the layer, or what the plan cannot do.
+            SelfTestFailed: naming the row and the layer, or the fault of the plan.
         """
         try:
             bytes_of(self.shapes(), self.plan.compression)
@@ -181,11 +183,15 @@ class Trainer:
             self._check_source()
 
     def release(self, order: Order, model: Arrays) -> TrainerOutput:
-        """Train, or evaluate, as the order says.
+        """Train or evaluate, as the order says; the first order opens the records.
+
+        Args:
+            order: already charged.
+            model: trained parameters by name.
 
         Raises:
             DataError: if the records cannot be read as a table.
-            NotReleasable: if what came out is not what may leave.
+            NotReleasable: if the mechanism's result may not leave the site.
         """
         if self._data is None:
             self._data = self._open_data()
@@ -207,7 +213,7 @@ class Trainer:
         self._aside = None
 
     def close(self) -> None:
-        """Let go of the records."""
+        """Free the records, and the remainders of compressed updates."""
         self._data = None
         self._cache.clear()
         self._rest.clear()
@@ -298,17 +304,17 @@ class Trainer:
 
 
 def usable_records(bench: ModelRuntime, frame: pd.DataFrame) -> UsableRecords:
-    """Return what can be used of a frame: encoded record by record, with their units.
+    """Return the usable records of a frame, encoded record by record, with their units.
 
-    A record that cannot be encoded, or that names nobody where the unit is a person, is left out,
-    and changes nothing for the others (H6, H7).
+    A record that cannot be encoded is left out, and so is one without a person's id if the unit is
+    a person. This changes nothing for the other records (H6, H7).
 
     Args:
-        bench: of the plan.
+        bench: the plan's runtime.
         frame: the records.
 
     Raises:
-        DataError: if a column is not there that the plan needs.
+        DataError: if a column is missing that the plan needs.
     """
     plan = bench.plan
     found = bench.encode_records(frame)

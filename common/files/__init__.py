@@ -1,1 +1,1 @@
-"""Files of this machine: locks, private files, room on the disk, backups, versions of formats."""
+"""Files of this machine: locks, private files, disk space, backups, format versions."""

@@ -1,10 +1,10 @@
-"""A copy of a coordinator's or a site's folder, as of one moment, also while it is at work.
+"""Copy a coordinator's or a site's folder as of one moment, also while it is in use.
 
-Copying the files of a database that is open copies some of it (SQLite keeps the newest entries in
-a file beside it). So the databases are locked for writing, as they lie before any other change:
-what a process has promised is on disk, and it waits for the moment that this takes. The copy is
-what a kill at that moment would leave. Other files are replaced as a whole and never changed
-in place, so they are linked, and read after the locks are let go.
+A plain copy of an open database misses a part of it (SQLite keeps the newest entries in a file
+beside it). So the backup locks the databases for writing, in the same way as any other change:
+promised data is on disk, and a process waits for this short moment. The copy is the folder that a
+kill at that moment would leave. Other files are replaced as a whole and never changed in place, so
+they are linked, and read after the locks are released.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _PATIENCE_S = 30.0
 
 @dataclass(frozen=True)
 class Backup:
-    """What was written: the file, and how many files are in it."""
+    """The result of a backup: its file, and the number of files in it."""
 
     path: Path
     files: int
 
 
 def back_up(folder: Path, out: Path, takes: Callable[[Path], bool]) -> Backup:
-    """Write a folder into a tar file, whole or not at all, readable by its owner only.
+    """Write a folder into a tar file, completely or not at all, readable by its owner only.
 
     Args:
         folder: a coordinator's or a site's.
         out: the tar file; it must not exist. Members are named from the folder's own name on.
-        takes: whether a file is taken, by its path in the folder.
+        takes: returns whether a file is included, by its path in the folder.
 
     Raises:
         InputError: if ``out`` exists, would be in the next backup, or cannot be written.
@@ -75,14 +75,14 @@ def back_up(folder: Path, out: Path, takes: Callable[[Path], bool]) -> Backup:
 
 
 def _gather(folder: Path, into: Path, takes: Callable[[Path], bool]) -> int:
-    """Bring the files of one moment together; return how many they are."""
+    """Collect the files of one moment; return their number."""
     into.mkdir(mode=0o700)
     count = 0
     with ExitStack() as held:
         databases = [path for path in _files(folder, takes) if path.suffix == _DATABASE]
         for path in databases:
             held.enter_context(closing(_locked(folder / path)))
-        # Now nothing is promised; what else there is belongs to what the databases say.
+        # No promise is made from here on, and the other files match what the databases say.
         for path in _files(folder, takes):
             target = into / path
             target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -121,7 +121,7 @@ def _copy_database(source: Path, target: Path) -> None:
 
 
 def _take(source: Path, target: Path) -> int:
-    """Link a file, or copy it where that cannot be; one that is gone by now is left out."""
+    """Link a file, or copy it if it cannot be linked; leave out one that has gone by now."""
     with suppress(FileNotFoundError):
         try:
             os.link(source, target)

@@ -1,4 +1,4 @@
-"""Disk space that is taken before it is written to, so that its lack is an error at once."""
+"""Reserve disk space before it is written to, so that its lack is an error at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import os
 
 
 def allocate(descriptor: int, size: int) -> None:
-    """Give a file its blocks on the disk, up to ``size`` bytes.
+    """Give a file its blocks on the disk.
+
+    Args:
+        descriptor: of the file, open for writing.
+        size: in bytes, from the file's start.
 
     Raises:
         OSError: if the disk, a quota or a limit of this process does not have them.

@@ -1,7 +1,7 @@
-"""Versions of what is kept on disk: what is older is brought up, what is newer is left alone.
+"""Versions of stored formats: older values are upgraded, newer ones are left alone.
 
-A number goes up by one where an earlier version of Privet would misread what is written now. The
-step from each number to the next is a function; they run in order, inside the transaction of the
+A number goes up by one when an earlier version of Privet would misread the present format. The step
+from each number to the next is a function; the steps run in order, inside the transaction of the
 first write, so that a command that only reads changes nothing.
 """
 
@@ -17,13 +17,13 @@ Step = Callable[[T], None]
 
 
 def newer_fault(where: object, found: int, newest: int, *, software: str = "") -> str | None:
-    """Return why something of a newer version cannot be opened, in words; None if it can be.
+    """Return in words why a file of a newer version cannot be opened; None if it can.
 
     Args:
         where: names the file.
-        found: the number that it has.
-        newest: that this version of Privet writes.
-        software: that wrote it, where it says so.
+        found: number of the file's format.
+        newest: number that this version of Privet writes.
+        software: version of Privet that wrote it, or "".
     """
     if found <= newest:
         return None
@@ -36,12 +36,12 @@ def newer_fault(where: object, found: int, newest: int, *, software: str = "") -
 
 
 def bring_up(kept: T, found: int, steps: Mapping[int, Step[T]]) -> int:
-    """Run the steps that what is kept lacks; return the number that it has then.
+    """Run the steps that a stored value lacks; return the number that it has then.
 
     Args:
-        kept: what the steps change.
-        found: the number that it has.
-        steps: by number, what leads to the next one.
+        kept: the value, which the steps change in place.
+        found: number of its format.
+        steps: by a format's number, the step that converts it to the next one.
     """
     while found in steps:
         steps[found](kept)
@@ -54,7 +54,7 @@ def number_of(text: object, kind: str) -> int | None:
 
     Args:
         text: the name.
-        kind: what stands between ``privet/`` and ``/v``.
+        kind: the text between ``privet/`` and ``/v``.
     """
     number = str(text).removeprefix(f"privet/{kind}/v")
     return int(number) if number != str(text) and number.isascii() and number.isdigit() else None

@@ -1,4 +1,4 @@
-"""One coordinator, or one client, in a folder: a lock that ends with its process."""
+"""A lock for one coordinator, or one client, in a folder; it ends with its process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ _WHO = {COORDINATOR: "coordinator", CLIENT: "client"}
 
 @contextmanager
 def alone(folder: Path, file: str = COORDINATOR) -> Iterator[None]:
-    """Hold the folder for this process.
+    """Hold a folder for this process.
+
+    Args:
+        folder: of a coordinator or a site.
+        file: name of the lock file, which says what the process is.
 
     Raises:
         InputError: if another process holds it, or it cannot be written.
@@ -40,7 +44,9 @@ def alone(folder: Path, file: str = COORDINATOR) -> Iterator[None]:
 
 
 def _taken(stream: TextIO) -> bool:
-    """Take the lock, or wait half a second for it: who asks for the holder has it for a moment."""
+    """Take the lock, or wait half a second for it: a process that checks for the holder has it for
+    a moment.
+    """
     for _ in range(10):
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -52,9 +58,9 @@ def _taken(stream: TextIO) -> bool:
 
 
 def holder(folder: Path) -> int:
-    """Return the coordinator's process that holds the folder, or 0.
+    """Return the process id of the coordinator that holds the folder, or 0.
 
-    The lock says it: a number alone may be anybody's by now.
+    The lock decides: the number in the file alone may belong to another process by now.
     """
     try:
         with (folder / COORDINATOR).open("r+") as stream:

@@ -1,13 +1,13 @@
-"""Files and folders that are their owner's alone: keys, passphrases, and what speaks of records.
+"""Files and folders for their owner alone: keys, passphrases, and files that speak of records.
 
 Two rules, by who makes the file:
 
-- What people put in place (keys, passphrases, passwords) is refused where others can read it: it
-  may be known to them by now, and only a person can decide what that means.
-- What Privet itself keeps (logs, snapshots, releases, join files) is made private again.
+- A file that people put in place (keys, passphrases, passwords) is refused if others can read it:
+  they may know it by now, and only a person can decide what that means.
+- A file that Privet itself makes (logs, snapshots, releases, join files) is made private again.
 
-A file of another user, such as a credential that systemd or a container engine provides, is
-refused where everybody can read it: its group may be the way by which this process may.
+A file of another user, such as a credential that systemd or a container engine provides, is refused
+if everybody can read it: its group may be the way by which this process may.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def read_private(path: Path) -> bytes:
 
 
 def privacy_fault(path: Path, found: os.stat_result) -> str | None:
-    """Return why a file is not private, and what to do about it; None if it is.
+    """Return why a file is not private, and what to do; None if it is.
 
     Args:
-        path: names it.
-        found: what the system says of it.
+        path: of the file, for the message.
+        found: its status from the system.
     """
     # A pipe, such as a shell's <(command), is as good as who can open it.
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISFIFO(found.st_mode):
@@ -60,7 +60,7 @@ def privacy_fault(path: Path, found: os.stat_result) -> str | None:
 
 
 def make_private(path: Path) -> None:
-    """Take the rights of others from a file of ours; another user's is left as it is.
+    """Remove others' access to a file of ours; another user's file is left as it is.
 
     Raises:
         OSError: if it is not there.
@@ -71,9 +71,9 @@ def make_private(path: Path) -> None:
 
 
 def private_folder(path: Path) -> Path:
-    """Make a folder, and those above it, for their owner alone; return it.
+    """Make a folder, and its missing parents, for their owner alone; return it.
 
-    One that is there already is closed to others if it is ours; those above it stay as they are.
+    An existing folder is closed to others if it is ours; its parents stay as they are.
 
     Raises:
         OSError: if it cannot be made.

@@ -1,9 +1,9 @@
-"""Private keys as PKCS#8 PEM, encrypted so that a passphrase is dear to guess.
+"""Private keys as PKCS#8 PEM, encrypted so that guessing the passphrase is expensive.
 
-``cryptography`` encrypts PKCS#8 by OpenSSL's default of 2,048 rounds and takes no other number,
-so the container is written here: PBES2 with PBKDF2-HMAC-SHA256 and AES-256-CBC (RFC 8018), the
-same that ``openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter 600000`` writes. It is
-read by ``cryptography``, by ``openssl`` and by whatever else reads encrypted PKCS#8.
+``cryptography`` encrypts PKCS#8 by OpenSSL's default of 2,048 rounds and accepts no other number,
+so this module writes the container: PBES2 with PBKDF2-HMAC-SHA256 and AES-256-CBC (RFC 8018), as
+``openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -iter 600000`` does. ``cryptography``,
+``openssl`` and any other reader of encrypted PKCS#8 can read it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def private_pem(
 
     Args:
         key: to write.
-        passphrase: to encrypt it under; None leaves it unencrypted.
+        passphrase: that encrypts it; None leaves it unencrypted.
     """
     if passphrase is None:
         return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())

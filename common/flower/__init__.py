@@ -1,1 +1,1 @@
-"""What meets Flower: messages on the wire, and what every grid has in common."""
+"""The border to Flower: messages on the wire, and the common part of all grids."""

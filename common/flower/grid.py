@@ -1,4 +1,4 @@
-"""What Flower's ``Grid`` asks of every grid, so that ours differ only in how messages go."""
+"""The parts of Flower's ``Grid`` that all of Privet's grids share, except the transport."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ RUN_ID = 1
 
 @dataclass(frozen=True)
 class Enough:
-    """When an exchange may end before all have answered.
+    """When an exchange may end before all sites have answered.
 
     Attributes:
         reached: whether these replies are enough.
-        grace: seconds that the others are waited for then; None: five, or as long again as it took
-            so far, and who is connected for twice as long as it took the last time.
+        grace: seconds to wait for the others after that. None waits five seconds, or as long again
+            as the exchange took so far; for a connected site, twice as long as its last answer
+            took.
     """
 
     reached: Callable[[list[Message]], bool]
@@ -30,7 +31,7 @@ class Enough:
 
 
 class OwnGrid(Grid):
-    """The ground of a grid that needs no SuperLink."""
+    """Base of a grid that needs no SuperLink."""
 
     def __init__(self) -> None:
         claim_identity(RUN_ID)
@@ -51,12 +52,20 @@ class OwnGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """See :class:`flwr.serverapp.Grid`."""
+        """See :class:`flwr.serverapp.Grid`.
+
+        Args:
+            content: of the message.
+            message_type: such as ``train``, ``evaluate`` or ``query.show``.
+            dst_node_id: node id of the receiver.
+            group_id: the round's number as text, or "".
+            ttl: seconds for which the message is valid; None takes Flower's default.
+        """
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
 class PassingGrid(Grid):
-    """Hands everything on to another grid; a subclass changes what it means to change."""
+    """Pass every call to another grid; a subclass overrides the calls that it changes."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
@@ -78,7 +87,15 @@ class PassingGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """See :class:`flwr.serverapp.Grid`."""
+        """See :class:`flwr.serverapp.Grid`.
+
+        Args:
+            content: of the message.
+            message_type: such as ``train``, ``evaluate`` or ``query.show``.
+            dst_node_id: node id of the receiver.
+            group_id: the round's number as text, or "".
+            ttl: seconds for which the message is valid; None takes Flower's default.
+        """
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
@@ -99,6 +116,11 @@ class PassingGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """See :class:`flwr.serverapp.Grid`."""
+        """See :class:`flwr.serverapp.Grid`.
+
+        Args:
+            messages: to send.
+            timeout: seconds to wait for replies; None waits without end.
+        """
         came: Iterable[Message] = self._grid.send_and_receive(messages, timeout=timeout)
         return came

@@ -1,8 +1,7 @@
-"""Orders and releases as Flower messages. Only a :class:`Release` has an encoding here.
+"""Encode orders and releases as Flower messages. Only a :class:`Release` has an encoding here.
 
-A raw gradient, a clipped sum or a state dict cannot be encoded: there is no function
-that takes one. What arrives is checked before it is used: names, types, shapes, and
-that every number is finite.
+A raw gradient, a clipped sum or a state dict cannot be encoded: no function accepts one. Received
+content is checked before it is used: names, types, shapes, and that every number is finite.
 """
 
 from __future__ import annotations
@@ -147,10 +146,10 @@ def _travels(array: npt.NDArray[Any]) -> bool:
 
 
 def pack(content: RecordDict) -> tuple[bytes, Arrays]:
-    """Return a message's records as JSON, and its arrays apart, for the link.
+    """Return a message's records as JSON, and its arrays separately, for the link.
 
     Raises:
-        InputError: if it holds what the link does not carry: bytes, or arrays twice.
+        InputError: if it holds something that the link does not carry: bytes, or arrays twice.
     """
     records: dict[str, Any] = {}
     arrays: Arrays = {}
@@ -171,8 +170,12 @@ def pack(content: RecordDict) -> tuple[bytes, Arrays]:
 def unpack(records: bytes, arrays: Arrays) -> RecordDict:
     """Return the message that :func:`pack` took apart.
 
+    Args:
+        records: the message without its arrays, as JSON; it is not trusted.
+        arrays: of the message, by name.
+
     Raises:
-        InputError: if the records are not what it makes.
+        InputError: if the records have another form than :func:`pack` gives them.
     """
     content = RecordDict()
     try:
@@ -197,10 +200,11 @@ def encode_order(
 
     Args:
         order: signed.
-        model: that it is about.
+        model: to train or to evaluate.
         config: Flower's own.
         head: the newest cosigned head of the site's own log that the coordinator knows.
-        question: what the site is to show of its log beside a release (as in :func:`encode_show`).
+        question: the evidence of its log that the site shall send beside a release (as in
+            :func:`encode_show`).
     """
     signed = ConfigRecord(
         {
@@ -217,7 +221,7 @@ def encode_order(
 
 
 def decode_order(content: RecordDict) -> tuple[Order, Arrays, str]:
-    """Read an order's message: the order, its model, and the head that came with it.
+    """Read an order's message: the order, its model, and the head in it.
 
     Raises:
         InputError: if a part is missing or malformed, or the model is not the one ordered.
@@ -238,7 +242,7 @@ def decode_order(content: RecordDict) -> tuple[Order, Arrays, str]:
 
 
 def encode_show(value: dict[str, Any]) -> RecordDict:
-    """Return the content of a message about logs, either way."""
+    """Return the content of a message about logs, in either direction."""
     return RecordDict({SHOW: _show(value)})
 
 
@@ -247,7 +251,7 @@ def _show(value: dict[str, Any]) -> ConfigRecord:
 
 
 def decode_show(content: RecordDict) -> dict[str, Any]:
-    """Read a message about logs, or what an order or its answer has beside it about them.
+    """Read a message about logs, or the part about them of an order or its answer.
 
     Raises:
         InputError: if it is malformed.
@@ -286,8 +290,8 @@ def encode_reply(
     Args:
         site: its name.
         status: of the closed list.
-        release: if there is one.
-        shown: what was asked about the site's log beside the order.
+        release: for an order that was answered with one; else None.
+        shown: the evidence of the site's log that the order asked for.
 
     Raises:
         NotReleasable: if ``release`` is anything but a release, or one that is not finite.
@@ -308,7 +312,7 @@ def encode_reply(
 
 
 def decode_reply(content: RecordDict) -> tuple[str, Status, Release | None]:
-    """Read a site's reply: site, status, and the release when there is one.
+    """Read a site's reply: site, status, and the release if there is one.
 
     Raises:
         InputError: if it is malformed or its digest does not match its arrays.
@@ -332,7 +336,7 @@ def decode_reply(content: RecordDict) -> tuple[str, Status, Release | None]:
 
 
 def status_of(records: bytes) -> Status | None:
-    """Return the status in a site's packed reply, or None; its arrays are not looked at."""
+    """Return the status in a site's packed reply, or None; its arrays are not read."""
     try:
         return Status(json.loads(json.loads(records)[REPLY]["json"])["status"])
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The link: the wire between a site and its coordinator, as both ends see it."""
+"""The link between a site and its coordinator, as both ends see it."""
 
 from privet.common.link import identity  # sets the suites of TLS, before gRPC reads them
 

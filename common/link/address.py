@@ -32,17 +32,22 @@ def read_address(text: str) -> tuple[str, int]:
 
 
 def show_address(host: str, port: int) -> str:
-    """Return ``host:port``, an IPv6 host in brackets."""
+    """Return ``host:port``, an IPv6 host in brackets.
+
+    Args:
+        host: name or IP address, without brackets.
+        port: from 0 to 65535.
+    """
     return f"{bracketed(host)}:{port}"
 
 
 def bracketed(host: str) -> str:
-    """Return a host as it stands in an address or a URL."""
+    """Return a host as addresses and URLs have it."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def is_ipv6(host: str) -> bool:
-    """Whether this is an IPv6 address, perhaps with a zone."""
+    """Whether this is an IPv6 address, with or without a zone."""
     try:
         ipaddress.IPv6Address(host)
     except ValueError:
@@ -51,5 +56,5 @@ def is_ipv6(host: str) -> bool:
 
 
 def show_peer(peer: str) -> str:
-    """Return gRPC's name of a peer, whose brackets it writes as in a URL (``%5B``)."""
+    """Return gRPC's name of a peer, without the URL encoding of its brackets (``%5B``)."""
     return unquote(peer)

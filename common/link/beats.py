@@ -1,9 +1,9 @@
-"""Whether the other end of a stream is there: who says nothing at all is gone.
+"""Heartbeats: decide whether the other end of a stream is there, by its silence.
 
-A ping of HTTP/2 waits behind what was written before it, on a slow line for longer than any time
-within which its answer could be asked for: a transfer would be cut again and again. What comes in
-does not wait: while one end brings numbers, its pieces say that it is there, and the other way is
-free for the beats of the other end.
+A ping of HTTP/2 waits behind the bytes that were written before it, on a slow line longer than any
+useful time limit for its answer: a transfer would be cut again and again. Incoming messages do not
+wait. While one end sends arrays, its pieces are signs of life, and the other direction is free for
+the other end's heartbeats.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ REPLACED = "another process attends as this site: "
 
 
 async def until_silent(heard: Callable[[], int], limit: Callable[[], float]) -> None:
-    """Return once nothing came for some time.
+    """Return once nothing was received for some time.
 
-    Time is counted in looks. A process that was stopped for a minute has looked once since, and
-    reads what is waiting for it before it looks again.
+    Time is counted in polls. A process that was stopped for a minute has polled once since then,
+    and reads the waiting messages before it polls again.
 
     Args:
-        heard: grows with what comes.
-        limit: seconds without anything.
+        heard: returns a number that grows with each message received.
+        limit: returns the seconds of silence after which the other end counts as gone.
     """
     before, still = heard(), 0.0
     while still < limit():
@@ -43,9 +43,9 @@ async def until_silent(heard: Callable[[], int], limit: Callable[[], float]) -> 
 
 
 class Patience:
-    """For how long silence is borne: for longer after each alarm that was false.
+    """The allowed time of silence, which grows after each false alarm.
 
-    An alarm was false if who was given up is back at once: its line is slow, not dead.
+    An alarm was false if the other end is back at once: its line is slow, not dead.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""Who is at the other end: certificates, and the TLS that both ends insist on.
+"""Certificates of the link, and the TLS that both ends require.
 
 A site's name is a URI in its certificate, ``urn:privet:site:NAME``, a researcher's is
-``urn:privet:researcher:NAME``; the coordinator's is ``urn:privet:coordinator:NAME``, with the one
-DNS name :data:`SERVER_NAME` beside it, so that it is the same under whatever address a site dials.
+``urn:privet:researcher:NAME``. The coordinator's is ``urn:privet:coordinator:NAME``, beside the
+fixed DNS name :data:`SERVER_NAME`, which is the same whatever address a site connects to.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ os.environ[_VARIABLE] = _SUITES
 
 
 def require_tls_1_3() -> None:
-    """Check that this process speaks nothing below TLS 1.3.
+    """Check that this process accepts nothing below TLS 1.3.
 
     Raises:
-        RunError: if gRPC was loaded before it could be told.
+        RunError: if gRPC was loaded before it could be configured.
     """
     if not _IN_TIME:
         raise RunError(
@@ -51,7 +51,7 @@ def site_uri(name: str) -> str:
 
 
 def researcher_uri(name: str) -> str:
-    """Return the URI that names a researcher in his certificate."""
+    """Return the URI that names a researcher in a certificate."""
     return _RESEARCHER + quote(name, safe="")
 
 
@@ -89,7 +89,7 @@ def researcher_of(certificate: x509.Certificate) -> str:
     """Return the researcher that a certificate names.
 
     Raises:
-        InputError: if it names none, more than one, or somebody else beside.
+        InputError: if it names none, more than one, or another party as well.
     """
     return _named(certificate, _RESEARCHER, "researcher")
 
@@ -107,13 +107,23 @@ def fingerprint_of(certificate: x509.Certificate) -> str:
 
 
 def is_due(certificate: x509.Certificate, now: datetime | None = None) -> bool:
-    """Return whether a certificate should be renewed: a third of its life is left, or less."""
+    """Return whether a certificate should be renewed: a third of its life is left, or less.
+
+    Args:
+        certificate: that is in use.
+        now: time with a zone; None takes the clock's.
+    """
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     return (now or datetime.now(UTC)) >= end - (end - begin) / 3
 
 
 def belongs(certificate: x509.Certificate, key: bytes) -> bool:
-    """Return whether an unencrypted private key (PEM) is the certificate's."""
+    """Return whether a private key belongs to a certificate.
+
+    Args:
+        certificate: with the public key.
+        key: unencrypted private key, as PEM; one that cannot be read belongs to none.
+    """
     try:
         private = serialization.load_pem_private_key(key, None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
@@ -125,8 +135,8 @@ def request(name: str, uri: str = "") -> tuple[bytes, bytes]:
     """Return a certificate request, and its new private key, as PEM.
 
     Args:
-        name: who asks.
-        uri: that names who asks; default a site's.
+        name: of the subject, for people to read.
+        uri: of the subject; "" makes the URI of a site.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(uri or site_uri(name))])
@@ -136,7 +146,7 @@ def request(name: str, uri: str = "") -> tuple[bytes, bytes]:
 
 
 def common_name(name: str) -> x509.Name:
-    """Return an X.509 name for people to read; nothing is decided by it."""
+    """Return an X.509 name for people to read; nothing depends on it."""
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
 
 

@@ -1,8 +1,9 @@
-"""A notice: what a coordinator changed of itself, and how far a site takes its word for it.
+"""A notice: the coordinator's changes of itself, and which of them a site accepts.
 
-Whoever holds the key of the coordinator's certificate can send one, and that key is not the
-authority's. So an address is taken on its word, because the certificate at the new address must be
-of the same authority; another authority only where the one that the site holds certified it.
+A holder of the key of the coordinator's certificate can send one, and that key is not the
+authority's. So a site accepts an address without proof, because the certificate at the new address
+must be of the same authority; it accepts another authority only if the one that it holds certified
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MAX_AUTHORITIES, _MAX_BYTES = 4, 64 << 10
 
 
 def notice_digest(notice: pb.Notice) -> bytes:
-    """Return the digest by which a site says that it has kept a notice."""
+    """Return the digest by which a site confirms that it has kept a notice."""
     return hashlib.sha256(notice.SerializeToString(deterministic=True)).digest()
 
 
@@ -48,16 +49,18 @@ def followed(
 ) -> list[x509.Certificate]:
     """Return the authorities that a site holds after a notice, the newest first.
 
-    A newer one is taken where the newest that is held certified its key; an older one goes when the
-    coordinator names the newest alone. The newest that is held never goes.
+    A newer one is accepted if the newest one that the site holds certified its key. An older one is
+    dropped when the coordinator names the newest alone. The newest one that the site holds is never
+    dropped.
 
     Args:
-        held: by the site, the newest first.
-        told: by the coordinator, the newest first.
-        cross: the newest one's key as the one before certified it, as PEM; or nothing.
+        held: held by the site, the newest first.
+        told: named by the coordinator, the newest first.
+        cross: certificate of the newest one's key by the one before, as PEM; or b"".
 
     Raises:
-        InputError: if the newest one is not held, and not certified by the newest that is.
+        InputError: if the coordinator's newest one is not held, nor certified by the newest one
+            held.
     """
     newest = held[0]
     if told[0] == newest:

@@ -1,7 +1,7 @@
-"""An offer: what a coordinator shows a site before a run, and whether the site is ready.
+"""An offer of a run: its plan and roster before it starts, and the site's readiness.
 
-It is no order: nothing is spent by it. The site keeps plan and roster, so that its operator
-can look at them, and says in one word of the closed list where it stands.
+An offer is no order: it spends nothing. The site stores plan and roster, so that its operator can
+read them, and answers with a status of the closed list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ READY = Status.PRESENT
 
 
 def encode(run: str, plan: dict[str, Any], roster: dict[str, Any]) -> bytes:
-    """Return an offer."""
+    """Return an offer.
+
+    Args:
+        run: identifier of the run.
+        plan: as ``Plan.to_dict``, with its noise calibrated.
+        roster: as ``Roster.to_dict``.
+    """
     return json.dumps({"run": run, "plan": plan, "roster": roster}).encode()
 
 
@@ -43,7 +49,7 @@ def encode_answer(status: Status) -> bytes:
 
 
 def decode_answer(records: bytes) -> Status:
-    """Read a site's answer; what is malformed counts as ``failed``."""
+    """Read a site's answer; a malformed one counts as ``failed``."""
     try:
         return Status(_object(records)["status"])
     except (InputError, KeyError, ValueError, TypeError):
@@ -51,7 +57,7 @@ def decode_answer(records: bytes) -> Status:
 
 
 def encode_runs(runs: list[dict[str, Any]]) -> bytes:
-    """Return a site's answer to :data:`RUNS`: the newest runs, up to a message's length."""
+    """Return a site's answer to :data:`RUNS`: the newest runs that fit into a message."""
     chosen: list[str] = []
     total = 0
     for run in runs:
@@ -64,7 +70,7 @@ def encode_runs(runs: list[dict[str, Any]]) -> bytes:
 
 
 def decode_runs(records: bytes) -> list[dict[str, Any]]:
-    """Read a site's answer to :data:`RUNS`; what is malformed counts as none."""
+    """Read a site's answer to :data:`RUNS`; a malformed one counts as empty."""
     try:
         runs = _object(records).get("runs")
     except InputError:

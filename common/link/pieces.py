@@ -1,10 +1,10 @@
-"""The two messages that carry numbers, written and read without copying them about.
+"""The two messages that carry arrays, encoded and decoded without copies.
 
 A ``Chunk`` is its field 1, and all but the first ``Piece`` of an upload are field 5: a tag, a
-length, and the bytes. Python's protobuf copies these three times on the way out and twice on
-the way in, which costs more than TLS; here it is once and never. The bytes are those of the
-generated code (``tests/link/test_proto.py`` compares them), and whatever reads unlike them is left
-to it.
+length, and the bytes. Python's protobuf copies these three times when it encodes and twice when it
+decodes, which costs more than TLS; this module copies them once and never. The bytes are those of
+the generated code (``tests/link/test_proto.py`` compares them), and a message of another form is
+left to that code.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ CHUNK, PIECE = 1, 5
 
 
 def head(field: int, size: int) -> bytes:
-    """Return what stands before ``size`` bytes of a field (wire type 2)."""
+    """Return the bytes before a field's content (wire type 2): tag and length.
+
+    Args:
+        field: the field's number, at most 15.
+        size: of the content in bytes.
+    """
     out = bytearray([field << 3 | 2])
     while size > 0x7F:
         out.append(size & 0x7F | 0x80)
@@ -24,7 +29,15 @@ def head(field: int, size: int) -> bytes:
 
 
 def data_of(field: int, message: bytes) -> memoryview | None:
-    """Return the bytes of a message that has this field and no other; else None."""
+    """Return the content of a message that consists of one field, without a copy.
+
+    Args:
+        field: the field's number, at most 15.
+        message: as received; it is not trusted.
+
+    Returns:
+        A view of the content; None if the message has another field or form.
+    """
     if not message or message[0] != (field << 3 | 2):
         return None
     size = shift = 0

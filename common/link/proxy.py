@@ -1,8 +1,8 @@
 """The HTTP proxy of the link: variables in capitals, which gRPC does not read.
 
 gRPC reads ``grpc_proxy``, ``https_proxy``, ``http_proxy``, ``no_grpc_proxy`` and ``no_proxy``, in
-lower case alone, and takes no proxy without ``http://`` before its name; it then dials the
-coordinator itself, and says so nowhere.
+lower case only, and accepts no proxy without ``http://`` before its name. Otherwise it connects to
+the coordinator directly, without a message.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ _SCHEME = "http://"
 
 
 def use_proxy_variables() -> str:
-    """Let gRPC in this process use the proxy that ``HTTPS_PROXY`` or ``https_proxy`` names.
+    """Make gRPC in this process use the proxy that ``HTTPS_PROXY`` or ``https_proxy`` names.
 
-    What stands in lower case goes first. Call it before a channel is made.
+    A variable in lower case takes precedence. Call this before a channel is made.
 
     Returns:
-        the proxy that is used, without name and password, or "".
+        The proxy, without user and password, or "".
 
     Raises:
-        InputError: if it is not one that is reached by plain HTTP.
+        InputError: if it is not a proxy over plain HTTP.
     """
     upper = os.environ.get("HTTPS_PROXY", "")
     if upper and not any(os.environ.get(name) for name in _LOWER):

@@ -1,10 +1,10 @@
-"""The researcher's end of the link: he submits, watches, cancels and fetches, and nothing else.
+"""The researcher's end of the link: submit, watch, cancel and fetch runs, and nothing else.
 
 ::
 
     FOLDER/researcher.json   name, coordinator's name and address
-    FOLDER/authority.pem     the authority that the coordinator's certificate must be of
-    FOLDER/link.key, .pem    his key, which never leaves this machine, and his certificate
+    FOLDER/authority.pem     the authority that must have signed the coordinator's certificate
+    FOLDER/link.key, .pem    the researcher's key, which never leaves this machine, and certificate
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _WRONG = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
 
 
 def connect(path: Path, folder: Path, *, timeout: float = 30.0) -> Researcher:
-    """Come in by a join file: make a key, fetch the certificate.
+    """Enrol a researcher by a join file: make a key, fetch the certificate.
 
     Args:
         path: the join file.
@@ -61,7 +61,8 @@ def connect(path: Path, folder: Path, *, timeout: float = 30.0) -> Researcher:
 
     Raises:
         InputError: if it is no join file of a researcher, or the coordinator refuses it.
-        RunError: if the coordinator cannot be reached, or answers with another certificate.
+        RunError: if the coordinator cannot be reached, or answers with a certificate for another
+            key.
     """
     join = _load(path)
     if folder.exists() and any(folder.iterdir()) and not (folder / FILE).exists():
@@ -118,7 +119,7 @@ def _load(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Researcher:
-    """A researcher's folder, opened.
+    """The opened folder of a researcher.
 
     Attributes:
         folder: of the researcher.
@@ -148,39 +149,44 @@ class Researcher:
             raise InputError(f"{folder / FILE}: cannot be read: {error}") from error
 
     def submit(self, plan: bytes, run: str, *, again: bool = False) -> dict[str, Any]:
-        """Queue a plan (JSON, its noise calibrated); return the run's name and the plan's digest.
+        """Queue a plan; return the run's name and the plan's digest.
+
+        Args:
+            plan: as JSON, with its noise calibrated.
+            run: name of the run; "" lets the coordinator choose one.
+            again: submit a plan that was submitted before; it costs its budget again.
 
         Raises:
-            InputError: as the coordinator says.
+            InputError: as the coordinator answers.
             RunError: if it cannot be reached.
         """
         return self._ask("Submit", pb.Proposal(plan=plan, run=run, again=again))
 
     def show(self) -> dict[str, Any]:
-        """Return his runs, and which sites are there; raises as :meth:`submit`."""
+        """Return the researcher's runs and the connected sites; raises as :meth:`submit`."""
         return self._ask("Show", pb.RunName())
 
     def cancel(self, run: str) -> dict[str, Any]:
-        """End a run for good; raises as :meth:`submit`."""
+        """Cancel a run for good; raises as :meth:`submit`."""
         return self._ask("Cancel", pb.RunName(run=run))
 
     def resume(self, run: str) -> dict[str, Any]:
-        """Queue a run that failed again; raises as :meth:`submit`."""
+        """Queue a failed run again; raises as :meth:`submit`."""
         return self._ask("Resume", pb.RunName(run=run))
 
     def fetch(self, run: str, out: Path) -> list[str]:
-        """Bring the files of a run that has ended; what is there and the same stays.
+        """Download the files of a run that has ended; a file that is already the same stays.
 
         Args:
             run: name of the run.
-            out: folder that will hold the model and what `privet audit bundle` needs.
+            out: folder that will hold the model and the input of `privet audit bundle`.
 
         Returns:
             The names of the files.
 
         Raises:
-            InputError: as the coordinator says.
-            RunError: if it cannot be reached, or what came is not what it announced.
+            InputError: as the coordinator answers.
+            RunError: if it cannot be reached, or a file is not as it was announced.
         """
         files = self._ask("Files", pb.RunName(run=run))["files"]
         for file in files:

@@ -1,7 +1,7 @@
-"""Whether a certificate is good on this machine now, in words that say what to do.
+"""Check a certificate's validity on this machine now, in words that say what to do.
 
-A certificate that has ended, or that begins later, and a clock that is wrong look the same from
-here: each text names both times, so that whoever reads it can tell which of the two it is.
+A certificate that has ended, one that begins later, and a wrong clock look the same from here: each
+text names both times, so that its reader can tell them apart.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _HANDSHAKE = (
 
 
 def out_of_time(certificate: x509.Certificate, whose: str, remedy: str) -> str | None:
-    """Return why a certificate is not good now by its times, or None.
+    """Return why a certificate is not valid now by its times, or None.
 
     Args:
-        certificate: that is to be used.
-        whose: begins the sentence, such as "this site's certificate".
-        remedy: what to do where it has really ended.
+        certificate: to be used.
+        whose: the start of the sentence, such as "this site's certificate".
+        remedy: what to do if it has really ended.
     """
     now = datetime.now(UTC)
     begin, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
@@ -59,12 +59,17 @@ def out_of_time(certificate: x509.Certificate, whose: str, remedy: str) -> str |
 
 
 def of_handshake(details: str) -> str | None:
-    """Return why a handshake failed, where what gRPC says of it names a certificate; else None."""
+    """Return why a handshake failed, if gRPC's text about it names a certificate; else None."""
     return next((words for sign, words in _HANDSHAKE if sign in details), None)
 
 
 def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Whether an authority's key signed a certificate."""
+    """Whether an authority's key signed a certificate.
+
+    Args:
+        certificate: whose signature is checked; its times are not.
+        authority: certificate of the authority.
+    """
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):

@@ -1,4 +1,4 @@
-"""Models by name, and a user's own. All are built from layers Opacus can treat exactly."""
+"""Models by name, and a user's own, built from layers that Opacus can treat exactly."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _READS = {
 def build_model(plan: Plan) -> nn.Module:
     """Return the plan's model with its public initial weights, drawn from the plan's seed.
 
-    The global generator of torch is used for the draw and put back afterwards.
+    The draw uses torch's global generator, and restores its state afterwards.
 
     Raises:
         PlanError: if the kind or an option is unknown or does not fit the task.
-        DataMissing: if weights that it needs are not on this machine.
+        DataMissing: if required weights are not on this machine.
     """
     import torch
 

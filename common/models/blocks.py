@@ -10,7 +10,7 @@ from privet.common.errors import PlanError
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over [B, T, d], with plain linear layers for Opacus."""
+    """Multi-head self-attention over [B, T, d], in plain linear layers for Opacus."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -23,7 +23,12 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Attend; ``mask`` [B, 1, 1, T] is True where a token may be read."""
+        """Map [B, T, d] to [B, T, d].
+
+        Args:
+            x: states [B, T, d].
+            mask: [B, 1, 1, T], True where a token may be read; None allows all.
+        """
         batch, length, width = x.shape
         parts = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
@@ -43,13 +48,18 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map [B, T, d] to [B, T, d]."""
+        """Map [B, T, d] to [B, T, d].
+
+        Args:
+            x: states [B, T, d].
+            mask: as for :meth:`Attention.forward`.
+        """
         x = x + self.attention(self.norm1(x), mask)
         return x + self.down(functional.gelu(self.up(self.norm2(x))))  # type: ignore[no-any-return]
 
 
 class TokenStack(nn.Module):
-    """Tables of tokens and places, Transformer blocks, and a norm.
+    """Token and position embeddings, Transformer blocks, and a norm.
 
     Args:
         vocabulary: number V of tokens.
@@ -69,7 +79,12 @@ class TokenStack(nn.Module):
         nn.init.normal_(self.places.weight, std=0.1 * width**-0.5)
 
     def states(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Map token numbers [B, T] to states [B, T, d]; ``mask`` is True where one may be read."""
+        """Map token numbers [B, T] to states [B, T, d].
+
+        Args:
+            tokens: int64 [B, T], each from 0 to V - 1.
+            mask: broadcast to [B, heads, T, T], True where a token may be read.
+        """
         batch, length = tokens.shape
         # Expanded to [B, T]: Opacus counts the first dimension as records.
         places = torch.arange(length, device=tokens.device).repeat(batch, 1)

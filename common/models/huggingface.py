@@ -1,8 +1,8 @@
-"""A Transformer of Hugging Face that lies on this machine, in full, by LoRA, or its head alone.
+"""A Hugging Face Transformer on this machine, trained in full, by LoRA, or only its head.
 
-It is in a folder, or in the cache of the hub (``hf download``) under its name and commit. Nothing
-is downloaded and no code of the folder is run: weights are safetensors, the architecture is one
-that transformers knows. All sites need the same folder where parts of it stay frozen, so a plan
+It is in a folder, or in the hub's cache (``hf download``) under its name and commit. Nothing is
+downloaded and none of the folder's code is run: weights are safetensors, and the architecture is
+one that transformers knows. All sites need the same folder if parts of it stay frozen, so a plan
 should pin the digest of its weights.
 """
 
@@ -49,19 +49,19 @@ def build(
 
     Args:
         task: kind of the plan's task.
-        classes: how many classes there are, where it classifies.
+        classes: number of classes, for a classification.
         folder: as ``save_pretrained`` writes it, with ``model.safetensors`` and ``tokenizer.json``.
-        name: on the hub, in place of a folder, with its commit as ``revision``; it is looked for in
-            the hub's cache on this machine.
+        name: on the hub, instead of a folder, with its commit as ``revision``; the hub's cache on
+            this machine must have it.
         revision: the commit, as 40 hexadecimal digits.
         sha256: digest that ``model.safetensors`` must have, as 64 hexadecimal digits.
         tuning: ``full``, ``lora`` (with ``rank``, in the layers ``targets``) or ``head``.
         rank: of LoRA's matrices.
-        targets: names of the layers that LoRA changes; default peft's choice for the model.
+        targets: names of the layers that LoRA changes; None takes peft's choice for the model.
 
     Raises:
-        DataMissing: if the folder has no safetensors, or is not there.
-        PlanError: if its weights are others, or transformers cannot load it.
+        DataMissing: if the folder is missing, or has no safetensors.
+        PlanError: if its weights have another digest, or transformers cannot load it.
     """
     import transformers
     from transformers.utils import logging as hf_logging
@@ -113,7 +113,7 @@ def build(
 
 
 class Wrapped(nn.Module):
-    """A model of transformers, called as Privet's own are; padding is -1."""
+    """A model of transformers, called in the same way as Privet's own; padding is -1."""
 
     def __init__(self, inner: Any, task: str) -> None:
         super().__init__()
@@ -132,7 +132,15 @@ class Wrapped(nn.Module):
         return logits
 
     def write(self, source: Tensor, beams: int) -> Tensor:
-        """Return what beam search writes for sources [B, T]."""
+        """Generate texts by beam search.
+
+        Args:
+            source: token numbers [B, T] of the sources.
+            beams: width of the search.
+
+        Returns:
+            Token numbers [B, S] with at most T new tokens.
+        """
         found: Tensor = self.inner.generate(
             **self._read(source), num_beams=beams, max_new_tokens=source.shape[1]
         )
@@ -151,9 +159,13 @@ class Wrapped(nn.Module):
 def tokens(model: ModelSpec, max_tokens: int) -> Tokens:
     """Return the tokens of a folder's ``tokenizer.json``.
 
+    Args:
+        model: of the plan; its options name the folder.
+        max_tokens: length T to which rows are cut and padded.
+
     Raises:
-        DataMissing: if there is none.
-        PlanError: if the plan does not say where.
+        DataMissing: if there is no such file.
+        PlanError: if the plan names no folder.
     """
     folder = _place(*(model.options.get(key) for key in ("folder", "name", "revision")))
     path = folder / "tokenizer.json"
@@ -204,10 +216,10 @@ def _read_special(path: Path) -> dict[str, Any]:
 
 
 def _require_plain(folder: Path) -> None:
-    """Refuse what makes transformers read other weights than ``model.safetensors``, or code.
+    """Refuse settings that make transformers read code, or weights beside ``model.safetensors``.
 
     Raises:
-        PlanError: naming it.
+        PlanError: naming the setting.
     """
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

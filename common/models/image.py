@@ -12,12 +12,12 @@ from privet.common.plan import Image
 
 
 class VisionTransformer(nn.Module):
-    """Patches as tokens (Dosovitskiy et al. 2021), their mean as what is classified.
+    """Patches as tokens (Dosovitskiy et al. 2021), classified by their mean.
 
     Args:
         image: size and channels.
         classes: number K of classes.
-        patch: height and width of a patch, which must divide the image's.
+        patch: height and width of a patch in pixels, which must divide the image's.
         width, heads, layers: size of the Transformer.
     """
 

@@ -1,6 +1,6 @@
-"""Language models from scratch: a decoder, two encoder-decoders, and an encoder that fills gaps.
+"""Language models from scratch: a decoder, two encoder-decoders, and a masked encoder.
 
-The encoder-decoders are those of transformers, with random weights from a plan's options.
+The encoder-decoders are those of transformers, with random weights and a plan's options.
 """
 
 from __future__ import annotations
@@ -35,18 +35,18 @@ class Decoder(TokenStack):
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token numbers [B, T] to logits of the tokens that follow, [B, T, V]."""
         length = tokens.shape[1]
-        # Padding stands behind the text, where no token that counts can see it.
+        # Padding is behind the text, where no token that counts can read it.
         mask = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
         return self.head(self.states(tokens.clamp(min=0), mask))  # type: ignore[no-any-return]
 
 
 class MaskedEncoder(nn.Module):
-    """An encoder with a head that names tokens which were left out (Devlin et al. 2019).
+    """An encoder with a head that predicts masked tokens (Devlin et al. 2019).
 
     Args:
-        encoder: what reads.
-        words: its table of tokens [V, d], which the head shares.
-        states: calls it with token numbers [B, T] for states [B, T, d].
+        encoder: maps token numbers to states.
+        words: its token embedding [V, d], which the head shares.
+        states: calls the encoder with token numbers [B, T], and returns states [B, T, d].
     """
 
     def __init__(
@@ -68,7 +68,12 @@ class MaskedEncoder(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
-        """Map tokens [B, T] to logits [B, P, V] at ``places`` [B, P]."""
+        """Map tokens [B, T] to logits [B, P, V] at some positions.
+
+        Args:
+            tokens: token numbers [B, T], with masked ones.
+            places: positions [B, P] to predict.
+        """
         states = self._states(self.encoder, tokens)
         chosen = states.gather(1, places.unsqueeze(2).expand(-1, -1, states.shape[2]))
         return self.output(self.norm(functional.gelu(self.turn(chosen))))  # type: ignore[no-any-return]
@@ -82,14 +87,27 @@ class EncoderDecoder(nn.Module):
         self.inner = inner
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
-        """Map sources [B, T] and targets [B, S] to logits of the targets, [B, S, V]."""
+        """Map sources and targets to logits of the targets, [B, S, V].
+
+        Args:
+            source: token numbers [B, T]; 0 is padding.
+            target: token numbers [B, S], which the decoder reads shifted by one.
+        """
         before = functional.pad(target[:, :-1], (1, 0), value=0)
         return self.inner(  # type: ignore[no-any-return]
             input_ids=source, attention_mask=(source != 0).long(), decoder_input_ids=before
         ).logits
 
     def write(self, source: Tensor, beams: int) -> Tensor:
-        """Return what beam search writes for sources [B, T]."""
+        """Generate texts by beam search.
+
+        Args:
+            source: token numbers [B, T] of the sources.
+            beams: width of the search.
+
+        Returns:
+            Token numbers [B, S] with at most T new tokens.
+        """
         found: Tensor = self.inner.generate(
             input_ids=source, attention_mask=(source != 0).long(), num_beams=beams,
             max_new_tokens=source.shape[1], early_stopping=True,
@@ -100,7 +118,18 @@ class EncoderDecoder(nn.Module):
 def t5(
     vocabulary: int, max_tokens: int, *, width: int = 128, heads: int = 4, layers: int = 2
 ) -> EncoderDecoder:
-    """Return a T5 (Raffel et al. 2020; gated as in version 1.1) with random weights."""
+    """Return a T5 (Raffel et al. 2020; gated as in version 1.1) with random weights.
+
+    Args:
+        vocabulary: number V of tokens.
+        max_tokens: unused, because its positions are relative.
+        width: size d of the states, a multiple of ``heads``.
+        heads: of each attention.
+        layers: of the encoder, and of the decoder.
+
+    Raises:
+        PlanError: if ``heads`` does not divide ``width``.
+    """
     del max_tokens  # its positions are relative
     from transformers import T5Config, T5ForConditionalGeneration
 
@@ -116,7 +145,18 @@ def t5(
 def encoder_decoder(
     vocabulary: int, max_tokens: int, *, width: int = 128, heads: int = 4, layers: int = 2
 ) -> EncoderDecoder:
-    """Return the encoder-decoder of Vaswani et al. (2017), as in Marian, with random weights."""
+    """Return the encoder-decoder of Vaswani et al. (2017), as in Marian, with random weights.
+
+    Args:
+        vocabulary: number V of tokens.
+        max_tokens: longest sequence T.
+        width: size d of the states, a multiple of ``heads``.
+        heads: of each attention.
+        layers: of the encoder, and of the decoder.
+
+    Raises:
+        PlanError: if ``heads`` does not divide ``width``.
+    """
     from transformers import MarianConfig, MarianMTModel
 
     _divides(width, heads)

@@ -1,9 +1,9 @@
-"""Where a model starts: trained weights of an earlier run, by the digest of their file.
+"""Start a model from the trained weights of an earlier run, by the digest of their file.
 
-A plan names the digest, so that it is the same plan wherever the file lies; files are looked for
-in the folders of the environment variable ``PRIVET_MODELS`` (one path, or several as in ``PATH``).
-Tensors are matched by name and shape, with or without LoRA around a layer, so that an encoder that
-filled gaps goes on as a classifier: what is not in the file keeps its fresh values.
+A plan names the digest, so that it is the same plan wherever the file is. Files are searched for in
+the folders of the environment variable ``PRIVET_MODELS`` (one path, or several as in ``PATH``).
+Tensors are matched by name and shape, with or without LoRA around a layer, so that a masked encoder
+can continue as a classifier: a parameter that is not in the file keeps its fresh value.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def digest_of(path: Path) -> str:
 
 
 def offer(path: Path) -> str:
-    """Let this process, and those that it starts, find a file; return its digest."""
+    """Make a file findable for this process and its children; return its digest."""
     digest = digest_of(path)
     folders = os.environ.get(FOLDERS, "").split(os.pathsep)
     here = str(path.resolve().parent)
@@ -49,7 +49,7 @@ def find(digest: str) -> Path:
     """Return the file of a digest.
 
     Raises:
-        DataMissing: with where it was looked for.
+        DataMissing: naming the folders that were searched.
     """
     folders = [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
     for folder in folders:
@@ -66,7 +66,11 @@ def find(digest: str) -> Path:
 
 
 def frozen_by(model: nn.Module, digest: str) -> list[str]:
-    """Return the parameters that a file sets and that are not trained.
+    """Return the names of the frozen parameters that a file sets.
+
+    Args:
+        model: whose parameters are set as by :func:`apply`.
+        digest: of the file.
 
     Raises:
         DataMissing, PlanError: as :func:`apply`.
@@ -76,17 +80,17 @@ def frozen_by(model: nn.Module, digest: str) -> list[str]:
 
 
 def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
-    """Set the parameters of a model that a file has, trained or frozen; return their names.
+    """Set a model's parameters, trained or frozen, from a file; return the names of those set.
 
     Args:
         model: whose parameters are set.
         digest: of the file.
-        whole: whether it must have all that are trained.
+        whole: whether the file must have all trained parameters.
 
     Raises:
         DataMissing: if the file is not there.
-        PlanError: if it cannot be read, was changed, has none of the model's parameters, or not
-            all that it must have.
+        PlanError: if it cannot be read, was changed, has none of the model's parameters, or lacks a
+            required one.
     """
     import torch
     from safetensors import SafetensorError
@@ -95,7 +99,7 @@ def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
     path = find(digest)
     try:
         raw = path.read_bytes()
-        # What is used is what was hashed, whatever a file of that name was before.
+        # The bytes that are used are those that were hashed, whatever the file was before.
         if f"sha256:{hashlib.sha256(raw).hexdigest()}" != digest:
             raise PlanError(f"{path}: it was changed, and is no longer {digest}")
         tensors = {_plain(name): tensor for name, tensor in load(raw).items()}
@@ -117,11 +121,11 @@ def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
 
 
 def _plain(name: str) -> str:
-    """Return a parameter's name without what peft writes into it."""
+    """Return a parameter's name without the parts that peft adds."""
     return name.replace("base_model.model.", "").replace(".base_layer", "")
 
 
 @lru_cache(maxsize=256)
 def _digest_then(path: Path, _changed: int, _size: int) -> str:
-    """Return a file's digest when it had this time and size: enough to look for it."""
+    """Return a file's digest when it had this time and size: enough to search for it."""
     return digest_of(path)

@@ -14,7 +14,7 @@ from privet.common.models.blocks import Block
 
 
 class Linear(nn.Module):
-    """Logistic regression on scaled numbers, missing marks and one-hot categories.
+    """Logistic regression on scaled numbers, missing flags and one-hot categories.
 
     Args:
         numeric: number F of numeric features.
@@ -34,7 +34,13 @@ class Linear(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, numeric: Tensor, missing: Tensor, categorical: Tensor) -> Tensor:
-        """Map [B, F], [B, F] and [B, G] to logits [B, K]."""
+        """Return logits [B, K].
+
+        Args:
+            numeric: scaled numbers [B, F].
+            missing: [B, F], 1 where the number is missing, else 0.
+            categorical: category numbers [B, G], int64, 0 for "other".
+        """
         inputs = _side_by_side(numeric, missing, categorical, self.categories)
         return self.head(inputs * self.scale)  # type: ignore[no-any-return]
 
@@ -44,7 +50,7 @@ class Dense(nn.Module):
 
     Args:
         numeric, categories, classes, scale: as :class:`Linear`.
-        width, layers: of the hidden layers, and how many there are.
+        width, layers: size of a hidden layer, and number of hidden layers.
     """
 
     def __init__(
@@ -63,7 +69,13 @@ class Dense(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, numeric: Tensor, missing: Tensor, categorical: Tensor) -> Tensor:
-        """Map [B, F], [B, F] and [B, G] to logits [B, K]."""
+        """Return logits [B, K].
+
+        Args:
+            numeric: scaled numbers [B, F].
+            missing: [B, F], 1 where the number is missing, else 0.
+            categorical: category numbers [B, G], int64, 0 for "other".
+        """
         x = _side_by_side(numeric, missing, categorical, self.categories) * self.scale
         for layer in self.hidden:
             x = torch.tanh(layer(x))
@@ -83,13 +95,13 @@ def _side_by_side(
 class FTTransformer(nn.Module):
     """Feature-tokenizer Transformer (Gorishniy et al. 2021) without dropout.
 
-    Each numeric feature gives the token ``z · w + b`` (or a token of its own where it is
-    missing), each categorical one an embedding; a [CLS] token carries the prediction.
+    Each numeric feature gives the token ``z · w + b`` (or a token of its own if it is missing),
+    each categorical one an embedding; the prediction is read from a [CLS] token.
 
     Args:
         numeric, categories, classes: as :class:`Linear`.
         width, heads, layers: size of the Transformer.
-        hidden: width of the feed-forward layers; default 2 × width.
+        hidden: width of the feed-forward layers; None is 2 × width.
     """
 
     def __init__(
@@ -123,7 +135,13 @@ class FTTransformer(nn.Module):
         self._offsets = tuple(offsets)
 
     def forward(self, numeric: Tensor, missing: Tensor, categorical: Tensor) -> Tensor:
-        """Map [B, F], [B, F] and [B, G] to logits [B, K]."""
+        """Return logits [B, K].
+
+        Args:
+            numeric: scaled numbers [B, F].
+            missing: [B, F], 1 where the number is missing, else 0.
+            categorical: category numbers [B, G], int64, 0 for "other".
+        """
         batch, device = numeric.shape[0], numeric.device
         tokens = [self.start(torch.zeros((batch, 1), dtype=torch.int64, device=device))]
         if self.scales is not None:

@@ -27,32 +27,42 @@ MINILM_WIDTH = 384
 
 
 class TextInputs(Protocol):
-    """Turns texts into what a model reads; each row from its own text alone.
+    """Convert texts to a model's inputs; each row depends on its own text alone.
 
     Attributes:
-        tokens: what the numbers mean; None where a row holds none.
+        tokens: the tokenizer of the numbers in a row; None if a row holds features.
     """
 
     tokens: Tokens | None
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        """Return tensors with one row a text."""
+        """Return tensors with one row for each text."""
         ...
 
     def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """Return how many tokens each row has, [B], or None if they differ in nothing."""
+        """Return how many tokens each row has, [B], or None if all rows take the same time."""
         ...
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return made-up rows for the start-up tests."""
+        """Return made-up rows for the start-up tests.
+
+        Args:
+            records: number of rows.
+            generator: source of the rows' randomness.
+        """
         ...
 
 
 def text_inputs(model: ModelSpec, max_tokens: int) -> TextInputs:
     """Return the input side of a text model.
 
+    Args:
+        model: of the plan.
+        max_tokens: length T to which rows are cut and padded.
+
     Raises:
         PlanError: if the model does not read texts.
+        DataMissing: if its files are not on this machine.
     """
     if model.kind == "minilm" and model.options.get("tuning", "head") == "head":
         return _MiniLmFeatures(max_tokens)
@@ -62,9 +72,13 @@ def text_inputs(model: ModelSpec, max_tokens: int) -> TextInputs:
 def tokens_for(model: ModelSpec, max_tokens: int) -> Tokens:
     """Return the tokens that a model reads.
 
+    Args:
+        model: of the plan.
+        max_tokens: length T to which rows are cut and padded.
+
     Raises:
         PlanError: if it does not read texts.
-        DataMissing: if its folder is not there.
+        DataMissing: if its files are not on this machine.
     """
     if model.kind == "minilm":
         return Tokens(minilm_folder() / "tokenizer.json", max_tokens, mask=103, special=(101, 102))
@@ -81,6 +95,11 @@ def tokens_for(model: ModelSpec, max_tokens: int) -> Tokens:
 def build(spec: ModelSpec, classes: int, max_tokens: int) -> nn.Module:
     """Return a text model with ``classes`` outputs.
 
+    Args:
+        spec: of the plan.
+        classes: number K of classes.
+        max_tokens: longest sequence T.
+
     Raises:
         TypeError: if an option is unknown.
     """
@@ -90,7 +109,11 @@ def build(spec: ModelSpec, classes: int, max_tokens: int) -> nn.Module:
 
 
 def build_masked(spec: ModelSpec, max_tokens: int) -> MaskedEncoder:
-    """Return an encoder with a head that names tokens which were left out.
+    """Return an encoder with a head that predicts masked tokens.
+
+    Args:
+        spec: of the plan; ``text-encoder`` or ``minilm``.
+        max_tokens: longest sequence T.
 
     Raises:
         TypeError: if an option is unknown.
@@ -159,10 +182,10 @@ class MiniLmClassifier(nn.Module):
     Args:
         encoder: MiniLM.
         classes: K.
-        scale: features are made of unit length and multiplied by it, as :class:`FeatureHead`
-            reads them, so that a head that was trained alone goes on here; None leaves them.
-        precision: in which the encoder's layers compute while it is trained; None is that of its
-            parameters. What is measured and delivered is always that.
+        scale: factor on features of unit length, as in :class:`FeatureHead`, so that a head that
+            was trained alone can continue here; None leaves the features as they are.
+        precision: of the encoder's layers during training; None is that of its parameters.
+            Evaluation and delivered models always use that of the parameters.
     """
 
     def __init__(
@@ -209,7 +232,7 @@ class FeatureHead(nn.Module):
 
 
 class EncodedHead(nn.Module):
-    """A head on frozen features together with their encoder, so that it reads token numbers."""
+    """A head on frozen features with their encoder, so that it reads token numbers."""
 
     def __init__(self, encoder: nn.Module, head: FeatureHead) -> None:
         super().__init__()
@@ -222,7 +245,7 @@ class EncodedHead(nn.Module):
 
 
 def joined(network: nn.Module) -> nn.Module:
-    """Return a network that reads records: a head on frozen features gets their encoder."""
+    """Return a network that reads records: a head on frozen features with its encoder."""
     if isinstance(network, FeatureHead):
         return EncodedHead(_frozen_minilm(), network)
     return network

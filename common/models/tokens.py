@@ -1,4 +1,4 @@
-"""From texts to token numbers, and back. Every row is made from its own text alone."""
+"""Convert texts to token numbers, and back. Every row depends on its own text alone."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TOKENIZER = Path(__file__).parent / "tokenizer.json"
 
 @dataclass(frozen=True)
 class Tokens:
-    """A tokenizer file and how its numbers are used.
+    """A tokenizer file, and how its numbers are used.
 
     Attributes:
         path: of a ``tokenizer.json``.
-        max_tokens: rows are cut and padded to so many, so that no row knows of another's length.
-        padding: number of what is not there.
-        start: number that stands before a text that is to be written, None for none.
-        end: number that ends it, None for none.
-        mask: number that stands for a token that was left out.
-        special: numbers that stand for no text, and are never left out.
+        max_tokens: length to which rows are cut and padded, so that no row depends on another's.
+        padding: number that fills a row.
+        start: number before a text that is to be generated; None for none.
+        end: number after it; None for none.
+        mask: number that replaces a masked token.
+        special: numbers that stand for no text, and are never masked.
     """
 
     path: Path
@@ -40,20 +40,21 @@ class Tokens:
 
     @property
     def size(self) -> int:
-        """How many different tokens there are."""
+        """Number of different tokens."""
         return int(_tokenizer(self.path).get_vocab_size())
 
     def encode(
         self, texts: list[str], *, ends: bool = False, begins: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """Return token numbers [N, T], and how many characters of each text they stand for [N].
+        """Return token numbers [N, T], and the number of characters of each text that they cover,
+        [N].
 
-        The tokenizer's own frame stands around a text, such as ``[CLS]`` and ``[SEP]``.
+        The tokenizer's own frame, such as ``[CLS]`` and ``[SEP]``, is around each text.
 
         Args:
             texts: N texts.
-            ends: whether to write ``end`` after a text that is not cut, where no frame has it.
-            begins: whether a frame's ``start`` stays; not where the task puts it there itself.
+            ends: whether to add ``end`` after a text that is not cut, unless the frame has it.
+            begins: whether to keep the frame's ``start``; False if the task adds it itself.
         """
         tokenizer = _tokenizer(self.path)
         tokenizer.no_padding()
@@ -77,7 +78,7 @@ class Tokens:
         return self.encode(texts)[0]
 
     def sizes(self, rows: Tensor) -> Tensor | None:
-        """Return where each row ends, [N]; None on CUDA, where it would have to wait."""
+        """Return the length of each row, [N]; None on CUDA, where the host would have to wait."""
         if rows.is_cuda:
             return None
         places = torch.arange(1, rows.shape[1] + 1)
@@ -98,7 +99,7 @@ class Tokens:
         return found
 
     def words(self, text: str) -> list[tuple[str, list[int]]]:
-        """Return the words of a text as it is written, each with the places of its tokens."""
+        """Return the words of a text as written, each with the positions of its tokens."""
         tokenizer = _tokenizer(self.path)
         tokenizer.no_padding()
         tokenizer.enable_truncation(self.max_tokens)
@@ -120,8 +121,12 @@ class Tokens:
     def random(self, records: int, generator: torch.Generator) -> Tensor:
         """Return made-up rows, of which the last is padded, and the first has a hole.
 
-        From four rows on they are of any length, with an empty one. Up to eight the longest fills
-        all that the plan allows; of more rows no one is long, so that many of them are soon read.
+        From four rows on they have any length, and one is empty. Up to eight rows, the longest has
+        the plan's full length; with more rows none is long, so that many of them are read quickly.
+
+        Args:
+            records: number of rows.
+            generator: source of the rows' randomness.
         """
         length = self.max_tokens if 4 <= records <= 8 else min(self.max_tokens, 24)
         rows = torch.randint(2, self.size, (records, length), generator=generator)
@@ -135,10 +140,14 @@ class Tokens:
 
 
 def trimmed(rows: Tensor, padding: int = 0) -> Tensor:
-    """Return [B, T] without columns that are padding in every row, up to a multiple of 16.
+    """Return rows without the columns that are padding in every row, up to a multiple of 16.
 
-    What a record gives does not change, as nothing reads padding; its time does. Not on CUDA, where
-    the host would have to wait, nor in what is exported.
+    A record's result does not change, because nothing reads padding; its time does. Rows stay as
+    they are on CUDA, where the host would have to wait, and in an export.
+
+    Args:
+        rows: token numbers [B, T].
+        padding: number that fills a row.
     """
     if rows.is_cuda or torch.compiler.is_exporting() or not rows.shape[0]:
         return rows
@@ -156,6 +165,6 @@ def _tokenizer(path: Path) -> Any:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # it raises nothing more special
         raise PlanError(f"{path}: cannot be read as a tokenizer: {error}") from error
-    # What a record says is text: "[PAD]" in it is five signs, and no padding.
+    # A record is plain text: "[PAD]" in it is five characters, and no padding.
     tokenizer.encode_special_tokens = True
     return tokenizer

@@ -1,1 +1,1 @@
-"""What a process writes: lines of its log, the operator's own log, metrics."""
+"""The output of a process: log lines, the operator's own log, metrics."""

@@ -1,11 +1,10 @@
-"""What a running process says on standard error, and what it says to its operator alone.
+"""The log of a running process on standard error, and the part for its operator alone.
 
-A line is an event in fixed words, with fields: who, which run, why. On standard error there is
-nothing that was read from records: no value, no name of a column, and at a site no text of an
-exception but of those in :data:`_SAID`, which speak of keys, ledgers and the link. What
-else went wrong is named by the type of the exception and the line of code; its text and its
-traceback go to the operator's log (:mod:`privet.common.output.operator_log`), with all that
-libraries log or warn of.
+A line is an event in fixed words, with fields: who, which run, why. Standard error holds nothing
+that was read from records: no value, no name of a column, and at a site no text of an exception
+except of those in :data:`_SAID`, which speak of keys, ledgers and the link. Any other fault is
+named by the type of the exception and the line of code; its text and its traceback go to the
+operator's log (:mod:`privet.common.output.operator_log`), with all logs and warnings of libraries.
 """
 
 from __future__ import annotations
@@ -46,14 +45,14 @@ _ENDING = (DataMissing, PlanError, PolicyError)
 
 
 class Style(StrEnum):
-    """How lines are written."""
+    """The form of log lines."""
 
     TEXT = "text"
     JSON = "json"
 
 
 class Level(StrEnum):
-    """The least that is written."""
+    """The lowest level that is written."""
 
     DEBUG = "debug"
     INFO = "info"
@@ -77,9 +76,9 @@ def why_ended(error: Exception) -> str | None:
 
 
 def kind_of(error: BaseException) -> str:
-    """Return the name of an error's type, if it is one that stands in code.
+    """Return the name of an error's type, if the type is defined in code.
 
-    A type that was made while the program ran may be named after what it met.
+    A type that was made while the program ran may be named after a value of its data.
     """
     kind = type(error)
     found: Any = sys.modules.get(kind.__module__)
@@ -89,7 +88,7 @@ def kind_of(error: BaseException) -> str:
 
 
 def place_of(error: BaseException) -> str:
-    """Return the file and line of Privet's own code where an error came up, or was called for."""
+    """Return the file and line of Privet's own code that raised an error, or called the raiser."""
     steps = list(traceback.walk_tb(error.__traceback__))
     own = [one for one in steps if str(one[0].f_globals.get("__name__")).split(".")[0] == _OWN]
     last = (own or steps)[-1:]
@@ -97,15 +96,15 @@ def place_of(error: BaseException) -> str:
 
 
 def set_up(style: Style, level: Level, *, operator: Path | None = None, texts: bool = True) -> None:
-    """Let this process log to standard error; call it before gRPC and Flower are imported.
+    """Send this process's log to standard error; call it before gRPC and Flower are imported.
 
     Args:
         style: of the lines on standard error.
-        level: the least that is written there.
-        operator: a site's own file. With it, standard error gets the lines of Privet alone, and no
-            text of an exception; the file gets those, and what libraries say.
-        texts: whether the text of an exception may stand there. Without, and without ``operator``,
-            it is written nowhere, as what libraries say.
+        level: lowest level that is written there.
+        operator: a site's own file. With it, standard error gets only the lines of Privet, and no
+            text of an exception; the file gets both, and the output of libraries.
+        texts: whether standard error may hold the text of an exception. If not, and without
+            ``operator``, neither that text nor the output of libraries is written anywhere.
     """
     # gRPC's core writes lines of its own, which are not JSON.
     if style is Style.JSON:
@@ -129,7 +128,7 @@ def set_up(style: Style, level: Level, *, operator: Path | None = None, texts: b
 
 
 class Lines(logging.Formatter):
-    """Writes a record as one line.
+    """Format a record as one line.
 
     Args:
         style: of the line.
@@ -160,7 +159,7 @@ class Lines(logging.Formatter):
         return f"{stamp} {level} {record.name}: {json.dumps(event, ensure_ascii=False)[1:-1]}{said}"
 
     def _event(self, record: logging.LogRecord) -> str:
-        """Return the message; what is put into it is checked like a field."""
+        """Return the message; its arguments are checked like fields."""
         given = record.args
         try:
             if isinstance(given, tuple) and given:
@@ -190,7 +189,7 @@ class Lines(logging.Formatter):
 
 
 class _ToRoot(logging.Filter):
-    """Hands a record to the root's handlers, and keeps it from the logger's own."""
+    """Pass a record to the root's handlers, and keep it from the logger's own."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         root = logging.getLogger()
@@ -200,7 +199,7 @@ class _ToRoot(logging.Filter):
 
 
 def _take_over() -> None:
-    """Take what is warned of, and what Flower says: it has a handler for standard error."""
+    """Take over warnings, and Flower's log, which has a handler for standard error of its own."""
     logging.captureWarnings(True)
     flower = logging.getLogger("flwr")
     if not any(isinstance(known, _ToRoot) for known in flower.filters):
@@ -208,7 +207,7 @@ def _take_over() -> None:
 
 
 class _Stderr(logging.StreamHandler[Any]):
-    """Writes to standard error, wherever that is now; a collector that is gone is no matter."""
+    """Write to the present standard error; ignore that its reader is gone."""
 
     @property
     def stream(self) -> Any:

@@ -1,8 +1,8 @@
-"""Figures for Prometheus, on a port that only this machine can reach.
+"""Metrics for Prometheus, on a port that only this machine can reach.
 
-``GET /metrics`` has the figures, ``/-/healthy`` says that the process is there and ``/-/ready``
-whether it can do its work (200 or 503). There is no authentication: what is shown is for whoever
-may log in on this machine. Nothing is pushed anywhere.
+``GET /metrics`` returns the metrics, ``/-/healthy`` says that the process runs and ``/-/ready``
+whether it can do its work (200 or 503). There is no authentication: the metrics are for any user of
+this machine. Nothing is pushed anywhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _PATIENCE = 10.0
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Read ``[HOST:]PORT``; the host is 127.0.0.1 by default, and of this machine alone.
+    """Read ``[HOST:]PORT``; the host must belong to this machine alone, default 127.0.0.1.
 
     Raises:
         InputError: if it is no address, or one that other machines can reach.
@@ -63,7 +63,7 @@ def _is_port(text: str) -> bool:
 
 
 def registry(role: str, *collectors: Collector) -> CollectorRegistry:
-    """Return a registry of its own: version, process and platform, and ``collectors``."""
+    """Return a new registry of version, process, platform, and ``collectors``."""
     made = CollectorRegistry()
     ProcessCollector(registry=made)
     PlatformCollector(registry=made)
@@ -73,16 +73,30 @@ def registry(role: str, *collectors: Collector) -> CollectorRegistry:
 
 
 Values = Mapping[tuple[str, ...], float]
-"""Figures by the values of their labels."""
+"""Values of a metric, by the values of its labels."""
 
 
 def gauge(name: str, text: str, labels: tuple[str, ...], values: Values) -> Metric:
-    """Return figures that go up and down; ``name`` is without ``privet_``."""
+    """Return a metric whose values go up and down.
+
+    Args:
+        name: without the prefix ``privet_``.
+        text: its help text.
+        labels: names of its labels.
+        values: value by the labels' values, in the order of ``labels``.
+    """
     return _filled(GaugeMetricFamily(f"privet_{name}", text, labels=labels), values)
 
 
 def counter(name: str, text: str, labels: tuple[str, ...], values: Values) -> Metric:
-    """Return figures that only grow; ``name`` is without ``privet_`` and ``_total``."""
+    """Return a metric whose values only grow.
+
+    Args:
+        name: without the prefix ``privet_`` and the suffix ``_total``.
+        text: its help text.
+        labels: names of its labels.
+        values: value by the labels' values, in the order of ``labels``.
+    """
     return _filled(CounterMetricFamily(f"privet_{name}", text, labels=labels), values)
 
 
@@ -101,15 +115,15 @@ class _Version(Collector):
 
 
 class Endpoint:
-    """Serves a registry until it is closed; use as a context manager.
+    """Serve a registry until it is closed; use it as a context manager.
 
     Args:
         figures: the registry.
         address: as :func:`parse_address` returns it; port 0 takes a free one.
-        is_ready: whether the process can do its work.
+        is_ready: returns whether the process can do its work.
 
     Raises:
-        InputError: if the port cannot be had.
+        InputError: if it cannot listen on the port.
     """
 
     def __init__(
@@ -180,7 +194,7 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a caller that goes away."""
+        """Ignore a caller that goes away."""
 
 
 class _Server6(_Server):

@@ -1,10 +1,10 @@
-"""The operator's log: the one place at a site that may hold something of a record.
+"""The operator's log: the only place at a site that may hold a part of a record.
 
-A message may quote a cell, so the file is its owner's alone (mode 0600, whatever the umask, and
-again after a rotation), a cell cannot write a line of its own (control characters are escaped,
-and the lines of a traceback are indented), and a failure to write says nothing of what was to be
-written: standard error gets :data:`NOT_WRITTEN` once, the lines that were lost are counted, and
-their number is the first thing that is written when the file can be written again.
+A message may quote a cell. So the file is its owner's alone (mode 0600, whatever the umask, and
+again after a rotation). A cell cannot write a line of its own: control characters are escaped, and
+the lines of a traceback are indented. A failure to write reveals nothing of the message: standard
+error gets :data:`NOT_WRITTEN` once, lost lines are counted, and their number is written first when
+the file can be written again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_TRACEBACK_LINES = 400
 """Lines of a traceback; of a longer one the middle is left out."""
 NOT_WRITTEN = "the operator's log cannot be written"
 INDENT = "  | "
-"""How a line begins that goes on with the message above it."""
+"""Start of a line that continues the message above it."""
 
 _STATE = logging.getLogger("privet.operator_log")
 """Says that the log cannot be written: never to the log itself, and without details."""
@@ -32,7 +32,7 @@ _KNOWN = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
-    """Return what was added to a record by ``extra``."""
+    """Return the fields that ``extra`` added to a record."""
     # A name that begins with "_" is of a library that makes the records its own, as Ray does.
     return {
         key: value for key, value in vars(record).items() if key not in _KNOWN and key[0] != "_"
@@ -40,7 +40,12 @@ def fields_of(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def one_line(text: str, limit: int = MAX_LINE_CHARS) -> str:
-    """Return a text as one line: control characters as Python writes them, cut at ``limit``."""
+    """Return a text as one line, with control characters escaped as Python writes them.
+
+    Args:
+        text: of any length.
+        limit: number of characters after which it is cut; a note says how many are missing.
+    """
     cut = len(text) - limit
     if cut > 0:
         text = text[:limit]
@@ -56,7 +61,7 @@ def open_private(path: Path) -> int:
         OSError: if it cannot be opened, is not a file (a device or a pipe leads elsewhere), or is
             another user's and open to others.
     """
-    # O_NONBLOCK: a pipe that nobody reads would wait here for ever.
+    # O_NONBLOCK: a pipe without a reader would wait here for ever.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     handle = os.open(path, flags, 0o600)
     try:
@@ -72,11 +77,11 @@ def open_private(path: Path) -> int:
 
 
 class OperatorFile:
-    """Appends lines to a file, and never raises; all handlers of one path share one.
+    """Append lines to a file, and never raise; all handlers of one path share one object.
 
     Args:
-        path: of the file; it is opened at the first line, and again where it was moved away.
-        handle: a descriptor that is open already, in place of a path.
+        path: of the file; it is opened at the first line, and again after it was moved away.
+        handle: an open descriptor, instead of a path.
     """
 
     _shared: dict[Path, OperatorFile] = {}  # noqa: RUF012  (one process has one)
@@ -95,10 +100,10 @@ class OperatorFile:
             return cls._shared.setdefault(path.absolute(), cls(path.absolute()))
 
     def write(self, text: str) -> None:
-        """Append whole lines, in one piece; what cannot be written is counted.
+        """Append whole lines, in one piece; lines that cannot be written are counted.
 
         Args:
-            text: without an end of line at its end.
+            text: without a final line end.
         """
         with _Turn.lock:
             try:
@@ -109,7 +114,7 @@ class OperatorFile:
                 self._lose(error)
 
     def close(self) -> None:
-        """Let go of the file; the next line opens it again."""
+        """Close the file; the next line opens it again."""
         with _Turn.lock:
             if self._path is not None and self._handle >= 0:
                 os.close(self._handle)
@@ -132,7 +137,7 @@ class OperatorFile:
         self._handle = open_private(self._path)
 
     def _gap(self) -> str:
-        """Return what comes before the next line: the end of a torn one, and how many were lost."""
+        """Return the text before the next line: the end of a torn line, the number of lost ones."""
         end = "\n" if self._torn else ""
         lost = f"{stamp()} WARNING {self._lost} lines were lost: {NOT_WRITTEN}\n"
         return end + (lost if self._lost else "")
@@ -156,7 +161,7 @@ class OperatorFile:
 
 
 class _Turn:
-    """One lock for all files: a line is written whole, also by two handlers."""
+    """One lock for all files, so that two handlers write whole lines."""
 
     lock = threading.RLock()
 
@@ -170,10 +175,10 @@ os.register_at_fork(after_in_child=_Turn.renew)
 
 
 class OperatorFormatter(logging.Formatter):
-    """Writes a record in full: one line, and under it the traceback, indented.
+    """Format a record in full: one line, and under it the traceback, indented.
 
     Args:
-        name: stands before the level in each line; default the logger's own name.
+        name: written before the level in each line; "" takes the logger's own name.
     """
 
     def __init__(self, name: str = "") -> None:
@@ -181,7 +186,7 @@ class OperatorFormatter(logging.Formatter):
         self._name = name
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the lines; what cannot be formatted is named by its place."""
+        """Return the lines; a record that cannot be formatted is named by its place in the code."""
         head = f"{stamp(record.created)} {self._name or one_line(record.name)} {record.levelname} "
         try:
             said = record.getMessage()
@@ -206,7 +211,7 @@ class OperatorFormatter(logging.Formatter):
 
 
 class OperatorLogHandler(logging.Handler):
-    """Writes records to the operator's log; where that fails, nothing of them is said.
+    """Write records to the operator's log; a failure to do so reveals nothing of them.
 
     Args:
         file: to write to.
@@ -224,10 +229,10 @@ class OperatorLogHandler(logging.Handler):
             self._file.write(self.format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        """Say nothing: the standard library would print the message and its arguments."""
+        """Do nothing: the standard library would print the message and its arguments."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
         super().close()
 
@@ -237,7 +242,7 @@ def operator_logger(path: Path, name: str) -> logging.Logger:
 
     Args:
         path: of the log.
-        name: of the site, which stands in each line.
+        name: of the site, written in each line.
     """
     logger = logging.getLogger(f"privet.site.{path.resolve()}")
     logger.propagate = False

@@ -1,10 +1,10 @@
-"""What a site's process shows to whoever collects its output: events in fixed words, and no record.
+"""Restrict a site process's output to events in fixed words, without records.
 
-Four ways lead out of a process beside the ones that are meant:
+Beside the intended output, four ways lead out of a process:
 
-- what is printed, by Python or by a library in C, to standard output and standard error;
-- what an interpreter says of an error that nobody caught (here, in a thread, in a finaliser);
-- what :mod:`logging` says of a record that could not be written, or of a logger without handlers;
+- standard output and standard error, printed to by Python or by a library in C;
+- an interpreter's report of an uncaught error (here, in a thread, in a finaliser);
+- the report of :mod:`logging` about a record that was not written, or a logger without handlers;
 - a core dump, which is all of its memory.
 
 :func:`protect_process` closes the last three, and :func:`to_operator` the first. In a process that
@@ -42,14 +42,14 @@ _console: TextIO | None = None
 
 
 def console() -> TextIO:
-    """Return where the process's own lines go: its standard error."""
+    """Return the stream for the process's own lines: its standard error."""
     return _console or sys.stderr
 
 
 def protect_process() -> None:
-    """Make no core dump, and name an error that nobody caught by its type and place alone.
+    """Prevent core dumps, and name an uncaught error by its type and place only.
 
-    The text of such an error goes where the handlers of :mod:`logging` that may have it write.
+    The text of such an error goes only to those handlers of :mod:`logging` that may have it.
     """
     forbid_core_dumps()
     logging.raiseExceptions = False
@@ -61,10 +61,10 @@ def protect_process() -> None:
 
 
 def forbid_core_dumps() -> None:
-    """Keep this process's memory out of files; its children ask for themselves.
+    """Keep this process's memory out of files; its children must call this themselves.
 
-    The limit keeps the kernel from writing a file, and the flag (``PR_SET_DUMPABLE``, Linux) keeps
-    it from handing the memory to a program such as systemd-coredump, which the limit does not
+    The limit keeps the kernel from writing a file. The flag (``PR_SET_DUMPABLE``, Linux) keeps it
+    from handing the memory to a program such as systemd-coredump, which the limit does not
     everywhere. The flag also closes the memory to other processes of the same user.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -88,7 +88,7 @@ def _in_thread(given: threading.ExceptHookArgs) -> None:
 
 
 def _unraisable(given: sys.UnraisableHookArgs) -> None:
-    # Not the object: how it is shown may be made of a record.
+    # Not the object: its text may be made of a record.
     if (error := given.exc_value) is not None:
         _LOG.error(
             "an error that could not be raised",
@@ -97,11 +97,11 @@ def _unraisable(given: sys.UnraisableHookArgs) -> None:
 
 
 def in_loop(loop: object, context: dict[str, Any]) -> None:
-    """Log an error that no task of an event loop took: a handler for asyncio.
+    """Log an error that no task of an event loop handled: a handler for asyncio.
 
     Args:
-        loop: whose error it is.
-        context: as asyncio gives it; only the error is used.
+        loop: in which the error occurred.
+        context: as asyncio passes it; only the error is used.
     """
     error = context.get("exception")
     if isinstance(error, BaseException):
@@ -115,10 +115,10 @@ def in_loop(loop: object, context: dict[str, Any]) -> None:
 
 @contextmanager
 def to_operator(path: Path) -> Iterator[None]:
-    """Lead all that is printed in this process to the operator's log, but for :func:`console`.
+    """Send all output of this process to the operator's log, except that to :func:`console`.
 
-    What Python prints is written line by line (:mod:`privet.common.output.operator_log`). What a
-    library prints by itself goes to the file as it is, or nowhere, where the file cannot be opened.
+    Output of Python is written line by line (:mod:`privet.common.output.operator_log`). Output of a
+    library in C goes to the file as it is, or nowhere if the file cannot be opened.
 
     Args:
         path: of the operator's log.
@@ -151,9 +151,9 @@ def to_operator(path: Path) -> Iterator[None]:
 
 
 def hand_over(descriptor: int) -> None:
-    """Let a process that holds records write to one file alone, for good: its operator's.
+    """Make a process that holds records write to one file only, for good: its operator's.
 
-    Standard output and standard error are led to it, and so is all that is logged or warned of.
+    Standard output, standard error, and all logs and warnings go to it.
 
     Args:
         descriptor: of the file, open to append to.
@@ -169,7 +169,7 @@ def hand_over(descriptor: int) -> None:
 
 
 class _Lines(io.RawIOBase):
-    """Takes what is printed, and hands it on line by line."""
+    """Receive printed output, and pass it on line by line."""
 
     def __init__(self, file: OperatorFile, name: str, number: int) -> None:
         self._file, self._name, self._number = file, name, number
@@ -201,12 +201,12 @@ class _Lines(io.RawIOBase):
 
 
 def _printed(file: OperatorFile, name: str, number: int) -> TextIO:
-    """Return a stream for ``print``, each line of which becomes one of the operator's log.
+    """Return a stream for ``print``, whose lines go to the operator's log.
 
     Args:
         file: the log.
-        name: stands in each line.
-        number: the descriptor that programs are told which ask for it.
+        name: written in each line.
+        number: the descriptor that ``fileno`` returns.
     """
     buffered = io.BufferedWriter(_Lines(file, name, number))
     return io.TextIOWrapper(

@@ -1,10 +1,10 @@
-"""What is learnt: encoding of records, loss, and scores.
+"""Tasks: encoding of records, loss, and scores.
 
-A task of one's own is any object with the four methods of :class:`Task`; a plan names a
-factory for it as ``kind = "module:object"``. It is measured as a classification unless it has an
-attribute ``measure`` (:mod:`privet.common.tasks.measure`). A method ``sizes(batch)`` may say how
-long each record is, [B] on the CPU or None: records of like length are then computed together. A
-method ``augment(batch, words)`` may make another view of each record in each step
+A user's own task is any object with the four methods of :class:`Task`; a plan names a factory for
+it as ``kind = "module:object"``. It is measured as a classification unless it has an attribute
+``measure`` (:mod:`privet.common.tasks.measure`). A method ``sizes(batch)`` may return the length of
+each record, [B] on the CPU or None: then records of similar length are computed together. A method
+``augment(batch, words)`` may make another view of each record in each step
 (:mod:`privet.common.tasks.augment`).
 """
 
@@ -29,10 +29,10 @@ Batch = dict[str, Any]
 
 @runtime_checkable
 class Task(Protocol):
-    """What Privet needs to know of a task."""
+    """The interface of a task."""
 
     def encode(self, frame: pd.DataFrame) -> Batch:
-        """Turn N records into tensors with first dimension N.
+        """Convert N records to tensors with first dimension N.
 
         Each row depends on its own record and on public constants only.
 
@@ -42,26 +42,41 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return one loss for each record, [B]; no mean, no sum."""
+        """Return one loss for each record, [B]; no mean, no sum.
+
+        Args:
+            model: the plan's network.
+            batch: tensors of B records, as :meth:`encode` returns them.
+        """
         ...
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return what each record is measured by: class probabilities [B, K], or likelihoods."""
+        """Return each record's scores: class probabilities [B, K], or likelihoods.
+
+        Args:
+            model: the plan's network.
+            batch: tensors of B records, as :meth:`encode` returns them.
+        """
         ...
 
     def random_batch(self, records: int, seed: int) -> Batch:
-        """Return made-up records of the right shapes and types, for the start-up tests."""
+        """Return made-up records of the right shapes and types, for the start-up tests.
+
+        Args:
+            records: number B of records.
+            seed: the same seed gives the same records.
+        """
         ...
 
 
 def augment_of(task: Task) -> Callable[[Batch, Tensor], Batch] | None:
-    """Return what makes other views of a task's records; None if they are seen as they are."""
+    """Return the function that makes other views of a task's records; None if it has none."""
     found: Callable[[Batch, Tensor], Batch] | None = getattr(task, "augment", None)
     return found
 
 
 def sizes_of(task: Task) -> Callable[[Batch], Tensor | None]:
-    """Return what says how long each record of a batch is; a task need not know."""
+    """Return the function that tells each record's length in a batch; it may return None."""
     found: Callable[[Batch], Tensor | None] = getattr(task, "sizes", lambda batch: None)
     return found
 

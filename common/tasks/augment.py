@@ -1,8 +1,8 @@
-"""Records as they might have been: other views of a record, drawn anew in each step.
+"""Augmentation: other views of a record, drawn again in each step.
 
-A view is made of one record and one random number of its own, never of two records (no mixup): a
+A view depends on one record and one random number of its own, never on two records (no mixup). A
 record's views count as records of the same unit, so that the bound on a unit holds for all of them
-together (De et al. 2022 average over them in the same way). The start-up test H6 tries that.
+together (De et al. 2022 average over them in the same way). The start-up test H6 checks this.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SHARE = 0.1
 
 
 def chain(*steps: Augment) -> Augment | None:
-    """Return what does all of these, each with numbers of its own; None for none."""
+    """Return the composition of these steps, each with its own numbers; None for no step."""
     if not steps:
         return None
 
@@ -38,7 +38,12 @@ def chain(*steps: Augment) -> Augment | None:
 
 
 def hide(batch: Batch, words: Tensor) -> Batch:
-    """Hide a tenth of a table's cells, as if they had been left empty."""
+    """Hide a tenth of a table's cells, as if they were empty.
+
+    Args:
+        batch: of :class:`privet.common.tasks.tabular.TabularTask`, B records.
+        words: one random int64 for each record, [B].
+    """
     numeric, categorical = batch["numeric"], batch["categorical"]
     columns = numeric.shape[1] + categorical.shape[1]
     hidden = shares(words, columns) < _SHARE
@@ -52,14 +57,24 @@ def hide(batch: Batch, words: Tensor) -> Batch:
 
 
 def flip(batch: Batch, words: Tensor) -> Batch:
-    """Turn half of the images left to right."""
+    """Mirror half of the images left to right.
+
+    Args:
+        batch: with ``pixels`` [B, C, H, W].
+        words: one random int64 for each record, [B].
+    """
     pixels = batch["pixels"]
     turned = shares(words, 1)[:, :, None, None] < 0.5
     return {**batch, "pixels": torch.where(turned, pixels.flip(3), pixels)}
 
 
 def shift(batch: Batch, words: Tensor) -> Batch:
-    """Move each image by up to one pixel, up or down and left or right; the lowest value fills."""
+    """Move each image by up to one pixel, vertically and horizontally; the border gets -1.
+
+    Args:
+        batch: with ``pixels`` [B, C, H, W] in [-1, 1].
+        words: one random int64 for each record, [B].
+    """
     pixels = batch["pixels"]
     _, channels, height, width = pixels.shape
     moves = (shares(words, 2) * 3).long()  # 0, 1, 2
@@ -72,10 +87,10 @@ def shift(batch: Batch, words: Tensor) -> Batch:
 
 
 def drop(name: str, tokens: Any) -> Augment:
-    """Return what hides a tenth of a text's tokens behind the token for gaps.
+    """Return a step that masks a tenth of a text's tokens.
 
     Args:
-        name: of the rows of tokens.
+        name: key of the token rows in a batch.
         tokens: how numbers are used, a :class:`~privet.common.models.tokens.Tokens`.
     """
 

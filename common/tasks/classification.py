@@ -1,4 +1,4 @@
-"""What every classification task shares: labels, cross-entropy, probabilities."""
+"""The common part of all classification tasks: labels, cross-entropy, probabilities."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def encode_labels(
 
     Args:
         frame: the records.
-        column: that holds the labels.
-        classes: as they are declared; see :class:`privet.common.cells.Codes` for what matches.
-        faults: records whose label is empty or not declared are added.
+        column: name of the label's column.
+        classes: as declared; :class:`privet.common.cells.Codes` says which cells match.
+        faults: extended by the records whose label is empty or not declared.
 
     Raises:
         DataError: if the column is missing.
@@ -59,12 +59,22 @@ class Classification(RowEncoding):
     """Loss and scores of a model that maps the batch's inputs to logits [B, K]."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the cross-entropy of each record, [B]."""
+        """Return the cross-entropy of each record, [B].
+
+        Args:
+            model: maps the batch's inputs to logits [B, K].
+            batch: inputs, and ``label`` [B].
+        """
         inputs = {name: tensor for name, tensor in batch.items() if name != "label"}
         return functional.cross_entropy(model(**inputs), batch["label"], reduction="none")
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return class probabilities [B, K]."""
+        """Return class probabilities [B, K].
+
+        Args:
+            model: maps the batch's inputs to logits [B, K].
+            batch: inputs, and ``label`` [B].
+        """
         inputs = {name: tensor for name, tensor in batch.items() if name != "label"}
         logits: Tensor = model(**inputs)
         return logits.softmax(-1)

@@ -1,9 +1,9 @@
-"""What is taken out of a text before a model reads it: dates, numbers of persons, phones, names.
+"""Remove dates, people's numbers, phone numbers and names from a text before a model reads it.
 
-Each text is cleaned by itself, by rules and by Google's phone number library; nothing is counted or
-reported, for how much was found depends on private records (H13). This lowers what a text says of
-a person to whoever sees the text. It is no guarantee: rules miss names that no title announces.
-What protects the persons behind a released model is the noise.
+Each text is cleaned separately, by rules and by Google's phone number library. Nothing is counted
+or reported, because the number of matches depends on private records (H13). Cleaning reduces the
+information about a person for a reader of the text. It guarantees nothing: rules miss names that
+follow no title. The people behind a released model are protected by the noise.
 """
 
 from __future__ import annotations
@@ -78,10 +78,14 @@ _SHOUTED = re.compile(
 
 
 def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
-    """Return a column's texts; a missing cell is an empty one.
+    """Return a column's texts; a missing cell is an empty text.
+
+    Args:
+        frame: the records.
+        column: its name.
 
     Raises:
-        DataError: if the column is not there.
+        DataError: if the column is missing.
     """
     if column not in frame.columns:
         raise DataError(f"the text column '{column}' is missing")
@@ -89,11 +93,11 @@ def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
 
 
 def cleaner(kinds: Iterable[Kind], region: str = "US") -> Callable[[str], str]:
-    """Return what cleans one text.
+    """Return a function that cleans one text.
 
     Args:
         kinds: of :data:`KINDS`; the order does not matter.
-        region: where phone numbers without a country code are from (ISO 3166, two letters).
+        region: country of phone numbers without a country code (ISO 3166, two letters).
     """
     wanted = set(kinds)
     # What holds other things first: an address holds a name, a phone number looks like an id.

@@ -1,9 +1,9 @@
-"""Records to tensors, each record from itself alone (H6), and the unusable ones to nothing (H7).
+"""Encode records as tensors, each record from itself alone (H6); leave out unusable ones (H7).
 
-A record that cannot be encoded adds nothing to what a site releases, and no answer tells of it: the
-others are encoded as if it were not there. Tasks of Privet's own convert cell by cell. A user's own
-task is asked for one record at a time, so that its code cannot let one record change another's
-tensors, whatever it computes of the table it is given.
+A record that cannot be encoded adds nothing to a site's releases, and no answer tells of it: the
+other records are encoded as if it did not exist. Privet's own tasks convert cell by cell. A user's
+own task gets one record at a time, so that its code cannot let one record change another's tensors,
+whatever it computes from its table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_FAULT_CHARACTERS = 200
-"""Of what a task of one's own says of a record."""
+"""Length of a user's own task's message about a record."""
 
 Faults = dict[int, str]
 """Why a record cannot be used, by its place in the table, from 0; in words for the operator."""
@@ -36,8 +36,8 @@ class Encoded:
 
     Attributes:
         batch: their tensors, each with first dimension M.
-        rows: their places in the table, [M], rising.
-        faults: of the others.
+        rows: their rows in the table, [M], ascending, from 0.
+        faults: why the other records are left out, by row.
     """
 
     batch: Batch
@@ -50,16 +50,16 @@ class EncodesRows(Protocol):
     """A task that converts cell by cell."""
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
-        """Return tensors of all N records, and which of them mean nothing.
+        """Return tensors of all N records, and the faults of those whose rows are invalid.
 
         Raises:
-            DataError: if a column is not there.
+            DataError: if a column is missing.
         """
         ...
 
 
 class RowEncoding:
-    """Gives a task :meth:`encode` from its ``encode_rows``, for tables that must be whole."""
+    """Derive :meth:`encode` from ``encode_rows``, for tables whose records must all be usable."""
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
         """See :class:`EncodesRows`."""
@@ -79,7 +79,7 @@ class RowEncoding:
 
 
 def encode_records(task: Task, frame: pd.DataFrame) -> Encoded:
-    """Encode each record of a table from itself alone; leave out those that cannot be.
+    """Encode each record of a table from itself alone; leave out those that cannot be encoded.
 
     Args:
         task: the plan's.
@@ -136,11 +136,11 @@ def _alone(frame: pd.DataFrame, row: int) -> pd.DataFrame:
 
 
 class _Memory:
-    """What a task knows before it sees a record, to be given back after each.
+    """A task's state before it sees a record, which is restored after each record.
 
-    Its attributes are set again, and those of them that hold lists, dicts, sets, arrays or tensors
-    are copies. Other objects (a tokenizer), class attributes and globals are as the task leaves
-    them: a task must keep nothing there.
+    Its attributes are set again, from copies if they are lists, dicts, sets, arrays or tensors.
+    Other objects (a tokenizer), class attributes and globals stay as the task leaves them: a task
+    must keep nothing there.
     """
 
     def __init__(self, task: Task) -> None:
@@ -150,7 +150,7 @@ class _Memory:
         self._kept = self._copy()
 
     def restore(self) -> None:
-        """Give the task what it knew."""
+        """Set the task's state again."""
         kept = self._kept
         self._kept = {name: _copied(value) for name, value in kept.items()}
         own = getattr(self._task, "__dict__", None)
@@ -168,7 +168,7 @@ class _Memory:
 
 
 def _copied(value: Any) -> Any:
-    """Return a copy of a container, an array or a tensor, and of what is in it; else the value."""
+    """Return a deep copy of a container, an array or a tensor; any other value itself."""
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray | bytearray):

@@ -1,4 +1,4 @@
-"""Classification of images whose pixels stand in columns."""
+"""Classification of images with a column for each pixel."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageTask(Classification):
         self.augment = chain(*[{"shift": shift, "flip": flip}[name] for name in spec.augment])
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
-        """See :class:`privet.common.tasks.encoding.EncodesRows`; every pixel is needed."""
+        """See :class:`privet.common.tasks.encoding.EncodesRows`; a record needs every pixel."""
         image = self.image
         columns = list(image.columns)
         if absent := [name for name in columns if name not in frame.columns]:
@@ -43,7 +43,12 @@ class ImageTask(Classification):
         return batch, faults
 
     def random_batch(self, records: int, seed: int) -> Batch:
-        """See :class:`privet.common.tasks.Task`."""
+        """See :class:`privet.common.tasks.Task`.
+
+        Args:
+            records: number B of records.
+            seed: the same seed gives the same records.
+        """
         generator = torch.Generator().manual_seed(seed)
         image = self.image
         shape = (records, image.channels, image.height, image.width)

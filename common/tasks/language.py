@@ -1,7 +1,7 @@
-"""Language tasks: the next token, tokens that were left out, one text from another.
+"""Language tasks: predict the next token, masked tokens, or one text from another.
 
-One record is one sequence; units are never packed together. Each token counts the same: the loss
-of a record is the sum over its predicted tokens, divided by the constant ``max_tokens``. The
+One record is one sequence; units are never packed together. Each token has the same weight: the
+loss of a record is the sum over its predicted tokens, divided by the constant ``max_tokens``. The
 scores are likelihoods (:mod:`privet.common.tasks.likelihood`).
 """
 
@@ -27,7 +27,7 @@ _SHARE = 0.15
 
 
 class _Language(RowEncoding):
-    """What the three tasks share.
+    """The common part of the three tasks.
 
     Attributes:
         inputs: names of the rows of tokens that a batch holds.
@@ -71,16 +71,23 @@ class _Language(RowEncoding):
 
 
 class CausalText(_Language):
-    """Each token from those before it; a start stands before the first, an end after the last."""
+    """Predict each token from those before it, with a start before the first and an end after the
+    last.
+    """
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
-        """See :class:`RowEncoding`; an empty text predicts its end alone."""
+        """See :class:`RowEncoding`; an empty text predicts only its end."""
         texts = self.texts(frame, self.spec.text)
         tokens, characters = self.tokens.encode(texts, ends=True, begins=False)
         return {"tokens": tokens, "characters": characters}, Faults()
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See the base class."""
+        """Return the loss of each predicted token, and which tokens count, both [B, T].
+
+        Args:
+            model: maps tokens [B, T] to logits [B, T, V] of the tokens that follow.
+            batch: with ``tokens`` [B, T].
+        """
         tokens, padding = self.tokens.trimmed(batch["tokens"]), self.tokens.padding
         start = self.tokens.start
         if start is None:
@@ -93,7 +100,7 @@ class CausalText(_Language):
 
 
 class TextToText(_Language):
-    """One text from another: translation, summaries, questions and answers."""
+    """Predict one text from another: translation, summaries, questions and answers."""
 
     inputs = ("source", "target")
 
@@ -104,14 +111,26 @@ class TextToText(_Language):
         return {"source": source, "target": target, "characters": characters}, Faults()
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See the base class."""
+        """Return the loss of each target token, and which tokens count, both [B, S].
+
+        Args:
+            model: maps source [B, T] and target [B, S] to logits [B, S, V].
+            batch: with ``source`` and ``target``.
+        """
         source, target = (self.tokens.trimmed(batch[name]) for name in self.inputs)
         return _cross_entropy(model(source, target), target, self.tokens.padding)
 
     def write(
         self, model: nn.Module, batch: Batch, *, beams: int = 4, chunk: int = 64
     ) -> list[str]:
-        """Return the texts that the model writes for the batch's sources, by beam search."""
+        """Return the texts that a model generates from a batch's sources, by beam search.
+
+        Args:
+            model: with a method ``write``.
+            batch: with ``source`` [B, T].
+            beams: width of the search.
+            chunk: records that are generated at once.
+        """
         texts: list[str] = []
         source = batch["source"]
         with torch.no_grad():
@@ -122,16 +141,16 @@ class TextToText(_Language):
 
 
 class MaskedText(_Language):
-    """Tokens that were left out, from those around them (Devlin et al. 2019).
+    """Predict masked tokens from those around them (Devlin et al. 2019).
 
-    The same number of places is predicted in each record. Which ones is a hash of the record's own
-    tokens and of a trained weight: new in each step, the same for a record whatever batch it is in
-    (H6), and without a generator's state.
+    Each record has the same number of predicted positions. They follow from a hash of the record's
+    own tokens and of a trained weight: new in each step, the same for a record whatever batch it is
+    in (H6), and without a generator's state.
     """
 
     @property
     def places(self) -> int:
-        """How many tokens of a record are predicted at most."""
+        """Largest number of predicted tokens of a record."""
         return max(1, math.ceil(_SHARE * self.spec.max_tokens))
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
@@ -140,7 +159,12 @@ class MaskedText(_Language):
         return {"tokens": tokens, "characters": characters}, Faults()
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """See the base class."""
+        """Return the loss of each chosen token, and which tokens count, both [B, P].
+
+        Args:
+            model: maps tokens [B, T] and positions [B, P] to logits [B, P, V].
+            batch: with ``tokens`` [B, T].
+        """
         tokens = self.tokens.trimmed(batch["tokens"])
         there = tokens != self.tokens.padding
         for special in self.tokens.special:
@@ -164,7 +188,12 @@ class MaskedText(_Language):
         return nats, counts
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return [B, 3]: nats, tokens, and no characters: what is left out is no text."""
+        """Return [B, 3]: nats, tokens, and zero characters, because masked tokens are no text.
+
+        Args:
+            model: as for :meth:`nats`.
+            batch: with ``tokens`` [B, T].
+        """
         found = super().scores(model, batch)
         return torch.cat([found[:, :2], torch.zeros_like(found[:, 2:])], 1)
 

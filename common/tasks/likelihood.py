@@ -1,7 +1,7 @@
-"""Perplexity and what belongs to it, from likelihoods or from a histogram of them.
+"""Perplexity and related metrics, from likelihoods or from a histogram of them.
 
 The scores of a record are [nats, tokens, characters]: the negative log-likelihood of its predicted
-tokens in sum, how many they are, and how many characters of the text they stand for.
+tokens in sum, their number, and the number of characters that they cover.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
 def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
     """Return each record's bin of its loss per token, between 0 and :data:`MOST`.
 
+    A record without tokens has no bin (-1). No record has one if the scores have another width.
+
     Args:
         scores: [N, 3], see the module; finite.
         labels: unused.
         shape: (1, bins).
-
-    A record without tokens has no bin (-1); nor has any, if the scores are of another width.
     """
     del labels
     bins = shape[1]
@@ -58,9 +58,9 @@ def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
 
 
 def from_histogram(table: Array) -> dict[str, float | None]:
-    """Read the figures from a (noised) histogram; negative cells count as zero.
+    """Compute the metrics from a (noised) histogram; negative cells count as zero.
 
-    The loss is the mean over units of their loss per token, known to half a bin.
+    The loss is the mean over units of their loss per token, exact to half a bin.
     """
     table = np.maximum(np.asarray(table, dtype=np.float64), 0.0)[0]
     if not table.sum() > 0:

@@ -1,8 +1,8 @@
-"""How well a task is done: figures from scores, or from a table that the metrics gate may noise.
+"""Measure a model: metrics from scores, or from a table that the metrics mechanism may noise.
 
-A measure says into which cell of the table a record falls. The weight that goes there is added by
-who makes the table, so that no measure can let a record count for more; one release serves all
-figures.
+A measure decides into which cell of the table a record falls. The code that makes the table adds
+the record's weight there, so that no measure can give a record more weight; one release serves all
+metrics.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ Shape = tuple[int, int]
 
 @dataclass(frozen=True)
 class Measure:
-    """One way to measure.
+    """One way to measure a task.
 
     Attributes:
-        headline: the figure that pictures show.
-        names: its figures, in the order in which tables show them.
+        headline: the metric that plots show.
+        names: its metrics, in the order of tables.
         lower_is_better: of the headline.
-        figures: from scores [N, K] and labels [N].
-        cells: from scores, labels and the shape of the table, the number of each record's cell,
-            [N] integers, counted row by row from 0; -1 counts for nothing. What a record gets
-            depends on its own scores and label alone.
-        shape: rows and columns of the table, from the plan's constants.
-        read: the figures of a table, noised or not.
+        figures: computes the metrics from scores [N, K] and labels [N].
+        cells: returns each record's cell from scores, labels and the table's shape: [N] integers,
+            counted row by row from 0; -1 counts for nothing. A record's cell depends on its own
+            scores and label alone.
+        shape: returns rows and columns of the table, from the plan's constants.
+        read: computes the metrics from a table, noised or not.
     """
 
     headline: str
@@ -73,30 +73,30 @@ LIKELIHOOD = Measure(
 
 
 def measure_of(task: object) -> Measure:
-    """Return how a task is measured; a user's own classifies unless it says otherwise."""
+    """Return a task's measure; a user's own task is a classification unless it has its own."""
     found: Measure = getattr(task, "measure", CLASSES)
     return found
 
 
 def measure_of_kind(kind: str) -> Measure:
-    """Return how a plan's task is measured, by its kind alone."""
+    """Return the measure of a plan's task, by its kind alone."""
     return LIKELIHOOD if kind in LANGUAGE else CLASSES
 
 
 def measure_of_table(table: Array) -> Measure:
-    """Return what a table was made by: one row holds likelihoods."""
+    """Return the measure that made a table: one row means likelihoods."""
     return LIKELIHOOD if len(table) == 1 else CLASSES
 
 
 def table_shape(plan: Plan) -> Shape | None:
-    """Return the shape that a site's table must have; a user's own task may have any."""
+    """Return the shape that a site's table must have; None for a user's own task."""
     return None if ":" in plan.task.kind else measure_of_kind(plan.task.kind).shape(plan)
 
 
 def pooled(tables: Mapping[str, Any]) -> tuple[Figures, dict[str, Figures]]:
-    """Return the figures over all sites and of each, from their noised tables.
+    """Return the metrics over all sites and of each site, from their noised tables.
 
-    Tables of another shape than most have cannot be added, and are left out.
+    Tables that differ in shape from the majority cannot be added, and are left out.
     """
     arrays = {site: np.asarray(table, dtype=np.float64) for site, table in tables.items()}
     ((usual, _),) = Counter(array.shape for array in arrays.values()).most_common(1)
@@ -106,9 +106,9 @@ def pooled(tables: Mapping[str, Any]) -> tuple[Figures, dict[str, Figures]]:
 
 
 def read_table(table: Any) -> Figures:
-    """Return the figures of a table of either kind; none of one that is of neither.
+    """Return the metrics of a table of either kind; an empty dict for any other table.
 
-    A user's own task may have tables that only its own measure can read.
+    Only its own measure can read the table of a user's own task.
     """
     array = np.asarray(table, dtype=np.float64)
     try:

@@ -13,13 +13,13 @@ NAMES = ("accuracy", "precision", "recall", "f1", "auc")
 
 
 def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
-    """Return the five figures; of two classes for class 1, of more as macro means.
+    """Return the five metrics; of two classes for class 1, of more as macro means.
+
+    A metric that is undefined (no records, one class only) is None.
 
     Args:
         scores: [N, K] class probabilities.
         labels: [N] class numbers.
-
-    A figure that is not defined (no records, one class only) is None.
     """
     if not len(labels):
         return dict.fromkeys(NAMES)
@@ -56,18 +56,16 @@ def _auc(scores: Array, labels: Array, present: Array) -> float | None:
 
 
 def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
-    """Return each record's cell of the table from which :func:`from_histogram` reads the figures.
+    """Return each record's cell of the table that :func:`from_histogram` reads.
 
-    Two classes have [2, bins], the score of class 1 by label; K classes have the confusion
-    matrix [K, K], label by guess. Cells are counted row by row.
+    Rows are labels. With two classes, columns are bins of the score of class 1, [2, bins]; with K
+    classes they are predictions, [K, K]. Cells are counted row by row. A record whose label is none
+    of the classes has no cell (-1). No record has one if the scores are not of the table's classes.
 
     Args:
         scores: [N, K], finite.
         labels: [N] class numbers.
         shape: of the table.
-
-    A record whose label is none of the classes has no cell (-1); nor has any, if the scores are
-    not of the table's classes.
     """
     classes, columns = shape
     if scores.ndim != 2 or scores.shape[1] != classes or labels.shape != scores.shape[:1]:
@@ -84,11 +82,11 @@ def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
 
 
 def from_histogram(table: Array) -> dict[str, float | None]:
-    """Read the figures from a (noised) histogram; negative cells count as zero.
+    """Compute the metrics from a (noised) histogram; negative cells count as zero.
 
-    A table of two rows and more columns holds score bins; a bin above one half guesses
-    class 1, and of one in the middle half of the records do. The AUC of binned scores counts
-    ties within a bin as half.
+    A table of two rows and more columns holds score bins. A bin above one half predicts class 1,
+    and so do half of the records of a middle bin. The AUC of binned scores counts ties within a bin
+    as half.
     """
     table = np.maximum(np.asarray(table, dtype=np.float64), 0.0)
     total = table.sum()

@@ -34,7 +34,7 @@ class TabularTask(Classification):
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
         """See :class:`privet.common.tasks.encoding.EncodesRows`.
 
-        Columns outside the plan are ignored. What is no number in a numeric column makes the
+        Columns outside the plan are ignored. A cell of a numeric column that is no number makes the
         record unusable.
         """
         wanted = [*self.numeric, *self.categorical]
@@ -62,7 +62,12 @@ class TabularTask(Classification):
         return batch, faults
 
     def random_batch(self, records: int, seed: int) -> Batch:
-        """See :class:`privet.common.tasks.Task`."""
+        """See :class:`privet.common.tasks.Task`.
+
+        Args:
+            records: number B of records.
+            seed: the same seed gives the same records.
+        """
         generator = torch.Generator().manual_seed(seed)
         shape = (records, len(self.numeric))
         columns = [
@@ -80,12 +85,12 @@ class TabularTask(Classification):
 
 
 def numbers_of(frame: pd.DataFrame, name: str, faults: Faults) -> np.ndarray:
-    """Return a column's numbers [N] as doubles, NaN where one is missing or is none.
+    """Return a column's numbers [N] as doubles; NaN for a missing or unreadable one.
 
     Args:
         frame: the records.
         name: of the column.
-        faults: records whose cell is not a number are added.
+        faults: extended by the records whose cell is not a number.
     """
     values = np.full(len(frame), np.nan)
     for row, cell in enumerate(frame[name].tolist()):
@@ -101,7 +106,12 @@ def numbers_of(frame: pd.DataFrame, name: str, faults: Faults) -> np.ndarray:
 
 
 def scaled(values: np.ndarray, feature: Numeric) -> np.ndarray:
-    """Return numbers [N] as the model reads them: the range becomes [-2, 2], held to [-4, 4]."""
+    """Scale numbers for the model: the declared range becomes [-2, 2], clipped to [-4, 4].
+
+    Args:
+        values: numbers [N].
+        feature: declares the range, and whether it is logarithmic.
+    """
     low, high = feature.low, feature.high
     if feature.log:
         values = np.log1p(np.maximum(values, min(low, 0.0)))

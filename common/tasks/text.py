@@ -16,7 +16,7 @@ from privet.common.tasks.encoding import Faults
 
 
 class TextTask(Classification):
-    """Texts become what the model reads: ``tokens`` [B, T], or frozen ``features`` [B, D]."""
+    """Texts become the model's input: ``tokens`` [B, T], or frozen ``features`` [B, D]."""
 
     def __init__(self, spec: TaskSpec, model: ModelSpec) -> None:
         self.spec = spec
@@ -34,7 +34,7 @@ class TextTask(Classification):
         return {**self._inputs.encode(texts), "label": labels}, faults
 
     def cleaned(self, text: object) -> str:
-        """Return a text as the model reads it; anything else is an empty one."""
+        """Return a text as the model reads it; anything else becomes an empty one."""
         return self._clean(text) if isinstance(text, str) else ""
 
     def sizes(self, batch: Batch) -> torch.Tensor | None:
@@ -42,7 +42,12 @@ class TextTask(Classification):
         return self._inputs.sizes(batch)
 
     def random_batch(self, records: int, seed: int) -> Batch:
-        """See :class:`privet.common.tasks.Task`."""
+        """See :class:`privet.common.tasks.Task`.
+
+        Args:
+            records: number B of records.
+            seed: the same seed gives the same records.
+        """
         generator = torch.Generator().manual_seed(seed)
         labels = torch.randint(0, len(self.spec.classes), (records,), generator=generator)
         return {**self._inputs.random(records, generator), "label": labels}

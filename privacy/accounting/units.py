@@ -63,9 +63,7 @@ class PrivacyLoss:
     @property
     def figure(self) -> str:
         """ε alone, rounded up; only below a heading that shows :attr:`terms`."""
-        if not math.isfinite(self.epsilon):
-            return "∞"
-        return f"{math.ceil(self.epsilon * 1000 - 1e-6) / 1000:.3f}"
+        return rounded_up(self.epsilon)
 
     def __str__(self) -> str:
         remark = f"; {self.remark}" if self.remark else ""
@@ -86,6 +84,18 @@ class PrivacyLoss:
             "relation": str(self.relation),
             **({"remark": self.remark} if self.remark else {}),
         }
+
+
+def rounded_up(epsilon: float) -> str:
+    """Return an ε that was spent, or is claimed, with three decimals and never too small."""
+    if not math.isfinite(epsilon):
+        return "∞"
+    return f"{math.ceil(epsilon * 1000 - 1e-6) / 1000:.3f}"
+
+
+def rounded_down(epsilon: float) -> str:
+    """Return an ε that is left of a budget with three decimals, never too large nor below 0."""
+    return f"{math.floor(max(0.0, epsilon) * 1000 + 1e-6) / 1000:.3f}"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -46,8 +46,6 @@ CREATE TRIGGER entries_remain BEFORE DELETE ON entries
 _VERSION = 2
 _APPLICATION = 0x70726976
 """Names the file's kind to other programs, as ``file`` does ("priv"; from format 2 on)."""
-_VERSION_AT = slice(60, 64)
-"""Where SQLite keeps ``user_version`` in a file (its format, section 1.3)."""
 _SMALLEST = 512
 """No SQLite file with anything in it is smaller; SQLite itself takes such a file for empty."""
 
@@ -366,17 +364,22 @@ def _is_writable(path: Path) -> bool:
 
 
 def _version_in(path: Path) -> int:
-    """Return the format that stands in a file, without opening it as a database; 0 for none.
+    """Return the format that stands in a file, without writing anything beside it; 0 for none.
 
     One that a later version wrote may have it in its write-ahead file alone: that is seen once it
-    is open, and nothing is written then, too.
+    is open, and nothing is written then, too. SQLite reads it, and not ``open``: to close a file
+    lets go of all locks that the process holds on it (POSIX), those of another store among them.
+    Whoever closes it next would then take himself for the last one, and remove the write-ahead
+    file into which the other store still writes.
     """
-    try:
-        with path.open("rb") as stream:
-            head = stream.read(_VERSION_AT.stop)
-    except OSError:
+    if not path.exists():
         return 0
-    return int.from_bytes(head[_VERSION_AT]) if head.startswith(b"SQLite format 3\0") else 0
+    where = path.absolute().as_uri() + "?mode=ro&immutable=1"
+    try:
+        with closing(sqlite3.connect(where, uri=True)) as connection:
+            return int(connection.execute("PRAGMA user_version").fetchone()[0])
+    except sqlite3.Error:
+        return 0
 
 
 def _nothing() -> None:

@@ -19,6 +19,7 @@ from privet.common.output.logs import Level, Style
 if TYPE_CHECKING:
     from privet.client.endpoint import SiteEndpoint
     from privet.client.link.dial import Dialer
+    from privet.client.link.join import Join
     from privet.client.operator.catalogue import Catalogue
     from privet.client.operator.decisions import OperatorDecisions
     from privet.privacy.policy import Keys
@@ -123,7 +124,48 @@ def init(
 
     others = stated_ledgers(other_ledger or (), only=only_ledger)
     keys = _keys(module, token, ledger_key)
-    join = None
+    by_file = request is not None or certificate is not None
+    join, site, folder = _new_site(folder, site, place, by_file=by_file)
+    added = join is not None and (folder / POLICY_FILE).exists()
+    if added:
+        made = _kept_keys(folder, states=others is not None)
+    else:
+        secret = None if plain_keys else passphrase(new=True)
+        coordinators = [join.coordinator["orders"]] if join else []
+        others = asked_ledgers() if others is None else others
+        made = make_site(
+            folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
+        )
+    missing: dict[str, str] = {}
+    if join is not None:
+        _come_in(join, folder, request, certificate)
+        if certificate is not None or request is None:
+            missing = _missing(folder / POLICY_FILE)
+    if as_json:
+        value = {"folder": str(folder), "site": site, **made, "may_not_ask": missing}
+        typer.echo(json.dumps(value))
+        return
+    _say_made(folder / POLICY_FILE, made, missing, added=added)
+    if request is not None and certificate is None:
+        typer.echo(f"Send {request} to the coordinator: it is as secret as the join file.")
+    elif join is not None:
+        typer.echo(f"Then: privet client start --policy {folder / POLICY_FILE}")
+
+
+def _new_site(
+    folder: Path, site: str, place: Path | None, *, by_file: bool
+) -> tuple[Join | None, str, Path]:
+    """Return the join file, the site's name and its folder.
+
+    Args:
+        folder: a join file, or the folder that is to be made.
+        site: the name that was given, or "".
+        place: the folder, where ``folder`` is a join file; None for one called as the site is.
+        by_file: whether the site comes in by files, for which it needs a join file.
+
+    Raises:
+        InputError: if these do not go together.
+    """
     if folder.is_file():
         import privet.common.link
         from privet.client.link.join import Join
@@ -133,63 +175,68 @@ def init(
         join = Join.load(folder)
         if site and fold(site) != fold(join.site):
             raise InputError(f"{folder} is for site '{join.site}', not for '{site}'")
-        site, folder = join.site, place or Path(join.site.replace(" ", "-"))
-    elif request is not None or certificate is not None:
+        return join, join.site, place or Path(join.site.replace(" ", "-"))
+    if by_file:
         raise InputError(f"{folder}: --request and --certificate need a join file that is there")
-    elif not site:
+    if not site:
         raise InputError(f"{folder}: name the site with --site, or a join file that is there")
-    added = join is not None and (folder / POLICY_FILE).exists()
-    if added:
-        from privet.client.operator.decisions import public_keys
+    return None, site, folder
 
-        if others is not None:
-            raise InputError(
-                f"{folder}: its ledger is there; what it states was said when it began"
-            )
-        kinds = ("ledger", "witness")
-        made = {k: key.fingerprint for k, key in zip(kinds, public_keys(folder), strict=True)}
+
+def _kept_keys(folder: Path, *, states: bool) -> dict[str, str]:
+    """Return the fingerprints of a site that is there, to which a coordinator is added.
+
+    Args:
+        folder: of the site.
+        states: whether the command line states something of other ledgers.
+
+    Raises:
+        InputError: if it does: that was stated when the ledger began.
+    """
+    from privet.client.operator.decisions import public_keys
+
+    if states:
+        raise InputError(f"{folder}: its ledger is there; what it states was said when it began")
+    pairs = zip(("ledger", "witness"), public_keys(folder), strict=True)
+    return {kind: key.fingerprint for kind, key in pairs}
+
+
+def _come_in(join: Join, folder: Path, request: Path | None, certificate: Path | None) -> None:
+    """Get a certificate from the coordinator, write a request for one, or take one from a file."""
+    from privet.client.start import come_in, come_in_by_file, take_certificate
+
+    if certificate is not None:
+        take_certificate(join, folder, certificate)
+    elif request is not None:
+        come_in_by_file(join, folder, request)
     else:
-        secret = None if plain_keys else passphrase(new=True)
-        coordinators = [join.coordinator["orders"]] if join else []
-        others = asked_ledgers() if others is None else others
-        made = make_site(
-            folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
-        )
-    if join is not None:
-        from privet.client.start import come_in, come_in_by_file, take_certificate
+        come_in(join, folder)
 
-        if certificate is not None:
-            take_certificate(join, folder, certificate)
-        elif request is not None:
-            come_in_by_file(join, folder, request)
-        else:
-            come_in(join, folder)
-    missing: dict[str, str] = {}
-    if join is not None and (certificate is not None or request is None):
-        from privet.client.start import missing_coordinators
-        from privet.privacy.evidence.ledger import Ledger
-        from privet.privacy.policy import Policy
 
-        ledger = Ledger.read(Policy.load(folder / POLICY_FILE).ledger_folder)
-        missing = missing_coordinators(folder / POLICY_FILE, ledger)
-    if as_json:
-        typer.echo(
-            json.dumps({"folder": str(folder), "site": site, **made, "may_not_ask": missing})
-        )
-        return
-    what = "is there" if added else f": {POLICY_FILE}, ledger/, offline/recovery.pem"
-    typer.echo(f"{folder} {what}" if added else f"Made {folder}{what}")
+def _missing(policy: Path) -> dict[str, str]:
+    """Return the order keys of coordinators that the policy does not let ask, by their names."""
+    from privet.client.start import missing_coordinators
+    from privet.privacy.evidence.ledger import Ledger
+    from privet.privacy.policy import Policy
+
+    return missing_coordinators(policy, Ledger.read(Policy.load(policy).ledger_folder))
+
+
+def _say_made(policy: Path, made: dict[str, str], missing: dict[str, str], *, added: bool) -> None:
+    """Print what was made, and what its operator does next."""
+    folder = policy.parent
+    if added:
+        typer.echo(f"{folder} is there")
+    else:
+        typer.echo(f"Made {folder}: {policy.name}, ledger/, offline/recovery.pem")
     typer.echo(f"  ledger key   {made['ledger']}")
     typer.echo(f"  witness key  {made['witness']}")
     if not added:
-        typer.echo(f"Next: fill in {folder / POLICY_FILE}; move offline/ to a safe place.")
+        typer.echo(f"Next: fill in {policy}; move offline/ to a safe place.")
     for name, key in missing.items():
-        typer.echo(f"Next: let '{name}' ask: add to coordinators under [allow] in "
-                   f"{folder / POLICY_FILE}\n  \"{key}\"")  # fmt: skip
-    if request is not None and certificate is None:
-        typer.echo(f"Send {request} to the coordinator: it is as secret as the join file.")
-    elif join is not None:
-        typer.echo(f"Then: privet client start --policy {folder / POLICY_FILE}")
+        typer.echo(
+            f"Next: let '{name}' ask: add to coordinators under [allow] in {policy}\n  \"{key}\""
+        )
 
 
 @client.command(
@@ -276,7 +323,7 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool, not_restored: bool)
             place = parse_address(metrics)
             ready = partial(_all_connected, links)
             held.enter_context(Endpoint(figures, place, ready))
-        asyncio.run(run(*links, on_stop=gates[0].turns.stopping.set))
+        asyncio.run(run(*links, turns=gates[0].turns))
 
 
 def _all_connected(links: list[Dialer]) -> bool:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from privet.common.plan import Plan
     from privet.delivery.trained import Trained
+    from privet.privacy.audit.card import CardEvidence
 
 model = typer.Typer(
     no_args_is_help=True,
@@ -229,8 +230,6 @@ def export(
     verifier found.
     """
     from privet.cli.output import show
-    from privet.common.flat import digest_arrays
-    from privet.common.tasks.measure import measure_of_kind
     from privet.delivery.export import Figures, Form
     from privet.delivery.export import export as write
     from privet.delivery.provenance import provenance
@@ -244,12 +243,7 @@ def export(
         evidence, unverified = None, ""
         if bundle is not None or trained.plan.privacy is not None:
             tell("verifying the evidence")
-            try:
-                evidence = card.gather(bundle or run, roster, digest_arrays(trained.arrays))
-            except InputError as error:
-                if bundle is not None or roster is not None:
-                    raise  # what was asked for cannot be done
-                unverified = str(error)
+            evidence, unverified = _evidence(trained, run, bundle, roster)
         result = trained.result
 
         def text(lighter: Figures) -> str:
@@ -276,17 +270,7 @@ def export(
     typer.echo(f"{out}: {', '.join(value['files'])}")
     if onnx:
         typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
-    headline = measure_of_kind(trained.plan.task.kind).headline
-    for variant, found in value["lighter"].items():
-        said = [f"{headline} {found[headline]:.3f}"] if found.get(headline) is not None else []
-        if "packed" in found:
-            said.append(f"{found['bytes']:,} bytes, {found['packed']:,} packed")
-        typer.echo(f"{variant}: {', '.join(said)}")
-    if value["lighter"] and records is None:
-        typer.echo(
-            "The variants were not measured: there are no public records here (--from FILE)",
-            err=True,
-        )
+    _say_variants(trained.plan.task.kind, value["lighter"], measured=records is not None)
     if unverified:
         typer.echo(f"The evidence was not verified: {unverified}", err=True)
     words = {
@@ -296,6 +280,48 @@ def export(
     }
     typer.echo(f"Card: {words[verified]}")
     raise typer.Exit(4 if faults else 0)
+
+
+def _evidence(
+    trained: Trained, run: Path, bundle: Path | None, roster: Path | None
+) -> tuple[CardEvidence | None, str]:
+    """Return what the verifier found of a model, or why it found nothing.
+
+    Args:
+        trained: the model.
+        run: its folder, whose evidence is taken where no bundle is named.
+        bundle: that was named, or None.
+        roster: of fingerprints, that was named, or None.
+
+    Raises:
+        InputError: if a bundle or a roster was named and cannot be read.
+    """
+    from privet.common.flat import digest_arrays
+    from privet.privacy.audit import card
+
+    try:
+        return card.gather(bundle or run, roster, digest_arrays(trained.arrays)), ""
+    except InputError as error:
+        if bundle is not None or roster is not None:
+            raise  # what was asked for cannot be done
+        return None, str(error)
+
+
+def _say_variants(task: str, variants: dict[str, dict[str, Any]], *, measured: bool) -> None:
+    """Print the smaller variants of a model, with their measure and their size in bytes."""
+    from privet.common.tasks.measure import measure_of_kind
+
+    headline = measure_of_kind(task).headline
+    for variant, found in variants.items():
+        parts = [f"{headline} {found[headline]:.3f}"] if found.get(headline) is not None else []
+        if "packed" in found:
+            parts.append(f"{found['bytes']:,} bytes, {found['packed']:,} packed")
+        typer.echo(f"{variant}: {', '.join(parts)}")
+    if variants and not measured:
+        typer.echo(
+            "The variants were not measured: there are no public records here (--from FILE)",
+            err=True,
+        )
 
 
 @model.command(

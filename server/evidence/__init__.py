@@ -1,1 +1,1 @@
-"""What a coordinator keeps of a run, so that nobody has to believe it later."""
+"""The coordinator's signed journal and the evidence that lets others check its runs."""

@@ -1,15 +1,16 @@
-"""What the coordinator keeps of a run, so that nobody has to believe it later.
+"""Collect the evidence of a run, so that nobody has to trust the coordinator later.
 
 ::
 
-    rounds ── Recorder ── Journal (signed log)      orders, what was joined, who witnessed
-                 │    └── Witness                   the coordinator's own eyes
-                 └─────── Link.show                 the sites' logs, and their eyes
+    rounds ── EvidenceCollector ── Journal (signed log)   orders, aggregated releases, witnesses
+                 │            └─── Witness                the coordinator's own witness
+                 └──────────────── Link.show              the sites' logs and witnesses
 
-In each round every site shows its log, the coordinator checks that what it is about to
-join is in it, and all witnesses (the coordinator, and the sites among themselves) cosign
-every log. A history that was rewritten stops the run; a site that says itself that its ledger
-does not extend what was witnessed of it (a restored backup) is left out, and the others go on.
+In each round every site sends evidence of its log. The coordinator checks that the log holds every
+release that it is about to aggregate, and all witnesses (the coordinator's, and each site's for the
+other sites) cosign every log. A rewritten history stops the run. A site is left out, and the others
+continue, if the site itself reports that its ledger does not extend what was witnessed of it (its
+backup was restored).
 """
 
 from __future__ import annotations
@@ -17,74 +18,52 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from privet.common.errors import EvidenceFault, LedgerError, NoteError, RunError
+from privet.common.errors import EvidenceFault, NoteError, RunError
 from privet.common.order import Order, Status
 from privet.privacy.evidence.log import Evidence
-from privet.privacy.evidence.merkle import root_from_inclusion
 from privet.privacy.evidence.roster import Roster
-from privet.privacy.evidence.signed_note import (
-    Checkpoint,
-    Key,
-    SignatureLine,
-    parse_line,
-    proof_text,
-)
-from privet.privacy.evidence.statement import Entry
-from privet.privacy.evidence.witness import Witness, keys_of
+from privet.privacy.evidence.signed_note import Checkpoint, SignatureLine
+from privet.privacy.evidence.witness import Witness
 from privet.server.evidence.copying import CopyKeeper
+from privet.server.evidence.heads import COORDINATOR, WitnessedHeads
 from privet.server.evidence.journal import CHECKPOINT, ORDER, RECEIPT, Journal, order_paper
 from privet.server.evidence.journal_copies import JournalSharer
+from privet.server.evidence.receipts import Receipt, receipt_for
 from privet.server.round_models import RoundModels
 
 _LOG = logging.getLogger("privet.recorder")
 
 Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
-"""Ask sites to show their logs: a question by site, the answers by site."""
+"""Asks sites for evidence of their logs: a question by site, the answers by site."""
 Wait = Callable[[list[str]], bool]
-"""Wait until one of the sites can be asked again; False where that makes no sense."""
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """A release that is proved to be in its site's log."""
-
-    site: str
-    origin: str
-    entry: int
-    digest: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what the journal says of it."""
-        return {"site": self.site, "log": self.origin, "entry": self.entry, "digest": self.digest}
+"""Waits until one of the sites can be asked again; returns False if that is useless."""
 
 
 @dataclass
 class _Round:
-    """What is gathered of one round, until it is noted."""
+    """The evidence of one round, until it is noted."""
 
     orders: dict[str, tuple[Order, str]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     shown: dict[str, Evidence] = field(default_factory=dict)
-    read: dict[str, Checkpoint] = field(default_factory=dict)
     slots: dict[str, list[str]] = field(default_factory=dict)
 
 
 class EvidenceCollector:
-    """Signs orders, checks receipts, gathers cosignatures, and writes the journal.
+    """Sign orders, check receipts, collect cosignatures, and write the journal.
 
     Args:
-        journal: of this coordinator.
+        journal: of this run, open for writing.
         witness: the coordinator's own.
-        roster: whose logs and witnesses count.
-        copies: keeps copies of the sites' ledgers; default nobody does.
-        sharer: has the sites keep copies of the journal; default nobody does.
+        roster: names the logs and witnesses that count.
+        copies: keeps copies of the sites' ledgers; None keeps none.
+        sharer: sends copies of the journal to the sites; None sends none.
     """
 
     def __init__(
@@ -98,23 +77,18 @@ class EvidenceCollector:
         self.journal = journal
         self._sharer = sharer
         self.resumes: str = ""
-        """A run that failed, and goes on if the journal says so, too."""
+        """A run that failed, and continues if the journal says so as well."""
         self._witness = witness
         self._roster = roster
         self._copies = copies
         self._absent: set[str] = set()
         self._origins = {site.name: site.ledger.name for site in roster.sites}
-        chief = roster.coordinator
-        self._own_eyes = {site.ledger.name: site.witness.name for site in roster.sites}
-        self._own_eyes[chief.journal.name] = chief.witness.name
-        self._keys = {origin: [key.public] for origin, key in roster.logs.items()}
-        self._heads: dict[str, Checkpoint] = {}
-        self._sizes: dict[str, dict[str, _Sizes]] = {}
+        self._heads = WitnessedHeads(roster)
         self._round = _Round()
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
-        """Told of each order, as ``ordered``, and of what was answered."""
+        """Called with each order: first with ``ordered``, then with the status of its answer."""
         self.on_restored: Callable[[str], None] = lambda text: None
-        """Told in words what was lacking after a restore, and where it came from."""
+        """Called with a sentence on what was missing after a restore, and who had it."""
 
     @property
     def can_restore(self) -> bool:
@@ -122,17 +96,18 @@ class EvidenceCollector:
         return self._sharer is not None
 
     def restore(self, sites: list[str], show: Show) -> int:
-        """Take back what this journal lacks of what the sites cosigned, before it is written to.
+        """Fetch the entries that the sites cosigned and this journal lacks, before it is written
+        to.
 
         Args:
-            sites: that are there.
-            show: asks them.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
 
         Returns:
-            The number of entries that were taken back.
+            The number of entries that were fetched.
 
         Raises:
-            RunError: if they are nowhere to be had. Nothing was written or ordered then.
+            RunError: if no site has them. Nothing was written or ordered then.
         """
         if self._sharer is None:
             return 0
@@ -141,7 +116,7 @@ class EvidenceCollector:
     def begin(
         self, run: str, plan: str, model: str, sites: list[str], show: Show, *, ended: bool = False
     ) -> None:
-        """Open the run: learn what everybody saw, and show each site its newest head.
+        """Open the run: learn what each witness saw, and send each site its newest head.
 
         A site whose log does not extend what was witnessed of it is left out.
 
@@ -150,12 +125,12 @@ class EvidenceCollector:
             plan: digest of its plan.
             model: digest of the first model.
             sites: that take part.
-            show: asks them.
-            ended: the journal has the run's end already, and its model is made again.
+            show: sends questions to sites, and returns their answers.
+            ended: whether the journal has the run's end already, and only its model is made again.
 
         Raises:
-            EvidenceFault: if what a site remembers of another one contradicts what that shows.
-            RunError: if sites have different code: no verifier takes one run of two codes.
+            EvidenceFault: if a site's log contradicts what another site remembers of it.
+            RunError: if sites run different code: no verifier accepts one run of two codes.
         """
         show = self._copying(show)
         if self.resumes:
@@ -173,63 +148,68 @@ class EvidenceCollector:
             self._copies.catch_up(lambda some: show({site: self._question(site) for site in some}))
 
     def _remember(self) -> None:
-        """Take in what this coordinator's journal and witness know."""
+        """Load the heads that this coordinator's journal and witness know."""
         for _, text in self.journal.log.store.papers(CHECKPOINT):
-            self._know(Checkpoint.parse(text))
+            self._heads.know(Checkpoint.parse(text))
         for seen in self._witness.seen.values():
-            self._know(Checkpoint.parse(seen.note))
+            self._heads.know(Checkpoint.parse(seen.note))
         self._note_own()
 
     def witness_again(self, sites: list[str], show: Show) -> list[str]:
-        """Have logs cosigned that grew after the run, and keep their heads beside the journal.
+        """Have the witnesses cosign logs that grew after the run, and keep the heads beside the
+        journal.
 
         Args:
-            sites: who is there.
-            show: asks them.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
 
         Returns:
             The sites whose logs grew.
 
         Raises:
-            EvidenceFault: if the history of a log does not hold, or too few cosigned it.
+            EvidenceFault: if the history of a log does not hold, or too few witnesses cosigned it.
         """
         show = self._copying(show)
-        if not self._heads:
+        if not self._heads.all():
             self._remember()
         try:
             self._learn(show({site: self._question(site) for site in sites}))
-            grown = [site for site in sites if self._has_grown(self._origins[site])]
+            shown, origins = self._round.shown, self._origins
+            grown = [
+                site
+                for site in sites
+                if self._heads.has_grown(origins[site], shown.get(origins[site]))
+            ]
             if grown:
                 self._learn(show({site: self._question(site) for site in sites}))
                 self.witness(sites, show)
                 self._keep_heads()
                 show({site: self._question(site) for site in sites})
         finally:
-            self._round = _Round()
+            self._new_round()
         return grown
 
-    def _has_grown(self, origin: str) -> bool:
-        """Whether a log shows more than what a quorum cosigned."""
-        shown, known = self._round.shown.get(origin), self._heads.get(origin)
-        if shown is None:
-            return False
-        size = Checkpoint.parse(shown.note).size
-        return known is None or known.size < size or len(known.lines) <= self._roster.quorum
-
     def _keep_heads(self) -> None:
-        self.journal.keep(
-            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
-            for head in self._heads.values()
-        )
+        """Store the newest heads beside the journal, durably."""
+        self.journal.keep(self._head_papers())
+
+    def _head_papers(self) -> list[tuple[str, str, str]]:
+        return [
+            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text) for head in self._heads.all()
+        ]
 
     def resume(self, run: str, number: int) -> dict[str, int]:
-        """Take up the orders of a round that an earlier process signed and did not note.
+        """Load the orders of a round that an earlier process signed and did not finish.
 
-        In a run that was resumed, whoever refused or failed when it broke gets a new attempt: an
-        order gets one answer. The others get the same order.
+        In a run that failed and was resumed, a site that refused or failed gets a new attempt,
+        because an order gets one answer. Every other site gets the same order again.
+
+        Args:
+            run: identifier of the run.
+            number: of the round to continue, from 1.
 
         Returns:
-            By site, its newest attempt in that round.
+            By site, the number of its newest attempt in that round.
         """
         attempts: dict[str, int] = {}
         for _, text in self.journal.log.store.papers(ORDER):
@@ -243,41 +223,51 @@ class EvidenceCollector:
         return attempts
 
     def is_resumed(self, run: str) -> bool:
-        """Return whether a run was resumed and has done no round since."""
+        """Return whether a run was resumed and has finished no round since."""
         return run in self.journal.log.book.resumed
 
     def close(self) -> None:
-        """Close the journal's file, so that nothing of it is left in a file beside it."""
+        """Close the journal, so that SQLite leaves no file beside it."""
         self.journal.log.store.close()
 
     def head(self, site: str) -> str:
-        """Return the newest head of a site's log that anybody witnessed, or ""."""
-        known = self._heads.get(self._origins[site])
+        """Return the newest head of a site's log that any witness cosigned, or ""."""
+        known = self._heads.newest(self._origins[site])
         return known.text if known else ""
+
+    def _new_round(self) -> None:
+        self._round = _Round()
+        self._heads.begin_round()
 
     def sign(self, orders: Iterable[Order]) -> list[Order]:
         """Return the orders, signed; each is on disk before it can leave."""
         signed = [self.journal.sign(order) for order in orders]
         self._round.orders.update({order.digest: (order, "no-reply") for order in signed})
+        # Durable first: after a crash, `resume` must find every attempt that a site may have seen.
         self.journal.keep(order_paper(order) for order in signed)
         for order in signed:
             self.on_answer(order, "ordered")
         return signed
 
     def answered(self, order: Order, status: Status) -> None:
-        """Note what a site said."""
+        """Note a site's answer to an order.
+
+        Args:
+            order: one of this round, signed by :meth:`sign`.
+            status: that the site answered.
+        """
         self._round.orders[order.digest] = (self._round.orders[order.digest][0], str(status))
         self.on_answer(order, str(status))
 
     def ask(self, orders: Mapping[str, Order], send: Show) -> dict[str, dict[str, Any]]:
-        """Send orders with the question whether their releases are in their sites' logs.
+        """Send orders, and ask each site to prove that its log holds its release.
 
         Args:
             orders: by site.
-            send: sends each order with the question of its site; returns what was shown.
+            send: sends each order with its site's question, and returns the evidence by site.
 
         Returns:
-            What came beside the releases, by site, for :meth:`receive`.
+            The evidence that came beside the releases, by site, for :meth:`receive`.
         """
         questions = {site: self._question(site) for site in orders}
         for site, order in orders.items():
@@ -290,18 +280,18 @@ class EvidenceCollector:
         show: Show,
         shown: Mapping[str, dict[str, Any]] | None = None,
     ) -> set[str]:
-        """Check that releases are in their sites' logs.
+        """Check that the sites' logs hold their releases.
 
         Args:
-            releases: by site, the order and the digest of what came.
-            show: asks the sites that showed nothing beside their releases.
-            shown: of :meth:`ask`.
+            releases: by site, the order and the digest of its release.
+            show: asks the sites that sent no evidence beside their releases.
+            shown: the evidence that :meth:`ask` returned.
 
         Returns:
-            The sites whose release is proved. The others' must not be used.
+            The sites whose release is proved. The caller must not use any other release.
 
         Raises:
-            EvidenceFault: if what a site remembers of another one contradicts what that shows.
+            EvidenceFault: if a site's log contradicts what another site remembers of it.
         """
         show = self._copying(show)
         for site, (order, _) in releases.items():
@@ -315,7 +305,7 @@ class EvidenceCollector:
         for site, (order, digest) in releases.items():
             logs = None if site in self._absent else self._round.shown
             evidence = logs and logs.get(self._origins[site])
-            receipt = evidence and _receipt(site, self._origins[site], order, digest, evidence)
+            receipt = evidence and receipt_for(site, self._origins[site], order, digest, evidence)
             if receipt:
                 self._round.receipts[order.digest] = receipt
                 proved.add(site)
@@ -324,15 +314,17 @@ class EvidenceCollector:
     def witness(
         self, sites: list[str], show: Show, wait: Wait = lambda sites: False
     ) -> list[dict[str, Any]]:
-        """Have every log of this round cosigned; return who cosigned what.
+        """Have the witnesses cosign every log of this round; return who cosigned which log.
 
         Args:
-            sites: whose logs, and who cosigns.
-            show: asks them.
-            wait: for those that say nothing, where too few cosigned.
+            sites: whose logs are cosigned, and whose witnesses cosign.
+            show: sends questions to sites, and returns their answers.
+            wait: waits for the sites that did not answer, if too few cosigned; returns whether to
+                ask again.
 
         Raises:
-            EvidenceFault: naming each log whose history does not hold, and who saw it.
+            EvidenceFault: naming each log whose history does not hold, and the witness that found
+                it.
         """
         show = self._copying(show)
         chances = _CHANCES
@@ -344,27 +336,22 @@ class EvidenceCollector:
             silent = [site for site in sites if site not in answered]
             if not said:
                 try:
-                    return [self._cosigned(log, shown[log], gathered[log]) for log in sorted(shown)]
+                    return [
+                        self._heads.cosigned(log, shown[log], gathered[log])
+                        for log in sorted(shown)
+                    ]
                 except EvidenceFault:
                     if not silent or not wait(silent):
                         raise
                     self._learn(show({site: self._question(site) for site in silent}))
                     continue
-            # Whoever objects takes no other's word away: what has a quorum, has one.
+            # An objection does not cancel others' cosignatures: a head with a quorum keeps it.
             for origin, lines in gathered.items():
                 with suppress(EvidenceFault, NoteError):
-                    self._cosigned(origin, shown[origin], lines)
+                    self._heads.cosigned(origin, shown[origin], lines)
             # With another coordinator a log may have grown since it was shown to this one.
             self._learn(show({site: self._question(site) for site in sites}))
-            left = shown.keys() - self._round.shown.keys() - {self.journal.log.origin}
-            if (
-                not left
-                and not self._lacks_proof(shown)
-                and all(
-                    log in shown and one.note == shown[log].note
-                    for log, one in self._round.shown.items()
-                )
-            ):
+            if self._is_unchanged(shown):
                 break
             chances -= 1
         raise EvidenceFault(
@@ -372,25 +359,29 @@ class EvidenceCollector:
             + "\n  ".join(sorted(said))
         )
 
-    def _lacks_proof(self, shown: Mapping[str, Evidence]) -> bool:
-        """Whether a witness said only now, as after an absence, from where it needs a proof."""
-        return any(
-            old not in evidence.proofs and old < Checkpoint.parse(evidence.note).size
-            for log, evidence in shown.items()
-            for old in self._since(log)
-        )
+    def _is_unchanged(self, shown: Mapping[str, Evidence]) -> bool:
+        """Return whether objections to the logs stand: they were sent as they are now.
+
+        Args:
+            shown: the evidence that the objections are about, by origin.
+        """
+        now = self._round.shown
+        if shown.keys() - now.keys() - {self.journal.log.origin} or self._heads.lacks_proof(shown):
+            return False
+        return all(log in shown and one.note == shown[log].note for log, one in now.items())
 
     def _gather(
         self, sites: list[str], show: Show
     ) -> tuple[dict[str, Evidence], dict[str, list[SignatureLine]], set[str], set[str]]:
-        """Show every log to everybody.
+        """Send the evidence of every log to every site.
 
         Returns:
-            What was shown, the cosignatures, the objections, and who answered with its log.
+            The evidence sent, the cosignatures, the objections, and the sites that answered with
+            their logs.
         """
         own = self.journal.log.origin
         shown = dict(self._round.shown)
-        shown[own] = self.journal.log.evidence(self._since(own))
+        shown[own] = self.journal.log.evidence(self._heads.since(own))
         told = {origin: evidence.to_json() for origin, evidence in shown.items()}
         questions = {
             site: self._question(site, {k: v for k, v in told.items() if k != self._origins[site]})
@@ -405,11 +396,11 @@ class EvidenceCollector:
         said = {f"the coordinator: {fault}" for fault in faults.values()}
         gathered = {origin: [lines[origin]] if origin in lines else [] for origin in shown}
         gathered[own] = []
-        self._note_shown(sites, {origin: shown[origin] for origin in lines})
+        self._heads.note_sent(sites, {origin: shown[origin] for origin in lines})
         for site, answer in answers.items():
             said |= {f"site '{site}': {_plain(what)}" for what in _part(answer, "faults").values()}
             for origin, text in _part(answer, "lines").items():
-                line = self._line(shown, origin, str(text))
+                line = self._heads.cosignature(shown, origin, str(text))
                 if line is not None:
                     gathered[origin].append(line)
             self._note_seen(site, answer)
@@ -425,14 +416,14 @@ class EvidenceCollector:
         witnessed: list[dict[str, Any]],
         used: Iterable[str],
     ) -> dict[str, Any]:
-        """Return what the journal will say of the round, and keep its papers durably.
+        """Return the journal's record of the round, and store its papers durably.
 
         Args:
             run: identifier of the run.
-            number: of the round.
-            models: digests of the round's.
-            witnessed: of :meth:`witness`.
-            used: digests of the orders whose releases were joined or shown.
+            number: of the round, from 1.
+            models: digests of the round's models.
+            witnessed: what :meth:`witness` returned.
+            used: digests of the orders whose releases were aggregated or published.
         """
         wanted = set(used)
         receipts = {k: v for k, v in self._round.receipts.items() if k in wanted}
@@ -442,12 +433,10 @@ class EvidenceCollector:
             order = self._round.orders[key][0]
             parts[order.purpose].append(receipt.to_json())
             name = f"{run}/{number:09d}/{order.purpose}/{receipt.site}"
-            papers.append((RECEIPT, name, self._proof(receipt)))
-        papers += [
-            (CHECKPOINT, f"{head.origin}/{head.size:012d}", head.text)
-            for head in self._heads.values()
-        ]
-        self.journal.keep(papers)
+            evidence, head = self._round.shown[receipt.origin], self._heads.newest(receipt.origin)
+            assert head is not None, "a witnessed log has a head"
+            papers.append((RECEIPT, name, receipt.proof(evidence, head)))
+        self.journal.keep([*papers, *self._head_papers()])
         return {
             "run": run,
             "round": number,
@@ -472,15 +461,27 @@ class EvidenceCollector:
     def close_round(self, record: dict[str, Any]) -> None:
         """Write a round into the journal."""
         self.journal.close_round(record)
-        self._round = _Round()
+        self._new_round()
 
     def close_run(
         self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""
     ) -> None:
-        """Write the end of the run, and have the journal's last head cosigned."""
+        """Write the end of the run, and have the journal's last head cosigned.
+
+        Args:
+            run: identifier of the run.
+            model: digest of the final model.
+            sites: that took part.
+            show: sends questions to sites, and returns their answers.
+            fault: name of the error that ended the run, or "" if the run is done.
+
+        Raises:
+            EvidenceFault: if a history does not hold or too few witnesses cosigned. Where ``fault``
+                is set, the run has failed already, and this error is dropped.
+        """
         show = self._copying(show)
         self.journal.close_run(run, model, fault=fault)
-        self._round = _Round()
+        self._new_round()
         try:
             self.witness(sites, show)
         except EvidenceFault:
@@ -490,26 +491,26 @@ class EvidenceCollector:
         show({site: self._question(site) for site in sites})
 
     def _question(self, site: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return what a site is asked, with the evidence of the other logs as JSON values."""
+        """Return the question to a site, with the evidence of the other logs as JSON values."""
         return {
             "head": self.head(site),
-            "since": self._since(self._origins[site]),
+            "since": self._heads.since(self._origins[site]),
             "slots": self._round.slots.get(site, []),
             "shown": dict(shown or {}),
         }
 
     def _copying(self, show: Show) -> Show:
-        """Return ``show``, also with what the copies of the ledgers and of the journal lack."""
+        """Return ``show`` extended by the missing pieces of ledger and journal copies."""
         if self._copies is not None:
             show = self._copies.asking(show)
         return show if self._sharer is None else self._sharer.asking(show)
 
     def _note_absent(self, answers: Mapping[str, dict[str, Any]]) -> None:
-        """Leave out the sites that say that their ledger does not extend its witnessed head.
+        """Leave out the sites that report that their ledger does not extend its witnessed head.
 
-        What such a site showed before in this round is forgotten with it, unless a release of it
-        was proved by that: then it stands under the head that all see, and it is for the
-        witnesses to say whether that head holds.
+        Such a site's earlier evidence of this round is dropped with it, unless it proved a release:
+        then the release is under the head that all sites see, and the witnesses decide whether that
+        head holds.
         """
         for site, answer in answers.items():
             if answer.get("status") != Status.REFUSED_ROLLBACK:
@@ -530,137 +531,35 @@ class EvidenceCollector:
         for site, answer in answers.items():
             if "evidence" in answer:
                 origin = self._origins[site]
-                # What is wrong with it is said by those who witness it.
+                # Its witnesses report its faults.
                 with suppress(NoteError, EvidenceFault):
                     evidence = Evidence.from_json(answer["evidence"])
                     self._round.shown[origin] = evidence
-                    self._keys[origin] = keys_of(evidence, self._roster.logs[origin])
+                    self._heads.note_keys(origin, evidence)
         for site, answer in answers.items():
             self._note_seen(site, answer)
 
     def _note_seen(self, site: str, answer: Mapping[str, Any]) -> None:
-        """Take in what a site's witness remembers of the others' logs.
-
-        Raises:
-            EvidenceFault: if it shows a head that the log, by what it shows, never signed.
-        """
-        for seen in _part(answer, "seen").values():
-            try:
-                note = str(seen["note"])
-                # Every site has seen the same heads: each is read and checked once a round.
-                if before := self._round.read.get(note):
-                    self._sizes_of(before.origin, site).saw(before.size)
-                    continue
-                head = Checkpoint.parse(note)
-            except (NoteError, KeyError, TypeError):
-                continue
-            keys = [Key(head.origin, key) for key in self._keys.get(head.origin, ())]
-            by = next((key for key in keys if head.is_signed_by(key)), None)
-            if by is not None:
-                self._know(head.trimmed(by))
-                self._round.read[note] = head
-                self._sizes_of(head.origin, site).saw(head.size)
-            elif head.origin in self._round.shown:
-                raise EvidenceFault(
-                    f"{head.origin}: site '{site}' remembers a head of {head.size} entries, signed "
-                    "by no key that this log shows; one of the two does not tell the truth: a "
-                    "restored backup, or a head that was made up"
-                )
+        seen = _part(answer, "seen").values()
+        self._heads.note_remembered(site, seen, self._round.shown)
 
     def _note_own(self) -> None:
         for origin, seen in self._witness.seen.items():
-            self._sizes_of(origin, "").saw(seen.size)
-
-    def _note_shown(self, sites: Iterable[str], shown: Mapping[str, Evidence]) -> None:
-        """Remember what witnesses may have seen by now, whether their answers come or not."""
-        for origin, evidence in shown.items():
-            size = Checkpoint.parse(evidence.note).size
-            for site in sites:
-                # A site is no witness of its own log, and will never say what it saw of it.
-                if self._origins[site] != origin:
-                    self._sizes_of(origin, site).may_have_seen(size)
-
-    def _sizes_of(self, origin: str, witness: str) -> _Sizes:
-        return self._sizes.setdefault(origin, {}).setdefault(witness, _Sizes())
-
-    def _since(self, origin: str) -> list[int]:
-        """Return the sizes from which some witness needs a proof."""
-        return sorted({n for one in self._sizes.get(origin, {}).values() for n in one.all})
-
-    def _know(self, head: Checkpoint) -> None:
-        known = self._heads.get(head.origin)
-        if known is None or (head.size, len(head.lines)) > (known.size, len(known.lines)):
-            self._heads[head.origin] = head
-
-    def _line(self, shown: Mapping[str, Evidence], origin: str, text: str) -> SignatureLine | None:
-        """Return a cosignature over what was shown, by a witness other than the log's own."""
-        try:
-            line = parse_line(text)
-            head = Checkpoint.parse(shown[origin].note).with_cosignatures([line])
-        except (NoteError, KeyError):
-            return None
-        key = self._roster.witnesses.get(line.name)
-        if line.name == self._own_eyes.get(origin):
-            return None
-        return line if key is not None and head.is_cosigned_by(key) else None
-
-    def _cosigned(self, origin: str, shown: Evidence, lines: list[SignatureLine]) -> dict[str, Any]:
-        log = Key(origin, self._keys[origin][-1])
-        head = Checkpoint.parse(shown.note).trimmed(log).with_cosignatures(lines)
-        cosigners = sorted({line.name for line in head.lines[1:]})
-        if len(cosigners) < self._roster.quorum:
-            raise EvidenceFault(
-                f"{origin}: {len(cosigners)} witnesses cosigned its head of {head.size} entries, "
-                f"{self._roster.quorum} are needed"
-            )
-        self._know(head)
-        return {
-            "log": origin,
-            "size": head.size,
-            "root": "sha256:" + head.root.hex(),
-            "cosigners": cosigners,
-        }
-
-    def _proof(self, receipt: Receipt) -> str:
-        evidence = self._round.shown[receipt.origin]
-        _, path = evidence.inclusion[receipt.entry]
-        return proof_text(receipt.entry, path, self._heads[receipt.origin])
-
-
-@dataclass
-class _Sizes:
-    """Up to which sizes a witness may know a log: the last it told, and those shown since."""
-
-    told: int = 0
-    shown: deque[int] = field(default_factory=lambda: deque(maxlen=_KEPT_SIZES))
-
-    @property
-    def all(self) -> set[int]:
-        return {self.told, *self.shown} - {0}
-
-    def saw(self, size: int) -> None:
-        self.told = size
-        self.shown.clear()
-
-    def may_have_seen(self, size: int) -> None:
-        self.shown.append(size)
+            self._heads.note_size(origin, COORDINATOR, seen.size)
 
 
 _CHANCES = 3
 _ASKED_THE_SAME = ("released", "no-reply", str(Status.NOT_NOW))
 """Answers after which the same order costs nothing that is not paid for."""
-_KEPT_SIZES = 64
-"""Of the heads that were shown to a witness that does not answer."""
-
 
 _CODE = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def _require_one_code(codes: Mapping[str, str]) -> None:
-    """Check that all sites that say so have the same code, before anything is ordered.
+    """Check that all sites that report their code have the same, before anything is ordered.
 
     Raises:
-        RunError: naming the sites, by what they have.
+        RunError: naming the sites of each code.
     """
     sites: dict[str, list[str]] = {}
     for site, code in sorted(codes.items()):
@@ -676,30 +575,11 @@ def _require_one_code(codes: Mapping[str, str]) -> None:
 
 
 def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a site's answer; empty where it is malformed."""
+    """Return a part of a site's answer; an empty one if it is malformed."""
     part = answer.get(name)
     return part if isinstance(part, dict) else {}
 
 
 def _plain(what: object) -> str:
-    """Return what a site says of others, without what a terminal would obey."""
+    """Return a site's text about others, without characters that a terminal would obey."""
     return "".join(sign if sign.isprintable() else " " for sign in str(what))[:500]
-
-
-def _receipt(
-    site: str, origin: str, order: Order, digest: str, evidence: Evidence
-) -> Receipt | None:
-    """Return the receipt of a release, if the site's log holds it under the head it shows."""
-    try:
-        head = Checkpoint.parse(evidence.note)
-        for number, (leaf, path) in evidence.inclusion.items():
-            if root_from_inclusion(leaf, number, head.size, path) != head.root:
-                return None
-            entry = Entry.read(leaf)
-            value = entry.predicate
-            released = entry.kind in ("released", "metric-released")
-            if released and (value["order"], value["digest"]) == (order.digest, digest):
-                return Receipt(site, origin, number, digest)
-    except (NoteError, LedgerError, KeyError):
-        return None
-    return None

@@ -1,12 +1,12 @@
-"""The coordinator keeps sealed copies of the sites' ledgers, and has other sites keep them, too.
+"""Keep sealed copies of the sites' ledgers, and have other sites keep them as well.
 
 ::
 
-    Recorder ── CopyKeeper ─┬─ CopyStore          FOLDER/copies, a file for each ledger
-                            └─ keepers            the two sites after a ledger's own in the roster
+    EvidenceCollector ── CopyKeeper ─┬─ CopyStore   FOLDER/copies, a file for each ledger
+                                     └─ keepers     two sites after a ledger's own in the roster
 
-What is lacking travels in the questions and answers of witnesses, a piece at a time. The answer
-that shows a head brings what leads to it, so what is witnessed is copied before.
+Missing pieces travel in the questions and answers of witnesses, one at a time. The answer that
+sends a head also sends the entries that lead to it, so a head is copied before it is witnessed.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _LOG = logging.getLogger("privet.copies")
 
 
 class CopyKeeper:
-    """What is asked of sites, and taken from them, about copies.
+    """Add copies of ledgers to the questions and answers of witnesses.
 
     Args:
         store: the coordinator's copies.
-        roster: whose ledgers are kept.
+        roster: names the sites whose ledgers are copied.
     """
 
     def __init__(self, store: CopyStore, roster: Roster) -> None:
@@ -49,12 +49,12 @@ class CopyKeeper:
         }
         """By site, the logs whose copies it keeps, and how far each goes there."""
         self._known: set[tuple[str, str]] = set()
-        """Site and log, where the site said how far its copy goes."""
+        """Site and log of each copy whose size the site has reported."""
         self._behind: set[str] = set()
         self._said: set[str] = set()
 
     def asking(self, show: Show) -> Show:
-        """Return ``show``, with questions and answers about copies in it."""
+        """Return ``show`` extended by questions and answers about copies."""
 
         def ask(questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             answers = show({site: q | self._question(site) for site, q in questions.items()})
@@ -65,10 +65,10 @@ class CopyKeeper:
         return ask
 
     def catch_up(self, ask: Callable[[list[str]], object]) -> None:
-        """Fetch what the copies lack.
+        """Fetch the entries that the copies lack.
 
         Args:
-            ask: asks these sites once more, through :meth:`asking`.
+            ask: asks these sites again, through :meth:`asking`.
         """
         for _ in range(MAX_CATCH_UP):
             if not self._behind:
@@ -84,7 +84,7 @@ class CopyKeeper:
         return {"copy": list(self._store.held(self._sites[site].ledger.name)), "keep": keep}
 
     def _take(self, site: str, answer: Mapping[str, Any]) -> None:
-        """Take in a site's answer. What is wrong with it leaves the copy as it is."""
+        """Store the pieces in a site's answer. A fault leaves the copy as it is."""
         try:
             if "copy" in answer:
                 self._take_piece(site, answer["copy"])
@@ -107,7 +107,7 @@ class CopyKeeper:
             self._behind.add(site)
 
     def _say(self, site: str, why: str) -> None:
-        """Log what is wrong with a site's copy, once: it is asked for in each round."""
+        """Log a fault of a site's copy, once: the copy is requested in each round."""
         if why not in self._said:
             self._said.add(why)
             _LOG.warning("no copy of a ledger is kept", extra={"site": site, "why": why})

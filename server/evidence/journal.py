@@ -1,8 +1,8 @@
-"""The coordinator's journal: which orders it signed, what it joined, who witnessed.
+"""The coordinator's journal: the orders it signed, the releases it aggregated, the witnesses.
 
-A log like a site's ledger, under the coordinator's own key and cosigned by the sites, so
-that the coordinator can neither rewrite it nor show two of them. Beside the entries it
-keeps the papers that an auditor will want: signed orders, receipts, cosigned heads.
+The journal is a log like a site's ledger. The coordinator signs it with a key of its own and the
+sites cosign it, so that the coordinator can neither rewrite it nor show two versions of it. Beside
+the entries it keeps the papers that an auditor needs: signed orders, receipts, cosigned heads.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _COMMON = ("sequence", "time", "log")
 
 
 class Runs:
-    """What a journal's entries add up to: each run, its last round and its model."""
+    """The state that a journal's entries add up to: each run, its last round and its model."""
 
     def __init__(self) -> None:
         self.coordinator = ""
@@ -40,12 +40,12 @@ class Runs:
         self.closed: dict[str, str] = {}
         """How each run ended: `done` or `failed`."""
         self.broken: dict[str, list[dict[str, Any]]] = {}
-        """The orders of each run's last round, where that joined nothing."""
+        """The orders of each run's last round, if that aggregated nothing."""
         self.resumed: dict[str, list[dict[str, Any]]] = {}
         """Of each run that was resumed and has done no round since: the orders as answered then."""
 
     def apply(self, entry: Entry) -> None:
-        """Take in the next entry.
+        """Apply the next entry.
 
         Raises:
             LedgerError: if a round is out of order.
@@ -85,7 +85,7 @@ class Runs:
             raise LedgerError(f"entry {entry.sequence}: '{entry.kind}' is not known; update Privet")
 
     def goes_on_after(self, run: str) -> tuple[int, str]:
-        """Return the last round of a run that joined anything, and the model after it."""
+        """Return the last round of a run that aggregated an update, and the model after it."""
         number, model = self.last[run]
         return (number - 1 if run in self.broken else number), model
 
@@ -98,7 +98,7 @@ class Journal:
         name: of the coordinator.
         signer: signs the journal.
         orders: signs orders.
-        witness: the coordinator's own witness key, to make a new journal.
+        witness: the coordinator's own witness key, for a new journal.
         setting: ``site`` for a real federation, or ``simulation``.
     """
 
@@ -155,7 +155,7 @@ class Journal:
         return JournalKey.seal(run, plan, found, self.log.first_key, signer.seed, self._orders, by)
 
     def rounds_of(self, run: str) -> dict[int, dict[str, Any]]:
-        """Return what is noted of the rounds of a run that joined something, by their number."""
+        """Return the journal's records of the rounds that aggregated something, by round number."""
         found = {}
         for leaf in self.log.store.leaves():
             entry = Entry.read(leaf)
@@ -167,11 +167,17 @@ class Journal:
         return {number: record for number, record in found.items() if number <= last}
 
     def open_run(self, run: str, plan: str, model: str, sites: Iterable[str]) -> None:
-        """Note that a run begins; nothing if it began before.
+        """Note that a run begins; do nothing if it began before.
+
+        Args:
+            run: identifier of the run.
+            plan: digest of its plan.
+            model: digest of the first model.
+            sites: names of those that take part.
 
         Raises:
-            RunError: if it ended before (nothing that it does now would be noted), or was begun
-                under another plan or with another model.
+            RunError: if the run ended before (the journal would note nothing that it does now), or
+                began under another plan or with another model.
         """
         with self.log.writing():
             if run in self.log.book.closed:
@@ -192,30 +198,36 @@ class Journal:
                 )
 
     def resume_run(self, run: str) -> None:
-        """Note that a run that failed goes on; nothing for one that is open, or unknown."""
+        """Note that a failed run continues; do nothing for an open or unknown run."""
         with self.log.writing():
             if self.log.book.closed.get(run) == "failed":
                 rounds, model = self.log.book.goes_on_after(run)
                 self.log.append("run-resumed", "model", model, run=run, rounds=rounds, model=model)
 
     def is_done(self, run: str) -> bool:
-        """Return whether the run has ended, and not because it failed."""
+        """Return whether the run ended without a failure."""
         return self.log.book.closed.get(run) == "done"
 
     def keep(self, papers: Iterable[tuple[str, str, str]]) -> None:
-        """Keep papers (kind, name, text) durably, before the round that they belong to."""
+        """Store papers (kind, name, text) durably, before the round that they belong to."""
         with self.log.store.transaction():
             for kind, name, text in papers:
                 self.log.store.file(kind, name, text)
 
     def close_round(self, record: dict[str, Any]) -> None:
-        """Note a round; nothing if it was noted before."""
+        """Note a round; do nothing if it was noted before."""
         with self.log.writing():
             if self.log.book.last[record["run"]][0] < record["round"]:
                 self.log.append("round", "model", record["next"], **record)
 
     def close_run(self, run: str, model: str, *, fault: str = "") -> None:
-        """Note that a run ended; nothing if that was noted before."""
+        """Note that a run ended; do nothing if that was noted before.
+
+        Args:
+            run: identifier of a run that this journal began.
+            model: digest of the final model.
+            fault: name of the error that ended the run, or "" if the run is done.
+        """
         with self.log.writing():
             if run in self.log.book.closed:
                 return

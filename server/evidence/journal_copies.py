@@ -1,9 +1,9 @@
-"""The coordinator has its sites keep its journal, and takes it back where it was restored.
+"""The coordinator has its sites keep its journal, and fetches it from them after a restore.
 
 ::
 
-    Recorder ── JournalSharer ── each site: what it lacks, in the questions of witnesses
-                     └────────── restore: entries that sites cosigned and this file lacks
+    EvidenceCollector ── JournalSharer ── each site: the entries it lacks, in witnesses' questions
+                              └────────── restore: entries that sites cosigned and this file lacks
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ MAX_PIECES = 4096
 MAX_RESTORED_BYTES = 512 << 20
 """Of entries and papers from one site; a site keeps half as many."""
 MAX_AHEAD = 64
-"""Entries beyond the newest head that a site may hand out: it was brought them, uncosigned."""
+"""Entries beyond the newest head that a site may return: it got them without cosigning them."""
 
 _LOG = logging.getLogger("privet.journals")
 
 
 class JournalSharer:
-    """What is asked of sites, and brought to them, about a run's journal.
+    """Send a run's journal to its sites, and fetch it back from them.
 
     Args:
         journal: of the run.
-        key: its private key, sealed; names the run.
+        key: the journal's private key, sealed; it names the run.
         roster: of the run.
     """
 
@@ -55,14 +55,19 @@ class JournalSharer:
         self._key = key
         self._roster = roster
         self._held: dict[str, int] = {}
-        """By site, how many entries it said that it keeps; -1 for none."""
+        """By site, the number of entries that it reported to keep; -1 for none."""
 
     @classmethod
     def of(cls, journal: Journal, run: Path, roster: Roster) -> Self:
-        """Return that of the run in folder ``run``.
+        """Return the sharer of the run in a folder.
+
+        Args:
+            journal: of the run.
+            run: the run's folder, with ``plan.json`` and ``status.json``.
+            roster: of the run.
 
         Raises:
-            InputError: if its plan cannot be read.
+            InputError: if the run's plan cannot be read.
         """
         by = ""
         plan = Plan.parse(json.loads((run / "plan.json").read_text(encoding="utf-8"))).digest
@@ -71,7 +76,7 @@ class JournalSharer:
         return cls(journal, journal.sealed_key(run.name, plan, roster, by), roster)
 
     def asking(self, show: Show) -> Show:
-        """Return ``show``, with what each site lacks in it."""
+        """Return ``show`` extended by the journal's entries that each site lacks."""
 
         def ask(questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             answers = show({s: {**q, "journal": self._brought(s)} for s, q in questions.items()})
@@ -101,19 +106,19 @@ class JournalSharer:
                 self._held.pop(site, None)
 
     def restore(self, sites: list[str], show: Show, question: Callable[[str], Any]) -> int:
-        """Take back the entries that sites cosigned and this journal lacks.
+        """Fetch the entries that sites cosigned and this journal lacks.
 
         Args:
-            sites: that are there.
-            show: asks them.
-            question: makes a question about their own logs.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
+            question: returns the question to a site about its own log.
 
         Returns:
-            How many entries were taken back.
+            The number of entries that were fetched.
 
         Raises:
-            RunError: if this journal is older than what sites cosigned and nobody keeps the rest,
-                or was written on in another way. Nothing is written then.
+            RunError: if this journal is older than what sites cosigned and no site keeps the rest,
+                or if it was continued in another way. Nothing is written then.
         """
         log = self._journal.log
         asked = {site: {**question(site), "journal": {"run": self._key.run}} for site in sites}
@@ -122,7 +127,7 @@ class JournalSharer:
         newest = self._newest(answers)
         before = len(log)
         held = dict(self._held)
-        # What a site was brought beyond that, nobody cosigned: the file may have other entries now.
+        # No site cosigned the entries beyond that, so this file may have other ones now.
         cosigned = 0 if newest is None else newest.size
         self._held = {site: min(number, cosigned) for site, number in held.items()}
         if newest is None or newest.size <= before:
@@ -151,7 +156,7 @@ class JournalSharer:
     def _fetch(
         self, site: str, newest: Checkpoint, show: Show, question: Callable[[str], Any]
     ) -> bool:
-        """Fetch what is lacking from one site; False if that does not lead to the newest head."""
+        """Fetch the missing entries from one site; False if they do not lead to the newest head."""
         log = self._journal.log
         fetched: list[JournalEntry] = []
         room = MAX_RESTORED_BYTES
@@ -180,7 +185,7 @@ class JournalSharer:
 
 
 def require_papers(entry: JournalEntry, orders: Key, roster: Roster) -> None:
-    """Check that an entry of a copy comes with the papers that a verifier wants, and that they fit.
+    """Check that a copied entry comes with the papers that a verifier needs, and that they match.
 
     Args:
         entry: of the journal; its own signature was checked.
@@ -188,7 +193,7 @@ def require_papers(entry: JournalEntry, orders: Key, roster: Roster) -> None:
         roster: of the run.
 
     Raises:
-        LedgerError: if one is missing, or says something else.
+        LedgerError: if one is missing, or contradicts the entry.
         NoteError: if one cannot be read.
     """
     found = Entry.read(entry.leaf)

@@ -1,8 +1,8 @@
-"""Calls of gRPC, heard with patience: what both ports of a coordinator have in common.
+"""Serve gRPC calls with time limits; both ports of a coordinator use this.
 
-Messages are parsed here and not by gRPC. So nothing that was sent is parsed before the caller is
-known; what is no message is a status and no error in the log; and a call that does not go on is
-ended. A call of a method that does not exist is not answered.
+Privet parses messages itself, after it has identified the caller, so that nothing from a stranger
+is parsed. A message that cannot be parsed ends its call with a status, and writes no traceback into
+the log. A call that makes no progress is ended. A call of an unknown method gets no answer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from privet.common.errors import InputError, RunError
 _LAST = 0.5
 """Seconds that tasks have to end after their server did."""
 PATIENCE = 60.0
-"""Seconds that a call may stand still where it should go on: a megabyte takes 8 at 1 Mbit/s."""
+"""Seconds that a call may make no progress: a megabyte takes 8 at 1 Mbit/s."""
 
 _OPTIONS = [
     # A stranger has so long for the handshake; by default it is two minutes.
@@ -33,10 +33,10 @@ _OPTIONS = [
     # Connections without a call end. An honest site always has one: Attend.
     ("grpc.max_connection_idle_ms", 30_000),
     ("grpc.absolute_max_metadata_size", 32 << 10),
-    # Nothing here is compressed, and what is gets refused unread.
+    # Nothing here is compressed; a compressed message is refused unread.
     ("grpc.per_message_decompression", 0),
     ("grpc.compression_enabled_algorithms_bitset", 1),
-    # Calls that nobody has taken yet, of one method or of unknown ones, and for how long.
+    # Calls that are not accepted yet, of one method or of unknown ones, and for how long.
     ("grpc.server.max_pending_requests", 200),
     ("grpc.server.max_pending_requests_hard_limit", 400),
     ("grpc.server_max_unrequested_time_in_server", 5),
@@ -57,7 +57,13 @@ Options = Sequence[tuple[str, int]]
 
 
 class RpcAbort(Exception):
-    """A call is ended with a status; ``reason`` is what it is counted as, "" for not at all."""
+    """End a call with a gRPC status.
+
+    Args:
+        status: that the caller receives.
+        text: the message beside the status.
+        reason: under which the metrics count the refusal; "" counts none.
+    """
 
     def __init__(self, status: grpc.StatusCode, text: str, reason: str = "malformed") -> None:
         super().__init__(text)
@@ -66,15 +72,15 @@ class RpcAbort(Exception):
 
 
 class PeerClosed(Exception):
-    """Nobody is at the other end of a call any more."""
+    """The other end of a call has gone."""
 
 
 class MessageStream(Generic[_M]):
-    """The messages of one call, both ways.
+    """The messages of one call, in both directions.
 
     Args:
         context: of the call.
-        kind: of the messages that come.
+        kind: class of the messages that the caller sends.
     """
 
     def __init__(self, context: Context, kind: type[_M]) -> None:
@@ -82,19 +88,19 @@ class MessageStream(Generic[_M]):
         self._kind = kind
 
     async def read(self, seconds: float | None = None) -> _M | None:
-        """Return the next message, None at the end.
+        """Return the next message; None at the end of the stream.
 
         Raises:
-            CallFault: if none came in time, or what came is none.
+            RpcAbort: if none came within ``seconds``, or it cannot be parsed.
         """
         raw = await self.raw(seconds)
         return None if raw is None else self.parse(raw)
 
     async def raw(self, seconds: float | None = None) -> bytes | None:
-        """Return the next message as it came, None at the end.
+        """Return the bytes of the next message; None at the end of the stream.
 
         Raises:
-            CallFault: if none came in time.
+            RpcAbort: if none came within ``seconds``.
         """
         try:
             async with asyncio.timeout(seconds):
@@ -105,10 +111,10 @@ class MessageStream(Generic[_M]):
         return raw if isinstance(raw, bytes) else None
 
     def parse(self, raw: bytes) -> _M:
-        """Read a message.
+        """Parse a message.
 
         Raises:
-            CallFault: if it is none.
+            RpcAbort: if it cannot be parsed.
         """
         try:
             return cast(_M, self._kind.FromString(raw))
@@ -117,10 +123,10 @@ class MessageStream(Generic[_M]):
             raise RpcAbort(status, f"not a {self._kind.DESCRIPTOR.name}") from None
 
     async def one(self, seconds: float) -> _M:
-        """Return the one message of a call.
+        """Return the only message of a call.
 
         Raises:
-            CallFault: if there is none, or none in time.
+            RpcAbort: if the call has none, or none came within ``seconds``.
         """
         message = await self.read(seconds)
         if message is None:
@@ -130,19 +136,20 @@ class MessageStream(Generic[_M]):
     async def write(
         self, message: Message | bytes, seconds: float, stalled: Callable[[], None] = lambda: None
     ) -> None:
-        """Write a message.
+        """Send a message.
 
-        A call cannot be ended while something of it is being sent: it waits, and counts, until
-        the other end reads or goes. What it need not keep until then, ``stalled`` lets go.
+        A call cannot be ended while gRPC is sending a part of it: it stays open, and counts against
+        the site's limit, until the other end reads or goes. ``stalled`` frees what need not be kept
+        until then.
 
         Args:
-            message: what is sent.
-            seconds: within which it should be taken.
-            stalled: called once, if it is not.
+            message: to send.
+            seconds: within which the other end should read it.
+            stalled: called once, if it does not.
 
         Raises:
-            CallFault: if it was not taken in time.
-            Gone: if nobody is there any more.
+            RpcAbort: if the message was read too late.
+            PeerClosed: if the other end has gone.
         """
         raw = message if isinstance(message, bytes) else message.SerializeToString()
         writing = asyncio.ensure_future(self._context.write(raw))
@@ -156,7 +163,7 @@ class MessageStream(Generic[_M]):
             raise PeerClosed from None
         finally:
             writing.cancel()
-            del writing  # its error would keep this frame, and what was to be sent
+            del writing  # its error would keep this frame, and with it the message
         if late:
             status = grpc.StatusCode.DEADLINE_EXCEEDED
             raise RpcAbort(status, "what was sent was not taken", "stalled")
@@ -165,15 +172,15 @@ class MessageStream(Generic[_M]):
 def make_server(
     services: Mapping[str, Mapping[str, Serve]], options: Options, most: int | None = None
 ) -> aio.Server:
-    """Return a server of these services; call it in the loop that will run it.
+    """Return a gRPC server of these services; call this in the event loop that will run it.
 
     Args:
         services: by full name, each with its methods by name.
         options: of gRPC, beside those of every port.
-        most: calls at once; others are refused.
+        most: largest number of calls at once; more are refused. None sets no limit.
 
     Raises:
-        RunError: if this version of gRPC cannot be kept from unknown methods.
+        RunError: if this version of gRPC cannot be kept from answering unknown methods.
     """
     server = _Server((*_OPTIONS, *options), most)
     for service, methods in services.items():
@@ -183,11 +190,19 @@ def make_server(
 
 
 async def listen(server: aio.Server, address: str, shown: grpc.ServerCredentials) -> int:
-    """Start a server at ``host:port``; return the port.
+    """Start a server.
+
+    Args:
+        server: of :func:`make_server`.
+        address: ``host:port``; port 0 takes a free one.
+        shown: the TLS credentials that the port presents.
+
+    Returns:
+        The port.
 
     Raises:
-        InputError: if one of the host's addresses is taken, or none can be had. gRPC would take the
-            others, and who calls the one that is taken would reach another program.
+        InputError: if one of the host's addresses is taken, or none can be used. gRPC would listen
+            on the others, and a client that calls the taken one would reach another program.
     """
     await asyncio.to_thread(_require_free, address)
     try:
@@ -199,9 +214,13 @@ async def listen(server: aio.Server, address: str, shown: grpc.ServerCredentials
 
 
 async def stop(server: aio.Server, grace: float) -> None:
-    """Stop a server, ``grace`` seconds after it takes no more calls; let its tasks end.
+    """Stop a server, and let its tasks end.
 
-    A task that a loop leaves behind is told as an error whenever its memory is taken back.
+    A task that is left behind in a loop is logged as an error when its memory is freed.
+
+    Args:
+        server: that listens.
+        grace: seconds that running calls have after the server accepts no new ones.
     """
     await server.stop(grace)
     if others := asyncio.all_tasks() - {asyncio.current_task()}:
@@ -233,10 +252,10 @@ def _require_free(address: str) -> None:
 
 
 class _Core(cygrpc.AioServer):
-    """Takes calls of the methods that it knows, and leaves others without an answer.
+    """Accept calls of known methods, and leave others without an answer.
 
-    gRPC's own takes all, and ends for good at a method's name that is no UTF-8: one call of a
-    stranger would shut the port (seen with grpcio 1.85.1; this is its private place).
+    gRPC's own class accepts all, and ends for good at a method's name that is no UTF-8: one call of
+    a stranger would shut the port (seen with grpcio 1.85.1; this is a private part of it).
     """
 
     def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:
@@ -275,7 +294,7 @@ async def _outcome(serve: Serve, context: Context) -> tuple[grpc.StatusCode | No
 
 
 async def _end(context: Context, status: grpc.StatusCode | None, text: str) -> None:
-    """End a call with a status, or without one where nobody would hear it."""
+    """End a call with a status, or without one if its caller has gone."""
     if status is not None:
         try:
             await context.abort(status, text)

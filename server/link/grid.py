@@ -1,8 +1,9 @@
-"""Flower's ``Grid`` over the link: the ``ServerApp`` runs as it does in a simulation.
+"""Implement Flower's ``Grid`` over the link, so that the ``ServerApp`` runs as in a simulation.
 
-Who owes an answer from an earlier exchange is neither waited for, once there is enough without it,
-nor asked for more, until it gives that answer or comes on a new stream. So a site that was silent
-for an hour finds one order when it is back, and not one of each round.
+A site may owe an answer from an earlier exchange. Once the other sites' answers are enough, the
+grid does not wait for this site; and it sends the site nothing more until that answer arrives or
+the site opens a new stream. So a site that was silent for an hour finds one order when it returns,
+and not one for each round.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ from privet.server.link.parcel import LinkReply
 from privet.server.link.server import LinkServer
 
 _STEP = 0.25
-"""Seconds between two looks whether to stop, and who is there."""
+"""Seconds between two polls of the stop event and the connected sites."""
 GRACE = 5.0
 """Seconds, at least, that others are waited for once there is enough."""
 _SLOWER = 2.0
-"""Who was late is waited for so many times as long as it took."""
+"""The grid waits for a connected site for this many times its last answer's duration."""
 
 _LOG = logging.getLogger("privet.grid")
 
 
 class CoordinatorStopped(Exception):
-    """The coordinator was told to end; the run goes on when it is started again.
+    """The coordinator was stopped; the run continues when it is started again.
 
-    No :class:`RunError`, which would be noted as the end of the run.
+    This is no :class:`RunError`, which would be noted as the end of the run.
     """
 
 
 @dataclass
 class _Sent:
-    """A message on its way; ``parcel`` is empty while it is held back."""
+    """A message of an exchange; ``parcel``, its request's id, is empty while it is held back."""
 
     message: Message
     site: str
@@ -54,7 +55,7 @@ class _Sent:
 
 @dataclass
 class _Debt:
-    """What a site owes: the answer to a message that was withdrawn, on that stream."""
+    """A site's owed answer to a message that was withdrawn, on one stream."""
 
     pace: tuple[str, str]
     order: bool
@@ -64,15 +65,16 @@ class _Debt:
 
 
 class LinkGrid(OwnGrid):
-    """Sends messages to sites through a hub; node ids are places in ``sites``, from 1.
+    """Send messages to sites through the link server; node ids are places in ``sites``, from 1.
 
     Args:
-        hub: listening.
+        hub: the link server, listening.
         sites: names of the sites, in the roster's order.
-        stopped: once set, whatever waits raises :class:`CoordinatorStopped`.
-        patience: seconds that a site that is not connected is waited for, where all that are
-            have answered and that is not enough.
-        on_wait: told the names of those who are waited for, because too few have answered.
+        stopped: once set, every call that waits raises :class:`CoordinatorStopped`.
+        patience: seconds to wait for a site that is not connected, when all connected sites have
+            answered and their answers are not enough.
+        on_wait: called with the names of the sites that the grid waits for because too few have
+            answered.
     """
 
     def __init__(
@@ -96,16 +98,16 @@ class LinkGrid(OwnGrid):
         self._left: set[str] = set()
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the numbers of the sites that are connected."""
+        """Return the node ids of the connected sites."""
         present = self._hub.present()
         return [place for place, name in enumerate(self._sites, 1) if name in present]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Offer each message to its site; return the messages' ids."""
+        """Send each message to its site, now or once it connects; return the messages' ids."""
         return [self._push(message) for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies that have come to these messages; each can be had once."""
+        """Return the replies to these messages that have arrived; each reply is returned once."""
         replies = []
         for number in message_ids:
             if number in self._open and self._open[number].answer.done():
@@ -120,27 +122,34 @@ class LinkGrid(OwnGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Send, wait, and return what came in ``timeout`` seconds, in the order sent.
+        """Send messages, wait, and return the replies in the order in which the messages were sent.
 
-        What has not come by then is withdrawn: a later answer is counted and not used.
+        A message without a reply by then is withdrawn: a later answer is counted and not used.
+
+        Args:
+            messages: one for each site.
+            timeout: seconds to wait; None waits without end.
 
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         return self.gather(messages, timeout)
 
     def show(
         self, questions: Mapping[str, dict[str, Any]], timeout: float
     ) -> dict[str, dict[str, Any]]:
-        """Ask the sites that are connected to show their logs; a malformed answer counts as none.
+        """Ask the connected sites for evidence of their logs; a malformed answer counts as none.
 
         Args:
-            questions: by site
-                (:meth:`privet.server.evidence.collector.EvidenceCollector.witness_again`).
+            questions: by site, as the methods of
+                :class:`privet.server.evidence.collector.EvidenceCollector` make them.
             timeout: seconds to wait for answers.
 
+        Returns:
+            The answers by site.
+
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         there = self._hub.present()
         messages = [
@@ -162,10 +171,19 @@ class LinkGrid(OwnGrid):
         timeout: float | None = None,
         enough: Enough | None = None,
     ) -> list[Message]:
-        """Send and receive, until there is enough and the others had their grace.
+        """Send messages and wait until the replies are enough and the grace for the others is over.
+
+        Args:
+            messages: one for each site.
+            timeout: seconds to wait at most; None waits without end.
+            enough: decides when the replies are enough; None waits for all.
+
+        Returns:
+            The replies, in the order in which the messages were sent. The other messages are
+            withdrawn.
 
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         end = float("inf") if timeout is None else time.monotonic() + timeout
         numbers = [self._push(message) for message in messages]
@@ -181,7 +199,7 @@ class LinkGrid(OwnGrid):
     def _wait(
         self, numbers: list[str], end: float, enough: Enough | None, replies: dict[str, Message]
     ) -> None:
-        """Take in answers: until ``end``, until there is enough, or only the gone are missing."""
+        """Collect answers until ``end``, or until enough came, or only absent sites are missing."""
         began = seen = time.monotonic()
         since: float | None = None
         todo = set(numbers)
@@ -195,6 +213,7 @@ class LinkGrid(OwnGrid):
                 since = time.monotonic()
             now = time.monotonic()
             missing = [self._open[number] for number in todo]
+            # The time of patience runs only while all missing sites are disconnected.
             if {sent.site for sent in missing} & set(self._hub.present()):
                 seen = now
             if now >= min(end, seen + self._patience):
@@ -212,7 +231,7 @@ class LinkGrid(OwnGrid):
             self._tell_left({sent.site for sent in orders if _is_order(sent.message)})
 
     def _until(self, sent: _Sent, grace: float | None, began: float, since: float) -> float:
-        """Return until when a site is waited for, where there is enough without it."""
+        """Return the time until which to wait for a site whose answer is not needed."""
         if self._is_behind(sent):
             return since
         if grace is not None:
@@ -226,13 +245,13 @@ class LinkGrid(OwnGrid):
         return max(until, began + _SLOWER * took)
 
     def _tell_left(self, sites: set[str]) -> None:
-        """Log whose answer to an order is not waited for any longer, once until it is back."""
+        """Log the sites for whose answers the round no longer waits, once until they are back."""
         if news := sites - self._left:
             _LOG.warning("a round goes on without", extra={"sites": ", ".join(sorted(news))})
         self._left |= sites
 
     def _withdraw(self, sent: _Sent) -> None:
-        """Take back a message, and remember what its site owes."""
+        """Withdraw a message, and remember that its site owes the answer."""
         if not sent.parcel:
             return
         self._hub.withdraw(sent.parcel)
@@ -250,7 +269,7 @@ class LinkGrid(OwnGrid):
         return any(order or not debt.order for debt in self._owes(sent.site))
 
     def _owes(self, site: str) -> list[_Debt]:
-        """Return what a site owes; what it has answered by now, or before a new stream, is not."""
+        """Return a site's open debts; an answer, or a new stream, settles one."""
         stream, open_ = self._hub.tally.streams[site], []
         for debt in self._debts.pop(site, []):
             if debt.answer.done():
@@ -262,13 +281,17 @@ class LinkGrid(OwnGrid):
         return open_
 
     def wait_for(self, nodes: set[int], seconds: float | None = None) -> set[int]:
-        """Wait until one of ``nodes`` is connected, or ``seconds`` have passed (None: no end).
+        """Wait until one of several nodes is connected.
+
+        Args:
+            nodes: node ids of the absent sites.
+            seconds: longest wait; None waits without end.
 
         Returns:
-            Those of ``nodes`` that are connected.
+            Those of ``nodes`` that are connected; none if the time is over.
 
         Raises:
-            Stopped: if the coordinator is to end.
+            CoordinatorStopped: if the coordinator is stopped.
         """
         names = {self._sites[place - 1]: place for place in nodes}
         end = float("inf") if seconds is None else time.monotonic() + seconds
@@ -314,7 +337,7 @@ def _pace_of(sent: _Sent) -> tuple[str, str]:
 
 
 def _reply(message: Message, answered: LinkReply) -> Message:
-    """Return a site's answer as a message; what cannot be read is one of an error."""
+    """Return a site's answer as a message; an unreadable answer becomes an error message."""
     try:
         reply = Message(unpack(answered.records, answered.arrays), reply_to=message)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""gRPC's standard health service on the link, for members."""
+"""Answer gRPC's standard health service on the link, for members only."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ NAMED = ("", "privet.link.v1.Link")
 
 
 async def check(call: object, context: Context) -> None:
-    """Answer ``SERVING`` for the whole and for the link, ``NOT_FOUND`` for all else.
+    """Answer ``SERVING`` for the process and for the link, ``NOT_FOUND`` for all other services.
 
     A coordinator that does not serve the link does not answer.
+
+    Args:
+        call: the member's call; unused, its caller was identified before.
+        context: of the gRPC call.
+
+    Raises:
+        RpcAbort: if the service's name is unknown, or the request does not come in time.
     """
     line = MessageStream(context, health.HealthCheckRequest)
     asked = await line.one(PATIENCE)
@@ -26,5 +33,13 @@ async def check(call: object, context: Context) -> None:
 
 
 async def watch(call: object, context: Context) -> None:
-    """Refuse: who wants to know asks again."""
+    """Refuse to stream the health status; a client polls with ``Check``.
+
+    Args:
+        call: the member's call; unused.
+        context: of the gRPC call; unused.
+
+    Raises:
+        RpcAbort: always, with ``UNIMPLEMENTED``.
+    """
     raise RpcAbort(grpc.StatusCode.UNIMPLEMENTED, "ask with Check")

@@ -1,4 +1,4 @@
-"""What a coordinator asks of a site, and what came of it."""
+"""A request to a site, and the site's reply."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from privet.server.link.spool import Upload
 
 @dataclass(frozen=True)
 class LinkReply:
-    """What a site answered to a parcel."""
+    """A site's answer to a request."""
 
     records: bytes
     arrays: Arrays
 
 
 class LateReply(Exception):
-    """What was withdrawn was answered after all."""
+    """A site answered a request after it was withdrawn."""
 
 
 @dataclass
 class PendingRequest:
-    """One that is open: posted, and neither answered nor withdrawn."""
+    """An open request: sent, and neither answered nor withdrawn."""
 
     site: str
     message: pb.ToSite

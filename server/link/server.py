@@ -1,23 +1,23 @@
-"""The coordinator's end of the link: parcels out, answers in, over mutually authenticated gRPC.
+"""The coordinator's end of the link: it sends requests and receives answers over mutual TLS.
 
 ::
 
-    Grid ── Hub.post(site, parcel) ──► Future of the answer
+    Grid ── LinkServer.post(site, request) ──► Future of the answer
              │  one asyncio loop in a thread of its own
-             ├── Attend     a stream for each site: parcels, answers
+             ├── Attend     a stream for each site: requests, answers
              ├── Download   the model, from any byte; one copy in memory for all sites
              └── Upload     a release, into a spool file, from the byte where it was cut
 
-A site may come and go: what was posted to it stays open until it is answered or withdrawn,
-and is offered again on each new stream. Every call is checked against the members; a site
-that is revoked loses its streams at once. A parcel's answer is taken once; one that comes
-after the parcel was withdrawn is counted as late and never handed on.
+A site may disconnect and return. A request stays open until it is answered or withdrawn, and is
+sent again on each new stream of its site. Every call is checked against the members; a site that is
+revoked loses its streams at once. A request is answered once: an answer that arrives after the
+request was withdrawn is counted as late and never used.
 
-Both ends beat (:mod:`privet.common.link.beats`): a site from which nothing comes is gone after some
-seconds, also where its connection stands.
+Both ends send heartbeats (:mod:`privet.common.link.beats`): a site that sends nothing for some
+seconds counts as gone, even if its connection stands.
 
-The standard health service answers members on the same port, and
-:mod:`privet.server.research.service` researchers; nothing else is served.
+On the same port, the standard health service answers members and
+:mod:`privet.server.research.service` answers researchers. The port serves nothing else.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _MOST_WITHDRAWN = 4_096
 _RENEW_AGAIN = 600.0
 """Seconds between two certificates of one site."""
 _LEAST_ANSWER = 64 << 20
-"""An answer may be as long as this, or as four times what was asked with, but no longer."""
+"""Bytes that an answer may have in any case; else four times those of its request."""
 _OPTIONS = [
     # Each costs a stranger a TCP connection, and us a descriptor.
     ("grpc.max_allowed_incoming_connections", 2_000),
@@ -75,7 +75,7 @@ _OPTIONS = [
 _LOG = logging.getLogger("privet.hub")
 
 Identify = Callable[[bytes], str | None]
-"""Return the member that a client certificate (PEM) stands for now, or None."""
+"""Returns the member to which a client certificate (PEM) belongs now, or None."""
 Renew = Callable[[str, bytes, bytes, str], bytes]
 """Return a further certificate for a member, by its request and the one it shows, all as PEM, and
 by the fingerprint of the newest authority that it trusts."""
@@ -83,7 +83,7 @@ by the fingerprint of the newest authority that it trusts."""
 
 @dataclass(frozen=True)
 class Call:
-    """A running call of a site; use as a context manager."""
+    """A running call of a site; use it as a context manager."""
 
     hub: LinkServer
     site: str
@@ -98,22 +98,25 @@ class Call:
 
     @property
     def is_cut(self) -> bool:
-        """Whether the site was revoked since."""
+        """Whether the site was revoked after the call began."""
         return self.hub.is_cut(self)
 
 
 class LinkServer:
-    """Parcels out and answers in.
+    """Send requests to sites and receive their answers.
+
+    Public methods above the mark "in the loop" may be called from any thread; those below it run in
+    the server's event loop.
 
     Args:
-        coordinator: its name, told to sites.
-        identify: which member a certificate stands for; asked on every call.
-        spool: folder for what is being brought.
-        renew: gives members further certificates; by default nobody gets one.
+        coordinator: its name, which is sent to sites.
+        identify: returns the member of a certificate, or None; called on every call.
+        spool: folder for releases that are being uploaded.
+        renew: issues further certificates to members; None issues none.
         newest_head: returns the newest head of a member's log that was cosigned here, or "".
-        beside: makes what else is served on the port, which checks its callers itself.
-        most_numbers: longest flat stream that is taken, in bytes.
-        patience: seconds that a call may stand still where it should go on.
+        beside: makes the other services of the port, which check their callers themselves.
+        most_numbers: longest flat stream that is accepted, in bytes.
+        patience: seconds that a call may make no progress.
 
     Example::
 
@@ -147,7 +150,8 @@ class LinkServer:
         self.twins = Twins()
         self._silence: dict[str, Patience] = {}
         self._patience = patience
-        # A site keeps its answers by parcel: a restarted coordinator must not get those of another.
+        # A site keeps its answers by request id. A restarted coordinator counts from 1 again, and
+        # must not get the answers to the requests of its earlier process.
         self._life = secrets.token_hex(8)
         self._numbers = self._uploads = 0
         self._open: dict[str, PendingRequest] = {}
@@ -155,7 +159,7 @@ class LinkServer:
         self._sessions: dict[str, Session] = {}
         self.notice: pb.Notice | None = None
         self.noted: dict[str, bytes] = {}
-        """By site, the digest of the notice that it has kept; :attr:`notice_digest` is today's."""
+        """By site, the digest of the notice that it has kept; compare :attr:`notice_digest`."""
         self._calls: Counter[str] = Counter()
         self._cuts: Counter[str] = Counter()
         self._renewed: dict[str, float] = {}
@@ -167,10 +171,17 @@ class LinkServer:
     # from other threads
 
     def start(self, address: str, credentials: grpc.ServerCredentials) -> int:
-        """Listen; return the port.
+        """Clear the spool, start the thread, and listen.
+
+        Args:
+            address: ``host:port``; port 0 takes a free one.
+            credentials: TLS credentials that require a certificate of the caller.
+
+        Returns:
+            The port.
 
         Raises:
-            InputError: if the address cannot be had.
+            InputError: if the server cannot listen on the address.
             RunError: if this process would speak TLS 1.2.
         """
         require_tls_1_3()
@@ -182,7 +193,7 @@ class LinkServer:
         return port
 
     def stop(self) -> None:
-        """End all streams and the thread; what is open stays unanswered."""
+        """End all streams and the thread; open requests stay unanswered."""
         if self._thread is not None and self._thread.is_alive():
             self._do(self._close())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -191,25 +202,41 @@ class LinkServer:
 
     @property
     def late(self) -> Counter[str]:
-        """Answers that came late, by site."""
+        """Number of late answers, by site."""
         return self.tally.late
 
     def open_parcels(self) -> int:
-        """Return how many parcels were posted and neither answered nor withdrawn."""
+        """Return the number of open requests."""
         return len(self._open)
 
     def present(self) -> list[str]:
-        """Return the sites that attend now."""
+        """Return the names of the connected sites."""
         return list(self._sessions)
 
     def wait_for(self, sites: set[str], timeout: float) -> set[str]:
-        """Wait until all of ``sites`` attend; return those that do."""
+        """Wait until all of several sites are connected.
+
+        Args:
+            sites: names to wait for.
+            timeout: longest wait in seconds.
+
+        Returns:
+            Those of ``sites`` that are connected when the wait ends.
+        """
         with self._changed:
             self._changed.wait_for(lambda: sites <= set(self._sessions), timeout)
             return sites & set(self._sessions)
 
     def wait_for_any(self, sites: set[str], timeout: float) -> set[str]:
-        """Wait until one of ``sites`` attends; return those that do."""
+        """Wait until one of several sites is connected.
+
+        Args:
+            sites: names to wait for.
+            timeout: longest wait in seconds.
+
+        Returns:
+            Those of ``sites`` that are connected when the wait ends.
+        """
         with self._changed:
             self._changed.wait_for(lambda: bool(sites & set(self._sessions)), timeout)
             return sites & set(self._sessions)
@@ -217,7 +244,21 @@ class LinkServer:
     def post(
         self, site: str, kind: str, group: str, records: bytes, arrays: Arrays
     ) -> tuple[str, Future[LinkReply]]:
-        """Offer a parcel to a site, now or when it comes; return its id and its answer."""
+        """Send a request to a site, now or when it connects.
+
+        Args:
+            site: name of the member.
+            kind: of the request: Flower's message type, or a kind of
+                :mod:`privet.common.link.offer`.
+            group: the round's number as text, or "".
+            records: the request without its arrays, encoded.
+            arrays: the model beside the request; empty for none. The caller must not change them
+                while the request is open.
+
+        Returns:
+            The request's id, and a future of the answer. It is never set if the request is
+            withdrawn and no late answer comes.
+        """
         self._numbers += 1
         number = f"{self._life}-{self._numbers}"
         message = pb.ToSite(parcel=pb.Parcel(id=number, kind=kind, group=group, records=records))
@@ -229,25 +270,26 @@ class LinkServer:
         return number, parcel.answer
 
     def withdraw(self, number: str) -> None:
-        """Take back a parcel that was not answered; an answer after this is late.
+        """Withdraw a request that was not answered.
 
-        Of the last few, the answer is told to be late (:class:`LateReply`) where one comes.
+        An answer that arrives later is counted as late. For the last few requests, the future of
+        the answer then raises :class:`LateReply`.
         """
         self._loop.call_soon_threadsafe(self._drop, number)
 
     def revoke(self, site: str) -> None:
-        """End all streams of a site, whatever they are doing."""
+        """End all streams of a site at once."""
         self._loop.call_soon_threadsafe(self._cut, site)
 
     def tell(self, notice: pb.Notice) -> None:
-        """Show all sites a notice, now and when they come; the same again is not repeated."""
+        """Send all sites a notice, now and when they connect; the same notice is sent once."""
         if self.notice != notice:
-            self.notice = notice  # at once: who has kept the one before has not kept this one
+            self.notice = notice  # at once: no site has kept this one yet
             self._loop.call_soon_threadsafe(self._tell)
 
     @property
     def notice_digest(self) -> bytes:
-        """The digest by which a site says that it has kept the notice."""
+        """The digest by which a site confirms that it has kept the notice."""
         return b"" if self.notice is None else notice_digest(self.notice)
 
     def _do(self, work: Any) -> Any:
@@ -317,19 +359,36 @@ class LinkServer:
             self._sessions[site].outgoing.put_nowait(None)
 
     def open_parcel(self, number: str, site: str) -> PendingRequest | None:
-        """Return a parcel that is open for ``site``."""
+        """Return an open request.
+
+        Args:
+            number: the request's id.
+            site: that answers it.
+
+        Returns:
+            The request; None if there is none of this id for this site.
+        """
         parcel = self._open.get(number)
         return parcel if parcel is not None and parcel.site == site else None
 
     def offered(self, site: str, sha256: bytes) -> Arrays | None:
-        """Return the arrays of a parcel that is open for ``site``, by their digest."""
+        """Return the arrays of an open request by their digest.
+
+        Args:
+            site: that downloads them.
+            sha256: digest of the arrays' flat stream, 32 bytes.
+
+        Returns:
+            The arrays; None if no open request of this site has them. A site thus cannot download
+            what was not sent to it.
+        """
         for parcel in self._open.values():
             if parcel.site == site and parcel.message.parcel.numbers.sha256 == sha256:
                 return parcel.arrays
         return None
 
     def begin(self, session: Session) -> None:
-        """Make ``session`` the site's one stream, and offer what is open."""
+        """Make ``session`` the site's only stream, and send the open requests."""
         before = self._sessions.get(session.site)
         if before is not None:
             text = REPLACED + session.peer
@@ -357,7 +416,7 @@ class LinkServer:
                 self._changed.notify_all()
 
     def give_up(self, session: Session) -> None:
-        """Forget a stream from which nothing comes any more, and end it."""
+        """End and forget a stream whose site has fallen silent."""
         if self._sessions.get(session.site) is session:
             text = "nothing is heard of a site; it counts as gone"
             _LOG.warning(text, extra={"site": session.site, "peer": session.peer})
@@ -366,7 +425,7 @@ class LinkServer:
         session.outgoing.put_nowait(None)
 
     def silence(self, site: str) -> float:
-        """Return for how many seconds a site may say nothing."""
+        """Return how many seconds a site may be silent before it counts as gone."""
         seconds = self._silence_of(site).seconds
         coming = any(
             one.announced and (one.upload is None or not one.upload.whole)
@@ -383,7 +442,7 @@ class LinkServer:
 
         Args:
             site: that calls.
-            shown: the certificate that it shows, as PEM.
+            shown: the certificate that the site presents, as PEM.
         """
         if self._calls[site] >= _MOST_CALLS:
             return None
@@ -392,6 +451,7 @@ class LinkServer:
 
     def is_cut(self, call: Call) -> bool:
         """Whether the site's streams were ended since the call began."""
+        # A counter, no flag: a revoked site may be invited again while an old call still runs.
         return self._cuts[call.site] != call.begun
 
     def done(self, call: Call) -> None:
@@ -399,7 +459,7 @@ class LinkServer:
         self._calls[call.site] -= 1
 
     def may_renew(self, site: str) -> bool:
-        """Note that a site asks for a certificate; False if it did so a short while ago."""
+        """Note that a site requests a certificate; return False if it did so a short while ago."""
         now = time.monotonic()
         if now - self._renewed.get(site, -_RENEW_AGAIN) < _RENEW_AGAIN:
             return False
@@ -407,7 +467,16 @@ class LinkServer:
         return True
 
     def upload(self, parcel: PendingRequest, sha256: bytes, size: int) -> Upload:
-        """Return what is being brought as the parcel's answer; another stream replaces it."""
+        """Return the upload of a request's answer; a different stream replaces the one before.
+
+        Args:
+            parcel: the open request.
+            sha256: digest of the whole stream, 32 bytes, as the site announced it.
+            size: of the whole stream in bytes, as the site announced it.
+
+        Returns:
+            The upload, which holds the bytes that arrived so far.
+        """
         known = parcel.upload
         if known is None or (known.sha256, known.size) != (sha256, size):
             if known is not None:
@@ -418,10 +487,17 @@ class LinkServer:
         return known
 
     async def answered(self, site: str, answer: pb.Answer) -> bool:
-        """Take an answer; False if it is late, or to nothing.
+        """Accept an answer to a request.
+
+        Args:
+            site: that answers.
+            answer: its message; its arrays are inline, or were uploaded before.
+
+        Returns:
+            Whether the answer was used. It is not if it is late, or answers no request.
 
         Raises:
-            InputError: if its numbers are not what was brought.
+            InputError: if its arrays are missing, or do not match what it announced.
         """
         parcel = self.open_parcel(answer.id, site)
         if parcel is None:

@@ -1,6 +1,6 @@
-"""The five calls of the link, at the coordinator.
+"""Serve the five calls of the link at the coordinator.
 
-Whoever is no member gets one status, whatever was called, and nothing else.
+A caller that is no member gets one and the same status, whatever it calls, and nothing else.
 """
 
 from __future__ import annotations
@@ -45,20 +45,20 @@ class Session:
     def __init__(self, site: str, peer: str = "") -> None:
         self.site, self.peer = site, peer
         self.notices = False
-        """Whether the site takes a notice."""
+        """Whether the site accepts a notice."""
         self.heads = False
-        """Whether it takes the newest head of its log that was seen here."""
+        """Whether it accepts the newest head of its log that was seen here."""
         self.outgoing: asyncio.Queue[pb.ToSite | None] = asyncio.Queue()
         self.useless = 0
         self.fault: RpcAbort | None = None
 
 
 class Service:
-    """Serves a hub's calls.
+    """Serve the calls of a link server.
 
     Args:
-        hub: whose.
-        patience: seconds that a call may stand still.
+        hub: the link server.
+        patience: seconds that a call may make no progress.
     """
 
     def __init__(self, hub: LinkServer, patience: float = PATIENCE) -> None:
@@ -155,7 +155,7 @@ class Service:
                 session.outgoing.put_nowait(pb.ToSite(beat=pb.Beat()))
 
     async def _mind(self, session: Session) -> None:
-        """End a stream from which nothing comes: neither answers, nor beats, nor numbers."""
+        """End a silent stream: it brings neither answers, nor heartbeats, nor arrays."""
         site, received = session.site, self._hub.tally.received
         await until_silent(lambda: received[site], lambda: self._hub.silence(site))
         self._hub.give_up(session)
@@ -177,7 +177,7 @@ class Service:
         return first.hello
 
     async def _listen(self, session: Session, line: MessageStream[pb.FromSite]) -> None:
-        """Take answers until the site goes, or says what it must not."""
+        """Receive answers until the site goes, or breaks the protocol."""
         try:
             while (word := await line.read()) is not None:
                 self._hub.tally.received[session.site] += word.ByteSize()

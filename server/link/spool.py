@@ -1,4 +1,4 @@
-"""Flat streams that sites are bringing, each in a file until it is whole and used."""
+"""Store the flat streams that sites upload, each in a file until it is complete and used."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from privet.common.mapped import Mapped
 
 
 class Upload:
-    """A flat stream that a site is bringing; the hash runs beside it.
+    """A flat stream that a site is uploading; its hash is computed as the bytes arrive.
 
     Args:
         path: of its file.
-        sha256: of the whole stream, as announced.
+        sha256: of the whole stream, 32 bytes, as announced.
         size: of the whole stream in bytes, as announced.
     """
 
@@ -38,11 +38,11 @@ class Upload:
         self._file = threading.Lock()
 
     def write(self, data: bytes | memoryview) -> None:
-        """Append; called from any thread.
+        """Append bytes; may be called from any thread.
 
         Raises:
-            InputError: if the stream is wanted no more.
-            OSError: if the disk does not take it; what was held stays.
+            InputError: if the stream was discarded.
+            OSError: if the disk does not accept them; the bytes before stay.
         """
         with self._file:
             if self._gone:
@@ -55,13 +55,14 @@ class Upload:
 
     @property
     def whole(self) -> bool:
-        """Whether everything that was announced is there."""
+        """Whether all announced bytes have arrived."""
         return self.held == self.size and self._running.digest() == self.sha256
 
     def read(self) -> Spooled:
-        """Return the arrays of a whole stream; they stay when the file is discarded.
+        """Return the arrays of a complete stream; they stay valid when the file is discarded.
 
-        What was hashed as it came is what the file holds: it is not read again before it is used.
+        The file holds exactly the bytes that were hashed as they arrived, so it is not hashed
+        again.
 
         Raises:
             InputError: if it is no flat stream.
@@ -69,7 +70,7 @@ class Upload:
         return Spooled.open(self._path, "sha256:" + self.sha256.hex())
 
     def discard(self) -> None:
-        """Remove the file; nothing is written to it after this."""
+        """Remove the file; later writes fail."""
         with self._file:
             self._gone = True
             with suppress(OSError):
@@ -77,15 +78,15 @@ class Upload:
 
 
 class Spooled(Mapped):
-    """The arrays of a flat stream in a file, of which memory holds what is being read."""
+    """The arrays of a flat stream in a file; memory holds only the part that is being read."""
 
     @classmethod
     def open(cls, path: Path, digest: str) -> Self:
-        """Open a file; its name may be removed after this.
+        """Open a file; the caller may remove its name afterwards.
 
         Args:
             path: the file.
-            digest: of these bytes, as they were hashed when they came.
+            digest: of the bytes, computed as they arrived.
 
         Raises:
             InputError: if it is no flat stream.
@@ -101,14 +102,14 @@ class Spooled(Mapped):
 
 
 def clear(folder: Path) -> None:
-    """Make the folder, and remove what an earlier process left there."""
+    """Create the folder, and remove the files that an earlier process left in it."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob("*.part"):
         left.unlink()
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library keeps it (glibc)."""
+    """Return freed memory to the system, if the C library keeps it (glibc)."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,4 +1,4 @@
-"""What passes over the coordinator's end of the link, counted."""
+"""Count the traffic over the coordinator's end of the link."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ REASONS = (
     "stalled", "unread", "disk",
 )  # fmt: skip
 """Why a call is refused. ``not-offered``: numbers that are not this site's to fetch or to bring;
-``out-of-step``: an upload that goes on from another byte than the coordinator holds; ``stalled``:
+``out-of-step``: an upload that continues from another byte than the coordinator holds; ``stalled``:
 it stood still; ``unread``: the members cannot be read; ``disk``: it took no more."""
 
 
 @dataclass
 class LinkCounters:
-    """What passed since the hub was made: plain counts, written in its loop, read anywhere.
+    """Traffic since the link server was made; its loop writes the counts, any thread may read them.
 
     Attributes:
-        late: answers that came late, or twice, or to nothing, by site.
-        streams: streams that a site began, by site.
-        received, sent: bytes of messages, before gRPC and TLS add theirs, by site.
+        late: answers that arrived late, twice, or to no request, by site.
+        streams: streams that a site opened, by site.
+        received, sent: bytes of messages, without the bytes of gRPC and TLS, by site.
         refused: calls that were refused, by reason (of :data:`REASONS`).
     """
 

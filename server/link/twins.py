@@ -1,7 +1,7 @@
-"""Two processes with one certificate, such as those of a folder that was copied.
+"""Detect two processes with one certificate, such as those of a copied folder.
 
-A site's newest stream ends the one before it. A site that was cut and calls again is ended so once;
-where two processes call, each ends the other's, again and again.
+A site's newest stream ends the one before it. If one process lost its stream and calls again, this
+happens once. If two processes call, each ends the other's stream again and again.
 """
 
 from __future__ import annotations
@@ -18,14 +18,20 @@ _SAY_AGAIN = 60.0
 
 
 class Twins:
-    """Notes who replaces whom; written in the hub's loop, read anywhere."""
+    """Note which stream replaces which; the link server's loop writes, any thread may read."""
 
     def __init__(self) -> None:
         self._seen: dict[str, deque[tuple[float, str, str]]] = {}
         self._said: dict[str, float] = {}
 
     def note(self, site: str, older: str, newer: str) -> None:
-        """Note that a site's stream from ``newer`` replaced a living one from ``older``."""
+        """Note that a site's new stream replaced a living one; warn if two processes alternate.
+
+        Args:
+            site: name of the member.
+            older: address from which the replaced stream came.
+            newer: address from which the new stream came.
+        """
         now = time.monotonic()
         self._seen.setdefault(site, deque(maxlen=_ENOUGH)).append((now, older, newer))
         if self.peers(site) and now - self._said.get(site, -_SAY_AGAIN) >= _SAY_AGAIN:
@@ -37,7 +43,7 @@ class Twins:
             _LOG.warning(text, extra={"site": site, "peers": ", ".join((older, newer))})
 
     def peers(self, site: str) -> list[str]:
-        """Return the addresses of two processes that attend as ``site``, or nothing."""
+        """Return the addresses of two processes that connect as ``site``, or an empty list."""
         seen = tuple(self._seen.get(site, ()))
         if len(seen) < _ENOUGH or time.monotonic() - seen[0][0] > _WINDOW:
             return []
@@ -45,5 +51,5 @@ class Twins:
 
     @property
     def all(self) -> dict[str, list[str]]:
-        """The sites as which two processes attend, with their addresses."""
+        """The sites as which two processes connect, with the processes' addresses."""
         return {site: peers for site in tuple(self._seen) if (peers := self.peers(site))}

@@ -1,1 +1,1 @@
-"""Who belongs to a federation: members, their certificates and keys, and how they come in."""
+"""The members of a federation, their certificates and keys, and their enrolment."""

@@ -1,15 +1,16 @@
-"""The authority's files in a federation's folder, also while one authority follows another.
+"""The files of a federation's certificate authority, also while one authority follows another.
 
 ::
 
-    authority.pem, .key            signs the certificates of who knows it
-    former-authority.pem, .key     the one before it, while it is still good (an overlap)
+    authority.pem, .key            signs the certificates of sites that know it
+    former-authority.pem, .key     the one before it, while it is still valid (an overlap)
     authority-cross.pem            the newest authority's key, certified by the one before it
     next-authority.pem, .key       made, and not in force yet
 
-In an overlap the coordinator shows a certificate of the former authority, which all sites know, and
-takes certificates of both. A site learns the new one over the link, by the cross certificate, and
-renews its own. When all have, the former is dropped, and with it whatever its key could sign.
+In an overlap the coordinator presents a certificate of the former authority, which all sites know,
+and accepts certificates of both. A site learns the new authority over the link, by the cross
+certificate, and renews its own certificate. When all sites have done so, the former authority is
+dropped, and with it everything that its key could sign.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class AuthorityFiles:
 
     @property
     def in_overlap(self) -> bool:
-        """Whether a former authority is good, too."""
+        """Whether a former authority is still valid."""
         return (self.folder / (_FORMER + _PEM)).exists()
 
     @property
@@ -51,12 +52,14 @@ class AuthorityFiles:
         return fingerprint_of(read_certificate((self.folder / _PEM).read_bytes()))
 
     def bundle(self) -> bytes:
-        """Return the certificates of the authorities that are good, the newest first."""
+        """Return the certificates of the authorities that are valid, the newest first."""
         names = [_PEM, *([_FORMER + _PEM] if self.in_overlap else [])]
         return b"".join((self.folder / name).read_bytes().strip() + b"\n" for name in names)
 
     def cross(self) -> bytes:
-        """Return the newest authority's key as the former certified it; nothing without one."""
+        """Return the newest authority's key as the former one certified it, or b"" without a former
+        one.
+        """
         path = self.folder / _CROSS
         return path.read_bytes() if self.in_overlap and path.exists() else b""
 
@@ -64,7 +67,7 @@ class AuthorityFiles:
         """Open the newest authority, or in an overlap the one before it.
 
         Raises:
-            InputError: if its key does not open.
+            InputError: if its key cannot be decrypted.
             KeyFault: if others can read it.
         """
         if self.is_moving:
@@ -87,14 +90,16 @@ class AuthorityFiles:
     def change(self, name: str, given: Authority | None = None) -> None:
         """Bring another authority into force beside the present one.
 
-        Each step leaves files with which the next call goes on: a process may be killed anywhere.
+        The process may be killed at any step: the next call continues with the files that are
+        there.
 
         Args:
             name: of the federation.
-            given: the organisation's; None makes one.
+            given: the organisation's own authority; None makes a new one.
 
         Raises:
-            InputError: if an overlap goes on, or ``given`` cannot be told from the present one.
+            InputError: if an overlap has not ended, or TLS cannot tell ``given`` from the present
+                one.
         """
         if self.in_overlap and not self.is_moving:
             raise InputError("an authority follows another one already, and not all sites know it")
@@ -110,7 +115,7 @@ class AuthorityFiles:
                 path.replace(self.folder / one)
 
     def drop_former(self) -> bool:
-        """Take nothing any more that the former authority signed; return whether there was one."""
+        """End the trust in the former authority; return whether there was one."""
         was = self.in_overlap
         for name in (_FORMER + _PEM, _FORMER + _KEY, _CROSS):
             (self.folder / name).unlink(missing_ok=True)
@@ -139,7 +144,7 @@ class AuthorityFiles:
 
     @property
     def is_moving(self) -> bool:
-        """Whether a change broke off after the former authority was put aside."""
+        """Whether a change was interrupted after the former authority was put aside."""
         return self.in_overlap and (self.folder / (_NEXT + _PEM)).exists()
 
     @property

@@ -1,7 +1,7 @@
-"""The federation's own certificate authority: who may dial in, and until when.
+"""The federation's own certificate authority: who may connect, and until when.
 
-All keys are P-256 (see :mod:`privet.common.link.identity`). A site makes its key itself and
-sends a request; the private key never leaves it.
+All keys are P-256 (see :mod:`privet.common.link.identity`). A site makes its key itself and sends a
+certificate request; the private key never leaves the site.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Authority:
 
         Args:
             name: of the federation.
-            distinct: whether its subject differs from that of any other of this federation: TLS
+            distinct: whether its subject is unique among the authorities of this federation: TLS
                 finds the authority of a certificate by its subject.
         """
         key = ec.generate_private_key(ec.SECP256R1())
@@ -68,10 +68,16 @@ class Authority:
 
     @classmethod
     def load(cls, certificate: bytes, key: bytes, passphrase: bytes | None) -> Self:
-        """Read certificate and key.
+        """Read an authority's certificate and key.
+
+        Args:
+            certificate: as PEM.
+            key: the private key, as PEM.
+            passphrase: of the key; None for an unencrypted one.
 
         Raises:
-            InputError: if one cannot be read, or they do not belong together.
+            InputError: if one cannot be read, they do not belong together, or the certificate may
+                not sign others or has ended.
         """
         found = read_certificate(certificate)
         try:
@@ -91,11 +97,11 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def key_pem(self, passphrase: bytes | None) -> bytes:
-        """Return the authority's key, encrypted where a passphrase is given."""
+        """Return the authority's key, as PEM, encrypted if a passphrase is given."""
         return private_pem(self._key, passphrase)
 
     def cross(self, other: Authority) -> bytes:
-        """Return a certificate of another authority's key, as PEM: this one says who follows it."""
+        """Return a certificate, as PEM, by which this authority names ``other`` its successor."""
         subject, issuer = other.certificate.subject, self.certificate.subject
         key = other.certificate.public_key()
         assert isinstance(key, ec.EllipticCurvePublicKey)
@@ -118,22 +124,22 @@ class Authority:
         return found.public_bytes(serialization.Encoding.PEM), private_pem(key)
 
     def admit(self, request: bytes, site: str, days: int = LEAF_DAYS, *, uri: str = "") -> bytes:
-        """Return a certificate for ``site`` by its request; its names are ours, not the request's.
+        """Sign a site's certificate request, and take the names from here, not from the request.
 
         Args:
             request: as PEM.
-            site: name of who asks.
-            days: how long it is good.
-            uri: that names who asks; default a site's.
+            site: name for which the certificate stands.
+            days: validity of the certificate, in days.
+            uri: the subject's URI; "" makes the URI of a site.
 
         Raises:
-            InputError: if the request cannot be read, is not signed by its key, or its key is
-                not P-256.
+            InputError: if the request cannot be read, is not signed by its key, or its key is not
+                P-256.
         """
         try:
             asked = x509.load_pem_x509_csr(request)
             key = asked.public_key()
-            # A signature by another kind of key is not even looked at: it may take long.
+            # A signature by another kind of key is not even checked: that may take long.
             right = isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
                 key.curve, ec.SECP256R1
             )
@@ -209,7 +215,7 @@ def _may_sign(certificate: x509.Certificate) -> bool:
 
 
 def validity_faults(folder: Path) -> list[str]:
-    """Return which certificate of a federation's folder is not good now, in words.
+    """Return a sentence for each certificate of a federation's folder that is not valid now.
 
     Raises:
         InputError: if one cannot be read.

@@ -1,4 +1,4 @@
-"""TLS of the coordinator's ports: its certificate, renewed before it ends, without a restart."""
+"""TLS credentials of the coordinator's ports; the certificate is renewed without a restart."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ _LOG = logging.getLogger("privet.credentials")
 
 
 class _Pair:
-    """The newest pair, and the authorities of callers, as gRPC asks for them at each handshake."""
+    """The newest certificate and key, and callers' authorities, as gRPC reads them at each
+    handshake.
+    """
 
     def __init__(self, federation: MemberRegistry, mutual: bool) -> None:
         self._federation = federation
@@ -30,7 +32,7 @@ class _Pair:
         return grpc.ssl_server_certificate_configuration([self._pair], self._trusted)
 
     def newer(self) -> grpc.ServerCertificateConfiguration | None:
-        """Return another configuration, where the certificate had to be renewed; else None."""
+        """Return another configuration if the certificate had to be renewed; else None."""
         try:
             with self._turn:
                 found = self._read()
@@ -44,14 +46,14 @@ class _Pair:
 
 
 def credentials(federation: MemberRegistry, *, mutual: bool) -> grpc.ServerCredentials:
-    """Return what a port of the coordinator shows.
+    """Return the TLS credentials of a port of the coordinator.
 
     Args:
-        federation: whose.
-        mutual: whether a caller must show a certificate of the federation's authority.
+        federation: the opened folder, with the passphrase of its keys.
+        mutual: whether a caller must present a certificate of the federation's authority.
 
     Raises:
-        InputError: if the pair had to be renewed, and cannot be.
+        InputError: if certificate and key were due for renewal, and cannot be renewed.
     """
     pair = _Pair(federation, mutual)
     return grpc.dynamic_ssl_server_credentials(pair.configuration(), pair.newer, mutual)

@@ -1,8 +1,8 @@
-"""The door by which sites come in: a port of its own, open only while an invitation is.
+"""The enrolment server, on a port of its own that is open only while an invitation is.
 
-What is asked here needs no certificate, so it is the one thing that a stranger can reach. A
-request is small and soon said, a wrong one costs a second in which others are served, and the
-answer is the same whatever was wrong.
+A caller here has no certificate yet, so this is the only port that a stranger can reach. A request
+is small and must arrive within seconds. A wrong one costs its caller a second, in which others are
+served, and the answer is the same whatever was wrong.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from privet.server.membership.registry import MemberRegistry
 from privet.server.membership.researchers import Researchers
 
 _LOOK = 1.0
-"""Seconds between two looks whether an invitation is open."""
+"""Seconds between two checks whether an invitation is open."""
 _WRONG = 1.0
 """Seconds that a wrong request waits for its answer."""
 _FIRST_WORD = 5.0
@@ -47,15 +47,15 @@ _LOG = logging.getLogger("privet.enrolment")
 
 
 class EnrolmentServer:
-    """Opens and shuts the enrolment port as invitations come and go.
+    """Open the enrolment port while invitations are open, and close it otherwise.
 
     Args:
-        federation: whose invitations.
-        address: where to listen; the port is fixed while the door exists.
+        federation: the opened folder, with its invitations.
+        address: ``host:port`` to listen on; the port stays the same while this object exists.
 
     Example::
 
-        with Door(federation, "0.0.0.0:7444"):
+        with EnrolmentServer(federation, "0.0.0.0:7444"):
             ...
     """
 
@@ -142,11 +142,11 @@ class EnrolmentServer:
 
 
 class _Service:
-    """Uses an invitation up.
+    """Use up an invitation.
 
     Args:
         kind: of the message that comes.
-        what: who comes in, for the log.
+        what: what enrols, for the log: a site or a researcher.
         enrol: checks what came, and returns a certificate.
     """
 
@@ -165,7 +165,7 @@ class _Service:
             _LOG.log(level, "refused", extra={"peer": show_peer(context.peer()), "why": error})
             await asyncio.sleep(_WRONG)
             if isinstance(error, KeyFault):
-                # Only who has an invitation gets so far: it is told that it is still good.
+                # Only the holder of an invitation gets this far, and learns that it is still valid.
                 raise RpcAbort(grpc.StatusCode.INTERNAL, "a fault of the coordinator") from error
             status = grpc.StatusCode.PERMISSION_DENIED
             raise RpcAbort(status, "no such invitation, or bad keys") from error

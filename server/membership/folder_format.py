@@ -1,7 +1,8 @@
-"""The format of a federation's folder, which stands in its ``federation.json``.
+"""The format of a federation's folder, noted in its ``federation.json``.
 
-Format 1 has a name alone. From format 2 on ``software`` says which version of Privet wrote it last,
-so that an earlier one can tell its operator which to use. All files of the folder are of it.
+Format 1 has only a name. From format 2 on, ``software`` names the version of Privet that wrote the
+folder last, so that an earlier version can tell its operator which version to use. The format
+covers all files of the folder.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ def _to_2(value: dict[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class FolderFormats:
-    """What this version of Privet reads and writes.
+    """The formats that this version of Privet reads and writes.
 
     Attributes:
-        newest: the number that is written.
-        steps: by number, what leads to the next one.
+        newest: number of the format that is written.
+        steps: by a format's number, the step that converts it to the next one.
     """
 
     newest: int
@@ -37,19 +38,22 @@ class FolderFormats:
 
     @property
     def marks(self) -> dict[str, str]:
-        """What is written into the file beside its facts."""
+        """The keys that mark the format, written into the file beside its facts."""
         return {"format": f"privet/{_KIND}/v{self.newest}", "software": f"privet {__version__}"}
 
     def take_marks(self, value: dict[str, Any], path: Path) -> int:
-        """Take the marks out of what stands in a file, brought up; return the number it had.
+        """Convert a file's value to the newest format, and remove the marks from it.
 
         Args:
-            value: what stands in it; it is changed.
-            path: names the file.
+            value: the file's content; it is changed in place.
+            path: of the file, for error messages.
+
+        Returns:
+            The number of the format that the file had.
 
         Raises:
-            InputError: if it is no federation's, or a later version's.
-            KeyError: if it has no format.
+            InputError: if the file is no federation's, or a later version wrote it.
+            KeyError: if it names no format.
         """
         text = value.pop("format")
         found = number_of(text, _KIND)
@@ -63,7 +67,7 @@ class FolderFormats:
         return found
 
     def bring_up(self, path: Path) -> None:
-        """Write a file of an earlier format, or software, as this version does; else leave it.
+        """Rewrite a file of an earlier format or version as this version does; leave a current one.
 
         Raises:
             InputError: as :meth:`take_marks`.

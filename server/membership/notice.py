@@ -1,4 +1,4 @@
-"""What a coordinator tells its sites of itself: where to dial, by which authority and order key."""
+"""The coordinator's notice to its sites: its address, authority and order key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from privet.server.membership.registry import FILE, MemberRegistry
 
 
 def notice_of(federation: MemberRegistry) -> pb.Notice:
-    """Return the notice, as the folder's files are now: commands change them meanwhile.
+    """Return the notice, made from the folder's files as they are now: commands may change them at
+    any time.
 
     Raises:
         InputError: if a file cannot be read.

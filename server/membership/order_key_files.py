@@ -1,12 +1,14 @@
-"""The coordinator's order key, and those that it had: one names the next (evidence/order_keys.py).
+"""The coordinator's order key and its former ones, each of which signs its successor's handover.
+
+The verifier's side is :mod:`privet.privacy.evidence.order_keys`.
 
 ::
 
     coordinator/
       orders.pem               signs the orders of new runs
-      orders-until-FP16.pem    an earlier one: a run goes on under the key that it began with
+      orders-until-FP16.pem    a former key: a run continues under the key with which it began
       orders-next.pem          made, and not in force yet
-      order-keys.json          who follows whom, each signed by the key before
+      order-keys.json          which key follows which, each signed by the key before
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ KEY, _NEXT, _LINE = "orders.pem", "orders-next.pem", "order-keys.json"
 
 
 def handovers(folder: Path) -> list[dict[str, Any]]:
-    """Return the handovers that sites are shown, the oldest first.
+    """Return the handovers that are sent to sites, the oldest first.
 
-    One that a rotation wrote and did not finish is not among them.
+    A handover of a rotation that was interrupted is left out.
 
     Args:
-        folder: the coordinator's keys.
+        folder: folder of the coordinator's keys.
 
     Raises:
         InputError: if they cannot be read.
@@ -46,16 +48,16 @@ def handovers(folder: Path) -> list[dict[str, Any]]:
 def rotate_order_key(folder: Path, coordinator: str, passphrase: str | None) -> tuple[str, str]:
     """Replace the order key; return the fingerprints of the old one and of the new.
 
-    Whatever step the process ends after, the next call goes on with the key that was made.
+    The process may be killed at any step: the next call continues with the key that was made.
 
     Args:
-        folder: the coordinator's keys.
+        folder: folder of the coordinator's keys.
         coordinator: its name.
         passphrase: of the key files.
 
     Raises:
-        KeyFault: if a key does not open.
-        InputError: if the handovers cannot be read, or there are as many as sites follow.
+        KeyFault: if a key cannot be decrypted.
+        InputError: if the handovers cannot be read, or there are already as many as sites accept.
     """
     path, coming = folder / KEY, folder / _NEXT
     line = _line(folder)
@@ -68,7 +70,7 @@ def rotate_order_key(folder: Path, coordinator: str, passphrase: str | None) -> 
     new = load_or_make(coming, passphrase)
     handover = KeyHandover.make(coordinator, old, new)
     if handover.to_json() not in line:
-        # An earlier call may have named another key, whose file was lost: nobody was shown it.
+        # An earlier call may have named another key, whose file was lost: it was sent to no site.
         line = [one for one in line if one["old"] != str(handover.old)]
         write_json(folder / _LINE, [*line, handover.to_json()])
     kept = folder / _until(fingerprint(old.public))
@@ -78,15 +80,15 @@ def rotate_order_key(folder: Path, coordinator: str, passphrase: str | None) -> 
 
 
 def order_signer(folder: Path, journal: Path, passphrase: str | None) -> FileSigner:
-    """Return the key that signs the orders of a run: the one that its journal names.
+    """Return the key that signs the orders of a run: the key that its journal names.
 
     Args:
-        folder: the coordinator's keys.
-        journal: of the run, if it has one.
+        folder: folder of the coordinator's keys.
+        journal: file of the run's journal; it need not exist yet.
         passphrase: of the key files.
 
     Raises:
-        KeyFault: if that key is not here any more.
+        KeyFault: if that key is no longer here.
     """
     signer = load_or_make(folder / KEY, passphrase)
     named = _named(journal)

@@ -6,14 +6,14 @@
       federation.json          name and addresses
       authority.pem, .key      the certificate authority (authority_files.py); the key is
       server.pem, .key         encrypted if there is a passphrase
-      members/NAME.json        what is known of a site: certificate, keys, or an open invitation
+      members/NAME.json        a site's record: certificate, keys, or an open invitation
       coordinator/             orders.pem (order_key_files.py), witness.pem, witness.json
       copies/                  sealed copies of the sites' ledgers, which only the sites can read
       runs/RUN/coordinator/    journal.db, journal.pem: each run has a journal and a key for it
 
-A file is replaced as a whole, so a coordinator that runs reads what a command in another
-process changed. An invitation is a random token, kept as a hash, for one name and for a while;
-it is used up by the first that comes with it.
+Files are replaced as a whole, so a running coordinator reads the changes that a command makes in
+another process. An invitation is a random token for one name, valid for a limited time and stored
+as a hash. The first site that presents it uses it up.
 """
 
 from __future__ import annotations
@@ -57,24 +57,25 @@ JOIN = "privet/join/v1"
 REQUEST = "privet/request/v1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", re.ASCII)
 MEMBER_NAME = _NAME
-"""What may name a site, a coordinator or a researcher."""
+"""A valid name of a site, a coordinator or a researcher."""
 FILE = "federation.json"
 
 
 @dataclass(frozen=True)
 class SiteRecord:
-    """What is known of a site.
+    """The record of a site.
 
     Attributes:
         name: of the site.
         token: SHA-256 of the open invitation, in hex, or "".
-        expires: when it ends, in seconds since 1970.
+        expires: when the invitation ends, in seconds since 1970.
         certificates: fingerprints of the certificates that may call.
         ledger, witness: the site's first keys (vkeys), or "".
-        revoked: nothing of the site is let in any more, until it is invited again and comes with
-            the same keys.
+        revoked: the coordinator refuses the site until it is invited again and presents the same
+            keys.
         offered: fingerprint of the newest authority in the join file of the open invitation.
-        authority: of the one that signed its newest certificate; "" where that was not noted.
+        authority: fingerprint of the authority that signed the newest certificate; "" where that
+            was not noted.
     """
 
     name: str
@@ -89,7 +90,7 @@ class SiteRecord:
 
     @property
     def is_invited(self) -> bool:
-        """Whether a join file of this site is good now."""
+        """Whether a join file of this site is valid now."""
         return bool(self.token) and time.time() < self.expires
 
     @property
@@ -104,11 +105,13 @@ class SiteRecord:
 
 @dataclass
 class MemberRegistry:
-    """One federation's folder, opened.
+    """The opened folder of one federation: its members, keys and certificates.
 
     Example::
 
-        federation = Federation.found(Path("federation"), "readmission", "hub.example.org:7443")
+        federation = MemberRegistry.found(
+            Path("federation"), "readmission", "hub.example.org:7443", "hub.example.org:7444"
+        )
         join = federation.invite("Hospital 1")
     """
 
@@ -128,18 +131,18 @@ class MemberRegistry:
         passphrase: str | None = None,
         authority: Authority | None = None,
     ) -> Self:
-        """Make the folder: authority, server certificate, keys.
+        """Create the folder with authority, server certificate and keys.
 
         Args:
             folder: new or empty.
             name: of the coordinator.
             address: ``host:port`` of the link.
-            enrolment: ``host:port`` where sites come in.
+            enrolment: ``host:port`` of the enrolment server.
             passphrase: of the keys; None leaves them unencrypted.
-            authority: the organisation's; None makes one.
+            authority: the organisation's own authority; None makes a new one.
 
         Raises:
-            InputError: if the folder is not empty, or the name cannot be one.
+            InputError: if the folder is not empty, or the name is not allowed.
         """
         if not _NAME.fullmatch(name):
             raise InputError(
@@ -166,8 +169,14 @@ class MemberRegistry:
     def load(cls, folder: Path, passphrase: str | None = None) -> Self:
         """Open a federation's folder.
 
+        Args:
+            folder: that :meth:`found` made.
+            passphrase: of the keys; it is not checked before a key is used. None for unencrypted
+                keys.
+
         Raises:
-            InputError: if it is none.
+            InputError: if the folder holds no federation, a later version wrote it, or its file is
+                damaged.
         """
         try:
             value = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -181,9 +190,15 @@ class MemberRegistry:
             raise InputError(f"{folder / FILE}: cannot be read: {error}") from error
 
     def set_address(self, address: str, enrolment: str = "") -> None:
-        """Change where sites dial, and with ``enrolment`` where they come in.
+        """Change the address to which sites connect, and that of the enrolment server if it is
+        given.
 
-        Certificates do not name an address, so nothing else changes.
+        Certificates do not name an address, so nothing else changes. Sites learn the new address
+        from the coordinator's notice.
+
+        Args:
+            address: ``host:port`` of the link.
+            enrolment: ``host:port`` of the enrolment server; "" leaves it as it is.
         """
         self.address, self.enrolment = address, enrolment or self.enrolment
         self._write()
@@ -193,34 +208,35 @@ class MemberRegistry:
         write_json(self.folder / FILE, {**FORMATS.marks, **own})
 
     def bring_up_to_date(self) -> None:
-        """Write the folder's mark in this version's format; only the coordinator does that.
+        """Write the folder's mark in this version's format; only the coordinator does this.
 
         Raises:
-            InputError: if a later version wrote it meanwhile.
+            InputError: if a later version has written it meanwhile.
         """
         FORMATS.bring_up(self.folder / FILE)
 
     # members
 
     def members(self) -> dict[str, SiteRecord]:
-        """Return what is known of every site, by name."""
+        """Return the record of every site, by name."""
         paths = sorted((self.folder / "members").glob("*.json"))
         found = [_read(path, _version(path)) for path in paths]
         return {record.name: record for record in found}
 
     def invite(self, site: str, hours: float = 72.0, *, again: bool = False) -> dict[str, Any]:
-        """Return a join file for ``site``; a new one replaces an earlier invitation.
+        """Return a join file for ``site``; it replaces an earlier invitation.
 
         Args:
-            site: its name; blanks around it are no part of it, and case tells no two sites apart.
-            hours: how long the file is good.
-            again: for a site that is enrolled, or was revoked. It comes with its keys of ledger
-                and witness, or is not let in; one that was revoked stays out until then, and the
-                certificates that it had stay worthless.
+            site: its name; blanks around it are dropped, and names that differ only in case are the
+                same.
+            hours: validity of the file.
+            again: for a site that is enrolled or was revoked. It must present its keys of ledger
+                and witness. A revoked site stays out until then, and its former certificates stay
+                invalid.
 
         Raises:
-            InputError: if the name cannot be one, is taken, or was revoked; or with ``again``,
-                if the site is neither enrolled nor revoked.
+            InputError: if the name is not allowed, is taken, or was revoked; or with ``again``, if
+                the site is neither enrolled nor revoked.
         """
         known = self.members()
         site = spelled(site, known)
@@ -262,7 +278,7 @@ class MemberRegistry:
         }
 
     def withdraw(self, site: str) -> None:
-        """End the invitation of a site; where it is not enrolled, its name is free again.
+        """End the invitation of a site; if the site is not enrolled, its name is free again.
 
         Raises:
             InputError: if there is no invitation.
@@ -285,14 +301,26 @@ class MemberRegistry:
         return any(record.is_invited for record in self.members().values())
 
     def enrol(self, site: str, token: str, request: bytes, ledger: str, witness: str) -> bytes:
-        """Use an invitation up: keep the site's keys, return its certificate.
+        """Use up an invitation: store the site's keys and sign its certificate.
+
+        Args:
+            site: name in the invitation.
+            token: the invitation's secret, from the join file.
+            request: certificate request, as PEM.
+            ledger: vkey of the site's ledger.
+            witness: vkey of the site's witness.
+
+        Returns:
+            The site's certificate, as PEM.
 
         Raises:
-            InputError: if there is no such invitation, or a key is not what it must be. The
-                message is the same whatever is wrong with the invitation.
+            InputError: if there is no such invitation, a key does not have the required name and
+                type, or the site is known with other keys. The message is the same whatever is
+                wrong with the invitation.
         """
         record = self.members().get(site)
         hashed = hashlib.sha256(token.encode()).hexdigest()
+        # Always compared, so that timing does not tell an unknown name from a wrong token.
         known = record.token if record is not None and record.is_invited else "0" * 64
         if not hmac.compare_digest(hashed, known) or record is None:
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
@@ -306,7 +334,7 @@ class MemberRegistry:
         return self._certify(come, request, record.certificates[-1:], record.offered, comes_in=True)
 
     def admit(self, path: Path) -> tuple[str, bytes]:
-        """Enrol a site by the request that it sent as a file; return its name and certificate.
+        """Enrol a site by the request file that it sent; return its name and certificate.
 
         Raises:
             InputError: if the file is no request; or as :meth:`enrol`.
@@ -322,15 +350,16 @@ class MemberRegistry:
         return site, self.enrol(site, token, request.encode(), ledger, witness)
 
     def renew(self, site: str, request: bytes, shown: bytes = b"", authority: str = "") -> bytes:
-        """Return a further certificate for an enrolled site; the one in use stays until it ends.
+        """Return a further certificate for an enrolled site; the certificate in use stays valid
+        until it ends.
 
         Args:
             site: its name.
             request: for the new certificate, as PEM.
-            shown: the certificate that it calls with, as PEM: it stays good whatever became of
-                those that it was given since. Default the newest.
-            authority: fingerprint of the newest authority that it trusts; "" for the former, in an
-                overlap.
+            shown: the certificate that the site presented, as PEM. It stays valid, whatever became
+                of certificates that were issued since. Default the newest.
+            authority: fingerprint of the newest authority that the site trusts; "" is the former
+                one, in an overlap.
 
         Raises:
             InputError: if the site is not enrolled.
@@ -342,7 +371,7 @@ class MemberRegistry:
         return self._certify(record, request, kept, authority, comes_in=False)
 
     def revoke(self, site: str) -> None:
-        """Let nothing of a site in any more.
+        """Revoke a site: the coordinator refuses it from now on.
 
         Raises:
             InputError: if the site is not known.
@@ -355,7 +384,7 @@ class MemberRegistry:
             self._store(replace(record, revoked=True, token=""))
 
     def left_behind(self) -> list[str]:
-        """Return the sites that could not come any more without the former authority."""
+        """Return the sites that could not connect any more without the former authority."""
         newest = self.authorities.newest
         return [
             record.name
@@ -365,7 +394,7 @@ class MemberRegistry:
         ]
 
     def identify(self, pem: bytes) -> str | None:
-        """Return the enrolled site that a certificate stands for, or None."""
+        """Return the enrolled site to which a certificate belongs, or None."""
         try:
             found = fingerprint_of(read_certificate(pem))
         except InputError:
@@ -384,17 +413,17 @@ class MemberRegistry:
         *,
         comes_in: bool,
     ) -> bytes:
-        """Return a certificate, and let it in beside those ``kept``.
+        """Return a new certificate, and note it as valid beside those ``kept``.
 
-        It is of the newest authority for a site that ``knows`` it, of the former for another. A
-        site that comes in uses its invitation up; one that renews does not.
+        The newest authority signs it for a site that ``knows`` this authority, the former one for
+        another. A site that enrols uses its invitation up; one that renews does not.
         """
         files = self.authorities
         newest = files.newest
         former = files.in_overlap and knows != newest
         certificate = files.load(former=former).admit(request, record.name)
         with self._changing():
-            # Signing takes a while, in which the site may have been revoked, or invited anew.
+            # Signing takes a while, in which the site may have been revoked, or invited again.
             known = self.members().get(record.name)
             ended = known.token != record.token if comes_in and known else False
             if known is None or ended or (known.revoked and not comes_in):
@@ -406,10 +435,10 @@ class MemberRegistry:
         return certificate
 
     def serving_pair(self) -> tuple[bytes, bytes]:
-        """Return the key and the certificate that the coordinator shows, made anew when due.
+        """Return the key and the certificate of the coordinator's ports; renew them when due.
 
         Raises:
-            InputError: if they are due and the authority's key does not open.
+            InputError: if they are due and the authority's key cannot be decrypted.
             KeyFault: if others can read a key.
         """
         paths = self.folder / "server.key", self.folder / "server.pem"
@@ -454,27 +483,27 @@ class MemberRegistry:
         return AuthorityFiles(self.folder, self.passphrase)
 
     def admit_as(self, name: str, uri: str, request: bytes) -> bytes:
-        """Return a certificate by a request.
+        """Sign a certificate request.
 
         Args:
             name: for people to read.
-            uri: that names who asks.
+            uri: of the certificate's subject.
             request: as PEM.
 
         Raises:
-            InputError: if the request is none, or the authority's key does not open.
+            InputError: if the request cannot be read, or the authority's key cannot be decrypted.
         """
         return self.authorities.load().admit(request, name, uri=uri)
 
     def alone(self) -> AbstractContextManager[None]:
-        """Let no other process change who is a member meanwhile."""
+        """Hold the lock under which the members are changed, against other processes."""
         return self._changing()
 
     def require_keys(self) -> None:
-        """Open the keys once, so that a wrong passphrase is found before anybody comes.
+        """Decrypt the keys once, so that a wrong passphrase is found before a site connects.
 
         Raises:
-            KeyFault: if one cannot be opened.
+            KeyFault: if one cannot be decrypted.
         """
         self.authorities.load()
         self.order_key()
@@ -490,7 +519,7 @@ class MemberRegistry:
 
         Raises:
             InputError: if there is no such member, or it has no keys yet.
-            LedgerError: if what the witness saw cannot be read.
+            LedgerError: if the witness's record cannot be read.
         """
         seen = newest_seen(self.keys / "witness.json", Key.parse(self._enrolled(site).ledger).name)
         return "" if seen is None else seen.note
@@ -501,19 +530,20 @@ class MemberRegistry:
         return Key(key_name("orders", self.name, public), public)
 
     def order_signers(self) -> list[FileSigner]:
-        """Return the private key that signs orders, and those that it followed.
+        """Return the private key that signs orders, and the former ones.
 
         Raises:
-            KeyFault: if one does not open.
+            KeyFault: if one cannot be decrypted.
         """
         paths = [self.keys / "orders.pem", *sorted(self.keys.glob("orders-until-*.pem"))]
         return [load_or_make(path, self.passphrase) for path in paths]
 
     def journal(self, run: Path) -> Journal:
-        """Return the journal of a run, by its folder; it goes on under the order key it began with.
+        """Return the journal of a run, by its folder; it continues under the order key with which
+        it began.
 
         Raises:
-            KeyFault: if that key is not here any more.
+            KeyFault: if that key is no longer here.
         """
         return Journal(
             run / "coordinator",
@@ -525,10 +555,15 @@ class MemberRegistry:
         )
 
     def roster(self, sites: list[str], run: Path) -> Roster:
-        """Return the roster of a run: more than half of a log's other witnesses count.
+        """Return the roster of a run; its quorum is more than half of a log's other witnesses.
+
+        Args:
+            sites: names of the members that take part.
+            run: the run's folder; its journal is created if there is none.
 
         Raises:
             InputError: if a site is not enrolled.
+            KeyFault: if a key cannot be decrypted, or the run's order key is no longer here.
         """
         records = self.require_enrolled(sites)
         members = tuple(
@@ -543,7 +578,7 @@ class MemberRegistry:
         return Roster(chief, members, len(members) // 2 + 1)
 
     def require_enrolled(self, sites: list[str]) -> list[SiteRecord]:
-        """Return what is known of ``sites``.
+        """Return the records of ``sites``.
 
         Raises:
             InputError: if one is not enrolled.
@@ -551,13 +586,22 @@ class MemberRegistry:
         return [self._enrolled(site) for site in sites]
 
     def recorder(self, roster: Roster, run: Path) -> EvidenceCollector:
-        """Return the coordinator's recorder of a run."""
+        """Return the evidence collector of a run, with its journal opened.
+
+        Args:
+            roster: of the run.
+            run: the run's folder.
+
+        Raises:
+            InputError: if the run's plan cannot be read.
+            KeyFault: if a key cannot be decrypted, or the run's order key is no longer here.
+        """
         copies, journal = CopyKeeper(self.copies(), roster), self.journal(run)
         sharer = JournalSharer.of(journal, run, roster)
         return EvidenceCollector(journal, self.witness(), roster, copies, sharer)
 
     def copies(self) -> CopyStore:
-        """Return the copies of the sites' ledgers, which only the sites can read."""
+        """Return the store of the sites' copied ledgers, which only the sites can read."""
         return CopyStore(self.folder / "copies")
 
 
@@ -570,7 +614,7 @@ def _require_new(record: SiteRecord | None) -> None:
 
 
 def _version(path: Path) -> tuple[int, int, int]:
-    """Return what changes when a file is replaced, also twice within one tick of the clock."""
+    """Return a value that changes when a file is replaced, even within a tick of the clock."""
     state = path.stat()
     return state.st_ino, state.st_mtime_ns, state.st_size
 

@@ -1,7 +1,8 @@
-"""The researchers of a federation: who may submit from his own machine, by which certificate.
+"""The researchers of a federation: who may submit plans from another machine, by certificate.
 
-They come in as sites do, by an invitation that works once, and are kept apart from them: a file
-``researchers/NAME.json`` each. A name is a researcher's or a site's, and never both.
+A researcher enrols as a site does, by an invitation that works once. Records of researchers are
+kept apart from those of sites, in ``researchers/NAME.json``. A name belongs to a researcher or to a
+site, never to both.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ FORMAT = "privet/researcher/v1"
 
 @dataclass(frozen=True)
 class ResearcherRecord:
-    """What is known of a researcher.
+    """The record of a researcher.
 
     Attributes:
         name: of the researcher.
         token: SHA-256 of the open invitation, in hex, or "".
-        expires: when it ends, in seconds since 1970.
-        certificates: fingerprints of the certificates that may call: the newest.
-        revoked: nothing of this researcher is let in any more.
+        expires: when the invitation ends, in seconds since 1970.
+        certificates: fingerprints of the certificates that may call: only the newest.
+        revoked: the coordinator refuses this researcher.
     """
 
     name: str
@@ -50,7 +51,7 @@ class ResearcherRecord:
 
     @property
     def is_invited(self) -> bool:
-        """Whether the join file is good now."""
+        """Whether the join file is valid now."""
         return bool(self.token) and not self.revoked and time.time() < self.expires
 
     @property
@@ -67,7 +68,7 @@ class Researchers:
     """The researchers of a federation.
 
     Args:
-        federation: whose.
+        federation: the opened folder.
     """
 
     def __init__(self, federation: MemberRegistry) -> None:
@@ -75,7 +76,7 @@ class Researchers:
         self._folder = federation.folder / "researchers"
 
     def all(self) -> dict[str, ResearcherRecord]:
-        """Return what is known of each, by name.
+        """Return the record of each researcher, by name.
 
         Raises:
             InputError: if a file cannot be read.
@@ -89,16 +90,16 @@ class Researchers:
         return any(record.is_invited for record in self.all().values())
 
     def grant(self, name: str, hours: float = 72.0, *, again: bool = False) -> dict[str, Any]:
-        """Return a join file for a researcher; a new one replaces an earlier invitation.
+        """Return a join file for a researcher; it replaces an earlier invitation.
 
         Args:
-            name: of the researcher; no site's.
-            hours: how long the file is good.
-            again: for one who has a certificate that ended, or a new machine. The older
-                certificate is good until the file is used.
+            name: of the researcher; it must not be a site's.
+            hours: validity of the file.
+            again: for a researcher whose certificate has ended, or who has a new machine. The older
+                certificate stays valid until the file is used.
 
         Raises:
-            InputError: if the name cannot be one, is taken, or was revoked.
+            InputError: if the name is not allowed, is taken, or was revoked.
         """
         known, federation = self.all(), self._federation
         name = spelled(name, known)
@@ -125,17 +126,27 @@ class Researchers:
         }
 
     def enrol(self, name: str, token: str, request: bytes) -> bytes:
-        """Use an invitation up: return the researcher's certificate.
+        """Use up an invitation: sign the researcher's certificate.
+
+        Args:
+            name: in the invitation.
+            token: the invitation's secret, from the join file.
+            request: certificate request, as PEM.
+
+        Returns:
+            The certificate, as PEM. It replaces the former one.
 
         Raises:
-            InputError: if there is no such invitation, or the request is none.
+            InputError: if there is no such invitation, or the request cannot be read.
         """
         record = self.all().get(name)
+        # Always compared, so that timing does not tell an unknown name from a wrong token.
         known = record.token if record is not None and record.is_invited else "0" * 64
         if not hmac.compare_digest(_hash(token), known) or record is None:
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
         certificate = self._federation.admit_as(name, researcher_uri(name), request)
         prints = (fingerprint_of(read_certificate(certificate)),)
+        # Signing takes a while, in which the researcher may have been revoked, or invited again.
         with self._federation.alone():
             now = self.all().get(name)
             if now is None or now.revoked or now.token != record.token:
@@ -144,7 +155,7 @@ class Researchers:
         return certificate
 
     def identify(self, pem: bytes) -> str | None:
-        """Return the researcher that a certificate stands for now, or None."""
+        """Return the researcher to whom a certificate belongs now, or None."""
         try:
             certificate = read_certificate(pem)
             name = researcher_of(certificate)
@@ -156,7 +167,7 @@ class Researchers:
         return name if fingerprint_of(certificate) in record.certificates else None
 
     def revoke(self, name: str) -> bool:
-        """Let nothing of a researcher in any more; return whether there is one of this name."""
+        """Revoke a researcher; return whether there is one of this name."""
         with self._federation.alone():
             known = self.all()
             record = known.get(spelled(name, known))

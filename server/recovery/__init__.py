@@ -1,1 +1,1 @@
-"""How a coordinator that was restored gets back what it lacks."""
+"""Recover the files that a restored coordinator lacks."""

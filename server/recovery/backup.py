@@ -1,4 +1,4 @@
-"""What a backup of a coordinator holds: all of its folder that is not on its way."""
+"""Back up a coordinator: all of its folder except transfers in progress."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from privet.common.files.backup import Backup, back_up
 from privet.server.membership.registry import MemberRegistry
 
 _LEFT_OUT = ("spool",)
-"""Updates that came and are not joined yet: they are asked for again, at no cost."""
+"""Updates that are not aggregated yet: the coordinator requests them again, at no cost."""
 
 
 def back_up_federation(federation: MemberRegistry, out: Path) -> Backup:
     """Write a federation's folder into a tar file: authority, keys, members, runs, copies.
 
     Args:
-        federation: opened.
+        federation: the opened folder.
         out: the tar file; it must not exist.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a coordinator hands back to a site that lost its ledger."""
+"""Export the copy of a ledger for a site that lost it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,16 @@ _UNRESOLVED = ("no-reply", "failed")
 def copy_of(federation: MemberRegistry, site: str) -> CopyFile:
     """Return the copy of a site's ledger, with heads, and orders that it may have answered since.
 
+    Args:
+        federation: the opened folder, with the passphrase of its keys.
+        site: name of the member that lost its ledger.
+
+    Returns:
+        The sealed copy, which only the site can read; the newest cosigned heads of its log; and the
+        orders, with their plans, that the journals do not show as answered.
+
     Raises:
-        InputError: if the site is not known, or no copy was kept.
+        InputError: if the site is not enrolled, or no copy was kept.
     """
     record = federation.members().get(site)
     if record is None or not record.ledger:
@@ -58,7 +66,7 @@ def copy_of(federation: MemberRegistry, site: str) -> CopyFile:
 
 
 class _Journals:
-    """What the journals of all runs say of one site."""
+    """The facts about one site in the journals of all runs."""
 
     def __init__(self, federation: MemberRegistry, site: str, log: str) -> None:
         self._site, self._log = site, log
@@ -75,8 +83,8 @@ class _Journals:
     def unresolved(self) -> list[Order]:
         """Return the orders that the ledger may have answered after the newest witnessed head.
 
-        A site has one run at a time: an order of a run before one in which the log was witnessed
-        is under that head, or came to nothing. (Within a run the site's own ledger says it.)
+        A site has one run at a time. So an order of a run before one in which the log was witnessed
+        is under that head, or has no entry. (Within a run the site's own ledger decides.)
         """
         found = []
         for digest, order in self._orders.items():

@@ -1,8 +1,8 @@
-"""Runs whose journals the sites keep, and which this coordinator has not: it was restored.
+"""Find runs that a restored coordinator lacks, by the journals that its sites keep.
 
-Each site is asked once on each stream. What it answers counts if this coordinator's order key
-signed it, and is shown by `privet server status`; nothing comes back by itself, because a run's
-folder may have been removed on purpose. `privet server resume` brings a run back.
+Each site is asked once on each stream. Its answer counts if this coordinator's order key signed it,
+and `privet server status` prints it. No run comes back by itself, because its folder may have been
+removed on purpose. `privet server resume` brings a run back.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _LOG = logging.getLogger("privet.lost")
 
 @dataclass
 class LostRuns:
-    """Asks sites for the runs that they know, and notes those that are not here.
+    """Ask sites for the runs that they know, and note those that are missing here.
 
     Args:
         federation: of this coordinator.
-        hub: reaches the sites.
+        hub: the link server, which reaches the sites.
     """
 
     federation: MemberRegistry
@@ -52,7 +52,7 @@ class LostRuns:
     _open: dict[str, tuple[str, Future[LinkReply], float]] = field(default_factory=dict)
 
     def look(self) -> None:
-        """Ask who came anew, and take in what was answered; waits for nobody."""
+        """Ask the sites with a new stream, and note the answers so far; never blocks."""
         for site in self.hub.present():
             stream = self.hub.tally.streams[site]
             if self._streams.get(site) != stream and site not in self._open:
@@ -96,10 +96,18 @@ class LostRuns:
 
 
 def require_own(federation: MemberRegistry, value: dict[str, Any]) -> str:
-    """Return the name of a run that a site tells of, if this coordinator once began it.
+    """Check that this coordinator began the run that a site reports.
+
+    Args:
+        federation: the opened folder, with the passphrase of its keys.
+        value: what the site sent: sealed key, plan, roster, genesis entry and length of its
+            journal. It is not trusted.
+
+    Returns:
+        The run's name.
 
     Raises:
-        LedgerError: if its parts do not belong together, or another made it up.
+        LedgerError: if its parts do not belong together, or another coordinator signed them.
         InputError: if a part cannot be read.
         KeyError, TypeError, ValueError: the same.
     """
@@ -121,16 +129,16 @@ def require_own(federation: MemberRegistry, value: dict[str, Any]) -> str:
 
 
 def bring_back(federation: MemberRegistry, run_id: str) -> Run:
-    """Make the folder of a lost run again, and queue it; the rest comes from its sites.
+    """Make the folder of a lost run again, and queue it; the sites send the rest when it runs.
 
     Args:
-        federation: opened, with the passphrase of its keys.
+        federation: the opened folder, with the passphrase of its keys.
         run_id: a run of :func:`privet.server.queue.lost`.
 
     Raises:
         InputError: if there is no such run, or it is here by now.
-        LedgerError: if what the site told does not fit.
-        KeyFault: if the order key does not open.
+        LedgerError: if the facts that the site sent do not match.
+        KeyFault: if the order key cannot be decrypted.
     """
     value = lost(federation).get(run_id)
     if value is None or require_own(federation, value) != run_id:

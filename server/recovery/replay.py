@@ -1,8 +1,8 @@
-"""The rounds that a restored coordinator has in its journal, and whose models it has not.
+"""Make rounds again that a restored coordinator has in its journal, but without their models.
 
-Each is made again from what the sites released then and keep in their outboxes: the orders that the
-journal lists as joined are asked once more, and nothing else, so that no site pays. The model that
-comes of it must be the journal's.
+A round is made from the releases that the sites keep in their outboxes. The coordinator sends
+exactly the orders that the journal lists as aggregated, so no site pays again. The resulting model
+must be the one of the journal.
 """
 
 from __future__ import annotations
@@ -21,32 +21,53 @@ from privet.server.retry import pause
 
 
 class ReplayLink(Protocol):
-    """What is needed of :class:`privet.server.rounds.Link`."""
+    """The part of :class:`privet.server.rounds.Link` that a replay needs."""
 
     def ask(
         self, round_number: int, orders: list[Order], model: Arrays, heads: dict[str, str]
     ) -> list[Reply]:
-        """Send orders; return the replies that came in time."""
+        """Send orders; return the replies that came in time.
+
+        Args:
+            round_number: number of the round, from 1.
+            orders: signed orders of one purpose, at most one for each site.
+            model: the model that the updates start from.
+            heads: by site, the newest head of its log that somebody witnessed.
+        """
         ...
 
     def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
-        """Wait until a site is there, or seconds have passed; None where that makes no sense."""
+        """Wait until a site is connected.
+
+        Args:
+            away: sites that did not answer.
+            seconds: longest wait; None waits without end.
+
+        Returns:
+            The sites of ``away`` that are connected; None if waiting is useless on this link.
+        """
         ...
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
-        """Return the next model."""
+        """Return the next model.
+
+        Args:
+            round_number: number of the round, from 1.
+            model: the model that the updates start from.
+            replies: with the releases to aggregate.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Restored:
-    """What the journal of a run says beyond its newest snapshot.
+    """The part of a run that its journal has and its newest snapshot has not.
 
     Attributes:
         done: round of that snapshot; 0 if there is none.
-        rounds: what the journal says of each later round that joined something.
-        taken_back: entries that came back from the sites just now.
-        is_ended: the journal has the run's end, too.
+        rounds: the journal's record of each later round that aggregated something, by its number.
+        taken_back: number of entries that were just fetched from the sites.
+        is_ended: whether the journal has the run's end as well.
     """
 
     done: int
@@ -58,17 +79,17 @@ class Restored:
     def find(
         cls, recorder: EvidenceCollector, run_id: str, done: int, sites: list[str], show: Show
     ) -> Self:
-        """Take back what the journal lacks, and return what is to be made again.
+        """Fetch the entries that the journal lacks, and return the rounds that must be made again.
 
         Args:
             recorder: holds the journal.
             run_id: identifier of the run.
             done: round of the newest snapshot.
-            sites: that are there.
-            show: asks them.
+            sites: that are connected.
+            show: sends questions to sites, and returns their answers.
 
         Raises:
-            RunError: if the journal cannot be had back, or the run had failed later and nobody
+            RunError: if no site keeps the journal's rest, or the run failed later and nobody
                 resumed it. Nothing was written or ordered then.
         """
         if not recorder.can_restore:
@@ -93,14 +114,19 @@ class Restored:
 
     @property
     def text(self) -> str:
-        """Words that say that the coordinator was restored; "" if it was not."""
+        """A sentence that says that the coordinator was restored; "" if it was not."""
         if not self.taken_back and not self.rounds:
             return ""
         ended = f"ended at round {self.done}" if self.done else "held no round of this run"
         return f"this coordinator was restored from a copy that {ended}"
 
     def tell(self, recorder: EvidenceCollector, number: int) -> None:
-        """Tell what came back, once round ``number`` is there and it is the last of them."""
+        """Report what was recovered, once the last of the rounds is made again.
+
+        Args:
+            recorder: whose callback ``on_restored`` receives the sentence.
+            number: of the round that is done now; 0 before the first.
+        """
         if not self.text or number != self.last:
             return
         first, last = self.done + 1, self.last
@@ -113,13 +139,13 @@ class Restored:
 
 @dataclass
 class Replay:
-    """Makes rounds again.
+    """Make rounds again from the sites' outboxes.
 
     Args:
         link: reaches the sites.
-        recorder: holds the journal, its orders, and the sites' heads.
-        restored: which rounds.
-        sites: that are there.
+        recorder: the evidence collector, with the journal, its orders and the sites' heads.
+        restored: the rounds to make again.
+        sites: that are connected.
     """
 
     link: ReplayLink
@@ -129,14 +155,22 @@ class Replay:
 
     @property
     def rounds(self) -> dict[int, dict[str, Any]]:
-        """What the journal says of the rounds that are made again."""
+        """The journal's records of the rounds that are made again, by number."""
         return self.restored.rounds
 
     def train(self, number: int, model: Arrays) -> tuple[list[Reply], Arrays]:
-        """Return the replies that were joined in a round, and the model that they make.
+        """Fetch a round's releases again, and aggregate them.
+
+        Args:
+            number: of the round, from 1.
+            model: the model before that round.
+
+        Returns:
+            The replies that were aggregated in the round, and the model that they make; no reply
+            and the same model if the round aggregated none.
 
         Raises:
-            RunError: if a release is not to be had any more, or they make another model.
+            RunError: if a release is lost, or the model is not the journal's.
         """
         record = self.rounds[number]
         if not record["joined"]:
@@ -152,16 +186,23 @@ class Replay:
         return replies, joined
 
     def measure(self, number: int, shown: Arrays) -> list[Reply]:
-        """Return what was measured in a round.
+        """Fetch a round's measurements again.
+
+        Args:
+            number: of the round, from 1.
+            shown: the model that was published and measured in that round.
+
+        Returns:
+            The replies with the measurements; none if the round had none.
 
         Raises:
-            RunError: if a release is not to be had any more.
+            RunError: if a release is lost.
         """
         record = self.rounds[number]
         return self._gather(record, "evaluate", shown) if record["metrics"] else []
 
     def _gather(self, record: dict[str, Any], purpose: str, model: Arrays) -> list[Reply]:
-        """Ask for the releases of a round until all are here; a site that is away is waited for."""
+        """Ask for the releases of a round until all are here; wait for absent sites."""
         wanted = self._wanted(record, purpose)
         if gone := [site for site in wanted if site not in self.sites]:
             raise RunError(

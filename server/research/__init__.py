@@ -1,1 +1,1 @@
-"""What a researcher may do over the link."""
+"""Serve researchers over the link."""

@@ -1,6 +1,6 @@
-"""A plan that came from elsewhere is read and priced in a process of its own, for a while.
+"""Read and price a submitted plan in a process of its own, with limits.
 
-What a stranger writes may take long or much memory; the coordinator goes on meanwhile.
+A stranger's plan may need much time or memory; the coordinator must continue meanwhile.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ MAX_MEMORY = 8 << 30
 
 
 def read_proposal(text: bytes) -> Plan:
-    """Return the plan that ``text`` (JSON) is, its noise calibrated.
+    """Return the plan in ``text`` (JSON), with its noise calibrated.
 
     Raises:
-        InputError: if it is none, too long, costs more than it says, or takes too long to price.
+        InputError: if it is no plan, is too long, costs more than it declares, or takes too long to
+            price.
     """
     if len(text) > MAX_BYTES:
         raise InputError(f"a plan has at most {MAX_BYTES} bytes")
@@ -46,7 +47,7 @@ def read_proposal(text: bytes) -> Plan:
 
 
 def main() -> None:
-    """Read a plan on standard input; write it with its noise, or what is wrong with it."""
+    """Read a plan on standard input; write it with its noise, or its fault to standard error."""
     with suppress(ImportError, OSError, ValueError):  # not every system has such limits
         import resource
 

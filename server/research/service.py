@@ -1,9 +1,9 @@
-"""What researchers may do over the link: submit, watch, cancel, resume, fetch; with their own runs.
+"""Let researchers submit, watch, cancel, resume and fetch their own runs over the link.
 
-The service stands on the port of the link, beside that of the sites. Each call is checked against
-the researchers, and goes on only while its caller is one: a site's certificate is none here, and a
-researcher's is none there. Nothing is ordered by a call, and nothing spent: a run is queued, as
-`privet server submit` queues it, and each site decides by its own policy.
+The service shares the port of the link with the service of the sites. Each call is checked against
+the researchers, and continues only while its caller is one: a site's certificate is not valid here,
+and a researcher's is not valid there. A call orders and spends nothing. It queues a run, as `privet
+server submit` does, and each site decides by its own policy.
 """
 
 from __future__ import annotations
@@ -65,13 +65,13 @@ T = TypeVar("T")
 
 
 class ResearchService:
-    """The service.
+    """The gRPC service of researchers.
 
     Args:
         federation: of the coordinator.
-        present: returns which sites are connected.
-        refused: where refused calls are counted, by reason.
-        patience: seconds that a call may stand still.
+        present: returns the names of the connected sites.
+        refused: counts refused calls, by reason.
+        patience: seconds that a call may make no progress.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class ResearchService:
         self._calls: Counter[str] = Counter()
         self._times: dict[tuple[str, str], deque[float]] = {}
         self._turn = threading.Lock()
-        # Apart from the threads that keep what sites bring: no researcher makes a site wait.
+        # Apart from the threads that store sites' uploads: no researcher makes a site wait.
         self._threads = ThreadPoolExecutor(4 * MAX_CALLS, "research")
         self._pricing = threading.Semaphore(MAX_PRICED)
         self._prices_for: set[str] = set()
@@ -282,7 +282,7 @@ class ResearchService:
         with opened as stream:
             stream.seek(min(asked.offset, os.fstat(stream.fileno()).st_size))
             while data := await self._in_thread(stream.read, CHUNK):
-                self._require_researcher(context)  # who was revoked gets no further byte
+                self._require_researcher(context)  # a revoked researcher gets no further byte
                 await self._write(line, data)
 
     def _mine(self, name: str) -> Mapping[str, Run]:
@@ -290,7 +290,7 @@ class ResearchService:
         return {run.id: run for run in runs if run.status.get("by") == name}
 
     def _own(self, name: str, run: str) -> Run:
-        """Return a run that this researcher submitted; nobody learns of another's.
+        """Return a run that this researcher submitted; a run of another counts as missing.
 
         Raises:
             InputError: if there is none.
@@ -302,7 +302,7 @@ class ResearchService:
 
 
 def _files(run: Run) -> dict[str, Path]:
-    """Return what may be fetched of a run, by its name there; no key is among it."""
+    """Return the files of a run that may be fetched, by their names there; none is a key."""
     found = {name: run.folder / name for name in _FILES}
     found |= {
         f"figures/{path.name}": path

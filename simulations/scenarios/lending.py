@@ -1,7 +1,7 @@
 """10,000 real loans of 2018; nine US census divisions as nine regional lenders.
 
-Source: ``openintro/loans_full_schema``. Predicted is whether the loan was priced above
-11.98 %, a declared constant near the market's middle at the time.
+Source: ``openintro/loans_full_schema``. The label is whether the loan was priced above 11.98 %, a
+declared constant near the market's middle at the time.
 """
 
 from __future__ import annotations

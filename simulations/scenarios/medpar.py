@@ -1,8 +1,7 @@
 """1,495 hospital stays in Arizona, 1991 (Medicare), 54 providers as six hospital groups.
 
-Source: ``COUNT/medpar``. The signal is weak: without any privacy logistic regression is
-right for .66, where always saying "survived" is right for .657. It is here to show what a
-weak signal looks like.
+Source: ``COUNT/medpar``. The signal is weak: without any privacy logistic regression is right for
+.66, where always predicting "survived" is right for .657. The scenario shows a weak signal.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """22,304 small-business loans guaranteed by the US SBA; 18 banks and all others as one.
 
-Source: US federal data, ``sba_loans/sba_loans_by_bank.csv``. ``Term`` is left out: it
-partly tells the outcome (with it, accuracy rises from .81 to .86).
+Source: US federal data, ``sba_loans/sba_loans_by_bank.csv``. ``Term`` is left out: it partly
+reveals the outcome (with it, accuracy rises from .81 to .86).
 """
 
 from __future__ import annotations

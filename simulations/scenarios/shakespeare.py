@@ -1,8 +1,7 @@
 """Shakespeare's plays by speaker: a language model learns from eight theatre companies.
 
-Source: the public-domain text that char-rnn made known. All speeches of a speaker are at one
-company. A record is one speech, cut into pieces of at most 40 words; the unit of privacy is such a
-record.
+Source: the public-domain text of char-rnn. All speeches of a speaker are at one company. A record
+is one speech, cut into pieces of at most 40 words; the unit of privacy is the record.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def load(data_dir: Path | None) -> pd.DataFrame:
 
 
 def _companies(speakers: pd.Series) -> dict[str, str]:
-    """Deal the speakers to companies, those who say most first, each to the smallest."""
+    """Assign the speakers to companies, those who say most first, each to the smallest."""
     sizes = dict.fromkeys(COMPANIES, 0)
     found = {}
     counts = speakers.value_counts()
@@ -79,7 +78,7 @@ SCENARIO = Scenario(
     plain={
         "decoder": {
             # One small step at each company, and Adam at the coordinator: what one site would do
-            # with all records. Adam at the sites begins anew in each round, and got half as far.
+            # with all records. Adam at the sites starts again in each round, and got half as far.
             "training": {
                 "clip": None, "rounds": 600, "steps": 1, "sample_rate": 0.0085,
                 "learning_rate": 1.0,

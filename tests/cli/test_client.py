@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,9 +16,13 @@ from budget_kit import Desk, policy_value
 from read_only_kit import names
 
 from privet.cli.passphrase import passphrase_of
-from privet.common.errors import InputError
+from privet.client.newest_head import NewestHeads
+from privet.client.operator.decisions import OperatorDecisions
+from privet.client.operator.newer_ledger import FILE
+from privet.common.errors import InputError, RolledBack
 from privet.common.files.lock import CLIENT, COORDINATOR, alone, holder
 from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.ledger import Ledger
 
 POLICY = ("--policy", "north/site.toml")
 PLAN, OTHER = "sha256:" + "ab" * 32, "sha256:" + "cd" * 32
@@ -356,3 +361,65 @@ def test_the_json_of_each_decision(site: Desk) -> None:
     assert json.loads(site.run("client", "withdraw", "--yes", *who, "--json")[1]) == {
         "state": "withdrawn"
     }
+
+
+# an older copy of the ledger
+
+
+@pytest.fixture
+def put_back(site: Desk) -> tuple[Desk, Path]:
+    """A site whose ledger was put back from an older copy, as a coordinator told its client; and
+    the newer ledger.
+    """
+    ledger, older = site.folder / "north" / "ledger", site.folder / "older"
+    newer = site.folder / "newer"
+    allow(site)
+    shutil.copytree(ledger, older)
+    site.client("approve", PLAN, "--ahead", "--as", "Ann", *POLICY)
+    shutil.copytree(ledger, newer)
+    now = OperatorDecisions.open(site.folder / "north" / "site.toml", None).ledger
+    head = now.log.evidence([]).note
+    now.log.store.close()
+    shutil.rmtree(ledger)
+    shutil.copytree(older, ledger)
+    old, heads = Ledger.read(ledger), NewestHeads()
+    with pytest.raises(RolledBack):
+        heads.take("hub", old, head)
+    old.log.store.close()
+    return site, newer
+
+
+DECISIONS = {
+    "approve": ("approve", PLAN, "--ahead", "--as", "Ann"),
+    "refuse": ("refuse", PLAN, "--as", "Ann"),
+    "pause": ("pause", "--as", "Ann"),
+    "withdraw": ("withdraw", "--yes", "--as", "Ann"),
+    "rotate-key": ("rotate-key",),
+}
+
+
+@pytest.mark.parametrize("command", DECISIONS)
+def test_nothing_is_written_into_a_ledger_that_is_known_to_be_old(
+    put_back: tuple[Desk, Path], command: str
+) -> None:
+    site, newer = put_back
+    ledger = site.folder / "north" / "ledger"
+    before, files = _leaves(ledger), kept(ledger)
+    said = site.run("client", *DECISIONS[command], *POLICY)[2]
+    assert "privet client recover" in said and "nothing was written" in said, said
+    assert (_leaves(ledger), kept(ledger)) == (before, files)
+    # The control: with the newer ledger the same command is noted.
+    shutil.copyfile(ledger / FILE, newer / FILE)
+    shutil.rmtree(ledger)
+    shutil.copytree(newer, ledger)
+    before = _leaves(ledger)
+    site.client(*DECISIONS[command], *POLICY)
+    assert len(_leaves(ledger)) == len(before) + (command != "approve")
+    assert not (ledger / FILE).exists()
+
+
+def _leaves(folder: Path) -> list[bytes]:
+    ledger = Ledger.read(folder)
+    found = list(ledger.log.store.leaves())
+    ledger.log.store.close()
+    return found

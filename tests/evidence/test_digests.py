@@ -106,7 +106,7 @@ def of_code(root: Path, own: Path, page: str) -> str:
         for path in (own / "digest_package").rglob("*.py")
     }
     model = {"digest_model.py": sha256((own / "digest_model.py").read_bytes())}
-    listed = re.search(r"installed version of each of (.*?)\n  that is installed", page, re.S)
+    listed = re.search(r"installed version of each of (.*?)\s+that is installed", page, re.S)
     assert listed is not None
     libraries = {}
     for name in re.findall(r"`([a-z0-9-]+)`", listed[1]):
@@ -177,7 +177,9 @@ def ran(
 
 
 def test_the_example_of_the_page(page: str) -> None:
-    spelled = re.search(r"is the (\d+) bytes\n`([0-9a-f ]+)` .*?\n`(sha256:[0-9a-f]{64})`", page)
+    spelled = re.search(
+        r"is the (\d+) bytes\s+`([0-9a-f ]+)` \(hex[^`]*`(sha256:[0-9a-f]{64})`", page
+    )
     assert spelled is not None
     count, content, named = int(spelled[1]), bytes.fromhex(spelled[2].replace(" ", "")), spelled[3]
     assert (len(content), sha256(content)) == (count, named)

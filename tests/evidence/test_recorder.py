@@ -619,9 +619,9 @@ def test_a_witness_whose_answers_were_lost_is_not_called_a_liar(federation: Make
 
 
 def test_the_last_size_that_a_witness_told_is_never_dropped(federation: Make) -> None:
-    from privet.server.evidence.collector import _Sizes
+    from privet.server.evidence.heads import RememberedSizes
 
-    sizes = _Sizes()
+    sizes = RememberedSizes()
     sizes.saw(3)
     for size in range(10, 1000):
         sizes.may_have_seen(size)

@@ -130,8 +130,10 @@ def test_no_module_imports_a_room_by_its_bare_name(root: Path) -> None:
     assert bare_rooms(modules) == []
 
 
-def test_no_benchmark_imports_a_room_by_its_bare_name(root: Path) -> None:
-    paths = (root / "benchmarks").rglob("*.py")
+@pytest.mark.parametrize("folder", ["benchmarks", "campaigns"])
+def test_no_script_imports_a_room_by_its_bare_name(root: Path, folder: str) -> None:
+    paths = list((root / folder).rglob("*.py"))
+    assert len(paths) > 5
     modules = {str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in paths}
     assert bare_rooms(modules) == []
 

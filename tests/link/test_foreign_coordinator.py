@@ -296,22 +296,22 @@ def test_a_run_that_waited_for_a_head_when_the_client_started_goes_on(
     signer = FileSigner.load(ledger.log.store.path.parent / "ledger.pem", None)
     newer = Checkpoint(ledger.log.origin, size + 1, b"\1" * 32).signed(ledger.log.key, signer)
     with pytest.raises(RolledBack):
-        heads.take("beta", ledger.log, newer.text)
+        heads.take("beta", ledger, newer.text)
     assert alpha.orders(order) == "refused-rollback"
 
 
 def test_a_head_is_compared_and_not_kept(sides: tuple[Side, Side]) -> None:
     """It has no cosignature, and a disk that is full must not hold the site up."""
     alpha, _ = sides
-    log = alpha.gate.ledger.log
+    ledger, log = alpha.gate.ledger, alpha.gate.ledger.log
     heads = NewestHeads(["alpha", "beta"])
     before = log.store.path.read_bytes(), log.cosigned()
-    heads.take("alpha", log, log.evidence([]).note)
+    heads.take("alpha", ledger, log.evidence([]).note)
     assert heads.awaited.keys() == {"beta"}
     assert (log.store.path.read_bytes(), log.cosigned()) == before
     long = log.evidence([]).note + "\n" * MAX_NOTE
     with pytest.raises(NoteError, match="a head has at most"):
-        heads.take("beta", log, long)
+        heads.take("beta", ledger, long)
     assert len(heads.awaited["beta"]) < 500
 
 

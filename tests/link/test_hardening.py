@@ -36,8 +36,8 @@ from privet.server.membership.credentials import credentials
 from privet.server.membership.enrolment import EnrolmentServer
 from privet.server.membership.registry import MemberRegistry
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-from hostile_attacks import DOOR, HELLO, LINK
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "campaigns"))
+from hostile_attacks import ENROL, HELLO, LINK
 from raw_http2 import Answer, Connection, message
 
 MB = 1 << 20
@@ -574,7 +574,7 @@ def knock(connect: Connect, federation: MemberRegistry, door: EnrolmentServer) -
 
 
 def asks(one: Connection, asked: pb.Request) -> Answer:
-    return one.call(DOOR, sent(asked))
+    return one.call(ENROL, sent(asked))
 
 
 def test_half_open_calls_at_the_door_keep_nobody_out(
@@ -584,7 +584,7 @@ def test_half_open_calls_at_the_door_keep_nobody_out(
     held = [knock(connect, *door) for _ in range(10)]
     for one in held:
         for _ in range(4):
-            one.put(one.open(DOOR), b"\0\0")
+            one.put(one.open(ENROL), b"\0\0")
     assert asks(knock(connect, *door), pb.Request(site="North", token="x")).status == 7
     for one in held:
         one.close()
@@ -598,7 +598,7 @@ def test_wrong_requests_at_the_door_hold_nobody_up(
     for _ in range(5):
         one = knock(connect, *door)
         for _ in range(4):
-            stream = one.open(DOOR)
+            stream = one.open(ENROL)
             one.put(stream, sent(pb.Request(site="North", token="x")), end=True)
     token = federation.invite("East")["token"]
     from test_enrolment import vkeys
@@ -640,7 +640,7 @@ def test_whatever_is_wrong_at_the_door_the_answer_is_the_same(
         stream = one.open("/\xff")
         one.put(stream, message(b""), end=True)
         assert one.wait(stream, 0.2).status is None
-        assert one.call(DOOR, message(b"\xff\xff")).status == 3
+        assert one.call(ENROL, message(b"\xff\xff")).status == 3
         assert asks(one, pb.Request(site="North", token="x")).status == 7
     assert not [record for record in caplog.records if record.exc_info]
     assert federation.members()["North"].state == "invited"

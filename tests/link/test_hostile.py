@@ -9,23 +9,23 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "campaigns"))
 from hostile import attack_coordinator, attack_site
 from hostile_attacks import KINDS
-from hostile_watch import Sample, Verdict, Watch, verdict
+from hostile_monitor import ProcessMonitor, Sample, Verdict, verdict
 
 PROCESSES = pytest.mark.xdist_group("hostile")
 
 
 def judged(folder: Path, requests: int = 1000, **changes: object) -> Verdict:
-    """A verdict of a made-up watch on a process that is there."""
+    """A verdict of a made-up monitor on a process that is there."""
     log = folder / "log"
     log.write_text(str(changes.pop("log", "fine\n")))
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
-        watch = Watch(process.pid, log, requests)
-        watch.stop()
-        now = watch.look()
+        monitor = ProcessMonitor(process.pid, log, requests)
+        monitor.stop()
+        now = monitor.sample()
         assert now is not None
         if changes.pop("gone", False):
             process.kill()
@@ -35,7 +35,7 @@ def judged(folder: Path, requests: int = 1000, **changes: object) -> Verdict:
         wrong = {"stranger": int(str(changes.pop("told", 0)))}
         left = int(str(changes.pop("left", 0)))
         traffic = {"asked": 9, "answered": 9, "lost": 0, "wrong": 0, "gap": 1.0} | changes
-        return verdict(watch, before, warm, wrong, left, traffic)
+        return verdict(monitor, before, warm, wrong, left, traffic)
     finally:
         process.kill()
         process.wait()
@@ -76,7 +76,7 @@ def test_a_coordinator_stands_a_short_campaign(tmp_path: Path) -> None:
         "stranger",
         "outsider",
         "member",
-        "door",
+        "newcomer",
     }
 
 
@@ -117,7 +117,7 @@ def test_a_site_with_a_planted_fault_does_not(tmp_path: Path) -> None:
 @pytest.mark.slow
 @PROCESSES
 def test_the_command(root: Path) -> None:
-    command = [sys.executable, "benchmarks/hostile.py", "--json", "--requests", "300",
+    command = [sys.executable, "campaigns/hostile.py", "--json", "--requests", "300",
                "--messages", "300", "--quick"]  # fmt: skip
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     rows = {row["name"]: row for row in json.loads(done.stdout)["rows"]}

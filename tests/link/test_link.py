@@ -183,9 +183,7 @@ def test_whoever_has_no_certificate_ends_at_the_handshake(ends: Ends) -> None:
     assert ends.hub.present() == []
 
 
-def test_a_site_talks_to_no_other_coordinator(
-    ends: Ends, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_site_talks_to_no_other_coordinator(ends: Ends, caplog: pytest.LogCaptureFixture) -> None:
     """Neither to one of another authority, nor to a member that poses as it."""
     stub = rpc.LinkStub(channel(ends, "North", roots=Authority.found("other").pem()))
     assert fails(stub.Attend(iter([hello()]), timeout=5)) is grpc.StatusCode.UNAVAILABLE

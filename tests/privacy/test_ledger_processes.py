@@ -314,3 +314,35 @@ print(charged(ledger))
 """
     said, _ = started(folder, script).communicate()
     assert said.split() == ["2"]
+
+
+@pytest.mark.parametrize("how", ["killed", "ended"])
+def test_a_second_store_of_a_process_does_not_let_go_of_the_first_ones_locks(
+    folder: Path, how: str
+) -> None:
+    """To close a file lets go of all locks that the process holds on it: another process took
+    itself for the last one then, and removed the write-ahead file that was still written to.
+    """
+    child = started(
+        folder,
+        "ledger.add_data_set('heart', PATIENTS)\n"
+        "reader = Ledger.read(folder)  # as a client that serves figures has one\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
+        "ledger.add_data_set('lungs', PATIENTS)\n"
+        "print('written', flush=True)\n"
+        "sys.stdin.readline()\n",
+    )
+    said = lines(child)
+    assert next(said) == "ready"
+    other = started(folder, "Ledger.read(folder).log.refresh()")  # as `privet client status`
+    other.communicate(timeout=60)
+    assert other.returncode == 0
+    assert child.stdin is not None
+    child.stdin.write("\n")
+    child.stdin.flush()
+    assert next(said) == "written"
+    if how == "killed":
+        child.kill()
+    child.communicate(timeout=60)
+    assert set(opened(folder).book.data_sets) >= {"heart", "lungs"}

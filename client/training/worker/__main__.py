@@ -1,4 +1,4 @@
-"""The worker: it confines itself, then does what its gate asks."""
+"""Start the worker: it confines itself, then answers its endpoint."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from privet.common.output.process_output import hand_over
 
 
 def main() -> None:
-    """Serve one plan until the gate closes the pipe."""
-    # What anything prints goes to the trainer's log, and nothing else reads the gate's words.
+    """Serve one plan until the endpoint closes the pipe."""
+    # Anything printed goes to the trainer's log, and nothing else reads the endpoint's requests.
     pipe = Pipe(os.fdopen(os.dup(0), "rb", CHUNK), os.fdopen(os.dup(1), "wb", CHUNK))
     hand_over(2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -27,14 +27,14 @@ def main() -> None:
     pulse = Pulse(opening["pulse"])
     threading.Thread(target=_end_with, args=(os.getppid(), pulse), daemon=True).start()
 
-    # Not before: torch starts threads, which would keep what this one has given up.
+    # Not before: torch starts threads, which would keep the rights that this one has given up.
     from privet.client.training.worker.serving import serve
 
     serve(pipe, opening)
 
 
 def _end_with(parent: int, pulse: Pulse | None = None) -> None:
-    """Beat, and end this process, whatever it is doing, when its gate is gone."""
+    """Send heartbeats, and end this process, whatever it is doing, when its endpoint has gone."""
     while os.getppid() == parent:
         if pulse is not None:
             pulse.beat()

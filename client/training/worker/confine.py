@@ -1,15 +1,16 @@
-"""Take from this process what a trainer must not have: sockets, the site's keys, and writing.
+"""Deprive this process of what a trainer must not have: sockets, the site's keys, and writing.
 
-Means of the Linux kernel, for any user and for good (children have them, too):
+The means are the Linux kernel's. They are open to any user, last for good, and children inherit
+them:
 
-- seccomp: ``socket`` and what could take a socket's place fail with EACCES
+- seccomp: ``socket``, and calls that could replace it, fail with EACCES
   (``seccomp(2)``, filter in classic BPF).
-- Landlock (``landlock(7)``): what is closed can be neither read nor written, and nothing is
-  written but in the folders that are named: else this process could change the site's policy, or
-  the code that its gate will run. A rule can only allow, so all that lies beside the way to what
-  is closed may be read, as it is when this is called. It also keeps this process out of the
-  memory and environment of the one that started it, and from ending it.
-- Capabilities, for whoever runs this as root: only that of reading others' files is kept.
+- Landlock (``landlock(7)``): closed folders can be neither read nor written, and only the named
+  folders can be written: otherwise this process could change the site's policy, or the code that
+  its endpoint will run. A rule can only allow, so everything beside the path to a closed folder
+  may be read, as it is at the time of the call. Landlock also keeps this process out of the
+  memory and environment of its parent, and from ending it.
+- Capabilities, if root runs this: only that of reading others' files is kept.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ _SIGNALS = 1 << 1
 
 @dataclass(frozen=True)
 class Confined:
-    """What is in force in this process.
+    """The restrictions in force in this process.
 
     Attributes:
-        network: no socket can be made.
-        files: what is closed cannot be opened, and what is not named not written.
+        network: whether no socket can be made.
+        files: whether closed folders cannot be opened, and only named folders can be written.
     """
 
     network: bool
@@ -70,12 +71,12 @@ class Confined:
 
 
 def confine(closed: Iterable[Path], writable: Iterable[Path]) -> Confined:
-    """Give up sockets and files; return what the kernel could do.
+    """Give up sockets and files; return the restrictions that the kernel could apply.
 
-    Call it before other threads are started.
+    Call it before other threads are started: they would not be restricted.
 
     Args:
-        closed: folders and files that cannot be opened any more.
+        closed: folders and files that can no longer be opened.
         writable: folders in which files may be written, beside the devices.
     """
     if sys.platform != "linux" or platform.machine() not in _MACHINES:

@@ -1,4 +1,4 @@
-"""Ends a trainer that nobody has asked for a while, so that it holds no records for nothing."""
+"""End a trainer that has been idle for a while, so that it holds no records needlessly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 
 class IdleWatch:
-    """Calls ``end`` when :meth:`touch` was not called for a while; again, while it says no.
+    """Call ``end`` if :meth:`touch` was not called for a while; try again while it returns False.
 
     Args:
         limit_s: seconds without a touch.
-        end: ends what is idle; returns False where it is not, after all.
+        end: ends the idle object; returns False if it is busy after all.
     """
 
     def __init__(self, limit_s: float, end: Callable[[], bool]) -> None:
@@ -23,16 +23,16 @@ class IdleWatch:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def touch(self) -> None:
-        """Begin to count anew."""
+        """Start the time again."""
         self._last = time.monotonic()
 
     @property
     def is_due(self) -> bool:
-        """Whether nothing touched it for as long as is allowed."""
+        """Whether the time since the last touch has reached the limit."""
         return time.monotonic() - self._last >= self._limit_s
 
     def stop(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         self._stopped.set()
 
     def _watch(self) -> None:

@@ -1,8 +1,8 @@
-"""What the trainer's process writes, brought to ``trainer.log`` by its gate.
+"""Append the output of the trainer's process to ``trainer.log``, in the endpoint's process.
 
-The trainer may open no file of the site, so it could not open its log again where that was
-rotated away. It writes into a pipe, and a thread of the gate appends each line to the file that
-has the name now.
+The trainer may open no file of the site, so it could not open its log again after a rotation. It
+writes into a pipe, and a thread of the endpoint's process appends each line to the file that has
+the name now.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _END_TIMEOUT_S = 1.0
 
 
 class CapturedOutput:
-    """A pipe for one process's standard error, and the thread that empties it.
+    """A pipe for one process's standard error, and the thread that reads it.
 
     Args:
-        path: of the trainer's log, which is a part of the operator's: a record may stand in it.
+        path: of the trainer's log, which belongs to the operator's: it may contain a record.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,11 +36,11 @@ class CapturedOutput:
         return self._writing
 
     def started(self) -> None:
-        """Let go of the process's end, so that the pipe ends with the process."""
+        """Close the process's end here, so that the pipe ends with the process."""
         os.close(self._writing)
 
     def finish(self) -> None:
-        """Wait a moment for the last words of a process that has ended."""
+        """Wait a moment for the last output of a process that has ended."""
         self._thread.join(_END_TIMEOUT_S)
 
     def _bring(self, reading: int) -> None:

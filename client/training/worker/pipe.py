@@ -12,30 +12,30 @@ _MOST_TEXT = 16 << 20
 
 
 class Reads(Protocol):
-    """What a pipe reads from: a binary file, or what is like one."""
+    """A binary stream from which a pipe reads."""
 
     def read(self, count: int, /) -> bytes:
-        """Return so many bytes, fewer at the end."""
+        """Return ``count`` bytes, fewer at the end."""
         ...
 
 
 class Writes(Protocol):
-    """What a pipe writes to."""
+    """A binary stream to which a pipe writes."""
 
     def write(self, data: Any, /) -> int:
         """Write all of ``data``."""
         ...
 
     def flush(self) -> None:
-        """Let go of what is held back."""
+        """Send buffered bytes."""
         ...
 
 
 class Pipe:
-    """Two files, one to read and one to write. Whoever is at the other end is trusted.
+    """Two binary streams, one to read and one to write. The other end is trusted.
 
     Args:
-        reading, writing: unbuffered or buffered binary files.
+        reading, writing: unbuffered or buffered.
     """
 
     def __init__(self, reading: Reads, writing: Writes) -> None:
@@ -45,8 +45,12 @@ class Pipe:
     def send(self, value: dict[str, Any], arrays: Arrays | None = None) -> None:
         """Write a message.
 
+        Args:
+            value: JSON values.
+            arrays: sent after them as a flat stream; None sends none.
+
         Raises:
-            RunError: if nobody reads any more.
+            RunError: if the other process has ended.
         """
         text = json.dumps(value).encode()
         size = size_of(arrays) if arrays else 0

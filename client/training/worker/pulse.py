@@ -1,9 +1,9 @@
-"""Whether the trainer's process is alive: it beats, and what it is asked has a limit.
+"""Detect a trainer's process that hangs: by its heartbeat, and by a limit on each request.
 
-A thread of the trainer writes the time into memory that it shares with its gate, twice a second.
-It cannot while another thread holds Python's lock (a call into a driver that does not come back),
-nor while the process is stopped; it can while a step takes long, which runs without the lock.
-What hangs and beats all the same (threads that wait for each other) is ended by the limit.
+A thread of the trainer writes the time into memory that it shares with its endpoint, twice a
+second. It cannot do so while another thread holds Python's lock (a driver's call that never
+returns), nor while the process is stopped. It can during a long step, which runs without the lock.
+A process that hangs with a heartbeat (threads that wait for each other) is ended by the limit.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _TIME = struct.Struct("d")
 
 
 class Pulse:
-    """Memory of two processes, in which one writes when it beat last.
+    """Memory shared by two processes, in which one writes the time of its last beat.
 
     Args:
-        descriptor: of the file, as the other process has it.
+        descriptor: of the shared file.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -37,7 +37,7 @@ class Pulse:
 
     @classmethod
     def make(cls, folder: Path) -> tuple[Pulse, int]:
-        """Return a pulse and a descriptor of its file, which has no name, for another process."""
+        """Return a pulse, and a descriptor of its unnamed file for the other process."""
         with tempfile.TemporaryFile(dir=folder) as file:
             file.truncate(_TIME.size)
             pulse = cls(file.fileno())
@@ -45,24 +45,25 @@ class Pulse:
             return pulse, os.dup(file.fileno())
 
     def beat(self) -> None:
-        """Write that this process is alive."""
+        """Write the time, as a sign of life."""
         _TIME.pack_into(self._memory, 0, time.monotonic())
 
     @property
     def last(self) -> float:
-        """When it was written last, by the clock of this machine's processes."""
+        """Time of the last beat, by the machine's monotonic clock."""
         return float(_TIME.unpack_from(self._memory, 0)[0])
 
 
 class TrainerWatch:
-    """Looks after one question.
+    """Limit one request to a trainer.
 
-    Time is counted in looks: where this process was stopped too, it does not count.
+    Time is the sum of the intervals between polls, each at most two steps, so that the time during
+    which this process itself was stopped does not count.
 
     Args:
-        pulse: of the process that was asked.
-        still: seconds without a beat after which it hangs.
-        limit: seconds that the question may take.
+        pulse: of the trainer's process.
+        still: seconds without a beat after which the process counts as hanging.
+        limit: seconds that the request may take.
     """
 
     def __init__(self, pulse: Pulse, still: float, limit: float) -> None:
@@ -71,7 +72,7 @@ class TrainerWatch:
         self._still = self._spent = 0.0
 
     def look(self) -> None:
-        """Look; often, while it is waited for.
+        """Poll the pulse; call this often while waiting for the answer.
 
         Raises:
             TrainerLost: if the process hangs, or takes too long.
@@ -93,7 +94,7 @@ class WatchedTrainer:
     """One end of a pipe to a process that may hang; read and written as a binary file.
 
     Args:
-        descriptor: of the pipe; it stays with whoever opened it.
+        descriptor: of the pipe; the caller keeps and closes it.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -105,7 +106,7 @@ class WatchedTrainer:
         """Return ``count`` bytes, fewer at the end.
 
         Raises:
-            TrainerLost: by the watch.
+            TrainerLost: if the watch says so.
         """
         data = bytearray()
         while len(data) < count:
@@ -123,8 +124,8 @@ class WatchedTrainer:
         """Write all of ``data``.
 
         Raises:
-            TrainerLost: by the watch.
-            OSError: if nobody reads.
+            TrainerLost: if the watch says so.
+            OSError: if the other end is closed.
         """
         left = memoryview(data).cast("B")
         size = len(left)
@@ -136,7 +137,7 @@ class WatchedTrainer:
         return size
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: writes are not buffered."""
 
     def _wait(self, what: int) -> None:
         if self.watch is not None:

@@ -39,8 +39,8 @@ from privet.privacy.policy import Policy
 _LOG = logging.getLogger("privet.worker")
 TRAINER_LOG = "trainer.log"
 """Name of the trainer's log, in the site's folder."""
-# What finds programs, modules, the GPU and the number of threads, and no more: a password or a
-# token that stands in this process's environment is not the trainer's.
+# Only the variables that find programs, modules, the GPU and the number of threads: a password or a
+# token in this process's environment is not for the trainer.
 _PASSED_ON = (
     "HOME", "LANG", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "OMP_WAIT_POLICY", "PATH", "PRIVET_DATA",
     "PRIVET_MODELS", "TZ",
@@ -53,28 +53,28 @@ _STILL = 120.0
 _STILL_IDLE = 10.0
 """The same of one that has nothing to do."""
 _LEAST_LIMIT = 600.0
-"""Seconds that a question may take, at least; else twice what the plan gives a round."""
+"""Least limit of a request in seconds; else twice the plan's time for a round."""
 
 
 @dataclass
 class RemoteTrainer:
-    """One plan's trainer, in a process without keys and without network.
+    """The trainer of one plan, in a process without keys and without network.
 
-    The process is started by :meth:`start`, or at the first question, and stays warm until nobody
-    has asked it for ``keep.trainer_minutes`` of the policy. If it ends, hangs or takes too long,
-    the question fails and the next one starts another. With it goes the snapshot of a database.
+    :meth:`start` or the first request starts the process. It stays until it was idle for
+    ``keep.trainer_minutes`` of the policy. If it ends, hangs or takes too long, the request fails
+    and the next one starts another process. The snapshot of a database is removed with the process.
 
     Args:
         plan: with its noise calibrated.
-        policy: of the site; says where the records are.
-        data_set: of the policy.
-        home: the site's folder; the worker's log and temporary files lie there.
+        policy: of the site; it says where the records are.
+        data_set: name of one of the policy's data sets.
+        home: the site's folder, with the worker's log and temporary files.
         closed: folders and files of keys and passwords, which the worker cannot open.
-        unconfined: go on where the kernel cannot close the network.
-        seed: makes the noise again, for tests only.
+        unconfined: continue even if the kernel cannot close the network.
+        seed: makes the noise reproducible, for tests only; "" draws it freshly.
         still, still_idle: seconds without a beat after which the process hangs, at work and idle.
-        limit: seconds that a question may take; None for twice the plan's ``strategy.timeout``: an
-            answer that is late is used where the quorum waits for it.
+        limit: seconds that a request may take; None for twice the plan's ``strategy.timeout``,
+            because a late answer is used if the quorum waits for it.
     """
 
     plan: Plan
@@ -103,7 +103,7 @@ class RemoteTrainer:
 
     @property
     def event(self) -> ev.Event:
-        """What a training release will cost."""
+        """The event of a training release."""
         return training_event(self.plan)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -114,7 +114,7 @@ class RemoteTrainer:
         return self._shapes
 
     def begins(self) -> str:
-        """Return the digest of the trained parameters as the plan has them before any training."""
+        """Return the digest of the trained parameters before any training."""
         if not self._begins:
             told, _ = self._ask({"do": "begins"})
             self._begins = str(told["begins"])
@@ -123,8 +123,8 @@ class RemoteTrainer:
     def self_test(self) -> tuple[str, ...]:
         """Run the start-up tests; return the rows that passed.
 
-        It is asked before each order is paid for, so a process that has ended or hangs since the
-        last one is replaced here, where that costs no charge.
+        The site calls this before each order's charge. So a process that has ended or hangs since
+        the last order is replaced here, at no charge.
         """
         with self._turn:
             if (idle := self._idle) is not None:
@@ -148,7 +148,16 @@ class RemoteTrainer:
             probe_database(self.policy, self.data_set)
 
     def release(self, order: Order, model: Arrays) -> TrainerOutput:
-        """Train, or evaluate, as the order says."""
+        """Train or evaluate in the other process, as the order says.
+
+        Args:
+            order: already charged.
+            model: trained parameters by name.
+
+        Raises:
+            TrainerLost: if the process ends, hangs or takes too long.
+            PrivetError: of the worker, with a text for the operator only.
+        """
         if (idle := self._idle) is not None:
             idle.touch()
         if not self._opened:
@@ -163,7 +172,7 @@ class RemoteTrainer:
         return TrainerOutput(arrays, event, told["reproducible"] is not False, notes)
 
     def committed(self, order: Order) -> None:
-        """Hear that what was made for an order will leave."""
+        """Note that the output for an order will be released."""
         self._ask({"do": "committed", "order": order.to_dict()})
 
     def start(self) -> None:
@@ -182,10 +191,12 @@ class RemoteTrainer:
             self._end()
 
     def _end_idle(self) -> bool:
-        """End the process if nobody has asked it for a while; it may be at work, though."""
+        """End the process if it had no request for a while; return False if it is at work."""
+        # Do not wait: the lock's holder is using the trainer, so it is not idle.
         if not self._turn.acquire(blocking=False):
             return False
         try:
+            # Again, under the lock: a request may have come and ended meanwhile.
             if self._idle is None or not self._idle.is_due:
                 return False
             self._end()
@@ -196,7 +207,7 @@ class RemoteTrainer:
 
     @property
     def still_for(self) -> float | None:
-        """Seconds since the process beat last; None where there is none."""
+        """Seconds since the last beat of the process; None without a process."""
         pulse = self._pulse
         return None if pulse is None else max(0.0, time.monotonic() - pulse.last)
 
@@ -341,7 +352,7 @@ class RemoteTrainer:
 
 
 def _environment(work: Path) -> dict[str, str]:
-    """Return the worker's environment; what it caches lies in its own folder."""
+    """Return the worker's environment; its caches are in its own folder."""
     kept = {
         name: value
         for name, value in os.environ.items()
@@ -354,7 +365,7 @@ def _environment(work: Path) -> dict[str, str]:
 
 
 def _hub_cache() -> Path:
-    """Return where models of the Hugging Face hub lie for this process, by the hub's own rules."""
+    """Return the folder of this process's Hugging Face hub models, by the hub's own rules."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()

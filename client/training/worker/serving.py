@@ -1,4 +1,4 @@
-"""The worker's side of the pipe: a trainer in this process answers."""
+"""The worker's side of the pipe: a trainer in this process answers requests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,16 @@ _LOG = logging.getLogger("privet.trainer")
 
 Reply = tuple[dict[str, Any], Arrays]
 _MAX_TEXT_CHARACTERS = 10_000
-"""Of what goes wrong; a pipe takes no message that is much longer."""
+"""Length of an error's text; a pipe accepts no message that is much longer."""
 
 
 def serve(pipe: Pipe, opening: dict[str, Any]) -> None:
-    """Answer until the pipe is closed; what goes wrong is an answer, too."""
+    """Answer requests until the pipe is closed; a fault is an answer, too.
+
+    Args:
+        pipe: to the endpoint.
+        opening: the first message: plan, data set, name of the site and seed.
+    """
     worker: _Worker | None = None
     while True:
         try:

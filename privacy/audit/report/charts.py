@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from markupsafe import Markup, escape
 
+from privet.privacy.accounting.units import rounded_up
 from privet.privacy.audit.report.claims import ReportLine
 
 _COLORS = ("#2f6f4f", "#0072b2", "#b3412e", "#7b4ea3", "#a06a00", "#4a4f4c")
@@ -82,7 +83,9 @@ def over_time(lines: list[ReportLine], terms: str, name: str) -> Picture:
         low = 0.0
     said = (
         f"Privacy budget over {'time' if by_time else 'the charges'} ({terms}). "
-        + " ".join(f"{names}: {steps[-1][1]:.3f} at the end." for names, steps in shared[:12])
+        + " ".join(
+            f"{names}: {rounded_up(steps[-1][1])} at the end." for names, steps in shared[:12]
+        )
         + (f" Cap: {', '.join(f'{cap:g}' for cap in caps)}." if caps else " No cap.")
     )
     margin = (high - low) * 0.03 if by_time else 0.5

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded_down, rounded_up
 from privet.privacy.audit.report.input import dig, number
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]+)(?!…)\b")
@@ -166,9 +166,7 @@ def terms_of(delta: float, unit: str, relation: str) -> str:
 
 def figure_of(epsilon: float | None) -> str:
     """Return ε alone, rounded up, for a place below a heading with its terms."""
-    return PrivacyLoss(
-        math.inf if epsilon is None else max(0.0, epsilon), 0.5, Unit.RECORD, Relation.REPLACE_ONE
-    ).figure
+    return rounded_up(math.inf if epsilon is None else max(0.0, epsilon))
 
 
 def left_of(epsilon: float | None, cap: float | None) -> str:
@@ -180,7 +178,7 @@ def left_of(epsilon: float | None, cap: float | None) -> str:
     """
     if epsilon is None or cap is None:
         return "no cap" if cap is None else "0"
-    return f"{math.floor(max(0.0, cap - epsilon) * 1000 + 1e-6) / 1000:.3f}"
+    return rounded_down(cap - epsilon)
 
 
 def percent(share: float) -> str:

@@ -18,7 +18,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 
 from privet.common.printable import printable
-from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded_down
 from privet.privacy.audit.summary import claim_sentence, figures_sentence
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class RunDisplay:
             spent = left = "–"
             if privacy and site.name in progress.spent:
                 loss = loss_of(progress.spent[site.name])
-                spent, left = loss.figure, f"{max(0.0, privacy.epsilon - loss.epsilon):.3f}"
+                spent, left = loss.figure, rounded_down(privacy.epsilon - loss.epsilon)
             table.add_row(
                 site.name,
                 str(progress.statuses.get(site.name, "no reply")),

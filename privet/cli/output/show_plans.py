@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from privet.cli.output.show_site import failures, floored
+from privet.cli.output.show_site import failures
 from privet.common.printable import printable_all
+from privet.privacy.accounting.units import rounded_down, rounded_up
 
 _SHOWN_CHANGES = 20
 
@@ -76,10 +77,10 @@ def _lines(plan: dict[str, Any], log: Path) -> list[str]:
 
 
 def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    return "–" if value is None else rounded_up(value)
 
 
 def _left(plan: dict[str, Any]) -> str:
     if plan["cost"] is None or plan["left_after"] is None:
         return "–"
-    return floored(plan["left_after"]) if plan["fits"] else "not covered"
+    return rounded_down(plan["left_after"]) if plan["fits"] else "not covered"

@@ -6,9 +6,11 @@ import sys
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from privet.common.printable import printable_all
+from privet.privacy.accounting.units import rounded_up
 
 _out = Console(width=None if sys.stdout.isatty() else 100)
 
@@ -21,54 +23,68 @@ _WORDS = {
 
 
 def status(value: dict[str, Any]) -> None:
-    """Print a federation: its sites, then its runs."""
+    """Print a federation: its sites, then its runs.
+
+    Args:
+        value: as ``privet server status --json`` has it. A researcher's has no ``address``.
+    """
     value = printable_all(value)
-    running = "listening" if value["listening"] else "not running"
-    _out.print(f"{value['federation']}: {running}", highlight=False)
-    sites = Table(title="Sites", title_justify="left")
-    for name in ("site", "state", "connected"):
-        sites.add_column(name)
-    for site in value["sites"]:
-        here = value["listening"] and site["connected"]
-        sites.add_row(site["site"], site["state"], "yes" if here else "no")
-    _out.print(sites)
-    for site in value["sites"] if value["listening"] else ():
-        if peers := ", ".join(site.get("doubled", ())):
-            text = f"Two processes attend as {site['site']} and end each other's streams: {peers}"
-            _out.print(text, highlight=False, soft_wrap=True, markup=False)
-    if "address" in value:  # a researcher is not told
+    _say(f"{value['federation']}: {'listening' if value['listening'] else 'not running'}")
+    _sites(value)
+    if "address" in value:
         _address(value)
     if people := value.get("researchers"):
-        said = ", ".join(f"{one['researcher']} ({one['state']})" for one in people)
-        _out.print(f"Researchers: {said}", highlight=False, soft_wrap=True, markup=False)
+        names = ", ".join(f"{one['researcher']} ({one['state']})" for one in people)
+        _say(f"Researchers: {names}")
     if not value["runs"]:
-        _out.print("No run was submitted yet.")
+        _say("No run was submitted yet.")
     for run in value["runs"]:
-        round_ = f", round {run['round']}" if "round" in run else ""
-        by = f" · submitted by {run['by']}" if run.get("by") else ""
-        line = f"{run['run']}: {run['state']}{round_} · {run['plan']}{by}"
-        _out.print(line, soft_wrap=True, markup=False)
-        for site, said in run.get("sites", {}).items():
-            spent = run.get("spent", {}).get(site)
-            cost = f", ε {spent['epsilon']:.3f} spent" if spent and spent["epsilon"] else ""
-            _out.print(f"  {site}: {_WORDS.get(said, said)}{cost}", highlight=False)
-        for sentence in run.get("told", ()):
-            _out.print(f"  {sentence}", highlight=False, soft_wrap=True, markup=False)
-        for remark in run.get("remarks", ()):
-            _out.print(f"  note: {remark}", highlight=False, soft_wrap=True, markup=False)
-        if said := _figures(run.get("metrics", {})):
-            number = run.get("measured", 0)
-            _out.print(f"  round {number}, measured by the sites, noised: {said}", highlight=False)
-        if run.get("fault"):
-            _out.print(f"  {run['fault']}", highlight=False, soft_wrap=True, markup=False)
+        _run(run)
     for lost in value.get("lost", ()):
-        text = (
+        _say(
             f"{lost['run']}: not here, and {lost['site']} keeps {lost['entries']} entries of its "
             f"journal · {lost['plan']}\n  This coordinator was restored from a copy that is older "
             f"than the run, or its folder was removed. `privet server resume FOLDER {lost['run']}` "
-            "brings it back; under another name it would be paid for anew."
+            "brings it back; under another name it would be paid for again."
         )
-        _out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _say(text: str) -> None:
+    """Print a line as it is: names may hold what the library takes for markup."""
+    _out.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def _sites(value: dict[str, Any]) -> None:
+    """Print the table of sites, and the certificates that two processes use."""
+    table = Table(title="Sites", title_justify="left")
+    for name in ("site", "state", "connected"):
+        table.add_column(name)
+    for site in value["sites"]:
+        here = value["listening"] and site["connected"]
+        table.add_row(escape(site["site"]), site["state"], "yes" if here else "no")
+    _out.print(table)
+    for site in value["sites"] if value["listening"] else ():
+        if peers := ", ".join(site.get("doubled", ())):
+            _say(f"Two processes attend as {site['site']} and end each other's streams: {peers}")
+
+
+def _run(run: dict[str, Any]) -> None:
+    """Print a run: its state, what each site answered and has spent, and what was reported."""
+    round_ = f", round {run['round']}" if "round" in run else ""
+    by = f" · submitted by {run['by']}" if run.get("by") else ""
+    _say(f"{run['run']}: {run['state']}{round_} · {run['plan']}{by}")
+    for site, answer in run.get("sites", {}).items():
+        spent = run.get("spent", {}).get(site)
+        cost = f", ε {rounded_up(spent['epsilon'])} spent" if spent and spent["epsilon"] else ""
+        _say(f"  {site}: {_WORDS.get(answer, answer)}{cost}")
+    for sentence in run.get("told", ()):
+        _say(f"  {sentence}")
+    for remark in run.get("remarks", ()):
+        _say(f"  note: {remark}")
+    if metrics := _metrics(run.get("metrics", {})):
+        _say(f"  round {run.get('measured', 0)}, measured by the sites, noised: {metrics}")
+    if run.get("fault"):
+        _say(f"  {run['fault']}")
 
 
 def _address(value: dict[str, Any]) -> None:
@@ -78,12 +94,11 @@ def _address(value: dict[str, Any]) -> None:
     line = f"Sites dial {value['address']}"
     if value["listening"] and enrolled:
         line += f"; not told yet: {', '.join(unknown)}" if unknown else "; all were told"
-    _out.print(line, highlight=False, soft_wrap=True, markup=False)
+    _say(line)
     if value["authority"]["overlap"]:
         left = ", ".join(value["authority"]["left"]) or "none"
-        text = f"A new authority follows the former one; sites without a certificate of it: {left}"
-        _out.print(text, highlight=False, soft_wrap=True, markup=False)
+        _say(f"A new authority follows the former one; sites without a certificate of it: {left}")
 
 
-def _figures(found: dict[str, float | None]) -> str:
+def _metrics(found: dict[str, float | None]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in found.items() if value is not None)

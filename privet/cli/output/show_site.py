@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from privet.cli.output.show import loss_of
 from privet.common.printable import printable_all
+from privet.privacy.accounting.units import rounded_down
 
 if TYPE_CHECKING:
     from privet.client.operator.forecast import Forecast
@@ -27,72 +28,84 @@ _ANSWERS = {
 
 def budget(forecast: Forecast) -> None:
     """Print what a plan would cost."""
-    plan, cap, decision = forecast.plan, forecast.cap, forecast.decision
-    _out.print(
+    plan = forecast.plan
+    _say(
         f"Plan {plan.name} at site {forecast.policy.site}, on data set {forecast.data_set} of "
-        f"population {forecast.population}",
-        highlight=False,
-        soft_wrap=True,
+        f"population {forecast.population}"
     )
-    if plan.privacy is not None and not plan.trains:
-        _out.print(
+    if plan.privacy is not None:
+        _say(_noise(forecast))
+    _say(f"Digest {plan.digest} (of the plan with its noise: this is what is approved)")
+    _out.print(_costs(forecast))
+    if forecast.runs_left is not None:
+        count = "at least 1000" if forecast.many else forecast.runs_left
+        _say(f"Such runs that still fit, this one included: {count}")
+    for note in forecast.notes:
+        _say(f"note: {note}")
+    if forecast.faults:
+        _out.print(_ANSWERS[forecast.only_undecided], style="bold")
+        return
+    _out.print("The site would let this plan run to its end.", style="bold")
+    _say(_rule(forecast))
+
+
+def _say(text: str) -> None:
+    """Print a line as it is: names may hold what the library takes for markup."""
+    _out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _noise(forecast: Forecast) -> str:
+    """Return by how much noise a private plan is protected, and for which ε."""
+    plan, privacy = forecast.plan, forecast.plan.privacy
+    assert privacy is not None
+    terms = f"ε {privacy.epsilon:g} at δ {privacy.delta:g}"
+    if not plan.trains:
+        return (
             f"Nothing is trained: one table with noise multiplier "
-            f"{plan.metrics.noise_multiplier:g} on its cells; the plan allows itself ε "
-            f"{plan.privacy.epsilon:g} at δ {plan.privacy.delta:g}",
-            highlight=False,
-            soft_wrap=True,
+            f"{plan.metrics.noise_multiplier:g} on its cells; the plan allows itself {terms}"
         )
-    elif plan.privacy is not None:
-        how = "calibrated to" if forecast.calibrated else "set by the plan, which allows itself"
-        _out.print(
-            f"Noise multiplier {plan.privacy.noise_multiplier:g}, {how} ε {plan.privacy.epsilon:g} "
-            f"at δ {plan.privacy.delta:g}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    how = "calibrated to" if forecast.calibrated else "set by the plan, which allows itself"
+    return f"Noise multiplier {privacy.noise_multiplier:g}, {how} {terms}"
+
+
+def _costs(forecast: Forecast) -> Table:
+    """Return the table of what a plan costs, and of what is spent and left at the site."""
     title = f"Budget · {forecast.total.terms}"
-    _out.print(
-        f"Digest {plan.digest} (of the plan with its noise: this is what is approved)",
-        highlight=False,
-        soft_wrap=True,
-    )
     table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("")
     table.add_column("ε", justify="right")
     table.add_row("one round", forecast.per_round.figure)
-    table.add_row(
-        f"all {plan.last_round} rounds" if plan.trains else "the whole run", forecast.total.figure
-    )
-    if forecast.spent is not None:
-        table.add_section()
-        table.add_row("life-time cap", f"{cap.epsilon:g}" if cap.epsilon else "none")
-        table.add_row("spent so far", forecast.spent.figure)
-        if forecast.left_after is not None:
-            covered = decision is not None and decision.allowed
-            table.add_row(
-                "left after this run", floored(forecast.left_after) if covered else "not covered"
-            )
-    _out.print(table)
-    if forecast.runs_left is not None:
-        least = "at least " if forecast.many else ""
-        count = 1000 if forecast.many else forecast.runs_left
-        _out.print(f"Such runs that still fit, this one included: {least}{count}", highlight=False)
-    for note in forecast.notes:
-        _out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    if forecast.faults:
-        _out.print(_ANSWERS[forecast.only_undecided], style="bold")
-        return
-    rule = {
+    whole = "the whole run"
+    if forecast.plan.trains:
+        whole = f"all {forecast.plan.last_round} rounds"
+    table.add_row(whole, forecast.total.figure)
+    if forecast.spent is None:
+        return table
+    cap = forecast.cap.epsilon
+    table.add_section()
+    table.add_row("life-time cap", f"{cap:g}" if cap else "none")
+    table.add_row("spent so far", forecast.spent.figure)
+    if forecast.left_after is not None:
+        is_covered = forecast.decision is not None and forecast.decision.allowed
+        left = rounded_down(forecast.left_after) if is_covered else "not covered"
+        table.add_row("left after this run", left)
+    return table
+
+
+def _rule(forecast: Forecast) -> str:
+    """Return by which rule a plan's charge is compared with the cap."""
+    decision = forecast.decision
+    if decision is None:
+        return ""
+    against = decision.against(forecast.cap)
+    return {
         "one run": "Nothing else was charged, so the plan counts as a whole, composed tightly.",
         "filter": "Other runs were charged before, so a Rényi filter decides; it counts higher: "
-        + (decision.against(cap) if decision else ""),
+        + against,
         "gaussian filter": "Other runs were charged before; all of it is plain Gaussian noise, so "
-        "a Gaussian filter decides, which loses nothing: "
-        + (decision.against(cap) if decision else ""),
+        f"a Gaussian filter decides, which loses nothing: {against}",
         "no cap": "This population has no cap.",
-    }
-    _out.print("The site would let this plan run to its end.", style="bold")
-    _out.print(rule[decision.rule] if decision else "", highlight=False, soft_wrap=True)
+    }[decision.rule]
 
 
 def site_status(value: dict[str, Any], log: Path) -> None:
@@ -103,48 +116,52 @@ def site_status(value: dict[str, Any], log: Path) -> None:
         log: the operator's.
     """
     value = printable_all(value)
-    _out.print(
-        f"{value['site']}: {value['state']} · {_witnessed(value)} · {value['fingerprint']}",
-        soft_wrap=True,
-        highlight=False,
-    )
-    table = Table()
-    for name in ("population", "ε spent", "ε cap", "cap − spent", "δ, unit, relation", "runs"):
-        table.add_column(name)
-    for item in value["populations"]:
-        loss = loss_of(item)
-        cap, left = ("–" if item[key] is None else item[key] for key in ("cap", "cap_minus_spent"))
-        name = item["population"] + (" (closed)" if item["closed"] else "")
-        table.add_row(
-            name,
-            loss.figure,
-            cap if isinstance(cap, str) else f"{cap:g}",
-            left if isinstance(left, str) else floored(left),
-            loss.terms,
-            str(item["runs"]),
-        )
-    _out.print(table)
+    _say(f"{value['site']}: {value['state']} · {_witnessed(value)} · {value['fingerprint']}")
+    _out.print(_populations(value["populations"]))
     for note in value["notes"]:
-        _out.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        _say(f"note: {note}")
     plans(value["plans"], log)
     for one in value["coordinators"]:
-        text = f"coordinator {one['coordinator']} at {one['address']}"
-        if not one["may_ask"]:
-            text += f": may not ask; {one['orders_key']} is not under [allow] coordinators"
-        for line in (text, *(f"note: {said}" for said in _coordinator(one))):
-            _out.print(line, markup=False, highlight=False, soft_wrap=True)
+        _coordinator(one)
     for plan in value["waiting"]:
         names = ", ".join(filter(None, (plan["coordinator"], *plan["also"]))) or "not known"
         text = f"waits for approval: {plan['plan']}  {plan['name']}, offered by {names}"
-        text += " (`privet client plans`)"
-        _out.print(text, markup=False, highlight=False, soft_wrap=True)
+        _say(f"{text} (`privet client plans`)")
     several = len(value["coordinators"]) > 1
     for one in value["coordinators"] if several else [value]:
         whose = f"{one['coordinator']}: " if several else ""
-        for said in last_refusals(one, log):
-            _out.print(f"{whose}{said}", markup=False, highlight=False, soft_wrap=True)
+        for line in last_refusals(one, log):
+            _say(f"{whose}{line}")
     for slot in value["open"]:
-        _out.print(f"reserved and not finished: {slot} (it counts)", soft_wrap=True, markup=False)
+        _say(f"reserved and not finished: {slot} (it counts)")
+
+
+def _populations(found: list[dict[str, Any]]) -> Table:
+    """Return the table of populations, with what each has spent and has left."""
+    table = Table()
+    for name in ("population", "ε spent", "ε cap", "cap − spent", "δ, unit, relation", "runs"):
+        table.add_column(name)
+    for item in found:
+        loss, cap, left = loss_of(item), item["cap"], item["cap_minus_spent"]
+        table.add_row(
+            escape(item["population"] + (" (closed)" if item["closed"] else "")),
+            loss.figure,
+            "–" if cap is None else f"{cap:g}",
+            "–" if left is None else rounded_down(left),
+            loss.terms,
+            str(item["runs"]),
+        )
+    return table
+
+
+def _coordinator(value: dict[str, Any]) -> None:
+    """Print one coordinator of a site, and what changed of it."""
+    text = f"coordinator {value['coordinator']} at {value['address']}"
+    if not value["may_ask"]:
+        text += f": may not ask; {value['orders_key']} is not under [allow] coordinators"
+    _say(text)
+    for note in _changes_of(value):
+        _say(f"note: {note}")
 
 
 def plans(found: list[dict[str, Any]], log: Path) -> None:
@@ -156,9 +173,9 @@ def plans(found: list[dict[str, Any]], log: Path) -> None:
     """
     for plan in printable_all(found):
         line = f"{plan['state']:9} {plan['plan']}  {', '.join(plan['by'])}"
-        _out.print(line, markup=False, highlight=False, soft_wrap=True)
-        if said := failures(plan, log):
-            _out.print(f"          {said}", markup=False, highlight=False, soft_wrap=True)
+        _say(line)
+        if failed := failures(plan, log):
+            _say(f"          {failed}")
 
 
 def last_refusals(value: dict[str, Any], log: Path) -> list[str]:
@@ -188,7 +205,7 @@ def last_refusals(value: dict[str, Any], log: Path) -> list[str]:
     return found
 
 
-def _coordinator(value: dict[str, Any]) -> list[str]:
+def _changes_of(value: dict[str, Any]) -> list[str]:
     """Return where the coordinator is, if it moved, and which order keys follow which."""
     said = []
     if len(found := value.get("addresses", ())) > 1:
@@ -235,8 +252,3 @@ def _witnessed(value: dict[str, Any]) -> str:
     if seen == 0:
         return f"{count}, not witnessed yet"
     return f"{count}, all witnessed" if seen == entries else f"{count}, the first {seen} witnessed"
-
-
-def floored(epsilon: float) -> str:
-    """Return what is left of a budget, never rounded up."""
-    return f"{math.floor(epsilon * 1000 + 1e-6) / 1000:.3f}"

@@ -59,12 +59,16 @@ def unfinished(
 
 
 def _words(one: Unfinished, remark: str) -> str:
-    cost = "not private" if one.epsilon is None else f"epsilon {one.epsilon:.3f}"
+    cost = "not private" if one.epsilon is None else f"epsilon {_rounded_up(one.epsilon)}"
     cost += f" ({remark})" if remark and one.epsilon is not None else ""
     return (
         f"{one.site}: {count(one.releases, 'release')} of run {show(one.run)}, {cost}, that no"
         " finished run accounts for"
     )
+
+
+def _rounded_up(epsilon: float) -> str:
+    return f"{math.ceil(epsilon * 1000 - 1e-6) / 1000:.3f}"
 
 
 def _found(

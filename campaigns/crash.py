@@ -1,7 +1,7 @@
 """Kill sites at any moment, fill their disk, cut their writes: no debit may be lost.
 
-    python benchmarks/crash.py --json            500 killed runs, 120 with a failing disk
-    python benchmarks/crash.py --quick           15 and 12
+    python campaigns/crash.py --json            500 killed runs, 120 with a failing disk
+    python campaigns/crash.py --quick           15 and 12
 
 In each run a real site (guard, ledger, outbox, Opacus training on real records) answers the
 orders of a plan in a process of its own, and tells through a pipe what it reserved and what
@@ -29,6 +29,7 @@ from pathlib import Path
 
 # Children are forked: threads would not survive that.
 os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import torch
 from harness import Row, finish, parser, row, tell

@@ -27,7 +27,7 @@ WELCOME = pb.ToSite(welcome=pb.Welcome(version=1, coordinator="hub", most_number
 SITE = "North"
 
 
-class Estate:
+class TargetSite:
     """A federation's folder whose keys the hostile coordinator has, and a site's folder."""
 
     def __init__(self, folder: Path) -> None:
@@ -109,20 +109,20 @@ class Estate:
         return found
 
 
-Bout = Callable[["Coordinator", Any], Awaitable[None]]
+SiteAttack = Callable[["Coordinator", Any], Awaitable[None]]
 
 
 class Coordinator:
     """Does one hostile thing on each stream of the site.
 
     Args:
-        estate: whose certificate it shows.
+        target: whose certificate it shows.
         seed: of its luck.
         large: the largest number of parcels on one stream, and of megabytes in one download.
     """
 
-    def __init__(self, estate: Estate, seed: int, large: int) -> None:
-        self.estate, self.large, self.many = estate, large, large
+    def __init__(self, target: TargetSite, seed: int, large: int) -> None:
+        self.target, self.large, self.many = target, large, large
         self.chance = random.Random(seed)
         self.said = 0
         self.traffic: Counter[str] = Counter()
@@ -131,12 +131,12 @@ class Coordinator:
         self.download: Callable[[Any, pb.Want], Awaitable[None]] = self._nothing
         self.offered = ""
         self._pings = 0
-        self._order: list[Bout] = []
+        self._order: list[SiteAttack] = []
         self._answers: asyncio.Queue[pb.Answer] = asyncio.Queue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._offer = estate.offer()
+        self._offer = target.offer()
         self.port = asyncio.run_coroutine_threadsafe(self._listen(), self._loop).result(20)
 
     async def _listen(self) -> int:
@@ -144,7 +144,7 @@ class Coordinator:
             options=[("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
         )
         self._server.add_generic_rpc_handlers((_Handlers(self),))
-        credentials = grpc.ssl_server_credentials([self.estate.pem], self.estate.authority, True)
+        credentials = grpc.ssl_server_credentials([self.target.pem], self.target.authority, True)
         port = self._server.add_secure_port("127.0.0.1:0", credentials)
         await self._server.start()
         return int(port)
@@ -170,12 +170,12 @@ class Coordinator:
                 await context.write(WELCOME.SerializeToString())
                 await self._ask(context)
                 return
-            self._order = self._order or self.chance.sample(BOUTS, len(BOUTS))
-            bout = self._order.pop()
-            self.words[(bout.__doc__ or "").strip()] += 1
-            if bout not in _WITHOUT_WELCOME:
+            self._order = self._order or self.chance.sample(SITE_ATTACKS, len(SITE_ATTACKS))
+            attack = self._order.pop()
+            self.words[(attack.__doc__ or "").strip()] += 1
+            if attack not in _WITHOUT_WELCOME:
                 await context.write(WELCOME.SerializeToString())
-            await bout(self, context)
+            await attack(self, context)
         finally:
             reader.cancel()
 
@@ -237,7 +237,7 @@ class Coordinator:
             records = json.dumps({"show": {"json": json.dumps(ask)}}).encode()
         else:
             order = {"run": "one", "site": SITE, "round": 1, "attempt": 1, "purpose": kind,
-                     "plan": self.estate.plan.digest, "model": "sha256:" + "0" * 64,
+                     "plan": self.target.plan.digest, "model": "sha256:" + "0" * 64,
                      "parameters": ["w"], "nonce": "0" * 64}  # fmt: skip
             signed = {"json": json.dumps(order), "keyid": "0" * 64, "signature": "AAAA", "head": ""}
             records = json.dumps({"order": signed, "config": {}, "arrays": "arrays"}).encode()
@@ -352,7 +352,7 @@ async def no_numbers(one: Coordinator, context: Any) -> None:
     await one.drain(0.5)
 
 
-def _download(how: str) -> Bout:
+def _download(how: str) -> SiteAttack:
     async def download(one: Coordinator, context: Any, want: pb.Want) -> None:
         size = 200_000_000
         label = b"w\0<f4\0" + str(size // 4).encode()
@@ -375,7 +375,7 @@ def _download(how: str) -> Bout:
                     break
         await context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
 
-    async def bout(one: Coordinator, context: Any) -> None:
+    async def attack(one: Coordinator, context: Any) -> None:
         one.download = functools.partial(download, one)
         message = one.real()
         size = 1_000_000 if how == "too long" else 200_000_100
@@ -383,8 +383,8 @@ def _download(how: str) -> Bout:
         await one.say(context, message)
         await one.drain(1.0)
 
-    bout.__doc__ = f"A download that is {how}."
-    return bout
+    attack.__doc__ = f"A download that is {how}."
+    return attack
 
 
 async def bad_offers(one: Coordinator, context: Any) -> None:
@@ -459,7 +459,7 @@ async def too_large(one: Coordinator, context: Any) -> None:
 
 
 _WITHOUT_WELCOME = (silent, another_version, bomb, statuses)
-BOUTS: tuple[Bout, ...] = (
+SITE_ATTACKS: tuple[SiteAttack, ...] = (
     turned, turned_records, turned_records, made_up, many_at_once, large_at_once, wrong_lengths,
     no_numbers, bad_offers, twice, silent, another_version, statuses, bomb, too_large,
     *(_download(how) for how in ("empty", "too long", "cut", "stands still")),

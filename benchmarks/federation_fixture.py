@@ -65,7 +65,7 @@ def records(seed: int) -> pd.DataFrame:
     return pd.DataFrame({"x1": x1, "x2": x2, "y": (x1 > x2).astype(int)})
 
 
-class Town:
+class FederationFixture:
     """Folders and processes of a federation on loopback.
 
     Args:
@@ -79,7 +79,7 @@ class Town:
         self.folder, self.plan, self.how = folder, plan, how
         self.names = [site.name for site in plan.sites]
         self.port = free_port()
-        self.federation = MemberRegistry.found(
+        self.registry = MemberRegistry.found(
             folder / "hub", "hub", f"127.0.0.1:{self.port}", f"127.0.0.1:{free_port()}"
         )
         for number, name in enumerate(self.names):
@@ -88,11 +88,11 @@ class Town:
 
     def _enrol(self, name: str, number: int) -> None:
         home = self.folder / name
-        (self.folder / f"{name}.join").write_text(json.dumps(self.federation.invite(name)))
+        (self.folder / f"{name}.join").write_text(json.dumps(self.registry.invite(name)))
         join = Join.load(self.folder / f"{name}.join")
         make_site(home, name, None, coordinators=[join.coordinator["orders"]])
         come_in_by_file(join, home, self.folder / f"{name}.request")
-        _, certificate = self.federation.admit(self.folder / f"{name}.request")
+        _, certificate = self.registry.admit(self.folder / f"{name}.request")
         (self.folder / f"{name}.pem").write_bytes(certificate)
         take_certificate(join, home, self.folder / f"{name}.pem")
         records(number).to_csv(home / "records.csv", index=False)
@@ -116,7 +116,7 @@ coordinators = ["{join.coordinator["orders"]}"]
 plans = ["{self.plan.digest}"]
 """)
 
-    def lead(self, name: str, port: int) -> None:
+    def redirect(self, name: str, port: int) -> None:
         """Have a site dial another port, such as a proxy's."""
         path = self.folder / name / "link" / "join.json"
         value = json.loads(path.read_text())
@@ -152,7 +152,7 @@ plans = ["{self.plan.digest}"]
 
     def submit(self) -> Run:
         """Queue the plan."""
-        return submit(self.federation, self.plan, "run")
+        return submit(self.registry, self.plan, "run")
 
     def peak(self, who: str) -> float:
         """Return the most memory that a process had, in MB."""
@@ -172,7 +172,7 @@ plans = ["{self.plan.digest}"]
 
 def follow(
     run: Run,
-    town: Town,
+    federation: FederationFixture,
     until: str = "done",
     seconds: float = 3600,
     note: Callable[[int], None] = lambda done: None,
@@ -189,7 +189,7 @@ def follow(
         if status["state"] == until:
             return times
         if status["state"] == "failed" or time.monotonic() > end:
-            raise SystemExit(f"{status}\n{town.logs()}")
+            raise SystemExit(f"{status}\n{federation.logs()}")
         time.sleep(0.004)
 
 

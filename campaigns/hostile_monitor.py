@@ -14,17 +14,17 @@ from typing import Any
 
 import psutil
 
-MOST_GROWTH = 20.0
+MAX_GROWTH = 20.0
 """MB by which a process may have grown from after the warm-up to the end."""
-MOST_GAP = 15.0
+MAX_GAP = 15.0
 """Seconds between two honest answers; an honest site dials anew now and then."""
-MOST_FILES, MOST_THREADS = 5, 8
+MAX_FILES, MAX_THREADS = 5, 8
 """How many more there may be at the end than before; gRPC's own threads come and go."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One look: memory in MB (unique to the process), descriptors, threads."""
+    """One sample: memory in MB (unique to the process), descriptors, threads."""
 
     requests: int
     memory: float
@@ -33,8 +33,8 @@ class Sample:
 
 
 @dataclass
-class Watch:
-    """Looks at a process every half second, in a thread.
+class ProcessMonitor:
+    """Samples a process every half second, in a thread.
 
     Args:
         pid: of the process.
@@ -56,13 +56,13 @@ class Watch:
 
     def _run(self) -> None:
         while not self._stop.wait(0.5):
-            if (sample := self.look()) is None:
+            if (sample := self.sample()) is None:
                 self.died = True
                 return
             self.samples.append(sample)
 
-    def look(self) -> Sample | None:
-        """Look now; None if the process is gone."""
+    def sample(self) -> Sample | None:
+        """Take a sample now; None if the process is gone."""
         try:
             alive = self._process.status() != psutil.STATUS_ZOMBIE
             if not alive or self._process.create_time() != self._born:
@@ -74,7 +74,7 @@ class Watch:
         return Sample(self.requests, memory, files, threads)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop."""
         self._stop.set()
         self._thread.join()
 
@@ -88,7 +88,7 @@ class Watch:
         """Wait until the process has let go of its connections, at most ``seconds``."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            sample = self.look()
+            sample = self.sample()
             if sample is None or sample.files <= files:
                 return
             time.sleep(0.5)
@@ -107,53 +107,53 @@ class Verdict:
 
 
 def verdict(
-    watch: Watch,
+    monitor: ProcessMonitor,
     before: Sample,
     warm: Sample,
     wrong: dict[str, int],
     left: int,
     traffic: Any,
     unhandled: tuple[str, ...] = ("Traceback",),
-    most_growth: float = MOST_GROWTH,
+    max_growth: float = MAX_GROWTH,
 ) -> Verdict:
     """Judge what was seen.
 
     Args:
-        watch: of the process, stopped.
-        before: a look before the first request.
-        warm: a look after the warm-up.
+        monitor: of the process, stopped.
+        before: a sample before the first request.
+        warm: a sample after the warm-up.
         wrong: answers that must not be, by who got them.
         left: spool files at the end.
         traffic: honest messages: asked, answered, lost, wrong, and the longest gap in seconds.
         unhandled: what its log must not have.
-        most_growth: MB by which it may have grown since the warm-up.
+        max_growth: MB by which it may have grown since the warm-up.
     """
-    end = watch.look()
-    late = [s for s in watch.samples if s.requests >= watch.requests / 2]
+    end = monitor.sample()
+    late = [s for s in monitor.samples if s.requests >= monitor.requests / 2]
     slope = 0.0
     if len({s.requests for s in late}) > 2:
         numbers = [s.requests for s in late]
         slope = statistics.linear_regression(numbers, [s.memory for s in late]).slope * 10_000
-    text = watch.log.read_text(errors="replace") if watch.log.exists() else ""
-    gone = watch.died or end is None
+    text = monitor.log.read_text(errors="replace") if monitor.log.exists() else ""
+    gone = monitor.died or end is None
     now = end or Sample(0, float("inf"), 1 << 20, 1 << 20)
     waiting = traffic.get("asked", 0) - traffic.get("answered", 0) - traffic.get("lost", 0)
     rows: list[tuple[str, float, str, float | None]] = [
-        ("requests", watch.requests, "requests", None),
+        ("requests", monitor.requests, "requests", None),
         ("crashes", float(gone), "processes", 0),
         ("errors that nothing handled", sum(map(text.count, unhandled)), "errors", 0),
         *((f"wrong answers, {who}", count, "answers", 0) for who, count in sorted(wrong.items())),
         ("honest messages", traffic.get("asked", 0), "messages", None),
         ("honest messages unanswered", traffic.get("lost", 0) + max(0, waiting - 2), "messages", 0),
         ("honest messages answered wrongly", traffic.get("wrong", 0), "messages", 0),
-        ("longest time without an honest answer", round(traffic.get("gap", 0), 1), "s", MOST_GAP),
+        ("longest time without an honest answer", round(traffic.get("gap", 0), 1), "s", MAX_GAP),
         ("memory after the warm-up", round(warm.memory, 1), "MB", None),
-        ("memory growth", round(now.memory - warm.memory, 1), "MB", most_growth),
-        ("memory, most", round(max([s.memory for s in watch.samples], default=0), 1), "MB", None),
+        ("memory growth", round(now.memory - warm.memory, 1), "MB", max_growth),
+        ("memory, most", round(max([s.memory for s in monitor.samples], default=0), 1), "MB", None),
         ("slope over the last half", round(slope, 2), "MB per 10,000 requests", None),
-        ("file descriptors left", now.files - before.files, "descriptors", MOST_FILES),
-        ("threads left", now.threads - warm.threads, "threads", MOST_THREADS),
+        ("file descriptors left", now.files - before.files, "descriptors", MAX_FILES),
+        ("threads left", now.threads - warm.threads, "threads", MAX_THREADS),
         ("spool files left", left, "files", 0),
-        ("log", round(len(text) / max(1, watch.requests), 1), "bytes per request", None),
+        ("log", round(len(text) / max(1, monitor.requests), 1), "bytes per request", None),
     ]
     return Verdict(rows)

@@ -1,8 +1,8 @@
-"""The processes that benchmarks/hostile.py attacks: a coordinator, two honest sites, a site.
+"""The processes that campaigns/hostile.py attacks: a coordinator, two honest sites, a site.
 
-    python benchmarks/hostile_victims.py coordinator FOLDER LINK ENROLMENT PATIENCE FAULT
-    python benchmarks/hostile_victims.py honest FOLDER LINK
-    python benchmarks/hostile_victims.py site POLICY FAULT
+    python campaigns/hostile_victims.py coordinator FOLDER LINK ENROLMENT PATIENCE FAULT
+    python campaigns/hostile_victims.py honest FOLDER LINK
+    python campaigns/hostile_victims.py site POLICY FAULT
 
 The coordinator is the one that ``privet server start`` starts, and a thread beside it posts
 parcels: to the honest sites, whose answers are compared, and to the hostile member, so that
@@ -71,7 +71,7 @@ def _post(office: Any, folder: Path) -> None:
         time.sleep(0.05)
     large = {"w": np.arange(1 << 19, dtype="<f4")}
     mine: dict[str, tuple[Any, bool, float]] = {}
-    bait: dict[str, tuple[Any, float]] = {}
+    open_requests: dict[str, tuple[Any, float]] = {}
     number, gap, last = 0, 0.0, time.monotonic()
     while not office.stopped.wait(0.05):
         now = time.monotonic()
@@ -98,21 +98,22 @@ def _post(office: Any, folder: Path) -> None:
                 server.withdraw(key.split("/")[1])
                 said["lost"] += 1
         gap = max(gap, now - last)
-        for post_id, (answer, since) in list(bait.items()):
+        for post_id, (answer, since) in list(open_requests.items()):
             if answer.done() or now - since > 3:
                 server.withdraw(post_id)
-                del bait[post_id]
-        while len(bait) < 5:
-            arrays = large if len(bait) % 2 else {}
-            whom = IDLER if len(bait) == 3 else HOSTILE
+                del open_requests[post_id]
+        while len(open_requests) < 5:
+            arrays = large if len(open_requests) % 2 else {}
+            whom = IDLER if len(open_requests) == 3 else HOSTILE
             post_id, answer = server.post(whom, "train", "1", b"{}", arrays)
-            bait[post_id] = (answer, now)
+            open_requests[post_id] = (answer, now)
         with suppress(OSError):
             write_json(
                 folder / STATUS,
                 {
                     **said, "wrong": wrong, "gap": gap, "open": [k.split("/")[1] for k in mine],
-                    "bait": list(bait), "present": sorted(server.present()), "time": time.time(),
+                    "for_attackers": list(open_requests), "present": sorted(server.present()),
+                    "time": time.time(),
                 },
             )  # fmt: skip
 

@@ -31,9 +31,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
 import pandas as pd
+from federation_fixture import FederationFixture, free_port, plan_for
 from harness import Row, row, tell
-from link_town import Town, free_port, plan_for
 
 from privet.client.outbox import Outbox
 from privet.common.errors import InputError
@@ -68,14 +70,14 @@ class Soak:
     """A federation and who disturbs it.
 
     Args:
-        town: enrolled, not started.
+        federation: enrolled, not started.
         run: queued.
         seed: of the choice of disturbances.
         kinds: that are chosen from, each at least once.
         pauses: rounds between two of them.
     """
 
-    town: Town
+    federation: FederationFixture
     run: Run
     seed: int
     kinds: list[str]
@@ -137,7 +139,7 @@ class Soak:
         return done.stdout
 
     def _policy(self, site: str) -> str:
-        return str(self.town.folder / site / "site.toml")
+        return str(self.federation.folder / site / "site.toml")
 
     def _paused(self, site: str) -> None:
         self._command("client", "pause", "--policy", self._policy(site))
@@ -145,7 +147,7 @@ class Soak:
         self._command("client", "pause", "--end", "--policy", self._policy(site))
 
     def _disk_full(self, site: str) -> None:
-        filler = self.town.folder / site / "filler"
+        filler = self.federation.folder / site / "filler"
         with filler.open("wb", buffering=0) as stream, suppress(OSError):
             while True:
                 stream.write(bytes(1 << 16))
@@ -168,55 +170,59 @@ class Soak:
         self._signal_trainer(site, signal.SIGSTOP)
 
     def _signal_trainer(self, site: str, how: signal.Signals) -> None:
-        client = self.town.processes[site].pid
+        client = self.federation.processes[site].pid
         for child in _children(client):
             if b"training.worker" in _words(child):
                 with suppress(ProcessLookupError):
                     os.kill(child, how)
 
     def _site_killed(self, site: str) -> None:
-        self.town.kill(site)
+        self.federation.kill(site)
         self._hold()
-        self.town.start(site)
+        self.federation.start(site)
 
     def _key_rotated(self, site: str) -> None:
         self._command("client", "rotate-key", "--policy", self._policy(site))
 
     def _cloned(self, site: str) -> None:
-        copy = self.town.folder / f"copy of {site}"
+        copy = self.federation.folder / f"copy of {site}"
         left = shutil.ignore_patterns("archive")
-        shutil.copytree(self.town.folder / site, copy, ignore=left, copy_function=_copy_if_there)
-        self.town.start(copy.name)
+        shutil.copytree(
+            self.federation.folder / site, copy, ignore=left, copy_function=_copy_if_there
+        )
+        self.federation.start(copy.name)
         self.over.wait(8.0)
-        self.town.kill(copy.name)
+        self.federation.kill(copy.name)
         shutil.rmtree(copy)
 
     def _coordinator_killed(self, _: str) -> None:
-        self.town.kill("hub")
+        self.federation.kill("hub")
         self._hold()
-        self.town.start("hub")
+        self.federation.start("hub")
 
     def _coordinator_moved(self, _: str) -> None:
         port = free_port()
-        self._command("server", "set-address", str(self.town.folder / "hub"), f"127.0.0.1:{port}")
+        self._command(
+            "server", "set-address", str(self.federation.folder / "hub"), f"127.0.0.1:{port}"
+        )
         while "all were told" not in self._command(
-            "server", "status", str(self.town.folder / "hub")
+            "server", "status", str(self.federation.folder / "hub")
         ):
             self.over.wait(1.0)
-        self.town.kill("hub")
-        self.town.port = port
-        self.town.start("hub")
+        self.federation.kill("hub")
+        self.federation.port = port
+        self.federation.start("hub")
 
     def _coordinator_restored(self, _: str) -> None:
-        hub, copy = self.town.folder / "hub", self.town.folder / "hub.copy"
-        self.town.kill("hub")
+        hub, copy = self.federation.folder / "hub", self.federation.folder / "hub.copy"
+        self.federation.kill("hub")
         shutil.copytree(hub, copy)
-        self.town.start("hub")
+        self.federation.start("hub")
         self._wait_rounds(2)
-        self.town.kill("hub")
+        self.federation.kill("hub")
         lost = hub.rename(hub.with_name("hub.lost"))
         copy.rename(hub)
-        self.town.start("hub")
+        self.federation.start("hub")
         shutil.rmtree(lost)
 
 
@@ -323,7 +329,7 @@ def until_done(made: Soak, seconds: float = 7200) -> None:
         if status["state"] == "done":
             return
         if status["state"] == "failed" or made.faults or time.monotonic() > end:
-            raise SystemExit(f"{status}\n{made.faults}\n{made.town.logs()}")
+            raise SystemExit(f"{status}\n{made.faults}\n{made.federation.logs()}")
         time.sleep(0.01)
 
 
@@ -345,7 +351,7 @@ def soak(
     """
     least = len(SITES) if seeded else len(SITES) - 1
     plan = plan_for(SITES, rounds, strategy={"min_sites": least})
-    town = Town(folder, plan, ("seeded",) if seeded else ())
+    federation = FederationFixture(folder, plan, ("seeded",) if seeded else ())
     home = folder / _ON_A_DISK
     mounted = bool(kinds) and _small_disk(home)
     # Also in peace: a table's rows come in another order than a file's, and are drawn by number.
@@ -354,13 +360,13 @@ def soak(
     kinds = [kind for kind in kinds if absent.get(kind, True)]
     for name in SITES:
         (folder / name / "archive").mkdir()
-    made = Soak(town, town.submit(), seed, kinds, pauses, database)
+    made = Soak(federation, federation.submit(), seed, kinds, pauses, database)
     archive = Archive([folder / name for name in SITES])
     archive.start()
     disturber = threading.Thread(target=made.disturb, daemon=True)
     began = time.monotonic()
     try:
-        town.start_all()
+        federation.start_all()
         if kinds:
             disturber.start()
         until_done(made)
@@ -369,7 +375,7 @@ def soak(
         made.over.set()
         if disturber.ident:
             disturber.join(60)
-        town.close()
+        federation.close()
         archive.close()
         if database is not None:
             database.close()
@@ -430,7 +436,7 @@ def entries(database: Path, kind: str) -> list[dict[str, Any]]:
 
 def read(made: Soak) -> Reading:
     """Aggregate the releases that the journal names anew, and account for each charge."""
-    town = made.town
+    federation = made.federation
     journal = made.run.folder / "coordinator" / "journal.db"
     rounds = entries(journal, "round")
     same = _aggregated(made, rounds)
@@ -438,7 +444,7 @@ def read(made: Soak) -> Reading:
     charges = 0
     spare: list[Charge] = []
     for site in SITES:
-        ledger = town.folder / site / "ledger" / "ledger.db"
+        ledger = federation.folder / site / "ledger" / "ledger.db"
         released = {one["reservation"]: one["sequence"] for one in entries(ledger, "released")}
         for one in entries(ledger, "reserved"):
             charges += 1
@@ -464,7 +470,7 @@ def _near(made: Soak, charge: Charge, kinds: set[str] | None) -> bool:
 
 def _aggregated(made: Soak, rounds: list[dict[str, Any]]) -> bool:
     """Return whether journal, releases and the final model agree to the last bit."""
-    plan = made.town.plan
+    plan = made.federation.plan
     aggregator = Aggregator(plan)
     model: Arrays = initial_model(plan)
     for one in rounds:
@@ -484,7 +490,7 @@ def _aggregated(made: Soak, rounds: list[dict[str, Any]]) -> bool:
 
 
 def _archived(made: Soak, number: int, site: str, digest: str) -> Arrays | None:
-    folder = made.town.folder / site / "archive"
+    folder = made.federation.folder / site / "archive"
     for path in folder.glob(f"{made.run.id}-train-{number}-*.safetensors"):
         slot = path.name.removesuffix(".safetensors")
         release = Outbox(folder).get(slot)

@@ -1,7 +1,7 @@
 """Change a real bundle in every way we can think of; none of it may be accepted.
 
-    python benchmarks/tamper.py --json                 100,000 mutations
-    python benchmarks/tamper.py --quick                1,000
+    python campaigns/tamper.py --json                 100,000 mutations
+    python campaigns/tamper.py --quick                1,000
 
 A bundle of 3 sites and 20 rounds is made by a simulation, and a second one for replays.
 Each mutation changes the first, sets the digest in its last line right again (an opponent
@@ -25,6 +25,8 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from harness import Row, finish, parser, row, tell
 

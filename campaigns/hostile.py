@@ -1,17 +1,17 @@
 """Attack a coordinator and a site with what is malformed or not allowed; they must go on.
 
-    python benchmarks/hostile.py --json      110,000 requests to a coordinator, 20,000 to a site
-    python benchmarks/hostile.py --quick     1,500 and 400
+    python campaigns/hostile.py --json      110,000 requests to a coordinator, 20,000 to a site
+    python campaigns/hostile.py --quick     1,500 and 400
 
 A coordinator, as `privet server start` starts it, serves two honest sites that are asked and
 answer all the time, while strangers without a certificate, outsiders with one that is no
 member's, a hostile member, and guests at the enrolment port do what hostile_attacks.py lists.
-Then a site's client is at the mercy of a hostile coordinator (hostile_sites.py). Both are
+Then a site's client is at the mercy of a hostile coordinator (hostile_coordinator.py). Both are
 watched from outside: process, memory, descriptors, threads, log, spool; a site's ledger too.
 
 A stranger may see the handshake, and no byte of application data. An outsider may see
-UNAUTHENTICATED. Who asks at the door sees PERMISSION_DENIED. A member sees a status, or what it
-is entitled to. Whatever else is seen is a wrong answer.
+UNAUTHENTICATED. A newcomer at the enrolment port sees PERMISSION_DENIED. A member sees a status, or
+what it is entitled to. Whatever else is seen is a wrong answer.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
 import hostile_attacks
 from harness import Row, finish, parser, row, tell
-from hostile_attacks import KINDS, Arena, Kind, Lane
+from hostile_attacks import KINDS, AttackContext, AttackSession, Kind
+from hostile_monitor import ProcessMonitor, Verdict, verdict
 from hostile_victims import HONEST, HOSTILE, IDLER, STATUS
-from hostile_watch import Verdict, Watch, verdict
 from raw_http2 import Closed, Connection
 
 WORKERS = 3
@@ -68,15 +70,15 @@ class Tally:
                     self.examples.append(f"{kind.who}: {kind.name} got '{said}'")
 
 
-class Camp:
+class TargetFederation:
     """A federation in a folder, its coordinator and honest sites as processes, and intruders."""
 
     def __init__(self, folder: Path, fault: str = "", patience: float = 60.0) -> None:
         from privet.server.membership.registry import MemberRegistry
 
         self.folder, self.patience = folder, patience
-        self.link, self.door = _free_port(), _free_port()
-        address, enrolment = f"127.0.0.1:{self.link}", f"127.0.0.1:{self.door}"
+        self.link, self.enrolment = _free_port(), _free_port()
+        address, enrolment = f"127.0.0.1:{self.link}", f"127.0.0.1:{self.enrolment}"
         self.federation = MemberRegistry.found(folder / "hub", "hub", address, enrolment)
         self.tokens: dict[str, str] = {}
         pairs = {name: self._admit(name) for name in (*HONEST, HOSTILE, IDLER, "Eve")}
@@ -143,19 +145,19 @@ class Camp:
         contexts["tls 1.2"].maximum_version = ssl.TLSVersion.TLSv1_2
         return contexts
 
-    def arena(self) -> Arena:
+    def attack_context(self) -> AttackContext:
         """Wait for the coordinator, and return what the attackers know."""
         from privet.common.link.identity import request
 
         traffic = self.federation.folder / STATUS
         _until(lambda: _read(traffic).get("answered", 0) > 10, 60, self.log)
-        _until(lambda: _listens(self.door), 30, self.log)
+        _until(lambda: _listens(self.enrolment), 30, self.log)
         session = self._session()
         self.federation.revoke("Eve")
         asked, _ = request("Newcomer")
         requests = {"right": asked, **_bad_requests(asked)}
-        return Arena(
-            self.link, self.door, traffic, self.contexts, session, requests, self.tokens,
+        return AttackContext(
+            self.link, self.enrolment, traffic, self.contexts, session, requests, self.tokens,
             _vkeys("Newcomer"),
         )  # fmt: skip
 
@@ -170,7 +172,7 @@ class Camp:
         return session
 
     def newcomer_enrols(self) -> bool:
-        """Come in by the honest way, once the door was under attack."""
+        """Come in by the honest way, once the enrolment port was under attack."""
         from privet.client.link.join import Join, enrol
 
         path = self.folder / "join.json"
@@ -198,73 +200,73 @@ def attack_coordinator(
 ) -> tuple[Verdict, Tally]:
     """Attack a coordinator; return the verdict, and what came of each kind of attack."""
     tally = Tally()
-    camp = Camp(folder, fault, patience)
+    target = TargetFederation(folder, fault, patience)
     try:
-        arena = camp.arena()
-        watch = Watch(camp.hub.pid, camp.log)
-        before = watch.look()
+        context = target.attack_context()
+        monitor = ProcessMonitor(target.hub.pid, target.log)
+        before = monitor.sample()
         assert before is not None, "the coordinator is gone before it begins"
         first = max(len(KINDS) * 4, requests // 4)
-        _attack(arena, first, tally, watch, seed)
-        warm = _settle(arena, watch, before.files) or before
+        _attack(context, first, tally, monitor, seed)
+        warm = _settle(context, monitor, before.files) or before
         tell(f"warm after {tally.total:,} requests: {warm.memory:.0f} MB")
-        _attack(arena, requests - tally.total, tally, watch, seed + 1)
-        held = _let_go(arena, patience)
-        came_in = not watch.died and camp.newcomer_enrols()
-        _settle(arena, watch, before.files)
-        watch.stop()
-        ended = not _goes_on(arena.traffic)
-        traffic = _read(arena.traffic)
-        left = _left(camp.federation.folder / "spool")
+        _attack(context, requests - tally.total, tally, monitor, seed + 1)
+        held = _let_go(context, patience)
+        came_in = not monitor.died and target.newcomer_enrols()
+        _settle(context, monitor, before.files)
+        monitor.stop()
+        ended = not _goes_on(context.traffic)
+        traffic = _read(context.traffic)
+        left = _left(target.federation.folder / "spool")
         found = verdict(
-            watch, before, warm,
-            {who: tally.wrong[who] for who in ("stranger", "outsider", "member", "door")},
+            monitor, before, warm,
+            {who: tally.wrong[who] for who in ("stranger", "outsider", "member", "newcomer")},
             left, traffic,
         )  # fmt: skip
-        _tell_traceback(camp.log)
+        _tell_traceback(target.log)
         found.rows.append(("calls held open and not ended", held, "calls", 0))
         found.rows.append(("honest sites that could not enrol", float(not came_in), "sites", 0))
         found.rows.append(("honest service at an end", float(ended), "services", 0))
         return found, tally
     finally:
-        camp.close()
+        target.close()
 
 
 def attack_site(
     messages: int, folder: Path, *, fault: str = "", large: int = 10_000, seed: int = 0
 ) -> tuple[Verdict, Counter[str]]:
     """Put a site at the mercy of a hostile coordinator; return the verdict, and what it did."""
-    from hostile_sites import Coordinator, Estate
+    from hostile_coordinator import Coordinator, TargetSite
 
     folder.mkdir()
-    estate = Estate(folder)
-    one = Coordinator(estate, seed, large)
-    estate.settle(one.port)
+    target = TargetSite(folder)
+    one = Coordinator(target, seed, large)
+    target.settle(one.port)
     log = folder / "site.log"
-    process = _start(log, "site", str(estate.policy), fault)
+    process = _start(log, "site", str(target.policy), fault)
     try:
         _until(lambda: one.traffic["answered"] >= 1, 90, log)
         assert one.offered == "present", f"the site is not ready: {one.offered}"
-        watch = Watch(process.pid, log)
-        before = watch.look()
+        monitor = ProcessMonitor(process.pid, log)
+        before = monitor.sample()
         assert before is not None, "the site is gone before it begins"
-        offered = estate.entries()
-        _hurt(one, max(100, messages // 4), watch)
-        warm = _rest(one, watch) or before
+        offered = target.entries()
+        _hurt(one, max(100, messages // 4), monitor)
+        warm = _rest(one, monitor) or before
         tell(f"the site is warm after {one.said:,} messages: {warm.memory:.0f} MB")
-        _hurt(one, messages, watch)
-        _rest(one, watch)
-        watch.stop()
-        added = estate.entries() - offered
+        _hurt(one, messages, monitor)
+        _rest(one, monitor)
+        monitor.stop()
+        added = target.entries() - offered
         found = verdict(
-            watch, warm, warm, {}, 0, dict(one.traffic),
-            unhandled=_UNHANDLED, most_growth=SITE_GROWTH,
+            monitor, warm, warm, {}, 0, dict(one.traffic),
+            unhandled=_UNHANDLED, max_growth=SITE_GROWTH,
         )  # fmt: skip
-        kept = len(list((estate.home / "offers").glob("*")))
+        kept = len(list((target.home / "offers").glob("*")))
         others = sum(count for kind, count in added.items() if kind != "refused")
         found.rows.append(("ledger entries but refusals", others, "entries", 0))
         found.rows.append(("offers kept", kept, "files", 65))
-        if not watch.died and found.failed:
+        if not monitor.died and found.failed:
             tell(f"ledger: {dict(added)}")
         return found, one.words
     finally:
@@ -281,28 +283,30 @@ _UNHANDLED = ("never retrieved", "a parcel was not answered\nTraceback", "cygrpc
 """What a site's log must not have. Its operator is shown where a message could not be read."""
 
 
-def _hurt(one: Any, messages: int, watch: Watch) -> None:
+def _hurt(one: Any, messages: int, monitor: ProcessMonitor) -> None:
     one.goal = messages
     told = time.monotonic()
-    while one.said < messages and not watch.died:
+    while one.said < messages and not monitor.died:
         time.sleep(0.2)
-        watch.requests = one.said
+        monitor.requests = one.said
         if time.monotonic() - told > 20:
             told = time.monotonic()
-            tell(f"{one.said:,} of {messages:,} messages; {watch.samples[-1:]}")
+            tell(f"{one.said:,} of {messages:,} messages; {monitor.samples[-1:]}")
 
 
-def _rest(one: Any, watch: Watch) -> Any:
+def _rest(one: Any, monitor: ProcessMonitor) -> Any:
     """Ask honestly until three questions were answered; return a look at the site."""
     one.goal, answered = 0, one.traffic["answered"]
     until = time.monotonic() + 60
-    while one.traffic["answered"] < answered + 3 and time.monotonic() < until and not watch.died:
+    while one.traffic["answered"] < answered + 3 and time.monotonic() < until and not monitor.died:
         time.sleep(0.2)
-    watch.tidy()
-    return watch.look()
+    monitor.tidy()
+    return monitor.sample()
 
 
-def _attack(arena: Arena, requests: int, tally: Tally, watch: Watch, seed: int) -> None:
+def _attack(
+    context: AttackContext, requests: int, tally: Tally, monitor: ProcessMonitor, seed: int
+) -> None:
     """Make so many requests, each kind at least once."""
     end, begun = tally.total + requests, tally.total
     order = list(KINDS)
@@ -311,22 +315,22 @@ def _attack(arena: Arena, requests: int, tally: Tally, watch: Watch, seed: int) 
 
     def work(number: int) -> None:
         chance = random.Random(seed * 1000 + number)
-        lane = Lane(arena, chance)
-        while tally.total < end and not watch.died:
+        session = AttackSession(context, chance)
+        while tally.total < end and not monitor.died:
             with lock:
                 one = order.pop() if order else None
             one = one or chance.choices(KINDS, [k.weight for k in KINDS])[0]
             try:
-                for said in one.attack(lane):
+                for said in one.attack(session):
                     tally.note(one, said)
-                    watch.requests = tally.total
+                    monitor.requests = tally.total
             except Closed as how:
                 tally.note(one, str(how))
-                lane.drop()
+                session.drop()
             except OSError:
                 tally.note(one, "closed")
-                lane.drop()
-        lane.drop()
+                session.drop()
+        session.drop()
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(WORKERS)]
     for thread in threads:
@@ -336,28 +340,28 @@ def _attack(arena: Arena, requests: int, tally: Tally, watch: Watch, seed: int) 
         time.sleep(0.2)
         if time.monotonic() - told > 20:
             told = time.monotonic()
-            last = watch.samples[-1] if watch.samples else None
+            last = monitor.samples[-1] if monitor.samples else None
             tell(f"{tally.total - begun:,} of {requests:,}; {last}; wrong: {dict(tally.wrong)}")
 
 
-def _settle(arena: Arena, watch: Watch, files: int) -> Any:
+def _settle(context: AttackContext, monitor: ProcessMonitor, files: int) -> Any:
     """Let go of everything, wait until the process has done so too; return a look at it."""
-    while arena.held:
-        arena.held.pop().close()
-    watch.calm(30, files + 2)
-    watch.tidy()
-    return watch.look()
+    while context.held:
+        context.held.pop().close()
+    monitor.calm(30, files + 2)
+    monitor.tidy()
+    return monitor.sample()
 
 
-def _let_go(arena: Arena, patience: float) -> int:
+def _let_go(context: AttackContext, patience: float) -> int:
     """Hold calls open that do not go on; return how many are not ended in time."""
-    while arena.held:
-        arena.held.pop().close()
+    while context.held:
+        context.held.pop().close()
     calls: list[tuple[Connection, int]] = []
     body = hostile_attacks.message(b"x" * 2000, length=1 << 20)
     for method in ("Download", "Upload", "Status", "Attend"):
         with suppress(Closed, OSError):
-            call = Connection(arena.link, arena.contexts["idler"])
+            call = Connection(context.link, context.contexts["idler"])
             calls += [(call, stream := call.open(hostile_attacks.LINK + method))]
             call.put(stream, body[:1000])
     ended = 0

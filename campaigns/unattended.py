@@ -1,8 +1,8 @@
 """A federation that is left alone: what a site that falls silent costs the others.
 
-    python benchmarks/unattended.py --json           120 rounds each; soaks of 300
-    python benchmarks/unattended.py --quick          30 rounds each; soaks of 40
-    python benchmarks/unattended.py --part silence   that alone
+    python campaigns/unattended.py --json           120 rounds each; soaks of 300
+    python campaigns/unattended.py --quick          30 rounds each; soaks of 40
+    python campaigns/unattended.py --part silence   that alone
 
 Coordinator and sites are processes of their own over TLS on loopback, with a linear model.
 
@@ -18,15 +18,18 @@ from __future__ import annotations
 import asyncio
 import itertools
 import statistics
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
 import soak
+from federation_fixture import FederationFixture, follow, plan_for
 from harness import Row, finish, parser, row, tell
-from link_town import Town, follow, plan_for
 
 SITES = ["North", "East", "South"]
 _GOAL_ROUND, _GOAL_NOTICED, _GOAL_RATIO = 0.04, 10.0, 1.2
@@ -82,13 +85,13 @@ def steps(times: list[float]) -> list[float]:
 
 def undisturbed(folder: Path, rounds: int) -> list[float]:
     """Run two sites in peace; return the seconds of each round."""
-    town = Town(folder, plan_for(SITES[:2], rounds))
-    run = town.submit()
+    federation = FederationFixture(folder, plan_for(SITES[:2], rounds))
+    run = federation.submit()
     try:
-        town.start_all()
-        return steps(follow(run, town))
+        federation.start_all()
+        return steps(follow(run, federation))
     finally:
-        town.close()
+        federation.close()
 
 
 def noticed(log: Path, text: str, since: float, found: dict[str, float]) -> None:
@@ -108,10 +111,10 @@ def silenced(folder: Path, rounds: int) -> tuple[list[float], int, dict[str, flo
         the seconds until coordinator and site noticed, by their logs.
     """
     plan = plan_for(SITES, rounds, strategy={"min_sites": 2})
-    town = Town(folder, plan)
-    proxy = Hold(town.port)
-    town.lead(SITES[2], proxy.port)
-    run = town.submit()
+    federation = FederationFixture(folder, plan)
+    proxy = Hold(federation.port)
+    federation.redirect(SITES[2], proxy.port)
+    run = federation.submit()
     found: dict[str, float] = {}
     fell: list[int] = []
     watchers: list[threading.Thread] = []
@@ -123,17 +126,17 @@ def silenced(folder: Path, rounds: int) -> tuple[list[float], int, dict[str, flo
         fell.append(done)
         now = time.monotonic()
         for log, text in (("hub.log", "nothing is heard of a site"), ("South.log", "cut off")):
-            given = (town.folder / log, text, now, found)
+            given = (federation.folder / log, text, now, found)
             watchers.append(threading.Thread(target=noticed, args=given))
             watchers[-1].start()
 
     try:
-        town.start_all()
-        times = follow(run, town, note=note)
+        federation.start_all()
+        times = follow(run, federation, note=note)
         for watcher in watchers:
             watcher.join()
     finally:
-        town.close()
+        federation.close()
     return steps(times), fell[0], found
 
 

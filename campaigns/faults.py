@@ -1,7 +1,7 @@
 """A run under faults ends with the model of the run that had none, and each charge is explained.
 
-    python benchmarks/faults.py --json               300 rounds, three sites
-    python benchmarks/faults.py --quick              12 rounds
+    python campaigns/faults.py --json               300 rounds, three sites
+    python campaigns/faults.py --quick              12 rounds
 
 The same plan is run twice, with noise that can be made again, by processes of their own over TLS:
 once in peace, and once while every site dials through a proxy that cuts, holds up, doubles and
@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import tempfile
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
 import numpy as np
+from federation_fixture import FederationFixture, follow, plan_for
 from harness import Row, finish, parser, row, tell
-from link_town import Town, follow, plan_for
 
 SITES = ["North", "East", "South"]
 
@@ -93,45 +96,47 @@ class Trouble:
                 end.close()
 
 
-def undisturbed(folder: Path, rounds: int) -> Town:
+def undisturbed(folder: Path, rounds: int) -> FederationFixture:
     """Run the plan in peace."""
-    town = Town(folder, plan_for(SITES, rounds), ("seeded",))
-    run = town.submit()
+    federation = FederationFixture(folder, plan_for(SITES, rounds), ("seeded",))
+    run = federation.submit()
     try:
-        town.start_all()
-        follow(run, town)
+        federation.start_all()
+        follow(run, federation)
     finally:
-        town.close()
-    return town
+        federation.close()
+    return federation
 
 
-def disturbed(folder: Path, rounds: int, every: float, seed: int) -> tuple[Town, Counter[str]]:
+def disturbed(
+    folder: Path, rounds: int, every: float, seed: int
+) -> tuple[FederationFixture, Counter[str]]:
     """Run it under faults; ``every`` is the mean time between two kills in seconds."""
-    town = Town(folder, plan_for(SITES, rounds), ("seeded",))
-    trouble = Trouble(town.port, seed, 0.01)
+    federation = FederationFixture(folder, plan_for(SITES, rounds), ("seeded",))
+    trouble = Trouble(federation.port, seed, 0.01)
     for name in SITES:
-        town.lead(name, trouble.proxy())
-    run = town.submit()
+        federation.redirect(name, trouble.proxy())
+    run = federation.submit()
     chance, count = random.Random(seed), trouble.count
     over = threading.Event()
 
     def kill() -> None:
         while not over.wait(chance.expovariate(1 / every)):
             who = chance.choice(["hub", *SITES])
-            town.kill(who)
+            federation.kill(who)
             count["killed hub" if who == "hub" else "killed sites"] += 1
             if over.wait(chance.choice((0.0, 0.0, 2.0, 6.0))):
                 return
-            town.start(who)
+            federation.start(who)
 
-    town.start_all()
+    federation.start_all()
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
     told = time.monotonic()
     try:
         while (status := run.status)["state"] != "done":
             if status["state"] == "failed":
-                raise SystemExit(f"{status}\n{town.logs()}")
+                raise SystemExit(f"{status}\n{federation.logs()}")
             if time.monotonic() - told > 30:
                 told = time.monotonic()
                 tell(f"round {status.get('round', 0)}, {dict(count)}")
@@ -139,33 +144,35 @@ def disturbed(folder: Path, rounds: int, every: float, seed: int) -> tuple[Town,
     finally:
         over.set()
         killer.join()
-        town.close()
-    return town, count
+        federation.close()
+    return federation, count
 
 
-def model_of(town: Town) -> dict[str, np.ndarray]:
+def model_of(federation: FederationFixture) -> dict[str, np.ndarray]:
     """Return the final model."""
     from privet.server.snapshot import load_model
 
-    return load_model(town.federation.folder / "runs" / "run" / "model" / "model.safetensors")[0]
+    return load_model(federation.registry.folder / "runs" / "run" / "model" / "model.safetensors")[
+        0
+    ]
 
 
-def judge(town: Town, rounds: int) -> tuple[int, int, int]:
+def judge(federation: FederationFixture, rounds: int) -> tuple[int, int, int]:
     """Verify all ledgers; return faults, broken attempts and charges that nothing explains."""
     from privet.privacy.audit.bundle import write_bundle
     from privet.privacy.audit.verify import verify
     from privet.privacy.evidence.statement import Entry
     from privet.privacy.evidence.store import Store
 
-    folder = town.federation.folder / "runs" / "run"
-    out = town.folder / "run.bundle"
-    write_bundle([folder, *(town.folder / name / "ledger" for name in SITES)], out)
+    folder = federation.registry.folder / "runs" / "run"
+    out = federation.folder / "run.bundle"
+    write_bundle([folder, *(federation.folder / name / "ledger" for name in SITES)], out)
     verdict = verify(out, folder / "roster-fingerprints.json")
     for fault in verdict.faults:
         tell(f"fault: {fault}")
     broken = unexplained = 0
     for site in verdict.sites:
-        leaves = Store(town.folder / site.site / "ledger" / "ledger.db").leaves()
+        leaves = Store(federation.folder / site.site / "ledger" / "ledger.db").leaves()
         kinds = Counter(Entry.read(leaf).kind for leaf in leaves)
         broken += kinds["aborted"]
         unexplained += abs(site.charges - kinds["released"] - kinds["aborted"])

@@ -1,7 +1,7 @@
 """Two processes race for the last ε of a population; it is never overspent.
 
-    python benchmarks/race.py --json             10,000 tries
-    python benchmarks/race.py --quick            300
+    python campaigns/race.py --json             10,000 tries
+    python campaigns/race.py --quick            300
 
 One ledger, two processes that hold it open. In each try a new population is registered whose
 cap covers one run and no second one, and both processes reserve at the same moment, for two
@@ -19,6 +19,8 @@ import time
 from collections import Counter
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 from harness import finish, parser, row, tell
 
