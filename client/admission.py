@@ -31,7 +31,7 @@ class Refusal(Exception):
 
     Args:
         status: that the coordinator receives.
-        reason: for the operator; it may speak of private data.
+        reason: for the operator; it may contain private data.
     """
 
     def __init__(self, status: Status, reason: str) -> None:

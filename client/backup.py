@@ -12,13 +12,13 @@ from privet.privacy.policy import Policy
 
 _FOLDERS = (LINK, STATE, "ledger", "offers", "outbox", "copies", "journals")
 _LEFT_OUT = ("trainer", "snapshots", "trainer.log")
-"""Files of a coordinator's state folder that speak of records, or can be made again."""
+"""Files of a coordinator's state folder with data about records, or that can be made again."""
 
 
 def back_up_site(policy_file: Path, out: Path) -> Backup:
     """Write policy, ledger, keys and the state kept for coordinators into a tar file.
 
-    The file holds no records, logs or checks, which speak of people; nor the recovery key, which
+    The file holds no records, logs or checks, which are about people; nor the recovery key, which
     must be kept elsewhere.
 
     Args:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from privet.client.admission import AdmissionControl, NotApproved, Refusal
 from privet.client.app import context_of, create_app, serve
 from privet.client.data.probe import DatabaseProbe
-from privet.client.data.source import require_source
+from privet.client.data.source import misfit, require_source
 from privet.client.link.addresses import Addresses
 from privet.client.link.coordinators import Membership
 from privet.client.link.dial import LinkRequest, LinkResponse
@@ -45,6 +45,7 @@ from privet.client.turns import Turns
 from privet.common.canonical import digest_json
 from privet.common.code import code_digest
 from privet.common.errors import (
+    DataError,
     EvidenceFault,
     NoRoom,
     NoteError,
@@ -121,7 +122,8 @@ class SiteEndpoint:
 
         Questions (:data:`privet.client.link.dial.BESIDE`) may be asked while another call answers.
         """
-        turn = self.turns.for_order(self._round_s) if asked.kind in ORDERS else nullcontext()
+        round_s = 0.0 if (site := self._site) is None else site.plan.strategy.timeout
+        turn = self.turns.for_order(round_s) if asked.kind in ORDERS else nullcontext()
         with turn, self.turns.ledger:
             if asked.kind == offer.RUNS:
                 journals = self._journals.all(self._roster_check.order_keys_of_ours())
@@ -134,12 +136,6 @@ class SiteEndpoint:
             return LinkResponse(
                 *serve(self._app, self._context, asked.kind, asked.records, asked.arrays)
             )
-
-    @property
-    def _round_s(self) -> float:
-        """Seconds that a round of the run may take."""
-        site = self._site
-        return 0.0 if site is None else site.plan.strategy.timeout
 
     def take_notice(self, notice: pb.Notice) -> None:
         """Keep what the coordinator tells of itself (:mod:`privet.client.link.notices`).
@@ -240,8 +236,16 @@ class SiteEndpoint:
                 self.close()
                 with suppress(OSError):  # a full disk; the next offer keeps it
                     self._offers.keep_run(records)
-            waits = isinstance(no, NotApproved)
-            return self._tell(Status.WAITS_FOR_APPROVAL if waits else no.status, str(no), about)
+            if not isinstance(no, NotApproved):
+                return self._tell(no.status, str(no), about)
+            before = self._said
+            self._tell(Status.WAITS_FOR_APPROVAL, str(no), about)
+            if self._said != before and (fault := misfit(policy, plan)):
+                # An error's text is for the operator's log alone: it names columns.
+                _LOG.warning(
+                    "an offered plan does not fit", extra={**about, "why": DataError(fault)}
+                )
+            return Status.WAITS_FOR_APPROVAL
         except PolicyError as error:
             return self._tell(Status.REFUSED_POLICY, str(error), about)  # it holds no record
         except (PrivetError, OSError) as error:

@@ -321,7 +321,7 @@ async def run(*dialers: Dialer, turns: Turns | None = None) -> None:
 
     Args:
         dialers: one for each coordinator.
-        turns: of their endpoints; None if nobody waits for an answer.
+        turns: of their endpoints; None ends the link without waiting for an answer.
 
     Raises:
         RunError: if no coordinator knows this site, or all speak another version.
@@ -344,12 +344,12 @@ async def run(*dialers: Dialer, turns: Turns | None = None) -> None:
 
 @dataclass
 class _Stop:
-    """Ends the links of a client: called at each signal.
+    """End the links of a client; called at each signal.
 
     Attributes:
         dialers: one for each coordinator.
         tasks: in which they run.
-        turns: of their gates.
+        turns: of their endpoints.
     """
 
     dialers: Sequence[Dialer]

@@ -23,8 +23,8 @@ class Turns:
         order: held from an order's reservation to its release: the ledger has one open reservation
             at a time, and the machine one trainer at work.
         stopping: set once the client is stopping; no order begins after it.
-        order_ends: when the order that began last is too late for its round, on the monotonic
-            clock.
+        order_ends: time on the monotonic clock from which the last order's answer is too late for
+            its round.
         heads: the heads that each coordinator saw of the ledger; hold ``ledger`` to use it.
     """
 
@@ -39,7 +39,7 @@ class Turns:
         """Wait until no other coordinator's order is being answered.
 
         Args:
-            seconds: that a round may take by the plan of the order.
+            seconds: longest time of a round, by the order's plan.
 
         Raises:
             InputError: if the client is being stopped.
@@ -49,7 +49,8 @@ class Turns:
         try:
             # Again: the client may have been stopped while this waited for the lock.
             self._require_going_on()
-            # And once more after it is said: whoever sets ``stopping`` then reads how long to wait.
+            # And once more after `order_ends` is set: the signal handler sets `stopping`, and then
+            # reads from it how long to wait.
             self.order_ends = time.monotonic() + seconds
             self._require_going_on()
             yield

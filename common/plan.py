@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -211,9 +212,19 @@ class Training(Part):
     optimizer: Literal["sgd", "adam"] = "sgd"
     micro_batch: Count = 256
     copies: Annotated[int, Field(ge=1, le=256)] = 1
-    clipping: Literal["auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch"] = "auto"
+    clipping: Literal["auto", "bookkeeping", "opacus-hooks", "functorch"] = "auto"
     clip: Positive | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100)] = MAX_ATTEMPTS
+
+    @field_validator("clipping", mode="before")
+    @classmethod
+    def _not_removed(cls, value: Any) -> Any:
+        if value == "opacus-ghost":
+            raise ValueError(
+                "'opacus-ghost' was removed; use 'auto': book-keeping takes ghost norms where they "
+                "cost less, and needs no second backward pass"
+            )
+        return value
 
 
 class Strategy(Part):
@@ -422,9 +433,6 @@ class Plan(Part):
             self._require_something_to_measure()
         if self.training.copies > 1 and ":" not in self.task.kind and not self.task.augment:
             raise ValueError("'training.copies' without 'task.augment': a record twice is the same")
-        person = self.privacy is not None and self.privacy.unit == "person"
-        if (person or self.training.copies > 1) and self.training.clipping == "opacus-ghost":
-            raise ValueError("training.clipping 'opacus-ghost' is for unit 'record' without copies")
         if self.privacy is None and self.metrics.source == "gate":
             raise ValueError("metrics from the gate need a [privacy] section")
         return self

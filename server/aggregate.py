@@ -175,11 +175,11 @@ class Aggregator:
         return draft.seal() if draft is not None else FrozenArrays(joined)
 
     def join_made_up(self, model: Arrays, updates: dict[str, Arrays], nodes: list[int]) -> Arrays:
-        """Aggregate made-up updates as a first round would; only a rehearsal does this.
+        """Aggregate generated updates as a first round would; only a rehearsal does this.
 
         Args:
             model: the model that the updates start from.
-            updates: made-up update of each site, by its name.
+            updates: generated update of each site, by its name.
             nodes: node ids that the strategy is given, one for each site.
 
         Raises:

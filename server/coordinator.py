@@ -135,7 +135,7 @@ class Coordinator:
         """End the streams of revoked sites, and publish which sites are connected."""
         gone: set[str] = set()
         while not self.stopped.wait(_LOOK):
-            # A full disk, or a file that is being mended, must not end this thread.
+            # A full disk, or a file that is being repaired, must not end this thread.
             try:
                 gone = self._cut_off(gone)
             except Exception:
@@ -193,7 +193,7 @@ class Coordinator:
             if run.status["state"] in OPEN and run.id not in self._held:
                 try:
                     self._run(run)
-                    self._offered.clear()  # sites are free: whoever waits is offered anew
+                    self._offered.clear()  # sites are free: waiting runs are offered again
                 except CoordinatorStopped:
                     return
                 except RunDeferred:
@@ -271,7 +271,7 @@ class Coordinator:
         try:
             revoked = self._revoked()
         except InputError:
-            return  # the watcher says so; a file that is being mended ends no run
+            return  # the watcher logs it; a file that is being repaired ends no run
         gone = [name for name in names if name in revoked]
         if gone and len(names) - len(gone) < least:
             who = "', '".join(gone)
@@ -314,14 +314,15 @@ class Coordinator:
         raise CoordinatorStopped("stopped while waiting for sites")
 
     def _gives_way(self, run: Run, said: dict[str, str], seconds: float) -> bool:
-        """Whether a run that waits lets another one try.
+        """Whether a waiting run lets another one try.
 
-        It has its turn, but where only a person can help it, and another was not offered yet since
-        the sites are free: that one's operators shall not look at it a turn later.
+        A run has its full turn, with one exception: only a person can help it, and another run was
+        not offered since the sites became free. Then the other run's operators should not have to
+        wait a turn before they see the plan.
 
         Args:
             run: that waits.
-            said: what its sites answered last.
+            said: the last answer of each of its sites.
             seconds: that it has waited.
         """
         if seconds > _TURN:
@@ -329,7 +330,7 @@ class Coordinator:
         return any(map(_needs_a_person, said.values())) and bool(self._others(run) - self._offered)
 
     def _others(self, run: Run) -> set[str]:
-        """Return the other runs that wait."""
+        """Return the names of the other waiting runs."""
         return {
             one.id
             for one in runs(self.federation)
@@ -354,5 +355,5 @@ class Coordinator:
 
 
 def _needs_a_person(answer: str) -> bool:
-    """Whether what a site answered to an offer changes only by what its operator does."""
+    """Whether only a site's operator can change the site's answer to an offer."""
     return answer == Status.WAITS_FOR_APPROVAL or answer.startswith("refused-")

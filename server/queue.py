@@ -343,7 +343,7 @@ def submit(federation: MemberRegistry, plan: Plan, run_id: str, *, by: str = "")
         )
     facts = {"run": run_id, "state": "queued", "submitted": time.time(), "plan": plan.digest}
     facts |= {"by": by} if by else {}
-    # Whole before it is there: a run without a status would hold its name for ever.
+    # Whole before it is there: a run without a status would hold its name permanently.
     half = folder.with_name(f".{run_id}")
     write_json(half / "plan.json", plan.to_dict())
     write_json(half / "status.json", facts)

@@ -2,8 +2,8 @@
 
 ::
 
-    first model ── made-up updates ── compression and back ── strategy ── mean of the last models
-                                                                 └── snapshot: saved and read
+    first model ── generated updates ── compression and back ── strategy ── mean of the last models
+                                                                   └── snapshot: saved and read
 
 The rehearsal finds the faults of a plan that need no site: a strategy that cannot be imported, does
 not know an option or returns no model; unreadable first weights; a folder that cannot be written.
@@ -32,7 +32,7 @@ _SITES = 3
 
 
 def rehearse(plan: Plan, model: Arrays, folder: Path) -> None:
-    """Run the coordinator's steps of one round, with made-up updates.
+    """Run the coordinator's steps of one round, with generated updates.
 
     Args:
         plan: with its noise calibrated.

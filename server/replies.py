@@ -1,4 +1,4 @@
-"""The sites' answers in a round, and each site's standing."""
+"""The sites' answers in a round, and each site's state after them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reply:
 
     @property
     def standing(self) -> SiteStanding:
-        """The site's standing after this answer."""
+        """The site's state after this answer."""
         if self.release is not None:
             return SiteStanding.RELEASED
         if self.unproved:
@@ -68,7 +68,7 @@ class Replies:
     def heard(
         self, sites: Iterable[str], attempts: Mapping[str, int], now: float
     ) -> dict[str, Heard]:
-        """Return each site's standing, tries and time since its last answer.
+        """Return each site's state, tries and time since its last answer.
 
         Args:
             sites: that may take part in the round.

@@ -16,7 +16,7 @@ MAX_PAUSE_S = 60.0
 
 
 class SiteStanding(Enum):
-    """A site's standing in a round."""
+    """A site's state in a round."""
 
     RELEASED = auto()
     SILENT = auto()
@@ -27,7 +27,7 @@ class SiteStanding(Enum):
     FAILED = auto()
     """It failed or is in conflict: a new attempt may have another outcome."""
     OUT = auto()
-    """It refused for good."""
+    """It refused permanently."""
 
 
 class End(Enum):

@@ -76,7 +76,7 @@ class LaterWitness:
         self._recorder, self._of = None, ""
 
     def _recorder_of(self, run: Run) -> EvidenceCollector:
-        """Return the run's recorder; it is kept, so that a long journal is not read each time."""
+        """Return the run's collector; it is kept, so that a long journal is not read each time."""
         if self._recorder is None or self._of != run.id:
             self.close()
             self._recorder = self._federation.recorder(run.roster(self._federation), run.folder)

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import RunError
@@ -89,24 +87,8 @@ _PIECE = 4 * BLOCK
 """Bytes that are written at once."""
 
 
-def load_model(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """Read a model and the facts of its header.
-
-    Raises:
-        RunError: if the file cannot be read.
-    """
-    try:
-        raw = path.read_bytes()
-        size = int.from_bytes(raw[:8], "little")
-        facts: dict[str, str] = json.loads(raw[8 : 8 + size])["__metadata__"]
-        stored = load(raw)
-        return {name: stored[name] for name in json.loads(facts["names"])}, facts
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
-        raise RunError(f"{path}: the model cannot be read: {error}") from error
-
-
 def map_model(path: Path) -> tuple[Mapped, dict[str, str]]:
-    """Read a model as :func:`load_model` does, but leave its arrays in the file, mapped.
+    """Read a model and the facts of its header; its arrays are left in the file.
 
     Raises:
         RunError: if the file cannot be read.

@@ -64,7 +64,7 @@ class PublicTest:
 
 
 def rehearse_public(plan: Plan) -> None:
-    """Compute the metrics of a public test split on made-up records.
+    """Compute the metrics of a public test split on generated records.
 
     Args:
         plan: with its noise calibrated, rehearsed at a site.

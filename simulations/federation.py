@@ -39,7 +39,7 @@ class SimulatedFederation:
         plan: the only plan of the run.
         folder: the run folder, absolute.
         ledgers: folder of ledgers that last over runs; None keeps them in the run folder.
-        cap: life-time ε of each site's population, if it is registered now; None takes the plan's
+        cap: lifetime ε of each site's population, if it is registered now; None takes the plan's
             ε.
         setting: noted in every genesis.
     """

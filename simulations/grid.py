@@ -88,7 +88,7 @@ class InProcessGrid(OwnGrid):
         try:
             reply = self._app(message, context)
         except Exception as error:
-            # Only the kind of error: its text could speak of private data.
+            # Only the kind of error: its text could contain private data.
             reply = Message(Error(_CLIENT_FAILED, type(error).__name__), reply_to=message)
         number_message(reply)
         self._replies[number] = reply

@@ -34,7 +34,7 @@ class SiteResult:
     """A site's part in a run, and its privacy loss.
 
     Attributes:
-        loss, cap: privacy loss, and life-time ε; None in a run without privacy.
+        loss, cap: privacy loss, and lifetime ε; None in a run without privacy.
         released: number of the ``rounds`` in which the site released an update, or its table if
             nothing is trained.
         log: its operator's log.
@@ -51,7 +51,7 @@ class SiteResult:
 
     @property
     def reason(self) -> str:
-        """The operator's line about the last failure, or ''. It may speak of records."""
+        """The operator's line about the last failure, or ''. It may quote records."""
         if self.released == self.rounds:
             return ""
         lines = operator_lines(self.log.parent.parent.parent, self.name)

@@ -70,7 +70,7 @@ class Setting:
         data_dir: folder of the records, or None.
         base: folder of the plan's relative paths.
         ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
-        cap: life-time ε of each site's population, if its ledger is new.
+        cap: lifetime ε of each site's population, if its ledger is new.
         open_again: whether the plan may run although its failures closed it, in ledgers that last.
     """
 
@@ -333,7 +333,7 @@ def check(plan: Plan) -> None:
 
 
 def rehearse(plan: Plan, folder: Path) -> None:
-    """Run all steps of a round once, on made-up records, before anything is charged.
+    """Run all steps of a round once, on generated records, before anything is charged.
 
     Args:
         plan: with its noise calibrated.

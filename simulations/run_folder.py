@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from privet.common.canonical import write_json
+from privet.privacy.audit.card import write_card
 from privet.server.snapshot import save_model
 from privet.simulations import plots
-from privet.simulations.card import model_card
 from privet.simulations.result import Result, remarked
+
+_SOURCES = {
+    "public": "a test split that counts as public",
+    "gate": "the sites' held-out records, noised and paid for",
+    "off": "none",
+}
 
 
 def write_result(result: Result) -> Result:
@@ -23,7 +29,14 @@ def write_result(result: Result) -> Result:
     facts = {"run": result.run, "plan": result.plan.digest, "claim": result.claim}
     save_model(folder / "model" / "model.safetensors", result.model, facts)
     with remarked(remarks, "the model card could not be made"):
-        (folder / "model" / "README.md").write_text(model_card(result), encoding="utf-8")
+        card = write_card(
+            result.plan,
+            result.metrics,
+            result.standing,
+            source=_SOURCES[result.plan.metrics.source],
+            note=result.note,
+        )
+        (folder / "model" / "README.md").write_text(card, encoding="utf-8")
     with remarked(remarks, "the plots could not be made"):
         plots.write(result, folder / "plots")
     result = replace(result, remarks=tuple(remarks))

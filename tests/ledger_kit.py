@@ -180,3 +180,9 @@ def raw(folder: Path, *statements: str) -> None:
 
 
 RELEASE = "sha256:" + "d" * 64
+
+
+def close_budget(ledger: Ledger, population: str) -> None:
+    """Write ``budget-closed``, which no command writes; ledgers and verifiers read it."""
+    closed = ledger.book.populations[population].closed
+    ledger._once("budget-closed", closed, population=population)

@@ -15,7 +15,7 @@ from privet.common.plan import Numeric, TaskSpec
 from privet.common.tasks.tabular import scaled
 
 HALF = 0.5
-"""Share of a column's cells from which its range or its list of values is said to be wrong."""
+"""Share of a column's cells from which its range or its list of values counts as wrong."""
 
 
 @dataclass(frozen=True)

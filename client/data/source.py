@@ -11,7 +11,7 @@ from pathlib import Path
 from privet.client.data.loader import require_database
 from privet.client.data.suffix import is_parquet
 from privet.client.data.text_file import header_of
-from privet.common.errors import DataError, DataMissing, PolicyError
+from privet.common.errors import DataError, DataMissing, PolicyError, PrivetError
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
 
@@ -48,6 +48,28 @@ def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
             raise DataError(f"{path}: there is no column '{name}', which the plan reads")
         if data.columns is not None and name not in data.columns:
             raise DataError(f"the policy does not give the column '{name}', which the plan reads")
+
+
+def misfit(policy: Policy, plan: Plan) -> str:
+    """Return why a site's file does not fit a plan, as far as its header says it, or "".
+
+    A database is not asked, since to connect is an event in its own log and needs the password. Its
+    columns stand in the policy, which is against a plan that names others.
+
+    Args:
+        policy: of the site.
+        plan: that was offered.
+    """
+    try:
+        data_set = policy.data_set_for(plan)
+        data = policy.data_set(data_set)[1]
+        if data.sql is None and policy.path_of(data) is not None:
+            require_source(policy, data_set, plan)
+    except (DataError, DataMissing) as error:
+        return f"the records here do not fit it: {error}"
+    except PrivetError:
+        pass  # what else is wrong is said elsewhere
+    return ""
 
 
 def columns_of(path: Path) -> list[str]:

@@ -309,7 +309,7 @@ def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...],
     streamed = connection.execution_options(
         stream_results=True,
         max_row_buffer=_CHUNK,
-        # pymssql looks for places of parameters in names, unless it is given none at all.
+        # pymssql searches names for placeholders of parameters, unless it gets no parameters.
         no_parameters=database.dbms == "mssql",
     )
     with (

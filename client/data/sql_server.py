@@ -231,7 +231,7 @@ class SqlServer(ServerDialect):
         if field.type in _TEXT:
             text = sa.cast(cell, mssql.NVARCHAR())
             length: sa.ColumnElement[Any] = sa.func.datalength(text)
-            # Blanks at an end do not count where SQL Server compares: the length tells them apart.
+            # SQL Server ignores blanks at an end when it compares: the length distinguishes them.
             order = (text.collate("Latin1_General_100_BIN2"), length)
             convert = unpadded if field.type in ("char", "nchar") else decoded
             selected = sa.cast(text, mssql.VARBINARY("max"))  # type: ignore[no-untyped-call]

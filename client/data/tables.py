@@ -62,7 +62,7 @@ def read_table(
     Args:
         path: the file.
         columns: to read, in this order; None reads all.
-        multiline: whether quoted cells of a text file may hold line ends.
+        multiline: whether quoted cells of a text file may hold line breaks.
 
     Raises:
         DataMissing: if there is no such file.
@@ -97,7 +97,7 @@ def read_text(
         stream: the file's bytes, decompressed.
         separator: one character between two cells.
         columns: to read, in this order; None reads all.
-        multiline: whether quoted cells may hold line ends.
+        multiline: whether quoted cells may hold line breaks.
 
     Raises:
         DataError: if the names of the columns cannot be read, one is there twice, or one is
@@ -163,7 +163,7 @@ def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
 
 
 def text_table(text: str, separator: str = ",") -> Table:
-    """Read a text as a CSV file, with quoted line ends; see :func:`read_text`.
+    """Read a text as a CSV file, with quoted line breaks; see :func:`read_text`.
 
     Args:
         text: the file's content.

@@ -2,8 +2,8 @@
 
 If records are single lines, each line is split off, decoded and parsed alone, so that a damaged
 line costs only itself (level b of the neighbours in docs/reference/honesty.md). If quoted cells may
-hold line ends, a quote that is never closed swallows the lines after it, up to the longest record;
-then the file's owner vouches for its quoting. Pandas is not needed.
+hold line breaks, a quote that is never closed swallows the lines after it, up to the longest
+record; then the file's owner vouches for its quoting. Pandas is not needed.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def records(
     Args:
         stream: the file.
         separator: one character between two cells.
-        multiline: whether quoted cells may hold line ends.
+        multiline: whether quoted cells may hold line breaks.
     """
     yield from (_joined if multiline else _apart)(_lines(stream), separator)
 
@@ -160,7 +160,7 @@ def _joined(
         try:
             cells = next(reader, None)
         except _Overlong:
-            # A generator ends with what it raised; the lines behind it go on.
+            # A generator ends with what it raised; the lines after it need a new one.
             reader = csv.reader(texts(), delimiter=separator, strict=True)
             yield begins, _TOO_LONG
             continue

@@ -31,7 +31,7 @@ _CONDITIONS = (
     exp.Null, exp.Neg, exp.Tuple, exp.Cast, exp.DataType, exp.DataTypeParam, exp.Array, exp.Any,
     exp.National, exp.RawString, exp.DateStrToDate, exp.StrToTime,
 )  # fmt: skip
-"""What may stand in a ``WHERE``: comparisons of a row's own columns with constants."""
+"""The allowed parts of a ``WHERE``: comparisons of a row's own columns with constants."""
 _TEXT = (exp.DataType.Type.TEXT, exp.DataType.Type.VARCHAR, exp.DataType.Type.CHAR)
 _TYPED = ("tsql", "oracle")
 _OF_TABLE = ("this", "db", "catalog", "alias", "only")
@@ -81,7 +81,7 @@ def plain_source(definition: str | exp.Expression, dialect: str) -> exp.Table | 
 
 
 def _single_table(tree: exp.Select, dialect: str) -> exp.Table | str:
-    """Return the one stored table or view that a query selects from, or what speaks against it."""
+    """Return the one table or view from which a query selects, or in words why there is none."""
     for name, value in tree.args.items():
         if value and name not in _CLAUSES:
             return f"has a clause {name.strip('_').upper()}"
@@ -97,7 +97,7 @@ def _single_table(tree: exp.Select, dialect: str) -> exp.Table | str:
 
 
 def _column_fault(tree: exp.Select) -> str | None:
-    """Return which column a query computes, or None where it only chooses columns."""
+    """Return the column that a query computes, in words; None if it only chooses columns."""
     for chosen in tree.expressions:
         column = chosen.this if isinstance(chosen, exp.Alias) else chosen
         if not isinstance(column, exp.Column | exp.Star):

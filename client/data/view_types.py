@@ -109,7 +109,7 @@ def _is_safe(node: exp.Expression, dialect: str, known: Mapping[str, Declared]) 
 
 
 def _sides(node: exp.Expression) -> list[exp.Expression]:
-    """Return what a comparison compares."""
+    """Return the two or more sides of a comparison."""
     if isinstance(node, exp.Between):
         sides = [node.this, node.args["low"], node.args["high"]]
     elif isinstance(node, exp.In):
@@ -131,7 +131,7 @@ def _fits(constant: exp.Expression, kind: Kind, dialect: str) -> bool:
 
 
 def _is_moment(constant: exp.Expression) -> bool:
-    """Return whether a constant is written as a date or a time, as Oracle takes it."""
+    """Return whether a constant is written as a date or a time that Oracle accepts."""
     if not isinstance(constant, exp.DateStrToDate | exp.StrToTime | exp.Cast):
         return False
     if isinstance(constant, exp.Cast) and constant.to.this not in _TIMES:

@@ -167,15 +167,15 @@ class Dialer:
 
     @property
     def owes(self) -> bool:
-        """Whether an answer that does not come beside others is being made, or not sent yet."""
+        """Whether an order's answer is being made, or not sent yet; other answers do not count."""
         return bool(self._owed)
 
     def begin_nothing(self) -> None:
-        """Answer only what was begun, and questions that come beside, from now on."""
+        """From now on, answer only requests that were begun, and questions beside orders."""
         self._stopping = True
 
     async def close(self) -> None:
-        """End :meth:`run` once the coordinator has read all that was sent."""
+        """End :meth:`run` once the coordinator has read everything that was sent."""
         self._closed = True
         if (stream := self._stream) is None:
             return

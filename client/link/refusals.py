@@ -1,7 +1,7 @@
 """A site's refusals: a neutral log line for each order and offer, and the last of them on disk.
 
 A line names run, round and attempt, and the status that the coordinator received. The reason is in
-the operator's log and nowhere else: it may speak of records (H30).
+the operator's log and nowhere else: it may contain data of records (H30).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Refusals:
         self._keep(offer={"plan": plan, "status": str(status), "time": int(time.time())})
 
     def note_repeated(self) -> None:
-        """Note that the offer which the site is not ready for was made once more."""
+        """Note that the coordinator repeated the offer for which the site is not ready."""
         with suppress(OSError):
             os.utime(self.home / _FILE)
 

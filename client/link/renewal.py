@@ -66,7 +66,7 @@ class Renewal:
             ) from None
 
     def require_fit(self) -> None:
-        """Check that key and certificate belong together; if not, only other files can mend it.
+        """Check that key and certificate belong together; if not, only other files can repair it.
 
         Raises:
             KeyFault: if they do not.

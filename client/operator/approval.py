@@ -1,8 +1,8 @@
 """Derive from the operator's decisions who approved a plan, and why it may not run now.
 
 The functions are pure. The rules are those of docs/reference/policy.md;
-:class:`~privet.client.admission.AdmissionControl` holds orders to them, and ``privet budget`` tells
-the result beforehand.
+:class:`~privet.client.admission.AdmissionControl` holds orders to them, and ``privet budget``
+prints the result beforehand.
 
 If the policy has ``[officers]``, an approval counts if the officer's own key signed it
 (:mod:`privet.privacy.evidence.officers`). Otherwise names are not authenticated: a holder of the

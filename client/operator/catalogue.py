@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from privet.client.data.source import misfit
 from privet.client.link.offers import Offer, Offers
 from privet.client.operator.approval import approval_fault, waits_for_approval
 from privet.client.operator.forecast import Forecast, Place
@@ -51,6 +52,7 @@ class Listed:
         offered: time of the last offer, in seconds since 1970; None if there was none lately.
         attempts: how many failed in a row, and how many may.
         why: a note for the operator: why it may not run, or cannot be read; "" for none.
+        misfit: why the site's records do not fit an offered plan that may run; "" if they do.
         forecast: its cost; None if it is not priced.
         against: digest of the plan with which ``changes`` compares: the last approved one of the
             same name, or else of the same coordinator; "" without one.
@@ -66,6 +68,7 @@ class Listed:
     offered: float | None = None
     attempts: tuple[int, int] = (0, 1)
     why: str = ""
+    misfit: str = ""
     forecast: Forecast | None = None
     against: str = ""
     changes: tuple[Change, ...] = field(default=())
@@ -91,7 +94,7 @@ class Listed:
             "left_after": cost.left_after if cost else None,
             "cap": cost.cap.epsilon if cost else None,
             "fits": cost.fits if cost else None,
-            "why": _cut(self.why, MAX_WHY_CHARS) or None,
+            "why": _cut(self.why or self.misfit, MAX_WHY_CHARS) or None,
             "against": self.against or None,
             "changes": [vars(change) for change in self.changes],
         }
@@ -142,6 +145,7 @@ class Catalogue:
         else:
             state = OFFERED if offer is not None or not by else APPROVED
             forbidden = forbidden or approval_fault(policy, book, digest) or ""
+        is_asked = offer is not None and plan is not None and state in (WAITS, APPROVED)
         return Listed(
             digest, state, by, plan,
             coordinator=offer.coordinator if offer else "",
@@ -149,6 +153,7 @@ class Catalogue:
             offered=offer.offered if offer else None,
             attempts=attempts,
             why=why or forbidden,
+            misfit=misfit(policy, plan) if is_asked and plan is not None else "",
         )  # fmt: skip
 
     def priced(self, listed: Listed) -> Listed:

@@ -2,9 +2,9 @@
 
 ``privet client check`` encodes the site's own records as a run would. It reports which records are
 left out, which cells fall outside the plan's constants, and whether the model treats the real
-records as it treats made-up ones. Nothing leaves the site, nothing is spent. Every check that reads
-records belongs here: at the start of a run none may change what leaves a site, or whether anything
-does (H30).
+records as it treats generated ones. Nothing leaves the site, nothing is spent. Every check that
+reads records belongs here: at the start of a run none may change what leaves a site, or whether
+anything does (H30).
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ def _same(one: torch.Tensor, two: torch.Tensor) -> bool:
 
 
 def _model(found: DataCheck, bench: ModelRuntime, examples: Batch) -> None:
-    """Compare real records with single ones, as the start-up tests do with made-up ones."""
+    """Compare real records with single ones, as the start-up tests do with generated ones."""
     if bench.plan.privacy is None or not len(next(iter(examples.values()))):
         return
     try:

@@ -1,9 +1,9 @@
-"""That a newer ledger of this site exists elsewhere: noted by the client, heeded by its operator.
+"""A note that a newer ledger of this site exists elsewhere: the client writes it, commands obey it.
 
-A coordinator brings the newest head that it saw, signed by this ledger's own key. Where the ledger
-does not extend it, the file was put back from an older copy. Whatever is written into it then
-splits the history for good. So the head is kept beside the ledger, and a command that writes an
-entry compares first. It holds nobody up once the newer ledger is back.
+A coordinator sends the newest head that it saw, signed by this ledger's own key. If the ledger does
+not extend it, the file was restored from an older copy, and any further entry splits the history
+permanently. So the head is stored beside the ledger, and a command that writes an entry compares it
+first. The note has no effect once the newer ledger is back.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FILE = "newer-head.txt"
 
 
 def note_newer(ledger: Ledger, head: str) -> None:
-    """Keep a head that the ledger does not extend; at worst the next one is kept.
+    """Store a head that the ledger does not extend; if that fails, the next one is stored.
 
     Args:
         ledger: of the site, as it is here.

@@ -34,6 +34,8 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
         "witnessed": cosigned.size if cosigned else 0,
         "origin": log.origin,
         "fingerprint": log.first_key.fingerprint,
+        "key": log.key.fingerprint,
+        "earlier_keys": [key.fingerprint for key in log.keys[:-1]],
         "populations": [
             *registered,
             *(_to_come(policy, name) for name in to_come),

@@ -1,4 +1,4 @@
-"""Give others a copy of a site's ledger, sealed to its recovery key, and keep theirs."""
+"""Give others a copy of a site's ledger, encrypted to its recovery key, and keep theirs."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
     SITE/coordinators/NAME/journals/    the same for each further coordinator
 
 A copy grows by the messages of witnessing, before the head above it is cosigned. The sites of a run
-may read all of it except the journal's key, which is sealed to the coordinator.
+may read all of it except the journal's key, which is encrypted to the coordinator.
 
 The file of the growing copy stays open. To close it, SQLite would move its write-ahead file into it
 and wait for the disk three times more. Entries that are reported as kept are on disk all the same.
@@ -73,8 +73,8 @@ class JournalCopies:
         """Store a coordinator's new journal entries, and return those that it requests.
 
         Args:
-            asked: ``run``; optionally ``key`` (the journal's, sealed), ``from`` and ``entries`` to
-                keep, and ``want``: the number of the first entry to return.
+            asked: ``run``; optionally ``key`` (the journal's, encrypted), ``from`` and ``entries``
+                to keep, and ``want``: the number of the first entry to return.
             plan: of the run.
             roster: of the run.
             cosigned: number of entries under a head that this site cosigned. Entries beyond them
@@ -186,7 +186,7 @@ class JournalCopies:
                 coordinators' runs.
 
         Returns:
-            JSON values: the sealed ``key``, ``plan``, ``roster``, the ``genesis`` of the journal
+            JSON values: the encrypted ``key``, ``plan``, ``roster``, the ``genesis`` of the journal
             and how many entries are ``held``, the newest run first.
         """
         found = []

@@ -24,7 +24,7 @@ from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.dpsgd import Views
 
 _MEASURED = 8
-"""Made-up records that the measure is tried on."""
+"""Generated records on which the measure is tried."""
 _ROUNDING = 1e-2
 """How far scores may move, relative to 1 + their size, when they are computed with others."""
 
@@ -37,7 +37,7 @@ class ModelRuntime:
     """Task, model and gradient engine of one plan; a process has one for each plan.
 
     All sites that a process simulates share the model: each order sets its weights, and nothing
-    else of it may change between orders (the integrity guard checks that).
+    else of it may change between orders (the check of parameter integrity enforces that).
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -135,12 +135,10 @@ class ModelRuntime:
         together = plan.training.copies
         if plan.privacy is not None and plan.privacy.unit == "person":
             together *= plan.privacy.max_records
-        if self.engine.mode == "opacus-ghost":
-            together = 1
         return math.ceil(units + 4 * math.sqrt(units)) * together, together
 
     def _test_measure(self) -> None:
-        """Try scores and measure on made-up records, so that none of it fails after a debit.
+        """Try scores and measure on generated records, so that none of it fails after a debit.
 
         Raises:
             SelfTestFailed: if there is no table, no record has a cell in it, or the scores of one

@@ -23,8 +23,8 @@ class TrainerOutput:
         arrays: the update, or the histogram.
         event: from the code that drew the batch and added the noise.
         reproducible: whether the noise came from a seed, and so protects nobody.
-        notes: for the operator, about the records, such as which are left out. They speak of
-            private data, and are for the operator's log only.
+        notes: for the operator, about the records, such as which are left out. They contain private
+            data, and are for the operator's log only.
     """
 
     arrays: Arrays
@@ -63,7 +63,7 @@ class TrainerProtocol(Protocol):
         This is called before each reservation: a fault found here costs nothing.
 
         Raises:
-            InputError: with a text for the operator that speaks of no record.
+            InputError: with a text for the operator that quotes no record.
         """
         ...
 
@@ -78,7 +78,7 @@ class TrainerProtocol(Protocol):
             The noised update or histogram, with its event.
 
         Raises:
-            PrivetError: with a text that may speak of private data, for the operator only.
+            PrivetError: with a text that may contain private data, for the operator only.
         """
         ...
 

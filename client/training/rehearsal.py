@@ -1,4 +1,4 @@
-"""Rehearse one round on made-up records at a site, before anything is charged.
+"""Rehearse one round on generated records at a site, before anything is charged.
 
 ::
 
@@ -35,7 +35,7 @@ from privet.privacy.accounting.units import UnitIndex
 from privet.privacy.mechanism.noise import Stream
 
 RECORDS = 4
-"""Made-up records of the rehearsal."""
+"""Generated records of the rehearsal."""
 _NO_MODEL = "sha256:" + "0" * 64
 _MEASURE = (
     "A task is measured as a classification unless it has an attribute 'measure' "
@@ -44,7 +44,7 @@ _MEASURE = (
 
 
 def rehearse(plan: Plan) -> None:
-    """Run a site's steps of one round on made-up records; once a process and plan.
+    """Run a site's steps of one round on generated records; once a process and plan.
 
     The model stays as it was.
 
@@ -68,7 +68,7 @@ def _fault(plan: Plan) -> str | None:
 
 
 def made_up(bench: ModelRuntime) -> Batch:
-    """Return made-up records of the task, on the plan's device.
+    """Return generated records of the task, on the plan's device.
 
     Raises:
         PlanError: if the task returns no batch.
@@ -118,7 +118,7 @@ def _rehearse(plan: Plan) -> None:
 
 
 class _StandIn(Trainer):
-    """A trainer with made-up records, and with noise that protects nobody."""
+    """A trainer with generated records, and with noise that protects nobody."""
 
     def __init__(self, plan: Plan, batch: Batch) -> None:
         super().__init__(
@@ -130,7 +130,7 @@ class _StandIn(Trainer):
         self._batch = batch
 
     def one_step(self) -> Arrays:
-        """Return the update of one step over all made-up records."""
+        """Return the update of one step over all generated records."""
         update = replace(self.mechanism, steps=1, sample_rate=1.0).release(
             self._bench.engine,
             self._batch,

@@ -13,7 +13,7 @@ from typing import TextIO
 from privet.common.errors import InputError
 
 COORDINATOR, CLIENT = "server.pid", "client.pid"
-"""Files that are locked, by who holds them."""
+"""Names of the lock files; each says which process holds it."""
 _WHO = {COORDINATOR: "coordinator", CLIENT: "client"}
 
 

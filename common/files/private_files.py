@@ -1,6 +1,6 @@
-"""Files and folders for their owner alone: keys, passphrases, and files that speak of records.
+"""Files and folders for their owner alone: keys, passphrases, and files with data about records.
 
-Two rules, by who makes the file:
+Two rules, by the maker of the file:
 
 - A file that people put in place (keys, passphrases, passwords) is refused if others can read it:
   they may know it by now, and only a person can decide what that means.

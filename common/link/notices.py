@@ -66,7 +66,7 @@ def followed(
     if told[0] == newest:
         return [newest] if len(told) == 1 else held
     if told[0] in held:
-        return held  # the word of who does not know the newest yet
+        return held  # from a coordinator that does not know the newest one yet
     if not cross:
         raise InputError("the coordinator names another authority, and nothing certifies it")
     bridge = read_certificate(cross)

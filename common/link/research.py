@@ -167,7 +167,7 @@ class Researcher:
         return self._ask("Show", pb.RunName())
 
     def cancel(self, run: str) -> dict[str, Any]:
-        """Cancel a run for good; raises as :meth:`submit`."""
+        """Cancel a run permanently; raises as :meth:`submit`."""
         return self._ask("Cancel", pb.RunName(run=run))
 
     def resume(self, run: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Check a certificate's validity on this machine now, in words that say what to do.
 
-A certificate that has ended, one that begins later, and a wrong clock look the same from here: each
+A certificate that has ended, one that begins later, and a wrong clock appear the same here: each
 text names both times, so that its reader can tell them apart.
 """
 

@@ -44,7 +44,7 @@ class TextInputs(Protocol):
         ...
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return made-up rows for the start-up tests.
+        """Return generated rows for the start-up tests.
 
         Args:
             records: number of rows.

@@ -119,7 +119,7 @@ class Tokens:
         return found
 
     def random(self, records: int, generator: torch.Generator) -> Tensor:
-        """Return made-up rows, of which the last is padded, and the first has a hole.
+        """Return generated rows, of which the last is padded, and the first has a hole.
 
         From four rows on they have any length, and one is empty. Up to eight rows, the longest has
         the plan's full length; with more rows none is long, so that many of them are read quickly.

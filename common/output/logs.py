@@ -2,7 +2,7 @@
 
 A line is an event in fixed words, with fields: who, which run, why. Standard error holds nothing
 that was read from records: no value, no name of a column, and at a site no text of an exception
-except of those in :data:`_SAID`, which speak of keys, ledgers and the link. Any other fault is
+except of those in :data:`_SAID`, which are about keys, ledgers and the link. Any other fault is
 named by the type of the exception and the line of code; its text and its traceback go to the
 operator's log (:mod:`privet.common.output.operator_log`), with all logs and warnings of libraries.
 """

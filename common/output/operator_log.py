@@ -61,7 +61,7 @@ def open_private(path: Path) -> int:
         OSError: if it cannot be opened, is not a file (a device or a pipe leads elsewhere), or is
             another user's and open to others.
     """
-    # O_NONBLOCK: a pipe without a reader would wait here for ever.
+    # O_NONBLOCK: a pipe without a reader would wait here forever.
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
     handle = os.open(path, flags, 0o600)
     try:
@@ -192,7 +192,7 @@ class OperatorFormatter(logging.Formatter):
             said = record.getMessage()
             said += "".join(f" {key}={str(value)!r}" for key, value in fields_of(record).items())
             below = self._below(record)
-        except Exception as error:  # of an object that cannot be shown
+        except Exception as error:  # of an object that cannot be printed
             place = f"{Path(record.pathname).name}:{record.lineno}"
             return f"{head}a message of {place} could not be formatted: {type(error).__name__}"
         return head + one_line(said) + "".join(f"\n{INDENT}{one_line(line)}" for line in below)
@@ -204,7 +204,7 @@ class OperatorFormatter(logging.Formatter):
         if record.stack_info:
             lines += record.stack_info.split("\n")
         if (more := len(lines) - MAX_TRACEBACK_LINES) > 0:
-            # How it began and what it came to; the message itself stands at the end.
+            # How it began and what it came to; the message itself is at the end.
             quarter = MAX_TRACEBACK_LINES // 4
             lines[quarter : quarter + more] = [f"... {more} lines are left out ..."]
         return lines

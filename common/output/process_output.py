@@ -151,7 +151,7 @@ def to_operator(path: Path) -> Iterator[None]:
 
 
 def hand_over(descriptor: int) -> None:
-    """Make a process that holds records write to one file only, for good: its operator's.
+    """Make a process that holds records write permanently to one file only: its operator's.
 
     Standard output, standard error, and all logs and warnings go to it.
 

@@ -4,7 +4,7 @@ A user's own task is any object with the four methods of :class:`Task`; a plan n
 it as ``kind = "module:object"``. It is measured as a classification unless it has an attribute
 ``measure`` (:mod:`privet.common.tasks.measure`). A method ``sizes(batch)`` may return the length of
 each record, [B] on the CPU or None: then records of similar length are computed together. A method
-``augment(batch, words)`` may make another view of each record in each step
+``augment(batch, words)`` may make an augmented copy of each record in each step
 (:mod:`privet.common.tasks.augment`).
 """
 
@@ -60,7 +60,7 @@ class Task(Protocol):
         ...
 
     def random_batch(self, records: int, seed: int) -> Batch:
-        """Return made-up records of the right shapes and types, for the start-up tests.
+        """Return generated records of the right shapes and types, for the start-up tests.
 
         Args:
             records: number B of records.
@@ -70,13 +70,13 @@ class Task(Protocol):
 
 
 def augment_of(task: Task) -> Callable[[Batch, Tensor], Batch] | None:
-    """Return the function that makes other views of a task's records; None if it has none."""
+    """Return the function that augments a task's records; None if it has none."""
     found: Callable[[Batch, Tensor], Batch] | None = getattr(task, "augment", None)
     return found
 
 
 def sizes_of(task: Task) -> Callable[[Batch], Tensor | None]:
-    """Return the function that tells each record's length in a batch; it may return None."""
+    """Return the function of each record's length in a batch; it may return None."""
     found: Callable[[Batch], Tensor | None] = getattr(task, "sizes", lambda batch: None)
     return found
 

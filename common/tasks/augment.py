@@ -1,7 +1,7 @@
-"""Augmentation: other views of a record, drawn again in each step.
+"""Augmentation: changed copies of a record, drawn again in each step.
 
-A view depends on one record and one random number of its own, never on two records (no mixup). A
-record's views count as records of the same unit, so that the bound on a unit holds for all of them
+A copy depends on one record and one random number of its own, never on two records (no mixup). A
+record's copies count as records of the same unit, so that the bound on a unit holds for all of them
 together (De et al. 2022 average over them in the same way). The start-up test H6 checks this.
 """
 
@@ -18,7 +18,7 @@ from privet.common.tasks import Batch
 from privet.common.tasks.hashing import mixed, shares
 
 Augment = Callable[[Batch, Tensor], Batch]
-"""Makes views [B] of records [B] with a random 64-bit number each, [B]."""
+"""Makes copies [B] of records [B] with a random 64-bit number each, [B]."""
 
 _SHARE = 0.1
 """Of cells or tokens that are hidden."""

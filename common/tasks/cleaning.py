@@ -57,7 +57,7 @@ _IDS = re.compile(
 )
 _PARTICLES = r"(?:(?:van|von|de|del|la|der|den|di|da|dos)[ ]+)*"
 _CAPITAL = "[A-ZÀ-ÖØ-Þ]"
-# Initials, with or without blanks between them, and what they stand before: "J.K. Smith", "Smith".
+# Initials, with or without blanks between them, and the name after them: "J.K. Smith", "Smith".
 _WORD = rf"{_PARTICLES}(?:{_CAPITAL}\.[ ]*)*{_CAPITAL}[\w'’-]*"
 _TITLED = re.compile(
     # Written as titles are: "MR" is an image and "ms" a unit.
@@ -72,7 +72,7 @@ _HEADED = re.compile(
     rf"(?P<heading>\b(?:(?i:name)|[Pp]atient)[ ]*:\s*){_WORD}(?:,?[ ]+{_WORD}){{0,3}}"
 )
 _SHOUTED = re.compile(
-    # Where all is in capitals, what ends after three words is a name, and what goes on is none.
+    # Where all is in capitals, a phrase of at most three words is a name, and a longer one is none.
     rf"(?P<heading>\bPATIENT[ ]*:\s*){_WORD}(?:,?[ ]+{_WORD}){{0,2}}(?=[ ]*(?:[,;(\n\d]|$))"
 )
 

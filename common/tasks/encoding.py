@@ -1,6 +1,6 @@
 """Encode records as tensors, each record from itself alone (H6); leave out unusable ones (H7).
 
-A record that cannot be encoded adds nothing to a site's releases, and no answer tells of it: the
+A record that cannot be encoded adds nothing to a site's releases, and no answer reveals it: the
 other records are encoded as if it did not exist. Privet's own tasks convert cell by cell. A user's
 own task gets one record at a time, so that its code cannot let one record change another's tensors,
 whatever it computes from its table.
@@ -119,7 +119,7 @@ def _one_by_one(task: Task, frame: pd.DataFrame) -> Encoded:
         rows.append(row)
         for name, tensor in kept.items():
             parts[name].append(tensor)
-    # Of made-up records the shape alone is kept.
+    # Of generated records the shape alone is kept.
     batch = {
         name: torch.cat(tensors) if tensors else like[name][:0].cpu()
         for name, tensors in parts.items()
@@ -181,7 +181,7 @@ def _copied(value: Any) -> Any:
 
 
 def _require_like(batch: Batch, like: Batch) -> None:
-    """Check that one encoded record has the form of a made-up one, which is public.
+    """Check that one encoded record has the form of a generated one, which is public.
 
     Raises:
         DataError: saying what differs.

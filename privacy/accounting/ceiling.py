@@ -1,9 +1,9 @@
 """The Rényi ceiling of ε: a rigorous upper bound in closed form, whatever the history.
 
 Orders are integers, so each divergence is a finite sum: Mironov, Talwar and Zhang 2019,
-section 3.3 (Poisson-sampled Gaussian), Mironov 2017, table II (Laplace), Canonne, Kamath
-and Steinke 2020, Proposition 12 (conversion). What has no formula of its own is bounded
-from above, as in privacy/accounting/renyi_filter.py.
+section 3.3 (Poisson-sampled Gaussian), Canonne, Kamath and Steinke 2020, Proposition 12
+(conversion). What has no formula of its own is bounded from above, as in
+privacy/accounting/renyi_filter.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ from privet.privacy.accounting.events import (
     DiscreteGaussian,
     Event,
     Gaussian,
-    Laplace,
-    MixtureOfGaussians,
     PoissonSampled,
 )
 from privet.privacy.accounting.units import Relation
@@ -81,12 +79,8 @@ def _rho(event: Event, relation: Relation) -> Floats:
             return _ALPHA * ((sensitivity if add else 2 * sensitivity) / std) ** 2 / 2
         case PoissonSampled(rate, Gaussian() as inner) if add and rate < 1:
             return _sampled(rate, inner.sensitivity / inner.standard_deviation)
-        case Laplace(scale, sensitivity) if add:
-            return _laplace(sensitivity / scale)
-        case PoissonSampled(_, Gaussian() | Laplace() as inner):
+        case PoissonSampled(_, Gaussian() as inner):
             return _rho(inner, relation)
-        case MixtureOfGaussians() if add:
-            return _rho(event.dominating, relation)
     return np.full_like(_ALPHA, np.inf)
 
 
@@ -104,9 +98,3 @@ def _sampled(rate: float, mu: float) -> Floats:
     rest = np.maximum(_ALPHA[:, None] - _K[None], 0) * math.log1p(-rate)
     terms = _LOG_CHOOSE + _K[None] * math.log(rate) + rest + log_growth[None]
     return np.asarray(np.logaddexp(0.0, logsumexp(terms, axis=1)) / (_ALPHA - 1))
-
-
-def _laplace(mu: float) -> Floats:
-    first = np.log(_ALPHA / (2 * _ALPHA - 1)) + (_ALPHA - 1) * mu
-    second = np.log((_ALPHA - 1) / (2 * _ALPHA - 1)) - _ALPHA * mu
-    return np.maximum(0.0, np.logaddexp(first, second) / (_ALPHA - 1))

@@ -1,9 +1,9 @@
 """Events: the mathematical description of what a mechanism did.
 
 The vocabulary follows dp-accounting's and is append-only: a kind is never redefined, and
-an unknown kind is read as :class:`NonPrivate`. A Gaussian or Laplace event records its
-noise and its sensitivity, never a bare multiplier, because accountants differ in what a
-multiplier means under another relation. As JSON an integer is a JSON integer, and every other
+an unknown kind is read as :class:`NonPrivate`. A Gaussian event records its noise and its
+sensitivity, never a bare multiplier, because accountants differ in what a multiplier means
+under another relation. As JSON an integer is a JSON integer, and every other
 number is a decimal string, the shortest that reads back as the same 64-bit float.
 """
 
@@ -76,40 +76,6 @@ _MIN_DOMINATED = 1000
 
 
 @dataclass(frozen=True)
-class Laplace:
-    """Laplace noise of ``scale`` on a value of L1 ``sensitivity``."""
-
-    scale: float
-    sensitivity: float
-
-
-@dataclass(frozen=True)
-class MixtureOfGaussians:
-    """Gaussian noise on a value whose L2 sensitivity is itself drawn at random.
-
-    ``sensitivities`` rise from 0 on; each has the chance of the same place in
-    ``probabilities``, which add up to 1. For vectors the norms count (Choquette-Choo et
-    al. 2024, Corollary 4.7). See :func:`per_record_clipping`.
-    """
-
-    standard_deviation: float
-    sensitivities: tuple[float, ...]
-    probabilities: tuple[float, ...]
-
-    @property
-    def dominating(self) -> Event:
-        """Return an event that costs at least as much: any chance moves the value furthest.
-
-        The chance that a sensitivity exceeds any threshold is nowhere lower, and a
-        stochastically larger sensitivity costs more (Choquette-Choo et al. 2024).
-        """
-        pairs = zip(self.sensitivities, self.probabilities, strict=True)
-        rate = min(1.0, math.fsum(chance for size, chance in pairs if size > 0))
-        gaussian = Gaussian(self.standard_deviation, self.sensitivities[-1])
-        return gaussian if rate >= 1 else PoissonSampled(rate, gaussian)
-
-
-@dataclass(frozen=True)
 class PoissonSampled:
     """``event`` on a batch that each unit entered independently with ``sample_rate``."""
 
@@ -132,15 +98,7 @@ class NonPrivate:
     reason: str
 
 
-Event = (
-    Gaussian
-    | DiscreteGaussian
-    | Laplace
-    | MixtureOfGaussians
-    | PoissonSampled
-    | Repeated
-    | NonPrivate
-)
+Event = Gaussian | DiscreteGaussian | PoissonSampled | Repeated | NonPrivate
 Counts = tuple[tuple[Event, int], ...]
 """Different events, none of them repeated, with how often each happens; see :func:`group`."""
 
@@ -163,31 +121,6 @@ def gate_release(noise_multiplier: float) -> DiscreteGaussian:
     if sigma > MAX_INTEGER:
         raise InputError(f"metrics.noise_multiplier {noise_multiplier:g} is above 8e9")
     return DiscreteGaussian(sigma, GATE_WEIGHT)
-
-
-def per_record_clipping(
-    sample_rate: float, standard_deviation: float, clip: float, max_records: int
-) -> MixtureOfGaussians:
-    """Return one step as it protects a *person* when *records* are sampled and clipped.
-
-    Each of a person's up to ``max_records`` records enters the batch with
-    ``sample_rate``, independently, and adds a gradient of norm at most ``clip``: the
-    person's part is a Binomial number of clips (H20).
-
-    Raises:
-        InputError: for a rate outside (0, 1), or without records.
-    """
-    if not 0 < sample_rate < 1 or max_records < 1:
-        raise InputError("per-record clipping needs a rate between 0 and 1, and a record")
-    k, q = max_records, sample_rate
-    chances = [math.comb(k, j) * q**j * (1 - q) ** (k - j) for j in range(k + 1)]
-    pairs = [(j * clip, chance) for j, chance in enumerate(chances) if chance > 0]
-    total = math.fsum(chance for _, chance in pairs)
-    return MixtureOfGaussians(
-        standard_deviation,
-        tuple(size for size, _ in pairs),
-        tuple(chance / total for _, chance in pairs),
-    )
 
 
 def group(events: Iterable[Event]) -> Counts:
@@ -229,15 +162,6 @@ def to_json(event: Event) -> dict[str, Any]:
             }
         case DiscreteGaussian(sigma, bound):
             return {"type": "discrete_gaussian", "standard_deviation": sigma, "sensitivity": bound}
-        case Laplace(scale, sensitivity):
-            return {"type": "laplace", "scale": decimal(scale), "sensitivity": decimal(sensitivity)}
-        case MixtureOfGaussians(std, sensitivities, probabilities):
-            return {
-                "type": "mixture_of_gaussians",
-                "standard_deviation": decimal(std),
-                "sensitivities": [decimal(size) for size in sensitivities],
-                "probabilities": [decimal(chance) for chance in probabilities],
-            }
         case PoissonSampled(rate, inner):
             return {
                 "type": "poisson_sampled",
@@ -253,8 +177,6 @@ def to_json(event: Event) -> dict[str, Any]:
 _FIELDS = {
     "gaussian": {"standard_deviation", "sensitivity"},
     "discrete_gaussian": {"standard_deviation", "sensitivity"},
-    "laplace": {"scale", "sensitivity"},
-    "mixture_of_gaussians": {"standard_deviation", "sensitivities", "probabilities"},
     "poisson_sampled": {"sample_rate", "event"},
     "repeated": {"event", "count"},
     "non_private": {"reason"},
@@ -283,10 +205,6 @@ def from_json(value: Any) -> Event:
             return DiscreteGaussian(
                 _integer(value, "standard_deviation"), _integer(value, "sensitivity")
             )
-        case "laplace":
-            return Laplace(_positive(value, "scale"), _positive(value, "sensitivity"))
-        case "mixture_of_gaussians":
-            return _mixture(value)
         case "poisson_sampled":
             rate = _positive(value, "sample_rate")
             if rate > 1:
@@ -299,23 +217,6 @@ def from_json(value: Any) -> Event:
             return Repeated(from_json(value["event"]), count)
         case _:
             return NonPrivate(str(value["reason"]))
-
-
-def _mixture(value: dict[str, Any]) -> MixtureOfGaussians:
-    sizes, chances = value["sensitivities"], value["probabilities"]
-    if not isinstance(sizes, list) or not isinstance(chances, list):
-        raise InputError("event: 'sensitivities' and 'probabilities' must be lists")
-    if not sizes or len(sizes) != len(chances):
-        raise InputError("event: 'sensitivities' and 'probabilities' must be equally long")
-    sensitivities = tuple(_number(size, "sensitivities") for size in sizes)
-    probabilities = tuple(_number(chance, "probabilities") for chance in chances)
-    if sensitivities[0] < 0 or sensitivities[-1] <= 0:
-        raise InputError("event: 'sensitivities' must not be negative, nor all zero")
-    if list(sensitivities) != sorted(set(sensitivities)):
-        raise InputError("event: 'sensitivities' must rise")
-    if min(probabilities) <= 0 or abs(math.fsum(probabilities) - 1) > 1e-9:
-        raise InputError("event: 'probabilities' must be positive and add up to 1")
-    return MixtureOfGaussians(_positive(value, "standard_deviation"), sensitivities, probabilities)
 
 
 def decimal(number: float) -> str:

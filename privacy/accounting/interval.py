@@ -22,7 +22,6 @@ from privet.privacy.accounting.events import (
     DiscreteGaussian,
     Event,
     Gaussian,
-    Laplace,
     PoissonSampled,
 )
 from privet.privacy.accounting.units import Relation
@@ -105,8 +104,6 @@ def _mechanism(event: Event) -> tuple[str, list[float]] | None:
             return "gaussian", [std / sensitivity]
         case DiscreteGaussian() if (continuous := event.dominating) is not None:
             return _mechanism(continuous)
-        case Laplace(scale, sensitivity):
-            return "laplace", [sensitivity / scale]
         case _:
             return None
 

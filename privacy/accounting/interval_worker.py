@@ -29,7 +29,6 @@ def main() -> None:
     warnings.simplefilter("ignore")
     kinds = {
         "gaussian": prv.GaussianMechanism,
-        "laplace": prv.LaplaceMechanism,
         "sampled_gaussian": prv.PoissonSubsampledGaussianMechanism,
     }
     counts = [count for *_, count in request["mechanisms"]]

@@ -31,8 +31,6 @@ from privet.privacy.accounting.events import (
     DiscreteGaussian,
     Event,
     Gaussian,
-    Laplace,
-    MixtureOfGaussians,
     NonPrivate,
     PoissonSampled,
     Repeated,
@@ -177,9 +175,8 @@ def _epsilon(
 def to_dp_event(event: Event) -> dp.DpEvent:
     """Translate to dp-accounting's vocabulary, with the noise multiplier of add or remove.
 
-    It has no word for a mixture of Gaussians, which becomes its dominating event, nor for a
-    discrete Gaussian, which has the Rényi divergence of the continuous one at most (Canonne, Kamath
-    and Steinke 2020, Theorem 14).
+    It has no word for a discrete Gaussian, which has the Rényi divergence of the continuous one at
+    most (Canonne, Kamath and Steinke 2020, Theorem 14).
 
     Raises:
         InputError: for a sampled discrete Gaussian, of which no bound is known here.
@@ -189,10 +186,6 @@ def to_dp_event(event: Event) -> dp.DpEvent:
             return dp.GaussianDpEvent(std / sensitivity)
         case PoissonSampled(_, DiscreteGaussian()):
             raise InputError(f"no bound is known for {event}")
-        case Laplace(scale, sensitivity):
-            return dp.LaplaceDpEvent(scale / sensitivity)
-        case MixtureOfGaussians():
-            return to_dp_event(event.dominating)
         case PoissonSampled(rate, inner):
             return dp.PoissonSampledDpEvent(rate, to_dp_event(inner))
         case Repeated(inner, count):
@@ -207,7 +200,7 @@ def _composed(
 ) -> pld.PrivacyLossDistribution | None:
     """Return the distribution of all events, on the finest grid that it fits on, if any."""
     for event, _ in grouped:
-        _require_known(event, relation)
+        _require_known(event)
     grid = grid_for(grouped, relation, finest, reading)
     if grid is None:
         return None
@@ -217,21 +210,12 @@ def _composed(
     return total
 
 
-def _require_known(event: Event, relation: Relation) -> None:
+def _require_known(event: Event) -> None:
     """Check that the distribution of ``event`` is known."""
     match event:
         # Of a discrete Gaussian of small σ none is known: it is too large for any grid.
         case Gaussian() | PoissonSampled(_, Gaussian()) | DiscreteGaussian():
             return
-        case Laplace() | PoissonSampled(_, Laplace()):
-            if relation is not Relation.ADD_OR_REMOVE_ONE:
-                raise InputError("a Laplace event is accounted under 'add_or_remove_one' only")
-        case MixtureOfGaussians():
-            if relation is not Relation.ADD_OR_REMOVE_ONE:
-                raise InputError(
-                    "a mixture of Gaussians is accounted under 'add_or_remove_one' only: how far "
-                    "the record that is replaced and its replacement move together is not known"
-                )
         case _:
             raise InputError(f"no privacy loss distribution is known for {event}")
 
@@ -266,32 +250,19 @@ def _of_one(event: Event, relation: Relation, grid: float) -> pld.PrivacyLossDis
     rate, inner = 1.0, event
     if isinstance(event, PoissonSampled):
         rate, inner = event.sample_rate, event.event
-    if isinstance(inner, Gaussian):
-        return pld.from_gaussian_mechanism(
-            inner.standard_deviation / inner.sensitivity,
-            value_discretization_interval=grid,
-            sampling_prob=rate,
-            neighboring_relation=_RELATIONS[relation],
-        )
-    if isinstance(inner, Laplace):
-        return pld.from_laplace_mechanism(
-            inner.scale / inner.sensitivity,
-            value_discretization_interval=grid,
-            sampling_prob=rate,
-        )
-    assert isinstance(event, MixtureOfGaussians)  # _require_known
-    return pld.from_mixture_gaussian_mechanism(
-        event.standard_deviation,
-        event.sensitivities,
-        event.probabilities,
+    assert isinstance(inner, Gaussian)  # _require_known
+    return pld.from_gaussian_mechanism(
+        inner.standard_deviation / inner.sensitivity,
         value_discretization_interval=grid,
+        sampling_prob=rate,
+        neighboring_relation=_RELATIONS[relation],
     )
 
 
 def _is_non_private(event: Event) -> bool:
     if isinstance(event, PoissonSampled):
         return _is_non_private(event.event)
-    return not isinstance(event, Gaussian | DiscreteGaussian | Laplace | MixtureOfGaussians)
+    return not isinstance(event, Gaussian | DiscreteGaussian)
 
 
 def privacy_loss(

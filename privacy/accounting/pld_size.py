@@ -14,18 +14,8 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import numpy as np
-from scipy.special import logsumexp
-
 from privet.privacy.accounting import ceiling
-from privet.privacy.accounting.events import (
-    Counts,
-    Event,
-    Gaussian,
-    Laplace,
-    MixtureOfGaussians,
-    PoissonSampled,
-)
+from privet.privacy.accounting.events import Counts, Event, Gaussian, PoissonSampled
 from privet.privacy.accounting.gaussian_dp import as_gaussian
 from privet.privacy.accounting.units import Relation
 
@@ -39,6 +29,8 @@ MAX_COST_US = 8e7
 HAIR = 1e-9
 """What two computations of one size differ by at most, relatively."""
 _SMALLEST_DELTA = 1e-15
+_MICROSECONDS, _GAUSSIAN_MICROSECONDS = 6.0, 2.0
+"""What a point of a distribution costs: of a sampled mechanism, and of plain Gaussian noise."""
 
 
 def grid_for(
@@ -97,25 +89,12 @@ def _size(
 
 
 def _spread(counts: Counts) -> float:
-    """Return twice the ε at 10⁻¹⁵ by Rényi divergences, or by those of order 2 if that is less.
-
-    At order 2 the divergence of a mixture itself is known, ln Σ_ij p_i p_j e^(s_i s_j / σ²);
-    the bound of the ceiling is far off where a person has many records.
-    """
+    """Return twice the ε at 10⁻¹⁵ by Rényi divergences, or by those of order 2 if that is less."""
     add = Relation.ADD_OR_REMOVE_ONE
-    second = math.fsum(count * _second(event) for event, count in counts)
+    second = math.fsum(count * ceiling.order_two(event) for event, count in counts)
     return 2 * min(
         ceiling.epsilon(counts, _SMALLEST_DELTA, add), second - math.log(_SMALLEST_DELTA)
     )
-
-
-@lru_cache(maxsize=1024)
-def _second(event: Event) -> float:
-    if isinstance(event, MixtureOfGaussians):
-        sizes = np.array(event.sensitivities) / event.standard_deviation
-        logs = np.log(np.array(event.probabilities))
-        return float(logsumexp(logs[:, None] + logs[None] + sizes[:, None] * sizes[None]))
-    return ceiling.order_two(event)
 
 
 def _parts(counts: Counts) -> list[tuple[float, float]]:
@@ -124,24 +103,16 @@ def _parts(counts: Counts) -> list[tuple[float, float]]:
     for event, count in counts:
         mu = as_gaussian(event)
         if mu is None:
-            parts.append((_mu(event), _microseconds(event)))
+            parts.append((_mu(event), _MICROSECONDS))
         else:
             squares += count * mu**2
-    return [*parts, (math.sqrt(squares), 2.0)] if squares else parts
+    return [*parts, (math.sqrt(squares), _GAUSSIAN_MICROSECONDS)] if squares else parts
 
 
 def _mu(event: Event) -> float:
     match event:
         case PoissonSampled(_, inner):
             return _mu(inner)
-        case Gaussian(noise, sensitivity) | Laplace(noise, sensitivity):
+        case Gaussian(noise, sensitivity):
             return sensitivity / noise
-        case MixtureOfGaussians():
-            return max(event.sensitivities) / event.standard_deviation
     return math.inf
-
-
-def _microseconds(event: Event) -> float:
-    if isinstance(event, MixtureOfGaussians):
-        return 60.0 + len(event.sensitivities)
-    return 2.0 if isinstance(event, Laplace) else 6.0

@@ -23,8 +23,6 @@ from privet.privacy.accounting.events import (
     DiscreteGaussian,
     Event,
     Gaussian,
-    Laplace,
-    MixtureOfGaussians,
     PoissonSampled,
     group,
 )
@@ -57,13 +55,9 @@ def _rho(event: Event, relation: Relation) -> tuple[float, ...]:
         case PoissonSampled(rate, Gaussian() as inner) if add and rate < 1:
             noise = inner.standard_deviation / inner.sensitivity
             return _accountant(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)))
-        case Laplace(scale, sensitivity) if add:
-            return _accountant(dp.LaplaceDpEvent(scale / sensitivity))
         # Sampling never costs more than none (the divergence is jointly quasi-convex).
-        case PoissonSampled(_, Gaussian() | Laplace() as inner):
+        case PoissonSampled(_, Gaussian() as inner):
             return _rho(inner, relation)
-        case MixtureOfGaussians() if add:
-            return _rho(event.dominating, relation)
         case _:
             return (math.inf,) * len(ORDERS)
 

@@ -246,13 +246,6 @@ def _by_gaussians(cap: Cap, counts: Counts, share: Shares) -> Decision | None:
     return Decision(squares <= share.room, "gaussian filter", epsilon)
 
 
-def delta_left(cap: Cap, first_plan: Counts | None, once: Counts = ()) -> float:
-    """Return the δ that the population's first plan leaves to the Rényi filter."""
-    if cap.epsilon is None:
-        return cap.delta
-    return _shares(cap, Charges((), first_plan, once)).renyi
-
-
 def runs_that_fit(
     cap: Cap, history: History, planned: Counts, once: Counts = (), *, composed: bool | None = True
 ) -> int | None:

@@ -1,4 +1,4 @@
-"""The card of a model that is handed on: what it is, and what a verifier found behind it."""
+"""The card of a model: what it is, and what ledgers and a verifier say of it."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _read(bundle: Path, roster: Path | None, model: str) -> CardEvidence:
 def write_card(
     plan: Plan,
     figures: Mapping[str, Any],
-    evidence: CardEvidence | None,
+    evidence: CardEvidence | ReportStanding | None,
     *,
     source: str,
     note: str = "",
@@ -102,7 +102,8 @@ def write_card(
     Args:
         plan: of the run.
         figures: of the model, by name.
-        evidence: what was verified; None if none was at hand.
+        evidence: what was verified, or what the ledgers of a run say that just ended; None if none
+            was at hand.
         source: where the figures come from, in words.
         note: what a reader of the figures should know.
         lighter: figures of variants that were pruned or quantised, by name.
@@ -151,7 +152,8 @@ Source: {source}.
 
 Figures are of the records named above and of no others. Look at the figures by group before the
 model decides about people (`privet model evaluate --group`), and at what it looks at
-(`privet model explain`). It repeats whatever bias its records hold.
+(`privet model explain`). It was not validated for decisions about patients or customers, and it
+repeats whatever bias its records hold.
 """
     return printable(text, lines=True)
 
@@ -197,7 +199,7 @@ def _cell(value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
-def _privacy(plan: Plan, evidence: CardEvidence | None) -> str:
+def _privacy(plan: Plan, evidence: CardEvidence | ReportStanding | None) -> str:
     privacy = plan.privacy
     if privacy is None:
         return "**None.** This model was trained without noise; treat it as if it were the data."
@@ -207,7 +209,19 @@ def _privacy(plan: Plan, evidence: CardEvidence | None) -> str:
     text = f"The plan allows each site **{asked}**. Trust: {privacy.trust}, by the plan.\n\n"
     if evidence is None:
         return text + "**Not verified:** no evidence was at hand when this card was written."
+    if isinstance(evidence, ReportStanding):
+        return text + (
+            f"{_claimed(evidence)}\n\nThis is what the sites' ledgers say, earlier runs included. "
+            "`privet audit verify` checks them, and `privet model export` writes this card anew."
+        )
     return text + _verified(evidence)
+
+
+def _claimed(top: ReportStanding) -> str:
+    said = [figures_sentence(top), claim_sentence(top), trust_sentence(top)]
+    if top.setting != "site":
+        said.append("This was a simulation: all keys lay on one machine.")
+    return " ".join(said)
 
 
 def _verified(evidence: CardEvidence) -> str:
@@ -222,14 +236,11 @@ def _verified(evidence: CardEvidence) -> str:
         lines.append("**The journal names no run that ended with this model.**")
     else:
         lines.append(f"The journal says that run `{evidence.run}` ended with this very model.")
-    said = [figures_sentence(top), claim_sentence(top), trust_sentence(top)]
-    if top.setting != "site":
-        said.append("This was a simulation: all keys lay on one machine.")
     table = ["| site | population | spent in its life | cap |", "|---|---|---|---|"]
     for found in verdict.sites:
         cap = "none" if found.cap is None else f"ε {found.cap:g}"
         table.append(f"| {found.site} | {found.population} | {spent_of(found)} | {cap} |")
     heads = ["| log | entries | root |", "|---|---|---|"]
     heads += [f"| `{name}` | {size} | `{root}` |" for name, (size, root) in evidence.heads.items()]
-    parts = [" ".join(lines), " ".join(said), "\n".join(table), "Checkpoints:", "\n".join(heads)]
+    parts = [" ".join(lines), _claimed(top), "\n".join(table), "Checkpoints:", "\n".join(heads)]
     return "\n\n".join(parts)

@@ -10,6 +10,7 @@ import functools
 import json
 from collections.abc import Iterator
 
+from privet.common.canonical import digest_json
 from privet.common.errors import LedgerError
 from privet.common.plan import MAX_ATTEMPTS, Plan
 from privet.privacy.accounting import first_plans
@@ -105,7 +106,9 @@ def _events_of(plan: str, text: str) -> tuple[Counts, Counts]:
 
 @functools.lru_cache(maxsize=16)
 def _plan(plan: str, text: str) -> Plan:
-    found = Plan.parse(json.loads(text), where=plan)
-    if found.digest != plan:
-        raise LedgerError(f"the plan that is kept as {plan} is another one, {found.digest}")
-    return found
+    value = json.loads(text)
+    if (digest := digest_json(value)) != plan:
+        raise LedgerError(f"the plan that is kept as {plan} is another one, {digest}")
+    # Clipping has no effect on what is charged, and old plans name ways that were removed.
+    value.get("training", {}).pop("clipping", None)
+    return Plan.parse(value, where=plan)

@@ -182,13 +182,6 @@ class LedgerDecisions(LedgerBase):
         """Reserve nothing ever again."""
         self._once("withdrawn", self.book.withdrawn, by=by)
 
-    def close_budget(self, population: str) -> None:
-        """Spend nothing of this population ever again."""
-        known = self.book.populations.get(population)
-        if known is None:
-            raise LedgerError(f"population '{population}' is not registered")
-        self._once("budget-closed", known.closed, population=population)
-
     def require_not_paused(self) -> None:
         """Check that the site has not paused; one that withdrew is none that paused.
 

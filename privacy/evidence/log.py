@@ -156,6 +156,11 @@ class Log(Generic[BookT]):
         return Key(self.origin, self._keys[-1][1] if self._keys else self.signer.public)
 
     @property
+    def keys(self) -> list[Key]:
+        """All keys of the log in their order, the one in force last."""
+        return self._own_keys
+
+    @property
     def first_key(self) -> Key:
         """The key the log began with, which a roster names."""
         return Key(self.origin, self._keys[0][1])

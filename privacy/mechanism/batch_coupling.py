@@ -117,21 +117,21 @@ def _cost(engine: GradientEngine, batch: Batch) -> float:
 
 def _clear(engine: GradientEngine, batch: Batch) -> bool:
     """Whether rounding leaves gradients as they are, in the model's own type."""
-    if engine.coarse:
+    if engine.reduced_precision:
         return True
     rounding = ex.rounding_of(engine, batch, ex.singles(engine, batch))
     return len(ex.told(rounding)) == len(rounding)
 
 
 def _tolerance(engine: GradientEngine, like: Tensor) -> float:
-    if engine.coarse:
+    if engine.reduced_precision:
         return _COARSE
     return _FINE if like.dtype == torch.float64 else _TOLERANCE
 
 
 def _losses(engine: GradientEngine, batch: Batch, other: Batch) -> None:
     """Exchange all but some records for fewer others: the losses of those must stay."""
-    room = min(ex.count_of(batch), engine.most_records)
+    room = min(ex.count_of(batch), engine.max_records)
     kept = sorted({0, room - 1, *range(0, room, 8)})
     sizes = engine.sizes(batch)
     order = torch.arange(ex.count_of(batch)) if sizes is None else sizes.argsort(stable=True)

@@ -22,7 +22,7 @@ from privet.common.errors import NotReleasable, PrivetError, SelfTestFailed
 from privet.privacy.mechanism import batch_coupling
 from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
-from privet.privacy.mechanism.clipping.methods import HAIR, WEIGHT, Batch
+from privet.privacy.mechanism.clipping.methods import CLIP_MARGIN, LOSS_WEIGHT, Batch
 from privet.privacy.mechanism.dpsgd import Views
 
 _RECORDS = 3
@@ -125,12 +125,12 @@ def _few(
     if bounded:  # whether it is coarse is seen in a pass
         engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), 1.0)
     norms = [ex.norm_of(one) for one in expected]
-    trusted = every or engine.coarse
+    trusted = every or engine.reduced_precision
     rounding = [0.0] * len(norms) if trusted else ex.rounding_of(engine, batch, expected)
     stable = ex.told(rounding)
     rows = ex.comparable(rounding, norms)
     share = max((rounding[row] for row in rows), default=0.0)
-    close = _Closeness(_COARSE if engine.coarse else tolerance, share)
+    close = _Closeness(_COARSE if engine.reduced_precision else tolerance, share)
     _coupled_forward(engine, batch, other, stable, close)
     if bounded and rows:
         chosen = {name: tensor[rows] for name, tensor in batch.items()}
@@ -271,12 +271,12 @@ def _compare_real(engine: GradientEngine, batch: Batch, tries: int) -> tuple[int
     clip = min(norms) / 2  # below every norm, so that each record shows alike
     got = engine.clipped_sum(batch, np.arange(len(kept)), len(kept), clip)
     wanted = [
-        torch.stack([alone[i][place].double() * (clip / norm * (1 - HAIR))
+        torch.stack([alone[i][place].double() * (clip / norm * (1 - CLIP_MARGIN))
                      for i, norm in zip(kept, norms, strict=True)]).sum(0)
         for place in range(len(engine.named))
     ]  # fmt: skip
     apart = [float((a.double() - b).norm()) for a, b in zip(got.tensors, wanted, strict=True)]
-    tolerance = _COARSE if engine.coarse else _FINE if exact else 10 * _TOLERANCE
+    tolerance = _COARSE if engine.reduced_precision else _FINE if exact else 10 * _TOLERANCE
     allowed = (tolerance + 10 * max(rounding[i] for i in kept)) * len(kept) * clip
     if sum(one**2 for one in apart) ** 0.5 <= allowed:
         return len(kept), ""
@@ -337,22 +337,21 @@ def _per_sample_gradient(
 ) -> None:
     """Compare with records computed alone, one by one by plain autograd."""
     expected = [torch.stack(column) for column in zip(*singles, strict=True)]
-    if engine.mode != "opacus-ghost":
-        rows = engine.per_sample(batch)
-        floors = [close.floor(one) for one in singles]
-        for name, got, want in zip(engine.named, rows, expected, strict=True):
-            near = got.shape == want.shape and all(
-                close(got[i], want[i], floor) for i, floor in enumerate(floors)
+    rows = engine.per_sample(batch)
+    floors = [close.floor(one) for one in singles]
+    for name, got, want in zip(engine.named, rows, expected, strict=True):
+        near = got.shape == want.shape and all(
+            close(got[i], want[i], floor) for i, floor in enumerate(floors)
+        )
+        if not near:
+            raise SelfTestFailed(
+                f"H16: the per-sample gradient of '{name}' differs from that of single "
+                "records (tied weights, or a layer Opacus treats wrongly); try "
+                "clipping = 'functorch'"
             )
-            if not near:
-                raise SelfTestFailed(
-                    f"H16: the per-sample gradient of '{name}' differs from that of single "
-                    "records (tied weights, or a layer Opacus treats wrongly); try "
-                    "clipping = 'functorch'"
-                )
     norms = torch.tensor([ex.norm_of(one) for one in singles], dtype=torch.float64)
     clip = float(norms.median()) / 2
-    factors = torch.where(norms > clip, clip / norms * (1 - HAIR), 1.0)
+    factors = torch.where(norms > clip, clip / norms * (1 - CLIP_MARGIN), 1.0)
     total = engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), clip)
     wanted = [torch.tensordot(factors.to(want), want, dims=1) for want in expected]
     floor = close.floor(wanted)
@@ -384,11 +383,6 @@ def _coupled_forward(
         mixed = {name: tensor.clone() for name, tensor in other.items()}
         for name, tensor in batch.items():
             mixed[name][kept] = tensor[kept]
-        if engine.mode == "opacus-ghost":
-            with torch.no_grad():
-                if not close(engine.losses(batch)[kept], engine.losses(mixed)[kept], 1e-6):
-                    raise SelfTestFailed("H6: the loss of one record depends on the other records")
-            continue
         every = list(engine.per_sample(batch))
         rows = [row[kept] for row in every]
         mixed_rows = [row[kept] for row in engine.per_sample(mixed)]
@@ -410,8 +404,8 @@ def _non_finite(engine: GradientEngine, batch: Batch, close: _Closeness) -> None
     device = next(iter(batch.values())).device
     ones = torch.ones(count, device=device, dtype=engine.losses(batch).dtype)
     inputs = {name for name, part in batch.items() if part.is_floating_point() and part.numel()}
-    for floats in filter(None, (inputs, {WEIGHT})):
-        poisoned = {name: tensor.clone() for name, tensor in {**batch, WEIGHT: ones}.items()}
+    for floats in filter(None, (inputs, {LOSS_WEIGHT})):
+        poisoned = {name: tensor.clone() for name, tensor in {**batch, LOSS_WEIGHT: ones}.items()}
         for name in floats:
             poisoned[name][-1] = float("nan")
         _one_spoilt(engine, batch, poisoned, close)

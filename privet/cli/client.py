@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,6 +122,7 @@ def init(
     stock Flower does not.
     """
     from privet.client.operator.decisions import POLICY_FILE, make_site, stated_ledgers
+    from privet.client.operator.new_folder import whole_or_gone
 
     others = stated_ledgers(other_ledger or (), only=only_ledger)
     keys = _keys(module, token, ledger_key)
@@ -129,18 +131,19 @@ def init(
     added = join is not None and (folder / POLICY_FILE).exists()
     if added:
         made = _kept_keys(folder, states=others is not None)
+        _come_in(join, folder, request, certificate)
     else:
         secret = None if plain_keys else passphrase(new=True)
         coordinators = [join.coordinator["orders"]] if join else []
         others = asked_ledgers() if others is None else others
-        made = make_site(
-            folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
-        )
+        with whole_or_gone(folder, POLICY_FILE):
+            made = make_site(
+                folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
+            )
+            _come_in(join, folder, request, certificate)
     missing: dict[str, str] = {}
-    if join is not None:
-        _come_in(join, folder, request, certificate)
-        if certificate is not None or request is None:
-            missing = _missing(folder / POLICY_FILE)
+    if join is not None and (certificate is not None or request is None):
+        missing = _missing(folder / POLICY_FILE)
     if as_json:
         value = {"folder": str(folder), "site": site, **made, "may_not_ask": missing}
         typer.echo(json.dumps(value))
@@ -201,18 +204,6 @@ def _kept_keys(folder: Path, *, states: bool) -> dict[str, str]:
     return {kind: key.fingerprint for kind, key in pairs}
 
 
-def _come_in(join: Join, folder: Path, request: Path | None, certificate: Path | None) -> None:
-    """Get a certificate from the coordinator, write a request for one, or take one from a file."""
-    from privet.client.start import come_in, come_in_by_file, take_certificate
-
-    if certificate is not None:
-        take_certificate(join, folder, certificate)
-    elif request is not None:
-        come_in_by_file(join, folder, request)
-    else:
-        come_in(join, folder)
-
-
 def _missing(policy: Path) -> dict[str, str]:
     """Return the order keys of coordinators that the policy does not let ask, by their names."""
     from privet.client.start import missing_coordinators
@@ -237,6 +228,22 @@ def _say_made(policy: Path, made: dict[str, str], missing: dict[str, str], *, ad
         typer.echo(
             f"Next: let '{name}' ask: add to coordinators under [allow] in {policy}\n  \"{key}\""
         )
+
+
+def _come_in(
+    join: Join | None, folder: Path, request: Path | None, certificate: Path | None
+) -> None:
+    """Have a site come in by its join file, if there is one: by a call, or by files."""
+    if join is None:
+        return
+    from privet.client.start import come_in, come_in_by_file, take_certificate
+
+    if certificate is not None:
+        take_certificate(join, folder, certificate)
+    elif request is not None:
+        come_in_by_file(join, folder, request)
+    else:
+        come_in(join, folder)
 
 
 @client.command(
@@ -282,7 +289,6 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool, not_restored: bool)
     import asyncio
     import logging
     from contextlib import ExitStack
-    from functools import partial
 
     import privet.common.link
     from privet import __version__
@@ -356,7 +362,7 @@ def status(policy: PolicyFile = SITE, as_json: AsJson = False) -> None:
     from privet.client.link.coordinators import standing
 
     waits = [one.to_dict() for one in catalogue_of(policy).waiting()]
-    keys = ("plan", "name", "coordinator", "also")
+    keys = ("plan", "name", "coordinator", "also", "why")
     waiting = [{key: one[key] for key in keys} for one in waits]
     desk = desk_of(policy)
     value = {**desk.status(), "waiting": waiting, **standing(policy, desk.ledger)}

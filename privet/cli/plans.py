@@ -23,6 +23,7 @@ from privet.cli.client import (
 )
 from privet.cli.officer import KeyFile, KeyLabel, KeyModule, KeyToken, signer_for
 from privet.common.errors import InputError
+from privet.common.printable import printable
 
 Digest = Annotated[str, typer.Argument(help="Digest of a plan, sha256:…", metavar="HASH")]
 
@@ -155,7 +156,6 @@ def sign_policy(
     and start it afterwards.
     """
     from privet.client.operator.catalogue import policy_changes
-    from privet.common.printable import printable
 
     desk, person = desk_of(policy), who(name)
     desk.ledger.log.refresh()
@@ -196,4 +196,7 @@ def _show_offer(policy: Path, digest: str, *, ahead: bool, as_json: bool) -> boo
         found = catalogue.priced(found)
     if found.plan is not None:
         show_plans.listed([found.to_dict()], policy.parent / "operator.log", stderr=as_json)
+    if found.misfit:
+        text = f"warning: no order of this plan could be answered now: {found.misfit}"
+        typer.echo(printable(text), err=True)
     return found.plan is not None

@@ -28,7 +28,6 @@ class Clipping(StrEnum):
     auto = "auto"
     bookkeeping = "bookkeeping"
     opacus_hooks = "opacus-hooks"
-    opacus_ghost = "opacus-ghost"
     functorch = "functorch"
 
 

@@ -139,7 +139,7 @@ class EvidenceCollector:
             self.journal.open_run(run, plan, model, sites)
         self._remember()
         self._learn(show({site: self._question(site) for site in sites}))
-        # What all witnesses remember is known only now: what is shown from here on proves that
+        # The memories of all witnesses are known only now: evidence from here on proves that
         # each log grew from that, also of a site that releases nothing and is not asked again.
         answers = show({site: self._question(site) for site in sites})
         self._learn(answers)
@@ -349,7 +349,7 @@ class EvidenceCollector:
             for origin, lines in gathered.items():
                 with suppress(EvidenceFault, NoteError):
                     self._heads.cosigned(origin, shown[origin], lines)
-            # With another coordinator a log may have grown since it was shown to this one.
+            # With another coordinator a log may have grown since it was sent to this one.
             self._learn(show({site: self._question(site) for site in sites}))
             if self._is_unchanged(shown):
                 break

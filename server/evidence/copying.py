@@ -1,4 +1,4 @@
-"""Keep sealed copies of the sites' ledgers, and have other sites keep them as well.
+"""Keep encrypted copies of the sites' ledgers, and have other sites keep them as well.
 
 ::
 

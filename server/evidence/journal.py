@@ -141,7 +141,7 @@ class Journal:
         )
 
     def sealed_key(self, run: str, plan: str, roster: Roster, by: str = "") -> JournalKey:
-        """Return the journal's private key, sealed to the order key.
+        """Return the journal's private key, encrypted to the order key.
 
         Args:
             run: identifier of the run.

@@ -46,7 +46,7 @@ class JournalSharer:
 
     Args:
         journal: of the run.
-        key: the journal's private key, sealed; it names the run.
+        key: the journal's private key, encrypted; it names the run.
         roster: of the run.
     """
 

@@ -254,8 +254,8 @@ def _require_free(address: str) -> None:
 class _Core(cygrpc.AioServer):
     """Accept calls of known methods, and leave others without an answer.
 
-    gRPC's own class accepts all, and ends for good at a method's name that is no UTF-8: one call of
-    a stranger would shut the port (seen with grpcio 1.85.1; this is a private part of it).
+    gRPC's own class accepts all, and ends permanently at a method's name that is no UTF-8: one call
+    of a stranger would shut the port (seen with grpcio 1.85.1; this is a private part of it).
     """
 
     def _make_request_call_future(self, method: bytes | None) -> asyncio.Future[Any]:

@@ -22,7 +22,6 @@ from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
 from privet.common.files.private_files import FILE_MODE, read_private
 from privet.common.link.identity import fingerprint_of, read_certificate
-from privet.common.link.validity import is_signed_by
 from privet.server.membership.certificates import Authority
 
 _NEXT, _FORMER = "next-", "former-"
@@ -107,7 +106,7 @@ class AuthorityFiles:
             present = self.load()
             coming = self._coming(name, given, present)
             write_atomic(self.folder / _CROSS, present.cross(coming))
-            for one in (_KEY, _PEM):  # once both are there, the newer may come in their place
+            for one in (_KEY, _PEM):  # once both are there, the newer ones may replace them
                 self._copy(one)
         for one in (_KEY, _PEM):
             path = self.folder / (_NEXT + one)
@@ -150,8 +149,3 @@ class AuthorityFiles:
     @property
     def _secret(self) -> bytes | None:
         return self.passphrase.encode() if self.passphrase else None
-
-    def is_of_newest(self, certificate: bytes) -> bool:
-        """Whether the newest authority signed a certificate."""
-        newest = read_certificate((self.folder / _PEM).read_bytes())
-        return is_signed_by(read_certificate(certificate), newest)

@@ -8,7 +8,7 @@
       server.pem, .key         encrypted if there is a passphrase
       members/NAME.json        a site's record: certificate, keys, or an open invitation
       coordinator/             orders.pem (order_key_files.py), witness.pem, witness.json
-      copies/                  sealed copies of the sites' ledgers, which only the sites can read
+      copies/                  encrypted copies of the sites' ledgers, for the sites alone
       runs/RUN/coordinator/    journal.db, journal.pem: each run has a journal and a key for it
 
 Files are replaced as a whole, so a running coordinator reads the changes that a command makes in

@@ -30,8 +30,8 @@ def copy_of(federation: MemberRegistry, site: str) -> CopyFile:
         site: name of the member that lost its ledger.
 
     Returns:
-        The sealed copy, which only the site can read; the newest cosigned heads of its log; and the
-        orders, with their plans, that the journals do not show as answered.
+        The encrypted copy, which only the site can read; the newest cosigned heads of its log; and
+        the orders, with their plans, that the journals do not show as answered.
 
     Raises:
         InputError: if the site is not enrolled, or no copy was kept.

@@ -100,7 +100,7 @@ def require_own(federation: MemberRegistry, value: dict[str, Any]) -> str:
 
     Args:
         federation: the opened folder, with the passphrase of its keys.
-        value: what the site sent: sealed key, plan, roster, genesis entry and length of its
+        value: the site's answer: encrypted key, plan, roster, genesis entry and length of its
             journal. It is not trusted.
 
     Returns:

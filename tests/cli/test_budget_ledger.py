@@ -6,6 +6,7 @@ import json
 
 import pytest
 from budget_kit import Desk, charged, policy_value
+from ledger_kit import close_budget
 from read_only_kit import names, read_only
 
 from privet.common.plan import Plan
@@ -98,7 +99,7 @@ def test_a_budget_that_was_closed(desk: Desk) -> None:
     desk.json({}, policy_value())
     key = FileSigner.load(desk.folder / "ledger.pem", None)
     ledger = Ledger(desk.folder / "ledger", key, "North")
-    ledger.close_budget("patients")
+    close_budget(ledger, "patients")
     ledger.log.store.close()
     code, said = desk.json({}, policy_value())
     assert code == 3

@@ -363,6 +363,20 @@ def test_the_json_of_each_decision(site: Desk) -> None:
     }
 
 
+def test_status_shows_the_key_in_force_and_that_there_were_others(site: Desk) -> None:
+    first = site.client("status", *POLICY)
+    assert (first["key"], first["earlier_keys"]) == (first["fingerprint"], [])
+    assert f"{first['key']}\n" in site.run("client", "status", *POLICY)[1]
+    keys = [site.client("rotate-key", *POLICY)["ledger"] for _ in range(2)]
+    value = site.client("status", *POLICY)
+    assert (value["fingerprint"], value["key"]) == (first["fingerprint"], keys[1])
+    assert value["earlier_keys"] == [first["fingerprint"], keys[0]]
+    said = site.run("client", "status", *POLICY)[1]
+    assert (
+        f"{keys[1]} (in force, after 2 earlier keys; the ledger began with {first['key']})" in said
+    )
+
+
 # an older copy of the ledger
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -64,3 +65,33 @@ def test_no_example_has_a_secret_on_its_line() -> None:
         for text in texts(command):
             assert "PRIVET_PASSPHRASE=" not in text
             assert "PRIVET_PIN=" not in text
+
+
+HEADING = re.compile(r"^## privet (.+)\n((?:(?!^## ).*\n)*)", re.MULTILINE)
+IN_TABLE = re.compile(r"^\| *command \|.*\n\|[-| ]*\n((?:\|.*\n)+)", re.MULTILINE)
+
+
+def documented(page: str) -> set[tuple[str, ...]]:
+    """Return the commands that a page of all commands has: its headings, the first cells of its
+    tables of commands, and what is typed in its blocks.
+    """
+    found = set()
+    for heading, text in HEADING.findall(page):
+        group = tuple(heading.split())
+        if group not in ALL or not getattr(ALL[group], "commands", None):
+            found.add(group)
+            continue
+        cells = [row.split("|")[1] for rows in IN_TABLE.findall(text) for row in rows.splitlines()]
+        names = {name for cell in cells for name in re.findall(r"`([a-z][a-z-]*)", cell)}
+        names |= set(re.findall(rf"^privet {heading} ([a-z][a-z-]*)", text, re.MULTILINE))
+        found |= {(*group, name) for name in names}
+    return found
+
+
+def test_the_page_of_all_commands_has_each_and_no_other(root: Path) -> None:
+    page = (root / "docs" / "reference" / "cli.md").read_text()
+    real = {words for words, command in ALL.items() if not getattr(command, "commands", None)}
+    assert documented(page) == real
+    # The controls: one that is missing, and one that does not exist.
+    without = page.replace("| `sign-policy` |", "| `sing-policy` |")
+    assert documented(without) ^ real == {("client", "sign-policy"), ("client", "sing-policy")}

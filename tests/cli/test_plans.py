@@ -79,7 +79,9 @@ def test_an_offer_has_a_name_a_price_and_a_state(site: Desk) -> None:
     for word in ("waits for", "tiny", "study", "admissions", "20.000", plan.digest):
         assert word in out
     (waits,) = site.client("status", *POLICY)["waiting"]
-    assert waits == {"plan": plan.digest, "name": "tiny", "coordinator": "study", "also": []}
+    assert waits == {
+        "plan": plan.digest, "name": "tiny", "coordinator": "study", "also": [], "why": None,
+    }  # fmt: skip
     assert approve(site, plan)["offered"]
     assert (listed(site, plan)["state"], listed(site, plan)["by"]) == ("approved", ["Ann"])
     assert site.client("status", *POLICY)["waiting"] == []
@@ -309,3 +311,41 @@ def test_an_officer_sees_every_change_whole(officer: Desk) -> None:
     assert len(found) > 300 and {f'allow.plans["{plan}"]' for plan in plans} <= {
         one["key"] for one in found
     }
+
+
+# records that a plan does not fit
+
+SQL = {"url": "sqlite:///none.db", "table": "t"}
+
+
+@pytest.mark.parametrize(
+    ("data", "header", "said"),
+    [
+        ({"path": "a.csv"}, "x1,x2,colour,y", ""),
+        ({"path": "a.csv"}, "x1,colour,y", "there is no column 'x2', which the plan reads"),
+        ({"path": "a.csv"}, None, "there is no such file"),
+        ({"sql": SQL, "columns": ["x1", "x2", "colour", "y"]}, None, ""),
+    ],
+    ids=["fits", "no column", "no file", "sql"],
+)
+def test_an_offer_that_the_records_do_not_fit_is_told_before_it_is_approved(
+    site: Desk, data: dict[str, Any], header: str | None, said: str
+) -> None:
+    value = policy_value()
+    value["data"]["admissions"] |= data
+    site.write(HOME / "site.toml", value)
+    if header is not None:
+        # The second line cannot be read: no record is.
+        (HOME / "a.csv").write_bytes(header.encode() + b'\n\xff\xfe"\n')
+    plan = offered(site)
+    why = listed(site, plan)["why"]
+    (waits,) = site.client("status", *POLICY)["waiting"]
+    code, out, err = site.run("client", "approve", plan.digest, "--as", "Ann", *POLICY)
+    assert code == 0, err
+    if not said:
+        assert why is None and waits["why"] is None and "warning" not in err
+        return
+    assert said in why and said in waits["why"] and said in out
+    assert "warning: no order of this plan could be answered now" in err and said in err
+    assert said in listed(site, plan)["why"]  # approved, and still so
+    assert not (HOME / "none.db").exists()

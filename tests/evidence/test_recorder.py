@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Message
+from ledger_kit import close_budget
 
 from privet.client.site import LogQuery, Site
 from privet.common.errors import EvidenceFault, RunError
@@ -789,7 +790,7 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
 def test_a_refusal_is_in_the_ledger_and_in_the_journal(federation: Make) -> None:
     fed = federation()
     ledger = fed.ledger("East")
-    ledger.close_budget(next(iter(ledger.book.populations)))
+    close_budget(ledger, next(iter(ledger.book.populations)))
     outcome = fed.run()
     assert [step.statuses["East"] for step in outcome.progress] == [Status.REFUSED_PAUSED] * 2
     assert fed.kinds("East") == ["refused"] * 2

@@ -11,7 +11,7 @@ import pytest
 import rfc8785
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_kit import EVENT, PATIENTS, asked, budget, entries, opened, order, spend
+from ledger_kit import EVENT, PATIENTS, asked, budget, close_budget, entries, opened, order, spend
 from securesystemslib.dsse import Envelope
 from securesystemslib.exceptions import VerificationError
 from securesystemslib.signer import SSlibKey
@@ -49,7 +49,7 @@ def ledger(tmp_path: Path) -> Ledger:
     made.abort(made.reserve(asked(2)), data_opened=False)
     made.refuse(order(3), "refused-budget")
     made.register("staff", budget())
-    made.close_budget("staff")
+    close_budget(made, "staff")
     made.pause("Ada")
     made.resume("Ada")
     made.refuse_plan(digest(b"another plan"), ["Bo"])

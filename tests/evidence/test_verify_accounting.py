@@ -6,9 +6,11 @@ import math
 import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from verify_kit import gate_event, gaussian, plan_of, repeated, sampled, train_event
 
 from privet.privacy.audit.verify.cost import accounting
@@ -160,6 +162,34 @@ def test_an_unknown_event_is_non_private() -> None:
         budget = AuditedBudget(1e6, 1e-5, ADD)
         budget.add(3, AuditedCharge("run", "train", event, None))
         assert budget.fault is not None and budget.fault[0] == 3
+
+
+def test_a_mixture_of_gaussians_is_still_read() -> None:
+    """No version wrote one; the format has it. Against direct integration of the hockey stick."""
+    std, sizes, chances = 8.0, [0, 1, 2], [0.81, 0.18, 0.01]
+    value = {
+        "type": "mixture_of_gaussians", "standard_deviation": repr(std),
+        "sensitivities": [repr(float(size)) for size in sizes],
+        "probabilities": [repr(chance) for chance in chances],
+    }  # fmt: skip
+    x = np.linspace(-12 * std, 2 + 12 * std, 2_000_001)
+    without = stats.norm.pdf(x, 0, std)
+    parts = [c * stats.norm.pdf(x, s, std) for s, c in zip(sizes, chances, strict=True)]
+    beside = np.sum(parts, axis=0)
+    most = max(
+        float(np.trapezoid(np.maximum(one - math.exp(0.05) * other, 0), x))
+        for one, other in ((without, beside), (beside, without))
+    )
+    found = accounting.delta_at([read_event(value)], 0.05, ADD)
+    assert most * (1 - 1e-6) <= found <= most * 1.01
+
+
+def test_laplace_noise_is_still_read() -> None:
+    """No version wrote it; the format has it. δ(ε) = 1 - e^((ε - Δ/b)/2)."""
+    event = read_event(laplace(2.0))
+    for epsilon in (0.1, 0.3):
+        want = 1 - math.exp((epsilon - 0.5) / 2)
+        assert accounting.delta_at([event], epsilon, ADD) == pytest.approx(want, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_a_closed_plan_stays_closed_in_the_next_run_until_it_is_opened(
 def test_what_fails_after_the_releases_ends_no_run(
     files: Path, plan_value: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    def fails(*words: Any) -> Any:
+    def fails(*words: Any, **more: Any) -> Any:
         raise ValueError("no luck")
 
     if what == "figures":
@@ -142,7 +142,7 @@ def test_what_fails_after_the_releases_ends_no_run(
     elif what == "plots":
         monkeypatch.setattr(plots, "_rounds", fails)
     else:
-        monkeypatch.setattr("privet.simulations.run_folder.model_card", fails)
+        monkeypatch.setattr("privet.simulations.run_folder.write_card", fails)
     plan = Plan.parse(plan_value(metrics={"source": "public"}))
     result = run_plan(plan, Setting(base=files), tmp_path / "out")
     assert any("no luck" in remark for remark in result.remarks)

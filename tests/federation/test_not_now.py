@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from federation_kit import Federation
+from ledger_kit import close_budget
 
 from privet.client import outbox as outbox_module
 from privet.client.outbox import Outbox
@@ -148,7 +149,7 @@ def test_a_site_that_withdrew_or_closed_its_budget_does_not_say_not_now(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    fed.ledger("North").close_budget(next(iter(fed.ledger("North").book.populations)))
+    close_budget(fed.ledger("North"), next(iter(fed.ledger("North").book.populations)))
     fed.ledger("East").withdraw("Ada")
     said = {
         site.name: site.answer(order_for(fed, site.name, model), model).status for site in fed.sites

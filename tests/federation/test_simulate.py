@@ -90,10 +90,10 @@ def test_the_way_gradients_were_clipped_is_told(
 def test_the_model_on_disk_is_the_model_in_hand(
     ran: Callable[..., Result], same: Callable[..., bool]
 ) -> None:
-    from privet.server.snapshot import load_model
+    from privet.server.snapshot import map_model
 
     result = ran()
-    stored, facts = load_model(result.out / "model" / "model.safetensors")
+    stored, facts = map_model(result.out / "model" / "model.safetensors")
     assert same(stored, result.model)
     assert facts["plan"] == result.plan.digest
 

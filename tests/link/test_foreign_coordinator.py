@@ -22,7 +22,7 @@ from privet.client.operator.decisions import OperatorDecisions, make_site, publi
 from privet.client.recovery import journal_copies
 from privet.client.turns import Turns
 from privet.common.canonical import canonical_json
-from privet.common.errors import InputError, NoteError, RolledBack
+from privet.common.errors import DataError, InputError, NoteError, RolledBack
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.flower.wire import (
     decode_reply,
@@ -37,6 +37,7 @@ from privet.common.link import link_pb2 as pb
 from privet.common.link import offer
 from privet.common.link.identity import request
 from privet.common.order import Order
+from privet.common.output.logs import why
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import calibrated
 from privet.privacy.evidence.keys import FileSigner
@@ -369,3 +370,23 @@ def test_nothing_of_a_policy_is_noted_before_it_is_in_force(
     policy.write_text(text)
     assert alpha.offers(plan, "study-4")[1] == "refused-policy"
     assert len(log) == size
+
+
+def test_an_offer_that_the_records_do_not_fit_is_told_once_and_to_the_operator_alone(
+    sides: tuple[Side, Side], plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alpha, _ = sides
+    home = tmp_path / "North"
+    policy, records = home / "site.toml", home / "records.csv"
+    policy.write_text(policy.read_text().replace(f'plans = ["{plan.digest}"]', ""))
+    roster, status = alpha.offers(plan, "study")
+    assert status == "waits-for-approval" and "does not fit" not in caplog.text
+    records.write_text(records.read_text().replace("x2", "x3", 1))
+    alpha.gate._said = ""  # as in another process
+    for _ in range(2):
+        assert alpha.offers(plan, "study", roster)[1] == "waits-for-approval"
+    (found,) = [one for one in caplog.records if one.msg == "an offered plan does not fit"]
+    error = vars(found)["why"]
+    assert "there is no column 'x2'" in str(error)
+    # Its text is not for standard error, where others read.
+    assert isinstance(error, DataError) and why(error) == "DataError"

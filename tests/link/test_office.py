@@ -28,7 +28,7 @@ from privet.privacy.audit.verify import verify
 from privet.privacy.evidence.statement import Entry
 from privet.privacy.evidence.store import Store
 from privet.server.queue import Run, cancel, releases, submit
-from privet.server.snapshot import load_model
+from privet.server.snapshot import map_model
 
 Make = Callable[..., Any]
 SITES = ("North", "East", "South")
@@ -54,7 +54,7 @@ def town(
 
 
 def model_of(town: Town, run: str = "first") -> dict[str, np.ndarray]:
-    return load_model(town.federation.folder / "runs" / run / "model" / "model.safetensors")[0]
+    return map_model(town.federation.folder / "runs" / run / "model" / "model.safetensors")[0]
 
 
 def verdict_of(town: Town, run: str = "first", **options: Any) -> Any:

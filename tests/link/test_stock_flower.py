@@ -19,7 +19,7 @@ from privet.privacy.audit.report.claims import standing
 from privet.privacy.audit.verify import verify
 from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import submit
-from privet.server.snapshot import load_model
+from privet.server.snapshot import map_model
 
 SITES = ("North", "East")
 SECRET = "eight or more"
@@ -97,7 +97,7 @@ def test_a_run_over_stock_flower(
     print(f"a run of two rounds: {time.monotonic() - started:.1f} s")
     status = run.status
     assert (status["state"], status["round"]) == ("done", 2)
-    assert load_model(run.folder / "model" / "model.safetensors")[0]
+    assert map_model(run.folder / "model" / "model.safetensors")[0]
     # Nothing of the bundle was unpacked at a site.
     for name in SITES:
         assert not list((tmp_path / f"{name}-flower").rglob("*.py"))

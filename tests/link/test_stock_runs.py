@@ -36,7 +36,7 @@ from privet.privacy.policy import Policy
 from privet.server import flower_serverapp
 from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import cancel, submit
-from privet.server.snapshot import Snapshot, load_model
+from privet.server.snapshot import Snapshot, map_model
 from privet.simulations.grid import InProcessGrid
 
 SITES = ("North", "East")
@@ -123,7 +123,7 @@ def test_a_run_goes_on_where_its_superlink_was_lost(town: Town, tmp_path: Path) 
     assert (status["state"], status["round"]) == ("done", 2)
     for kind in ("reserved", "released"):
         assert town.entries(kind) == [2, 2], "the repeated order was paid once"
-    model, facts = load_model(town.run.folder / "model" / "model.safetensors")
+    model, facts = map_model(town.run.folder / "model" / "model.safetensors")
     assert facts == {"plan": town.plan.digest, "private": "true", "names": facts["names"]}
     assert all(np.isfinite(array).all() for array in model.values())
     with pytest.raises(InputError, match="run 'first' is done: submit another one"):

@@ -20,7 +20,7 @@ from privet.client.data.records import open_records
 from privet.client.training.protocol import shape_mismatch
 from privet.client.training.trainer import Trainer
 from privet.client.training.worker.pulse import Pulse, TrainerWatch
-from privet.client.training.worker.remote import RemoteTrainer, _environment
+from privet.client.training.worker.remote import TRAINER_LOG, RemoteTrainer, _environment
 from privet.common.errors import DataError, PrivetError, TrainerLost
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
@@ -379,10 +379,14 @@ def test_a_trainer_that_was_stopped_while_idle_is_replaced_before_an_order_is_pa
     assert trainer.self_test() == tests and trainer._process is process
     os.kill(process.pid, signal.SIGSTOP)
     trainer.still_idle = 1.0
-    until(lambda: trainer.still_for > 4)
+
+    def seconds_since_a_beat() -> float:
+        return time.monotonic() - trainer._pulse.last
+
+    until(lambda: seconds_since_a_beat() > 4)
     assert trainer.self_test() == tests
     assert trainer._process is not process and process.poll() == -signal.SIGKILL
-    assert trainer.still_for < 4
+    assert seconds_since_a_beat() < 4
 
 
 def test_a_gate_that_was_stopped_with_its_trainer_does_not_end_it(tmp_path: Path) -> None:
@@ -395,3 +399,29 @@ def test_a_gate_that_was_stopped_with_its_trainer_does_not_end_it(tmp_path: Path
         for _ in range(10):
             time.sleep(0.2)
             watch.look()
+
+
+ENDS = """
+import os
+
+
+def make(task, talks):
+    if talks:
+        os.write(2, b"no memory\\n")
+    os._exit(3)
+"""
+
+
+@pytest.mark.parametrize("talks", [True, False])
+def test_the_last_words_of_a_trainer_are_named_where_there_are_any(
+    remote: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, talks: bool
+) -> None:
+    (tmp_path / "ends.py").write_text(ENDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    trainer = remote(model={"kind": "ends:make", "options": {"talks": talks}})
+    with pytest.raises(TrainerLost, match="exit 3") as lost:
+        trainer.shapes()
+    log = trainer.home / TRAINER_LOG
+    assert log.exists() is talks
+    assert (f"its last words are in {log}" in str(lost.value)) is talks
+    assert not talks or log.read_text().endswith("no memory\n")

@@ -393,10 +393,10 @@ def test_a_title_is_one_short_line(plan_value: Make, title: str) -> None:
     refused(plan_value(title=title), "title")
 
 
-def test_copies_and_ghost_clipping_do_not_go_together(plan_value: Make) -> None:
+def test_a_way_to_clip_that_was_removed_is_named_with_what_to_use(plan_value: Make) -> None:
     refused(
-        plan_value(task={"augment": ["hide"]}, training={"copies": 2, "clipping": "opacus-ghost"}),
-        "'opacus-ghost' is for unit 'record' without copies",
+        plan_value(training={"clipping": "opacus-ghost"}),
+        "training.clipping: 'opacus-ghost' was removed; use 'auto'",
     )
 
 

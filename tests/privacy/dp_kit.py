@@ -22,7 +22,7 @@ from privet.privacy.mechanism.noise import Stream
 FALSE_ALARM = 1e-8
 """Every statistical test refuses below this probability; all of them run on fixed seeds."""
 
-BOOK, HOOKS, GHOST, FUNCTORCH = "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch"
+BOOK, HOOKS, FUNCTORCH = "bookkeeping", "opacus-hooks", "functorch"
 
 # Opacus speaks on every first pass of its functorch samplers; transformers on loading.
 QUIET = (

@@ -20,10 +20,8 @@ from privet.common.errors import InputError, SelfTestFailed
 from privet.privacy.mechanism import selftest
 from privet.privacy.mechanism.clipping import GradientEngine, cost
 from privet.privacy.mechanism.clipping.bookkeeping import BookKeeping
-from privet.privacy.mechanism.clipping.per_unit_gradients import (
-    ParameterGradients,
-    PerUnitGradients,
-)
+from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
+from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
 
 Batch = dict[str, Tensor]
 EXACT = 1e-5
@@ -227,8 +225,8 @@ def engine(
     made = GradientEngine(model, loss, mode=BOOK, **more)
     if ghost is not None:
         assert isinstance(made._method, BookKeeping)
-        for page in made._method._layers.book.pages:
-            page.dense = None if page.parameter.dim() < 2 else not ghost
+        for one in made._method._layers.per_unit.parameters:
+            one.instantiate = None if one.parameter.dim() < 2 else not ghost
     return made
 
 
@@ -388,14 +386,14 @@ def test_shared_layers() -> None:
         assert relative(got, expected(gradients, np.arange(5), clip)) <= EXACT
 
 
-def test_a_page_takes_no_gradient_beside_ghosts() -> None:
-    """What is written one way and read the other would escape the norm."""
-    page = ParameterGradients("w", nn.Parameter(torch.ones(3, 6)), dense=False)
-    PerUnitGradients([page]).begin(4, None)
-    page.linear(torch.ones(4, 1, 6), torch.ones(4, 1, 3))
-    for take in (page.rows, page.vector):
+def test_a_parameter_takes_no_gradient_beside_ghosts() -> None:
+    """What is kept one way and read the other would escape the norm."""
+    own = ParameterGradients("w", nn.Parameter(torch.ones(3, 6)), instantiate=False)
+    PerUnitGradients([own]).begin_pass(4, None)
+    own.add_linear(torch.ones(4, 1, 6), torch.ones(4, 1, 3))
+    for add in (own.add_row_sum, own.add_gradient):
         with pytest.raises(SelfTestFailed, match=r"'w' is shared by layers of two kinds"):
-            take(torch.ones(4, 3, 6))
+            add(torch.ones(4, 3, 6))
 
 
 def test_parameters_of_bfloat16_are_clipped_in_single_precision() -> None:
@@ -454,7 +452,7 @@ def test_padding_rows_of_a_table_have_no_gradient() -> None:
 
 def test_a_cross_term_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tied weights: the norm of a sum is not the sum of the norms."""
-    from privet.privacy.mechanism.clipping import per_unit_gradients
+    from privet.privacy.mechanism.clipping import ghost_norms
 
     model, loss, draw = family("gpt2")
     batch = draw(6, 1)
@@ -462,7 +460,7 @@ def test_a_cross_term_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatc
     want = expected(gradients, np.arange(6), median_clip(gradients) / 2)
     clip = median_clip(gradients) / 2
     honest = engine(model, loss).clipped_sum(batch, np.arange(6), 6, clip).tensors
-    monkeypatch.setattr(per_unit_gradients, "_lookup_linear", lambda looked, linear: torch.zeros(6))
+    monkeypatch.setattr(ghost_norms, "lookup_linear_product", lambda one, two: torch.zeros(6))
     got = engine(model, loss).clipped_sum(batch, np.arange(6), 6, clip).tensors
     assert relative(honest, want) <= EXACT < relative(got, want)
 
@@ -470,8 +468,10 @@ def test_a_cross_term_that_is_left_out_is_noticed(monkeypatch: pytest.MonkeyPatc
 def test_a_layer_whose_rule_is_wrong_fails_the_start_up_test(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest = ParameterGradients.linear
-    monkeypatch.setattr(ParameterGradients, "linear", lambda self, x, g: honest(self, x * 1.001, g))
+    honest = ParameterGradients.add_linear
+    monkeypatch.setattr(
+        ParameterGradients, "add_linear", lambda self, x, g: honest(self, x * 1.001, g)
+    )
     unit = GradientEngine(lively(Wide()), cross_entropy, mode=BOOK)
     with pytest.raises(SelfTestFailed, match=r"H16.*'layer.weight'"):
         selftest.run(unit, lambda n, seed: rows(n, seed=seed), unit.named)
@@ -546,13 +546,13 @@ def test_memory_is_kept_and_bounded() -> None:
     model, loss, draw = family("bert")
     unit = engine(model, loss, False)
     assert isinstance(unit._method, BookKeeping)
-    unit._method.most_units = 2
-    per_unit_gradients: PerUnitGradients = unit._method._layers.book
+    unit._method.max_units = 2
+    buffers = unit._method._layers.per_unit.buffers
     unit.clipped_sum(draw(7, 0), np.arange(7), 7, 1.0)
-    kept = [matrix.rows.data_ptr() for matrix in per_unit_gradients.matrices]
-    assert max(len(matrix.rows) for matrix in per_unit_gradients.matrices) == 2
+    kept = [buffer.rows.data_ptr() for buffer in buffers]
+    assert max(len(buffer.rows) for buffer in buffers) == 2
     unit.clipped_sum(draw(7, 1), np.arange(7), 7, 1.0)
-    assert [matrix.rows.data_ptr() for matrix in per_unit_gradients.matrices] == kept
+    assert [buffer.rows.data_ptr() for buffer in buffers] == kept
 
 
 def test_the_cheaper_way_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import torch
 from dp_kit import (
     BOOK,
     FUNCTORCH,
-    GHOST,
     HOOKS,
     QUIET,
     Wide,
@@ -14,7 +13,6 @@ from dp_kit import (
     cross_entropy,
     difference,
     examples,
-    lively,
     norm,
     reference_clipped_sum,
     reference_gradients,
@@ -26,12 +24,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from privet.common.errors import InputError, PrivetError, SelfTestFailed
+from privet.common.errors import InputError, SelfTestFailed
 from privet.privacy.mechanism.clipping import GradientEngine, engine, methods
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
 
-MODES = (BOOK, HOOKS, GHOST, FUNCTORCH)
+MODES = (BOOK, HOOKS, FUNCTORCH)
 SMALL = ("linear", "ft-transformer", "text-encoder", "minilm-head")
 CASES = [
     *((name, mode) for name in SMALL for mode in MODES),
@@ -97,7 +95,7 @@ def test_the_engine_leaves_nothing_behind(mode):
     batch = rows(5)
     before = [p.detach().clone() for p in unit.parameters]
     first = unit.clipped_sum(batch, each(5), 5, 0.3).tensors
-    unit.per_sample(rows(3, seed=9)) if mode != GHOST else unit.plain_sum(rows(3, seed=9))
+    unit.per_sample(rows(3, seed=9))
     assert all(p.grad is None for p in unit.parameters)
     again = unit.clipped_sum(batch, each(5), 5, 0.3).tensors
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -178,22 +176,6 @@ def test_empty_batch(mode):
     got = unit.clipped_sum(rows(0), np.empty(0, np.int64), 0, 1.0)
     assert [t.shape for t in got.tensors] == [p.shape for p in unit.parameters]
     assert norm(got.tensors) == 0
-
-
-def test_ghost_norms_are_for_records_only():
-    unit = wide_engine(mode=GHOST)
-    with pytest.raises(InputError, match="'record' only"):
-        unit.clipped_sum(rows(3), np.array([0, 0, 1]), 2, 1.0)
-
-
-def test_ghost_norms_see_a_person_beside_one_without_records():
-    unit = wide_engine(mode=GHOST)
-    batch = {name: tensor.repeat_interleave(2, 0) for name, tensor in rows(1).items()}
-    try:
-        got = unit.clipped_sum(batch, np.array([0, 0]), 2, 0.01)
-    except InputError:
-        return
-    assert norm(got.tensors) <= 0.01 * (1 + 1e-5)
 
 
 def test_auto_keeps_books_where_it_knows_all_layers():
@@ -311,16 +293,6 @@ def test_a_plain_sum_shows_what_one_bad_record_does():
     assert not all(bool(torch.isfinite(t).all()) for t in unit.plain_sum(batch))
 
 
-def test_ghost_norms_and_gradients_come_from_one_pass():
-    model = nn.Sequential(nn.Dropout(0.9), nn.Linear(40, 3, bias=False))
-    unit = GradientEngine(lively(model), cross_entropy, mode=GHOST)
-    batch = rows(2, features=40)
-    batch["x"][1] = float("nan")
-    torch.manual_seed(0)
-    norms = [norm(unit.clipped_sum(batch, each(2), 2, 0.1).tensors) for _ in range(30)]
-    assert max(norms) <= 0.1 * (1 + 1e-4)
-
-
 # --- a record's gradient is its own -------------------------------------------------------
 
 
@@ -400,11 +372,4 @@ def test_a_parameter_without_a_gradient_is_named():
         mode=HOOKS,
     )
     with pytest.raises(SelfTestFailed, match=r"idle\.weight.*H17"):
-        unit.clipped_sum(rows(3), each(3), 3, 1.0)
-
-
-def test_a_parameter_without_a_norm_is_named():
-    model = nn.ModuleDict({"used": nn.Linear(6, 3), "idle": nn.Linear(6, 3)})
-    unit = GradientEngine(model, lambda m, batch: cross_entropy(model["used"], batch), mode=GHOST)
-    with pytest.raises(PrivetError, match=r"idle\.weight"):
         unit.clipped_sum(rows(3), each(3), 3, 1.0)

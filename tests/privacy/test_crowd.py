@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dp_kit import BOOK, FUNCTORCH, GHOST, HOOKS, QUIET, cross_entropy, plan_of, rows, wide_engine
+from dp_kit import BOOK, FUNCTORCH, HOOKS, QUIET, cross_entropy, plan_of, rows, wide_engine
 from dp_kit import lively as off_zero
 from torch import Tensor, nn
 from torch.nn import functional
@@ -94,7 +94,7 @@ def faulty(name: str, mode: str) -> GradientEngine:
     return wide_engine(make(), loss=loss, mode=mode)
 
 
-@pytest.mark.parametrize("mode", [BOOK, HOOKS, FUNCTORCH, GHOST])
+@pytest.mark.parametrize("mode", [BOOK, HOOKS, FUNCTORCH])
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_couples_only_many_records_is_found(name: str, mode: str) -> None:
     with pytest.raises(SelfTestFailed, match=r"H6|H16"):
@@ -106,7 +106,7 @@ def test_a_handful_of_records_does_not_show_it(name: str) -> None:
     assert check(faulty(name, BOOK), records=0) == ALL
 
 
-@pytest.mark.parametrize("mode", [BOOK, HOOKS, FUNCTORCH, GHOST])
+@pytest.mark.parametrize("mode", [BOOK, HOOKS, FUNCTORCH])
 @pytest.mark.parametrize("records", [1, 2, 5, 100, 700])
 def test_a_sound_model_passes_at_any_size(mode: str, records: int) -> None:
     assert check(wide_engine(mode=mode), records) == ALL

@@ -19,12 +19,10 @@ from privet.privacy.accounting.events import (
     Counts,
     Event,
     Gaussian,
-    Laplace,
     NonPrivate,
     PoissonSampled,
     Repeated,
     group,
-    per_record_clipping,
 )
 from privet.privacy.accounting.pld import calibrate_noise, delta_at, epsilon
 from privet.privacy.accounting.renyi_filter import (
@@ -80,14 +78,12 @@ def mixed(std: float, sizes, chances):
 
 
 @pytest.mark.parametrize("order", [2, 5, 16, 64])
-def test_gaussian_and_laplace_against_integration(order):
+def test_gaussian_against_integration(order):
     place = ORDERS.index(order)
     x = np.linspace(-400, 400, 400_001)
     std = 4.0
     found = both_ways(mixed(std, [0], [1]), mixed(std, [1.5], [1]), x, order)
     assert rho(Gaussian(std, 1.5))[place] == pytest.approx(found, rel=1e-6)
-    one, other = stats.laplace(0, 3.0).logpdf, stats.laplace(1.5, 3.0).logpdf
-    assert rho(Laplace(3.0, 1.5))[place] == pytest.approx(both_ways(one, other, x, order), rel=1e-4)
 
 
 @pytest.mark.parametrize("order", [2, 5, 16, 32])
@@ -97,18 +93,6 @@ def test_sampled_gaussian_against_integration(order, rate, noise):
     found = both_ways(mixed(noise, [0, 1], [1 - rate, rate]), mixed(noise, [0], [1]), x, order)
     event = PoissonSampled(rate, Gaussian(noise * 3, 3.0))
     assert rho(event)[ORDERS.index(order)] == pytest.approx(found, rel=1e-6)
-
-
-@pytest.mark.parametrize("order", [2, 8, 20])
-def test_a_mixture_is_bounded_from_above(order):
-    event = per_record_clipping(0.1, 4.0, 1.0, 3)
-    x = np.linspace(-80, 80 + 6 * order, 400_001)
-    sizes, chances = event.sensitivities, event.probabilities
-    found = both_ways(mixed(4.0, sizes, chances), mixed(4.0, [0], [1]), x, order)
-    bound = rho(event)[ORDERS.index(order)]
-    assert found <= bound
-    assert bound == rho(event.dominating)[ORDERS.index(order)]
-    assert rho(PoissonSampled(0.2, Laplace(3.0, 1.0))) == rho(Laplace(3.0, 1.0))
 
 
 def test_the_budget_is_what_converts_to_the_cap():
@@ -125,7 +109,6 @@ def test_the_budget_is_what_converts_to_the_cap():
         NonPrivate("x"),
         PoissonSampled(0.1, NonPrivate("x")),
         PoissonSampled(0.1, PoissonSampled(0.1, Gaussian(9, 1))),
-        PoissonSampled(0.1, per_record_clipping(0.1, 4.0, 1.0, 3)),
         Repeated(NonPrivate("x"), 2),
     ],
 )
@@ -137,8 +120,6 @@ def test_what_has_no_bound_is_infinite(event):
 def test_replace_one_counts_twice_the_sensitivity_and_no_sampling():
     assert rho(Gaussian(2.0, 1.0), REPLACE) == rho(Gaussian(1.0, 1.0), ADD)
     assert rho(PoissonSampled(0.01, Gaussian(2.0, 1.0)), REPLACE) == rho(Gaussian(1.0, 1.0))
-    for event in (Laplace(2.0, 1.0), per_record_clipping(0.1, 4.0, 1.0, 3)):
-        assert set(rho(event, REPLACE)) == {math.inf}
 
 
 @examples(40)
@@ -147,7 +128,6 @@ def test_replace_one_counts_twice_the_sensitivity_and_no_sampling():
         st.tuples(
             st.one_of(
                 st.builds(Gaussian, st.floats(2, 40), st.just(1.0)),
-                st.builds(Laplace, st.floats(5, 40), st.just(1.0)),
                 st.builds(
                     PoissonSampled,
                     st.floats(0.01, 0.5),
@@ -236,10 +216,9 @@ def test_no_cap_admits_everything():
     assert runs_that_fit(cap, {}, PLAN) is None
 
 
-@pytest.mark.parametrize("cost", [(REPLACE, per_record_clipping(0.1, 4.0, 1.0, 3))])
-def test_what_cannot_be_accounted_is_refused_and_not_an_error(cost):
-    relation, event = cost
-    cap = Cap(3.0, 1e-5, Unit.PERSON, relation)
+def test_what_cannot_be_accounted_is_refused_and_not_an_error():
+    event = PoissonSampled(0.1, PoissonSampled(0.1, Gaussian(9.0, 1.0)))
+    cap = Cap(3.0, 1e-5, Unit.PERSON, ADD)
     assert not decide(cap, {}, "a", event, ((event, 1),)).allowed
 
 
@@ -279,14 +258,15 @@ def test_h9_a_fresh_accountant_for_each_round_would_stop_nothing():
 
 
 def test_the_filter_gets_the_delta_that_the_first_plan_leaves():
-    left = renyi.delta_left(CAP, PLAN)
+    def delta_left(cap: Cap, first_plan: Counts | None) -> float:
+        return renyi._shares(cap, Charges((), first_plan)).renyi
+
+    left = delta_left(CAP, PLAN)
     assert left == pytest.approx(1e-5 - delta_at(events(PLAN), 3.0 + renyi.SLACK), rel=1e-6)
     assert 0 < left < 1e-7
-    assert renyi.delta_left(CAP, SMALL) == 1e-5  # the filter holds it from the start
-    assert renyi.delta_left(CAP, None) == 1e-5
-    assert (
-        renyi.delta_left(Cap(2.0, 1e-5, Unit.RECORD, ADD), PLAN) == 1e-5
-    )  # never a run of its own
+    assert delta_left(CAP, SMALL) == 1e-5  # the filter holds it from the start
+    assert delta_left(CAP, None) == 1e-5
+    assert delta_left(Cap(2.0, 1e-5, Unit.RECORD, ADD), PLAN) == 1e-5  # never a run of its own
 
 
 def test_an_abandoned_plan_and_another_share_one_delta():

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from privet.privacy.accounting import gaussian_dp, pld, renyi
+from privet.privacy.accounting import gaussian_dp, pld, renyi, renyi_filter
 from privet.privacy.accounting.delta_shares import as_events, enlarged, excess, merged, shares
 from privet.privacy.accounting.events import (
     Counts,
@@ -27,7 +27,6 @@ from privet.privacy.accounting.renyi_filter import (
     Charges,
     decide,
     decide_whole,
-    delta_left,
     runs_that_fit,
 )
 from privet.privacy.accounting.units import Relation, Unit
@@ -176,7 +175,7 @@ def test_a_plan_calibrated_to_the_whole_cap_runs_to_its_end():
 def test_what_is_sampled_falls_to_the_renyi_filter_with_its_own_delta():
     first = plain(0.1)
     begun = {"a": Charges(first, first)}
-    assert delta_left(CAP, first) == pytest.approx(0.01 * DELTA)
+    assert renyi_filter._shares(CAP, begun["a"]).renyi == pytest.approx(0.01 * DELTA)
     found = decide(CAP, begun, "b", STEP, ((STEP, 100),))
     assert found.rule == "filter"
     assert found.allowed

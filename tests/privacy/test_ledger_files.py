@@ -19,6 +19,7 @@ from ledger_kit import (
     asked,
     budget,
     charged,
+    close_budget,
     copy,
     kinds,
     opened,
@@ -314,7 +315,7 @@ WISHES: dict[str, Callable[[Ledger, Reservation], object]] = {
     "refuse_plan": lambda ledger, given: ledger.refuse_plan(PLAN.digest, ["Bo"]),
     "pause": lambda ledger, given: ledger.pause("Ada"),
     "withdraw": lambda ledger, given: ledger.withdraw("Ada"),
-    "close_budget": lambda ledger, given: ledger.close_budget(PATIENTS),
+    "close_budget": lambda ledger, given: close_budget(ledger, PATIENTS),
     "rotate": lambda ledger, given: ledger.rotate(FileSigner.generate()),
 }
 

@@ -21,6 +21,7 @@ from ledger_kit import (
     bare,
     budget,
     charged,
+    close_budget,
     entries,
     kinds,
     opened,
@@ -30,14 +31,18 @@ from ledger_kit import (
     spend,
 )
 
+from privet.common.canonical import digest_json
 from privet.common.errors import (
     BudgetExceeded,
     KeyFault,
     LedgerError,
+    PlanError,
     SitePaused,
 )
+from privet.common.plan import Plan
 from privet.privacy.accounting.pld import epsilon
 from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.evidence import charges
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger
 
@@ -196,7 +201,7 @@ def test_a_site_that_withdrew_never_comes_back(folder: Path, ledger: Ledger) -> 
         lambda: again.approve("sha256:" + "2" * 64, ["Ada"], "manual"),
         lambda: again.commit(taken, EVENT, RELEASE),
         lambda: again.rotate(FileSigner.generate()),
-        lambda: again.close_budget(PATIENTS),
+        lambda: close_budget(again, PATIENTS),
     ]
     for wish in wishes[:1]:
         with pytest.raises(SitePaused):
@@ -215,16 +220,32 @@ def test_a_closed_budget_stays_closed(folder: Path, ledger: Ledger) -> None:
     ledger.register("staff", budget())
     ledger.add_data_set("payroll", "staff", "nobody on the payroll is a patient")
     taken = ledger.reserve(asked(1))
-    ledger.close_budget(PATIENTS)
-    ledger.close_budget(PATIENTS)
+    close_budget(ledger, PATIENTS)
+    close_budget(ledger, PATIENTS)
     for each in (ledger, opened_only(folder)):
         with pytest.raises(SitePaused):
             each.reserve(asked(2))
     ledger.commit(taken, EVENT, RELEASE)
     ledger.reserve(asked(1, data_set="payroll", run="staff"))
     assert kinds(ledger)[-4:] == ["reserved", "budget-closed", "released", "reserved"]
-    with pytest.raises(LedgerError, match="not registered"):
-        ledger.close_budget("nobody")
+
+
+def test_a_kept_plan_whose_way_to_clip_was_removed_is_still_charged(
+    ledger: Ledger, plan_value: Callable[..., dict[str, Any]]
+) -> None:
+    now = Plan.parse(plan_value(training={"max_attempts": 7}))
+    old = now.to_dict()
+    old["training"]["clipping"] = "opacus-ghost"
+    with pytest.raises(PlanError, match="'opacus-ghost' was removed"):
+        Plan.parse(old)
+    for value in (old, now.to_dict()):
+        ledger.keep("plan", digest_json(value), value)
+    assert charges.plan_attempts(ledger.log.store, digest_json(old)) == 7
+    both = [charges.plan_events(ledger.log.store, digest_json(v)) for v in (old, now.to_dict())]
+    assert both[0] == both[1] is not None
+    ledger.keep("plan", "sha256:" + "0" * 64, old)
+    with pytest.raises(LedgerError, match="is another one"):
+        charges.plan_events(ledger.log.store, "sha256:" + "0" * 64)
 
 
 # the clock

@@ -7,13 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dp_kit import BOOK, FUNCTORCH, GHOST, HOOKS, QUIET, norm
+from dp_kit import BOOK, FUNCTORCH, HOOKS, QUIET, norm
 from torch import Tensor, nn
 
-from privet.privacy.mechanism.clipping import GradientEngine, methods, per_unit_gradients
+from privet.privacy.mechanism.clipping import (
+    GradientEngine,
+    ghost_norms,
+    methods,
+    parameter_gradients,
+    per_unit_gradients,
+)
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
-MODES = (BOOK, HOOKS, FUNCTORCH, GHOST)
+MODES = (BOOK, HOOKS, FUNCTORCH)
 VERY_MANY = 20_000_000
 
 
@@ -32,16 +38,16 @@ def shares(mode: str, x: Tensor, clip: float, **options: Any) -> float:
     model = nn.Linear(x.shape[-1], 1, bias=False)
     nn.init.zeros_(model.weight)
     engine = GradientEngine(model, output, mode=mode)
-    for page in options.get("ghost", []) and engine._method._layers.book.pages:  # type: ignore
-        page._wanted = False
+    for one in options.get("ghost", []) and engine._method._layers.per_unit.parameters:  # type: ignore
+        one._requested = False
     total = engine.clipped_sum({"x": x}, np.arange(len(x)), len(x), clip)
     engine.close()
     return norm(total.tensors) / clip
 
 
 def planted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(methods, "squares_of", in_single)
-    monkeypatch.setattr(per_unit_gradients, "squares_of", in_single)
+    for module in (methods, ghost_norms, parameter_gradients, per_unit_gradients):
+        monkeypatch.setattr(module, "squared_row_norms", in_single)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -115,7 +121,7 @@ def test_rounding_of_a_sum_is_within_its_bound(mode: str) -> None:
     model = nn.Linear(50, 1, bias=False)
     engine = GradientEngine(model, output, mode=mode, micro_batch=16)
     total = engine.clipped_sum({"x": x}, np.arange(units), units, clip).tensors[0]
-    factors = methods.clip_factors(methods.squares_of(x), clip)
+    factors = methods.clip_factors(methods.squared_row_norms(x), clip)
     exact = (x.double() * factors[:, None]).sum(0)
     lost = float((total.double() - exact).norm())
     assert 0 < lost <= methods.rounding_bound(units, clip)

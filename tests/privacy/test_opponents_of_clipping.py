@@ -122,8 +122,8 @@ def test_rows_that_cancel_do_not_pass_the_bound(scale: float) -> None:
     x = torch.stack([base, base + torch.randn(64)])
     batch = {"x": x, "label": torch.tensor([0, 1])}
     engine = GradientEngine(model, cross_entropy, mode=BOOK)
-    for page in engine._method._layers.book.pages:  # type: ignore[attr-defined]
-        page._wanted = False  # as a long unit would choose
+    for one in engine._method._layers.per_unit.parameters:  # type: ignore[attr-defined]
+        one._requested = False  # as a long unit would choose
     total = engine.clipped_sum(batch, np.zeros(2, dtype=np.int64), 1, 1.0)
     single = sum(
         torch.autograd.grad(cross_entropy(model, {k: t[i : i + 1] for k, t in batch.items()}).sum(),
@@ -237,7 +237,7 @@ def test_a_parameter_that_is_cut_by_position_is_not_taken_for_copies() -> None:
         GradientEngine(Placed(), loss, mode=BOOK)
 
 
-@pytest.mark.parametrize("mode", [HOOKS, "functorch", "opacus-ghost"])
+@pytest.mark.parametrize("mode", [HOOKS, "functorch"])
 def test_a_closed_engine_leaves_the_model_as_it_was(mode: str) -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     attributes = {name: set(vars(p)) for name, p in model.named_parameters()}
@@ -331,11 +331,13 @@ def test_bfloat16_passes_the_start_up_test_and_a_fault_does_not(
 
     engine = GradientEngine(Coarse(), cross_entropy, mode=BOOK)
     assert selftest.run(engine, batch, engine.named) == ["H6", "H7", "H16", "H17"]
-    assert engine.coarse
-    from privet.privacy.mechanism.clipping.per_unit_gradients import ParameterGradients
+    assert engine.reduced_precision
+    from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 
-    honest = ParameterGradients.linear
-    monkeypatch.setattr(ParameterGradients, "linear", lambda self, x, g: honest(self, x * 1.2, g))
+    honest = ParameterGradients.add_linear
+    monkeypatch.setattr(
+        ParameterGradients, "add_linear", lambda self, x, g: honest(self, x * 1.2, g)
+    )
     wrong = GradientEngine(Coarse(), cross_entropy, mode=BOOK)
     with pytest.raises(SelfTestFailed, match="H16"):
         selftest.run(wrong, batch, wrong.named)
@@ -360,8 +362,8 @@ def test_dropout_that_is_no_layer_is_named() -> None:
 
 def test_long_units_choose_anew_what_costs_less() -> None:
     model, _, engine = _linear()
-    page = engine._method._layers.book.pages[0]  # type: ignore[attr-defined]
-    page.dense = False
-    page.begin()
-    assert page.dense is None
+    one = engine._method._layers.per_unit.parameters[0]  # type: ignore[attr-defined]
+    one.instantiate = False
+    one.begin_pass()
+    assert one.instantiate is None
     del model

@@ -1,7 +1,6 @@
 """Deprive this process of what a trainer must not have: sockets, the site's keys, and writing.
 
-The means are the Linux kernel's. They are open to any user, last for good, and children inherit
-them:
+The means are the Linux kernel's. They are open to any user, permanent, and children inherit them:
 
 - seccomp: ``socket``, and calls that could replace it, fail with EACCES
   (``seccomp(2)``, filter in classic BPF).

@@ -27,6 +27,8 @@ class CapturedOutput:
 
     def __init__(self, path: Path) -> None:
         reading, self._writing = os.pipe()
+        self.wrote = False
+        """Whether the process has written anything."""
         self._file = OperatorFile.of(path)
         self._thread = threading.Thread(target=self._bring, args=(reading,), daemon=True)
         self._thread.start()
@@ -48,3 +50,4 @@ class CapturedOutput:
             while line := stream.readline(_MAX_LINE_BYTES):
                 text = line.removesuffix(b"\n").decode("utf-8", "backslashreplace")
                 self._file.write(one_line(text, _MAX_LINE_BYTES))
+                self.wrote = True

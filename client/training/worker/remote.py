@@ -205,12 +205,6 @@ class RemoteTrainer:
         _LOG.info("the trainer was idle and has ended; the next order starts another")
         return True
 
-    @property
-    def still_for(self) -> float | None:
-        """Seconds since the last beat of the process; None without a process."""
-        pulse = self._pulse
-        return None if pulse is None else max(0.0, time.monotonic() - pulse.last)
-
     def _beats(self) -> bool:
         """Whether the idle process is alive; waits for a beat if the last one is a while ago."""
         pulse = self._pulse
@@ -313,11 +307,13 @@ class RemoteTrainer:
             self._end(at_once=True)
             raise TrainerLost(f"{error}; it was ended, and the next order gets another") from None
         except (EOFError, PrivetError, ValueError):
-            process = self._process
+            process, output = self._process, self._output
             self._end()
+            log = self.home / TRAINER_LOG
+            wrote = output is not None and output.wrote and log.exists()
+            said = f"its last words are in {log}" if wrote else "it wrote nothing"
             raise TrainerLost(
-                f"the trainer's process has ended ({_how(process.returncode)}); its last words are "
-                f"in {self.home / TRAINER_LOG}"
+                f"the trainer's process has ended ({_how(process.returncode)}); {said}"
             ) from None
 
     def _end(self, *, at_once: bool = False) -> None:

@@ -1,8 +1,16 @@
 """Book-keeping: one forward and one backward pass that yield the clipped sum.
 
-The backward pass leaves each unit's gradient, or what its norm is made of (:mod:`.book`); norms,
-factors and the sum follow without a second pass (Bu et al. 2023, Differentially Private
-Optimization on Large Model at Small Cost). Nothing in Python is done by record.
+For each micro-batch of records, with the equations of the package
+(:mod:`privet.privacy.mechanism.clipping`):
+
+1. forward, with layers that save their activations (:mod:`.layers`); backward of Σ_r ℓ_r, in which
+   each layer records its activations and backprops, or instantiates G_u;
+2. ‖G_u‖² for each unit, added up over parameters in double precision;
+3. c_u = min(1, C / ‖G_u‖), and 0 for a unit whose norm is not finite (H7);
+4. Σ_u c_u G_u from what was recorded, added to the total. Ghost clipping (Li et al. 2022) would run
+   a second backward pass here; book-keeping (Bu et al. 2023, Algorithm 1) does not.
+
+Nothing in Python is done for each record.
 """
 
 from __future__ import annotations
@@ -15,15 +23,13 @@ from torch import Tensor, nn
 
 from privet.common.errors import SelfTestFailed
 from privet.privacy.mechanism.clipping import methods
-from privet.privacy.mechanism.clipping.cost import units_at_once
-from privet.privacy.mechanism.clipping.layers import Layers, Unsupported
-from privet.privacy.mechanism.clipping.methods import Batch, Loss, People
-
-_SINGLE = torch.finfo(torch.float32).eps
+from privet.privacy.mechanism.clipping.cost import max_units_in_memory
+from privet.privacy.mechanism.clipping.layers import RecordingLayers, Unsupported
+from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
 
 
 class BookKeeping:
-    """See the module.
+    """The clipping method of the module's docstring.
 
     Args:
         model: stays as it is; its layers' forwards are replaced while a pass runs.
@@ -36,77 +42,88 @@ class BookKeeping:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
-        _require_separate(model)
+        _require_separate_records(model)
         self.model, self._loss, self.named = model, loss, named
-        self._layers = Layers(model)
+        self._layers = RecordingLayers(model)
         tables = {
             id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
         }  # they are not instantiated where they are large
         count = sum(p.numel() for p in named.values() if id(p) not in tables)
         trained = sum(p.numel() for p in named.values())
         device = next(iter(named.values())).device
-        self.most_units: int | None = units_at_once(count, trained, device)
+        self.max_units: int | None = max_units_in_memory(count, trained, device)
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
-        """As :meth:`Method.per_sample`."""
-        layers = Layers(self.model, dense=True)
+        """As :meth:`ClippingMethod.per_sample`."""
+        layers = RecordingLayers(self.model, instantiate=True)
         records = len(next(iter(batch.values())))
         self._pass(layers, batch, None)
-        layers.book.squares()  # every page is written
-        self._layers.book.coarse |= layers.book.coarse
-        return [page.gradients(records) for page in layers.book.pages]
+        layers.per_unit.squared_norms()  # raises where a parameter was not used (H17)
+        self._layers.per_unit.reduced_precision |= layers.per_unit.reduced_precision
+        return [one.instantiated(records) for one in layers.per_unit.parameters]
 
-    def clipped_sum(self, parts: Iterable[tuple[Batch, People]], clip: float) -> list[Tensor]:
-        """As :meth:`Method.clipped_sum`."""
-        book = self._layers.book
-        totals = book.zeros()
-        for batch, people in parts:
+    def clipped_sum(
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+    ) -> list[Tensor]:
+        """As :meth:`ClippingMethod.clipped_sum`."""
+        per_unit = self._layers.per_unit
+        totals = per_unit.zeros()
+        for batch, unit_of in micro_batches:
             counts = None
-            if len(people) and people[-1] + 1 != len(people):
-                counts = torch.from_numpy(np.bincount(people))
+            if len(unit_of) and unit_of[-1] + 1 != len(unit_of):
+                counts = torch.from_numpy(np.bincount(unit_of))
             self._pass(self._layers, batch, counts)
             with torch.no_grad():
-                squares = book.squares()
-                factors = methods.clip_factors(squares, clip)
-                finite = torch.isfinite(squares)
-                # The one wait for the device in a pass: rows of NaN times 0 would be NaN.
-                book.add_to(totals, factors, None if bool(finite.all()) else finite)
+                squared_norms = per_unit.squared_norms()
+                factors = methods.clip_factors(squared_norms, clip)
+                finite = torch.isfinite(squared_norms)
+                # The host waits for the device here: rows of NaN times 0 would be NaN.
+                all_finite = bool(finite.all())
+                per_unit.add_weighted_sum(totals, factors, None if all_finite else finite)
             self._layers.forget()
-        return book.of_parameters(totals)
+        return per_unit.by_parameter(totals)
 
-    def plain(self, batch: Batch) -> Tensor:
-        """As :meth:`Method.plain`."""
+    def losses(self, batch: Batch) -> Tensor:
+        """As :meth:`ClippingMethod.losses`."""
         return self._loss(self.model, batch)
 
     def pause(self) -> None:
-        """As :meth:`Method.pause`: between two passes nothing is watched."""
+        """As :meth:`ClippingMethod.pause`: between two passes nothing is recorded."""
 
     def resume(self) -> None:
-        """As :meth:`Method.resume`."""
+        """As :meth:`ClippingMethod.resume`."""
 
-    def forget(self) -> None:
-        """As :meth:`Method.forget`."""
+    def reset(self) -> None:
+        """As :meth:`ClippingMethod.reset`."""
         self._layers.forget()
         for parameter in self.named.values():
             parameter.grad = None
 
     def close(self) -> None:
-        """As :meth:`Method.close`."""
-        self.forget()
+        """As :meth:`ClippingMethod.close`."""
+        self.reset()
 
     @property
-    def coarse(self) -> bool:
-        """As :attr:`Method.coarse`."""
-        return self._layers.book.coarse or is_coarse(self.named.values())
+    def reduced_precision(self) -> bool:
+        """As :attr:`ClippingMethod.reduced_precision`."""
+        computed = self._layers.per_unit.reduced_precision
+        return computed or methods.is_reduced_precision(self.named.values())
 
-    def _pass(self, layers: Layers, batch: Batch, counts: Tensor | None) -> None:
+    def _pass(self, layers: RecordingLayers, batch: Batch, counts: Tensor | None) -> None:
+        """Run one forward and one backward pass in which ``layers`` record.
+
+        Args:
+            layers: of the model.
+            batch: B records.
+            counts: [U] records of each unit; None for one each.
+        """
         for parameter in self.named.values():
             parameter.grad = None
         records = len(next(iter(batch.values())))
         try:
-            with layers.watching(records, counts):
+            with layers.recording(records, counts):
                 loss = self._loss(self.model, batch).sum()
-                layers.book.listens = True
+                layers.per_unit.recording = True
                 loss.backward()
         except Unsupported as error:
             raise SelfTestFailed(
@@ -115,12 +132,7 @@ class BookKeeping:
             ) from error
 
 
-def is_coarse(parameters: Iterable[Tensor]) -> bool:
-    """Return whether a parameter holds less than single precision."""
-    return any(torch.finfo(one.dtype).eps > _SINGLE for one in parameters)
-
-
-def _require_separate(model: nn.Module) -> None:
+def _require_separate_records(model: nn.Module) -> None:
     """Refuse layers whose output for a record depends on the others."""
     for name, module in model.named_modules():
         mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)

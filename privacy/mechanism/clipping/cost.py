@@ -1,16 +1,19 @@
-"""What a way to get a norm costs: arithmetic and bytes, at the rates of the machine at hand.
+"""The choice of mixed ghost clipping: what a norm costs by layer, in arithmetic and bytes.
 
-For a linear map with T rows a unit, p inputs and n outputs (Bu et al. 2023, Book-Keeping):
+For a linear layer with T rows a unit, p inputs and n outputs:
 
 =============  ==========================  ============================================
-way            arithmetic beyond the       bytes beyond the step without privacy
+form           operations beyond the       bytes beyond the step without privacy
                step without privacy
 =============  ==========================  ============================================
-instantiate    none: the product of the    12 p n: the unit's gradient written, read for
-               backward pass, by unit      its norm, read for the sum
+instantiated   none: the product gᵀ a of   12 p n: G_u written, read for its norm, read
+               the backward pass, by unit  for the sum
 ghost          2 T² (p + n): two Gram      24 T²: the Gram matrices written and read
                matrices, in double         once
 =============  ==========================  ============================================
+
+Bu et al. 2022 compare memory alone and take the ghost norm where 2 T² < p n. The rates at which
+this machine multiplies and moves bytes say more: they are measured once.
 """
 
 from __future__ import annotations
@@ -28,9 +31,14 @@ _TIMES = 3
 
 @functools.cache
 def rates(device: torch.device, dtype: torch.dtype, threads: int) -> tuple[float, float]:
-    """Return what a device does: multiplications and additions, and bytes moved, per second.
+    """Return what a device does in a second: floating-point operations, and bytes moved.
 
     Measured once for each device, type and number of threads, in some 20 milliseconds.
+
+    Args:
+        device: where.
+        dtype: of the operations.
+        threads: that torch computes with; a key of the cache.
     """
     del threads
     one = torch.ones(_SIZE, _SIZE, device=device, dtype=dtype)
@@ -53,24 +61,24 @@ def _best(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def ghost_is_cheaper(length: int, inputs: int, outputs: int, like: torch.Tensor) -> bool:
-    """Choose the way to a linear map's norm.
+    """Whether a linear layer's ghost norm costs less time than instantiating its gradients.
 
     Args:
         length: rows of a unit, T.
-        inputs: of the map.
-        outputs: of the map.
+        inputs: p.
+        outputs: n.
         like: a tensor of the device that it is computed on.
     """
     if length == 1:
-        return True  # the product of two norms
-    arithmetic, moved = rates(like.device, torch.float64, torch.get_num_threads())
+        return True  # ‖gᵀ a‖ = ‖a‖ ‖g‖, without a Gram matrix
+    operations, moved = rates(like.device, torch.float64, torch.get_num_threads())
     instantiate = 12.0 * inputs * outputs / moved
-    ghost = 2.0 * length**2 * (inputs + outputs) / arithmetic + 24.0 * length**2 / moved
+    ghost = 2.0 * length**2 * (inputs + outputs) / operations + 24.0 * length**2 / moved
     return ghost < instantiate
 
 
-def units_at_once(instantiated: int, trained: int, device: torch.device) -> int:
-    """Return how many units' gradients are held at once.
+def max_units_in_memory(instantiated: int, trained: int, device: torch.device) -> int:
+    """Return how many units' gradients are instantiated at once.
 
     As much memory is used as four times the model's, which is less than the activations of a
     usual batch; but never less than 128 MB, nor more than 1 GB (2 GB on CUDA).
@@ -85,4 +93,4 @@ def units_at_once(instantiated: int, trained: int, device: torch.device) -> int:
     return max(1, held // (4 * max(1, instantiated)))
 
 
-__all__ = ["ghost_is_cheaper", "rates", "units_at_once"]
+__all__ = ["ghost_is_cheaper", "max_units_in_memory", "rates"]

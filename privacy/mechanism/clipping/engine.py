@@ -1,4 +1,4 @@
-"""The gradient engine: one model, one way to compute its clipped sums, one sum per call."""
+"""The gradient engine: one model, one clipping method, one clipped sum per call."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from privet.common.errors import BypassDetected, InputError, PrivetError, SelfTestFailed
 from privet.privacy.mechanism.clipping.methods import (
     Batch,
+    ClippingMethod,
     Loss,
-    Method,
-    People,
     RawGradients,
-    weighable,
+    UnitOfRecord,
+    with_loss_weight,
 )
 
-MODES = ("auto", "bookkeeping", "opacus-hooks", "opacus-ghost", "functorch")
+MODES = ("auto", "bookkeeping", "opacus-hooks", "functorch")
 
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Sizes = Callable[[Batch], Tensor | None]
@@ -31,11 +31,11 @@ _LOG = logging.getLogger("privet.clipping")
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """Sum over units of clipped gradients; removing one unit moves it by ``clip`` at most.
+    """Σ_u min(1, C / ‖G_u‖) G_u over units; removing one unit moves it by ``clip`` at most.
 
     Attributes:
         tensors: one tensor a trained parameter, in the engine's order.
-        clip: the L2 bound that was applied to each unit.
+        clip: the L2 bound C that was applied to each unit.
     """
 
     tensors: tuple[Tensor, ...]
@@ -55,7 +55,7 @@ class GradientEngine:
             effect on a unit's contribution but rounding.
 
     Attributes:
-        mode: the way that is used; never ``auto``.
+        mode: that is used; never ``auto``.
 
     Raises:
         SelfTestFailed: if a layer mixes records (a batch norm).
@@ -87,12 +87,12 @@ class GradientEngine:
                     f"parameter '{name}' is of type {parameter.dtype}: privacy is for real numbers "
                     "of 16 to 64 bits; freeze it, or keep real and imaginary part apart"
                 )
-        self._loss = weighable(loss)
+        self._loss = with_loss_weight(loss)
         self._automatic = mode == "auto"
         self.mode, self._method = self._choose(mode)
 
     def per_sample(self, batch: Batch) -> RawGradients:
-        """Return per-record gradients [B, *shape] of every trained parameter.
+        """Return per-sample gradients [B, *shape] of every trained parameter.
 
         Raises:
             SelfTestFailed: if a parameter has none, so that it would escape clipping (H17).
@@ -104,14 +104,17 @@ class GradientEngine:
     ) -> ClippedSum:
         """Return the sum of the clipped gradients of ``units`` units.
 
+        A unit whose gradient is not finite contributes nothing (H7). An empty batch gives
+        zeros (H19).
+
         Args:
             examples: the records, tensors with first dimension B.
-            owner: [B] place of each record's unit, ascending, below ``units``.
+            owner: [B] index of each record's unit, ascending, below ``units``.
             units: number of units; one without records contributes nothing.
             clip: L2 bound C of a unit's gradient (the sum over its records).
 
-        A unit whose gradient is not finite contributes nothing (H7). An empty batch gives
-        zeros (H19).
+        Raises:
+            InputError: if ``owner`` does not fit.
         """
         records = len(next(iter(examples.values())))
         if len(owner) != records or (records and (np.diff(owner) < 0).any()):
@@ -119,29 +122,27 @@ class GradientEngine:
         if records and not 0 <= owner[0] <= owner[-1] < units:
             raise InputError(f"'owner' names a unit outside 0 to {units - 1}")
         counts = np.bincount(owner, minlength=1)
-        if self.mode == "opacus-ghost" and counts.max() > 1:
-            raise InputError("clipping 'opacus-ghost' is for unit 'record' only")
         sizes = self.sizes(examples)
         if counts.max() > 1 or sizes is not None:
-            order = _like_side_by_side(owner, counts, sizes)
+            order = _similar_units_together(owner, counts, sizes)
             rows = torch.as_tensor(order)
             examples = {name: tensor[rows] for name, tensor in examples.items()}
             owner = owner[order]
-        parts = (
-            ({name: tensor[rows] for name, tensor in examples.items()}, people)
-            for rows, people in _micro_batches(owner, self.micro_batch, self._method.most_units)
+        micro_batches = (
+            ({name: tensor[rows] for name, tensor in examples.items()}, unit_of)
+            for rows, unit_of in _micro_batches(owner, self.micro_batch, self._method.max_units)
         )
         try:
-            return ClippedSum(tuple(self._method.clipped_sum(parts, clip)), clip)
+            return ClippedSum(tuple(self._method.clipped_sum(micro_batches, clip)), clip)
         except BaseException:
-            self._method.forget()
+            self._method.reset()
             raise
 
     def sizes(self, batch: Batch) -> Tensor | None:
         """Return how long each record of a batch is, [B] on the CPU; None if that is not known.
 
         Raises:
-            InputError: if what says it returns something else.
+            InputError: if the function that says it returns something else.
         """
         records = len(next(iter(batch.values())))
         sizes = self._sizes(batch) if records else None
@@ -155,11 +156,11 @@ class GradientEngine:
     def losses(self, batch: Batch) -> Tensor:
         """Return the per-record losses [B], without hooks and without clipping."""
         with self.hooks_off():
-            return self._method.plain(batch)
+            return self._method.losses(batch)
 
     @contextmanager
     def hooks_off(self) -> Iterator[None]:
-        """Run the model for a while without anything that watches it."""
+        """Run the model for a while without recording any gradient."""
         self._method.pause()
         try:
             yield
@@ -178,7 +179,7 @@ class GradientEngine:
             for start in range(0, count, self.micro_batch):
                 rows = slice(start, start + self.micro_batch)
                 batch = {name: tensor[rows] for name, tensor in examples.items()}
-                self._method.plain(batch).sum().backward()
+                self._method.losses(batch).sum().backward()
         sums = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
         self._clear()
         return sums
@@ -187,7 +188,7 @@ class GradientEngine:
         """Go on with Opacus, where book-keeping was chosen by itself and does not fit.
 
         Returns:
-            False if another way was asked for, or is used already.
+            False if another mode was asked for, or is used already.
         """
         if not self._automatic or self.mode != "bookkeeping":
             return False
@@ -197,15 +198,15 @@ class GradientEngine:
         return True
 
     @property
-    def most_records(self) -> int:
-        """How many records of one each a forward pass has at most: a micro-batch."""
-        most = self._method.most_units
+    def max_records(self) -> int:
+        """Records that a forward pass has at most where each is a unit: a micro-batch."""
+        most = self._method.max_units
         return self.micro_batch if most is None else min(most, self.micro_batch)
 
     @property
-    def coarse(self) -> bool:
+    def reduced_precision(self) -> bool:
         """Whether gradients were computed in less than single precision, as far as was seen."""
-        return self._method.coarse
+        return self._method.reduced_precision
 
     def close(self) -> None:
         """Leave the model as it was before the engine was made, but for what it learnt."""
@@ -225,7 +226,7 @@ class GradientEngine:
                     "make a new engine after replacing, freezing or thawing parameters"
                 )
 
-    def _choose(self, mode: str) -> tuple[str, Method]:
+    def _choose(self, mode: str) -> tuple[str, ClippingMethod]:
         from privet.privacy.mechanism.clipping.bookkeeping import BookKeeping
 
         if mode not in ("auto", "bookkeeping"):
@@ -242,13 +243,11 @@ class GradientEngine:
             _LOG.warning("clipping by opacus-hooks, book-keeping does not fit: %s", error)
             return self._opacus("opacus-hooks")
 
-    def _opacus(self, mode: str) -> tuple[str, Method]:
+    def _opacus(self, mode: str) -> tuple[str, ClippingMethod]:
         # Not above: it takes a second to load, and mostly nobody needs it.
-        from privet.privacy.mechanism.clipping.opacus import OpacusGhost, OpacusHooks
+        from privet.privacy.mechanism.clipping.opacus import OpacusHooks
 
         try:
-            if mode == "opacus-ghost":
-                return mode, OpacusGhost(self.model, self._loss, self.named)
             functorch = mode == "functorch"
             return mode, OpacusHooks(self.model, self._loss, self.named, functorch=functorch)
         except PrivetError:
@@ -262,12 +261,17 @@ class GradientEngine:
             parameter.grad = None
 
 
-def _like_side_by_side(
+def _similar_units_together(
     owner: npt.NDArray[np.int64], counts: npt.NDArray[np.int64], sizes: Tensor | None
 ) -> npt.NDArray[np.int64]:
     """Return the order of records that puts units of as many, and as long, records together.
 
-    None is then filled up to the size of another. A unit's records follow each other, as before.
+    No unit is then filled up to the size of another. A unit's records follow each other, as before.
+
+    Args:
+        owner: [B] unit of each record, ascending.
+        counts: [U] records of each unit.
+        sizes: [B] length of each record, or None.
     """
     longest = np.zeros(len(counts), np.int64)
     if sizes is not None:
@@ -276,12 +280,17 @@ def _like_side_by_side(
 
 
 def _micro_batches(
-    owner: npt.NDArray[np.int64], most: int, most_units: int | None = None
-) -> Iterator[tuple[slice, People]]:
+    owner: npt.NDArray[np.int64], most: int, max_units: int | None = None
+) -> Iterator[tuple[slice, UnitOfRecord]]:
     """Cut records into runs of at most ``most`` that never part a unit's records.
 
     A unit with more records than ``most`` makes a run of its own. ``owner`` need not ascend, but
     a unit's records follow each other.
+
+    Args:
+        owner: [B] unit of each record.
+        most: records of a run.
+        max_units: units of a run, None for any number.
     """
     firsts = np.flatnonzero(np.diff(owner, prepend=-1))
     ends = np.append(firsts[1:], len(owner))
@@ -289,10 +298,10 @@ def _micro_batches(
     while unit < len(firsts):
         start = firsts[unit]
         last = int(np.searchsorted(ends, start + most, side="right"))
-        if most_units is not None:
-            last = min(last, unit + most_units)
+        if max_units is not None:
+            last = min(last, unit + max_units)
         last = max(last, unit + 1)
         end = ends[last - 1]
-        people = np.repeat(np.arange(last - unit), ends[unit:last] - firsts[unit:last])
-        yield slice(int(start), int(end)), people
+        unit_of = np.repeat(np.arange(last - unit), ends[unit:last] - firsts[unit:last])
+        yield slice(int(start), int(end)), unit_of
         unit = last

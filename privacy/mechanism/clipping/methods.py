@@ -1,4 +1,4 @@
-"""What a way to compute clipped sums has to offer, and the one bound that all apply."""
+"""What every clipping method offers, and the norm, the factor and the bound that all use."""
 
 from __future__ import annotations
 
@@ -14,55 +14,60 @@ from torch import Tensor, nn
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
 """Maps a model and a batch of B records to B losses, one for each record."""
-People = npt.NDArray[np.int64]
-"""[B] place of each record's unit among the units of a micro-batch, ascending from 0."""
+UnitOfRecord = npt.NDArray[np.int64]
+"""[B] index of each record's unit among the units of a micro-batch, ascending from 0."""
 
-WEIGHT = "privet.weight"
+LOSS_WEIGHT = "privet.weight"
 """Factors [B] of the losses, which the start-up test adds to a batch: NaN spoils a record whose
-input has no place for it (token numbers)."""
+input has no place for it (token ids)."""
 
 RawGradients = NewType("RawGradients", list[Tensor])
-"""Per-record gradients, one tensor [B, *shape] a parameter. They have no wire encoding."""
+"""Per-sample gradients, one tensor [B, *shape] a parameter. They have no wire encoding."""
 
+CLIP_MARGIN = 1e-6
+"""Clipped gradients stay below the bound by this share, as a float32 product may round upwards."""
 
+_MIN_FACTOR = torch.finfo(torch.float32).tiny
 _BLOCK = 1 << 16
-"""Numbers that are widened at once: they stay in cache."""
-_KEPT = threading.local()
-"""The memory that they are widened in; new memory for each call costs as much as the sum."""
+"""Numbers that are converted to double at once: they stay in cache."""
+_SCRATCH = threading.local()
+"""The memory they are converted into; new memory for each call costs as much as the sum."""
 
 
-HAIR = 1e-6
-"""By this share what is clipped stays below the bound, as a float32 product may round upwards."""
-_SMALLEST = torch.finfo(torch.float32).tiny
-
-
-class Method(Protocol):
+class ClippingMethod(Protocol):
     """One way to compute per-unit gradients, clip and sum them."""
 
-    most_units: int | None
+    max_units: int | None
     """Units that a micro-batch may hold, None for any number."""
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
-        """Return per-record gradients [B, *shape] of every trained parameter."""
+        """Return per-sample gradients [B, *shape] of every trained parameter."""
         ...
 
-    def clipped_sum(self, parts: Iterable[tuple[Batch, People]], clip: float) -> list[Tensor]:
-        """Return the sum over all units of all micro-batches, each clipped to ``clip``."""
+    def clipped_sum(
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+    ) -> list[Tensor]:
+        """Return Σ_u min(1, C / ‖G_u‖) G_u over the units of all micro-batches.
+
+        Args:
+            micro_batches: records, with the unit of each.
+            clip: the L2 bound C.
+        """
         ...
 
-    def plain(self, batch: Batch) -> Tensor:
-        """Return the losses of a pass that nothing watches."""
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the losses [B] of a pass from which no gradient is recorded."""
         ...
 
     def pause(self) -> None:
-        """Watch nothing until :meth:`resume`."""
+        """Record nothing until :meth:`resume`."""
         ...
 
     def resume(self) -> None:
-        """Watch again."""
+        """Record again."""
         ...
 
-    def forget(self) -> None:
+    def reset(self) -> None:
         """Drop what is held of a pass, also of one that did not end."""
         ...
 
@@ -71,45 +76,50 @@ class Method(Protocol):
         ...
 
     @property
-    def coarse(self) -> bool:
+    def reduced_precision(self) -> bool:
         """Whether gradients were computed in less than single precision."""
         ...
 
 
-def weighable(loss: Loss) -> Loss:
-    """Return a loss that minds :data:`WEIGHT`."""
+def with_loss_weight(loss: Loss) -> Loss:
+    """Return a loss that multiplies by :data:`LOSS_WEIGHT`, where a batch has it."""
 
-    def weighed(model: nn.Module, batch: Batch) -> Tensor:
-        if WEIGHT not in batch:
+    def weighted(model: nn.Module, batch: Batch) -> Tensor:
+        if LOSS_WEIGHT not in batch:
             return loss(model, batch)
-        inputs = {name: tensor for name, tensor in batch.items() if name != WEIGHT}
-        return loss(model, inputs) * batch[WEIGHT]
+        inputs = {name: tensor for name, tensor in batch.items() if name != LOSS_WEIGHT}
+        return loss(model, inputs) * batch[LOSS_WEIGHT]
 
-    return weighed
+    return weighted
 
 
-def clip_factors(squares: Tensor, clip: float) -> Tensor:
-    """Return min(1, C / norm) for squared norms [U]; 0 where the norm is not finite.
+def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
+    """Return the clip factors c_u = min(1, C / ‖G_u‖), [U]; 0 where the norm is not finite.
+
+    A factor below 1 is made smaller by :data:`CLIP_MARGIN`: it is rounded to float32 and multiplied
+    there, each with a relative error of 2⁻²⁴ = 6e-8, and the product must not pass the bound. A
+    factor below float32's normal numbers would lose more than that, so its unit adds nothing.
 
     Args:
-        squares: in double precision, see :func:`squares_of`.
-        clip: the bound C.
+        squared_norms: ‖G_u‖² [U] in double precision, see :func:`squared_row_norms`.
+        clip: the L2 bound C.
     """
-    norms = squares.double().sqrt()
+    norms = squared_norms.double().sqrt()
     factors = (clip / norms.clamp(min=1e-300)).clamp(max=1.0)
-    # A float32 product may exceed the bound by rounding; stay a hair below it.
-    factors = torch.where(factors < 1.0, factors * (1.0 - HAIR), factors)
-    # Below float32's normal numbers a factor would be rounded by more: such a unit adds nothing.
-    counts = torch.isfinite(norms) & (factors >= _SMALLEST)
-    return torch.where(counts, factors, torch.zeros_like(factors))
+    factors = torch.where(factors < 1.0, factors * (1.0 - CLIP_MARGIN), factors)
+    usable = torch.isfinite(norms) & (factors >= _MIN_FACTOR)
+    return torch.where(usable, factors, torch.zeros_like(factors))
 
 
-def squares_of(rows: Tensor) -> Tensor:
-    """Return the squared norm of each row of [U, n], computed in double precision.
+def squared_row_norms(rows: Tensor) -> Tensor:
+    """Return the squared L2 norm of each row of [U, n], computed in double precision.
 
-    In single precision the sum of 2e8 squares comes out 2.9 % too small, and squares of numbers
-    below 1e-19 or above 1e19 are lost or infinite: the bound on a unit would not hold, or the
-    unit would be left out. On a CPU rows are widened block by block, in cache.
+    A norm that comes out too small lets its unit pass the bound. In single precision the sum of 2e8
+    squares is 2.9 % too small, because each addition to a large running sum rounds away most of a
+    small square; squares of numbers below 1e-22 vanish, and those of numbers above 2e19 are
+    infinite, so that the unit is left out. In double the sum of n squares is right to n 2⁻⁵³.
+
+    On a CPU rows are converted block by block, in cache.
 
     Args:
         rows: gradients, a row for each unit.
@@ -121,28 +131,40 @@ def squares_of(rows: Tensor) -> Tensor:
     if not units or not width:
         return torch.zeros(units, dtype=torch.float64)
     step = max(1, min(width, _BLOCK // units))
-    kept: Tensor | None = getattr(_KEPT, "block", None)
-    if kept is None or kept.numel() < units * step:
-        kept = _KEPT.block = torch.empty(max(_BLOCK, units * step), dtype=torch.float64)
+    scratch = _scratch(units * step)
     if step == width:
-        wide = kept[: rows.numel()].view(rows.shape).copy_(rows)
+        wide = scratch[: rows.numel()].view(rows.shape).copy_(rows)
         return torch.linalg.vector_norm(wide, dim=1).square_()  # type: ignore[no-any-return]
     total = torch.zeros(units, dtype=torch.float64)
     for start in range(0, width, step):
         part = rows[:, start : start + step]
-        wide = kept[: part.numel()].view(part.shape).copy_(part)
+        wide = scratch[: part.numel()].view(part.shape).copy_(part)
         total += torch.linalg.vector_norm(wide, dim=1).square_()
     return total
 
 
-def wide_type(like: Tensor) -> torch.dtype:
-    """Return the type that gradients are held and added in: never less than single precision."""
+def _scratch(count: int) -> Tensor:
+    """Return kept memory of this thread for ``count`` doubles or more."""
+    kept: Tensor | None = getattr(_SCRATCH, "block", None)
+    if kept is None or kept.numel() < count:
+        kept = _SCRATCH.block = torch.empty(max(_BLOCK, count), dtype=torch.float64)
+    return kept
+
+
+def accumulation_dtype(like: Tensor) -> torch.dtype:
+    """Return the type that gradients are held and summed in: never less than single precision."""
     wide: torch.dtype = torch.promote_types(like.dtype, torch.float32)
     return wide
 
 
+def is_reduced_precision(parameters: Iterable[Tensor]) -> bool:
+    """Return whether a parameter holds less than single precision."""
+    single = torch.finfo(torch.float32).eps
+    return any(torch.finfo(one.dtype).eps > single for one in parameters)
+
+
 def rounding_bound(units: int, clip: float, dtype: torch.dtype = torch.float32) -> float:
-    """Return how far a clipped sum can be from the sum in real arithmetic of what was clipped.
+    """Return how far a clipped sum can be from the sum in real arithmetic of the clipped terms.
 
     Each of the n terms is at most C long and goes through at most n + 1 roundings (its product
     with the factor, and every addition after it, in whatever order), so that the error is at most
@@ -152,7 +174,7 @@ def rounding_bound(units: int, clip: float, dtype: torch.dtype = torch.float32) 
 
     Args:
         units: in one batch, n.
-        clip: the bound C.
+        clip: the L2 bound C.
         dtype: that the sum is made in.
     """
     lost = (units + 1) * torch.finfo(dtype).eps / 2

@@ -8,17 +8,12 @@ from typing import Any
 
 import torch
 from opacus.grad_sample import GradSampleModule
-from opacus.grad_sample.functorch import ft_compute_per_sample_gradient
-from opacus.grad_sample.grad_sample_module_fast_gradient_clipping import (
-    GradSampleModuleFastGradientClipping,
-)
 from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from privet.common.errors import SelfTestFailed
 from privet.privacy.mechanism.clipping import methods
-from privet.privacy.mechanism.clipping.bookkeeping import is_coarse
-from privet.privacy.mechanism.clipping.methods import Batch, Loss, People
+from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
 
 # The first layers see inputs without gradients, which is what they should see.
 warnings.filterwarnings("ignore", message="Full backward hook is firing")
@@ -37,7 +32,7 @@ class OpacusHooks:
         SelfTestFailed: if Opacus finds a layer that mixes records (a batch norm).
     """
 
-    most_units: int | None = None
+    max_units: int | None = None
 
     def __init__(
         self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor], *, functorch: bool = False
@@ -46,15 +41,12 @@ class OpacusHooks:
         _require_valid(model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self._wrapped: Any = self._wrap(functorch)
-
-    def _wrap(self, functorch: bool) -> Any:
-        return GradSampleModule(
-            self.model, loss_reduction="sum", strict=False, force_functorch=functorch
-        )
+            self._wrapped: Any = GradSampleModule(
+                model, loss_reduction="sum", strict=False, force_functorch=functorch
+            )
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
-        """As :meth:`Method.per_sample`.
+        """As :meth:`ClippingMethod.per_sample`.
 
         Raises:
             SelfTestFailed: if a parameter has none, so that it would escape clipping (H17).
@@ -67,33 +59,39 @@ class OpacusHooks:
             if isinstance(sample, list):
                 sample = torch.stack(sample).sum(0) if len(sample) > 1 else sample[0]
             if sample is None:
-                raise _escaped(name, "gradient")
+                raise SelfTestFailed(
+                    f"parameter '{name}' has no per-sample gradient: freeze it, or use "
+                    "clipping = 'functorch' (H17)"
+                )
             gradients.append(sample.detach())
         self._clear()
         return gradients
 
-    def clipped_sum(self, parts: Iterable[tuple[Batch, People]], clip: float) -> list[Tensor]:
-        """As :meth:`Method.clipped_sum`."""
-        total = [torch.zeros_like(p, dtype=methods.wide_type(p)) for p in self.named.values()]
-        for batch, people in parts:
-            for running, value in zip(total, self._part(batch, people, clip), strict=True):
+    def clipped_sum(
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+    ) -> list[Tensor]:
+        """As :meth:`ClippingMethod.clipped_sum`."""
+        parameters = self.named.values()
+        total = [torch.zeros_like(p, dtype=methods.accumulation_dtype(p)) for p in parameters]
+        for batch, unit_of in micro_batches:
+            for running, value in zip(total, self._clipped(batch, unit_of, clip), strict=True):
                 running.add_(value)
         return total
 
-    def plain(self, batch: Batch) -> Tensor:
-        """As :meth:`Method.plain`."""
+    def losses(self, batch: Batch) -> Tensor:
+        """As :meth:`ClippingMethod.losses`."""
         return self._loss(self._wrapped, batch)
 
     def pause(self) -> None:
-        """As :meth:`Method.pause`."""
+        """As :meth:`ClippingMethod.pause`."""
         self._wrapped.disable_hooks()
 
     def resume(self) -> None:
-        """As :meth:`Method.resume`."""
+        """As :meth:`ClippingMethod.resume`."""
         self._wrapped.enable_hooks()
 
-    def forget(self) -> None:
-        """As :meth:`Method.forget`."""
+    def reset(self) -> None:
+        """As :meth:`ClippingMethod.reset`."""
         self._clear()
         for parameter in self.named.values():
             parameter._forward_counter = 0  # type: ignore[attr-defined]
@@ -103,31 +101,33 @@ class OpacusHooks:
                     delattr(module, kept)
 
     def close(self) -> None:
-        """As :meth:`Method.close`."""
-        self.forget()
+        """As :meth:`ClippingMethod.close`."""
+        self.reset()
         self._wrapped.remove_hooks()
         for parameter in self.model.parameters():
-            for kept in ("grad_sample", "_norm_sample", "_forward_counter"):
+            for kept in ("grad_sample", "_forward_counter"):
                 if hasattr(parameter, kept):
                     delattr(parameter, kept)
 
     @property
-    def coarse(self) -> bool:
-        """As :attr:`Method.coarse`."""
-        return is_coarse(self.named.values())
+    def reduced_precision(self) -> bool:
+        """As :attr:`ClippingMethod.reduced_precision`."""
+        return methods.is_reduced_precision(self.named.values())
 
-    def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
+    def _clipped(self, batch: Batch, unit_of: UnitOfRecord, clip: float) -> list[Tensor]:
+        """Return the clipped sum of one micro-batch, of a tensor a parameter."""
         # Never narrower than float32: rounding a factor to bfloat16 would pass the bound.
-        gradients = [g.to(methods.wide_type(g)) for g in self.per_sample(batch)]
-        count = int(people[-1]) + 1
-        if count != len(people):
-            index = torch.as_tensor(people, device=gradients[0].device)
+        gradients = [g.to(methods.accumulation_dtype(g)) for g in self.per_sample(batch)]
+        count = int(unit_of[-1]) + 1
+        if count != len(unit_of):
+            index = torch.as_tensor(unit_of, device=gradients[0].device)
             gradients = [
                 g.new_zeros(count, *g.shape[1:]).index_add_(0, index, g) for g in gradients
             ]
-        squares = torch.stack([methods.squares_of(g.flatten(1)) for g in gradients]).sum(0)
-        factors = methods.clip_factors(squares, clip)
-        if not bool(torch.isfinite(squares).all()):
+        norms = [methods.squared_row_norms(g.flatten(1)) for g in gradients]
+        squared_norms = torch.stack(norms).sum(0)
+        factors = methods.clip_factors(squared_norms, clip)
+        if not bool(torch.isfinite(squared_norms).all()):
             gradients = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients]
         return [torch.tensordot(factors.to(g.dtype), g, dims=1) for g in gradients]
 
@@ -135,72 +135,6 @@ class OpacusHooks:
         for parameter in self.named.values():
             parameter.grad = None
             parameter.grad_sample = None  # type: ignore[attr-defined]
-            parameter._norm_sample = None  # type: ignore[attr-defined]
-
-
-class OpacusGhost(OpacusHooks):
-    """Norms without per-sample gradients, then a second backward pass. Each unit is one record."""
-
-    def _wrap(self, functorch: bool) -> Any:
-        del functorch
-        wrapped = GradSampleModuleFastGradientClipping(
-            self.model, loss_reduction="sum", max_grad_norm=1.0, strict=False
-        )
-        # Opacus computes norms in the gradients' type: let it see doubles.
-        wrapped.NORM_SAMPLERS = {k: _widened(s) for k, s in wrapped.NORM_SAMPLERS.items()}
-        wrapped.GRAD_SAMPLERS = _WideSamplers(wrapped.GRAD_SAMPLERS)
-        return wrapped
-
-    def _part(self, batch: Batch, people: People, clip: float) -> list[Tensor]:
-        self._clear()
-        parameters = list(self.named.values())
-        losses = self._loss(self._wrapped, batch)
-        losses.sum().backward(retain_graph=True)
-        squares = torch.stack([_norms(n, p).double().square() for n, p in self.named.items()])
-        squares = squares.sum(0)
-        self._clear()
-        keep = torch.isfinite(squares)
-        if not bool(keep.all()):
-            # A record without a finite gradient would poison the joint backward pass. Norms
-            # and gradients must come of one pass: dropout draws another mask in the next.
-            if not bool(keep.any()):
-                return [torch.zeros_like(p) for p in parameters]
-            kept = {name: tensor[keep] for name, tensor in batch.items()}
-            return self._part(kept, people, clip)
-        factors = methods.clip_factors(squares, clip)
-        self.pause()
-        try:
-            (losses * factors.to(losses.dtype)).sum().backward()
-        finally:
-            self.resume()
-        part = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in parameters]
-        self._clear()
-        return part
-
-
-class _WideSamplers(dict[type, Any]):
-    """Opacus's samplers of gradients, which it takes norms of; functorch for any other layer."""
-
-    def __contains__(self, kind: object) -> bool:
-        return True
-
-    def __getitem__(self, kind: type) -> Any:
-        sampler = self.get(kind, ft_compute_per_sample_gradient)
-
-        def wide(*given: Any) -> dict[Tensor, Tensor]:
-            return {parameter: made.double() for parameter, made in sampler(*given).items()}
-
-        return wide
-
-
-def _widened(sampler: Any) -> Any:
-    """Return a sampler of norms that reads doubles."""
-
-    def wide(layer: nn.Module, activations: list[Tensor], backprops: Tensor) -> Any:
-        read = [x.double() if x.is_floating_point() else x for x in activations]
-        return sampler(layer, read, backprops.double())
-
-    return wide
 
 
 def _require_valid(model: nn.Module) -> None:
@@ -209,18 +143,3 @@ def _require_valid(model: nn.Module) -> None:
         raise SelfTestFailed(
             "Opacus refuses the model: " + "; ".join(str(fault) for fault in faults)
         )
-
-
-def _norms(name: str, parameter: Tensor) -> Tensor:
-    """Return the per-record norms [B] that Opacus left on the parameter."""
-    norms: Tensor | None = parameter._norm_sample  # type: ignore[attr-defined]
-    if norms is None:
-        raise _escaped(name, "norm")
-    return norms
-
-
-def _escaped(name: str, what: str) -> SelfTestFailed:
-    return SelfTestFailed(
-        f"parameter '{name}' has no per-sample {what}: freeze it, or use "
-        "clipping = 'functorch' (H17)"
-    )

@@ -116,7 +116,7 @@ def site_status(value: dict[str, Any], log: Path) -> None:
         log: the operator's.
     """
     value = printable_all(value)
-    _say(f"{value['site']}: {value['state']} · {_witnessed(value)} · {value['fingerprint']}")
+    _say(f"{value['site']}: {value['state']} · {_witnessed(value)} · {_key(value)}")
     _out.print(_populations(value["populations"]))
     for note in value["notes"]:
         _say(f"note: {note}")
@@ -126,7 +126,8 @@ def site_status(value: dict[str, Any], log: Path) -> None:
     for plan in value["waiting"]:
         names = ", ".join(filter(None, (plan["coordinator"], *plan["also"]))) or "not known"
         text = f"waits for approval: {plan['plan']}  {plan['name']}, offered by {names}"
-        _say(f"{text} (`privet client plans`)")
+        why = f"; {plan['why']}" if plan["why"] else ""
+        _say(f"{text} (`privet client plans`){why}")
     several = len(value["coordinators"]) > 1
     for one in value["coordinators"] if several else [value]:
         whose = f"{one['coordinator']}: " if several else ""
@@ -244,6 +245,14 @@ def failures(plan: dict[str, Any], log: Path) -> str:
         f"closed: {failed} {times}, each was charged, and further orders are refused at no cost. "
         f"See {log}; mend it, then `privet client approve` opens the plan again"
     )
+
+
+def _key(value: dict[str, Any]) -> str:
+    """Return the ledger key in force, and by which first one others know the ledger."""
+    if not (earlier := value["earlier_keys"]):
+        return str(value["key"])
+    count = "one earlier key" if len(earlier) == 1 else f"{len(earlier)} earlier keys"
+    return f"{value['key']} (in force, after {count}; the ledger began with {value['fingerprint']})"
 
 
 def _witnessed(value: dict[str, Any]) -> str:
