@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from functools import lru_cache
+from sys import intern
 from typing import Any, NamedTuple
 
 from privet.privacy.audit.verify.formats import notes, signatures
@@ -114,7 +115,7 @@ def _signer(context: Context, match: re.Match[bytes], row: EntryRow, payload: by
     Returns:
         The key id; None if the key is not one of those in force.
     """
-    first = match[2].decode()
+    first = intern(match[2].decode())  # one object, so that it is pickled once a batch
     message, problems = signatures.pae(PAYLOAD_TYPE, payload), row.problems
     if (match[4] is not None) != (row.kind == "key-rotated"):
         wrong = "'key-rotated' has two signatures, every other kind one"
