@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench campaigns crash tamper race forge neighbours proto docs kit clean
+.PHONY: help install demo test test-all lint bench campaigns crash tamper race forge neighbours proto docs kit release clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,6 +61,9 @@ docs: install  ## Build the documentation into build/site; broken links fail
 kit: install  ## Offline install kits in dist: an auditor's, and coordinator's and sites'
 	$(BIN)/python deploy/kit.py
 	$(BIN)/python deploy/kit.py --extra train $(shell sed -n 's/^sql = .*/--extra sql/p' pyproject.toml)
+
+release: install  ## Wheel, sdist, SBOM, sums and a signed note in dist (KEY=FILE signs); nothing is published
+	$(BIN)/python deploy/release.py --key "$(KEY)"
 
 clean:  ## Remove what was built, but not the runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
