@@ -137,7 +137,7 @@ def document(
     bom.metadata.tools.tools.clear()
     bom.metadata.tools.components.clear()
     bom.register_dependency(kit, [components["privet"]])
-    chosen = {wheel.name: _edges(wheels, extras)[wheel.name] for wheel in wheels}
+    chosen = _edges(wheels, extras)
     for wheel in wheels:
         needs = [components[name] for name in sorted(chosen[wheel.name]) if name in components]
         bom.register_dependency(components[wheel.name], needs)
