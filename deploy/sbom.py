@@ -1,9 +1,10 @@
-"""The bill of materials of a kit: CycloneDX 1.6, one component for each wheel."""
+"""The bill of materials of a kit or a release: CycloneDX 1.6, one component for each package."""
 
 from __future__ import annotations
 
 import email
 import hashlib
+import importlib.metadata
 import uuid
 import zipfile
 from dataclasses import dataclass
@@ -30,7 +31,10 @@ _LONGEST = 100
 
 @dataclass(frozen=True)
 class Wheel:
-    """A wheel's canonical name, version, file name, SHA-256 (hex), licence and requirements."""
+    """A wheel's canonical name, version, file name, SHA-256 (hex), licence and requirements.
+
+    File name and SHA-256 are empty for a package that is only named, not handed over.
+    """
 
     name: str
     version: str
@@ -50,11 +54,42 @@ def read(path: Path) -> Wheel:
             if name.count("/") == 1 and name.endswith(".dist-info/METADATA")
         )
         about = email.message_from_bytes(archive.read(inside))
+    return _wheel(about, path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def installed(own: Wheel, extras: list[str]) -> list[Wheel]:
+    """Return ``own`` and what it needs with ``extras``, as it is installed here.
+
+    Raises:
+        ValueError: if something is not installed.
+    """
+    found = {own.name: own}
+    waiting = [(own.name, extra) for extra in ["", *extras]]
+    done = set(waiting)
+    while waiting:
+        name, extra = waiting.pop()
+        for requirement in map(Requirement, found[name].requires):
+            if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            needed = canonicalize_name(requirement.name)
+            if needed not in found:
+                try:
+                    about = importlib.metadata.metadata(needed)
+                except importlib.metadata.PackageNotFoundError:
+                    raise ValueError(f"{needed}, which {name} needs, is not installed") from None
+                found[needed] = _wheel(about, "", "")
+            new = {(needed, one) for one in ("", *requirement.extras)} - done
+            done |= new
+            waiting += new
+    return sorted(found.values(), key=lambda wheel: wheel.name)
+
+
+def _wheel(about: Message, file: str, sha256: str) -> Wheel:
     return Wheel(
         canonicalize_name(about["Name"]),
         about["Version"],
-        path.name,
-        hashlib.sha256(path.read_bytes()).hexdigest(),
+        file,
+        sha256,
         _licence(about),
         tuple(about.get_all("Requires-Dist", ())),
         tuple(about.get_all("Provides-Extra", ())),
@@ -73,17 +108,26 @@ def _licence(about: Message) -> str | None:
     return " AND ".join(named) if len(named) == 1 else ", ".join(named) or None
 
 
-def document(wheels: list[Wheel], extras: list[str], epoch: int) -> str:
+def document(
+    wheels: list[Wheel], extras: list[str], epoch: int, name: str = "kit", folder: str = "wheels/"
+) -> str:
     """Return the document as JSON text, checked against the schema; same input, same text.
+
+    Args:
+        wheels: Privet's own, and the packages that it needs.
+        extras: of Privet, with which it needs them.
+        epoch: seconds since 1970, the document's time.
+        name: ``kit`` or ``release``.
+        folder: where the wheels lie beside the document.
 
     Raises:
         ValueError: if what was made does not fit the schema.
     """
     factory = LicenseFactory()
-    components = {wheel.name: _component(wheel, factory) for wheel in wheels}
+    components = {wheel.name: _component(wheel, factory, folder) for wheel in wheels}
     own = next(wheel for wheel in wheels if wheel.name == "privet")
     kit = Component(
-        type=ComponentType.APPLICATION, name="privet-kit", version=own.version, bom_ref="kit",
+        type=ComponentType.APPLICATION, name=f"privet-{name}", version=own.version, bom_ref=name,
         description=f"Privet with extras: {', '.join(extras) or 'none'}",
     )  # fmt: skip
     seed = "\n".join(sorted(f"{wheel.file} {wheel.sha256}" for wheel in wheels))
@@ -93,7 +137,7 @@ def document(wheels: list[Wheel], extras: list[str], epoch: int) -> str:
     bom.metadata.tools.tools.clear()
     bom.metadata.tools.components.clear()
     bom.register_dependency(kit, [components["privet"]])
-    chosen = {wheel.name: _edges(wheels, extras)[wheel.name] for wheel in wheels}
+    chosen = _edges(wheels, extras)
     for wheel in wheels:
         needs = [components[name] for name in sorted(chosen[wheel.name]) if name in components]
         bom.register_dependency(components[wheel.name], needs)
@@ -128,21 +172,18 @@ def _edges(wheels: list[Wheel], extras: list[str]) -> dict[str, set[str]]:
     return edges
 
 
-def _component(wheel: Wheel, factory: LicenseFactory) -> Component:
-    digest = HashType(alg=HashAlgorithm.SHA_256, content=wheel.sha256)
+def _component(wheel: Wheel, factory: LicenseFactory, folder: str) -> Component:
+    digests = [HashType(alg=HashAlgorithm.SHA_256, content=wheel.sha256)] if wheel.sha256 else []
+    address = ExternalReference(
+        type=ExternalReferenceType.DISTRIBUTION, url=XsUri(folder + wheel.file), hashes=digests
+    )
     return Component(
         type=ComponentType.LIBRARY,
         name=wheel.name,
         version=wheel.version,
         bom_ref=f"{wheel.name}=={wheel.version}",
         purl=PackageURL("pypi", name=wheel.name, version=wheel.version),
-        hashes=[digest],
+        hashes=digests,
         licenses=[factory.make_from_string(wheel.licence)] if wheel.licence else [],
-        external_references=[
-            ExternalReference(
-                type=ExternalReferenceType.DISTRIBUTION,
-                url=XsUri(f"wheels/{wheel.file}"),
-                hashes=[digest],
-            )
-        ],
+        external_references=[address] if wheel.file else [],
     )

@@ -1,4 +1,4 @@
-"""Draw docs/images/architecture.svg from the imports of the code: python docs/_site/drawing.py
+"""Draw docs/images/architecture.svg from the imports of the code: python docs/_site/drawing.py.
 
 Boxes stand where ``PLACES`` puts them. Which sub-rooms are in a box, and which arrows there are, is
 read from the code. An arrow that follows from two others is left out.

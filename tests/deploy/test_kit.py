@@ -197,7 +197,7 @@ def test_a_wheel_is_built_into_a_relative_folder(
     if not (root / ".git").exists():
         pytest.skip("needs a git checkout")
     monkeypatch.chdir(tmp_path)
-    found = kit.build_wheel(Path("dist"), 1_700_000_000)
+    found = kit.build(Path("dist"), 1_700_000_000)
     assert (tmp_path / found).is_file()
 
 
