@@ -62,7 +62,7 @@ class Light:
 
 def main() -> None:
     kind, policy = sys.argv[1], Path(sys.argv[2])
-    dial._LONGEST = 1.0
+    dial._MAX_PAUSE_S = 1.0
     gate = start.make_gate(policy, None, seed="bench" if kind == "seeded" else "")
     if kind == "light":
         gate.close()

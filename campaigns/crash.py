@@ -86,7 +86,7 @@ class Trial:
         self.parties = SimulatedFederation(plan, folder, cap=100.0)
         roster = self.parties.found()
         self.model = initial_model(plan)
-        journal = self.parties.recorder(roster).journal
+        journal = self.parties.collector(roster).journal
         digest, self.name = digest_arrays(self.model), plan.sites[0].name
         self.orders = [
             journal.sign(
@@ -175,8 +175,8 @@ class Trial:
         found["charges without a name"] += len(set(reserved) - closed)
         kept = [e for e in aborted if e.predicate["data_opened"]]
         found["broken attempts named"] += len(kept)
-        counted = sum(sum(c.values()) for c in ledger.book.charges(
-            next(iter(ledger.book.populations))).values())  # fmt: skip
+        counted = sum(sum(c.values()) for c in ledger.state.charges(
+            next(iter(ledger.state.populations))).values())  # fmt: skip
         steps = self.plan.training.steps
         expected = sum(
             steps if reserved[n]["purpose"] == "train" else 1

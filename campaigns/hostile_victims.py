@@ -202,12 +202,12 @@ def site(policy: str, fault: str) -> None:
 
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO)
-    dial._LONGEST = 0.5
-    dial._WORD = dial._STILL = 3.0
+    dial._MAX_PAUSE_S = 0.5
+    dial._REPLY_TIMEOUT_S = dial._DOWNLOAD_STALL_TIMEOUT_S = 3.0
     gate = start.make_gate(Path(policy), None)
     dialer = start.dialer(gate)
     if fault == "leak":
-        dial._MOST_ANSWERS, dial._MOST_WITH_NUMBERS = 1 << 30, 1 << 30
+        dial._MAX_KEPT_ANSWERS, dial._MAX_KEPT_TENSORS = 1 << 30, 1 << 30
         serve, kept = dialer._serve, []
 
         def leaking(asked: dial.LinkRequest) -> dial.LinkResponse:

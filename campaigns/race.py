@@ -51,7 +51,7 @@ def _plan():  # type: ignore[no-untyped-def]
 
 def racer(number: int, folder: Path, tries: int, barrier: Barrier, results) -> None:  # type: ignore[no-untyped-def]
     """Reserve in each try, at the same time as the other process."""
-    from privet.common.errors import BudgetExceeded
+    from privet.common.errors import BudgetExceededError
     from privet.common.order import Order
     from privet.privacy.accounting.plan_events import training_event
     from privet.privacy.evidence.ledger import Request
@@ -66,7 +66,7 @@ def racer(number: int, folder: Path, tries: int, barrier: Barrier, results) -> N
         try:
             ledger.reserve(Request(order, event, f"data-{attempt}"))
             won[attempt] += 1
-        except BudgetExceeded:
+        except BudgetExceededError:
             pass
     results.put(won)
 

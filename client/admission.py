@@ -17,7 +17,7 @@ from privet.client.operator.approval import (
     waits_for_approval,
 )
 from privet.client.operator.decisions import note_policy
-from privet.common.errors import BudgetExceeded, PlanClosed
+from privet.common.errors import BudgetExceededError, PlanClosedError
 from privet.common.order import ORDER_TYPE, Order, Status
 from privet.common.plan import Plan
 from privet.privacy.evidence.ledger import Ledger
@@ -26,7 +26,7 @@ from privet.privacy.evidence.statement import pae
 from privet.privacy.policy import Policy
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """An order is refused with a status; the reason goes to the operator's log only.
 
     Args:
@@ -39,7 +39,7 @@ class Refusal(Exception):
         self.status = status
 
 
-class NotApproved(Refusal):
+class NotApprovedError(RefusalError):
     """A plan waits for people's approval; the site's answer to the offer says so, and does not
     refuse.
     """
@@ -95,7 +95,7 @@ class AdmissionControl:
             run: the run's identifier.
 
         Raises:
-            Refusal: with the status of the answer.
+            RefusalError: with the status of the answer.
             HeadAwaitedError: if the site does not know yet whether its ledger is the newest.
         """
         self.require_newest()
@@ -103,8 +103,8 @@ class AdmissionControl:
         self._keep_plan(plan)
         try:
             self.ledger.require_whole_run(self.data_set, run, plan.digest)
-        except BudgetExceeded as error:
-            raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
+        except BudgetExceededError as error:
+            raise RefusalError(Status.REFUSED_BUDGET, str(error)) from error
 
     def require_allowed(self, plan: Plan, *, in_force: bool = True) -> None:
         """Refuse a plan that the policy or the operator does not allow.
@@ -116,26 +116,26 @@ class AdmissionControl:
                 is noted.
 
         Raises:
-            Refusal: with the status of the answer.
+            RefusalError: with the status of the answer.
         """
         self.ledger.log.refresh()  # the operator decides in another process
-        noted = self.ledger.book.policy
+        noted = self.ledger.state.policy
         if in_force and noted is not None and noted != self.policy.public():
             # A verifier compares a reservation with the policy in the ledger.
-            raise Refusal(
+            raise RefusalError(
                 Status.REFUSED_POLICY,
                 "the ledger has another policy than this client was started with: start it again",
             )
         if fault := self.policy.fault(plan, data_set=self.data_set):
-            raise Refusal(Status.REFUSED_POLICY, fault)
+            raise RefusalError(Status.REFUSED_POLICY, fault)
         self._require_approval(plan, note=in_force)
         try:
             self.ledger.require_open_plan(plan.digest)
-        except PlanClosed as error:
-            raise Refusal(
+        except PlanClosedError as error:
+            raise RefusalError(
                 Status.REFUSED_PLAN,
                 f"{error}; this log says why. Mend it, then "
-                f"{how_to_open(self.ledger.book, plan.digest)} opens it again",
+                f"{how_to_open(self.ledger.state, plan.digest)} opens it again",
             ) from error
 
     def require_size(self, plan: Plan, parameters: int) -> None:
@@ -146,10 +146,10 @@ class AdmissionControl:
             parameters: number of trained parameters (scalars) of its model.
 
         Raises:
-            Refusal: with the status of the answer.
+            RefusalError: with the status of the answer.
         """
         if fault := self.policy.fault(plan, parameters, data_set=self.data_set):
-            raise Refusal(Status.REFUSED_POLICY, fault)
+            raise RefusalError(Status.REFUSED_POLICY, fault)
 
     def tested(self, rows: tuple[str, ...]) -> tuple[str, ...]:
         """Return the rows of the assumption register that count as tested, of those that a model
@@ -171,27 +171,27 @@ class AdmissionControl:
         """Refuse an order that no coordinator of the policy signed.
 
         Raises:
-            Refusal: with the status of the answer.
+            RefusalError: with the status of the answer.
         """
         key = self._order_key
-        book = self.ledger.book
-        if not self.policy.may_ask(key.fingerprint, book.order_keys):
-            raise Refusal(Status.REFUSED_SIGNATURE, f"{key.name} may not ask here (allow)")
-        if book.is_replaced(key.fingerprint, order.run):
-            raise Refusal(Status.REFUSED_SIGNATURE, f"another order key follows {key.name}")
+        state = self.ledger.state
+        if not self.policy.may_ask(key.fingerprint, state.order_keys):
+            raise RefusalError(Status.REFUSED_SIGNATURE, f"{key.name} may not ask here (allow)")
+        if state.is_replaced(key.fingerprint, order.run):
+            raise RefusalError(Status.REFUSED_SIGNATURE, f"another order key follows {key.name}")
         try:
             signature = base64.b64decode(order.signature, validate=True)
         except (binascii.Error, ValueError):
             signature = b""
         keyid = key.fingerprint.partition(":")[2]
         if order.keyid != keyid or not key.verifies(signature, pae(ORDER_TYPE, order.encode())):
-            raise Refusal(Status.REFUSED_SIGNATURE, f"the order is not signed by {key.name}")
+            raise RefusalError(Status.REFUSED_SIGNATURE, f"the order is not signed by {key.name}")
 
     def _require_approval(self, plan: Plan, *, note: bool) -> None:
-        if fault := approval_fault(self.policy, self.ledger.book, plan.digest):
-            waits = waits_for_approval(self.policy, self.ledger.book, plan.digest)
-            kind = NotApproved if waits else Refusal
+        if fault := approval_fault(self.policy, self.ledger.state, plan.digest):
+            waits = waits_for_approval(self.policy, self.ledger.state, plan.digest)
+            kind = NotApprovedError if waits else RefusalError
             raise kind(Status.REFUSED_PLAN, f"plan {plan.digest}: {fault}")
         if note and plan.digest in self.policy.allow.plans:
-            how = "listed" if self.ledger.book.setting == "site" else "simulation"
+            how = "listed" if self.ledger.state.setting == "site" else "simulation"
             self.ledger.approve(plan.digest, [f"{LISTED_BY}{self.policy.digest[7:19]}"], how)

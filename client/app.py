@@ -15,7 +15,7 @@ from typing import Any
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
-from privet.client.admission import Refusal
+from privet.client.admission import RefusalError
 from privet.client.site import LogQuery, Site
 from privet.common.compat.flower import claim_identity, number_message
 from privet.common.errors import InputError
@@ -68,7 +68,7 @@ def create_app(
     def _name(context: Context) -> str:
         try:
             return site_of(context).name
-        except Refusal:
+        except RefusalError:
             return str(context.node_config["site"]) if is_stopped() else ""
         except Exception:
             _LOG.exception("the site could not be opened")
@@ -77,7 +77,7 @@ def create_app(
     def show(message: Message, context: Context) -> Message:
         try:
             reply = site_of(context).shown(_asked(decode_show(message.content)))
-        except Refusal:
+        except RefusalError:
             reply = {"status": str(Status.REFUSED_ROLLBACK if is_stopped() else Status.FAILED)}
         except Exception:
             _LOG.exception("the site's log could not be shown")
@@ -92,7 +92,7 @@ def create_app(
         try:
             site = site_of(context)
         except Exception as error:
-            if not isinstance(error, Refusal):  # a refusal was logged with its reason
+            if not isinstance(error, RefusalError):  # a refusal was logged with its reason
                 _LOG.exception("the site could not be opened")
             status = unopened(order)
             on_answer(order, status)

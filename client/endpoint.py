@@ -9,10 +9,10 @@
 A log is shown while a trainer is at work: all that touches ledger and witness has one lock, and
 the trainer does its part without it. An offer waits: it may replace the trainer.
 
-A site has one run of each coordinator at a time, and a gate for each coordinator; all gates of a
-site share one ledger, and take their turns (:class:`~privet.client.turns.Turns`). The policy
-is read anew at each offer, so what its operator changed holds from the next run on, or from when
-the coordinator was started again.
+A site has one run of each coordinator at a time, and an endpoint for each coordinator. All
+endpoints of a site share one ledger and take turns (:class:`~privet.client.turns.Turns`). The
+policy is read again at each offer, so a change holds from the next run on, or from the
+coordinator's next start.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 
-from privet.client.admission import AdmissionControl, NotApproved, Refusal
+from privet.client.admission import AdmissionControl, NotApprovedError, RefusalError
 from privet.client.app import context_of, create_app, serve
 from privet.client.data.probe import DatabaseProbe
 from privet.client.data.source import misfit, require_source
@@ -46,8 +46,8 @@ from privet.common.canonical import digest_json
 from privet.common.code import code_digest
 from privet.common.errors import (
     DataError,
-    EvidenceFault,
-    NoRoom,
+    DiskFullError,
+    EvidenceError,
     NoteError,
     PolicyError,
     PrivetError,
@@ -61,7 +61,7 @@ from privet.privacy.evidence.roster import Roster
 from privet.privacy.evidence.witness import Witness
 from privet.privacy.policy import Policy
 
-_LOG = logging.getLogger("privet.gate")
+_LOG = logging.getLogger("privet.endpoint")
 
 ORDERS = ("train", "evaluate")
 """Kinds of parcels that are answered one at a time, whoever asks."""
@@ -81,7 +81,7 @@ class SiteEndpoint:
         membership: as the site came in to this gate's coordinator. Its home is the folder for
             offers, outbox and the operator's log.
         training_for: makes the trainer of a plan that is allowed.
-        turns: shared with the gates of the site's other coordinators.
+        turns: shared with the endpoints of the site's other coordinators.
     """
 
     policy: Callable[[], Policy]
@@ -152,7 +152,7 @@ class SiteEndpoint:
         """Compare the newest head that the coordinator saw of this ledger with what is here.
 
         Raises:
-            RolledBack: if the ledger is older.
+            RolledBackError: if the ledger is older.
             NoteError: if it cannot be compared.
         """
         with self.turns.ledger:
@@ -175,17 +175,17 @@ class SiteEndpoint:
         """Return the run that goes on here.
 
         Raises:
-            Refusal: if none does; why is in the log.
+            RefusalError: if none does; why is in the log.
         """
         if self._run.is_tried_again and (kept := self._offers.run) is not None:
             self._offered(kept)
         if self._site is None:
-            raise Refusal(Status.REFUSED_PLAN, "no run was offered")
+            raise RefusalError(Status.REFUSED_PLAN, "no run was offered")
         return self._site
 
     def _unopened(self, order: Order) -> Status:
         """Return how an order is answered while its run does not go on here."""
-        is_answered = self.ledger.book.is_answered(order)
+        is_answered = self.ledger.state.is_answered(order)
         return self._run.status_of_unopened(is_answered=is_answered)
 
     def _follow_policy(self) -> None:
@@ -195,8 +195,8 @@ class SiteEndpoint:
         older one would be refused. It is offered again here, as after a restart.
         """
         self.ledger.log.refresh()
-        noted = self.ledger.book.policy
-        if self._site is None or noted is None or noted == self._site.guard.policy.public():
+        noted = self.ledger.state.policy
+        if self._site is None or noted is None or noted == self._site.admission.policy.public():
             return
         if (offered := self._offers.run) is not None and noted == self.policy().public():
             self._offered(offered)
@@ -218,25 +218,25 @@ class SiteEndpoint:
             self._require_same_journal(run, roster)
             self._offers.keep(plan, self.membership.name)
             # A run keeps to the data set that it began with, whatever the policy says since.
-            data_set = self.ledger.book.data_set_of(run) or policy.data_set_for(plan)
-            guard = AdmissionControl(
+            data_set = self.ledger.state.data_set_of(run) or policy.data_set_for(plan)
+            admission = AdmissionControl(
                 policy, self.ledger, roster, data_set, require_newest=self._require_newest
             )
-            guard.require_newest()  # first: an old copy of a ledger gets no further entry
+            admission.require_newest()  # first: an old copy of a ledger gets no further entry
             # Only a plan that is allowed makes a site of it, which registers populations for life.
-            guard.require_allowed(plan, in_force=False)
+            admission.require_allowed(plan, in_force=False)
             self.ledger.require_not_paused()
             key = digest_json([plan_value, policy.model_dump(mode="json"), code_digest(plan)])
-            self._open(self._run.steps(key, roster), key, plan, guard, roster)
-            guard.look(plan, run)
+            self._open(self._run.steps(key, roster), key, plan, admission, roster)
+            admission.look(plan, run)
             self._offers.keep_run(records)
-        except Refusal as no:
+        except RefusalError as no:
             if no.status is Status.REFUSED_ROLLBACK:
                 # Kept: the site takes part in it once its operator has the newer ledger back.
                 self.close()
                 with suppress(OSError):  # a full disk; the next offer keeps it
                     self._offers.keep_run(records)
-            if not isinstance(no, NotApproved):
+            if not isinstance(no, NotApprovedError):
                 return self._tell(no.status, str(no), about)
             before = self._said
             self._tell(Status.WAITS_FOR_APPROVAL, str(no), about)
@@ -254,7 +254,12 @@ class SiteEndpoint:
         return self._tell(offer.READY, None, about)
 
     def _open(
-        self, steps: OpeningSteps, trainer: str, plan: Plan, guard: AdmissionControl, roster: Roster
+        self,
+        steps: OpeningSteps,
+        trainer: str,
+        plan: Plan,
+        admission: AdmissionControl,
+        roster: Roster,
     ) -> None:
         """Do what an offer needs that is allowed.
 
@@ -262,13 +267,13 @@ class SiteEndpoint:
             steps: what it needs.
             trainer: digest of what its trainer is made for.
             plan: of the run.
-            guard: that allowed it.
+            admission: that allowed it.
             roster: of the run.
 
         Raises:
             InputError: if the data set is not there.
         """
-        policy, data_set = guard.policy, guard.data_set
+        policy, data_set = admission.policy, admission.data_set
         if steps.check_data:
             require_source(policy, data_set, plan)
             self._database.require(policy, data_set, trainer)
@@ -280,7 +285,7 @@ class SiteEndpoint:
             assert self._training is not None
             training = Aside(self._training, self.turns.ledger)
             self._site = Site(
-                self.join.site, plan, self.home, guard, self.witness, roster, training,
+                self.join.site, plan, self.home, admission, self.witness, roster, training,
                 live=True, journals=self._journals,
             )  # fmt: skip
             self._run = self._run.opened(roster)
@@ -291,7 +296,7 @@ class SiteEndpoint:
             return True
         try:
             require_ledger_room(self.ledger)
-        except NoRoom:
+        except DiskFullError:
             return True
         return False
 
@@ -322,5 +327,5 @@ class SiteEndpoint:
         """Check that a run goes on with the journal that it was begun with."""
         try:
             self._journals.require_same(run, roster)
-        except EvidenceFault as error:
-            raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
+        except EvidenceError as error:
+            raise RefusalError(Status.REFUSED_CONFLICT, str(error)) from error

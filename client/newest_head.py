@@ -12,9 +12,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from privet.client.admission import Refusal
+from privet.client.admission import RefusalError
 from privet.client.operator.newer_ledger import note_newer
-from privet.common.errors import HeadAwaitedError, NoteError, RolledBack
+from privet.common.errors import HeadAwaitedError, NoteError, RolledBackError
 from privet.common.order import Status
 from privet.privacy.evidence.ledger import Ledger
 
@@ -51,7 +51,7 @@ class NewestHeads:
             note: the head, signed by the site's key; "" if the coordinator never saw one.
 
         Raises:
-            RolledBack: if the log does not extend it.
+            RolledBackError: if the log does not extend it.
             NoteError: if no key of this log signed it. The coordinator stays awaited: the head may
                 be of a key that an older copy of the ledger does not have.
             LedgerError: if the log cannot be read now; the coordinator stays awaited.
@@ -62,7 +62,7 @@ class NewestHeads:
             if note:
                 # Not kept: it has no cosignature, and a full disk must not hold the site up.
                 ledger.log.require_extends(note, keep=False)
-        except RolledBack as error:
+        except RolledBackError as error:
             note_newer(ledger, note)
             self._rolled_back = f"'{coordinator}' saw a newer ledger: {error}"
             raise
@@ -81,11 +81,11 @@ class NewestHeads:
                 own.
 
         Raises:
-            Refusal: if one has seen a newer ledger.
+            RefusalError: if one has seen a newer ledger.
             HeadAwaitedError: if one has not sent its head yet.
         """
         if self._rolled_back:
-            raise Refusal(Status.REFUSED_ROLLBACK, self._rolled_back)
+            raise RefusalError(Status.REFUSED_ROLLBACK, self._rolled_back)
         missing = {name: why for name, why in self._awaited.items() if name != asking}
         if missing:
             raise HeadAwaitedError(

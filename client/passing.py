@@ -13,16 +13,16 @@ from typing import IO
 
 from privet.client.outbox import Outbox
 from privet.common.errors import (
+    DiskFullError,
     HeadAwaitedError,
-    KeyFault,
     LedgerFullError,
-    NoRoom,
+    PrivateKeyError,
     PrivetError,
-    SiteClosed,
-    SitePaused,
-    SourceUnavailable,
-    TrainerLost,
-    TrainerUnconfined,
+    SiteClosedError,
+    SitePausedError,
+    SourceUnavailableError,
+    TrainerLostError,
+    TrainerUnconfinedError,
     reason_of,
 )
 from privet.common.files.disk_space import allocate
@@ -38,9 +38,16 @@ _HEADER_ROOM, _ROOM_PER_ARRAY, _TABLE_ROOM = 1 << 16, 512, 1 << 20
 
 def is_passing(error: Exception) -> bool:
     """Return whether an error before the reservation means only "not now"."""
-    if isinstance(error, SiteClosed | TrainerUnconfined):
+    if isinstance(error, SiteClosedError | TrainerUnconfinedError):
         return False
-    passing = SitePaused | KeyFault | SourceUnavailable | TrainerLost | NoRoom | HeadAwaitedError
+    passing = (
+        SitePausedError
+        | PrivateKeyError
+        | SourceUnavailableError
+        | TrainerLostError
+        | DiskFullError
+        | HeadAwaitedError
+    )
     return isinstance(error, passing)
 
 
@@ -54,16 +61,17 @@ def passing_cause(
         ledger: of the site.
         order: to answer. An order that was ever reserved has an entry, and may not be answered as
             if it had none.
-        probe: raises NoRoom if the disk is full: a ledger that cannot be written does not say why.
+        probe: raises DiskFullError if the disk is full: a ledger that cannot be written does not
+            say why.
     """
     try:
         ledger.log.refresh()
-        if ledger.book.is_answered(order):
+        if ledger.state.is_answered(order):
             return None
         if is_passing(error):
             return error
         probe()
-    except NoRoom as full:
+    except DiskFullError as full:
         return full
     except (OSError, PrivetError):
         return None
@@ -86,7 +94,7 @@ def make_room(
         The space of the ledger's entries; the outbox holds that of the release.
 
     Raises:
-        NoRoom: if the disk, a quota or a limit of this process does not have the space.
+        DiskFullError: if the disk, a quota or a limit of this process does not have the space.
     """
     room = LedgerRoom(ledger)
     size = room_of_release(plan, order, model)
@@ -94,7 +102,7 @@ def make_room(
         outbox.make_room(order.slot, size)
     except OSError as error:
         room.give_back()
-        raise NoRoom(
+        raise DiskFullError(
             f"{outbox.folder}: no room for a release of {size:,} bytes: {reason_of(error)}"
         ) from error
     return room
@@ -121,7 +129,7 @@ def require_ledger_room(ledger: Ledger) -> None:
     """Check that the ledger's file system has space for an order's entries.
 
     Raises:
-        NoRoom: if it has not.
+        DiskFullError: if it has not.
     """
     LedgerRoom(ledger).give_back()
 
@@ -136,7 +144,7 @@ class LedgerRoom:
         ledger: of the site.
 
     Raises:
-        NoRoom: if the disk, a quota or a limit of this process does not have the space.
+        DiskFullError: if the disk, a quota or a limit of this process does not have the space.
     """
 
     def __init__(self, ledger: Ledger) -> None:
@@ -148,7 +156,7 @@ class LedgerRoom:
             allocate(self._taken.fileno(), LEDGER_ROOM)
         except OSError as error:
             self.give_back()
-            raise NoRoom(
+            raise DiskFullError(
                 f"{folder}: no room for the ledger's entries: {reason_of(error)}"
             ) from error
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from privet.client.admission import AdmissionControl, Refusal
+from privet.client.admission import AdmissionControl, RefusalError
 from privet.client.operator.approval import how_to_open
 from privet.client.operator.newer_ledger import note_newer
 from privet.client.outbox import Outbox
@@ -23,17 +23,17 @@ from privet.client.recovery.journal_copies import JournalCopies
 from privet.client.training.protocol import TrainerOutput, TrainerProtocol, shape_mismatch
 from privet.common.code import code_digest
 from privet.common.errors import (
-    BudgetExceeded,
+    BudgetExceededError,
     InputError,
     LedgerError,
     NoteError,
-    OutOfTurn,
-    PlanClosed,
+    OutOfTurnError,
+    PlanClosedError,
     PrivetError,
-    RolledBack,
-    SelfTestFailed,
-    SiteClosed,
-    SourceUnavailable,
+    RolledBackError,
+    SelfTestError,
+    SiteClosedError,
+    SourceUnavailableError,
 )
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
@@ -96,7 +96,8 @@ class Site:
         name: as in the plan.
         plan: the only plan of this object, with its noise calibrated.
         folder: of ledger, outbox and log.
-        guard: decides which orders are admitted; it holds the ledger, which pays for every release.
+        admission: decides which orders are admitted; it holds the ledger, which pays for every
+            release.
         witness: cosigns the logs of the others.
         roster: names these logs.
         training: does the work, after it was paid for.
@@ -111,7 +112,7 @@ class Site:
         name: str,
         plan: Plan,
         folder: Path,
-        guard: AdmissionControl,
+        admission: AdmissionControl,
         witness: Witness,
         roster: Roster,
         training: TrainerProtocol,
@@ -121,8 +122,8 @@ class Site:
     ) -> None:
         self.name = name
         self.plan = plan
-        self.guard = guard
-        self.ledger = guard.ledger
+        self.admission = admission
+        self.ledger = admission.ledger
         self.witness = witness
         self._roster = roster
         self.outbox = Outbox(folder / "outbox")
@@ -133,14 +134,14 @@ class Site:
         folder.mkdir(parents=True, exist_ok=True)
         self._log = operator_logger(folder / "operator.log", name)
         self._copies = SiteCopies(
-            LedgerCopier(self.ledger, witness, lambda: guard.policy.ledger_copy),
+            LedgerCopier(self.ledger, witness, lambda: admission.policy.ledger_copy),
             CopyStore(folder / "copies"),
             roster,
             self.ledger.log.origin,
             self._log,
         )
         self._journals = journals or JournalCopies(folder / JOURNALS)
-        guard.open()
+        admission.open()
 
     def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
         """Answer one order; no order and no data makes this raise.
@@ -151,15 +152,15 @@ class Site:
             head: the newest cosigned head of this site's log that the coordinator knows.
         """
         try:
-            self.guard.require_signature(order)
+            self.admission.require_signature(order)
             self._require_head(head, later=True)
             self._require_coordinator(order)
             if repeated := self._already_released(order):
                 return Answer(Status.RELEASED, repeated)
             if refused := self.ledger.refusal(order):
-                raise Refusal(Status(refused), "refused before; an order gets one answer")
+                raise RefusalError(Status(refused), "refused before; an order gets one answer")
             reservation = self._reserve(self._admit(order, model), model)
-        except Refusal as no:
+        except RefusalError as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
             return Answer(self._noted(order, no.status))
         except Exception as error:
@@ -187,14 +188,14 @@ class Site:
         try:
             self._require_head(ask.head)
             # A witness that cosigned additions to an old copy would never accept the newer one.
-            self.guard.require_newest()
+            self.admission.require_newest()
             # Kept before it is cosigned: a coordinator is bound by what it can get back.
             journal = self._keep_journal(ask.journal)
             lines, faults = self.witness.cosign(ask.shown, self._watched)
             numbers = [self.ledger.entry_of(slot) for slot in ask.slots]
             known = [number for number in numbers if number is not None]
             evidence = self.ledger.log.evidence(ask.since, known).to_json()
-        except Refusal as no:
+        except RefusalError as no:
             self._log.error("%s: %s", no.status, no)
             return {"status": str(no.status)}
         except PrivetError as error:
@@ -231,10 +232,10 @@ class Site:
             if head:
                 known = self._roster.witnesses.values()
                 self.ledger.log.require_extends(head, known, later=later)
-        except (RolledBack, NoteError) as error:
-            if isinstance(error, RolledBack):
+        except (RolledBackError, NoteError) as error:
+            if isinstance(error, RolledBackError):
                 note_newer(self.ledger, head)
-            raise Refusal(Status.REFUSED_ROLLBACK, str(error)) from error
+            raise RefusalError(Status.REFUSED_ROLLBACK, str(error)) from error
 
     def _keep_head(self) -> None:
         """Store the head of an order that led to no entry."""
@@ -247,8 +248,8 @@ class Site:
         """Refuse an order in another coordinator's run, before anything is sent."""
         try:
             self.ledger.require_coordinator(order)
-        except OutOfTurn as error:
-            raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
+        except OutOfTurnError as error:
+            raise RefusalError(Status.REFUSED_CONFLICT, str(error)) from error
 
     def _code(self) -> str:
         """Return the digest of the code that would compute here; '' if it cannot be determined."""
@@ -299,40 +300,42 @@ class Site:
         self.ledger.require_not_paused()
         self.ledger.log.require_key()
         if order.site != self.name or order.plan != self.plan.digest:
-            raise Refusal(Status.REFUSED_PLAN, "not the plan that this site approved")
+            raise RefusalError(Status.REFUSED_PLAN, "not the plan that this site approved")
         if order.round > self.plan.last_round:
-            raise Refusal(Status.REFUSED_PLAN, f"the plan has {self.plan.last_round} rounds")
+            raise RefusalError(Status.REFUSED_PLAN, f"the plan has {self.plan.last_round} rounds")
         if order.purpose == "train" and not self.plan.trains:
-            raise Refusal(Status.REFUSED_PLAN, "the plan trains nothing")
+            raise RefusalError(Status.REFUSED_PLAN, "the plan trains nothing")
         if order.purpose == "evaluate" and not has_gate_release(self.plan, order.round):
-            raise Refusal(
+            raise RefusalError(
                 Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
             )
-        self.guard.look(self.plan, order.run)
+        self.admission.look(self.plan, order.run)
         try:
             code = code_digest(self.plan)  # before the trainer imports what the plan names
             self._trainer.require_source()
-        except SourceUnavailable:
+        except SourceUnavailableError:
             raise
         except InputError as error:
-            raise Refusal(Status.REFUSED_POLICY, str(error)) from error
+            raise RefusalError(Status.REFUSED_POLICY, str(error)) from error
         try:
-            tested = self.guard.tested(self._trainer.self_test())
-        except SelfTestFailed as error:
-            raise Refusal(Status.REFUSED_SELF_TEST, str(error)) from error
+            tested = self.admission.tested(self._trainer.self_test())
+        except SelfTestError as error:
+            raise RefusalError(Status.REFUSED_SELF_TEST, str(error)) from error
         shapes = self._trainer.shapes()
         if order.parameters != tuple(shapes):
-            raise Refusal(
+            raise RefusalError(
                 Status.REFUSED_PARAMETERS, "not the parameters that the plan trains (H17)"
             )
         if fault := shape_mismatch(shapes, model):
-            raise Refusal(Status.REFUSED_PARAMETERS, fault)
+            raise RefusalError(Status.REFUSED_PARAMETERS, fault)
         if not self.plan.trains and order.model != self._trainer.begins():
-            raise Refusal(Status.REFUSED_PARAMETERS, "not the weights that the plan has measured")
-        self.guard.require_size(self.plan, sum(array.size for array in model.values()))
+            raise RefusalError(
+                Status.REFUSED_PARAMETERS, "not the weights that the plan has measured"
+            )
+        self.admission.require_size(self.plan, sum(array.size for array in model.values()))
         evaluation = order.purpose == "evaluate"
         event = gate_event(self.plan) if evaluation else self._trainer.event
-        return Request(order, event, self.guard.data_set, code, tested)
+        return Request(order, event, self.admission.data_set, code, tested)
 
     def _already_released(self, order: Order) -> Release | None:
         """Return the release of the same order again; refuse another one for its slot.
@@ -343,10 +346,10 @@ class Site:
         release, committed = self.outbox.get(order.slot), self.ledger.committed(order.slot)
         if release is None:
             if committed is not None:
-                raise Refusal(Status.REFUSED_CONFLICT, "answered before, and no longer kept")
+                raise RefusalError(Status.REFUSED_CONFLICT, "answered before, and no longer kept")
             return None
         if release.order != order.digest:
-            raise Refusal(
+            raise RefusalError(
                 Status.REFUSED_CONFLICT, "a different order was answered for this attempt"
             )
         if committed is None:
@@ -387,23 +390,23 @@ class Site:
 
     def _debit(self, request: Request) -> Reservation:
         # Once more: a head may have come while the trainer was asked what it is.
-        self.guard.require_newest()
+        self.admission.require_newest()
         for left in self.ledger.pending():
             self._log.warning("%s: was left open by a process that ended", left.slot)
             self.outbox.remove(left.slot)
             self.ledger.abort(left, data_opened=True, reason="recovered")
             self._tell_attempts(left.slot)
         try:
-            allowed = functools.partial(self.guard.require_allowed, self.plan)
+            allowed = functools.partial(self.admission.require_allowed, self.plan)
             return self.ledger.reserve(request, allowed)
-        except BudgetExceeded as error:
-            raise Refusal(Status.REFUSED_BUDGET, str(error)) from error
-        except OutOfTurn as error:
-            raise Refusal(Status.REFUSED_CONFLICT, str(error)) from error
-        except PlanClosed as error:
-            raise Refusal(Status.REFUSED_PLAN, str(error)) from error
-        except SiteClosed as error:
-            raise Refusal(Status.REFUSED_PAUSED, str(error)) from error
+        except BudgetExceededError as error:
+            raise RefusalError(Status.REFUSED_BUDGET, str(error)) from error
+        except OutOfTurnError as error:
+            raise RefusalError(Status.REFUSED_CONFLICT, str(error)) from error
+        except PlanClosedError as error:
+            raise RefusalError(Status.REFUSED_PLAN, str(error)) from error
+        except SiteClosedError as error:
+            raise RefusalError(Status.REFUSED_PAUSED, str(error)) from error
 
     def _train_and_commit(self, order: Order, model: Arrays, reservation: Reservation) -> Answer:
         """From here on data is open: the only failure that leaves is ``failed`` (H30)."""
@@ -439,7 +442,7 @@ class Site:
 
     def _store(self, order: Order, reservation: Reservation, made: TrainerOutput) -> Release:
         """Store the release, then commit it: neither is lost if the process dies between."""
-        population = self.ledger.book.population_of(self.guard.data_set)
+        population = self.ledger.state.population_of(self.admission.data_set)
         last = order.round == self.plan.last_round
         grid = LIVE_GRID if self._live and not last else GRID
         release = Release(
@@ -480,7 +483,7 @@ class Site:
 
     def _tell_attempts(self, slot: str) -> None:
         """Log for the operator what a failure means for the plan."""
-        plan = self.ledger.book.plan_of(slot.partition("/")[0])
+        plan = self.ledger.state.plan_of(slot.partition("/")[0])
         failed, most = self.ledger.attempts(plan)
         if failed < most:
             text = "%s: the charge stays; attempt %d of %d in a row that failed (max_attempts)"
@@ -489,5 +492,5 @@ class Site:
         self._log.warning(
             "%s: the charge stays; %d attempts failed in a row, so plan %s is closed here and "
             "costs no more. What failed is said above: mend it, then %s opens it again",
-            slot, failed, plan, how_to_open(self.ledger.book, plan),
+            slot, failed, plan, how_to_open(self.ledger.state, plan),
         )  # fmt: skip

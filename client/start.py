@@ -167,7 +167,7 @@ def missing_coordinators(policy_file: Path, ledger: Ledger) -> dict[str, str]:
     Raises:
         InputError: if the policy is wrong, or the site is not enrolled.
     """
-    policy, keys = Policy.load(policy_file), ledger.book.order_keys
+    policy, keys = Policy.load(policy_file), ledger.state.order_keys
     found = {one.name: one.join.coordinator["orders"] for one in memberships(policy_file.parent)}
     return {name: key for name, key in found.items() if not policy.may_ask(key, keys)}
 
@@ -188,7 +188,7 @@ def only_client(policy_file: Path) -> Iterator[None]:
         yield
 
 
-def make_gate(
+def make_endpoint(
     policy_file: Path, passphrase: str | None, *, unconfined: bool = False, seed: str = ""
 ) -> SiteEndpoint:
     """Return the endpoint of a site for its first coordinator.
@@ -200,12 +200,14 @@ def make_gate(
         seed: makes the noise reproducible, for tests only; "" draws it freshly.
 
     Raises:
-        InputError, KeyFault, Refused: as :func:`make_gates`.
+        InputError, PrivateKeyError, RefusedError: as :func:`make_endpoints`.
     """
-    return make_gates(policy_file, passphrase, unconfined=unconfined, seed=seed, only_first=True)[0]
+    return make_endpoints(
+        policy_file, passphrase, unconfined=unconfined, seed=seed, only_first=True
+    )[0]
 
 
-def make_gates(
+def make_endpoints(
     policy_file: Path,
     passphrase: str | None,
     *,
@@ -227,8 +229,8 @@ def make_gates(
 
     Raises:
         InputError: if the policy is wrong, or the site is not enrolled.
-        KeyFault: if a key cannot be opened.
-        Refused: if the policy sets ``min_units`` and no check of the data holds.
+        PrivateKeyError: if a key cannot be opened.
+        RefusedError: if the policy sets ``min_units`` and no check of the data holds.
     """
     desk = OperatorDecisions.open(policy_file, passphrase)
     policy, ledger = desk.policy, desk.ledger
@@ -261,12 +263,12 @@ def make_gates(
         _LOG.warning("the ledger is taken for the newest: its operator says it was not put back")
     read = functools.partial(Policy.load, policy_file)
     turns = Turns(heads=NewestHeads(awaited))
-    gates = []
+    endpoints = []
     for one in found:
         private_folder(one.state)
         training = functools.partial(training_for, one.state)
-        gates.append(SiteEndpoint(read, ledger, witness, one, training, turns))
-    return gates
+        endpoints.append(SiteEndpoint(read, ledger, witness, one, training, turns))
+    return endpoints
 
 
 def _with_certificate(found: list[Membership]) -> list[Membership]:
@@ -286,29 +288,29 @@ def _closed(policy: Policy, home: Path) -> tuple[Path, ...]:
     return policy.ledger_folder, home / LINK, home / "offline", *passwords
 
 
-def dialer(gate: SiteEndpoint, on_state: Callable[[str], None] = lambda state: None) -> Dialer:
+def dialer(endpoint: SiteEndpoint, on_state: Callable[[str], None] = lambda state: None) -> Dialer:
     """Return the dialer from an enrolled site to an endpoint's coordinator.
 
     Args:
-        gate: the site's endpoint for that coordinator.
+        endpoint: the site's endpoint for that coordinator.
         on_state: called with ``connected`` and ``cut``.
 
     Raises:
         InputError: if its certificate is missing, or the proxy cannot be used.
-        KeyFault: if its key does not belong to its certificate.
+        PrivateKeyError: if its key does not belong to its certificate.
     """
     if proxy := use_proxy_variables():
         _LOG.info("through an HTTP proxy", extra={"proxy": proxy})
-    renewal = Renewal(gate.membership.link, gate.join.site)
+    renewal = Renewal(endpoint.membership.link, endpoint.join.site)
     renewal.require_fit()
     for fault in renewal.faults():
         # No error: a clock may be set, and a certificate replaced, while the client runs.
         _LOG.error("the link cannot work now", extra={"why": fault})
     made = Dialer(
-        gate.addresses.all, renewal.credentials, gate, renewal=renewal, on_state=on_state,
-        on_notice=gate.take_notice, on_head=gate.take_head,
+        endpoint.addresses.all, renewal.credentials, endpoint, renewal=renewal, on_state=on_state,
+        on_notice=endpoint.take_notice, on_head=endpoint.take_head,
     )  # fmt: skip
-    made.on_connected = gate.addresses.note_worked
+    made.on_connected = endpoint.addresses.note_worked
     return made
 
 

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from privet.common.errors import DataMissing, InputError, PlanError, PrivetError, reason_of
+from privet.common.errors import DataMissingError, InputError, PlanError, PrivetError, reason_of
 
 DATA_VARIABLE = "PRIVET_DATA"
 
@@ -27,15 +27,17 @@ def find_data(relative: str, data_dir: Path | None, *, source: str) -> Path:
         source: where the data can be had, for the message.
 
     Raises:
-        DataMissing: if no folder was named or the file is not in it.
+        DataMissingError: if no folder was named or the file is not in it.
     """
     root = data_folder(data_dir)
     advice = f"Get it from {source}, and name its folder with --data DIR or {DATA_VARIABLE}."
     if root is None:
-        raise DataMissing(f"this scenario needs '{relative}' and no data folder is named. {advice}")
+        raise DataMissingError(
+            f"this scenario needs '{relative}' and no data folder is named. {advice}"
+        )
     path = root / relative
     if not path.exists():
-        raise DataMissing(f"'{relative}' is not in {root}. {advice}")
+        raise DataMissingError(f"'{relative}' is not in {root}. {advice}")
     return path
 
 

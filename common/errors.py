@@ -7,31 +7,31 @@
     │   ├── PlanError              the plan (keys, types, ranges)
     │   ├── PolicyError            a site's policy (keys, types, ranges)
     │   ├── NoteError              a signed note, key or proof is malformed
-    │   ├── KeyFault               a private key is not there, does not open, or is another
-    │   ├── WrongLedger            a ledger is not there, or is another site's
-    │   ├── DataMissing            a file or data set that is not there
+    │   ├── PrivateKeyError               a private key is not there, does not open, or is another
+    │   ├── WrongLedgerError            a ledger is not there, or is another site's
+    │   ├── DataMissingError            a file or data set that is not there
     │   └── DataError              the content of a site's data (stays at the site)
-    │       └── SourceUnavailable     a database that does not answer at present
-    ├── Refused                 3  a site said no
-    │   ├── BudgetExceeded         the population's budget does not cover the request
-    │   ├── OutOfTurn              an attempt was answered before, or for another order
-    │   ├── PlanClosed             the plan failed too often here, and waits for the operator
-    │   └── SitePaused             the site has paused
-    │       └── SiteClosed            the site withdrew, or closed the budget
-    ├── PrivacyFault            1  a guarantee does not hold; the run must stop
-    │   ├── SelfTestFailed         a start-up test found the mechanism unsound
-    │   ├── BypassDetected         parameters moved outside the mechanism
-    │   └── NotReleasable          a value without a privacy event was about to leave
+    │       └── SourceUnavailableError     a database that does not answer at present
+    ├── RefusedError                 3  a site said no
+    │   ├── BudgetExceededError         the population's budget does not cover the request
+    │   ├── OutOfTurnError              an attempt was answered before, or for another order
+    │   ├── PlanClosedError             the plan failed too often here, and waits for the operator
+    │   └── SitePausedError             the site has paused
+    │       └── SiteClosedError            the site withdrew, or closed the budget
+    ├── PrivacyError            1  a guarantee does not hold; the run must stop
+    │   ├── SelfTestError         a start-up test found the mechanism unsound
+    │   ├── BypassError         parameters moved outside the mechanism
+    │   └── NotReleasableError          a value without a privacy event was about to leave
     └── RunError                1  the federation did not work out
-        ├── QuorumNotMet           too few sites answered
-        ├── TrainerLost            the process that trains has ended
-        │   └── TrainerUnconfined      this machine cannot keep it from network or keys
+        ├── QuorumError           too few sites answered
+        ├── TrainerLostError            the process that trains has ended
+        │   └── TrainerUnconfinedError      this machine cannot keep it from network or keys
         ├── HeadAwaitedError       a coordinator did not say yet what it saw of the ledger
-        ├── NoRoom                 the disk does not take what a release needs
-        ├── EvidenceFault          a site's history was rewritten, forked or rolled back
+        ├── DiskFullError                 the disk does not take what a release needs
+        ├── EvidenceError          a site's history was rewritten, forked or rolled back
         └── LedgerError            a history is broken, locked or incomplete
             ├── LedgerFullError    the disk takes no further entry
-            └── RolledBack         the ledger does not extend its last cosigned head
+            └── RolledBackError         the ledger does not extend its last cosigned head
 
 Every message says what is wrong, where, and what to do about it.
 """
@@ -65,15 +65,15 @@ class NoteError(InputError):
     """A signed note, a verifier key or a proof is not what the specification says."""
 
 
-class KeyFault(InputError):
+class PrivateKeyError(InputError):
     """A private key is missing, unreadable, not the one asked for, or its passphrase is wrong."""
 
 
-class WrongLedger(InputError):
+class WrongLedgerError(InputError):
     """The ledger that was pointed at is not there, or belongs to another site."""
 
 
-class DataMissing(InputError):
+class DataMissingError(InputError):
     """A file or data set is not where it was looked for."""
 
 
@@ -85,49 +85,49 @@ class DataError(InputError):
     """
 
 
-class SourceUnavailable(DataError):
+class SourceUnavailableError(DataError):
     """A database does not answer at present; asked again later, it may."""
 
 
-class Refused(PrivetError):
+class RefusedError(PrivetError):
     """A site refused an order."""
 
     exit_code = 3
 
 
-class BudgetExceeded(Refused):
+class BudgetExceededError(RefusedError):
     """A reservation would take a population over its life-time budget."""
 
 
-class OutOfTurn(Refused):
+class OutOfTurnError(RefusedError):
     """An attempt was taken before, or the run is past it."""
 
 
-class PlanClosed(Refused):
+class PlanClosedError(RefusedError):
     """A plan failed ``max_attempts`` times in a row; its operator has not opened it again."""
 
 
-class SitePaused(Refused):
+class SitePausedError(RefusedError):
     """The site has paused; it reserves again after ``privet client pause --end``."""
 
 
-class SiteClosed(SitePaused):
+class SiteClosedError(SitePausedError):
     """The site has withdrawn, or the population's budget was closed: that is for good."""
 
 
-class PrivacyFault(PrivetError):
+class PrivacyError(PrivetError):
     """A guarantee does not hold; nothing may be released."""
 
 
-class SelfTestFailed(PrivacyFault):
+class SelfTestError(PrivacyError):
     """A start-up test of the privacy mechanism failed for this model."""
 
 
-class BypassDetected(PrivacyFault):
+class BypassError(PrivacyError):
     """Parameters or buffers changed outside the mechanism (H5, H8, H17)."""
 
 
-class NotReleasable(PrivacyFault):
+class NotReleasableError(PrivacyError):
     """A raw or non-finite value was about to be encoded for the wire."""
 
 
@@ -135,15 +135,15 @@ class RunError(PrivetError):
     """A federated run could not go on."""
 
 
-class QuorumNotMet(RunError):
+class QuorumError(RunError):
     """Too few sites answered a round."""
 
 
-class TrainerLost(RunError):
+class TrainerLostError(RunError):
     """The process that trains has ended, or could not be started."""
 
 
-class TrainerUnconfined(TrainerLost):
+class TrainerUnconfinedError(TrainerLostError):
     """The process that trains cannot be confined on this machine."""
 
 
@@ -151,11 +151,11 @@ class HeadAwaitedError(RunError):
     """A site's coordinator has not said, since the client started, what it saw of the ledger."""
 
 
-class NoRoom(RunError):
+class DiskFullError(RunError):
     """The disk does not have the room that a release and its entries need."""
 
 
-class EvidenceFault(RunError):
+class EvidenceError(RunError):
     """Witnesses saw a history that does not extend what they saw before."""
 
 
@@ -167,7 +167,7 @@ class LedgerFullError(LedgerError):
     """The disk takes no further entry; nothing of it was written."""
 
 
-class RolledBack(LedgerError):
+class RolledBackError(LedgerError):
     """The ledger is older than a head it signed before: a restored backup (H31)."""
 
 

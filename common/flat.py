@@ -38,8 +38,8 @@ BLOCK = 1 << 20
 """Numbers that are worked on at once, where a model may be larger than memory should hold twice."""
 
 _DTYPES = ("<f2", "<f4", "<f8", "|i1", "<i4")
-_MOST_ARRAYS = 100_000
-_MOST_LABEL = 4096
+_MAX_ARRAYS = 100_000
+_MAX_LABEL_BYTES = 4096
 _SHAPE = re.compile(r"(?:[0-9]{1,15}(?:,[0-9]{1,15}){0,15})?", re.ASCII)
 
 
@@ -270,7 +270,7 @@ class StreamDecoder:
         """Go on from a whole length (stages 0 and 2) or label (stage 1)."""
         if self._stage == 0:
             self._need = int.from_bytes(head, "little")
-            if not 0 < self._need <= _MOST_LABEL or len(self._arrays) >= _MOST_ARRAYS:
+            if not 0 < self._need <= _MAX_LABEL_BYTES or len(self._arrays) >= _MAX_ARRAYS:
                 raise InputError("the stream has a label too long, or too many arrays")
         elif self._stage == 1:
             self._layout, self._need = ArrayHeader.read(head, 0), 8
@@ -320,7 +320,7 @@ def layouts(stream: bytes | memoryview) -> Iterator[ArrayHeader]:
     at = 0
     while at < view.nbytes:
         length = int.from_bytes(view[at : at + 8], "little")
-        if not 0 < length <= _MOST_LABEL or len(names) >= _MOST_ARRAYS:
+        if not 0 < length <= _MAX_LABEL_BYTES or len(names) >= _MAX_ARRAYS:
             raise InputError("the stream has a label too long, or too many arrays")
         data = at + 16 + length
         layout = ArrayHeader.read(bytes(view[at + 8 : at + 8 + length]), data)

@@ -27,11 +27,11 @@ from privet.server.evidence.collector import EvidenceCollector
 from privet.server.replies import Reply
 from privet.server.snapshot import Snapshots
 
-_REGISTRATION = 30.0
+_REGISTRATION_TIMEOUT_S = 30.0
 """Seconds to wait for nodes to register."""
-_LOOK = 60.0
+_LOG_TIMEOUT_S = 60.0
 """Seconds, at most, that sites have to show their logs."""
-_LEAST_LOOK = 5.0
+_MIN_LOG_TIMEOUT_S = 5.0
 """The same where a round has used up its time."""
 
 
@@ -44,7 +44,7 @@ class Limit:
 
     def __init__(self, timeout: float) -> None:
         self._timeout = timeout
-        self._kept = min(_LOOK, timeout / 10)
+        self._kept = min(_LOG_TIMEOUT_S, timeout / 10)
         self._asked: set[tuple[int, str]] = set()
         self._end = 0.0
 
@@ -72,9 +72,9 @@ class Limit:
     def look(self) -> float:
         """Return the seconds that sites have to answer with their logs."""
         if not self._asked:
-            return min(self._timeout, _LOOK)
-        least = min(self._timeout, _LEAST_LOOK)
-        return min(_LOOK, max(self._end - time.monotonic(), least))
+            return min(self._timeout, _LOG_TIMEOUT_S)
+        least = min(self._timeout, _MIN_LOG_TIMEOUT_S)
+        return min(_LOG_TIMEOUT_S, max(self._end - time.monotonic(), least))
 
 
 class FlowerLink:
@@ -106,7 +106,7 @@ class FlowerLink:
         Raises:
             RunError: if two nodes report that they are the same site.
         """
-        end = time.monotonic() + min(self._plan.strategy.timeout, _REGISTRATION)
+        end = time.monotonic() + min(self._plan.strategy.timeout, _REGISTRATION_TIMEOUT_S)
         while len(ids := list(self._grid.get_node_ids())) < len(self._plan.sites):
             if time.monotonic() > end:
                 break
@@ -329,7 +329,7 @@ def create_app(
     plan: Plan,
     initial: Callable[[], Arrays],
     snapshots: Snapshots,
-    recorder: Callable[[], EvidenceCollector],
+    collector: Callable[[], EvidenceCollector],
     *,
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
     keep: Callable[[rounds.Progress], None] = lambda progress: None,
@@ -344,7 +344,7 @@ def create_app(
         plan: what is trained, with its noise calibrated.
         initial: makes the first model; called once, when the app runs.
         snapshots: where the model is kept after each round.
-        recorder: opens the run's journal and evidence; called when the app runs.
+        collector: opens the run's journal and evidence; called when the app runs.
         evaluate: computes metrics of a model on a public test split; None computes none.
         keep: called with a round's progress before the round counts as done, as
             :func:`privet.server.rounds.run` says.
@@ -364,7 +364,7 @@ def create_app(
                 initial,
                 FlowerLink(plan, grid, scratch),
                 snapshots,
-                recorder(),
+                collector(),
                 average=partial(mean_of, scratch=scratch),
                 evaluate=evaluate,
                 keep=keep,

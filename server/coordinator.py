@@ -24,7 +24,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 
 from privet.common.canonical import write_json
-from privet.common.errors import InputError, KeyFault, PrivetError, QuorumNotMet, RunError
+from privet.common.errors import InputError, PrivateKeyError, PrivetError, QuorumError, RunError
 from privet.common.link import offer
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
@@ -45,12 +45,12 @@ from privet.server.research.service import ResearchService
 from privet.server.rewitness import INTERVAL_S, MAX_INTERVAL_S, LaterWitness
 from privet.server.run import execute_run
 
-_LOOK = 1.0
+_POLL_INTERVAL_S = 1.0
 """Seconds between two polls of members, runs and stops."""
 _LATE_START = 30.0
 """Seconds that a continued run waits for all its sites before a quorum is enough."""
 
-_TURN = 60.0
+_RUN_TURN_S = 60.0
 """Seconds that a run waits for its sites before another that is queued is tried."""
 _GONE = "not connected"
 
@@ -79,20 +79,22 @@ class Coordinator:
         self.federation = federation
         self._link = link or federation.address
         self._door = EnrolmentServer(federation, enrolment or federation.enrolment)
-        self.hub = LinkServer(
+        self.link_server = LinkServer(
             federation.name,
             federation.identify,
             federation.folder / "spool",
             renew=federation.renew,
             newest_head=federation.newest_head,
-            beside=lambda hub: ResearchService(federation, hub.present, hub.tally.refused).services,
+            beside=lambda link_server: (
+                ResearchService(federation, link_server.present, link_server.tally.refused).services
+            ),
         )
-        self._lost = LostRuns(federation, self.hub)
+        self._lost = LostRuns(federation, self.link_server)
         self.stopped = threading.Event()
         self._held: set[str] = set()
         self._offered: set[str] = set()
         self._rehearsed: set[str] = set()
-        self._later = LaterWitness(federation, self.hub, self.stopped)
+        self._later = LaterWitness(federation, self.link_server, self.stopped)
         self._looked, self._fault, self._interval = time.monotonic(), "", INTERVAL_S
         self.port = 0
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
@@ -117,31 +119,33 @@ class Coordinator:
             InputError: if the coordinator cannot listen on a port.
         """
         with self._door:
-            self.port = self.hub.start(self._link, credentials(self.federation, mutual=True))
+            self.port = self.link_server.start(
+                self._link, credentials(self.federation, mutual=True)
+            )
             _LOG.info("listening", extra={"address": self._link, "port": self.port})
             watcher = threading.Thread(target=self._watch, name="members", daemon=True)
             watcher.start()
             try:
-                while not self.stopped.wait(_LOOK):
+                while not self.stopped.wait(_POLL_INTERVAL_S):
                     self._next()
                     self._witness_again()
             finally:
                 self.stopped.set()
                 watcher.join()
                 self._later.close()
-                self.hub.stop()
+                self.link_server.stop()
 
     def _watch(self) -> None:
         """End the streams of revoked sites, and publish which sites are connected."""
         gone: set[str] = set()
-        while not self.stopped.wait(_LOOK):
+        while not self.stopped.wait(_POLL_INTERVAL_S):
             # A full disk, or a file that is being repaired, must not end this thread.
             try:
                 gone = self._cut_off(gone)
             except Exception:
                 _LOG.exception("who was revoked cannot be read; tried again")
             try:
-                self.hub.tell(notice_of(self.federation))
+                self.link_server.tell(notice_of(self.federation))
                 self._drop_former_authority()
             except Exception:
                 _LOG.exception("what sites are told cannot be read; tried again")
@@ -151,8 +155,8 @@ class Coordinator:
                 _LOG.exception("what runs the sites know cannot be told; tried again")
             try:
                 present = {
-                    "connected": sorted(self.hub.present()),
-                    "doubled": self.hub.twins.all,
+                    "connected": sorted(self.link_server.present()),
+                    "doubled": self.link_server.twins.all,
                     "told": {"address": self._told_address(), "sites": self._told()},
                     "time": time.time(),
                 }
@@ -162,11 +166,11 @@ class Coordinator:
 
     def _told(self) -> list[str]:
         """Return the sites that have kept the notice as it is now."""
-        now = self.hub.notice_digest
-        return sorted(site for site, kept in self.hub.noted.items() if now and kept == now)
+        now = self.link_server.notice_digest
+        return sorted(site for site, kept in self.link_server.noted.items() if now and kept == now)
 
     def _told_address(self) -> str:
-        return "" if self.hub.notice is None else self.hub.notice.address
+        return "" if self.link_server.notice is None else self.link_server.notice.address
 
     def _drop_former_authority(self) -> None:
         """End an overlap of two authorities when all sites have certificates of the newer one."""
@@ -181,7 +185,7 @@ class Coordinator:
         """End the streams of sites revoked since ``gone``; return all revoked sites."""
         revoked = self._revoked()
         for name in revoked - gone:
-            self.hub.revoke(name)
+            self.link_server.revoke(name)
         return revoked
 
     def _revoked(self) -> set[str]:
@@ -226,8 +230,8 @@ class Coordinator:
     def _note_fault(self, run: Run, error: Exception) -> None:
         """End a run that failed; put one aside whose files are in the way, and nothing else."""
         fault = str(error) or type(error).__name__
-        if isinstance(error, PrivetError) and not isinstance(error, KeyFault):
-            if isinstance(error, QuorumNotMet):
+        if isinstance(error, PrivetError) and not isinstance(error, PrivateKeyError):
+            if isinstance(error, QuorumError):
                 fault += why_no_quorum(run.status)
             _LOG.error("a run failed", extra={"run": run.id, "why": fault})
             state = {"state": "failed"}
@@ -256,7 +260,7 @@ class Coordinator:
 
         execute_run(
             run,
-            LinkGrid(self.hub, names, stopped=self.stopped, on_wait=tell),
+            LinkGrid(self.link_server, names, stopped=self.stopped, on_wait=tell),
             lambda: first_model(plan, first),
             lambda: self._recorder(roster, run),
             on_round=self.on_round,
@@ -278,7 +282,7 @@ class Coordinator:
             raise RunError(f"site '{who}' was revoked, and {least} sites are needed")
 
     def _recorder(self, roster: Roster, run: Run) -> EvidenceCollector:
-        made = self.federation.recorder(roster, run.folder)
+        made = self.federation.collector(roster, run.folder)
         made.on_answer = self.on_answer
         return made
 
@@ -310,7 +314,7 @@ class Coordinator:
             self._offered.add(run.id)
             if self._gives_way(run, said, time.monotonic() - started):
                 raise RunDeferred  # a run that can start does not wait for one that cannot
-            self.stopped.wait(_LOOK)
+            self.stopped.wait(_POLL_INTERVAL_S)
         raise CoordinatorStopped("stopped while waiting for sites")
 
     def _gives_way(self, run: Run, said: dict[str, str], seconds: float) -> bool:
@@ -325,7 +329,7 @@ class Coordinator:
             said: the last answer of each of its sites.
             seconds: that it has waited.
         """
-        if seconds > _TURN:
+        if seconds > _RUN_TURN_S:
             return bool(self._others(run))
         return any(map(_needs_a_person, said.values())) and bool(self._others(run) - self._offered)
 
@@ -338,19 +342,19 @@ class Coordinator:
         }
 
     def _offer(self, names: list[str], offered: bytes, said: dict[str, str]) -> None:
-        present = set(self.hub.present())
+        present = set(self.link_server.present())
         asked: dict[str, tuple[str, Future[LinkReply]]] = {}
         for name in names:
             if name not in present:
                 said[name] = _GONE
             else:
-                asked[name] = self.hub.post(name, offer.KIND, "", offered, {})
+                asked[name] = self.link_server.post(name, offer.KIND, "", offered, {})
         wait([answer for _, answer in asked.values()], timeout=30)
         for name, (number, answer) in asked.items():
             if answer.done():
                 said[name] = str(offer.decode_answer(answer.result().records))
             else:
-                self.hub.withdraw(number)
+                self.link_server.withdraw(number)
                 said[name] = str(Status.FAILED)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from privet.common.errors import InputError, PrivetError, QuorumNotMet, RunError
+from privet.common.errors import InputError, PrivetError, QuorumError, RunError
 from privet.common.files.lock import alone
 from privet.common.flat import Arrays
 from privet.common.flower.grid import PassingGrid
@@ -26,11 +26,11 @@ from privet.server.queue import Run as Submitted
 from privet.server.rehearsal import rehearse
 from privet.server.run import execute_run
 
-_LOOK = 5.0
+_OFFER_INTERVAL_S = 5.0
 """Seconds between two offers."""
-_ANSWER = 120.0
+_ANSWER_TIMEOUT_S = 120.0
 """Seconds that a site has to answer an offer: a process starts there for it."""
-_POLL = 0.5
+_POLL_INTERVAL_S = 0.5
 """Seconds between two polls for answers; Flower itself polls every three."""
 _AWAY = "not connected"
 
@@ -64,7 +64,7 @@ def run_submitted(
         except PrivetError as error:
             # A site that is not ready yet ends nothing: the same run may be started again.
             if run.status["state"] == "running":
-                named = why_no_quorum(run.status) if isinstance(error, QuorumNotMet) else ""
+                named = why_no_quorum(run.status) if isinstance(error, QuorumError) else ""
                 run.note(state="failed", fault=f"{error}{named}")
             else:
                 run.note(state="queued", fault=str(error))
@@ -111,7 +111,7 @@ class _Prompt(PassingGrid):
             there = nodes & set(self.get_node_ids())
             if (left := end - time.monotonic()) <= 0 or there:
                 return there if there or seconds is not None else None
-            time.sleep(min(_POLL, left))
+            time.sleep(min(_POLL_INTERVAL_S, left))
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -126,7 +126,7 @@ class _Prompt(PassingGrid):
             if end is not None and time.monotonic() > end:
                 break
             if waiting:
-                time.sleep(_POLL)
+                time.sleep(_POLL_INTERVAL_S)
         return came
 
 
@@ -148,7 +148,7 @@ class _Stock:
             run,
             self._grid,
             lambda: initial(plan),
-            lambda: self._federation.recorder(roster, run.folder),
+            lambda: self._federation.collector(roster, run.folder),
         )
 
     def _gather(self, offered: bytes, patience: float) -> None:
@@ -168,7 +168,7 @@ class _Stock:
                 return
             if late:
                 raise RunError(_not_ready(said, nameless))
-            time.sleep(_LOOK)
+            time.sleep(_OFFER_INTERVAL_S)
 
     def _offer(self, offered: bytes) -> tuple[dict[str, str], int]:
         """Offer the run to every node; return each site's answer, and the number of nodes that are
@@ -181,7 +181,7 @@ class _Stock:
         ]
         if not messages:
             return said, nameless
-        for message in self._grid.send_and_receive(messages, timeout=_ANSWER):
+        for message in self._grid.send_and_receive(messages, timeout=_ANSWER_TIMEOUT_S):
             try:
                 site = ""
                 if not message.has_error():

@@ -68,7 +68,7 @@ class ServerMetrics(Collector):
 
     def _members(self) -> Iterable[Metric]:
         office = self._office
-        members, present = office.federation.members(), set(office.hub.present())
+        members, present = office.federation.members(), set(office.link_server.present())
         states = Counter(record.state for record in members.values())
         enrolled = [name for name, record in members.items() if record.state == "enrolled"]
         yield gauge(
@@ -152,10 +152,10 @@ class ServerMetrics(Collector):
         )  # fmt: skip
 
     def _link(self) -> Iterable[Metric]:
-        hub, tally = self._office.hub, self._office.hub.tally
+        link_server, tally = self._office.link_server, self._office.link_server.tally
         yield gauge(
             "server_parcels_open", "Messages that were posted and not yet answered.", (),
-            {(): hub.open_parcels()},
+            {(): link_server.open_parcels()},
         )  # fmt: skip
         known = sorted({*self._office.federation.members(), *tally.streams})
         yield counter(

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from privet.common.errors import QuorumNotMet
+from privet.common.errors import QuorumError
 from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.common.release import Release
@@ -90,7 +90,7 @@ def released(replies: Iterable[Reply]) -> list[Reply]:
     return [reply for reply in replies if reply.release is not None]
 
 
-def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumNotMet:
+def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumError:
     """Return the error that ends a run whose round has too few releases.
 
     Args:
@@ -107,7 +107,7 @@ def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumNotMet
         f"round {number}: {len(released(given))} of {len(plan.sites)} sites released "
         f"{'an update' if plan.trains else 'a measurement'}, the quorum is {plan.quorum} ({said})"
     )
-    return QuorumNotMet(text + (_NOT_NOW_HINT if Status.NOT_NOW in counts else ""))
+    return QuorumError(text + (_NOT_NOW_HINT if Status.NOT_NOW in counts else ""))
 
 
 _MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)

@@ -37,14 +37,14 @@ class LaterWitness:
 
     Args:
         federation: of this coordinator.
-        hub: the link server, which reaches the sites.
+        link_server: the link server, which reaches the sites.
         stopped: once set, waiting ends with an error.
     """
 
     def __init__(
-        self, federation: MemberRegistry, hub: LinkServer, stopped: threading.Event
+        self, federation: MemberRegistry, link_server: LinkServer, stopped: threading.Event
     ) -> None:
-        self._federation, self._hub, self._stopped = federation, hub, stopped
+        self._federation, self._link_server, self._stopped = federation, link_server, stopped
         self._recorder: EvidenceCollector | None = None
         self._of = ""
 
@@ -52,7 +52,7 @@ class LaterWitness:
         """Ask the sites of the newest run; return those whose logs grew and are cosigned now.
 
         Raises:
-            EvidenceFault: if the history of a log does not hold, or too few witnesses cosigned it.
+            EvidenceError: if the history of a log does not hold, or too few witnesses cosigned it.
             CoordinatorStopped: if the coordinator is stopped.
         """
         run = newest_run(self._federation)
@@ -60,14 +60,14 @@ class LaterWitness:
             self.close()
             return []
         names = [site.name for site in run.plan.sites]
-        grid = LinkGrid(self._hub, names, stopped=self._stopped, patience=_AWAY_TIMEOUT_S)
+        grid = LinkGrid(self._link_server, names, stopped=self._stopped, patience=_AWAY_TIMEOUT_S)
 
         def show(questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             return grid.show(questions, _ANSWER_TIMEOUT_S)
 
-        present = self._hub.present()
-        recorder = self._recorder_of(run)
-        return recorder.witness_again([name for name in names if name in present], show)
+        present = self._link_server.present()
+        collector = self._recorder_of(run)
+        return collector.witness_again([name for name in names if name in present], show)
 
     def close(self) -> None:
         """Close the run's journal."""
@@ -79,6 +79,6 @@ class LaterWitness:
         """Return the run's collector; it is kept, so that a long journal is not read each time."""
         if self._recorder is None or self._of != run.id:
             self.close()
-            self._recorder = self._federation.recorder(run.roster(self._federation), run.folder)
+            self._recorder = self._federation.collector(run.roster(self._federation), run.folder)
             self._of = run.id
         return self._recorder

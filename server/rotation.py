@@ -23,7 +23,7 @@ def rotate_orders(federation: MemberRegistry) -> tuple[str, str]:
 
     Raises:
         InputError: if a run that began under the old key is open: sites accept no new run of it.
-        KeyFault: if a key cannot be decrypted.
+        PrivateKeyError: if a key cannot be decrypted.
     """
     begun = [
         run.id

@@ -143,7 +143,7 @@ def run(
     initial: Callable[[], Arrays],
     link: Link,
     snapshots: Snapshots,
-    recorder: EvidenceCollector,
+    collector: EvidenceCollector,
     *,
     average: Callable[[list[Arrays]], Arrays],
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
@@ -158,7 +158,7 @@ def run(
         initial: makes the first model.
         link: reaches the sites.
         snapshots: where the model is stored after each round.
-        recorder: the run's evidence collector; it is closed here.
+        collector: the run's evidence collector; it is closed here.
         average: returns the mean of several models, for a plan that averages the last rounds.
         evaluate: computes metrics of a model on a public test split; None computes none.
         keep: called with a round's progress before the round counts as done, and perhaps again
@@ -169,45 +169,45 @@ def run(
         The final model, and the progress of the rounds that this process did.
 
     Raises:
-        QuorumNotMet: if too few sites release in a round.
-        EvidenceFault: if the history of a site's ledger, or the journal's, does not hold.
+        QuorumError: if too few sites release in a round.
+        EvidenceError: if the history of a site's ledger, or the journal's, does not hold.
         RunError: if no site is connected, or none releases.
     """
     stored = snapshots.latest()
-    if stored and stored.round == plan.last_round and recorder.journal.is_done(run_id):
+    if stored and stored.round == plan.last_round and collector.journal.is_done(run_id):
         # The process ended after the journal's last line, before its caller kept the model.
-        recorder.close()
+        collector.close()
         whole = [*stored.earlier, stored.arrays]
         return Outcome(average(whole) if len(whole) > 1 else stored.arrays)
     sites = link.enrolled()
     if not sites:
         raise RunError("no site of the plan is connected")
     done = stored.round if stored else 0
-    restored = Restored.find(recorder, run_id, done, sites, link.show)
+    restored = Restored.find(collector, run_id, done, sites, link.show)
     model: Arrays = FrozenArrays.of(initial())
     begins = digest_arrays(model)
     if stored is not None:
         model = FrozenArrays.of(stored.arrays)
         link.restore(stored.state)
-    begun = recorder.journal.log.book.sites.get(run_id, sites)
+    begun = collector.journal.log.state.sites.get(run_id, sites)
     # A site that comes late takes part in the next run: the journal has named this one's sites.
     sites = [site for site in sites if site in begun]
     if not sites:
         raise RunError("no site that began this run is connected")
-    recorder.begin(run_id, plan.digest, begins, sites, link.show, ended=restored.is_ended)
+    collector.begin(run_id, plan.digest, begins, sites, link.show, ended=restored.is_ended)
     if stored and stored.record:
         # The process may have ended between the snapshot and its line in the journal.
-        recorder.close_round(stored.record)
-    attempts = recorder.resume(run_id, restored.last + 1)
-    replay = Replay(link, recorder, restored, sites)
-    rounds = _Rounds(run_id, plan, sites, link, recorder, evaluate, attempts, replay)
-    if recorder.is_resumed(run_id):
+        collector.close_round(stored.record)
+    attempts = collector.resume(run_id, restored.last + 1)
+    replay = Replay(link, collector, restored, sites)
+    rounds = _Rounds(run_id, plan, sites, link, collector, evaluate, attempts, replay)
+    if collector.is_resumed(run_id):
         rounds.before = {site: number - 1 for site, number in attempts.items()}
     last: deque[Arrays] = deque(maxlen=plan.strategy.average_last)
     last.extend((*stored.earlier, model) if stored else ())
     del stored
     outcome = Outcome(average(list(last)) if len(last) > 1 else model)
-    restored.tell(recorder, done)
+    restored.tell(collector, done)
     try:
         for number in range(done + 1, plan.last_round + 1):
             replies, joined = rounds.train(number, model, outcome.model)
@@ -221,21 +221,21 @@ def run(
             keep(progress)
             snapshots.store(Snapshot(number, joined, record, tuple(last)[:-1], link.state()))
             if number not in restored.rounds:
-                recorder.close_round(record)
+                collector.close_round(record)
             model = joined
             del replies, measured  # their files would be held through the next round
             outcome.progress.append(progress)
             outcome.model = shown
-            restored.tell(recorder, number)
+            restored.tell(collector, number)
             observe(progress)
     except RunError as error:
         # While its rounds are made again, the journal is further, and says nothing of this.
         if done + len(outcome.progress) >= restored.last:
             rounds.close(outcome.model, fault=type(error).__name__)
-        recorder.close()
+        collector.close()
         raise
     rounds.close(outcome.model)
-    recorder.close()
+    collector.close()
     return outcome
 
 
@@ -247,7 +247,7 @@ class _Rounds:
     plan: Plan
     sites: list[str]
     link: Link
-    recorder: EvidenceCollector
+    collector: EvidenceCollector
     evaluate: Callable[[Arrays], dict[str, Any]] | None
     attempts: dict[str, int]
     replay: Replay
@@ -321,8 +321,8 @@ class _Rounds:
         except RunError:
             same = digest_arrays(model)
             models = RoundModels(same, same, digest_arrays(shown))
-            record = self.recorder.record(self.run_id, number, models, [], ())
-            self.recorder.close_round(record)
+            record = self.collector.record(self.run_id, number, models, [], ())
+            self.collector.close_round(record)
             raise
         self.attempts, self.before = {}, {}
 
@@ -330,7 +330,7 @@ class _Rounds:
         """Ask until a quorum has released, as :func:`privet.server.retry.decide` says.
 
         Raises:
-            QuorumNotMet: if no other site can be asked.
+            QuorumError: if no other site can be asked.
         """
         plan = self.plan
         asked = there = self._due(number)
@@ -414,7 +414,7 @@ class _Rounds:
             model: the final model.
             fault: name of the error that ended the run, or "".
         """
-        self.recorder.close_run(
+        self.collector.close_run(
             self.run_id, digest_arrays(model), self.sites, self.link.show, fault=fault
         )
 
@@ -434,26 +434,26 @@ class _Rounds:
             )
             for site in sites
         ]
-        orders = {order.site: order for order in self.recorder.sign(wanted)}
-        heads = {site: self.recorder.head(site) for site in sites}
+        orders = {order.site: order for order in self.collector.sign(wanted)}
+        heads = {site: self.collector.head(site) for site in sites}
         replies: list[Reply] = []
 
         def send(questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
             replies.extend(self.link.ask(number, list(orders.values()), model, heads, questions))
             return {reply.site: reply.shown for reply in replies if reply.shown is not None}
 
-        shown = self.recorder.ask(orders, send)
+        shown = self.collector.ask(orders, send)
         came = {
             reply.site: (orders[reply.site], str(reply.release.facts["digest"]))
             for reply in replies
             if reply.release is not None
         }
-        proved = self.recorder.receive(came, self.link.show, shown)
+        proved = self.collector.receive(came, self.link.show, shown)
         checked = []
         for reply in replies:
             if reply.release is not None and reply.site not in proved:
                 reply = replace(reply, status=Status.FAILED, release=None, unproved=True)
-            self.recorder.answered(orders[reply.site], reply.status)
+            self.collector.answered(orders[reply.site], reply.status)
             if reply.release is not None:
                 self._used.append(orders[reply.site].digest)
             self._note_closed(number, reply)
@@ -476,6 +476,6 @@ class _Rounds:
     def _record(self, number: int, models: RoundModels[Arrays]) -> dict[str, Any]:
         # Where this stops the run, the round has no line: its model was never published, and an
         # evaluation of it belongs to no other.
-        witnessed = self.recorder.witness(self.sites, self.link.show, self._witness_wait())
+        witnessed = self.collector.witness(self.sites, self.link.show, self._witness_wait())
         digests = digests_of(models)
-        return self.recorder.record(self.run_id, number, digests, witnessed, self._used)
+        return self.collector.record(self.run_id, number, digests, witnessed, self._used)

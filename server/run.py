@@ -31,9 +31,9 @@ class _Watch:
         self._run = run
         self._open: dict[str, Order] = {}
 
-    def on(self, recorder: EvidenceCollector) -> EvidenceCollector:
+    def on(self, collector: EvidenceCollector) -> EvidenceCollector:
         """Add this listener to an evidence collector that may have one; return the collector."""
-        before = recorder.on_answer
+        before = collector.on_answer
 
         def heard(order: Order, said: str) -> None:
             before(order, said)
@@ -46,8 +46,8 @@ class _Watch:
             if said != Status.RELEASED:
                 self._note(order, said)
 
-        recorder.on_answer = heard
-        return recorder
+        collector.on_answer = heard
+        return collector
 
     def note_silent(self) -> None:
         """Note the sites that did not answer an order in time."""
@@ -69,7 +69,7 @@ def execute_run(
     run: Run,
     grid: OwnGrid | PassingGrid,
     initial: Callable[[], Arrays],
-    recorder: Callable[[], EvidenceCollector],
+    collector: Callable[[], EvidenceCollector],
     *,
     on_round: Callable[[float], None] = lambda seconds: None,
 ) -> None:
@@ -79,7 +79,7 @@ def execute_run(
         run: whose sites are ready.
         grid: reaches them.
         initial: makes the first model.
-        recorder: opens the run's journal.
+        collector: opens the run's journal.
         on_round: called for each round that is done, with its duration in seconds.
 
     Raises:
@@ -125,7 +125,7 @@ def execute_run(
         run.note_remark(text)
 
     def opened() -> EvidenceCollector:
-        made = watch.on(recorder())
+        made = watch.on(collector())
         made.on_restored = told
         if run.is_resumed:
             made.resumes = run.id

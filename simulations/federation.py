@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from privet.client.admission import AdmissionControl
-from privet.common.errors import WrongLedger
+from privet.common.errors import WrongLedgerError
 from privet.common.plan import Plan
 from privet.privacy.evidence.keys import FileSigner, load_or_make
 from privet.privacy.evidence.ledger import Ledger
@@ -86,7 +86,7 @@ class SimulatedFederation:
         """Return a site's ledger.
 
         Raises:
-            WrongLedger: if it was made for another purpose, such as a real site.
+            WrongLedgerError: if it was made for another purpose, such as a real site.
         """
         home = self.home(site)
         ledger = Ledger(
@@ -97,14 +97,14 @@ class SimulatedFederation:
             setting=self.setting,
             create=True,
         )
-        if (found := ledger.book.setting) != self.setting:
-            raise WrongLedger(
+        if (found := ledger.state.setting) != self.setting:
+            raise WrongLedgerError(
                 f"{home}: this ledger's setting is '{found}', it is not opened as a "
                 f"'{self.setting}'; name another folder"
             )
         return ledger
 
-    def guard(self, site: str, roster: Roster) -> AdmissionControl:
+    def admission(self, site: str, roster: Roster) -> AdmissionControl:
         """Return a site's admission control, by a policy that allows only this plan.
 
         A population that the ledger has already keeps its cap.
@@ -114,19 +114,19 @@ class SimulatedFederation:
             roster: of the run; only its order key may ask.
 
         Raises:
-            WrongLedger: if the ledger was made for another purpose, such as a real site.
+            WrongLedgerError: if the ledger was made for another purpose, such as a real site.
         """
         ledger, privacy = self.ledger(site), self.plan.privacy
         cap: tuple[float | None, float] | None = None
         if privacy is not None:
             cap = self.cap or privacy.epsilon, privacy.delta
-        for population in ledger.book.populations.values():
+        for population in ledger.state.populations.values():
             cap = (population.budget.epsilon, population.budget.delta)
         fingerprint = roster.coordinator.orders.fingerprint
         policy = Policy.for_simulation(self.plan, site, fingerprint, cap)
         return AdmissionControl(policy, ledger, roster)
 
-    def recorder(self, roster: Roster) -> EvidenceCollector:
+    def collector(self, roster: Roster) -> EvidenceCollector:
         """Return the coordinator's evidence collector."""
         return EvidenceCollector(self._journal(), self._chief(), roster)
 

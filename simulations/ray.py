@@ -73,7 +73,7 @@ class StoppableGrid(PassingGrid):
 
 
 _PULL_INTERVAL = 0.05
-_STARTS = 3
+_MAX_STARTS = 3
 """How often a local cluster is started before that is an error."""
 
 
@@ -148,7 +148,7 @@ def _start_ray(init: dict[str, Any]) -> None:
 
     pythonpath = os.pathsep.join(entry for entry in sys.path if entry)
     runtime = {"env_vars": {"PYTHONPATH": pythonpath}}
-    for left in reversed(range(_STARTS)):
+    for left in reversed(range(_MAX_STARTS)):
         try:
             ray.init(**init, runtime_env=runtime)
             return

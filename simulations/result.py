@@ -222,13 +222,13 @@ def make_result(
         count = sum(step.statuses.get(spec.name) == "released" for step in outcome.progress)
         if plan.privacy is not None:
             ledger = parties.ledger(spec.name)
-            if count and not any(map(ledger.history, ledger.book.populations)):
+            if count and not any(map(ledger.history, ledger.state.populations)):
                 raise LedgerError(
                     f"{parties.home(spec.name)}: site '{spec.name}' released updates, and its "
                     "ledger does not say so; no ε can be told. Do its workers share this folder?"
                 )
             loss = _spent(plan.privacy, ledger)
-            cap = next((one.budget.epsilon for one in ledger.book.populations.values()), None)
+            cap = next((one.budget.epsilon for one in ledger.state.populations.values()), None)
             losses.append(loss)
         status = str(last.statuses.get(spec.name, "no reply"))
         log = parties.folder / "sites" / spec.name / "operator.log"
@@ -248,7 +248,7 @@ def make_result(
 
 def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
     """Return the loss of a ledger's only population; zero if none is registered yet."""
-    if ledger.book.populations:
+    if ledger.state.populations:
         return ledger.spent()
     return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
 

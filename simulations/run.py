@@ -32,7 +32,7 @@ from privet.client.training.model_runtime import model_runtime
 from privet.client.training.rehearsal import rehearse as rehearse_site
 from privet.client.training.trainer import Trainer, usable_records
 from privet.common.canonical import write_json
-from privet.common.errors import DataError, InputError, RunError, SelfTestFailed
+from privet.common.errors import DataError, InputError, RunError, SelfTestError
 from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
@@ -60,7 +60,7 @@ from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result, make_result, operator_lines
 from privet.simulations.run_folder import write_result
 
-_FEW = 20
+_TRIAL_RECORDS = 20
 """Records of a site that are tried first."""
 Observer = Callable[[Progress], None]
 
@@ -152,7 +152,7 @@ def _site(maker: SiteMaker, name: str) -> Site:
         name,
         parties.plan,
         parties.folder / "sites" / name,
-        parties.guard(name, roster),
+        parties.admission(name, roster),
         parties.witness(name),
         roster,
         Trainer(
@@ -233,7 +233,7 @@ def require_usable(plan: Plan, records: SiteRecords) -> None:
     bench, first = model_runtime(plan), ""
     for spec in plan.sites:
         data = records.site(spec.name)
-        few = np.unique(np.linspace(0, len(data.train) - 1, _FEW).astype(int))
+        few = np.unique(np.linspace(0, len(data.train) - 1, _TRIAL_RECORDS).astype(int))
         for frame in (data.train.iloc[few[few >= 0]], data.train):
             try:
                 found = usable_records(bench, frame)
@@ -326,7 +326,7 @@ def rehearse(plan: Plan, folder: Path) -> None:
     bench = model_runtime(plan)
     try:
         _ = bench.self_tests
-    except SelfTestFailed:
+    except SelfTestError:
         return  # every site finds that by itself, and refuses at no cost
     rehearse_site(plan)
     if plan.metrics.source == "public":
@@ -353,7 +353,7 @@ def server_app(
         maker.plan,
         lambda: initial_model(maker.plan),
         Snapshots(maker.folder / "model"),
-        lambda: maker.parties.recorder(maker.parties.roster()),
+        lambda: maker.parties.collector(maker.parties.roster()),
         evaluate=public.measure if public else None,
         observe=observe,
         finish=finish,

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from privet.common.errors import BudgetExceeded
+from privet.common.errors import BudgetExceededError
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.accounting import plan_events
@@ -106,7 +106,7 @@ def charged(desk: Desk, plan: dict[str, Any], runs: int = 1) -> None:
     ledger.keep("plan", found.digest, found.to_dict())
     ledger.approve(found.digest, ["dpo"], "manual")
     event, model = plan_events.training_event(found), "sha256:" + "0" * 64
-    with suppress(BudgetExceeded):
+    with suppress(BudgetExceededError):
         for run in range(runs):
             for number in range(1, found.training.rounds + 1):
                 order = Order(

@@ -73,7 +73,7 @@ class Federation:
         self,
         grid: InProcessGrid | None = None,
         snapshots: str = "model",
-        recorder: Callable[[], EvidenceCollector] | None = None,
+        collector: Callable[[], EvidenceCollector] | None = None,
         run: str = RUN,
     ) -> Outcome:
         """Run every round of the plan and return what came of it."""
@@ -84,7 +84,7 @@ class Federation:
             self.plan,
             lambda: initial_model(self.plan),
             Snapshots(self.folder / snapshots),
-            recorder or (lambda: self.parties.recorder(self.roster)),
+            collector or (lambda: self.parties.collector(self.roster)),
             observe=seen.append,
             finish=outcomes.append,
         )
@@ -104,7 +104,7 @@ class Federation:
             name,
             self.plan,
             self.home(name),
-            self.parties.guard(name, self.roster),
+            self.parties.admission(name, self.roster),
             self.parties.witness(name),
             self.roster,
             Trainer(self.plan, name, open_data or (lambda: self.data(name)), stream or self.stream),
@@ -149,11 +149,11 @@ class Federation:
     @cached_property
     def journal(self) -> Journal:
         """The coordinator's journal, another reading than a run's own."""
-        return self.parties.recorder(self.roster).journal
+        return self.parties.collector(self.roster).journal
 
     def journal_entries(self, kind: str | None = None) -> list[Entry]:
         """The entries of the journal, from its file."""
-        log = self.parties.recorder(self.roster).journal.log
+        log = self.parties.collector(self.roster).journal.log
         entries = [Entry.read(leaf, (log.key.public,)) for leaf in log.store.leaves()]
         return [entry for entry in entries if kind in (None, entry.kind)]
 

@@ -184,5 +184,5 @@ RELEASE = "sha256:" + "d" * 64
 
 def close_budget(ledger: Ledger, population: str) -> None:
     """Write ``budget-closed``, which no command writes; ledgers and verifiers read it."""
-    closed = ledger.book.populations[population].closed
+    closed = ledger.state.populations[population].closed
     ledger._once("budget-closed", closed, population=population)

@@ -38,7 +38,7 @@ def run_office(folder: Path, address: str, log: Path, models: str) -> None:
     """What `privet server start` does."""
     _write_to(log)
     os.environ[FOLDERS] = models
-    coordinator._TURN = 2.0
+    coordinator._RUN_TURN_S = 2.0
     at_work = coordinator.Coordinator(MemberRegistry.load(folder), link=address)
     signal.signal(signal.SIGTERM, lambda *_: at_work.stopped.set())
     at_work.serve()
@@ -49,10 +49,10 @@ def run_site(policy: Path, seed: str, log: Path, models: str) -> None:
     _write_to(log)
     os.environ[FOLDERS] = models
 
-    gates = start.make_gates(policy, None, seed=seed)
-    asyncio.run(start.run(*map(start.dialer, gates), turns=gates[0].turns))
-    for gate in gates:
-        gate.close()
+    endpoints = start.make_endpoints(policy, None, seed=seed)
+    asyncio.run(start.run(*map(start.dialer, endpoints), turns=endpoints[0].turns))
+    for endpoint in endpoints:
+        endpoint.close()
 
 
 def _write_to(log: Path) -> None:

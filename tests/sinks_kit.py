@@ -50,7 +50,7 @@ def say(cell):
     other.addHandler(logging.StreamHandler())
     other.error("a cell is %s", cell)
     logging.getLogger("pyarrow").error("%d cells", cell)
-    logging.getLogger("privet.gate").error("a cell is %s", cell)
+    logging.getLogger("privet.endpoint").error("a cell is %s", cell)
     one = threading.Thread(target=fail, args=(cell,))
     one.start()
     one.join()
@@ -162,10 +162,10 @@ class Process:
         self.plan = Plan.parse(tiny_plan(sites=sites, strategy={"min_sites": 1}, **changes))
         parties = SimulatedFederation(self.plan, folder, cap=1e3)
         roster = parties.found()
-        self.home, guard = parties.home("North"), parties.guard("North", roster)
+        self.home, admission = parties.home("North"), parties.admission("North", roster)
         frame().to_csv(self.home / "records.csv", index=False)
-        value = guard.policy.model_dump()
-        self.data_set = guard.data_set
+        value = admission.policy.model_dump()
+        self.data_set = admission.data_set
         value["data"][self.data_set] |= {"path": "records.csv", "multiline": True}
         if self.plan.privacy and self.plan.privacy.unit == "person":
             value["data"][self.data_set]["person_column"] = "patient"
@@ -175,9 +175,9 @@ class Process:
             self.plan, policy, self.data_set, self.home, (self.home / "keys",), unconfined=True
         )
         self.site = Site(
-            "North", self.plan, self.home, guard, parties.witness("North"), roster, self.trainer
+            "North", self.plan, self.home, admission, parties.witness("North"), roster, self.trainer
         )
-        self.journal = parties.recorder(roster).journal
+        self.journal = parties.collector(roster).journal
         self.model = initial_model(self.plan)
 
     def answer(self, round_: int) -> tuple[str, bytes]:

@@ -30,7 +30,7 @@ from privet.common.errors import (
     InputError,
     PolicyError,
     PrivetError,
-    SourceUnavailable,
+    SourceUnavailableError,
     reason_of,
 )
 from privet.common.files.private_files import privacy_fault, private_folder
@@ -159,7 +159,7 @@ def probe_database(policy: Policy, data_set: str) -> None:
 
     Raises:
         PolicyError, InputError: as :func:`require_database`.
-        SourceUnavailable: if the database does not answer at present.
+        SourceUnavailableError: if the database does not answer at present.
         DataError: if it refuses, or lacks the table or a column.
     """
     data = policy.data_set(data_set)[1]
@@ -177,7 +177,7 @@ def probe_database(policy: Policy, data_set: str) -> None:
     }
     fault, passing = _load(request, policy.folder, min(data.sql.timeout, PROBE_TIMEOUT_S))
     if fault:
-        kind = SourceUnavailable if passing else DataError
+        kind = SourceUnavailableError if passing else DataError
         raise kind(f"data set '{data_set}': {_without(fault, password)}")
 
 
@@ -302,7 +302,7 @@ def main() -> None:
                 vouched=request["vouched"],
             )
     except PrivetError as error:
-        fault, passing = str(error), isinstance(error, SourceUnavailable)
+        fault, passing = str(error), isinstance(error, SourceUnavailableError)
     except Exception as error:
         fault = f"the loader failed: {error!r}"
     print(json.dumps({"fault": fault, "passing": passing}))

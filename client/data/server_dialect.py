@@ -18,7 +18,7 @@ from sqlglot import exp
 from privet.client.data.sql_column import Column
 from privet.client.data.view import MAX_DEPTH, plain_source
 from privet.client.data.view_types import Declared, Kind, type_fault
-from privet.common.errors import DataError, DataMissing
+from privet.common.errors import DataError, DataMissingError
 from privet.privacy.database import Database
 
 
@@ -216,14 +216,14 @@ class ServerDialect(ABC):
             names: columns to read, in order.
 
         Raises:
-            DataMissing: if this user sees no such table.
+            DataMissingError: if this user sees no such table.
             DataError: if a column is missing or has a type that is not supported.
         """
         found = self.find(connection, database.table_schema, database.table)
         schema = database.table_schema
         place = database.table if schema is None else f"{schema}.{database.table}"
         if found is None:
-            raise DataMissing(
+            raise DataMissingError(
                 f"{database}: there is no table or view '{place}' that this user may see"
                 + self.spelling(database.table)
             )

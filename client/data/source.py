@@ -11,7 +11,7 @@ from pathlib import Path
 from privet.client.data.loader import require_database
 from privet.client.data.suffix import is_parquet
 from privet.client.data.text_file import header_of
-from privet.common.errors import DataError, DataMissing, PolicyError, PrivetError
+from privet.common.errors import DataError, DataMissingError, PolicyError, PrivetError
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
 
@@ -26,7 +26,7 @@ def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
 
     Raises:
         PolicyError: if the policy names no place, or the password is missing.
-        DataMissing: if there is no such file.
+        DataMissingError: if there is no such file.
         InputError: if the database's driver is not installed.
         DataError: if it cannot be read, or lacks a column. The message names paths and columns
             only.
@@ -65,7 +65,7 @@ def misfit(policy: Policy, plan: Plan) -> str:
         data = policy.data_set(data_set)[1]
         if data.sql is None and policy.path_of(data) is not None:
             require_source(policy, data_set, plan)
-    except (DataError, DataMissing) as error:
+    except (DataError, DataMissingError) as error:
         return f"the records here do not fit it: {error}"
     except PrivetError:
         pass  # what else is wrong is said elsewhere
@@ -76,18 +76,18 @@ def columns_of(path: Path) -> list[str]:
     """Return the names of a file's columns.
 
     Raises:
-        DataMissing: if there is no such file.
+        DataMissingError: if there is no such file.
         DataError: if it cannot be read as a table.
     """
     try:
         if not path.is_file():
-            raise DataMissing(f"{path}: there is no such file")
+            raise DataMissingError(f"{path}: there is no such file")
         if is_parquet(path):
             import pyarrow.parquet as pq
 
             return list(pq.ParquetFile(path).schema_arrow.names)
         return header_of(path)
-    except DataMissing:
+    except DataMissingError:
         raise
     except DataError as error:
         raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None

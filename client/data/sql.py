@@ -49,7 +49,7 @@ from privet.client.data.sql_column import (
 from privet.client.data.view import coupling
 from privet.common.cells import text_of
 from privet.common.compat.databases import postgres_refuses
-from privet.common.errors import DataError, DataMissing, SourceUnavailable
+from privet.common.errors import DataError, DataMissingError, SourceUnavailableError
 from privet.privacy.database import Database
 
 _CHUNK = 10_000
@@ -77,7 +77,7 @@ def write_snapshot(
         vouched: whether the site states that rows of a view that is not plain are independent.
 
     Raises:
-        DataMissing: if there is no such database file or table.
+        DataMissingError: if there is no such database file or table.
         DataError: if the database does not answer, refuses, or lacks a column; or if the table is a
             view that is not plain, without the site's statement.
     """
@@ -138,8 +138,8 @@ def probe(
         vouched: as for :func:`write_snapshot`.
 
     Raises:
-        DataMissing, DataError: as :func:`write_snapshot`, except for faults of values.
-        SourceUnavailable: if the database does not answer at present.
+        DataMissingError, DataError: as :func:`write_snapshot`, except for faults of values.
+        SourceUnavailableError: if the database does not answer at present.
     """
     try:
         with reading(database, password) as connection:
@@ -149,7 +149,7 @@ def probe(
     except sa.exc.DBAPIError as error:
         dialect = dialect_of(database)
         passing = dialect.may_pass(error) if dialect else _may_pass(error)
-        kind = SourceUnavailable if passing else DataError
+        kind = SourceUnavailableError if passing else DataError
         raise kind(f"{database}: {_said(database, error)}") from None
     except sa.exc.SQLAlchemyError as error:
         raise DataError(f"{database}: {_first_line(error)}") from None
@@ -195,7 +195,7 @@ def _declared(
     """Return how all columns of the table are declared.
 
     Raises:
-        DataMissing: if the table is not there.
+        DataMissingError: if the table is not there.
         DataError: if one of ``names`` is not.
     """
     try:
@@ -203,7 +203,7 @@ def _declared(
             warnings.simplefilter("ignore", sa.exc.SAWarning)
             found = sa.inspect(connection).get_columns(database.table, schema=database.table_schema)
     except sa.exc.NoSuchTableError:
-        raise DataMissing(
+        raise DataMissingError(
             f"{database}: there is no table or view '{_place(database)}' that this user may see"
         ) from None
     declared = {column["name"]: column["type"] for column in found}
@@ -224,7 +224,7 @@ def reading(database: Database, password: str | None = None) -> Iterator[sa.Conn
         The connection.
 
     Raises:
-        DataMissing: if there is no such database file.
+        DataMissingError: if there is no such database file.
         sqlalchemy.exc.DBAPIError: if the database cannot be opened.
     """
     dialect = dialect_of(database)
@@ -266,7 +266,7 @@ def protection(database: Database) -> contextlib.AbstractContextManager[None]:
 def _sqlite(database: Database) -> sa.Engine:
     path = Path(str(database.file)).absolute()
     if not path.is_file():
-        raise DataMissing(f"{database}: there is no such file")
+        raise DataMissingError(f"{database}: there is no such file")
     uri = f"file:{quote(str(path))}?mode=ro"
 
     def connect() -> sqlite3.Connection:
@@ -372,7 +372,7 @@ def _columns(connection: sa.Connection, database: Database, names: tuple[str, ..
     """Return how the columns are kept, by their declarations.
 
     Raises:
-        DataMissing: if the table is not there.
+        DataMissingError: if the table is not there.
         DataError: if a column is not, or is of a kind that is not read.
     """
     if dialect := dialect_of(database):

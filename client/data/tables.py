@@ -20,7 +20,7 @@ import pandas as pd
 from privet.client.data.arrow import read_parquet
 from privet.client.data.suffix import is_parquet, separator_of
 from privet.client.data.text_file import open_text, records, take_header
-from privet.common.errors import DataError, DataMissing
+from privet.common.errors import DataError, DataMissingError
 
 
 @dataclass(frozen=True)
@@ -65,12 +65,12 @@ def read_table(
         multiline: whether quoted cells of a text file may hold line breaks.
 
     Raises:
-        DataMissing: if there is no such file.
+        DataMissingError: if there is no such file.
         DataError: if it cannot be read as a table, names a column twice, or lacks one. A fault of a
             single record raises nothing; see :class:`Table`.
     """
     if not path.is_file():
-        raise DataMissing(f"{path}: there is no such file")
+        raise DataMissingError(f"{path}: there is no such file")
     try:
         if is_parquet(path):
             found = _from_parquet(path, columns)

@@ -145,7 +145,7 @@ def standing(policy_file: Path, ledger: Ledger) -> dict[str, Any]:
         value: dict[str, Any] = {"coordinator": one.name, "address": addresses[0]}
         value |= {"addresses": addresses, "orders_key": key}
         value["order_keys"] = order_keys_shown(one.link, policy, ledger)
-        value["may_ask"] = policy.may_ask(key, ledger.book.order_keys)
+        value["may_ask"] = policy.may_ask(key, ledger.state.order_keys)
         found.append({**value, **Refusals(one.state).read()})
     kept = found or [Refusals(home).read()]
     return {

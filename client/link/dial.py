@@ -33,7 +33,7 @@ from grpc import aio
 from privet import __version__
 from privet.client.link.line import DialerCounters, Stub, data_in, ended, pieces_of
 from privet.client.link.renewal import Renewal
-from privet.common.errors import InputError, NoteError, PrivetError, RolledBack, RunError
+from privet.common.errors import InputError, NoteError, PrivetError, RolledBackError, RunError
 from privet.common.flat import Arrays, StreamDecoder, chunks, digest_arrays, size_of
 from privet.common.link import link_pb2 as pb
 from privet.common.link import link_pb2_grpc as rpc
@@ -43,23 +43,23 @@ from privet.common.link.notices import notice_digest
 
 VERSIONS = (1,)
 INLINE = 1 << 16
-_SHORTEST, _LONGEST = 0.2, 30.0
+_MIN_PAUSE_S, _MAX_PAUSE_S = 0.2, 30.0
 """Seconds between two attempts to connect."""
-_TWIN_SHORTEST, _TWIN_LONGEST = 5.0, 300.0
+_MIN_TWIN_PAUSE_S, _MAX_TWIN_PAUSE_S = 5.0, 300.0
 """The same where another process attends as this site."""
-_WORD = 30.0
+_REPLY_TIMEOUT_S = 30.0
 """Seconds within which a coordinator says a word that is due."""
-_STILL = 120.0
+_DOWNLOAD_STALL_TIMEOUT_S = 120.0
 """Seconds that a download may stand still."""
-_LOOK_AT_CERTIFICATE = 3600.0
+_CERTIFICATE_CHECK_INTERVAL_S = 3600.0
 """Seconds between two checks whether the certificate should be renewed."""
-_RENEW_AGAIN = 660.0
+_MIN_RENEWAL_INTERVAL_S = 660.0
 """The same after one that failed: a coordinator gives a certificate every ten minutes at most."""
 _HEAD_AGAIN = 15.0
 """Seconds after which a head is compared again if the log could not be read."""
-_MOST_PARCELS = 16
+_MAX_OPEN_PARCELS = 16
 """Requests that are read and not answered yet; further ones wait at the coordinator."""
-_MOST_ANSWERS, _MOST_WITH_NUMBERS = 64, 2
+_MAX_KEPT_ANSWERS, _MAX_KEPT_TENSORS = 64, 2
 """Answers that are kept in case they are asked for again; those with numbers are large."""
 _OPTIONS = [
     ("grpc.ssl_target_name_override", SERVER_NAME),
@@ -151,7 +151,7 @@ class Dialer:
         self._beside = asyncio.Lock()
         self._saying = asyncio.Lock()
         self._noting = asyncio.Lock()
-        self._wait = _SHORTEST
+        self._wait = _MIN_PAUSE_S
         self._away = ""
         self._silence = Patience()
         self._downloads = 0
@@ -180,7 +180,7 @@ class Dialer:
         if (stream := self._stream) is None:
             return
         with suppress(aio.AioRpcError, aio.UsageError, asyncio.InvalidStateError, TimeoutError):
-            async with asyncio.timeout(_WORD):
+            async with asyncio.timeout(_REPLY_TIMEOUT_S):
                 async with self._saying:
                     await stream.done_writing()
                 # To cancel a stream may lose what the other end has not read yet.
@@ -222,10 +222,10 @@ class Dialer:
                 was_connected, self.tally.connected = self.tally.connected, False
             if was_connected:
                 self._on_state("cut")
-            wait = _SHORTEST if self._left else self._wait
+            wait = _MIN_PAUSE_S if self._left else self._wait
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             if not self._left:
-                self._wait = min(2 * self._wait, _LONGEST)
+                self._wait = min(2 * self._wait, _MAX_PAUSE_S)
 
     def _explained(self, details: str) -> str:
         return details if self._renewal is None else self._renewal.explain(details)
@@ -243,8 +243,8 @@ class Dialer:
     def _note_twin(self, why: str) -> None:
         """Leave the place to another process of this site, for longer each time."""
         lasted = time.monotonic() - self._began
-        before = self._twin_wait if lasted < 2 * _TWIN_LONGEST else 0.0
-        self._twin_wait = self._wait = min(max(_TWIN_SHORTEST, 2 * before), _TWIN_LONGEST)
+        before = self._twin_wait if lasted < 2 * _MAX_TWIN_PAUSE_S else 0.0
+        self._twin_wait = self._wait = min(max(_MIN_TWIN_PAUSE_S, 2 * before), _MAX_TWIN_PAUSE_S)
         text = (
             "another process attends with this site's certificate: a second client, or a copy of "
             "this folder. Stop one of the two"
@@ -259,7 +259,7 @@ class Dialer:
             notices=self._on_notice is not None, heads=self._on_head is not None,
         )  # fmt: skip
         await stream.write(pb.FromSite(hello=hello))
-        async with asyncio.timeout(_WORD):
+        async with asyncio.timeout(_REPLY_TIMEOUT_S):
             first = await stream.read()
         if first is aio.EOF:
             raise await ended(stream)
@@ -276,7 +276,7 @@ class Dialer:
             self.on_connected(self.address)
         except OSError as error:
             _LOG.warning("which address works cannot be kept", extra={"why": error})
-        self._wait = _SHORTEST
+        self._wait = _MIN_PAUSE_S
         self._began = time.monotonic()
         self._silence.is_back(self._began)
         sending: set[asyncio.Task[None]] = set()
@@ -299,7 +299,7 @@ class Dialer:
                     task = asyncio.create_task(self._answer(stub, stream, message.parcel))
                 sending.add(task)
                 task.add_done_callback(sending.discard)
-                while len(sending) >= _MOST_PARCELS:
+                while len(sending) >= _MAX_OPEN_PARCELS:
                     await asyncio.wait(sending, return_when=asyncio.FIRST_COMPLETED)
             raise await ended(stream)
         finally:
@@ -333,7 +333,7 @@ class Dialer:
                 async with self._noting:  # one at a time, however many come
                     await asyncio.to_thread(self._on_head, head)
                 return
-            except (RolledBack, NoteError) as error:
+            except (RolledBackError, NoteError) as error:
                 why = error.with_traceback(None)
                 _LOG.error("the coordinator saw another ledger of this site", extra={"why": why})
                 return
@@ -369,19 +369,19 @@ class Dialer:
         """Renew the certificate when it is due; the next connection uses it."""
         while self._renewal is not None:
             self._renew_now.clear()
-            seconds = _LOOK_AT_CERTIFICATE
+            seconds = _CERTIFICATE_CHECK_INTERVAL_S
             try:
                 if self._renewal.is_due():
                     asked = pb.Renewal(
                         request=self._renewal.ask(), authority=self._renewal.authority
                     )
-                    answer = await stub.Renew(asked, timeout=_WORD)
+                    answer = await stub.Renew(asked, timeout=_REPLY_TIMEOUT_S)
                     self._renewal.keep(answer.pem if answer is not None else b"")
                     _LOG.info("the certificate was renewed")
             except (aio.AioRpcError, PrivetError, OSError) as error:
                 why = error.details() if isinstance(error, aio.AioRpcError) else error
                 _LOG.warning("the certificate was not renewed; tried again", extra={"why": why})
-                seconds = _RENEW_AGAIN
+                seconds = _MIN_RENEWAL_INTERVAL_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._renew_now.wait()
@@ -439,7 +439,7 @@ class Dialer:
         failed = [number for number, told in done.items() if told is None]
         large = [number for number, told in done.items() if told is not None and told.arrays]
         small = [number for number in done if number not in failed and number not in large]
-        for number in failed + large[:-_MOST_WITH_NUMBERS] + small[:-_MOST_ANSWERS]:
+        for number in failed + large[:-_MAX_KEPT_TENSORS] + small[:-_MAX_KEPT_ANSWERS]:
             del self._answers[number]
 
     async def _make(
@@ -501,7 +501,7 @@ class Dialer:
         self._downloads += 1
         try:
             while True:
-                async with asyncio.timeout(_STILL):
+                async with asyncio.timeout(_DOWNLOAD_STALL_TIMEOUT_S):
                     raw = await call.read()
                 if raw is aio.EOF:
                     break
@@ -527,7 +527,7 @@ class Dialer:
         if size <= INLINE:
             return pb.Numbers(sha256=sha256, size=size, inline=b"".join(chunks(arrays)))
         # The coordinator decides where to continue: only it knows what an earlier stream left.
-        held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_WORD)
+        held = await stub.Status(pb.Want(sha256=sha256, parcel=number), timeout=_REPLY_TIMEOUT_S)
         if held is None:
             raise InputError("the coordinator does not say what it holds")
         if held.offset < size:

@@ -16,9 +16,9 @@ from privet.common.plan import Plan
 if TYPE_CHECKING:
     from privet.client.link.coordinators import Membership
 
-_MOST, _MOST_BYTES = 64, 64 << 20
+_MAX_OFFERS, _MAX_TOTAL_BYTES = 64, 64 << 20
 """Plans that are kept, the newest ones: a coordinator may offer any number."""
-_READABLE = 64 << 10
+_MAX_INDENTED_BYTES = 64 << 10
 """Bytes of a plan up to which it is written with a line for each value."""
 
 
@@ -75,7 +75,7 @@ class Offers:
             self._note_also(path.with_suffix(".from"), coordinator)
             return
         text = canonical_json(plan.to_dict())
-        if len(text) <= _READABLE:
+        if len(text) <= _MAX_INDENTED_BYTES:
             write_json(path, plan.to_dict())
         else:
             write_atomic(path, text)
@@ -87,7 +87,7 @@ class Offers:
         total = 0
         for place, path in enumerate(kept):
             total += states[path].st_size
-            if place >= _MOST or (place and total > _MOST_BYTES):
+            if place >= _MAX_OFFERS or (place and total > _MAX_TOTAL_BYTES):
                 path.unlink(missing_ok=True)
                 path.with_suffix(".from").unlink(missing_ok=True)
 

@@ -39,7 +39,7 @@ def follow_handovers(policy: Policy, ledger: Ledger, shown: list[KeyHandover]) -
     """
     ledger.log.refresh()
     for one in shown:
-        keys, old, new = ledger.book.order_keys, one.old.fingerprint, one.new.fingerprint
+        keys, old, new = ledger.state.order_keys, one.old.fingerprint, one.new.fingerprint
         if keys.has(one) or not policy.may_ask(old, keys):
             continue
         if policy.allow.key_rotation == "listed" and new not in policy.allow.coordinators:
@@ -66,7 +66,7 @@ def order_keys_shown(folder: Path, policy: Policy, ledger: Ledger) -> list[dict[
         For each handover, the fingerprints of the old and the new key, and whether the new one may
         ask.
     """
-    keys = ledger.book.order_keys
+    keys = ledger.state.order_keys
     return [
         {
             "old": one.old.fingerprint,

@@ -14,7 +14,7 @@ from cryptography import x509
 
 from privet.client.link.join import NEXT, finish_pair
 from privet.common.canonical import write_atomic
-from privet.common.errors import InputError, KeyFault, RunError, reason_of
+from privet.common.errors import InputError, PrivateKeyError, RunError, reason_of
 from privet.common.files.private_files import FILE_MODE, read_private
 from privet.common.link.identity import (
     belongs,
@@ -69,10 +69,10 @@ class Renewal:
         """Check that key and certificate belong together; if not, only other files can repair it.
 
         Raises:
-            KeyFault: if they do not.
+            PrivateKeyError: if they do not.
         """
         if fault := self._misfit():
-            raise KeyFault(fault)
+            raise PrivateKeyError(fault)
 
     def faults(self) -> list[str]:
         """Return in words why the coordinator would refuse the present certificate; or nothing."""

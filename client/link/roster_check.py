@@ -59,13 +59,13 @@ class RosterCheck:
         if key != joined:
             # It may be that the policy lets a key ask since the coordinator showed it.
             follow_handovers(policy, self.ledger, kept_handovers(self.membership.link))
-        keys = self.ledger.book.order_keys
+        keys = self.ledger.state.order_keys
         is_kin = key in keys.line(joined) or joined in keys.line(key)
         if not is_kin and key not in policy.allow.coordinators:
             raise PolicyError("the coordinator's orders key is not the join file's")
         if not is_kin and self._is_of_another(key):
             raise PolicyError("the run is under the order key of another coordinator of this site")
-        if self.ledger.book.is_replaced(key, run):
+        if self.ledger.state.is_replaced(key, run):
             raise PolicyError(
                 f"the run is under order key {key}, and {keys.successor(key)} follows it: the "
                 "coordinator has to submit the plan again"
@@ -76,7 +76,7 @@ class RosterCheck:
 
         A holder of the other coordinator's signed orders would otherwise get their answers.
         """
-        keys, own = self.ledger.book.order_keys, self.membership
+        keys, own = self.ledger.state.order_keys, self.membership
         others = [one for one in memberships(own.home) if one.link != own.link]
         theirs = [one.join.coordinator["orders"] for one in others]
         return any(key in keys.line(one) or one in keys.line(key) for one in theirs)

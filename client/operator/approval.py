@@ -50,24 +50,24 @@ def joined(names: Iterable[str], name: str) -> list[str]:
 
 
 def approval_fault(
-    policy: Policy, book: LedgerState, plan: str, policy_file: Path | None = None
+    policy: Policy, ledger_state: LedgerState, plan: str, policy_file: Path | None = None
 ) -> str | None:
     """Return why a plan (by digest) is not approved, with the command that approves it; or None.
 
     Args:
         policy: of the site.
-        book: state of its ledger.
+        ledger_state: state of its ledger.
         plan: digest, with the noise calibrated.
         policy_file: file of the policy, for the command; None leaves it out.
     """
     allow = policy.allow
-    if plan in book.refused_plans:
-        return f"the operator refused this plan ({', '.join(book.refused_plans[plan])})"
+    if plan in ledger_state.refused_plans:
+        return f"the operator refused this plan ({', '.join(ledger_state.refused_plans[plan])})"
     if plan in allow.plans:
         return None
     if allow.approval != "manual":
         return f'the policy has approval = "{allow.approval}" and does not list {plan} under plans'
-    count = approvers(policy, book, plan)
+    count = approvers(policy, ledger_state, plan)
     if count >= allow.approvers:
         return None
     where = f" --policy {policy_file}" if policy_file is not None else ""
@@ -78,69 +78,69 @@ def approval_fault(
     )
 
 
-def approvers(policy: Policy, book: LedgerState, plan: str) -> int:
+def approvers(policy: Policy, ledger_state: LedgerState, plan: str) -> int:
     """Return how many people approved a plan; if the policy has officers, by their signatures.
 
     Args:
         policy: of the site.
-        book: state of its ledger.
+        ledger_state: state of its ledger.
         plan: digest, with the noise calibrated.
     """
-    names = book.approvals.get(plan, ())
+    names = ledger_state.approvals.get(plan, ())
     if not policy.officers:
         return people(names)
-    signed = book.signed.get(plan, set())
+    signed = ledger_state.signed.get(plan, set())
     return sum((name, ssh_key(key)) in signed for name, key in policy.officers.items())
 
 
-def waits_for_approval(policy: Policy, book: LedgerState, plan: str) -> bool:
+def waits_for_approval(policy: Policy, ledger_state: LedgerState, plan: str) -> bool:
     """Whether nothing but the approval of people is missing.
 
     That is so if nobody refused the plan, the policy lets people approve, and too few of them did.
 
     Args:
         policy: of the site.
-        book: state of its ledger.
+        ledger_state: state of its ledger.
         plan: digest, with the noise calibrated.
     """
     return (
-        plan not in book.refused_plans
+        plan not in ledger_state.refused_plans
         and policy.allow.approval == "manual"
-        and approval_fault(policy, book, plan) is not None
+        and approval_fault(policy, ledger_state, plan) is not None
     )
 
 
-def how_to_open(book: LedgerState, plan: str) -> str:
+def how_to_open(ledger_state: LedgerState, plan: str) -> str:
     """Return the command that opens a plan again after its failures closed it.
 
     Args:
-        book: state of the site's ledger.
+        ledger_state: state of the site's ledger.
         plan: digest of the plan.
     """
-    if book.setting == "site":
+    if ledger_state.setting == "site":
         return f"`privet client approve {plan}`"
     return "`privet simulate` with --open-again"
 
 
-def standing_faults(policy: Policy, book: LedgerState, data_set: str) -> list[str]:
+def standing_faults(policy: Policy, ledger_state: LedgerState, data_set: str) -> list[str]:
     """Return why the site would reserve nothing for a data set now, whatever the plan.
 
     Args:
         policy: of the site.
-        book: state of its ledger.
+        ledger_state: state of its ledger.
         data_set: name of one of the policy's data sets.
 
     Raises:
         PolicyError: if the policy has another name for the population than the ledger.
     """
     name = policy.data[data_set].population
-    require_known(policy, book, name)
+    require_known(policy, ledger_state, name)
     faults = []
-    if book.withdrawn:
+    if ledger_state.withdrawn:
         faults.append("the site has withdrawn")
-    elif book.paused:
+    elif ledger_state.paused:
         faults.append("the site is paused; `privet client pause --end` ends that")
-    population = book.populations.get(name)
+    population = ledger_state.populations.get(name)
     if population is not None and population.closed:
         faults.append(f"the budget of population '{name}' was closed for good")
     if population is not None and population.budget != budget_of(policy, name):
@@ -148,9 +148,10 @@ def standing_faults(policy: Policy, book: LedgerState, data_set: str) -> list[st
             f"the ledger holds population '{name}' with {in_words(population.budget)}, the policy "
             f"says {in_words(budget_of(policy, name))}: these terms are for its life"
         )
-    if book.data_sets.get(data_set, name) != name:
+    if ledger_state.data_sets.get(data_set, name) != name:
         faults.append(
-            f"data set '{data_set}' belongs to population '{book.data_sets[data_set]}' for its life"
+            f"data set '{data_set}' belongs to population '{ledger_state.data_sets[data_set]}' for "
+            "its life"
         )
     if not policy.allow.coordinators:
         faults.append(
@@ -160,23 +161,23 @@ def standing_faults(policy: Policy, book: LedgerState, data_set: str) -> list[st
     return faults
 
 
-def require_known(policy: Policy, book: LedgerState, population: str) -> None:
+def require_known(policy: Policy, ledger_state: LedgerState, population: str) -> None:
     """Check that a population is the ledger's, or really a new one beside the ledger's own.
 
     Args:
         policy: of the site.
-        book: state of its ledger.
+        ledger_state: state of its ledger.
         population: name of one of the policy's populations.
 
     Raises:
         PolicyError: if it seems to be one of the ledger's under another name, whose budget would
             start at zero (H32).
     """
-    gone = [name for name in book.populations if name not in policy.populations]
-    if not book.populations or population in book.populations:
+    gone = [name for name in ledger_state.populations if name not in policy.populations]
+    if not ledger_state.populations or population in ledger_state.populations:
         return
     if gone or population == policy.first_population:
-        known = ", ".join(f"'{name}'" for name in book.populations)
+        known = ", ".join(f"'{name}'" for name in ledger_state.populations)
         raise PolicyError(
             f"population '{population}' is not in the ledger, which has {known}. A population is "
             "not renamed: its budget would begin at zero (H32). Write the ledger's name into the "

@@ -118,8 +118,8 @@ class Catalogue:
 
     def plans(self) -> list[Listed]:
         """Return all plans, without price: offers first, the newest first, then older decisions."""
-        book = self._place.book
-        decided = sorted({*book.approvals, *book.refused_plans} - set(self._offers))
+        ledger_state = self._place.state
+        decided = sorted({*ledger_state.approvals, *ledger_state.refused_plans} - set(self._offers))
         return [self.plan(digest) for digest in (*self._offers, *decided)]
 
     def waiting(self) -> list[Listed]:
@@ -128,23 +128,23 @@ class Catalogue:
 
     def plan(self, digest: str) -> Listed:
         """Return one plan by its digest, without price."""
-        book, policy = self._place.book, self._place.policy
+        ledger_state, policy = self._place.state, self._place.policy
         offer = self._offers.get(digest)
         plan, why = self._text(digest, offer)
         attempts = self._place.attempts(digest)
-        by = book.refused_plans.get(digest) or book.approvals.get(digest, ())
+        by = ledger_state.refused_plans.get(digest) or ledger_state.approvals.get(digest, ())
         forbidden = _forbidden(self._place, plan)
-        if digest in book.refused_plans:
+        if digest in ledger_state.refused_plans:
             state = REFUSED
         elif attempts[0] >= attempts[1]:
             state = CLOSED
-        elif approval_fault(policy, book, digest) is None:
+        elif approval_fault(policy, ledger_state, digest) is None:
             state = APPROVED
-        elif waits_for_approval(policy, book, digest) and not forbidden:
+        elif waits_for_approval(policy, ledger_state, digest) and not forbidden:
             state = WAITS
         else:
             state = OFFERED if offer is not None or not by else APPROVED
-            forbidden = forbidden or approval_fault(policy, book, digest) or ""
+            forbidden = forbidden or approval_fault(policy, ledger_state, digest) or ""
         is_asked = offer is not None and plan is not None and state in (WAITS, APPROVED)
         return Listed(
             digest, state, by, plan,
@@ -188,7 +188,7 @@ class Catalogue:
         if listed.plan is None:
             return None
         same: Plan | None = None
-        for digest in reversed(self._place.book.approvals):
+        for digest in reversed(self._place.state.approvals):
             if digest == listed.digest:
                 continue
             offer = self._offers.get(digest)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from privet.common.canonical import digest_json, write_json
-from privet.common.errors import InputError, Refused
+from privet.common.errors import InputError, RefusedError
 from privet.common.files.private_files import FILE_MODE, private_folder
 from privet.privacy.policy import Policy
 
@@ -165,14 +165,14 @@ def require_checked(policy: Policy, home: Path) -> None:
         home: the site's folder.
 
     Raises:
-        Refused: naming the data set, and what to do.
+        RefusedError: naming the data set, and what to do.
     """
     for name, data in policy.data.items():
         if data.min_units is None:
             continue
         found = CheckRecord.read(home, name)
         if found is None or found.fault(policy, name) is not None:
-            raise Refused(
+            raise RefusedError(
                 f"{outcome(policy, name, home)}. The policy sets min_units, so this site starts "
                 "only after a check that passed on the file as it is now: run `privet client check`"
             )

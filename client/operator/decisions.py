@@ -20,7 +20,7 @@ from privet.client.operator.approval import budget_of, joined
 from privet.client.operator.newer_ledger import require_newest
 from privet.client.operator.status import site_standing
 from privet.common.canonical import write_atomic, write_json
-from privet.common.errors import InputError, KeyFault, Refused, WrongLedger
+from privet.common.errors import InputError, PrivateKeyError, RefusedError, WrongLedgerError
 from privet.common.files.private_files import private_folder
 from privet.common.site_name import trimmed
 from privet.privacy.evidence.keys import FileSigner
@@ -68,8 +68,8 @@ class OperatorDecisions:
 
         Raises:
             PolicyError: if the policy is wrong.
-            WrongLedger: if there is no ledger yet, it is missing, or another site's.
-            KeyFault: if the key cannot be opened, or is not the ledger's.
+            WrongLedgerError: if there is no ledger yet, it is missing, or another site's.
+            PrivateKeyError: if the key cannot be opened, or is not the ledger's.
         """
         policy = Policy.load(policy_file)
         require_ledger(policy)
@@ -87,30 +87,30 @@ class OperatorDecisions:
 
         Raises:
             InputError: if the digest or the name is malformed.
-            KeyFault: if the key cannot be opened, or is not the officer's.
-            Refused: if the policy has officers, and this person is none; or a newer ledger was
+            PrivateKeyError: if the key cannot be opened, or is not the officer's.
+            RefusedError: if the policy has officers, and this person is none; or a newer ledger was
                 seen elsewhere.
-            SitePaused: if the site has withdrawn.
+            SitePausedError: if the site has withdrawn.
         """
         digest, name = full_digest(plan), tidy(name)
         signature = None
         if self.policy.officers:
             signature = self._sign("plan-approved", digest, name, signer, self.policy.officers)
             name = signature.name
-        elif self.ledger.book.officers:
-            raise Refused(
+        elif self.ledger.state.officers:
+            raise RefusedError(
                 "the policy in the ledger has officers, and this file names none: an officer signs "
                 "the changed policy first (`privet client sign-policy`)"
             )
         with self._deciding():
             # As many people as approved the plan must open it again once its failures closed it.
             failed, most = self.ledger.attempts(digest)
-            before = self.ledger.book.approvals.get(digest, ())
+            before = self.ledger.state.approvals.get(digest, ())
             by = joined(() if failed >= most else before, name)
             if signature is not None:  # as the policy writes it, also where it was typed otherwise
                 by = [name if same_person(one) == same_person(name) else one for one in by]
             self.ledger.approve(digest, by, "manual", again=failed > 0, signature=signature)
-        return self.ledger.book.approvals[digest]
+        return self.ledger.state.approvals[digest]
 
     def sign_policy(self, name: str, signer: SignerFor) -> tuple[list[str], int]:
         """Sign a changed policy, as an officer of the one in force; the last signature makes it
@@ -127,13 +127,13 @@ class OperatorDecisions:
 
         Raises:
             InputError: if the policy in force has no officers, or is already this policy.
-            KeyFault: if the key cannot be opened, or is not the officer's.
-            Refused: if this person is no officer.
+            PrivateKeyError: if the key cannot be opened, or is not the officer's.
+            RefusedError: if this person is no officer.
             LedgerError: if the policy contradicts the ledger about a population.
         """
         self.ledger.log.refresh()
-        officers = self.ledger.book.officers
-        if self.ledger.book.policy == self.policy.public():
+        officers = self.ledger.state.officers
+        if self.ledger.state.policy == self.policy.public():
             raise InputError("the ledger has this policy already; there is nothing to sign")
         if not officers:
             raise InputError(
@@ -142,7 +142,7 @@ class OperatorDecisions:
         signature = self._sign("policy", self.policy.digest, tidy(name), signer, officers)
         with self.ledger.log.writing():
             require_newest(self.ledger)
-            needed = self.ledger.book.officers_needed
+            needed = self.ledger.state.officers_needed
             signed = {one.name: one for one in self._policy_signatures()}
             signed[signature.name] = signature
             made = list(signed.values())
@@ -155,14 +155,14 @@ class OperatorDecisions:
 
     def _policy_signatures(self) -> list[OfficerSignature]:
         """Return the officers' signatures of this policy since the one in force was noted."""
-        ledger, book = self.ledger, self.ledger.book
+        ledger, ledger_state = self.ledger, self.ledger.state
         kept = dict(ledger.log.store.papers(POLICY_SIGNATURES)).get(self.policy.digest, "[]")
         found = [OfficerSignature.from_json(value) for value in json.loads(kept)]
         return [
             one
             for one in found
-            if one.size > book.policy_at
-            and book.officers.get(one.name) == ssh_text(one.key)
+            if one.size > ledger_state.policy_at
+            and ledger_state.officers.get(one.name) == ssh_text(one.key)
             and one.signs(ledger.log.origin, "policy", self.policy.digest)
         ]
 
@@ -173,13 +173,17 @@ class OperatorDecisions:
         """Have an officer sign. The ledger is not locked: an agent may wait for its owner."""
         found = next((o for o in officers if same_person(o) == same_person(name)), None)
         if found is None:
-            raise Refused(f"'{name}' is no officer of the policy; it names {', '.join(officers)}")
+            raise RefusedError(
+                f"'{name}' is no officer of the policy; it names {', '.join(officers)}"
+            )
         public = ssh_key(officers[found])
         if signer is None:
-            raise KeyFault(f"the key of '{found}' is needed: the policy lists it under [officers]")
+            raise PrivateKeyError(
+                f"the key of '{found}' is needed: the policy lists it under [officers]"
+            )
         private = signer(public)
         if private.public != public:
-            raise KeyFault(
+            raise PrivateKeyError(
                 f"this is not the key of '{found}': the policy lists {ssh_text(public)}, the key "
                 f"is {ssh_text(private.public)}"
             )
@@ -195,7 +199,7 @@ class OperatorDecisions:
             name: of the person who refuses.
 
         Raises:
-            InputError, KeyFault, SitePaused: as :meth:`approve`.
+            InputError, PrivateKeyError, SitePausedError: as :meth:`approve`.
         """
         digest, name = full_digest(plan), tidy(name)
         with self._deciding():
@@ -209,7 +213,7 @@ class OperatorDecisions:
             end: end the pause instead.
 
         Raises:
-            InputError, KeyFault, SitePaused: as :meth:`approve`.
+            InputError, PrivateKeyError, SitePausedError: as :meth:`approve`.
         """
         name = tidy(name)
         with self._deciding():
@@ -247,7 +251,7 @@ def note_policy(
 
     Raises:
         LedgerError: if it contradicts the ledger about a population.
-        Refused: if officers must sign a change, and too few did.
+        RefusedError: if officers must sign a change, and too few did.
     """
     with ledger.log.writing():
         for name in policy.populations:
@@ -279,7 +283,7 @@ def make_site(
 
     Raises:
         InputError: if the folder is not empty.
-        KeyFault: if the keys cannot be written, or the token's cannot be opened.
+        PrivateKeyError: if the keys cannot be written, or the token's cannot be opened.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; nothing was written")
@@ -338,7 +342,7 @@ def public_keys(folder: Path) -> tuple[Key, Key]:
     """Return the first keys of a site's ledger and of its witness, by the site's folder.
 
     Raises:
-        WrongLedger: if there is no ledger.
+        WrongLedgerError: if there is no ledger.
     """
     policy = Policy.load(folder / POLICY_FILE)
     ledger = Ledger.read(policy.ledger_folder, policy.site)
@@ -350,11 +354,11 @@ def require_ledger(policy: Policy) -> None:
     """Check that the ledger that ``policy`` names is there.
 
     Raises:
-        WrongLedger: if it is not; the message says whether there was one.
+        WrongLedgerError: if it is not; the message says whether there was one.
     """
     if has_ledger(policy):
         return
-    raise WrongLedger(
+    raise WrongLedgerError(
         f"{policy.ledger_folder}: there is no ledger yet; run `privet client init` first"
     )
 
@@ -363,14 +367,14 @@ def has_ledger(policy: Policy) -> bool:
     """Whether the ledger that ``policy`` names is there.
 
     Raises:
-        WrongLedger: if there was one: its keys, or a part of it, are still there.
+        WrongLedgerError: if there was one: its keys, or a part of it, are still there.
     """
     folder = policy.ledger_folder
     if (folder / FILE).exists():
         return True
     left = sorted(path.name for pattern in ("*.pem", f"{FILE}*") for path in folder.glob(pattern))
     if left:
-        raise WrongLedger(
+        raise WrongLedgerError(
             f"{folder}: the ledger is missing ({FILE}), though there is {', '.join(left)}. Restore "
             "its newest copy and do not start anew: what cannot be read any more counts as spent "
             "(docs/explanation/evidence.md, Loss and repair)"
@@ -409,6 +413,6 @@ def in_token(keys: Keys, label: str | None = None) -> Signer:
         label: of the key in the token; None takes the ledger's.
 
     Raises:
-        KeyFault: if it cannot be opened.
+        PrivateKeyError: if it cannot be opened.
     """
     return Pkcs11Signer.open(Path(keys.module), keys.token, label or keys.ledger)

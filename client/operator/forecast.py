@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from privet.client.operator.approval import approval_fault, standing_faults
 from privet.client.operator.decisions import has_ledger
-from privet.common.errors import PlanClosed, PlanError
+from privet.common.errors import PlanClosedError, PlanError
 from privet.common.plan import Plan
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 from privet.privacy.evidence.ledger import Ledger
@@ -37,7 +37,7 @@ class Place:
         policy: of the site.
 
     Raises:
-        WrongLedger: if the ledger is another site's, or was lost.
+        WrongLedgerError: if the ledger is another site's, or was lost.
         LedgerError: if it cannot be read.
     """
 
@@ -49,7 +49,7 @@ class Place:
             self._ledger = Ledger.read(policy.ledger_folder, policy.site)
         else:
             self.note = f"no ledger at {policy.ledger_folder}: taken as empty"
-        self.book = self._ledger.book if self._ledger else LedgerState()
+        self.state = self._ledger.state if self._ledger else LedgerState()
 
     def charges(self, population: str) -> History:
         """Return a population's charges, by run."""
@@ -80,7 +80,7 @@ class Place:
         try:
             if self._ledger is not None:
                 self._ledger.require_open_plan(plan)
-        except PlanClosed as error:
+        except PlanClosedError as error:
             return f"{error}; `privet client approve {plan}` opens it again"
         return None
 
@@ -152,7 +152,7 @@ class Forecast:
         self.decision: Decision | None = None
         self.runs_left: int | None = None
         self.notes = [place.note] if place.note else []
-        self.faults = standing_faults(policy, place.book, data_set)
+        self.faults = standing_faults(policy, place.state, data_set)
         # A plan approved by its digest was approved with its noise.
         forbidden = policy.fault(fitted, data_set=data_set)
         self.faults += [forbidden] if forbidden else []
@@ -165,9 +165,9 @@ class Forecast:
             if self.decision and not self.decision.allowed and not forbidden:
                 against = self.decision.against(self.cap)
                 self.faults.append(f"the budget does not cover the plan: {against}")
-        refused = fitted.digest in place.book.refused_plans
+        refused = fitted.digest in place.state.refused_plans
         self.only_undecided = not self.faults and not refused
-        undecided = approval_fault(policy, place.book, fitted.digest, place.file)
+        undecided = approval_fault(policy, place.state, fitted.digest, place.file)
         if undecided and (refused or policy.allow.approval == "manual"):
             self.faults.append(undecided)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from privet.common.canonical import write_atomic
-from privet.common.errors import NoteError, Refused, RolledBack
+from privet.common.errors import NoteError, RefusedError, RolledBackError
 from privet.privacy.evidence.ledger import Ledger
 
 FILE = "newer-head.txt"
@@ -35,7 +35,7 @@ def require_newest(ledger: Ledger) -> None:
         ledger: into which an entry is to be written.
 
     Raises:
-        Refused: if one was.
+        RefusedError: if one was.
     """
     path = ledger.log.store.path.parent / FILE
     try:
@@ -44,8 +44,8 @@ def require_newest(ledger: Ledger) -> None:
         return
     try:
         ledger.log.require_extends(head, keep=False)
-    except RolledBack as error:
-        raise Refused(
+    except RolledBackError as error:
+        raise RefusedError(
             f"{error}. A coordinator holds the newer ledger's head ({path}), so nothing was "
             "written: an entry here would split the history. Get the newer ledger back by "
             "`privet client recover` or from a newer backup, then decide again"

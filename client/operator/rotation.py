@@ -7,7 +7,7 @@ from pathlib import Path
 
 from privet.client.operator.decisions import LEDGER_KEY, in_token, require_ledger
 from privet.client.operator.newer_ledger import require_newest
-from privet.common.errors import InputError, KeyFault, SitePaused
+from privet.common.errors import InputError, PrivateKeyError, SitePausedError
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger
 from privet.privacy.evidence.signed_note import Key, Signer
@@ -32,10 +32,10 @@ def rotate_key(
 
     Raises:
         InputError: if ``to`` is given and the policy names no token.
-        WrongLedger: if the ledger is not there.
-        KeyFault: if a key cannot be opened or is another one, or nothing would change.
-        SitePaused: if the site has withdrawn.
-        Refused: if a newer ledger was seen elsewhere.
+        WrongLedgerError: if the ledger is not there.
+        PrivateKeyError: if a key cannot be opened or is another one, or nothing would change.
+        SitePausedError: if the site has withdrawn.
+        RefusedError: if a newer ledger was seen elsewhere.
         LedgerError: if the ledger cannot be written.
     """
     policy = Policy.load(policy_file)
@@ -56,13 +56,13 @@ def rotate_key(
         if new is not None and new.public == in_force.public:
             # An earlier call wrote the entry and ended before the files were moved.
             if keys and not to and not path.exists():
-                raise KeyFault(
+                raise PrivateKeyError(
                     f"the key '{keys.ledger}' is in force already; make another one in token "
                     f"'{keys.token}' and name it with --to"
                 )
         else:
-            if ledger.book.withdrawn:
-                raise SitePaused("the site has withdrawn: its key is not replaced any more")
+            if ledger.state.withdrawn:
+                raise SitePausedError("the site has withdrawn: its key is not replaced any more")
             if recovery is not None:
                 signs: Signer = FileSigner.load(recovery, passphrase)
                 ledger.require_recovery(signs)
@@ -88,7 +88,7 @@ def _made(path: Path, passphrase: str | None) -> Signer:
 
 def _require_in_force(path: Path, signer: Signer, in_force: Key) -> None:
     if signer.public != in_force.public:
-        raise KeyFault(
+        raise PrivateKeyError(
             f"{path}: is not the key in force, {in_force.fingerprint}; restore that one, or name "
             "the recovery key with --recovery"
         )
@@ -98,21 +98,22 @@ def _left_over(path: Path, current: Path, in_force: Key, passphrase: str | None)
     """Return the key that an interrupted rotation made.
 
     Raises:
-        KeyFault: if it cannot be opened; the message says whether anything would be lost with it.
+        PrivateKeyError: if it cannot be opened; the message says whether anything would be lost
+            with it.
     """
     try:
         return FileSigner.load(path, passphrase)
-    except KeyFault as error:
+    except PrivateKeyError as error:
         left = f"{error}. A rotation that broke off left this file"
         try:
             unused = FileSigner.load(current, passphrase).public == in_force.public
-        except KeyFault:
+        except PrivateKeyError:
             unused = False
         if unused:
-            raise KeyFault(
+            raise PrivateKeyError(
                 f"{left}; no entry names its key, so it may be deleted. Then run this again"
             ) from None
-        raise KeyFault(
+        raise PrivateKeyError(
             f"{left}, and it may hold the key in force, {in_force.fingerprint}: set the "
             "passphrase that it was made under. If that is lost, move the file away and name the "
             "recovery key with --recovery"

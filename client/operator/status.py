@@ -18,10 +18,10 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
         policy: of the site.
         ledger: its own.
     """
-    book, log = ledger.book, ledger.log
+    ledger_state, log = ledger.state, ledger.log
     cosigned = log.cosigned()
-    to_come = [name for name in policy.populations if name not in book.populations]
-    registered = [_registered(ledger, name) for name in book.populations]
+    to_come = [name for name in policy.populations if name not in ledger_state.populations]
+    registered = [_registered(ledger, name) for name in ledger_state.populations]
     remarks = [
         f"ε of population '{item['population']}' is {item['remark']}"
         for item in registered
@@ -29,7 +29,11 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
     ]
     return {
         "site": policy.site,
-        "state": "withdrawn" if book.withdrawn else "paused" if book.paused else "open",
+        "state": "withdrawn"
+        if ledger_state.withdrawn
+        else "paused"
+        if ledger_state.paused
+        else "open",
         "entries": len(log),
         "witnessed": cosigned.size if cosigned else 0,
         "origin": log.origin,
@@ -42,13 +46,13 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
         ],
         "plans": decided(ledger),
         "open": [item.slot for item in ledger.pending()],
-        "notes": [*_notes(policy, book), *remarks],
+        "notes": [*_notes(policy, ledger_state), *remarks],
     }
 
 
 def decided(ledger: Ledger) -> list[dict[str, Any]]:
     """Return the plans that were approved or refused, by whom, and how often they failed."""
-    both = (("approved", ledger.book.approvals), ("refused", ledger.book.refused_plans))
+    both = (("approved", ledger.state.approvals), ("refused", ledger.state.refused_plans))
     found: list[dict[str, Any]] = []
     for state, plans in both:
         for plan, by in sorted(plans.items()):
@@ -61,7 +65,7 @@ def decided(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def _registered(ledger: Ledger, name: str) -> dict[str, Any]:
-    population, spent = ledger.book.populations[name], ledger.spent(name)
+    population, spent = ledger.state.populations[name], ledger.spent(name)
     cap = population.budget.epsilon
     return {
         "population": name,
@@ -88,22 +92,22 @@ def _to_come(policy: Policy, name: str) -> dict[str, Any]:
     }
 
 
-def _notes(policy: Policy, book: LedgerState) -> list[str]:
+def _notes(policy: Policy, ledger_state: LedgerState) -> list[str]:
     notes = []
     for name in policy.populations:
-        if name not in book.populations:
+        if name not in ledger_state.populations:
             notes.append(
                 f"population '{name}' is not in the ledger yet: it is registered, for life, when "
                 "the site's client first works under this policy"
             )
-        elif (held := book.populations[name].budget) != budget_of(policy, name):
+        elif (held := ledger_state.populations[name].budget) != budget_of(policy, name):
             notes.append(
                 f"the ledger holds population '{name}' with {in_words(held)}, the policy says "
                 f"{in_words(budget_of(policy, name))}: the ledger's terms are for its life"
             )
     notes += [
         f"population '{name}' is in the ledger and not in the policy"
-        for name in book.populations
+        for name in ledger_state.populations
         if name not in policy.populations
     ]
     return notes

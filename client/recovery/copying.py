@@ -101,7 +101,7 @@ class LedgerCopier:
 
 def _recovery_key(ledger: Ledger) -> Key | None:
     """Return the recovery key; None for simulations, and if the genesis names none."""
-    if ledger.book.setting != "site":
+    if ledger.state.setting != "site":
         return None
     named = Entry.read(ledger.log.store.leaf(0)).predicate["recovery"]
     return Key.parse(str(named)) if named else None

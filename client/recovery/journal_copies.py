@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.canonical import digest_json
-from privet.common.errors import EvidenceFault, LedgerError, NoteError, PrivetError
+from privet.common.errors import EvidenceError, LedgerError, NoteError, PrivetError
 from privet.common.files.private_files import FILE_MODE, private_folder
 from privet.common.plan import Plan
 from privet.privacy.evidence.copies.journal_copy import (
@@ -161,7 +161,7 @@ class JournalCopies:
             roster: of the run; it names the journal's key.
 
         Raises:
-            EvidenceFault: if the run has another journal now.
+            EvidenceError: if the run has another journal now.
         """
         if _RUN.fullmatch(run) is None or not (path := self._path(run)).exists():
             return
@@ -172,7 +172,7 @@ class JournalCopies:
             _LOG.warning("a copy of a journal cannot be read", extra={"why": error})
             return
         if known.journal != str(roster.coordinator.journal):
-            raise EvidenceFault(
+            raise EvidenceError(
                 f"run '{run}' was begun with another journal of this coordinator, which was "
                 "cosigned here: it was restored from a copy that is older than the run. Have its "
                 f"operator run `privet server resume FOLDER {run}`, or give the run another name"

@@ -36,7 +36,13 @@ from privet.client.operator.decisions import (
 )
 from privet.client.recovery.recovered_orders import Counted, count_orders
 from privet.common.canonical import fsync_folder, write_atomic
-from privet.common.errors import InputError, KeyFault, LedgerError, PrivetError, WrongLedger
+from privet.common.errors import (
+    InputError,
+    LedgerError,
+    PrivateKeyError,
+    PrivetError,
+    WrongLedgerError,
+)
 from privet.common.files.lock import CLIENT, alone
 from privet.privacy.evidence.copies.copy_file import CopyFile
 from privet.privacy.evidence.copies.copy_open import OpenedLedger, open_copies
@@ -107,9 +113,9 @@ def recover_site(
 
     Raises:
         InputError: if the statement is missing, or ``folder`` is in use.
-        KeyFault, WrongLedger, LedgerError: as
-            :func:`privet.privacy.evidence.copies.copy_open.open_copies`; and WrongLedger if the
-            ledger in ``folder`` is whole and not an older one.
+        PrivateKeyError, WrongLedgerError, LedgerError: as
+            :func:`privet.privacy.evidence.copies.copy_open.open_copies`; and WrongLedgerError if
+            the ledger in ``folder`` is whole and not an older one.
     """
     recovery = FileSigner.load(recovery_file, passphrase)
     first_key = first_key or _first_key(recovery_file)
@@ -124,13 +130,13 @@ def recover_site(
             if not no_other_orders:
                 _require_all_coordinators(ledger, files)
             key = ""
-            if not ledger.book.withdrawn:
+            if not ledger.state.withdrawn:
                 new = _new_key(policy.keys if policy else None, to, work, passphrase)
                 ledger.rotate(new, recovery=recovery)
                 key = Key("ledger", new.public).fingerprint
             counted = tuple(count_orders(ledger, files, policy))
-            spent = {name: str(ledger.spent(name)) for name in ledger.book.populations}
-            public = ledger.book.policy
+            spent = {name: str(ledger.spent(name)) for name in ledger.state.populations}
+            public = ledger.state.policy
         has_witness = _put_witness(found, place, work, passphrase)
         aside = _move_in(work, place)
         written = policy is None and not (folder / POLICY_FILE).exists()
@@ -183,13 +189,13 @@ def _require_older(place: Path, found: OpenedLedger) -> None:
     same = sum(1 for _ in takewhile(bool, map(eq, leaves, found.leaves)))
     if same < min(len(leaves), len(found.leaves)):
         charged = sum(Entry.read(leaf).kind == "reserved" for leaf in leaves[same:])
-        raise WrongLedger(
+        raise WrongLedgerError(
             f"{place}: the ledger here has other entries than the copies, from entry {same} on: it "
             "was put back from an older copy, and written to since. Move that folder away and run "
             f"this again. Orders that it paid for since, and that are not counted then: {charged}"
         )
     if len(leaves) >= len(found.leaves):
-        raise WrongLedger(
+        raise WrongLedgerError(
             f"{place}: the ledger here is whole and has {len(leaves)} entries, the copies have "
             f"{len(found.leaves)}: there is nothing to recover. A lost key is replaced by `privet "
             "client rotate-key --recovery`"
@@ -209,9 +215,9 @@ def _rebuilt(found: OpenedLedger, work: Path) -> Ledger:
 
 
 def _require_all_coordinators(ledger: Ledger, files: Sequence[CopyFile]) -> None:
-    asked = set((ledger.book.policy or {}).get("allow", {}).get("coordinators", ()))
+    asked = set((ledger.state.policy or {}).get("allow", {}).get("coordinators", ()))
     here = {key.fingerprint for file in files for key in file.signers if key is not None}
-    keys = ledger.book.order_keys
+    keys = ledger.state.order_keys
     here |= {old for key in here for old in keys.line(key)}
     if missing := sorted(asked - here):
         raise InputError(
@@ -236,7 +242,7 @@ def _put_witness(found: OpenedLedger, place: Path, work: Path, passphrase: str |
     try:
         if FileSigner.load(place / WITNESS_KEY, passphrase).public == found.witness:
             return True
-    except KeyFault:
+    except PrivateKeyError:
         pass
     if not found.witness_seed:
         return False

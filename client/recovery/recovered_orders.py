@@ -10,7 +10,7 @@ from typing import Any
 from privet.client.operator.approval import LISTED_BY
 from privet.common.canonical import digest_json
 from privet.common.code import code_digest
-from privet.common.errors import LedgerError, Refused
+from privet.common.errors import LedgerError, RefusedError
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import gate_event, training_event
@@ -48,7 +48,7 @@ def count_orders(
     Raises:
         LedgerError: if an order's plan is not among the files, or fits no data set for certain.
     """
-    if ledger.book.withdrawn:
+    if ledger.state.withdrawn:
         return
     plans = {plan.digest: plan for file in files for plan in file.plans}
     orders = {(order.keyid, order.digest): order for file in files for order in file.orders}
@@ -57,16 +57,16 @@ def count_orders(
     left = sorted(orders.values(), key=lambda o: (o.run, o.purpose, o.round, o.attempt))
     for order in [one for one in left if _may_ask_now(ledger, one)]:
         left.remove(order)
-        if not ledger.book.is_answered(order):
+        if not ledger.state.is_answered(order):
             yield _count(ledger, order, plans, policy)
     _follow_order_keys(ledger, files)
     for order in left:
-        if not ledger.book.is_answered(order):
+        if not ledger.state.is_answered(order):
             yield _count(ledger, order, plans, policy)
 
 
 def _may_ask_now(ledger: Ledger, order: Order) -> bool:
-    return may_ask((ledger.book.policy or {}).get("allow", {}), f"sha256:{order.keyid}", ledger)
+    return may_ask((ledger.state.policy or {}).get("allow", {}), f"sha256:{order.keyid}", ledger)
 
 
 def _follow_order_keys(ledger: Ledger, files: Sequence[CopyFile]) -> None:
@@ -74,9 +74,9 @@ def _follow_order_keys(ledger: Ledger, files: Sequence[CopyFile]) -> None:
 
     Without them, orders of the newer key that the site answered would count as refused.
     """
-    allow = (ledger.book.policy or {}).get("allow", {})
+    allow = (ledger.state.policy or {}).get("allow", {})
     for one in (one for file in files for one in file.order_keys):
-        if may_ask(allow, one.old.fingerprint, ledger) and not ledger.book.order_keys.fault(one):
+        if may_ask(allow, one.old.fingerprint, ledger) and not ledger.state.order_keys.fault(one):
             ledger.follow(one)
 
 
@@ -86,18 +86,18 @@ def _count(ledger: Ledger, order: Order, plans: dict[str, Plan], policy: Policy 
         raise LedgerError(f"order {order.slot}: its plan {order.plan} is in no copy")
     try:
         _require_may_ask(ledger, order, plan)
-        data_set = ledger.book.data_set_of(order.run) or _data_set(ledger, plan, policy)
+        data_set = ledger.state.data_set_of(order.run) or _data_set(ledger, plan, policy)
         request = Request(
             order,
             gate_event(plan) if order.purpose == "evaluate" else training_event(plan),
             data_set,
-            ledger.book.code_of(order.run) or code_digest(plan),
+            ledger.state.code_of(order.run) or code_digest(plan),
             _tests_of(ledger, order.run),
         )
         ledger.keep("plan", plan.digest, plan.to_dict())
         with _open_meanwhile(ledger):
             reservation = ledger.reserve(request)
-    except Refused as no:
+    except RefusedError as no:
         return Counted(order.slot, None, str(no))
     ledger.abort(reservation, data_opened=True, reason="recovered")
     return Counted(order.slot, reservation.number)
@@ -107,19 +107,19 @@ def _require_may_ask(ledger: Ledger, order: Order, plan: Plan) -> None:
     """Check that the site would have taken the order, by the policy and approvals in the ledger.
 
     Raises:
-        Refused: if not: then nothing was spent for it.
+        RefusedError: if not: then nothing was spent for it.
     """
-    allow = (ledger.book.policy or {}).get("allow", {})
+    allow = (ledger.state.policy or {}).get("allow", {})
     key = f"sha256:{order.keyid}"
-    if not may_ask(allow, key, ledger) or ledger.book.is_replaced(key, order.run):
-        raise Refused("its coordinator may not ask here")
+    if not may_ask(allow, key, ledger) or ledger.state.is_replaced(key, order.run):
+        raise RefusedError("its coordinator may not ask here")
     if order.round > plan.last_round:
-        raise Refused(f"the plan has {plan.last_round} rounds")
-    if order.plan in ledger.book.approvals:
+        raise RefusedError(f"the plan has {plan.last_round} rounds")
+    if order.plan in ledger.state.approvals:
         return
     if order.plan not in allow.get("plans", ()):
-        raise Refused("its plan was not approved")
-    by = f"{LISTED_BY}{digest_json(ledger.book.policy)[7:19]}"
+        raise RefusedError("its plan was not approved")
+    by = f"{LISTED_BY}{digest_json(ledger.state.policy)[7:19]}"
     ledger.approve(order.plan, [by], "listed")
 
 
@@ -133,12 +133,12 @@ def may_ask(allow: dict[str, Any], key: str, ledger: Ledger) -> bool:
     """
     listed = allow.get("coordinators", ())
     follows = allow.get("key_rotation") != "listed"
-    return key in listed or (follows and ledger.book.order_keys.leads(listed, key))
+    return key in listed or (follows and ledger.state.order_keys.leads(listed, key))
 
 
 def _data_set(ledger: Ledger, plan: Plan, policy: Policy | None) -> str:
-    if len(ledger.book.data_sets) == 1:
-        return next(iter(ledger.book.data_sets))
+    if len(ledger.state.data_sets) == 1:
+        return next(iter(ledger.state.data_sets))
     if policy is None:
         raise LedgerError(
             f"the site has several data sets, and its policy says which one plan {plan.digest} "
@@ -159,7 +159,7 @@ def _tests_of(ledger: Ledger, run: str) -> tuple[str, ...]:
 @contextmanager
 def _open_meanwhile(ledger: Ledger) -> Iterator[None]:
     """End a pause for an entry: the site may have done so in the part that was lost."""
-    paused = ledger.book.paused
+    paused = ledger.state.paused
     if paused:
         ledger.resume("recovery")
     try:

@@ -4,7 +4,7 @@
 
     SuperNode ── SuperExec ── flwr-clientapp      the one of `privet client launcher`
                                  │ message; the bundle is dropped unread
-                                 resident         the site's gate, installed at the site
+                                 resident         the site's endpoint, installed at the site
 
 Which site it is says the SuperNode's own ``--node-config``, which no coordinator can change. What
 goes wrong is told to the operator, on standard error; the coordinator gets a status, and no text.

@@ -1,4 +1,4 @@
-"""The site's gate as a process of its own, asked over a socket in the site's folder.
+"""The site's endpoint as a process of its own, asked over a socket in the site's folder.
 
 ::
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from privet.client.endpoint import SiteEndpoint
 
 _SOCKET, _LOCK = "stock.sock", "stock.lock"
-_TAKEN = 3
+_ALREADY_RUNNING_EXIT_CODE = 3
 """Exit code of a second resident: another process is at work for this site."""
-_PATIENCE = 300.0
+_START_TIMEOUT_S = 300.0
 """Seconds that a resident may take to start."""
-_LOOK = 1.0
+_POLL_INTERVAL_S = 1.0
 """Seconds between two looks whether the SuperNode is still there."""
-_MOST = 64 << 20
+_MAX_RECORD_BYTES = 64 << 20
 """Bytes of a message's records."""
 
 _LOG = logging.getLogger("privet.stock")
@@ -77,11 +77,11 @@ def ask(
 
 @contextmanager
 def _connected(policy: Path, parent: int) -> Iterator[Connection]:
-    child, end = 0, time.monotonic() + _PATIENCE
+    child, end = 0, time.monotonic() + _START_TIMEOUT_S
     while (found := _connect(policy.parent)) is None:
         child = child or _start(policy, parent)
         if (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if os.waitstatus_to_exitcode(ended[1]) != _TAKEN:
+            if os.waitstatus_to_exitcode(ended[1]) != _ALREADY_RUNNING_EXIT_CODE:
                 raise RunError(f"{policy.parent}: the site's process did not start; see above")
             child = 0  # Another one is at work; either it answers, or it is about to end.
         if time.monotonic() > end:
@@ -129,7 +129,7 @@ def _send(connection: Connection, kind: str, records: bytes, arrays: Arrays) -> 
 
 def _receive(connection: Connection) -> tuple[str, bytes, Arrays]:
     header = json.loads(connection.recv_bytes(4096))
-    records = connection.recv_bytes(_MOST)
+    records = connection.recv_bytes(_MAX_RECORD_BYTES)
     intake = StreamDecoder(int(header["numbers"]))
     while intake.taken < intake.size:
         intake.take(connection.recv_bytes(CHUNK))
@@ -146,15 +146,15 @@ def main() -> None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            sys.exit(_TAKEN)
+            sys.exit(_ALREADY_RUNNING_EXIT_CODE)
         try:
             # Two would close each other's reservations, also where the other dials by itself.
             with (
                 to_operator(log),
                 _alone(policy),
-                closing(_open(policy)) as gate,
+                closing(_open(policy)) as endpoint,
             ):
-                _serve(gate, policy.parent, parent)
+                _serve(endpoint, policy.parent, parent)
         except PrivetError as error:
             if (said := why_ended(error)) is not None:
                 sys.exit(f"privet: {said}")
@@ -169,35 +169,35 @@ def _alone(policy: Path) -> AbstractContextManager[None]:
 
 
 def _open(policy: Path) -> SiteEndpoint:
-    from privet.client.start import make_gate
+    from privet.client.start import make_endpoint
     from privet.privacy.evidence.keys import passphrase_from_environment
 
-    return make_gate(policy, passphrase_from_environment())
+    return make_endpoint(policy, passphrase_from_environment())
 
 
-def _serve(gate: SiteEndpoint, home: Path, parent: int) -> None:
+def _serve(endpoint: SiteEndpoint, home: Path, parent: int) -> None:
     os.umask(0o077)
     with socket.socket(socket.AF_UNIX) as listener, _short(home) as path:
         Path(path).unlink(missing_ok=True)
         listener.bind(path)
         listener.listen()
-        listener.settimeout(_LOOK)
-        _LOG.info("the site answers", extra={"site": gate.join.site})
+        listener.settimeout(_POLL_INTERVAL_S)
+        _LOG.info("the site answers", extra={"site": endpoint.join.site})
         while _alive(parent):
             with suppress(TimeoutError):
                 found, _ = listener.accept()
                 found.setblocking(True)
                 with Connection(found.detach()) as connection:
-                    _answer(gate, connection)
+                    _answer(endpoint, connection)
         Path(path).unlink(missing_ok=True)
 
 
-def _answer(gate: SiteEndpoint, connection: Connection) -> None:
+def _answer(endpoint: SiteEndpoint, connection: Connection) -> None:
     from privet.client.link.dial import LinkRequest
 
     try:
         kind, records, arrays = _receive(connection)
-        told = gate(LinkRequest(kind, "", records, arrays))
+        told = endpoint(LinkRequest(kind, "", records, arrays))
         _send(connection, kind, told.records, told.arrays)
     except (OSError, EOFError) as error:
         _LOG.error("the answer could not be handed over, and is kept", extra={"why": error})

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import DataError, InputError, SelfTestFailed
+from privet.common.errors import DataError, InputError, SelfTestError
 from privet.common.flat import Arrays
 from privet.common.models import build_model, initial_model, trainable
 from privet.common.plan import Plan
@@ -29,7 +29,7 @@ _ROUNDING = 1e-2
 """How far scores may move, relative to 1 + their size, when they are computed with others."""
 
 
-_TRIED = 64
+_SCORING_BATCH = 64
 """Records whose loss and scores are tried together."""
 
 
@@ -43,7 +43,7 @@ class ModelRuntime:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._passed: tuple[str, ...] | None = None
-        self._fault: SelfTestFailed | None = None
+        self._fault: SelfTestError | None = None
         self._begun = False
         self.task = build_task(plan)
         augment, copies = augment_of(self.task), plan.training.copies
@@ -77,14 +77,14 @@ class ModelRuntime:
         after another run decides nothing.
 
         Raises:
-            SelfTestFailed: naming the row and the layer; the same each time.
+            SelfTestError: naming the row and the layer; the same each time.
         """
         if self._fault is not None:
             raise self._fault
         if self._passed is None:
             try:
                 self._passed = self._tested()
-            except SelfTestFailed as fault:
+            except SelfTestError as fault:
                 self._fault = fault
                 self.engine.close()
                 raise
@@ -112,13 +112,13 @@ class ModelRuntime:
                 parameter.data = start + moved.to(start)
             try:
                 passed = tuple(test())
-            except SelfTestFailed as fault:
+            except SelfTestError as fault:
                 if not self.engine.fall_back(str(fault)):
                     raise
                 try:
                     passed = tuple(test())
-                except SelfTestFailed as again:
-                    raise SelfTestFailed(
+                except SelfTestError as again:
+                    raise SelfTestError(
                         f"{again} (by opacus-hooks, after book-keeping failed: {fault})"
                     ) from again
             if self.plan.metrics.source == "gate":
@@ -141,7 +141,7 @@ class ModelRuntime:
         """Try scores and measure on generated records, so that none of it fails after a debit.
 
         Raises:
-            SelfTestFailed: if there is no table, no record has a cell in it, or the scores of one
+            SelfTestError: if there is no table, no record has a cell in it, or the scores of one
                 depend on the records beside it (H6).
         """
         examples = self._random_batch(_MEASURED, 0)
@@ -154,11 +154,11 @@ class ModelRuntime:
             ]
             moved = np.abs(together - np.concatenate(alone))
         except InputError as error:
-            raise SelfTestFailed(f"H13: {error}") from error
+            raise SelfTestError(f"H13: {error}") from error
         except Exception as error:
-            raise SelfTestFailed(f"H13: made-up records cannot be scored: {error!r}") from error
+            raise SelfTestError(f"H13: made-up records cannot be scored: {error!r}") from error
         if (moved > _ROUNDING * (1 + np.abs(together))).any():
-            raise SelfTestFailed("H6: the scores of a record depend on the records beside it")
+            raise SelfTestError("H6: the scores of a record depend on the records beside it")
         metrics_mechanism.check_measure(self.measure, shape, together, labels_of(examples))
 
     def _random_batch(self, records: int, seed: int) -> Batch:
@@ -210,7 +210,10 @@ class ModelRuntime:
         the scores or a number beyond an embedding must not stop the other records.
         """
         found = np.zeros(_count(examples), dtype=bool)
-        todo = [(start, min(start + _TRIED, len(found))) for start in range(0, len(found), _TRIED)]
+        todo = [
+            (start, min(start + _SCORING_BATCH, len(found)))
+            for start in range(0, len(found), _SCORING_BATCH)
+        ]
         model = self.engine.model
         with self.engine.hooks_off():
             if self.plan.device != "cpu":  # where what is out of bounds would end the process

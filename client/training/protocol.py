@@ -53,7 +53,7 @@ class TrainerProtocol(Protocol):
         """Run the start-up tests, once; return the rows of the register that passed.
 
         Raises:
-            SelfTestFailed: naming the row and the layer.
+            SelfTestError: naming the row and the layer.
         """
         ...
 

@@ -23,10 +23,10 @@ from privet.common.compress import bytes_of, compress
 from privet.common.errors import (
     DataError,
     InputError,
-    NotReleasable,
+    NotReleasableError,
     PlanError,
     PrivetError,
-    SelfTestFailed,
+    SelfTestError,
 )
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
@@ -162,12 +162,12 @@ class Trainer:
         Each is done once a process and plan.
 
         Raises:
-            SelfTestFailed: naming the row and the layer, or the fault of the plan.
+            SelfTestError: naming the row and the layer, or the fault of the plan.
         """
         try:
             bytes_of(self.shapes(), self.plan.compression)
         except InputError as error:
-            raise SelfTestFailed(str(error)) from error
+            raise SelfTestError(str(error)) from error
         passed = self._bench.self_tests
         # It trains and measures as this class does.
         from privet.client.training.rehearsal import rehearse
@@ -175,7 +175,7 @@ class Trainer:
         try:
             rehearse(self.plan)
         except PlanError as error:
-            raise SelfTestFailed(str(error)) from error
+            raise SelfTestError(str(error)) from error
         return passed
 
     def require_source(self) -> None:
@@ -192,7 +192,7 @@ class Trainer:
 
         Raises:
             DataError: if the records cannot be read as a table.
-            NotReleasable: if the mechanism's result may not leave the site.
+            NotReleasableError: if the mechanism's result may not leave the site.
         """
         if self._data is None:
             self._data = self._open_data()
@@ -237,7 +237,7 @@ class Trainer:
         )
         releasable = PlainUpdate if self.plan.privacy is None else NoisedUpdate
         if not isinstance(update, releasable):
-            raise NotReleasable(f"a {type(update).__name__} is not a release")
+            raise NotReleasableError(f"a {type(update).__name__} is not a release")
         arrays = {name: tensor.numpy() for name, tensor in update.tensors.items()}
         if self.plan.compression is not None:
             before = self._rest.get(order.run, {})

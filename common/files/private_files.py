@@ -17,7 +17,7 @@ import stat
 from pathlib import Path
 
 from privet.common.canonical import fsync_folder
-from privet.common.errors import KeyFault
+from privet.common.errors import PrivateKeyError
 
 FILE_MODE, FOLDER_MODE = 0o600, 0o700
 _OTHERS = 0o077
@@ -28,12 +28,12 @@ def read_private(path: Path) -> bytes:
     """Return the content of a secret.
 
     Raises:
-        KeyFault: if others can read or write it, or it is not a file.
+        PrivateKeyError: if others can read or write it, or it is not a file.
         OSError: if it cannot be read.
     """
     with path.open("rb") as stream:
         if fault := privacy_fault(path, os.fstat(stream.fileno())):
-            raise KeyFault(fault)
+            raise PrivateKeyError(fault)
         return stream.read()
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from privet.common.compat.flower import ZeroCopyRecord
-from privet.common.errors import InputError, NotReleasable
+from privet.common.errors import InputError, NotReleasableError
 from privet.common.flat import Arrays, digest_arrays, not_finite
 from privet.common.order import Order, Status
 from privet.common.release import Release
@@ -209,15 +209,15 @@ def encode_reply(
         shown: the evidence of the site's log that the order asked for.
 
     Raises:
-        NotReleasable: if ``release`` is anything but a release, or one that is not finite.
+        NotReleasableError: if ``release`` is anything but a release, or one that is not finite.
     """
     reply: dict[str, Any] = {"site": site, "status": str(status)}
     records = RecordDict()
     if release is not None:
         if not isinstance(release, Release):
-            raise NotReleasable(f"a {type(release).__name__} has no wire encoding")
+            raise NotReleasableError(f"a {type(release).__name__} has no wire encoding")
         if name := not_finite(release.arrays):
-            raise NotReleasable(f"'{name}' is not finite")
+            raise NotReleasableError(f"'{name}' is not finite")
         reply |= {"order": release.order, "facts": release.facts}
         records[ARRAYS] = to_record(release.arrays)
     records[REPLY] = ConfigRecord({"json": json.dumps(reply)})

@@ -17,8 +17,8 @@ SILENCE = 6.0
 """Seconds in which something should have come."""
 PIECE = 30.0
 """The same while numbers come, which is seen by the megabyte."""
-LONGEST = 60.0
-_TICK = 1.0
+MAX_INTERVAL_S = 60.0
+_TICK_S = 1.0
 
 REPLACED = "another process attends as this site: "
 """How the end of a stream begins that a newer one of the same site has replaced."""
@@ -36,9 +36,9 @@ async def until_silent(heard: Callable[[], int], limit: Callable[[], float]) -> 
     """
     before, still = heard(), 0.0
     while still < limit():
-        await asyncio.sleep(_TICK)
+        await asyncio.sleep(_TICK_S)
         now = heard()
-        still = 0.0 if now != before else still + _TICK
+        still = 0.0 if now != before else still + _TICK_S
         before = now
 
 
@@ -50,7 +50,7 @@ class Patience:
 
     def __init__(self) -> None:
         self.seconds = SILENCE
-        self._alarm = -LONGEST
+        self._alarm = -MAX_INTERVAL_S
 
     def gave_up(self, now: float) -> None:
         """Note an alarm."""
@@ -59,4 +59,4 @@ class Patience:
     def is_back(self, now: float) -> None:
         """Note a new stream."""
         if now - self._alarm < BEAT:
-            self.seconds = min(2 * self.seconds, LONGEST)
+            self.seconds = min(2 * self.seconds, MAX_INTERVAL_S)

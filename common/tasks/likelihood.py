@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 NAMES = ("perplexity", "loss", "bits_per_character")
-MOST = 12.0
+MAX_NATS = 12.0
 """Nats a token at which the histogram ends; guessing among 160,000 tokens costs as much."""
 
 
@@ -37,7 +37,7 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
 
 
 def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
-    """Return each record's bin of its loss per token, between 0 and :data:`MOST`.
+    """Return each record's bin of its loss per token, between 0 and :data:`MAX_NATS`.
 
     A record without tokens has no bin (-1). No record has one if the scores have another width.
 
@@ -53,7 +53,7 @@ def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:
     tokens = scores[:, 1].astype(np.float64)
     with np.errstate(over="ignore"):
         loss = scores[:, 0] / np.where(tokens > 0, tokens, 1.0)
-        column = np.clip(loss * bins / MOST, 0, bins - 1).astype(np.int64)
+        column = np.clip(loss * bins / MAX_NATS, 0, bins - 1).astype(np.int64)
     return np.where(tokens > 0, column, -1)
 
 
@@ -65,6 +65,6 @@ def from_histogram(table: Array) -> dict[str, float | None]:
     table = np.maximum(np.asarray(table, dtype=np.float64), 0.0)[0]
     if not table.sum() > 0:
         return dict.fromkeys(NAMES)
-    centres = (np.arange(len(table)) + 0.5) * MOST / len(table)
+    centres = (np.arange(len(table)) + 0.5) * MAX_NATS / len(table)
     loss = float((table * centres).sum() / table.sum())
     return {"perplexity": math.exp(loss), "loss": loss, "bits_per_character": None}

@@ -32,7 +32,7 @@ kept charges of the first.
 verifier with more (privacy/accounting/renyi.py). For a sum of charges that suffices, but not here:
 with a little more ε the filter may admit a plan, or its composition one more attempt, and the other
 classes then get *less*. A plan's author chooses its noise, and so whether that happens between the
-two. So each class gets the least that it has anywhere from :data:`SLACK` to :data:`MOST_SLACK`:
+two. So each class gets the least that it has anywhere from :data:`SLACK` to :data:`MAX_SLACK`:
 what the ledger admits the verifier admits, whatever it sees. No class has more than in a split that
 is sound, so this one is sound.
 """
@@ -58,7 +58,7 @@ SMALL_SHARE = 0.1
 """Of δ, for extra attempts at a first plan that the Rényi filter admits."""
 MIN_EXTRA = 4
 EXTRA_SHARE = 10
-MOST_SLACK = 3 * SLACK
+MAX_SLACK = 3 * SLACK
 """Of ε: as far above what the verifier allows (twice SLACK) as SLACK is below."""
 _HAIR = 1 + 5e-10
 """Half of what the verifier allows to the squares of a plan, relatively."""
@@ -95,7 +95,7 @@ def shares(
     """
     if not planned:
         return Shares(delta)
-    low, high = epsilon + SLACK, epsilon + MOST_SLACK
+    low, high = epsilon + SLACK, epsilon + MAX_SLACK
     squares = gaussian_dp.squares(planned, relation)
     if squares is not None:
         return _gaussian_shares(low, high, delta, squares)

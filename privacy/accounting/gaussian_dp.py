@@ -28,7 +28,7 @@ from privet.privacy.accounting.events import (
 )
 from privet.privacy.accounting.units import Relation
 
-_LEAST_MU = 1e-9
+_MIN_MU = 1e-9
 _LOG_ROOT_TWO_PI = math.log(2 * math.pi) / 2
 
 
@@ -77,13 +77,11 @@ def mu_of(epsilon: float, delta: float) -> float:
     if epsilon < 0 or delta <= 0:
         return 0.0
     goal, high = math.log(delta), 1.0
-    if _log_delta(_LEAST_MU, epsilon) > goal:
+    if _log_delta(_MIN_MU, epsilon) > goal:
         return 0.0
     while _log_delta(high, epsilon) <= goal:
         high *= 2
-    found = brentq(
-        lambda mu: _log_delta(mu, epsilon) - goal, _LEAST_MU, high, xtol=1e-14, rtol=1e-13
-    )
+    found = brentq(lambda mu: _log_delta(mu, epsilon) - goal, _MIN_MU, high, xtol=1e-14, rtol=1e-13)
     return float(found) * (1 - 1e-12)
 
 

@@ -8,7 +8,7 @@ calibrate its noise.
 
 from __future__ import annotations
 
-from privet.common.errors import BudgetExceeded, InputError
+from privet.common.errors import BudgetExceededError, InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting.events import (
     Counts,
@@ -99,7 +99,7 @@ def calibrated(plan: Plan) -> Plan:
 
     Raises:
         InputError: if no noise reaches the ε.
-        BudgetExceeded: if the plan sets its own noise and that costs more than its ε.
+        BudgetExceededError: if the plan sets its own noise and that costs more than its ε.
     """
     privacy = plan.privacy
     if privacy is None:
@@ -108,7 +108,7 @@ def calibrated(plan: Plan) -> Plan:
     if plan.trains and privacy.noise_multiplier is not None:
         cost = privacy_loss(_all_events(plan, None), privacy.delta, Unit(privacy.unit), relation)
         if cost.epsilon > privacy.epsilon:
-            raise BudgetExceeded(
+            raise BudgetExceededError(
                 f"privacy.noise_multiplier {privacy.noise_multiplier:g} would cost {cost}, above "
                 f"privacy.epsilon {privacy.epsilon:g}: leave it out to have it calibrated"
             )

@@ -313,8 +313,8 @@ def calibrate_noise(
     return noise
 
 
-_LEAST_NOISE = 0.05
-_MOST_NOISE = 1e5
+_MIN_NOISE = 0.05
+_MAX_NOISE = 1e5
 
 
 def _root(gap: Callable[[float], float], start: float, factor: float) -> float:
@@ -322,13 +322,13 @@ def _root(gap: Callable[[float], float], start: float, factor: float) -> float:
     low = high = start
     while gap(high) > 0:
         low, high = high, high * factor
-        if high > _MOST_NOISE:
+        if high > _MAX_NOISE:
             raise InputError(
                 "no noise reaches the epsilon and delta of this plan: "
                 "use fewer rounds or steps, a lower sample rate, or fewer metric releases"
             )
     while gap(low) <= 0:
-        if low <= _LEAST_NOISE:
-            return _LEAST_NOISE
-        low, high = max(low / factor, _LEAST_NOISE), low
+        if low <= _MIN_NOISE:
+            return _MIN_NOISE
+        low, high = max(low / factor, _MIN_NOISE), low
     return float(brentq(gap, low, high, xtol=2e-5))

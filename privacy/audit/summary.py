@@ -54,7 +54,7 @@ def standing_of(ledgers: Sequence[Ledger]) -> ReportStanding:
 
 def _log_of(ledger: Ledger) -> LogRecord:
     """Return a site's log as a brief record has it."""
-    record = LogRecord(ledger.book.site, "site", ledger.log.origin)
+    record = LogRecord(ledger.state.site, "site", ledger.log.origin)
     kept = Brief(record.entries)
     for leaf in ledger.log.store.leaves():
         entry = Leaf.read(leaf)
@@ -66,12 +66,12 @@ def _log_of(ledger: Ledger) -> LogRecord:
 
 def _findings_of(ledger: Ledger) -> list[SiteFinding]:
     found = []
-    for name, population in sorted(ledger.book.populations.items()):
+    for name, population in sorted(ledger.state.populations.items()):
         loss, budget = ledger.spent(name), population.budget
-        runs = len(ledger.book.charges(name))
+        runs = len(ledger.state.charges(name))
         found.append(
             SiteFinding(
-                ledger.book.site,
+                ledger.state.site,
                 name,
                 str(budget.unit),
                 str(budget.relation),

@@ -22,32 +22,32 @@ from privet.privacy.evidence.ledger_state import LedgerState
 from privet.privacy.evidence.store import Store
 
 
-def history_of(store: Store, book: LedgerState, population: str) -> History:
+def history_of(store: Store, state: LedgerState, population: str) -> History:
     """Return what was charged to ``population``, by run; nothing if it is not registered.
 
     Raises:
         LedgerError: if the plan of a run is not kept, or is another one.
     """
-    if population not in book.populations:
+    if population not in state.populations:
         return {}
     found: dict[str, Charges] = {}
-    for run, counts in book.charges(population).items():
-        plan = book.plan_of(run)
+    for run, counts in state.charges(population).items():
+        plan = state.plan_of(run)
         events = plan_events(store, plan)
         if events is None:
             raise LedgerError(
                 f"{store.path}: plan {plan} of run '{run}' is not kept beside the "
                 "ledger, so nobody can say what it may spend; keep it again (Ledger.keep)"
             )
-        relation = book.populations[population].budget.relation
-        composed = bool(found) or is_composed(store, book, population, plan, events, relation)
+        relation = state.populations[population].budget.relation
+        composed = bool(found) or is_composed(store, state, population, plan, events, relation)
         found[run] = Charges(tuple(counts.items()), *events, composed)
     return found
 
 
 def is_composed(
     store: Store,
-    book: LedgerState,
+    state: LedgerState,
     population: str,
     plan: str,
     events: tuple[Counts, Counts],
@@ -59,7 +59,7 @@ def is_composed(
 
     Args:
         store: has the other plans.
-        book: of the ledger; the population need not be registered.
+        state: of the ledger; the population need not be registered.
         population: whose first plan it is.
         plan: its digest.
         events: :func:`plan_events` of it.
@@ -67,9 +67,9 @@ def is_composed(
     """
 
     def costs() -> Iterator[tuple[tuple[str, str], tuple[int, int]]]:
-        for owner, name in book.first_plans:
+        for owner, name in state.first_plans:
             found = plan_events(store, name)
-            other = book.populations[owner].budget.relation
+            other = state.populations[owner].budget.relation
             yield (owner, name), first_plans.seconds(*found, other) if found else (0, 0)
         yield (population, plan), first_plans.seconds(*events, relation)
 

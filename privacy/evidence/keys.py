@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from privet.common.canonical import write_atomic
-from privet.common.errors import KeyFault
+from privet.common.errors import PrivateKeyError
 from privet.common.files.private_files import (
     FILE_MODE,
     private_folder,
@@ -32,9 +32,9 @@ PASSPHRASE = "PRIVET_PASSPHRASE"
 """Environment variable that holds the passphrase of a site's keys."""
 PASSPHRASE_FILE = "PRIVET_PASSPHRASE_FILE"
 """Environment variable that names the file with the passphrase, such as a service's secret."""
-SHORTEST = 8
+MIN_PASSPHRASE_CHARACTERS = 8
 """Characters of a passphrase, where keys are made."""
-_LONGEST = 1000
+_MAX_PASSPHRASE_BYTES = 1000
 """Bytes of a passphrase; OpenSSL takes 1023."""
 
 
@@ -79,40 +79,44 @@ class FileSigner:
             shared: others may be able to read it: a simulation's, which protects nothing.
 
         Raises:
-            KeyFault: if it is not there, others can read it, it is not an Ed25519 key, or the
-                passphrase is wrong.
+            PrivateKeyError: if it is not there, others can read it, it is not an Ed25519 key, or
+                the passphrase is wrong.
         """
         secret = passphrase.encode() if passphrase else None
         try:
             data = path.read_bytes() if shared else read_private(path)
             private = load_pem_private_key(data, secret)
         except FileNotFoundError:
-            raise KeyFault(f"{path}: there is no key file; was it moved, or never made?") from None
+            raise PrivateKeyError(
+                f"{path}: there is no key file; was it moved, or never made?"
+            ) from None
         except TypeError as error:
             wants = f"is not encrypted; unset {PASSPHRASE}"
             if secret is None:
                 wants = f"needs a passphrase; set {PASSPHRASE}"
-            raise KeyFault(f"{path}: the key {wants}") from error
+            raise PrivateKeyError(f"{path}: the key {wants}") from error
         except (ValueError, UnsupportedAlgorithm) as error:
-            raise KeyFault(f"{path}: wrong passphrase, or not a key file") from error
+            raise PrivateKeyError(f"{path}: wrong passphrase, or not a key file") from error
         except OSError as error:
-            raise KeyFault(f"{path}: cannot be read: {error.strerror}") from error
+            raise PrivateKeyError(f"{path}: cannot be read: {error.strerror}") from error
         if not isinstance(private, Ed25519PrivateKey):
-            raise KeyFault(f"{path}: not an Ed25519 key")
+            raise PrivateKeyError(f"{path}: not an Ed25519 key")
         return cls(private)
 
     def save(self, path: Path, passphrase: str | None) -> None:
         """Write a new key file; an existing one is never overwritten.
 
         Raises:
-            KeyFault: if ``path`` exists, or the passphrase is too short or too long.
+            PrivateKeyError: if ``path`` exists, or the passphrase is too short or too long.
         """
         if path.exists():
-            raise KeyFault(f"{path} exists; a key is never overwritten")
-        if passphrase and len(passphrase) < SHORTEST:
-            raise KeyFault(f"a passphrase has at least {SHORTEST} characters; no key was made")
-        if passphrase and len(passphrase.encode()) > _LONGEST:
-            raise KeyFault(f"a passphrase has at most {_LONGEST} bytes")
+            raise PrivateKeyError(f"{path} exists; a key is never overwritten")
+        if passphrase and len(passphrase) < MIN_PASSPHRASE_CHARACTERS:
+            raise PrivateKeyError(
+                f"a passphrase has at least {MIN_PASSPHRASE_CHARACTERS} characters; no key was made"
+            )
+        if passphrase and len(passphrase.encode()) > _MAX_PASSPHRASE_BYTES:
+            raise PrivateKeyError(f"a passphrase has at most {_MAX_PASSPHRASE_BYTES} bytes")
         secret = passphrase.encode() if passphrase else None
         private_folder(path.parent)
         write_atomic(path, private_pem(self._private, secret), mode=FILE_MODE)
@@ -127,7 +131,7 @@ def load_or_make(path: Path, passphrase: str | None, *, shared: bool = False) ->
         shared: the same.
 
     Raises:
-        KeyFault: as :meth:`FileSigner.load` and :meth:`FileSigner.save`.
+        PrivateKeyError: as :meth:`FileSigner.load` and :meth:`FileSigner.save`.
     """
     if not path.exists():
         made = FileSigner.generate()
@@ -142,21 +146,23 @@ def passphrase_from_environment() -> str | None:
     One line end at the end of the file is no part of it. None if neither variable is set.
 
     Raises:
-        KeyFault: if both are set, or the file is empty, no text, cannot be read, or others can
-            read it.
+        PrivateKeyError: if both are set, or the file is empty, no text, cannot be read, or others
+            can read it.
     """
     given, named = os.environ.get(PASSPHRASE), os.environ.get(PASSPHRASE_FILE)
     if not named:
         return given or None
     if given:
-        raise KeyFault(f"both {PASSPHRASE} and {PASSPHRASE_FILE} are set; unset one of them")
+        raise PrivateKeyError(f"both {PASSPHRASE} and {PASSPHRASE_FILE} are set; unset one of them")
     try:
         text = read_private(Path(named)).decode()
     except OSError as error:
-        raise KeyFault(f"{PASSPHRASE_FILE}: {named} cannot be read: {error.strerror}") from None
+        raise PrivateKeyError(
+            f"{PASSPHRASE_FILE}: {named} cannot be read: {error.strerror}"
+        ) from None
     except UnicodeDecodeError:
-        raise KeyFault(f"{PASSPHRASE_FILE}: {named} is not UTF-8 text") from None
+        raise PrivateKeyError(f"{PASSPHRASE_FILE}: {named} is not UTF-8 text") from None
     text = text.removesuffix("\n").removesuffix("\r")
     if not text or "\n" in text:
-        raise KeyFault(f"{PASSPHRASE_FILE}: {named} must hold one line, the passphrase")
+        raise PrivateKeyError(f"{PASSPHRASE_FILE}: {named} must hold one line, the passphrase")
     return text

@@ -22,7 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from privet.common.errors import BudgetExceeded, LedgerError, PlanClosed, SiteClosed, SitePaused
+from privet.common.errors import (
+    BudgetExceededError,
+    LedgerError,
+    PlanClosedError,
+    SiteClosedError,
+    SitePausedError,
+)
 from privet.common.order import Order
 from privet.privacy.accounting import events as ev
 from privet.privacy.accounting.events import Counts
@@ -73,22 +79,22 @@ class Ledger(LedgerDecisions):
                 it and the debit.
 
         Raises:
-            BudgetExceeded: if the population's cap does not cover it.
-            OutOfTurn: if the order's slot was taken, or its run was begun with other code.
-            PlanClosed: if the plan failed as often in a row as it may.
-            SiteClosed: if the site has withdrawn, or the budget was closed.
-            SitePaused: if the site has paused.
+            BudgetExceededError: if the population's cap does not cover it.
+            OutOfTurnError: if the order's slot was taken, or its run was begun with other code.
+            PlanClosedError: if the plan failed as often in a row as it may.
+            SiteClosedError: if the site has withdrawn, or the budget was closed.
+            SitePausedError: if the site has paused.
             LedgerError: if it cannot be stored.
         """
         order = request.order
         with self.log.writing():
-            name = self.book.population_of(request.data_set)
-            population = self.book.populations[name]
-            if self.book.withdrawn or population.closed:
-                raise SiteClosed("the site has withdrawn, or closed this budget")
-            if self.book.paused:
-                raise SitePaused(PAUSED)
-            self.book.require_turn(order, request.data_set, request.code)
+            name = self.state.population_of(request.data_set)
+            population = self.state.populations[name]
+            if self.state.withdrawn or population.closed:
+                raise SiteClosedError("the site has withdrawn, or closed this budget")
+            if self.state.paused:
+                raise SitePausedError(PAUSED)
+            self.state.require_turn(order, request.data_set, request.code)
             self._require_open_plan(order.plan)
             still_allowed()
             self._require_cover(name, request)
@@ -103,18 +109,18 @@ class Ledger(LedgerDecisions):
                 event=ev.to_json(request.event),
                 self_tests=list(request.self_tests),
             )
-            return self.book.open[entry.sequence]
+            return self.state.open[entry.sequence]
 
     def attempts(self, plan: str) -> tuple[int, int]:
         """Return how many attempts of a plan (by digest) failed in a row, and how many may."""
         self.log.refresh()
-        return self.book.failures(plan), plan_attempts(self.log.store, plan)
+        return self.state.failures(plan), plan_attempts(self.log.store, plan)
 
     def require_open_plan(self, plan: str) -> None:
         """Check that a plan (by digest) was not closed by its failures.
 
         Raises:
-            PlanClosed: if it failed as often in a row as it may.
+            PlanClosedError: if it failed as often in a row as it may.
         """
         self.log.refresh()
         self._require_open_plan(plan)
@@ -130,25 +136,25 @@ class Ledger(LedgerDecisions):
             Whether an entry says so with this status, now or before.
         """
         with self.log.writing():
-            if not self.book.is_answered(order) and not self.book.withdrawn:
+            if not self.state.is_answered(order) and not self.state.withdrawn:
                 self.log.append(
                     "refused", "order", order.digest, **_slot_fields(order), status=status
                 )
-            return self.book.refusal(order) == status
+            return self.state.refusal(order) == status
 
     def require_coordinator(self, order: Order) -> None:
         """Check that nobody else began the order's run.
 
         Raises:
-            OutOfTurn: if another coordinator did.
+            OutOfTurnError: if another coordinator did.
         """
         self.log.refresh()
-        self.book.require_coordinator(order)
+        self.state.require_coordinator(order)
 
     def refusal(self, order: Order) -> str | None:
         """Return the status that an order was refused with, or None."""
         self.log.refresh()
-        return self.book.refusal(order)
+        return self.state.refusal(order)
 
     def commit(
         self, reservation: Reservation, event: ev.Event, release: str, *, reproducible: bool = False
@@ -201,24 +207,24 @@ class Ledger(LedgerDecisions):
     def committed(self, slot: str) -> str | None:
         """Return the digest of the release committed for ``slot``, or None."""
         self.log.refresh()
-        found = self.book.released.get(slot)
+        found = self.state.released.get(slot)
         return found[1] if found else None
 
     def entry_of(self, slot: str) -> int | None:
         """Return the number of the entry that released ``slot``, or None."""
         self.log.refresh()
-        found = self.book.released.get(slot)
+        found = self.state.released.get(slot)
         return found[0] if found else None
 
     def pending(self, slot: str | None = None) -> list[Reservation]:
         """Return the reservations that are open, of ``slot`` or of all."""
         self.log.refresh()
-        return [item for item in self.book.open.values() if slot in (None, item.slot)]
+        return [item for item in self.state.open.values() if slot in (None, item.slot)]
 
     def history(self, population: str | None = None) -> list[ev.Event]:
         """Return every event that counts against a population (the only one by default)."""
         self.log.refresh()
-        charges = self.book.charges(self._population(population)).values()
+        charges = self.state.charges(self._population(population)).values()
         return [
             event if count == 1 else ev.Repeated(event, count)
             for run in charges
@@ -234,7 +240,7 @@ class Ledger(LedgerDecisions):
         """
         self.log.refresh()
         name = self._population(population)
-        budget = self.book.populations[name].budget
+        budget = self.state.populations[name].budget
         return privacy_loss(
             self.history(name), budget.delta, budget.unit, budget.relation, grid=grid
         )
@@ -242,7 +248,7 @@ class Ledger(LedgerDecisions):
     def charges(self, population: str) -> History:
         """Return what was charged to a population, by run; nothing if it is not registered."""
         self.log.refresh()
-        return history_of(self.log.store, self.book, population)
+        return history_of(self.log.store, self.state, population)
 
     def is_composed(
         self, population: str, plan: str, events: tuple[Counts, Counts], relation: Relation
@@ -257,7 +263,7 @@ class Ledger(LedgerDecisions):
             events: all that a run of it may do, and what one more attempt adds.
             relation: of the population.
         """
-        return is_composed(self.log.store, self.book, population, plan, events, relation)
+        return is_composed(self.log.store, self.state, population, plan, events, relation)
 
     def require_whole_run(self, data_set: str, run: str, plan: str) -> None:
         """Check, for a run that was not charged yet, that its whole plan would be covered.
@@ -270,25 +276,25 @@ class Ledger(LedgerDecisions):
             plan: its digest.
 
         Raises:
-            BudgetExceeded: if the population's cap does not cover the plan (by digest).
+            BudgetExceededError: if the population's cap does not cover the plan (by digest).
         """
         self.log.refresh()
-        name = self.book.population_of(data_set)
+        name = self.state.population_of(data_set)
         cap, history, events = self._standing(name, plan)
         if run in history or events is None:
             return
         composed = self.is_composed(name, plan, events, cap.relation)
         decision = decide_whole(cap, history, *events, composed=composed)
         if not decision.allowed:
-            raise BudgetExceeded(
+            raise BudgetExceededError(
                 f"run '{run}' would not come to its end: {decision.against(cap)}; "
                 f"{self.spent(name)} is spent"
             )
 
     def _require_open_plan(self, plan: str) -> None:
-        failed, most = self.book.failures(plan), plan_attempts(self.log.store, plan)
+        failed, most = self.state.failures(plan), plan_attempts(self.log.store, plan)
         if failed >= most:
-            raise PlanClosed(
+            raise PlanClosedError(
                 f"plan {plan} is closed here: {failed} of its attempts failed in a row, and their "
                 f"charges stay (training.max_attempts = {most})"
             )
@@ -302,7 +308,7 @@ class Ledger(LedgerDecisions):
             cap, history, order.run, request.event, *(events or (None,)), composed=composed
         )
         if not decision.allowed:
-            raise BudgetExceeded(
+            raise BudgetExceededError(
                 f"{order.slot}: {decision.against(cap)}; {self.spent(name)} is spent"
             )
 
@@ -310,12 +316,12 @@ class Ledger(LedgerDecisions):
         self, population: str, plan: str
     ) -> tuple[Cap, History, tuple[Counts, Counts] | None]:
         """Return a population's cap and charges, and :func:`plan_events` of ``plan``."""
-        store, budget = self.log.store, self.book.populations[population].budget
+        store, budget = self.log.store, self.state.populations[population].budget
         cap = Cap(budget.epsilon, budget.delta, budget.unit, budget.relation)
-        return cap, history_of(store, self.book, population), plan_events(store, plan)
+        return cap, history_of(store, self.state, population), plan_events(store, plan)
 
     def _require_open(self, reservation: Reservation) -> Reservation:
-        found = self.book.open.get(reservation.number)
+        found = self.state.open.get(reservation.number)
         if found is None or found != reservation:
             raise LedgerError(f"{reservation.slot}: reservation {reservation.number} is not open")
         return found
@@ -328,9 +334,9 @@ class Ledger(LedgerDecisions):
     def _population(self, name: str | None) -> str:
         if name is not None:
             return name
-        if len(self.book.populations) != 1:
+        if len(self.state.populations) != 1:
             raise LedgerError("name a population: the ledger has several, or none")
-        return next(iter(self.book.populations))
+        return next(iter(self.state.populations))
 
 
 def read_history(folder: Path, population: str) -> History:

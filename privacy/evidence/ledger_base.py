@@ -10,7 +10,13 @@ from typing import Any, Self
 
 from privet import __version__
 from privet.common.canonical import digest
-from privet.common.errors import KeyFault, LedgerError, NoteError, SiteClosed, WrongLedger
+from privet.common.errors import (
+    LedgerError,
+    NoteError,
+    PrivateKeyError,
+    SiteClosedError,
+    WrongLedgerError,
+)
 from privet.privacy.evidence.ledger_state import LedgerState
 from privet.privacy.evidence.log import Log
 from privet.privacy.evidence.signed_note import Key, Signer
@@ -37,9 +43,9 @@ class LedgerBase:
             None states nothing.
 
     Raises:
-        WrongLedger: if there is no ledger, or it is another site's.
+        WrongLedgerError: if there is no ledger, or it is another site's.
         LedgerError: if it is damaged.
-        KeyFault: if ``signer`` is not its key.
+        PrivateKeyError: if ``signer`` is not its key.
     """
 
     def __init__(
@@ -66,9 +72,9 @@ class LedgerBase:
             with self.log.writing():
                 if not len(self.log):
                     self._begin(site, witness, recovery, setting, other_ledgers)
-        if self.book.site != site:
-            raise WrongLedger(
-                f"{folder}: this is the ledger of '{self.book.site}', not of '{site}'"
+        if self.state.site != site:
+            raise WrongLedgerError(
+                f"{folder}: this is the ledger of '{self.state.site}', not of '{site}'"
             )
 
     @classmethod
@@ -80,7 +86,7 @@ class LedgerBase:
             site: whose ledger it must be; default whoever's it is.
 
         Raises:
-            WrongLedger: if there is no ledger, or it is another site's.
+            WrongLedgerError: if there is no ledger, or it is another site's.
             LedgerError: if it is damaged.
         """
         store = Store(folder / FILE)
@@ -99,9 +105,9 @@ class LedgerBase:
         return cls(folder, signer, site or str(named[0].get("site")))
 
     @property
-    def book(self) -> LedgerState:
+    def state(self) -> LedgerState:
         """What the entries add up to, as of the last read."""
-        return self.log.book
+        return self.log.state
 
     def keep(self, kind: str, name: str, value: Any) -> None:
         """Keep a paper beside the ledger, such as a plan, for those who verify it later.
@@ -125,7 +131,7 @@ class LedgerBase:
             new: the key from now on.
 
         Raises:
-            KeyFault: if the genesis names no recovery key, or another one.
+            PrivateKeyError: if the genesis names no recovery key, or another one.
         """
         ledger = cls.read(folder, site)
         ledger.rotate(new, recovery=recovery)
@@ -139,9 +145,9 @@ class LedgerBase:
             recovery: the recovery key; None: the key in force signs.
 
         Raises:
-            KeyFault: if the genesis does not name the recovery key.
+            PrivateKeyError: if the genesis does not name the recovery key.
             LedgerError: if ``new`` was in force before.
-            SitePaused: if the site has withdrawn.
+            SitePausedError: if the site has withdrawn.
         """
         key = Key(self.log.origin, new.public)
         if recovery is not None:
@@ -161,20 +167,20 @@ class LedgerBase:
         """Check that ``key`` is the recovery key that the genesis names.
 
         Raises:
-            KeyFault: if it is not.
+            PrivateKeyError: if it is not.
         """
         named = Entry.read(self.log.store.leaf(0)).predicate["recovery"]
         if not named or Key.parse(named).public != key.public:
-            raise KeyFault("the genesis of this ledger does not name this recovery key")
+            raise PrivateKeyError("the genesis of this ledger does not name this recovery key")
 
     def require_present(self) -> None:
         """Check that the site may still decide something.
 
         Raises:
-            SiteClosed: if it has withdrawn.
+            SiteClosedError: if it has withdrawn.
         """
-        if self.book.withdrawn:
-            raise SiteClosed("the site has withdrawn: nothing can be decided any more")
+        if self.state.withdrawn:
+            raise SiteClosedError("the site has withdrawn: nothing can be decided any more")
 
     def _begin(
         self,

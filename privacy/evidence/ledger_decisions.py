@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from privet.common.canonical import digest, digest_json
-from privet.common.errors import InputError, LedgerError, Refused, SitePaused
+from privet.common.errors import InputError, LedgerError, RefusedError, SitePausedError
 from privet.privacy.accounting import events as ev
 from privet.privacy.evidence.ledger_base import LedgerBase
 from privet.privacy.evidence.ledger_state import Budget
@@ -30,7 +30,7 @@ class LedgerDecisions(LedgerBase):
             LedgerError: if it is registered with other terms, which are for its life.
         """
         with self.log.writing():
-            known = self.book.populations.get(population)
+            known = self.state.populations.get(population)
             if known is not None:
                 if known.budget != budget:
                     raise LedgerError(
@@ -62,14 +62,14 @@ class LedgerDecisions(LedgerBase):
                 without saying why its persons are in no other (H32).
         """
         with self.log.writing():
-            known = self.book.data_sets.get(data_set)
+            known = self.state.data_sets.get(data_set)
             if known is not None:
                 if known != population:
                     raise LedgerError(
                         f"data set '{data_set}' belongs to population '{known}' for its life"
                     )
                 return
-            if population in list(self.book.populations)[:1]:
+            if population in list(self.state.populations)[:1]:
                 disjoint = ""  # from what? The others are disjoint from this one.
             self.require_present()
             self._append_plain(
@@ -86,10 +86,10 @@ class LedgerDecisions(LedgerBase):
             signatures: of officers of the policy in force, where that has officers.
 
         Raises:
-            Refused: if officers must sign, and too few did.
+            RefusedError: if officers must sign, and too few did.
         """
         with self.log.writing():
-            if self.book.policy != policy:
+            if self.state.policy != policy:
                 self.require_present()
                 self._require_officers(signatures)
                 values = [one.to_json() for one in signatures]
@@ -97,11 +97,11 @@ class LedgerDecisions(LedgerBase):
                 self.log.append("policy", "policy", digest_json(policy), policy=policy, **signed)
 
     def _require_officers(self, signatures: Sequence[OfficerSignature]) -> None:
-        officers, needed = self.book.officers, self.book.officers_needed
+        officers, needed = self.state.officers, self.state.officers_needed
         pairs = {(one.name, ssh_text(one.key)) for one in signatures}
         count = sum(pair in pairs for pair in officers.items())
         if count < needed:
-            raise Refused(
+            raise RefusedError(
                 f"the policy was changed, and {count} of {needed} officers of the one in force "
                 f"({', '.join(officers)}) signed it: `privet client sign-policy`. Until then the "
                 "site does not work under it"
@@ -128,7 +128,7 @@ class LedgerDecisions(LedgerBase):
         """
         names = sorted(set(by))
         with self.log.writing():
-            if again or signature or self.book.approvals.get(plan) != tuple(names):
+            if again or signature or self.state.approvals.get(plan) != tuple(names):
                 self.require_present()
                 self.log.append(
                     "plan-approved", "plan", plan, plan=plan, by=names, how=how,
@@ -145,7 +145,7 @@ class LedgerDecisions(LedgerBase):
         """
         with self.log.writing():
             # Where officers sign, another refusal counts: what was signed before it does not.
-            if plan not in self.book.refused_plans or self.book.officers:
+            if plan not in self.state.refused_plans or self.state.officers:
                 self.require_present()
                 self.log.append(
                     "plan-refused", "plan", plan, plan=plan, by=sorted(set(by)), how=how
@@ -161,9 +161,9 @@ class LedgerDecisions(LedgerBase):
             InputError: if another key follows the old one already.
         """
         with self.log.writing():
-            if self.book.order_keys.has(handover) or self.book.withdrawn:
+            if self.state.order_keys.has(handover) or self.state.withdrawn:
                 return False
-            if fault := self.book.order_keys.fault(handover):
+            if fault := self.state.order_keys.fault(handover):
                 raise InputError(fault)
             self.require_present()
             new = digest(handover.new.public)
@@ -172,25 +172,25 @@ class LedgerDecisions(LedgerBase):
 
     def pause(self, by: str) -> None:
         """Reserve nothing until :meth:`resume`."""
-        self._once("paused", self.book.paused, by=by)
+        self._once("paused", self.state.paused, by=by)
 
     def resume(self, by: str) -> None:
         """End a pause."""
-        self._once("resumed", not self.book.paused, by=by)
+        self._once("resumed", not self.state.paused, by=by)
 
     def withdraw(self, by: str) -> None:
         """Reserve nothing ever again."""
-        self._once("withdrawn", self.book.withdrawn, by=by)
+        self._once("withdrawn", self.state.withdrawn, by=by)
 
     def require_not_paused(self) -> None:
         """Check that the site has not paused; one that withdrew is none that paused.
 
         Raises:
-            SitePaused: if it has.
+            SitePausedError: if it has.
         """
         self.log.refresh()
-        if self.book.paused and not self.book.withdrawn:
-            raise SitePaused(PAUSED)
+        if self.state.paused and not self.state.withdrawn:
+            raise SitePausedError(PAUSED)
 
     def _once(self, kind: str, done: bool, **fields: Any) -> None:
         if not done:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from privet.common.canonical import digest_json
-from privet.common.errors import InputError, LedgerError, OutOfTurn
+from privet.common.errors import InputError, LedgerError, OutOfTurnError
 from privet.common.order import Order
 from privet.privacy.accounting import events as ev
 from privet.privacy.accounting.units import Relation, Unit
@@ -173,11 +173,11 @@ class LedgerState:
         """Check that nobody else began the order's run.
 
         Raises:
-            OutOfTurn: if another coordinator did.
+            OutOfTurnError: if another coordinator did.
         """
         begun = self._runs.get(order.run)
         if begun is not None and begun.keyid != order.keyid:
-            raise OutOfTurn(f"run '{order.run}' was begun by another coordinator")
+            raise OutOfTurnError(f"run '{order.run}' was begun by another coordinator")
 
     def require_turn(self, order: Order, data_set: str, code: str) -> None:
         """Check that ``order`` is not behind what its run was asked already.
@@ -188,31 +188,33 @@ class LedgerState:
             code: digest of the code that will run; a run of two would not verify.
 
         Raises:
-            OutOfTurn: if it was refused, its slot was taken by another order, the run is
+            OutOfTurnError: if it was refused, its slot was taken by another order, the run is
                 past it, or was begun by another coordinator, under another plan, on
                 another data set or with other code.
         """
         self.require_coordinator(order)
         begun = self._runs.get(order.run)
         if begun is not None and begun.plan != order.plan:
-            raise OutOfTurn(f"run '{order.run}' was begun under another plan, {begun.plan}")
+            raise OutOfTurnError(f"run '{order.run}' was begun under another plan, {begun.plan}")
         if begun is not None and begun.data_set != data_set:
-            raise OutOfTurn(f"run '{order.run}' was begun on data set '{begun.data_set}'")
+            raise OutOfTurnError(f"run '{order.run}' was begun on data set '{begun.data_set}'")
         if begun is not None and begun.code != code:
-            raise OutOfTurn(
+            raise OutOfTurnError(
                 f"run '{order.run}' was begun with code {begun.code}, and {code} is here now: "
                 "Privet, a library, or a module that the plan names was changed. Put the earlier "
                 "one back until the run has ended (`privet --version --json --plan PLAN` says "
                 "what the digest is of)"
             )
         if self.refusal(order) is not None:
-            raise OutOfTurn(f"{order.slot}: this order was refused; a new attempt may be asked")
+            raise OutOfTurnError(
+                f"{order.slot}: this order was refused; a new attempt may be asked"
+            )
         last = self._turns.get((order.run, order.purpose))
         if last is None or (order.round, order.attempt) > (last.round, last.attempt):
             return
         same = (order.round, order.attempt, order.digest) == (last.round, last.attempt, last.order)
         if not same or order.slot in self.released or last.number in self.open:
-            raise OutOfTurn(
+            raise OutOfTurnError(
                 f"{order.slot}: round {last.round}, attempt {last.attempt} was taken before; an "
                 "attempt is answered once and for one order"
             )

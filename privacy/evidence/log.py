@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
-from privet.common.errors import KeyFault, LedgerError, NoteError, RolledBack
+from privet.common.errors import LedgerError, NoteError, PrivateKeyError, RolledBackError
 from privet.privacy.evidence.merkle import Tree
 from privet.privacy.evidence.signed_note import (
     Checkpoint,
@@ -102,7 +102,7 @@ class Log(Generic[BookT]):
         signer: the key in force.
         vocabulary: :data:`LEDGER` or :data:`JOURNAL`.
         owner: name of the site or the coordinator.
-        book: makes an empty book; it is told each entry, old and new, in order.
+        state: makes an empty state; it is told each entry, old and new, in order.
         create: make the file where there is none.
         patience: seconds to wait for another process's transaction.
         key_now: finds the key in force once another process has replaced ``signer``, so that
@@ -110,7 +110,7 @@ class Log(Generic[BookT]):
 
     Raises:
         LedgerError: if the stored entries do not lead to the stored head.
-        KeyFault: if ``signer`` is not the key in force.
+        PrivateKeyError: if ``signer`` is not the key in force.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Log(Generic[BookT]):
         signer: Signer,
         vocabulary: str,
         owner: str,
-        book: Callable[[], BookT],
+        state: Callable[[], BookT],
         *,
         create: bool,
         patience: float = 30.0,
@@ -131,7 +131,7 @@ class Log(Generic[BookT]):
         self._vocabulary = vocabulary
         kind = {LEDGER: "ledger", JOURNAL: "journal"}[vocabulary]
         self._own_name = key_name(kind, owner, signer.public)
-        self._make_book = book
+        self._make_book = state
         self._dirty = False
         self._depth = 0
         self._shown: dict[str, Checkpoint] = {}
@@ -271,7 +271,7 @@ class Log(Generic[BookT]):
         """Return the head, with proofs from the sizes ``since`` and for ``entries``.
 
         Raises:
-            KeyFault: if another process replaced the key: this one can sign no head.
+            PrivateKeyError: if another process replaced the key: this one can sign no head.
         """
         self.refresh()
         self.require_key()
@@ -307,7 +307,7 @@ class Log(Generic[BookT]):
                 both wait for the disk once. Until then it is not kept; it comes with each message.
 
         Raises:
-            RolledBack: if it does not: the file is older than what it signed.
+            RolledBackError: if it does not: the file is older than what it signed.
             NoteError: if the note is not a head of this log.
         """
         self.refresh()
@@ -315,7 +315,7 @@ class Log(Generic[BookT]):
         known = self._shown.get(text)
         seen = known or self._own_head(text, witnesses)
         if seen.size > len(self._tree) or self._tree.root(seen.size) != seen.root:
-            raise RolledBack(
+            raise RolledBackError(
                 f"{self.store.path}: has {len(self._tree)} entries and does not extend the head of "
                 f"{seen.size} entries that it signed before and witnesses hold: a restored "
                 "backup? Nothing may be spent. Restore the newer file; if it is lost, the "
@@ -388,7 +388,7 @@ class Log(Generic[BookT]):
                 raise
 
     def _reset(self) -> None:
-        self.book = self._make_book()
+        self.state = self._make_book()
         self._tree = Tree()
         self._origin = self._time = ""
         self._keys: list[tuple[int, bytes]] = []
@@ -404,7 +404,7 @@ class Log(Generic[BookT]):
             raise LedgerError(f"{where} is of another log")
         if (entry.sequence == 0) != (entry.kind == "genesis"):
             raise LedgerError(f"{where}: a log begins with its genesis, and has one")
-        self.book.apply(entry)
+        self.state.apply(entry)
         if entry.kind in ("genesis", "key-rotated"):
             key = _key_of(entry, where)
             if any(key.public == public for _, public in self._keys):
@@ -418,7 +418,7 @@ class Log(Generic[BookT]):
         """Check that this process has the key in force, as of the last :meth:`refresh`.
 
         Raises:
-            KeyFault: if another process replaced it, and the new one is not found.
+            PrivateKeyError: if another process replaced it, and the new one is not found.
         """
         if not self._keys or self._keys[-1][1] == self.signer.public:
             return
@@ -427,7 +427,7 @@ class Log(Generic[BookT]):
             if found.public == self._keys[-1][1]:
                 self.signer = found
                 return
-        raise KeyFault(
+        raise PrivateKeyError(
             f"{self.store.path}: the key given is not the key in force, "
             f"{fingerprint(self._keys[-1][1])}"
         )

@@ -30,7 +30,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
 from privet.common.canonical import canonical_json
-from privet.common.errors import InputError, KeyFault, NoteError
+from privet.common.errors import InputError, NoteError, PrivateKeyError
 from privet.common.files.private_files import read_private
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.signed_note import Signer, decode64
@@ -102,7 +102,7 @@ class OfficerSignature:
         """Sign a decision.
 
         Raises:
-            KeyFault: if the key cannot sign.
+            PrivateKeyError: if the key cannot sign.
         """
         signature = signer.sign(decision.message)
         return cls(decision.name, signer.public, decision.size, signature)
@@ -173,24 +173,24 @@ def key_from_file(path: Path, passphrase: str | None) -> Signer:
         passphrase: of the file; None: it has none.
 
     Raises:
-        KeyFault: if it cannot be read, others can read it, it is no Ed25519 key, or the passphrase
-            is wrong.
+        PrivateKeyError: if it cannot be read, others can read it, it is no Ed25519 key, or the
+            passphrase is wrong.
     """
     try:
         content = read_private(path)
     except OSError as error:
-        raise KeyFault(f"{path}: the key cannot be read: {error.strerror}") from error
+        raise PrivateKeyError(f"{path}: the key cannot be read: {error.strerror}") from error
     if not content.lstrip().startswith(_SSH_BEGINS):
         return FileSigner.load(path, passphrase)
     try:
         private = load_ssh_private_key(content, passphrase.encode() if passphrase else None)
     except TypeError as error:
         wants = "needs its passphrase" if not passphrase else "has no passphrase"
-        raise KeyFault(f"{path}: the key {wants}") from error
+        raise PrivateKeyError(f"{path}: the key {wants}") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise KeyFault(f"{path}: wrong passphrase, or not a key file") from error
+        raise PrivateKeyError(f"{path}: wrong passphrase, or not a key file") from error
     if not isinstance(private, Ed25519PrivateKey):
-        raise KeyFault(f"{path}: not an Ed25519 key; `ssh-keygen -t ed25519` makes one")
+        raise PrivateKeyError(f"{path}: not an Ed25519 key; `ssh-keygen -t ed25519` makes one")
     return FileSigner(private)
 
 
@@ -215,16 +215,18 @@ class AgentSigner:
         """Return an Ed25519 signature (RFC 8032), checked against the public key.
 
         Raises:
-            KeyFault: if there is no agent, it lacks the key, or its owner said no.
+            PrivateKeyError: if there is no agent, it lacks the key, or its owner said no.
         """
         if not self._address:
-            raise KeyFault("no SSH agent: SSH_AUTH_SOCK is not set; name the key's file with --key")
+            raise PrivateKeyError(
+                "no SSH agent: SSH_AUTH_SOCK is not set; name the key's file with --key"
+            )
         asked = bytes([_REQUEST_SIGN]) + _string(_blob(self._public)) + _string(message)
         reply = self._ask(asked + struct.pack(">I", 0))
         inner = _strings(reply[1:])[0] if reply[:1] == bytes([_SIGNED]) else b""
         parts = _strings(inner)
         if len(parts) != 2 or not _verifies(self._public, parts[1], message):
-            raise KeyFault(
+            raise PrivateKeyError(
                 "the SSH agent did not sign: it does not have the officer's key (`ssh-add -L` "
                 "lists those it has), or its owner said no"
             )
@@ -239,7 +241,9 @@ class AgentSigner:
                 (size,) = struct.unpack(">I", _exactly(agent, 4))
                 return _exactly(agent, min(size, _MAX_REPLY))
         except (OSError, EOFError) as error:
-            raise KeyFault(f"the SSH agent at {self._address} does not answer: {error}") from error
+            raise PrivateKeyError(
+                f"the SSH agent at {self._address} does not answer: {error}"
+            ) from error
 
 
 def _verifies(public: bytes, signature: bytes, message: bytes) -> bool:

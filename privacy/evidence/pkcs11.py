@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from privet.common.errors import KeyFault
+from privet.common.errors import PrivateKeyError
 from privet.privacy.evidence.signed_note import verifies
 
 PIN = "PRIVET_PIN"
@@ -47,19 +47,19 @@ class Pkcs11Signer:
         """Return an Ed25519 signature (RFC 8032), checked against the public key.
 
         Raises:
-            KeyFault: if the token is gone, or signs with another key or in another way.
+            PrivateKeyError: if the token is gone, or signs with another key or in another way.
         """
         import pkcs11
 
         if os.getpid() != self._process:
-            raise KeyFault(
+            raise PrivateKeyError(
                 f"{self._where}: was opened by another process, and a token's session is not "
                 "inherited; open the key in the process that signs"
             )
         with self._lock, _told(self._where):
             signature = bytes(self._private.sign(message, mechanism=pkcs11.Mechanism.EDDSA))
         if not verifies(self._public, signature, message):
-            raise KeyFault(
+            raise PrivateKeyError(
                 f"{self._where}: the token's signature is not by the public key of the same "
                 "label; do two key pairs share the label?"
             )
@@ -80,18 +80,18 @@ class Pkcs11Signer:
                 lock themselves.
 
         Raises:
-            KeyFault: if python-pkcs11, the library, the token or the key is not there, the
+            PrivateKeyError: if python-pkcs11, the library, the token or the key is not there, the
                 PIN is wrong, or the key is not an Ed25519 key.
         """
         try:
             import pkcs11
         except ImportError:
-            raise KeyFault(
+            raise PrivateKeyError(
                 "a key in a token needs python-pkcs11, which is not installed: "
                 "install Privet with the extra [pkcs11]"
             ) from None
         if not module.is_file():
-            raise KeyFault(f"{module}: there is no PKCS#11 library; is keys.module right?")
+            raise PrivateKeyError(f"{module}: there is no PKCS#11 library; is keys.module right?")
         with _told(str(module)):
             library = pkcs11.lib(str(module))
         where = f"key '{label}' in token '{token}'"
@@ -106,7 +106,7 @@ class Pkcs11Signer:
                 else None
             )
         if point is None:
-            raise KeyFault(f"{where}: is not an Ed25519 key; make one of type EC_EDWARDS")
+            raise PrivateKeyError(f"{where}: is not an Ed25519 key; make one of type EC_EDWARDS")
         return cls(private, point, where)
 
 
@@ -114,13 +114,13 @@ def find_pin(token: str) -> str:
     """Return the PIN in ``PRIVET_PIN``, or ask for it where there is a terminal.
 
     Raises:
-        KeyFault: if it is not set and nobody can be asked.
+        PrivateKeyError: if it is not set and nobody can be asked.
     """
     found = os.environ.get(PIN)
     if not found and sys.stdin.isatty():
         found = getpass.getpass(f"PIN of token '{token}': ")
     if not found:
-        raise KeyFault(f"token '{token}' needs its PIN: set {PIN}")
+        raise PrivateKeyError(f"token '{token}' needs its PIN: set {PIN}")
     return found
 
 
@@ -152,7 +152,7 @@ def _told(where: str) -> Iterator[None]:
     try:
         yield
     except PKCS11Error as error:
-        raise KeyFault(f"{where}: {_meaning(error)}") from error
+        raise PrivateKeyError(f"{where}: {_meaning(error)}") from error
 
 
 def _meaning(error: Exception) -> str:

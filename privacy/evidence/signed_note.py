@@ -25,9 +25,9 @@ SIGN = 1
 COSIGN = 4
 """Signature type of timestamped checkpoint cosignatures."""
 _DASH = "— "
-_MOST_SIGNATURES = 10_002
+_MAX_SIGNATURES = 10_002
 """On one note: of the log, the coordinator, and as many sites as a plan may have."""
-_LARGEST = 2**53 - 1
+_MAX_TREE_SIZE = 2**53 - 1
 """The largest size that canonical JSON can write. A path to a place in a tree that nobody has
 grown is easily made up."""
 _SHORT = 1 << 14
@@ -174,7 +174,7 @@ class Checkpoint:
             raise NoteError("a checkpoint has three lines: origin, size, root")
         if not re.fullmatch(r"0|[1-9][0-9]{0,17}", parts[1]):
             raise NoteError(f"'{parts[1]}' is not the size of a tree")
-        if int(parts[1]) > _LARGEST:
+        if int(parts[1]) > _MAX_TREE_SIZE:
             raise NoteError(f"a tree of {parts[1]} entries is not believed")
         root = decode64(parts[2])
         if len(root) != 32:
@@ -260,8 +260,8 @@ def _parse_note(text: str) -> tuple[str, tuple[SignatureLine, ...]]:
     if not found or not rest.endswith("\n"):
         raise NoteError("a note is a text, an empty line, and signature lines")
     raw = rest[:-1].split("\n")
-    if len(raw) > _MOST_SIGNATURES:
-        raise NoteError(f"a note with more than {_MOST_SIGNATURES} signatures is not read")
+    if len(raw) > _MAX_SIGNATURES:
+        raise NoteError(f"a note with more than {_MAX_SIGNATURES} signatures is not read")
     return body + "\n", tuple(_line(line) for line in raw)
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Literal
 
 from privet.common.canonical import fsync_folder
-from privet.common.errors import LedgerError, LedgerFullError, WrongLedger
+from privet.common.errors import LedgerError, LedgerFullError, WrongLedgerError
 from privet.common.files.format_version import Step, bring_up, newer_fault
 
 _SCHEMA = """
@@ -46,7 +46,7 @@ CREATE TRIGGER entries_remain BEFORE DELETE ON entries
 _VERSION = 2
 _APPLICATION = 0x70726976
 """Names the file's kind to other programs, as ``file`` does ("priv"; from format 2 on)."""
-_SMALLEST = 512
+_MIN_DATABASE_BYTES = 512
 """No SQLite file with anything in it is smaller; SQLite itself takes such a file for empty."""
 
 
@@ -81,7 +81,7 @@ class Store:
         patience: seconds to wait for another process's transaction.
 
     Raises:
-        WrongLedger: if the file is not there.
+        WrongLedgerError: if the file is not there.
         LedgerError: if it is not a log, or of a later version.
     """
 
@@ -94,12 +94,12 @@ class Store:
         self._process = 0
         self._remove_copy: Callable[[], object] = _nothing
         if not path.exists() and not create:
-            raise WrongLedger(f"{path}: there is no log here; is this the right folder?")
+            raise WrongLedgerError(f"{path}: there is no log here; is this the right folder?")
         self._writable = not path.exists() or _is_writable(path)
         with self._told():
             self._require_known(_version_in(path))
             path.parent.mkdir(parents=True, exist_ok=True)
-            foreign = path.exists() and 0 < path.stat().st_size < _SMALLEST
+            foreign = path.exists() and 0 < path.stat().st_size < _MIN_DATABASE_BYTES
             self._connect()
             if foreign or not (create or self._version()):
                 raise LedgerError(f"{path}: the file is damaged: it is not a log")

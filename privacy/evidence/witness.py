@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.canonical import write_atomic
-from privet.common.errors import EvidenceFault, LedgerError, NoteError
+from privet.common.errors import EvidenceError, LedgerError, NoteError
 from privet.privacy.evidence.log import Evidence
 from privet.privacy.evidence.merkle import is_consistent, root_from_inclusion
 from privet.privacy.evidence.signed_note import (
@@ -49,25 +49,25 @@ def extend(shown: Evidence, first: Key, seen: Seen | None) -> tuple[Checkpoint, 
         seen: what was cosigned of this log before, or None.
 
     Raises:
-        EvidenceFault: naming the log and what is wrong.
+        EvidenceError: naming the log and what is wrong.
     """
     name = first.name
     try:
         head = Checkpoint.parse(shown.note)
     except NoteError as error:
-        raise EvidenceFault(f"{name}: its head cannot be read: {error}") from error
+        raise EvidenceError(f"{name}: its head cannot be read: {error}") from error
     if head.origin != name:
-        raise EvidenceFault(f"{name}: the head shown is of another log, '{head.origin}'")
+        raise EvidenceError(f"{name}: the head shown is of another log, '{head.origin}'")
     keys = _keys(shown, head, first)
     try:
         head = head.trimmed(Key(name, keys[-1]))
     except NoteError as error:
-        raise EvidenceFault(f"{name}: its head is not signed by the key in force") from error
+        raise EvidenceError(f"{name}: its head is not signed by the key in force") from error
     if seen is not None:
         _require_growth(name, shown, head, seen)
         if not is_signed_by_one(Checkpoint.parse(seen.note), keys):
             # The old key, which may be stolen, signs nothing after it was replaced.
-            raise EvidenceFault(
+            raise EvidenceError(
                 f"{name}: it leaves out a rotation of its key that was witnessed before"
             )
     return head, Seen(head.size, head.root.hex(), head.text)
@@ -77,12 +77,12 @@ def keys_of(shown: Evidence, first: Key) -> list[bytes]:
     """Return the keys that a log had in turn, as it shows them, the first one first.
 
     Raises:
-        EvidenceFault: if one was not handed over by the one before it.
+        EvidenceError: if one was not handed over by the one before it.
     """
     try:
         return _keys(shown, Checkpoint.parse(shown.note), first)
     except NoteError as error:
-        raise EvidenceFault(f"{first.name}: its head cannot be read: {error}") from error
+        raise EvidenceError(f"{first.name}: its head cannot be read: {error}") from error
 
 
 def is_signed_by_one(head: Checkpoint, keys: Iterable[bytes]) -> bool:
@@ -93,12 +93,12 @@ def is_signed_by_one(head: Checkpoint, keys: Iterable[bytes]) -> bool:
 def _require_growth(name: str, shown: Evidence, head: Checkpoint, seen: Seen) -> None:
     root = bytes.fromhex(seen.root)
     if head.size < seen.size:
-        raise EvidenceFault(
+        raise EvidenceError(
             f"{name}: rolled back: it shows {head.size} entries, and had {seen.size} before (H31)"
         )
     proof = shown.proofs.get(seen.size, [])
     if not is_consistent(seen.size, root, head.size, head.root, proof):
-        raise EvidenceFault(
+        raise EvidenceError(
             f"{name}: forked: its head of {head.size} entries does not extend the one of "
             f"{seen.size} entries that was witnessed; history was rewritten"
         )
@@ -109,7 +109,7 @@ def _keys(shown: Evidence, head: Checkpoint, first: Key) -> list[bytes]:
     keys, recovery = [first.public], b""
     for sequence, leaf, path in sorted(shown.rotations):
         if root_from_inclusion(leaf, sequence, head.size, path) != head.root:
-            raise EvidenceFault(f"{first.name}: entry {sequence} is not in the log it shows")
+            raise EvidenceError(f"{first.name}: entry {sequence} is not in the log it shows")
         try:
             entry = Entry.read(leaf)
             if entry.kind != ("key-rotated" if sequence else "genesis"):
@@ -125,7 +125,7 @@ def _keys(shown: Evidence, head: Checkpoint, first: Key) -> list[bytes]:
                 raise LedgerError("no recovery key was named, or the key was in force before")
             Entry.read(leaf, (recovery if lost else keys[-1], new))
         except (LedgerError, NoteError, KeyError) as error:
-            raise EvidenceFault(
+            raise EvidenceError(
                 f"{first.name}: entry {sequence} does not hand the key over: {error}"
             ) from error
         keys.append(new)
@@ -200,7 +200,7 @@ class Witness:
                 continue
             try:
                 head, seen = extend(evidence, keys[origin], known.get(origin))
-            except EvidenceFault as fault:
+            except EvidenceError as fault:
                 faults[origin] = str(fault)
                 continue
             news[origin] = seen

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import Batch
@@ -61,7 +61,7 @@ def check(
         bounded: False where gradients are not bounded, so that there is no clipped sum to test.
 
     Raises:
-        SelfTestFailed: if records depend on each other (H6), or the sum is wrong (H16).
+        SelfTestError: if records depend on each other (H6), or the sum is wrong (H16).
     """
     few = random_batch(_GROUP, 1)
     exact = ex.computes_in_double(engine, few)
@@ -147,7 +147,7 @@ def _losses(engine: GradientEngine, batch: Batch, other: Batch) -> None:
     one, two = whole[kept].double(), part[places].double()
     scale = max(float(one.abs().max()), 1e-6)
     if not float((one - two).abs().max()) <= _tolerance(engine, whole) * scale:
-        raise SelfTestFailed(
+        raise SelfTestError(
             f"H6: the loss of one record of {room} depends on the other records or on how many "
             "there are (an expert's capacity, a branch on the size of the batch, sorting); no "
             "per-unit bound holds"
@@ -177,7 +177,7 @@ def _sums(engine: GradientEngine, batch: Batch, together: int) -> None:
     allowed = _tolerance(engine, whole[0]) * clip * units**0.5
     if not sum(one**2 for one in apart) ** 0.5 <= allowed:
         name = list(engine.named)[int(np.nan_to_num(apart, nan=np.inf).argmax())]
-        raise SelfTestFailed(
+        raise SelfTestError(
             f"H16: the clipped sum of {count} records is not that of few of them, above all for "
             f"'{name}': the model or the loss mixes records of larger batches, or treats them by "
             "number, length or order; no per-unit bound holds"

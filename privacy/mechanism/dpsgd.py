@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privet.common.errors import InputError, NotReleasable
+from privet.common.errors import InputError, NotReleasableError
 from privet.privacy.accounting import events as ev
 from privet.privacy.accounting.units import Relation, Unit, UnitIndex
 from privet.privacy.mechanism.clipping import ClippedSum, GradientEngine
@@ -71,7 +71,7 @@ class Views:
         """Return a view of each record, all made in one call.
 
         Raises:
-            NotReleasable: if a view is of another form than its record.
+            NotReleasableError: if a view is of another form than its record.
         """
         # A copy: what it changes in place is not what the site keeps.
         seen = self.augment({name: rows.clone() for name, rows in batch.items()}, words)
@@ -80,7 +80,7 @@ class Views:
             seen[name].shape != rows.shape or seen[name].dtype != rows.dtype
             for name, rows in batch.items()
         ):
-            raise NotReleasable(
+            raise NotReleasableError(
                 "'augment' must return the batch's tensors, in their shapes and types"
             )
         return seen
@@ -109,7 +109,7 @@ class NoisedUpdate:
         self, seal: object, tensors: dict[str, Tensor], event: ev.Event, reproducible: bool
     ) -> None:
         if seal is not _SEAL:
-            raise NotReleasable("only a mechanism can make a NoisedUpdate")
+            raise NotReleasableError("only a mechanism can make a NoisedUpdate")
         _require_finite(tensors)
         self.tensors = tensors
         self.event = event
@@ -135,7 +135,7 @@ class PlainUpdate:
 def _require_finite(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         if not bool(torch.isfinite(tensor).all()):
-            raise NotReleasable(f"the update of '{name}' is not finite; nothing is released")
+            raise NotReleasableError(f"the update of '{name}' is not finite; nothing is released")
 
 
 @dataclass
@@ -223,10 +223,10 @@ class DpSgd:
             sample_rate: the rate the batch was drawn with, where it is not the planned one.
 
         Raises:
-            NotReleasable: if the sum was clipped to another bound.
+            NotReleasableError: if the sum was clipped to another bound.
         """
         if total.clip != self.clip:
-            raise NotReleasable(f"clipped to {total.clip}, but the noise is for {self.clip}")
+            raise NotReleasableError(f"clipped to {total.clip}, but the noise is for {self.clip}")
         standard_deviation = self.noise_multiplier * total.clip
         noised = _with_noise(total.tensors, stream, standard_deviation)
         rate = self.sample_rate if sample_rate is None else sample_rate
@@ -257,8 +257,8 @@ class DpSgd:
             views: how each drawn record is seen; all views of a unit share its bound.
 
         Raises:
-            BypassDetected: if anything but these steps moved a parameter or a buffer.
-            NotReleasable: if the result is not finite.
+            BypassError: if anything but these steps moved a parameter or a buffer.
+            NotReleasableError: if the result is not finite.
         """
         stream = stream or Stream.fresh()
         sampler = PoissonSampler(self.sample_rate)

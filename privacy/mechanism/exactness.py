@@ -20,11 +20,11 @@ from privet.common.compat.torch import DispatchMode, buffers_of
 from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import Batch
 
-_LARGEST = 1 << 28
+_MAX_DOUBLE_PARAMETERS = 1 << 28
 """A model of at most so many numbers is made double for a while: 2 GiB."""
 _TOLD = 1e-3
 """A gradient that rounding moves by more than this share of its norm is not compared."""
-_LEAST, _RANGE = 1e-30, 1e-25
+_MIN_NORM, _RANGE = 1e-30, 1e-25
 """The smallest norm that is compared, and the smallest as a share of the largest."""
 _STEPS = 4.0
 """Units in the last place by which weights are moved to see what rounding does."""
@@ -90,10 +90,10 @@ def computes_in_double(engine: GradientEngine, batch: Batch) -> bool:
     """Return whether the model can be computed in double, and does not go narrower by itself.
 
     Args:
-        engine: whose model is as large as :data:`_LARGEST` at most, else False.
+        engine: whose model is as large as :data:`_MAX_DOUBLE_PARAMETERS` at most, else False.
         batch: records to try it with.
     """
-    if numbers_of(engine) > _LARGEST:
+    if numbers_of(engine) > _MAX_DOUBLE_PARAMETERS:
         return False
     seen = _Narrow()  # type: ignore[no-untyped-call]
     with kept_weights(engine.model):
@@ -191,7 +191,7 @@ def comparable(rounding: Sequence[float], norms: Sequence[float]) -> list[int]:
         rounding: of :func:`rounding_of`.
         norms: of the gradients.
     """
-    least = max(_LEAST, _RANGE * max((n for n in norms if n < math.inf), default=0.0))
+    least = max(_MIN_NORM, _RANGE * max((n for n in norms if n < math.inf), default=0.0))
     return [row for row in told(rounding) if least <= norms[row] < math.inf]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from privet.common.errors import PrivacyFault, SelfTestFailed
+from privet.common.errors import PrivacyError, SelfTestError
 from privet.common.tasks.measure import CLASSES, LIKELIHOOD, Measure, Shape
 from privet.privacy.accounting.events import (
     GATE_WEIGHT,
@@ -108,7 +108,7 @@ def record_cells(
     if any(measure is known for known in _OURS):
         found = np.asarray(measure.cells(scores[finite], labels[finite], shape))
         if found.shape != (np.count_nonzero(finite),) or found.dtype.kind not in "iu":
-            raise PrivacyFault("a measure of Privet gave no cell for each record")
+            raise PrivacyError("a measure of Privet gave no cell for each record")
         cells[finite] = np.where((found >= 0) & (found < size), found, -1)
         return cells
     for place in np.flatnonzero(finite).tolist():
@@ -132,16 +132,16 @@ def checked_shape(shape: Shape) -> Shape:
     """Return the shape of a table.
 
     Raises:
-        PrivacyFault: if it is not two integers from 1, or has more than MAX_CELLS cells.
+        PrivacyError: if it is not two integers from 1, or has more than MAX_CELLS cells.
     """
     try:
         rows, columns = shape
     except (TypeError, ValueError):
-        raise PrivacyFault("the shape of the gate's table is rows and columns") from None
+        raise PrivacyError("the shape of the gate's table is rows and columns") from None
     if type(rows) is not int or type(columns) is not int or rows < 1 or columns < 1:
-        raise PrivacyFault("rows and columns of the gate's table are integers from 1")
+        raise PrivacyError("rows and columns of the gate's table are integers from 1")
     if rows * columns > MAX_CELLS:
-        raise PrivacyFault(
+        raise PrivacyError(
             f"the gate's table has at most {MAX_CELLS:,} cells, not {rows * columns:,}"
         )
     return rows, columns
@@ -157,20 +157,20 @@ def check_measure(measure: Measure, shape: Shape, scores: Array, labels: Array) 
         labels: of made-up records.
 
     Raises:
-        SelfTestFailed: if no record falls into a cell, or if what one falls into depends on what
+        SelfTestError: if no record falls into a cell, or if what one falls into depends on what
             the measure was asked before (H6).
     """
     try:
         cells = record_cells(measure, scores, labels, shape)
         again = record_cells(measure, scores[::-1], labels[::-1], shape)[::-1]
-    except PrivacyFault as error:
-        raise SelfTestFailed(f"H13: {error}") from error
+    except PrivacyError as error:
+        raise SelfTestError(f"H13: {error}") from error
     if not np.array_equal(cells, again):
-        raise SelfTestFailed(
+        raise SelfTestError(
             "H6: the cells of the measure depend on the order in which records are asked about"
         )
     if len(cells) and cells.max() < 0:
-        raise SelfTestFailed(
+        raise SelfTestError(
             "H13: the measure has no cell for any made-up record: scores "
             f"{list(scores.shape)} and labels {list(labels.shape)} do not fit a table {list(shape)}"
             + _why_none(measure, scores, labels, shape)

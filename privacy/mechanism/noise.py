@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from privet.common.errors import PrivacyFault
+from privet.common.errors import PrivacyError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,12 +45,12 @@ def grid_of(standard_deviation: float) -> float:
     2^(floor(log2 σC) - 20): the standard deviation is 2^20 to 2^21 of its steps.
 
     Raises:
-        PrivacyFault: if the standard deviation is not within 1e-100 and 1e100: its square would be
+        PrivacyError: if the standard deviation is not within 1e-100 and 1e100: its square would be
             zero or infinite in double precision, and the noise with it.
     """
     low, high = _SCALES
     if not low <= standard_deviation <= high:
-        raise PrivacyFault(f"noise of standard deviation {standard_deviation} cannot be computed")
+        raise PrivacyError(f"noise of standard deviation {standard_deviation} cannot be computed")
     return 2.0 ** (math.frexp(standard_deviation)[1] - 1 - _GRID_BITS)
 
 
@@ -84,7 +84,7 @@ class Stream:
         """Return ``count`` uniform 64-bit words.
 
         Raises:
-            PrivacyFault: in a process forked after the stream was made; two processes
+            PrivacyError: in a process forked after the stream was made; two processes
                 must never draw the same noise.
         """
         self._require_own_process()
@@ -120,13 +120,13 @@ class Stream:
             standard_deviation: of the noise, the same for every number.
 
         Raises:
-            PrivacyFault: if the numbers are not real ones, or the standard deviation is so small
+            PrivacyError: if the numbers are not real ones, or the standard deviation is so small
                 or so large that there would be no noise.
         """
         import torch
 
         if not values.is_floating_point():
-            raise PrivacyFault(f"noise cannot be added to numbers of type {values.dtype}")
+            raise PrivacyError(f"noise cannot be added to numbers of type {values.dtype}")
         grid = grid_of(standard_deviation)
         if values.dtype == torch.float16:  # its range is too small to be scaled in
             wide = values.float()
@@ -194,4 +194,4 @@ class Stream:
 
     def _require_own_process(self) -> None:
         if os.getpid() != self._process:
-            raise PrivacyFault("a noise stream was used across a fork; make a fresh one")
+            raise PrivacyError("a noise stream was used across a fork; make a fresh one")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from privet.common.compat.torch import version_of
-from privet.common.errors import BypassDetected
+from privet.common.errors import BypassError
 
 
 class TamperGuard:
@@ -43,22 +43,22 @@ class TamperGuard:
         """Compare with what was remembered; ``thorough`` reads the frozen tensors too.
 
         Raises:
-            BypassDetected: naming the tensor that moved.
+            BypassError: naming the tensor that moved.
         """
         for name, (version, mark) in self._marks.items():
             trained = self._trained[name]
             if version_of(trained) != version or _mark(trained) != mark:
-                raise BypassDetected(
+                raise BypassError(
                     f"parameter '{name}' changed outside the mechanism {when} (H8); "
                     "was another optimizer stepped?"
                 )
         others = self._others()
         if others.keys() != self._frozen_marks.keys():
-            raise BypassDetected(f"the model gained or lost tensors {when} (H17)")
+            raise BypassError(f"the model gained or lost tensors {when} (H17)")
         for name, tensor in others.items():
             version, mark = self._frozen_marks[name]
             if version_of(tensor) != version or (thorough and _mark(tensor) != mark):
-                raise BypassDetected(
+                raise BypassError(
                     f"'{name}' is not trained but changed {when} (H5): running statistics "
                     "and other buffers would leave the site un-noised"
                 )

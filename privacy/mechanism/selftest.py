@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import NotReleasable, PrivetError, SelfTestFailed
+from privet.common.errors import NotReleasableError, PrivetError, SelfTestError
 from privet.privacy.mechanism import batch_coupling
 from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
@@ -64,7 +64,7 @@ def run(
         together: records that a unit may have.
 
     Raises:
-        SelfTestFailed: with the row's id and the parameter concerned.
+        SelfTestError: with the row's id and the parameter concerned.
     """
     try:
         with _Deterministic(engine.model):
@@ -78,7 +78,7 @@ def run(
     except PrivetError:
         raise
     except Exception as error:
-        raise SelfTestFailed(
+        raise SelfTestError(
             f"H16: per-sample gradients of this model cannot be computed ({error!r}); "
             "try another 'clipping'"
         ) from error
@@ -176,7 +176,7 @@ def augmentation(views: Views, random_batch: RandomBatch) -> None:
         random_batch: input to test with.
 
     Raises:
-        SelfTestFailed: naming the tensor that depends on other records.
+        SelfTestError: naming the tensor that depends on other records.
     """
     for records in _VIEWED:
         batch = random_batch(records, 3)
@@ -188,17 +188,17 @@ def augmentation(views: Views, random_batch: RandomBatch) -> None:
                      for i in singles]  # fmt: skip
             seen = views.of(batch, words)
             back = views.of({name: tensor.flip(0) for name, tensor in batch.items()}, words.flip(0))
-        except NotReleasable as error:
-            raise SelfTestFailed(str(error)) from error
+        except NotReleasableError as error:
+            raise SelfTestError(str(error)) from error
         except Exception as error:
-            raise SelfTestFailed(f"H6: 'augment' of this task fails: {error!r}") from error
+            raise SelfTestError(f"H6: 'augment' of this task fails: {error!r}") from error
         for name, tensor in seen.items():
             same = all(
                 torch.equal(one[name], tensor[i : i + 1])
                 for i, one in zip(singles, alone, strict=True)
             )
             if not same or not torch.equal(back[name].flip(0), tensor):
-                raise SelfTestFailed(
+                raise SelfTestError(
                     f"H6: '{name}' of an augmented record depends on other records, or on "
                     "chance that is not its own number; no per-unit bound holds"
                 )
@@ -220,7 +220,7 @@ def real_records(engine: GradientEngine, examples: Batch) -> int:
         How many records were compared, 7 at most.
 
     Raises:
-        SelfTestFailed: naming the parameter whose sum is wrong.
+        SelfTestError: naming the parameter whose sum is wrong.
     """
     rows = torch.tensor(_typical(examples))
     batch = {name: tensor[rows.to(tensor.device)] for name, tensor in examples.items()}
@@ -233,13 +233,13 @@ def real_records(engine: GradientEngine, examples: Batch) -> int:
         except PrivetError:
             raise
         except Exception as error:
-            raise SelfTestFailed(
+            raise SelfTestError(
                 f"H16: gradients of real records cannot be computed ({error!r}), though those of "
                 "made-up ones could: does the model treat longer rows in another way?"
             ) from error
         if not wrong:
             return compared
-    raise SelfTestFailed(
+    raise SelfTestError(
         f"H16: the clipped sum of real records is wrong for '{wrong}', though that of "
         "made-up ones was right: the model treats rows by their length or order, or mixes "
         "records"
@@ -301,7 +301,7 @@ def _repeatable(engine: GradientEngine, batch: Batch) -> None:
     with torch.no_grad():
         one, two = engine.losses(batch), engine.losses(batch)
     if not torch.equal(one, two) and not _Closeness()(one, two):
-        raise SelfTestFailed(
+        raise SelfTestError(
             "H16: two passes over the same records differ: there is dropout, or other chance, that "
             "is not a layer of its own. Set its rate to 0; the noise for privacy does its work"
         )
@@ -311,7 +311,7 @@ def _coverage(engine: GradientEngine, declared: Iterable[str]) -> None:
     trained, wanted = set(engine.named), set(declared)
     if trained != wanted:
         odd = sorted(trained ^ wanted)[0]
-        raise SelfTestFailed(
+        raise SelfTestError(
             f"H17: '{odd}' is {'trained but not declared' if odd in trained else 'not trained'}; "
             "the plan's parameters and the trained ones must be the same"
         )
@@ -321,7 +321,7 @@ def _one_loss_each(engine: GradientEngine, batch: Batch) -> None:
     with torch.no_grad():
         shape = tuple(engine.losses(batch).shape)
     if shape != (_count(batch),):
-        raise SelfTestFailed(
+        raise SelfTestError(
             f"H16: the loss must return one value for each record, [{_count(batch)}], "
             f"not {list(shape)}; use reduction='none'"
         )
@@ -329,7 +329,7 @@ def _one_loss_each(engine: GradientEngine, batch: Batch) -> None:
 
 def _has_gradient(engine: GradientEngine, batch: Batch) -> None:
     if not any(ex.norm_of(one) > 0 for one in ex.singles(engine, batch)):
-        raise SelfTestFailed("H16: the loss does not depend on the trained parameters")
+        raise SelfTestError("H16: the loss does not depend on the trained parameters")
 
 
 def _per_sample_gradient(
@@ -344,7 +344,7 @@ def _per_sample_gradient(
             close(got[i], want[i], floor) for i, floor in enumerate(floors)
         )
         if not near:
-            raise SelfTestFailed(
+            raise SelfTestError(
                 f"H16: the per-sample gradient of '{name}' differs from that of single "
                 "records (tied weights, or a layer Opacus treats wrongly); try "
                 "clipping = 'functorch'"
@@ -357,7 +357,7 @@ def _per_sample_gradient(
     floor = close.floor(wanted)
     for name, got, want in zip(engine.named, total.tensors, wanted, strict=True):
         if not close(got, want, floor):
-            raise SelfTestFailed(f"H16: the clipped sum is wrong for '{name}'")
+            raise SelfTestError(f"H16: the clipped sum is wrong for '{name}'")
 
 
 def _coupled_forward(
@@ -389,7 +389,7 @@ def _coupled_forward(
         floor = close.floor(rows) or close.floor(every)
         for name, first, second in zip(engine.named, rows, mixed_rows, strict=True):
             if not close(first, second, floor):
-                raise SelfTestFailed(
+                raise SelfTestError(
                     f"H6: the gradient of one record in '{name}' depends on the other records "
                     "(batch mean, contrastive loss, router); no per-unit bound holds"
                 )
@@ -429,9 +429,9 @@ def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch, close: _C
     floor = close.floor(want)
     for name, one, two in zip(engine.named, got.tensors, want, strict=True):
         if not bool(torch.isfinite(one).all()):
-            raise SelfTestFailed(f"H7: one NaN record makes '{name}' non-finite")
+            raise SelfTestError(f"H7: one NaN record makes '{name}' non-finite")
         if not close(one, two, floor):
-            raise SelfTestFailed(f"H7: one NaN record moves '{name}'")
+            raise SelfTestError(f"H7: one NaN record moves '{name}'")
 
 
 def _count(batch: Batch) -> int:

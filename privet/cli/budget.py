@@ -54,7 +54,7 @@ def budget(
     """
     from privet.cli.output import show, show_site
     from privet.client.operator.forecast import Forecast, Place
-    from privet.common.errors import Refused
+    from privet.common.errors import RefusedError
     from privet.privacy.accounting import plan_events
     from privet.privacy.policy import Policy
     from privet.simulations.planning import attested, find_plan
@@ -76,7 +76,7 @@ def budget(
     else:
         show_site.budget(forecast)
     if forecast.faults:
-        raise Refused("\n".join(forecast.faults))
+        raise RefusedError("\n".join(forecast.faults))
 
 
 def _offered(text: str, place: Place) -> Plan | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli.client import AsJson, PolicyFile, client
-from privet.common.errors import DataError, DataMissing, InputError
+from privet.common.errors import DataError, DataMissingError, InputError
 
 if TYPE_CHECKING:
     from privet.common.plan import Plan
@@ -72,7 +72,7 @@ def check(
                 min_units=data.min_units,
                 tell=tell,
             )
-        except (DataError, DataMissing) as error:
+        except (DataError, DataMissingError) as error:
             found = unreadable(str(path or data.sql), chosen, error)
         finally:
             forget_snapshot(site, name, place)

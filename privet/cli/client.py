@@ -292,7 +292,7 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool, not_restored: bool)
 
     import privet.common.link
     from privet import __version__
-    from privet.client.start import dialer, make_gates, missing_coordinators, only_client, run
+    from privet.client.start import dialer, make_endpoints, missing_coordinators, only_client, run
     from privet.common.output.process_output import to_operator
 
     assert privet.common.link
@@ -302,34 +302,39 @@ def _attend(policy: Path, metrics: str, *, unconfined: bool, not_restored: bool)
         if policy.is_file():
             held.enter_context(to_operator(policy.parent / "operator.log"))
             held.enter_context(only_client(policy))
-        gates = make_gates(policy, secret, unconfined=unconfined, not_restored=not_restored)
-        site = {"site": gates[0].join.site}
+        endpoints = make_endpoints(policy, secret, unconfined=unconfined, not_restored=not_restored)
+        site = {"site": endpoints[0].join.site}
         own.info("started", extra={**site, "version": __version__})
         held.callback(own.info, "stopped", extra=site)
-        for gate in gates:
-            held.callback(gate.close)
+        for endpoint in endpoints:
+            held.callback(endpoint.close)
         for said in checks(policy):
             own.info(said)
-        for name, key in missing_coordinators(policy, gates[0].ledger).items():
+        for name, key in missing_coordinators(policy, endpoints[0].ledger).items():
             own.warning("may not ask: its order key is not under [allow] coordinators",
                         extra={"coordinator": name, "key": key})  # fmt: skip
 
-        def tell(gate: SiteEndpoint, state: str) -> None:
-            about = {"coordinator": gate.membership.name, "address": gate.addresses.all()[0]}
+        def tell(endpoint: SiteEndpoint, state: str) -> None:
+            about = {
+                "coordinator": endpoint.membership.name,
+                "address": endpoint.addresses.all()[0],
+            }
             own.info(state, extra={**site, **about})
 
-        links = [dialer(gate, partial(tell, gate)) for gate in gates]
+        links = [dialer(endpoint, partial(tell, endpoint)) for endpoint in endpoints]
         if metrics:
             from privet.client.metrics import ClientMetrics
             from privet.common.output.metrics import Endpoint, parse_address, registry
             from privet.privacy.policy import Policy
 
-            pairs = [(gate.membership, link) for gate, link in zip(gates, links, strict=True)]
+            pairs = [
+                (endpoint.membership, link) for endpoint, link in zip(endpoints, links, strict=True)
+            ]
             figures = registry("client", ClientMetrics(pairs, partial(Policy.load, policy)))
             place = parse_address(metrics)
             ready = partial(_all_connected, links)
             held.enter_context(Endpoint(figures, place, ready))
-        asyncio.run(run(*links, turns=gates[0].turns))
+        asyncio.run(run(*links, turns=endpoints[0].turns))
 
 
 def _all_connected(links: list[Dialer]) -> bool:

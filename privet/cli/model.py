@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
-from privet.common.errors import DataError, DataMissing, InputError
+from privet.common.errors import DataError, DataMissingError, InputError
 
 if TYPE_CHECKING:
     import socket
@@ -485,10 +485,10 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
         raise InputError("the plan names no records: bring a file, --from FILE")
     try:
         frame = SiteRecords(trained.plan, data_folder(data)).parts()["test"]
-    except DataMissing as error:
+    except DataMissingError as error:
         if trained.plan.scenario is not None:
             raise
-        raise DataMissing(
+        raise DataMissingError(
             f"{error}\nThe plan's paths are looked for from here; or bring a file, --from FILE"
         ) from error
     if not len(frame):
@@ -508,7 +508,7 @@ def _public_records(trained: Trained, data: Path | None, own: Path | None) -> pd
         return None
     try:
         return _records(trained, data, None)
-    except DataMissing:
+    except DataMissingError:
         return None
 
 

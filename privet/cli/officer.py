@@ -77,11 +77,11 @@ def _passphrase(path: Path) -> str | None:
 
 
 def _is_encrypted(path: Path) -> bool:
-    from privet.common.errors import KeyFault
+    from privet.common.errors import PrivateKeyError
     from privet.privacy.evidence.officers import key_from_file
 
     try:
         key_from_file(path, None)
-    except KeyFault as error:
+    except PrivateKeyError as error:
         return "passphrase" in str(error) and path.is_file()
     return False

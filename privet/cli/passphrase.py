@@ -10,9 +10,9 @@ import typer
 
 from privet.common.errors import InputError, PrivetError
 from privet.privacy.evidence.keys import (
+    MIN_PASSPHRASE_CHARACTERS,
     PASSPHRASE,
     PASSPHRASE_FILE,
-    SHORTEST,
     passphrase_from_environment,
 )
 
@@ -22,13 +22,15 @@ def passphrase(*, new: bool = False) -> str:
 
     Raises:
         InputError: if nobody can be asked, or a new one is too short.
-        KeyFault: if both variables are set, or the file is not there.
+        PrivateKeyError: if both variables are set, or the file is not there.
     """
     found = passphrase_from_environment()
     if found is None:
         found = _asked(new)
-    if new and len(found) < SHORTEST:
-        raise InputError(f"a passphrase has at least {SHORTEST} characters; no key was made")
+    if new and len(found) < MIN_PASSPHRASE_CHARACTERS:
+        raise InputError(
+            f"a passphrase has at least {MIN_PASSPHRASE_CHARACTERS} characters; no key was made"
+        )
     return found
 
 

@@ -91,7 +91,7 @@ def approve(
     by = desk.approve(digest, person, signer_for(key, module, token, label))
     allow = desk.policy.allow
     offered = Offers(policy.parent).has(digest)
-    missing = approval_fault(desk.policy, desk.ledger.book, digest)
+    missing = approval_fault(desk.policy, desk.ledger.state, digest)
     note = ""
     if allow.approval == "listed" and missing:
         note = f'without effect: {missing}. Write it there, or set approval = "manual"'
@@ -101,7 +101,7 @@ def approve(
     if failed:
         value |= {"failed_attempts": failed, "max_attempts": most}
     count = (
-        f"{approvers(desk.policy, desk.ledger.book, digest)} of {allow.approvers}"
+        f"{approvers(desk.policy, desk.ledger.state, digest)} of {allow.approvers}"
         if allow.approval == "manual"
         else "noted"
     )
@@ -159,7 +159,7 @@ def sign_policy(
 
     desk, person = desk_of(policy), who(name)
     desk.ledger.log.refresh()
-    found = list(policy_changes(desk.ledger.book.policy or {}, desk.policy.public()))
+    found = list(policy_changes(desk.ledger.state.policy or {}, desk.policy.public()))
     for one in found:
         typer.echo(printable(f"{one.key}: {one.before} → {one.after}"), err=True)
     if found and not yes and sys.stdin.isatty():

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from privet.cli import app
-from privet.common.errors import DataError, DataMissing, InputError
+from privet.common.errors import DataError, DataMissingError, InputError
 
 
 class Engine(StrEnum):
@@ -222,7 +222,7 @@ def _check(plan: Any, setting: Any, as_json: bool) -> None:
     try:
         with show.stage("checking the records") as tell:
             found = dict(check_sites(plan, setting, tell))
-    except (DataError, DataMissing) as error:
+    except (DataError, DataMissingError) as error:
         typer.echo(f"privet: {error}", err=True)
         raise typer.Exit(1) from None
     if as_json:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _STEPS = 32
 _SAMPLES = 50
-_MOST = 40
+_MAX_PARTS = 40
 """Parts that a page shows of the whole."""
 
 
@@ -111,7 +111,7 @@ def explain(trained: Trained, frame: pd.DataFrame, target: str | None = None) ->
     return found
 
 
-def whole(explanations: list[Explanation], most: int = _MOST) -> list[ExplainedPart]:
+def whole(explanations: list[Explanation], most: int = _MAX_PARTS) -> list[ExplainedPart]:
     """Return the mean weight, whatever its sign, of each name over many explanations.
 
     A word counts where it stands in at least two records, or in all of fewer.

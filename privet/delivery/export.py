@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from privet.delivery.trained import Trained
 
-MOST_OFF = 1e-4
+MAX_RELATIVE_DIFFERENCE = 1e-4
 """Most that ONNX's outputs may differ from the network's, relative to the largest."""
 
 
@@ -352,9 +352,10 @@ def _onnx(trained: Trained, network: nn.Module, path: Path) -> float:
             raise InputError(f"this model cannot be run as ONNX: {reason}") from error
         most = max(float(np.abs(wanted).max()), 1e-12)
         off = max(off, float(np.abs(got - wanted).max()) / most)
-    if not off <= MOST_OFF:
+    if not off <= MAX_RELATIVE_DIFFERENCE:
         raise RunError(
-            f"ONNX's outputs differ from the network's by {off:.2g}, more than {MOST_OFF}"
+            f"ONNX's outputs differ from the network's by {off:.2g}, more than "
+            f"{MAX_RELATIVE_DIFFERENCE}"
         )
     return off
 

@@ -43,10 +43,10 @@ from privet.delivery.trained import Trained
 from privet.privacy.policy import Policy
 
 PERSON = "person"
-_MOST = 1000
-_LONGEST = 100_000
+_MAX_RECORDS = 1000
+_MAX_CELL_CHARACTERS = 100_000
 """Signs of one cell."""
-_MOST_BYTES = 4 << 20
+_MAX_REQUEST_BYTES = 4 << 20
 """Of one question."""
 
 
@@ -132,8 +132,10 @@ class Feedback:
                 text = _person(place, cell)
             if name in self.needed and not text.strip():
                 raise DataError(f"record {place}: '{name}' is missing")
-            if len(text) > _LONGEST:
-                raise DataError(f"record {place}: '{name}' has more than {_LONGEST} signs")
+            if len(text) > _MAX_CELL_CHARACTERS:
+                raise DataError(
+                    f"record {place}: '{name}' has more than {_MAX_CELL_CHARACTERS} signs"
+                )
             row.append(text)
         return row
 
@@ -232,8 +234,8 @@ class PostedRecords(BaseModel):
             DataError: if there is none, or there are too many.
         """
         found = [self.model_extra or {}] if self.records is None else self.records
-        if not 1 <= len(found) <= _MOST:
-            raise DataError(f"between 1 and {_MOST} records at once, not {len(found)}")
+        if not 1 <= len(found) <= _MAX_RECORDS:
+            raise DataError(f"between 1 and {_MAX_RECORDS} records at once, not {len(found)}")
         return found
 
 
@@ -342,8 +344,8 @@ class LocalOnlyMiddleware:
         body = b""
         if fault is None and scope["method"] == "POST":
             body = await _body(receive)
-            if len(body) > _MOST_BYTES:
-                fault = 413, f"more than {_MOST_BYTES} bytes at once"
+            if len(body) > _MAX_REQUEST_BYTES:
+                fault = 413, f"more than {_MAX_REQUEST_BYTES} bytes at once"
         if fault is not None:
             answer = JSONResponse({"detail": fault[1]}, status_code=fault[0])
             await answer(scope, receive, send)
@@ -383,7 +385,7 @@ class LocalOnlyMiddleware:
 async def _body(receive: Any) -> bytes:
     """Return a question's body, or the beginning of one that is too long."""
     parts, size = [], 0
-    while size <= _MOST_BYTES:
+    while size <= _MAX_REQUEST_BYTES:
         message = await receive()
         if message["type"] != "http.request":
             break

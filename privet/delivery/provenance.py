@@ -21,7 +21,7 @@ def provenance(plan: Plan) -> list[str]:
     """Return one sentence or more on each thing that a model's inputs are made with.
 
     Raises:
-        DataMissing: if the model's tokenizer is not there.
+        DataMissingError: if the model's tokenizer is not there.
     """
     task = plan.task
     found = []

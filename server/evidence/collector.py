@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from privet.common.errors import EvidenceFault, NoteError, RunError
+from privet.common.errors import EvidenceError, NoteError, RunError
 from privet.common.order import Order, Status
 from privet.privacy.evidence.log import Evidence
 from privet.privacy.evidence.roster import Roster
@@ -37,7 +37,7 @@ from privet.server.evidence.journal_copies import JournalSharer
 from privet.server.evidence.receipts import Receipt, receipt_for
 from privet.server.round_models import RoundModels
 
-_LOG = logging.getLogger("privet.recorder")
+_LOG = logging.getLogger("privet.collector")
 
 Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
 """Asks sites for evidence of their logs: a question by site, the answers by site."""
@@ -129,7 +129,7 @@ class EvidenceCollector:
             ended: whether the journal has the run's end already, and only its model is made again.
 
         Raises:
-            EvidenceFault: if a site's log contradicts what another site remembers of it.
+            EvidenceError: if a site's log contradicts what another site remembers of it.
             RunError: if sites run different code: no verifier accepts one run of two codes.
         """
         show = self._copying(show)
@@ -167,7 +167,7 @@ class EvidenceCollector:
             The sites whose logs grew.
 
         Raises:
-            EvidenceFault: if the history of a log does not hold, or too few witnesses cosigned it.
+            EvidenceError: if the history of a log does not hold, or too few witnesses cosigned it.
         """
         show = self._copying(show)
         if not self._heads.all():
@@ -217,14 +217,14 @@ class EvidenceCollector:
             if (order.run, order.round) == (run, number):
                 self._round.orders.setdefault(order.digest, (order, "no-reply"))
                 attempts[order.site] = max(order.attempt, attempts.get(order.site, 1))
-        for item in self.journal.log.book.resumed.get(run, ()):
+        for item in self.journal.log.state.resumed.get(run, ()):
             if item["answer"] not in _ASKED_THE_SAME:
                 attempts[item["site"]] = max(item["attempt"] + 1, attempts[item["site"]])
         return attempts
 
     def is_resumed(self, run: str) -> bool:
         """Return whether a run was resumed and has finished no round since."""
-        return run in self.journal.log.book.resumed
+        return run in self.journal.log.state.resumed
 
     def close(self) -> None:
         """Close the journal, so that SQLite leaves no file beside it."""
@@ -291,7 +291,7 @@ class EvidenceCollector:
             The sites whose release is proved. The caller must not use any other release.
 
         Raises:
-            EvidenceFault: if a site's log contradicts what another site remembers of it.
+            EvidenceError: if a site's log contradicts what another site remembers of it.
         """
         show = self._copying(show)
         for site, (order, _) in releases.items():
@@ -323,11 +323,11 @@ class EvidenceCollector:
                 ask again.
 
         Raises:
-            EvidenceFault: naming each log whose history does not hold, and the witness that found
+            EvidenceError: naming each log whose history does not hold, and the witness that found
                 it.
         """
         show = self._copying(show)
-        chances = _CHANCES
+        chances = _MAX_WITNESS_TRIES
         while chances:
             missing = [site for site in sites if self._origins[site] not in self._round.shown]
             if missing:
@@ -340,21 +340,21 @@ class EvidenceCollector:
                         self._heads.cosigned(log, shown[log], gathered[log])
                         for log in sorted(shown)
                     ]
-                except EvidenceFault:
+                except EvidenceError:
                     if not silent or not wait(silent):
                         raise
                     self._learn(show({site: self._question(site) for site in silent}))
                     continue
             # An objection does not cancel others' cosignatures: a head with a quorum keeps it.
             for origin, lines in gathered.items():
-                with suppress(EvidenceFault, NoteError):
+                with suppress(EvidenceError, NoteError):
                     self._heads.cosigned(origin, shown[origin], lines)
             # With another coordinator a log may have grown since it was sent to this one.
             self._learn(show({site: self._question(site) for site in sites}))
             if self._is_unchanged(shown):
                 break
             chances -= 1
-        raise EvidenceFault(
+        raise EvidenceError(
             "the history of a log does not hold; the run stops, nothing more is joined:\n  "
             + "\n  ".join(sorted(said))
         )
@@ -476,7 +476,7 @@ class EvidenceCollector:
             fault: name of the error that ended the run, or "" if the run is done.
 
         Raises:
-            EvidenceFault: if a history does not hold or too few witnesses cosigned. Where ``fault``
+            EvidenceError: if a history does not hold or too few witnesses cosigned. Where ``fault``
                 is set, the run has failed already, and this error is dropped.
         """
         show = self._copying(show)
@@ -484,7 +484,7 @@ class EvidenceCollector:
         self._new_round()
         try:
             self.witness(sites, show)
-        except EvidenceFault:
+        except EvidenceError:
             if not fault:
                 raise
         self._keep_heads()
@@ -532,7 +532,7 @@ class EvidenceCollector:
             if "evidence" in answer:
                 origin = self._origins[site]
                 # Its witnesses report its faults.
-                with suppress(NoteError, EvidenceFault):
+                with suppress(NoteError, EvidenceError):
                     evidence = Evidence.from_json(answer["evidence"])
                     self._round.shown[origin] = evidence
                     self._heads.note_keys(origin, evidence)
@@ -548,7 +548,7 @@ class EvidenceCollector:
             self._heads.note_size(origin, COORDINATOR, seen.size)
 
 
-_CHANCES = 3
+_MAX_WITNESS_TRIES = 3
 _ASKED_THE_SAME = ("released", "no-reply", str(Status.NOT_NOW))
 """Answers after which the same order costs nothing that is not paid for."""
 

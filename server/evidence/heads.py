@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from privet.common.errors import EvidenceFault, NoteError
+from privet.common.errors import EvidenceError, NoteError
 from privet.privacy.evidence.log import Evidence
 from privet.privacy.evidence.roster import Roster
 from privet.privacy.evidence.signed_note import Checkpoint, Key, SignatureLine, parse_line
@@ -69,7 +69,7 @@ class WitnessedHeads:
             evidence: of that log; it proves each key by the one before, from the roster's on.
 
         Raises:
-            EvidenceFault: if it does not.
+            EvidenceError: if it does not.
             NoteError: if it cannot be read.
         """
         self._keys[origin] = keys_of(evidence, self._roster.logs[origin])
@@ -107,7 +107,7 @@ class WitnessedHeads:
             shown: origins of the logs whose own evidence is known in this round.
 
         Raises:
-            EvidenceFault: if it has a head that the log, by its own evidence, never signed.
+            EvidenceError: if it has a head that the log, by its own evidence, never signed.
         """
         origins = set(shown)
         for one in seen:
@@ -127,7 +127,7 @@ class WitnessedHeads:
                 self._read[note] = head
                 self.note_size(head.origin, site, head.size)
             elif head.origin in origins:
-                raise EvidenceFault(
+                raise EvidenceError(
                     f"{head.origin}: site '{site}' remembers a head of {head.size} entries, signed "
                     "by no key that this log shows; one of the two does not tell the truth: a "
                     "restored backup, or a head that was made up"
@@ -192,13 +192,13 @@ class WitnessedHeads:
             lines: the cosignatures, of which each counts.
 
         Raises:
-            EvidenceFault: if they are fewer than the quorum.
+            EvidenceError: if they are fewer than the quorum.
         """
         log = Key(origin, self._keys[origin][-1])
         head = Checkpoint.parse(shown.note).trimmed(log).with_cosignatures(lines)
         cosigners = sorted({line.name for line in head.lines[1:]})
         if len(cosigners) < self._roster.quorum:
-            raise EvidenceFault(
+            raise EvidenceError(
                 f"{origin}: {len(cosigners)} witnesses cosigned its head of {head.size} entries, "
                 f"{self._roster.quorum} are needed"
             )

@@ -163,7 +163,7 @@ class Journal:
                 found[int(entry.predicate["round"])] = {
                     k: v for k, v in entry.predicate.items() if k not in _COMMON
                 }
-        last = self.log.book.goes_on_after(run)[0] if run in self.log.book.last else 0
+        last = self.log.state.goes_on_after(run)[0] if run in self.log.state.last else 0
         return {number: record for number, record in found.items() if number <= last}
 
     def open_run(self, run: str, plan: str, model: str, sites: Iterable[str]) -> None:
@@ -180,13 +180,13 @@ class Journal:
                 began under another plan or with another model.
         """
         with self.log.writing():
-            if run in self.log.book.closed:
+            if run in self.log.state.closed:
                 raise RunError(
                     f"run '{run}' has ended, and the journal says so; begin another one, with a "
                     "name and a folder for snapshots of its own"
                 )
-            if run in self.log.book.last:
-                begun = self.log.book.begun[run]
+            if run in self.log.state.last:
+                begun = self.log.state.begun[run]
                 if begun != (plan, model):
                     raise RunError(
                         f"run '{run}' was begun with plan {begun[0]} and first model {begun[1]}; "
@@ -200,13 +200,13 @@ class Journal:
     def resume_run(self, run: str) -> None:
         """Note that a failed run continues; do nothing for an open or unknown run."""
         with self.log.writing():
-            if self.log.book.closed.get(run) == "failed":
-                rounds, model = self.log.book.goes_on_after(run)
+            if self.log.state.closed.get(run) == "failed":
+                rounds, model = self.log.state.goes_on_after(run)
                 self.log.append("run-resumed", "model", model, run=run, rounds=rounds, model=model)
 
     def is_done(self, run: str) -> bool:
         """Return whether the run ended without a failure."""
-        return self.log.book.closed.get(run) == "done"
+        return self.log.state.closed.get(run) == "done"
 
     def keep(self, papers: Iterable[tuple[str, str, str]]) -> None:
         """Store papers (kind, name, text) durably, before the round that they belong to."""
@@ -217,7 +217,7 @@ class Journal:
     def close_round(self, record: dict[str, Any]) -> None:
         """Note a round; do nothing if it was noted before."""
         with self.log.writing():
-            if self.log.book.last[record["run"]][0] < record["round"]:
+            if self.log.state.last[record["run"]][0] < record["round"]:
                 self.log.append("round", "model", record["next"], **record)
 
     def close_run(self, run: str, model: str, *, fault: str = "") -> None:
@@ -229,14 +229,14 @@ class Journal:
             fault: name of the error that ended the run, or "" if the run is done.
         """
         with self.log.writing():
-            if run in self.log.book.closed:
+            if run in self.log.state.closed:
                 return
             self.log.append(
                 "run-closed",
                 "model",
                 model,
                 run=run,
-                rounds=self.log.book.last[run][0],
+                rounds=self.log.state.last[run][0],
                 model=model,
                 how="failed" if fault else "done",
                 fault=fault,

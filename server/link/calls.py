@@ -20,9 +20,9 @@ from grpc import aio
 from privet.common.compat.grpc import known_methods_server, quiet_metadata
 from privet.common.errors import InputError
 
-_LAST = 0.5
+_SHUTDOWN_TIMEOUT_S = 0.5
 """Seconds that tasks have to end after their server did."""
-PATIENCE = 60.0
+STALL_TIMEOUT_S = 60.0
 """Seconds that a call may make no progress: a megabyte takes 8 at 1 Mbit/s."""
 
 _OPTIONS = [
@@ -219,7 +219,7 @@ async def stop(server: aio.Server, grace: float) -> None:
     """
     await server.stop(grace)
     if others := asyncio.all_tasks() - {asyncio.current_task()}:
-        await asyncio.wait(others, timeout=_LAST)
+        await asyncio.wait(others, timeout=_SHUTDOWN_TIMEOUT_S)
 
 
 def _require_free(address: str) -> None:

@@ -26,11 +26,11 @@ from privet.common.flower.wire import decode_show, encode_show, pack, unpack
 from privet.server.link.parcel import LinkReply
 from privet.server.link.server import LinkServer
 
-_STEP = 0.25
+_POLL_INTERVAL_S = 0.25
 """Seconds between two polls of the stop event and the connected sites."""
-GRACE = 5.0
+MIN_GRACE_S = 5.0
 """Seconds, at least, that others are waited for once there is enough."""
-_SLOWER = 2.0
+_GRACE_FACTOR = 2.0
 """The grid waits for a connected site for this many times its last answer's duration."""
 
 _LOG = logging.getLogger("privet.grid")
@@ -69,7 +69,7 @@ class LinkGrid(OwnGrid):
     """Send messages to sites through the link server; node ids are places in ``sites``, from 1.
 
     Args:
-        hub: the link server, listening.
+        link_server: the link server, listening.
         sites: names of the sites, in the roster's order.
         stopped: once set, every call that waits raises :class:`CoordinatorStopped`.
         patience: seconds to wait for a site that is not connected, when all connected sites have
@@ -80,7 +80,7 @@ class LinkGrid(OwnGrid):
 
     def __init__(
         self,
-        hub: LinkServer,
+        link_server: LinkServer,
         sites: list[str],
         *,
         stopped: threading.Event | None = None,
@@ -88,7 +88,7 @@ class LinkGrid(OwnGrid):
         on_wait: Callable[[list[str]], None] = lambda sites: None,
     ) -> None:
         super().__init__()
-        self._hub = hub
+        self._link_server = link_server
         self._sites = sites
         self._stopped = stopped or threading.Event()
         self._patience = patience
@@ -100,7 +100,7 @@ class LinkGrid(OwnGrid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the node ids of the connected sites."""
-        present = self._hub.present()
+        present = self._link_server.present()
         return [place for place, name in enumerate(self._sites, 1) if name in present]
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -114,7 +114,10 @@ class LinkGrid(OwnGrid):
             if number in self._open and self._open[number].answer.done():
                 sent = self._open.pop(number)
                 replies.append(_reply(sent.message, sent.answer.result()))
-                stream, seconds = self._hub.tally.streams[sent.site], time.monotonic() - sent.posted
+                stream, seconds = (
+                    self._link_server.tally.streams[sent.site],
+                    time.monotonic() - sent.posted,
+                )
                 self._took[_pace_of(sent)] = stream, seconds
                 if _is_order(sent.message):
                     self._left.discard(sent.site)
@@ -152,7 +155,7 @@ class LinkGrid(OwnGrid):
         Raises:
             CoordinatorStopped: if the coordinator is stopped.
         """
-        there = self._hub.present()
+        there = self._link_server.present()
         messages = [
             Message(encode_show(questions[site]), place, "query.show")
             for place, site in enumerate(self._sites, 1)
@@ -215,7 +218,7 @@ class LinkGrid(OwnGrid):
             now = time.monotonic()
             missing = [self._open[number] for number in todo]
             # The time of patience runs only while all missing sites are disconnected.
-            if {sent.site for sent in missing} & set(self._hub.present()):
+            if {sent.site for sent in missing} & set(self._link_server.present()):
                 seen = now
             if now >= min(end, seen + self._patience):
                 break
@@ -225,7 +228,11 @@ class LinkGrid(OwnGrid):
                 until = min(end, max(graces, default=now))
                 if now >= until:
                     break
-            wait([sent.answer for sent in missing], min(_STEP, until - now), "FIRST_COMPLETED")
+            wait(
+                [sent.answer for sent in missing],
+                min(_POLL_INTERVAL_S, until - now),
+                "FIRST_COMPLETED",
+            )
             self._look()
         if since is not None:
             orders = [self._open[number] for number in numbers if number in todo]
@@ -237,13 +244,13 @@ class LinkGrid(OwnGrid):
             return since
         if grace is not None:
             return since + grace
-        until = since + max(GRACE, since - began)
-        if sent.site not in self._hub.present() or not _is_order(sent.message):
+        until = since + max(MIN_GRACE_S, since - began)
+        if sent.site not in self._link_server.present() or not _is_order(sent.message):
             return until
         stream, took = self._took.get(_pace_of(sent), (0, 0.0))
-        if stream != self._hub.tally.streams[sent.site]:
+        if stream != self._link_server.tally.streams[sent.site]:
             return float("inf")  # a trainer that has just started is slow
-        return max(until, began + _SLOWER * took)
+        return max(until, began + _GRACE_FACTOR * took)
 
     def _tell_left(self, sites: set[str]) -> None:
         """Log the sites for whose answers the round no longer waits, once until they are back."""
@@ -255,8 +262,8 @@ class LinkGrid(OwnGrid):
         """Withdraw a message, and remember that its site owes the answer."""
         if not sent.parcel:
             return
-        self._hub.withdraw(sent.parcel)
-        stream, order = self._hub.tally.streams[sent.site], _is_order(sent.message)
+        self._link_server.withdraw(sent.parcel)
+        stream, order = self._link_server.tally.streams[sent.site], _is_order(sent.message)
         # Without the message, which has a model.
         debt = _Debt(_pace_of(sent), order, sent.answer, sent.posted, stream)
         self._debts.setdefault(sent.site, []).append(debt)
@@ -271,7 +278,7 @@ class LinkGrid(OwnGrid):
 
     def _owes(self, site: str) -> list[_Debt]:
         """Return a site's open debts; an answer, or a new stream, settles one."""
-        stream, open_ = self._hub.tally.streams[site], []
+        stream, open_ = self._link_server.tally.streams[site], []
         for debt in self._debts.pop(site, []):
             if debt.answer.done():
                 self._took[debt.pace] = stream, time.monotonic() - debt.posted
@@ -297,8 +304,8 @@ class LinkGrid(OwnGrid):
         names = {self._sites[place - 1]: place for place in nodes}
         end = float("inf") if seconds is None else time.monotonic() + seconds
         while True:
-            left = max(0.0, min(_STEP, end - time.monotonic()))
-            there = self._hub.wait_for_any(set(names), left)
+            left = max(0.0, min(_POLL_INTERVAL_S, end - time.monotonic()))
+            there = self._link_server.wait_for_any(set(names), left)
             if there or time.monotonic() >= end:
                 return {names[name] for name in there}
             self._on_wait(sorted(names))
@@ -324,7 +331,7 @@ class LinkGrid(OwnGrid):
         records, arrays = pack(sent.message.content)
         metadata = sent.message.metadata
         sent.posted = time.monotonic()
-        sent.parcel, sent.answer = self._hub.post(
+        sent.parcel, sent.answer = self._link_server.post(
             sent.site, metadata.message_type, metadata.group_id, records, arrays
         )
 

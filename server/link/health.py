@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 from grpc_health.v1 import health_pb2 as health
 
-from privet.server.link.calls import PATIENCE, Context, MessageStream, RpcAbort
+from privet.server.link.calls import STALL_TIMEOUT_S, Context, MessageStream, RpcAbort
 
 HEALTH = "grpc.health.v1.Health"
 NAMED = ("", "privet.link.v1.Link")
@@ -25,11 +25,11 @@ async def check(call: object, context: Context) -> None:
         RpcAbort: if the service's name is unknown, or the request does not come in time.
     """
     line = MessageStream(context, health.HealthCheckRequest)
-    asked = await line.one(PATIENCE)
+    asked = await line.one(STALL_TIMEOUT_S)
     if asked.service not in NAMED:
         raise RpcAbort(grpc.StatusCode.NOT_FOUND, "no such service", "not-offered")
     serving = health.HealthCheckResponse(status=health.HealthCheckResponse.SERVING)
-    await line.write(serving, PATIENCE)
+    await line.write(serving, STALL_TIMEOUT_S)
 
 
 async def watch(call: object, context: Context) -> None:

@@ -43,7 +43,7 @@ from privet.common.link import link_pb2 as pb
 from privet.common.link.beats import PIECE, REPLACED, Patience
 from privet.common.link.identity import require_tls_1_3
 from privet.common.link.notices import notice_digest
-from privet.server.link.calls import PATIENCE, RpcAbort, Serve, listen, make_server, stop
+from privet.server.link.calls import STALL_TIMEOUT_S, RpcAbort, Serve, listen, make_server, stop
 from privet.server.link.parcel import LateReply, LinkReply, PendingRequest
 from privet.server.link.service import Service, Session
 from privet.server.link.spool import Upload, clear
@@ -52,17 +52,17 @@ from privet.server.link.twins import Twins
 
 INLINE = 1 << 16
 """Shorter streams travel inside their message."""
-_MOST_RECORDS = 4 << 20
-_MOST_CALLS = 16
-_MOST_WITHDRAWN = 4_096
-_RENEW_AGAIN = 600.0
+_MAX_RECORD_BYTES = 4 << 20
+_MAX_CALLS = 16
+_MAX_WITHDRAWN = 4_096
+_MIN_RENEWAL_INTERVAL_S = 600.0
 """Seconds between two certificates of one site."""
-_LEAST_ANSWER = 64 << 20
+_MIN_ANSWER_LIMIT_BYTES = 64 << 20
 """Bytes that an answer may have in any case; else four times those of its request."""
 _OPTIONS = [
     # Each costs a stranger a TCP connection, and us a descriptor.
     ("grpc.max_allowed_incoming_connections", 2_000),
-    ("grpc.max_receive_message_length", _MOST_RECORDS + CHUNK),
+    ("grpc.max_receive_message_length", _MAX_RECORD_BYTES + CHUNK),
     ("grpc.max_metadata_size", 16 << 10),
     ("grpc.max_concurrent_streams", 64),
     ("grpc.keepalive_time_ms", 5_000),
@@ -72,7 +72,7 @@ _OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
 ]
 
-_LOG = logging.getLogger("privet.hub")
+_LOG = logging.getLogger("privet.link")
 
 Identify = Callable[[bytes], str | None]
 """Returns the member to which a client certificate (PEM) belongs now, or None."""
@@ -85,7 +85,7 @@ by the fingerprint of the newest authority that it trusts."""
 class Call:
     """A running call of a site; use it as a context manager."""
 
-    hub: LinkServer
+    link_server: LinkServer
     site: str
     begun: int
     shown: bytes = b""
@@ -94,12 +94,12 @@ class Call:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.hub.done(self)
+        self.link_server.done(self)
 
     @property
     def is_cut(self) -> bool:
         """Whether the site was revoked after the call began."""
-        return self.hub.is_cut(self)
+        return self.link_server.is_cut(self)
 
 
 class LinkServer:
@@ -120,7 +120,7 @@ class LinkServer:
 
     Example::
 
-        hub = LinkServer("coordinator", members.identify, folder / "spool")
+        link_server = LinkServer("coordinator", members.identify, folder / "spool")
         port = hub.start("127.0.0.1:0", credentials)
         number, answer = hub.post("Hospital 1", "query", "", b"{}", {})
         print(answer.result(timeout=10).records)
@@ -137,7 +137,7 @@ class LinkServer:
         newest_head: Callable[[str], str] = lambda site: "",
         beside: Callable[[LinkServer], Mapping[str, Mapping[str, Serve]]] | None = None,
         most_numbers: int = 16 << 30,
-        patience: float = PATIENCE,
+        patience: float = STALL_TIMEOUT_S,
     ) -> None:
         self.coordinator = coordinator
         self.identify = identify
@@ -264,7 +264,7 @@ class LinkServer:
         message = pb.ToSite(parcel=pb.Parcel(id=number, kind=kind, group=group, records=records))
         if arrays:
             message.parcel.numbers.CopyFrom(self._announce(arrays))
-        most = min(self.most_numbers, max(_LEAST_ANSWER, 4 * message.parcel.numbers.size))
+        most = min(self.most_numbers, max(_MIN_ANSWER_LIMIT_BYTES, 4 * message.parcel.numbers.size))
         parcel = PendingRequest(site, message, arrays, most)
         self._loop.call_soon_threadsafe(self._offer, number, parcel)
         return number, parcel.answer
@@ -350,7 +350,7 @@ class LinkServer:
             parcel.upload.discard()
         parcel.arrays = {}
         self._withdrawn[number] = parcel
-        while len(self._withdrawn) > _MOST_WITHDRAWN:
+        while len(self._withdrawn) > _MAX_WITHDRAWN:
             del self._withdrawn[next(iter(self._withdrawn))]
 
     def _cut(self, site: str) -> None:
@@ -444,7 +444,7 @@ class LinkServer:
             site: that calls.
             shown: the certificate that the site presents, as PEM.
         """
-        if self._calls[site] >= _MOST_CALLS:
+        if self._calls[site] >= _MAX_CALLS:
             return None
         self._calls[site] += 1
         return Call(self, site, self._cuts[site], shown)
@@ -461,7 +461,7 @@ class LinkServer:
     def may_renew(self, site: str) -> bool:
         """Note that a site requests a certificate; return False if it did so a short while ago."""
         now = time.monotonic()
-        if now - self._renewed.get(site, -_RENEW_AGAIN) < _RENEW_AGAIN:
+        if now - self._renewed.get(site, -_MIN_RENEWAL_INTERVAL_S) < _MIN_RENEWAL_INTERVAL_S:
             return False
         self._renewed[site] = now
         return True

@@ -21,7 +21,7 @@ from privet.common.link.beats import BEAT, until_silent
 from privet.common.link.pieces import CHUNK as CHUNK_DATA
 from privet.common.link.pieces import PIECE as PIECE_DATA
 from privet.common.link.pieces import data_of, head
-from privet.server.link.calls import PATIENCE, Context, MessageStream, RpcAbort, Serve
+from privet.server.link.calls import STALL_TIMEOUT_S, Context, MessageStream, RpcAbort, Serve
 from privet.server.link.health import HEALTH, check, watch
 
 if TYPE_CHECKING:
@@ -32,11 +32,11 @@ NAME = "privet.link.v1.Link"
 VERSION = 1
 FIRST_WORD = 10.0
 """Seconds that a new call has to say what it wants."""
-_LONGEST_REQUEST = 8 << 10
-_MOST_USELESS = 100
+_MAX_REQUEST_BYTES = 8 << 10
+_MAX_UNASKED_ANSWERS = 100
 """Answers to nothing that one stream may bring."""
 
-_LOG = logging.getLogger("privet.hub")
+_LOG = logging.getLogger("privet.link")
 
 
 class Session:
@@ -57,12 +57,12 @@ class Service:
     """Serve the calls of a link server.
 
     Args:
-        hub: the link server.
+        link_server: the link server.
         patience: seconds that a call may make no progress.
     """
 
-    def __init__(self, hub: LinkServer, patience: float = PATIENCE) -> None:
-        self._hub = hub
+    def __init__(self, link_server: LinkServer, patience: float = STALL_TIMEOUT_S) -> None:
+        self._link_server = link_server
         self._patience = patience
 
     @property
@@ -97,7 +97,7 @@ class Service:
             except RpcAbort as fault:
                 if not fault.reason:
                     raise
-                self._hub.tally.refused[fault.reason] += 1
+                self._link_server.tally.refused[fault.reason] += 1
                 known = {"site": site} if site else {"peer": show_peer(context.peer())}
                 more = {"reason": fault.reason, "why": str(fault), **known}
                 _LOG.warning("a call was refused", extra=more)
@@ -108,13 +108,13 @@ class Service:
     def _member(self, context: Context) -> Call:
         found = context.auth_context().get("x509_pem_cert", [b""])[0]
         try:
-            site = self._hub.identify(found)
+            site = self._link_server.identify(found)
         except PrivetError as error:
             _LOG.error("the members cannot be read", extra={"why": error})
             raise RpcAbort(grpc.StatusCode.UNAVAILABLE, "come again later", "unread") from error
         if site is None:
             raise RpcAbort(grpc.StatusCode.UNAUTHENTICATED, "not a member", "not-a-member")
-        call = self._hub.call(site, found)
+        call = self._link_server.call(site, found)
         if call is None:
             status = grpc.StatusCode.RESOURCE_EXHAUSTED
             raise RpcAbort(status, "too many calls at once", "too-many-calls")
@@ -131,15 +131,15 @@ class Service:
         hello = await self._greet(line)
         session = Session(call.site, context.peer())
         session.notices, session.heads = hello.notices, hello.heads
-        self._hub.begin(session)
-        leave = functools.partial(self._hub.end, session)
+        self._link_server.begin(session)
+        leave = functools.partial(self._link_server.end, session)
         beside = [asyncio.create_task(self._listen(session, line))]
         if hello.beats:
             beside += [asyncio.create_task(one(session)) for one in (self._beat, self._mind)]
         try:
             while (message := await session.outgoing.get()) is not None:
                 await line.write(message, self._patience, leave)
-                self._hub.tally.sent[call.site] += message.ByteSize()
+                self._link_server.tally.sent[call.site] += message.ByteSize()
         finally:
             leave()
             for task in beside:
@@ -156,9 +156,9 @@ class Service:
 
     async def _mind(self, session: Session) -> None:
         """End a silent stream: it brings neither answers, nor heartbeats, nor arrays."""
-        site, received = session.site, self._hub.tally.received
-        await until_silent(lambda: received[site], lambda: self._hub.silence(site))
-        self._hub.give_up(session)
+        site, received = session.site, self._link_server.tally.received
+        await until_silent(lambda: received[site], lambda: self._link_server.silence(site))
+        self._link_server.give_up(session)
 
     async def _greet(self, line: MessageStream[pb.FromSite]) -> pb.Hello:
         first = await line.one(FIRST_WORD)
@@ -169,8 +169,8 @@ class Service:
             raise RpcAbort(status, f"this coordinator speaks version {VERSION}", "version")
         welcome = pb.Welcome(
             version=VERSION,
-            coordinator=self._hub.coordinator,
-            most_numbers=self._hub.most_numbers,
+            coordinator=self._link_server.coordinator,
+            most_numbers=self._link_server.most_numbers,
             beats=first.hello.beats,
         )
         await line.write(pb.ToSite(welcome=welcome), self._patience)
@@ -180,17 +180,17 @@ class Service:
         """Receive answers until the site goes, or breaks the protocol."""
         try:
             while (word := await line.read()) is not None:
-                self._hub.tally.received[session.site] += word.ByteSize()
+                self._link_server.tally.received[session.site] += word.ByteSize()
                 if word.HasField("beat"):
                     continue
                 if word.HasField("noted"):
-                    self._hub.noted[session.site] = word.noted.sha256[:64]
+                    self._link_server.noted[session.site] = word.noted.sha256[:64]
                     continue
                 if word.WhichOneof("what") != "answer":
                     raise InputError("only answers follow Hello")
-                if not await self._hub.answered(session.site, word.answer):
+                if not await self._link_server.answered(session.site, word.answer):
                     session.useless += 1
-                if session.useless > _MOST_USELESS:
+                if session.useless > _MAX_UNASKED_ANSWERS:
                     raise InputError("too many answers came late, or twice, or to nothing")
         except InputError as error:
             session.fault = RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
@@ -205,7 +205,7 @@ class Service:
     async def _download(self, call: Call, context: Context) -> None:
         line = MessageStream(context, pb.Want)
         want = await line.one(FIRST_WORD)
-        arrays = self._hub.offered(call.site, want.sha256)
+        arrays = self._link_server.offered(call.site, want.sha256)
         if arrays is None:
             raise RpcAbort(grpc.StatusCode.NOT_FOUND, "not offered to this site", "not-offered")
         parts = chunks(arrays, want.offset, head=functools.partial(head, CHUNK_DATA))
@@ -213,12 +213,12 @@ class Service:
         for part in parts:
             self._require_member(call)
             await line.write(part, self._patience, parts.close)
-            self._hub.tally.sent[call.site] += len(part)
+            self._link_server.tally.sent[call.site] += len(part)
 
     async def _status(self, call: Call, context: Context) -> None:
         line = MessageStream(context, pb.Want)
         want = await line.one(FIRST_WORD)
-        parcel = self._hub.open_parcel(want.parcel, call.site)
+        parcel = self._link_server.open_parcel(want.parcel, call.site)
         upload = parcel.upload if parcel is not None else None
         if parcel is not None:
             parcel.announced = True
@@ -234,7 +234,7 @@ class Service:
         while True:
             self._require_member(call)
             await self._keep(call.site, upload, data)
-            self._hub.tally.received[call.site] += len(data)
+            self._link_server.tally.received[call.site] += len(data)
             raw = await line.raw(self._patience)
             if raw is None:
                 break
@@ -243,12 +243,12 @@ class Service:
         await line.write(pb.Held(offset=upload.held), self._patience)
 
     def _begin_upload(self, site: str, piece: pb.Piece) -> Upload:
-        parcel = self._hub.open_parcel(piece.parcel, site)
+        parcel = self._link_server.open_parcel(piece.parcel, site)
         if parcel is None:
             raise RpcAbort(grpc.StatusCode.NOT_FOUND, "no such parcel is open", "not-offered")
         if not 0 < piece.size <= parcel.most or len(piece.sha256) != 32:
             raise RpcAbort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too long, or no digest")
-        upload = self._hub.upload(parcel, piece.sha256, piece.size)
+        upload = self._link_server.upload(parcel, piece.sha256, piece.size)
         if piece.offset != upload.held:
             raise RpcAbort(grpc.StatusCode.ABORTED, f"go on from byte {upload.held}", "out-of-step")
         return upload
@@ -256,14 +256,14 @@ class Service:
     async def _renew(self, call: Call, context: Context) -> None:
         line = MessageStream(context, pb.Renewal)
         asked = await line.one(FIRST_WORD)
-        if len(asked.request) > _LONGEST_REQUEST:
+        if len(asked.request) > _MAX_REQUEST_BYTES:
             raise RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, "not a certificate request")
-        if not self._hub.may_renew(call.site):
+        if not self._link_server.may_renew(call.site):
             status = grpc.StatusCode.RESOURCE_EXHAUSTED
             raise RpcAbort(status, "a certificate was given a short while ago", "too-many-calls")
         try:
             pem = await asyncio.to_thread(
-                self._hub.renew, call.site, asked.request, call.shown, asked.authority[:128]
+                self._link_server.renew, call.site, asked.request, call.shown, asked.authority[:128]
             )
         except InputError as error:
             raise RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error

@@ -10,11 +10,11 @@ import logging
 import time
 from collections import deque
 
-_LOG = logging.getLogger("privet.hub")
+_LOG = logging.getLogger("privet.link")
 
-_WINDOW = 900.0
-_ENOUGH = 3
-_SAY_AGAIN = 60.0
+_WINDOW_S = 900.0
+_MIN_REPLACEMENTS = 3
+_REPEAT_WARNING_S = 60.0
 
 
 class Twins:
@@ -33,8 +33,8 @@ class Twins:
             newer: address from which the new stream came.
         """
         now = time.monotonic()
-        self._seen.setdefault(site, deque(maxlen=_ENOUGH)).append((now, older, newer))
-        if self.peers(site) and now - self._said.get(site, -_SAY_AGAIN) >= _SAY_AGAIN:
+        self._seen.setdefault(site, deque(maxlen=_MIN_REPLACEMENTS)).append((now, older, newer))
+        if self.peers(site) and now - self._said.get(site, -_REPEAT_WARNING_S) >= _REPEAT_WARNING_S:
             self._said[site] = now
             text = (
                 "two processes attend as one site and end each other's streams: a second client, "
@@ -45,7 +45,7 @@ class Twins:
     def peers(self, site: str) -> list[str]:
         """Return the addresses of two processes that connect as ``site``, or an empty list."""
         seen = tuple(self._seen.get(site, ()))
-        if len(seen) < _ENOUGH or time.monotonic() - seen[0][0] > _WINDOW:
+        if len(seen) < _MIN_REPLACEMENTS or time.monotonic() - seen[0][0] > _WINDOW_S:
             return []
         return [seen[-1][1], seen[-1][2]]
 

@@ -67,7 +67,7 @@ class AuthorityFiles:
 
         Raises:
             InputError: if its key cannot be decrypted.
-            KeyFault: if others can read it.
+            PrivateKeyError: if others can read it.
         """
         if self.is_moving:
             raise InputError(

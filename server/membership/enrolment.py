@@ -18,7 +18,7 @@ import grpc
 from google.protobuf.message import Message
 from grpc import aio
 
-from privet.common.errors import InputError, KeyFault, PrivetError
+from privet.common.errors import InputError, PrivateKeyError, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.address import show_peer
 from privet.common.link.identity import require_tls_1_3
@@ -27,13 +27,13 @@ from privet.server.membership.credentials import credentials
 from privet.server.membership.registry import MemberRegistry
 from privet.server.membership.researchers import Researchers
 
-_LOOK = 1.0
+_POLL_INTERVAL_S = 1.0
 """Seconds between two checks whether an invitation is open."""
-_WRONG = 1.0
+_WRONG_REQUEST_DELAY_S = 1.0
 """Seconds that a wrong request waits for its answer."""
-_FIRST_WORD = 5.0
+_FIRST_MESSAGE_TIMEOUT_S = 5.0
 """Seconds that a call has to bring its request."""
-_MOST_CALLS = 1_000
+_MAX_CALLS = 1_000
 _OPTIONS = [
     ("grpc.max_receive_message_length", 64 << 10),
     ("grpc.max_metadata_size", 8 << 10),
@@ -92,7 +92,7 @@ class EnrolmentServer:
         return self._server is not None
 
     def _watch(self) -> None:
-        while not self._stopped.wait(_LOOK):
+        while not self._stopped.wait(_POLL_INTERVAL_S):
             try:
                 self._look()
             except (InputError, OSError) as error:
@@ -134,7 +134,7 @@ class EnrolmentServer:
             "privet.link.v1.Enrolment": {"Enrol": sites},
             "privet.link.v1.Introduction": {"Connect": people},
         }
-        server = make_server(services, _OPTIONS, _MOST_CALLS)
+        server = make_server(services, _OPTIONS, _MAX_CALLS)
         port = await listen(server, self.address, shown)
         host, _, _ = self.address.rpartition(":")
         self.address = f"{host}:{port}"
@@ -156,22 +156,22 @@ class _Service:
 
     async def __call__(self, context: Context) -> None:
         line = MessageStream[Message](context, self._kind)
-        request: Any = await line.one(_FIRST_WORD)
+        request: Any = await line.one(_FIRST_MESSAGE_TIMEOUT_S)
         try:
             async with self._turn:  # an invitation is used once
                 pem = await asyncio.to_thread(self._enrol, request)
         except Exception as error:
             level = logging.WARNING if isinstance(error, PrivetError) else logging.ERROR
             _LOG.log(level, "refused", extra={"peer": show_peer(context.peer()), "why": error})
-            await asyncio.sleep(_WRONG)
-            if isinstance(error, KeyFault):
+            await asyncio.sleep(_WRONG_REQUEST_DELAY_S)
+            if isinstance(error, PrivateKeyError):
                 # Only the holder of an invitation gets this far, and learns that it is still valid.
                 raise RpcAbort(grpc.StatusCode.INTERNAL, "a fault of the coordinator") from error
             status = grpc.StatusCode.PERMISSION_DENIED
             raise RpcAbort(status, "no such invitation, or bad keys") from error
         name = request.site if isinstance(request, pb.Request) else request.name
         _LOG.info("enrolled", extra={self._what: name, "peer": show_peer(context.peer())})
-        await line.write(pb.Certificate(pem=pem), _FIRST_WORD)
+        await line.write(pb.Certificate(pem=pem), _FIRST_MESSAGE_TIMEOUT_S)
 
 
 def _enrol_site(federation: MemberRegistry, request: pb.Request) -> bytes:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.canonical import write_atomic, write_json
-from privet.common.errors import InputError, KeyFault, reason_of
+from privet.common.errors import InputError, PrivateKeyError, reason_of
 from privet.common.files.private_files import FILE_MODE, read_private
 from privet.privacy.evidence.keys import FileSigner, load_or_make
 from privet.privacy.evidence.order_keys import MAX_HANDOVERS, KeyHandover
@@ -56,7 +56,7 @@ def rotate_order_key(folder: Path, coordinator: str, passphrase: str | None) -> 
         passphrase: of the key files.
 
     Raises:
-        KeyFault: if a key cannot be decrypted.
+        PrivateKeyError: if a key cannot be decrypted.
         InputError: if the handovers cannot be read, or there are already as many as sites accept.
     """
     path, coming = folder / KEY, folder / _NEXT
@@ -88,7 +88,7 @@ def order_signer(folder: Path, journal: Path, passphrase: str | None) -> FileSig
         passphrase: of the key files.
 
     Raises:
-        KeyFault: if that key is no longer here.
+        PrivateKeyError: if that key is no longer here.
     """
     signer = load_or_make(folder / KEY, passphrase)
     named = _named(journal)
@@ -96,7 +96,7 @@ def order_signer(folder: Path, journal: Path, passphrase: str | None) -> FileSig
         return signer
     path = folder / _until(named.fingerprint)
     if not path.exists():
-        raise KeyFault(
+        raise PrivateKeyError(
             f"{path}: the run was begun under order key {named.fingerprint}, which is not here any "
             "more; put it back, or cancel the run"
         )

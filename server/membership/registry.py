@@ -439,7 +439,7 @@ class MemberRegistry:
 
         Raises:
             InputError: if they are due and the authority's key cannot be decrypted.
-            KeyFault: if others can read a key.
+            PrivateKeyError: if others can read a key.
         """
         paths = self.folder / "server.key", self.folder / "server.pem"
         key, certificate = read_private(paths[0]), paths[1].read_bytes()
@@ -503,7 +503,7 @@ class MemberRegistry:
         """Decrypt the keys once, so that a wrong passphrase is found before a site connects.
 
         Raises:
-            KeyFault: if one cannot be decrypted.
+            PrivateKeyError: if one cannot be decrypted.
         """
         self.authorities.load()
         self.order_key()
@@ -533,7 +533,7 @@ class MemberRegistry:
         """Return the private key that signs orders, and the former ones.
 
         Raises:
-            KeyFault: if one cannot be decrypted.
+            PrivateKeyError: if one cannot be decrypted.
         """
         paths = [self.keys / "orders.pem", *sorted(self.keys.glob("orders-until-*.pem"))]
         return [load_or_make(path, self.passphrase) for path in paths]
@@ -543,7 +543,7 @@ class MemberRegistry:
         it began.
 
         Raises:
-            KeyFault: if that key is no longer here.
+            PrivateKeyError: if that key is no longer here.
         """
         return Journal(
             run / "coordinator",
@@ -563,7 +563,7 @@ class MemberRegistry:
 
         Raises:
             InputError: if a site is not enrolled.
-            KeyFault: if a key cannot be decrypted, or the run's order key is no longer here.
+            PrivateKeyError: if a key cannot be decrypted, or the run's order key is no longer here.
         """
         records = self.require_enrolled(sites)
         members = tuple(
@@ -585,7 +585,7 @@ class MemberRegistry:
         """
         return [self._enrolled(site) for site in sites]
 
-    def recorder(self, roster: Roster, run: Path) -> EvidenceCollector:
+    def collector(self, roster: Roster, run: Path) -> EvidenceCollector:
         """Return the evidence collector of a run, with its journal opened.
 
         Args:
@@ -594,7 +594,7 @@ class MemberRegistry:
 
         Raises:
             InputError: if the run's plan cannot be read.
-            KeyFault: if a key cannot be decrypted, or the run's order key is no longer here.
+            PrivateKeyError: if a key cannot be decrypted, or the run's order key is no longer here.
         """
         copies, journal = CopyKeeper(self.copies(), roster), self.journal(run)
         sharer = JournalSharer.of(journal, run, roster)

@@ -43,21 +43,21 @@ class LostRuns:
 
     Args:
         federation: of this coordinator.
-        hub: the link server, which reaches the sites.
+        link_server: the link server, which reaches the sites.
     """
 
     federation: MemberRegistry
-    hub: LinkServer
+    link_server: LinkServer
     _streams: dict[str, int] = field(default_factory=dict)
     _open: dict[str, tuple[str, Future[LinkReply], float]] = field(default_factory=dict)
 
     def look(self) -> None:
         """Ask the sites with a new stream, and note the answers so far; never blocks."""
-        for site in self.hub.present():
-            stream = self.hub.tally.streams[site]
+        for site in self.link_server.present():
+            stream = self.link_server.tally.streams[site]
             if self._streams.get(site) != stream and site not in self._open:
                 self._streams[site] = stream
-                number, answer = self.hub.post(site, offer.RUNS, "", b"{}", {})
+                number, answer = self.link_server.post(site, offer.RUNS, "", b"{}", {})
                 self._open[site] = number, answer, time.monotonic()
         for site, (number, answer, began) in list(self._open.items()):
             if answer.done():
@@ -65,7 +65,7 @@ class LostRuns:
                 self._note(site, offer.decode_runs(answer.result().records))
             elif time.monotonic() - began > TIMEOUT_S:
                 del self._open[site]
-                self.hub.withdraw(number)
+                self.link_server.withdraw(number)
 
     def _note(self, site: str, told: Iterable[dict[str, Any]]) -> None:
         known = lost(self.federation)
@@ -138,7 +138,7 @@ def bring_back(federation: MemberRegistry, run_id: str) -> Run:
     Raises:
         InputError: if there is no such run, or it is here by now.
         LedgerError: if the facts that the site sent do not match.
-        KeyFault: if the order key cannot be decrypted.
+        PrivateKeyError: if the order key cannot be decrypted.
     """
     value = lost(federation).get(run_id)
     if value is None or require_own(federation, value) != run_id:

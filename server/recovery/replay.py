@@ -77,12 +77,12 @@ class Restored:
 
     @classmethod
     def find(
-        cls, recorder: EvidenceCollector, run_id: str, done: int, sites: list[str], show: Show
+        cls, collector: EvidenceCollector, run_id: str, done: int, sites: list[str], show: Show
     ) -> Self:
         """Fetch the entries that the journal lacks, and return the rounds that must be made again.
 
         Args:
-            recorder: holds the journal.
+            collector: holds the journal.
             run_id: identifier of the run.
             done: round of the newest snapshot.
             sites: that are connected.
@@ -92,18 +92,18 @@ class Restored:
             RunError: if no site keeps the journal's rest, or the run failed later and nobody
                 resumed it. Nothing was written or ordered then.
         """
-        if not recorder.can_restore:
+        if not collector.can_restore:
             return cls(done, {}, 0, False)
-        journal = recorder.journal
+        journal = collector.journal
         try:
-            taken_back = recorder.restore(sites, show)
+            taken_back = collector.restore(sites, show)
             noted = {n: value for n, value in journal.rounds_of(run_id).items() if n > done}
             found = cls(done, noted, taken_back, journal.is_done(run_id))
-            failed = journal.log.book.closed.get(run_id) == "failed"
-            if found.text and failed and not recorder.resumes:
+            failed = journal.log.state.closed.get(run_id) == "failed"
+            if found.text and failed and not collector.resumes:
                 raise RunError(f"{found.text}. After that the run had failed; resume it to go on")
         except BaseException:
-            recorder.close()
+            collector.close()
             raise
         return found
 
@@ -120,11 +120,11 @@ class Restored:
         ended = f"ended at round {self.done}" if self.done else "held no round of this run"
         return f"this coordinator was restored from a copy that {ended}"
 
-    def tell(self, recorder: EvidenceCollector, number: int) -> None:
+    def tell(self, collector: EvidenceCollector, number: int) -> None:
         """Report what was recovered, once the last of the rounds is made again.
 
         Args:
-            recorder: whose callback ``on_restored`` receives the sentence.
+            collector: whose callback ``on_restored`` receives the sentence.
             number: of the round that is done now; 0 before the first.
         """
         if not self.text or number != self.last:
@@ -134,7 +134,7 @@ class Restored:
         came = f"{which} fetched again from the sites' outboxes, at no cost"
         if not self.rounds:
             came = "what its journal lacked came back from the sites"
-        recorder.on_restored(f"{self.text}; {came}")
+        collector.on_restored(f"{self.text}; {came}")
 
 
 @dataclass
@@ -143,13 +143,13 @@ class Replay:
 
     Args:
         link: reaches the sites.
-        recorder: the evidence collector, with the journal, its orders and the sites' heads.
+        collector: the evidence collector, with the journal, its orders and the sites' heads.
         restored: the rounds to make again.
         sites: that are connected.
     """
 
     link: ReplayLink
-    recorder: EvidenceCollector
+    collector: EvidenceCollector
     restored: Restored
     sites: list[str]
 
@@ -217,7 +217,7 @@ class Replay:
                 raise RunError(self._lost(record, missing[0], "did not answer"))
             tries += 1
             orders = [wanted[site][0] for site in missing]
-            heads = {site: self.recorder.head(site) for site in missing}
+            heads = {site: self.collector.head(site) for site in missing}
             for reply in self.link.ask(record["round"], orders, model, heads):
                 if reply.status is Status.NOT_NOW:
                     continue
@@ -229,7 +229,7 @@ class Replay:
         return [held[site] for site in wanted]
 
     def _wait(self, missing: list[str], tries: int, record: dict[str, Any]) -> bool:
-        self.recorder.on_restored(
+        self.collector.on_restored(
             f"{self.restored.text}. Round {record['round']} is made again once these sites have "
             f"handed out what they released in it: {', '.join(missing)}"
         )
@@ -237,7 +237,7 @@ class Replay:
 
     def _wanted(self, record: dict[str, Any], purpose: str) -> dict[str, tuple[Order, str]]:
         """Return by site the order that was answered, and the digest of its release."""
-        store = self.recorder.journal.log.store
+        store = self.collector.journal.log.store
         part = record["joined" if purpose == "train" else "metrics"]
         digests = {item["site"]: item["digest"] for item in part}
         found = {}

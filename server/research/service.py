@@ -27,14 +27,14 @@ from typing import Any, TypeVar
 import grpc
 from google.protobuf.message import Message
 
-from privet.common.errors import BudgetExceeded, InputError, PrivetError
+from privet.common.errors import BudgetExceededError, InputError, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.address import show_peer
 from privet.common.link.pieces import CHUNK as CHUNK_DATA
 from privet.common.link.pieces import head
 from privet.server import queue
 from privet.server.evidence.journal import FILE as JOURNAL
-from privet.server.link.calls import PATIENCE, Context, MessageStream, RpcAbort, Serve
+from privet.server.link.calls import STALL_TIMEOUT_S, Context, MessageStream, RpcAbort, Serve
 from privet.server.membership.registry import MemberRegistry
 from privet.server.membership.researchers import Researchers
 from privet.server.queue import OPEN, Run
@@ -79,7 +79,7 @@ class ResearchService:
         federation: MemberRegistry,
         present: Callable[[], Iterable[str]],
         refused: Counter[str],
-        patience: float = PATIENCE,
+        patience: float = STALL_TIMEOUT_S,
     ) -> None:
         self._federation = federation
         self._researchers = Researchers(federation)
@@ -160,7 +160,7 @@ class ResearchService:
             asked = await MessageStream(context, kind).one(FIRST_WORD_S)
             try:
                 found = await self._in_thread(answer, name, asked)
-            except (InputError, BudgetExceeded) as error:
+            except (InputError, BudgetExceededError) as error:
                 status = grpc.StatusCode.INVALID_ARGUMENT
                 raise RpcAbort(status, str(error), "") from error
             except (PrivetError, OSError) as error:

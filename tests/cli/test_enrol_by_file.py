@@ -143,5 +143,5 @@ def test_a_new_ledger_states_whether_there_is_another(hub: Desk) -> None:
     code, _, err = hub.run("client", "init", "m", "--site", "M", "--plain-keys", "--only-ledger")
     assert (code, err) == (0, "")
     ledger = Ledger.read(Path("m") / "ledger")
-    assert ledger.book.other_ledgers == ()
+    assert ledger.state.other_ledgers == ()
     ledger.log.store.close()

@@ -17,7 +17,7 @@ from privet.server.membership.registry import MemberRegistry
 
 @pytest.fixture
 def hub(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> Desk:
-    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
+    monkeypatch.setattr(enrolment, "_POLL_INTERVAL_S", 0.05)
     said(desk, "server", "init", "hub", "--name", "study", "--address", "localhost:7443",
          "--plain-keys")  # fmt: skip
     said(desk, "server", "enroll", "hub", "North", "--out", "first.json")

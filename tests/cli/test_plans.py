@@ -16,7 +16,7 @@ from privet.client.link.offers import Offers
 from privet.client.operator.catalogue import MAX_VALUE_CHARS
 from privet.client.operator.decisions import OperatorDecisions as Opened
 from privet.client.operator.decisions import note_policy
-from privet.common.errors import Refused
+from privet.common.errors import RefusedError
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.accounting import plan_events
@@ -288,7 +288,7 @@ def test_an_officer_approves_by_her_own_key(officer: Desk) -> None:
 def test_an_officer_puts_a_changed_policy_in_force(officer: Desk) -> None:
     with_officers(officer, max_rounds=7)
     desk = Opened.open(HOME / "site.toml", None)
-    with pytest.raises(Refused, match="sign-policy"):
+    with pytest.raises(RefusedError, match="sign-policy"):
         note_policy(desk.policy, desk.ledger)
     words = ("client", "sign-policy", "--as", "Ada Lovelace")
     told = officer.run(*words, "--key", "eve.pem", *POLICY)
@@ -298,7 +298,7 @@ def test_an_officer_puts_a_changed_policy_in_force(officer: Desk) -> None:
     assert found["in_force"] and found["by"] == ["Ada Lovelace"]
     desk = Opened.open(HOME / "site.toml", None)
     note_policy(desk.policy, desk.ledger)
-    assert desk.ledger.book.policy == desk.policy.public()
+    assert desk.ledger.state.policy == desk.policy.public()
     told = officer.run(*words, "--key", "ada.pem", *POLICY)
     assert told[0] == 2 and "nothing to sign" in told[2]
 

@@ -14,7 +14,7 @@ from privet.cli import app
 from privet.client.link.renewal import Renewal
 from privet.client.operator.check_record import CheckRecord
 from privet.client.outbox import Outbox
-from privet.common.errors import KeyFault, PrivetError
+from privet.common.errors import PrivateKeyError, PrivetError
 from privet.common.files.private_files import (
     make_private,
     privacy_fault,
@@ -116,14 +116,14 @@ def test_a_passphrase_that_others_can_read(made: Path, monkeypatch: pytest.Monke
 def test_the_keys_of_the_link(made: Path) -> None:
     federation = MemberRegistry.load(made / "hub")
     (made / "hub" / "server.key").chmod(0o644)
-    with pytest.raises(KeyFault, match="chmod 600"):
+    with pytest.raises(PrivateKeyError, match="chmod 600"):
         federation.serving_pair()
     link = private_folder(made / "link")
     _, key = request("North")
     (link / "link.key").write_bytes(key)
     (link / "link.pem").write_bytes((made / "hub" / "server.pem").read_bytes())
     (link / "authority.pem").write_bytes((made / "hub" / "authority.pem").read_bytes())
-    with pytest.raises(KeyFault, match="chmod 600"):
+    with pytest.raises(PrivateKeyError, match="chmod 600"):
         Renewal(link, "North")
     (link / "link.key").chmod(0o600)
     Renewal(link, "North")
@@ -155,7 +155,7 @@ def test_a_simulations_keys_protect_nothing(tmp_path: Path) -> None:
     FileSigner.generate().save(tmp_path / "ledger.pem", None)
     (tmp_path / "ledger.pem").chmod(0o644)
     assert FileSigner.load(tmp_path / "ledger.pem", None, shared=True)
-    with pytest.raises(KeyFault, match="others can read it"):
+    with pytest.raises(PrivateKeyError, match="others can read it"):
         FileSigner.load(tmp_path / "ledger.pem", None)
 
 
@@ -198,7 +198,7 @@ def test_who_can_read_it(bits: int, own: bool, fine: bool) -> None:
 def test_what_is_no_file_and_what_is_not_ours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(KeyFault, match="not a file"):
+    with pytest.raises(PrivateKeyError, match="not a file"):
         read_private(Path("/dev/null"))
     reading, writing = os.pipe()
     os.write(writing, SECRET.encode())
@@ -210,5 +210,5 @@ def test_what_is_no_file_and_what_is_not_ours(
     monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
     make_private(path)
     assert mode(path) == 0o644
-    with pytest.raises(KeyFault, match="all users of this machine"):
+    with pytest.raises(PrivateKeyError, match="all users of this machine"):
         read_private(path)

@@ -43,7 +43,7 @@ def found(desk: Desk, *words: str) -> Any:
 def test_a_site_is_invited_and_comes_in(
     hub: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
+    monkeypatch.setattr(enrolment, "_POLL_INTERVAL_S", 0.05)
     code, _ = said_by(hub, "enroll", "hub", "Hospital 1", "--out", "h1.json")
     assert code == 0 and stat.S_IMODE(Path("h1.json").stat().st_mode) == 0o600
     with EnrolmentServer(MemberRegistry.load(Path("hub")), "127.0.0.1:0") as door:

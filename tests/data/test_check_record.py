@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from privet.cli import app
 from privet.client.operator.check_record import CheckRecord, outcome, require_checked, stamp_of
 from privet.client.operator.decisions import make_site
-from privet.common.errors import PolicyError, Refused
+from privet.common.errors import PolicyError, RefusedError
 from privet.privacy.policy import Policy
 
 Make = Callable[..., Any]
@@ -76,7 +76,7 @@ def test_with_min_units_a_check_must_stand(site: Make) -> None:
     home = policy.folder
 
     def refused(why: str) -> None:
-        with pytest.raises(Refused, match=why):
+        with pytest.raises(RefusedError, match=why):
             require_checked(policy, home)
 
     refused("was not run")
@@ -109,7 +109,7 @@ def test_a_check_of_other_records_does_not_stand(site: Make, change: str) -> Non
         path.unlink()
     else:
         policy = site(min_units=51)
-    with pytest.raises(Refused, match="changed since"):
+    with pytest.raises(RefusedError, match="changed since"):
         require_checked(policy, policy.folder)
 
 
@@ -125,7 +125,7 @@ def test_the_client_does_not_start_and_says_why(site: Make, monkeypatch: Any) ->
     policy = site(min_units=50)
     monkeypatch.setenv("PRIVET_PASSPHRASE", "")
     found = CliRunner().invoke(app, ["client", "start", "--policy", str(policy.folder)])
-    assert isinstance(found.exception, Refused)
+    assert isinstance(found.exception, RefusedError)
     assert found.exception.exit_code == 3
     assert "run `privet client check`" in str(found.exception)
 

@@ -27,7 +27,7 @@ from privet.client.data.loader import probe_database, take_snapshot
 from privet.client.data.oracle import OracleDatabase
 from privet.client.data.server_dialect import Field
 from privet.client.data.sql import probe
-from privet.common.errors import DataError, InputError, SourceUnavailable
+from privet.common.errors import DataError, InputError, SourceUnavailableError
 from privet.privacy.database import Database
 
 Make = Callable[..., Any]
@@ -206,7 +206,9 @@ def policies(policy_of: Make, monkeypatch: pytest.MonkeyPatch) -> Make:
 
 @pytest.mark.parametrize("settings", ["", "?sslmode=require"])
 def test_a_closed_port_passes(settings: str, policies: Make) -> None:
-    with pytest.raises(SourceUnavailable, match="EHRPDB.*cannot be reached.*DPY-6005") as caught:
+    with pytest.raises(
+        SourceUnavailableError, match="EHRPDB.*cannot be reached.*DPY-6005"
+    ) as caught:
         probe_database(policies(closed_port(), settings), "records")
     assert PASSWORD not in str(caught.value)
 
@@ -280,7 +282,7 @@ def test_nothing_is_said_to_a_server_that_was_not_meant(
     assert bool(b"".join(server.heard)) == trusted
     assert PASSWORD not in str(caught.value)
     if not trusted:  # somebody has to change something first
-        assert not isinstance(caught.value, SourceUnavailable)
+        assert not isinstance(caught.value, SourceUnavailableError)
 
 
 def test_a_file_of_certificates_has_to_be_there() -> None:

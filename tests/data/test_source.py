@@ -13,7 +13,7 @@ import pytest
 
 from privet.client.data.source import columns_of, require_source
 from privet.client.data.tables import read_table
-from privet.common.errors import DataError, DataMissing
+from privet.common.errors import DataError, DataMissingError
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
 
@@ -41,7 +41,7 @@ def test_the_columns_of_a_file(tmp_path: Path, name: str) -> None:
 def test_what_is_missing_is_said(tmp_path: Path, plan_value: Any) -> None:
     plan = Plan.parse(plan_value())
     policy, data = policy_for(plan, tmp_path, path="a.csv")
-    with pytest.raises(DataMissing, match="no such file"):
+    with pytest.raises(DataMissingError, match="no such file"):
         require_source(policy, data, plan)
     FRAME.drop(columns="x2").to_csv(tmp_path / "a.csv", index=False)
     with pytest.raises(DataError, match="no column 'x2', which the plan reads"):

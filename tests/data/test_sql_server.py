@@ -21,7 +21,7 @@ from privet.client.data.server_dialect import Field
 from privet.client.data.sql import probe, reading, write_snapshot
 from privet.client.data.sql_server import SqlServer, configuration
 from privet.client.data.tables import read_table
-from privet.common.errors import DataError, DataMissing, InputError, SourceUnavailable
+from privet.common.errors import DataError, DataMissingError, InputError, SourceUnavailableError
 from privet.privacy.database import Database, Server
 
 Make = Callable[..., Any]
@@ -159,7 +159,7 @@ def test_names_are_quoted(name: str, tds: Tds, tmp_path: Path) -> None:
 
 
 def test_what_is_not_there_is_named(tds: Tds, tmp_path: Path) -> None:
-    with pytest.raises(DataMissing, match="there is no table or view 'records'"):
+    with pytest.raises(DataMissingError, match="there is no table or view 'records'"):
         probe(database_of(tds.port), ("x",), password=PASSWORD)
     tds.tables["records"] = Table([("X", "int", 0, 0, 0)], ["int"])
     with pytest.raises(DataError, match="no column 'x'; it has 'X', and case matters"):
@@ -283,7 +283,7 @@ def test_the_loader_reads_and_a_closed_port_passes(
     path = take_snapshot(policies(tds.port), "records", tmp_path)
     assert pq.read_table(path).to_pylist() == [{"x": 5}]
     assert tds.logins[0]["password"] == PASSWORD
-    with pytest.raises(SourceUnavailable, match="cannot be reached") as caught:
+    with pytest.raises(SourceUnavailableError, match="cannot be reached") as caught:
         probe_database(policies(closed_port()), "records")
     assert PASSWORD not in str(caught.value)
 
@@ -320,7 +320,7 @@ def test_an_error_of_the_server_is_its_number_and_never_its_text(
     tds.failures[place] = ServerError(number, f"the value 'SECRETCELL' of {PASSWORD}")
     with pytest.raises(DataError, match=said) as caught:
         probe_database(policies(tds.port), "records")
-    assert isinstance(caught.value, SourceUnavailable) == passing
+    assert isinstance(caught.value, SourceUnavailableError) == passing
     assert "SECRET" not in str(caught.value)
     assert PASSWORD not in str(caught.value)
 

@@ -79,20 +79,20 @@ def ledger(
     tests: tuple[str, ...] = ("H6", "H7", "H16", "H17"),
 ) -> Book:
     """A site that trained ``runs`` (their plans by name); the last round of each is aborted."""
-    book = Book(name)
-    book.add(
+    state = Book(name)
+    state.add(
         "genesis", site=name, key="", recovery=None, witness="", setting=setting,
         software="privet 0.1.0",
     )  # fmt: skip
-    book.add(
+    state.add(
         "population", population="patients", unit="person", relation="add_or_remove_one",
         epsilon="3.0", delta="1e-06", max_records=4,
     )  # fmt: skip
-    book.add("data-set", data_set="admissions-2026", population="patients", disjoint="")
+    state.add("data-set", data_set="admissions-2026", population="patients", disjoint="")
     policy = {"site": name, "attested": attested or {}, "populations": {}, "data": {}}
-    book.add("policy", policy=policy)
+    state.add("policy", policy=policy)
     for run, digest in (runs or {"readmission-1": PLAN}).items():
-        book.add("plan-approved", plan=digest, by=["Dr. Ada Okafor"], how="manual")
+        state.add("plan-approved", plan=digest, by=["Dr. Ada Okafor"], how="manual")
         for number in range(1, rounds + 1):
             order = f"sha256:{number:064x}"
             slot = {
@@ -103,18 +103,18 @@ def ledger(
                 "keyid": "0" * 64,
                 "plan": digest,
             }
-            at = book.add(
+            at = state.add(
                 "reserved", population="patients", data_set="admissions-2026", **slot,
                 purpose="train", model=CODE, code=CODE, event=event(), self_tests=list(tests),
             )  # fmt: skip
             if number == rounds:
-                book.add("aborted", reservation=at, data_opened=True, reason="recovered")
+                state.add("aborted", reservation=at, data_opened=True, reason="recovered")
             else:
-                book.add(
+                state.add(
                     "released", reservation=at, order=order, digest=CODE, event=event(),
                     reproducible=reproducible,
                 )  # fmt: skip
-    return book
+    return state
 
 
 def verdict(
@@ -127,7 +127,7 @@ def verdict(
     pinned: bool = True,
     unit: str = "person",
 ) -> Verdict:
-    names = [book.record.name for book in books if book.record.role == "site"]
+    names = [state.record.name for state in books if state.record.role == "site"]
     keys = {name: f"privet.witness/{name}/0123456789abcdef+00+AA" for name in [*names, "centre"]}
     roster = {
         "quorum": quorum,
@@ -135,20 +135,20 @@ def verdict(
         "sites": [{"name": name, "witness": keys[name]} for name in names],
     }
     found = []
-    for book in books:
-        if book.record.role == "site":
-            charges = [e for e in book.record.entries if e.kind == "reserved"]
+    for state in books:
+        if state.record.role == "site":
+            charges = [e for e in state.record.entries if e.kind == "reserved"]
             runs = len({e.predicate["run"] for e in charges})
             found.append(
                 SiteFinding(
-                    book.record.name,
+                    state.record.name,
                     "patients",
                     unit,
                     "add_or_remove_one",
                     1e-6,
                     epsilon,
                     3.0,
-                    len(book.record.entries),
+                    len(state.record.entries),
                     charges=len(charges),
                     runs=runs,
                     enforced_by="filter" if runs > 1 else "pld",
@@ -176,6 +176,6 @@ def three_sites(**changes: Any) -> list[Book]:
     )
     lakeside.add("resumed", by="Dr. Ada Okafor")
     books[2].add("key-rotated", key="privet.ledger/Harbour/0123456789abcdef+00+AA", why="rotation")
-    for book in books:
-        book.witnessed(*(name for name in names if name != book.record.name), "centre")
+    for state in books:
+        state.witnessed(*(name for name in names if name != state.record.name), "centre")
     return books

@@ -101,8 +101,8 @@ def test_an_expensive_bundle_takes_so_many_compositions_and_no_more(
 ) -> None:
     """Twenty plans, where there is time for two, and for two histories to report."""
     path = write(tmp_path / "bundle", MADE[kind](20).bundle())
-    monkeypatch.setattr(first_plans, "MOST_SECONDS", 2 * COST + 1)
-    monkeypatch.setattr(compositions, "MOST_SECONDS", 2)
+    monkeypatch.setattr(first_plans, "MAX_SECONDS", 2 * COST + 1)
+    monkeypatch.setattr(compositions, "MAX_SECONDS", 2)
     answer = verify(path)
     assert answer.faults == []
     most = 2 * (2 + (4 + 1).bit_length()) + 2
@@ -121,7 +121,7 @@ def test_without_a_bound_it_would_take_ever_more(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, composed: list[Any]
 ) -> None:
     """The control: what the test before counts is what the bounds hold."""
-    monkeypatch.setattr(first_plans, "MOST_SECONDS", 10**6)
+    monkeypatch.setattr(first_plans, "MAX_SECONDS", 10**6)
     for number in (2, 5):
         accounting._pld.cache_clear()
         before = len(composed)
@@ -134,7 +134,7 @@ def test_a_cap_that_is_overrun_beyond_the_bound_is_found(
     beyond: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that fits by its composition alone: where that is not made, the filter refuses it."""
-    monkeypatch.setattr(first_plans, "MOST_SECONDS", COST if beyond else 2 * COST + 1)
+    monkeypatch.setattr(first_plans, "MAX_SECONDS", COST if beyond else 2 * COST + 1)
     fed = Federation(cap=repr(CAP), journal=False)
     for which in (0, 1):
         one = plan_for_all(which, epsilon=CAP)
@@ -154,7 +154,7 @@ def test_a_plan_beyond_the_bound_may_not_run_without_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is accepted for want of time."""
-    monkeypatch.setattr(first_plans, "MOST_SECONDS", 0)
+    monkeypatch.setattr(first_plans, "MAX_SECONDS", 0)
     fed = Federation(cap="8.0", journal=False)
     one = plan_for_all(0)
     fed.approve(one)
@@ -167,7 +167,7 @@ def test_a_plan_beyond_the_bound_may_not_run_without_end(
 def test_equal_histories_of_all_sites_are_counted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, composed: list[Any]
 ) -> None:
-    monkeypatch.setattr(compositions, "MOST_SECONDS", 1)
+    monkeypatch.setattr(compositions, "MAX_SECONDS", 1)
     fed = Federation(cap="60.0")
     fed.run(close=None)
     answer = verify(write(tmp_path / "bundle", fed.bundle()))
@@ -181,7 +181,7 @@ def test_equal_histories_of_all_sites_are_counted_once(
 
 def test_releases_of_no_finished_run_are_at_the_ceiling_when_time_is_out(tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, composed: list[Any]) -> None:  # fmt: skip
-    monkeypatch.setattr(compositions, "MOST_SECONDS", 0)
+    monkeypatch.setattr(compositions, "MAX_SECONDS", 0)
     fed = Federation(cap="60.0")
     fed.run(close=None)
     answer = verify(write(tmp_path / "bundle", fed.bundle()))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ledger_kit import PATIENTS, SITE, VISITS, asked, budget, opened
 
-from privet.common.errors import BudgetExceeded
+from privet.common.errors import BudgetExceededError
 from privet.common.plan import Plan
 from privet.privacy.accounting import first_plans, renyi
 from privet.privacy.accounting.delta_shares import as_events
@@ -63,7 +63,7 @@ def seconds(one: Plan, relation: str = ADD) -> int:
 def bounded(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
     """Give first plans so many seconds, in the ledger and in the verifier."""
     monkeypatch.setattr(first_plans, "MAX_SECONDS", most)
-    monkeypatch.setattr(theirs, "MOST_SECONDS", most)
+    monkeypatch.setattr(theirs, "MAX_SECONDS", most)
 
 
 class Site:
@@ -116,7 +116,7 @@ def site(tmp_path: Path) -> Site:
 
 
 def test_the_bound_is_one_to_ledger_and_verifier() -> None:
-    assert first_plans.MAX_SECONDS == theirs.MOST_SECONDS
+    assert first_plans.MAX_SECONDS == theirs.MAX_SECONDS
 
 
 @pytest.mark.parametrize("relation", [ADD, REPLACE])
@@ -161,7 +161,7 @@ def test_the_rule_is_exact_at_the_border(
     for one in PLANS[:2]:
         site.pass_by(one)
     if short:
-        with pytest.raises(BudgetExceeded, match="would not come to its end"):
+        with pytest.raises(BudgetExceededError, match="would not come to its end"):
             site.reserve("third", PLANS[2])
         assert list(site.budgets()[PATIENTS].counts) == []
         return
@@ -239,7 +239,7 @@ def test_a_run_that_becomes_the_first_is_counted_then(
     site.reserve("second", PLANS[1])
     site.reserve("staff", PLANS[0], "payroll")
     site.give_back(first)
-    assert list(site.ledger.book.first_plans) == [
+    assert list(site.ledger.state.first_plans) == [
         (PATIENTS, PLANS[0].digest), ("staff", PLANS[0].digest), (PATIENTS, PLANS[1].digest),
     ]  # fmt: skip
     found = site.budgets()

@@ -15,7 +15,7 @@ from ledger_kit import PLAN
 from privet.client.recovery import journal_copies
 from privet.client.recovery.journal_copies import JournalCopies
 from privet.common.canonical import digest
-from privet.common.errors import EvidenceFault, LedgerError, RunError
+from privet.common.errors import EvidenceError, LedgerError, RunError
 from privet.privacy.evidence.copies.journal_copy import JournalEntry, JournalKey, entries_of
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.log import Log
@@ -160,7 +160,7 @@ def test_a_run_has_one_journal_and_other_coordinators_learn_of_none(
     site.witness(hub.sharer())
     second = Hub(tmp_path / "second")
     site.copies.require_same(RUN, hub.roster)
-    with pytest.raises(EvidenceFault, match="privet server resume"):
+    with pytest.raises(EvidenceError, match="privet server resume"):
         site.copies.require_same(RUN, second.roster)
     assert site.copies.answer({"run": RUN}, PLAN, second.roster) == {}
     orders = hub.journal.order_key.fingerprint

@@ -23,7 +23,7 @@ from verify_kit import HUB, SITES, Federation, b64, digest, pae, plan_of
 from privet.client.operator.approval import approval_fault, approvers
 from privet.client.operator.decisions import OperatorDecisions, make_site, note_policy
 from privet.common.canonical import canonical_json
-from privet.common.errors import InputError, KeyFault, LedgerError, PolicyError, Refused
+from privet.common.errors import InputError, LedgerError, PolicyError, PrivateKeyError, RefusedError
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.officers import (
@@ -76,13 +76,13 @@ def test_a_key_in_a_file_opens_with_its_passphrase_alone(
     ADA.save(ours, passphrase)
     theirs.write_bytes(ssh_pem(passphrase.encode() if passphrase else None))
     theirs.chmod(0o644)
-    with pytest.raises(KeyFault, match="others can read it"):
+    with pytest.raises(PrivateKeyError, match="others can read it"):
         key_from_file(theirs, passphrase)
     theirs.chmod(0o600)
     for path in (ours, theirs):
         signer = key_from_file(path, passphrase)
         assert verifies(ADA.public, signer.sign(b"x"), b"x")
-        with pytest.raises(KeyFault):
+        with pytest.raises(PrivateKeyError):
             key_from_file(path, "wrong horse")
 
 
@@ -104,7 +104,7 @@ def test_a_file_that_holds_no_key_is_refused_in_words(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         path.chmod(0o600)
     for name, said in (("absent", "cannot be read"), ("none", "not a key"), ("ecdsa", "Ed25519")):
-        with pytest.raises(KeyFault, match=said):
+        with pytest.raises(PrivateKeyError, match=said):
             key_from_file(tmp_path / name, None)
 
 
@@ -133,9 +133,9 @@ def test_an_agent_signs_with_a_key_that_it_has(agent: str, tmp_path: Path) -> No
     signature = OfficerSignature.make(decision, AgentSigner(ADA.public, agent))
     assert signature.signs("ledger", "policy", PLAN)
     assert signature == OfficerSignature.make(decision, ADA)
-    with pytest.raises(KeyFault, match="does not have the officer's key"):
+    with pytest.raises(PrivateKeyError, match="does not have the officer's key"):
         AgentSigner(BOB.public, agent).sign(b"x")
-    with pytest.raises(KeyFault, match="does not answer"):
+    with pytest.raises(PrivateKeyError, match="does not answer"):
         AgentSigner(ADA.public, str(tmp_path / "nobody")).sign(b"x")
 
 
@@ -172,30 +172,30 @@ def key(signer: Signer) -> Any:
 
 def test_two_officers_approve_by_two_keys(tmp_path: Path) -> None:
     desk = begun(tmp_path / "north")
-    assert approval_fault(desk.policy, desk.ledger.book, PLAN) is not None
+    assert approval_fault(desk.policy, desk.ledger.state, PLAN) is not None
     assert desk.approve(PLAN, "ada l", key(ADA)) == ("Ada L",)
-    assert approvers(desk.policy, desk.ledger.book, PLAN) == 1
+    assert approvers(desk.policy, desk.ledger.state, PLAN) == 1
     desk.approve(PLAN, "Bob", key(BOB))
-    assert approval_fault(desk.policy, desk.ledger.book, PLAN) is None
+    assert approval_fault(desk.policy, desk.ledger.state, PLAN) is None
     # A new process finds the same in the file.
     again = at(tmp_path / "north" / "site.toml")
-    assert approvers(again.policy, again.ledger.book, PLAN) == 2
+    assert approvers(again.policy, again.ledger.state, PLAN) == 2
 
 
 def test_one_login_is_not_two_officers(tmp_path: Path) -> None:
     """The operator knows all names, and has one officer's key at most."""
     desk = begun(tmp_path / "north")
     for name, signer, error in (
-        ("Bob", key(ADA), KeyFault), ("Bob", None, KeyFault), ("Mallory", key(ADA), Refused),
+        ("Bob", key(ADA), PrivateKeyError), ("Bob", None, PrivateKeyError), ("Mallory", key(ADA), RefusedError),
     ):  # fmt: skip
         with pytest.raises(error):
             desk.approve(PLAN, name, signer)
-    assert desk.ledger.book.approvals == {}
+    assert desk.ledger.state.approvals == {}
     # Names that are typed into the ledger itself count for nothing.
     desk.ledger.approve(PLAN, ["Ada L", "Bob"], "manual")
-    assert approvers(desk.policy, desk.ledger.book, PLAN) == 0
+    assert approvers(desk.policy, desk.ledger.state, PLAN) == 0
     desk.approve(PLAN, "Ada L", key(ADA))
-    assert approval_fault(desk.policy, desk.ledger.book, PLAN) is not None
+    assert approval_fault(desk.policy, desk.ledger.state, PLAN) is not None
 
 
 def test_a_signature_counts_once_and_for_its_decision(tmp_path: Path) -> None:
@@ -222,14 +222,14 @@ def test_a_signature_counts_once_and_for_its_decision(tmp_path: Path) -> None:
     for plan, signature in wrong.values():
         with pytest.raises(LedgerError):
             ledger.approve(plan, [signature.name], "manual", signature=signature)
-    assert len(ledger.log) == size and approvers(desk.policy, ledger.book, PLAN) == 0
+    assert len(ledger.log) == size and approvers(desk.policy, ledger.state, PLAN) == 0
     fresh = OfficerSignature.make(
         OfficerDecision(ledger.log.origin, "plan-approved", PLAN, "Ada L", size), ADA
     )
     ledger.approve(PLAN, ["Ada L"], "manual", signature=fresh)
     with pytest.raises(LedgerError, match="used before"):
         ledger.approve(PLAN, ["Ada L"], "manual", again=True, signature=fresh)
-    assert approvers(desk.policy, ledger.book, PLAN) == 1
+    assert approvers(desk.policy, ledger.state, PLAN) == 1
 
 
 def test_a_changed_policy_is_signed_by_an_officer_of_the_one_in_force(tmp_path: Path) -> None:
@@ -246,26 +246,26 @@ def test_a_changed_policy_is_signed_by_an_officer_of_the_one_in_force(tmp_path: 
     path.write_text(path.read_text() + extra)
     changed = at(path)
     before = len(changed.ledger.log)
-    with pytest.raises(Refused, match="0 of 2 officers of the one in force"):
+    with pytest.raises(RefusedError, match="0 of 2 officers of the one in force"):
         note_policy(changed.policy, changed.ledger)
     # Nothing of it is noted: not the new population either, also in memory.
-    assert len(changed.ledger.log) == before and list(changed.ledger.book.populations) == [
+    assert len(changed.ledger.log) == before and list(changed.ledger.state.populations) == [
         "patients"
     ]
     assert len(at(path).ledger.log) == before
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         changed.sign_policy("Mallory", key(EVE))
-    with pytest.raises(KeyFault):
+    with pytest.raises(PrivateKeyError):
         changed.sign_policy("Bob", key(EVE))
     # Two approve a plan, so two sign a policy; one alone, also twice, is not enough.
     for _ in range(2):
         assert changed.sign_policy("Bob", key(BOB)) == (["Bob"], 2)
-        with pytest.raises(Refused, match="0 of 2"):
+        with pytest.raises(RefusedError, match="0 of 2"):
             note_policy(changed.policy, changed.ledger)
     assert at(path).sign_policy("Ada L", key(ADA)) == (["Ada L", "Bob"], 2)
     changed.ledger.log.refresh()
-    assert changed.ledger.book.policy == changed.policy.public()
-    assert list(changed.ledger.book.populations) == ["patients", "staff"]
+    assert changed.ledger.state.policy == changed.policy.public()
+    assert list(changed.ledger.state.populations) == ["patients", "staff"]
     with pytest.raises(InputError, match="already"):
         changed.sign_policy("Bob", key(BOB))
     assert desk.policy.officers == changed.policy.officers
@@ -281,9 +281,9 @@ def test_who_may_sign_cannot_be_changed_by_who_may_not(tmp_path: Path) -> None:
             text_.replace(f'[x]\n"Ada L" = "{text(ADA)} ada@north"\n"Bob" = "{text(BOB)}"\n', "")
         )
         changed = at(path)
-        with pytest.raises(Refused):
+        with pytest.raises(RefusedError):
             note_policy(changed.policy, changed.ledger)
-        with pytest.raises((Refused, KeyFault)):
+        with pytest.raises((RefusedError, PrivateKeyError)):
             changed.sign_policy("Bob", key(EVE))
 
 
@@ -548,7 +548,7 @@ def test_a_name_that_was_typed_is_the_officers(tmp_path: Path) -> None:
     desk.ledger.approve(PLAN, ["ada l"], "manual")
     assert desk.approve(PLAN, "Ada L", key(ADA)) == ("Ada L",)
     desk.approve(PLAN, "Bob", key(BOB))
-    assert approvers(desk.policy, desk.ledger.book, PLAN) == 2
+    assert approvers(desk.policy, desk.ledger.state, PLAN) == 2
 
 
 def test_a_weak_key_or_signature_is_refused_at_the_site_too() -> None:

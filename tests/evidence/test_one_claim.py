@@ -135,13 +135,13 @@ def test_a_site_that_lists_a_row_as_a_test_still_has_to_vouch_for_it() -> None:
     assert rows(kit.verdict(books))["H21"].state == "unknown"
 
 
-def second(book: kit.Book, disjoint: str | None) -> None:
-    book.add(
+def second(ledger_state: kit.Book, disjoint: str | None) -> None:
+    ledger_state.add(
         "population", population="staff", unit="person", relation="add_or_remove_one",
         epsilon="3.0", delta="1e-06", max_records=4,
     )  # fmt: skip
     if disjoint is not None:
-        book.add("data-set", data_set="staff-2026", population="staff", disjoint=disjoint)
+        ledger_state.add("data-set", data_set="staff-2026", population="staff", disjoint=disjoint)
 
 
 @pytest.mark.parametrize(
@@ -159,8 +159,8 @@ def test_a_second_population_rests_on_the_sites_word(
     books = kit.three_sites(attested={"H21": "one county each"})
     assert rows(kit.verdict(books))["H32"].state == "enforced"
     second(books[0], disjoint)
-    for book in books:
-        book.witnessed("St. Anna", "Lakeside", "Harbour", "centre")
+    for ledger_state in books:
+        ledger_state.witnessed("St. Anna", "Lakeside", "Harbour", "centre")
     found = kit.verdict(books)
     assert rows(found)["H32"].state == state and said in rows(found)["H32"].why
     text = write_report(found, tmp_path / "out")[0].read_text(encoding="utf-8")

@@ -118,7 +118,7 @@ def test_a_ledger_takes_no_new_run_under_a_key_that_was_replaced(tmp_path: Path)
     with pytest.raises(LedgerError, match="another order key follows"):
         ledger.reserve(by(OLD, "new"))
     ledger.reserve(by(NEW, "new"))
-    again = Ledger.read(tmp_path).book  # it stands in the file
+    again = Ledger.read(tmp_path).state  # it stands in the file
     assert again.order_keys.newest(prints(OLD)[0]) == prints(NEW)[0]
     assert again.is_replaced(prints(OLD)[0], "another")
     assert not again.is_replaced(prints(OLD)[0], "begun before")

@@ -84,5 +84,5 @@ def test_the_ledger_holds_what_was_stated(tmp_path: Path) -> None:
     for name, stated in (("a", None), ("b", ()), ("c", (OTHER,))):
         make_site(tmp_path / name, "North", None, other_ledgers=stated)
         ledger = Ledger.read(tmp_path / name / "ledger")
-        assert ledger.book.other_ledgers == stated
+        assert ledger.state.other_ledgers == stated
         ledger.log.store.close()

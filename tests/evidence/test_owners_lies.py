@@ -378,7 +378,7 @@ def test_many_plans_are_not_composed_one_by_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those that the ceiling passes cost nothing; of the others so many, and a note."""
-    monkeypatch.setattr(compositions, "MOST_SECONDS", 2)
+    monkeypatch.setattr(compositions, "MAX_SECONDS", 2)
     fed = Federation(cap="60.0")
     for number in range(4):  # above their ε by the ceiling alone
         privacy = {"epsilon": 1.9, "noise_multiplier": 3.0 + number / 1000}

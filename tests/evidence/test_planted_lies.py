@@ -7,7 +7,7 @@ lie                                    caught by
 a fresh accountant each round          ledger: the history is on disk, by population
 sensitivity that is not the clip       mechanism (derives it); verifier (``event``)
 the sampler was swapped                ledger (``does-not-fit``); verifier (``code``)
-a release without a reservation        ledger; recorder; verifier (``release``)
+a release without a reservation        ledger; collector; verifier (``release``)
 a raw tensor on the wire               wire
 two models for one round               site (``refused-conflict``); verifier (``order``)
 an old backup was restored             site (``refused-rollback``); witnesses; verifier
@@ -34,7 +34,7 @@ from ledger_kit import PATIENTS, VISITS, asked, bare, budget
 from verify_kit import Federation, gaussian, repeated, sampled
 
 from privet.client.training.trainer import mechanism
-from privet.common.errors import BudgetExceeded, LedgerError, NotReleasable
+from privet.common.errors import BudgetExceededError, LedgerError, NotReleasableError
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.flower.wire import encode_reply
 from privet.common.order import Order, Status
@@ -117,7 +117,7 @@ def test_an_epsilon_that_a_site_declares_is_not_used(federation: Make) -> None:
 
 def test_a_plan_that_declares_less_than_its_noise_costs(plan_value: Make) -> None:
     declared = plan_value(privacy={"epsilon": 1.0, "noise_multiplier": 0.5, "delta": 1e-4})
-    with pytest.raises(BudgetExceeded, match="would cost"):
+    with pytest.raises(BudgetExceededError, match="would cost"):
         calibrated(Plan.parse(declared))
 
 
@@ -278,7 +278,7 @@ def test_a_release_that_was_never_paid_for_is_not_joined(federation: Make) -> No
     ids=["tensor", "tensors", "arrays", "state", "list"],
 )
 def test_a_raw_tensor_has_no_encoding(raw: Any) -> None:
-    with pytest.raises(NotReleasable, match="has no wire encoding"):
+    with pytest.raises(NotReleasableError, match="has no wire encoding"):
         encode_reply("North", Status.RELEASED, raw)
 
 

@@ -14,7 +14,13 @@ from copy_kit import CHIEF, fetch, file_of, orders_key, signed
 from ledger_kit import PATIENTS, PLAN, SITE, asked, charged, key, kinds, plan_of, spend
 
 from privet.client.recovery.recover import Recovery, recover_site
-from privet.common.errors import InputError, KeyFault, LedgerError, PrivetError, WrongLedger
+from privet.common.errors import (
+    InputError,
+    LedgerError,
+    PrivateKeyError,
+    PrivetError,
+    WrongLedgerError,
+)
 from privet.common.files.lock import CLIENT, alone
 from privet.common.order import Order
 from privet.privacy.audit import bundle
@@ -130,7 +136,7 @@ def test_an_older_ledger_is_replaced_and_a_whole_one_is_not(desk: Desk) -> None:
     fetch(desk.ledger, desk.home, desk.store)
     path = desk.file()
     desk.ledger.log.store.close()
-    with pytest.raises(WrongLedger, match="is whole and has"):
+    with pytest.raises(WrongLedgerError, match="is whole and has"):
         desk.recover(path)
     shutil.rmtree(desk.home)
     shutil.copytree(kept, desk.home)
@@ -157,7 +163,9 @@ def test_an_older_ledger_that_was_written_to_has_to_be_moved_away(desk: Desk, sp
     else:
         old.pause("Ada")
     old.log.store.close()
-    with pytest.raises(WrongLedger, match=f"written to since.* not counted then: {int(spends)}$"):
+    with pytest.raises(
+        WrongLedgerError, match=f"written to since.* not counted then: {int(spends)}$"
+    ):
         desk.recover(path)
     desk.home.rename(desk.tmp / "aside")
     desk.recover(path)
@@ -202,7 +210,7 @@ def test_a_site_that_had_withdrawn_stays_so(desk: Desk) -> None:
     done = desk.recover(path)
     assert done.key == ""
     found = Ledger.read(desk.home)
-    assert found.book.withdrawn
+    assert found.state.withdrawn
     assert charged(found) == 2
 
 
@@ -247,7 +255,7 @@ def test_an_altered_piece_is_named(desk: Desk, place: str) -> None:
         if not known:
             changes["witness"] = None
         bad = altered(path, **changes)
-        error = KeyFault if place == "first" and not known else LedgerError
+        error = PrivateKeyError if place == "first" and not known else LedgerError
         refuses(desk, error, "altered", bad)
         bad.unlink()
     desk.recover(path)  # the control
@@ -283,7 +291,7 @@ def test_another_recovery_key_opens_nothing(desk: Desk) -> None:
     path = desk.file()
     desk.lose()
     FileSigner.generate().save(desk.tmp / "other.pem", None)
-    refuses(desk, KeyFault, "is not sealed to the recovery key", path,
+    refuses(desk, PrivateKeyError, "is not sealed to the recovery key", path,
             recovery=desk.tmp / "other.pem")  # fmt: skip
 
 
@@ -291,9 +299,11 @@ def test_the_copy_of_another_site_is_refused(desk: Desk, tmp_path: Path) -> None
     other = Desk(tmp_path / "other")
     path, foreign = desk.file(), other.file("south.copy")
     desk.lose()
-    refuses(desk, KeyFault, "is not sealed to the recovery key", foreign)
-    refuses(desk, WrongLedger, "several ledgers", path, foreign)
-    refuses(desk, WrongLedger, "is of a ledger that began with key", path, first_key=other.first)
+    refuses(desk, PrivateKeyError, "is not sealed to the recovery key", foreign)
+    refuses(desk, WrongLedgerError, "several ledgers", path, foreign)
+    refuses(
+        desk, WrongLedgerError, "is of a ledger that began with key", path, first_key=other.first
+    )
 
 
 def test_a_file_that_was_cut_off_is_refused(desk: Desk) -> None:
@@ -337,7 +347,7 @@ def test_a_ledger_that_the_holder_made_up_is_refused(desk: Desk, tmp_path: Path)
     fetch(made, fake, kept)
     forged = file_of(kept, made, tmp_path / "forged.copy")
     desk.lose()
-    refuses(desk, WrongLedger, "is of a ledger that began with key", forged)
+    refuses(desk, WrongLedgerError, "is of a ledger that began with key", forged)
     desk.recover(path)
 
 
@@ -414,7 +424,7 @@ def test_a_pause_does_not_hide_an_order(desk: Desk) -> None:
     desk.recover(path)
     back = desk.opened()
     assert charged(back) == 3
-    assert back.book.paused
+    assert back.state.paused
 
 
 def test_of_a_run_that_went_on_without_the_site_few_orders_count(
@@ -475,7 +485,7 @@ def test_orders_of_a_key_that_follows_the_known_one_count_too(desk: Desk) -> Non
     assert [one.entry is not None for one in done.counted] == [True, True]
     ledger = desk.opened()
     assert charged(ledger) == 4
-    assert ledger.book.order_keys.newest(shown.old.fingerprint) == shown.new.fingerprint
+    assert ledger.state.order_keys.newest(shown.old.fingerprint) == shown.new.fingerprint
 
 
 def test_a_handover_that_the_known_key_did_not_sign_opens_nothing(desk: Desk) -> None:
@@ -484,7 +494,7 @@ def test_a_handover_that_the_known_key_did_not_sign_opens_nothing(desk: Desk) ->
     path = desk.file(orders=(signed(round_=3),), order_keys=(shown,))
     desk.lose()
     desk.recover(path)
-    assert not desk.opened().book.order_keys.handovers()
+    assert not desk.opened().state.order_keys.handovers()
 
 
 def test_an_altered_order_is_found(desk: Desk) -> None:
@@ -516,7 +526,7 @@ def test_a_recovery_that_was_cut_off_is_done_again(
     monkeypatch.undo()
     assert not (desk.home / "ledger.db").exists()
     assert (desk.home / "ledger.pem").exists()
-    with pytest.raises(WrongLedger):
+    with pytest.raises(WrongLedgerError):
         Ledger.read(desk.home)
     desk.recover(path)
     assert charged(desk.opened()) == 2

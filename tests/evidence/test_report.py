@@ -456,10 +456,10 @@ def test_the_line_over_time_ends_where_the_verifier_says(verdict: Verdict) -> No
 
 
 def test_a_charge_given_back_lowers_the_line() -> None:
-    book = kit.ledger("North", rounds=3)
-    at = next(e for e in reversed(book.record.entries) if e.kind == "aborted")
+    ledger_state = kit.ledger("North", rounds=3)
+    at = next(e for e in reversed(ledger_state.record.entries) if e.kind == "aborted")
     at.predicate["data_opened"] = False
-    case = case_of(kit.verdict([book]))
+    case = case_of(kit.verdict([ledger_state]))
     [group] = case.groups
     assert [sign for _, sign in group.steps] == [1, 1, 1, -1]
     assert [charge.state for charge in group.charges] == ["released", "released", "returned"]

@@ -82,11 +82,11 @@ def test_equal_sites_are_named_together(tmp_path: Path) -> None:
 
 def test_data_called_as_their_sites_take_one_line() -> None:
     books = [kit.ledger(name) for name in ("New England", "Pacific", "Mountain")]
-    for book in books:
-        for entry in book.record.entries:
+    for state in books:
+        for entry in state.record.entries:
             value = entry.predicate
             for key in value.keys() & {"population", "data_set"}:
-                value[key] = book.record.name.replace(" ", "_")
+                value[key] = state.record.name.replace(" ", "_")
     found = kit.verdict(books)
     assert found.record is not None
     case = input.read(found.record)
@@ -106,11 +106,11 @@ def test_releases_were_paid_for_and_not_every_use(tmp_path: Path) -> None:
 
 
 def unnoised(books: list[kit.Book], *names: str) -> list[kit.Book]:
-    for book in books:
-        for entry in book.record.entries:
-            if book.record.name in names and "event" in entry.predicate:
+    for state in books:
+        for entry in state.record.entries:
+            if state.record.name in names and "event" in entry.predicate:
                 entry.predicate["event"] = {"type": "non_private", "reason": "no privacy"}
-            if book.record.name in names and "reproducible" in entry.predicate:
+            if state.record.name in names and "reproducible" in entry.predicate:
                 entry.predicate["reproducible"] = True
     return books
 

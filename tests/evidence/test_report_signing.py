@@ -177,9 +177,9 @@ def test_alike_simulated_sites_share_a_table(plan_value: Any) -> None:
     plan = Plan.parse(plan_value())
     books = []
     for site in plan.sites:
-        book = kit.ledger(site.name)
-        book.add("policy", policy=Policy.for_simulation(plan, site.name, CHIEF).public())
-        books.append(book)
+        state = kit.ledger(site.name)
+        state.add("policy", policy=Policy.for_simulation(plan, site.name, CHIEF).public())
+        books.append(state)
     ((sites, rows),) = signing.policies(case_of(kit.verdict(books)))
     assert sites == "all 3 sites"
     assert dict(rows)["Populations, with their life-time caps"].startswith("named after the site:")

@@ -61,7 +61,7 @@ def federation(tweak: Any = None) -> verify_kit.Federation:
     fed = verify_kit.Federation(tweak=with_policy, cap="60.0")
     plan = {
         **verify_kit.plan_of(training={"rounds": 1}), "title": "A title",
-        "attested": {"H12": "a book"}, "task": {"kind": "tabular", "label": "ill"},
+        "attested": {"H12": "a state"}, "task": {"kind": "tabular", "label": "ill"},
         "model": {"kind": "linear"},
     }  # fmt: skip
     if tweak is not None:
@@ -160,5 +160,5 @@ def test_a_card_holds_none_either(tmp_path: Path, plan_value: Any) -> None:
     assert not evidence.verdict.ok and evidence.run == printable(f"run-1{EVIL}")
     kind = f"my{EVIL}:Task"
     plan = Plan.parse(plan_value(task={"kind": kind, "classes": ["a", "b"]}))
-    card = write_card(plan, {}, evidence, source=f"a test{EVIL}", provenance=[f"a book{EVIL}"])
+    card = write_card(plan, {}, evidence, source=f"a test{EVIL}", provenance=[f"a state{EVIL}"])
     assert left(card) == set() and printable(kind) in card

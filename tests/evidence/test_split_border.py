@@ -113,7 +113,7 @@ def fresh() -> Iterator[None]:
 @pytest.fixture
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault that there was: the ledger splits δ at its own allowance alone."""
-    monkeypatch.setattr(delta_shares, "MOST_SLACK", delta_shares.SLACK)
+    monkeypatch.setattr(delta_shares, "MAX_SLACK", delta_shares.SLACK)
 
 
 def is_less(mine: delta_shares.Shares, other: AuditedSplit) -> bool:

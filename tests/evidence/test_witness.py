@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from privet.common.canonical import digest
-from privet.common.errors import EvidenceFault, LedgerError, NoteError
+from privet.common.errors import EvidenceError, LedgerError, NoteError
 from privet.privacy.evidence import witness as witness_module
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.log import Evidence
@@ -457,7 +457,7 @@ def test_whatever_is_shown_ends_in_an_error_of_ours(data: st.DataObject) -> None
         value["rotations"][data.draw(st.integers(0, 1))][place] = new
     else:
         value[part] = new
-    with suppress(NoteError, EvidenceFault):
+    with suppress(NoteError, EvidenceError):
         extend(Evidence.from_json(value), KEY, None)
 
 

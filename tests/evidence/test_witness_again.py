@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from privet.client.app import _asked
-from privet.common.errors import EvidenceFault
+from privet.common.errors import EvidenceError
 
 Make = Callable[..., Any]
 
@@ -16,7 +16,7 @@ Make = Callable[..., Any]
 def test_what_grew_after_the_run_is_witnessed(federation: Make) -> None:
     fed = federation()
     fed.run()
-    recorder = fed.parties.recorder(fed.roster)
+    collector = fed.parties.collector(fed.roster)
     names = [site.name for site in fed.sites]
     asked: list[int] = []
 
@@ -27,19 +27,19 @@ def test_what_grew_after_the_run_is_witnessed(federation: Make) -> None:
         }
 
     # Nothing grew: one question each, and no more.
-    assert recorder.witness_again(names, show) == [] and asked == [3]
-    entries = len(recorder.journal.log)
+    assert collector.witness_again(names, show) == [] and asked == [3]
+    entries = len(collector.journal.log)
     fed.sites[1].ledger.pause("Ada")
     assert any("East: unwitnessed tail" in note for note in fed.verdict("before").notes)
-    assert recorder.witness_again(names, show) == ["East"]
+    assert collector.witness_again(names, show) == ["East"]
     verdict = fed.verdict("after")
     assert verdict.ok and verdict.notes == []
-    assert len(recorder.journal.log) == entries, "the journal gets no entry after its run"
-    assert recorder.witness_again(names, show) == []
+    assert len(collector.journal.log) == entries, "the journal gets no entry after its run"
+    assert collector.witness_again(names, show) == []
     # Another process knows it from the papers.
-    assert fed.parties.recorder(fed.roster).witness_again(names, show) == []
+    assert fed.parties.collector(fed.roster).witness_again(names, show) == []
     # Too few others are there: that is said, and nothing is kept.
     fed.sites[0].ledger.pause("Ada")
-    with pytest.raises(EvidenceFault, match="are needed"):
-        recorder.witness_again(["North"], show)
+    with pytest.raises(EvidenceError, match="are needed"):
+        collector.witness_again(["North"], show)
     assert any("North: unwitnessed tail" in note for note in fed.verdict("alone").notes)

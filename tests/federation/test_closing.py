@@ -12,7 +12,7 @@ import pytest
 from privet.client.data.records import SiteData
 from privet.client.outbox import Outbox
 from privet.client.site import Site
-from privet.common.errors import DataError, QuorumNotMet
+from privet.common.errors import DataError, QuorumError
 from privet.common.flat import Arrays
 from privet.common.models import initial_model
 from privet.common.order import Order, Status
@@ -119,7 +119,7 @@ def test_it_stays_closed_over_a_restart_until_somebody_approves_it(
     fail(fed, fed.sites[0], order_for(fed, "North", model), model, "exception")
     site = fed.restart("North")
     # Its plan is listed in the policy; that alone opens nothing.
-    assert digest in site.guard.policy.allow.plans
+    assert digest in site.admission.policy.allow.plans
     assert site.answer(order_for(fed, "North", model, round=2), model).status is (
         Status.REFUSED_PLAN
     )
@@ -206,7 +206,7 @@ def test_a_site_that_was_opened_again_is_asked_again(federation: Make) -> None:
 def test_a_run_that_needs_a_closed_site_ends(federation: Make) -> None:
     fed = federation(training=ROUNDS, strategy={"min_sites": 3})
     fed.sites[0] = fed.restart("North", broken)
-    with pytest.raises(QuorumNotMet, match="1 failed, 2 released"):
+    with pytest.raises(QuorumError, match="1 failed, 2 released"):
         fed.run()
     assert fed.charged("North") == 1
 
@@ -226,7 +226,7 @@ def test_figures_that_cannot_be_computed_end_no_run(federation: Make) -> None:
 
     server = create_app(
         RUN, fed.plan, lambda: initial_model(fed.plan), Snapshots(fed.folder / "model"),
-        lambda: fed.parties.recorder(fed.roster), evaluate=figures, finish=outcomes.append,
+        lambda: fed.parties.collector(fed.roster), evaluate=figures, finish=outcomes.append,
     )  # fmt: skip
     server(fed.grid(), context())
     assert [step.metrics for step in outcomes[0].progress] == [{}, {}]

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from privet.cli import app
 from privet.client.outbox import Outbox
 from privet.common.config import dump_toml
-from privet.common.errors import QuorumNotMet
+from privet.common.errors import QuorumError
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.simulations import plots
@@ -158,5 +158,5 @@ def test_a_plan_that_no_site_can_run_ends_with_the_operators_words(
 ) -> None:
     numeric = {"x1": {"low": -2, "high": 2}, "x9": {"low": -2, "high": 2}}
     plan = Plan.parse(plan_value(task={"numeric": numeric}))
-    with pytest.raises(QuorumNotMet, match="there is no column 'x9'"):
+    with pytest.raises(QuorumError, match="there is no column 'x9'"):
         run_plan(plan, Setting(base=files), tmp_path / "out")

@@ -12,7 +12,7 @@ from flwr.app import Context, Message, RecordDict, UserConfig
 
 from privet.client.operator.decisions import make_site
 from privet.common.compat.flower import claim_identity, number_message
-from privet.common.errors import InputError, KeyFault, WrongLedger
+from privet.common.errors import InputError, PrivateKeyError, WrongLedgerError
 from privet.common.flower.wire import decode_reply
 from privet.common.order import Status
 from privet.common.plan import Plan
@@ -102,7 +102,7 @@ def with_order(message: Message) -> None:
 
 
 @pytest.mark.parametrize(
-    ("passphrase", "error"), [(None, WrongLedger), ("eight or more", KeyFault)]
+    ("passphrase", "error"), [(None, WrongLedgerError), ("eight or more", PrivateKeyError)]
 )
 def test_a_bundle_that_points_at_a_real_ledger_does_not_open_it(
     tmp_path: Path, plan_value: Callable[..., Any], passphrase: str | None, error: type[Exception]

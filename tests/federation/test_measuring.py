@@ -15,7 +15,7 @@ from federation_kit import Federation, Silent
 
 from privet.client.training.trainer import Trainer
 from privet.common.canonical import write_json
-from privet.common.errors import InputError, PlanError, QuorumNotMet
+from privet.common.errors import InputError, PlanError, QuorumError
 from privet.common.flat import Arrays
 from privet.common.models import build_model, initial_model
 from privet.common.models.start import FOLDERS, offer
@@ -100,7 +100,7 @@ def test_what_is_charged_is_what_was_drawn(measured: Make) -> None:
     quiet = fed.plan.changed(metrics={"noise_multiplier": fed.plan.metrics.noise_multiplier / 10})
     for site in fed.sites:
         site._trainer = Trainer(quiet, site.name, lambda name=site.name: fed.data(name))
-    with pytest.raises(QuorumNotMet, match=r"0 of 3 sites released a measurement.*3 failed"):
+    with pytest.raises(QuorumError, match=r"0 of 3 sites released a measurement.*3 failed"):
         fed.run()
     assert fed.verdict().ok
 
@@ -178,7 +178,7 @@ def test_a_quorum_measures(measured: Make) -> None:
 
 def test_without_a_quorum_there_is_no_figure(measured: Make) -> None:
     fed = measured()
-    with pytest.raises(QuorumNotMet, match="1 of 3 sites released a measurement, the quorum is 2"):
+    with pytest.raises(QuorumError, match="1 of 3 sites released a measurement, the quorum is 2"):
         fed.run(fed.grid(MostlyUnmeasured))
     verdict = fed.verdict()
     assert verdict.ok, verdict.faults
@@ -220,7 +220,7 @@ def test_a_coordinator_that_dies_before_it_told_knows_it_afterwards(
     def go() -> None:
         execute_run(
             run, fed.grid(), lambda: initial_model(fed.plan),
-            lambda: fed.parties.recorder(fed.roster),
+            lambda: fed.parties.collector(fed.roster),
         )  # fmt: skip
 
     def dies(*_: Any) -> None:

@@ -21,7 +21,7 @@ from privet.client.outbox import Outbox
 from privet.client.passing import LedgerRoom, room_of_release
 from privet.client.site import Answer, Site
 from privet.client.training.worker.remote import RemoteTrainer
-from privet.common.errors import QuorumNotMet, RunError
+from privet.common.errors import QuorumError, RunError
 from privet.common.flat import Arrays
 from privet.common.models import initial_model
 from privet.common.order import Order, Status
@@ -68,14 +68,14 @@ def made(tmp_path: Path) -> Iterator[Callable[..., Site]]:
     def make(fed: Federation, name: str, kind: type[Site] = Site, **source: Any) -> Site:
         home = fed.home(name)
         fed.frames[name].to_csv(home / "records.csv", index=False)
-        guard = fed.parties.guard(name, fed.roster)
-        data = guard.policy.data_set(guard.data_set)[1].model_dump()
+        admission = fed.parties.admission(name, fed.roster)
+        data = admission.policy.data_set(admission.data_set)[1].model_dump()
         place = {"path": "records.csv"} if not source else {"path": None, **source}
-        value = {**guard.policy.model_dump(), "data": {guard.data_set: {**data, **place}}}
+        value = {**admission.policy.model_dump(), "data": {admission.data_set: {**data, **place}}}
         policy = Policy.parse(value).at(home)
-        trainers.append(RemoteTrainer(fed.plan, policy, guard.data_set, home, ()))
+        trainers.append(RemoteTrainer(fed.plan, policy, admission.data_set, home, ()))
         return kind(
-            name, fed.plan, home, guard, fed.parties.witness(name), fed.roster, trainers[-1]
+            name, fed.plan, home, admission, fed.parties.witness(name), fed.roster, trainers[-1]
         )
 
     yield make
@@ -149,7 +149,7 @@ def test_a_site_that_withdrew_or_closed_its_budget_does_not_say_not_now(
 ) -> None:
     fed = federation()
     model = start(fed.plan)
-    close_budget(fed.ledger("North"), next(iter(fed.ledger("North").book.populations)))
+    close_budget(fed.ledger("North"), next(iter(fed.ledger("North").state.populations)))
     fed.ledger("East").withdraw("Ada")
     said = {
         site.name: site.answer(order_for(fed, site.name, model), model).status for site in fed.sites
@@ -350,7 +350,7 @@ def test_room_is_taken_where_the_system_cannot_allocate(
 def test_a_simulation_ends_with_words(federation: Make) -> None:
     fed = federation(strategy={"min_sites": 3})
     fed.ledger("East").pause("Ada")
-    with pytest.raises(QuorumNotMet) as caught:
+    with pytest.raises(QuorumError) as caught:
         fed.run()
     assert "(1 not-now, 2 released). A site that says not-now has paused" in str(caught.value)
 

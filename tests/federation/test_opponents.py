@@ -13,7 +13,7 @@ from flwr.app import Message
 
 from privet.client.admission import AdmissionControl
 from privet.client.site import Answer
-from privet.common.errors import EvidenceFault, RunError
+from privet.common.errors import EvidenceError, RunError
 from privet.common.flat import Arrays
 from privet.common.flower.wire import SHOW, decode_show, encode_reply, encode_show
 from privet.common.order import Order, Status
@@ -68,11 +68,11 @@ class ForBoth(SimulatedFederation):
 
     order_keys: tuple[str, ...] = ()
 
-    def guard(self, site: str, roster: Roster) -> AdmissionControl:
-        guard = super().guard(site, roster)
-        allow = guard.policy.allow.model_copy(update={"coordinators": self.order_keys})
+    def admission(self, site: str, roster: Roster) -> AdmissionControl:
+        admission = super().admission(site, roster)
+        allow = admission.policy.allow.model_copy(update={"coordinators": self.order_keys})
         return AdmissionControl(
-            guard.policy.model_copy(update={"allow": allow}), guard.ledger, roster
+            admission.policy.model_copy(update={"allow": allow}), admission.ledger, roster
         )
 
 
@@ -252,9 +252,9 @@ def test_a_tree_that_nobody_can_have_grown_does_not_stop_the_coordinator(federat
                 "rotations": [],
             }  # fmt: skip
 
-    with pytest.raises(EvidenceFault, match="not believed"):
+    with pytest.raises(EvidenceError, match="not believed"):
         fed.run(lies(fed, "South", change))
-    assert fed.journal_entries()[-1].predicate["fault"] == "EvidenceFault"
+    assert fed.journal_entries()[-1].predicate["fault"] == "EvidenceError"
 
 
 # while a run goes on
@@ -313,7 +313,7 @@ def test_one_witness_that_objects_stops_the_run_and_nothing_else(federation: Mak
         if answer["lines"]:
             answer |= {"lines": {}, "faults": {"": "I have seen something else"}}
 
-    with pytest.raises(EvidenceFault, match="site 'South': I have seen something else"):
+    with pytest.raises(EvidenceError, match="site 'South': I have seen something else"):
         fed.run(lies(fed, "South", change))
     assert faults(fed) == []
 

@@ -374,7 +374,7 @@ def test_what_is_decided_between_the_look_and_the_debit_counts(
     def deciding() -> tuple[str, ...]:
         other = Ledger(fed.home("North"), fed.ledger("North").log.signer, "North")
         if decided == "policy":
-            policy = dict(other.book.policy or {})
+            policy = dict(other.state.policy or {})
             other.set_policy({**policy, "allow": {**policy["allow"], "max_rounds": 1}})
         elif decided == "refused":
             other.refuse_plan(fed.plan.digest, ["DPO"])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from privet.client.training.model_runtime import ModelRuntime
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.common.plan import Plan
 
 OWN = """
@@ -129,5 +129,5 @@ def test_a_faulty_measure_is_found_before_anything_is_paid_for(
     own_plan: Callable[..., Plan], fault: str, said: str
 ) -> None:
     assert ModelRuntime(own_plan()).self_tests  # the control
-    with pytest.raises(SelfTestFailed, match=said):
+    with pytest.raises(SelfTestError, match=said):
         ModelRuntime(own_plan(fault=fault)).self_tests  # noqa: B018

@@ -18,7 +18,7 @@ from privet.client.data.records import SiteData
 from privet.client.site import Answer, Site
 from privet.client.training.protocol import TrainerOutput
 from privet.client.training.trainer import Trainer
-from privet.common.errors import DataError, QuorumNotMet
+from privet.common.errors import DataError, QuorumError
 from privet.common.flat import Arrays
 from privet.common.flower.wire import decode_reply, encode_order, encode_reply, to_record
 from privet.common.models import initial_model
@@ -340,7 +340,7 @@ def test_the_coordinator_sees_statuses_only(
             passed.extend(as_bytes(reply) for reply in replies)
             return replies
 
-    with pytest.raises(QuorumNotMet) as caught:
+    with pytest.raises(QuorumError) as caught:
         fed.run(fed.grid(Listening))
     assert str(caught.value).endswith("the quorum is 2 (2 failed, 1 released)")
     seen = b"\n".join(passed) + str(caught.value).encode() + caplog.text.encode()

@@ -44,7 +44,7 @@ class Link:
         return NEXT
 
 
-class Recorder:
+class Collector:
     """A journal's papers and a site's heads, and what the coordinator would note."""
 
     def __init__(self, orders: list[Order]) -> None:
@@ -71,7 +71,7 @@ def released(digest: str = DIGEST) -> tuple[Status, Release]:
     return Status.RELEASED, Release("", {"digest": digest}, NEXT)
 
 
-def replay(link: Link, sites: tuple[str, ...] = ("North", "East")) -> tuple[Replay, Recorder]:
+def replay(link: Link, sites: tuple[str, ...] = ("North", "East")) -> tuple[Replay, Collector]:
     orders = [order("North", 1), order("North", 2), order("East", 1), order("South", 1)]
     answers = ["failed", "released", "released", "no-reply"]
     record = {
@@ -85,9 +85,9 @@ def replay(link: Link, sites: tuple[str, ...] = ("North", "East")) -> tuple[Repl
             for one, answer in zip(orders, answers, strict=True)
         ],
     }  # fmt: skip
-    recorder: Any = Recorder(orders)
+    collector: Any = Collector(orders)
     restored = Restored(2, {3: record}, 1, False)
-    return Replay(link, recorder, restored, list(sites)), recorder
+    return Replay(link, collector, restored, list(sites)), collector
 
 
 def test_only_what_was_joined_is_asked_for_by_the_attempt_that_released() -> None:
@@ -99,10 +99,10 @@ def test_only_what_was_joined_is_asked_for_by_the_attempt_that_released() -> Non
 
 def test_who_is_silent_or_says_not_now_is_asked_the_same_again() -> None:
     link = Link({"North": (Status.NOT_NOW, None)}, {"East": released()}, {"North": released()})
-    made, recorder = replay(link)
+    made, collector = replay(link)
     made.train(3, MODEL)
     assert link.asked == [[("North", 2), ("East", 1)], [("North", 2), ("East", 1)], [("North", 2)]]
-    assert "once these sites have handed out" in recorder.said[0]
+    assert "once these sites have handed out" in collector.said[0]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from federation_kit import Federation
 
 from privet.client.site import Site
-from privet.common.errors import InputError, LedgerError, QuorumNotMet, RunError
+from privet.common.errors import InputError, LedgerError, QuorumError, RunError
 from privet.common.flat import Arrays
 from privet.delivery.trained import load
 from privet.server.snapshot import Snapshots
@@ -22,12 +22,12 @@ SITES = ("North", "East", "South")
 def resume(fed: Federation, run: str = "tiny-run") -> Any:
     """Run on, as a coordinator does that was told to resume."""
 
-    def recorder() -> Any:
-        made = fed.parties.recorder(fed.roster)
+    def collector() -> Any:
+        made = fed.parties.collector(fed.roster)
         made.journal.resume_run(run)
         return made
 
-    return fed.run(recorder=recorder)
+    return fed.run(collector=collector)
 
 
 def fails_in_round_2(federation: Make, **strategy: Any) -> Federation:
@@ -46,7 +46,7 @@ def fails_in_round_2(federation: Make, **strategy: Any) -> Federation:
     paused: list[int] = []
     for site in fed.sites:
         site.__class__ = Pauses
-    with pytest.raises(QuorumNotMet, match="1 not-now"):
+    with pytest.raises(QuorumError, match="1 not-now"):
         fed.run()
     return fed
 
@@ -95,7 +95,7 @@ def test_who_failed_or_refused_when_the_run_broke_is_asked_anew(federation: Make
 
     fed.sites[1].__class__ = Fails
     fed.ledger("South").refuse_plan(fed.plan.digest, ["Ada"])
-    with pytest.raises(QuorumNotMet, match="1 failed, 1 refused-plan, 1 released"):
+    with pytest.raises(QuorumError, match="1 failed, 1 refused-plan, 1 released"):
         fed.run()
     fed.sites[1].__class__ = Site
     fed.ledger("South").approve(fed.plan.digest, ["Ada"], "manual")
@@ -113,7 +113,7 @@ def test_who_failed_or_refused_when_the_run_broke_is_asked_anew(federation: Make
 
 def test_a_run_may_be_resumed_more_than_once(federation: Make) -> None:
     fed = fails_in_round_2(federation)
-    with pytest.raises(QuorumNotMet):
+    with pytest.raises(QuorumError):
         resume(fed)  # the site still pauses
     fed.ledger("East").resume("Ada")
     resume(fed)
@@ -125,7 +125,7 @@ def test_a_run_may_be_resumed_more_than_once(federation: Make) -> None:
 def test_what_has_not_failed_is_not_resumed(federation: Make) -> None:
     fed = federation()
     fed.run()
-    journal = fed.parties.recorder(fed.roster).journal
+    journal = fed.parties.collector(fed.roster).journal
     journal.resume_run("tiny-run")  # it is done: nothing is noted
     assert fed.journal_entries("run-resumed") == []
     model = fed.journal_entries("run-closed")[0].predicate["model"]
@@ -152,7 +152,7 @@ def test_the_model_of_a_failed_run_is_that_of_its_last_round(
 
     for site in fed.sites:
         site.__class__ = Pauses
-    with pytest.raises(QuorumNotMet):
+    with pytest.raises(QuorumError):
         fed.run()
     shown = [entry.predicate["shown"] for entry in fed.journal_entries("round")]
     folder = fed.folder

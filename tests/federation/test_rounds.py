@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from privet.client.app import create_app
 from privet.client.site import Answer, Site
 from privet.client.training.protocol import TrainerOutput
-from privet.common.errors import QuorumNotMet, RunError
+from privet.common.errors import QuorumError, RunError
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.flower.wire import encode_reply
 from privet.common.models import initial_model
@@ -312,7 +312,7 @@ def test_a_round_goes_on_without_a_silent_site(federation: Make, kind: type[InPr
 
 def test_a_quorum_that_is_not_met_stops_the_run(federation: Make) -> None:
     fed = federation(strategy={"min_sites": 3})
-    with pytest.raises(QuorumNotMet) as caught:
+    with pytest.raises(QuorumError) as caught:
         fed.run(fed.grid(Silent))
     assert str(caught.value) == (
         "round 1: 2 of 3 sites released an update, the quorum is 3 (1 no reply in time, 2 released)"
@@ -321,7 +321,7 @@ def test_a_quorum_that_is_not_met_stops_the_run(federation: Make) -> None:
 
 def test_refusals_are_told_by_status_only(federation: Make) -> None:
     fed = federation(privacy={"epsilon": 0.5})
-    with pytest.raises(QuorumNotMet) as caught:
+    with pytest.raises(QuorumError) as caught:
         fed.run()
     assert str(caught.value) == (
         "round 1: 0 of 3 sites released an update, the quorum is 2 (3 refused-budget)"
@@ -387,7 +387,7 @@ def test_sites_that_come_too_late_are_not_waited_for(
     assert [len(step.statuses) for step in outcome.progress] == [statuses, statuses]
     strict = federation(site=Slow, folder="strict", strategy={"timeout": timeout, "min_sites": 3})
     if statuses == 2:
-        with pytest.raises(QuorumNotMet, match="1 no reply in time, 2 released"):
+        with pytest.raises(QuorumError, match="1 no reply in time, 2 released"):
             strict.run()
     else:
         strict.run()
@@ -520,7 +520,7 @@ def test_who_never_proves_its_release_is_not_asked_for_ever(federation: Make) ->
     fed = federation(strategy={"min_sites": 3, "attempts": 3})
     grid = crafted(fed, facts=unproved)
     grid.__class__ = Patient
-    with pytest.raises(QuorumNotMet, match="1 failed, 2 released"):
+    with pytest.raises(QuorumError, match="1 failed, 2 released"):
         fed.run(grid)
     (line,) = fed.journal_entries("round")
     asked = [order for order in line.predicate["orders"] if order["site"] == "East"]
@@ -539,7 +539,7 @@ def test_who_answers_under_a_name_that_is_nobodys_is_not_asked_for_ever(federati
             return reply
         return Message(encode_reply("Nobody", Status.FAILED), reply_to=message)
 
-    with pytest.raises(QuorumNotMet, match="1 failed, 2 released"):
+    with pytest.raises(QuorumError, match="1 failed, 2 released"):
         fed.run(Patient(_as_app(lying), 3))
     (line,) = fed.journal_entries("round")
     asked = [order for order in line.predicate["orders"] if order["site"] == "East"]
@@ -676,16 +676,16 @@ def test_progress_holds_no_count_of_records(federation: Make) -> None:
 def test_what_is_shown_does_not_grow_with_the_rounds(federation: Make) -> None:
     """Two proofs of growth a log, at most: from what was seen, and from what may have been."""
     made = federation(training={"rounds": 12})
-    recorder = made.parties.recorder(made.roster)
+    collector = made.parties.collector(made.roster)
     asked: list[dict[str, Any]] = []
-    question = recorder._question
+    question = collector._question
 
     def noted(*given: Any) -> dict[str, Any]:
         asked.append(question(*given))
         return asked[-1]
 
-    recorder._question = noted  # type: ignore[method-assign]
-    made.run(recorder=lambda: recorder)
+    collector._question = noted  # type: ignore[method-assign]
+    made.run(collector=lambda: collector)
     assert len(asked) >= 12 * len(made.sites)
     assert max(len(one["since"]) for one in asked) <= 2
     proofs = [len(log["proofs"]) for one in asked for log in one["shown"].values()]

@@ -18,11 +18,11 @@ import privet
 from privet.common.config import DATA_VARIABLE, data_folder
 from privet.common.errors import (
     DataError,
-    DataMissing,
+    DataMissingError,
     InputError,
     LedgerError,
     PlanError,
-    QuorumNotMet,
+    QuorumError,
 )
 from privet.common.plan import Plan
 from privet.privacy.evidence.statement import Entry
@@ -253,7 +253,7 @@ def test_a_missing_file_is_named(
 ) -> None:
     data = write_files(tmp_path / "data")
     (data / "east.csv").unlink()
-    with pytest.raises(DataMissing, match=r"east\.csv: there is no such file"):
+    with pytest.raises(DataMissingError, match=r"east\.csv: there is no such file"):
         ran(where=data)
 
 
@@ -282,7 +282,7 @@ def test_a_column_that_one_site_lacks_fails_it(
 ) -> None:
     data = write_files(tmp_path / "data")
     pd.read_csv(data / "east.csv").drop(columns="x2").to_csv(data / "east.csv", index=False)
-    with pytest.raises((DataError, QuorumNotMet), match="x2"):
+    with pytest.raises((DataError, QuorumError), match="x2"):
         ran(where=data, strategy={"min_sites": 3}, metrics={"source": "off"})
 
 
@@ -485,7 +485,7 @@ def test_a_site_that_lacks_a_column_says_so_on_ray_alone(
         pd.read_csv(path).drop(columns="x2").to_csv(path, index=False)
     try:
         ran("ray", RAY, where=data, metrics={"source": "off"}, strategy=PATIENT)
-    except QuorumNotMet as error:
+    except QuorumError as error:
         assert "3 refused-policy" in str(error)
         assert "no column 'x2'" in str(error)
     else:

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from privet.client.training.model_runtime import model_runtime
-from privet.common.errors import QuorumNotMet
+from privet.common.errors import QuorumError
 from privet.common.models import initial_model
 from privet.common.models.start import FOLDERS, offer
 from privet.common.plan import Plan
@@ -82,7 +82,7 @@ def test_half_the_digits_are_for_runs_without_privacy(tmp_path: Path) -> None:
     exact = plan_of(tmp_path, {"kind": "minilm", "options": options})
     coarse = exact.changed(model={"options": {**options, "precision": "bfloat16"}})
     # The bound of a unit's gradient would not be exact enough through six layers.
-    with pytest.raises(QuorumNotMet, match="H16"):
+    with pytest.raises(QuorumError, match="H16"):
         simulate(coarse, out=tmp_path / "private")
     models = [
         simulate(plan.changed(privacy=None), out=tmp_path / name).model

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from privet.common.errors import InputError, NotReleasable
+from privet.common.errors import InputError, NotReleasableError
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.flower.wire import (
     decode_order,
@@ -121,12 +121,12 @@ class Unlike:
     ids=lambda value: type(value).__name__,
 )
 def test_only_a_release_has_an_encoding(value: Any) -> None:
-    with pytest.raises(NotReleasable, match="has no wire encoding"):
+    with pytest.raises(NotReleasableError, match="has no wire encoding"):
         encode_reply("A", Status.RELEASED, value)
 
 
 def test_only_a_mechanism_makes_a_noised_update() -> None:
-    with pytest.raises(NotReleasable, match="only a mechanism"):
+    with pytest.raises(NotReleasableError, match="only a mechanism"):
         NoisedUpdate(object(), {}, None, False)  # type: ignore[arg-type]
 
 
@@ -134,7 +134,7 @@ def test_only_a_mechanism_makes_a_noised_update() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_not_finite_neither_leaves_nor_arrives(value: float, kind: type) -> None:
     values = {"w": np.array([0.0, value], kind)}
-    with pytest.raises(NotReleasable, match="'w' is not finite"):
+    with pytest.raises(NotReleasableError, match="'w' is not finite"):
         encode_reply("A", Status.RELEASED, release(values))
     content = encode_reply("A", Status.RELEASED, release())
     reply = json.loads(str(content["reply"]["json"]))
@@ -240,7 +240,7 @@ def saved(value: Any) -> bytes:
 
 @pytest.mark.parametrize("number", [1.1e18, -1.1e18, np.inf, np.nan])
 def test_numbers_without_measure_are_not_let_out(number: float) -> None:
-    with pytest.raises(NotReleasable, match="'w' is not finite"):
+    with pytest.raises(NotReleasableError, match="'w' is not finite"):
         encode_reply("North", Status.RELEASED, release({"w": np.array([0.0, number], np.float32)}))
 
 

@@ -30,8 +30,8 @@ from privet.server.membership.registry import MemberRegistry
 
 @pytest.fixture
 def federation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemberRegistry:
-    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
-    monkeypatch.setattr(enrolment, "_WRONG", 0.0)
+    monkeypatch.setattr(enrolment, "_POLL_INTERVAL_S", 0.05)
+    monkeypatch.setattr(enrolment, "_WRONG_REQUEST_DELAY_S", 0.0)
     return MemberRegistry.found(tmp_path / "hub", "hub", "127.0.0.1:1", "127.0.0.1:0")
 
 

@@ -22,7 +22,7 @@ from privet.client.operator.decisions import OperatorDecisions, make_site, publi
 from privet.client.recovery import journal_copies
 from privet.client.turns import Turns
 from privet.common.canonical import canonical_json
-from privet.common.errors import DataError, InputError, NoteError, RolledBack
+from privet.common.errors import DataError, InputError, NoteError, RolledBackError
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.flower.wire import (
     decode_reply,
@@ -57,7 +57,7 @@ WEIGHTS: Arrays = {"w": np.zeros(1, dtype="f4")}
 
 
 class Side:
-    """A coordinator, and the gate that North has for it."""
+    """A coordinator, and the endpoint that North has for it."""
 
     def __init__(self, folder: Path, name: str, home: Path) -> None:
         self.federation = MemberRegistry.found(folder / name, name, "127.0.0.1:1", "127.0.0.1:2")
@@ -72,13 +72,13 @@ class Side:
         (place / "link.key").chmod(0o600)
         pem = self.federation.enrol("North", join.token, asked, str(ledger), str(witness))
         keep(join, place, pem)
-        self.gate: Any = None
+        self.endpoint: Any = None
 
     def offers(self, plan: Plan, run: str, roster: Roster | None = None) -> tuple[Roster, str]:
         """Offer a run; return its roster, and how the site stands to it."""
         roster = roster or queue.submit(self.federation, plan, run).roster(self.federation)
         offered = offer.encode(run, plan.to_dict(), roster.to_dict())
-        told = self.gate(LinkRequest(offer.KIND, "", offered, {}))
+        told = self.endpoint(LinkRequest(offer.KIND, "", offered, {}))
         return roster, json.loads(told.records)["status"]
 
     def begins_copy(self, plan: Plan, of: str, run: str, roster: Roster) -> Any:
@@ -90,18 +90,18 @@ class Side:
     def asks_journal(self, **asked: Any) -> Any:
         nothing = {"head": "", "since": [], "slots": [], "shown": {}}
         records, arrays = pack(encode_show({**nothing, "journal": asked}))
-        told = self.gate(LinkRequest("query.show", "", records, arrays))
+        told = self.endpoint(LinkRequest("query.show", "", records, arrays))
         return decode_show(unpack(told.records, told.arrays))["journal"]
 
     def orders(self, order: Order) -> str:
         """Ask for a release; return the status of the answer."""
         content = encode_order(order, to_record(WEIGHTS), ConfigRecord())
-        told = self.gate(LinkRequest(order.purpose, "1", *pack(content)))
+        told = self.endpoint(LinkRequest(order.purpose, "1", *pack(content)))
         return str(decode_reply(unpack(told.records, told.arrays))[1])
 
     @property
     def runs(self) -> list[str]:
-        told = self.gate(LinkRequest(offer.RUNS, "", b"{}", {}))
+        told = self.endpoint(LinkRequest(offer.RUNS, "", b"{}", {}))
         return [one["key"]["run"] for one in offer.decode_runs(told.records)]
 
 
@@ -142,7 +142,7 @@ plans = ["{plan.digest}"]
     witness, turns = Witness(home / "ledger" / "witness.json", signer, "North"), Turns()
     training: Any = SimpleNamespace(close=lambda: None)
     for side, one in zip((alpha, beta), memberships(home), strict=True):
-        side.gate = SiteEndpoint(
+        side.endpoint = SiteEndpoint(
             lambda: Policy.load(home / "site.toml"), ledger, witness, one,
             lambda plan, policy, data_set: training, turns,
         )  # fmt: skip
@@ -190,7 +190,7 @@ def test_no_run_is_offered_under_the_order_key_of_another(
         roster, coordinator=CoordinatorKeys("beta", theirs.journal, theirs.orders, witness)
     )
     assert beta.offers(plan, "study", mixed)[1] == "refused-policy"
-    assert "of another coordinator" in beta.gate._said
+    assert "of another coordinator" in beta.endpoint._said
 
 
 def test_no_coordinator_names_the_key_of_another_as_its_successor(
@@ -203,9 +203,9 @@ def test_no_coordinator_names_the_key_of_another_as_its_successor(
     rotate_order_key(alpha.federation.keys, "alpha", None)
     new = FileSigner.load(alpha.federation.keys / "orders.pem", None)
     with pytest.raises(InputError, match="did not sign that it follows"):
-        beta.gate.take_notice(handover(beta, new))
+        beta.endpoint.take_notice(handover(beta, new))
     assert beta.runs == []
-    alpha.gate.take_notice(notice_of(alpha.federation))
+    alpha.endpoint.take_notice(notice_of(alpha.federation))
     assert alpha.offers(plan, "study-2")[1] == offer.READY
 
 
@@ -214,26 +214,26 @@ def test_no_order_is_prepared_before_each_coordinator_has_shown_what_it_saw(
 ) -> None:
     """An old copy of the ledger extends what one coordinator saw, and not what the other did."""
     alpha, beta = sides
-    turns, ledger = alpha.gate.turns, alpha.gate.ledger
+    turns, ledger = alpha.endpoint.turns, alpha.endpoint.ledger
     turns.heads = NewestHeads(["alpha", "beta"])
     roster, said = alpha.offers(plan, "study")
     assert said == "not-now"
-    assert "'beta'" in alpha.gate._said and "--not-restored" in alpha.gate._said
-    assert ledger.book.policy is None  # nor is anything written
+    assert "'beta'" in alpha.endpoint._said and "--not-restored" in alpha.endpoint._said
+    assert ledger.state.policy is None  # nor is anything written
     # No head of this ledger: it may be of a key that an older copy does not know.
     stranger = FileSigner.generate()
     key = Key(ledger.log.origin, stranger.public)
     other = Checkpoint(ledger.log.origin, 1, b"\0" * 32).signed(key, stranger)
     for note in (b"\xff", b"nonsense", other.text.encode()):
         with pytest.raises(NoteError):
-            beta.gate.take_head(pb.Head(note=note))
+            beta.endpoint.take_head(pb.Head(note=note))
         assert alpha.offers(plan, "study", roster)[1] == "not-now"
     # One that never saw this ledger, and one that saw it as it is.
-    beta.gate.take_head(pb.Head())
+    beta.endpoint.take_head(pb.Head())
     assert alpha.offers(plan, "study", roster)[1] == offer.READY
     theirs, said = beta.offers(plan, "other")
     assert said == "not-now"
-    alpha.gate.take_head(pb.Head(note=ledger.log.evidence([]).note.encode()))
+    alpha.endpoint.take_head(pb.Head(note=ledger.log.evidence([]).note.encode()))
     assert beta.offers(plan, "other", theirs)[1] == offer.READY
 
 
@@ -241,17 +241,17 @@ def test_a_coordinator_that_saw_a_newer_ledger_stops_it_for_all(
     sides: tuple[Side, Side], plan: Plan, tmp_path: Path
 ) -> None:
     alpha, beta = sides
-    log = alpha.gate.ledger.log
+    log = alpha.endpoint.ledger.log
     assert alpha.offers(plan, "study")[1] == offer.READY
     signer = FileSigner.load(tmp_path / "North" / "ledger" / "ledger.pem", None)
     newer = Checkpoint(log.origin, len(log) + 1, b"\1" * 32).signed(log.key, signer)
-    with pytest.raises(RolledBack):
-        beta.gate.take_head(pb.Head(note=newer.text.encode()))
+    with pytest.raises(RolledBackError):
+        beta.endpoint.take_head(pb.Head(note=newer.text.encode()))
     for side, run in ((alpha, "study-2"), (beta, "other")):
         assert side.offers(plan, run)[1] == "refused-rollback"
     # Nor is it cosigned any further: who saw less would hold the newer ledger for a forged one.
     records, arrays = pack(encode_show({"head": "", "since": [], "slots": [], "shown": {}}))
-    told = alpha.gate(LinkRequest("query.show", "", records, arrays))
+    told = alpha.endpoint(LinkRequest("query.show", "", records, arrays))
     assert decode_show(unpack(told.records, told.arrays)) == {"status": "refused-rollback"}
 
 
@@ -260,7 +260,7 @@ def test_a_run_that_waited_for_a_head_when_the_client_started_goes_on(
 ) -> None:
     """Nobody offers a run again that goes on: its orders are what comes."""
     alpha, beta = sides
-    ledger = alpha.gate.ledger
+    ledger = alpha.endpoint.ledger
     assert alpha.offers(plan, "study")[1] == offer.READY
     model = digest_arrays(WEIGHTS)
     order = Order("study", "North", 1, 1, "train", plan.digest, model, ("w",), "0" * 64, "AA==")
@@ -268,20 +268,20 @@ def test_a_run_that_waited_for_a_head_when_the_client_started_goes_on(
     size = len(ledger.log)
 
     def started(heads: NewestHeads) -> None:
-        old = alpha.gate
-        alpha.gate = SiteEndpoint(
+        old = alpha.endpoint
+        alpha.endpoint = SiteEndpoint(
             old.policy, ledger, old.witness, old.membership, old.training_for, Turns(heads=heads)
         )
 
     started(NewestHeads(["alpha", "beta"]))
-    beta.gate.turns = alpha.gate.turns
+    beta.endpoint.turns = alpha.endpoint.turns
     assert alpha.orders(order) == "not-now"
     # One that has an entry may not be answered as if it had none.
     assert ledger.refuse(replace(order, attempt=2), "refused-plan")
     size += 1
     assert alpha.orders(replace(order, attempt=2)) == "failed"
     assert len(ledger.log) == size
-    beta.gate.take_head(pb.Head())
+    beta.endpoint.take_head(pb.Head())
     assert alpha.orders(order) == "refused-signature"  # it is looked at
 
     # A pause passes in the same way.
@@ -296,7 +296,7 @@ def test_a_run_that_waited_for_a_head_when_the_client_started_goes_on(
     started(heads)
     signer = FileSigner.load(ledger.log.store.path.parent / "ledger.pem", None)
     newer = Checkpoint(ledger.log.origin, size + 1, b"\1" * 32).signed(ledger.log.key, signer)
-    with pytest.raises(RolledBack):
+    with pytest.raises(RolledBackError):
         heads.take("beta", ledger, newer.text)
     assert alpha.orders(order) == "refused-rollback"
 
@@ -304,7 +304,7 @@ def test_a_run_that_waited_for_a_head_when_the_client_started_goes_on(
 def test_a_head_is_compared_and_not_kept(sides: tuple[Side, Side]) -> None:
     """It has no cosignature, and a disk that is full must not hold the site up."""
     alpha, _ = sides
-    ledger, log = alpha.gate.ledger, alpha.gate.ledger.log
+    ledger, log = alpha.endpoint.ledger, alpha.endpoint.ledger.log
     heads = NewestHeads(["alpha", "beta"])
     before = log.store.path.read_bytes(), log.cosigned()
     heads.take("alpha", ledger, log.evidence([]).note)
@@ -318,7 +318,7 @@ def test_a_head_is_compared_and_not_kept(sides: tuple[Side, Side]) -> None:
 
 def test_no_two_coordinators_are_called_the_same(sides: tuple[Side, Side]) -> None:
     """What one has shown would count for the other one."""
-    first, second = (side.gate.membership for side in sides)
+    first, second = (side.endpoint.membership for side in sides)
     kept = first.link / "join.json"
     value = json.loads(kept.read_text())
     assert (first.name, second.name) == ("alpha", "beta")
@@ -331,20 +331,20 @@ def test_a_policy_that_was_edited_comes_into_force_with_the_next_offer(
 ) -> None:
     """Also after runs, and for each coordinator; one that allows nothing of it changes nothing."""
     alpha, beta = sides
-    policy, ledger = tmp_path / "North" / "site.toml", alpha.gate.ledger
+    policy, ledger = tmp_path / "North" / "site.toml", alpha.endpoint.ledger
     assert alpha.offers(plan, "study")[1] == offer.READY
-    before, text = ledger.book.policy, policy.read_text()
+    before, text = ledger.state.policy, policy.read_text()
 
     policy.write_text(text.replace("[allow]", "[allow]\nmax_rounds = 1", 1))
     assert alpha.offers(plan, "study-2")[1] == "refused-policy"
-    assert ledger.book.policy == before
+    assert ledger.state.policy == before
 
     policy.write_text('contact = "the data office"\n' + text)
     assert alpha.offers(plan, "study-3")[1] == offer.READY
     now = Policy.load(policy).public()
-    assert ledger.book.policy == now != before
+    assert ledger.state.policy == now != before
     assert beta.offers(plan, "other")[1] == offer.READY
-    assert ledger.book.policy == now
+    assert ledger.state.policy == now
 
 
 def test_nothing_of_a_policy_is_noted_before_it_is_in_force(
@@ -352,11 +352,11 @@ def test_nothing_of_a_policy_is_noted_before_it_is_in_force(
 ) -> None:
     """What a changed policy lists is approved by it once it is in the ledger, and not before."""
     alpha, _ = sides
-    policy, log = tmp_path / "North" / "site.toml", alpha.gate.ledger.log
+    policy, log = tmp_path / "North" / "site.toml", alpha.endpoint.ledger.log
     text = policy.read_text()
     policy.write_text(text.replace(f'plans = ["{plan.digest}"]', "plans = []"))
     assert alpha.offers(plan, "study")[1] == "waits-for-approval"
-    assert not log.book.approvals
+    assert not log.state.approvals
     policy.write_text(text)
     assert alpha.offers(plan, "study-2")[1] == offer.READY
     kinds = [Entry.read(leaf).kind for leaf in log.store.leaves()]
@@ -382,7 +382,7 @@ def test_an_offer_that_the_records_do_not_fit_is_told_once_and_to_the_operator_a
     roster, status = alpha.offers(plan, "study")
     assert status == "waits-for-approval" and "does not fit" not in caplog.text
     records.write_text(records.read_text().replace("x2", "x3", 1))
-    alpha.gate._said = ""  # as in another process
+    alpha.endpoint._said = ""  # as in another process
     for _ in range(2):
         assert alpha.offers(plan, "study", roster)[1] == "waits-for-approval"
     (found,) = [one for one in caplog.records if one.msg == "an offered plan does not fit"]

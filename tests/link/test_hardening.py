@@ -514,7 +514,7 @@ def test_what_a_site_keeps_of_offers_is_bounded(
     for _ in range(150):
         deep = [deep]
     offers, task = Offers(tmp_path), plan_value()["task"]
-    monkeypatch.setattr("privet.client.link.offers._MOST_BYTES", 500_000)
+    monkeypatch.setattr("privet.client.link.offers._MAX_TOTAL_BYTES", 500_000)
     for number in range(8):
         wide = {f"a{k}": deep for k in range(350)}
         plan = plan_value(name=f"plan {number}", task={**task, "options": wide})
@@ -559,7 +559,7 @@ def test_a_port_is_ours_at_all_of_its_addresses_or_not_at_all(tmp_path: Path, ta
 def door(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[tuple[MemberRegistry, EnrolmentServer]]:
-    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
+    monkeypatch.setattr(enrolment, "_POLL_INTERVAL_S", 0.05)
     federation = MemberRegistry.found(tmp_path / "fed", "hub", "127.0.0.1:1", "127.0.0.1:0")
     federation.invite("North")
     with EnrolmentServer(federation, "127.0.0.1:0") as made:
@@ -580,7 +580,7 @@ def asks(one: Connection, asked: pb.Request) -> Answer:
 def test_half_open_calls_at_the_door_keep_nobody_out(
     door: tuple[MemberRegistry, EnrolmentServer], monkeypatch: pytest.MonkeyPatch, connect: Connect
 ) -> None:
-    monkeypatch.setattr(enrolment, "_WRONG", 0.0)
+    monkeypatch.setattr(enrolment, "_WRONG_REQUEST_DELAY_S", 0.0)
     held = [knock(connect, *door) for _ in range(10)]
     for one in held:
         for _ in range(4):
@@ -593,7 +593,7 @@ def test_half_open_calls_at_the_door_keep_nobody_out(
 def test_wrong_requests_at_the_door_hold_nobody_up(
     door: tuple[MemberRegistry, EnrolmentServer], monkeypatch: pytest.MonkeyPatch, connect: Connect
 ) -> None:
-    monkeypatch.setattr(enrolment, "_WRONG", 30.0)
+    monkeypatch.setattr(enrolment, "_WRONG_REQUEST_DELAY_S", 30.0)
     federation, _ = door
     for _ in range(5):
         one = knock(connect, *door)
@@ -624,7 +624,7 @@ def test_whatever_is_wrong_at_the_door_the_answer_is_the_same(
 
     from privet.common.link.identity import common_name
 
-    monkeypatch.setattr(enrolment, "_WRONG", 0.0)
+    monkeypatch.setattr(enrolment, "_WRONG_REQUEST_DELAY_S", 0.0)
     federation, made = door
     token = federation.invite("North")["token"]
     ledger, witness = vkeys("North")

@@ -15,7 +15,7 @@ import pytest
 
 from privet.common.errors import (
     DataError,
-    DataMissing,
+    DataMissingError,
     InputError,
     LedgerError,
     PlanError,
@@ -78,7 +78,8 @@ def test_a_line_of_text_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [DataError(MARK), DataMissing(MARK), PlanError(MARK), ValueError(MARK), KeyError(MARK)]
+    "error",
+    [DataError(MARK), DataMissingError(MARK), PlanError(MARK), ValueError(MARK), KeyError(MARK)],
 )
 def test_at_a_site_the_text_of_an_error_goes_to_the_operator_alone(
     error: Exception, capsys: pytest.CaptureFixture[str], tmp_path: Path

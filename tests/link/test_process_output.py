@@ -61,7 +61,7 @@ def foreign():
     logging.getLogger("pyarrow").error("a cell is %s", cell)
     lonely = logging.Logger("lonely")  # with no handler at all
     lonely.error("a cell is %s", cell)
-    logging.getLogger("privet.gate").error("%d cells", cell)
+    logging.getLogger("privet.endpoint").error("%d cells", cell)
 
 def said():
     print("a cell is", cell); print("a cell is", cell, file=sys.stderr)
@@ -93,7 +93,7 @@ acts = {
 warnings.simplefilter("always")
 text = {"text": Style.TEXT, "json": Style.JSON}[sys.argv[4]]
 with logged(text, Level.DEBUG, log), to_operator(log):
-    logging.getLogger("privet.gate").info("begun")
+    logging.getLogger("privet.endpoint").info("begun")
     acts[act]()
 """
 

@@ -29,7 +29,7 @@ def run_patient_office(folder: Path, address: str, log: Path, models: str) -> No
     """What `privet server start` does, with turns that last."""
     _write_to(log)
     os.environ[FOLDERS] = models
-    coordinator._TURN = 3600.0
+    coordinator._RUN_TURN_S = 3600.0
     at_work = coordinator.Coordinator(MemberRegistry.load(folder), link=address)
     signal.signal(signal.SIGTERM, lambda *_: at_work.stopped.set())
     at_work.serve()

@@ -335,7 +335,7 @@ def test_a_renewal_that_fails_is_tried_again(
     short: Callable[[int], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(dial, "_RENEW_AGAIN", 0.05)
+    monkeypatch.setattr(dial, "_MIN_RENEWAL_INTERVAL_S", 0.05)
     short(1)
     folder = site(federation, tmp_path / "link")
     first = (folder / "link.pem").read_bytes()

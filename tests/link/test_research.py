@@ -116,8 +116,8 @@ def pair_of(who: Researcher) -> tuple[bytes, bytes]:
 
 @pytest.fixture
 def hall(tmp_path: Path, plan_value: Make, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hall]:
-    monkeypatch.setattr(enrolment, "_LOOK", 0.05)
-    monkeypatch.setattr(enrolment, "_WRONG", 0.0)
+    monkeypatch.setattr(enrolment, "_POLL_INTERVAL_S", 0.05)
+    monkeypatch.setattr(enrolment, "_WRONG_REQUEST_DELAY_S", 0.0)
     monkeypatch.chdir(tmp_path)  # a folder's path may be a relative one
     made = Hall(Path(), Plan.parse(plan_value(metrics={"source": "gate"})))
     yield made

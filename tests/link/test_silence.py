@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         for module in (service, dial):
             monkeypatch.setattr(module, "BEAT", seconds)
         monkeypatch.setattr(beats, "SILENCE", 2.0)
-        monkeypatch.setattr(beats, "_TICK", 0.25)
+        monkeypatch.setattr(beats, "_TICK_S", 0.25)
 
     return set_beat
 
@@ -193,7 +193,7 @@ def test_who_is_late_gives_its_answer_before_it_is_asked_for_more(
 def test_who_was_late_once_is_waited_for_as_long_as_it_takes(
     ends: Ends, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("privet.server.link.grid.GRACE", 0.5)
+    monkeypatch.setattr("privet.server.link.grid.MIN_GRACE_S", 0.5)
     sites = {name: Site() for name in NAMES}
     for name, site in sites.items():
         ends.dial(name, site)
@@ -235,7 +235,7 @@ def test_without_enough_everybody_is_waited_for(ends: Ends) -> None:
 def test_two_processes_with_one_certificate_are_named_and_call_less_and_less(
     ends: Ends, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dial, "_TWIN_SHORTEST", 0.2)
+    monkeypatch.setattr(dial, "_MIN_TWIN_PAUSE_S", 0.2)
     caplog.set_level(logging.WARNING)
     for _ in range(2):
         ends.dial("North", Site())
@@ -243,7 +243,7 @@ def test_two_processes_with_one_certificate_are_named_and_call_less_and_less(
     peers = ends.hub.twins.all["North"]
     assert len(set(peers)) == 2 and all(peer.startswith("ipv4:127.0.0.1:") for peer in peers)
     said = [(record.name, record.getMessage()) for record in caplog.records]
-    assert any(name == "privet.hub" and "two processes attend" in text for name, text in said)
+    assert any(name == "privet.link" and "two processes attend" in text for name, text in said)
     assert any(name == "privet.dial" and "Stop one of the two" in text for name, text in said)
     waits = [record.again_s for record in caplog.records if hasattr(record, "again_s")]
     assert len(waits) >= 2 and all(wait <= 300 for wait in waits)

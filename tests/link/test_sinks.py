@@ -167,7 +167,7 @@ _STARTS = (
 
 
 def test_a_message_that_breaks_off_is_not_quoted() -> None:
-    """Between gate and trainer: cut anywhere, or with a byte that is no text."""
+    """Between endpoint and trainer: cut anywhere, or with a byte that is no text."""
     import io
 
     from privet.client.training.worker.pipe import Pipe

@@ -1,6 +1,6 @@
 """A submitted run over a grid of Flower's kind: gathered, cut off, gone on with, refused.
 
-Sites answer by their real gates, in this process; only SuperLink and SuperNodes are not there.
+Sites answer by their real endpoints, in this process; only SuperLink and SuperNodes are not there.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from stock_kit import enrol
 from privet.client.endpoint import SiteEndpoint
 from privet.client.link.dial import LinkRequest
 from privet.client.operator.decisions import note_policy
-from privet.client.start import make_gate
+from privet.client.start import make_endpoint
 from privet.client.stock_flower.clientapp import reply_of
 from privet.common.errors import InputError, RunError
 from privet.common.files.lock import alone
@@ -44,7 +44,7 @@ Make = Callable[..., Any]
 
 
 class Town:
-    """A federation of two sites that came in by files, each answering by its gate."""
+    """A federation of two sites that came in by files, each answering by its endpoint."""
 
     def __init__(self, folder: Path, plan: Plan, frame_of: Make) -> None:
         self.plan = plan
@@ -54,7 +54,7 @@ class Town:
             for number, name in enumerate(SITES)
         ]
         self.run = submit(self.federation, plan, "first")
-        self.gates: dict[Path, SiteEndpoint] = {}
+        self.endpoints: dict[Path, SiteEndpoint] = {}
         self.left = -1
 
     def __call__(self, message: Message, context: Context) -> Message:
@@ -64,9 +64,9 @@ class Town:
         self.left -= 1
 
         def ask(policy: Path, kind: str, records: bytes, arrays: Any) -> Any:
-            if policy not in self.gates:
-                self.gates[policy] = make_gate(policy, None)
-            told = self.gates[policy](LinkRequest(kind, "", records, arrays))
+            if policy not in self.endpoints:
+                self.endpoints[policy] = make_endpoint(policy, None)
+            told = self.endpoints[policy](LinkRequest(kind, "", records, arrays))
             return told.records, told.arrays
 
         policy = self.policies[int(str(context.node_config["partition-id"]))]
@@ -74,9 +74,9 @@ class Town:
 
     def restart(self) -> None:
         """End every site's process."""
-        for gate in self.gates.values():
-            gate.close()
-        self.gates.clear()
+        for endpoint in self.endpoints.values():
+            endpoint.close()
+        self.endpoints.clear()
 
     def go(self, client: Any = None, patience: float = 0, run: str = "first") -> None:
         grid = Cut(client or self, len(SITES))
@@ -84,7 +84,7 @@ class Town:
 
     def entries(self, kind: str) -> list[int]:
         """How many entries of a kind each site's ledger holds."""
-        logs = [self.gates[policy].ledger.log for policy in self.policies]
+        logs = [self.endpoints[policy].ledger.log for policy in self.policies]
         return [[Entry.read(leaf).kind for leaf in log.store.leaves()].count(kind) for log in logs]
 
 
@@ -102,7 +102,7 @@ class Cut(InProcessGrid):
 def town(
     tmp_path: Path, plan_value: Make, frame_of: Make, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Town]:
-    monkeypatch.setattr(flower_serverapp, "_LOOK", 0.01)
+    monkeypatch.setattr(flower_serverapp, "_OFFER_INTERVAL_S", 0.01)
     value = plan_value(metrics={"source": "off"})
     value["sites"] = [site for site in value["sites"] if site["name"] in SITES]
     made = Town(tmp_path, calibrated(Plan.parse(value, where="test")), frame_of)
@@ -198,19 +198,19 @@ def test_a_file_is_looked_at_in_each_offer_until_the_first_order(town: Town) -> 
 def test_a_run_follows_a_policy_that_another_coordinators_offer_brought_into_force(
     town: Town, monkeypatch: pytest.MonkeyPatch, follows: bool
 ) -> None:
-    """A site's gates share a ledger: what one notes holds for all. The control does not look."""
+    """A site's endpoints share a ledger: what one notes holds for all. The control does not look."""
     if not follows:
-        monkeypatch.setattr(SiteEndpoint, "_follow_policy", lambda gate: None)
+        monkeypatch.setattr(SiteEndpoint, "_follow_policy", lambda endpoint: None)
     path, changed = town.policies[0], []
     answer = SiteEndpoint.__call__
 
-    def asked(gate: SiteEndpoint, message: LinkRequest) -> Any:
-        if message.kind == "train" and gate.join.site == SITES[0] and not changed:
+    def asked(endpoint: SiteEndpoint, message: LinkRequest) -> Any:
+        if message.kind == "train" and endpoint.join.site == SITES[0] and not changed:
             changed.append(
                 path.write_text(path.read_text().replace("[allow]", "[allow]\nmax_rounds = 9"))
             )
-            note_policy(Policy.load(path), gate.ledger)
-        return answer(gate, message)
+            note_policy(Policy.load(path), endpoint.ledger)
+        return answer(endpoint, message)
 
     monkeypatch.setattr(SiteEndpoint, "__call__", asked)
     if follows:
@@ -223,17 +223,17 @@ def test_a_run_follows_a_policy_that_another_coordinators_offer_brought_into_for
 
 def test_another_roster_starts_no_other_trainer(town: Town) -> None:
     """A coordinator could keep a site busy with nothing else."""
-    gate = make_gate(town.policies[0], None)
+    endpoint = make_endpoint(town.policies[0], None)
     roster = town.run.roster(town.federation)
     trainers = set()
     for sites in (roster.sites, roster.sites[::-1], roster.sites):
         offered = offer.encode("first", town.plan.to_dict(), replace(roster, sites=sites).to_dict())
         assert (
-            offer.decode_answer(gate(LinkRequest(offer.KIND, "", offered, {})).records)
+            offer.decode_answer(endpoint(LinkRequest(offer.KIND, "", offered, {})).records)
             == offer.READY
         )
-        trainers.add(id(gate._training))
-    gate.close()
+        trainers.add(id(endpoint._training))
+    endpoint.close()
     assert len(trainers) == 1
 
 
@@ -247,21 +247,21 @@ def test_code_of_a_plans_own_is_there_before_a_run_begins(
     (tmp_path / "own").mkdir()
     module = tmp_path / "own" / "gate_net.py"
     monkeypatch.syspath_prepend(tmp_path / "own")
-    gate = make_gate(town.policies[0], None)
+    endpoint = make_endpoint(town.policies[0], None)
     roster = town.run.roster(town.federation).to_dict()
     offered = offer.encode("first", town.plan.to_dict(), roster)
 
     def told() -> Any:
-        return offer.decode_answer(gate(LinkRequest(offer.KIND, "", offered, {})).records)
+        return offer.decode_answer(endpoint(LinkRequest(offer.KIND, "", offered, {})).records)
 
-    assert told() is Status.REFUSED_POLICY and gate._training is None
+    assert told() is Status.REFUSED_POLICY and endpoint._training is None
     trainers = []
     for text in ("raise RuntimeError\n", "raise RuntimeError\n", "raise OSError\n"):
         module.write_text(text)
         importlib.invalidate_caches()
         assert told() == offer.READY
-        trainers.append(gate._training)
-    gate.close()
+        trainers.append(endpoint._training)
+    endpoint.close()
     assert trainers[0] is trainers[1] is not trainers[2]
     assert "gate_net" not in sys.modules
 
@@ -281,8 +281,8 @@ def test_nodes_without_the_launcher_are_not_sites(town: Town) -> None:
     with pytest.raises(RunError, match=r"2 of the nodes did not say.*launcher"):
         town.go(bundle)
     assert town.run.status["sites"] == dict.fromkeys(SITES, "not connected")
-    town.gates = {policy: make_gate(policy, None) for policy in town.policies}
-    assert all(not gate.ledger.book.populations for gate in town.gates.values())
+    town.endpoints = {policy: make_endpoint(policy, None) for policy in town.policies}
+    assert all(not endpoint.ledger.state.populations for endpoint in town.endpoints.values())
 
 
 def test_one_coordinator_works_in_a_folder(town: Town) -> None:

@@ -17,7 +17,7 @@ import pytest
 from observe_kit import Commands
 
 from privet.client.link.renewal import Renewal
-from privet.common.errors import KeyFault
+from privet.common.errors import PrivateKeyError
 from privet.common.link.identity import SERVER_NAME, request
 from privet.common.plan import Plan
 from privet.server.membership import certificates
@@ -76,7 +76,7 @@ def test_a_key_of_another_certificate(tmp_path: Path) -> None:
     folder = folder_of(Authority.found("x"), tmp_path / "link")
     (folder / "link.key").write_bytes(request("North")[1])
     renewal = Renewal(folder, "North")
-    with pytest.raises(KeyFault, match=r"link\.key does not fit the certificate beside it"):
+    with pytest.raises(PrivateKeyError, match=r"link\.key does not fit the certificate beside it"):
         renewal.require_fit()
     assert "does not fit" in renewal.explain("Failed to create security handshaker.")
 

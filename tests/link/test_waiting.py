@@ -22,7 +22,7 @@ from privet.client.operator.decisions import OperatorDecisions
 from privet.client.operator.rotation import rotate_key
 from privet.client.site import Answer, Site
 from privet.client.training.worker.remote import RemoteTrainer
-from privet.common.errors import InputError, LedgerError, RolledBack, RunError
+from privet.common.errors import InputError, LedgerError, RolledBackError, RunError
 from privet.common.link import link_pb2 as pb
 from privet.common.order import Status
 from privet.common.plan import Plan
@@ -99,7 +99,7 @@ def test_a_head_that_cannot_be_compared_now_is_compared_again(
     assert set(came) == {b"head of North"}
     # One that was compared, and is of a newer ledger, stays what it is.
     came.clear()
-    ends.dial("East", answer, on_head=take(RolledBack("older")))
+    ends.dial("East", answer, on_head=take(RolledBackError("older")))
     until(lambda: len(came) == 1, 30)
     _, told = ends.hub.post("East", "query", "", b"{}", {})
     told.result(30)
@@ -248,14 +248,14 @@ def test_a_database_that_is_down_costs_nothing_and_is_asked_again(
         owner.cursor().executemany("INSERT INTO records VALUES (%s, %s, %s, %s)", rows)
     (home / "db.password").write_text(f"{READER_PASSWORD}\n")
     (home / "db.password").chmod(0o600)
-    guard = fed.parties.guard("North", fed.roster)
-    data = guard.policy.data_set(guard.data_set)[1].model_dump()
+    admission = fed.parties.admission("North", fed.roster)
+    data = admission.policy.data_set(admission.data_set)[1].model_dump()
     sql = {"url": server.url(), "table": "records", "password_file": "db.password"}
     source = {"path": None, "columns": ["x1", "x2", "colour", "y"], "sql": sql}
-    value = {**guard.policy.model_dump(), "data": {guard.data_set: {**data, **source}}}
-    trainer = RemoteTrainer(fed.plan, Policy.parse(value).at(home), guard.data_set, home, ())
+    value = {**admission.policy.model_dump(), "data": {admission.data_set: {**data, **source}}}
+    trainer = RemoteTrainer(fed.plan, Policy.parse(value).at(home), admission.data_set, home, ())
     witness = fed.parties.witness("North")
-    site = Site("North", fed.plan, home, guard, witness, fed.roster, trainer)
+    site = Site("North", fed.plan, home, admission, witness, fed.roster, trainer)
     model = start(fed.plan)
     order = order_for(fed, "North", model)
     try:

@@ -21,7 +21,7 @@ from privet.client.training.protocol import shape_mismatch
 from privet.client.training.trainer import Trainer
 from privet.client.training.worker.pulse import Pulse, TrainerWatch
 from privet.client.training.worker.remote import TRAINER_LOG, RemoteTrainer, _environment
-from privet.common.errors import DataError, PrivetError, TrainerLost
+from privet.common.errors import DataError, PrivetError, TrainerLostError
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
@@ -201,7 +201,7 @@ def test_a_worker_that_is_killed_fails_one_question(remote: Make) -> None:
     process = trainer._process
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with pytest.raises(TrainerLost, match="signal 9"):
+    with pytest.raises(TrainerLostError, match="signal 9"):
         trainer.release(order(trainer, model), model)
     again = trainer.release(order(trainer, model), model)
     assert digest_arrays(again.arrays) == digest_arrays(first.arrays)
@@ -253,7 +253,7 @@ def test_the_worker_ends_with_its_gate(remote: Make) -> None:
 
 @LINUX
 def test_a_worker_whose_gate_is_killed_ends(tmp_path: Path) -> None:
-    """Whatever it is doing: a gate that is gone cannot take what is made."""
+    """Whatever it is doing: an endpoint that is gone cannot take what is made."""
     code = (
         "import subprocess, sys, time\n"
         "code = 'import os,time,threading\\nfrom privet.client.training.worker.__main__ import _end_with\\n"
@@ -263,12 +263,12 @@ def test_a_worker_whose_gate_is_killed_ends(tmp_path: Path) -> None:
         "print(child.stdout.readline().decode(), end='', flush=True)\n"
         "time.sleep(60)\n"
     )
-    gate = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert gate.stdout is not None
-    worker = int(gate.stdout.readline())
-    gate.kill()
-    gate.wait()
-    gate.stdout.close()
+    endpoint = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert endpoint.stdout is not None
+    worker = int(endpoint.stdout.readline())
+    endpoint.kill()
+    endpoint.wait()
+    endpoint.stdout.close()
     for _ in range(600):
         if not Path(f"/proc/{worker}").exists() or "Z" in Path(f"/proc/{worker}/stat").read_text():
             return
@@ -345,7 +345,7 @@ def test_a_trainer_that_hangs_is_ended_and_one_that_works_long_is_not(slow: Make
     hangs = slow("holding the lock", 600)
     hangs.still = 3.0
     process = hangs._process
-    with pytest.raises(TrainerLost, match="no sign of life for 3 s"):
+    with pytest.raises(TrainerLostError, match="no sign of life for 3 s"):
         hangs.shapes()
     assert process.poll() == -signal.SIGKILL
 
@@ -353,7 +353,7 @@ def test_a_trainer_that_hangs_is_ended_and_one_that_works_long_is_not(slow: Make
 def test_what_is_asked_of_a_trainer_has_a_limit(slow: Make) -> None:
     trainer = slow("letting go of it", 600.0)
     trainer.limit = 2.0
-    with pytest.raises(TrainerLost, match="not done after 2 s"):
+    with pytest.raises(TrainerLostError, match="not done after 2 s"):
         trainer.shapes()
     assert trainer._process is None
 
@@ -364,7 +364,7 @@ def test_a_trainer_that_is_stopped_fails_one_question(remote: Make) -> None:
     first = trainer.release(order(trainer, model), model)
     os.kill(trainer._process.pid, signal.SIGSTOP)
     trainer.still = 2.0
-    with pytest.raises(TrainerLost, match="no sign of life"):
+    with pytest.raises(TrainerLostError, match="no sign of life"):
         trainer.release(order(trainer, model), model)
     trainer.still = 60.0
     again = trainer.release(order(trainer, model), model)
@@ -395,7 +395,7 @@ def test_a_gate_that_was_stopped_with_its_trainer_does_not_end_it(tmp_path: Path
     watch = TrainerWatch(pulse, 0.9, 100)
     time.sleep(1.5)  # nobody looked, as where the whole machine slept
     watch.look()
-    with pytest.raises(TrainerLost):
+    with pytest.raises(TrainerLostError):
         for _ in range(10):
             time.sleep(0.2)
             watch.look()
@@ -419,7 +419,7 @@ def test_the_last_words_of_a_trainer_are_named_where_there_are_any(
     (tmp_path / "ends.py").write_text(ENDS)
     monkeypatch.syspath_prepend(tmp_path)
     trainer = remote(model={"kind": "ends:make", "options": {"talks": talks}})
-    with pytest.raises(TrainerLost, match="exit 3") as lost:
+    with pytest.raises(TrainerLostError, match="exit 3") as lost:
         trainer.shapes()
     log = trainer.home / TRAINER_LOG
     assert log.exists() is talks

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privet.common.errors import InputError, SelfTestFailed
+from privet.common.errors import InputError, SelfTestError
 from privet.privacy.mechanism import selftest
 from privet.privacy.mechanism.clipping import GradientEngine, cost
 from privet.privacy.mechanism.clipping.bookkeeping import BookKeeping
@@ -392,7 +392,7 @@ def test_a_parameter_takes_no_gradient_beside_ghosts() -> None:
     PerUnitGradients([own]).begin_pass(4, None)
     own.add_linear(torch.ones(4, 1, 6), torch.ones(4, 1, 3))
     for add in (own.add_row_sum, own.add_gradient):
-        with pytest.raises(SelfTestFailed, match=r"'w' is shared by layers of two kinds"):
+        with pytest.raises(SelfTestError, match=r"'w' is shared by layers of two kinds"):
             add(torch.ones(4, 3, 6))
 
 
@@ -473,7 +473,7 @@ def test_a_layer_whose_rule_is_wrong_fails_the_start_up_test(
         ParameterGradients, "add_linear", lambda self, x, g: honest(self, x * 1.001, g)
     )
     unit = GradientEngine(lively(Wide()), cross_entropy, mode=BOOK)
-    with pytest.raises(SelfTestFailed, match=r"H16.*'layer.weight'"):
+    with pytest.raises(SelfTestError, match=r"H16.*'layer.weight'"):
         selftest.run(unit, lambda n, seed: rows(n, seed=seed), unit.named)
 
 
@@ -494,7 +494,7 @@ def test_another_order_of_dimensions_is_noticed_and_auto_goes_on_with_opacus(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     unit = GradientEngine(lively(Sideways()), cross_entropy, mode=BOOK)
-    with pytest.raises(SelfTestFailed, match="H6|H16"):
+    with pytest.raises(SelfTestError, match="H6|H16"):
         selftest.run(unit, lambda n, seed: rows(n, seed=seed), unit.named)
     assert not unit.fall_back("it was asked for")
     chosen = GradientEngine(lively(Sideways()), cross_entropy)

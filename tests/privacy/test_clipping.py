@@ -24,7 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from privet.common.errors import InputError, SelfTestFailed
+from privet.common.errors import InputError, SelfTestError
 from privet.privacy.mechanism.clipping import GradientEngine, engine, methods
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
@@ -346,7 +346,7 @@ def test_an_empty_text_has_a_gradient():
     "layer", [nn.BatchNorm1d(4), nn.InstanceNorm1d(4, affine=True, track_running_stats=True)]
 )
 def test_layers_that_mix_records_are_refused(layer):
-    with pytest.raises(SelfTestFailed, match="mixes records"):
+    with pytest.raises(SelfTestError, match="mixes records"):
         GradientEngine(nn.Sequential(nn.Linear(6, 4), layer), cross_entropy)
 
 
@@ -371,5 +371,5 @@ def test_a_parameter_without_a_gradient_is_named():
         lambda m, batch: cross_entropy(model["used"], batch),
         mode=HOOKS,
     )
-    with pytest.raises(SelfTestFailed, match=r"idle\.weight.*H17"):
+    with pytest.raises(SelfTestError, match=r"idle\.weight.*H17"):
         unit.clipped_sum(rows(3), each(3), 3, 1.0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from privet.client.training.model_runtime import ModelRuntime
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.common.models import trainable
 from privet.privacy.mechanism import batch_coupling, selftest
 from privet.privacy.mechanism.clipping import GradientEngine
@@ -97,7 +97,7 @@ def faulty(name: str, mode: str) -> GradientEngine:
 @pytest.mark.parametrize("mode", [BOOK, HOOKS, FUNCTORCH])
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_couples_only_many_records_is_found(name: str, mode: str) -> None:
-    with pytest.raises(SelfTestFailed, match=r"H6|H16"):
+    with pytest.raises(SelfTestError, match=r"H6|H16"):
         check(faulty(name, mode))
 
 
@@ -209,7 +209,7 @@ def test_broken_models_are_found_at_any_weights(name: str, mode: str, by: float)
     with torch.no_grad():
         for parameter in engine.parameters:
             parameter.mul_(by)
-    with pytest.raises(SelfTestFailed, match=r"H6|H16"):
+    with pytest.raises(SelfTestError, match=r"H6|H16"):
         check(engine)
 
 
@@ -248,9 +248,9 @@ class Hashed(nn.Module):
 @pytest.mark.parametrize("mode", [BOOK, HOOKS])
 def test_what_jumps_with_its_weights_is_compared_all_the_same(mode: str) -> None:
     assert check(wide_engine(off_zero(Hashed()), mode=mode)) == ALL
-    with pytest.raises(SelfTestFailed, match=r"H6|H16"):
+    with pytest.raises(SelfTestError, match=r"H6|H16"):
         check(wide_engine(off_zero(Hashed()), mode=mode, loss=sorting))
-    with pytest.raises(SelfTestFailed, match=r"H6|H16"):
+    with pytest.raises(SelfTestError, match=r"H6|H16"):
         check(wide_engine(off_zero(Hashed()), mode=mode, loss=batch_mean), records=0)
 
 

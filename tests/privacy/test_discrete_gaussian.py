@@ -11,7 +11,7 @@ import pytest
 from dp_kit import FALSE_ALARM
 from scipy import stats
 
-from privet.common.errors import InputError, PrivacyFault
+from privet.common.errors import InputError, PrivacyError
 from privet.privacy.accounting.events import gate_release
 from privet.privacy.mechanism.discrete_gaussian import (
     _Coins,
@@ -172,5 +172,5 @@ def test_only_whole_positive_sigmas(sigma: object) -> None:
 def test_no_draw_in_a_forked_process(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Stream.fresh()
     monkeypatch.setattr(os, "getpid", lambda: -1)
-    with pytest.raises(PrivacyFault, match="fork"):
+    with pytest.raises(PrivacyError, match="fork"):
         discrete_gaussian(GATE, 1, stream)

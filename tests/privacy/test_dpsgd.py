@@ -28,11 +28,11 @@ from torch import nn
 from torch.nn import functional
 
 from privet.common.errors import (
-    BypassDetected,
+    BypassError,
     InputError,
-    NotReleasable,
-    PrivacyFault,
-    SelfTestFailed,
+    NotReleasableError,
+    PrivacyError,
+    SelfTestError,
 )
 from privet.privacy.accounting.events import (
     Gaussian,
@@ -252,7 +252,7 @@ def test_another_rate_is_another_event(monkeypatch):
     monkeypatch.setattr(dpsgd, "PoissonSampler", lambda rate: PoissonSampler(2 * rate))
     try:
         update = released()
-    except PrivacyFault:
+    except PrivacyError:
         return
     assert not covers(MECHANISM.event, update.event)
 
@@ -261,7 +261,7 @@ def test_another_clip_is_not_released(monkeypatch):
     unit = wide_engine()
     honest = unit.clipped_sum
     monkeypatch.setattr(unit, "clipped_sum", lambda b, o, n, clip: honest(b, o, n, 10 * clip))
-    with pytest.raises(NotReleasable, match="clipped to 7"):
+    with pytest.raises(NotReleasableError, match="clipped to 7"):
         released(unit=unit)
 
 
@@ -335,7 +335,7 @@ def test_impossible_mechanisms(field, value):
 
 def test_nobody_makes_a_noised_update_by_hand():
     for seal in (None, object(), True, "seal", dpsgd.DpSgd):
-        with pytest.raises(NotReleasable, match="only a mechanism"):
+        with pytest.raises(NotReleasableError, match="only a mechanism"):
             NoisedUpdate(seal, {"w": torch.ones(2)}, MECHANISM.event, False)
     with pytest.raises(TypeError):
         NoisedUpdate(tensors={}, event=MECHANISM.event, reproducible=False)
@@ -343,7 +343,7 @@ def test_nobody_makes_a_noised_update_by_hand():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_an_update_that_is_not_finite_is_not_made(bad):
-    with pytest.raises(NotReleasable, match=r"'w' is not finite"):
+    with pytest.raises(NotReleasableError, match=r"'w' is not finite"):
         NoisedUpdate(dpsgd._SEAL, {"w": torch.tensor([0.0, bad])}, MECHANISM.event, False)
 
 
@@ -358,7 +358,7 @@ def test_training_that_diverges_is_not_released(rate):
     """At 1e36 one step overflows to one kind of infinity; at 1e38 to both kinds."""
     unit = wide_engine(wide_model(features=1, classes=1, bias=False)) if rate < 1e38 else None
     batch = rows(4, features=1, classes=1) if rate < 1e38 else None
-    with pytest.raises(NotReleasable, match="not finite"):
+    with pytest.raises(NotReleasableError, match="not finite"):
         released(
             DpSgd(1e-9, NOISE, CLIP),
             unit,
@@ -378,7 +378,7 @@ def test_one_bad_record_does_not_show():
     )
     assert np.allclose(flat(one), flat(two), atol=1e-6)
     # Control: without clipping, one bad record ruins everything.
-    with pytest.raises(PrivacyFault):
+    with pytest.raises(PrivacyError):
         released(PlainSgd(1.0), batch=batch)
 
 
@@ -434,7 +434,7 @@ def swap_rows(model):
 @pytest.mark.parametrize("action", [step_in_the_clear, step_through_data, swap_rows])
 @pytest.mark.parametrize("mode", [BOOK, HOOKS])
 def test_a_loss_that_steps_the_parameters(action, mode):
-    with pytest.raises(BypassDetected, match=r"'layer.weight' changed outside.*H8"):
+    with pytest.raises(BypassError, match=r"'layer.weight' changed outside.*H8"):
         released(DpSgd(1.0, NOISE, CLIP), rogue_loss(action, mode))
 
 
@@ -452,9 +452,9 @@ def test_a_second_optimizer(mode):
 
     unit = wide_engine(loss=loss, mode=mode)
     # Book-keeping leaves no gradient, and sees one that is there before the optimizer is noticed.
-    fault, said = BypassDetected, "another optimizer"
+    fault, said = BypassError, "another optimizer"
     if mode == BOOK:
-        fault, said = SelfTestFailed, "a gradient outside its layer"
+        fault, said = SelfTestError, "a gradient outside its layer"
     with pytest.raises(fault, match=said):
         released(DpSgd(1.0, NOISE, CLIP), unit)
 
@@ -467,7 +467,7 @@ def test_an_optimizer_that_steps_when_it_is_made():
 
     try:
         update = released(optimizer=factory)
-    except BypassDetected:
+    except BypassError:
         return
     assert np.abs(flat(update)).max() < 50
 
@@ -513,7 +513,7 @@ def new_buffer(model):
     "action", [add_in_place, replace_buffer, write_data, move_frozen, new_buffer]
 )
 def test_buffers_and_frozen_parameters_must_not_move(action):
-    with pytest.raises(BypassDetected, match=r"H5|H17"):
+    with pytest.raises(BypassError, match=r"H5|H17"):
         released(DpSgd(1.0, NOISE, CLIP), wide_engine(Extended(action)))
 
 
@@ -524,7 +524,7 @@ def test_buffers_that_stay_are_fine():
 
 def test_batch_norm_without_weights_is_caught_by_its_statistics():
     model = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, 3))
-    with pytest.raises(BypassDetected, match=r"running_mean|running_var|num_batches"):
+    with pytest.raises(BypassError, match=r"running_mean|running_var|num_batches"):
         released(DpSgd(1.0, NOISE, CLIP), wide_engine(model))
 
 
@@ -540,7 +540,7 @@ def test_a_thawed_parameter_is_not_trained():
     thaw(model)
     try:
         update = released(DpSgd(1.0, NOISE, CLIP, 2), unit)
-    except PrivacyFault:
+    except PrivacyError:
         return
     assert list(update.tensors) == ["head.weight", "head.bias"]
     assert torch.equal(before, model.frozen.weight)
@@ -554,7 +554,7 @@ def test_an_optimizer_over_thawed_parameters():
         thaw(model)
         return torch.optim.SGD(model.parameters(), lr=0.1)
 
-    with pytest.raises(PrivacyFault):
+    with pytest.raises(PrivacyError):
         released(DpSgd(1.0, NOISE, CLIP, 2), unit, optimizer=factory)
 
 
@@ -566,7 +566,7 @@ def test_weight_decay_on_a_frozen_parameter():
         model.frozen.weight.grad = torch.zeros(6, 6)
         return optimizer
 
-    with pytest.raises(BypassDetected, match=r"frozen\.weight"):
+    with pytest.raises(BypassError, match=r"frozen\.weight"):
         released(unit=wide_engine(model), optimizer=factory)
 
 

@@ -11,7 +11,7 @@ from dp_kit import examples, scale_fits, shape_fits
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privet.common.errors import PrivacyFault, SelfTestFailed
+from privet.common.errors import PrivacyError, SelfTestError
 from privet.common.tasks.measure import CLASSES, Measure
 from privet.common.tasks.metrics import from_histogram, from_scores
 from privet.privacy.accounting.events import GATE_WEIGHT, DiscreteGaussian
@@ -246,7 +246,7 @@ def test_scores_and_labels_may_have_any_shape():
     "shape", [(0, 3), (3, -1), (2.0, 3), (True, 3), (3,), 3, None, (1001, 1000)]
 )
 def test_a_table_is_a_table(shape):
-    with pytest.raises(PrivacyFault, match="gate's table"):
+    with pytest.raises(PrivacyError, match="gate's table"):
         metrics_mechanism.noised_histogram(
             *made_up(3, 2), UnitIndex.by_record(3), shape=shape, noise_multiplier=1.0
         )
@@ -266,16 +266,16 @@ def test_a_measure_is_tried_on_made_up_records():
     scores, labels = made_up(8, 2)
     for measure in (CLASSES, own(squared_error), own(mean_of_batch)):
         metrics_mechanism.check_measure(measure, (2, 10**5), scores, labels)
-    with pytest.raises(SelfTestFailed, match="order in which records are asked"):
+    with pytest.raises(SelfTestError, match="order in which records are asked"):
         metrics_mechanism.check_measure(own(Remembers()), (2, 10), scores, labels)
-    with pytest.raises(SelfTestFailed, match="ZeroDivisionError"):
+    with pytest.raises(SelfTestError, match="ZeroDivisionError"):
         metrics_mechanism.check_measure(own(lambda *_: 1 / 0), (2, 10), scores, labels)
     for odd in (scores[:, :1], scores[:, 0], np.zeros((8, 5))):
-        with pytest.raises(SelfTestFailed, match="do not fit a table"):
+        with pytest.raises(SelfTestError, match="do not fit a table"):
             metrics_mechanism.check_measure(CLASSES, (2, 10), odd, labels)
-    with pytest.raises(SelfTestFailed, match="do not fit a table"):
+    with pytest.raises(SelfTestError, match="do not fit a table"):
         metrics_mechanism.check_measure(CLASSES, (2, 10), scores, labels + 0.5)
-    with pytest.raises(SelfTestFailed, match="at most 1,000,000 cells"):
+    with pytest.raises(SelfTestError, match="at most 1,000,000 cells"):
         metrics_mechanism.check_measure(CLASSES, (2, 10**6), scores, labels)
 
 

@@ -38,10 +38,10 @@ from ledger_kit import (
 
 from privet.common.canonical import digest
 from privet.common.errors import (
-    BudgetExceeded,
+    BudgetExceededError,
     LedgerError,
-    OutOfTurn,
-    WrongLedger,
+    OutOfTurnError,
+    WrongLedgerError,
 )
 from privet.privacy.accounting.events import Gaussian, NonPrivate, PoissonSampled, Repeated, covers
 from privet.privacy.accounting.plan_events import training_event
@@ -70,7 +70,7 @@ def _hex(folder: Path) -> str:
 
 
 def test_a_ledger_is_not_made_by_looking_for_it(folder: Path) -> None:
-    with pytest.raises(WrongLedger, match="there is no log here"):
+    with pytest.raises(WrongLedgerError, match="there is no log here"):
         Ledger(folder, FileSigner.generate(), SITE)
     assert not folder.exists()
 
@@ -147,7 +147,7 @@ def test_the_cap_holds_and_a_refusal_changes_nothing(folder: Path, ledger: Ledge
     for number in range(1, 5):
         ledger.reserve(asked(number))
     before = ledger.log.head()
-    with pytest.raises(BudgetExceeded) as refusal:
+    with pytest.raises(BudgetExceededError) as refusal:
         ledger.reserve(asked(5))
     assert ledger.log.head() == opened(folder).log.head() == before
     assert charged(ledger) == 4
@@ -169,7 +169,7 @@ def test_a_plan_that_uses_its_whole_budget_fits_and_nothing_after_it(folder: Pat
         ledger.commit(ledger.reserve(request), event, RELEASE)
     assert ledger.spent().epsilon == pytest.approx(whole)
     for run in ("run", "other"):
-        with pytest.raises(BudgetExceeded):
+        with pytest.raises(BudgetExceededError):
             ledger.reserve(asked(4, event=event, plan=plan.digest, run=run))
 
 
@@ -183,14 +183,14 @@ def test_a_budget_that_was_enough_for_one_plan_is_not_for_two(folder: Path) -> N
         ledger.keep("plan", chosen.digest, chosen.to_dict())
         ledger.approve(chosen.digest, ["Ada"], "manual")
     ledger.reserve(asked(1, event=event, plan=plan.digest))
-    with pytest.raises(BudgetExceeded, match="the Gaussian filter counts"):
+    with pytest.raises(BudgetExceededError, match="the Gaussian filter counts"):
         ledger.reserve(asked(1, event=training_event(less), plan=less.digest, run="other"))
     ledger.reserve(asked(1, event=training_event(more), plan=more.digest, run="third"))
     assert ledger.spent().epsilon < budget_of(ledger)
 
 
 def budget_of(ledger: Ledger) -> float:
-    return float(ledger.book.populations[PATIENTS].budget.epsilon or 0)
+    return float(ledger.state.populations[PATIENTS].budget.epsilon or 0)
 
 
 def test_a_run_keeps_its_plan(ledger: Ledger) -> None:
@@ -198,22 +198,22 @@ def test_a_run_keeps_its_plan(ledger: Ledger) -> None:
     ledger.keep("plan", other.digest, other.to_dict())
     ledger.approve(other.digest, ["Ada"], "manual")
     spend(ledger, 1)
-    with pytest.raises(OutOfTurn, match="another plan"):
+    with pytest.raises(OutOfTurnError, match="another plan"):
         ledger.reserve(asked(2, plan=other.digest))
     assert charged(ledger) == 1
 
 
 def test_a_run_keeps_its_data_set(folder: Path, ledger: Ledger) -> None:
     ledger.add_data_set("feedback", PATIENTS)
-    assert ledger.book.data_set_of("run") is None
+    assert ledger.state.data_set_of("run") is None
     spend(ledger, 1)
     for again in (ledger, opened(folder)):
-        with pytest.raises(OutOfTurn, match=f"begun on data set '{VISITS}'"):
+        with pytest.raises(OutOfTurnError, match=f"begun on data set '{VISITS}'"):
             again.reserve(asked(2, data_set="feedback"))
     assert charged(ledger) == 1
     # The control: another run may.
     ledger.reserve(asked(1, run="second", data_set="feedback"))
-    assert ledger.book.data_set_of("second") == "feedback"
+    assert ledger.state.data_set_of("second") == "feedback"
 
 
 def test_a_run_keeps_its_code(folder: Path, ledger: Ledger) -> None:
@@ -221,7 +221,9 @@ def test_a_run_keeps_its_code(folder: Path, ledger: Ledger) -> None:
     spend(ledger, 1)
     changed = dataclasses.replace(asked(2), code="sha256:" + "d" * 64)
     for again in (ledger, opened(folder)):
-        with pytest.raises(OutOfTurn, match="begun with code sha256:ccc.*sha256:ddd.* is here now"):
+        with pytest.raises(
+            OutOfTurnError, match="begun with code sha256:ccc.*sha256:ddd.* is here now"
+        ):
             again.reserve(changed)
     assert charged(ledger) == 1
     # The controls: the earlier code, and another run.
@@ -240,7 +242,7 @@ def test_a_plan_that_is_kept_under_another_ones_name(ledger: Ledger) -> None:
 
 def test_what_is_not_private_never_fits_a_budget(folder: Path, ledger: Ledger) -> None:
     for event in (NonPrivate("clear"), Repeated(NonPrivate("clear"), 2)):
-        with pytest.raises(BudgetExceeded):
+        with pytest.raises(BudgetExceededError):
             ledger.reserve(asked(event=event))
     free = opened(folder.with_name("free"), None)
     free.reserve(asked(event=NonPrivate("clear")))
@@ -260,7 +262,7 @@ def test_failures_after_data_was_opened_use_up_the_budget(ledger: Ledger) -> Non
     """A refunded failure would be a free query (H30)."""
     for attempt in range(1, 5):
         ledger.abort(ledger.reserve(asked(1, attempt)), data_opened=True)
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceededError):
         ledger.reserve(asked(1, 5))
 
 
@@ -270,7 +272,7 @@ def test_what_was_given_back_can_be_spent(ledger: Ledger) -> None:
         ledger.abort(ledger.reserve(asked(1, attempt)), data_opened=False)
     for number in range(2, 6):
         spend(ledger, number)
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceededError):
         ledger.reserve(asked(6))
 
 
@@ -363,14 +365,14 @@ def test_any_sequence_keeps_every_charge(
 
 def test_a_slot_is_answered_once(ledger: Ledger) -> None:
     spend(ledger, 1)
-    with pytest.raises(OutOfTurn):
+    with pytest.raises(OutOfTurnError):
         ledger.reserve(asked(1))
     assert charged(ledger) == 1
 
 
 def test_a_slot_is_not_reserved_twice_at_once(ledger: Ledger) -> None:
     ledger.reserve(asked(1))
-    with pytest.raises(OutOfTurn):
+    with pytest.raises(OutOfTurnError):
         ledger.reserve(asked(1))
 
 
@@ -382,7 +384,7 @@ def test_another_order_for_a_slot(ledger: Ledger, state: str) -> None:
         ledger.commit(reservation, EVENT, RELEASE)
     elif state == "aborted":
         ledger.abort(reservation, data_opened=False)
-    with pytest.raises(OutOfTurn, match="for one order"):
+    with pytest.raises(OutOfTurnError, match="for one order"):
         ledger.reserve(asked(1, model="sha256:" + "1" * 64))
     assert kinds(ledger).count("reserved") == 1
 
@@ -397,7 +399,7 @@ def test_a_second_attempt_pays_again(ledger: Ledger) -> None:
     spend(ledger, 1)
     spend(ledger, 1, 2, model="sha256:" + "1" * 64)
     assert charged(ledger) == 2
-    with pytest.raises(OutOfTurn):
+    with pytest.raises(OutOfTurnError):
         ledger.reserve(asked(1, 1))
 
 
@@ -405,7 +407,7 @@ def test_a_second_attempt_pays_again(ledger: Ledger) -> None:
 def test_a_run_never_goes_back(ledger: Ledger, late: tuple[int, int]) -> None:
     ledger.abort(ledger.reserve(asked(1)), data_opened=False)
     ledger.abort(ledger.reserve(asked(2, 2)), data_opened=False)
-    with pytest.raises(OutOfTurn):
+    with pytest.raises(OutOfTurnError):
         ledger.reserve(asked(*late))
     # Other runs, and evaluations of this one, have turns of their own.
     spend(ledger, 1, run="other")
@@ -416,7 +418,7 @@ def test_turns_are_remembered_on_disk(folder: Path, ledger: Ledger) -> None:
     spend(ledger, 2)
     again = opened(folder)
     for late in (asked(1), asked(2), asked(2, model="sha256:" + "1" * 64)):
-        with pytest.raises(OutOfTurn):
+        with pytest.raises(OutOfTurnError):
             again.reserve(late)
 
 
@@ -427,7 +429,7 @@ def test_a_refusal_is_noted_once_and_stands(folder: Path, ledger: Ledger) -> Non
     assert kinds(ledger) == ["refused"]
     assert ledger.refusal(order()) == opened(folder).refusal(order())
     assert ledger.refusal(order()) == "refused-paused"
-    with pytest.raises(OutOfTurn, match="was refused"):
+    with pytest.raises(OutOfTurnError, match="was refused"):
         ledger.reserve(asked())
     assert ledger.refusal(order(1, 2)) is None
     ledger.reserve(asked(1, 2))
@@ -436,7 +438,7 @@ def test_a_refusal_is_noted_once_and_stands(folder: Path, ledger: Ledger) -> Non
 def test_a_run_keeps_its_coordinator(folder: Path, ledger: Ledger) -> None:
     spend(ledger, 1)
     for again in (ledger, opened(folder)):
-        with pytest.raises(OutOfTurn, match="another coordinator"):
+        with pytest.raises(OutOfTurnError, match="another coordinator"):
             again.reserve(asked(2, keyid="0b" * 32))
     ledger.reserve(asked(2))
 
@@ -470,4 +472,4 @@ def test_a_run_that_got_everything_back_is_not_the_first_one_again(folder: Path)
     ledger.abort(ledger.reserve(asked(run="A")), data_opened=False)
     ledger.reserve(asked(run="B"))
     ledger.reserve(asked(attempt=2, run="A"))
-    assert list(ledger.book.charges(PATIENTS)) == ["B", "A"]
+    assert list(ledger.state.charges(PATIENTS)) == ["B", "A"]

@@ -32,10 +32,10 @@ from ledger_kit import (
 
 from privet.common.canonical import digest
 from privet.common.errors import (
-    BudgetExceeded,
+    BudgetExceededError,
     LedgerError,
     NoteError,
-    RolledBack,
+    RolledBackError,
 )
 from privet.privacy.accounting.events import NonPrivate
 from privet.privacy.evidence.keys import FileSigner
@@ -62,7 +62,7 @@ def restored(folder: Path, ledger: Ledger) -> tuple[Ledger, str]:
 def test_a_restored_backup_does_not_extend_its_head(folder: Path, ledger: Ledger) -> None:
     back, head = restored(folder, ledger)
     assert charged(back) == 0
-    with pytest.raises(RolledBack, match="a restored backup"):
+    with pytest.raises(RolledBackError, match="a restored backup"):
         back.log.require_extends(head)
     # The control: without the head nothing is noticed, and the budget is spent again.
     spend(back, 1)
@@ -75,10 +75,10 @@ def test_a_backup_that_grew_on_is_a_fork(folder: Path, ledger: Ledger) -> None:
     for number in (3, 4):
         spend(back, number)
     assert len(back.log) == Checkpoint.parse(head).size
-    with pytest.raises(RolledBack):
+    with pytest.raises(RolledBackError):
         back.log.require_extends(head)
     back.pause("Ada")
-    with pytest.raises(RolledBack):
+    with pytest.raises(RolledBackError):
         back.log.require_extends(head)
 
 
@@ -113,7 +113,7 @@ def test_a_new_ledger_under_the_old_key_is_rolled_back(folder: Path, ledger: Led
     time.sleep(1.1)  # a genesis of another second is another genesis
     again = opened(folder)
     assert again.log.origin == Checkpoint.parse(head).origin
-    with pytest.raises(RolledBack):
+    with pytest.raises(RolledBackError):
         again.log.require_extends(head)
 
 
@@ -124,7 +124,7 @@ def test_a_backup_from_before_a_rotation_is_noticed(folder: Path, ledger: Ledger
     head = ledger.log.head().text
     ledger.log.store.close()
     copy(backup, folder)
-    with pytest.raises((RolledBack, NoteError)):
+    with pytest.raises((RolledBackError, NoteError)):
         opened(folder).log.require_extends(head)
 
 
@@ -336,7 +336,7 @@ def test_memory_after_a_failed_transaction_is_what_is_on_disk(
         with pytest.raises(LedgerError, match="disk is full"):
             WISHES[wish](ledger, given)
     fresh = opened_only(folder)
-    assert vars(ledger.book) == vars(fresh.book)
+    assert vars(ledger.state) == vars(fresh.state)
     assert ledger.log.head() == fresh.log.head()
     assert (ledger.log.origin, ledger.log.key) == (fresh.log.origin, fresh.log.key)
     assert ledger.spent() == fresh.spent()
@@ -349,7 +349,7 @@ def test_memory_after_a_failed_transaction_is_what_is_on_disk(
 def test_memory_after_a_refusal_is_what_is_on_disk(folder: Path, ledger: Ledger) -> None:
     for number in range(1, 5):
         spend(ledger, number)
-    with pytest.raises(BudgetExceeded):
+    with pytest.raises(BudgetExceededError):
         ledger.reserve(asked(5))
-    assert vars(ledger.book) == vars(opened_only(folder).book)
+    assert vars(ledger.state) == vars(opened_only(folder).state)
     assert ledger.spent() == opened_only(folder).spent()

@@ -22,9 +22,9 @@ from ledger_kit import (
 from privet.client.operator.decisions import OperatorDecisions, make_site
 from privet.client.operator.rotation import rotate_key
 from privet.common.errors import (
-    KeyFault,
     LedgerError,
-    WrongLedger,
+    PrivateKeyError,
+    WrongLedgerError,
 )
 from privet.privacy.evidence.keys import FileSigner, load_or_make
 from privet.privacy.evidence.ledger import Ledger
@@ -40,28 +40,28 @@ def test_key_files_are_encrypted_and_the_owners_alone(tmp_path: Path) -> None:
     assert made.public not in text
     assert FileSigner.load(path, "correct horse").public == made.public
     for wrong in ("wrong horse", None, ""):
-        with pytest.raises(KeyFault):
+        with pytest.raises(PrivateKeyError):
             FileSigner.load(path, wrong)
-    with pytest.raises(KeyFault, match="never overwritten"):
+    with pytest.raises(PrivateKeyError, match="never overwritten"):
         FileSigner.generate().save(path, "correct horse")
     plain = tmp_path / "plain.pem"
     load_or_make(plain, None)
     assert stat.S_IMODE(plain.stat().st_mode) == 0o600
-    with pytest.raises(KeyFault, match="not encrypted"):
+    with pytest.raises(PrivateKeyError, match="not encrypted"):
         FileSigner.load(plain, "correct horse")
 
 
 @pytest.mark.parametrize("content", [b"", b"no key", b"-----BEGIN PRIVATE KEY-----\n!\n"])
 def test_a_file_that_is_no_key(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "ledger.pem"
-    with pytest.raises(KeyFault, match="no key file"):
+    with pytest.raises(PrivateKeyError, match="no key file"):
         FileSigner.load(path, None)
     path.write_bytes(content)
-    with pytest.raises(KeyFault):
+    with pytest.raises(PrivateKeyError):
         FileSigner.load(path, None)
     path.unlink()
     path.mkdir()
-    with pytest.raises(KeyFault):
+    with pytest.raises(PrivateKeyError):
         FileSigner.load(path, None)
 
 
@@ -74,13 +74,13 @@ def test_a_key_of_another_kind(tmp_path: Path) -> None:
     )
     (tmp_path / "ledger.pem").touch(mode=0o600)
     (tmp_path / "ledger.pem").write_bytes(pem)
-    with pytest.raises(KeyFault, match="not an Ed25519 key"):
+    with pytest.raises(PrivateKeyError, match="not an Ed25519 key"):
         FileSigner.load(tmp_path / "ledger.pem", None)
 
 
 def test_another_key_opens_nothing(folder: Path, ledger: Ledger) -> None:
     before = ledger.log.head()
-    with pytest.raises(KeyFault, match="not the key in force"):
+    with pytest.raises(PrivateKeyError, match="not the key in force"):
         Ledger(folder, FileSigner.generate(), SITE)
     assert opened(folder).log.head() == before
 
@@ -94,9 +94,9 @@ def test_after_a_rotation_the_old_key_signs_nothing(folder: Path, ledger: Ledger
     rotation = Entry.read(ledger.log.store.leaf(len(ledger.log) - 1), (old.public, new.public))
     assert (rotation.kind, rotation.predicate["why"]) == ("key-rotated", "rotation")
     spend(ledger, 2)
-    with pytest.raises(KeyFault, match="not the key in force"):
+    with pytest.raises(PrivateKeyError, match="not the key in force"):
         other.reserve(asked(3))
-    with pytest.raises(KeyFault, match="not the key in force"):
+    with pytest.raises(PrivateKeyError, match="not the key in force"):
         Ledger(folder, old, SITE)
     again = Ledger(folder, new, SITE)
     assert (again.log.origin, again.log.key.public) == (origin, new.public)
@@ -128,7 +128,7 @@ def test_a_lost_key_is_replaced_by_the_recovery_key(folder: Path, ledger: Ledger
     assert rotation.predicate["why"] == "recovery"
     spend(again, 2)
     # The recovery key replaces keys; it is none of the ledger's own.
-    with pytest.raises(KeyFault):
+    with pytest.raises(PrivateKeyError):
         Ledger(folder, spare, SITE)
 
 
@@ -138,7 +138,7 @@ def test_a_wrong_passphrase_rotates_nothing(tmp_path: Path, wrong: str | None, l
     home, right = tmp_path / "north", "correct horse"
     first, place = make_site(home, SITE, right), home / "ledger"
     recovery = home / "offline" / "recovery.pem" if lost else None
-    with pytest.raises(KeyFault):
+    with pytest.raises(PrivateKeyError):
         rotate_key(home / "site.toml", wrong, recovery=recovery)
     assert sorted(path.name for path in place.glob("*.pem")) == ["ledger.pem", "witness.pem"]
     made = rotate_key(home / "site.toml", right, recovery=recovery)
@@ -148,9 +148,9 @@ def test_a_wrong_passphrase_rotates_nothing(tmp_path: Path, wrong: str | None, l
 
 def test_a_strangers_recovery_key_replaces_nothing(folder: Path, ledger: Ledger) -> None:
     before, stranger = ledger.log.head(), FileSigner.generate()
-    with pytest.raises(KeyFault, match="does not name this recovery key"):
+    with pytest.raises(PrivateKeyError, match="does not name this recovery key"):
         Ledger.recover(folder, SITE, stranger, FileSigner.generate())
-    with pytest.raises(KeyFault, match="does not name this recovery key"):
+    with pytest.raises(PrivateKeyError, match="does not name this recovery key"):
         ledger.rotate(FileSigner.generate(), recovery=stranger)
     assert opened(folder).log.head() == before
 
@@ -161,17 +161,17 @@ def test_a_ledger_without_a_recovery_key_cannot_be_recovered(folder: Path) -> No
     signer = FileSigner.generate()
     witness = Key("privet.witness/North/0", FileSigner.generate().public, COSIGN)
     Ledger(folder, signer, SITE, witness=witness, create=True)
-    with pytest.raises(KeyFault, match="does not name this recovery key"):
+    with pytest.raises(PrivateKeyError, match="does not name this recovery key"):
         Ledger.recover(folder, SITE, FileSigner.generate(), FileSigner.generate())
 
 
 def test_a_file_from_another_site(folder: Path, ledger: Ledger) -> None:
-    with pytest.raises(WrongLedger, match="is the ledger of 'North', not of 'South'"):
+    with pytest.raises(WrongLedgerError, match="is the ledger of 'North', not of 'South'"):
         Ledger(folder, ledger.log.signer, "South")
     elsewhere = folder.with_name("south")
     bare(elsewhere, "South").log.store.close()
     remove(elsewhere)
     for path in folder.glob("ledger.db*"):
         shutil.copy(path, elsewhere / path.name)
-    with pytest.raises(KeyFault):
+    with pytest.raises(PrivateKeyError):
         bare(elsewhere, "South")

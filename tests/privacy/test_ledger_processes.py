@@ -25,7 +25,7 @@ from ledger_kit import (
 )
 
 from privet.common.errors import (
-    BudgetExceeded,
+    BudgetExceededError,
     LedgerError,
 )
 from privet.privacy.evidence.ledger import Ledger, Request
@@ -38,7 +38,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from ledger_kit import *
-from privet.common.errors import BudgetExceeded, LedgerError
+from privet.common.errors import BudgetExceededError, LedgerError
 folder = Path(sys.argv[1])
 ledger = opened(folder, eval(sys.argv[2]))
 """
@@ -142,7 +142,7 @@ try:
     for attempt in range(1, 100):
         run = f"run-{os.getpid()}"
         given.append(ledger.reserve(asked(attempt, run=run)).number)
-except BudgetExceeded:
+except BudgetExceededError:
     print(*given)
 """
 
@@ -172,7 +172,7 @@ def test_two_handles_see_each_other(folder: Path) -> None:
     for number in range(1, 5):
         (one, two)[number % 2].reserve(asked(number))
     for ledger in (one, two):
-        with pytest.raises(BudgetExceeded):
+        with pytest.raises(BudgetExceededError):
             ledger.reserve(asked(5))
 
 
@@ -345,4 +345,4 @@ def test_a_second_store_of_a_process_does_not_let_go_of_the_first_ones_locks(
     if how == "killed":
         child.kill()
     child.communicate(timeout=60)
-    assert set(opened(folder).book.data_sets) >= {"heart", "lungs"}
+    assert set(opened(folder).state.data_sets) >= {"heart", "lungs"}

@@ -33,11 +33,11 @@ from ledger_kit import (
 
 from privet.common.canonical import digest_json
 from privet.common.errors import (
-    BudgetExceeded,
-    KeyFault,
+    BudgetExceededError,
     LedgerError,
     PlanError,
-    SitePaused,
+    PrivateKeyError,
+    SitePausedError,
 )
 from privet.common.plan import Plan
 from privet.privacy.accounting.pld import epsilon
@@ -55,7 +55,7 @@ def test_all_data_sets_of_a_population_share_its_budget(ledger: Ledger) -> None:
     for number, name in enumerate([VISITS, "visits-2027"] * 2, 1):
         ledger.reserve(asked(number, data_set=name, run=name))
     for name in (VISITS, "visits-2027"):
-        with pytest.raises(BudgetExceeded):
+        with pytest.raises(BudgetExceededError):
             ledger.reserve(asked(5, data_set=name, run="other"))
 
 
@@ -81,7 +81,7 @@ def test_a_new_population_needs_a_reason(ledger: Ledger, why: str) -> None:
     # Nor does the second data set of that population go without one.
     with pytest.raises(LedgerError, match="H32"):
         ledger.add_data_set("visits-again", "fresh", why)
-    assert set(ledger.book.data_sets) == {VISITS, "payroll"}
+    assert set(ledger.state.data_sets) == {VISITS, "payroll"}
 
 
 def test_the_first_population_is_disjoint_from_nothing(ledger: Ledger) -> None:
@@ -121,7 +121,7 @@ def test_a_data_set_that_is_not_registered(ledger: Ledger, data_set: str) -> Non
 def test_a_data_set_of_a_population_that_is_not_registered(ledger: Ledger) -> None:
     with pytest.raises(LedgerError, match="not registered"):
         ledger.add_data_set("more", "nobody", "why not")
-    assert set(ledger.book.data_sets) == {VISITS}
+    assert set(ledger.state.data_sets) == {VISITS}
 
 
 def test_a_policy_is_noted_once_and_again_when_it_changes(ledger: Ledger) -> None:
@@ -166,7 +166,7 @@ def test_a_plan_that_nobody_approved(ledger: Ledger) -> None:
 
 def test_two_approvers_are_two_names(ledger: Ledger) -> None:
     ledger.approve(PLAN.digest, ["Ada", "Bo"], "manual")
-    assert ledger.book.approvals[PLAN.digest] == ("Ada", "Bo")
+    assert ledger.state.approvals[PLAN.digest] == ("Ada", "Bo")
 
 
 # what an operator may do
@@ -177,7 +177,7 @@ def test_a_paused_site_reserves_nothing_until_it_resumes(folder: Path, ledger: L
     ledger.pause("Ada")
     ledger.pause("Ada")
     for each in (ledger, opened_only(folder)):
-        with pytest.raises(SitePaused):
+        with pytest.raises(SitePausedError):
             each.reserve(asked(2))
     # What was paid for before the pause may end.
     ledger.commit(taken, EVENT, RELEASE)
@@ -204,11 +204,11 @@ def test_a_site_that_withdrew_never_comes_back(folder: Path, ledger: Ledger) -> 
         lambda: close_budget(again, PATIENTS),
     ]
     for wish in wishes[:1]:
-        with pytest.raises(SitePaused):
+        with pytest.raises(SitePausedError):
             wish()
     again.resume("Ada")  # it is not paused: nothing to do
     for wish in wishes[2:]:
-        with pytest.raises((LedgerError, SitePaused), match="the site has withdrawn"):
+        with pytest.raises((LedgerError, SitePausedError), match="the site has withdrawn"):
             wish()
     again.refuse(order(2), "refused-paused")
     again.abort(taken, data_opened=True)
@@ -223,7 +223,7 @@ def test_a_closed_budget_stays_closed(folder: Path, ledger: Ledger) -> None:
     close_budget(ledger, PATIENTS)
     close_budget(ledger, PATIENTS)
     for each in (ledger, opened_only(folder)):
-        with pytest.raises(SitePaused):
+        with pytest.raises(SitePausedError):
             each.reserve(asked(2))
     ledger.commit(taken, EVENT, RELEASE)
     ledger.reserve(asked(1, data_set="payroll", run="staff"))
@@ -298,11 +298,11 @@ def test_a_passphrase_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     for content, said in ((b"", "one line"), (b"\n", "one line"), (b"a\nb", "one line"),
                           (b"\xff\xfe", "UTF-8")):  # fmt: skip
         secret.write_bytes(content)
-        with pytest.raises(KeyFault, match=said):
+        with pytest.raises(PrivateKeyError, match=said):
             passphrase_from_environment()
     secret.unlink()
-    with pytest.raises(KeyFault, match="cannot be read"):
+    with pytest.raises(PrivateKeyError, match="cannot be read"):
         passphrase_from_environment()
     monkeypatch.setenv("PRIVET_PASSPHRASE", "another one")
-    with pytest.raises(KeyFault, match="both"):
+    with pytest.raises(PrivateKeyError, match="both"):
         passphrase_from_environment()

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from privet.common.errors import PrivacyFault
+from privet.common.errors import PrivacyError
 from privet.privacy.mechanism import device_noise, noise
 from privet.privacy.mechanism.noise import Stream
 
@@ -253,7 +253,7 @@ def test_sums_far_above_the_noise_are_multiples_too(kind, start):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-170, 1e170, math.inf, math.nan])
 def test_noise_that_would_vanish_is_refused(scale):
-    with pytest.raises(PrivacyFault, match="standard deviation"):
+    with pytest.raises(PrivacyError, match="standard deviation"):
         noised(torch.float64, 0.0, scale, 4)
 
 
@@ -356,7 +356,7 @@ def test_global_generators_are_neither_read_nor_moved():
 
 
 def in_a_fork(action) -> int:
-    """Run ``action`` in a forked process; return 0 for done, 7 for PrivacyFault, 1 for else."""
+    """Run ``action`` in a forked process; return 0 for done, 7 for PrivacyError, 1 for else."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of forks beside threads
         child = os.fork()
@@ -365,7 +365,7 @@ def in_a_fork(action) -> int:
         try:
             action()
             code = 0
-        except PrivacyFault:
+        except PrivacyError:
             code = 7
         finally:
             os._exit(code)

@@ -18,7 +18,7 @@ from ledger_kit import SITE, charged, opened, spend
 
 from privet.client.operator.decisions import OperatorDecisions, make_site
 from privet.client.operator.rotation import rotate_key
-from privet.common.errors import InputError, KeyFault
+from privet.common.errors import InputError, PrivateKeyError
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger
 from privet.privacy.evidence.pkcs11 import PIN, Pkcs11Signer, _raw_point, find_pin
@@ -146,13 +146,13 @@ def test_a_token_signs_as_rfc_8032_says(token: Path) -> None:
     ],
 )
 def test_what_does_not_open(token: Path, label: str, where: dict[str, Any], said: str) -> None:
-    with pytest.raises(KeyFault, match=said):
+    with pytest.raises(PrivateKeyError, match=said):
         signer(label, **where)
 
 
 @needs_token
 def test_halves_of_two_pairs_sign_nothing(token: Path) -> None:
-    with pytest.raises(KeyFault, match="do two key pairs share the label"):
+    with pytest.raises(PrivateKeyError, match="do two key pairs share the label"):
         signer("crossed").sign(b"hello")
 
 
@@ -160,20 +160,20 @@ def test_halves_of_two_pairs_sign_nothing(token: Path) -> None:
 def test_a_child_process_opens_the_token_itself(token: Path) -> None:
     key = signer()
     key._process = os.getpid() + 1
-    with pytest.raises(KeyFault, match="opened by another process"):
+    with pytest.raises(PrivateKeyError, match="opened by another process"):
         key.sign(b"hello")
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pkcs11", None)
-    with pytest.raises(KeyFault, match=r"install Privet with the extra \[pkcs11\]"):
+    with pytest.raises(PrivateKeyError, match=r"install Privet with the extra \[pkcs11\]"):
         signer()
 
 
 def test_a_pin_is_asked_for_where_somebody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(PIN, raising=False)
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
-    with pytest.raises(KeyFault, match=f"token 'north' needs its PIN: set {PIN}"):
+    with pytest.raises(PrivateKeyError, match=f"token 'north' needs its PIN: set {PIN}"):
         find_pin(TOKEN)
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
     monkeypatch.setattr("getpass.getpass", lambda prompt: f"answer to {prompt}")
@@ -206,7 +206,7 @@ def test_a_ledger_whose_key_is_in_a_token(folder: Path, token: Path) -> None:
     assert again.log.key.public == key.public
     for leaf in again.log.store.leaves():
         Entry.read(leaf, (key.public,))
-    with pytest.raises(KeyFault, match="not the key in force"):
+    with pytest.raises(PrivateKeyError, match="not the key in force"):
         Ledger(folder, signer("ledger-key-2"), SITE)
 
 
@@ -218,7 +218,7 @@ def test_a_token_that_is_pulled_out_leaves_the_ledger_as_it_was(folder: Path, to
     spend(ledger, 1)
     entries, gone = len(ledger.log), token.with_name("gone")
     token.rename(gone)
-    with pytest.raises(KeyFault, match="the token was removed"):
+    with pytest.raises(PrivateKeyError, match="the token was removed"):
         spend(ledger, 2)
     assert len(ledger.log) == entries
     gone.rename(token)
@@ -246,7 +246,7 @@ def test_a_site_without_its_token_writes_nothing(
     token: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(PIN, "000000")
-    with pytest.raises(KeyFault, match="wrong PIN"):
+    with pytest.raises(PrivateKeyError, match="wrong PIN"):
         make_site(tmp_path / "north", SITE, None, keys=keys())
     assert not (tmp_path / "north").exists()
 
@@ -264,13 +264,15 @@ def test_keys_go_from_a_file_into_a_token_and_on(token: Path, tmp_path: Path) ->
         site.write_text(f"{plain}\n[keys]\n{named}")
 
     name(LABEL)
-    with pytest.raises(KeyFault, match="not the key in force"):
+    with pytest.raises(PrivateKeyError, match="not the key in force"):
         OperatorDecisions.open(site, None)
     into = rotate_key(site, None, recovery=None)
     assert not (home / "ledger" / "ledger.pem").exists()
     assert len(list((home / "ledger").glob("ledger-until-*.pem"))) == 1
     assert OperatorDecisions.open(site, None).ledger.log.key.fingerprint == into
-    with pytest.raises(KeyFault, match="is in force already; make another one in token 'north'"):
+    with pytest.raises(
+        PrivateKeyError, match="is in force already; make another one in token 'north'"
+    ):
         rotate_key(site, None, recovery=None)
     on = rotate_key(site, None, recovery=None, to="ledger-key-2")
     assert rotate_key(site, None, recovery=None, to="ledger-key-2") == on != into

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from privet.common.errors import BudgetExceeded, InputError
+from privet.common.errors import BudgetExceededError, InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting import plan_events
 from privet.privacy.accounting.events import DiscreteGaussian, Gaussian, Repeated, group
@@ -93,5 +93,5 @@ def test_calibration_spends_the_epsilon_and_no_more(plan_value: Make):
 
 def test_noise_of_ones_own_must_be_enough(plan_value: Make):
     plan = Plan.parse(plan_value(privacy={"epsilon": 1.0, "noise_multiplier": 0.5}))
-    with pytest.raises(BudgetExceeded, match="leave it out to have it calibrated"):
+    with pytest.raises(BudgetExceededError, match="leave it out to have it calibrated"):
         plan_events.calibrated(plan)

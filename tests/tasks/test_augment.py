@@ -13,7 +13,7 @@ from families_kit import counting, family_plan
 from torch import Tensor
 
 from privet.client.training.model_runtime import ModelRuntime
-from privet.common.errors import PlanError, SelfTestFailed
+from privet.common.errors import PlanError, SelfTestError
 from privet.common.plan import Plan
 from privet.common.tasks import Batch, build_task
 from privet.privacy.accounting.units import UnitIndex
@@ -136,7 +136,7 @@ def test_what_mixes_records_or_does_not_fit_is_found_at_start(
     from privet.common.tasks import image
 
     monkeypatch.setattr(image, "flip", fault)
-    with pytest.raises(SelfTestFailed, match=said):
+    with pytest.raises(SelfTestError, match=said):
         assert ModelRuntime(plan_with("flip", tmp_path)).self_tests
 
 
@@ -180,7 +180,7 @@ def test_ones_own_views_are_tested_at_start_too(tmp_path: Path) -> None:
     draw = bench.task.random_batch
     selftest.augmentation(Views(_turned_over), draw)  # of one record
     for fault in (_by_chance, _other_shape, _more, _fails):
-        with pytest.raises(SelfTestFailed):
+        with pytest.raises(SelfTestError):
             selftest.augmentation(Views(fault), draw)
 
 

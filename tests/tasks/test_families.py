@@ -13,7 +13,7 @@ import torch
 from families_kit import FAMILIES, family_plan, plan_for, tokenizer_folder
 
 from privet.client.training.model_runtime import ModelRuntime
-from privet.common.errors import DataMissing, PlanError, SelfTestFailed
+from privet.common.errors import DataMissingError, PlanError, SelfTestError
 from privet.common.models import build_model, initial_model
 from privet.common.tasks import build_task
 from privet.simulations.run import simulate
@@ -171,7 +171,7 @@ def test_gaps_that_depend_on_the_batch_are_noticed(
         "_hashes",
         lambda tokens, there, weight: real(tokens + tokens.sum(), there, weight),
     )
-    with pytest.raises(SelfTestFailed, match="H6|H16"):
+    with pytest.raises(SelfTestError, match="H6|H16"):
         assert ModelRuntime(family_plan("gaps", tmp_path)).self_tests
 
 
@@ -280,7 +280,7 @@ def test_a_model_of_the_hub_is_its_commit_in_the_cache(
     with pytest.raises(PlanError, match="needs 'folder', or 'name'"):
         build_model(named(name="somebody/tiny", folder=str(folder)))
     for name in ("somebody/other", "../../etc"):
-        with pytest.raises(DataMissing, match="nothing is downloaded here. `hf download"):
+        with pytest.raises(DataMissingError, match="nothing is downloaded here. `hf download"):
             build_model(named(name=name, revision=commit))
 
 
@@ -291,7 +291,7 @@ def test_a_folder_must_have_the_weights_that_the_plan_names(tmp_path: Path) -> N
     with pytest.raises(PlanError, match="not the weights that model.options.sha256 names"):
         build_model(plan)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(DataMissing, match="only safetensors are read"):
+    with pytest.raises(DataMissingError, match="only safetensors are read"):
         build_model(plan)
 
 

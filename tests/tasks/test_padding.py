@@ -13,7 +13,7 @@ from families_kit import SMALL, plan_for
 from torch import Tensor
 
 from privet.client.training.model_runtime import ModelRuntime
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.common.models import language, text, tokens
 from privet.common.plan import Plan
 
@@ -95,7 +95,7 @@ def test_the_start_up_test_has_holes(
 ) -> None:
     for module in (tokens, text):
         monkeypatch.setattr(module, "trimmed", by_count)
-    with pytest.raises(SelfTestFailed, match="H6|H16"):
+    with pytest.raises(SelfTestError, match="H6|H16"):
         assert ModelRuntime(plan_of(kind, tmp_path)).self_tests
 
 

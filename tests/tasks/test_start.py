@@ -10,7 +10,7 @@ import pytest
 from families_kit import FAMILIES, family_plan, plan_for, task_of
 from safetensors.numpy import load_file, save_file
 
-from privet.common.errors import DataMissing, PlanError
+from privet.common.errors import DataMissingError, PlanError
 from privet.common.models import initial_model
 from privet.common.models.start import FOLDERS, digest_of, offer
 from privet.simulations.run import Setting, run_plan
@@ -51,7 +51,7 @@ def test_the_same_plan_wherever_the_file_lies(tmp_path: Path) -> None:
     digest = offer(tmp_path / "a" / "x.safetensors")
     started = plan.changed(model={"start": digest})
     (tmp_path / "a").rename(tmp_path / "b")
-    with pytest.raises(DataMissing, match=FOLDERS):
+    with pytest.raises(DataMissingError, match=FOLDERS):
         initial_model(started)
     os.environ[FOLDERS] = str(tmp_path / "b")
     assert digest_of(tmp_path / "b" / "x.safetensors") == digest
@@ -96,7 +96,7 @@ def test_what_is_used_is_what_was_hashed(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     plan = family_plan("dense", tmp_path)
     unknown = "sha256:" + 64 * "0"
-    with pytest.raises(DataMissing, match="looked in nowhere, as it is not set"):
+    with pytest.raises(DataMissingError, match="looked in nowhere, as it is not set"):
         initial_model(plan.changed(model={"start": unknown}))
     save_file({"other": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(PlanError, match="no parameter of this model, by name and shape"):
@@ -104,7 +104,7 @@ def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     (tmp_path / "y.safetensors").write_bytes(b"not a model")
     with pytest.raises(PlanError, match="cannot be read as safetensors"):
         initial_model(plan.changed(model={"start": offer(tmp_path / "y.safetensors")}))
-    with pytest.raises(DataMissing, match="there is no such file"):
+    with pytest.raises(DataMissingError, match="there is no such file"):
         offer(tmp_path / "z.safetensors")
     with pytest.raises(PlanError, match="must be sha256:"):
         plan.changed(model={"start": "model.safetensors"})

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from privet.common.errors import RunError
 from privet.common.flat import CHUNK, Arrays, StreamDecoder, chunks, size_of
 
-_MOST_TEXT = 16 << 20
+_MAX_TEXT_BYTES = 16 << 20
 
 
 class Reads(Protocol):
@@ -73,7 +73,7 @@ class Pipe:
         if not head:
             raise EOFError
         length, size = int.from_bytes(head[:8], "little"), int.from_bytes(head[8:], "little")
-        if len(head) < 16 or length > _MOST_TEXT:
+        if len(head) < 16 or length > _MAX_TEXT_BYTES:
             raise RunError("the other process sent no message")
         try:
             value: dict[str, Any] = json.loads(self._exactly(length))

@@ -16,12 +16,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from privet.common.errors import TrainerLost
+from privet.common.errors import TrainerLostError
 from privet.common.flat import CHUNK
 
 BEAT = 0.5
 """Seconds between two beats."""
-_STEP = 0.25
+_POLL_INTERVAL_S = 0.25
 _TIME = struct.Struct("d")
 
 
@@ -75,19 +75,19 @@ class TrainerWatch:
         """Poll the pulse; call this often while waiting for the answer.
 
         Raises:
-            TrainerLost: if the process hangs, or takes too long.
+            TrainerLostError: if the process hangs, or takes too long.
         """
         now, last = time.monotonic(), self._pulse.last
-        step, self._before = min(now - self._before, 2 * _STEP), now
+        step, self._before = min(now - self._before, 2 * _POLL_INTERVAL_S), now
         self._spent += step
         self._still = self._still + step if last == self._last else 0.0
         self._last = last
         if self._still > self._most_still:
-            raise TrainerLost(
+            raise TrainerLostError(
                 f"the trainer hangs: it gave no sign of life for {self._most_still:g} s"
             )
         if self._spent > self._limit:
-            raise TrainerLost(f"the trainer was not done after {self._limit:g} s")
+            raise TrainerLostError(f"the trainer was not done after {self._limit:g} s")
 
 
 class WatchedTrainer:
@@ -106,7 +106,7 @@ class WatchedTrainer:
         """Return ``count`` bytes, fewer at the end.
 
         Raises:
-            TrainerLost: if the watch says so.
+            TrainerLostError: if the watch says so.
         """
         data = bytearray()
         while len(data) < count:
@@ -124,7 +124,7 @@ class WatchedTrainer:
         """Write all of ``data``.
 
         Raises:
-            TrainerLost: if the watch says so.
+            TrainerLostError: if the watch says so.
             OSError: if the other end is closed.
         """
         left = memoryview(data).cast("B")
@@ -144,4 +144,4 @@ class WatchedTrainer:
             self.watch.look()
         poll = select.poll()
         poll.register(self._descriptor, what)
-        poll.poll(1000 * _STEP)
+        poll.poll(1000 * _POLL_INTERVAL_S)

@@ -24,9 +24,9 @@ from privet.client.training.worker.pulse import BEAT, Pulse, TrainerWatch, Watch
 from privet.common.errors import (
     DataError,
     PrivetError,
-    SelfTestFailed,
-    TrainerLost,
-    TrainerUnconfined,
+    SelfTestError,
+    TrainerLostError,
+    TrainerUnconfinedError,
 )
 from privet.common.files.private_files import private_folder
 from privet.common.flat import Arrays
@@ -48,11 +48,11 @@ _PASSED_ON = (
 _PASSED_ON_ALL = ("CUDA_", "LC_", "MALLOC_", "MKL_", "NVIDIA_", "PYTORCH_", "TORCH_")
 _STOP_WITHIN = 5.0
 """Seconds that a worker has to end once its pipe is closed."""
-_STILL = 120.0
+_BUSY_SILENCE_TIMEOUT_S = 120.0
 """Seconds without a beat after which a trainer at work hangs."""
-_STILL_IDLE = 10.0
+_IDLE_SILENCE_TIMEOUT_S = 10.0
 """The same of one that has nothing to do."""
-_LEAST_LIMIT = 600.0
+_MIN_ANSWER_TIMEOUT_S = 600.0
 """Least limit of a request in seconds; else twice the plan's time for a round."""
 
 
@@ -84,8 +84,8 @@ class RemoteTrainer:
     closed: tuple[Path, ...]
     unconfined: bool = False
     seed: str = ""
-    still: float = _STILL
-    still_idle: float = _STILL_IDLE
+    still: float = _BUSY_SILENCE_TIMEOUT_S
+    still_idle: float = _IDLE_SILENCE_TIMEOUT_S
     limit: float | None = None
     _process: subprocess.Popen[bytes] | None = None
     _pipe: Pipe | None = None
@@ -155,7 +155,7 @@ class RemoteTrainer:
             model: trained parameters by name.
 
         Raises:
-            TrainerLost: if the process ends, hangs or takes too long.
+            TrainerLostError: if the process ends, hangs or takes too long.
             PrivetError: of the worker, with a text for the operator only.
         """
         if (idle := self._idle) is not None:
@@ -179,7 +179,7 @@ class RemoteTrainer:
         """Start the process, without waiting until it is ready.
 
         Raises:
-            TrainerLost: if it cannot be started.
+            TrainerLostError: if it cannot be started.
         """
         with self._turn:
             if self._process is None:
@@ -245,7 +245,7 @@ class RemoteTrainer:
                 start_new_session=True,
             )
         except OSError as error:
-            raise TrainerLost(f"the trainer cannot be started: {error.strerror}") from None
+            raise TrainerLostError(f"the trainer cannot be started: {error.strerror}") from None
         finally:
             output.started()
             os.close(pulse)
@@ -271,7 +271,7 @@ class RemoteTrainer:
         if not confined["network"]:
             if not self.unconfined:
                 self._end()
-                raise TrainerUnconfined(
+                raise TrainerUnconfinedError(
                     "the kernel does not close the network to the trainer (seccomp); run it where "
                     "it can, or accept that with --unconfined-trainer"
                 )
@@ -296,23 +296,25 @@ class RemoteTrainer:
         self, value: dict[str, Any], arrays: Arrays | None
     ) -> tuple[dict[str, Any], Arrays]:
         assert self._pipe is not None and self._process is not None and self._pulse is not None
-        limit = self.limit or max(_LEAST_LIMIT, 2 * self.plan.strategy.timeout)
+        limit = self.limit or max(_MIN_ANSWER_TIMEOUT_S, 2 * self.plan.strategy.timeout)
         watch = TrainerWatch(self._pulse, self.still, limit)
         for end in self._ends:
             end.watch = watch
         try:
             self._pipe.send(value, arrays)
             return self._pipe.receive()
-        except TrainerLost as error:
+        except TrainerLostError as error:
             self._end(at_once=True)
-            raise TrainerLost(f"{error}; it was ended, and the next order gets another") from None
+            raise TrainerLostError(
+                f"{error}; it was ended, and the next order gets another"
+            ) from None
         except (EOFError, PrivetError, ValueError):
             process, output = self._process, self._output
             self._end()
             log = self.home / TRAINER_LOG
             wrote = output is not None and output.wrote and log.exists()
             said = f"its last words are in {log}" if wrote else "it wrote nothing"
-            raise TrainerLost(
+            raise TrainerLostError(
                 f"the trainer's process has ended ({_how(process.returncode)}); {said}"
             ) from None
 
@@ -368,7 +370,7 @@ def _hub_cache() -> Path:
 
 
 def _error(kind: str, text: str) -> PrivetError:
-    return SelfTestFailed(text) if kind == "SelfTestFailed" else DataError(f"{kind}: {text}")
+    return SelfTestError(text) if kind == "SelfTestError" else DataError(f"{kind}: {text}")
 
 
 def _how(code: int | None) -> str:

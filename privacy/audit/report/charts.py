@@ -17,7 +17,7 @@ from privet.privacy.audit.report.claims import ReportLine
 
 _COLORS = ("#2f6f4f", "#0072b2", "#b3412e", "#7b4ea3", "#a06a00", "#4a4f4c")
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "1 2")
-_MOST_LINES = 6
+_MAX_LINES = 6
 
 
 def bar(share: float | None, label: str, *, claimed: bool = False) -> Markup:
@@ -94,7 +94,7 @@ def over_time(lines: list[ReportLine], terms: str, name: str) -> Picture:
         _draw(shared, caps, _Frame(width, height), ends, by_time, said, f"{name}-{width}")
         for width, height in ((680, 260), (330, 240))
     ]
-    drawn = shared if len(shared) <= _MOST_LINES else [(f"{len(lines)} populations", [])]
+    drawn = shared if len(shared) <= _MAX_LINES else [(f"{len(lines)} populations", [])]
     legend = [(_swatch(k, len(shared)), names) for k, (names, _) in enumerate(drawn)]
     if caps:
         legend.append((_cap_swatch(), "life-time cap"))
@@ -132,7 +132,7 @@ def _shared(lines: list[ReportLine], by_time: bool) -> list[tuple[str, list[tupl
 
 
 def _style(number: int, of: int) -> str:
-    if of > _MOST_LINES:
+    if of > _MAX_LINES:
         return f'stroke="{_COLORS[0]}" stroke-width="1" opacity="0.55"'
     dash = f' stroke-dasharray="{_DASHES[number]}"' if _DASHES[number] else ""
     return f'stroke="{_COLORS[number]}" stroke-width="2"{dash}'

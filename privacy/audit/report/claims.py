@@ -30,9 +30,9 @@ Intervals = Mapping[tuple[str, str], Interval | NoInterval]
 _BY_PLAN = ("H12", "H13", "H21")
 _BY_SITE = ("H6", "H12", "H21")
 COARSE_GRID = 100 * GRID
-_MOST_POINTS = 200
+_MAX_POINTS = 200
 _FEW_MECHANISMS = 8
-_LARGEST_EPSILON = 100.0
+_MAX_EPSILON = 100.0
 _SEEN = 1.004  # a drawing is 250 pixels high
 
 
@@ -260,10 +260,10 @@ def lines(case: ReportInput, verdict: Verdict) -> list[ReportLine]:
     found = []
     findings = {(f.site, f.population): f for f in verdict.sites}
     groups = [g for g in case.groups if g.charges and (g.site, g.name) in findings]
-    most = max(2, min(60, _MOST_POINTS // max(1, len({tuple(_steps(g)) for g in groups}))))
+    most = max(2, min(60, _MAX_POINTS // max(1, len({tuple(_steps(g)) for g in groups}))))
     for group in groups:
         finding = findings[group.site, group.name]
-        if finding.epsilon is None or finding.epsilon > _LARGEST_EPSILON:
+        if finding.epsilon is None or finding.epsilon > _MAX_EPSILON:
             continue
         try:
             found.append(ReportLine(group, _points(group, finding, most)))

@@ -28,7 +28,7 @@ from privet.privacy.audit.report.sentences import (
 )
 from privet.privacy.audit.verify import Fault, LogRecord, SiteFinding, Verdict
 
-MOST_FAULTS = 200
+MAX_FAULTS = 200
 
 
 def view(case: ReportInput, verdict: Verdict, interval: Intervals) -> dict[str, Any]:
@@ -50,8 +50,8 @@ def view(case: ReportInput, verdict: Verdict, interval: Intervals) -> dict[str, 
     return {
         "verdict": verdict,
         "verified": verdict.ok,
-        "faults": verdict.faults[:MOST_FAULTS],
-        "more_faults": max(0, len(verdict.faults) - MOST_FAULTS),
+        "faults": verdict.faults[:MAX_FAULTS],
+        "more_faults": max(0, len(verdict.faults) - MAX_FAULTS),
         "simulation": case.simulated,
         "case": case,
         "titles": list(dict.fromkeys(case.title(run.plan) for run in case.runs)),

@@ -17,7 +17,7 @@ from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded
 from privet.privacy.audit.report.input import dig, number
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]+)(?!…)\b")
-_MOST_NAMES = 4
+_MAX_NAMES = 4
 _UNITS = {
     "record": "one record",
     "person": "one person (one patient), all their records together",
@@ -113,7 +113,7 @@ def marked(text: str) -> str:
 def signers(by: Mapping[str, int]) -> str:
     """Return who cosigned how often; many who did so equally often are counted."""
     often = set(by.values())
-    if len(by) > _MOST_NAMES and len(often) == 1:
+    if len(by) > _MAX_NAMES and len(often) == 1:
         return f"{len(by)} others ({often.pop()} each)"
     return ", ".join(f"{name} ({times})" for name, times in sorted(by.items())) or "nobody"
 

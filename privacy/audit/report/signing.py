@@ -22,7 +22,7 @@ from privet.privacy.policy import GOVERNANCE
 
 NOT_STATED = "not stated"
 SELF_ASSERTED = "self-asserted"
-_MOST = 10**9  # as a plan allows
+_MAX_ROUNDS = 10**9  # as a plan allows
 _LABELS = {
     "controller": "Controller",
     "purpose": "Purpose",
@@ -114,7 +114,7 @@ def _nominal(case: ReportInput, group: ReportGroup) -> int | None:
         sites = dig(case.plans.get(name), "sites")
         for site in sites if isinstance(sites, list) else []:
             size = dig(site, "nominal_size")
-            if dig(site, "name") == group.site and type(size) is int and 0 < size <= _MOST:
+            if dig(site, "name") == group.site and type(size) is int and 0 < size <= _MAX_ROUNDS:
                 found.append(size)
     return max(found, default=None)
 

@@ -26,7 +26,7 @@ from privet.privacy.audit.verify.rules.unfinished import unfinished
 
 _LEAF, _ORDER = b'{"payload":"', b'{"keyid":"'
 _AFTER = (LOG, RECEIPT, END)
-_MOST_PLANS = 10_000
+_MAX_PLANS = 10_000
 
 
 def begin(source: Source, findings: Findings, kept: Kept) -> VerificationState:
@@ -128,7 +128,7 @@ class BundleReader:
             except Malformed as error:
                 self._fault(f"a plan: {error}")
                 continue
-            if len(self.state.plans) >= _MOST_PLANS:
+            if len(self.state.plans) >= _MAX_PLANS:
                 raise Unreadable("more plans than a verifier keeps")
             name = self.state.add_plan(plan)
             if name <= last:

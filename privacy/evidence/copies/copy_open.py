@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from privet.common.errors import KeyFault, LedgerError, NoteError, WrongLedger
+from privet.common.errors import LedgerError, NoteError, PrivateKeyError, WrongLedgerError
 from privet.privacy.evidence.copies.copy_file import CopyFile
 from privet.privacy.evidence.copies.ledger_copy import CopyPiece, PieceContent, chains
 from privet.privacy.evidence.keys import FileSigner
@@ -48,13 +48,13 @@ def open_copies(files: Sequence[CopyFile], recovery: FileSigner, first_key: str)
         first_key: fingerprint of the ledger's first key, as the site knows it.
 
     Raises:
-        WrongLedger: if one is of another ledger.
-        KeyFault: if ``recovery`` does not open them.
+        WrongLedgerError: if one is of another ledger.
+        PrivateKeyError: if ``recovery`` does not open them.
         LedgerError: if a piece was altered, a signature or the tree does not hold, two of them
             contradict each other, or entries under a head that the log signed are missing.
     """
     if others := {file.log for file in files[1:]} - {files[0].log}:
-        raise WrongLedger(f"the copies are of several ledgers: {files[0].log}, {min(others)}")
+        raise WrongLedgerError(f"the copies are of several ledgers: {files[0].log}, {min(others)}")
     opened = [_opened(file, recovery, first_key) for file in files]
     longest = max(opened, key=lambda one: len(one.leaves))
     for one in opened:
@@ -84,7 +84,7 @@ def _opened(file: CopyFile, recovery: FileSigner, first_key: str) -> OpenedLedge
     genesis = _genesis(file, begins, recovery)
     key, witness = (Key.parse(str(genesis.predicate[name])) for name in ("key", "witness"))
     if key.fingerprint != first_key or file.log != key.name:
-        raise WrongLedger(
+        raise WrongLedgerError(
             f"{where}: is of a ledger that began with key {key.fingerprint}, not {first_key}; ask "
             "for the copy of your own"
         )
@@ -128,7 +128,7 @@ def _genesis(file: CopyFile, piece: CopyPiece, recovery: FileSigner) -> Entry:
     except (LedgerError, NoteError, KeyError):
         pass
     altered = "" if file.witness is not None else ", or the copy was altered"
-    raise KeyFault(
+    raise PrivateKeyError(
         f"{file.source}: is not sealed to the recovery key that was given, "
         f"{fingerprint(recovery.public)}{altered}. Nothing was written"
     )

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.privacy.mechanism.clipping import methods
 from privet.privacy.mechanism.clipping.cost import max_units_in_memory
 from privet.privacy.mechanism.clipping.layers import RecordingLayers, Unsupported
@@ -38,7 +38,7 @@ class BookKeeping:
 
     Raises:
         Unsupported: if a trained parameter is used in a way that is not known.
-        SelfTestFailed: if a layer mixes records.
+        SelfTestError: if a layer mixes records.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
@@ -126,7 +126,7 @@ class BookKeeping:
                 layers.per_unit.recording = True
                 loss.backward()
         except Unsupported as error:
-            raise SelfTestFailed(
+            raise SelfTestError(
                 f"H16: book-keeping does not fit this model: {error}; use clipping = "
                 "'opacus-hooks' or 'functorch'"
             ) from error
@@ -138,7 +138,7 @@ def _require_separate_records(model: nn.Module) -> None:
         mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
         remembers = isinstance(module, nn.modules.instancenorm._InstanceNorm)
         if mixes or (remembers and module.track_running_stats):
-            raise SelfTestFailed(
+            raise SelfTestError(
                 f"H6: '{name}' ({type(module).__name__}) mixes records, so that no bound of one "
                 "unit's gradient holds; use GroupNorm or LayerNorm"
             )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import BypassDetected, InputError, PrivetError, SelfTestFailed
+from privet.common.errors import BypassError, InputError, PrivetError, SelfTestError
 from privet.privacy.mechanism.clipping.methods import (
     Batch,
     ClippingMethod,
@@ -58,7 +58,7 @@ class GradientEngine:
         mode: that is used; never ``auto``.
 
     Raises:
-        SelfTestFailed: if a layer mixes records (a batch norm).
+        SelfTestError: if a layer mixes records (a batch norm).
         InputError: if the model has no trainable parameter, the mode is unknown, or it does
             not know a layer.
     """
@@ -95,7 +95,7 @@ class GradientEngine:
         """Return per-sample gradients [B, *shape] of every trained parameter.
 
         Raises:
-            SelfTestFailed: if a parameter has none, so that it would escape clipping (H17).
+            SelfTestError: if a parameter has none, so that it would escape clipping (H17).
         """
         return RawGradients(self._method.per_sample(batch))
 
@@ -216,12 +216,12 @@ class GradientEngine:
         """Check that the model's trained parameters are those that the engine was made for.
 
         Raises:
-            BypassDetected: if another took the place of one.
+            BypassError: if another took the place of one.
         """
         now = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         for name in now.keys() | self.named.keys():
             if now.get(name) is not self.named.get(name):
-                raise BypassDetected(
+                raise BypassError(
                     f"the model's parameter '{name}' is not the one that the engine was made for: "
                     "make a new engine after replacing, freezing or thawing parameters"
                 )
@@ -254,7 +254,7 @@ class GradientEngine:
             raise
         except Exception as error:
             reason = str(error).partition("\n")[0]
-            raise SelfTestFailed(f"H16: Opacus cannot treat this model: {reason}") from error
+            raise SelfTestError(f"H16: Opacus cannot treat this model: {reason}") from error
 
     def _clear(self) -> None:
         for parameter in self.parameters:

@@ -11,7 +11,7 @@ from opacus.validators import ModuleValidator
 from torch import Tensor, nn
 
 from privet.common.compat import opacus as compat
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.privacy.mechanism.clipping import methods
 from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
 
@@ -29,7 +29,7 @@ class OpacusHooks:
         functorch: through ``torch.func`` for every layer, not by samplers of their own.
 
     Raises:
-        SelfTestFailed: if Opacus finds a layer that mixes records (a batch norm).
+        SelfTestError: if Opacus finds a layer that mixes records (a batch norm).
     """
 
     max_units: int | None = None
@@ -47,7 +47,7 @@ class OpacusHooks:
         """As :meth:`ClippingMethod.per_sample`.
 
         Raises:
-            SelfTestFailed: if a parameter has none, so that it would escape clipping (H17).
+            SelfTestError: if a parameter has none, so that it would escape clipping (H17).
         """
         self._clear()
         self._loss(self._wrapped, batch).sum().backward()
@@ -57,7 +57,7 @@ class OpacusHooks:
             if isinstance(sample, list):
                 sample = torch.stack(sample).sum(0) if len(sample) > 1 else sample[0]
             if sample is None:
-                raise SelfTestFailed(
+                raise SelfTestError(
                     f"parameter '{name}' has no per-sample gradient: freeze it, or use "
                     "clipping = 'functorch' (H17)"
                 )
@@ -127,6 +127,6 @@ class OpacusHooks:
 def _require_valid(model: nn.Module) -> None:
     faults = ModuleValidator.validate(model, strict=False)
     if faults:
-        raise SelfTestFailed(
+        raise SelfTestError(
             "Opacus refuses the model: " + "; ".join(str(fault) for fault in faults)
         )

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.privacy.mechanism.clipping import ghost_norms
 from privet.privacy.mechanism.clipping.cost import ghost_is_cheaper
 from privet.privacy.mechanism.clipping.ghost_norms import Linear, Lookup
@@ -160,7 +160,7 @@ class ParameterGradients:
     def _require_instantiated(self) -> None:
         """Refuse gradients beside ghosts of the same pass: their cross term would be left out."""
         if self.is_ghost:
-            raise SelfTestFailed(
+            raise SelfTestError(
                 f"parameter '{self.name}' is shared by layers of two kinds: use clipping = "
                 "'functorch' (H17)"
             )

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from privet.common.errors import SelfTestFailed
+from privet.common.errors import SelfTestError
 from privet.privacy.mechanism.clipping.methods import accumulation_dtype, squared_row_norms
 from privet.privacy.mechanism.clipping.parameter_gradients import (
     GradientBuffer,
@@ -87,13 +87,13 @@ class PerUnitGradients:
         """Return ‖G_u‖² [U] over all parameters, in double precision.
 
         Raises:
-            SelfTestFailed: if a parameter was not used, or has a gradient from elsewhere, so that
+            SelfTestError: if a parameter was not used, or has a gradient from elsewhere, so that
                 it would escape clipping (H17).
         """
         for one in self.parameters:
             if not one.used or one.parameter.grad is not None:
                 why = "no per-unit gradient" if not one.used else "a gradient outside its layer"
-                raise SelfTestFailed(
+                raise SelfTestError(
                     f"parameter '{one.name}' has {why} in a batch: freeze it if no record uses "
                     "it, use its layer for every record, or use clipping = 'functorch' (H17)"
                 )

@@ -20,7 +20,7 @@ _SHOWN = {
 
 Of two classes the recall is the share of true positives.
 """
-_FEW = 30
+_SMALL_GROUP = 30
 """Records of a group, below which a share is off by a tenth and more."""
 _out = Console(width=None if sys.stdout.isatty() else 100)
 
@@ -65,8 +65,10 @@ def _explained(value: dict[str, Any], names: list[str]) -> list[str]:
     if "chrf" in names:
         said.append("chrF and BLEU are from 0 to 100.")
     counts = [row["records"] for one in value["groups"].values() for row in one["figures"].values()]
-    if any(count < _FEW for count in counts):
-        said.append(f"Groups of fewer than {_FEW} records say little, and so do gaps to them.")
+    if any(count < _SMALL_GROUP for count in counts):
+        said.append(
+            f"Groups of fewer than {_SMALL_GROUP} records say little, and so do gaps to them."
+        )
     if value["metrics"].get("selected") in (0.0, 1.0):
         said.append("The model says the same of every record.")
     return said

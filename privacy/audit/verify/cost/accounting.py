@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from privet.privacy.audit.verify.cost.gaussian import LEAST_SIGMA, SMOOTHING
+from privet.privacy.audit.verify.cost.gaussian import MIN_SIGMA, SMOOTHING
 from privet.privacy.audit.verify.cost.size import order_two, size_of
 from privet.privacy.audit.verify.formats.events import RELATIONS, REPLACE, Event, Mechanism
 
@@ -28,7 +28,7 @@ GRID = 1e-4
 _NORMAL = ("gaussian", "discrete")
 
 # With more mechanisms the ceiling takes the orders of the filter.
-_MOST_MECHANISMS = 200
+_MAX_MECHANISMS = 200
 _TINY = 1e-15
 _TOO_LARGE = "too large for privacy loss distributions: the Rényi ceiling"
 _TOO_SMALL = "of a delta below what privacy loss distributions resolve: the Rényi ceiling"
@@ -122,7 +122,7 @@ def ceiling(charges: Iterable[Event], delta: float, relation: str) -> float:
     events = list(charges)
     if not events:
         return 0.0
-    orders = CEILING_ORDERS if len(events) <= _MOST_MECHANISMS else FILTER_ORDERS
+    orders = CEILING_ORDERS if len(events) <= _MAX_MECHANISMS else FILTER_ORDERS
     best = min(
         math.fsum(event.count * rho(event.mechanism, order, relation) for event in events)
         + converted(order, delta)
@@ -141,7 +141,7 @@ def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, in
             return None
         if part.type == "gaussian" and part.rate == 1:
             inverse += event.count * (max(part.sensitivities) / part.scale) ** 2
-        elif part.type == "discrete" and part.scale >= LEAST_SIGMA:
+        elif part.type == "discrete" and part.scale >= MIN_SIGMA:
             reduced = math.sqrt(part.scale**2 - SMOOTHING**2)
             inverse += event.count * (max(part.sensitivities) / reduced) ** 2
         elif max(part.sensitivities) > 0:

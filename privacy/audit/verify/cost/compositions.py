@@ -15,7 +15,7 @@ from privet.privacy.audit.verify.cost import accounting
 from privet.privacy.audit.verify.formats.events import Event
 
 #: Of all histories of one bundle.
-MOST_SECONDS = 3600
+MAX_SECONDS = 3600
 PASSED_OVER = "not composed, after what else this bundle takes to compose: the Rényi ceiling"
 
 _History = tuple[frozenset[tuple[Event, int]], float, str]
@@ -73,7 +73,7 @@ class Compositions:
         cost = math.ceil(accounting.seconds(events, relation))
         if not cost:
             return True, None
-        if self._total + cost > MOST_SECONDS:
+        if self._total + cost > MAX_SECONDS:
             return False, None
         self._total += cost
         self._known[key] = None

@@ -12,7 +12,7 @@ from privet.privacy.audit.verify.cost.gaussian import square
 from privet.privacy.audit.verify.cost.plans import AuditedPlan
 
 #: Of all first plans of one ledger.
-MOST_SECONDS = 1800
+MAX_SECONDS = 1800
 
 
 def seconds(plan: AuditedPlan, relation: str) -> int:
@@ -43,7 +43,7 @@ class FirstPlans:
             relation: of the population.
         """
         cost = seconds(plan, relation)
-        if self._total + cost > MOST_SECONDS:
+        if self._total + cost > MAX_SECONDS:
             return False
         self._total += cost
         return True

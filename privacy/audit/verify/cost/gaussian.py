@@ -13,7 +13,7 @@ from privet.privacy.audit.verify.formats.events import Event
 # A discrete Gaussian of σ from 1000 on is what a continuous one of variance σ² - 3² becomes when an
 # integer is drawn around its output with parameter 3: to a factor within 1e-76 for each number.
 SMOOTHING = 3.0
-LEAST_SIGMA = 1000.0
+MIN_SIGMA = 1000.0
 _FAR = 4.0
 
 
@@ -28,7 +28,7 @@ def square(event: Event, relation: str) -> float | None:
     """
     part = event.mechanism
     scale = part.scale
-    if part.type == "discrete" and scale >= LEAST_SIGMA:
+    if part.type == "discrete" and scale >= MIN_SIGMA:
         scale = math.sqrt(scale**2 - SMOOTHING**2)
     elif part.type != "gaussian" or part.rate != 1:
         return None

@@ -13,8 +13,8 @@ from privet.privacy.audit.verify.formats.events import Mechanism
 GRIDS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 _POINTS_OF_ONE = 2**21
 _POINTS_OF_ALL = 2**23
-_MOST_COUNT = 10**7
-_MOST_MICROSECONDS = 8e7
+_MAX_COUNT = 10**7
+_MAX_MICROSECONDS = 8e7
 
 Merged = list[tuple[Mechanism, int]]
 
@@ -55,7 +55,7 @@ def size_of(merged: Merged, spread: float, twice: bool) -> tuple[float, float] |
     spread *= factor * factor
     widths = []
     for part, count in merged:
-        if count > _MOST_COUNT and not is_plain(part):
+        if count > _MAX_COUNT and not is_plain(part):
             return None
         if part.scale <= 0:  # so little noise that its square is no number
             return None
@@ -68,7 +68,7 @@ def size_of(merged: Merged, spread: float, twice: bool) -> tuple[float, float] |
     if not fitting:
         return None
     cost = math.fsum(weight * width for width, weight in widths) + 3 * spread * len(widths)
-    return (fitting[0], cost / fitting[0]) if cost <= _MOST_MICROSECONDS * fitting[0] else None
+    return (fitting[0], cost / fitting[0]) if cost <= _MAX_MICROSECONDS * fitting[0] else None
 
 
 def _weight(part: Mechanism) -> float:

@@ -17,7 +17,7 @@ from privet.privacy.audit.verify.formats.strict import Malformed, decimal, obj
 REPLACE = "replace_one"
 RELATIONS = ("add_or_remove_one", REPLACE)
 _DEPTH = 8
-_MOST = 2**53 - 1
+_MAX_INTEGER = 2**53 - 1
 _PARTS = 1000
 _GATE_WEIGHT = 1 << 20
 
@@ -75,13 +75,13 @@ def gate(noise: float) -> Mechanism:
     to an integer. Noise too large to be written so was only ever a continuous Gaussian.
     """
     sigma = math.ceil(Fraction(noise) * _GATE_WEIGHT)
-    if sigma > _MOST:
+    if sigma > _MAX_INTEGER:
         return gaussian(noise, 1.0)
     return Mechanism("discrete", float(sigma), (float(_GATE_WEIGHT),))
 
 
 def _integer(value: object, what: str) -> float:
-    if type(value) is not int or not 1 <= value <= _MOST:
+    if type(value) is not int or not 1 <= value <= _MAX_INTEGER:
         raise Malformed(f"'{what}' of an event must be an integer from 1")
     return float(value)
 
@@ -158,7 +158,7 @@ def _laplace(value: dict[str, Any]) -> Mechanism:
 def _repeated(value: dict[str, Any], depth: int) -> Event:
     obj(value, "a repeated event", "type", "event", "count")
     inner, count = read_event(value["event"], depth - 1), value["count"]
-    if type(count) is not int or count < 1 or count * inner.count > _MOST:
+    if type(count) is not int or count < 1 or count * inner.count > _MAX_INTEGER:
         raise Malformed("'count' of an event must be an integer from 1")
     return Event(inner.mechanism, count * inner.count)
 

@@ -13,7 +13,7 @@ from privet.privacy.audit.verify.formats.strict import Malformed, is_digest, obj
 from privet.privacy.audit.verify.result import show
 
 FORMAT = "privet/roster/v1"
-_MOST_SITES = 10_000
+_MAX_SITES = 10_000
 #: What a roster's fields, and the names of keys, call in short.
 _KEYS = {"ledger": "ledger", "journal": "journal", "orders": "order", "witness": "witness"}
 
@@ -69,7 +69,7 @@ def _shape(value: object) -> dict[str, Any]:
     if type(roster["quorum"]) is not int or roster["quorum"] < 0:
         raise Malformed("'quorum' must be an integer from 0")
     obj(roster["coordinator"], "the coordinator", "name", "journal", "orders", "witness")
-    if not isinstance(roster["sites"], list) or not 0 < len(roster["sites"]) <= _MOST_SITES:
+    if not isinstance(roster["sites"], list) or not 0 < len(roster["sites"]) <= _MAX_SITES:
         raise Malformed("a roster must list its sites")
     for number, site in enumerate(roster["sites"], 1):
         name = site.get("name") if isinstance(site, dict) else None

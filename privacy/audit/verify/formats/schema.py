@@ -20,7 +20,7 @@ from privet.privacy.audit.verify.formats.strict import (
 Check = Callable[[Any], bool]
 PURPOSES = ("train", "evaluate")
 UNITS = ("record", "person", "account", "site")
-MOST_ROUNDS = 10**9
+MAX_ROUNDS = 10**9
 _MAX_TEXT = 4096
 #: Fields whose texts are quoted wherever they are shown, or have rules of their own.
 _QUOTED = ("disjoint", "fault", "policy", "event")
@@ -85,7 +85,7 @@ def _natural(value: Any) -> bool:
 
 def is_count(value: Any) -> bool:
     """Return whether ``value`` is an integer from 1, as rounds and attempts are."""
-    return type(value) is int and 1 <= value <= MOST_ROUNDS
+    return type(value) is int and 1 <= value <= MAX_ROUNDS
 
 
 def _keyid(value: Any) -> bool:

@@ -16,8 +16,8 @@ from privet.privacy.audit.verify.result import NEW_RULE, AuditedEntry, LogRecord
 from privet.privacy.audit.verify.rules.brief import Brief
 from privet.privacy.audit.verify.rules.state import Head, VerificationState
 
-_BACK = 600
-_DAY = 86_400
+_MAX_CLOCK_STEP_BACK_S = 600
+_DAY_S = 86_400
 
 
 class AuditedLog:
@@ -113,7 +113,7 @@ class AuditedLog:
         if row.predicate["sequence"] != here:
             sequence = row.predicate["sequence"]
             self.fault("sequence", f"an entry of sequence {sequence} stands at place {here}")
-        if self._clock is not None and row.seconds < self._clock - _BACK:
+        if self._clock is not None and row.seconds < self._clock - _MAX_CLOCK_STEP_BACK_S:
             self.fault("sequence", "time goes back by more than 600 seconds")
         self._clock = row.seconds if self._clock is None else max(self._clock, row.seconds)
         if (row.kind == "genesis") != (here == 0):
@@ -195,7 +195,7 @@ class AuditedLog:
             self.fault(rule, f"the root of checkpoint {head.size} is not that of the entries")
         latest = self._latest.get(head.size, 0)
         # As many as a quorum must say so: one witness's clock may be wrong.
-        before = sum(time + _DAY < latest for time in head.cosigned)
+        before = sum(time + _DAY_S < latest for time in head.cosigned)
         if before >= max(1, self.state.roster.quorum):
             message = f"an entry under checkpoint {head.size} is dated after it was cosigned"
             self.fault("witness", message + NEW_RULE)

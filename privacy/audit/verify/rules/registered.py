@@ -21,7 +21,7 @@ from privet.privacy.audit.verify.rules.log import AuditedLog
 from privet.privacy.audit.verify.rules.policy import TERMS, Approval, SitePolicy
 from privet.privacy.audit.verify.rules.state import VerificationState
 
-MOST_DELTA = 0.01
+MAX_DELTA = 0.01
 
 
 @dataclass
@@ -206,8 +206,8 @@ class RegisteredLog(AuditedLog):
             self.fault("population", f"population {show(name)} has no cap outside a simulation")
         self._first = self._first or name
         delta = decimal(entry["delta"])
-        if delta > MOST_DELTA:
-            self.fault("population", f"the delta of population {show(name)} is above {MOST_DELTA:g}"
+        if delta > MAX_DELTA:
+            self.fault("population", f"the delta of population {show(name)} is above {MAX_DELTA:g}"
                        + NEW_RULE)  # fmt: skip
         terms = Terms(entry["unit"], relation, cap, delta, entry["max_records"])
         said = {key: entry[key] for key in TERMS}

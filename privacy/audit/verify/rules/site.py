@@ -27,7 +27,7 @@ from privet.privacy.audit.verify.rules.orders import OrderOutcome, OrderRelease
 from privet.privacy.audit.verify.rules.registered import AuditedPopulation, RegisteredLog
 from privet.privacy.audit.verify.rules.state import VerificationState
 
-_MOST_EVENTS = 20_000
+_MAX_EVENTS = 20_000
 
 
 @dataclass
@@ -107,7 +107,7 @@ class AuditedLedger(RegisteredLog):
                 event = read_event(read(text.encode())) if text else Event(NON_PRIVATE)
             except Malformed:
                 event = Event(NON_PRIVATE)
-            if len(self._events) >= _MOST_EVENTS:
+            if len(self._events) >= _MAX_EVENTS:
                 self.fault("event", "more different events than a verifier keeps")
                 return Event(NON_PRIVATE)
             self._events[text] = event

@@ -15,7 +15,7 @@ from flwr.app import ConfigRecord, Message
 from ledger_kit import close_budget
 
 from privet.client.site import LogQuery, Site
-from privet.common.errors import EvidenceFault, RunError
+from privet.common.errors import EvidenceError, RunError
 from privet.common.flower.wire import SHOW, decode_show, encode_show
 from privet.common.order import ORDER_TYPE, Order, Status
 from privet.privacy.evidence.keys import FileSigner
@@ -240,7 +240,7 @@ def test_a_site_that_rewrites_its_ledger_and_goes_on_stops_the_run(
     fed = federation(training={"rounds": 3, "steps": 1})
     kept = backup(fed, "East")
     grid = fed.grid(between(rounds, lambda: restore(fed, "East", kept, Brazen)))
-    with pytest.raises(EvidenceFault, match="the history of a log does not hold") as caught:
+    with pytest.raises(EvidenceError, match="the history of a log does not hold") as caught:
         fed.run(grid)
     origin = fed.roster.site("East").ledger.name
     said = str(caught.value)
@@ -250,7 +250,7 @@ def test_a_site_that_rewrites_its_ledger_and_goes_on_stops_the_run(
             for line in said.splitlines()
         ), said
     assert Snapshots(fed.folder / "model").latest().round == rounds
-    assert (closed(fed)["how"], closed(fed)["fault"]) == ("failed", "EvidenceFault")
+    assert (closed(fed)["how"], closed(fed)["fault"]) == ("failed", "EvidenceError")
     joined = [len(entry.predicate["joined"]) for entry in fed.journal_entries("round")]
     # The round in which it was noticed has no line: nothing came of it.
     assert joined == [3] * rounds
@@ -273,7 +273,7 @@ def test_a_site_with_one_history_for_each_coordinator_is_seen_by_the_others(
     second = federation(folder="second", ledgers=shared, cap=40.0)
     second.sites[1] = second.restart("East", kind=Brazen)
     assert second.roster.coordinator != first.roster.coordinator
-    with pytest.raises(EvidenceFault) as caught:
+    with pytest.raises(EvidenceError) as caught:
         second.run(run="second")
     assert first.roster.site("East").ledger.name in str(caught.value)
     # The control: without what the witnesses remember nobody sees it.
@@ -311,7 +311,7 @@ def test_a_site_that_shows_another_ledger_than_it_signs_for(federation: Make) ->
             return {**answer, "evidence": other.log.evidence(ask.since).to_json()}
 
     fed.sites[1].__class__ = Double
-    with pytest.raises(EvidenceFault, match="the head shown is of another log"):
+    with pytest.raises(EvidenceError, match="the head shown is of another log"):
         fed.run()
 
 
@@ -465,7 +465,7 @@ def test_a_site_that_answers_rubbish_does_not_bring_the_coordinator_down(
     fed = federation()
     try:
         outcome = fed.run(showing(fed, "East", lambda answer: RUBBISH[rubbish]))
-    except EvidenceFault as fault:
+    except EvidenceError as fault:
         # A head that is no head is a fault of that log, and says whose.
         assert fed.roster.site("East").ledger.name in str(fault)
     else:
@@ -477,7 +477,7 @@ def test_what_a_site_says_of_others_cannot_write_on_the_terminal(federation: Mak
     grid = showing(
         fed, "East", lambda answer: {**answer, "faults": {"a": "\x1b[2Jall is well\n" * 200}}
     )
-    with pytest.raises(EvidenceFault) as caught:
+    with pytest.raises(EvidenceError) as caught:
         fed.run(grid)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 1500
@@ -494,7 +494,7 @@ def test_a_made_up_head_of_another_site_names_who_showed_it(federation: Make) ->
         seen = {"size": forged.size, "root": forged.root.hex(), "note": forged.text}
         return {**answer, "seen": {north.name: seen}}
 
-    with pytest.raises(EvidenceFault, match="site 'East' remembers a head"):
+    with pytest.raises(EvidenceError, match="site 'East' remembers a head"):
         fed.run(showing(fed, "East", change))
     assert "refused-rollback" not in fed.log("North")
 
@@ -565,7 +565,7 @@ def test_without_a_quorum_of_witnesses_a_round_does_not_stand(federation: Make) 
     assert fed.roster.quorum == 2
     fed.run(fed.grid(quiet("East")))
     other = federation(folder="other")
-    with pytest.raises(EvidenceFault, match="1 witnesses cosigned .* 2 are needed"):
+    with pytest.raises(EvidenceError, match="1 witnesses cosigned .* 2 are needed"):
         other.run(other.grid(quiet("East", "South")))
     assert Snapshots(other.folder / "model").latest() is None
 
@@ -711,7 +711,7 @@ def test_a_roster_that_the_coordinator_swapped_at_a_site(
     chief = fed.roster.coordinator
     false = replace(chief, orders=replace(chief.orders, public=thief.public))
     site = fed.sites[0]
-    site.guard._order_key = false.orders
+    site.admission._order_key = false.orders
     order = forged(fed, order_for(fed, "North", model), thief)
     answer = site.answer(order, model)
     assert answer.status is Status.REFUSED_SIGNATURE
@@ -744,7 +744,7 @@ def test_a_journal_that_was_rolled_back_is_seen_by_the_sites(federation: Make) -
     shutil.rmtree(office)
     shutil.copytree(kept, office)
     fed.__dict__.pop("journal", None)
-    with pytest.raises(EvidenceFault) as caught:
+    with pytest.raises(EvidenceError) as caught:
         fed.run(run="third", snapshots="third")
     journal = fed.roster.coordinator.journal.name
     for name in SITES:
@@ -754,7 +754,7 @@ def test_a_journal_that_was_rolled_back_is_seen_by_the_sites(federation: Make) -
 def test_a_run_that_has_ended_does_not_go_on_unrecorded(federation: Make) -> None:
     """After a failure was noted, rounds would be trained that no journal knows."""
     fed = federation()
-    with pytest.raises(EvidenceFault):
+    with pytest.raises(EvidenceError):
         fed.run(fed.grid(quiet("East", "South")))
     spent = [fed.ledger(name).log.head() for name in SITES]
     with pytest.raises(RunError, match="'tiny-run' has ended"):
@@ -790,7 +790,7 @@ def test_a_run_goes_on_as_it_was_begun_or_not_at_all(
 def test_a_refusal_is_in_the_ledger_and_in_the_journal(federation: Make) -> None:
     fed = federation()
     ledger = fed.ledger("East")
-    close_budget(ledger, next(iter(ledger.book.populations)))
+    close_budget(ledger, next(iter(ledger.state.populations)))
     outcome = fed.run()
     assert [step.statuses["East"] for step in outcome.progress] == [Status.REFUSED_PAUSED] * 2
     assert fed.kinds("East") == ["refused"] * 2
@@ -854,8 +854,8 @@ def test_the_policy_of_the_data_set_that_is_opened_decides(
     statuses = {}
     for name in ("North", "payroll"):
         site = fed.restart("North")
-        site.guard = AdmissionControl(policy, site.ledger, fed.roster, name)
-        site.guard.open()
+        site.admission = AdmissionControl(policy, site.ledger, fed.roster, name)
+        site.admission.open()
         order = order_for(fed, "North", model, run=f"run-{name}")
         statuses[name] = site.answer(order, model).status
     assert statuses == {"North": Status.RELEASED, "payroll": Status.REFUSED_POLICY}
@@ -880,8 +880,8 @@ def test_a_recorder_signs_orders_that_are_on_disk_before_they_leave(federation: 
         ) -> Iterable[Message]:
             messages = list(messages)
             if messages and messages[0].metadata.message_type == "train":
-                recorder: EvidenceCollector = fed.parties.recorder(fed.roster)
-                on_disk.append(len(recorder.journal.log.store.papers("order")))
+                collector: EvidenceCollector = fed.parties.collector(fed.roster)
+                on_disk.append(len(collector.journal.log.store.papers("order")))
             return super().send_and_receive(messages, timeout=timeout)
 
     fed.run(fed.grid(Looking))
