@@ -40,7 +40,13 @@ with np.errstate(invalid="ignore"):
 
 
 def epsilon(counts: Counts, delta: float, relation: Relation) -> float:
-    """Return an upper bound of ε at ``delta`` of all ``counts``; infinite if there is none."""
+    """Return an upper bound of ε of all charges; infinity if there is none.
+
+    Args:
+        counts: the events, each with its number.
+        delta: δ at which ε is bounded.
+        relation: between neighbouring data sets.
+    """
     if not counts:
         return 0.0
     bounds = _total(counts, relation) + np.log((_ALPHA - 1) / _ALPHA)
@@ -49,7 +55,13 @@ def epsilon(counts: Counts, delta: float, relation: Relation) -> float:
 
 
 def delta(counts: Counts, epsilon: float, relation: Relation) -> float:
-    """Return an upper bound of δ at ``epsilon`` of all ``counts``; at most 1."""
+    """Return an upper bound of δ of all charges, at most 1.
+
+    Args:
+        counts: the events, each with its number.
+        epsilon: ε at which δ is bounded.
+        relation: between neighbouring data sets.
+    """
     if not counts:
         return 0.0
     logs = (_ALPHA - 1) * (_total(counts, relation) - epsilon) - np.log(_ALPHA - 1)

@@ -190,24 +190,46 @@ def _largest(holds: Callable[[int], bool], limit: int) -> int:
 
 
 def most_extra(planned: Counts, once: Counts) -> int:
-    """Return how many more attempts than planned a first run is judged with at most."""
+    """Return the most extra attempts with which a first run is judged by its composition.
+
+    Args:
+        planned: all events of the plan, each with its number.
+        once: the events that one more attempt at each release adds; () for each event once.
+    """
     return max(MIN_EXTRA, attempts(planned, once) // EXTRA_SHARE)
 
 
 def attempts(planned: Counts, once: Counts) -> int:
-    """Return how many attempts at one kind of release a plan has at most."""
+    """Return the most attempts at one kind of release that a plan has.
+
+    Args:
+        planned: all events of the plan, each with its number.
+        once: the events that one more attempt at each release adds; () for each event once.
+    """
     each = dict(once)
     return max(count // max(1, each.get(event, 1)) for event, count in planned)
 
 
 def enlarged(planned: Counts, once: Counts, extra: int) -> Counts:
-    """Return all that a plan may do with ``extra`` more attempts at each of its releases."""
+    """Return all events of a plan with extra attempts at each of its releases.
+
+    Args:
+        planned: all events of the plan, each with its number.
+        once: the events that one more attempt at each release adds; () for each event once.
+        extra: number of these attempts; negative for fewer than planned.
+    """
     each = dict(once)
     return tuple((event, count + extra * each.get(event, 1)) for event, count in planned)
 
 
 def excess(counts: Counts, planned: Counts, once: Counts) -> int | None:
-    """Return how many more attempts than planned ``counts`` are; None if not of the plan."""
+    """Return by how many attempts charges exceed a plan; None if an event is not of the plan.
+
+    Args:
+        counts: the charges.
+        planned: all events of the plan, each with its number.
+        once: the events that one more attempt at each release adds; () for each event once.
+    """
     limit, each, most = dict(planned), dict(once), 0
     for event, count in counts:
         if event not in limit:
@@ -217,9 +239,14 @@ def excess(counts: Counts, planned: Counts, once: Counts) -> int | None:
 
 
 def plan_epsilon(counts: Counts, delta: float, relation: Relation) -> float:
-    """Return ε of a whole plan; infinite where no composition is known.
+    """Return ε of a whole plan; infinity if no composition is known.
 
-    The most that it is to whoever computes it: at a border of sizes the grid may be another.
+    At a border of sizes the grid may differ between two computers: this is the larger value.
+
+    Args:
+        counts: all events of the plan, each with its number.
+        delta: δ at which ε is computed.
+        relation: between neighbouring data sets.
     """
     return max(_epsilons(counts, delta, relation))
 

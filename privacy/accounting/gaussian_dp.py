@@ -52,9 +52,11 @@ def as_gaussian(event: Event) -> float | None:
 
 
 def squares(counts: Counts, relation: Relation) -> float | None:
-    """Return Σ μ² of all ``counts``, or None if one of them is no plain Gaussian.
+    """Return Σ μ² of all charges, or None if one of them is not plain Gaussian noise.
 
-    Under ``replace_one`` a value moves by at most twice its sensitivity.
+    Args:
+        counts: the events, each with its number.
+        relation: under ``replace_one`` a value moves by at most twice its sensitivity.
     """
     factor = 1.0 if relation is Relation.ADD_OR_REMOVE_ONE else 4.0
     terms = []
@@ -67,13 +69,23 @@ def squares(counts: Counts, relation: Relation) -> float | None:
 
 
 def delta_of(mu: float, epsilon: float) -> float:
-    """Return δ of a μ-GDP mechanism at ``epsilon``."""
+    """Return δ of a μ-GDP mechanism at ε, by the module's formula.
+
+    Args:
+        mu: μ, sensitivity ÷ standard deviation; 0 for a mechanism that reveals nothing.
+        epsilon: ε.
+    """
     return math.exp(_log_delta(mu, epsilon)) if mu > 0 else 0.0
 
 
 @lru_cache(maxsize=1024)
 def mu_of(epsilon: float, delta: float) -> float:
-    """Return the largest μ that costs at most (``epsilon``, ``delta``); 0 if there is none."""
+    """Return the largest μ that costs at most (ε, δ); 0 if there is none.
+
+    Args:
+        epsilon: ε.
+        delta: δ.
+    """
     if epsilon < 0 or delta <= 0:
         return 0.0
     goal, high = math.log(delta), 1.0
@@ -86,7 +98,12 @@ def mu_of(epsilon: float, delta: float) -> float:
 
 
 def epsilon_of(mu: float, delta: float) -> float:
-    """Return the least ε at which a μ-GDP mechanism has at most ``delta``."""
+    """Return the least ε at which a μ-GDP mechanism has at most δ.
+
+    Args:
+        mu: μ, sensitivity ÷ standard deviation.
+        delta: δ; infinity is returned if it is not positive.
+    """
     if mu <= 0 or math.isinf(mu) or delta <= 0:
         return 0.0 if mu <= 0 else math.inf
     goal = math.log(delta)

@@ -36,7 +36,12 @@ SLACK = 5e-7
 def rho(event: Event, relation: Relation = Relation.ADD_OR_REMOVE_ONE) -> tuple[float, ...]:
     """Return an upper bound of the Rényi divergence of ``event`` at each of ORDERS.
 
-    Infinite for what is not private and for what no bound is known for.
+    Args:
+        event: what ran.
+        relation: between neighbouring data sets; under ``replace_one`` a value moves twice as far.
+
+    Returns:
+        Infinity for an event that is not private, or for which no bound is known.
     """
     return tuple(
         math.fsum(count * _rho(single, relation)[place] for single, count in group([event]))
@@ -69,7 +74,12 @@ def _accountant(event: dp.DpEvent) -> tuple[float, ...]:
 
 
 def budget(epsilon: float, delta: float) -> tuple[float, ...]:
-    """Return B(α) at each of ORDERS; −∞ where ``delta`` is not positive."""
+    """Return B(α) at each of ORDERS, as in the module's formula.
+
+    Args:
+        epsilon: ε of the cap.
+        delta: δ of the filter, shared evenly among ORDERS; −∞ is returned if it is not positive.
+    """
     return tuple(epsilon - _overhead(order, delta) for order in ORDERS)
 
 
@@ -82,7 +92,12 @@ def _overhead(order: int, delta: float) -> float:
 
 
 def spent(counts: Counts, relation: Relation) -> tuple[float, ...]:
-    """Return Σ ρ(α) of all charges at each of ORDERS."""
+    """Return Σ ρ(α) of all charges at each of ORDERS.
+
+    Args:
+        counts: the events that were charged, each with its number.
+        relation: between neighbouring data sets.
+    """
     terms = [(count, _rho(event, relation)) for event, count in counts if count]
     return tuple(
         math.fsum(count * values[place] for count, values in terms) for place in range(len(ORDERS))
@@ -90,16 +105,36 @@ def spent(counts: Counts, relation: Relation) -> tuple[float, ...]:
 
 
 def filter_epsilon(counts: Counts, delta: float, relation: Relation) -> tuple[float, int]:
-    """Return ε of all charges as the filter counts them, and the order that gives it."""
+    """Return ε of all charges as the filter counts them, and the order that gives it.
+
+    Args:
+        counts: the events that were charged, each with its number.
+        delta: δ of the filter.
+        relation: between neighbouring data sets.
+    """
     sums = zip(spent(counts, relation), ORDERS, strict=True)
     return min((total + _overhead(order, delta), order) for total, order in sums)
 
 
 def fits(counts: Counts, epsilon: float, delta: float, relation: Relation) -> bool:
-    """Whether the filter lets all of ``counts`` happen under (``epsilon``, ``delta``)."""
+    """Return whether the filter admits all charges under a cap, with :data:`SLACK` for rounding.
+
+    Args:
+        counts: the charges, the one that is asked for included.
+        epsilon: ε of the cap.
+        delta: δ of the filter.
+        relation: between neighbouring data sets.
+    """
     return admits(counts, epsilon + SLACK, delta, relation)
 
 
 def admits(counts: Counts, epsilon: float, delta: float, relation: Relation) -> bool:
-    """As :func:`fits`, without an allowance for rounding."""
+    """Return the same as :func:`fits`, without an allowance for rounding.
+
+    Args:
+        counts: the charges, the one that is asked for included.
+        epsilon: ε of the cap.
+        delta: δ of the filter.
+        relation: between neighbouring data sets.
+    """
     return not counts or filter_epsilon(counts, delta, relation)[0] <= epsilon

@@ -160,7 +160,16 @@ def decide(
 def decide_whole(
     cap: Cap, history: History, planned: Counts, once: Counts = (), *, composed: bool | None = True
 ) -> Decision:
-    """Say whether a new run of a plan may be begun and would come to its end."""
+    """Decide whether a new run of a plan may begin, and could finish.
+
+    Args:
+        cap: of the population.
+        history: all charges so far that were not given back.
+        planned: all that the plan may ever do.
+        once: the events that one more attempt at each of its releases adds.
+        composed: whether the plan is composed if it is the first
+            (privacy/accounting/first_plans.py).
+    """
     new = max(history, key=len, default="") + "+"
     return _decide(cap, history, new, Charges(planned, planned, once, composed))
 
@@ -249,7 +258,16 @@ def _by_gaussians(cap: Cap, counts: Counts, share: Shares) -> Decision | None:
 def runs_that_fit(
     cap: Cap, history: History, planned: Counts, once: Counts = (), *, composed: bool | None = True
 ) -> int | None:
-    """Return how many runs of one plan may still be begun and finished; None without a cap."""
+    """Return how many runs of one plan may still begin and finish; None without a cap.
+
+    Args:
+        cap: of the population.
+        history: all charges so far that were not given back.
+        planned: all that the plan may ever do.
+        once: the events that one more attempt at each of its releases adds.
+        composed: whether the plan is composed if it is the first
+            (privacy/accounting/first_plans.py).
+    """
     if cap.epsilon is None:
         return None
     charged = [charges for charges in history.values() if charges.counts]

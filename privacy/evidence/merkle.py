@@ -19,7 +19,12 @@ def leaf_hash(leaf: bytes) -> bytes:
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
-    """Return the hash of a node over its two children."""
+    """Return the hash of a node (RFC 6962, 2.1).
+
+    Args:
+        left: hash of the left child, 32 bytes.
+        right: hash of the right child, 32 bytes.
+    """
     return hashlib.sha256(b"\1" + left + right).digest()
 
 
@@ -59,14 +64,30 @@ class Tree:
         return self._range(0, size) if size else EMPTY
 
     def inclusion(self, index: int, size: int | None = None) -> list[bytes]:
-        """Return the audit path of leaf ``index`` in the tree of ``size`` (RFC 6962, 2.1.1)."""
+        """Return the audit path of a leaf (RFC 6962, 2.1.1), from the leaf upwards.
+
+        Args:
+            index: of the leaf, from 0.
+            size: leaves of the tree that the path is for; default all.
+
+        Raises:
+            ValueError: if that tree does not have the leaf.
+        """
         size = self._size(size)
         if not 0 <= index < size:
             raise ValueError(f"there is no leaf {index} in a tree of {size}")
         return self._path(index, 0, size)
 
     def consistency(self, old: int, size: int | None = None) -> list[bytes]:
-        """Return the proof that the tree of ``size`` extends the one of ``old`` (2.1.2)."""
+        """Return the proof that a tree extends an older one (RFC 6962, 2.1.2).
+
+        Args:
+            old: leaves of the older tree.
+            size: leaves of the newer tree; default all.
+
+        Raises:
+            ValueError: if the newer tree is smaller, or this log is.
+        """
         size = self._size(size)
         if not 0 <= old <= size:
             raise ValueError(f"a tree of {size} does not extend one of {old}")
@@ -116,9 +137,15 @@ def _split(count: int) -> int:
 
 
 def root_from_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[bytes]) -> bytes | None:
-    """Return the root that an inclusion proof leads to; None if it has the wrong length.
+    """Return the root to which an inclusion proof leads; None if the proof has the wrong length.
 
     The algorithm of RFC 9162, 2.1.3.2.
+
+    Args:
+        leaf: the leaf's bytes, not its hash.
+        index: of the leaf, from 0.
+        size: leaves of the tree.
+        proof: the audit path.
     """
     if not 0 <= index < size:
         return None
@@ -139,9 +166,16 @@ def root_from_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[byte
 def is_consistent(
     old: int, old_root: bytes, size: int, root: bytes, proof: Sequence[bytes]
 ) -> bool:
-    """Whether ``proof`` shows that the tree of ``size`` extends the one of ``old``.
+    """Return whether a proof shows that a tree extends an older one.
 
     The algorithm of RFC 9162, 2.1.4.2.
+
+    Args:
+        old: leaves of the older tree.
+        old_root: its root.
+        size: leaves of the newer tree.
+        root: its root.
+        proof: as :meth:`Tree.consistency` returns it.
     """
     if old > size or old < 0:
         return False
