@@ -54,7 +54,7 @@ def coordinator(folder: str, link: str, enrolment: str, patience: str, fault: st
     federation = MemberRegistry.load(Path(folder))
     _plant(fault)
     office = Coordinator(federation, link=link, enrolment=enrolment)
-    office.hub._patience = float(patience)
+    office.link_server._patience = float(patience)
     signal.signal(signal.SIGTERM, lambda *_: office.stopped.set())
     posting = threading.Thread(target=_post, args=(office, Path(folder)), daemon=True)
     posting.start()
@@ -66,7 +66,7 @@ def _post(office: Any, folder: Path) -> None:
 
     from privet.common.canonical import write_json
 
-    server, said, wrong = office.hub, Counter[str](), 0
+    server, said, wrong = office.link_server, Counter[str](), 0
     while not office.port:
         time.sleep(0.05)
     large = {"w": np.arange(1 << 19, dtype="<f4")}

@@ -237,12 +237,15 @@ class TextToTextTaskSpec(ReadingTask):
 
 
 class OwnTaskSpec(ReadingTask, TableTask):
-    """A task of the user's own, whose factory reads of this what it wants.
+    """A task of the user's own, whose factory reads the keys that it needs.
 
     Attributes:
-        options: whatever else it wants.
+        options: further arguments of the factory.
+        augment, image: no keys of such a task; empty, for factories that extend a task of Privet's.
     """
 
+    augment: ClassVar[tuple[str, ...]] = ()
+    image: ClassVar[None] = None
     kind: OwnKind
     classes: _Once[tuple[str, ...]] = ()
     target: str = "target"

@@ -73,6 +73,11 @@ class Size:
         return self.nominal is not None and self.delta * self.nominal > 1 + 1e-9
 
     @property
+    def one_by(self) -> str:
+        """1/nominal, in words."""
+        return "–" if self.nominal is None else f"{1 / self.nominal:.2g}"
+
+    @property
     def in_words(self) -> str:
         """The nominal size with its unit."""
         if self.nominal is None:
