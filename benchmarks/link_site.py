@@ -1,4 +1,4 @@
-"""A site for the benchmarks of the link: gate, keys and ledger are real.
+"""A site for the benchmarks of the link: endpoint, keys and ledger are real.
 
 python benchmarks/link_site.py light SITE.TOML            its trainer answers at once
 python benchmarks/link_site.py seeded SITE.TOML           its noise can be made again
@@ -63,14 +63,14 @@ class Light:
 def main() -> None:
     kind, policy = sys.argv[1], Path(sys.argv[2])
     dial._MAX_PAUSE_S = 1.0
-    gate = start.make_gate(policy, None, seed="bench" if kind == "seeded" else "")
+    endpoint = start.make_endpoint(policy, None, seed="bench" if kind == "seeded" else "")
     if kind == "light":
-        gate.close()
-        gate.training_for = Light
+        endpoint.close()
+        endpoint.training_for = Light
     try:
-        asyncio.run(start.run(start.dialer(gate)))
+        asyncio.run(start.run(start.dialer(endpoint)))
     finally:
-        gate.close()
+        endpoint.close()
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from harness import Row, finish, parser, row, tell
+from safetensors.numpy import load_file
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
@@ -40,7 +41,6 @@ from privet.client.training.model_runtime import model_runtime
 from privet.common.errors import InputError
 from privet.common.models.start import offer
 from privet.common.plan import Plan
-from privet.server.snapshot import load_model
 from privet.simulations import scenarios
 from privet.simulations.evaluate import PublicTest
 from privet.simulations.planning import adjusted
@@ -300,7 +300,7 @@ class Bench:
                 plan = plan.changed(model={"start": start})
             plan = plan.changed(threads=self.threads)
             found = {"test": train_once(plan, records, Path(folder) / "run")}
-            model, _ = load_model(Path(folder) / "run" / "model" / "model.safetensors")
+            model = load_file(Path(folder) / "run" / "model" / "model.safetensors")
             # Here, too, while the weights that it started from are there.
             public = PublicTest(plan, records.parts()["validation"])
             found["validation"] = {**public.measure(model), **public.written(model)}

@@ -100,9 +100,9 @@ class Trial:
     def work(self, pipe: int) -> None:
         """Answer all orders from the first that was not answered; tell what happened."""
         roster = self.parties.roster()
-        guard = self.parties.guard(self.name, roster)
+        admission = self.parties.admission(self.name, roster)
         site = TellingSite(
-            self.name, self.plan, self.parties.folder / "sites" / self.name, guard,
+            self.name, self.plan, self.parties.folder / "sites" / self.name, admission,
             self.parties.witness(self.name), roster,
             Trainer(self.plan, self.name, lambda: self.records.site(self.name)),
         )  # fmt: skip

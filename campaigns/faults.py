@@ -150,11 +150,9 @@ def disturbed(
 
 def model_of(federation: FederationFixture) -> dict[str, np.ndarray]:
     """Return the final model."""
-    from privet.server.snapshot import load_model
+    from safetensors.numpy import load_file
 
-    return load_model(federation.registry.folder / "runs" / "run" / "model" / "model.safetensors")[
-        0
-    ]
+    return load_file(federation.registry.folder / "runs" / "run" / "model" / "model.safetensors")
 
 
 def judge(federation: FederationFixture, rounds: int) -> tuple[int, int, int]:

@@ -204,8 +204,8 @@ def site(policy: str, fault: str) -> None:
     logging.basicConfig(level=logging.INFO)
     dial._MAX_PAUSE_S = 0.5
     dial._REPLY_TIMEOUT_S = dial._DOWNLOAD_STALL_TIMEOUT_S = 3.0
-    gate = start.make_gate(Path(policy), None)
-    dialer = start.dialer(gate)
+    endpoint = start.make_endpoint(Path(policy), None)
+    dialer = start.dialer(endpoint)
     if fault == "leak":
         dial._MAX_KEPT_ANSWERS, dial._MAX_KEPT_TENSORS = 1 << 30, 1 << 30
         serve, kept = dialer._serve, []

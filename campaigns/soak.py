@@ -36,6 +36,7 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 import pandas as pd
 from federation_fixture import FederationFixture, free_port, plan_for
 from harness import Row, row, tell
+from safetensors.numpy import load_file
 
 from privet.client.outbox import Outbox
 from privet.common.errors import InputError
@@ -45,7 +46,6 @@ from privet.privacy.evidence.statement import Entry
 from privet.privacy.evidence.store import Store
 from privet.server.aggregate import Aggregator
 from privet.server.queue import Run
-from privet.server.snapshot import load_model
 
 SITES = ["North", "East", "South", "West", "Coast"]
 _ON_A_DISK, _ON_A_DATABASE = "North", "East"
@@ -485,7 +485,7 @@ def _aggregated(made: Soak, rounds: list[dict[str, Any]]) -> bool:
         model = aggregator.join_made_up(model, updates, list(range(1, len(updates) + 1)))
         if digest_arrays(model) != one["next"]:
             return False
-    final, _ = load_model(made.run.folder / "model" / "model.safetensors")
+    final = load_file(made.run.folder / "model" / "model.safetensors")
     return digest_arrays({name: final[name] for name in model}) == digest_arrays(model)
 
 
@@ -536,7 +536,7 @@ def measure(folder: Path, quick: bool) -> list[Row]:
     again, took = soak(folder / "seeded", rounds, kinds, pauses, seeded=True, seed=2)
     tell("the same in peace …")
     calm, quiet = soak(folder / "calm", rounds, [], pauses, seeded=True, seed=0)
-    ends = [load_model(one.run.folder / "model" / "model.safetensors")[0] for one in (again, calm)]
+    ends = [load_file(one.run.folder / "model" / "model.safetensors") for one in (again, calm)]
     differs = digest_arrays(ends[0]) != digest_arrays(ends[1])
     return [
         *rows,

@@ -13,7 +13,7 @@ import pytest
 from privet.cli.output import show_plans, show_server
 from privet.privacy.accounting.units import rounded_down, rounded_up
 from privet.privacy.audit.report import phrases
-from privet.privacy.audit.verify.unfinished import _words
+from privet.privacy.audit.verify.rules.unfinished import _words
 
 SPENT = 0.99911
 """To the nearest it is 0.999."""
