@@ -18,7 +18,7 @@ from privet.privacy.audit.verify.rules.unfinished import _words
 SPENT = 0.99911
 """To the nearest it is 0.999."""
 ROOMS = ("client", "common", "privacy", "server", "simulations", "privet/cli", "privet/delivery")
-OWN = {"privacy/accounting/units.py": 2, "privacy/audit/verify/unfinished.py": 1}
+OWN = {"privacy/accounting/units.py": 2, "privacy/audit/verify/rules/unfinished.py": 1}
 """Where ε gets its decimals: the verifier shares no code with those it verifies."""
 
 
