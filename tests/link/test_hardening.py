@@ -517,7 +517,7 @@ def test_what_a_site_keeps_of_offers_is_bounded(
     monkeypatch.setattr("privet.client.link.offers._MAX_TOTAL_BYTES", 500_000)
     for number in range(8):
         wide = {f"a{k}": deep for k in range(350)}
-        plan = plan_value(name=f"plan {number}", task={**task, "options": wide})
+        plan = plan_value(name=f"plan {number}", task={**task, "kind": "own:task", "options": wide})
         offers.keep(Plan.parse(plan))
     sizes = [path.stat().st_size for path in (tmp_path / "offers").iterdir()]
     assert 100_000 < sum(sizes) <= 500_000 and len(sizes) >= 2
