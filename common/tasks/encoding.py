@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from privet.common.errors import DataError
+from privet.common.errors import DataError, InputError
 from privet.common.tasks import Batch, Task
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def encode_records(task: Task, frame: pd.DataFrame) -> Encoded:
 
     Raises:
         DataError: if a column is missing that a task of Privet's own reads.
+        InputError: if a task of the user's own makes no random batch.
     """
     own = not type(task).__module__.startswith("privet.common.tasks.")
     if own or not isinstance(task, EncodesRows):
@@ -99,7 +100,11 @@ def encode_records(task: Task, frame: pd.DataFrame) -> Encoded:
 
 
 def _one_by_one(task: Task, frame: pd.DataFrame) -> Encoded:
-    like = task.random_batch(1, 0)
+    try:
+        like = task.random_batch(1, 0)  # it reads no record
+    except Exception as error:
+        name = f"{type(task).__module__}:{type(task).__qualname__}"
+        raise InputError(f"task '{name}': random_batch(1, 0) fails: {error!r}") from error
     parts: dict[str, list[torch.Tensor]] = {name: [] for name in like}
     rows, faults = [], Faults()
     memory = _Memory(task)

@@ -407,6 +407,22 @@ def test_a_model_and_a_task_of_ones_own(
     assert 0.0 <= result.metrics["accuracy"] <= 1.0
 
 
+def test_a_task_of_ones_own_that_makes_no_random_batch_is_named(
+    ran: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = _OWN.replace("generator = torch.Generator().manual_seed(seed)", "self.nothing", 1)
+    (tmp_path / "own_broken.py").write_text(broken)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_broken", raising=False)
+    named = r"task 'own_broken:Points': random_batch\(1, 0\) fails: AttributeError"
+    with pytest.raises(InputError, match=named):
+        ran(
+            task={"kind": "own_broken:Points", "numeric": {}, "categorical": {},
+                  "options": {"scale": 0.5}},
+            model={"kind": "own_broken:make", "options": {"hidden": 5}},
+        )  # fmt: skip
+
+
 # engines
 
 RAY = {"engine": "ray"}
