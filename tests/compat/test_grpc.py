@@ -23,7 +23,7 @@ from privet.common.compat import grpc as compat
 from privet.common.link.identity import request
 from privet.server.membership.certificates import Authority
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "campaigns"))
 from raw_http2 import PREFACE, frame, headers, message, settings
 
 KNOWN, UNKNOWN, NO_TEXT = "/test/Echo", "/test/Other", "/test/\xff\xfe"
