@@ -289,18 +289,18 @@ def _list(data: Path | None, as_json: bool) -> None:
     rows = []
     for name in scenarios.names():
         scenario = scenarios.get(name)
-        plan = scenario.plan
+        plan = scenario.own_plan
         rows.append(
             {
                 "name": name,
-                "task": plan["task"]["kind"],
-                "model": plan["model"]["kind"],
-                "sites": len(plan["sites"]),
-                "unit": plan["privacy"]["unit"],
+                "task": plan.task.kind,
+                "model": plan.model.kind,
+                "sites": len(plan.sites),
+                "unit": plan.privacy.unit if plan.privacy else "",
                 "data": scenario.data,
                 "available": scenario.available(data),
                 "title": scenario.title,
-                "models": [plan["model"]["kind"], *scenario.models],
+                "models": [plan.model.kind, *scenario.models],
             }
         )
     if as_json:
@@ -308,4 +308,4 @@ def _list(data: Path | None, as_json: bool) -> None:
         return
     from privet.cli.output import show
 
-    show.scenarios(rows)
+    show.scenarios(rows, folder=scenarios.get("lending").path.parent)

@@ -1,4 +1,8 @@
-"""Scenarios by name, each a plan and its real records."""
+"""Scenarios by name, each a plan and its real records.
+
+A scenario is two files: its plan, ``<name>.toml``, which can be copied and run as any plan; and a
+module that reads the records and knows the settings of other models.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,6 @@ class Scenario:
     Attributes:
         name, title: short and long name.
         data: source of the records, for people.
-        plan: the whole plan, as a mapping.
         load: reads all records into one table with the columns ``site`` and, if the unit can be a
             person, ``person``; it gets the data folder or None.
         probe: raises if the data is missing, without reading it.
@@ -55,7 +58,6 @@ class Scenario:
     name: str
     title: str
     data: str
-    plan: dict[str, Any]
     load: Callable[[Path | None], pd.DataFrame]
     probe: Callable[[Path | None], object]
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -73,12 +75,27 @@ class Scenario:
             return False
         return True
 
+    @property
+    def path(self) -> Path:
+        """The plan's file."""
+        return Path(__file__).parent / f"{_NAMES[self.name]}.toml"
+
     @functools.cached_property
     def own_plan(self) -> Plan:
         """The plan with the scenario's own model."""
         from privet.common.plan import Plan
 
-        return Plan.parse({**self.plan, "scenario": self.name}, where=self.name)
+        return Plan.load(self.path)
+
+    @property
+    def sites(self) -> list[str]:
+        """The names of the plan's sites."""
+        return [site.name for site in self.own_plan.sites]
+
+    @property
+    def features(self) -> list[str]:
+        """The columns of the plan's task, without the label."""
+        return [name for name in self.own_plan.task.columns if name != self.own_plan.task.label]
 
     def make_plan(self, model: str | None = None) -> Plan:
         """Return the scenario's plan, with its own or another of its models.

@@ -36,25 +36,6 @@ SCENARIO = Scenario(
     name="digits",
     title="Which digit was written? Five post offices, 1,797 images",
     data="comes with scikit-learn (UCI, CC BY 4.0)",
-    plan={
-        "name": "digits",
-        "title": "Five post offices read digits",
-        "task": {
-            "kind": "image",
-            "label": "digit",
-            "classes": [str(digit) for digit in range(10)],
-            "image": {"height": 8, "width": 8, "low": 0.0, "high": 16.0},
-        },
-        "model": {"kind": "vit", "options": {"patch": 2, "width": 48, "layers": 2}},
-        "training": {"rounds": 60, "steps": 1, "sample_rate": 0.5, "learning_rate": 0.5},
-        "strategy": {
-            "kind": "fedavgm", "options": {"server_momentum": 0.8}, "average_last": 8,
-        },
-        "privacy": {"epsilon": 8.0, "delta": 1e-4, "unit": "record", "clip": 1.0},
-        "metrics": {"source": "public"},
-        "split": {"test": 0.2, "validation": 0.1},
-        "sites": [{"name": f"Post {n + 1}", "nominal_size": 250} for n in range(_SITES)],
-    },
     models={"resnet": {"model": {"kind": "resnet", "options": {"width": 16, "stages": 2}}}},
     plain={
         name: {

@@ -23,24 +23,6 @@ SCENARIO = Scenario(
     name="eicu-gaps",
     title="What was left out of a note? Pre-training in five regions, by patient",
     data="eicu_demo/ in the data folder (PhysioNet, ODbL)",
-    plan={
-        "name": "eicu-gaps",
-        "title": "Five regions pre-train an encoder on notes of intensive care",
-        "task": {"kind": "masked-text", "text": "text", "max_tokens": 256},
-        "model": {"kind": "text-encoder", "options": {"width": 64, "layers": 1}},
-        "training": {
-            "rounds": 10, "steps": 4, "sample_rate": 0.25, "learning_rate": 0.5, "micro_batch": 64,
-        },
-        "strategy": {"kind": "fedavgm", "options": {"server_momentum": 0.8}},
-        "privacy": {
-            "epsilon": 4.0, "delta": 1e-5, "unit": "person", "max_records": 4, "clip": 1.0,
-        },
-        "metrics": {"source": "public", "every": 5},
-        "split": {"test": 0.2, "validation": 0.1},
-        "sites": [
-            {"name": name, "nominal_size": size} for name, size in eicu_text.REGIONS.items()
-        ],
-    },
     models={
         "minilm-full": {"model": {"kind": "minilm", "options": {"tuning": "full"}}},
     },

@@ -16,12 +16,6 @@ from privet.simulations.scenarios import Scenario, tuned_minilm, tuned_minilm_pl
 _FILE = "eicu_demo/eicu_demo_text.csv"
 _SOURCE = "PhysioNet (eICU Collaborative Research Database Demo)"
 
-REGIONS = {"Midwest": 400, "Northeast": 90, "South": 350, "West": 250, "unknown": 120}
-"""Region and its declared nominal number of training patients."""
-CLASSES = [
-    "Cardiovascular", "Gastrointestinal", "Metabolic/Endocrine", "Neurologic", "Other",
-    "Respiratory",
-]  # fmt: skip
 _PROBLEMS = "Problems:"
 
 
@@ -58,34 +52,6 @@ SCENARIO = Scenario(
     name="eicu-text",
     title="Which organ system brought a patient to intensive care? Five regions, by patient",
     data="eicu_demo/ in the data folder (PhysioNet, ODbL)",
-    plan={
-        "name": "eicu-text",
-        "title": "Five regions read notes of intensive care",
-        "task": {
-            "kind": "text",
-            "label": "organ_system",
-            "classes": CLASSES,
-            "text": "text",
-            "max_tokens": 256,
-        },
-        "model": {"kind": "minilm", "options": {"tuning": "head", "scale": 4.0}},
-        "training": {"rounds": 40, "steps": 1, "sample_rate": 1.0, "learning_rate": 3.2},
-        "strategy": {
-            "kind": "fedavgm",
-            "options": {"server_momentum": 0.8},
-            "average_last": 10,
-        },
-        "privacy": {
-            "epsilon": 8.0,
-            "delta": 1e-5,
-            "unit": "person",
-            "max_records": 4,
-            "clip": 0.5,
-        },
-        "metrics": {"source": "public"},
-        "split": {"test": 0.2, "validation": 0.1},
-        "sites": [{"name": name, "nominal_size": size} for name, size in REGIONS.items()],
-    },
     models={
         "text-encoder": {
             "model": {"kind": "text-encoder", "options": {"width": 64, "layers": 1}},

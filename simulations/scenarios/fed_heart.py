@@ -9,7 +9,6 @@ slope, ca and thal are left out, then incomplete rows: 740 rows stay.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -20,24 +19,6 @@ from privet.simulations.scenarios import Scenario
 _SOURCE = "the UCI Machine Learning Repository (heart disease, processed.*.data)"
 _COLUMNS = ("age sex cp trestbps chol fbs restecg thalach exang oldpeak slope ca thal num").split()
 _LEFT_OUT = ["slope", "ca", "thal"]
-
-HOSPITALS = {"cleveland": 170, "hungarian": 150, "switzerland": 30, "va": 70}
-"""Hospital and its declared nominal number of training records."""
-
-NUMERIC: dict[str, dict[str, Any]] = {
-    "age": {"low": 30, "high": 75},
-    "trestbps": {"low": 100, "high": 170},
-    "chol": {"low": 150, "high": 350},
-    "thalach": {"low": 90, "high": 190},
-    "oldpeak": {"low": 0, "high": 4},
-}
-CATEGORICAL = {
-    "sex": ["0", "1"],
-    "cp": ["1", "2", "3", "4"],
-    "fbs": ["0", "1"],
-    "restecg": ["0", "1", "2"],
-    "exang": ["0", "1"],
-}
 
 
 def probe(data_dir: Path | None) -> Path:
@@ -54,7 +35,7 @@ def load(data_dir: Path | None) -> pd.DataFrame:
     """
     folder = probe(data_dir)
     tables = []
-    for hospital in HOSPITALS:
+    for hospital in SCENARIO.sites:
         path = find_data(f"fed_heart/processed.{hospital}.data", folder.parent, source=_SOURCE)
         table = pd.read_csv(path, header=None, na_values="?")
         if table.shape[1] != len(_COLUMNS):
@@ -72,24 +53,6 @@ SCENARIO = Scenario(
     name="fed-heart",
     title="Does a patient have heart disease? Four hospitals, 740 patients",
     data="fed_heart/ in the data folder (UCI heart disease)",
-    plan={
-        "name": "fed-heart",
-        "title": "Four hospitals predict heart disease",
-        "task": {
-            "kind": "tabular",
-            "label": "disease",
-            "classes": ["0", "1"],
-            "numeric": NUMERIC,
-            "categorical": CATEGORICAL,
-        },
-        "model": {"kind": "linear"},
-        "training": {"rounds": 20, "steps": 1, "sample_rate": 1.0, "learning_rate": 1.0},
-        "strategy": {"average_last": 10},
-        "privacy": {"epsilon": 5.0, "delta": 1e-4, "unit": "record", "clip": 1.0},
-        "metrics": {"source": "public"},
-        "split": {"test": 1 / 3, "validation": 0.1},
-        "sites": [{"name": name, "nominal_size": size} for name, size in HOSPITALS.items()],
-    },
     models={
         "ft-transformer": {
             "model": {"kind": "ft-transformer", "options": {"width": 16, "layers": 1}},

@@ -16,11 +16,6 @@ from privet.simulations.scenarios import Scenario
 _FILE = "shakespeare/input.txt"
 _SOURCE = "the plays of Shakespeare as one text (char-rnn, tinyshakespeare)"
 _WORDS = 40
-COMPANIES = {
-    "Admiral": 940, "Chamberlain": 940, "Chapel": 940, "Oxford": 940, "Pembroke": 940,
-    "Queen": 940, "Strange": 940, "Worcester": 940,
-}  # fmt: skip
-"""Company and its declared nominal number of training records."""
 
 
 def probe(data_dir: Path | None) -> Path:
@@ -45,7 +40,7 @@ def load(data_dir: Path | None) -> pd.DataFrame:
 
 def _companies(speakers: pd.Series) -> dict[str, str]:
     """Assign the speakers to companies, those who say most first, each to the smallest."""
-    sizes = dict.fromkeys(COMPANIES, 0)
+    sizes = dict.fromkeys(SCENARIO.sites, 0)
     found = {}
     counts = speakers.value_counts()
     for speaker in sorted(counts.index, key=lambda name: (-counts[name], name)):
@@ -59,22 +54,6 @@ SCENARIO = Scenario(
     name="shakespeare",
     title="What does a character say next? Eight theatre companies, 299 speakers",
     data="shakespeare/ in the data folder (public domain)",
-    plan={
-        "name": "shakespeare",
-        "title": "Eight companies learn to write like Shakespeare",
-        "task": {"kind": "causal-text", "text": "text", "max_tokens": 64},
-        "model": {"kind": "decoder", "options": {"width": 128, "layers": 2, "heads": 4}},
-        "training": {
-            "rounds": 60, "steps": 4, "sample_rate": 0.05, "learning_rate": 1.0, "micro_batch": 64,
-        },
-        "strategy": {
-            "kind": "fedavgm", "options": {"server_momentum": 0.8}, "average_last": 5,
-        },
-        "privacy": {"epsilon": 8.0, "delta": 1e-5, "unit": "record", "clip": 0.5},
-        "metrics": {"source": "public", "every": 10},
-        "split": {"test": 0.1, "validation": 0.1},
-        "sites": [{"name": name, "nominal_size": size} for name, size in COMPANIES.items()],
-    },
     plain={
         "decoder": {
             # One small step at each company, and Adam at the coordinator: what one site would do

@@ -80,7 +80,7 @@ def test_ten_thousand_loans_at_nine_lenders(table: pd.DataFrame) -> None:
     assert plan.privacy is not None
     assert (plan.privacy.epsilon, plan.privacy.delta, plan.privacy.unit) == (3.0, 1e-5, "record")
     assert 0.3 < table["priced_high"].mean() < 0.7
-    states = " ".join(states for states, _ in lending.DIVISIONS.values()).split()
+    states = " ".join(lending.DIVISIONS.values()).split()
     assert len(states) == len(set(states)) == 51
 
 

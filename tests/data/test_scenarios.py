@@ -10,7 +10,7 @@ import pytest
 
 from privet.common.tasks import build_task
 from privet.simulations import scenarios
-from privet.simulations.planning import adjusted
+from privet.simulations.planning import adjusted, find_plan
 from privet.simulations.records import SiteRecords
 from privet.simulations.scenarios import Scenario, model_name
 
@@ -23,6 +23,15 @@ def there(name: str) -> Scenario:
     if not scenario.available(FOLDER):
         pytest.skip(f"the data of '{name}' is not here (PRIVET_DATA)")
     return scenario
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_of_its_plan_is_a_plan(name: str, tmp_path: Path) -> None:
+    scenario, copy = scenarios.get(name), tmp_path / "mine.toml"
+    copy.write_bytes(scenario.path.read_bytes())
+    plan, base = find_plan(str(copy))
+    assert plan == scenario.make_plan() and base == tmp_path
+    assert plan.scenario == name
 
 
 @pytest.fixture(scope="module", params=NAMES)

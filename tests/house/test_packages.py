@@ -48,6 +48,13 @@ def checkout(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
+def plans(checkout: Path) -> set[str]:
+    """Return the paths of the scenarios' plans, as they are in the tree."""
+    found = {str(path.relative_to(checkout)) for path in checkout.glob("simulations/**/*.toml")}
+    assert "simulations/scenarios/lending.toml" in found
+    return found
+
+
 def modules(checkout: Path) -> set[str]:
     """Return the paths that the package's modules have once they are installed."""
     found = {
@@ -104,7 +111,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Path, checkout: Pat
     tops = {name.split("/")[0] for name in names}
     assert tops == {"privet", next(top for top in tops if top.endswith(".dist-info"))}
     package = {name for name in names if name.startswith("privet/")}
-    assert package == modules(checkout) | DATA_FILES | {"privet/py.typed"}
+    plans_there = {f"privet/{name}" for name in plans(checkout)}
+    assert package == modules(checkout) | DATA_FILES | plans_there | {"privet/py.typed"}
 
 
 @pytest.mark.slow
@@ -162,6 +170,7 @@ def test_a_flower_bundle_contains_what_is_meant(littered: Path, checkout: Path) 
     in_rooms = {name.removeprefix("privet/") if name.split("/")[1] in ROOMS else name
                 for name in modules(checkout)}  # fmt: skip
     meant = in_rooms | {"common/models/tokenizer.json", "pyproject.toml", ".info/CONTENT"}
+    meant |= plans(checkout)
     assert names == meant
     assert not names & set(PLANTED)
 

@@ -285,8 +285,8 @@ def sweep(results: list[Result]) -> None:
     )
 
 
-def scenarios(rows: list[dict[str, Any]]) -> None:
-    """Print the scenarios."""
+def scenarios(rows: list[dict[str, Any]], *, folder: Path) -> None:
+    """Print the scenarios, and the folder of their plans."""
     table = Table(title="Scenarios (privet simulate NAME)", title_justify="left")
     for name in ("name", "what", "models", "sites", "unit", "data", "there?"):
         table.add_column(name)
@@ -296,6 +296,7 @@ def scenarios(rows: list[dict[str, Any]]) -> None:
             row["data"], "yes" if row["available"] else "no",
         )  # fmt: skip
     _out.print(table)
+    _out.print(f"Their plans, to copy and to change: {folder}/*.toml", style="dim", soft_wrap=True)
 
 
 def _figures(progress: Progress) -> dict[str, Any]:
