@@ -28,8 +28,6 @@ from privet.client.data.server_dialect import (
     Found,
     ServerDialect,
     flag,
-    ordered,
-    too_long,
 )
 from privet.client.data.sql_column import (
     Column,
@@ -246,20 +244,6 @@ class OracleDatabase(ServerDialect):
             moment = _zoned if field.type in _ZONED else _local
             return Column(field.name, pa.string(), moment, (cell,), shown)
         return None
-
-    def select(self, table: sa.TableClause, columns: list[Column]) -> sa.Select[Any]:
-        """Return the statement that reads the columns.
-
-        Args:
-            table: of :meth:`ServerDialect.columns`.
-            columns: to read, in order.
-
-        Returns:
-            A ``SELECT`` whose last column is 1 if a text of the row is too long, else 0.
-        """
-        chosen = [c.bounded(c.selected).label(f"c{place}") for place, c in enumerate(columns)]
-        query = sa.select(*chosen, too_long(columns).label("too_long"))
-        return query.select_from(table).order_by(*ordered(columns))
 
     def as_stored(self, name: exp.Expression | None) -> str | None:
         """Return a view's name for an object as the catalogue has it: in capitals unless quoted."""

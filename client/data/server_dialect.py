@@ -138,7 +138,6 @@ class ServerDialect(ABC):
             The column; None for a type that is not supported.
         """
 
-    @abstractmethod
     def select(self, table: sa.TableClause, columns: list[Column]) -> sa.Select[Any]:
         """Return the statement that reads the columns.
 
@@ -149,6 +148,9 @@ class ServerDialect(ABC):
         Returns:
             A ``SELECT`` whose last column is 1 if a text of the row is too long, else 0.
         """
+        chosen = [c.bounded(c.selected).label(f"c{place}") for place, c in enumerate(columns)]
+        query = sa.select(*chosen, _too_long(columns).label("too_long"))
+        return query.select_from(table).order_by(*_ordered(columns))
 
     @abstractmethod
     def said(self, error: sa.exc.DBAPIError) -> str:
@@ -253,7 +255,7 @@ class ServerDialect(ABC):
         return ""
 
 
-def ordered(columns: list[Column]) -> list[sa.ColumnElement[Any]]:
+def _ordered(columns: list[Column]) -> list[sa.ColumnElement[Any]]:
     """Return the ordering of the rows: NULL last, in SQL that every server understands."""
     found: list[sa.ColumnElement[Any]] = []
     for column in columns:
@@ -262,7 +264,7 @@ def ordered(columns: list[Column]) -> list[sa.ColumnElement[Any]]:
     return found
 
 
-def too_long(columns: list[Column]) -> sa.ColumnElement[Any]:
+def _too_long(columns: list[Column]) -> sa.ColumnElement[Any]:
     """Return an expression that is 1 if a text of the row is too long to be read, else 0."""
     longs = [column.long for column in columns if column.long is not None]
     return sa.case((sa.or_(*longs), flag(1)), else_=flag(0)) if longs else flag(0)

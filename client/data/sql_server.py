@@ -37,8 +37,6 @@ from privet.client.data.server_dialect import (
     Found,
     ServerDialect,
     flag,
-    ordered,
-    too_long,
 )
 from privet.client.data.sql_column import (
     Column,
@@ -245,20 +243,6 @@ class SqlServer(ServerDialect):
             kept = _WRITTEN.get(field.type, as_moment)
             return Column(field.name, pa.string(), kept, (cell,), written)
         return None
-
-    def select(self, table: sa.TableClause, columns: list[Column]) -> sa.Select[Any]:
-        """Return the statement that reads the columns.
-
-        Args:
-            table: of :meth:`ServerDialect.columns`.
-            columns: to read, in order.
-
-        Returns:
-            A ``SELECT`` whose last column is 1 if a text of the row is too long, else 0.
-        """
-        chosen = [c.bounded(c.selected).label(f"c{place}") for place, c in enumerate(columns)]
-        query = sa.select(*chosen, too_long(columns).label("too_long"))
-        return query.select_from(table).order_by(*ordered(columns))
 
     def said(self, error: sa.exc.DBAPIError) -> str:
         """Return the error's number and our own text for it: a server's text may quote cells."""
