@@ -127,7 +127,7 @@ def test_a_measurement_above_the_budget_is_refused(plan_value: Make) -> None:
         metrics={"source": "gate", "noise_multiplier": 0.5},
         privacy={"epsilon": 1.0},
     )
-    with pytest.raises(InputError, match="1 evaluation through the gate cost"):
+    with pytest.raises(InputError, match="1 evaluation costs"):
         calibrated(Plan.parse(value))
 
 
