@@ -376,7 +376,7 @@ def has_ledger(policy: Policy) -> bool:
     if left:
         raise WrongLedgerError(
             f"{folder}: the ledger is missing ({FILE}), though there is {', '.join(left)}. Restore "
-            "its newest copy and do not start anew: what cannot be read any more counts as spent "
+            "its newest copy and begin no new one: what cannot be read any more counts as spent "
             "(docs/explanation/evidence.md, Loss and repair)"
         )
     return False
