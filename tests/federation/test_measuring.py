@@ -249,7 +249,7 @@ def test_a_coordinator_that_dies_before_it_told_knows_it_afterwards(
         ({"strategy": {"average_last": 2}}, "average_last"),
         ({"training": {"rounds": -1}}, "rounds"),
         ({"split": {"test": 0.0}}, "'split.test' holds nothing out"),
-        ({"privacy": "none"}, "need a \\[privacy\\] section"),
+        ({"privacy": "none"}, "needs a \\[privacy\\] section"),
     ],
 )
 def test_plans_that_make_no_sense(plan_value: Make, changes: dict[str, Any], said: str) -> None:
