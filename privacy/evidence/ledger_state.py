@@ -151,9 +151,9 @@ class LedgerState:
     def failures(self, plan: str) -> int:
         """Return how many attempts of a plan failed in a row, after data was opened.
 
-        Training and evaluation count together, but a release forgives its own purpose alone: or a
-        plan that never trains and is measured in each round could fail without end. An approval
-        by hand forgives both.
+        Training and evaluation count together, but a release forgives its own purpose alone:
+        otherwise a plan that never trains and is measured in each round could fail without end. An
+        approval by hand forgives both.
 
         Args:
             plan: its digest.
