@@ -56,7 +56,8 @@ from privet.privacy.policy import TEMPLATE, Keys, Policy
 
 _NOTE = """\
 # Written by `privet client recover`, from what the ledger says. It never says where records are:
-# fill in nominal_size and path or sql of each [data.NAME], and person_column where unit is a person.
+# fill in nominal_size and path or sql of each [data.NAME], and person_column where the unit is a
+# person.
 """
 
 

@@ -5,8 +5,8 @@ policy has ``[officers]``, an approval counts if the officer's own key signed it
 change of the policy; a key is listed as OpenSSH writes it (``ssh-ed25519 AAAA…``).
 
 What is signed is DSSE's encoding of a small JSON object (:class:`OfficerDecision`): whose ledger,
-what is decided, by whom, and how long the ledger was when the officer read it. A
-decision counts once in one ledger, and not if its subject was refused since.
+what is decided, by whom, and how long the ledger was when the officer read it. A decision counts
+once in one ledger, and not if its subject was refused since.
 
 The private key is a file (PEM, or OpenSSH's own format), a hardware token (PKCS#11), or with the
 officer's SSH agent (draft-miller-ssh-agent, section 3.6). SSH's own log-in messages begin with
