@@ -279,7 +279,7 @@ def attack_site(
             process.wait()
 
 
-_UNHANDLED = ("never retrieved", "a parcel was not answered\nTraceback", "cygrpc\nTraceback")
+_UNHANDLED = ("never retrieved", "a request was not answered\nTraceback", "cygrpc\nTraceback")
 """What a site's log must not have. Its operator is shown where a message could not be read."""
 
 

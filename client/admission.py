@@ -134,7 +134,7 @@ class AdmissionControl:
         except PlanClosedError as error:
             raise RefusalError(
                 Status.REFUSED_PLAN,
-                f"{error}; this log says why. Mend it, then "
+                f"{error}; this log says why. Correct it, then "
                 f"{how_to_open(self.ledger.state, plan.digest)} opens it again",
             ) from error
 

@@ -80,7 +80,7 @@ def create_app(
         except RefusalError:
             reply = {"status": str(Status.REFUSED_ROLLBACK if is_stopped() else Status.FAILED)}
         except Exception:
-            _LOG.exception("the site's log could not be shown")
+            _LOG.exception("the site's log could not be sent")
             reply = {"status": str(Status.FAILED)}
         return Message(encode_show(reply), reply_to=message)
 
@@ -157,7 +157,7 @@ def _shown_beside(site: Site, content: RecordDict) -> dict[str, Any] | None:
     try:
         return site.shown(_asked(decode_show(content)))
     except Exception:
-        _LOG.exception("the site's log could not be shown")
+        _LOG.exception("the site's log could not be sent")
         return None
 
 

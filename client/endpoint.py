@@ -1,4 +1,4 @@
-"""The endpoint of a site: what comes in over the link is answered here.
+"""The endpoint of a site: it answers what arrives over the link.
 
 ::
 
@@ -6,7 +6,7 @@
                             │         policy that was approved, and within the budget?
                             └─ all else ── Flower's ClientApp ── Site (reserve, train, commit)
 
-A log is shown while a trainer is at work: all that touches ledger and witness has one lock, and
+A log is sent also while a trainer is at work: all that touches ledger and witness has one lock, and
 the trainer does its part without it. An offer waits: it may replace the trainer.
 
 A site has one run of each coordinator at a time, and an endpoint for each coordinator. All
@@ -64,7 +64,7 @@ from privet.privacy.policy import Policy
 _LOG = logging.getLogger("privet.endpoint")
 
 ORDERS = ("train", "evaluate")
-"""Kinds of parcels that are answered one at a time, whoever asks."""
+"""Kinds of requests that are answered one at a time, for all coordinators together."""
 
 TrainingFor = Callable[[Plan, Policy, str], TrainerProtocol]
 """Makes the trainer of a plan for a data set of the policy."""
@@ -78,8 +78,8 @@ class SiteEndpoint:
         policy: reads the site's policy as it is now.
         ledger: the site's own.
         witness: the site's own.
-        membership: as the site came in to this gate's coordinator. Its home is the folder for
-            offers, outbox and the operator's log.
+        membership: with this endpoint's coordinator. Its home is the folder for offers, outbox and
+            the operator's log.
         training_for: makes the trainer of a plan that is allowed.
         turns: shared with the endpoints of the site's other coordinators.
     """
@@ -113,12 +113,12 @@ class SiteEndpoint:
         self._journals = JournalCopies(self.membership.state / JOURNALS)
         self._roster_check = RosterCheck(self.membership, self.ledger, self.witness)
         self._database = DatabaseProbe()
-        # A site that was restarted in the middle of a run goes on with it.
+        # A site that was restarted in the middle of a run continues with it.
         if (offered := self._offers.run) is not None:
             self._offered(offered)
 
     def __call__(self, asked: LinkRequest) -> LinkResponse:
-        """Answer one parcel; what is wrong with it is a status, and a line in the log.
+        """Answer one request; what is wrong with it is a status, and a line in the log.
 
         Questions (:data:`privet.client.link.dial.BESIDE`) may be asked while another call answers.
         """
@@ -138,7 +138,7 @@ class SiteEndpoint:
             )
 
     def take_notice(self, notice: pb.Notice) -> None:
-        """Keep what the coordinator tells of itself (:mod:`privet.client.link.notices`).
+        """Keep what the coordinator says of itself (:mod:`privet.client.link.notices`).
 
         Raises:
             InputError: if it cannot be taken.
@@ -172,7 +172,7 @@ class SiteEndpoint:
         self._run, self._site, self._training = self._run.closed(), None, None
 
     def _current(self) -> Site:
-        """Return the run that goes on here.
+        """Return the run that is open here.
 
         Raises:
             RefusalError: if none does; why is in the log.
@@ -184,15 +184,15 @@ class SiteEndpoint:
         return self._site
 
     def _unopened(self, order: Order) -> Status:
-        """Return how an order is answered while its run does not go on here."""
+        """Return how an order is answered while its run is not open here."""
         is_answered = self.ledger.state.is_answered(order)
         return self._run.status_of_unopened(is_answered=is_answered)
 
     def _follow_policy(self) -> None:
-        """Take a policy up that another coordinator's offer brought into force meanwhile.
+        """Apply a policy that another coordinator's offer brought into force meanwhile.
 
-        What is reserved is held against the policy in the ledger, so a run that goes on under an
-        older one would be refused. It is offered again here, as after a restart.
+        What is reserved is checked against the policy in the ledger, so a run that continues under
+        an older one would be refused. It is offered again here, as after a restart.
         """
         self.ledger.log.refresh()
         noted = self.ledger.state.policy
@@ -291,7 +291,7 @@ class SiteEndpoint:
             self._run = self._run.opened(roster)
 
     def _passes(self, error: Exception) -> bool:
-        """Return whether a run may be offered again with another outcome, nobody deciding anew."""
+        """Return whether the same offer may have another outcome later, without a new decision."""
         if is_passing(error):
             return True
         try:
@@ -324,7 +324,7 @@ class SiteEndpoint:
         return status
 
     def _require_same_journal(self, run: str, roster: Roster) -> None:
-        """Check that a run goes on with the journal that it was begun with."""
+        """Check that a run continues with the journal that it was begun with."""
         try:
             self._journals.require_same(run, roster)
         except EvidenceError as error:

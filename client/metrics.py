@@ -148,7 +148,7 @@ class ClientMetrics(Collector):
         for key, text in (
             ("epsilon", "ε that a population has spent, over its life."),
             ("cap", "ε that a population may spend, over its life."),
-            ("cap_minus_spent", "The cap less what was spent."),
+            ("cap_minus_spent", "The cap minus what was spent."),
         ):
             name = {"epsilon": "spent", "cap": "cap", "cap_minus_spent": "left"}[key]
             found = {

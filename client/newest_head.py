@@ -58,7 +58,7 @@ class NewestHeads:
         """
         try:
             if len(note) > MAX_NOTE:
-                raise NoteError(f"it has {len(note):,} signs, and a head has at most {MAX_NOTE:,}")
+                raise NoteError(f"it has {len(note):,} characters; a head has at most {MAX_NOTE:,}")
             if note:
                 # Not kept: it has no cosignature, and a full disk must not hold the site up.
                 ledger.log.require_extends(note, keep=False)
@@ -71,7 +71,7 @@ class NewestHeads:
                 self._awaited[coordinator] = f"what it saw is not of this ledger's keys: {error}"
             raise
         if self._awaited.pop(coordinator, None) is not None and not self._awaited:
-            _LOG.info("every coordinator has shown what it saw of the ledger")
+            _LOG.info("every coordinator has sent what it saw of the ledger")
 
     def require(self, asking: str) -> None:
         """Check that no other coordinator may have seen a newer ledger.
@@ -89,8 +89,8 @@ class NewestHeads:
         missing = {name: why for name, why in self._awaited.items() if name != asking}
         if missing:
             raise HeadAwaitedError(
-                "waiting until each other coordinator has shown what it saw of this ledger, which "
-                "may have been put back from an older copy: "
+                "waiting until each other coordinator has sent what it saw of this ledger, which "
+                "may have been restored from an older copy: "
                 + "; ".join(f"'{name}': {why}" for name, why in missing.items())
-                + ". If it was not put back, start the client with --not-restored"
+                + ". If it was not restored, start the client with --not-restored"
             )

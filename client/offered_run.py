@@ -1,4 +1,4 @@
-"""Where the run that a coordinator offered last stands at a site: decisions without I/O.
+"""The state of the run that a coordinator offered last to a site: decisions without I/O.
 
 ::
 
@@ -9,8 +9,8 @@
        └─────────────────────────────┴──┴──────────── another plan, policy ─┘
                                                       or code: a new trainer
 
-An offer is repeated every second and decides anew each time; a run that is open goes on while
-another is refused. The endpoint (:mod:`privet.client.endpoint`) does what is decided here.
+An offer is repeated every second and decided again each time; an open run continues while another
+is refused. The endpoint (:mod:`privet.client.endpoint`) does what is decided here.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from privet.privacy.evidence.roster import Roster
 
 @dataclass(frozen=True)
 class OpeningSteps:
-    """What has to be done before a run that is offered may go on.
+    """What has to be done before an offered run may continue.
 
     Attributes:
-        check_data: look whether the data set is there, reading no record.
+        check_data: check that the data set is there, reading no record.
         make_trainer: end the trainer that is there and make another.
         make_site: make the site's side of the run, with the trainer that is there.
     """
@@ -42,9 +42,9 @@ class OfferedRun:
 
     Attributes:
         trainer: digest of plan, policy and code that the open trainer was made for; "" without one.
-        roster: of the run that goes on; None if none does.
+        roster: of the open run; None if none is.
         begun: whether anything was asked of it since its trainer was made. From then on its data
-            set is not looked at again for a repeated offer.
+            set is not checked again for a repeated offer.
         standing: what the newest offer was answered with.
     """
 
@@ -93,7 +93,7 @@ class OfferedRun:
 
     @property
     def is_open(self) -> bool:
-        """Whether a run goes on here."""
+        """Whether a run is open here."""
         return self.roster is not None
 
     @property
@@ -105,15 +105,15 @@ class OfferedRun:
 
     @property
     def is_tried_again(self) -> bool:
-        """Whether an order makes the site look at the kept offer again.
+        """Whether an order makes the site try the kept offer again.
 
         What kept it back may have passed: a pause, a database, a head that was awaited. Nobody
-        offers a run again that goes on.
+        offers an open run again.
         """
         return not self.is_open and self.standing is Status.NOT_NOW
 
     def status_of_unopened(self, *, is_answered: bool) -> Status:
-        """Return how an order is answered while its run does not go on here.
+        """Return how an order is answered while its run is not open here.
 
         Args:
             is_answered: whether the ledger has an entry of the order: one that was reserved or

@@ -199,7 +199,7 @@ class Site:
             self._log.error("%s: %s", no.status, no)
             return {"status": str(no.status)}
         except PrivetError as error:
-            self._log.error("the ledger could not be shown: %s", error)
+            self._log.error("the ledger's evidence could not be sent: %s", error)
             return {"status": str(Status.FAILED)}
         for fault in faults.values():
             self._log.error("not cosigned: %s", fault)
@@ -306,9 +306,7 @@ class Site:
         if order.purpose == "train" and not self.plan.trains:
             raise RefusalError(Status.REFUSED_PLAN, "the plan trains nothing")
         if order.purpose == "evaluate" and not has_gate_release(self.plan, order.round):
-            raise RefusalError(
-                Status.REFUSED_PLAN, "the plan has no metrics from the gate in this round"
-            )
+            raise RefusalError(Status.REFUSED_PLAN, "the plan releases no metrics in this round")
         self.admission.look(self.plan, order.run)
         try:
             code = code_digest(self.plan)  # before the trainer imports what the plan names
@@ -491,6 +489,6 @@ class Site:
             return
         self._log.warning(
             "%s: the charge stays; %d attempts failed in a row, so plan %s is closed here and "
-            "costs no more. What failed is said above: mend it, then %s opens it again",
+            "costs no more. What failed is reported above: correct it, then %s opens it again",
             slot, failed, plan, how_to_open(self.ledger.state, plan),
         )  # fmt: skip

@@ -123,8 +123,8 @@ def take_certificate(join: Join, folder: Path, path: Path) -> None:
         raise InputError(f"{folder}: this site asked for no certificate; use --request first")
     if not any(is_signed_by(read_certificate(pem), one) for one in trusted(join, place)):
         raise InputError(
-            f"{path}: not signed by an authority that this site trusts. Ask for another; or, where "
-            "the coordinator tells you by the phone that the federation has a new authority, move "
+            f"{path}: not signed by an authority that this site trusts. Ask for another; or, if "
+            "the coordinator's operator confirms by phone that the federation has a new one, move "
             f"{place / 'authority.pem'} away and run this again"
         )
     keep(join, place, pem)
@@ -247,7 +247,7 @@ def make_endpoints(
         _LOG.warning(text, extra={"coordinators": ", ".join(one.name for one in every[1:])})
     for one in found:
         if one.join.site != policy.site:
-            raise InputError(f"{policy_file}: site '{policy.site}' came in as '{one.join.site}'")
+            raise InputError(f"{policy_file}: site '{policy.site}' enrolled as '{one.join.site}'")
     signer = FileSigner.load(policy.ledger_folder / "witness.pem", passphrase)
     witness = Witness(policy.ledger_folder / "witness.json", signer, policy.site)
 
@@ -260,7 +260,7 @@ def make_endpoints(
 
     awaited = [one.name for one in found] if len(found) > 1 and not not_restored else []
     if len(found) > 1 and not_restored:
-        _LOG.warning("the ledger is taken for the newest: its operator says it was not put back")
+        _LOG.warning("the ledger is taken for the newest: its operator says it was not restored")
     read = functools.partial(Policy.load, policy_file)
     turns = Turns(heads=NewestHeads(awaited))
     endpoints = []

@@ -1,8 +1,8 @@
 """What one cell of a table means: one rule for each use, applied to each cell alone (H6).
 
 A cell is what its file says. In a CSV or TSV file every cell is text; in a Parquet file or a
-database it has the type that its column declares. Nothing here looks at a second cell, so no record
-can change what another one means: ``01`` stays ``01`` in whatever company.
+database it has the type that its column declares. Each function reads one cell alone, so no
+record can change what another one means: ``01`` stays ``01`` whatever the other cells are.
 
 ::
 

@@ -196,7 +196,7 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[tuple[str, Path]
 
 
 def _digest_of(path: Path) -> str:
-    """Return the digest of a file's bytes, kept as long as the file looks the same."""
+    """Return the digest of a file's bytes, cached until its inode, time or size changes."""
     try:
         state = path.stat()
     except OSError as error:

@@ -1,7 +1,7 @@
-r"""A lighter update: fewer bits for each number, or the largest numbers alone.
+r"""Compression of an update: fewer bits for each number, or the largest numbers alone.
 
-It is done at the site after the noise was added, so it costs no privacy and changes no charge; what
-is signed, stored and sent again is the lighter form.
+The site compresses an update after it added the noise, so compression costs no privacy and changes
+no charge. The compressed update is what is signed, stored and sent again.
 
 ::
 
@@ -97,7 +97,7 @@ class CompressedUpdate(dict[str, npt.NDArray[Any]]):
 def compress(
     update: Arrays, how: Compression, random: Random, rest: Arrays | None = None
 ) -> tuple[Arrays, Arrays]:
-    """Make an update lighter.
+    """Compress an update.
 
     Args:
         update: float32 arrays by name.

@@ -74,13 +74,13 @@ class WrongLedgerError(InputError):
 
 
 class DataMissingError(InputError):
-    """A file or data set is not where it was looked for."""
+    """A file or data set is not at the place that was named."""
 
 
 class DataError(InputError):
     """The content of a site's data does not fit the plan.
 
-    The message may speak of private data: it goes to the operator of the site and
+    The message may contain private data: it goes to the operator of the site and
     never crosses the wire, where only a closed status is sent (H30).
     """
 
@@ -96,7 +96,7 @@ class RefusedError(PrivetError):
 
 
 class BudgetExceededError(RefusedError):
-    """A reservation would take a population over its life-time budget."""
+    """A reservation would take a population over its lifetime budget."""
 
 
 class OutOfTurnError(RefusedError):
@@ -112,7 +112,7 @@ class SitePausedError(RefusedError):
 
 
 class SiteClosedError(SitePausedError):
-    """The site has withdrawn, or the population's budget was closed: that is for good."""
+    """The site has withdrawn, or the population's budget was closed; neither can be undone."""
 
 
 class PrivacyError(PrivetError):
@@ -132,7 +132,7 @@ class NotReleasableError(PrivacyError):
 
 
 class RunError(PrivetError):
-    """A federated run could not go on."""
+    """A federated run could not continue."""
 
 
 class QuorumError(RunError):

@@ -54,7 +54,7 @@ class ArrayHeader:
 
     @property
     def label(self) -> bytes:
-        """What stands before the data, without its length."""
+        """The bytes before the data that describe it, without their length."""
         return f"{self.name}\0{self.dtype}\0{','.join(map(str, self.shape))}".encode()
 
     @property
@@ -123,7 +123,7 @@ class FrozenArrays(dict[str, npt.NDArray[Any]]):
 
     @classmethod
     def of(cls, arrays: Arrays) -> FrozenArrays:
-        """Return ``arrays`` as they are if they are sealed, else sealed."""
+        """Return ``arrays`` themselves if they are frozen, else the same arrays frozen."""
         return arrays if isinstance(arrays, FrozenArrays) else cls(arrays)
 
     @property
@@ -241,7 +241,7 @@ class StreamDecoder:
         """Take the next bytes.
 
         Raises:
-            InputError: if they are not what the stream must go on with.
+            InputError: if they cannot follow the bytes that were taken before.
         """
         view = memoryview(chunk).cast("B")
         if self.taken + view.nbytes > self.size:
@@ -267,7 +267,7 @@ class StreamDecoder:
         return view[cut:]
 
     def _step(self, head: bytes) -> None:
-        """Go on from a whole length (stages 0 and 2) or label (stage 1)."""
+        """Continue after a whole length (stages 0 and 2) or label (stage 1)."""
         if self._stage == 0:
             self._need = int.from_bytes(head, "little")
             if not 0 < self._need <= _MAX_LABEL_BYTES or len(self._arrays) >= _MAX_ARRAYS:

@@ -1,4 +1,4 @@
-"""Who is one person: one function, used wherever records are told apart by person.
+"""Which records are one person's: one function, used wherever records are grouped by person.
 
 The split, the privacy unit, the feedback file and the operator's check all call
 :meth:`PersonId.of`, so that one person cannot be one unit here and four there. The privacy unit is

@@ -37,13 +37,13 @@ class Training(Part):
 
     Attributes:
         rounds: number of federated rounds; 0 trains nothing: each site measures the model once,
-            through the gate.
+            with the metrics mechanism.
         steps: noisy steps at each site in each round.
         sample_rate: Poisson rate q at which each unit enters a step's batch.
         learning_rate, momentum, optimizer: the local optimizer, new in every round.
         micro_batch: most records in memory at once; no effect on the result but rounding.
-        copies: views of each record in a step, where the task augments; a step takes their mean,
-            and takes so many times as long.
+        copies: augmented copies of each record in a step, where the task augments; a step uses
+            their mean, and takes that many times as long.
         clipping: how per-unit gradients are computed; no effect on the guarantee.
         clip: L2 bound of one unit's gradient in a run without privacy; None: no bound. In
             a run with privacy it is ``privacy.clip`` that counts.
@@ -106,10 +106,10 @@ class Privacy(Part):
 
 
 class Compression(Part):
-    """How a site makes its noised update lighter (:mod:`privet.common.compress`).
+    """How a site compresses its noised update (:mod:`privet.common.compress`).
 
     Attributes:
-        kind: ``int8``, a byte a number; or ``top-k``, the largest alone.
+        kind: ``int8``, one byte per number; or ``top-k``, the largest alone.
         share: of each array's numbers that are sent (``top-k``).
     """
 
@@ -118,15 +118,15 @@ class Compression(Part):
 
 
 class Metrics(Part):
-    """Where figures about the model come from (H13).
+    """Where the metrics of the model come from (H13).
 
     Attributes:
         source: ``public`` (a public test split), ``gate`` (each site's own held-out
             records, noised and debited) or ``off``.
         every: rounds between two evaluations; the last round is always evaluated.
-        noise_multiplier: σ of one gate release, per unit of sensitivity.
-        bins: score bins of the gate's histogram. Of an odd number the middle one lies on both
-            sides of one half, and each takes half of it; there is no AUC of two.
+        noise_multiplier: σ of one release of the metrics mechanism, per unit of sensitivity.
+        bins: score bins of the metrics mechanism's histogram. Of an odd number the middle one
+            lies on both sides of one half, and each takes half of it; there is no AUC of two.
     """
 
     source: Literal["public", "gate", "off"] = "public"
@@ -167,9 +167,9 @@ class DataSpec(Part):
         path: one CSV or Parquet file for all sites; relative to the plan's folder.
         site_column: the column that names the site in ``path``.
         person_column: the column that names the person (needed for unit ``person``).
-        person_ignore_case, person_numeric: how ids of persons are folded
+        person_ignore_case, person_numeric: how ids of people are folded
             (:class:`privet.common.person_id.PersonId`).
-        multiline: quoted cells of CSV and TSV files may hold line ends.
+        multiline: quoted cells of CSV and TSV files may contain line breaks.
     """
 
     path: str | None = None
@@ -181,7 +181,7 @@ class DataSpec(Part):
 
     @property
     def person(self) -> PersonId:
-        """How ids of persons are folded."""
+        """How ids of people are folded."""
         return PersonId(self.person_ignore_case, self.person_numeric)
 
 
@@ -191,7 +191,7 @@ class Plan(Part):
     It has no default, so that nobody trains without one by leaving something out; a file says
     ``privacy = "none"``.
 
-    ``attested`` names rows of the honesty list that the author of the plan vouches for,
+    ``attested`` names rows of the assumption register that the author of the plan vouches for,
     with the reason: H12 (where the constants come from), H13 (the test split's records are
     public), H21 (nobody is at two sites).
     """
@@ -240,7 +240,7 @@ class Plan(Part):
         if self.training.copies > 1 and not views:
             raise ValueError("'training.copies' without 'task.augment': a record twice is the same")
         if self.privacy is None and self.metrics.source == "gate":
-            raise ValueError("metrics from the gate need a [privacy] section")
+            raise ValueError("'metrics.source' = 'gate' needs a [privacy] section")
         return self
 
     def _require_something_to_measure(self) -> None:

@@ -1,4 +1,4 @@
-"""Text of others as it may be shown: no character of it moves a cursor or turns text around.
+"""Text of other parties made safe to print: no character moves a cursor or turns text around.
 
 A title, a name or a reason comes from another party. With control characters it could rewrite a
 terminal (ESC), begin a line of its own (LF, NEL, U+2028), or show itself in another order than it
@@ -17,7 +17,7 @@ HIDDEN = (
     r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # what turns the direction of text
     r"\u2028\u2029"  # line and paragraph ends
 )
-"""What is never shown, as the inside of a character class."""
+"""Characters that are never printed, as the inside of a character class."""
 _HIDDEN = re.compile(rf"[{HIDDEN}\ud800-\udfff]")
 _BUT_LINES = re.compile(rf"(?!\n)[{HIDDEN}\ud800-\udfff]")
 

@@ -44,7 +44,7 @@ _SHAPES = {
     SSH_KEY: "must be an Ed25519 public key as OpenSSH writes it: ssh-ed25519 AAAA…",
     ONE_LINE: "must be one line, without control characters and marks of text direction",
 }
-"""What a text that misses a pattern is told."""
+"""The message for a text that does not match a pattern."""
 
 
 def _trimmed(value: object) -> object:
@@ -173,8 +173,8 @@ def parse(kind: type[_P], value: Any, *, where: str, error: type[InputError]) ->
 def json_schema(kind: type[Part], title: str, *, optional: Collection[str] = ()) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a file that a person writes, for editors.
 
-    It holds keys, types, ranges and choices. What several keys say together (a test split that
-    leaves nothing to train on) stands in no schema: :func:`parse` has the last word.
+    It holds keys, types, ranges and choices. A rule about several keys (a test split that
+    leaves nothing to train on) is not in it: :func:`parse` has the last word.
 
     Args:
         kind: of the file.
@@ -204,7 +204,7 @@ def _explain(error: ValidationError, where: str, kind: type[Part]) -> str:
         ):
             continue  # pydantic counts the wrong entries of a list as absent, too
         found = _Place(place, kind)
-        # A wrong name of an entry stands under the entry.
+        # pydantic reports a wrong name of an entry under that entry.
         named = place[-1:] == ("[key]",)
         message = _in_words(item)
         if item["type"] == "extra_forbidden":
@@ -221,7 +221,7 @@ def _explain(error: ValidationError, where: str, kind: type[Part]) -> str:
 
 
 class _Place:
-    """Where a fault is: its path as the author knows it, and the part that it stands in.
+    """Where a fault is: its path as the author knows it, and the part that contains it.
 
     Args:
         place: as pydantic says it, with the kinds that were chosen, which are no keys.

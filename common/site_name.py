@@ -1,4 +1,4 @@
-"""Names of sites: outer blanks are no part of one, and case tells no two apart."""
+"""Names of sites: outer blanks are no part of one, and two names must not differ by case alone."""
 
 from __future__ import annotations
 

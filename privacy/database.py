@@ -1,7 +1,7 @@
 """A table of a database that holds a site's records, as its policy names it.
 
-There is no query text: a table or view and its columns are named, and quoted by who reads
-them. What a table cannot say, a view of the database says.
+There is no query text: the policy names a table or view and its columns, and the code that reads
+them quotes the names. What a table cannot say, a view of the database says.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SETTINGS = (
     "channel_binding", "gssencmode", "host", "hostaddr", "krbsrvname", "port", "require_auth",
     "sslcert", "sslcrl", "sslkey", "sslmode", "sslrootcert",
 )  # fmt: skip
-"""What of libpq's connection the address may set; no other host, file or password comes in."""
+"""What of libpq's connection the address may set; no other host, file or password is accepted."""
 _SERVER_SETTINGS = ("sslmode", "sslrootcert")
 """What the address of SQL Server and of Oracle may set, in libpq's words."""
 _SSLMODES = ("verify-full", "require", "disable")
@@ -62,7 +62,7 @@ class Server:
         port: of TCP.
         name: of the database, or of Oracle's service.
         sslmode: ``verify-full``: TLS, and the server's certificate is checked against its host
-            name; ``require``: TLS with whoever answers; ``disable``: TLS is not asked for.
+            name; ``require``: TLS, without that check; ``disable``: TLS is not asked for.
         sslrootcert: file of the certificates that are trusted, from the policy's folder; None:
             the machine's.
     """

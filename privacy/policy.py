@@ -1,7 +1,7 @@
 """The policy: one site's limits and data, in a file of its own.
 
 The site's operator writes it (``site.toml``) and nobody else. It names the populations
-whose life-time budgets are kept, the data sets that hold their records, and what may be
+whose lifetime budgets are kept, the data sets that hold their records, and what may be
 asked of them and by whom. What it says is published in the ledger, without paths, columns,
 sizes and where keys are (:meth:`Policy.public`).
 """
@@ -49,12 +49,12 @@ def _day(text: str) -> str:
 
 
 class Population(Part):
-    """The persons whose life-time budget this is; unit and relation never change.
+    """The people whose lifetime budget this is; unit and relation never change.
 
     Attributes:
         unit: what one person's contribution is.
         relation: neighbouring relation of the accounting.
-        epsilon, delta: the life-time cap. ε is None, no cap, in simulations only.
+        epsilon, delta: the lifetime cap. ε is None, no cap, in simulations only.
         max_records: most records of one person that a plan may use (unit ``person``).
     """
 
@@ -71,7 +71,7 @@ class Population(Part):
         return self
 
     def misfit(self, plan: Plan) -> str | None:
-        """Return why ``plan`` does not fit these persons' terms, or None."""
+        """Return why ``plan`` does not fit these people's terms, or None."""
         privacy = plan.privacy
         if privacy is None:
             return "has no [privacy] section" if self.epsilon is not None else None
@@ -86,7 +86,7 @@ class Population(Part):
             )
         if self.epsilon is not None and privacy.epsilon > self.epsilon:
             return (
-                f"asks for ε {privacy.epsilon:g}, above the population's life-time ε "
+                f"asks for ε {privacy.epsilon:g}, above the population's lifetime ε "
                 f"{self.epsilon:g} (δ {self.delta:g}, per {self.unit})"
             )
         if privacy.delta > self.delta:
@@ -104,14 +104,14 @@ class DataSet(Part):
         sql: the table of a database, in place of a file; it never leaves the site.
         columns: the columns that are read, and that a plan may use; None: all of a file's.
         person_column: the column that names the person.
-        person_ignore_case, person_numeric: how ids of persons are folded
+        person_ignore_case, person_numeric: how ids of people are folded
             (:class:`privet.common.person_id.PersonId`).
-        multiline: quoted cells of a CSV or TSV file may hold line ends; the site vouches for its
-            quoting.
+        multiline: quoted cells of a CSV or TSV file may contain line breaks; the site vouches for
+            its quoting.
         independent: why rows of a view that is not plain do not depend on each other (H6).
         min_units: with fewer units the site does not train. Its operator's check decides that,
             before the client starts, and no answer does; it never leaves the site.
-        disjoint: why its persons are in no other population of this site (H32).
+        disjoint: why its people are in no other population of this site (H32).
     """
 
     population: Key
@@ -151,12 +151,13 @@ class DataSet(Part):
         if self.independent.strip():
             return self.independent.strip()
         if self.multiline and self.sql is None:
+            # Ledgers hold this text, and a policy's digest is over it: it must not change.
             return "quoted cells hold line ends: the site keeps the quotes of its files closed"
         return None
 
     @property
     def person(self) -> PersonId:
-        """How ids of persons are folded."""
+        """How ids of people are folded."""
         return PersonId(self.person_ignore_case, self.person_numeric)
 
 
@@ -167,7 +168,7 @@ class Allow(Part):
         tasks, models: kinds.
         max_rounds: most rounds of a plan.
         max_parameters: most parameters that are trained.
-        metrics: where figures may come from.
+        metrics: where metrics may come from.
         coordinators: fingerprints of the order keys that may ask.
         plans: digests of plans approved beforehand.
         approval: ``listed``: only those plans; ``manual``: the operator approves others.
@@ -222,7 +223,7 @@ class Policy(Part):
     coordinator and other sites may keep a copy of the ledger that only the site's recovery key
     opens. Neither is published.
 
-    ``attested`` names rows of the honesty list that the site vouches for, with the reason:
+    ``attested`` names rows of the assumption register that the site vouches for, with the reason:
     H12 (where its constants come from), H21 (nobody is at two sites). H13 is a plan's.
 
     ``controller`` (who decides why and how the records are used), ``purpose``, ``retention``,
@@ -232,7 +233,7 @@ class Policy(Part):
     ``officers`` maps names to the public keys (OpenSSH's form) of those who approve plans and
     change this policy: what they decide is signed by their own keys
     (:mod:`privet.privacy.evidence.officers`).
-    Without officers, whoever has the ledger's key decides, under any name.
+    Without officers, anyone who has the ledger's key decides, under any name.
     """
 
     site: SiteName
@@ -266,7 +267,7 @@ class Policy(Part):
                 raise ValueError(f"data set '{name}' needs a 'person_column': its unit is a person")
             if data.population != self.first_population and not data.disjoint.strip():
                 raise ValueError(
-                    f"data set '{name}' needs 'disjoint': why none of its persons is in another "
+                    f"data set '{name}' needs 'disjoint': why none of its people is in another "
                     f"population of this site; or name population '{self.first_population}' (H32)"
                 )
         for name, population in self.populations.items():
@@ -338,7 +339,7 @@ class Policy(Part):
             plan: the plan, noise calibrated.
             site: name of one of its sites.
             coordinator: fingerprint of the key that signs the orders.
-            cap: life-time (ε, δ) of its population; default the plan's own.
+            cap: lifetime (ε, δ) of its population; default the plan's own.
 
         Raises:
             PlanError: if the plan has no such site.
@@ -442,7 +443,7 @@ class Policy(Part):
 
     @property
     def vouched(self) -> dict[str, str]:
-        """The rows of the honesty list that the site vouches for, with the reason.
+        """The rows of the assumption register that the site vouches for, with the reason.
 
         H6 is among them where a data set's records may change each other before Privet reads them.
         """
@@ -572,12 +573,12 @@ site = "North"                       # as plans and the roster call it
 ledger = "ledger"                    # folder of the ledger, from this file's folder
 ledger_copy = true                   # others keep a copy that only your recovery key opens
 
-# Who answers for these data, in the officer's report. What is left out is shown as not stated.
+# Who answers for these data, in the officer's report. What is left out appears as not stated.
 # controller = "North Hospital Trust"  # who decides why and how the records are used
 # purpose = "Research on readmission after surgery"
 # retention = "The extract is deleted at the end of 2027."
 # contact = "dpo@north.example"
-# next_review = "2027-06-30"           # when this policy is looked at again
+# next_review = "2027-06-30"           # when this policy is reviewed
 
 # Where the ledger's key is in a hardware token; else it is the file ledger/ledger.pem.
 # [keys]
@@ -586,19 +587,19 @@ ledger_copy = true                   # others keep a copy that only your recover
 # ledger = "ledger-key"                # label of the Ed25519 key pair
 
 # Who approves plans and changes this policy, each by a key of her own (`ssh-keygen -t ed25519`).
-# Without it whoever works at this machine decides, under any name.
+# Without it anyone who works at this machine decides, under any name.
 # [officers]
 # "Ada Lovelace" = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI…"
 
-# The persons. Their life-time budget is spent by every plan on any of their records.
+# The people. Their lifetime budget is spent by every plan on any of their records.
 [populations.patients]
 unit = "record"                      # "person": all of a person's records together
 relation = "add_or_remove_one"       # or "replace_one"
 epsilon = 3.0                        # never more than this is spent, by all plans together
-delta = 1e-5                         # well below 1 / number of persons
+delta = 1e-5                         # well below 1 / number of people
 max_records = 1                      # most records of one person that a plan may use
 
-# Records of a population. A later extract of the same persons names the same population.
+# Records of a population. A later extract of the same people names the same population.
 # A data set of a second population must say in "disjoint" why nobody is in both.
 [data.admissions-2026]
 population = "patients"
@@ -608,7 +609,7 @@ path = "admissions.csv"              # from this file's folder; never leaves the
 # person_column = "patient_id"       # needed for unit = "person"
 # person_ignore_case = false         # true: "P1" and "p1" are one person
 # person_numeric = false             # true: "0012", "12" and "12.0" are one person
-# multiline = false                  # true: quoted cells of a CSV file may hold line ends
+# multiline = false                  # true: quoted cells of a CSV file may contain line breaks
 disjoint = ""
 # min_units = 50                     # with fewer, `privet client start` refuses: run client check
 
@@ -629,7 +630,7 @@ tasks = ["tabular"]
 models = ["linear", "ft-transformer"]
 max_rounds = 200
 max_parameters = 30_000_000          # parameters that are trained
-metrics = ["public", "gate", "off"]  # where figures about the model may come from
+metrics = ["public", "gate", "off"]  # where metrics of the model may come from
 coordinators = []                    # fingerprints "sha256:…" of the order keys that may ask
 # key_rotation = "listed"            # not those that a listed key signed to follow it
 plans = []                           # digests "sha256:…" of plans approved beforehand
@@ -641,7 +642,7 @@ approvers = 1                        # 2: two different people must approve a pl
 # trainer_minutes = 10               # an idle trainer, and the records in its memory
 # releases_days = 30                 # releases of earlier runs
 
-# Rows of the honesty list that the site vouches for, each with the reason.
+# Rows of the assumption register that the site vouches for, each with the reason.
 [attested]
 # H21 = "All patients live in this county, and no other site serves it."
 """

@@ -121,9 +121,7 @@ class Aggregator:
             RunError: as :func:`privet.server.strategy_state.restore`.
         """
         if not state and keeps(self._strategies[0]):
-            text = (
-                "the snapshot, of an earlier version, has no state of the strategy: it begins anew"
-            )
+            text = "the snapshot, of an earlier version, has no state of the strategy: it restarts"
             _LOG.warning(text, extra={"strategy": self._plan.strategy.kind})
         blocks: dict[int, Arrays] = {}
         for name, array in state.items():
@@ -215,7 +213,7 @@ class Aggregator:
             # Beyond this no site would take it: in its own type, and with what is added to it.
             if not usable(part):
                 raise RunError(
-                    f"round {round_number}: the joined model is not finite in '{piece.name}'"
+                    f"round {round_number}: the aggregated model is not finite in '{piece.name}'"
                 )
             target[...] = part
 

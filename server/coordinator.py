@@ -148,7 +148,7 @@ class Coordinator:
                 self.link_server.tell(notice_of(self.federation))
                 self._drop_former_authority()
             except Exception:
-                _LOG.exception("what sites are told cannot be read; tried again")
+                _LOG.exception("the notice to sites cannot be read; tried again")
             try:
                 self._lost.look()
             except Exception:

@@ -31,11 +31,11 @@ class ServerMetrics(Collector):
     Counters begin at 0 when the process starts.
 
     Args:
-        office: the coordinator; its callbacks ``on_answer`` and ``on_round`` are set here.
+        coordinator: its callbacks ``on_answer`` and ``on_round`` are set here.
     """
 
-    def __init__(self, office: Coordinator) -> None:
-        self._office = office
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
         self._ordered: Counter[str] = Counter()
         self._answered: Counter[tuple[str, str]] = Counter()
         self._repeated: Counter[str] = Counter()
@@ -46,8 +46,8 @@ class ServerMetrics(Collector):
             buckets=_BUCKETS,
             registry=None,
         )
-        office.on_answer = self._note
-        office.on_round = self._seconds.observe
+        coordinator.on_answer = self._note
+        coordinator.on_round = self._seconds.observe
 
     def _note(self, order: Order, said: str) -> None:
         if said == "ordered":
@@ -67,8 +67,8 @@ class ServerMetrics(Collector):
         yield from self._seconds.collect()
 
     def _members(self) -> Iterable[Metric]:
-        office = self._office
-        members, present = office.federation.members(), set(office.link_server.present())
+        coordinator = self._coordinator
+        members, present = coordinator.federation.members(), set(coordinator.link_server.present())
         states = Counter(record.state for record in members.values())
         enrolled = [name for name, record in members.items() if record.state == "enrolled"]
         yield gauge(
@@ -80,16 +80,16 @@ class ServerMetrics(Collector):
         )  # fmt: skip
         yield gauge(
             "server_enrolment_open", "1 if the port for enrolment is open.", (),
-            {(): office.is_enrolling},
+            {(): coordinator.is_enrolling},
         )  # fmt: skip
-        certificate = read_certificate((office.federation.folder / "server.pem").read_bytes())
+        certificate = read_certificate((coordinator.federation.folder / "server.pem").read_bytes())
         yield gauge(
             "server_certificate_expiry_timestamp_seconds", "When the link's certificate ends.", (),
             {(): certificate.not_valid_after_utc.timestamp()},
         )  # fmt: skip
 
     def _runs(self) -> Iterable[Metric]:
-        found = [run.status for run in runs(self._office.federation)]
+        found = [run.status for run in runs(self._coordinator.federation)]
         states = Counter(str(status["state"]) for status in found)
         yield gauge("server_runs", "Runs by state.", ("state",), {(s,): states[s] for s in _RUNS})
         begun = [status for status in found if status["state"] in OPEN]
@@ -140,7 +140,7 @@ class ServerMetrics(Collector):
             {(p, said): self._answered[p, said] for p in _PURPOSES for said in _ANSWERS},
         )  # fmt: skip
 
-        known = sorted(self._office.federation.members())
+        known = sorted(self._coordinator.federation.members())
         yield counter(
             "server_repeated_orders", "Orders of a second or later attempt: each may be charged.",
             ("site",), {(site,): self._repeated[site] for site in known},
@@ -152,12 +152,12 @@ class ServerMetrics(Collector):
         )  # fmt: skip
 
     def _link(self) -> Iterable[Metric]:
-        link_server, tally = self._office.link_server, self._office.link_server.tally
+        link_server, tally = self._coordinator.link_server, self._coordinator.link_server.tally
         yield gauge(
             "server_parcels_open", "Messages that were posted and not yet answered.", (),
             {(): link_server.open_parcels()},
         )  # fmt: skip
-        known = sorted({*self._office.federation.members(), *tally.streams})
+        known = sorted({*self._coordinator.federation.members(), *tally.streams})
         yield counter(
             "server_streams", "Streams that a site began; all but the first are reconnects.",
             ("site",),

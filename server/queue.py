@@ -304,7 +304,7 @@ def require_new(
     if before:
         as_ = f"as {before[-1]}" if told is None or before[-1] in told else "before"
         raise InputError(
-            f"this plan was submitted {as_}. Another run of it is paid for anew, and its "
+            f"this plan was submitted {as_}. Another run of it is paid for again, and its "
             "approvals hold for that, too: say --again, or give the plan another name"
         )
 
@@ -392,7 +392,7 @@ def resume(federation: MemberRegistry, run_id: str) -> Run:
     if (state := run.status["state"]) != "failed":
         raise InputError(f"run '{run_id}' has not failed, it is {state}: nothing to resume")
     if run.is_cancelled:
-        raise InputError(f"run '{run_id}' was cancelled, which is for good: submit its plan again")
+        raise InputError(f"run '{run_id}' was cancelled; it cannot resume: submit its plan again")
     run.note(state="queued", fault="", resumed=run.status.get("resumed", 0) + 1)
     return run
 

@@ -43,7 +43,7 @@ def rehearse(plan: Plan, model: Arrays, folder: Path) -> None:
         PlanError: saying what is wrong and what to do.
         OSError: if the folder cannot be written.
     """
-    with _stage(plan, "the gate's table"):
+    with _stage(plan, "the metrics table"):
         shape = table_shape(plan)
         if plan.metrics.source == "gate" and shape is not None:
             pooled({site.name: np.ones(shape) for site in plan.sites[:_SITES]})
@@ -107,7 +107,7 @@ def _store(plan: Plan, model: Arrays, folder: Path) -> None:
 @contextmanager
 def _stage(plan: Plan, what: str) -> Iterator[None]:
     """Turn any error into one that names the stage."""
-    told = f"plan '{plan.name}' cannot run: {what} fails with made-up updates"
+    told = f"plan '{plan.name}' cannot run: {what} fails with generated updates"
     try:
         yield
     except PlanError:

@@ -11,8 +11,8 @@ from privet.server.queue import OPEN, runs
 WITNESS = (
     "the witness key is not rotated: the heads that it cosigned count by it, and sites know it "
     "from their join file. Where others may have it, tell sites and auditors not to count the "
-    "coordinator's cosignatures from that day on (a quorum of the sites goes on without it), and "
-    "begin a federation anew for later runs; its sites come with the ledgers that they have"
+    "coordinator's cosignatures from that day on (a quorum of the sites continues without it), and "
+    "begin a new federation for later runs; its sites come with the ledgers that they have"
 )
 
 

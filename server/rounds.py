@@ -404,8 +404,8 @@ class _Rounds:
         try:
             return self.evaluate(shown), ()
         except Exception as error:
-            _LOG.exception("no figures", extra={"round": number})
-            return {}, (f"round {number}: the figures could not be computed: {error!r}",)
+            _LOG.exception("no metrics", extra={"round": number})
+            return {}, (f"round {number}: the metrics could not be computed: {error!r}",)
 
     def close(self, model: Arrays, *, fault: str = "") -> None:
         """Write the end of the run into the journal.

@@ -88,7 +88,7 @@ def execute_run(
     plan = run.plan
     run.require_wanted()
     run.note(state="running", fault="", began=time.time())
-    _LOG.info("a run goes on", extra={"run": run.id, "plan": plan.digest})
+    _LOG.info("a run continues", extra={"run": run.id, "plan": plan.digest})
     began = time.monotonic()
 
     watch = _Watch(run)
@@ -102,8 +102,8 @@ def execute_run(
         except OSError:
             raise
         except Exception as error:  # the round is paid for
-            _LOG.exception("no figures", extra={"run": run.id, "round": progress.round})
-            remarks.append(f"round {progress.round}: the figures could not be read: {error!r}")
+            _LOG.exception("no metrics", extra={"run": run.id, "round": progress.round})
+            remarks.append(f"round {progress.round}: the metrics could not be read: {error!r}")
         run.note_round(progress.round, progress.statuses, progress.spent, remarks)
 
     def observe(progress: Progress) -> None:

@@ -25,7 +25,7 @@ from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result
 from privet.simulations.run import train_once
 
-_NOTICE = """The models and figures in this folder were trained WITHOUT noise, or were compared with
+_NOTICE = """The models and metrics in this folder were trained WITHOUT noise, or were compared with
 such models, on private records. Treat them as if they were the records: they must not
 leave this machine. Their ledgers are here too, and can be bundled; their bundles claim nothing.
 """

@@ -79,7 +79,7 @@ def rehearse_public(plan: Plan) -> None:
         _figures(bench, batch, sites)
     except Exception as error:
         raise PlanError(
-            f"plan '{plan.name}' cannot run: figures of made-up records cannot be computed: "
+            f"plan '{plan.name}' cannot run: metrics of generated records cannot be computed: "
             f"{error!r}"
         ) from error
 

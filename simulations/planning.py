@@ -33,7 +33,7 @@ class Setting:
         data_dir: folder of the records, or None.
         base: folder that the plan's relative paths start from.
         ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
-        cap: life-time ε of each site's population where its ledger is new.
+        cap: lifetime ε of each site's population where its ledger is new.
         open_again: let the plan run where its failures closed it, in ledgers that last.
     """
 
@@ -126,7 +126,7 @@ def without_privacy(plan: Plan) -> Plan:
 def _plain(plan: Plan) -> dict[str, Any]:
     """Return the changes that take a plan's privacy away."""
     if not plan.trains:
-        raise InputError(f"plan '{plan.name}' only measures, through the gate: it needs privacy")
+        raise InputError(f"plan '{plan.name}' only measures, which needs privacy")
     changes: dict[str, Any] = {"privacy": None}
     if plan.privacy is not None:
         changes["training"] = {"clip": plan.privacy.clip}
@@ -167,7 +167,7 @@ class RunSpec:
     """One run: its plan, which is not validated again, and how it is run.
 
     Attributes:
-        plan: as a person said it, with who vouches for what; then with its noise, too.
+        plan: as its author wrote it, with all attestations; then with its noise, too.
         setting: everything that is not in the plan.
     """
 

@@ -100,7 +100,7 @@ def _sites(result: Result) -> Any:
     most = _end(values)
     left.set(title=f"{name.capitalize()} of the joint model at each site", xlim=(0, most))
     for row, value in enumerate(values):
-        text = f"{value:.3f}" if value else "not shown"
+        text = f"{value:.3f}" if value else "not published"
         left.text(value + 0.01 * most, row, text, va="center", fontsize=8)
     privacy = result.plan.privacy
     if privacy is None or result.loss is None:

@@ -214,7 +214,7 @@ def make_result(
         for said in dict.fromkeys(left_out(parties.folder, spec.name))
     ]
     if last.histograms:
-        with remarked(remarks, "the figures could not be read from the sites' tables"):
+        with remarked(remarks, "the metrics could not be read from the sites' tables"):
             metrics, by_site = pooled(last.histograms)
     sites, losses = [], []
     for spec in plan.sites:

@@ -32,7 +32,7 @@ label = "malignant"
 classes = ["0", "1"]           # every label that may occur, in order
 
 # Typical ranges from public knowledge, in round numbers: never computed from the records,
-# because a range that comes from the records tells about them.
+# because a range that comes from the records reveals something about them.
 [task.numeric]
 {features}
 
@@ -58,7 +58,7 @@ unit = "record"                # or "person": set data.person_column then
 clip = 1.0
 
 [metrics]
-source = "public"              # figures on the test split, which then counts as public;
+source = "public"              # metrics on the test split, which then counts as public;
                                # "gate": each hospital's own records, noised and paid for
 
 [split]

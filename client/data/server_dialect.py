@@ -185,7 +185,7 @@ class ServerDialect(ABC):
             schema, name = self.as_stored(source.args.get("db")), self.as_stored(source.this)
             below = self.find(connection, schema, str(name), found.schema)
             if below is None:
-                return f"the view '{found.name}' selects from what this user cannot look up"
+                return f"the view '{found.name}' selects from what this user cannot see"
             kinds = {
                 field.name: Declared(self.kind(field), field.exact)
                 for field in self.fields(connection, below)

@@ -54,7 +54,7 @@ def misfit(policy: Policy, plan: Plan) -> str:
     """Return why a site's file does not fit a plan, as far as its header says it, or "".
 
     A database is not asked, since to connect is an event in its own log and needs the password. Its
-    columns stand in the policy, which is against a plan that names others.
+    columns are in the policy, which refuses a plan that names others.
 
     Args:
         policy: of the site.
@@ -68,7 +68,7 @@ def misfit(policy: Policy, plan: Plan) -> str:
     except (DataError, DataMissingError) as error:
         return f"the records here do not fit it: {error}"
     except PrivetError:
-        pass  # what else is wrong is said elsewhere
+        pass  # what else is wrong is reported elsewhere
     return ""
 
 

@@ -61,7 +61,7 @@ class Addresses:
         if _is_local(address) and not all(_is_local(one) for one in self.all()):
             raise InputError(
                 f"the coordinator says that it is at {address[:80]}, which is this machine: not "
-                "taken. Its operator mends that with `privet server set-address`"
+                "taken. Its operator corrects that with `privet server set-address`"
             )
         return self.take(address)
 

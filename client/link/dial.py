@@ -211,7 +211,7 @@ class Dialer:
                     self._note_twin(error.details() or "")
                 self._note_away(error.details() or str(error.code()))
             except (InputError, TimeoutError) as error:
-                self._note_away(str(error) or "no word came in time")
+                self._note_away(str(error) or "the coordinator did not answer in time")
             except asyncio.CancelledError:
                 # gRPC raises it too where a stream was cut by ourselves, while answering.
                 task = asyncio.current_task()
@@ -290,7 +290,7 @@ class Dialer:
                     continue
                 what = None if message is None else message.WhichOneof("what")
                 if message is None or what not in ("parcel", "notice", "head"):
-                    raise InputError("only parcels, heads and notices follow Welcome")
+                    raise InputError("only requests, heads and notices follow Welcome")
                 if what == "head":
                     task = asyncio.create_task(self._take_head(message.head))
                 elif what == "notice":
@@ -316,7 +316,7 @@ class Dialer:
                 await asyncio.to_thread(keep, notice)
         except (PrivetError, OSError) as error:
             why = error.with_traceback(None)
-            _LOG.warning("what the coordinator tells of itself is not taken", extra={"why": why})
+            _LOG.warning("the coordinator's notice is not accepted", extra={"why": why})
             return
         self._renew_now.set()
         message = pb.FromSite(noted=pb.Noted(sha256=notice_digest(notice)))
@@ -402,9 +402,9 @@ class Dialer:
             _LOG.info("cut while answering", extra={"why": why})
             stream.cancel()
         except (InputError, aio.UsageError, asyncio.InvalidStateError) as error:
-            _LOG.warning("a parcel was not answered", extra={"why": error})
+            _LOG.warning("a request was not answered", extra={"why": error})
         except Exception:
-            _LOG.exception("a parcel was not answered")
+            _LOG.exception("a request was not answered")
 
     async def _told(self, stub: rpc.LinkStub, parcel: pb.Parcel) -> LinkResponse:
         """Return the request's answer, made once however often it is requested."""
@@ -461,9 +461,9 @@ class Dialer:
             return self._serve(asked)
         except InputError as error:
             # Without its frames, which hold the request.
-            _LOG.warning("a parcel could not be read", extra={"why": error.with_traceback(None)})
+            _LOG.warning("a request could not be read", extra={"why": error.with_traceback(None)})
         except Exception:
-            _LOG.exception("a parcel was not answered")
+            _LOG.exception("a request was not answered")
         return None
 
     async def _fetch(self, stub: rpc.LinkStub, numbers: pb.Numbers) -> Arrays:

@@ -112,7 +112,7 @@ class Join:
             return cls(**value, token="")
         except FileNotFoundError:
             raise InputError(
-                f"{folder}: the site is not enrolled; come in with `privet client init JOINFILE`"
+                f"{folder}: the site is not enrolled; enrol it with `privet client init JOINFILE`"
             ) from None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{folder / 'join.json'}: cannot be read: {error}") from error
@@ -188,9 +188,9 @@ def trusted(join: Join, folder: Path) -> list[x509.Certificate]:
     held = read_certificates(path.read_bytes())
     if not (found := [one for one in told if one in held]):
         raise InputError(
-            "the join file names another authority than this site trusts. Where the coordinator "
-            "tells you by another way, such as the phone, that the federation has a new one, move "
-            f"{path} away and run this again"
+            "the join file names another authority than this site trusts. If the coordinator's "
+            "operator confirms by another way, such as the phone, that the federation has a new "
+            f"one, move {path} away and run this again"
         )
     return found
 

@@ -75,7 +75,7 @@ def require_same_federation(join: Join, place: Path) -> None:
     if join.federation != kept.federation or not same:
         raise InputError(
             f"the join file is of federation '{join.federation}', and {place} is of another one, "
-            f"'{kept.federation}', or of one that was made anew. To come in there, too, run "
+            f"'{kept.federation}', or of one that was made again. To enrol there, too, run "
             "`privet client init` with it"
         )
     trusted(join, place)

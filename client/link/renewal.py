@@ -61,8 +61,8 @@ class Renewal:
             )
         except OSError as error:
             raise InputError(
-                f"{self._folder}: the certificate cannot be read ({reason_of(error)}); the site "
-                "comes in with `privet client init JOINFILE`"
+                f"{self._folder}: the certificate cannot be read ({reason_of(error)}); enrol "
+                "the site with `privet client init JOINFILE`"
             ) from None
 
     def require_fit(self) -> None:
@@ -83,14 +83,14 @@ class Renewal:
             out_of_time(
                 authorities[0],
                 f"{self._folder / _AUTHORITY}: the certificate of the federation's authority",
-                "the coordinator's operator has to make the federation anew",
+                "the coordinator's operator has to make the federation again",
             ),
             self._misfit(),
         ]
         if not any(is_signed_by(own, one) for one in authorities):
             found.append(
                 f"{self._folder / _CERTIFICATE} is not of the authority beside it ({_AUTHORITY}): "
-                f"they come from two federations. Put back the files of one, or {again}"
+                f"they come from two federations. Restore the files of one, or {again}"
             )
         return [fault for fault in found if fault is not None]
 
@@ -113,7 +113,7 @@ class Renewal:
         return (
             f"{self._folder / _KEY} does not fit the certificate beside it ({_CERTIFICATE}): an "
             "enrolment that was not finished, or files of two copies. Finish `privet client init "
-            "JOINFILE --dir FOLDER` with the join file, put back the pair of one copy, or ask for "
+            "JOINFILE --dir FOLDER` with the join file, restore the pair of one copy, or ask for "
             "a new join file (`privet server enroll … --again`)"
         )
 

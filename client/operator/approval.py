@@ -73,7 +73,7 @@ def approval_fault(
     where = f" --policy {policy_file}" if policy_file is not None else ""
     signed = " by officers' keys" if policy.officers else ""
     return (
-        f"not approved yet{signed} ({count} of {allow.approvers}): look at the plan, then "
+        f"not approved yet{signed} ({count} of {allow.approvers}): review the plan, then "
         f"`privet client approve {plan}{where}`"
     )
 
@@ -142,7 +142,7 @@ def standing_faults(policy: Policy, ledger_state: LedgerState, data_set: str) ->
         faults.append("the site is paused; `privet client pause --end` ends that")
     population = ledger_state.populations.get(name)
     if population is not None and population.closed:
-        faults.append(f"the budget of population '{name}' was closed for good")
+        faults.append(f"the budget of population '{name}' was closed permanently")
     if population is not None and population.budget != budget_of(policy, name):
         faults.append(
             f"the ledger holds population '{name}' with {in_words(population.budget)}, the policy "

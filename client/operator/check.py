@@ -179,7 +179,7 @@ def check_records(
         _spellings(found, every)
     if data.counted == "line":
         _long_records(found, every)
-    tell("real records against made-up ones")
+    tell("real records against generated ones")
     _encoding(found, plan, data.train, used["train"])
     _model(found, bench, used["train"].examples)
     found.findings.sort(key=lambda finding: finding.level != "fault")
@@ -198,7 +198,7 @@ def _left_out(found: DataCheck, train: UsableRecords, data: SiteData) -> None:
         found.add(
             "warning",
             "quotes",
-            "quotes are not closed within their line; where cells hold line ends, set "
+            "quotes are not closed within their line; where cells contain line breaks, set "
             "multiline = true",
             odd,
         )
@@ -324,8 +324,8 @@ def _encoding(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRe
         found.add(
             "fault",
             "encoding",
-            "a record encoded alone, by a task made anew, has other tensors than among the others: "
-            "the task remembers what it has seen (H6)",
+            "a record encoded alone, by a new instance of the task, has other tensors than among "
+            "the others: the task remembers what it has seen (H6)",
             differ,
         )
 

@@ -310,7 +310,7 @@ def make_site(
     text = text.replace("coordinators = []  ", f"coordinators = {json.dumps(list(coordinators))}  ")
     if keys is not None:
         named = "\n".join(f"{k} = {json.dumps(v)}" for k, v in keys.model_dump().items())
-        text = text.replace("\n# The persons.", f"\n[keys]\n{named}\n\n# The persons.")
+        text = text.replace("\n# The people.", f"\n[keys]\n{named}\n\n# The people.")
     write_atomic(folder / POLICY_FILE, text.encode())
     prints = {"ledger": ledger.log.first_key.fingerprint, "witness": witness.fingerprint}
     write_json(folder / "offline" / FINGERPRINTS, {"site": site, **prints})
@@ -376,7 +376,7 @@ def has_ledger(policy: Policy) -> bool:
     if left:
         raise WrongLedgerError(
             f"{folder}: the ledger is missing ({FILE}), though there is {', '.join(left)}. Restore "
-            "its newest copy and do not start anew: what cannot be read any more counts as spent "
+            "its newest copy and begin no new one: what cannot be read any more counts as spent "
             "(docs/explanation/evidence.md, Loss and repair)"
         )
     return False

@@ -119,9 +119,9 @@ class JournalCopies:
     def _begin(self, key: JournalKey, run: str, plan: Plan, roster: Roster) -> None:
         wanted = (run, plan.digest, digest_json(roster.to_dict()), str(roster.coordinator.journal))
         if (key.run, key.plan, key.roster, key.journal) != wanted:
-            raise LedgerError(f"the sealed journal key is not that of run '{run}'")
+            raise LedgerError(f"the encrypted journal key is not that of run '{run}'")
         if not key.is_signed_by(roster.coordinator.orders):
-            raise LedgerError("a sealed journal key is not signed by the coordinator")
+            raise LedgerError("an encrypted journal key is not signed by the coordinator")
         private_folder(self.folder)
         half = self.folder / f".{run}.part"
         _remove(half)

@@ -56,7 +56,8 @@ from privet.privacy.policy import TEMPLATE, Keys, Policy
 
 _NOTE = """\
 # Written by `privet client recover`, from what the ledger says. It never says where records are:
-# fill in nominal_size and path or sql of each [data.NAME], and person_column for persons.
+# fill in nominal_size and path or sql of each [data.NAME], and person_column where the unit is a
+# person.
 """
 
 
@@ -191,7 +192,7 @@ def _require_older(place: Path, found: OpenedLedger) -> None:
         charged = sum(Entry.read(leaf).kind == "reserved" for leaf in leaves[same:])
         raise WrongLedgerError(
             f"{place}: the ledger here has other entries than the copies, from entry {same} on: it "
-            "was put back from an older copy, and written to since. Move that folder away and run "
+            "was restored from an older copy, and written to since. Move that folder away and run "
             f"this again. Orders that it paid for since, and that are not counted then: {charged}"
         )
     if len(leaves) >= len(found.leaves):

@@ -4,10 +4,10 @@
 
     SuperNode ── SuperExec ── flwr-clientapp      the one of `privet client launcher`
                                  │ message; the bundle is dropped unread
-                                 resident         the site's endpoint, installed at the site
+                                 daemon           the site's endpoint, installed at the site
 
-Which site it is says the SuperNode's own ``--node-config``, which no coordinator can change. What
-goes wrong is told to the operator, on standard error; the coordinator gets a status, and no text.
+Which site it is says the SuperNode's own ``--node-config``, which no coordinator can change. Errors
+are reported to the operator, on standard error; the coordinator gets a status, and no text.
 
 Flower's program is used as it is, but for four of its functions, which fetch, unpack and load the
 bundle (:mod:`privet.common.compat.flower_clientapp`). The versions for which this was read and

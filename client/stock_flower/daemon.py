@@ -2,7 +2,7 @@
 
 ::
 
-    flwr-clientapp ── stock.sock ── Gate          one process, while the SuperNode runs
+    flwr-clientapp ── stock.sock ── SiteEndpoint  one process, while the SuperNode runs
     (one per message)
 
 Stock Flower starts a program for each message; the first one starts this process, which keeps the
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 
 _SOCKET, _LOCK = "stock.sock", "stock.lock"
 _ALREADY_RUNNING_EXIT_CODE = 3
-"""Exit code of a second resident: another process is at work for this site."""
+"""Exit code of a second daemon: another process is at work for this site."""
 _START_TIMEOUT_S = 300.0
-"""Seconds that a resident may take to start."""
+"""Seconds that a daemon may take to start."""
 _POLL_INTERVAL_S = 1.0
-"""Seconds between two looks whether the SuperNode is still there."""
+"""Seconds between two checks that the SuperNode is still there."""
 _MAX_RECORD_BYTES = 64 << 20
 """Bytes of a message's records."""
 
@@ -50,17 +50,17 @@ _LOG = logging.getLogger("privet.stock")
 def ask(
     policy: Path, kind: str, records: bytes, arrays: Arrays, parent: int
 ) -> tuple[bytes, Arrays]:
-    """Have a message answered by the site's resident, which is started if need be.
+    """Have a message answered by the site's daemon, which is started if need be.
 
     Args:
         policy: the site's.
         kind: of the message.
         records: its content, as :func:`privet.common.flower.wire.pack` takes it apart.
         arrays: its numbers, likewise.
-        parent: process with which the resident ends.
+        parent: process with which the daemon ends.
 
     Raises:
-        RunError: if the resident cannot be started, or ended while it answered.
+        RunError: if the daemon cannot be started, or ended while it answered.
     """
     for last in (False, True):
         with _connected(policy, parent) as connection:
@@ -92,7 +92,7 @@ def _connected(policy: Path, parent: int) -> Iterator[Connection]:
 
 
 def _start(policy: Path, parent: int) -> int:
-    """Start the resident, which outlives this process; return its number."""
+    """Start the daemon, which outlives this process; return its number."""
     words = [sys.executable, "-I", "-m", __name__, str(policy), str(parent)]
     nothing = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     return os.posix_spawn(sys.executable, words, os.environ, file_actions=[nothing])

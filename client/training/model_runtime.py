@@ -156,7 +156,7 @@ class ModelRuntime:
         except InputError as error:
             raise SelfTestError(f"H13: {error}") from error
         except Exception as error:
-            raise SelfTestError(f"H13: made-up records cannot be scored: {error!r}") from error
+            raise SelfTestError(f"H13: generated records cannot be scored: {error!r}") from error
         if (moved > _ROUNDING * (1 + np.abs(together))).any():
             raise SelfTestError("H6: the scores of a record depend on the records beside it")
         metrics_mechanism.check_measure(self.measure, shape, together, labels_of(examples))

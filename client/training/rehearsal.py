@@ -110,7 +110,7 @@ def _rehearse(plan: Plan) -> None:
         if plan.metrics.source == "public":
             _require_figures(bench, batch)
         if plan.metrics.source == "gate":
-            with _stage(plan, "the gate's table", _MEASURE):
+            with _stage(plan, "the metrics table", _MEASURE):
                 made = stand_in.release(_order(plan, "evaluate", before), before)
             _require_table(plan, made.arrays["histogram"])
     finally:
@@ -195,7 +195,7 @@ def _require_figures(bench: ModelRuntime, batch: Batch) -> None:
     plan = bench.plan
     if bench.measure in (CLASSES, LIKELIHOOD):
         return  # and what they need takes a second to load, in each process
-    with _stage(plan, "the measure's figures", _MEASURE):
+    with _stage(plan, "the measure's metrics", _MEASURE):
         figures: Any = bench.measure.figures(bench.score(batch), labels_of(batch))
     if not isinstance(figures, Mapping) or not all(map(_is_figure, figures.values())):
         raise PlanError(
@@ -213,8 +213,8 @@ def _require_table(plan: Plan, table: Any) -> None:
     wanted = table_shape(plan)
     if table.ndim != 2 or (wanted is not None and table.shape != wanted):
         raise PlanError(
-            f"task '{plan.task.kind}': the gate's table has the shape {list(table.shape)}; it must "
-            f"be {list(wanted) if wanted else 'of two dimensions'}. {_MEASURE}"
+            f"task '{plan.task.kind}': the metrics table has the shape {list(table.shape)}; it "
+            f"must be {list(wanted) if wanted else 'of two dimensions'}. {_MEASURE}"
         )
 
 
@@ -226,7 +226,7 @@ def _order(plan: Plan, purpose: str, model: Arrays) -> Order:
 @contextmanager
 def _stage(plan: Plan, what: str, hint: str = "") -> Iterator[None]:
     """Turn any error into one that says where it happened, and what to do."""
-    told = f"plan '{plan.name}' cannot run: {what} fails on made-up records"
+    told = f"plan '{plan.name}' cannot run: {what} fails on generated records"
     try:
         yield
     except PrivetError as error:

@@ -33,14 +33,14 @@ def oracle_codes(error: BaseException | None, text: str) -> list[str]:
 
     Args:
         error: of the driver, if there is one.
-        text: of the error; the server's own codes stand there alone.
+        text: of the error; the server's own codes are in it only.
     """
     first = getattr(getattr(error, "args", (None,))[0], "full_code", None)
     return list(dict.fromkeys([*([first] if first else []), *_ORACLE_CODE.findall(text)]))
 
 
 def oracle_refuses(text: str) -> bool:
-    """Return whether TLS with an Oracle server failed for good, by the text of the error."""
+    """Return whether TLS with an Oracle server failed permanently, by the text of the error."""
     return bool(_ORACLE_LASTING.search(text))
 
 

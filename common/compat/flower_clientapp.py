@@ -51,8 +51,8 @@ def require_known(found: str) -> None:
     """
     if found not in KNOWN:
         raise RunError(
-            f"Flower {found} is installed. Whether its flwr-clientapp can be kept from running a "
-            f"bundle was looked at for {', '.join(KNOWN)} only; install flwr=={KNOWN[-1]}"
+            f"Flower {found} is installed. That its flwr-clientapp can be kept from running a "
+            f"bundle was checked for {', '.join(KNOWN)} only; install flwr=={KNOWN[-1]}"
         )
 
 

@@ -31,10 +31,10 @@ def _is_of_interest(record: logging.LogRecord) -> bool:
 def known_methods_server(options: tuple[tuple[str, Any], ...], most: int | None) -> aio.Server:
     """Return a server that answers its own methods only; call it in the loop that will run it.
 
-    gRPC's own takes a call of any method, and ends for good at a method's name that is no UTF-8:
-    one call of a stranger would shut the port (seen with grpcio 1.84 and 1.85). The part that is
-    replaced is there since 1.84. ``grpc.aio.server`` has no option for it; a proxy before the port,
-    or another HTTP/2 server, would be the public way.
+    gRPC's own server accepts a call of any method, and stops permanently at a method name that is
+    not UTF-8: one call of a stranger would close the port (seen with grpcio 1.84 and 1.85). The
+    part that is replaced is there since 1.84. ``grpc.aio.server`` has no option for it; a proxy
+    before the port, or another HTTP/2 server, would be the public way.
 
     Args:
         options: of gRPC.

@@ -31,9 +31,9 @@ def version_of(tensor: Tensor) -> int:
 def parameters_of(module: nn.Module) -> dict[str, Any]:
     """Return a module's own table of parameters, which may be changed.
 
-    ``_parameters``: attributes are looked up in it. A tensor that is no parameter can stand in it;
-    the public ``setattr`` refuses that, and ``torch.func.functional_call`` wants all parameters for
-    a whole pass.
+    ``_parameters``: the module finds its attributes in it. It may hold a tensor that is no
+    parameter; the public ``setattr`` refuses that, and ``torch.func.functional_call`` needs all
+    parameters for a whole pass.
     """
     return module._parameters
 

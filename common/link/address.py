@@ -27,7 +27,7 @@ def read_address(text: str) -> tuple[str, int]:
     if ":" in host:
         whole = text.strip()
         fit = f"[{whole}]:PORT" if is_ipv6(whole) and not is_ipv6(host) else f"[{host}]:{port}"
-        raise InputError(f"'{text}' is not host:port: an IPv6 address stands in brackets, {fit}")
+        raise InputError(f"'{text}' is not host:port: write an IPv6 address in brackets, {fit}")
     return host, int(port)
 
 

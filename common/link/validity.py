@@ -24,12 +24,12 @@ _HANDSHAKE = (
     ),
     (
         "certificate signature failure",
-        "whoever answers there shows a certificate of another authority than that of this site's "
+        "the server there presents a certificate of another authority than that of this site's "
         "join file",
     ),
     (
         "CERTIFICATE_VERIFY_FAILED",
-        "whoever answers there shows a certificate that this site's join file does not vouch for",
+        "the server there presents a certificate that this site's join file does not vouch for",
     ),
 )
 """What gRPC says of a handshake that failed, and the same in words."""

@@ -1,9 +1,9 @@
 """A Hugging Face Transformer on this machine, trained in full, by LoRA, or only its head.
 
-It is in a folder, or in the hub's cache (``hf download``) under its name and commit. Nothing is
-downloaded and none of the folder's code is run: weights are safetensors, and the architecture is
-one that transformers knows. All sites need the same folder if parts of it stay frozen, so a plan
-should pin the digest of its weights.
+It is in a folder, or in this machine's cache of the Hugging Face Hub (``hf download``) under its
+name and commit. Nothing is downloaded and none of the folder's code is run: weights are
+safetensors, and the architecture is one that transformers knows. All sites need the same folder if
+parts of it stay frozen, so a plan should pin the digest of its weights.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def build(
         task: kind of the plan's task.
         classes: number of classes, for a classification.
         folder: as ``save_pretrained`` writes it, with ``model.safetensors`` and ``tokenizer.json``.
-        name: on the hub, instead of a folder, with its commit as ``revision``; the hub's cache on
-            this machine must have it.
+        name: on the Hugging Face Hub, instead of a folder, with its commit as ``revision``; this
+            machine's cache must contain it.
         revision: the commit, as 40 hexadecimal digits.
         sha256: digest that ``model.safetensors`` must have, as 64 hexadecimal digits.
         tuning: ``full``, ``lora`` (with ``rank``, in the layers ``targets``) or ``head``.
@@ -237,10 +237,10 @@ def _require_plain(folder: Path) -> None:
 
 
 def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
-    """Return the folder that a plan names, by path or as a commit of the hub.
+    """Return the folder that a plan names, by path or as a commit of the Hub.
 
     Raises:
-        DataMissingError: if a commit is not in the hub's cache.
+        DataMissingError: if a commit is not in this machine's cache of the Hub.
         PlanError: if both are named, or none, or no commit.
     """
     if (folder is None) == (name is None):
@@ -249,8 +249,8 @@ def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
         return Path(folder)
     if not re.fullmatch("[0-9a-f]{40}", str(revision)):
         raise PlanError(
-            "model.options.revision: a model of the hub is named with its commit, 40 hexadecimal "
-            "digits: a branch would be another model at each site"
+            "model.options.revision: a model of the Hugging Face Hub is named with its commit, 40 "
+            "hexadecimal digits: a branch would be another model at each site"
         )
     from huggingface_hub import snapshot_download
 
@@ -259,8 +259,9 @@ def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
     except Exception as error:  # also what it says of a name that cannot be one
         raise DataMissingError(
             f"model.options.name: '{name}' at {revision} is not in this machine's cache of the "
-            f"hub, and nothing is downloaded here. `hf download {name} --revision {revision}`, or "
-            "bring that folder from a machine with a network"
+            "Hugging Face Hub, and Privet downloads nothing. Run "
+            f"`hf download {name} --revision {revision}`, or bring that folder from a machine with "
+            "a network"
         ) from error
 
 

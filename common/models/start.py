@@ -59,10 +59,10 @@ def find(digest: str) -> Path:
                 state = path.stat()
                 if _digest_then(path, state.st_mtime_ns, state.st_size) == digest:
                     return path
-    looked = ", ".join(map(str, folders)) or "nowhere, as it is not set"
+    searched = ", ".join(map(str, folders)) or "no folder, as it is not set"
     raise DataMissingError(
         f"the weights {digest} that the plan starts from are not there: put the file into a folder "
-        f"that the environment variable {FOLDERS} names (looked in {looked})"
+        f"that the environment variable {FOLDERS} names (searched: {searched})"
     )
 
 

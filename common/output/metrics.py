@@ -51,7 +51,7 @@ def parse_address(text: str) -> tuple[str, int]:
         raise InputError(f"--metrics {text}: '{host}' is not an address of a machine") from None
     if not here.is_loopback:
         raise InputError(
-            f"--metrics {text}: {host} can be reached from other machines, and the figures have no "
+            f"--metrics {text}: {host} can be reached from other machines, and the metrics have no "
             "authentication. Use 127.0.0.1, and let an agent of your monitoring on this machine, "
             "or a reverse proxy that asks who is calling, take them from there"
         )
@@ -118,7 +118,7 @@ class Endpoint:
     """Serve a registry until it is closed; use it as a context manager.
 
     Args:
-        figures: the registry.
+        registry: whose metrics are served.
         address: as :func:`parse_address` returns it; port 0 takes a free one.
         is_ready: returns whether the process can do its work.
 
@@ -127,9 +127,9 @@ class Endpoint:
     """
 
     def __init__(
-        self, figures: CollectorRegistry, address: tuple[str, int], is_ready: Callable[[], bool]
+        self, registry: CollectorRegistry, address: tuple[str, int], is_ready: Callable[[], bool]
     ) -> None:
-        self._figures = make_wsgi_app(figures)
+        self._exposition = make_wsgi_app(registry)
         self._is_ready = is_ready
         self._turn = threading.Lock()
         kind = _Server6 if ":" in address[0] else _Server
@@ -160,9 +160,9 @@ class Endpoint:
             case "/metrics":
                 try:
                     with self._turn:
-                        found: Iterable[bytes] = self._figures(environ, start)
+                        found: Iterable[bytes] = self._exposition(environ, start)
                 except Exception as error:
-                    _LOG.error("the figures cannot be had", extra={"why": error})
+                    _LOG.error("the metrics cannot be collected", extra={"why": error})
                     return _short(start, "500 Internal Server Error")
                 return found
             case "/-/healthy":

@@ -80,7 +80,7 @@ class TunedOptions(Options):
 
 
 class HuggingFaceOptions(Options):
-    """A ``folder``, or a ``name`` on the hub with its commit as ``revision``.
+    """A ``folder``, or a ``name`` on the Hugging Face Hub with its commit as ``revision``.
 
     Attributes:
         sha256: digest that ``model.safetensors`` must have, as 64 hexadecimal digits.

@@ -177,7 +177,7 @@ class TabularTaskSpec(TableTask):
     """A class from numbers and categories.
 
     Attributes:
-        augment: other views of a record (:mod:`privet.common.tasks.augment`): ``hide`` cells.
+        augment: makes augmented copies (:mod:`privet.common.tasks.augment`): ``hide`` cells.
     """
 
     reads = ("numeric", "categorical", "label")
@@ -195,7 +195,7 @@ class TextTaskSpec(ReadingTask, LabelledTask):
     """A class from a text.
 
     Attributes:
-        augment: other views of a record: ``drop`` tokens of a text.
+        augment: makes augmented copies: ``drop`` tokens of a text.
     """
 
     reads = ("text", "label")
@@ -208,7 +208,7 @@ class ImageTaskSpec(LabelledTask):
 
     Attributes:
         image: where the pixels are.
-        augment: other views of a record: ``shift`` or ``flip`` an image.
+        augment: makes augmented copies: ``shift`` or ``flip`` an image.
     """
 
     reads = ("image", "label")

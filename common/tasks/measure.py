@@ -54,7 +54,7 @@ def _shape_of_classes(plan: Plan) -> Shape:
     classes, bins = len(plan.task.labels), plan.metrics.bins
     if classes < 2:
         raise InputError(
-            "figures of a classification need task.classes: their table has a row for each class"
+            "metrics of a classification need task.classes: their table has a row for each class"
         )
     return (2, bins) if classes == 2 else (classes, classes)
 

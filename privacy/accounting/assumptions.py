@@ -1,7 +1,7 @@
-"""The honesty list: 32 ways in which an ε becomes false, and what holds in a given run.
+"""The assumption register: 32 ways in which an ε becomes false, and what holds in a given run.
 
 What differs from run to run is in :class:`Facts`: the self-tests, the plan, what somebody
-attests, and whether a real site's ledger, witnessed by others, stands behind the figures.
+attests, and whether the numbers come from a real site's ledger, witnessed by others.
 
 States: ``enforced`` (the code makes it impossible), ``tested`` (at run start or in the
 test suite), ``attested`` (somebody signs that it holds), ``unknown``. A claim is
@@ -78,7 +78,7 @@ _FIXED: dict[str, tuple[str, State, str]] = {
     "H13": ("metrics", "unknown", ""),
     "H14": ("rng", "enforced", "AES-CTR under a key of the operating system, new each release"),
     "H15": ("floating-point", "attested", "real-arithmetic model, low bits removed: noised sums "
-            "are on a public grid, the gate's tables are whole numbers"),
+            "are on a public grid, tables of metrics are whole numbers"),
     "H16": ("per-sample-gradient", "unknown", "the start-up test did not run"),
     "H17": ("parameter-coverage", "enforced", "checked at each order"),
     "H18": ("accumulation", "enforced", "micro-batches are summed before one noise addition"),
@@ -97,13 +97,13 @@ _FIXED: dict[str, tuple[str, State, str]] = {
             "no check on records decides what leaves; timing is outside the guarantee"),
     "H31": ("rollback", "unknown", "a simulation's history has no outside witness: all that "
             "cosigned it lay on the same machine"),
-    "H32": ("re-registered", "unknown", "a simulation does not know the same persons under "
+    "H32": ("re-registered", "unknown", "a simulation does not know the same people under "
             "another name"),
 }  # fmt: skip
 
 _TESTED = {
     "H6": "records are read one by one; the model passed at the start of this run",
-    "H16": "passed at the start of this run on made-up records; real ones are compared by the "
+    "H16": "passed at the start of this run on generated records; real ones are compared by the "
     "operator's check alone",
 }
 
@@ -122,15 +122,21 @@ def assess(facts: Facts) -> list[Assumption]:
                 key, row.name, "tested", _TESTED.get(key, "passed at the start of this run")
             )
     measured: dict[str, tuple[State, str]] = {
-        "public": ("unknown", "shown in the clear: nobody attested that the test split is public"),
-        "gate": ("enforced", "noised, debited; the gate adds up the table, by a unit's weight"),
-        "off": ("enforced", "none are shown"),
+        "public": (
+            "unknown",
+            "published without noise: nobody attested that the test split is public",
+        ),
+        "gate": (
+            "enforced",
+            "noised, debited; the metrics mechanism adds up the table, by a unit's weight",
+        ),
+        "off": ("enforced", "none are published"),
     }
     if facts.own_task:
         measured["gate"] = (
             "tested",
-            "noised, debited; a measure of one's own is asked for one record at a time and was "
-            "tried on made-up ones: it must remember none",
+            "noised, debited; a measure of one's own is called for one record at a time and was "
+            "tried on generated ones: it must remember none",
         )
     rows["H13"] = Assumption("H13", "metrics", *measured[facts.metrics])
     unit = (

@@ -3,7 +3,7 @@
 Which rule holds the cap at the end of an outcome path may depend on results. So the paths
 are split into classes, and if class j is within ε at δ_j, all are at Σ δ_j: for any set S
 of outcomes P(S) = Σ P(S ∩ class j) ≤ e^ε Q(S) + Σ δ_j. A class is bounded by an analyst
-who asks as the real one does and stops before the first charge that would leave it. There
+that asks as the real one does and stops before the first charge that would leave it. There
 are three:
 
 **One run** (privacy/accounting/renyi_filter.py): all charges are one run's, within its plan and
@@ -28,7 +28,7 @@ or four, with which the composition stays within (ε, δ); but where the filter 
 plan itself, within (ε, δ/10), so that later plans lose no more than a tenth of δ to the
 kept charges of the first.
 
-*Rounding.* A site and whoever verifies its ledger compare with a little more than ε, the
+*Rounding.* A site and the verifier of its ledger compare with a little more than ε, the
 verifier with more (privacy/accounting/renyi.py). For a sum of charges that suffices, but not here:
 with a little more ε the filter may admit a plan, or its composition one more attempt, and the other
 classes then get *less*. A plan's author chooses its noise, and so whether that happens between the

@@ -19,7 +19,7 @@ from typing import Any
 from privet.common.errors import InputError
 
 GATE_WEIGHT = 1 << 20
-"""The weight that one unit may add to a table of the metrics gate, at most; public and fixed."""
+"""The weight that one unit may add to a table of metrics, at most; public and fixed."""
 MAX_INTEGER = 2**53 - 1
 """The largest integer that a JSON number holds exactly (RFC 8785, RFC 7493)."""
 
@@ -51,7 +51,7 @@ class DiscreteGaussian:
         """Return a continuous Gaussian that costs at least as much; None below σ = 1000.
 
         It has standard deviation √(σ² − 9) and the same sensitivity. Its output x can be turned
-        into the discrete one without another look at the data, by drawing y from the discrete
+        into the discrete one without reading the data again, by drawing y from the discrete
         Gaussian of parameter r = 3 over the integers, centred at x: P(y) ∝ exp(−(y − x)²/2r²). By
         Poisson summation the sum that normalises it is r√2π(1 ± e) whatever x is, with
         e = 2 Σ_k exp(−2π²r²k²) (k ≥ 1), so each outcome of d numbers has the chance that the
@@ -104,7 +104,7 @@ Counts = tuple[tuple[Event, int], ...]
 
 
 def gate_release(noise_multiplier: float) -> DiscreteGaussian:
-    """Return the event of one release of the metrics gate: a table of integer weights.
+    """Return the event of one release of the metrics mechanism: a table of integer weights.
 
     A unit moves the table by :data:`GATE_WEIGHT` at most; σ is ``noise_multiplier`` times that,
     rounded up to an integer.
@@ -116,7 +116,7 @@ def gate_release(noise_multiplier: float) -> DiscreteGaussian:
         InputError: if the noise is not above 0, or too large to be written.
     """
     if not 0 < noise_multiplier < math.inf:
-        raise InputError("the noise multiplier of the metrics gate must be above 0 and finite")
+        raise InputError("the noise multiplier of the metrics must be above 0 and finite")
     sigma = math.ceil(Fraction(noise_multiplier) * GATE_WEIGHT)
     if sigma > MAX_INTEGER:
         raise InputError(f"metrics.noise_multiplier {noise_multiplier:g} is above 8e9")

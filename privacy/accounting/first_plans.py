@@ -1,4 +1,4 @@
-"""Which first plans of a ledger are composed: so many that whoever verifies it comes to an end.
+"""Which first plans of a ledger are composed: no more than a verifier can finish.
 
 How δ is shared follows from a population's first plan by several compositions
 (privacy/accounting/delta_shares.py). A reservation that is given back makes room for another first
@@ -13,7 +13,7 @@ its population was released under it, and never changes: the sum only grows. So 
 split of δ is still a constant on all paths, as privacy/accounting/delta_shares.py asks.
 
 Costs are estimates from the events (privacy/accounting/pld_size.py); no clock decides. They are
-rounded up to seconds, and a plan's author chooses its noise: a site and whoever verifies its ledger
+rounded up to seconds, and a plan's author chooses its noise: a site and the verifier of its ledger
 may read a cost at a border differently. Such a plan has two readings here. Where they decide
 whether a plan is composed, it is not known to be either, and what is charged must be admitted both
 ways.
@@ -74,7 +74,7 @@ def composed(
         elif most_sum + most <= MAX_SECONDS:
             least_sum, most_sum = least_sum + least, most_sum + most
             found[plan] = True
-        else:  # nothing is added by whoever has no room for it
+        else:  # the reading that has no room for it adds nothing
             most_sum = min(MAX_SECONDS, most_sum + most)
             found[plan] = None
     return found

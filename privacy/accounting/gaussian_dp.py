@@ -37,9 +37,9 @@ def as_gaussian(event: Event) -> float | None:
 
     This function alone says which events count as Gaussian noise without sampling. A discrete
     Gaussian counts as the continuous one that dominates it: it is made from that one's output
-    without another look at the data, to a factor below 1 + 1e-70 for a whole table
+    without reading the data again, to a factor below 1 + 1e-70 for a whole table
     (:attr:`~privet.privacy.accounting.events.DiscreteGaussian.dominating`), which no number of
-    releases makes visible in a double, whoever chooses them.
+    releases makes visible in a double, however they are chosen.
     """
     match event:
         case Gaussian(deviation, sensitivity):

@@ -109,8 +109,8 @@ def _mechanism(event: Event) -> tuple[str, list[float]] | None:
 
 
 def _ask(request: dict[str, Any], seconds: float) -> Interval | NoInterval:
-    # -P: the folder of the worker must not stand on the path, where "noise" and "events" would
-    # be found by other packages.
+    # -P keeps the worker's folder off the path: other packages would find its "noise" and
+    # "events" there.
     command = [sys.executable, "-P", str(_WORKER)]
     try:
         done = subprocess.run(

@@ -1,9 +1,9 @@
 """What a plan will do to a site's population, before any of it is done.
 
 A plan with a [privacy] section fixes its events: each round one training release of
-``training.steps`` noisy steps and, with metrics from the gate, evaluations. A plan of no training
-rounds has one evaluation. Neither torch nor Flower is needed to say what that costs, or to
-calibrate its noise.
+``training.steps`` noisy steps and, with ``metrics.source = "gate"``, evaluations. A plan of no
+training rounds has one evaluation. Neither torch nor Flower is needed to say what that costs,
+or to calibrate its noise.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def training_event(plan: Plan, noise_multiplier: float | None = None) -> Event:
 
 
 def gate_event(plan: Plan) -> Event:
-    """Return the event of one evaluation through the metrics gate.
+    """Return the event of one evaluation by the metrics mechanism.
 
     Raises:
         InputError: if its noise is too large to be written.
@@ -60,12 +60,12 @@ def is_measured(plan: Plan, number: int) -> bool:
 
 
 def has_gate_release(plan: Plan, number: int) -> bool:
-    """Whether each site releases metrics through the gate in round ``number``."""
+    """Whether each site's metrics mechanism makes a release in round ``number``."""
     return plan.metrics.source == "gate" and is_measured(plan, number)
 
 
 def gate_releases(plan: Plan) -> int:
-    """Return how many times each site releases metrics through the gate."""
+    """Return how many releases each site's metrics mechanism makes."""
     if plan.metrics.source != "gate":
         return 0
     rounds, every = plan.last_round, plan.metrics.every
@@ -82,7 +82,7 @@ def planned(plan: Plan) -> Counts:
 
 
 def one_round(plan: Plan) -> Counts:
-    """Return what a round costs: a training release and, from the gate, an evaluation.
+    """Return what a round costs: a training release and, by the metrics mechanism, an evaluation.
 
     One more attempt at each kind of release adds as much.
 
@@ -117,10 +117,10 @@ def calibrated(plan: Plan) -> Plan:
         gate = [Repeated(gate_event(plan), count)]
         cost = privacy_loss(gate, privacy.delta, Unit(privacy.unit), relation)
         if cost.epsilon > privacy.epsilon or (plan.trains and cost.epsilon == privacy.epsilon):
-            said = "1 evaluation" if count == 1 else f"{count} evaluations"
+            said = "1 evaluation costs" if count == 1 else f"{count} evaluations cost"
             raise InputError(
-                f"no noise reaches privacy.epsilon {privacy.epsilon:g}: {said} through the gate "
-                f"cost {cost} alone. Raise metrics.noise_multiplier (now "
+                f"no noise reaches privacy.epsilon {privacy.epsilon:g}: the metrics mechanism's "
+                f"{said} {cost} alone. Raise metrics.noise_multiplier (now "
                 f"{plan.metrics.noise_multiplier:g})" + (" or metrics.every" if count > 1 else "")
             )
     if not plan.trains:
@@ -135,9 +135,9 @@ def measuring(plan: Plan, start: str, epsilon: float) -> Plan:
     """Return the plan that measures a trained model once at each site, and trains nothing.
 
     Args:
-        plan: that the model was trained by; tells task, unit, δ and sites.
+        plan: that the model was trained by; it gives task, unit, δ and sites.
         start: digest of the file of its weights.
-        epsilon: what the figures may cost; their noise is calibrated to it.
+        epsilon: what the metrics may cost; their noise is calibrated to it.
 
     Raises:
         InputError: if the plan has no privacy, or no noise reaches ε.
@@ -145,7 +145,7 @@ def measuring(plan: Plan, start: str, epsilon: float) -> Plan:
     if plan.privacy is None:
         raise InputError(
             f"plan '{plan.name}' has no [privacy] section, which would say whose data is protected "
-            "and how; figures through the gate need one"
+            "and how; the metrics mechanism needs one"
         )
     noise = calibrate_noise(
         epsilon,

@@ -44,7 +44,7 @@ Accountant = Literal["pld", "rdp"]
 GRID = 1e-4
 """Discretisation of the number of record."""
 LIVE_GRID = 1e-3
-"""Of a figure on the way: an upper bound, too, a little higher and some three times quicker."""
+"""Of an ε during a run: an upper bound, too, a little higher and about three times quicker."""
 _FAR = 1e9
 """An ε beyond all finite losses."""
 REMARK = "the Rényi ceiling: the history is too large for privacy loss distributions"
@@ -225,7 +225,7 @@ def _distribution(
 ) -> pld.PrivacyLossDistribution:
     """Return the privacy loss distribution of ``event`` run ``count`` times.
 
-    The same steps as dp-accounting's ``PLDAccountant`` takes, so the same figures to the
+    The same steps as dp-accounting's ``PLDAccountant`` takes, so the same values to the
     last bit; but the costly part, the distribution of one sampled event, is kept between
     calls, because a history grows by the same event round after round.
     """
@@ -284,7 +284,7 @@ def calibrate_noise(
 
     The root is found by Brent's method on coarse grids, whose ε is a little higher, then
     checked on the grid of record; where the coarse grid cost more than 0.1 % of the
-    target, the search goes on at the fine one.
+    target, the search continues on the fine one.
 
     Args:
         target: ε to reach, above 0.

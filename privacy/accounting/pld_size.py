@@ -4,9 +4,9 @@ The losses of one run of a mechanism of μ = Δ/σ, without the 10⁻²² of mas
 over μ² + 20μ; those of a whole history over twice its ε at δ 10⁻¹⁵ (:func:`_spread`), and
 four times that under ``replace_one``. These are estimates of size, no privacy bounds. From
 them come a grid on which the distributions fit into memory, and a cost by which a history that was
-made to be expensive is told from others: it is then accounted at its Rényi ceiling. All
-of it follows from the events alone, never from a clock, so that a site and whoever
-verifies it (docs/reference/evidence-format.md) come to one answer.
+made to be expensive is recognised: it is then accounted at its Rényi ceiling. All of it follows
+from the events alone, never from a clock, so that a site and its verifier
+(docs/reference/evidence-format.md) come to one answer.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def grid_for(
 def readings(counts: Counts, relation: Relation, finest: float) -> tuple[float, ...]:
     """Return by what a size may be multiplied so that another grid is found; 1 comes first.
 
-    Whoever sums in another order ends in other bits, and may be on the other side of a bound.
+    A sum in another order has other last bits, and may be on the other side of a bound.
     """
     found: dict[float | None, float] = {}
     for reading in (1.0, 1 - HAIR, 1 + HAIR):
@@ -62,7 +62,7 @@ def readings(counts: Counts, relation: Relation, finest: float) -> tuple[float, 
 def costs_us(counts: Counts, relation: Relation, finest: float) -> tuple[float, float]:
     """Return about how many microseconds ``counts`` take to compose, 0 if they are not.
 
-    The least and the most that it is to whoever computes it (:func:`readings`).
+    The least and the most that any computation of it finds (:func:`readings`).
     """
     found = [_size(counts, relation, finest, reading) for reading in (1 - HAIR, 1.0, 1 + HAIR)]
     costs = [0.0 if size is None else size[1] for size in found]

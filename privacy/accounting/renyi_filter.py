@@ -1,4 +1,4 @@
-"""The cap of a population over its whole life, whoever asks for what and when.
+"""The cap of a population over its whole life, for any sequence of requests by anyone.
 
 **One run.** What a run may do is fixed before it starts, so its whole plan is composed
 once, by privacy loss distributions, with a constant number of extra attempts (charges of
@@ -63,7 +63,7 @@ _COUNTS: dict[Rule, str] = {
 
 @dataclass(frozen=True)
 class Cap:
-    """The life-time cap of a population; ``epsilon`` None is no cap (simulations only)."""
+    """The lifetime cap of a population; ``epsilon`` None is no cap (simulations only)."""
 
     epsilon: float | None
     delta: float
@@ -98,7 +98,7 @@ History = Mapping[str, Charges]
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether an event may happen, by which rule, and the figures behind it.
+    """Whether an event may happen, by which rule, and the numbers behind it.
 
     Attributes:
         allowed: the answer.
@@ -211,7 +211,7 @@ def _shares(cap: Cap, first: Charges) -> Shares:
 
 
 def _as_planned(cap: Cap, first: Charges) -> Decision | None:
-    """Return that a run which is alone and within its plan may go on; None if not for sure.
+    """Return that a run which is alone and within its plan may continue; None if not for sure.
 
     The usual case, for which nobody need know how δ is shared.
     """

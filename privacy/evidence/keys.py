@@ -52,7 +52,7 @@ class FileSigner:
 
     @property
     def seed(self) -> bytes:
-        """The 32 raw bytes of the private key: they open what is sealed to the public key."""
+        """The 32 raw bytes of the private key: they open what is encrypted to the public key."""
         return self._private.private_bytes_raw()
 
     def sign(self, message: bytes) -> bytes:

@@ -50,7 +50,7 @@ class Request:
         event: what it will cost.
         data_set: whose records will be opened.
         code: digest of the code that will run.
-        self_tests: rows of the honesty list that were tested for this model.
+        self_tests: rows of the assumption register that were tested for this model.
     """
 
     order: Order

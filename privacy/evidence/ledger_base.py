@@ -39,7 +39,7 @@ class LedgerBase:
         create: make a new ledger where there is none.
         patience: seconds to wait for another process.
         key_now: finds the key in force once another process has replaced ``signer``.
-        other_ledgers: first keys of other ledgers of the same persons, as a new ledger states;
+        other_ledgers: first keys of other ledgers of the same people, as a new ledger states;
             None states nothing.
 
     Raises:
@@ -83,7 +83,7 @@ class LedgerBase:
 
         Args:
             folder: holds ``ledger.db``.
-            site: whose ledger it must be; default whoever's it is.
+            site: whose ledger it must be; default any site's.
 
         Raises:
             WrongLedgerError: if there is no ledger, or it is another site's.

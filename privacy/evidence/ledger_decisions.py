@@ -55,11 +55,11 @@ class LedgerDecisions(LedgerBase):
         Args:
             data_set: its name.
             population: its population's.
-            disjoint: why its persons are in no other population.
+            disjoint: why its people are in no other population.
 
         Raises:
             LedgerError: if it belongs to another population already, or names a new one
-                without saying why its persons are in no other (H32).
+                without saying why its people are in no other (H32).
         """
         with self.log.writing():
             known = self.state.data_sets.get(data_set)

@@ -1,7 +1,7 @@
 """What the entries of a site's ledger add up to, and which entry may come next.
 
-Pure: nothing here reads or writes. :class:`~privet.privacy.evidence.ledger.Ledger` tells a
-:class:`LedgerState` the entries that are on disk, and asks it before it writes the next. The
+Pure: nothing here reads or writes. :class:`~privet.privacy.evidence.ledger.Ledger` gives the
+entries that are on disk to a :class:`LedgerState`, and asks it before it writes the next. The
 rules are those of docs/reference/evidence-format.md.
 """
 
@@ -25,7 +25,7 @@ from privet.privacy.evidence.statement import Entry
 
 @dataclass(frozen=True)
 class Budget:
-    """The life-time budget of a population, with its unit and relation.
+    """The lifetime budget of a population, with its unit and relation.
 
     ``epsilon`` is None where there is no cap: in simulations without privacy only.
     """
@@ -77,7 +77,7 @@ class LedgerState:
 
     def __init__(self) -> None:
         self.site = self.setting = ""
-        #: First keys of other ledgers of the same persons, as the site states; None: it does not.
+        #: First keys of other ledgers of the same people, as the site states; None: it does not.
         self.other_ledgers: tuple[str, ...] | None = None
         self.populations: dict[str, _Population] = {}
         self.data_sets: dict[str, str] = {}
@@ -115,7 +115,7 @@ class LedgerState:
             raise LedgerError(f"entry {entry.sequence} ({entry.kind}): {error!r}") from error
 
     def population_of(self, data_set: str) -> str:
-        """Return the population whose persons are in ``data_set``.
+        """Return the population whose people are in ``data_set``.
 
         Raises:
             LedgerError: if the data set is not registered.
@@ -151,9 +151,9 @@ class LedgerState:
     def failures(self, plan: str) -> int:
         """Return how many attempts of a plan failed in a row, after data was opened.
 
-        Training and evaluation count together, but a release forgives its own purpose alone: or a
-        plan that never trains and is measured in each round would fail for ever. An approval by
-        hand forgives both.
+        Training and evaluation count together, but a release forgives its own purpose alone:
+        otherwise a plan that never trains and is measured in each round could fail without end. An
+        approval by hand forgives both.
 
         Args:
             plan: its digest.
@@ -163,7 +163,7 @@ class LedgerState:
     def is_replaced(self, key: str, run: str) -> bool:
         """Whether another order key follows ``key`` (a fingerprint), which did not begin ``run``.
 
-        A run goes on under the key that began it; for a new one the old key is worth nothing.
+        A run continues under the key that began it; for a new one the old key is worth nothing.
         """
         begun = self._runs.get(run)
         follows = self.order_keys.successor(key) is not None
@@ -254,7 +254,7 @@ class LedgerState:
         if population != next(iter(self.populations)) and not value["disjoint"].strip():
             raise ValueError(
                 f"data set '{name}' is not of the first population and does not say why its "
-                "persons are in no other one (H32)"
+                "people are in no other one (H32)"
             )
         self.data_sets[name] = population
 

@@ -84,7 +84,7 @@ class Evidence:
 
 
 class LogState(Protocol):
-    """What a log's entries add up to. Pure: it is told entries and does nothing else."""
+    """What a log's entries add up to. Pure: it receives entries and does nothing else."""
 
     def apply(self, entry: Entry) -> None:
         """Take in the next entry, or raise LedgerError if the rules forbid it."""
@@ -102,11 +102,11 @@ class Log(Generic[BookT]):
         signer: the key in force.
         vocabulary: :data:`LEDGER` or :data:`JOURNAL`.
         owner: name of the site or the coordinator.
-        state: makes an empty state; it is told each entry, old and new, in order.
+        state: makes an empty state; it receives each entry, old and new, in order.
         create: make the file where there is none.
         patience: seconds to wait for another process's transaction.
         key_now: finds the key in force once another process has replaced ``signer``, so that
-            a process that goes on need not be started again.
+            a running process need not be started again.
 
     Raises:
         LedgerError: if the stored entries do not lead to the stored head.
@@ -332,7 +332,7 @@ class Log(Generic[BookT]):
         return seen
 
     def keep_shown(self) -> None:
-        """Keep the newest head that was shown, if it is not kept yet.
+        """Keep the newest head that was presented, if it is not kept yet.
 
         Raises:
             LedgerError: if it cannot be written.
@@ -344,7 +344,7 @@ class Log(Generic[BookT]):
                 self._put_shown()
             self._unkept = None
         except LedgerError:
-            self._shown.clear()  # so that the same head is kept when it is shown again
+            self._shown.clear()  # so that the same head is kept when it comes again
             raise
 
     def _put_shown(self) -> None:
@@ -357,7 +357,7 @@ class Log(Generic[BookT]):
         seen = Checkpoint.parse(text)
         by = next((key for key in self._own_keys if seen.is_signed_by(key)), None)
         if seen.origin != self.origin or by is None:
-            raise NoteError("the head that was shown is not one of this log")
+            raise NoteError("the presented head is not one of this log")
         return seen.trimmed(by, witnesses)
 
     def cosigned(self) -> Checkpoint | None:

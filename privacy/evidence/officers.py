@@ -5,7 +5,7 @@ policy has ``[officers]``, an approval counts if the officer's own key signed it
 change of the policy; a key is listed as OpenSSH writes it (``ssh-ed25519 AAAA…``).
 
 What is signed is DSSE's encoding of a small JSON object (:class:`OfficerDecision`): whose ledger,
-what is decided, by whom, and how long the ledger was when the officer looked. A decision counts
+what is decided, by whom, and how long the ledger was when the officer read it. A decision counts
 once in one ledger, and not if its subject was refused since.
 
 The private key is a file (PEM, or OpenSSH's own format), a hardware token (PKCS#11), or with the
@@ -55,7 +55,7 @@ class OfficerDecision:
         kind: of the entry: ``plan-approved`` or ``policy``.
         subject: digest of the plan, or of the policy.
         name: of the officer, as the policy has it.
-        size: entries of the ledger when the officer looked at it.
+        size: entries of the ledger when the officer read it.
     """
 
     ledger: str

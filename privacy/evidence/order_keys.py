@@ -3,7 +3,7 @@
 A policy lists the order keys that may ask. A coordinator that replaces its key shows sites a
 :class:`KeyHandover`; each site keeps it as an entry of its ledger, so that a verifier finds from a
 charge's key to the one that the policy lists. Once it is kept, the old key asks for no new run, and
-another successor of it is refused: whoever finds an old key file can go on with the runs that it
+another successor of it is refused: anyone who finds an old key file can continue the runs that it
 began, and begin none there.
 
 The new key signs, too. Else a coordinator could name another one's key as its own successor, which

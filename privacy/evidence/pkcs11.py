@@ -27,7 +27,7 @@ _GONE = frozenset(
     "DeviceError DeviceRemoved KeyHandleInvalid ObjectHandleInvalid SessionClosed "
     "SessionHandleInvalid SlotIDInvalid TokenNotPresent UserNotLoggedIn".split()
 )
-"""What libraries say when a token was pulled out, or put back, under an open session."""
+"""What libraries say when a token was pulled out, or inserted again, in an open session."""
 
 
 class Pkcs11Signer:
@@ -70,7 +70,7 @@ class Pkcs11Signer:
         """Log in to a token and find a key pair in it.
 
         A token stays logged in for as long as this process lives; a second key of it is
-        opened without looking at the PIN.
+        opened without a check of the PIN.
 
         Args:
             module: the vendor's PKCS#11 library.
@@ -159,7 +159,7 @@ def _meaning(error: Exception) -> str:
     name = type(error).__name__
     if name in _GONE:
         return (
-            f"the token was removed, or its session ended ({name}); put it back and start "
+            f"the token was removed, or its session ended ({name}); insert it and start "
             "again. What was not signed is not in the ledger"
         )
     said = {

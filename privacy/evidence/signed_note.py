@@ -29,7 +29,7 @@ _MAX_SIGNATURES = 10_002
 """On one note: of the log, the coordinator, and as many sites as a plan may have."""
 _MAX_TREE_SIZE = 2**53 - 1
 """The largest size that canonical JSON can write. A path to a place in a tree that nobody has
-grown is easily made up."""
+grown is easily forged."""
 _SHORT = 1 << 14
 """Characters of a note that is kept parsed."""
 _SHORT_MESSAGE = 1 << 10
@@ -105,7 +105,7 @@ def fingerprint(public: bytes) -> str:
 
 def verifies(public: bytes, signature: bytes, message: bytes) -> bool:
     """Whether ``signature`` over ``message`` is by the Ed25519 key ``public``."""
-    # A head is checked by whoever shows it, cosigns it and keeps it; it stays as true as it was.
+    # Each party that shows, cosigns or keeps a head checks it; the result does not change.
     return (_verified if len(message) < _SHORT_MESSAGE else _verify)(public, signature, message)
 
 
@@ -208,7 +208,7 @@ class Checkpoint:
     def trimmed(self, log: Key, witnesses: Iterable[Key] = ()) -> Self:
         """Return this checkpoint with the signatures of these keys alone.
 
-        Whatever else stands on it was written by nobody who counts.
+        All other signatures on it are by parties that do not count.
 
         Raises:
             NoteError: if ``log`` did not sign it.
@@ -249,7 +249,7 @@ def parse_note(text: str) -> tuple[str, tuple[SignatureLine, ...]]:
     Raises:
         NoteError: if the form is wrong.
     """
-    # The same heads are shown to every witness in turn.
+    # Every witness receives the same heads in turn.
     return _parsed(text) if len(text) < _SHORT else _parse_note(text)
 
 

@@ -9,7 +9,7 @@ A file that cannot be written, or lies in a folder that cannot, is read all the 
 nothing is left beside it:
 
 - no write-ahead file beside it: all is in the file itself, which is read as it is
-  (``immutable``). If somebody writes to it meanwhile, the reader is told to start again.
+  (``immutable``). If somebody writes to it meanwhile, an error asks the reader to start again.
 - a write-ahead file with its index: its owner may be at work; SQLite reads both (``mode=ro``).
 - a write-ahead file alone, as in a copy: both are copied to a temporary folder and read there.
 """
@@ -283,7 +283,7 @@ class Store:
     def _to_be_read(self) -> str:
         """Return what SQLite opens where nothing can be written (see the module)."""
         ahead, index = (self.path.with_name(self.path.name + end) for end in ("-wal", "-shm"))
-        # Looked at before the write-ahead file: what is moved into the file later is noticed.
+        # Read before the write-ahead file: what is moved into the file later is noticed.
         as_it_was = self._state()
         if not ahead.exists() or ahead.stat().st_size == 0:
             self._as_it_was = as_it_was
@@ -364,13 +364,13 @@ def _is_writable(path: Path) -> bool:
 
 
 def _version_in(path: Path) -> int:
-    """Return the format that stands in a file, without writing anything beside it; 0 for none.
+    """Return the format that a file states, without writing anything beside it; 0 for none.
 
     One that a later version wrote may have it in its write-ahead file alone: that is seen once it
     is open, and nothing is written then, too. SQLite reads it, and not ``open``: to close a file
     lets go of all locks that the process holds on it (POSIX), those of another store among them.
-    Whoever closes it next would then take himself for the last one, and remove the write-ahead
-    file into which the other store still writes.
+    The next process that closes it would then take itself for the last one, and remove the
+    write-ahead file into which the other store still writes.
     """
     if not path.exists():
         return 0

@@ -1,6 +1,6 @@
 """Witnesses: those who watch other people's logs grow, and cosign what they saw.
 
-:func:`extend` is the rule, pure: what was seen, what is shown, and what may be signed.
+:func:`extend` is the rule, pure: what was seen, what is presented, and what may be signed.
 :class:`Witness` keeps what it saw on disk, so that a history which was rewritten, forked
 or rolled back is noticed also after a restart (c2sp.org/tlog-witness, without HTTP).
 """
@@ -57,7 +57,7 @@ def extend(shown: Evidence, first: Key, seen: Seen | None) -> tuple[Checkpoint, 
     except NoteError as error:
         raise EvidenceError(f"{name}: its head cannot be read: {error}") from error
     if head.origin != name:
-        raise EvidenceError(f"{name}: the head shown is of another log, '{head.origin}'")
+        raise EvidenceError(f"{name}: the presented head is of another log, '{head.origin}'")
     keys = _keys(shown, head, first)
     try:
         head = head.trimmed(Key(name, keys[-1]))
@@ -175,7 +175,7 @@ class Witness:
     def cosign(
         self, shown: Mapping[str, Evidence], keys: Mapping[str, Key]
     ) -> tuple[dict[str, SignatureLine], dict[str, str]]:
-        """Check every head shown; cosign those that extend what was seen.
+        """Check every head in ``shown``; cosign those that extend what was seen.
 
         Args:
             shown: by origin.

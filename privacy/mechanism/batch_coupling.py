@@ -1,7 +1,7 @@
 """The start-up test at the size of a real batch: what couples records from some number of them on.
 
 An expert with room for four tokens, a loss that sorts its batch or takes another way above 64
-records pass any test of three. On made-up records, in micro-batches as training makes them:
+records pass any test of three. On generated records, in micro-batches as training makes them:
 
 - the losses of some records must not move when all others are exchanged for fewer others (H6);
 - the clipped sum of the whole batch must be the sum over small groups computed alone (H16).
@@ -24,15 +24,15 @@ from privet.privacy.mechanism.clipping.methods import Batch
 MAX_RECORDS = 512
 """Records that are tried at most."""
 MIN_RECORDS = 32
-"""And at least, however dear the model is, where a real batch has so many."""
+"""And at least, however dear the model is, where a real batch has that many."""
 MAX_OPERATIONS = 1.5e11
 """Multiplications and additions of the whole test on a CPU: some seconds."""
 _ON_DEVICE = 50
-"""A device may do so many times as many."""
+"""A device may do this many times as many."""
 _IN_DOUBLE = 0.25
 """A test of at most this share of them is done in double precision."""
 _UNSURE = 8
-"""How far a guess of the arithmetic may be off, as where attention looks at all pairs of places."""
+"""How far a guess of the arithmetic may be off, as where attention uses all pairs of places."""
 _PASSES = 7
 """Forward passes that the test is worth: two passes with gradients, and one of losses."""
 _LONG = 5
@@ -57,7 +57,7 @@ def check(
         engine: the engine that will train, at weights of a sensible size.
         random_batch: makes a batch of (records, seed).
         records: in a real batch.
-        together: records that a unit may have; each unit of the test has so many.
+        together: records that a unit may have; each unit of the test has that many.
         bounded: False where gradients are not bounded, so that there is no clipped sum to test.
 
     Raises:
@@ -86,7 +86,7 @@ def size_of(engine: GradientEngine, random_batch: Callable[[int, int], Batch], r
     """Return how many records the test is made with, by the arithmetic that a record takes.
 
     The smallest of the real batch, 512, and what :data:`MAX_OPERATIONS` allow; never below 32, if
-    a real batch has so many. It does not depend on how fast the machine is.
+    a real batch has that many. It does not depend on how fast the machine is.
     """
     sample = random_batch(_LONG + 4, 4)
     each = _cost(engine, sample) / ex.count_of(sample)

@@ -35,13 +35,13 @@ class Views:
     """How a unit's records are seen in one step.
 
     Nothing is tried on the records of a release: whether it leaves must not depend on them. A view
-    cannot depend on other records because it is made of its record alone; only what the start-up
-    test has shown to treat each record by itself
-    (:func:`privet.privacy.mechanism.selftest.augmentation`) is given many at once.
+    cannot depend on other records because it is made of its record alone; only an ``augment`` that
+    treats each record by itself, by the start-up test
+    (:func:`privet.privacy.mechanism.selftest.augmentation`), is given many at once.
 
     Attributes:
         augment: makes a view of each record [B], given a random 64-bit number for each.
-        copies: views of each record.
+        copies: how many augmented copies each record has.
         alone: whether ``augment`` sees one record at a time. False for Privet's own only.
     """
 

@@ -21,7 +21,7 @@ from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import Batch
 
 _MAX_DOUBLE_PARAMETERS = 1 << 28
-"""A model of at most so many numbers is made double for a while: 2 GiB."""
+"""A model of at most this many numbers is made double for a while: 2 GiB."""
 _TOLD = 1e-3
 """A gradient that rounding moves by more than this share of its norm is not compared."""
 _MIN_NORM, _RANGE = 1e-30, 1e-25

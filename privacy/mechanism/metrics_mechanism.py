@@ -1,11 +1,11 @@
-"""The metrics gate: one noised table for all figures of an evaluation (H13, H15).
+"""The metrics mechanism: one noised table for all metrics of an evaluation (H13, H15).
 
 A task's measure says into which cell of a table each record falls (of score bin by label, of guess
-by label, or of loss per token). The gate adds the weights: the records of one unit share
+by label, or of loss per token). The mechanism adds the weights: the records of one unit share
 :data:`~privet.privacy.accounting.events.GATE_WEIGHT` equally, rounded down. So one unit moves the
 table by that much at most, in L1 and therefore in L2, whatever a measure returns. The weights are
 integers and so is the noise, an exact discrete Gaussian: the low bits of a cell say nothing. All
-figures are read from the noised table and cost nothing more.
+metrics are read from the noised table and cost nothing more.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _OURS = (CLASSES, LIKELIHOOD)
 
 
 def event(noise_multiplier: float) -> DiscreteGaussian:
-    """Return the event of one gate release."""
+    """Return the event of one release."""
     return gate_release(noise_multiplier)
 
 
@@ -63,7 +63,7 @@ def noised_histogram(
 
     Returns:
         The table [rows, columns] divided by GATE_WEIGHT, as float64: each number is a multiple of
-        2⁻²⁰, and exact. A sum beyond 2⁵³ would not be, and is cut off there. That looks at the
+        2⁻²⁰, and exact. A sum beyond 2⁵³ would not be, and is cut off there. That depends on the
         noised sum alone, so it costs nothing; the noise of a usual plan never reaches that far.
     """
     cost = event(noise_multiplier)
@@ -137,24 +137,24 @@ def checked_shape(shape: Shape) -> Shape:
     try:
         rows, columns = shape
     except (TypeError, ValueError):
-        raise PrivacyError("the shape of the gate's table is rows and columns") from None
+        raise PrivacyError("the shape of a metrics table is rows and columns") from None
     if type(rows) is not int or type(columns) is not int or rows < 1 or columns < 1:
-        raise PrivacyError("rows and columns of the gate's table are integers from 1")
+        raise PrivacyError("rows and columns of a metrics table are integers from 1")
     if rows * columns > MAX_CELLS:
         raise PrivacyError(
-            f"the gate's table has at most {MAX_CELLS:,} cells, not {rows * columns:,}"
+            f"a metrics table has at most {MAX_CELLS:,} cells, not {rows * columns:,}"
         )
     return rows, columns
 
 
 def check_measure(measure: Measure, shape: Shape, scores: Array, labels: Array) -> None:
-    """Try a measure on made-up records, before anything is paid for.
+    """Try a measure on generated records, before anything is paid for.
 
     Args:
         measure: of the task.
         shape: of its table.
-        scores: of made-up records.
-        labels: of made-up records.
+        scores: of generated records.
+        labels: of generated records.
 
     Raises:
         SelfTestError: if no record falls into a cell, or if what one falls into depends on what
@@ -171,14 +171,14 @@ def check_measure(measure: Measure, shape: Shape, scores: Array, labels: Array) 
         )
     if len(cells) and cells.max() < 0:
         raise SelfTestError(
-            "H13: the measure has no cell for any made-up record: scores "
+            "H13: the measure has no cell for any generated record: scores "
             f"{list(scores.shape)} and labels {list(labels.shape)} do not fit a table {list(shape)}"
             + _why_none(measure, scores, labels, shape)
         )
 
 
 def _why_none(measure: Measure, scores: Array, labels: Array, shape: Shape) -> str:
-    """Return what the measure says of the first made-up record."""
+    """Return what the measure says of the first generated record."""
     try:
         return f"; for the first it answers {measure.cells(scores[:1], labels[:1], shape)!r}"
     except Exception as error:

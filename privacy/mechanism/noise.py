@@ -33,7 +33,7 @@ _ON_DEVICE = 1 << 24
 """Values made at once on a device; each such part has a key of its own."""
 _ZEROS = memoryview(bytes(8 * _BLOCK))
 _GRID_BITS = 20
-"""The grid of noised numbers is so many powers of two finer than their standard deviation."""
+"""The grid of noised numbers is this many powers of two finer than their standard deviation."""
 _SCALES = 1e-100, 1e100
 """Standard deviations whose square and grid neither underflow nor overflow in double precision."""
 _MANTISSA, _ONE = np.uint64((1 << 52) - 1), np.uint64(0x3FF << 52)

@@ -36,7 +36,7 @@ _SMALL = 1 << 20
 _REAL = 7
 """Real records that are tried; their number divides few shapes."""
 _TRIES = 64
-"""How often weights are moved before a model is said to be wrong on real records."""
+"""How often weights are moved before a model counts as wrong on real records."""
 
 RandomBatch = Callable[[int, int], Batch]
 """Makes a batch of (records, seed) with the shapes and types of the task."""
@@ -51,7 +51,7 @@ def run(
     records: int = 0,
     together: int = 1,
 ) -> list[str]:
-    """Run all tests; return the ids of the rows of the honesty list that passed.
+    """Run all tests; return the ids of the rows of the assumption register that passed.
 
     Args:
         engine: the engine that will train, its model at the weights that the plan begins with.
@@ -94,7 +94,7 @@ def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool
         exact = ex.computes_in_double(engine, batch)
         compared = _few(engine, batch, other, bounded, _TOLERANCE)
         _has_gradient(engine, batch)
-        # In a large model that rounding leaves alone, double would cost more than it tells.
+        # In a large model that rounding leaves alone, double would cost more than it finds.
         if exact and (compared < _RECORDS or ex.numbers_of(engine) <= _SMALL):
             ex.widen(engine.model)
             batch, other = ex.wide(batch), ex.wide(other)
@@ -207,7 +207,7 @@ def augmentation(views: Views, random_batch: RandomBatch) -> None:
 def real_records(engine: GradientEngine, examples: Batch) -> int:
     """Check the clipped sum of a few real records against single ones (H16).
 
-    Made-up records may take another way through a model than real ones do: longer rows that are
+    Generated records may take another way through a model than real ones do: longer rows that are
     cut, rows that are sorted, rare tokens. Like :func:`encoding` this reads private records and is
     for the operator's own check. It computes in double precision where the model can. What gives no
     gradient, or one that rounding decides, is left out.
@@ -235,13 +235,13 @@ def real_records(engine: GradientEngine, examples: Batch) -> int:
         except Exception as error:
             raise SelfTestError(
                 f"H16: gradients of real records cannot be computed ({error!r}), though those of "
-                "made-up ones could: does the model treat longer rows in another way?"
+                "generated ones could: does the model treat longer rows in another way?"
             ) from error
         if not wrong:
             return compared
     raise SelfTestError(
         f"H16: the clipped sum of real records is wrong for '{wrong}', though that of "
-        "made-up ones was right: the model treats rows by their length or order, or mixes "
+        "generated ones was right: the model treats rows by their length or order, or mixes "
         "records"
     )
 

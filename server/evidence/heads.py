@@ -130,7 +130,7 @@ class WitnessedHeads:
                 raise EvidenceError(
                     f"{head.origin}: site '{site}' remembers a head of {head.size} entries, signed "
                     "by no key that this log shows; one of the two does not tell the truth: a "
-                    "restored backup, or a head that was made up"
+                    "restored backup, or a forged head"
                 )
 
     def since(self, origin: str) -> list[int]:
@@ -168,7 +168,7 @@ class WitnessedHeads:
 
         Args:
             shown: the evidence that was sent, by origin.
-            origin: of the log that is said to be cosigned.
+            origin: of the log that the line is for.
             text: the signature line.
         """
         try:

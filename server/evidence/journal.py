@@ -190,7 +190,7 @@ class Journal:
                 if begun != (plan, model):
                     raise RunError(
                         f"run '{run}' was begun with plan {begun[0]} and first model {begun[1]}; "
-                        "go on with these, or begin another run"
+                        "continue with these, or begin another run"
                     )
             else:
                 self.log.append(

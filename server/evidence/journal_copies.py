@@ -246,7 +246,7 @@ def _lost(run: str, before: int, newest: int) -> str:
         f"{before} entries, sites cosigned {newest}, and no site that is there keeps entries "
         f"{before} to {newest - 1}. They are lost to it; nothing was ordered and nothing was "
         "written. Resume the run once a site that keeps them is there, or submit the plan again "
-        "as another run, which is paid for anew"
+        "as another run, which is paid for again"
     )
 
 
@@ -254,6 +254,6 @@ def _forked(run: str, size: int) -> str:
     return (
         f"this coordinator was restored from an older copy, and its journal of run '{run}' was "
         f"written on since: it does not extend the head of {size} entries that sites cosigned. "
-        "Nothing was ordered. Put the newer file back, or submit the plan again as another run, "
-        "which is paid for anew"
+        "Nothing was ordered. Restore the newer file, or submit the plan again as another run, "
+        "which is paid for again"
     )

@@ -15,7 +15,7 @@ from privet.privacy.evidence.statement import Entry
 
 @dataclass(frozen=True)
 class Receipt:
-    """A release, and where it stands in its site's log.
+    """A release, and its place in its site's log.
 
     Attributes:
         site: by its name.

@@ -255,7 +255,7 @@ class LinkGrid(OwnGrid):
     def _tell_left(self, sites: set[str]) -> None:
         """Log the sites for whose answers the round no longer waits, once until they are back."""
         if news := sites - self._left:
-            _LOG.warning("a round goes on without", extra={"sites": ", ".join(sorted(news))})
+            _LOG.warning("a round continues without", extra={"sites": ", ".join(sorted(news))})
         self._left |= sites
 
     def _withdraw(self, sent: _Sent) -> None:
@@ -313,7 +313,7 @@ class LinkGrid(OwnGrid):
 
     def _look(self) -> None:
         if self._stopped.is_set():
-            raise CoordinatorStopped("the coordinator was told to end")
+            raise CoordinatorStopped("the coordinator is stopping")
 
     def _push(self, message: Message) -> str:
         number = number_message(message)

@@ -121,10 +121,10 @@ class LinkServer:
     Example::
 
         link_server = LinkServer("coordinator", members.identify, folder / "spool")
-        port = hub.start("127.0.0.1:0", credentials)
-        number, answer = hub.post("Hospital 1", "query", "", b"{}", {})
+        port = link_server.start("127.0.0.1:0", credentials)
+        number, answer = link_server.post("Hospital 1", "query", "", b"{}", {})
         print(answer.result(timeout=10).records)
-        hub.stop()
+        link_server.stop()
     """
 
     def __init__(

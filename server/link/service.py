@@ -245,12 +245,13 @@ class Service:
     def _begin_upload(self, site: str, piece: pb.Piece) -> Upload:
         parcel = self._link_server.open_parcel(piece.parcel, site)
         if parcel is None:
-            raise RpcAbort(grpc.StatusCode.NOT_FOUND, "no such parcel is open", "not-offered")
+            raise RpcAbort(grpc.StatusCode.NOT_FOUND, "no such request is open", "not-offered")
         if not 0 < piece.size <= parcel.most or len(piece.sha256) != 32:
             raise RpcAbort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too long, or no digest")
         upload = self._link_server.upload(parcel, piece.sha256, piece.size)
         if piece.offset != upload.held:
-            raise RpcAbort(grpc.StatusCode.ABORTED, f"go on from byte {upload.held}", "out-of-step")
+            words = f"continue from byte {upload.held}"
+            raise RpcAbort(grpc.StatusCode.ABORTED, words, "out-of-step")
         return upload
 
     async def _renew(self, call: Call, context: Context) -> None:

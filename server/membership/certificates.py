@@ -224,9 +224,9 @@ def validity_faults(folder: Path) -> list[str]:
         (
             "authority.pem",
             "the certificate of the federation's authority",
-            "the federation has to be made anew, or its organisation's authority renewed",
+            "the federation has to be made again, or its organisation's authority renewed",
         ),
-        ("server.pem", "the coordinator's certificate", "start again: it is made anew when due"),
+        ("server.pem", "the coordinator's certificate", "start again: it is renewed when due"),
     )
     certificates = [read_certificate((folder / name).read_bytes()) for name, _, _ in whose]
     found = [
@@ -239,7 +239,7 @@ def validity_faults(folder: Path) -> list[str]:
         signers.append(read_certificate(former.read_bytes()))
     if not any(is_signed_by(certificates[1], one) for one in signers):
         found.append(
-            f"{folder / 'server.pem'} is not of the authority beside it: sites cannot know it. Put "
-            "back the files of one copy"
+            f"{folder / 'server.pem'} is not of the authority beside it: sites cannot know it. "
+            "Restore the files of one copy"
         )
     return [fault for fault in found if fault is not None]

@@ -64,7 +64,7 @@ def rotate_order_key(folder: Path, coordinator: str, passphrase: str | None) -> 
     if len(line) >= MAX_HANDOVERS and not coming.exists():
         raise InputError(
             f"the order key was replaced {len(line)} times, and sites follow no further one. Begin "
-            "a federation anew; sites come in with the ledgers that they have"
+            "a new federation; sites enrol with the ledgers that they have"
         )
     old = FileSigner.load(path, passphrase)
     new = load_or_make(coming, passphrase)
@@ -98,7 +98,7 @@ def order_signer(folder: Path, journal: Path, passphrase: str | None) -> FileSig
     if not path.exists():
         raise PrivateKeyError(
             f"{path}: the run was begun under order key {named.fingerprint}, which is not here any "
-            "more; put it back, or cancel the run"
+            "more; restore it, or cancel the run"
         )
     return FileSigner.load(path, passphrase)
 

@@ -110,7 +110,7 @@ class MemberRegistry:
     Example::
 
         federation = MemberRegistry.found(
-            Path("federation"), "readmission", "hub.example.org:7443", "hub.example.org:7444"
+            Path("federation"), "readmission", "fed.example.org:7443", "fed.example.org:7444"
         )
         join = federation.invite("Hospital 1")
     """
@@ -427,7 +427,7 @@ class MemberRegistry:
             known = self.members().get(record.name)
             ended = known.token != record.token if comes_in and known else False
             if known is None or ended or (known.revoked and not comes_in):
-                raise InputError(f"site '{record.name}' was revoked, or invited anew, meanwhile")
+                raise InputError(f"site '{record.name}' was revoked, or invited again, meanwhile")
             prints = (*kept, fingerprint_of(read_certificate(certificate)))
             made = replace(record, token="", expires=0.0, offered="") if comes_in else known
             authority = "" if former else newest

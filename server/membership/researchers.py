@@ -150,7 +150,7 @@ class Researchers:
         with self._federation.alone():
             now = self.all().get(name)
             if now is None or now.revoked or now.token != record.token:
-                raise InputError(f"researcher '{name}' was revoked, or invited anew, meanwhile")
+                raise InputError(f"researcher '{name}' was revoked, or invited again, meanwhile")
             self._store(replace(now, certificates=prints, token="", expires=0.0))
         return certificate
 

@@ -74,9 +74,7 @@ class LostRuns:
             try:
                 run = require_own(self.federation, value)
             except (PrivetError, KeyError, TypeError, ValueError) as error:
-                _LOG.warning(
-                    "a site tells of a run that is none", extra={"site": site, "why": error}
-                )
+                _LOG.warning("a site reports an invalid run", extra={"site": site, "why": error})
                 continue
             longer = value["held"] > found.get(run, {}).get("held", 0)
             if self._is_here(run) or not longer:
@@ -161,7 +159,7 @@ def _write(federation: MemberRegistry, folder: Path, value: dict[str, Any]) -> N
     opener = next(one for one in federation.order_signers() if one.public == orders)
     signer = FileSigner.from_seed(key.open(opener.seed))
     if signer.public != roster.coordinator.journal.public:
-        raise LedgerError("the sealed key is not that of the run's journal")
+        raise LedgerError("the encrypted key is not that of the run's journal")
     signer.save(folder / "coordinator" / "journal.pem", federation.passphrase)
     log = Log(folder / "coordinator" / FILE, signer, JOURNAL, federation.name, Runs, create=True)
     log.adopt([str(value["genesis"]).encode()])

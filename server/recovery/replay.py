@@ -101,7 +101,7 @@ class Restored:
             found = cls(done, noted, taken_back, journal.is_done(run_id))
             failed = journal.log.state.closed.get(run_id) == "failed"
             if found.text and failed and not collector.resumes:
-                raise RunError(f"{found.text}. After that the run had failed; resume it to go on")
+                raise RunError(f"{found.text}. After that the run failed; resume it to continue")
         except BaseException:
             collector.close()
             raise
@@ -262,6 +262,6 @@ class Replay:
 
 
 _WHAT_NOW = (
-    "Put a newer copy of the coordinator's folder back, or resume the run once the site has its "
-    "releases again; a plan that is submitted again as another run is paid for anew"
+    "Restore a newer copy of the coordinator's folder, or resume the run once the site has its "
+    "releases again; a plan that is submitted again as another run is paid for again"
 )

@@ -80,7 +80,7 @@ def test_a_spent_budget_refuses(desk: Desk):
     ("plan", "policy", "reason"),
     [
         ({"model": {"kind": "ft-transformer"}}, {}, "not in allow.models"),
-        ({}, {"epsilon": 15.0}, "asks for ε 20, above the population's life-time ε 15"),
+        ({}, {"epsilon": 15.0}, "asks for ε 20, above the population's lifetime ε 15"),
     ],
 )
 def test_a_plan_that_the_policy_would_refuse(desk: Desk, plan, policy, reason):

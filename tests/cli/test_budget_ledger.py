@@ -103,7 +103,7 @@ def test_a_budget_that_was_closed(desk: Desk) -> None:
     ledger.log.store.close()
     code, said = desk.json({}, policy_value())
     assert code == 3
-    assert said["reason"] == "the budget of population 'patients' was closed for good"
+    assert said["reason"] == "the budget of population 'patients' was closed permanently"
 
 
 def test_nobody_may_ask(site: Desk) -> None:

@@ -280,7 +280,7 @@ def test_an_epsilon_out_of_reach_is_told_with_its_terms(
     del value["privacy"]["noise_multiplier"]
     ended = privet("simulate", write_toml(plan_path.parent / "far.toml", value), "--out", "run")
     refused(ended, "no noise reaches")
-    assert "2 evaluations through the gate cost" in ended.err
+    assert "the metrics mechanism's 2 evaluations cost" in ended.err
     assert bare_epsilons(ended.err) == []
 
 

@@ -181,7 +181,7 @@ X = [("x", "int", 0, 0, 0), ("s", "varchar", 0, 0, 0)]
         (Table(X, type="V", definition=None), "cannot be read"),
         (Table(X, type="V", definition="CREATE VIEW records (x) AS SELECT s FROM t"), "renames"),
         (Table(X, type="V", definition="CREATE VIEW records AS SELECT TOP 2 x FROM t"), "LIMIT"),
-        (Table(X, type="V", definition="CREATE VIEW records AS SELECT x FROM other"), "look up"),
+        (Table(X, type="V", definition="CREATE VIEW records AS SELECT x FROM other"), "cannot see"),
         (
             Table(X, type="V", definition="CREATE VIEW records AS SELECT x FROM t WHERE s = 7"),
             "a conversion that can fail",

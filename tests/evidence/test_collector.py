@@ -311,7 +311,7 @@ def test_a_site_that_shows_another_ledger_than_it_signs_for(federation: Make) ->
             return {**answer, "evidence": other.log.evidence(ask.since).to_json()}
 
     fed.sites[1].__class__ = Double
-    with pytest.raises(EvidenceError, match="the head shown is of another log"):
+    with pytest.raises(EvidenceError, match="the presented head is of another log"):
         fed.run()
 
 

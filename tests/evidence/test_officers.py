@@ -146,10 +146,8 @@ def policy_file(folder: Path, **changes: str) -> Path:
     """A site with the officers Ada and Bob, of whom two must approve."""
     make_site(folder, "North", None, coordinators=["sha256:" + "a" * 64])
     path = folder / "site.toml"
-    words = (
-        f'[officers]\n"Ada L" = "{text(ADA)} ada@north"\n"Bob" = "{text(BOB)}"\n\n# The persons.'
-    )
-    content = path.read_text().replace("# The persons.", words, 1)
+    words = f'[officers]\n"Ada L" = "{text(ADA)} ada@north"\n"Bob" = "{text(BOB)}"\n\n# The people.'
+    content = path.read_text().replace("# The people.", words, 1)
     path.write_text(content.replace("approvers = 1", "approvers = 2"))
     for old, new in changes.items():
         path.write_text(path.read_text().replace(old, new))

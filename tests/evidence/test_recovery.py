@@ -291,7 +291,7 @@ def test_another_recovery_key_opens_nothing(desk: Desk) -> None:
     path = desk.file()
     desk.lose()
     FileSigner.generate().save(desk.tmp / "other.pem", None)
-    refuses(desk, PrivateKeyError, "is not sealed to the recovery key", path,
+    refuses(desk, PrivateKeyError, "is not encrypted to the recovery key", path,
             recovery=desk.tmp / "other.pem")  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def test_the_copy_of_another_site_is_refused(desk: Desk, tmp_path: Path) -> None
     other = Desk(tmp_path / "other")
     path, foreign = desk.file(), other.file("south.copy")
     desk.lose()
-    refuses(desk, PrivateKeyError, "is not sealed to the recovery key", foreign)
+    refuses(desk, PrivateKeyError, "is not encrypted to the recovery key", foreign)
     refuses(desk, WrongLedgerError, "several ledgers", path, foreign)
     refuses(
         desk, WrongLedgerError, "is of a ledger that began with key", path, first_key=other.first

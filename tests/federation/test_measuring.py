@@ -127,7 +127,7 @@ def test_a_measurement_above_the_budget_is_refused(plan_value: Make) -> None:
         metrics={"source": "gate", "noise_multiplier": 0.5},
         privacy={"epsilon": 1.0},
     )
-    with pytest.raises(InputError, match="1 evaluation through the gate cost"):
+    with pytest.raises(InputError, match="1 evaluation costs"):
         calibrated(Plan.parse(value))
 
 
@@ -249,7 +249,7 @@ def test_a_coordinator_that_dies_before_it_told_knows_it_afterwards(
         ({"strategy": {"average_last": 2}}, "average_last"),
         ({"training": {"rounds": -1}}, "rounds"),
         ({"split": {"test": 0.0}}, "'split.test' holds nothing out"),
-        ({"privacy": "none"}, "need a \\[privacy\\] section"),
+        ({"privacy": "none"}, "needs a \\[privacy\\] section"),
     ],
 )
 def test_plans_that_make_no_sense(plan_value: Make, changes: dict[str, Any], said: str) -> None:

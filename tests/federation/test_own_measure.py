@@ -119,8 +119,8 @@ def test_a_measure_of_ones_own_goes_through_the_gate(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("kind", "no cell for any made-up record"),
-        ("beyond", "no cell for any made-up record"),
+        ("kind", "no cell for any generated record"),
+        ("beyond", "no cell for any generated record"),
         ("raises", "for the first it fails"),
         ("batch", "H6: the scores of a record depend on the records beside it"),
     ],

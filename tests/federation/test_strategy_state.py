@@ -157,7 +157,7 @@ def test_a_strategy_that_begins_anew_says_so(
         caplog.clear()
         options = OPTIONS[kind]
         Aggregator(Plan.parse(plan_value(strategy={"kind": kind, "options": options}))).restore({})
-        assert ("begins anew" in caplog.text) is says
+        assert ("it restarts" in caplog.text) is says
 
 
 def test_a_snapshot_of_an_earlier_version_has_no_state(tmp_path: Path) -> None:

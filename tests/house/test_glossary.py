@@ -48,8 +48,19 @@ class Old:
 
 OLD = (
     # one term for one thing
-    Old(r"gates?", "metrics mechanism, or site endpoint", "noise of the gate"),
-    Old(r"figures?", "metrics, or numbers", "figures by site", pages=("benchmarks.md",)),
+    Old(
+        r"gates?",
+        "metrics mechanism, or site endpoint",
+        "noise of the gate",
+        fine=r"--gate|[\"']gate[\"']",
+    ),
+    Old(
+        r"figures?",
+        "metrics, or numbers",
+        "figures by site",
+        fine=r"(?m:^ +figures:)|'figures'",  # name of an argument, as lighter, standing and shown are
+        pages=("benchmarks.md",),
+    ),
     Old(
         r"honesty list",
         "assumption register",
@@ -59,16 +70,21 @@ OLD = (
     Old(r"guards?", "admission control", "the guard checks", fine=r"guards? against"),
     Old(r"hubs?", "coordinator", "the hub asks", fine=r"Hugging Face Hub|(?:of|in) the Hub"),
     Old(r"desks?", "operator decisions", "a decision of the desk"),
-    Old(r"offices?", "coordinator", "the office queues a run", fine=r"post offices?"),
+    Old(
+        r"offices?",
+        "coordinator",
+        "the office queues a run",
+        fine=r"post offices?|dealt to one office",
+    ),
     Old(r"doors?", "enrolment server", "the door is open"),
     Old(r"recorders?", "evidence collector", "the recorder checks"),
     Old(r"books?", "ledger state", "in these books", fine=r"[Bb]ook-keeping|code book"),
-    Old(r"parcels?", "request, or message", "a parcel waits"),
+    Old(r"parcels?", "request, or message", "a parcel waits", fine=r"(?m:^ +parcel:)"),
     Old(r"workbench(?:es)?", "model runtime", "on the workbench"),
     Old(r"residents?", "daemon", "the resident process"),
     Old(r"lighter", "smaller, compressed or optimised", "a lighter update"),
-    Old(r"sealed", "encrypted, or frozen", "a sealed piece", fine=r"sealed box"),
-    Old(r"standing", "status", "the standing of a site"),
+    Old(r"sealed", "encrypted, or frozen", "a sealed piece", fine=r"sealed box|(?m:^ +sealed:)"),
+    Old(r"standing", "status", "the standing of a site", fine=r"(?m:^ +standing:)"),
     Old(r"twins?", "duplicate clients", "twins are named"),
     Old(r"opponents?", "attacker, or adversary", "an opponent's findings"),
     Old(
@@ -84,7 +100,7 @@ OLD = (
         r"look(?:s|ed|ing)?",
         "check, evaluate, poll or search",
         "it is looked for",
-        fine=r"looks? (?:odd|like|good)",
+        fine=r"looks? (?:odd|like|good)|chosen without looking",  # in digests of plans
     ),
     Old(
         r"join(?:s|ed|ing)? (?:the |these |sites' )?(?:updates?|releases?|models?|repl(?:y|ies))",
@@ -96,9 +112,14 @@ OLD = (
         "aggregated",
         "the release is not joined",
     ),
-    Old(r"shown", "displayed, published or sent", "the head that it was shown"),
+    Old(
+        r"shown",
+        "displayed, published or sent",
+        "the head that it was shown",
+        fine=r"(?m:^ +(?:\w+, )*shown:)",
+    ),
     Old(r"gainsa(?:y|ys|id)", "contradict", "nobody gainsays it"),
-    Old(r"anew", "again", "is drawn anew"),
+    Old(r"anew", "again", "is drawn anew", fine=r"(?m:^ +anew:)"),
     Old(r"so many", "that many", "so many orders"),
     Old(r"no word (?:came|comes)", "timed out", "no word came in time"),
     Old(r"whoever", "anyone who", "whoever has the key"),
@@ -128,11 +149,12 @@ OLD = (
     Old(r"mend(?:s|ed|ing)?", "correct, repair", "it is mended"),
     Old(r"puts? (?:it |them |the \w+ )?back", "restore", "put the records back"),
     Old(r"tak(?:es|en) (?:it |them )?up", "load, or apply", "a client takes it up"),
-    Old(r"dealt to", "divided among", "dealt to three hospitals"),
+    Old(r"dealt to", "divided among", "dealt to three hospitals", fine=r"is dealt to one"),
     Old(
         r"(?:holds?|contains?|ha(?:ve|s)) line ends|line ends (?:inside|within)",
         "line breaks",
         "cells hold line ends",
+        fine=r"quoted cells hold line ends: the site keeps",  # in digests of policies
     ),
     Old(r"life-time", "lifetime", "a life-time cap"),
     Old(r"cap less", "cap minus", "the cap less the ε"),
@@ -144,6 +166,7 @@ OLD = (
         r"st(?:ands?|ood) (?:in|beside|behind|under|before|above|at|on|there|alone)",
         "is in, or is self-contained",
         "it stands in the ledger",
+        fine=r"a verse stands in one gospel",  # in digests of plans
     ),
     Old(
         r"(?:lines?|bytes?|events?|columns?|pages?|pieces?|perplexity|bits|convolutions?|ms) an? "

@@ -125,7 +125,7 @@ def test_recover_says_what_it_did_as_json(root: Path, folder: Path) -> None:
         listed[2].replace("safe/recovery.pem", "witness.pem") + f" --ledger {first}", folder
     )
     assert code == 2
-    assert "is not sealed to the recovery key" in said
+    assert "is not encrypted to the recovery key" in said
     code, said = typed(listed[2].replace("north.hub.copy", "safe/recovery.pem"), folder)
     assert code == 2
     assert "not a whole copy of a ledger" in said

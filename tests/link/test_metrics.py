@@ -98,5 +98,5 @@ def test_figures_that_cannot_be_had_are_an_error_and_no_traceback(
         broken.fault = None
         assert get(endpoint.port, "/metrics")[0] == 200
     errors = [one.getMessage() for one in caplog.records if one.levelname == "ERROR"]
-    assert "the figures cannot be had" in errors
+    assert "the metrics cannot be collected" in errors
     assert "Traceback" not in capfd.readouterr().err

@@ -177,7 +177,7 @@ def test_who_is_late_gives_its_answer_before_it_is_asked_for_more(
     grid, slow = ends.grid(), sites["South"]
     slow.free.clear()
     assert of(grid.gather(messages(1), 30, two())) == ["North", "East"]
-    assert "a round goes on without" in caplog.text
+    assert "a round continues without" in caplog.text
     # It shows its log meanwhile.
     assert (
         of(grid.gather(messages(1, "query.show"), 30, Enough(lambda came: len(came) == 3))) == NAMES

@@ -331,7 +331,7 @@ def test_a_pause_and_a_new_key_end_no_run_and_one_that_a_refusal_ended_is_resume
         cancel(here.federation, "second")
         assert other.status["state"] == "failed"
         said = CliRunner().invoke(app, ["server", "resume", str(here.federation.folder), "second"])
-        assert "was cancelled, which is for good" in str(said.exception)
+        assert "it cannot resume: submit its plan again" in str(said.exception)
         assert isinstance(said.exception, InputError)
     finally:
         here.close()

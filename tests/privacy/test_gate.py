@@ -246,7 +246,7 @@ def test_scores_and_labels_may_have_any_shape():
     "shape", [(0, 3), (3, -1), (2.0, 3), (True, 3), (3,), 3, None, (1001, 1000)]
 )
 def test_a_table_is_a_table(shape):
-    with pytest.raises(PrivacyError, match="gate's table"):
+    with pytest.raises(PrivacyError, match="metrics table"):
         metrics_mechanism.noised_histogram(
             *made_up(3, 2), UnitIndex.by_record(3), shape=shape, noise_multiplier=1.0
         )

@@ -36,7 +36,7 @@ def test_a_copy_holds_every_entry_and_only_the_recovery_key_reads_it(tmp_path: P
     assert papers == ["plan"]
     assert pieces[0].open(seed).witness_seed and not pieces[1].open(seed).witness_seed
     for other in (key(home), key(home, "witness"), FileSigner.generate()):
-        with pytest.raises(LedgerError, match="was altered, or is sealed to another key"):
+        with pytest.raises(LedgerError, match="was altered, or is encrypted to another key"):
             pieces[0].open(other.seed)  # type: ignore[attr-defined]
 
 

@@ -291,7 +291,7 @@ def test_a_lost_token_is_replaced_by_the_recovery_key(token: Path, tmp_path: Pat
     # And back to a file, where there is to be no token any more.
     text = site.read_text()
     start = text.index("\n[keys]")
-    site.write_text(text[:start] + text[text.index("# The persons") :])
+    site.write_text(text[:start] + text[text.index("# The people") :])
     rotate_key(site, None, recovery=spare)
     key = FileSigner.load(home / "ledger" / "ledger.pem", None)
     assert OperatorDecisions.open(site, None).ledger.log.key.public == key.public

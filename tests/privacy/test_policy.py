@@ -468,7 +468,7 @@ def test_one_data_set_that_fits_is_enough(plan_value: Make):
     policy, plan = Policy.parse(more), plan_of(plan_value)
     assert policy.fault(plan) is None
     assert policy.fault(plan, data_set="admissions") is None
-    assert "above the population's life-time ε 1" in str(policy.fault(plan, data_set="payroll"))
+    assert "above the population's lifetime ε 1" in str(policy.fault(plan, data_set="payroll"))
 
 
 @pytest.mark.parametrize(

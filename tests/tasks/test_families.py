@@ -280,7 +280,7 @@ def test_a_model_of_the_hub_is_its_commit_in_the_cache(
     with pytest.raises(PlanError, match="needs 'folder', or 'name'"):
         build_model(named(name="somebody/tiny", folder=str(folder)))
     for name in ("somebody/other", "../../etc"):
-        with pytest.raises(DataMissingError, match="nothing is downloaded here. `hf download"):
+        with pytest.raises(DataMissingError, match="Privet downloads nothing. Run `hf download"):
             build_model(named(name=name, revision=commit))
 
 

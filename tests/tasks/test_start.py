@@ -96,7 +96,7 @@ def test_what_is_used_is_what_was_hashed(tmp_path: Path) -> None:
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     plan = family_plan("dense", tmp_path)
     unknown = "sha256:" + 64 * "0"
-    with pytest.raises(DataMissingError, match="looked in nowhere, as it is not set"):
+    with pytest.raises(DataMissingError, match="searched: no folder, as it is not set"):
         initial_model(plan.changed(model={"start": unknown}))
     save_file({"other": np.zeros(3, np.float32)}, tmp_path / "x.safetensors")
     with pytest.raises(PlanError, match="no parameter of this model, by name and shape"):

@@ -363,7 +363,7 @@ def _environment(work: Path) -> dict[str, str]:
 
 
 def _hub_cache() -> Path:
-    """Return the folder of this process's Hugging Face hub models, by the hub's own rules."""
+    """Return the folder of this process's models of the Hugging Face Hub, by its own rules."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     home = Path(os.environ.get("HF_HOME") or caches / "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or home / "hub").expanduser()

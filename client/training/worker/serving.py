@@ -53,7 +53,7 @@ def _shown(error: Exception) -> str:
     try:
         return repr(error)
     except Exception:
-        return "it cannot be shown"
+        return "it cannot be printed"
 
 
 class _Worker:

@@ -1,1 +1,1 @@
-"""Sealed copies of histories, by which a party that lost its own gets it back."""
+"""Encrypted copies of histories, from which a party that lost its own restores it."""

@@ -1,6 +1,6 @@
 """The file by which a copy of a ledger goes back to its site: lines of JSON.
 
-It holds what whoever kept the copy knows of the ledger: its pieces, the newest heads, and, from a
+It holds what the keeper of the copy knows of the ledger: its pieces, the newest heads, and, from a
 coordinator, the orders that may have been answered since. The format is that of
 docs/reference/ledger-copy.md.
 """

@@ -129,7 +129,7 @@ def _genesis(file: CopyFile, piece: CopyPiece, recovery: FileSigner) -> Entry:
         pass
     altered = "" if file.witness is not None else ", or the copy was altered"
     raise PrivateKeyError(
-        f"{file.source}: is not sealed to the recovery key that was given, "
+        f"{file.source}: is not encrypted to the recovery key that was given, "
         f"{fingerprint(recovery.public)}{altered}. Nothing was written"
     )
 
@@ -199,7 +199,7 @@ def _require_reached(
             f"{source} shows a head of {head.size} entries that others saw{by}, and the longest "
             f"copy ({found.source}) has {len(tree)}: {missing} entries are missing. "
             "Ask the coordinators and the other sites for their copies and name all of them; "
-            "without the missing entries the ledger cannot go on. Nothing was written"
+            "without the missing entries the ledger cannot continue. Nothing was written"
         )
     if tree.root(head.size) != head.root:
         raise LedgerError(

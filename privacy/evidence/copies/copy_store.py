@@ -26,7 +26,7 @@ MAX_COPY_BYTES = 256 << 20
 MAX_STORE_BYTES = 2 << 30
 """Of all copies that a party keeps."""
 MAX_RELAY_BYTES = 768 << 10
-"""Of sealed pieces in one message, as base64; one piece may be longer."""
+"""Of encrypted pieces in one message, as base64; one piece may be longer."""
 SYNC_INTERVAL_S = 1.0
 """Seconds between two waits for the disk: no round is to wait for it. What a crash of the machine
 loses is asked for again. It is missed only if the site loses its disk at the same time."""

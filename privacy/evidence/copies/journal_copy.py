@@ -1,10 +1,10 @@
 """The copy of a coordinator's journal that its sites keep, so that it can be restored.
 
-Sites cosign the journal's heads, and keep what stands under them: its entries, with the orders,
+Sites cosign the journal's heads, and keep what these cover: its entries, with the orders,
 receipts and cosigned heads that belong to each. A coordinator that was restored from an older copy
-of its folder takes them back and goes on; nobody else could sign a further entry.
+of its folder takes them back and continues; nobody else could sign a further entry.
 
-A run's journal has a key of its own, which lies in the run's folder. It travels sealed to the
+A run's journal has a key of its own, which lies in the run's folder. It travels encrypted to the
 coordinator's order key, so that a run which was submitted after the copy was made comes back, too.
 """
 
@@ -27,7 +27,7 @@ from privet.privacy.evidence.statement import Entry, pae
 from privet.privacy.evidence.store import Store
 
 KEY_TYPE = "application/vnd.privet.journal-key+json"
-"""DSSE payload type of a sealed journal key's signature."""
+"""DSSE payload type of the signature on an encrypted journal key."""
 ORDER, RECEIPT = "order", "receipt"
 """Kinds of the papers that a journal keeps beside its entries and :data:`CHECKPOINT`."""
 PAPERS = (ORDER, RECEIPT, CHECKPOINT)
@@ -113,7 +113,7 @@ def _papers(store: Store, value: dict[str, Any]) -> Iterator[Paper]:
 
 @dataclass(frozen=True)
 class JournalKey:
-    """The private key of a run's journal, sealed to the coordinator's order key.
+    """The private key of a run's journal, encrypted to the coordinator's order key.
 
     Attributes:
         run: identifier of the run.
@@ -170,7 +170,7 @@ class JournalKey:
             )
         except (CryptoError, ValueError):
             raise LedgerError(
-                f"the journal key of run '{self.run}' is sealed to another order key"
+                f"the journal key of run '{self.run}' is encrypted to another order key"
             ) from None
 
     def _signed(self) -> bytes:
@@ -197,7 +197,7 @@ class JournalKey:
                 decode64(value["sealed"]), str(value["by"]), decode64(value["sig"]),
             )  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError, NoteError) as error:
-            raise NoteError(f"a journal's sealed key is malformed: {error!r}") from error
+            raise NoteError(f"a journal's encrypted key is malformed: {error!r}") from error
 
 
 def _text(data: bytes) -> str:

@@ -1,8 +1,8 @@
 """The copy of a ledger that others keep for its site, and that the site alone can read.
 
-A copy is a chain of pieces. Each holds the leaves from one size of the log to the next, sealed
-to the recovery key that the genesis names, and is signed by the site's witness key, so that
-whoever keeps it takes nothing that another party made up. The format is that of
+A copy is a chain of pieces. Each holds the leaves from one size of the log to the next,
+encrypted to the recovery key that the genesis names, and is signed by the site's witness key, so
+that its keeper accepts nothing that another party forged. The format is that of
 docs/reference/ledger-copy.md.
 """
 
@@ -27,14 +27,14 @@ from privet.privacy.evidence.statement import pae
 PIECE_TYPE = "application/vnd.privet.ledger-copy+json"
 """DSSE payload type of a piece's signature."""
 PADDING = 4096
-"""What is sealed is as long as a multiple of this, in bytes."""
+"""The length of what is encrypted is a multiple of this, in bytes."""
 MAX_PIECE_LEAVES = 512 << 10
 """Bytes of leaves in a piece; a piece holds one leaf at least."""
 
 
 @dataclass(frozen=True)
 class PieceContent:
-    """What is sealed in a piece.
+    """What a piece contains, encrypted.
 
     Attributes:
         leaves: of the log, in order.
@@ -51,7 +51,7 @@ class PieceContent:
 
 @dataclass(frozen=True)
 class CopyPiece:
-    """A sealed part of a ledger.
+    """An encrypted part of a ledger.
 
     Attributes:
         log: the ledger's origin.
@@ -135,7 +135,7 @@ class CopyPiece:
                 decode64(value["witness"]),
             )
         except CryptoError:
-            raise LedgerError(f"{where} was altered, or is sealed to another key") from None
+            raise LedgerError(f"{where} was altered, or is encrypted to another key") from None
         except (ValueError, KeyError, TypeError, AttributeError, NoteError) as error:
             raise LedgerError(f"{where} cannot be read: {error!r}") from error
         if (value["log"], value["from"]) != (self.log, self.start):
@@ -156,7 +156,7 @@ def seal(
     """Return a piece.
 
     Args:
-        content: what is sealed.
+        content: what is encrypted.
         log: the ledger's origin.
         start: size of the log before it.
         roots: of the tree before and after it.
@@ -173,8 +173,8 @@ def seal(
             "witness": base64.b64encode(content.witness_seed).decode(),
         }
     ).encode()
-    # Nothing is compressed: coordinators choose what stands in a ledger beside the entries of
-    # others, and the length would tell them what those repeat.
+    # Nothing is compressed: coordinators choose parts of a ledger that has entries of others, too,
+    # and the length would reveal to them what those repeat.
     plain += b" " * (-len(plain) % PADDING)
     sealed = SealedBox(VerifyKey(recovery.public).to_curve25519_public_key()).encrypt(plain)
     end = start + len(content.leaves)

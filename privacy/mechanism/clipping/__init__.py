@@ -37,8 +37,8 @@ backward pass (ghost differentiation, Bu et al. 2023).
     bookkeeping.py            one micro-batch after the other; the total
     engine.py                 units, micro-batches, the choice of a mode
 
-Why norms are computed in double precision stands in :func:`.methods.squared_row_norms`, and what is
-done where rows cancel in :mod:`.ghost_norms`.
+:func:`.methods.squared_row_norms` says why norms are computed in double precision, and
+:mod:`.ghost_norms` what is done where rows cancel.
 
 **The modes** differ in speed and memory only:
 

@@ -1,4 +1,4 @@
-"""Rules of parameters that are looked up or used as they are: embeddings, positions, tokens."""
+"""Rules of parameters that are indexed or used as they are: embeddings, positions, tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class EmbeddingRule(Rule):
 
         G_u = Σ_k 1_{i_k} e_ukᵀ   [V, n], or its ghost
 
-    Positions are looked up once for all records, at ids [1, K]: each record then has the same ids,
+    Positions are read once for all records, at ids [1, K]: each record then has the same ids,
     and backprops of its own. Padding has no gradient.
     """
 

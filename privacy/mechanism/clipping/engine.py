@@ -185,14 +185,14 @@ class GradientEngine:
         return sums
 
     def fall_back(self, why: str) -> bool:
-        """Go on with Opacus, where book-keeping was chosen by itself and does not fit.
+        """Continue with Opacus, where book-keeping was chosen automatically and does not fit.
 
         Returns:
             False if another mode was asked for, or is used already.
         """
         if not self._automatic or self.mode != "bookkeeping":
             return False
-        _LOG.warning("clipping goes on with opacus-hooks: %s", why)
+        _LOG.warning("clipping continues with opacus-hooks: %s", why)
         self._method.close()
         self.mode, self._method = self._opacus("opacus-hooks")
         return True

@@ -28,7 +28,7 @@ from privet.privacy.mechanism.clipping.ghost_norms import Linear, Lookup
 from privet.privacy.mechanism.clipping.methods import accumulation_dtype, squared_row_norms
 
 _SMALL_TABLE = 4
-"""An embedding with at most so many times as many rows as are looked up is instantiated."""
+"""An embedding with at most this many times as many rows as are read is instantiated."""
 
 
 class ParameterGradients:
@@ -119,7 +119,7 @@ class ParameterGradients:
         self.used = True
 
     def add_shared_lookup(self, ids: Tensor, backprops: Tensor) -> None:
-        """Add the same where all units look up the same rows, such as positions.
+        """Add the same where all units read the same rows, such as positions.
 
         If no id repeats, no two rows meet, and ‖G_u‖² is the sum of the squares of e_u.
 

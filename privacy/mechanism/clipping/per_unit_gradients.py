@@ -27,7 +27,7 @@ from privet.privacy.mechanism.clipping.parameter_gradients import (
 )
 
 _SMALL = 1 << 11
-"""Parameters of at most so many numbers share one buffer: one norm and one product for all."""
+"""Parameters of at most this many numbers share one buffer: one norm and one product for all."""
 
 
 class PerUnitGradients:
