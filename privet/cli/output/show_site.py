@@ -83,7 +83,7 @@ def _costs(forecast: Forecast) -> Table:
         return table
     cap = forecast.cap.epsilon
     table.add_section()
-    table.add_row("life-time cap", f"{cap:g}" if cap else "none")
+    table.add_row("lifetime cap", f"{cap:g}" if cap else "none")
     table.add_row("spent so far", forecast.spent.figure)
     if forecast.left_after is not None:
         is_covered = forecast.decision is not None and forecast.decision.allowed
