@@ -1,7 +1,7 @@
 """Claim and spent budgets, for those who state them: card, result, report, verifier's answer.
 
 All of them take a :class:`ReportStanding` from here, and its words from the same sentences. A run
-that has just ended has no verdict yet: :func:`standing_of` computes its standing from the ledgers
+that has just ended has no verdict yet: :func:`standing_of` computes it from the ledgers
 themselves, by the rules of a report.
 """
 

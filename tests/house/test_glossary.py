@@ -48,8 +48,14 @@ class Old:
 
 OLD = (
     # one term for one thing
-    Old(r"gates?", "metrics mechanism, or site endpoint", "noise of the gate"),
-    Old(r"figures?", "metrics, or numbers", "figures by site", pages=("benchmarks.md",)),
+    Old(r"gates?", "metrics mechanism, or site endpoint", "noise of the gate", fine=r"--gate"),
+    Old(
+        r"figures?",
+        "metrics, or numbers",
+        "figures by site",
+        fine=r"(?m:^ +figures:)",  # name of an argument, as lighter, standing and shown are
+        pages=("benchmarks.md",),
+    ),
     Old(
         r"honesty list",
         "assumption register",
@@ -57,7 +63,12 @@ OLD = (
         fine=r"\*honesty list\* of earlier versions",
     ),
     Old(r"guards?", "admission control", "the guard checks", fine=r"guards? against"),
-    Old(r"hubs?", "coordinator", "the hub asks", fine=r"Hugging Face Hub|(?:of|in) the Hub"),
+    Old(
+        r"hubs?",
+        "coordinator",
+        "the hub asks",
+        fine=r"Hugging Face Hub|(?:of|in) the Hub|privet (?:server|client) [^\n]*",
+    ),
     Old(r"desks?", "operator decisions", "a decision of the desk"),
     Old(r"offices?", "coordinator", "the office queues a run", fine=r"post offices?"),
     Old(r"doors?", "enrolment server", "the door is open"),
@@ -66,9 +77,11 @@ OLD = (
     Old(r"parcels?", "request, or message", "a parcel waits"),
     Old(r"workbench(?:es)?", "model runtime", "on the workbench"),
     Old(r"residents?", "daemon", "the resident process"),
-    Old(r"lighter", "smaller, compressed or optimised", "a lighter update"),
+    Old(
+        r"lighter", "smaller, compressed or optimised", "a lighter update", fine=r"(?m:^ +lighter:)"
+    ),
     Old(r"sealed", "encrypted, or frozen", "a sealed piece", fine=r"sealed box"),
-    Old(r"standing", "status", "the standing of a site"),
+    Old(r"standing", "status", "the standing of a site", fine=r"(?m:^ +standing:)"),
     Old(r"twins?", "duplicate clients", "twins are named"),
     Old(r"opponents?", "attacker, or adversary", "an opponent's findings"),
     Old(
@@ -96,7 +109,12 @@ OLD = (
         "aggregated",
         "the release is not joined",
     ),
-    Old(r"shown", "displayed, published or sent", "the head that it was shown"),
+    Old(
+        r"shown",
+        "displayed, published or sent",
+        "the head that it was shown",
+        fine=r"(?m:^ +(?:\w+, )*shown:)",
+    ),
     Old(r"gainsa(?:y|ys|id)", "contradict", "nobody gainsays it"),
     Old(r"anew", "again", "is drawn anew"),
     Old(r"so many", "that many", "so many orders"),

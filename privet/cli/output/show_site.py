@@ -243,7 +243,7 @@ def failures(plan: dict[str, Any], log: Path) -> str:
         return f"{failed} {times}, of {most} that may; each was charged. See {log}"
     return (
         f"closed: {failed} {times}, each was charged, and further orders are refused at no cost. "
-        f"See {log}; mend it, then `privet client approve` opens the plan again"
+        f"See {log}; correct the cause, then `privet client approve` opens the plan again"
     )
 
 
