@@ -152,8 +152,8 @@ Source: {source}.
 
 The metrics apply to the records named above and to no others. Before the model decides about
 people, check its metrics by group (`privet model evaluate --group`) and which parts of a record
-decide its output (`privet model explain`). It was not validated for decisions about patients or customers, and it
-repeats whatever bias its records hold.
+decide its output (`privet model explain`). It was not validated for decisions about patients or
+customers, and it repeats whatever bias its records hold.
 """
     return printable(text, lines=True)
 

@@ -84,7 +84,7 @@ def fetch(
 ) -> None:
     """Fetch a run that has ended: its model, its metrics, and the coordinator's part of a bundle.
 
-    Files that are there already are not fetched again; a file that was cut is completed. The
+    Files that are there, unchanged, are not fetched again; a file that was cut is completed. The
     folder is one for `privet model` and, beside the sites' ledgers, for `privet audit bundle`.
     """
     from privet.common.link.research import Researcher

@@ -1,4 +1,4 @@
-"""What follows from the evidence: the assumption register's facts, claims, witnesses, ε over time."""
+"""What follows from the evidence: facts of the register, claims, witnesses, ε over time."""
 
 from __future__ import annotations
 

@@ -345,7 +345,7 @@ NOT_PROVED = [
     ),
     (
         "That nobody is at two sites",
-        "For a person whose data are at two sites, or in two populations, the ε add up.",
+        "For a person whose data are at two sites, or in two populations, the ε values add up.",
     ),
     (
         "That there was no training outside the ledger",
@@ -388,7 +388,7 @@ GLOSSARY = [
     ),
     (
         "δ (delta)",
-        "The exception to ε: as if, with this small probability, the answer were revealed outright.",
+        "The exception to ε: as if, with this small probability, the answer were given outright.",
     ),
     (
         "Unit",
