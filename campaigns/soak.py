@@ -205,7 +205,7 @@ class Soak:
         self._command(
             "server", "set-address", str(self.federation.folder / "hub"), f"127.0.0.1:{port}"
         )
-        while "all were told" not in self._command(
+        while "all sites know it" not in self._command(
             "server", "status", str(self.federation.folder / "hub")
         ):
             self.over.wait(1.0)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from privet.simulations.run import simulate as simulate
 
 # The five rooms are links beside this file. Tools that drop links (a Flower bundle does)
-# leave the rooms in the checkout's root: look for them there.
+# leave the rooms in the checkout's root: find them there.
 if not (Path(__file__).parent / "common").exists():
     __path__.append(str(Path(__file__).resolve().parent.parent))
 

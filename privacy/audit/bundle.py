@@ -229,11 +229,11 @@ class _Gathered:
 
 
 def _write(gathered: _Gathered, stream: BinaryIO) -> int:
-    """Write every log as of one moment, also while its owner goes on writing."""
+    """Write every log as of one moment, even while its owner continues to write."""
     with ExitStack() as held:
         for source, _ in gathered.logs:
             held.enter_context(source.store.reading())
-            source.store.count()  # the moment is that of the first look
+            source.store.count()  # the first read fixes the moment
         return _write_lines(gathered, stream)
 
 

@@ -35,7 +35,7 @@ class CardEvidence:
 
     Attributes:
         verdict: of the verifier.
-        standing: what a report makes of it.
+        standing: the claim and the spent budget, by the rules of a report.
         run: name of the run that ended with this model; None if the journal names none.
         heads: by log, the size and the root of its last checkpoint.
     """
@@ -101,12 +101,12 @@ def write_card(
 
     Args:
         plan: of the run.
-        figures: of the model, by name.
+        figures: metrics of the model, by name.
         evidence: what was verified, or what the ledgers of a run say that just ended; None if none
             was at hand.
-        source: where the figures come from, in words.
-        note: what a reader of the figures should know.
-        lighter: figures of variants that were pruned or quantised, by name.
+        source: where the metrics come from, in words.
+        note: what a reader of the metrics should know.
+        lighter: metrics of the pruned or quantised variants, by name.
         provenance: where vocabulary and normalisation come from, in sentences.
     """
     rows = "\n".join(
@@ -137,11 +137,11 @@ task `{task}`, with the model `{model}`.{start} Plan: `{plan.digest}`.
 
 {_privacy(plan, evidence)}
 
-## Figures
+## Metrics
 
 Source: {source}.
 
-| figure | value |
+| metric | value |
 |---|---|
 {rows}
 
@@ -150,10 +150,10 @@ Source: {source}.
 {_inputs(provenance)}
 ## Limits
 
-Figures are of the records named above and of no others. Look at the figures by group before the
-model decides about people (`privet model evaluate --group`), and at what it looks at
-(`privet model explain`). It was not validated for decisions about patients or customers, and it
-repeats whatever bias its records hold.
+The metrics apply to the records named above and to no others. Before the model decides about
+people, check its metrics by group (`privet model evaluate --group`) and which parts of a record
+decide its output (`privet model explain`). It was not validated for decisions about patients or
+customers, and it repeats whatever bias its records hold.
 """
     return printable(text, lines=True)
 
@@ -167,15 +167,15 @@ def _inputs(provenance: Sequence[str]) -> str:
 
 
 def _variants(lighter: Mapping[str, Mapping[str, Any]]) -> str:
-    """Return the table of lighter variants beside the whole model, or ''."""
+    """Return the table that compares smaller variants with the whole model, or ''."""
     if not lighter:
         return ""
     names = list(dict.fromkeys(name for row in lighter.values() for name in row))
     measured = any(set(row) - {"bytes", "packed"} for row in lighter.values())
     lines = [
-        "Lighter variants, made after the training, at no cost of privacy. "
+        "Smaller variants, made after the training, at no cost of privacy. "
         + (
-            "Figures are exact, of public records:"
+            "The metrics are exact, of public records:"
             if measured
             else "There were no public records to measure them on:"
         ),
@@ -212,7 +212,7 @@ def _privacy(plan: Plan, evidence: CardEvidence | ReportStanding | None) -> str:
     if isinstance(evidence, ReportStanding):
         return text + (
             f"{_claimed(evidence)}\n\nThis is what the sites' ledgers say, earlier runs included. "
-            "`privet audit verify` checks them, and `privet model export` writes this card anew."
+            "`privet audit verify` checks them, and `privet model export` writes this card again."
         )
     return text + _verified(evidence)
 
@@ -229,7 +229,7 @@ def _verified(evidence: CardEvidence) -> str:
     pinned = "pinned" if verdict.roster == "pinned" else "not pinned: its keys came with it"
     if not verdict.ok:
         faults = "\n".join(f"- {fault.rule}: {fault.message}" for fault in verdict.faults[:10])
-        return f"**Its evidence has faults**; rely on no figure of it.\n\n{faults}"
+        return f"**Its evidence has faults**; rely on no number in it.\n\n{faults}"
     lines = [f"The evidence was verified: no rule is broken (roster {pinned})."]
     lines.append(f"It is {witness_phrase(verdict)}.")
     if evidence.run is None:

@@ -1,8 +1,8 @@
-"""What stands above every figure, for those who state it: card, result, report, verifier's answer.
+"""Claim and spent budgets, for those who state them: card, result, report, verifier's answer.
 
 All of them take a :class:`ReportStanding` from here, and its words from the same sentences. A run
-that has just ended has no verdict yet: :func:`standing_of` tells it of the ledgers themselves, by
-the rules of a report.
+that has just ended has no verdict yet: :func:`standing_of` computes it from the ledgers
+themselves, by the rules of a report.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = [
 
 
 def standing_of(ledgers: Sequence[Ledger]) -> ReportStanding:
-    """Return what stands above the figures of ledgers at hand, that nobody has verified yet.
+    """Return claim and spent budgets of ledgers at hand, which nobody has verified yet.
 
-    It is told by the rules by which a report tells it of a verdict.
+    The rules are those that a report applies to a verdict.
 
     Raises:
         LedgerError: if a ledger cannot be read.

@@ -108,7 +108,7 @@ def verify(
     """Check everything that a bundle says, from the file alone.
 
     BUNDLE is the file that `privet audit bundle` wrote. Without a roster that reached you
-    another way, whoever wrote the bundle chose whose signatures count: the answer then says
+    another way, the bundle's author chose whose signatures count: the answer then says
     that the roster is not pinned. Which code ran is the sites' word; --code holds them to it.
     """
     from privet.cli.output import answer, show

@@ -22,8 +22,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 def server_backup(folder: Folder, out: Out, as_json: AsJson = False) -> None:
     """Write the coordinator's folder into a tar file, as of one moment, also while it runs.
 
-    Authority, keys (encrypted as they are), members, runs with their journals and models, and the
-    sites' sealed copies are in it. Only its owner can read the file.
+    It contains the authority, keys (encrypted as they are), members, runs with their journals and
+    models, and the encrypted copies of the sites' ledgers. Only its owner can read the file.
     """
     from privet.server.membership.registry import MemberRegistry
     from privet.server.recovery.backup import back_up_federation

@@ -50,7 +50,7 @@ def budget(
     ledger, which is read without its key. Nothing is written and no record is read. The exit code
     is 3 if the site would not let the plan run to its end now: the policy or the budget forbids it,
     the site is paused, or nobody approved the plan yet.
-    The digest that is shown is the one that `privet client approve` takes.
+    The digest that it prints is the one that `privet client approve` takes.
     """
     from privet.cli.output import show, show_site
     from privet.client.operator.forecast import Forecast, Place

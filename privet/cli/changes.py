@@ -1,4 +1,4 @@
-"""What changes while a federation goes on: the coordinator's address, its keys."""
+"""Changes of a federation in use: the coordinator's address, its keys."""
 
 from __future__ import annotations
 
@@ -43,16 +43,17 @@ def set_address(
         str, typer.Argument(help="host:port that sites dial from now on.", metavar="HOST:PORT")
     ],
     enrolment: Annotated[
-        str, typer.Option(help="host:port where sites come in; default the next port.")
+        str, typer.Option(help="host:port where sites enrol; default the next port.")
     ] = "",
     as_json: AsJson = False,
 ) -> None:
     """Change the address that sites dial; do it before the coordinator moves.
 
-    A coordinator that runs tells its sites at once, over the link, and stays where it listens until
-    it is started again; `privet server status` says which sites know. They dial the new address
-    first from then on, and the old one after it. A site that was away is told when it comes, or its
-    operator says it (`privet client move`). No certificate names an address, so none changes.
+    A running coordinator sends the new address to its sites at once, over the link, and listens at
+    the old one until it is started again; `privet server status` says which sites know. From then
+    on they dial the new address first, and the old one after it. A site that was away gets it when
+    it connects, or its operator sets it (`privet client move`). No certificate names an address, so
+    none changes.
     """
     from privet.common.link.address import show_address
     from privet.server.membership.registry import MemberRegistry
@@ -66,13 +67,14 @@ def set_address(
     value = {"address": address, "enrolment": federation.enrolment, "running": running}
     if running:
         text = (
-            "The coordinator that runs tells its sites now, and listens where it did until it is "
-            f"started again. Wait until `privet server status {folder}` says that all know."
+            "The running coordinator sends it to its sites now, and listens at the old address "
+            f"until it is started again. Wait until `privet server status {folder}` says that all "
+            "sites know it."
         )
     else:
         text = (
-            "No coordinator runs. Sites are told when they come: start it where they dial now, or "
-            "tell their operators: privet client move --address"
+            "No coordinator runs. Sites get the address when they connect: start it where they "
+            "dial now, or have their operators run: privet client move --address"
         )
     done(value, f"The address is now {address}, enrolment {federation.enrolment}.\n{text}", as_json)
 
@@ -100,9 +102,9 @@ def rotate_key(
 ) -> None:
     """Replace a key of the coordinator; the old one signs for the new one.
 
-    orders: sites go on by themselves, because the old key names the new one; each keeps that in its
-    ledger, and takes no new run under the old key. A policy with key_rotation = "listed" waits for
-    its operator. Not while a run is open. Tell auditors the new fingerprint.
+    orders: sites continue without their operators, because the old key names the new one; each
+    keeps that in its ledger, and takes no new run under the old key. A policy with key_rotation =
+    "listed" waits for its operator. Not while a run is open. Tell auditors the new fingerprint.
     authority: both are good until every site has a certificate of the new one, which it fetches
     over the link; the former is then dropped by itself, or by --finish.
     witness: it is not rotated; the message says what to do.
@@ -145,7 +147,7 @@ def _rotate_authority(
         text = "The former authority is dropped."
         if left:
             text += (
-                f" These sites have to come in again (`privet server enroll … --again`): "
+                f" These sites have to enrol again (`privet server enroll … --again`): "
                 f"{', '.join(left)}"
             )
         done(value, text, as_json)
@@ -157,7 +159,7 @@ def _rotate_authority(
     who = ", ".join(left) or "none"
     text = (
         f"The authority is now {files.newest}. The former one is good, too, until every site has a "
-        f"certificate of the new one; left: {who}.\nA coordinator that runs tells its sites now."
+        f"certificate of the new one; left: {who}.\nA running coordinator sends it now."
     )
     done(value, text, as_json)
 
@@ -182,8 +184,8 @@ def move(
 ) -> None:
     """Dial the coordinator at another address; the old ones are tried after it.
 
-    A coordinator that moves tells its sites itself, over the link. This is for one that could not.
-    A client that runs takes it up at its next dialing, without a restart. Whoever answers there
+    A coordinator that moves sends its new address over the link. This is for one that could not. A
+    running client uses the address the next time it dials, without a restart. The server there
     must show a certificate of the authority that this site trusts.
     """
     import privet.common.link

@@ -38,7 +38,7 @@ def check(
     It reads the records as a run would and says, by file and line, what would be left out and why:
     cells that are no numbers, labels that nobody declared, people without a name; what lies outside
     the plan's ranges; people with more records than count; and whether the model treats real
-    records as it treats made-up ones. Nothing leaves this machine, and nothing is spent. When it
+    records as it treats generated ones. Nothing leaves this machine, and nothing is spent. When it
     was run, on which file and with what outcome is kept in checks/ beside the policy. Exit code 1:
     these records cannot be used; 0: they can, perhaps with warnings.
     """

@@ -92,7 +92,7 @@ def init(
         bool,
         typer.Option(
             "--only-ledger",
-            help="State that no other ledger keeps a budget of these persons; with a new ledger.",
+            help="State that no other ledger keeps a budget of these people; with a new ledger.",
         ),
     ] = False,
     other_ledger: Annotated[
@@ -104,11 +104,11 @@ def init(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a site's folder: a policy to fill in, keys, an empty ledger; come in to a federation.
+    """Make a site's folder: a policy to fill in, keys, an empty ledger; enrol in a federation.
 
     In the folder of a site that is there, JOINFILE adds one more coordinator to the same ledger.
     A new ledger begins at zero, so you are asked whether another one keeps a budget of the same
-    persons (--only-ledger, --other-ledger); what you state is signed, and auditors read it.
+    people (--only-ledger, --other-ledger); what you state is signed, and auditors read it.
     With JOINFILE the site also gets its certificate from the coordinator, whose enrolment must be
     reachable now; where it was not, the same command tries again. Keys are made here and encrypted
     under the passphrase in PRIVET_PASSPHRASE, or in the file that PRIVET_PASSPHRASE_FILE names, at
@@ -164,7 +164,7 @@ def _new_site(
         folder: a join file, or the folder that is to be made.
         site: the name that was given, or "".
         place: the folder, where ``folder`` is a join file; None for one called as the site is.
-        by_file: whether the site comes in by files, for which it needs a join file.
+        by_file: whether the site enrols by files, for which it needs a join file.
 
     Raises:
         InputError: if these do not go together.
@@ -199,7 +199,7 @@ def _kept_keys(folder: Path, *, states: bool) -> dict[str, str]:
     from privet.client.operator.decisions import public_keys
 
     if states:
-        raise InputError(f"{folder}: its ledger is there; what it states was said when it began")
+        raise InputError(f"{folder}: its ledger is there; its statements were fixed when it began")
     pairs = zip(("ledger", "witness"), public_keys(folder), strict=True)
     return {kind: key.fingerprint for kind, key in pairs}
 
@@ -233,7 +233,7 @@ def _say_made(policy: Path, made: dict[str, str], missing: dict[str, str], *, ad
 def _come_in(
     join: Join | None, folder: Path, request: Path | None, certificate: Path | None
 ) -> None:
-    """Have a site come in by its join file, if there is one: by a call, or by files."""
+    """Enrol a site by its join file, if there is one: by a call, or by files."""
     if join is None:
         return
     from privet.client.start import come_in, come_in_by_file, take_certificate
@@ -263,8 +263,8 @@ def start(
         bool,
         typer.Option(
             "--not-restored",
-            help="Of several coordinators: do not wait until each has shown what it saw of the "
-            "ledger. You say that the ledger was not put back from an older copy.",
+            help="Of several coordinators: do not wait until each has sent what it saw of the "
+            "ledger. You state that the ledger was not restored from an older copy.",
         ),
     ] = False,
     metrics: Metrics = "",
@@ -273,13 +273,13 @@ def start(
 ) -> None:
     """Stay at the coordinators and answer their orders, until stopped (Ctrl-C or SIGTERM).
 
-    The site dials out, to each coordinator that it came in to; nothing listens here, but for
+    The site dials out, to each coordinator that it enrolled with; nothing listens here, but for
     --metrics on this machine. Training runs in a process of its own, which has no keys and no
     network. What the site lets itself be asked is in the policy, which is read again before each
     run. It may be killed at any moment: started again, it answers a repeated order with the
     release that was paid for.
-    What may speak of records is in operator.log and trainer.log beside the policy, never on
-    standard error.
+    Messages that may contain data of records go to operator.log and trainer.log beside the policy,
+    never to standard error.
     """
     with logged(log, log_level, policy.parent / "operator.log"):
         _attend(policy, metrics, unconfined=unconfined, not_restored=not_restored)
@@ -403,7 +403,7 @@ def withdraw(
 ) -> None:
     """Spend nothing ever again. This cannot be undone; what was released stays released."""
     if not yes:
-        typer.confirm("Withdraw this site for good?", abort=True, err=True)
+        typer.confirm("Withdraw this site permanently?", abort=True, err=True)
     desk_of(policy).withdraw(who(name))
     done({"state": "withdrawn"}, "The site has withdrawn.", as_json)
 
@@ -450,7 +450,7 @@ def catalogue_of(policy: Path) -> Catalogue:
 
 
 def desk_of(policy: Path) -> OperatorDecisions:
-    """Return the desk of a policy, asking for the passphrase of its keys if need be."""
+    """Return the operator decisions of a policy; ask for the passphrase of its keys if need be."""
     from privet.client.operator.decisions import OperatorDecisions
 
     return OperatorDecisions.open(policy, passphrase_of(policy))

@@ -1,4 +1,4 @@
-"""``copy`` and ``recover``: a ledger's sealed copy goes back to its site."""
+"""``copy`` and ``recover``: a ledger's encrypted copy goes back to its site."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standar
 def server_copy(folder: Folder, site: Site, out: Out, as_json: AsJson = False) -> None:
     """Write what this coordinator keeps of a site's ledger, for a site that lost it.
 
-    It holds the ledger's sealed copy, which only the site can read, the newest heads that were
+    It holds the ledger's encrypted copy, which only the site can read, the newest heads that were
     witnessed, and the orders that the site may have answered since.
     """
     from privet.server.recovery.copy_export import copy_of
@@ -60,7 +60,9 @@ def _write(found: CopyFile, site: str, out: Path, as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps(value))
         return
-    typer.echo(f"Wrote {out}: {size} entries of the ledger of {site}, sealed; witnessed to {seen}")
+    typer.echo(
+        f"Wrote {out}: {size} entries of the ledger of {site}, encrypted; witnessed to {seen}"
+    )
     if found.orders:
         typer.echo(f"  and {len(found.orders)} orders that the site may have answered since")
     if seen > size:

@@ -64,11 +64,11 @@ def evaluate(
     gate: Annotated[
         bool,
         typer.Option(
-            "--gate", help="Measure at the sites: figures are noised, and paid for at each site."
+            "--gate", help="Measure at the sites: metrics are noised, and paid for at each site."
         ),
     ] = False,
     epsilon: Annotated[
-        float | None, typer.Option(help="With --gate: what the figures may cost; default 1.")
+        float | None, typer.Option(help="With --gate: what the metrics may cost; default 1.")
     ] = None,
     ledgers: Annotated[
         Path | None,
@@ -91,7 +91,7 @@ def evaluate(
 ) -> None:
     """Measure a model: over all records, by site, by group, with calibration and gaps.
 
-    The records are the test split of the run's scenario, or a file of your own. The figures are
+    The records are the test split of the run's scenario, or a file of your own. The metrics are
     exact: of private records they are private, and must stay where the records are.
 
     With --gate each site measures on its own held-out records. What leaves it is one noised table,
@@ -147,7 +147,7 @@ def explain(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which words, cells or pixels decided, as a page that stands alone.
+    """Show which words, cells or pixels decided, as a self-contained page.
 
     Texts and images by integrated gradients, tables by Shapley values. An explanation holds the
     record that it explains.
@@ -210,7 +210,7 @@ def export(
         typer.Option(
             "--from",
             metavar="FILE",
-            help="Public records to measure lighter variants on; default the plan's test split, "
+            help="Public records to measure smaller variants on; default the plan's test split, "
             "if it is public.",
         ),
     ] = None,
@@ -489,7 +489,7 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
         if trained.plan.scenario is not None:
             raise
         raise DataMissingError(
-            f"{error}\nThe plan's paths are looked for from here; or bring a file, --from FILE"
+            f"{error}\nThe plan's paths start from this folder; or bring a file, --from FILE"
         ) from error
     if not len(frame):
         raise InputError("the plan's test split is empty: bring a file, --from FILE")
@@ -497,7 +497,7 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
 
 
 def _public_records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFrame | None:
-    """Return records whose exact figures may go on a card, or None.
+    """Return records whose exact metrics a card may contain, or None.
 
     A test split that the plan does not call public is as private as what was trained on (H13).
     """

@@ -49,7 +49,7 @@ def passphrase_of(policy: Path) -> str | None:
     if found is not None:
         return found
     keys = [path for path in policy.parent.glob("*/*.pem") if path.parent.name != "offline"]
-    with suppress(PrivetError):  # what is wrong with it is said by who reads it next
+    with suppress(PrivetError):  # the next reader of the policy reports what is wrong
         keys += Policy.load(policy).ledger_folder.glob("*.pem")
     with suppress(OSError):
         if any(b"ENCRYPTED" in path.read_bytes() for path in keys):

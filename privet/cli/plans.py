@@ -70,7 +70,7 @@ def approve(
 ) -> None:
     """Approve a plan by its digest, in your name.
 
-    HASH is the digest of an offered plan. It is shown as `privet client plans` shows it: what it
+    HASH is the digest of an offered plan. It is printed as by `privet client plans`: what it
     costs and what it changes. On a terminal you are asked; elsewhere HASH is the decision. Where
     the policy wants two approvers, a second person must do the same under another name.
 
@@ -113,9 +113,7 @@ def approve(
             + f": {policy.parent / 'operator.log'} says why, and each is charged again."
         )
     if not known:
-        text += (
-            " No plan with this digest was offered here yet: compare it with the one you were told."
-        )
+        text += " No plan with this digest was offered here yet: compare it with the one you got."
     text += "".join(f"\n{said}" for said in checks(policy))
     done({**value, "enough": missing is None, "note": note or None}, text, as_json)
 
@@ -151,9 +149,9 @@ def sign_policy(
     """Sign a changed policy, as an officer of the one in force; with the last one it holds.
 
     Once a policy with officers was in force, a client does not start under another one until as
-    many of these officers have signed it as approve a plan. What changes is shown first, all of
-    it. What is not published (paths, columns, sizes of data) is not signed. Stop the client before,
-    and start it afterwards.
+    many of these officers have signed it as approve a plan. All changes are printed first. What is
+    not published (paths, columns, sizes of data) is not signed. Stop the client before, and start
+    it afterwards.
     """
     from privet.client.operator.catalogue import policy_changes
 
@@ -179,7 +177,7 @@ def _show_offer(policy: Path, digest: str, *, ahead: bool, as_json: bool) -> boo
 
     Raises:
         InputError: if this site was never offered it, or what is kept cannot be read; with
-            ``ahead`` that is shown only.
+            ``ahead`` that is printed only.
     """
     from privet.cli.output import show_plans
     from privet.cli.output.show import stage

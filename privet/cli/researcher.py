@@ -82,9 +82,9 @@ def fetch(
     out: Annotated[Path, typer.Option(help="Where its files are written.")],
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a run that has ended: its model, its figures, and the coordinator's part of a bundle.
+    """Fetch a run that has ended: its model, its metrics, and the coordinator's part of a bundle.
 
-    What is there already and the same is not brought again; a file that was cut goes on. The
+    Files that are there, unchanged, are not fetched again; a file that was cut is completed. The
     folder is one for `privet model` and, beside the sites' ledgers, for `privet audit bundle`.
     """
     from privet.common.link.research import Researcher

@@ -49,7 +49,7 @@ def init(
     name: Annotated[str, typer.Option(help="Name of the coordinator, as ledgers will call it.")],
     address: Annotated[str, typer.Option(help="host:port that sites dial.")],
     enrolment: Annotated[
-        str, typer.Option(help="host:port where sites come in; default the next port.")
+        str, typer.Option(help="host:port where sites enrol; default the next port.")
     ] = "",
     plain_keys: Annotated[
         bool, typer.Option("--plain-keys", help="Keep the keys unencrypted, for trials only.")
@@ -133,13 +133,13 @@ def enroll(
 ) -> None:
     """Invite a site: write a join file that works once.
 
-    Send it by a way that others cannot read, such as encrypted mail: whoever has it first is the
+    Send it by a way that others cannot read, such as encrypted mail: the first to use it is the
     site. An earlier invitation of the same name ends.
     A certificate is renewed over the link by itself. Where a site lost it, or its key, was away
     for longer than it was good, or was revoked, --again lets it in once more, with the same ledger.
     Where others may have its key, revoke the site first: that ends the certificates that there are.
     With --withdraw the invitation of this name ends, and the name is free again.
-    Blanks around a name are no part of it, and case tells no two sites apart.
+    Blanks around a name are no part of it, and two names must differ in more than case.
     """
     from privet.common.canonical import write_atomic
     from privet.common.files.private_files import FILE_MODE
@@ -213,7 +213,7 @@ def start(
     """Run the coordinator until it is stopped (Ctrl-C, SIGTERM, privet server stop).
 
     It runs what was submitted, one run after the other. It may be killed at any moment: started
-    again, it goes on at the same round, and no site trains or pays twice.
+    again, it continues at the same round, and no site trains or pays twice.
     """
     with logged(log, log_level):
         _serve(folder, listen, listen_enrolment, metrics)
@@ -275,7 +275,7 @@ def submit(
     """Queue a plan: its noise is calibrated now, and its sites are asked when it is its turn.
 
     Every site decides by its own policy; their operators approve the digest that is printed. An
-    approval holds for later runs of the same plan, too, each of which is paid for anew.
+    approval holds for later runs of the same plan, too, each of which is paid for again.
     """
     from privet.common.plan import Plan
     from privet.privacy.accounting.plan_events import calibrated
@@ -365,7 +365,7 @@ def _status_here(folder: Path) -> dict[str, Any]:
 def cancel(
     folder: Mine, run: Annotated[str, typer.Argument(help="Name of the run.", metavar="RUN")]
 ) -> None:
-    """End a run for good, whether it waits or trains; what sites paid for stays paid for.
+    """End a run permanently, whether it waits or trains; what sites paid for stays paid for.
 
     A round that is under way is finished first.
     """
@@ -385,11 +385,11 @@ def resume(
     run: Annotated[str, typer.Argument(help="Name of a run that failed.", metavar="RUN")],
     as_json: AsJson = False,
 ) -> None:
-    """Queue a run that failed again: it goes on after its last round, and pays for no round twice.
+    """Queue a failed run again: it continues after its last round, and pays for no round twice.
 
     Its sites keep their ledgers and its journal says that it was resumed. A site that had
     released in the round that broke hands out the same release; one that had failed or refused
-    is asked anew. A run that was cancelled is not resumed.
+    is asked again. A run that was cancelled is not resumed.
 
     A run that sites know and this coordinator does not, because it was restored from an older copy
     (status names it), comes back whole.
@@ -408,7 +408,7 @@ def resume(
     if as_json:
         typer.echo(json.dumps(value))
         return
-    where = f"it goes on after round {value['round']}"
+    where = f"it continues after round {value['round']}"
     if is_lost:
         where = "its journal and its releases come from its sites"
     typer.echo(f"Queued {value['run']} again: {where}")
@@ -436,7 +436,7 @@ def revoke(
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server stop hub")
 def stop(folder: Folder) -> None:
-    """Tell the coordinator to end; started again, it goes on at the same round."""
+    """Stop the coordinator; started again, it continues at the same round."""
     import signal
 
     from privet.server.membership.registry import MemberRegistry
@@ -446,7 +446,7 @@ def stop(folder: Folder) -> None:
     if not number:
         raise InputError(f"{folder}: no coordinator is running")
     os.kill(number, signal.SIGTERM)
-    typer.echo("It ends now; started again, it goes on at the same round.")
+    typer.echo("It stops now. Started again, it continues at the same round.")
 
 
 def _researcher(folder: Path) -> Researcher | None:

@@ -114,7 +114,7 @@ def simulate(
     ] = None,
     cap: Annotated[
         float | None,
-        typer.Option(help="Life-time ε of each site's population, where its ledger is new."),
+        typer.Option(help="Lifetime ε of each site's population, where its ledger is new."),
     ] = None,
     check: Annotated[
         bool,
@@ -202,7 +202,7 @@ def simulate(
             try:
                 rows = run_compare(result, setting, tell)
             except Exception as error:
-                # The run itself is paid for, and is shown.
+                # The run itself is paid for, and is printed.
                 failed = True
                 text = f"the comparison could not be made: {error!r}"
                 result = replace(result, remarks=(*result.remarks, text))

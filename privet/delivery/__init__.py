@@ -2,7 +2,7 @@
 
 ::
 
-    run folder ── trained.load ── Trained ─┬─ evaluate   figures, calibration, groups
+    run folder ── trained.load ── Trained ─┬─ evaluate   metrics, calibration, groups
      plan.json      plan, weights          ├─ explain    which words or cells decided
      model/                                ├─ export     a folder for transformers, ONNX, a card
                                            └─ http_service   an HTTP service at a site

@@ -1,6 +1,6 @@
-"""Figures of a trained model: over all, by site, by group; and the gaps between groups.
+"""Metrics of a trained model: over all, by site, by group; and the gaps between groups.
 
-Counts and figures are exact: they are for records that are public, or that stay where they are.
+Counts and metrics are exact: they are for records that are public, or that stay where they are.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ Array = npt.NDArray[Any]
 SITE = "site"
 _BINS = 10
 _NUMBER = re.compile(r"\s*([<>]=?|[≤≥]?)\s*([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*\+?\s*")
-"""A number, also one that is not told exactly: "> 89", "90+", "<=18"."""
+"""A number, or a bound in its place: "> 89", "90+", "<=18"."""
 
 
 @dataclass(frozen=True)
 class FigureGroup:
-    """A column by which records are told apart.
+    """A column by which records are grouped.
 
     Attributes:
         column: its name.
@@ -63,7 +63,7 @@ class FigureGroup:
     def of(self, frame: pd.DataFrame) -> Array:
         """Return each record's group as text; a missing cell is "missing".
 
-        What is to be cut may be told as at least or at most so many: "> 89" lies above 89.
+        Where numbers are cut into bands, a cell may be a bound: "> 89" lies above 89.
 
         Raises:
             InputError: if the column is not there, or is to be cut and holds no numbers.
@@ -89,16 +89,16 @@ class FigureGroup:
 
 
 def evaluate(trained: Trained, frame: pd.DataFrame, groups: list[FigureGroup]) -> dict[str, Any]:
-    """Return all figures of a model on labelled records, as JSON values.
+    """Return all metrics of a model on labelled records, as JSON values.
 
     Args:
         trained: the model.
-        frame: the records; with a column ``site`` they are also told by site.
-        groups: by what else to tell them apart.
+        frame: the records; with a column ``site`` the metrics are also computed by site.
+        groups: columns by which they are computed, too.
 
     Returns:
         ``records``, ``metrics``, ``calibration`` (of classes), ``sites``, and ``groups``: by
-        column, the figures of each group and the gap between the best and the worst.
+        column, the metrics of each group and the gap between the best and the worst.
 
     Raises:
         InputError: if a group's column is not there.
@@ -175,7 +175,7 @@ def calibration(scores: Array, labels: Array, bins: int = _BINS) -> dict[str, An
 def _of_two(guess: Array, labels: Array) -> dict[str, float | None]:
     """Return shares of class 1 that fairness is judged by (Hardt et al. 2016).
 
-    And None for each figure that is a share of nothing in a group: 0 would be a gap.
+    And None for each share of nothing in a group: 0 would be a gap.
     """
 
     def share(of: Array) -> float | None:
@@ -192,7 +192,7 @@ def _of_two(guess: Array, labels: Array) -> dict[str, float | None]:
 
 
 def _gaps(table: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """Return for each figure the difference between the largest and the smallest group's."""
+    """Return for each metric the difference between the largest and the smallest group's."""
     names = [name for name in next(iter(table.values())) if name != "records"] if table else []
     found = {}
     for name in names:
@@ -222,5 +222,5 @@ def _number(cell: object) -> float:
     sign, number = found[1], float(found[2])
     if sign == ">":
         return math.nextafter(number, math.inf)
-    # At most so many is mostly less.
+    # An upper bound mostly stands for less than the bound.
     return math.nextafter(number, -math.inf) if sign in ("<", "<=", "≤") else number

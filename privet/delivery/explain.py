@@ -114,7 +114,7 @@ def explain(trained: Trained, frame: pd.DataFrame, target: str | None = None) ->
 def whole(explanations: list[Explanation], most: int = _MAX_PARTS) -> list[ExplainedPart]:
     """Return the mean weight, whatever its sign, of each name over many explanations.
 
-    A word counts where it stands in at least two records, or in all of fewer.
+    A word counts if it is in at least two records, or in all of fewer.
     """
     weights: dict[str, list[float]] = defaultdict(list)
     for one in explanations:
@@ -135,7 +135,7 @@ def _parts(trained: Trained, record: Batch, row: pd.Series, target: int) -> Weig
 
     spec, task = trained.plan.task, trained.task
     if isinstance(task, TextTask):
-        # As the model read it: what was cleaned out of it stands on no page.
+        # As the model read it: what was cleaned out of it must not get on a page.
         text = task.cleaned(row[task.spec.text])
         return _words(trained, record["tokens"], text, target)
     if isinstance(spec, ImageTaskSpec):
@@ -164,7 +164,7 @@ def _words(trained: Trained, tokens: Tensor, text: str, target: int) -> Weighed:
 
 
 def _table(network: nn.Module) -> nn.Module:
-    """Return the layer that looks tokens up.
+    """Return the layer that embeds tokens.
 
     Raises:
         InputError: if there is none.
@@ -172,7 +172,7 @@ def _table(network: nn.Module) -> nn.Module:
     for module in network.modules():
         if isinstance(module, nn.Embedding):
             return module
-    raise InputError("this model looks no tokens up, so no word can be made out in it")
+    raise InputError("this model embeds no tokens, so its words cannot be explained")
 
 
 def _pixels(trained: Trained, pixels: Tensor, target: int, columns: tuple[str, ...]) -> Weighed:
@@ -236,13 +236,13 @@ def write_page(
     overall: list[ExplainedPart],
     terms: str,
 ) -> None:
-    """Write one HTML page that stands alone: highlighted words, or bars, or a picture.
+    """Write one self-contained HTML page: highlighted words, or bars, or a picture.
 
     Args:
         path: of the page.
         title: its heading.
-        explanations: shown one below the other.
-        overall: shown first, if any.
+        explanations: displayed one below the other.
+        overall: displayed first, if any.
         terms: what protects whose data, in a sentence.
     """
     from jinja2 import Environment, PackageLoader, select_autoescape

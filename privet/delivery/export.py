@@ -46,7 +46,7 @@ MAX_RELATIVE_DIFFERENCE = 1e-4
 
 
 Figures = dict[str, dict[str, Any]]
-"""By variant (``whole``, ``pruned``, ``int8``): figures, bytes, and bytes when packed."""
+"""By variant (``whole``, ``pruned``, ``int8``): metrics, bytes, and bytes when packed."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Form:
         onnx: ``model.onnx`` too, compared with the network.
         prune: share of the weights that are set to zero first.
         int8: ``model.int8.onnx`` too; needs ``onnx``.
-        records: what the lighter variants are measured on, beside the whole model.
+        records: what the smaller variants are measured on, like the whole model.
     """
 
     onnx: bool = False
@@ -74,7 +74,7 @@ def export(
     Args:
         trained: the model; it is changed if it is pruned.
         out: new or empty.
-        card: Markdown, written as ``README.md``; or makes it from the figures of lighter variants.
+        card: Markdown, written as ``README.md``; or makes it from the metrics of smaller variants.
         form: what is written; default the network alone.
 
     Returns:
@@ -151,7 +151,7 @@ def _write(
 
 
 class _Measured:
-    """Figures of each variant on the same records."""
+    """Metrics of each variant on the same records."""
 
     def __init__(self, trained: Trained, records: pd.DataFrame | None) -> None:
         self._trained = trained
@@ -294,7 +294,7 @@ def _is_tied(network: nn.Module, name: str, known: set[str]) -> bool:
 
 
 class _Bare(nn.Module):
-    """A network whose inputs come in an order, as ONNX wants them."""
+    """A network with positional inputs, as ONNX wants them."""
 
     def __init__(self, network: nn.Module, names: list[str]) -> None:
         super().__init__()

@@ -111,7 +111,7 @@ class Feedback:
         except OSError as error:
             raise NotKept(
                 f"{self.path.name}: the feedback was not kept: {error.strerror}. Send it again "
-                "when the operator has mended this"
+                "when the operator has corrected this"
             ) from error
         return len(records)
 
@@ -148,7 +148,7 @@ class Feedback:
         return text_of(cell)
 
     def _append(self, rows: bytes, whole: bytes) -> None:
-        # Records of persons: for their owner alone.
+        # Records of people: for the owner of the file alone.
         with open(
             self.path, "a+b", opener=lambda path, flags: os.open(path, flags, FILE_MODE)
         ) as stream:
@@ -397,7 +397,7 @@ async def _body(receive: Any) -> bytes:
 
 
 def _page(trained: Trained, feedback: Feedback | None) -> str:
-    """Return what the service can be asked, as a page that stands alone."""
+    """Return a self-contained page that lists the requests of the service."""
     plan = trained.plan
     columns = [name for name in plan.task.columns if name != plan.task.answer]
     record = json.dumps(dict.fromkeys(columns, "…"), ensure_ascii=False)

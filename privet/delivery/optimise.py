@@ -1,7 +1,7 @@
-"""A lighter model after training: small weights set to zero, or weights as 8-bit integers.
+"""A smaller model after training: small weights set to zero, or weights as 8-bit integers.
 
 Both are post-processing: they cost no privacy. Each is measured on the same records as the model
-that it was made of, so that what it costs in accuracy stands beside what it saves.
+that it was made of, so that its loss of accuracy can be compared with its saving.
 """
 
 from __future__ import annotations

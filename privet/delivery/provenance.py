@@ -65,5 +65,5 @@ def _vocabulary(model: ModelSpec, max_tokens: int) -> str:
         who = "it is that of all-MiniLM-L6-v2, learnt on public text by its makers, as its weights"
     else:
         name = model.options.name or model.options.folder
-        who = f"it is that of {_code(str(name))}: whoever made it says what it was learnt on"
+        who = f"it is that of {_code(str(name))}: its authors say what it was learnt on"
     return f"The vocabulary has {tokens.size:,} tokens (`{digest_of(tokens.path)}`); {who}."

@@ -47,7 +47,7 @@ class Trained:
     def result(self) -> dict[str, Any]:
         """What the run wrote down at its end; empty where there is none.
 
-        Of a coordinator's run: the figures of its last round, whose model this is.
+        Of a coordinator's run: the metrics of its last round, whose model this is.
         """
         path = self.folder / "result.json"
         measured = figures_path(self.folder, int(self.facts.get("round", self.plan.last_round)))

@@ -100,7 +100,7 @@ def test_good_records_have_nothing_to_mend(site: Make, run_cli: Make) -> None:
     found = kinds(run_cli, command)
     assert (found["ok"], found["records"], found["usable"], found["findings"]) == (True, 60, 60, [])
     assert found["columns"]["x1"]["missing"] == 0
-    assert "Nothing to mend" in run_cli(*command).output
+    assert "Nothing to correct" in run_cli(*command).output
 
 
 def test_every_record_that_is_left_out_is_named_by_its_line(site: Make, run_cli: Make) -> None:

@@ -72,13 +72,13 @@ def test_a_private_test_split_stays_off_pages_and_cards(desk: Desk, run: Make) -
     code, _, err = desk.run("model", "export", folder, "--prune", "0.5", "--out", "lighter")
     assert code == 0 and "The variants were not measured" in err
     card = Path("lighter/README.md").read_text()
-    variants = card.partition("Lighter variants")[2].partition("## Limits")[0]
+    variants = card.partition("Smaller variants")[2].partition("## Limits")[0]
     assert "| pruned |" in variants and "accuracy" not in variants and "bytes" in variants
     # The control: with public records of somebody's own there are figures.
     words = ("--prune", "0.5", "--from", "north.csv", "--out", "measured")
     code, out, _ = desk.run("model", "export", folder, *words)
     assert code == 0 and "pruned: accuracy" in out
-    assert "accuracy" in Path("measured/README.md").read_text().partition("Lighter variants")[2]
+    assert "accuracy" in Path("measured/README.md").read_text().partition("Smaller variants")[2]
 
 
 def test_a_coordinators_run_is_made_lighter_without_records(desk: Desk, run: Make) -> None:

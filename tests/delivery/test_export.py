@@ -387,7 +387,7 @@ def test_eight_bits_are_measured_on_the_same_records(
     files = tmp_path / "out"
     assert (files / "model.int8.onnx").stat().st_size < 0.7 * (files / "model.onnx").stat().st_size
     card = write_card(trained.plan, {}, None, source="a test", lighter=found["lighter"])
-    assert "| int8 |" in card and "Lighter variants" in card
+    assert "| int8 |" in card and "Smaller variants" in card
     # Measured the same way, the file that was not made smaller has the network's very scores.
     names = ["source", "target"] if name == "encoder-decoder" else ["tokens"]
     batch = trained.encode(frame)

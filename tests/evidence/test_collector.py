@@ -347,7 +347,7 @@ def test_a_release_whose_log_is_not_shown_is_not_joined(federation: Make) -> Non
         assert set(step.spent) == {"North", "South"}
     # It is in the ledger and paid for; an auditor sees that it was not used.
     verdict = fed.verdict()
-    assert "2 releases are neither joined nor shown" in " ".join(verdict.notes)
+    assert "2 releases are neither aggregated nor published" in " ".join(verdict.notes)
 
 
 class Counting(InProcessGrid):

@@ -110,7 +110,7 @@ def test_each_delta_unit_and_relation_has_its_sentence() -> None:
     assert "(δ 1e-05, per account, add or remove one)" in text
 
 
-# What lifts a row of the honesty list, and what does not.
+# What lifts a row of the assumption register, and what does not.
 
 
 def rows(found: Verdict) -> dict[str, assumptions.Assumption]:

@@ -26,7 +26,7 @@ from privet.privacy.audit.verify import RULES, AuditedRecord, Fault, Verdict, ve
 
 HEADINGS = """In short / Spent and left / For those who sign / What the number means / Who promises what /
 What is not proved / Who sees what / Spent and left, in detail / Over time / Runs and refusals /
-Refusals / Charges without a release / Claims / Honesty list / Witnesses /
+Refusals / Charges without a release / Claims / Assumption register / Witnesses /
 Keys, pauses, withdrawals / Plans / Two numbers and a colour / Who approved the plans / Software /
 Check it yourself / Words / Where this report may help""".replace("\n", " ").split(" / ")
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -126,7 +126,7 @@ def test_page_one_says_what_whose_and_how_it_was_verified(page: Page, verdict: V
         "This was a simulation.", "Two numbers and a colour", "North, East, South",
         "no fault was found, and the keys are those of the roster you supplied",
         "per record, add or remove one", "one record", "is no evidence about a real deployment",
-        "through the gate",
+        "by the metrics mechanism",
     ):  # fmt: skip
         assert words_ in page.text
     short = page.text[: page.text.index("Spent and left, in detail")]
@@ -233,7 +233,7 @@ def test_faults_come_first_and_figures_are_only_claimed(tmp_path: Path) -> None:
     page, value = written(kit.verdict(kit.three_sites(), faults=FAULTS), tmp_path / "out")
     assert page.headings[1] == (2, "Verification found 2 faults")
     first = page.text[: page.text.index("In short")]
-    for said in ("Do not rely on the figures", "Lakeside", "entry 14", "the signature is false"):
+    for said in ("Do not rely on the numbers", "Lakeside", "entry 14", "the signature is false"):
         assert said in first
     assert "Verified: no fault" not in page.text
     assert page.text.count("Claimed, not verified.") >= 4
@@ -303,7 +303,7 @@ def test_an_empty_record(tmp_path: Path) -> None:
     assert "Nothing was trained yet" in page.text
 
 
-# --- claims and the honesty list ----------------------------------------------------------
+# --- claims and the assumption register ---------------------------------------------------
 
 
 def case_of(found: Verdict) -> input.ReportInput:
@@ -367,7 +367,7 @@ def test_a_seed_or_an_open_event_claims_nothing(tmp_path: Path) -> None:
     assert value["claim"] == "none"
     assert value["sites"][0]["epsilon"] is None
     assert "∞" in page.text
-    assert "No figure protects the persons there" in page.text
+    assert "No number protects the people there" in page.text
     assert "privacy_parameters" not in json.loads(
         (tmp_path / "bare" / "registry.json").read_text()
     )["deployment"]["privacy_loss"]  # fmt: skip

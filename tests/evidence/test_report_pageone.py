@@ -70,9 +70,7 @@ def test_equal_sites_are_named_together(tmp_path: Path) -> None:
     assert term(text, "Whose data") == (
         "all 3 sites: data set “admissions-2026” of population “patients”"
     )
-    assert (
-        "The largest figure is ε 1.250 (δ 1e-06, per person, add or remove one), at all 3" in text
-    )
+    assert "The largest value is ε 1.250 (δ 1e-06, per person, add or remove one), at all 3" in text
     found = kit.verdict(kit.three_sites())
     from dataclasses import replace
 

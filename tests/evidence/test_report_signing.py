@@ -144,13 +144,13 @@ def test_a_policy_is_a_table_of_what_it_allows(tmp_path: Path) -> None:
         "Models": "any",
         "Rounds of a plan, at most": "200",
         "Trained parameters, at most": "100,000,000",
-        "Figures about the model": "public, gate, off",
+        "Metrics of the model": "public, gate, off",
         "Coordinators that may ask": f"“centre” ({CHIEF[:19]}…), {kit.OTHER[:19]}…",
         "Plans approved beforehand": f"“Who is readmitted” ({kit.PLAN[:19]}…)",
         "Approval": "plans approved beforehand alone",
         "People who must approve": "2",
         "Officers, who sign by keys of their own": "none: names of approvers are as they were typed",
-        "Populations, with their life-time caps": "“patients”: ε 3 (δ 1e-06, per person, "
+        "Populations, with their lifetime caps": "“patients”: ε 3 (δ 1e-06, per person, "
         "add or remove one)",
     }
     assert others == "Lakeside and Harbour"
@@ -182,4 +182,4 @@ def test_alike_simulated_sites_share_a_table(plan_value: Any) -> None:
         books.append(state)
     ((sites, rows),) = signing.policies(case_of(kit.verdict(books)))
     assert sites == "all 3 sites"
-    assert dict(rows)["Populations, with their life-time caps"].startswith("named after the site:")
+    assert dict(rows)["Populations, with their lifetime caps"].startswith("named after the site:")

@@ -47,7 +47,7 @@ def planted(event: Any, kinds: tuple[str, ...] = ("reserved", "metric-released")
 
 
 def notes(answer: Verdict) -> list[str]:
-    return [note for note in answer.notes if "metrics gate as it was" in note]
+    return [note for note in answer.notes if "metrics mechanism as it was" in note]
 
 
 def test_the_event_of_the_plan(tmp_path: Path) -> None:

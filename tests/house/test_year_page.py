@@ -249,8 +249,8 @@ def test_a_year(root: Path, world: World) -> None:
 
     # May
     go("privet server set-address")
-    world.until(lambda: "all were told" in world.type("privet server status hub"))
-    assert "all were told" in go("privet server status")
+    world.until(lambda: "all sites know it" in world.type("privet server status hub"))
+    assert "all sites know it" in go("privet server status")
     go("privet server stop")
     world.running.pop("hub").wait(60)
     go("privet server start hub")

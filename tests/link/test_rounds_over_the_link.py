@@ -61,7 +61,9 @@ def test_a_release_that_came_late_is_a_charge_that_no_round_used(
     verdict = fed.verdict()
     assert verdict.ok, verdict.faults
     # The evidence names it.
-    assert [note for note in verdict.notes if "1 release is neither joined nor shown" in note]
+    assert [
+        note for note in verdict.notes if "1 release is neither aggregated nor published" in note
+    ]
 
 
 def held(site: Site, free: threading.Event) -> Serve:

@@ -6,8 +6,8 @@
      (+Record)  Case      claims,     │ sentences            report.json
                           witnesses   └────── registry ───── registry.json
 
-Nothing is claimed here that the verifier did not answer: where it found faults, the
-report says so first and calls the figures claimed. It never says that something is lawful.
+The report claims nothing that the verifier did not answer. Where it found faults, the
+report says so first and calls the numbers claimed. It never says that something is lawful.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def over_time(lines: list[ReportLine], terms: str, name: str) -> Picture:
     drawn = shared if len(shared) <= _MAX_LINES else [(f"{len(lines)} populations", [])]
     legend = [(_swatch(k, len(shared)), names) for k, (names, _) in enumerate(drawn)]
     if caps:
-        legend.append((_cap_swatch(), "life-time cap"))
+        legend.append((_cap_swatch(), "lifetime cap"))
     return Picture(pictures[0], pictures[1], legend)
 
 

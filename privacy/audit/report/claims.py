@@ -1,4 +1,4 @@
-"""What follows from the evidence: the honesty list's facts, claims, witnesses, ε over time."""
+"""What follows from the evidence: facts of the register, claims, witnesses, ε over time."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def trust_of(plans: Iterable[Mapping[str, object]]) -> str:
 
 
 def _attested(case: ReportInput, plans: list[dict[str, object]]) -> dict[str, str]:
-    """Return the rows that every plan vouches for, or every site, with who says so."""
+    """Return the rows that every plan or every site vouches for, each with its source."""
     found: dict[str, str] = {}
     for row in _BY_SITE:
         # Where a site's own test stands for a row, it has nothing to vouch for.
@@ -104,7 +104,7 @@ def _attested(case: ReportInput, plans: list[dict[str, object]]) -> dict[str, st
             said = dict.fromkeys(str(reason) for reason in reasons.values())
             found[row] = f"each site says: {' / '.join(said)}"
     for row in _BY_PLAN:
-        # A plan whose figures are not shown in the clear has nothing to vouch for.
+        # A plan that publishes no metrics without noise has nothing to vouch for.
         asked = [p for p in plans if row != "H13" or dig(p, "metrics", "source") == "public"]
         reasons_of = [texts(dig(plan, "attested")).get(row) for plan in asked]
         if reasons_of and all(reasons_of):
@@ -144,15 +144,15 @@ def claim_of(case: ReportInput, verdict: Verdict, ledgers: list[ReportLedger]) -
 
 @dataclass(frozen=True)
 class ReportStanding:
-    """What stands above every figure, and the figures.
+    """Setting, claim, trust and assumption register of a case, with what each population spent.
 
     Attributes:
         setting: of the geneses; None without one.
         claim: over all sites.
         findings: what each population spent in its life.
         trust: who sees un-noised values, by the plans.
-        rows: the honesty list over all sites.
-        verified: whether no fault was found; figures under a fault are somebody's claim.
+        rows: the assumption register over all sites.
+        verified: whether no fault was found; with a fault the numbers are only claimed.
     """
 
     setting: str | None
@@ -179,7 +179,7 @@ def standing(verdict: Verdict) -> ReportStanding:
 
 
 def standing_in(case: ReportInput, verdict: Verdict) -> ReportStanding:
-    """Return what stands above every figure of a case that was read.
+    """Return the setting, the claim and the spent budgets of a case that was read.
 
     Args:
         case: what was read.

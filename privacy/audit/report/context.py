@@ -255,7 +255,7 @@ def changes(case: ReportInput) -> list[tuple[str, str, str]]:
                     "recovery": "replaced a lost key by means of its recovery key",
                 }.get(value["why"], "changed its key")
             elif entry.kind == "budget-closed":
-                what = f"closed the budget of population {value['population']} for good"
+                what = f"closed the budget of population {value['population']} permanently"
             else:
                 by = value["by"]
                 people = ", ".join(by) if isinstance(by, list) else str(by)

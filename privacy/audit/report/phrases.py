@@ -2,7 +2,7 @@
 
 The odds are those of Kairouz, Oh and Viswanath 2015 (The composition theorem for
 differential privacy, theorem 3.1): whatever an (ε, δ)-private site lets out can be made
-from a game that tells the answer outright with probability δ, and otherwise answers
+from a game that gives the answer outright with probability δ, and otherwise answers
 rightly with probability e^ε / (1 + e^ε). So nobody learns more than from that game.
 """
 
@@ -50,19 +50,19 @@ RULES = {
     "roster": "names or keys are not the roster's",
     "signature": "a signature does not hold",
     "tree": "entries are not what was signed",
-    "consistency": "the book was rewritten",
+    "consistency": "the log was rewritten",
     "witness": "a cosignature is missing or wrong",
     "sequence": "entries are out of order",
     "entry": "an entry cannot be read",
     "vocabulary": "an entry of an unknown kind",
     "population": "a population is not used as registered",
-    "policy": "no policy stood before",
+    "policy": "no policy was in force before",
     "plan": "the plan is missing, not approved or does not fit",
     "code": "sites ran different programs",
     "event": "what ran is not what was planned and reserved",
     "reservation": "something was not reserved as it should be",
     "release": "a release does not belong to a reservation",
-    "cap": "the life-time cap was exceeded",
+    "cap": "the lifetime cap was exceeded",
     "accounting": "two ways of counting contradict each other",
     "order": "an order is missing, unsigned or not answered",
     "round": "rounds are missing or out of order",
@@ -75,8 +75,8 @@ REASONS = {
     "does-not-fit": "what ran was not what had been reserved",
 }
 CLAIMS = {
-    "proved-in-model": "Proved in the model: no row of the honesty list is unknown.",
-    "conditional": "Conditional: it holds if the rows named here hold, which nobody has shown.",
+    "proved-in-model": "Proved in the model: no row of the assumption register is unknown.",
+    "conditional": "Conditional: it holds if the rows named here hold, which nobody has proved.",
     "none": "None: no privacy is claimed.",
 }
 STATES = {
@@ -151,7 +151,7 @@ def question_of(unit: str, relation: str) -> str:
 
 
 def terms_of(delta: float, unit: str, relation: str) -> str:
-    """Return δ, unit and relation as they stand beside an ε.
+    """Return δ, unit and relation as they are printed with an ε.
 
     Args:
         delta: of (ε, δ).
@@ -208,7 +208,7 @@ def odds(epsilon: float, delta: float) -> dict[str, str]:
 
 
 def weak(epsilon: float) -> bool:
-    """Whether the figure by itself promises little: 50 % can become 99 % and more."""
+    """Whether this ε by itself promises little: 50 % can become 99 % and more."""
     return epsilon > math.log(99)
 
 
@@ -216,7 +216,7 @@ def not_proved(clear: bool, overlap: str | None) -> list[tuple[str, str]]:
     """Return what is not proved, as pairs of a title and why.
 
     Args:
-        clear: figures on a test split were shown without noise.
+        clear: metrics on a test split were published without noise.
         overlap: who attests that nobody is at two sites, and why.
     """
     found = []
@@ -227,8 +227,8 @@ def not_proved(clear: bool, overlap: str | None) -> list[tuple[str, str]]:
         found.append(
             (
                 "Anything about the records of the test split",
-                "Figures about the model were computed on them and shown in the clear, as if they "
-                "were public.",
+                "Metrics of the model were computed on them and published in the clear, as if "
+                "they were public.",
             )
         )
     return found
@@ -261,7 +261,7 @@ def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Noise", _noise(plan, privacy, training)),
         ("Trust", _trust(privacy.get("trust"))),
     ]
-    return [*rows, ("Figures about the model", figures_of(plan))]
+    return [*rows, ("Metrics of the model", figures_of(plan))]
 
 
 def _trust(said: Any) -> str:
@@ -273,7 +273,7 @@ def _trust(said: Any) -> str:
 def _noise(plan: Mapping[str, Any], privacy: Mapping[str, Any], training: Mapping[str, Any]) -> str:
     if training.get("rounds") == 0:
         deviation = _plain(dig(plan, "metrics", "noise_multiplier"))
-        return f"random noise with a standard deviation of {deviation} on each count of the figures"
+        return f"random noise with a standard deviation of {deviation} on each count of the metrics"
     noise, clip = number(privacy.get("noise_multiplier")), number(privacy.get("clip"))
     if noise is None:
         return "not fixed in the plan"
@@ -306,12 +306,12 @@ def _training(training: Mapping[str, Any]) -> str:
 
 
 def figures_of(plan: Mapping[str, Any]) -> str:
-    """Return in words where a plan's figures come from."""
+    """Return in words where a plan's metrics come from."""
     source = dig(plan, "metrics", "source")
     if source == "gate":
         return (
-            "through the gate: each site's own held-out records, noised and paid for from the same "
-            f"budget, every {dig(plan, 'metrics', 'every')} rounds"
+            "by the metrics mechanism: each site's own held-out records, noised and paid for from "
+            f"the same budget, every {dig(plan, 'metrics', 'every')} rounds"
         )
     if source == "off":
         return "none are computed"
@@ -345,7 +345,7 @@ NOT_PROVED = [
     ),
     (
         "That nobody is at two sites",
-        "For a person whose data are at two sites, or in two populations, the figures add up.",
+        "For a person whose data are at two sites, or in two populations, the ε values add up.",
     ),
     (
         "That there was no training outside the ledger",
@@ -369,7 +369,7 @@ NOT_PROVED = [
 
 WHO_SEES = [
     ("The site itself", "its records, and un-noised gradients in memory while it trains"),
-    ("The coordinator", "orders; each site's update and figures, after noise; the joint model"),
+    ("The coordinator", "orders; each site's update and metrics, after noise; the joint model"),
     (
         "The other sites",
         "the joint model, and each other's signed ledger heads (sizes and digests)",
@@ -388,7 +388,7 @@ GLOSSARY = [
     ),
     (
         "δ (delta)",
-        "The exception to ε: as if, with this small probability, the answer were told outright.",
+        "The exception to ε: as if, with this small probability, the answer were given outright.",
     ),
     (
         "Unit",
@@ -402,17 +402,17 @@ GLOSSARY = [
     ),
     (
         "Population",
-        "The persons behind a site's data. The life-time budget belongs to them, whatever data "
+        "The people behind a site's data. The lifetime budget belongs to them, whatever data "
         "set or plan their records are used in.",
     ),
     ("Cap", "The most ε that a population may ever spend, over all plans together."),
     ("Charge", "A part of the budget, reserved before data are opened. It is kept if they were."),
     (
         "Ledger",
-        "A site's own book of all this. Each entry is signed; none can be changed or left out "
+        "A site's own log of all this. Each entry is signed; none can be changed or left out "
         "later without it showing.",
     ),
-    ("Journal", "The coordinator's book: which orders it gave, and what it joined."),
+    ("Journal", "The coordinator's log: which orders it gave, and which releases it aggregated."),
     (
         "Witness",
         "Another party that signs the state of a ledger, so that its keeper cannot show two "
@@ -430,22 +430,22 @@ GLOSSARY = [
 MAPPING = [
     ("NIST 800-226", "Section 2: privacy parameter, unit", "Spent and left; Plans"),
     ("NIST 800-226", "Section 2: comparing guarantees", "Claims; What is not proved"),
-    ("NIST 800-226", "Section 3: algorithms, learning", "Plans; Honesty list H1 to H4, H26"),
+    ("NIST 800-226", "Section 3: algorithms, learning", "Plans; Assumption register H1 to H4, H26"),
     ("NIST 800-226", "Section 4: query and threat model", "Who sees what"),
-    ("NIST 800-226", "Section 4: implementation", "Honesty list H5 to H8, H14 to H19, H30"),
+    ("NIST 800-226", "Section 4: implementation", "Assumption register H5 to H8, H14 to H19, H30"),
     ("NIST 800-226", "Section 4: security, collection", "None: outside this report"),
     ("GDPR", "Art. 30: records of processing", "In short; Runs and refusals; Plans"),
     ("GDPR", "Art. 35(7)(a): the processing", "In short; Plans; Who sees what"),
     ("GDPR", "Art. 35(7)(c): risks", "What the number means; What is not proved"),
-    ("GDPR", "Art. 35(7)(d): measures", "Spent and left; Honesty list; Witnesses"),
+    ("GDPR", "Art. 35(7)(d): measures", "Spent and left; Assumption register; Witnesses"),
     ("HIPAA", "(b)(1)(i): the expert's judgement", "What the number means; Claims"),
     ("HIPAA", "(b)(1)(ii): methods and results", "Plans; Spent and left; Check it yourself"),
     ("AI Act", "Point 2(a), (b): development, design", "Plans"),
     ("AI Act", "Point 2(d): training data", "In short (which data sets, not their content)"),
-    ("AI Act", "Point 2(g): validation, testing", "Honesty list (rows tested); Plans"),
+    ("AI Act", "Point 2(g): validation, testing", "Assumption register (rows tested); Plans"),
     ("AI Act", "Point 2(h): cybersecurity", "Witnesses; Keys, pauses, withdrawals"),
     ("SR 26-2", "Development, documentation", "Plans; Runs and refusals"),
-    ("SR 26-2", "Validation", "Check it yourself; Honesty list"),
+    ("SR 26-2", "Validation", "Check it yourself; Assumption register"),
     ("SR 26-2", "Governance, inventory", "In short; Who approved the plans; registry.json"),
 ]
 TEXTS = (

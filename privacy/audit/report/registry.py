@@ -36,8 +36,8 @@ def record(
     Args:
         case: what the bundle says.
         verdict: of the verifier.
-        said: figures and claim over all sites, in sentences.
-        rows: the honesty list over all sites.
+        said: spent budgets and claim over all sites, in sentences.
+        rows: the assumption register over all sites.
     """
     plans = [case.plans[name] for name in dict.fromkeys(run.plan for run in case.runs)
              if name in case.plans]  # fmt: skip
@@ -65,7 +65,7 @@ def record(
                 + "; ".join(_groups(case)),
                 "unprotected_quantities": "; ".join(
                     dict.fromkeys(
-                        "Figures about the model are computed " + figures_of(plan)
+                        "Metrics of the model are computed " + figures_of(plan)
                         for plan in plans
                         if dig(plan, "metrics", "source") == "public"
                     )
@@ -83,7 +83,7 @@ def record(
                 "release_type_details": "One noised update of each site in each round. The budget "
                 "of a population is for its life and is never reset.",
                 "data_source_type": "Static",
-                "data_source_type_details": "A new extract of the same persons spends the same "
+                "data_source_type_details": "A new extract about the same people spends the same "
                 "budget.",
                 "access_type": "Non-interactive",
             },
@@ -133,7 +133,7 @@ def _loss(case: ReportInput, verdict: Verdict, worst: SiteFinding | None) -> dic
     spent = "; ".join(
         f"{f.site}, population {f.population}: ε {figure_of(f.epsilon)} "
         f"({terms_of(f.delta, f.unit, f.relation)}) of "
-        + ("no cap" if f.cap is None else f"a life-time cap of ε {f.cap:g}")
+        + ("no cap" if f.cap is None else f"a lifetime cap of ε {f.cap:g}")
         for f in verdict.sites
     )
     kind = "The largest over the sites" if worst.epsilon is not None else "No guarantee"
@@ -175,7 +175,7 @@ def _notes(case: ReportInput, verdict: Verdict) -> str:
         found.append("A simulation: all keys lay on one machine. This was no deployment.")
     if not verdict.ok:
         found.append(
-            f"Verification found {counted(len(verdict.faults), 'fault')}: the figures are "
+            f"Verification found {counted(len(verdict.faults), 'fault')}: the numbers are "
             "claimed, not verified."
         )
     elif verdict.roster == "unpinned":

@@ -1,5 +1,5 @@
-"""Claim and figures in sentences: the only place where card, result, report and verifier's answer
-take them from, so that none of them says more than another.
+"""Claim and spent budgets in sentences. Card, result, report and verifier's answer take them only
+from here, so that none of them says more than another.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ _NAMES = {row.id: f"{row.id} {row.name}" for row in assumptions.assess(assumptio
 
 
 def claim_sentence(top: ReportStanding) -> str:
-    """Return what is claimed, with every row of the honesty list that it is conditional on."""
+    """Return what is claimed, with every row of the register that it is conditional on."""
     claim = top.claim
     if claim.word == "conditional":
         count = len(claim.conditional)
         said = ", ".join(_NAMES.get(row, row) for row in claim.conditional)
         points = "1 point" if count == 1 else f"{count} points"
-        return f"Claim: conditional on {points} of the honesty list: {said}."
+        return f"Claim: conditional on {points} of the assumption register: {said}."
     if claim.word == "none":
         return f"Claim: none ({claim.why})."
-    return "Claim: proved in the model; no point of the honesty list is unknown."
+    return "Claim: proved in the model; no point of the assumption register is unknown."
 
 
 def figures_sentence(top: ReportStanding) -> str:
@@ -48,14 +48,14 @@ def trust_sentence(top: ReportStanding) -> str:
 
 
 def is_witnessed(found: Verdict) -> bool:
-    """Return whether others stand behind every entry of every ledger."""
+    """Return whether a quorum of others witnessed every entry of every ledger."""
     return bool(found.witnessed) and all(
         one.upto == one.entries > 0 for one in found.witnessed.values()
     )
 
 
 def witness_phrase(found: Verdict) -> str:
-    """Return who stands behind the ledgers, and how far; it follows "they are"."""
+    """Return who witnessed the ledgers, and how far; it follows "they are"."""
     alike: dict[str, list[str]] = {}
     for site, one in found.witnessed.items():
         by = f" by {', '.join(one.by)}" if len(found.witnessed) < 4 else ""
@@ -77,7 +77,7 @@ def witness_phrase(found: Verdict) -> str:
 
 @dataclass(frozen=True)
 class Spent:
-    """An ε as it is printed: the figure, rounded up, and δ, unit and relation beside it."""
+    """An ε as it is printed: the number, rounded up, with δ, unit and relation."""
 
     figure: str
     terms: str

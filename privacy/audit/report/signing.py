@@ -1,4 +1,4 @@
-"""For those who sign: persons, δ and witnesses by site, and each site's policy in rows.
+"""For those who sign: sizes, δ and witnesses by site, and each site's policy in rows.
 
 A policy may be anything that its site signed, so it is read with care; what it does not say is
 "not stated". Nobody checks what a site says of itself: the page labels it as its word.
@@ -35,7 +35,7 @@ _ROWS = {
     "models": "Models",
     "max_rounds": "Rounds of a plan, at most",
     "max_parameters": "Trained parameters, at most",
-    "metrics": "Figures about the model",
+    "metrics": "Metrics of the model",
     "coordinators": "Coordinators that may ask",
     "plans": "Plans approved beforehand",
     "approval": "Approval",
@@ -208,7 +208,7 @@ def _rows(case: ReportInput, ledger: ReportLedger) -> list[tuple[str, str]]:
     found = dig(policy, "populations")
     kept = found.items() if isinstance(found, dict) else ()
     said = "; ".join(_population(ledger.site, str(name), value) for name, value in kept)
-    rows.append(("Populations, with their life-time caps", said or NOT_STATED))
+    rows.append(("Populations, with their lifetime caps", said or NOT_STATED))
     return [*_changed(ledger), *rows]
 
 

@@ -61,7 +61,7 @@ def _described(group: ReportGroup) -> tuple[str, ...]:
 
 
 def worst_at(block: Mapping[str, Any]) -> str:
-    """Return where the largest figure of a block is."""
+    """Return the site or sites with the largest ε of a block."""
     worst: SiteFinding = block["worst"]
     rows: list[SiteFinding] = [row["finding"] for row in block["rows"]]
     figures = {row["figure"] for row in block["rows"]}
@@ -91,7 +91,7 @@ def protected(blocks: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim]) 
 
 
 def in_the_clear(case: ReportInput, plan: str) -> bool:
-    """Whether a plan's figures are computed without noise, on a test split.
+    """Whether a plan's metrics are computed without noise, on a test split.
 
     Args:
         case: what was read.

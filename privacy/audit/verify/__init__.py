@@ -19,7 +19,7 @@ these rules. The numbers are those of ``docs/reference/evidence-format.md``.
                  (11)
 ``vocabulary``   a kind that this verifier does not know
 ``population``   populations and data sets are registered, once, and used as registered (2, 3, 9)
-``policy``       a policy stands before every reservation, which keeps to it (8, 13 to 18)
+``policy``       a policy precedes every reservation, which keeps to it (8, 13 to 18)
 ``plan``         plans are here, approved, name the site, fit the population, the same everywhere
                  (3, 9, 27, 28)
 ``code``         one code for one run at all sites (27); one of those that were pinned
@@ -33,7 +33,7 @@ these rules. The numbers are those of ``docs/reference/evidence-format.md``.
 ``order``        orders are signed, listed in the journal and answered in one way (23, 29)
 ``round``        runs are opened and closed, rounds count up without a gap (25, 26, 30)
 ``model``        each round begins with the model that the last one made (25, 26, 30)
-``receipt``      a proof for each release that was joined or shown
+``receipt``      a proof for each release that was aggregated or published
 ===============  ==================================================================================
 
 What no verifier can see: whether the noise was random, whether a person is at two sites, whether
@@ -180,7 +180,7 @@ def _read(
 
     Args:
         lines: opens the source.
-        seen: the first look at it.
+        seen: the result of the first pass over it.
         workers: that read batches of lines.
         findings: what is wrong goes there.
         kept: how much of the entries is kept.
@@ -195,14 +195,14 @@ def _read(
             findings.fault("bundle", str(error))
     except (ArithmeticError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as e:
         # Not known to happen. A bundle that does it is not thereby verified.
-        findings.fault("bundle", f"the verifier could not go on ({type(e).__name__})")
+        findings.fault("bundle", f"the verifier could not continue ({type(e).__name__})")
     return reader
 
 
 def _require_witnessed(
     ledgers: list[AuditedLedger], required: bool | None, findings: Findings
 ) -> None:
-    """Fault charges that only their own site's word stands behind (``witness``).
+    """Fault charges that nothing but their own site's word supports (``witness``).
 
     Args:
         ledgers: that were read.
@@ -224,7 +224,7 @@ def _require_witnessed(
         if first is not None:
             findings.fault(
                 "witness",
-                "charges from here on are not witnessed by a quorum of others: they stand on the"
+                "charges from here on are not witnessed by a quorum of others: they rest on the"
                 " site's word alone. The next round of any run has them witnessed"
                 " (--no-require-witnessed: for those who accept that)",
                 log.name, first,
@@ -269,7 +269,7 @@ def _digests(texts: Iterable[str]) -> list[str]:
 
 
 def _pinned(path: Path) -> dict[str, Any]:
-    """Read the roster that was obtained out of band; its fields are looked at later."""
+    """Read the roster that was obtained out of band; its fields are checked later."""
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_LINE + 1)
@@ -284,6 +284,6 @@ def _pinned(path: Path) -> dict[str, Any]:
     try:
         require_pinned(value)
     except (Malformed, RecursionError, TypeError) as error:
-        # Typed by whoever brings it: nothing is wrong with the bundle.
+        # The user typed it: nothing is wrong with the bundle.
         raise InputError(f"{path}: the roster that you brought: {error}") from None
     return value

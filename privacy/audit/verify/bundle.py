@@ -1,7 +1,7 @@
 """Reads a bundle from front to back, in batches of lines, and checks it.
 
-The file is read twice. The first pass only looks for the sizes of checkpoints, which stand after
-the entries: with them the second pass keeps no more of a tree than its right edge.
+The file is read twice. The first pass only collects the sizes of checkpoints, which come after the
+entries: with them the second pass keeps no more of a tree than its right edge.
 
 Each log is read as that of the member whom its first line names. Where a ledger is missing, or the
 end of the file, that is one fault; what merely follows from it is not laid to others.
@@ -97,7 +97,7 @@ class BundleReader:
         """Read everything.
 
         Raises:
-            Unreadable: if there is no way to go on.
+            Unreadable: if there is no way to continue.
         """
         self._plans()
         self._orders()
@@ -175,7 +175,7 @@ class BundleReader:
             self._no_journal()
 
     def _absent(self, unread: dict[str, AuditedMember]) -> None:
-        """Name ledgers that are not here (``bundle``), once each; nothing else is said of them."""
+        """Report ledgers that are not here (``bundle``), once each, and nothing else about them."""
         for name in unread:
             self.findings.fault("bundle", f"the ledger of {name} is not in this bundle")
             self.state.absent.add(name)
@@ -284,7 +284,7 @@ class BundleReader:
             for found in results:
                 if journal is not None:
                     journal.receipt(number, found)
-                elif not self.findings.faults:  # where the journal is missing that was said
+                elif not self.findings.faults:  # a missing journal is reported already
                     self.findings.fault("receipt", "a receipt without a journal")
                 number += 1
         if journal is not None and number < len(journal.receipts) and not self.source.ended_early:

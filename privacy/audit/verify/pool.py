@@ -72,5 +72,5 @@ class Workers:
             try:
                 return lines, future.result()
             except (BrokenProcessPool, OSError):
-                self._executor = None  # a worker was killed: go on alone
+                self._executor = None  # a worker was killed: continue without
         return lines, function(context, lines)

@@ -47,7 +47,7 @@ class SiteFinding:
         entries: entries of the site's ledger.
         charges: reservations that were not given back.
         runs: runs that these charges belong to.
-        conditional: ids of the honesty list that ``epsilon`` is conditional on.
+        conditional: ids of the assumption register that ``epsilon`` is conditional on.
         enforced_by: what holds the cap at the end of the ledger.
         rdp_epsilon: the ceiling, by the second accountant.
     """
@@ -69,7 +69,7 @@ class SiteFinding:
 
 @dataclass(frozen=True)
 class Witnessed:
-    """How far others stand behind one log.
+    """How far others witnessed one log.
 
     Attributes:
         upto: entries before this place are under a head that a quorum of others cosigned; 0: none
@@ -159,7 +159,7 @@ class Verdict:
 
     Attributes:
         quorum: how many cosignatures of others a witnessed head needs.
-        witnessed: how far others stand behind each site's ledger, by name.
+        witnessed: how far others witnessed each site's ledger, by name.
         unfinished: releases that no finished run accounts for.
     """
 

@@ -58,7 +58,7 @@ def show(found: Verdict) -> None:
     else:
         faults = "1 fault" if len(found.faults) == 1 else f"{len(found.faults)} faults"
         _out.print(
-            f"[bold red]{faults}.[/] Do not rely on its figures. By its own words: "
+            f"[bold red]{faults}.[/] Do not rely on its numbers. By its own words: "
             f"{witness_phrase(found)}.",
             highlight=False,
         )
@@ -68,7 +68,7 @@ def show(found: Verdict) -> None:
         _say("The roster is pinned: signatures count by the keys that you brought.")
     else:
         _say(
-            "The roster is not pinned: whoever made the bundle chose whose signatures count. "
+            "The roster is not pinned: the bundle's author chose whose signatures count. "
             "Bring the fingerprints that the sites gave you: --roster FILE."
         )
     if found.code.runs:

@@ -33,7 +33,7 @@ _out = Console(width=None if sys.stdout.isatty() else 100)
 
 
 class RunDisplay:
-    """A live table on standard error: round, each site's ε spent and left, figures."""
+    """A live table on standard error: round, each site's ε spent and left, metrics."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -110,7 +110,7 @@ class RunDisplay:
 
 @contextmanager
 def stage(title: str) -> Iterator[Callable[[str], None]]:
-    """Show that something long goes on; the function given takes what it is at."""
+    """Show that something long is in progress; the function given takes the current step."""
     if not _err.is_terminal:
         yield lambda text: _err.print(f"{title}: {text}", highlight=False)
         return
@@ -136,7 +136,7 @@ def result(outcome: Result, rows: list[ComparisonRow] | None, ledgers: Path | No
     if rows:
         _out.print(
             "Rows marked ✗ were trained without noise on the same records; they and their "
-            "figures are in non-private/ and must not leave it.",
+            "metrics are in non-private/ and must not leave it.",
             style="dim",
         )
     if outcome.metrics.get("chrf") is not None:
@@ -186,7 +186,7 @@ def releases(outcome: Result, console: Console | None = None) -> None:
 
     Args:
         outcome: of the run.
-        console: where it is said; default standard error.
+        console: where it is printed; default standard error.
     """
     console = console or _err
 
@@ -279,7 +279,7 @@ def sweep(results: list[Result]) -> None:
         )
     _out.print(table)
     _out.print(
-        "Each row spent its own ε on the same records: choosing among them on private figures "
+        "Each row spent its own ε on the same records: choosing among them on private metrics "
         "would cost the sum (H11, H12).",
         style="dim",
     )
@@ -316,13 +316,13 @@ def _measure(plan: Plan) -> Measure:
 
 
 def _short(measure: Measure) -> tuple[str, str]:
-    """Return the two figures that say most: the first and the last."""
+    """Return the two metrics that say most: the first and the last."""
     return measure.names[0], measure.names[-1]
 
 
 def _words(figures: dict[str, Any], names: tuple[str, ...]) -> str:
     shown = [f"{name} {figures[name]:.3f}" for name in names if figures.get(name)]
-    return "  ".join(shown) or "no figures"
+    return "  ".join(shown) or "no metrics"
 
 
 def _number(value: float | None) -> str:

@@ -39,7 +39,7 @@ def data_check(found: DataCheck, name: str) -> None:
     if len(places) > MAX_LINES:
         _say(f"    and {len(places) - MAX_LINES} more (--json names all)")
     if not found.findings:
-        _say("  Nothing to mend.")
+        _say("  Nothing to correct.")
     elif found.ok:
         _say("  These records can be used.")
     else:

@@ -16,7 +16,7 @@ _SHOWN = {
     "perplexity": "perplexity", "loss": "loss", "bits_per_character": "bits/char",
     "chrf": "chrF", "bleu": "BLEU",
 }  # fmt: skip
-"""Figures of the tables, each with its heading; --json has all.
+"""Metrics of the tables, each with its heading; --json has all.
 
 Of two classes the recall is the share of true positives.
 """
@@ -26,7 +26,7 @@ _out = Console(width=None if sys.stdout.isatty() else 100)
 
 
 def evaluation(value: dict[str, Any]) -> None:
-    """Print figures over all, by site and by group, the gaps, and the calibration."""
+    """Print metrics over all, by site and by group, the gaps, and the calibration."""
     found = {name for name, figure in value["metrics"].items() if figure is not None}
     names = [name for name in _SHOWN if name in found]
     table = _table(f"{value['records']} records ({value['source']})", "of", names)
@@ -49,7 +49,7 @@ def evaluation(value: dict[str, Any]) -> None:
             highlight=False,
         )
     _out.print(
-        "These figures are exact, not noised: of private records they are private.", style="dim"
+        "These metrics are exact, not noised: of private records they are private.", style="dim"
     )
 
 

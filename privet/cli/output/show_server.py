@@ -93,7 +93,7 @@ def _address(value: dict[str, Any]) -> None:
     unknown = [name for name in enrolled if name not in value["noticed"]]
     line = f"Sites dial {value['address']}"
     if value["listening"] and enrolled:
-        line += f"; not told yet: {', '.join(unknown)}" if unknown else "; all were told"
+        line += f"; not yet known to {', '.join(unknown)}" if unknown else "; all sites know it"
     _say(line)
     if value["authority"]["overlap"]:
         left = ", ".join(value["authority"]["left"]) or "none"

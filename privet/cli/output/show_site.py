@@ -83,7 +83,7 @@ def _costs(forecast: Forecast) -> Table:
         return table
     cap = forecast.cap.epsilon
     table.add_section()
-    table.add_row("life-time cap", f"{cap:g}" if cap else "none")
+    table.add_row("lifetime cap", f"{cap:g}" if cap else "none")
     table.add_row("spent so far", forecast.spent.figure)
     if forecast.left_after is not None:
         is_covered = forecast.decision is not None and forecast.decision.allowed
@@ -243,7 +243,7 @@ def failures(plan: dict[str, Any], log: Path) -> str:
         return f"{failed} {times}, of {most} that may; each was charged. See {log}"
     return (
         f"closed: {failed} {times}, each was charged, and further orders are refused at no cost. "
-        f"See {log}; mend it, then `privet client approve` opens the plan again"
+        f"See {log}; correct the cause, then `privet client approve` opens the plan again"
     )
 
 

@@ -19,7 +19,7 @@ LogLevel = Annotated[Level, typer.Option("--log-level", help="The least that is 
 Metrics = Annotated[
     str,
     typer.Option(
-        help="Serve figures for Prometheus there, on this machine only.", metavar="[HOST:]PORT"
+        help="Serve metrics for Prometheus there, on this machine only.", metavar="[HOST:]PORT"
     ),
 ]
 _LOG = logging.getLogger("privet.cli")
@@ -29,7 +29,7 @@ _LOG = logging.getLogger("privet.cli")
 def logged(style: Style, level: Level, operator: Path | None = None) -> Iterator[None]:
     """Log while the command runs; where lines are JSON, also how it ended.
 
-    At a site an error is said in full only if its text is about keys, policy, ledger or link
+    At a site an error is logged in full only if its text is about keys, policy, ledger or link
     (:func:`privet.common.output.logs.why_ended`); of any other the type and the line of code.
 
     Args:

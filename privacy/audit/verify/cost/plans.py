@@ -59,11 +59,12 @@ class AuditedPlan:
         trainings: how many training releases a run has at each site; 0: it only evaluates.
         rounds, every: rounds, and rounds between two evaluations (0: none).
         train, evaluate: the event of one release of each purpose, None if there is none.
-        evaluate_before: the event of an evaluation by the gate as it was before it had integer
-            weights; it costs as much, to the rounding of σ. A plan does not tell which there was.
+        evaluate_before: the event of an evaluation by the metrics mechanism as it was before it had
+            integer weights; it costs as much, to the rounding of σ. A plan does not say which of
+            the two a run used.
         budget: (ε, δ, unit, relation) of the section ``privacy``, None without it.
-        averages: whether the model that is shown is a mean over rounds.
-        task, model, metrics: kinds, and where figures come from, as a policy allows them.
+        averages: whether the published model is a mean over rounds.
+        task, model, metrics: kinds, and where metrics come from, as a policy allows them.
         quorum: least number of sites whose releases make a round.
         sizes: nominal number of units, by site, where the plan says it.
         max_records: most records of one person.
@@ -151,7 +152,7 @@ class AuditedPlan:
         return self.with_more(0)
 
     def with_more(self, attempts: int) -> list[Event]:
-        """All that a run does with so many more attempts at each release than planned."""
+        """All that a run does with this number of attempts per release beyond the plan."""
         parts = [(self.train, self.trainings), (self.evaluate, self.evaluations)]
         return [
             Event(e.mechanism, e.count * (n + attempts)) for e, n in parts if e is not None and n
@@ -180,7 +181,7 @@ class AuditedPlan:
         )
 
     def excess(self, trained: int, evaluated: int) -> int:
-        """Return how many more attempts than planned so many charges are, by mechanism.
+        """Return how many attempts beyond the plan these charges amount to, by mechanism.
 
         Args:
             trained: charges of training releases.

@@ -1,1 +1,1 @@
-"""What stands in a bundle: read and verified one thing at a time, whatever stands around it."""
+"""The parts of a bundle: each is read and verified by itself, whatever surrounds it."""

@@ -162,12 +162,12 @@ def read_leaf(context: Context, leaf: bytes) -> EntryRow:
 
 
 def _check_texts(context: Context, row: EntryRow) -> None:
-    """Rule 11 (``entry``): what an entry says can be seen; ``log`` is the log that it stands in.
+    """Rule 11 (``entry``): what an entry says can be seen; ``log`` is the log that contains it.
 
     It is broken without making the entry unreadable: what it charges counts all the same.
     """
     if (hidden := hides(row.predicate)) is not None:
-        message = f"'{hidden}' of '{row.kind}' holds a sign that is not shown{NEW_RULE}"
+        message = f"'{hidden}' of '{row.kind}' holds a character that cannot be displayed{NEW_RULE}"
         row.problems.append(Problem("entry", message))
     if untested(row.predicate):
         message = f"'self_tests' names a row that no test can show{NEW_RULE}"

@@ -69,7 +69,7 @@ def gaussian(standard_deviation: float, sensitivity: float, rate: float = 1.0) -
 
 
 def gate(noise: float) -> Mechanism:
-    """Return the mechanism of an evaluation through the metrics gate of noise ``noise``.
+    """Return the mechanism of an evaluation by the metrics mechanism with noise ``noise``.
 
     The table has integer weights, 2^20 to a unit; the noise is ``noise`` times that, rounded up
     to an integer. Noise too large to be written so was only ever a continuous Gaussian.

@@ -23,7 +23,7 @@ ORDER_FIELDS = ("run", "site", "round", "attempt", "purpose", "plan", "model", "
 
 
 class AuditedOrder(NamedTuple):
-    """An order as it stands in the bundle, with its digest.
+    """An order of the bundle, with its digest.
 
     ``parameters``: the digest of the list, for there is one for each order.
     """

@@ -1,4 +1,4 @@
-"""Entries as named rows: what a worker reads, and the kinds that come in masses."""
+"""Entries as named rows: what a worker reads, and the kinds of which a ledger has most."""
 
 from __future__ import annotations
 

@@ -22,10 +22,10 @@ PURPOSES = ("train", "evaluate")
 UNITS = ("record", "person", "account", "site")
 MAX_ROUNDS = 10**9
 _MAX_TEXT = 4096
-#: Fields whose texts are quoted wherever they are shown, or have rules of their own.
+#: Fields whose texts are quoted wherever they are printed, or have rules of their own.
 _QUOTED = ("disjoint", "fault", "policy", "event")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}", re.ASCII)
-#: The rows of the honesty list for which a test at the start of a run exists.
+#: The rows of the assumption register for which a test at the start of a run exists.
 TESTED_ROWS = ("H6", "H7", "H16", "H17")
 _STATUS = re.compile(r"refused-[a-z]+(-[a-z]+)*", re.ASCII)
 #: Answers that leave no entry in the site's ledger.

@@ -1,4 +1,4 @@
-"""The lines of a bundle, one after the other, and what a first look at them tells."""
+"""The lines of a bundle, one after the other, and what a first pass finds in them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Unreadable(Exception):
 
 @dataclass
 class Scan:
-    """A first look at a file.
+    """The result of a first pass over a file.
 
     Attributes:
         headed: its first line is that of a bundle.
@@ -39,7 +39,7 @@ class Scan:
 
 
 def scan(stream: BinaryIO) -> Scan:
-    """Look at every line once; what does not begin as a bundle is not read on."""
+    """Scan every line once; stop at the first line if it is not that of a bundle."""
     found = Scan()
     first = stream.readline(len(HEADER) + 1)
     found.headed = first.removesuffix(b"\n") == HEADER

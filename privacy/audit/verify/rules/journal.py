@@ -27,7 +27,7 @@ class AuditedRun:
     Attributes:
         plan_name, plan: digest of its plan, and the plan if it is here.
         sites: that take part.
-        model, shown: digests that the last round ended with and showed.
+        model, shown: digests of the models that the last round made and published.
         rounds: that it had.
         how: it ended, ``done`` or ``failed``; empty while it is open.
         broken: its last round joined nothing.
@@ -115,10 +115,10 @@ class AuditedJournal(AuditedLog):
         if run.how == "done" and run.plan is not None and run.rounds != run.plan.rounds:
             self.fault("round", "a run is done with fewer rounds than its plan has")
         if entry["model"] != run.shown:
-            self.fault("model", "the published model is not the last one shown")
+            self.fault("model", "the published model is not that of the last round")
 
     def _run_resumed(self, entry: dict[str, Any]) -> None:
-        """Rule 26 (``round``, ``model``): a run that failed goes on after its last whole round.
+        """Rule 26 (``round``, ``model``): a run that failed continues after its last whole round.
 
         The orders of a round that joined nothing are listed again by the one in its place.
         """
@@ -160,7 +160,8 @@ class AuditedJournal(AuditedLog):
     def _check_models(self, run: AuditedRun, entry: dict[str, Any]) -> None:
         """Rules 25 and 30 (``round``, ``model``): rounds count up, each begins where one ended.
 
-        What is shown is what it made, unless the plan averages; a round of nothing shows no more.
+        A round publishes the model that it made, unless the plan averages. A round that joined
+        nothing publishes the model of the round before.
         """
         plan = run.plan
         if entry["round"] != run.rounds + 1:
@@ -172,13 +173,14 @@ class AuditedJournal(AuditedLog):
         if plan is not None and not plan.trainings and entry["next"] != run.model:
             self.fault("model", "a run that only evaluates ends a round with another model")
         if entry["shown"] != entry["next"] and (plan is None or not plan.averages):
-            self.fault("model", "the model shown is not the round's, and the plan does not average")
+            message = "the published model is not the round's, and the plan does not average"
+            self.fault("model", message)
         if plan is None or not plan.trainings or entry["joined"]:
             return
         if entry["metrics"]:
-            self.fault("round", "a round that joined nothing shows figures" + NEW_RULE)
+            self.fault("round", "a round that joined nothing publishes metrics" + NEW_RULE)
         if entry["shown"] != run.shown:
-            self.fault("model", "a round that joined nothing shows another model" + NEW_RULE)
+            self.fault("model", "a round that joined nothing publishes another model" + NEW_RULE)
 
     def _check_releases(self, run: AuditedRun, entry: dict[str, Any]) -> None:
         """Rules 20 and 24 (``round``, ``witness``): one release a site, each of it witnessed."""
@@ -269,7 +271,7 @@ class AuditedJournal(AuditedLog):
             self.fault("order", f"{where}, and its ledger has no entry")
 
     def _use(self, item: dict[str, Any], asked: list[OrderOutcome]) -> None:
-        """Rule 24 (``release``): a joined or shown release stands where the journal says.
+        """Rule 24 (``release``): a used release is where the journal says.
 
         Args:
             item: what the round says of it.
@@ -372,11 +374,11 @@ class AuditedJournal(AuditedLog):
         if total := sum(self.unused.values()):
             verb = "is" if total == 1 else "are"
             self.state.findings.note(
-                f"{count(total, 'release')} {verb} neither joined nor shown (unused)"
+                f"{count(total, 'release')} {verb} neither aggregated nor published (unused)"
             )
 
     def receipt(self, number: int, found: AuditedReceipt | Problem) -> None:
-        """Check a receipt (``receipt``): it proves that a joined or shown release is in its ledger.
+        """Check a receipt (``receipt``): it proves that its ledger holds a release that was used.
 
         Args:
             number: its place among the receipts of the bundle.

@@ -112,7 +112,7 @@ class AuditedLog:
         """Rule 1 (``sequence``): places count up, a genesis is first, time does not go back."""
         if row.predicate["sequence"] != here:
             sequence = row.predicate["sequence"]
-            self.fault("sequence", f"an entry of sequence {sequence} stands at place {here}")
+            self.fault("sequence", f"an entry of sequence {sequence} is at place {here}")
         if self._clock is not None and row.seconds < self._clock - _MAX_CLOCK_STEP_BACK_S:
             self.fault("sequence", "time goes back by more than 600 seconds")
         self._clock = row.seconds if self._clock is None else max(self._clock, row.seconds)
@@ -230,7 +230,7 @@ class AuditedLog:
             self.state.findings.note(f"{self.name}: unwitnessed tail, {tail}")
 
     def under_quorum(self) -> int:
-        """Return how many entries stand under a head with as many cosigners as the roster asks."""
+        """Return how many entries are under a head with as many cosigners as the roster asks."""
         quorum = self.state.quorum
         held = [n for n, head in self.heads.items() if quorum(head.cosigners, self.name)]
         return max(held, default=0)

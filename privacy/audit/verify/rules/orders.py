@@ -22,7 +22,7 @@ class OrderOutcome:
     """What became of one order.
 
     Attributes:
-        order: as it stands in the bundle.
+        order: as the bundle has it.
         reserved: its site reserved it.
         refused: the status with which its site refused it, or None.
         release: the release of it, or None.
@@ -42,7 +42,7 @@ def outcome_of(order: AuditedOrder) -> OrderOutcome:
     """Return the outcome of an order of which no log spoke yet.
 
     A bundle may hold as many orders as a ledger has entries. They share their texts, which keeps
-    one at some 600 bytes.
+    one at about 600 bytes.
     """
     return OrderOutcome(
         order._replace(

@@ -70,7 +70,7 @@ class SitePolicy:
         site: whose policy it says it is.
         setting: ``site`` or ``simulation``.
         populations: terms by name.
-        data: by name of a data set, its population and why its persons are in no other.
+        data: by name of a data set, its population and why its people are in no other.
         officers: the raw key of each who approves plans and changes the policy, by name.
         approvers: how many of them must sign another policy.
 

@@ -36,7 +36,7 @@ class AuditedPopulation:
 
 
 class RegisteredLog(AuditedLog):
-    """A site's ledger, as far as what it registers; reservations are held against that."""
+    """A site's ledger, as far as what it registers; reservations are checked against that."""
 
     role = "ledger"
     called = "site"
@@ -67,7 +67,7 @@ class RegisteredLog(AuditedLog):
         self._order_keys = AuditedOrderKeys()
         #: Why a plan does not fit a population, by their names.
         self._fits: dict[tuple[str, str], str | None] = {}
-        #: Evaluations by the gate as it was before it had integer weights.
+        #: Evaluations by the metrics mechanism as it was before it had integer weights.
         self.gate_before = 0
         self._registers: dict[str, Callable[[dict[str, Any]], None]] = {
             "genesis": self._set_setting, "population": self._population,
@@ -226,7 +226,7 @@ class RegisteredLog(AuditedLog):
             self.fault(
                 "population",
                 f"data set {show(name)} must share the first population, with 'disjoint' empty, or"
-                " say why its persons are in no other",
+                " say why its people are in no other",
             )
         self._data_sets[name], self._disjoint[name] = population, entry["disjoint"]
 

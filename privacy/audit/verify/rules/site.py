@@ -281,7 +281,7 @@ class AuditedLedger(RegisteredLog):
         if entry.data_opened:
             return
         if entry.reason == "does-not-fit":
-            message = "what ran is said not to fit its reservation, and no data to be opened"
+            message = "the entry says that what ran did not fit, and that no data was opened"
             self.fault("reservation", message + NEW_RULE)
         self.given_back.add(entry.reservation)
         if found.population is not None:
@@ -296,9 +296,9 @@ class AuditedLedger(RegisteredLog):
         if self.gate_before:
             found = count(self.gate_before, "evaluation")
             self.state.findings.note(
-                f"{self.name}: {found} charged as continuous Gaussian noise, by the metrics gate as"
-                " it was before it had integer weights: epsilon holds in real arithmetic only, the"
-                " low bits of those tables may tell more (H15)"
+                f"{self.name}: {found} charged as continuous Gaussian noise, by the metrics"
+                " mechanism as it was before it had integer weights: epsilon holds in real"
+                " arithmetic only, the low bits of those tables may reveal more (H15)"
             )
         if returned := len(self.given_back):
             verb = "was" if returned == 1 else "were"

@@ -42,7 +42,7 @@ class Head:
 
 @dataclass
 class RunStatements:
-    """What is said of one run, which must be the same wherever it is said.
+    """The statements about one run, which must be the same in all of its entries and orders.
 
     Attributes:
         plan, code: of its reservations.
@@ -62,7 +62,7 @@ class VerificationState:
     Args:
         findings: what is wrong goes there.
         roster: of the bundle.
-        roster_value: the same, as it stands there.
+        roster_value: the same, as JSON.
         kept: how much of the entries is kept for a report.
     """
 
@@ -133,7 +133,7 @@ class VerificationState:
                 "order", f"orders of run {show(order.run)} ask for different parameters" + NEW_RULE
             )
         if order.digest in self.orders:
-            self.findings.fault("order", "an order stands in the bundle twice")
+            self.findings.fault("order", "an order is in the bundle twice")
             return
         self.orders[order.digest] = outcome_of(order)
 
