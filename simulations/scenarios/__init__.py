@@ -94,8 +94,9 @@ class Scenario:
 
     @property
     def features(self) -> list[str]:
-        """The columns of the plan's task, without the label."""
-        return [name for name in self.own_plan.task.columns if name != self.own_plan.task.label]
+        """The columns of a table that the plan's model reads, without the label."""
+        task: Any = self.own_plan.task
+        return [*task.numeric, *task.categorical]
 
     def make_plan(self, model: str | None = None) -> Plan:
         """Return the scenario's plan, with its own or another of its models.
