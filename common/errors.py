@@ -2,36 +2,38 @@
 
 ::
 
-    PrivetError                 exit code 1
-    ├── InputError              2  what a person wrote or pointed at is wrong
-    │   ├── PlanError              the plan (keys, types, ranges)
-    │   ├── PolicyError            a site's policy (keys, types, ranges)
-    │   ├── NoteError              a signed note, key or proof is malformed
-    │   ├── PrivateKeyError               a private key is not there, does not open, or is another
-    │   ├── WrongLedgerError            a ledger is not there, or is another site's
-    │   ├── DataMissingError            a file or data set that is not there
-    │   └── DataError              the content of a site's data (stays at the site)
-    │       └── SourceUnavailableError     a database that does not answer at present
-    ├── RefusedError                 3  a site said no
-    │   ├── BudgetExceededError         the population's budget does not cover the request
-    │   ├── OutOfTurnError              an attempt was answered before, or for another order
-    │   ├── PlanClosedError             the plan failed too often here, and waits for the operator
-    │   └── SitePausedError             the site has paused
-    │       └── SiteClosedError            the site withdrew, or closed the budget
-    ├── PrivacyError            1  a guarantee does not hold; the run must stop
-    │   ├── SelfTestError         a start-up test found the mechanism unsound
-    │   ├── BypassError         parameters moved outside the mechanism
-    │   └── NotReleasableError          a value without a privacy event was about to leave
-    └── RunError                1  the federation did not work out
-        ├── QuorumError           too few sites answered
-        ├── TrainerLostError            the process that trains has ended
-        │   └── TrainerUnconfinedError      this machine cannot keep it from network or keys
-        ├── HeadAwaitedError       a coordinator did not say yet what it saw of the ledger
-        ├── DiskFullError                 the disk does not take what a release needs
-        ├── EvidenceError          a site's history was rewritten, forked or rolled back
-        └── LedgerError            a history is broken, locked or incomplete
-            ├── LedgerFullError    the disk takes no further entry
-            └── RolledBackError         the ledger does not extend its last cosigned head
+    PrivetError                     exit code 1
+    ├── InputError                  2  what a person wrote or pointed at is wrong
+    │   ├── PlanError                  the plan (keys, types, ranges)
+    │   ├── PolicyError                a site's policy (keys, types, ranges)
+    │   ├── NoteError                  a signed note, key or proof is malformed
+    │   ├── PrivateKeyError            a private key is not there, does not open, or is another
+    │   ├── WrongLedgerError           a ledger is not there, or is another site's
+    │   ├── DataMissingError           a file or data set that is not there
+    │   └── DataError                  the content of a site's data (stays at the site)
+    │       └── SourceUnavailableError a database that does not answer at present
+    ├── RefusedError                3  a site said no
+    │   ├── BudgetExceededError        the population's budget does not cover the request
+    │   ├── OutOfTurnError             an attempt was answered before, or for another order
+    │   ├── PlanClosedError            the plan failed too often here, and waits for the operator
+    │   └── SitePausedError            the site has paused
+    │       └── SiteClosedError        the site withdrew, or closed the budget
+    ├── PrivacyError                1  a guarantee does not hold; the run must stop
+    │   ├── SelfTestError              a start-up test found the mechanism unsound
+    │   │   └── UnfitModelError        the model or its loss is at fault
+    │   │       └── CoupledRecordsError    a record's loss or gradient depends on others
+    │   ├── BypassError                parameters moved outside the mechanism
+    │   └── NotReleasableError         a value without a privacy event was about to leave
+    └── RunError                    1  the federation did not work out
+        ├── QuorumError                too few sites answered
+        ├── TrainerLostError           the process that trains has ended
+        │   └── TrainerUnconfinedError this machine cannot keep it from network or keys
+        ├── HeadAwaitedError           a coordinator did not say yet what it saw of the ledger
+        ├── DiskFullError              the disk does not take what a release needs
+        ├── EvidenceError              a site's history was rewritten, forked or rolled back
+        └── LedgerError                a history is broken, locked or incomplete
+            ├── LedgerFullError        the disk takes no further entry
+            └── RolledBackError        the ledger does not extend its last cosigned head
 
 Every message says what is wrong, where, and what to do about it.
 """
@@ -121,6 +123,14 @@ class PrivacyError(PrivetError):
 
 class SelfTestError(PrivacyError):
     """A start-up test of the privacy mechanism failed for this model."""
+
+
+class UnfitModelError(SelfTestError):
+    """The model or its loss is at fault, in whatever way its gradients are computed."""
+
+
+class CoupledRecordsError(UnfitModelError):
+    """The loss or the gradient of one record depends on other records (H6)."""
 
 
 class BypassError(PrivacyError):

@@ -7,6 +7,7 @@ The public way is its ``PrivacyEngine``, which draws the batch and adds the nois
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 from opacus.grad_sample import GradSampleModule
@@ -40,7 +41,8 @@ def forget(model: nn.Module, parameters: Iterable[Tensor]) -> None:
 
 def unhook(wrapped: Any, model: nn.Module) -> None:
     """Remove the hooks, and every attribute that Opacus gave the parameters."""
-    wrapped.remove_hooks()
+    with suppress(ValueError):  # there are none
+        wrapped.remove_hooks()
     for parameter in model.parameters():
         _drop(parameter, "grad_sample", "_forward_counter")
 

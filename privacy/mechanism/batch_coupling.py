@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from privet.common.errors import SelfTestError
+from privet.common.errors import CoupledRecordsError, SelfTestError
 from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import Batch
@@ -61,7 +61,8 @@ def check(
         bounded: False where gradients are not bounded, so that there is no clipped sum to test.
 
     Raises:
-        SelfTestError: if records depend on each other (H6), or the sum is wrong (H16).
+        CoupledRecordsError: if records depend on each other (H6).
+        SelfTestError: if the sum is wrong (H16).
     """
     few = random_batch(_GROUP, 1)
     exact = ex.computes_in_double(engine, few)
@@ -147,7 +148,7 @@ def _losses(engine: GradientEngine, batch: Batch, other: Batch) -> None:
     one, two = whole[kept].double(), part[places].double()
     scale = max(float(one.abs().max()), 1e-6)
     if not float((one - two).abs().max()) <= _tolerance(engine, whole) * scale:
-        raise SelfTestError(
+        raise CoupledRecordsError(
             f"H6: the loss of one record of {room} depends on the other records or on how many "
             "there are (an expert's capacity, a branch on the size of the batch, sorting); no "
             "per-unit bound holds"

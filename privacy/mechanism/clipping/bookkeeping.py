@@ -38,11 +38,9 @@ class BookKeeping:
 
     Raises:
         Unsupported: if a trained parameter is used in a way that is not known.
-        SelfTestError: if a layer mixes records.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
-        _require_separate_records(model)
         self.model, self._loss, self.named = model, loss, named
         self._layers = RecordingLayers(model)
         tables = {
@@ -58,8 +56,11 @@ class BookKeeping:
         layers = RecordingLayers(self.model, instantiate=True)
         records = len(next(iter(batch.values())))
         self._pass(layers, batch, None)
-        layers.per_unit.squared_norms()  # raises where a parameter was not used (H17)
+        layers.per_unit.squared_norms()  # raises where a gradient is outside its layer (H17)
         self._layers.per_unit.reduced_precision |= layers.per_unit.reduced_precision
+        for one in layers.per_unit.parameters:
+            if not one.used:
+                one.instantiated(records).zero_()
         return [one.instantiated(records) for one in layers.per_unit.parameters]
 
     def clipped_sum(
@@ -126,19 +127,4 @@ class BookKeeping:
                 layers.per_unit.recording = True
                 loss.backward()
         except Unsupported as error:
-            raise SelfTestError(
-                f"H16: book-keeping does not fit this model: {error}; use clipping = "
-                "'opacus-hooks' or 'functorch'"
-            ) from error
-
-
-def _require_separate_records(model: nn.Module) -> None:
-    """Refuse layers whose output for a record depends on the others."""
-    for name, module in model.named_modules():
-        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        remembers = isinstance(module, nn.modules.instancenorm._InstanceNorm)
-        if mixes or (remembers and module.track_running_stats):
-            raise SelfTestError(
-                f"H6: '{name}' ({type(module).__name__}) mixes records, so that no bound of one "
-                "unit's gradient holds; use GroupNorm or LayerNorm"
-            )
+            raise SelfTestError(f"H16: book-keeping does not fit this model: {error}") from error

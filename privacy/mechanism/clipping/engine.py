@@ -12,7 +12,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from privet.common.errors import BypassError, InputError, PrivetError, SelfTestError
+from privet.common.errors import (
+    BypassError,
+    CoupledRecordsError,
+    InputError,
+    PrivetError,
+    SelfTestError,
+)
 from privet.privacy.mechanism.clipping.methods import (
     Batch,
     ClippingMethod,
@@ -22,7 +28,9 @@ from privet.privacy.mechanism.clipping.methods import (
     with_loss_weight,
 )
 
-MODES = ("auto", "bookkeeping", "opacus-hooks", "functorch")
+AUTOMATIC = ("bookkeeping", "opacus-hooks", "vmap", "one-by-one")
+"""The ways that ``auto`` tries, in this order: the first that passes the start-up test is taken."""
+MODES = ("auto", "bookkeeping", "opacus-hooks", "functorch", "vmap", "one-by-one")
 
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 Sizes = Callable[[Batch], Tensor | None]
@@ -56,9 +64,10 @@ class GradientEngine:
 
     Attributes:
         mode: that is used; never ``auto``.
+        refused: by mode that ``auto`` has passed over, why.
 
     Raises:
-        SelfTestError: if a layer mixes records (a batch norm).
+        CoupledRecordsError: if a layer mixes records (a batch norm that trains).
         InputError: if the model has no trainable parameter, the mode is unknown, or it does
             not know a layer.
     """
@@ -88,8 +97,15 @@ class GradientEngine:
                     "of 16 to 64 bits; freeze it, or keep real and imaginary part apart"
                 )
         self._loss = with_loss_weight(loss)
-        self._automatic = mode == "auto"
-        self.mode, self._method = self._choose(mode)
+        self._batch_norms = _batch_norms(model)
+        self._require_separate_records()
+        self.refused: dict[str, str] = {}
+        self._left = iter(AUTOMATIC if mode == "auto" else ())
+        self.mode = mode
+        if mode != "auto":
+            self._method = self._make(mode)
+        elif not self._next():
+            raise SelfTestError(self.no_way)
 
     def per_sample(self, batch: Batch) -> RawGradients:
         """Return per-sample gradients [B, *shape] of every trained parameter.
@@ -116,6 +132,7 @@ class GradientEngine:
         Raises:
             InputError: if ``owner`` does not fit.
         """
+        self._require_separate_records()
         records = len(next(iter(examples.values())))
         if len(owner) != records or (records and (np.diff(owner) < 0).any()):
             raise InputError(f"'owner' must ascend and name the unit of each of {records} records")
@@ -158,6 +175,26 @@ class GradientEngine:
         with self.hooks_off():
             return self._method.losses(batch)
 
+    def gradient_within(self, batch: Batch, row: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the loss of one record of a batch, and its gradient, by plain autograd.
+
+        Nothing is clipped and no hook is set: it says whether records depend on each other.
+
+        Args:
+            batch: B records, in one pass.
+            row: number of the record.
+
+        Returns:
+            The loss and a tensor for each trained parameter, zero where the loss does not use it.
+        """
+        with self.hooks_off():
+            loss = self._method.losses(batch)[row]
+            if not loss.requires_grad:
+                return loss.detach(), [torch.zeros_like(p) for p in self.parameters]
+            made = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        found = zip(made, self.parameters, strict=True)
+        return loss.detach(), [torch.zeros_like(p) if g is None else g for g, p in found]
+
     @contextmanager
     def hooks_off(self) -> Iterator[None]:
         """Run the model for a while without recording any gradient."""
@@ -185,17 +222,28 @@ class GradientEngine:
         return sums
 
     def fall_back(self, why: str) -> bool:
-        """Continue with Opacus, where book-keeping was chosen automatically and does not fit.
+        """Continue with the next way that ``auto`` knows, where the present one fails a test.
+
+        Args:
+            why: of the start-up test.
 
         Returns:
-            False if another mode was asked for, or is used already.
+            False if a mode was asked for, or no other is left.
         """
-        if not self._automatic or self.mode != "bookkeeping":
+        if self.mode not in AUTOMATIC:
             return False
-        _LOG.warning("clipping continues with opacus-hooks: %s", why)
+        self.refused[self.mode] = why
         self._method.close()
-        self.mode, self._method = self._opacus("opacus-hooks")
+        if not self._next():
+            return False
+        _LOG.warning("clipping continues with %s: %s", self.mode, why)
         return True
+
+    @property
+    def no_way(self) -> str:
+        """Why no exact way was found: what stopped the first one, which knows most layers."""
+        first = next(iter(self.refused.values()), "no way was tried")
+        return f"no exact way to clip this model was found: {first}"
 
     @property
     def max_records(self) -> int:
@@ -226,39 +274,76 @@ class GradientEngine:
                     "make a new engine after replacing, freezing or thawing parameters"
                 )
 
-    def _choose(self, mode: str) -> tuple[str, ClippingMethod]:
+    def _next(self) -> bool:
+        """Take the next automatic way that can be made for this model; False if none is left."""
+        for mode in self._left:
+            try:
+                self._method = self._make(mode)
+            except Exception as error:
+                self.refused[mode] = str(error).partition("\n")[0] or repr(error)
+                continue
+            self.mode = mode
+            return True
+        return False
+
+    def _make(self, mode: str) -> ClippingMethod:
+        """Return the method of a mode.
+
+        Raises:
+            InputError: if it does not fit the model.
+        """
+        # Not above: Opacus takes a second to load, and mostly nobody needs it.
         from privet.privacy.mechanism.clipping.bookkeeping import BookKeeping
+        from privet.privacy.mechanism.clipping.one_by_one import OneByOne
+        from privet.privacy.mechanism.clipping.vmap import WholeModelVmap
 
-        if mode not in ("auto", "bookkeeping"):
-            return self._opacus(mode)
+        given = (self.model, self._loss, self.named)
         try:
-            return "bookkeeping", BookKeeping(self.model, self._loss, self.named)
-        except PrivetError:
-            raise
-        except Exception as error:
             if mode == "bookkeeping":
-                raise InputError(
-                    f"clipping 'bookkeeping' does not fit this model: {error}; use 'auto'"
-                ) from None
-            _LOG.warning("clipping by opacus-hooks, book-keeping does not fit: %s", error)
-            return self._opacus("opacus-hooks")
+                return BookKeeping(*given)
+            if mode == "vmap":
+                return WholeModelVmap(*given)
+            if mode == "one-by-one":
+                return OneByOne(*given)
+            from privet.privacy.mechanism.clipping.opacus import OpacusHooks
 
-    def _opacus(self, mode: str) -> tuple[str, ClippingMethod]:
-        # Not above: it takes a second to load, and mostly nobody needs it.
-        from privet.privacy.mechanism.clipping.opacus import OpacusHooks
-
-        try:
-            functorch = mode == "functorch"
-            return mode, OpacusHooks(self.model, self._loss, self.named, functorch=functorch)
+            return OpacusHooks(*given, functorch=mode == "functorch")
         except PrivetError:
             raise
         except Exception as error:
             reason = str(error).partition("\n")[0]
-            raise SelfTestError(f"H16: Opacus cannot treat this model: {reason}") from error
+            raise InputError(
+                f"clipping '{mode}' does not fit this model: {reason}; use 'auto'"
+            ) from error
+
+    def _require_separate_records(self) -> None:
+        """Refuse layers whose output for a record depends on the others, as they are now.
+
+        Raises:
+            CoupledRecordsError: naming the layer.
+        """
+        for name, module in self._batch_norms:
+            if module.training or not module.track_running_stats:
+                raise CoupledRecordsError(
+                    f"H6: '{name}' ({type(module).__name__}) mixes records, so that no bound of "
+                    "one unit's gradient holds; use GroupNorm or LayerNorm, or keep it in eval() "
+                    "with the statistics that it was trained with"
+                )
 
     def _clear(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _batch_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return the layers that compute with statistics over records while they train."""
+    found = []
+    for name, module in model.named_modules():
+        mixes = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        remembers = isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        if mixes or (remembers and module.track_running_stats):
+            found.append((name, module))
+    return found
 
 
 def _similar_units_together(

@@ -111,6 +111,39 @@ def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
     return torch.where(usable, factors, torch.zeros_like(factors))
 
 
+def sum_of_per_sample(
+    per_sample: Callable[[Batch], list[Tensor]],
+    micro_batches: Iterable[tuple[Batch, UnitOfRecord]],
+    clip: float,
+    parameters: Iterable[Tensor],
+) -> list[Tensor]:
+    """Return Σ_u c_u G_u from per-sample gradients that are all held.
+
+    Args:
+        per_sample: returns the gradients [B, *shape] of a micro-batch, one for each parameter.
+        micro_batches: records, with the unit of each.
+        clip: the L2 bound C.
+        parameters: the trained parameters.
+    """
+    total = [torch.zeros_like(p, dtype=accumulation_dtype(p)) for p in parameters]
+    for batch, unit_of in micro_batches:
+        # Never narrower than float32: rounding a factor to bfloat16 would pass the bound.
+        gradients = [g.to(accumulation_dtype(g)) for g in per_sample(batch)]
+        units = int(unit_of[-1]) + 1
+        if units != len(unit_of):
+            index = torch.as_tensor(unit_of, device=gradients[0].device)
+            gradients = [
+                g.new_zeros(units, *g.shape[1:]).index_add_(0, index, g) for g in gradients
+            ]
+        squared_norms = torch.stack([squared_row_norms(g.flatten(1)) for g in gradients]).sum(0)
+        factors = clip_factors(squared_norms, clip)
+        if not bool(torch.isfinite(squared_norms).all()):
+            gradients = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients]
+        for running, g in zip(total, gradients, strict=True):
+            running.add_(torch.tensordot(factors.to(g.dtype), g, dims=1))
+    return total
+
+
 def squared_row_norms(rows: Tensor) -> Tensor:
     """Return the squared L2 norm of each row of [U, n], computed in double precision.
 

@@ -56,11 +56,14 @@ class OpacusHooks:
             sample = compat.sample_of(parameter)
             if isinstance(sample, list):
                 sample = torch.stack(sample).sum(0) if len(sample) > 1 else sample[0]
-            if sample is None:
+            if sample is None and parameter.grad is not None:
                 raise SelfTestError(
-                    f"parameter '{name}' has no per-sample gradient: freeze it, or use "
-                    "clipping = 'functorch' (H17)"
+                    f"H17: parameter '{name}' has a gradient, and none for each record: Opacus "
+                    "does not see where it is used"
                 )
+            if sample is None:  # no record uses it
+                records = len(next(iter(batch.values())))
+                sample = parameter.new_zeros(records, *parameter.shape)
             gradients.append(sample.detach())
         self._clear()
         return gradients
@@ -69,12 +72,7 @@ class OpacusHooks:
         self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
     ) -> list[Tensor]:
         """As :meth:`ClippingMethod.clipped_sum`."""
-        parameters = self.named.values()
-        total = [torch.zeros_like(p, dtype=methods.accumulation_dtype(p)) for p in parameters]
-        for batch, unit_of in micro_batches:
-            for running, value in zip(total, self._clipped(batch, unit_of, clip), strict=True):
-                running.add_(value)
-        return total
+        return methods.sum_of_per_sample(self.per_sample, micro_batches, clip, self.named.values())
 
     def losses(self, batch: Batch) -> Tensor:
         """As :meth:`ClippingMethod.losses`."""
@@ -102,23 +100,6 @@ class OpacusHooks:
     def reduced_precision(self) -> bool:
         """As :attr:`ClippingMethod.reduced_precision`."""
         return methods.is_reduced_precision(self.named.values())
-
-    def _clipped(self, batch: Batch, unit_of: UnitOfRecord, clip: float) -> list[Tensor]:
-        """Return the clipped sum of one micro-batch, of a tensor a parameter."""
-        # Never narrower than float32: rounding a factor to bfloat16 would pass the bound.
-        gradients = [g.to(methods.accumulation_dtype(g)) for g in self.per_sample(batch)]
-        count = int(unit_of[-1]) + 1
-        if count != len(unit_of):
-            index = torch.as_tensor(unit_of, device=gradients[0].device)
-            gradients = [
-                g.new_zeros(count, *g.shape[1:]).index_add_(0, index, g) for g in gradients
-            ]
-        norms = [methods.squared_row_norms(g.flatten(1)) for g in gradients]
-        squared_norms = torch.stack(norms).sum(0)
-        factors = methods.clip_factors(squared_norms, clip)
-        if not bool(torch.isfinite(squared_norms).all()):
-            gradients = [torch.nan_to_num(g, 0.0, 0.0, 0.0) for g in gradients]
-        return [torch.tensordot(factors.to(g.dtype), g, dims=1) for g in gradients]
 
     def _clear(self) -> None:
         compat.clear(self.named.values())

@@ -191,6 +191,11 @@ class ParameterGradients:
         """Whether this pass left activations and backprops, and no gradients."""
         return self.used and not self.instantiate
 
+    @property
+    def is_instantiated(self) -> bool:
+        """Whether this pass left G_u."""
+        return self.used and bool(self.instantiate)
+
     def ghost_squared_norms(self) -> Tensor:
         """Return ‖G_u‖² [U] in double precision, of gradients that are not instantiated.
 

@@ -86,19 +86,23 @@ class PerUnitGradients:
     def squared_norms(self) -> Tensor:
         """Return ‖G_u‖² [U] over all parameters, in double precision.
 
+        A parameter that no record used has a gradient of zero.
+
         Raises:
-            SelfTestError: if a parameter was not used, or has a gradient from elsewhere, so that
-                it would escape clipping (H17).
+            SelfTestError: if a parameter has a gradient from elsewhere, which would escape
+                clipping (H17).
         """
         for one in self.parameters:
-            if not one.used or one.parameter.grad is not None:
-                why = "no per-unit gradient" if not one.used else "a gradient outside its layer"
+            if one.parameter.grad is not None:
                 raise SelfTestError(
-                    f"parameter '{one.name}' has {why} in a batch: freeze it if no record uses "
-                    "it, use its layer for every record, or use clipping = 'functorch' (H17)"
+                    f"H17: parameter '{one.name}' has a gradient outside its layer, which "
+                    "book-keeping does not clip"
                 )
         parts = [one.ghost_squared_norms() for one in self.parameters if one.is_ghost]
         parts += [squared_row_norms(rows) for _, rows in self._instantiated()]
+        if not parts:
+            device = self.parameters[0].parameter.device
+            return torch.zeros(self.units, dtype=torch.float64, device=device)
         return torch.stack(parts).sum(0)
 
     def add_weighted_sum(
@@ -138,13 +142,13 @@ class PerUnitGradients:
         return [found[id(one)] for one in self.parameters]
 
     def _instantiated(self) -> list[tuple[GradientBuffer, Tensor]]:
-        """Return each buffer with gradients, [U, width]; a ghost that shares it is zero there."""
+        """Return each buffer with gradients, [U, width]; what has none there is zero."""
         found = []
         for buffer in self.buffers:
-            if all(one.is_ghost for one in buffer.parameters):
+            if not any(one.is_instantiated for one in buffer.parameters):
                 continue
             for one in buffer.parameters:
-                if one.is_ghost:
+                if not one.is_instantiated:
                     one.instantiated(self.units).zero_()
             found.append((buffer, buffer.rows[: self.units]))
         return found

@@ -1,0 +1,98 @@
+"""``torch.func`` over the whole model: ``vmap(grad(loss of one record))``.
+
+The model is a function of its trained parameters, so that one call gives the gradient of every
+record, whatever its layers are (Horace He and Richard Zou, "functorch", 2021; ``torch.func``,
+"per-sample gradients"). What a model does by value (a branch on a number, a length that is read
+from a mask) has no batched form: torch refuses it, and ``auto`` goes on with the next way.
+
+Parameters are exchanged in the modules while the function runs, so that a loss may call any part of
+the model. All gradients [U, *shape] are held until they are summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from privet.privacy.mechanism.clipping import methods
+from privet.privacy.mechanism.clipping.cost import max_units_in_memory
+from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
+
+
+class WholeModelVmap:
+    """The clipping method of the module's docstring.
+
+    Args:
+        model: stays as it is.
+        loss: per-record losses.
+        named: the trained parameters.
+    """
+
+    def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
+        self.model, self._loss, self.named = model, loss, named
+        self._function = _LossOfModel(model, loss)
+        numbers = sum(p.numel() for p in named.values())
+        device = next(iter(named.values())).device
+        self.max_units: int | None = max_units_in_memory(numbers, numbers, device)
+
+    def per_sample(self, batch: Batch) -> list[Tensor]:
+        """As :meth:`ClippingMethod.per_sample`. A parameter that no record uses has zeros."""
+        trained = {f"model.{name}": p.detach() for name, p in self.named.items()}
+
+        def loss_of(parameters: dict[str, Tensor], record: Batch) -> Tensor:
+            alone = {name: tensor.unsqueeze(0) for name, tensor in record.items()}
+            total: Tensor = functional_call(self._function, parameters, (alone,)).sum()
+            return total
+
+        # Each record draws its own chance (dropout), as in a pass over a batch.
+        each = vmap(grad(loss_of), in_dims=(None, 0), randomness="different",
+                    chunk_size=self.max_units)  # fmt: skip
+        # The fused kernels of attention have no batched form, and would run record by record.
+        with sdpa_kernel(SDPBackend.MATH):
+            made = each(trained, batch)
+        return [made[name].detach() for name in trained]
+
+    def clipped_sum(
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+    ) -> list[Tensor]:
+        """As :meth:`ClippingMethod.clipped_sum`."""
+        return methods.sum_of_per_sample(self.per_sample, micro_batches, clip, self.named.values())
+
+    def losses(self, batch: Batch) -> Tensor:
+        """As :meth:`ClippingMethod.losses`."""
+        return self._loss(self.model, batch)
+
+    def pause(self) -> None:
+        """As :meth:`ClippingMethod.pause`: nothing is recorded outside of a pass."""
+
+    def resume(self) -> None:
+        """As :meth:`ClippingMethod.resume`."""
+
+    def reset(self) -> None:
+        """As :meth:`ClippingMethod.reset`."""
+        for parameter in self.named.values():
+            parameter.grad = None
+
+    def close(self) -> None:
+        """As :meth:`ClippingMethod.close`."""
+        self.reset()
+
+    @property
+    def reduced_precision(self) -> bool:
+        """As :attr:`ClippingMethod.reduced_precision`."""
+        return methods.is_reduced_precision(self.named.values())
+
+
+class _LossOfModel(nn.Module):
+    """The losses of a batch, as a module whose parameters can be exchanged."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model, self._loss = model, loss
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the losses [B]."""
+        return self._loss(self.model, batch)
