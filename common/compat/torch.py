@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = [
     "DispatchMode", "buffers_of", "convolution_input_gradient", "convolve", "layer_norm",
-    "layer_norm_input_gradient", "parameters_of", "unsafe_view", "version_of",
+    "layer_norm_input_gradient", "parameters_of", "tree_flatten", "tree_leaves", "tree_unflatten",
+    "unsafe_view", "version_of",
 ]  # fmt: skip
+# tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as torch.func
+# does; classes that libraries register (outputs of transformers) are known there alone.
 # DispatchMode sees each operator that is computed. Since 1.11, used by torch's own FlopCounterMode.
 # The public way is hooks of modules, which do not see what is computed between two modules.
 

@@ -99,6 +99,7 @@ def _one_way(
 ) -> None:
     """Run all tests but those of the loss's shape, by the engine's present way."""
     try:
+        engine.prepare(random_batch)
         _everywhere(engine, random_batch, bounded)
         if records:
             with ex.kept_weights(engine.model):

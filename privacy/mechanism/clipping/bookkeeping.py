@@ -15,17 +15,18 @@ Nothing in Python is done for each record.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from privet.common.errors import SelfTestError
-from privet.privacy.mechanism.clipping import methods
+from privet.privacy.mechanism.clipping import methods, record_axes
 from privet.privacy.mechanism.clipping.cost import max_units_in_memory
 from privet.privacy.mechanism.clipping.layers import RecordingLayers, Unsupported
 from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
+from privet.privacy.mechanism.clipping.record_axes import RecordAxes
 
 
 class BookKeeping:
@@ -43,6 +44,7 @@ class BookKeeping:
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
         self.model, self._loss, self.named = model, loss, named
         self._layers = RecordingLayers(model)
+        self._axes: dict[int, RecordAxes] = {}
         tables = {
             id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
         }  # they are not instantiated where they are large
@@ -51,9 +53,19 @@ class BookKeeping:
         device = next(iter(named.values())).device
         self.max_units: int | None = max_units_in_memory(count, trained, device)
 
+    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
+        """As :meth:`ClippingMethod.prepare`: find the dimensions of records."""
+
+        def run(records: int) -> None:
+            self._loss(self.model, random_batch(records, 1))
+
+        self._axes = record_axes.find(self._layers.modules, run)
+        self._layers.use_axes(self._axes)
+
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`."""
         layers = RecordingLayers(self.model, instantiate=True)
+        layers.use_axes(self._axes)
         records = len(next(iter(batch.values())))
         self._pass(layers, batch, None)
         layers.per_unit.squared_norms()  # raises where a gradient is outside its layer (H17)

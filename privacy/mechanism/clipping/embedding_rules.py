@@ -59,6 +59,11 @@ class EmbeddingRule(Rule):
             raise Unsupported(f"a table is read at {tuple(ids.shape)}, not of {records} records")
         return _Embedding.apply(self.module.weight, ids, shared, self)  # type: ignore[no-any-return]
 
+    def _for_each(self, x: Tensor) -> Tensor:
+        if x.dim() > 1 and x.shape[0] != 1 and x.shape[1] == 1:  # [T, 1] among [T, B]
+            return self.forward(x.transpose(0, 1)).transpose(0, 1)
+        return self.forward(x if x.dim() > 1 else x.unsqueeze(0))
+
     def record(self, ids: Tensor, shared: Tensor | None, backprops: Tensor) -> None:
         """Add G_u of the table.
 
@@ -124,7 +129,7 @@ class _Expanded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, parameter: Tensor, rule: ExpandedParameterRule) -> Tensor:
         ctx.rule = rule
-        return parameter.expand(rule.per_unit.records, *parameter.shape[1:])
+        return parameter.expand(rule.per_unit.records, *rule.shape)
 
     @staticmethod
     def backward(ctx: Any, backprops: Tensor) -> tuple[None, None]:
@@ -133,25 +138,32 @@ class _Expanded(torch.autograd.Function):
 
 
 class ExpandedParameterRule:
-    """A parameter [1, ...] of a module that is not known: each record sees a copy of its own.
+    """A parameter of a module that is not known: each record sees a copy of its own.
 
     The backprops of the copies [B, ...] are the per-sample gradients::
 
-        G_u = Σ_{r of u} g_r   [1, ...]
+        G_u = Σ_{r of u} g_r
 
     Args:
         name: of the parameter in its module.
         own: its gradients.
         per_unit: where they go.
+        in_place_of_one: the parameter is [1, ...] and its copies take the first dimension.
     """
 
-    def __init__(self, name: str, own: ParameterGradients, per_unit: PerUnitGradients) -> None:
-        if own.parameter.dim() < 2 or own.parameter.shape[0] != 1:
-            raise Unsupported(f"'{own.name}' is used in a way that is not known")
+    def __init__(
+        self,
+        name: str,
+        own: ParameterGradients,
+        per_unit: PerUnitGradients,
+        *,
+        in_place_of_one: bool = False,
+    ) -> None:
         self.name, self.own, self.per_unit = name, own, per_unit
+        self.shape = own.parameter.shape[1:] if in_place_of_one else own.parameter.shape
 
     def copies(self) -> Tensor:
-        """Return [B, ...]."""
+        """Return the copies, [B, ...]."""
         return _Expanded.apply(self.own.parameter, self)  # type: ignore[no-any-return]
 
     def on_backward(self, backprops: Tensor) -> None:

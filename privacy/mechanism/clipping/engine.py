@@ -107,6 +107,14 @@ class GradientEngine:
         elif not self._next():
             raise SelfTestError(self.no_way)
 
+    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
+        """Learn from generated batches which dimensions of layers are of records.
+
+        Args:
+            random_batch: makes a batch of (records, seed).
+        """
+        self._method.prepare(random_batch)
+
     def per_sample(self, batch: Batch) -> RawGradients:
         """Return per-sample gradients [B, *shape] of every trained parameter.
 

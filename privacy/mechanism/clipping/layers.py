@@ -1,8 +1,9 @@
 """A model whose layers record per-unit gradients while a pass runs, and are as before afterwards.
 
-A parameter that no rule knows is handed out as one copy a record, if its first dimension is 1
-(class tokens, position tables). Whether all this is right for a model is tested, not
-assumed: the start-up test compares with single records (H16).
+A parameter that no rule knows is handed out as one copy a record: in its module, if its first
+dimension is 1 (class tokens, position tables), else by ``vmap`` of the whole module
+(:mod:`.module_rules`). Whether all this is right for a model is tested, not assumed: the start-up
+test compares with single records (H16).
 """
 
 from __future__ import annotations
@@ -15,15 +16,19 @@ from torch import Tensor, nn
 
 from privet.common.compat.torch import parameters_of
 from privet.common.compat.transformers import BIAS, is_conv1d, is_rms_norm, position_table
+from privet.privacy.mechanism.clipping.attention_rules import AttentionRule
 from privet.privacy.mechanism.clipping.embedding_rules import (
     EmbeddingRule,
     ExpandedParameterRule,
     RelativePositionBias,
 )
 from privet.privacy.mechanism.clipping.linear_rules import ConvolutionRule, LinearRule
+from privet.privacy.mechanism.clipping.module_rules import VmappedModuleRule, opaque
 from privet.privacy.mechanism.clipping.norm_rules import LayerNormRule, ScaleRule
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
+from privet.privacy.mechanism.clipping.record_axes import RecordAxes
+from privet.privacy.mechanism.clipping.recurrent_rules import RecurrentRule
 from privet.privacy.mechanism.clipping.rules import Forward, Unsupported
 
 _RULES: tuple[tuple[type[nn.Module], Any], ...] = (
@@ -34,6 +39,10 @@ _RULES: tuple[tuple[type[nn.Module], Any], ...] = (
     (nn.GroupNorm, ScaleRule),
     (nn.Conv1d, ConvolutionRule),
     (nn.Conv2d, ConvolutionRule),
+    (nn.LSTM, RecurrentRule),
+    (nn.GRU, RecurrentRule),
+    (nn.RNN, RecurrentRule),
+    (nn.MultiheadAttention, AttentionRule),
 )
 Owners = list[tuple[nn.Module, dict[str, Tensor]]]
 
@@ -53,36 +62,91 @@ class RecordingLayers:
     """
 
     def __init__(self, model: nn.Module, *, instantiate: bool = False) -> None:
+        self._model = model
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        owners = _owners(model, named)
-        gradients = {
+        self._owners = _owners(model, named)
+        self._gradients = {
             id(parameter): ParameterGradients(
-                name, parameter, instantiate=instantiate or _by_cost(parameter, owners)
+                name, parameter, instantiate=instantiate or _by_cost(parameter, self._owners)
             )
             for name, parameter in named.items()
         }
-        self.per_unit = PerUnitGradients(list(gradients.values()))
+        self.per_unit = PerUnitGradients(list(self._gradients.values()))
         self._forwards: list[tuple[nn.Module, str, Forward]] = []
         self._expanded: list[tuple[nn.Module, ExpandedParameterRule]] = []
-        ruled = {id(p) for module, held in owners if _rule_of(module) for p in held.values()}
-        tables: dict[int, EmbeddingRule] = {}
-        for module, held in owners:
-            make = _rule_of(module)
-            if make is None:
-                # What a known layer has too (BERT's head for gaps shares a bias) is read there; if
-                # it is used here as well, its gradient outside the layer is noticed.
-                others = {n: gradients[id(p)] for n, p in held.items() if id(p) not in ruled}
-                rules = [ExpandedParameterRule(n, o, self.per_unit) for n, o in others.items()]
-                self._expanded += [(module, rule) for rule in rules]
-                continue
-            own = {name: gradients[id(parameter)] for name, parameter in held.items()}
-            rule = make(module, self.per_unit, own)
-            self._forwards.append((module, "forward", rule))
-            if isinstance(rule, EmbeddingRule):
-                tables[id(module)] = rule
+        self._ruled = {
+            id(p) for module, held in self._owners if _rule_of(module) for p in held.values()
+        }
+        covered: set[int] = set()
+        for module, held in self._owners:
+            if id(module) not in covered:
+                self._add(module, held, covered)
+        tables = {id(m): rule for m, _, rule in self._forwards if isinstance(rule, EmbeddingRule)}
         for module in model.modules():
             if (table := tables.get(id(position_table(module)))) is not None:
                 self._forwards.append((module, BIAS, RelativePositionBias(module, table)))
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The modules that have a rule."""
+        return [module for module, name, _ in self._forwards if name == "forward"]
+
+    def use_axes(self, axes: dict[int, RecordAxes]) -> None:
+        """Tell the rules which dimensions of their inputs are of records.
+
+        Args:
+            axes: by the ``id`` of a module; of :func:`.record_axes.find`.
+        """
+        for module, name, rule in self._forwards:
+            if name == "forward":
+                rule.axes = axes.get(id(module))  # type: ignore[attr-defined]
+
+    def _add(self, module: nn.Module, held: dict[str, Tensor], covered: set[int]) -> None:
+        """Add the rules of one module that holds trained parameters.
+
+        Args:
+            module: of the model.
+            held: the parameters, by their names in the module.
+            covered: ids of modules that another one's rule treats; grows.
+        """
+        if opaque(module):
+            self._add_whole(module, covered)
+            return
+        make = _rule_of(module)
+        if make is not None:
+            own = {name: self._gradients[id(parameter)] for name, parameter in held.items()}
+            try:
+                self._forwards.append((module, "forward", make(module, self.per_unit, own)))
+                return
+            except Unsupported:
+                if module is self._model or isinstance(module, nn.Embedding):
+                    raise
+                self._add_whole(module, covered)
+                return
+        # What a known layer has too (BERT's head for gaps shares a bias) is read there; if it is
+        # used here as well, its gradient outside the layer is noticed.
+        others = {n: self._gradients[id(p)] for n, p in held.items() if id(p) not in self._ruled}
+        if all(one.parameter.dim() > 1 and len(one.parameter) == 1 for one in others.values()):
+            for name, one in others.items():
+                rule = ExpandedParameterRule(name, one, self.per_unit, in_place_of_one=True)
+                self._expanded.append((module, rule))
+            return
+        if module is self._model:
+            name = next(iter(others.values())).name
+            raise Unsupported(f"'{name}' is used in a way that is not known")
+        self._add_whole(module, covered)
+
+    def _add_whole(self, module: nn.Module, covered: set[int]) -> None:
+        """Treat a module and all in it by ``vmap``."""
+        mine = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        own = {name: self._gradients[id(parameter)] for name, parameter in mine.items()}
+        for one in own.values():
+            one.instantiate_always()
+        inside = {id(m) for m in module.modules()}
+        covered |= inside
+        self._forwards = [f for f in self._forwards if id(f[0]) not in inside]
+        self._expanded = [e for e in self._expanded if id(e[0]) not in inside]
+        self._forwards.append((module, "forward", VmappedModuleRule(module, self.per_unit, own)))
 
     @contextmanager
     def recording(self, records: int, counts: Tensor | None) -> Iterator[None]:
@@ -124,7 +188,8 @@ def _owners(model: nn.Module, named: dict[str, nn.Parameter]) -> Owners:
     for module in model.modules():
         mine = parameters_of(module).items()
         held: dict[str, Tensor] = {n: p for n, p in mine if p is not None and id(p) in trained}
-        if held:
+        reads_children = isinstance(module, nn.MultiheadAttention) or opaque(module)
+        if held or (reads_children and any(id(p) in trained for p in module.parameters())):
             found.append((module, held))
     return found
 

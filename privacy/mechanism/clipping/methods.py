@@ -40,6 +40,14 @@ class ClippingMethod(Protocol):
     max_units: int | None
     """Units that a micro-batch may hold, None for any number."""
 
+    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
+        """Learn from generated batches what the method has to know of the model.
+
+        Args:
+            random_batch: makes a batch of (records, seed).
+        """
+        ...
+
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """Return per-sample gradients [B, *shape] of every trained parameter."""
         ...

@@ -14,7 +14,7 @@ and sum cost three calls for each unit, however many parameters there are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -38,6 +38,9 @@ class OneByOne:
 
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
         self.model, self._loss, self.named = model, loss, named
+
+    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
+        """As :meth:`ClippingMethod.prepare`: there is nothing to learn."""
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`. A parameter that no record uses has zeros."""
@@ -95,7 +98,7 @@ class OneByOne:
         for flat in held:
             flat.zero_()
         mine = {name: tensor[records] for name, tensor in batch.items()}
-        self._loss(self.model, mine).sum().backward()
+        self._loss(self.model, mine).sum().backward()  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _add_clipped(totals: list[Tensor], held: list[Tensor], clip: float) -> None:

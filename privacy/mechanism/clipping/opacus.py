@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,6 +42,9 @@ class OpacusHooks:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._wrapped: Any = compat.hooked(model, functorch=functorch)
+
+    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
+        """As :meth:`ClippingMethod.prepare`: there is nothing to learn."""
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`.

@@ -59,6 +59,10 @@ class ParameterGradients:
         self._shared_lookups: list[Lookup] = []
         self._cancelling: Tensor | None = None
 
+    def instantiate_always(self) -> None:
+        """Instantiate in every pass, whatever it costs."""
+        self.instantiate = self._requested = True
+
     def use_buffer(self, buffer: GradientBuffer, column: int) -> None:
         """Instantiate into ``buffer``, from ``column`` on."""
         self._buffer, self._column = buffer, column

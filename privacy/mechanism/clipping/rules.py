@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
+from privet.privacy.mechanism.clipping.record_axes import SHARED, RecordAxes
 
 Forward = Callable[..., Tensor]
 
@@ -40,6 +41,8 @@ class Rule:
 
     weight: ParameterGradients | None = None
     bias: ParameterGradients | None = None
+    axes: RecordAxes | None = None
+    """Which dimension of the input is of records; None takes the first."""
 
     def __init__(
         self, module: nn.Module, per_unit: PerUnitGradients, own: dict[str, ParameterGradients]
@@ -58,7 +61,33 @@ class Rule:
             raise Unsupported(f"a {type(self.module).__name__} is called with several arguments")
         self._require_same("weight", self.weight)
         self._require_same("bias", self.bias)
-        return self.forward(given[0] if given else next(iter(named.values())))
+        x = given[0] if given else next(iter(named.values()))
+        axis = self._axis(x)
+        if axis == 0:
+            return self.forward(x)
+        if axis == 1:
+            return self.forward(x.transpose(0, 1)).transpose(0, 1)
+        if axis != SHARED:
+            raise Unsupported(f"a {type(self.module).__name__} reads records in dimension {axis}")
+        return self._for_each(x)
+
+    def _axis(self, x: Tensor) -> int:
+        """Return the dimension of records in the layer's input; the first, unless it is known."""
+        if self.axes is None:
+            return 0
+        if not self.axes.is_the_same or len(self.axes.inputs) != 1:
+            raise Unsupported(f"a {type(self.module).__name__} is called in several ways")
+        axis = self.axes.inputs[0]
+        return axis if axis < x.dim() else 0  # a model may squeeze a batch of one
+
+    def _for_each(self, x: Tensor) -> Tensor:
+        """Return the output for an input that all records share: once for each of them."""
+        records = self.per_unit.records
+        if x.dim() > 1 and x.shape[0] != 1 and x.shape[1] == 1:  # [T, 1, ...] among [T, B, ...]
+            turned = x.transpose(0, 1).expand(records, -1, *x.shape[2:])
+            return self.forward(turned).transpose(0, 1)
+        x = x if x.dim() > 1 and x.shape[0] == 1 else x.unsqueeze(0)
+        return self.forward(x.expand(records, *x.shape[1:]))
 
     def _require_same(self, name: str, own: ParameterGradients | None) -> None:
         now: Tensor | None = getattr(self.module, name, None)

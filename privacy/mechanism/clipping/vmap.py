@@ -11,7 +11,7 @@ the model. All gradients [U, *shape] are held until they are summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -37,6 +37,9 @@ class WholeModelVmap:
         numbers = sum(p.numel() for p in named.values())
         device = next(iter(named.values())).device
         self.max_units: int | None = max_units_in_memory(numbers, numbers, device)
+
+    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
+        """As :meth:`ClippingMethod.prepare`: there is nothing to learn."""
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`. A parameter that no record uses has zeros."""

@@ -1,0 +1,121 @@
+"""The rule of a module that no other rule knows: ``vmap`` of that module alone.
+
+Each record gets a copy of the module's parameters, which is the same memory seen B times, so that
+the backward pass gives the gradient of each copy: the per-sample gradients. The rest of the model
+stays with book-keeping, so that one odd layer does not slow down all others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.parametrize import is_parametrized
+
+from privet.common.compat.torch import tree_flatten, tree_unflatten
+from privet.privacy.mechanism.clipping.embedding_rules import ExpandedParameterRule
+from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
+from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
+from privet.privacy.mechanism.clipping.record_axes import SHARED, RecordAxes
+from privet.privacy.mechanism.clipping.rules import Unsupported
+
+
+class VmappedModuleRule:
+    """Any module, with all that it contains.
+
+    Args:
+        module: not the whole model.
+        per_unit: where its gradients go.
+        own: the gradients of all trained parameters in it, by their names in it.
+    """
+
+    axes: RecordAxes | None = None
+    """Which dimensions are of records; they must be known before a pass."""
+
+    def __init__(
+        self, module: nn.Module, per_unit: PerUnitGradients, own: dict[str, ParameterGradients]
+    ) -> None:
+        self.module, self.per_unit = module, per_unit
+        self._copies = {
+            name: ExpandedParameterRule(name, one, per_unit) for name, one in own.items()
+        }
+
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        """As the module's own forward.
+
+        Raises:
+            Unsupported: if the dimensions of records are not known, or differ between calls.
+        """
+        axes, records = self._known_axes(), self.per_unit.records
+        leaves, structure = tree_flatten((given, named))
+        places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        if len(places) != len(axes.inputs):
+            raise Unsupported(f"a {type(self.module).__name__} is called in several ways")
+        parts = [
+            _split(leaves[i], axis, records) for i, axis in zip(places, axes.inputs, strict=True)
+        ]
+        shape: Any = None
+
+        def one_record(parameters: dict[str, Tensor], *mine: Tensor) -> tuple[Tensor, ...]:
+            nonlocal shape
+            own = list(leaves)
+            for place, part, axis in zip(places, mine, axes.inputs, strict=True):
+                own[place] = part if axis == SHARED else part.movedim(0, axis)
+            args, kwargs = tree_unflatten(own, structure)
+            made, shape = tree_flatten(
+                functional_call(self.module, parameters, args, kwargs, tie_weights=True)
+            )
+            if not all(isinstance(leaf, Tensor) for leaf in made):
+                raise Unsupported(f"a {type(self.module).__name__} returns more than tensors")
+            return tuple(t.movedim(axis, 0) for t, axis in zip(made, axes.outputs, strict=True))
+
+        copies = {name: rule.copies() for name, rule in self._copies.items()}
+        in_axes = (0, *(None if axis == SHARED else 0 for axis in axes.inputs))
+        replaced = self.module.__dict__.pop("forward")
+        try:
+            # The fused kernels of attention have no batched form, and would run record by record.
+            with sdpa_kernel(SDPBackend.MATH):
+                made = vmap(one_record, in_dims=in_axes, randomness="different")(copies, *parts)
+        finally:
+            self.module.__dict__["forward"] = replaced
+        outputs = [t.flatten(0, 1).movedim(0, a) for t, a in zip(made, axes.outputs, strict=True)]
+        return tree_unflatten(outputs, shape)
+
+    def _known_axes(self) -> RecordAxes:
+        kind = type(self.module).__name__
+        if self.axes is None or not self.axes.is_the_same:
+            raise Unsupported(f"the records in the input of a {kind} are not known")
+        if SHARED in self.axes.outputs or not self.axes.outputs:
+            raise Unsupported(f"a {kind} makes one output for all records")
+        return self.axes
+
+
+def _split(x: Tensor, axis: int, records: int) -> Tensor:
+    """Return [..., m · B, ...] as [B, m, ...]; what all records share stays.
+
+    Raises:
+        Unsupported: if the dimension is not of these records.
+    """
+    if axis == SHARED:
+        return x
+    if x.dim() <= axis or x.shape[axis] % records:
+        raise Unsupported(f"a module reads {tuple(x.shape)}, which is not of {records} records")
+    x = x.movedim(axis, 0)
+    return x.reshape(records, -1, *x.shape[1:])
+
+
+def opaque(module: nn.Module) -> bool:
+    """Whether a module computes with weights of its children, past their forwards.
+
+    A parametrised layer computes its weight from others (weight norm). DoRA of peft scales columns
+    by the norm of the sum of base and low-rank weights.
+    """
+    if is_parametrized(module):
+        return True
+    used = getattr(module, "use_dora", None)
+    return isinstance(used, dict) and any(used.values())
+
+
+__all__ = ["VmappedModuleRule", "opaque"]

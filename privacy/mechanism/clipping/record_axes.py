@@ -1,0 +1,118 @@
+"""Which dimension of a layer's input is that of records, found with batches of two sizes.
+
+Most layers read [B, ...]; ``nn.TransformerEncoderLayer`` reads [T, B, d] unless it is told
+otherwise, and a table of positions is often read once for all records. A shape alone does not say
+which: T may equal B. So the model reads generated batches of :data:`SIZES` records, and the
+dimension that grows with them is that of records; where none does, all records share the input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from privet.common.compat.torch import tree_leaves
+
+SIZES: Final = (3, 5)
+"""Numbers of records of the two batches; they have no common divisor."""
+SHARED: Final = -1
+"""In place of a dimension: all records have this input in common."""
+
+
+@dataclass(frozen=True)
+class RecordAxes:
+    """The dimensions of records in a layer's calls.
+
+    Attributes:
+        inputs: of each tensor among the arguments, in order; :data:`SHARED` where there is none.
+        outputs: of each tensor of the result.
+        is_the_same: whether all calls of the layer have the same.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    is_the_same: bool = True
+
+
+@dataclass(frozen=True)
+class _Call:
+    """The shapes of one call of a layer."""
+
+    inputs: tuple[torch.Size, ...]
+    outputs: tuple[torch.Size, ...]
+
+    def axes(self, larger: _Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the dimensions that grow from this call to one with more records."""
+        return _grown(self.inputs, larger.inputs), _grown(self.outputs, larger.outputs)
+
+
+def find(modules: Iterable[nn.Module], run: Callable[[int], object]) -> dict[int, RecordAxes]:
+    """Return the record axes of each module that is called, by its ``id``.
+
+    Args:
+        modules: of the model.
+        run: lets the model read a generated batch of so-and-so many records.
+    """
+    chosen = list(modules)
+    small, large = (_calls(chosen, run, records) for records in SIZES)
+    return {
+        key: _axes(calls, large[key])
+        for key, calls in small.items()
+        if calls and len(calls) == len(large[key])
+    }
+
+
+def tensors_of(value: Any) -> list[Tensor]:
+    """Return the tensors in nested arguments or results, in order."""
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def _calls(
+    modules: list[nn.Module], run: Callable[[int], object], records: int
+) -> dict[int, list[_Call]]:
+    """Return the calls of each module while the model reads ``records`` records."""
+    calls: dict[int, list[_Call]] = {id(module): [] for module in modules}
+
+    def note(module: nn.Module, given: Any, named: Any, made: Any) -> None:
+        inputs, outputs = tensors_of((given, named)), tensors_of(made)
+        calls[id(module)].append(
+            _Call(tuple(t.shape for t in inputs), tuple(t.shape for t in outputs))
+        )
+
+    handles: list[RemovableHandle] = []
+    try:
+        handles += [m.register_forward_hook(note, with_kwargs=True) for m in modules]
+        with torch.no_grad():
+            run(records)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _axes(small: list[_Call], large: list[_Call]) -> RecordAxes:
+    found = {one.axes(other) for one, other in zip(small, large, strict=True)}
+    inputs, outputs = next(iter(found))
+    return RecordAxes(inputs, outputs, len(found) == 1)
+
+
+def _grown(small: tuple[torch.Size, ...], large: tuple[torch.Size, ...]) -> tuple[int, ...]:
+    if len(small) != len(large):
+        return ()
+    return tuple(_grown_dimension(one, other) for one, other in zip(small, large, strict=True))
+
+
+def _grown_dimension(small: torch.Size, large: torch.Size) -> int:
+    """Return the first dimension whose size is a multiple of the records, the same in both."""
+    if len(small) != len(large):
+        return SHARED
+    few, many = SIZES
+    for dimension, (one, other) in enumerate(zip(small, large, strict=True)):
+        if one and one * many == other * few:
+            return dimension
+    return SHARED
