@@ -17,8 +17,8 @@ __all__ = [
     "layer_norm_input_gradient", "parameters_of", "tree_flatten", "tree_leaves", "tree_unflatten",
     "unsafe_view", "version_of",
 ]  # fmt: skip
-# tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as torch.func
-# does; classes that libraries register (outputs of transformers) are known there alone.
+# tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as
+# torch.func does; classes that libraries register (outputs of transformers) are known there alone.
 # DispatchMode sees each operator that is computed. Since 1.11, used by torch's own FlopCounterMode.
 # The public way is hooks of modules, which do not see what is computed between two modules.
 

@@ -15,8 +15,9 @@ _RMS = (
     "LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "T5LayerNorm", "MT5LayerNorm",
 )  # fmt: skip
 """Root-mean-square norms that scale by their weight as it is, with ``variance_epsilon``."""
-BIAS = "compute_bias"
-"""Method of T5's attention that makes its position bias."""
+_TABLE = "relative_attention_bias"
+_BIASES = ("compute_bias", "compute_position_bias")
+"""Methods that make a position bias of a table: of T5's attention, and of MPNet's encoder."""
 
 
 def is_conv1d(kind: type[nn.Module]) -> bool:
@@ -35,16 +36,23 @@ def rms_epsilon(norm: Any) -> float:
     return epsilon
 
 
-def position_table(module: nn.Module) -> nn.Module | None:
-    """Return the table of T5's relative positions, if a module makes a bias of one."""
-    table = getattr(module, "relative_attention_bias", None)
-    return table if hasattr(type(module), BIAS) else None
+def position_bias_method(module: nn.Module) -> str | None:
+    """Return the method that makes a position bias of a table of the module, if it has one."""
+    if not isinstance(getattr(module, _TABLE, None), nn.Embedding):
+        return None
+    return next((name for name in _BIASES if hasattr(type(module), name)), None)
 
 
-def position_bias(module: nn.Module, *given: Any, **more: Any) -> Tensor:
-    """Return a T5 attention's own position bias, [1, heads, queries, keys].
+def position_table(module: Any) -> nn.Embedding:
+    """Return the table of relative positions of a module with :func:`position_bias_method`."""
+    table: nn.Embedding = getattr(module, _TABLE)
+    return table
 
-    ``compute_bias`` calls the table's ``forward`` once, with positions [queries, keys].
+
+def position_bias(module: nn.Module, method: str, *given: Any, **more: Any) -> Tensor:
+    """Return a module's own position bias, [1 or B, heads, queries, keys].
+
+    Its method calls the table's ``forward`` once, with positions [queries, keys].
     """
-    found: Tensor = getattr(type(module), BIAS)(module, *given, **more)
+    found: Tensor = getattr(type(module), method)(module, *given, **more)
     return found

@@ -146,7 +146,9 @@ class AttentionRule(Rule):
     def _project(self, x: Tensor, start: int, stop: int) -> Tensor:
         m: Any = self.module
         rows = slice(start, stop)
-        return _Projection.apply(x, m.in_proj_weight, m.in_proj_bias, rows, self)  # type: ignore[no-any-return]
+        apply: Any = _Projection.apply
+        made: Tensor = apply(x, m.in_proj_weight, m.in_proj_bias, rows, self)
+        return made
 
     def _heads(self, x: Tensor) -> Tensor:
         """Return [B, T, E] as [B, heads, T, E / heads]."""

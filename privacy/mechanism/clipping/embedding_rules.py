@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privet.common.compat.transformers import position_bias
+from privet.common.compat.transformers import position_bias, position_table
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
 from privet.privacy.mechanism.clipping.rules import Rule, Unsupported
@@ -62,7 +62,7 @@ class EmbeddingRule(Rule):
     def _for_each(self, x: Tensor) -> Tensor:
         if x.dim() > 1 and x.shape[0] != 1 and x.shape[1] == 1:  # [T, 1] among [T, B]
             return self.forward(x.transpose(0, 1)).transpose(0, 1)
-        return self.forward(x if x.dim() > 1 else x.unsqueeze(0))
+        return self.forward(x if x.dim() > 1 and x.shape[0] == 1 else x.unsqueeze(0))
 
     def record(self, ids: Tensor, shared: Tensor | None, backprops: Tensor) -> None:
         """Add G_u of the table.
@@ -87,23 +87,25 @@ class EmbeddingRule(Rule):
 
 
 class RelativePositionBias:
-    """T5's relative positions: a table that is read once and added to the scores of all records.
+    """Relative positions: a table that is read once and added to the scores of all records.
 
-    The bias [1, heads, queries, keys] is computed by T5's own code, which shows at which ids it
+    The bias [1, heads, queries, keys] is computed by the module's own code (T5's attention, MPNet's
+    encoder), which shows at which ids it
     reads the table. It is then read at those ids for each record, [B, heads, queries, keys], so
     that the backprops of each record are its own and :class:`EmbeddingRule` applies.
 
     Args:
-        module: has ``compute_bias`` and ``relative_attention_bias``.
-        table: the rule of the latter.
+        module: that has the table.
+        method: name of the method that makes the bias.
+        table: the table's rule.
     """
 
-    def __init__(self, module: Any, table: EmbeddingRule) -> None:
-        self.module, self.table = module, table
+    def __init__(self, module: nn.Module, method: str, table: EmbeddingRule) -> None:
+        self.module, self.method, self.table = module, method, table
 
     def __call__(self, *given: Any, **more: Any) -> Tensor:
         """Return the bias of each record, [B, heads, queries, keys], in place of [1, ...]."""
-        table = self.module.relative_attention_bias
+        table = position_table(self.module)
         asked: list[Tensor] = []
 
         def read(ids: Tensor) -> Tensor:
@@ -113,15 +115,15 @@ class RelativePositionBias:
         replaced = table.__dict__.get("forward")
         table.__dict__["forward"] = read
         try:
-            plain = position_bias(self.module, *given, **more)
+            plain = position_bias(self.module, self.method, *given, **more)
         finally:
             if replaced is None:
                 del table.__dict__["forward"]
             else:
                 table.__dict__["forward"] = replaced
         if len(asked) != 1 or plain.shape[1:] != (table.weight.shape[1], *asked[0].shape):
-            raise Unsupported("a position bias that is not T5's")
-        values = self.table(asked[0].unsqueeze(0))
+            raise Unsupported("a position bias that is not of queries and keys alone")
+        values = self.table.forward(asked[0].unsqueeze(0))
         return values.permute(0, 3, 1, 2)
 
 

@@ -100,9 +100,10 @@ class GradientEngine:
         self._batch_norms = _batch_norms(model)
         self._require_separate_records()
         self.refused: dict[str, str] = {}
-        self._left = iter(AUTOMATIC if mode == "auto" else ())
+        self._automatic = mode == "auto"
+        self._left = iter(AUTOMATIC)
         self.mode = mode
-        if mode != "auto":
+        if not self._automatic:
             self._method = self._make(mode)
         elif not self._next():
             raise SelfTestError(self.no_way)
@@ -238,7 +239,7 @@ class GradientEngine:
         Returns:
             False if a mode was asked for, or no other is left.
         """
-        if self.mode not in AUTOMATIC:
+        if not self._automatic:
             return False
         self.refused[self.mode] = why
         self._method.close()

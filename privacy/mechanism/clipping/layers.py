@@ -15,7 +15,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from privet.common.compat.torch import parameters_of
-from privet.common.compat.transformers import BIAS, is_conv1d, is_rms_norm, position_table
+from privet.common.compat.transformers import (
+    is_conv1d,
+    is_rms_norm,
+    position_bias_method,
+    position_table,
+)
 from privet.privacy.mechanism.clipping.attention_rules import AttentionRule
 from privet.privacy.mechanism.clipping.embedding_rules import (
     EmbeddingRule,
@@ -83,8 +88,12 @@ class RecordingLayers:
                 self._add(module, held, covered)
         tables = {id(m): rule for m, _, rule in self._forwards if isinstance(rule, EmbeddingRule)}
         for module in model.modules():
+            method = position_bias_method(module)
+            if method is None or id(module) in covered:
+                continue
             if (table := tables.get(id(position_table(module)))) is not None:
-                self._forwards.append((module, BIAS, RelativePositionBias(module, table)))
+                bias = RelativePositionBias(module, method, table)
+                self._forwards.append((module, method, bias))
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -56,10 +56,11 @@ class VmappedModuleRule:
         parts = [
             _split(leaves[i], axis, records) for i, axis in zip(places, axes.inputs, strict=True)
         ]
+        made: list[Any] = []
         shape: Any = None
 
         def one_record(parameters: dict[str, Tensor], *mine: Tensor) -> tuple[Tensor, ...]:
-            nonlocal shape
+            nonlocal made, shape
             own = list(leaves)
             for place, part, axis in zip(places, mine, axes.inputs, strict=True):
                 own[place] = part if axis == SHARED else part.movedim(0, axis)
@@ -67,9 +68,8 @@ class VmappedModuleRule:
             made, shape = tree_flatten(
                 functional_call(self.module, parameters, args, kwargs, tie_weights=True)
             )
-            if not all(isinstance(leaf, Tensor) for leaf in made):
-                raise Unsupported(f"a {type(self.module).__name__} returns more than tensors")
-            return tuple(t.movedim(axis, 0) for t, axis in zip(made, axes.outputs, strict=True))
+            tensors = [leaf for leaf in made if isinstance(leaf, Tensor)]
+            return tuple(_first(t, a) for t, a in zip(tensors, axes.outputs, strict=True))
 
         copies = {name: rule.copies() for name, rule in self._copies.items()}
         in_axes = (0, *(None if axis == SHARED else 0 for axis in axes.inputs))
@@ -77,18 +77,17 @@ class VmappedModuleRule:
         try:
             # The fused kernels of attention have no batched form, and would run record by record.
             with sdpa_kernel(SDPBackend.MATH):
-                made = vmap(one_record, in_dims=in_axes, randomness="different")(copies, *parts)
+                each = vmap(one_record, in_dims=in_axes, randomness="different")(copies, *parts)
         finally:
             self.module.__dict__["forward"] = replaced
-        outputs = [t.flatten(0, 1).movedim(0, a) for t, a in zip(made, axes.outputs, strict=True)]
-        return tree_unflatten(outputs, shape)
+        outputs = iter([_merged(t, axis) for t, axis in zip(each, axes.outputs, strict=True)])
+        leaves = [next(outputs) if isinstance(leaf, Tensor) else leaf for leaf in made]
+        return tree_unflatten(leaves, shape)
 
     def _known_axes(self) -> RecordAxes:
-        kind = type(self.module).__name__
-        if self.axes is None or not self.axes.is_the_same:
-            raise Unsupported(f"the records in the input of a {kind} are not known")
-        if SHARED in self.axes.outputs or not self.axes.outputs:
-            raise Unsupported(f"a {kind} makes one output for all records")
+        if self.axes is None or not self.axes.is_the_same or not self.axes.outputs:
+            kind = type(self.module).__name__
+            raise Unsupported(f"the records in input and output of a {kind} are not known")
         return self.axes
 
 
@@ -104,6 +103,22 @@ def _split(x: Tensor, axis: int, records: int) -> Tensor:
         raise Unsupported(f"a module reads {tuple(x.shape)}, which is not of {records} records")
     x = x.movedim(axis, 0)
     return x.reshape(records, -1, *x.shape[1:])
+
+
+def _first(x: Tensor, axis: int) -> Tensor:
+    """Return one record's output with its dimension of records first, where it has one."""
+    return x if axis == SHARED else x.movedim(axis, 0)
+
+
+def _merged(x: Tensor, axis: int) -> Tensor:
+    """Return the outputs [B, m, ...] of all records as the module would: [..., m · B, ...].
+
+    What it would return once for all records, [...] or [1, ...], is one for each now, [B, ...]: it
+    is added or multiplied as before.
+    """
+    if axis == SHARED:
+        return x.squeeze(1) if x.dim() > 1 and x.shape[1] == 1 else x
+    return x.flatten(0, 1).movedim(0, axis)
 
 
 def opaque(module: nn.Module) -> bool:
