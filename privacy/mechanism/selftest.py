@@ -353,7 +353,7 @@ def _one_loss_each(engine: GradientEngine, batch: Batch) -> None:
         raise
     except Exception as error:
         raise UnfitModelError(
-            f"H16: the model or its loss fails on {_count(batch)} made-up records: {error!r}"
+            f"H16: the model or its loss fails on {_count(batch)} generated records: {error!r}"
         ) from error
     if shape != (_count(batch),):
         raise UnfitModelError(

@@ -67,7 +67,7 @@ def test_a_bert_in_full_passes(seed: int, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_refusal_is_the_same_for_every_site(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Both ways are tried once, and not again for each site."""
+    """The model is tried once, and not again for each site."""
     (tmp_path / "mixing_of_ours.py").write_text(MIXING)
     monkeypatch.syspath_prepend(tmp_path)
     importlib.invalidate_caches()
@@ -81,7 +81,7 @@ def test_a_refusal_is_the_same_for_every_site(
     bench = ModelRuntime(plan_for("text", {"kind": "mixing_of_ours:make"}, tmp_path))
     said = set()
     for _ in range(3):
-        with pytest.raises(SelfTestError, match="opacus-hooks, after book-keeping") as caught:
+        with pytest.raises(SelfTestError, match="H6.*depends on the other records") as caught:
             assert bench.self_tests
         said.add(str(caught.value))
-    assert len(said) == 1 and len(calls) == 2
+    assert len(said) == 1 and len(calls) == 1

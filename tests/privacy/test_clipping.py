@@ -362,14 +362,3 @@ def test_nothing_to_train():
 def test_unknown_mode():
     with pytest.raises(InputError, match="'ew' is not known"):
         GradientEngine(Wide(), cross_entropy, mode="ew")
-
-
-def test_a_parameter_without_a_gradient_is_named():
-    model = nn.ModuleDict({"used": nn.Linear(6, 3), "idle": nn.Linear(6, 3)})
-    unit = GradientEngine(
-        model,
-        lambda m, batch: cross_entropy(model["used"], batch),
-        mode=HOOKS,
-    )
-    with pytest.raises(SelfTestError, match=r"idle\.weight.*H17"):
-        unit.clipped_sum(rows(3), each(3), 3, 1.0)

@@ -111,6 +111,8 @@ class AttentionRule(Rule):
         else:
             attended = functional.scaled_dot_product_attention(q, k, v, mask, dropout)
         output = m.out_proj(attended.transpose(1, 2).flatten(2))
+        if dropout:  # in torch's order of memory, in which a dropout that follows draws its chance
+            output = output.transpose(0, 1).contiguous().transpose(0, 1)
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         return output if m.batch_first else output.transpose(0, 1), weights
