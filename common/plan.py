@@ -26,6 +26,9 @@ from privet.common.sections.task import LANGUAGE, AnyTask, TaskSpec
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
+Clipping = Literal["auto", "bookkeeping", "opacus-hooks", "functorch", "vmap", "one-by-one"]
+"""How per-unit gradients are computed."""
+
 MAX_ATTEMPTS = 2
 """Default of ``training.max_attempts``."""
 _TASK = ByKind("tabular")
@@ -59,7 +62,7 @@ class Training(Part):
     optimizer: Literal["sgd", "adam"] = "sgd"
     micro_batch: Count = 256
     copies: Annotated[int, Field(ge=1, le=256)] = 1
-    clipping: Literal["auto", "bookkeeping", "opacus-hooks", "functorch"] = "auto"
+    clipping: Clipping = "auto"
     clip: Positive | None = None
     max_attempts: Annotated[int, Field(ge=1, le=100)] = MAX_ATTEMPTS
 

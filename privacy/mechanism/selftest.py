@@ -12,7 +12,10 @@ of a real batch (:mod:`.crowd`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Self
 
 import numpy as np
 import torch
@@ -41,6 +44,7 @@ _SMALL = 1 << 20
 """Numbers in a model that is tried in both precisions."""
 _REAL = 7
 """Real records that are tried; their number divides few shapes."""
+_SEED = 3
 _TRIES = 64
 """How often weights are moved before a model counts as wrong on real records."""
 
@@ -75,8 +79,9 @@ def run(
         SelfTestError: if no way is exact, with the row's id and the parameter concerned.
     """
     _coverage(engine, declared)
-    with _Deterministic(engine.model):
+    with _Deterministic(engine.model) as chance:
         _one_loss_each(engine, random_batch(_RECORDS, 1))
+        _without_chance(engine, random_batch, chance)
         while True:
             try:
                 _one_way(engine, random_batch, bounded, records, together)
@@ -118,7 +123,6 @@ def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool
     batch, other = random_batch(_RECORDS, 1), random_batch(_RECORDS, 2)
     with ex.kept_weights(engine.model):
         larger = ex.tame(engine.model)
-        _repeatable(engine, batch)
         exact = ex.computes_in_double(engine, batch)
         compared = _few(engine, batch, other, bounded, _TOLERANCE)
         _has_gradient(engine, batch)
@@ -256,7 +260,9 @@ def real_records(engine: GradientEngine, examples: Batch) -> int:
     # weights need not show it: before a model is accused, its records are moved more often.
     for tries in (1, _TRIES):
         try:
-            with _Deterministic(engine.model), ex.kept_weights(engine.model):
+            with _Deterministic(engine.model) as chance, ex.kept_weights(engine.model):
+                if not _repeats(engine, batch):
+                    chance.remove()
                 compared, wrong = _compare_real(engine, batch, tries)
         except PrivetError:
             raise
@@ -325,14 +331,62 @@ def _typical(examples: Batch) -> list[int]:
     return sorted(chosen)
 
 
-def _repeatable(engine: GradientEngine, batch: Batch) -> None:
+def _repeats(engine: GradientEngine, batch: Batch) -> bool:
+    """Whether two passes over the same records give the same losses."""
     with torch.no_grad():
         one, two = engine.losses(batch), engine.losses(batch)
-    if not torch.equal(one, two) and not _Closeness()(one, two):
-        raise UnfitModelError(
-            "H16: two passes over the same records differ: there is dropout, or other chance, that "
-            "is not a layer of its own. Set its rate to 0; the noise for privacy does its work"
-        )
+    return torch.equal(one, two) or _Closeness()(one, two)
+
+
+def _without_chance(
+    engine: GradientEngine, random_batch: RandomBatch, chance: _Deterministic
+) -> None:
+    """Remove chance that is not a layer (``functional.dropout``), after a test of H6 with it.
+
+    Such chance is drawn while the model trains, so the other tests run on a model that does not.
+    What mixes records only while it trains is found here: the same chance is drawn for a batch
+    whose other records are exchanged.
+    """
+    with ex.kept_weights(engine.model):
+        ex.tame(engine.model)
+        batch, other = random_batch(_RECORDS, 1), random_batch(_RECORDS, 2)
+        if _repeats(engine, batch):
+            return
+        with _same_chance():
+            with torch.no_grad():
+                one = engine.losses(batch)
+            _draw_again()
+            with torch.no_grad():
+                two = engine.losses(batch)
+            if _Closeness()(one, two):
+                _coupled_forward(engine, batch, other, before=_draw_again)
+        chance.remove()
+        if _repeats(engine, batch):
+            return
+    raise UnfitModelError(
+        "H16: two passes over the same records differ, also in eval(): the model draws chance "
+        "whether it trains or not. Let it draw while self.training only, or set its rate to 0"
+    )
+
+
+def _draw_again() -> None:
+    """Let torch, NumPy and Python draw the same numbers again."""
+    torch.manual_seed(_SEED)
+    np.random.seed(_SEED)
+    random.seed(_SEED)
+
+
+@contextmanager
+def _same_chance() -> Iterator[None]:
+    """Draw from fixed seeds for a while; what is drawn afterwards does not depend on them."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng():
+        try:
+            _draw_again()
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
 
 
 def _coverage(engine: GradientEngine, declared: Iterable[str]) -> None:
@@ -401,6 +455,7 @@ def _coupled_forward(
     other: Batch,
     told: Sequence[int] | None = None,
     close: _Closeness | None = None,
+    before: Callable[[], None] = lambda: None,
 ) -> None:
     """Loss and gradient of the first and the last record must not move when the others change.
 
@@ -413,13 +468,16 @@ def _coupled_forward(
         other: others, as many.
         told: records of ``batch`` whose gradients rounding does not decide; None for all.
         close: what is the same.
+        before: called before each pass.
     """
     close = close or _Closeness()
     for kept in {0, _count(batch) - 1} & set(range(_count(batch)) if told is None else told):
         mixed = {name: tensor.clone() for name, tensor in other.items()}
         for name, tensor in batch.items():
             mixed[name][kept] = tensor[kept]
+        before()
         loss, mine = engine.gradient_within(batch, kept)
+        before()
         other_loss, others = engine.gradient_within(mixed, kept)
         if not close(loss, other_loss):
             raise CoupledRecordsError(
@@ -483,14 +541,19 @@ class _Deterministic:
     """Switches dropout off for a while, so that two passes can be compared."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._dropouts = [
-            m for m in model.modules() if "Dropout" in type(m).__name__ and m.training
-        ]
+        self._model = model
+        self._training = [m for m in model.modules() if m.training]
 
-    def __enter__(self) -> None:
-        for module in self._dropouts:
-            module.eval()
+    def __enter__(self) -> Self:
+        for module in self._training:
+            if "Dropout" in type(module).__name__:
+                module.training = False
+        return self
+
+    def remove(self) -> None:
+        """Switch off all else that a model does only while it trains."""
+        self._model.eval()
 
     def __exit__(self, *_: object) -> None:
-        for module in self._dropouts:
-            module.train()
+        for module in self._training:
+            module.training = True

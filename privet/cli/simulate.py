@@ -29,6 +29,8 @@ class Clipping(StrEnum):
     bookkeeping = "bookkeeping"
     opacus_hooks = "opacus-hooks"
     functorch = "functorch"
+    vmap = "vmap"
+    one_by_one = "one-by-one"
 
 
 _EPILOG = """[bold]Examples[/bold]

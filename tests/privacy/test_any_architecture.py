@@ -436,10 +436,43 @@ def test_a_model_that_fails_is_told_as_its_own_fault() -> None:
     assert engine.mode == BOOK
 
 
-def test_chance_that_is_no_layer_is_told_as_the_models_fault() -> None:
-    def lively(layer: nn.Module, h: Tensor, x: Tensor) -> Tensor:
-        return functional.dropout(layer(h), 0.4)
+class Chance(nn.Module):
+    """Dropout that is no layer, as many models of transformers have it."""
 
-    engine = GradientEngine(Around(nn.Linear(WIDTH, WIDTH), lively), loss_of)
+    def __init__(self, *, always: bool = False, mixes: bool = False) -> None:
+        super().__init__()
+        self.inner, self.always, self.mixes = nn.Linear(WIDTH, WIDTH), always, mixes
+
+    def forward(self, h: Tensor) -> Tensor:
+        made = functional.dropout(self.inner(h), 0.4, self.training or self.always)
+        if self.mixes and self.training:
+            made = made - made.mean(0)
+        return made
+
+
+@pytest.mark.parametrize("mode", ["auto", VMAP, ONE_BY_ONE])
+def test_chance_that_is_no_layer_may_be_drawn_while_the_model_trains(mode: str) -> None:
+    model = Around(Chance())
+    model.train()
+    engine = GradientEngine(model, loss_of, mode=mode)
+    state = torch.random.get_rng_state()
+    assert selftest.run(engine, tokens, list(engine.named), records=9) == ALL
+    assert all(module.training for module in model.modules()), "as it was"
+    assert selftest.real_records(engine, tokens(9, 4)) > 3
+    drawn = [engine.clipped_sum(tokens(3, 1), np.arange(3), 3, 1.0).tensors for _ in range(2)]
+    assert not torch.equal(drawn[0][-1], drawn[1][-1]), "it is drawn again in training"
+    assert len(state) == len(torch.random.get_rng_state())
+
+
+def test_what_mixes_records_only_while_it_trains_is_refused() -> None:
+    engine = GradientEngine(Around(Chance(mixes=True)).train(), loss_of)
+    with pytest.raises(CoupledRecordsError, match="H6"):
+        selftest.run(engine, tokens, list(engine.named))
+
+
+def test_chance_that_is_drawn_always_is_told_as_the_models_fault() -> None:
+    model = Around(Chance(always=True)).train()
+    engine = GradientEngine(model, loss_of)
     with pytest.raises(UnfitModelError, match="two passes over the same records differ"):
         selftest.run(engine, tokens, list(engine.named))
+    assert all(module.training for module in model.modules())
