@@ -81,6 +81,9 @@ class GradientEngine:
         micro_batch: int = 256,
         sizes: Sizes = lambda batch: None,
     ) -> None:
+        # torch's fused attention for inference computes other numbers than training does, past the
+        # layers' own forwards, and may cut places that are padding in the whole batch.
+        torch.backends.mha.set_fastpath_enabled(False)
         self.model = model
         self._sizes = sizes
         self.micro_batch = micro_batch

@@ -1,0 +1,187 @@
+"""Which architectures train under privacy, by which way, and how exactly.
+
+    python benchmarks/models.py --json           all (some 200), tiny; minutes
+    python benchmarks/models.py --quick          torch's own alone
+    python benchmarks/models.py --only lstm      those whose name has a text in it
+
+Each architecture is built tiny with made-up records. The start-up test runs as before a real run,
+``auto`` takes its way, and per-sample gradients and the clipped sum of persons with several records
+are compared with a loop over single records. An architecture whose records depend on each other
+must be refused for that reason. Opacus's hooks are the peer: how many it takes as exactly.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import time
+import warnings
+from collections import Counter
+from typing import Any
+
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import numpy as np
+import torch
+from harness import Row, finish, parser, row, tell
+from model_families import Architecture, architectures
+from torch import Tensor, nn
+
+from privet.common.errors import CoupledRecordsError, PrivetError
+from privet.privacy.mechanism import selftest
+from privet.privacy.mechanism.clipping import GradientEngine
+
+RECORDS, SEED, LIMIT_S = 7, 7, 300.0
+EXACT = 1e-5
+
+
+def measured(one: Architecture, *, with_peer: bool) -> dict[str, Any]:
+    """Return what became of an architecture.
+
+    Returns:
+        ``way``, or ``coupled`` where it was refused for that, or ``refused``, ``fault``; the
+        errors of per-sample gradients and of the sum; what ``auto`` passed over; Opacus's way.
+    """
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    torch.manual_seed(SEED)
+    try:
+        model = one.make()
+    except Exception as error:
+        return {"way": "not built", "why": f"{type(error).__name__}: {error}"[:300]}
+    found = _tried(one, model, "auto")
+    if with_peer:
+        torch.manual_seed(SEED)
+        found["opacus"] = _tried(one, one.make(), "opacus-hooks")["way"]
+    return found
+
+
+def _tried(one: Architecture, model: nn.Module, mode: str) -> dict[str, Any]:
+    began = time.perf_counter()
+    try:
+        engine = GradientEngine(model, one.loss, mode=mode)
+        selftest.run(engine, one.random_batch, list(engine.named), records=20, together=2)
+        error, total = _errors(engine, one)
+    except CoupledRecordsError as fault:
+        return {"way": "coupled", "why": str(fault)}
+    except PrivetError as fault:
+        return {"way": "refused", "why": str(fault)[:400]}
+    except Exception as fault:
+        return {"way": "fault", "why": repr(fault)[:400]}
+    return {
+        "way": engine.mode, "error": error, "error_of_sum": total, "passed_over": engine.refused,
+        "seconds": time.perf_counter() - began,
+        "parameters": sum(p.numel() for p in engine.parameters),
+    }  # fmt: skip
+
+
+def _errors(engine: GradientEngine, one: Architecture) -> tuple[float, float]:
+    """Return the largest error of a record's gradient, and of the sum over persons."""
+    batch = one.random_batch(RECORDS, SEED)
+    training = [m for m in engine.model.modules() if m.training]
+    engine.model.eval()  # dropout: the masks of a batch are not those of a single record
+    try:
+        singles = [
+            engine.plain_sum({n: t[i : i + 1] for n, t in batch.items()}) for i in range(RECORDS)
+        ]
+        rows = engine.per_sample(batch)
+        norms = [_norm(single) for single in singles]
+        largest = max(norms)
+        error = max(
+            _norm([a[i] - b for a, b in zip(rows, single, strict=True)])
+            / max(norms[i], 1e-3 * largest)
+            for i, single in enumerate(singles)
+        )
+        owner = np.array([0, 0, 0, 1, 1, 2, 3])
+        units = [_sum([singles[i] for i in np.flatnonzero(owner == unit)]) for unit in range(4)]
+        clip = float(np.median([_norm(unit) for unit in units]))
+        wanted = _sum([[g * min(1.0, clip / _norm(unit)) for g in unit] for unit in units])
+        got = engine.clipped_sum(batch, owner, 4, clip).tensors
+        apart = _norm([a - b for a, b in zip(got, wanted, strict=True)])
+        return error, apart / (4 * clip)
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _norm(gradient: list[Tensor]) -> float:
+    return float(sum(float(g.double().square().sum()) for g in gradient) ** 0.5)
+
+
+def _sum(gradients: list[list[Tensor]]) -> list[Tensor]:
+    return [sum(parts) for parts in zip(*gradients, strict=True)]  # type: ignore[misc]
+
+
+def in_a_process(one: Architecture, *, with_peer: bool) -> dict[str, Any]:
+    """As :func:`measured`, in a process of its own that may crash or take too long."""
+    context = multiprocessing.get_context("fork")
+    results: Any = context.SimpleQueue()
+    process = context.Process(target=lambda: results.put(measured(one, with_peer=with_peer)))
+    process.start()
+    end = time.monotonic() + LIMIT_S
+    while process.is_alive() and results.empty() and time.monotonic() < end:
+        time.sleep(0.02)
+    found: dict[str, Any] = {"way": "crash", "why": f"exit code {process.exitcode}"}
+    if not results.empty():
+        found = results.get()
+    process.kill()
+    process.join()
+    return found
+
+
+def is_wrong(one: Architecture, found: dict[str, Any]) -> bool:
+    """Whether this is not what must become of the architecture."""
+    if one.is_coupled:
+        return found["way"] != "coupled"
+    exact = max(found.get("error", 1.0), found.get("error_of_sum", 1.0)) <= EXACT
+    return not exact
+
+
+def main() -> None:
+    """Try the architectures, print a row each, and the counts."""
+    asked = parser(__doc__)
+    asked.add_argument("--only", default="", help="architectures whose name has this in it")
+    asked.add_argument("--no-peer", action="store_true", help="without Opacus beside it")
+    given = asked.parse_args()
+    chosen = [a for a in architectures() if given.only.lower() in a.name.lower()]
+    if given.quick:
+        chosen = [a for a in chosen if a.group == "torch"]
+    import transformers  # once, before the processes are forked
+
+    del transformers
+    rows: list[Row] = []
+    ways: Counter[str] = Counter()
+    peers: Counter[str] = Counter()
+    wrong = 0
+    for one in chosen:
+        found = in_a_process(one, with_peer=not given.no_peer)
+        is_bad = is_wrong(one, found)
+        wrong += is_bad
+        ways[found["way"]] += 1
+        peers[found.get("opacus", "")] += 1
+        tell(f"{one.group:13} {one.name:36} {found['way']:13} {_said(found)}{' WRONG' * is_bad}")
+        rows.append(
+            row(one.name, found.get("error", float("nan")), "", "opacus", None, group=one.group,
+                is_coupled=one.is_coupled, is_wrong=is_bad, **found)
+        )  # fmt: skip
+    for way, count in ways.most_common():
+        rows.append(row(f"architectures: {way}", count, "", "opacus-hooks", peers.get(way, 0)))
+    rows.append(row("architectures", len(chosen), "", None, None))
+    rows.append(row("wrong", wrong, "", "goal", 0))
+    finish(rows, given.json, _line)
+
+
+def _said(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return f"{found['error']:.1e} {found['error_of_sum']:.1e} {found['seconds']:5.1f} s"
+    return str(found.get("why", ""))[:150]
+
+
+def _line(item: Row) -> str:
+    return f"{item['name']:40} {item.get('way', item['value'])}"
+
+
+if __name__ == "__main__":
+    main()
