@@ -80,6 +80,11 @@ def token_loss(model: nn.Module, batch: Batch) -> Tensor:
     return functional.cross_entropy(scores, target, reduction="none").mean(1)
 
 
+def tag_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean cross entropy of a class for each place."""
+    return token_loss(model, {**batch, "target": batch["target"] % CLASSES})
+
+
 def decoder_loss(model: nn.Module, batch: Batch) -> Tensor:
     """As :func:`token_loss`, of an encoder-decoder."""
     return token_loss(model, {**batch, "decoder_input_ids": batch["target"]})
@@ -445,7 +450,7 @@ def _of_kind(kind: str, name: str, **changes: Any) -> nn.Module:
 _LOSSES = {
     "SequenceClassification": class_loss, "ImageClassification": class_loss,
     "AudioClassification": class_loss, "CausalLM": token_loss, "MaskedLM": token_loss,
-    "TokenClassification": token_loss, "Seq2SeqLM": decoder_loss,
+    "TokenClassification": tag_loss, "Seq2SeqLM": decoder_loss,
 }  # fmt: skip
 
 
@@ -466,13 +471,13 @@ _IMAGES: dict[str, tuple[int, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 _SOUNDS: dict[str, tuple[Callable[[int, int], Batch], dict[str, Any]]] = {
-    "wav2vec2": (numbers("input_values", 1600), {}),
-    "hubert": (numbers("input_values", 1600), {}),
-    "wavlm": (numbers("input_values", 1600), {}),
-    "data2vec-audio": (numbers("input_values", 1600), {}),
-    "unispeech": (numbers("input_values", 1600), {}),
-    "unispeech-sat": (numbers("input_values", 1600), {}),
-    "sew": (numbers("input_values", 1600), {}),
+    "wav2vec2": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "hubert": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "wavlm": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "data2vec-audio": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "unispeech": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "unispeech-sat": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "sew": (numbers("input_values", 1600), {"mask_time_length": 2}),
     "whisper": (numbers("input_features", 16, 128), {}),
 }  # fmt: skip
 _LATENT = {
@@ -566,7 +571,7 @@ _METHODS: dict[str, dict[str, Any]] = {
     "PromptTuningConfig": _TOKENS,
     "PrefixTuningConfig": _TOKENS,
     "PromptEncoderConfig": _TOKENS,
-    "MissConfig": {},
+    "MissConfig": {"r": 4},
     "RandLoraConfig": {},
     "ShiraConfig": {"r": 2},
     "C3AConfig": {"block_size": 4},

@@ -1,4 +1,4 @@
-"""``privet model``: evaluate, explain, export and serve what was trained."""
+"""``privet model``: check what is to be trained; evaluate, explain, export and serve it after."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 model = typer.Typer(
     no_args_is_help=True,
-    help="Evaluate, explain, export and serve a trained model.",
+    help="Check a plan's model; evaluate, explain, export and serve a trained one.",
     epilog="[bold]Examples[/bold]\n\n"
+    "privet model check plan.toml\n\n"
     "privet model evaluate runs/RUN --group sex --group age:40,65\n\n"
     "privet model explain runs/RUN --records 3 --out why.html\n\n"
     "privet model export runs/RUN --out model --onnx\n\n"
@@ -42,6 +43,39 @@ From = Annotated[
     ),
 ]  # fmt: skip
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@model.command(
+    epilog="[bold]Examples[/bold]\n\n"
+    "privet model check plan.toml\n\n"
+    "privet model check lending --model linear --json"
+)
+def check(
+    plan: Annotated[
+        str, typer.Argument(help="A scenario, or a plan file (*.toml).", metavar="PLAN")
+    ],
+    kind: Annotated[
+        str | None, typer.Option("--model", help="Another model than the plan's.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check without data whether a plan's model trains under privacy, how, and at what cost.
+
+    Runs the start-up test that each site runs, on generated records, and measures a step with and
+    without privacy on this machine. Reports which parameters are trained. If the model is refused,
+    the message says whether its records depend on each other, or that no exact way was found.
+    """
+    from privet.cli.output import show, show_model
+    from privet.simulations.model_check import check_model
+    from privet.simulations.planning import find_plan
+
+    found, _ = find_plan(plan, kind)
+    with show.stage("checking the model") as tell:
+        outcome = check_model(found, tell)
+    if as_json:
+        typer.echo(json.dumps({"plan": found.name, **outcome.to_dict()}, ensure_ascii=False))
+    else:
+        show_model.check(found.name, outcome)
 
 
 @model.command(

@@ -19,9 +19,9 @@ PAGES = sorted(
     for path in (Path(__file__).parents[2] / "docs" / "tutorials").glob("*.md")
     if path.name != "index.md"
 )
-NO_DATA = ("dense-classifier.md", "images.md")
-"""Pages whose records come with packages."""
-SHORT = ("deliver.md",)
+NO_DATA = ("dense-classifier.md", "images.md", "torch-transformers.md")
+"""Pages whose records come with packages, or are made on the page."""
+SHORT = ("deliver.md", "torch-transformers.md")
 """Pages that every change is tried on."""
 
 
@@ -35,19 +35,23 @@ def test_a_page_runs_as_written(page: str, root: Path, tmp_path: Path) -> None:
         pytest.skip("needs the data folder (PRIVET_DATA)")
     text = (root / "docs" / "tutorials" / page).read_text(encoding="utf-8")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for name, plan in re.findall(
-        r"`(\w+\.toml)`:\n\n```toml\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    for name, content in re.findall(
+        r"`(\w+\.(?:toml|py))`:\n\n```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL
     ):
-        (tmp_path / name).write_text(plan, encoding="utf-8")
+        (tmp_path / name).write_text(content, encoding="utf-8")
     commands = [line for block in blocks for line in block.splitlines() if line.strip()]
     assert commands
     for command in commands:
         words = shlex.split(command)
-        assert words[0] == "privet"
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        if words[0] == "PYTHONPATH=.":
+            environment["PYTHONPATH"] = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
+            del words[0]
+        assert words[0] in ("privet", "python")
+        start = [] if words[0] == "python" else ["-c", "from privet.cli import main; main()"]
         done = subprocess.run(
-            [sys.executable, "-c", "from privet.cli import main; main()", *words[1:]],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            [sys.executable, *start, *words[1:]],
+            cwd=tmp_path, capture_output=True, text=True, check=False, env=environment,
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 

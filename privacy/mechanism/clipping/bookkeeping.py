@@ -45,6 +45,7 @@ class BookKeeping:
         self.model, self._loss, self.named = model, loss, named
         self._layers = RecordingLayers(model)
         self._axes: dict[int, RecordAxes] = {}
+        self._whole: list[nn.Module] = []
         tables = {
             id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)
         }  # they are not instantiated where they are large
@@ -59,12 +60,40 @@ class BookKeeping:
         def run(records: int) -> None:
             self._loss(self.model, random_batch(records, 1))
 
-        self._axes = record_axes.find(self._layers.modules, run)
+        while True:
+            self._axes = record_axes.find(self._layers.modules, run)
+            if not (read := self._read_by_others(random_batch(record_axes.SIZES[0], 1))):
+                break
+            # Its parent reads the weights of a layer that has a gradient and is not called (an
+            # adapter of peft, functional.linear), or calls it in several ways: it is taken whole.
+            self._whole += read
+            self._layers = RecordingLayers(self.model, whole=self._whole)
         self._layers.use_axes(self._axes)
+
+    def _read_by_others(self, batch: Batch) -> list[nn.Module]:
+        """Return the parents of layers that have gradients but are not called, or not alike."""
+        parents = {id(child): m for m in self.model.modules() for child in m.children()}
+        found = [
+            parents[id(m)]
+            for m in self._layers.modules
+            if id(m) in self._axes and not self._axes[id(m)].is_the_same and id(m) in parents
+        ]
+        uncalled = [m for m in self._layers.modules if id(m) not in self._axes]
+        parameters = {id(p): p for m in uncalled for p in m.parameters() if p.requires_grad}
+        if not parameters:
+            return found
+        loss = self._loss(self.model, batch).sum()
+        made = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        used = {key for key, grad in zip(parameters, made, strict=True) if grad is not None}
+        return found + [
+            parents[id(m)]
+            for m in uncalled
+            if id(m) in parents and any(id(p) in used for p in m.parameters())
+        ]
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`."""
-        layers = RecordingLayers(self.model, instantiate=True)
+        layers = RecordingLayers(self.model, instantiate=True, whole=self._whole)
         layers.use_axes(self._axes)
         records = len(next(iter(batch.values())))
         self._pass(layers, batch, None)

@@ -8,7 +8,7 @@ test compares with single records (H16).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +58,7 @@ class RecordingLayers:
     Args:
         model: as it will train.
         instantiate: instantiate every per-unit gradient.
+        whole: modules that are treated as a whole, by ``vmap``.
 
     Attributes:
         per_unit: the per-unit gradients of the last pass.
@@ -66,10 +67,13 @@ class RecordingLayers:
         Unsupported: naming what is not known.
     """
 
-    def __init__(self, model: nn.Module, *, instantiate: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, instantiate: bool = False, whole: Collection[nn.Module] = ()
+    ) -> None:
         self._model = model
+        self._whole = {id(module) for module in whole}
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._owners = _owners(model, named)
+        self._owners = _owners(model, named, self._whole)
         self._gradients = {
             id(parameter): ParameterGradients(
                 name, parameter, instantiate=instantiate or _by_cost(parameter, self._owners)
@@ -118,7 +122,9 @@ class RecordingLayers:
             held: the parameters, by their names in the module.
             covered: ids of modules that another one's rule treats; grows.
         """
-        if opaque(module):
+        if id(module) in self._whole or opaque(module):
+            if module is self._model:
+                raise Unsupported("the model itself reads the weights of its layers")
             self._add_whole(module, covered)
             return
         make = _rule_of(module)
@@ -190,14 +196,22 @@ class RecordingLayers:
             one.begin_pass()
 
 
-def _owners(model: nn.Module, named: dict[str, nn.Parameter]) -> Owners:
-    """Return the modules that hold trained parameters, each with those by its own names."""
+def _owners(model: nn.Module, named: dict[str, nn.Parameter], whole: set[int]) -> Owners:
+    """Return the modules that hold trained parameters, each with those by its own names.
+
+    Args:
+        model: in which they are.
+        named: the trained parameters.
+        whole: ids of modules that are listed for the parameters of their children, too.
+    """
     trained = {id(parameter) for parameter in named.values()}
     found: Owners = []
     for module in model.modules():
         mine = parameters_of(module).items()
         held: dict[str, Tensor] = {n: p for n, p in mine if p is not None and id(p) in trained}
-        reads_children = isinstance(module, nn.MultiheadAttention) or opaque(module)
+        reads_children = (
+            id(module) in whole or isinstance(module, nn.MultiheadAttention) or opaque(module)
+        )
         if held or (reads_children and any(id(p) in trained for p in module.parameters())):
             found.append((module, held))
     return found

@@ -122,15 +122,8 @@ def _merged(x: Tensor, axis: int) -> Tensor:
 
 
 def opaque(module: nn.Module) -> bool:
-    """Whether a module computes with weights of its children, past their forwards.
-
-    A parametrised layer computes its weight from others (weight norm). DoRA of peft scales columns
-    by the norm of the sum of base and low-rank weights.
-    """
-    if is_parametrized(module):
-        return True
-    used = getattr(module, "use_dora", None)
-    return isinstance(used, dict) and any(used.values())
+    """Whether a module computes its weight from others: a parametrised layer (weight norm)."""
+    return is_parametrized(module)
 
 
 __all__ = ["VmappedModuleRule", "opaque"]

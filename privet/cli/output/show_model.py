@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from privet.simulations.model_check import ModelCheck
 
 _SHOWN = {
     "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC",
@@ -23,6 +26,42 @@ Of two classes the recall is the share of true positives.
 _SMALL_GROUP = 30
 """Records of a group, below which a share is off by a tenth and more."""
 _out = Console(width=None if sys.stdout.isatty() else 100)
+
+
+_NAMED = 12
+"""Parameters that are listed."""
+
+
+def check(name: str, found: ModelCheck) -> None:
+    """Print how a plan's model is clipped, what a step costs, and what is trained."""
+    trained = sum(found.trained.values())
+    _out.print(f"[bold]{escape(name)}[/bold] trains under privacy: clipping by {found.way}")
+    for way, why in found.passed_over.items():
+        _out.print(f"  not by {way}: {why}", style="dim", highlight=False)
+    _out.print(
+        f"A step of {found.records} records takes {found.seconds * 1000:.1f} ms, "
+        f"{found.seconds / found.plain_seconds:.2f} × the {found.plain_seconds * 1000:.1f} ms "
+        "without privacy (this machine, now).",
+        highlight=False,
+    )
+    if found.peak_bytes is not None and found.plain_peak_bytes:
+        _out.print(
+            f"Its memory: {found.peak_bytes / 1e6:,.0f} MB, "
+            f"{found.peak_bytes / found.plain_peak_bytes:.2f} × without privacy.",
+            highlight=False,
+        )
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("trained parameter")
+    table.add_column("numbers", justify="right")
+    for parameter, count in list(found.trained.items())[:_NAMED]:
+        table.add_row(escape(parameter), f"{count:,}")
+    if (more := len(found.trained) - _NAMED) > 0:
+        table.add_row(f"and {more} more", "", style="dim")
+    table.add_section()
+    table.add_row("all", f"{trained:,}", style="bold")
+    if found.frozen:
+        table.add_row("frozen", f"{found.frozen:,}", style="dim")
+    _out.print(table)
 
 
 def evaluation(value: dict[str, Any]) -> None:
