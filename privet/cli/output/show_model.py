@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from privet.cli.output.console import OUT, or_dash
 
 _SHOWN = {
     "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC",
@@ -22,7 +22,6 @@ Of two classes the recall is the share of true positives.
 """
 _SMALL_GROUP = 30
 """Records of a group, below which a share is off by a tenth and more."""
-_out = Console(width=None if sys.stdout.isatty() else 100)
 
 
 def evaluation(value: dict[str, Any]) -> None:
@@ -33,22 +32,22 @@ def evaluation(value: dict[str, Any]) -> None:
     _row(table, "all", value["records"], value["metrics"], names, style="bold")
     for site, figures in value["sites"].items():
         _row(table, site, figures["records"], figures, names)
-    _out.print(table)
+    OUT.print(table)
     for column, found in value["groups"].items():
         table = _table(f"By {column}", column, names)
         for group, figures in found["figures"].items():
             _row(table, group, figures["records"], figures, names)
         table.add_section()
         _row(table, "gap", None, found["gaps"], names, style="bold")
-        _out.print(table)
-    _out.print(" ".join(_explained(value, names)), style="dim", highlight=False)
+        OUT.print(table)
+    OUT.print(" ".join(_explained(value, names)), style="dim", highlight=False)
     if (calibration := value["calibration"]) is not None:
-        _out.print(
+        OUT.print(
             f"Calibration: stated probabilities are off by {calibration['error']:.3f} on average "
             f"(Brier score, summed over classes, {calibration['brier']:.3f}).",
             highlight=False,
         )
-    _out.print(
+    OUT.print(
         "These metrics are exact, not noised: of private records they are private.", style="dim"
     )
 
@@ -89,5 +88,5 @@ def _row(
     table: Table, name: str, count: int | None, figures: dict[str, Any], names: list[str],
     style: str | None = None,
 ) -> None:  # fmt: skip
-    cells = ["–" if figures.get(key) is None else f"{figures[key]:.3f}" for key in names]
-    table.add_row(escape(name), "–" if count is None else str(count), *cells, style=style)
+    cells = [or_dash(figures.get(key)) for key in names]
+    table.add_row(escape(name), or_dash(count, str), *cells, style=style)
