@@ -43,16 +43,6 @@ def printable_all(value: _T) -> _T:
     return _shown(value)  # type: ignore[no-any-return]
 
 
-def counted(number: int, what: str) -> str:
-    """Return a count with its noun, in the plural if it is not one.
-
-    Args:
-        number: how many.
-        what: the noun, in the singular.
-    """
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def _shown(value: Any) -> Any:
     if isinstance(value, str):
         return printable(value)
