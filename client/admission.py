@@ -6,8 +6,6 @@ policy file; the budget is the ledger's.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Callable
 
 from privet.client.operator.approval import (
@@ -18,11 +16,11 @@ from privet.client.operator.approval import (
 )
 from privet.client.operator.decisions import note_policy
 from privet.common.errors import BudgetExceededError, PlanClosedError
-from privet.common.order import ORDER_TYPE, Order, Status
+from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.evidence.order_keys import is_signed
 from privet.privacy.evidence.roster import Roster
-from privet.privacy.evidence.statement import pae
 from privet.privacy.policy import Policy
 
 
@@ -179,12 +177,7 @@ class AdmissionControl:
             raise RefusalError(Status.REFUSED_SIGNATURE, f"{key.name} may not ask here (allow)")
         if state.is_replaced(key.fingerprint, order.run):
             raise RefusalError(Status.REFUSED_SIGNATURE, f"another order key follows {key.name}")
-        try:
-            signature = base64.b64decode(order.signature, validate=True)
-        except (binascii.Error, ValueError):
-            signature = b""
-        keyid = key.fingerprint.partition(":")[2]
-        if order.keyid != keyid or not key.verifies(signature, pae(ORDER_TYPE, order.encode())):
+        if not is_signed(order, key):
             raise RefusalError(Status.REFUSED_SIGNATURE, f"the order is not signed by {key.name}")
 
     def _require_approval(self, plan: Plan, *, note: bool) -> None:

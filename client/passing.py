@@ -120,8 +120,9 @@ def room_of_release(plan: Plan, order: Order, model: Arrays) -> int:
     """
     numbers = _TABLE_ROOM
     if order.purpose == "train":
-        # A top-k update of share 1 has a place beside each number.
-        numbers = size_of(model) * (1 if plan.compression is None else 2)
+        numbers = size_of(model)
+        if plan.compression is not None:  # a top-k update of share 1 has a place beside each number
+            numbers *= 2
     return _HEADER_ROOM + _ROOM_PER_ARRAY * len(model) + numbers
 
 

@@ -17,13 +17,7 @@ from pathlib import Path
 from privet.client.data.loader import FOLDER as SNAPSHOTS
 from privet.client.endpoint import SiteEndpoint
 from privet.client.housekeeping import keep_house
-from privet.client.link.coordinators import (
-    LINK,
-    STATE,
-    Membership,
-    memberships,
-    place_for,
-)
+from privet.client.link.coordinators import LINK, STATE, Membership, memberships, place_for
 from privet.client.link.dial import Dialer
 from privet.client.link.join import (
     Join,
@@ -241,10 +235,11 @@ def make_endpoints(
     require_checked(policy, home)
     keep_house(home, functools.partial(Policy.load, policy_file))
     every = memberships(home)
-    found = every[:1] if only_first else _with_certificate(every)
     if len(every) > 1 and only_first:
         text = "no other coordinator is asked what it saw of the ledger: it must be the newest"
         _LOG.warning(text, extra={"coordinators": ", ".join(one.name for one in every[1:])})
+        every = every[:1]
+    found = _with_certificate(every)
     for one in found:
         if one.join.site != policy.site:
             raise InputError(f"{policy_file}: site '{policy.site}' enrolled as '{one.join.site}'")
@@ -274,11 +269,13 @@ def make_endpoints(
 def _with_certificate(found: list[Membership]) -> list[Membership]:
     """Return the memberships that can connect; or all if none can: they then report why."""
     able = [one for one in found if (one.link / "link.pem").exists()]
-    for one in found if able else ():
+    if not able:
+        return found
+    for one in found:
         if one not in able:
             text = "left out: its certificate has not come yet (`privet client init --certificate`)"
             _LOG.warning(text, extra={"coordinator": one.name})
-    return able or found
+    return able
 
 
 def _closed(policy: Policy, home: Path) -> tuple[Path, ...]:

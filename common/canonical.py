@@ -32,6 +32,12 @@ def digest(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
+def hash_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def digest_json(value: Any) -> str:
     """Return the digest of the canonical JSON of ``value``."""
     return digest(canonical_json(value))
@@ -53,10 +59,12 @@ def write_atomic(
 
 
 def _write(path: Path, data: bytes | Iterable[bytes | memoryview], mode: int) -> None:
+    if isinstance(data, bytes):
+        data = (data,)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            for part in (data,) if isinstance(data, bytes) else data:
+            for part in data:
                 stream.write(part)
             stream.flush()
             os.fsync(stream.fileno())

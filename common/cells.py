@@ -64,10 +64,8 @@ def text_of(cell: Any) -> str:
     cell = plain(cell)
     if cell is None:
         return ""
-    if isinstance(cell, bool):
-        return "True" if cell else "False"
-    if isinstance(cell, float):
-        return str(int(cell)) if cell.is_integer() else repr(cell)
+    if isinstance(cell, float) and cell.is_integer():
+        return str(int(cell))
     return str(cell)
 
 
@@ -137,8 +135,7 @@ class Codes:
         if isinstance(cell, bool):
             return self._truths.get(cell)
         if isinstance(cell, int | float):
-            found = self._texts.get(text_of(cell))
-            return self._numbers.get(_exact(cell)) if found is None else found
+            return self._texts.get(text_of(cell), self._numbers.get(_exact(cell)))
         return None if cell is None else self._texts.get(cell.strip())
 
     def find_each(self, cells: Iterable[Any]) -> list[int | None]:

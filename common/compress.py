@@ -39,7 +39,6 @@ class Random(Protocol):
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Return numbers in (0, 1]."""
-        ...
 
 
 class CompressedUpdate(dict[str, npt.NDArray[Any]]):

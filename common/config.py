@@ -15,7 +15,8 @@ DATA_VARIABLE = "PRIVET_DATA"
 
 def data_folder(named: Path | None) -> Path | None:
     """Return the folder given with ``--data``, or that of ``PRIVET_DATA``, or None."""
-    return named or (Path(value) if (value := os.environ.get(DATA_VARIABLE)) else None)
+    value = os.environ.get(DATA_VARIABLE)
+    return named or (Path(value) if value else None)
 
 
 def find_data(relative: str, data_dir: Path | None, *, source: str) -> Path:

@@ -81,6 +81,7 @@ class ArrayHeader:
         if not name or dtype not in _DTYPES or not _SHAPE.fullmatch(shape):
             raise InputError("an array of the stream has no name, type or shape that can be read")
         found = cls(name, dtype, tuple(int(part) for part in shape.split(",") if part), offset)
+        # "02,7" is the shape 2,7 as well: the same arrays would have several digests.
         if found.label != label:
             raise InputError("a label of the stream is not in its one form")
         return found
@@ -193,6 +194,7 @@ def chunks(
     held = 0
     for part in _parts(arrays):
         view = memoryview(part)
+        # A download that was cut continues at its byte: nothing before it is copied again.
         if start >= view.nbytes:
             start -= view.nbytes
             continue

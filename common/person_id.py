@@ -61,4 +61,4 @@ def _as_number(text: str) -> str:
     sign, digits, exponent = number.as_tuple()
     kept = "".join(map(str, digits)).rstrip("0")
     shift = len(digits) - len(kept)
-    return f"{'-' if sign else ''}{kept}e{int(exponent) + shift}"
+    return f"{'-' * sign}{kept}e{int(exponent) + shift}"

@@ -58,6 +58,26 @@ def _shown(value: Any) -> Any:
     return value
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return a number with its noun: ``1 round``, ``2 rounds``.
+
+    Args:
+        count: how many there are.
+        one: the noun's singular.
+        many: its plural; "" appends an s.
+    """
+    if count == 1:
+        return f"1 {one}"
+    return f"{count} {many or one + 's'}"
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """Return a text, cut after ``most`` characters."""
+    if len(text) <= most:
+        return text
+    return f"{text[:most]}…"
+
+
 def _escape(match: re.Match[str]) -> str:
     code = ord(match[0])
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"

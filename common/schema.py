@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 from collections.abc import Collection, Iterable, Iterator
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -27,7 +27,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
 from privet.common.errors import InputError
-from privet.common.printable import HIDDEN, printable
+from privet.common.printable import HIDDEN, printable, shortened
 from privet.common.site_name import trimmed
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}$"
@@ -129,14 +129,19 @@ class ByKind:
         found: dict[str, Any] = {}
         for part in get_args(union):
             kind = part.model_fields[self.key].annotation
-            found |= dict.fromkeys(get_args(kind) if get_origin(kind) is Literal else [OWN], part)
+            found |= dict.fromkeys(get_args(kind) or [OWN], part)  # a literal, or any text
         return found
 
     def kind_of(self, value: Any) -> str | None:
         """Return the kind that is named, or meant; None if what is named is no text."""
-        given = value if isinstance(value, dict) else vars(value) if isinstance(value, Part) else {}
-        kind = given.get(self.key, self._default)
-        return (OWN if ":" in kind else kind) if isinstance(kind, str) else None
+        kind = self._default
+        if isinstance(value, Part):
+            value = vars(value)
+        if isinstance(value, dict):
+            kind = value.get(self.key, kind)
+        if not isinstance(kind, str):
+            return None
+        return OWN if ":" in kind else kind
 
     def __get_pydantic_core_schema__(
         self, union: Any, handler: GetCoreSchemaHandler
@@ -230,7 +235,7 @@ class _Place:
 
     def __init__(self, place: tuple[str | int, ...], kind: type[Part]) -> None:
         self.path: list[str] = []
-        self._part: Any = kind
+        self._fields: Any = kind.model_fields
         self._union: tuple[ByKind, dict[str, Any]] | None = None
         self._is = ""
         self._others: list[tuple[str, str, Any]] = []
@@ -240,11 +245,11 @@ class _Place:
     def _step(self, key: str) -> None:
         if self._union is not None:
             by, parts = self._union
-            self._part, self._is, self._union = parts[key], key, None
-            self._others = [(by.key, k, p) for k, p in parts.items() if p is not self._part]
+            self._fields, self._is, self._union = parts[key].model_fields, key, None
+            self._others = [(by.key, k, p) for k, p in parts.items() if p is not parts[key]]
             return
         self.path.append(key)
-        field = self._part.model_fields.get(key) if self._part is not None else None
+        field = self._fields.get(key)
         if field is None:
             return  # an index or a feature's name, below a section that was found already
         for by in field.metadata:
@@ -256,7 +261,7 @@ class _Place:
             if key in part.model_fields
             for section in _sections(part.model_fields[key].annotation)
         ]
-        self._part = next(_sections(field.annotation), None)
+        self._fields = getattr(next(_sections(field.annotation), None), "model_fields", {})
 
     def unknown_key(self) -> str:
         """Return whose key it is, if another kind has it, or which one may be meant."""
@@ -267,7 +272,7 @@ class _Place:
                 whose.setdefault(name, []).append(f"'{kind}'")
         for name, kinds in whose.items():
             return f"belongs to {name} = {_either(dict.fromkeys(kinds))}, not to '{self._is}'"
-        return "unknown key" + _did_you_mean(key, self._part.model_fields if self._part else ())
+        return "unknown key" + did_you_mean(key, self._fields)
 
     def wrong_kind(self, item: Any) -> str:
         """Return which kinds there are."""
@@ -278,7 +283,7 @@ class _Place:
         if not isinstance(given, str):
             return f"must be {_KINDS['string_type']}, not {_shown(given)}"
         known = _either(f"'{kind}'" for kind in parts)
-        return f"must be {known}, not {_shown(given)}{_did_you_mean(given, parts)}"
+        return f"must be {known}, not {_shown(given)}{did_you_mean(given, parts)}"
 
 
 def _either(words: Iterable[str]) -> str:
@@ -336,25 +341,29 @@ _KINDS = {
 
 def _shown(value: Any) -> str:
     """Return a wrong value as its author wrote it, if that is short."""
-    if isinstance(value, dict | list):
-        return "a table" if isinstance(value, dict) else "a list"
+    if value is None:
+        return "nothing"
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        return printable(shortened(f"'{value}'"))
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    text = f"'{value}'" if isinstance(value, str) else json.dumps(value)
-    text = printable(text if len(text) <= 40 else f"{text[:40]}…")
-    return "nothing" if value is None else text
+    return printable(shortened(json.dumps(value)))
 
 
 def _what_to_write(place: tuple[str | int, ...], kind: type[Part]) -> str:
     """Return the hint of a top-level key that must be written, or ''."""
-    found = kind.model_fields.get(str(place[0])) if len(place) == 1 else None
+    found = kind.model_fields.get(".".join(map(str, place)))  # below the top there is none
     return f"; {found.description}" if found is not None and found.description else ""
 
 
 def _not_finite(value: Any, place: str = "") -> str:
     """Return the place of a number that is not finite, which JSON cannot hold, or ''."""
-    if isinstance(value, float):
-        return place if not math.isfinite(value) else ""
+    if isinstance(value, float) and not math.isfinite(value):
+        return place
     parts: Any = ()
     if isinstance(value, dict):
         parts = value.items()
@@ -366,7 +375,8 @@ def _not_finite(value: Any, place: str = "") -> str:
     return ""
 
 
-def _did_you_mean(key: str, known: Iterable[str]) -> str:
+def did_you_mean(key: str, known: Iterable[str]) -> str:
+    """Return the text after a fault that names the closest known key, or ''."""
     close = difflib.get_close_matches(key, known, n=1)
     return f"; did you mean '{close[0]}'?" if close else ""
 

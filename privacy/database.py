@@ -148,6 +148,11 @@ class Database(Part):
         found = _SQLITE.fullmatch(self.url)
         return Path(found["file"]) if found else None
 
+    @property
+    def place(self) -> str:
+        """The table's name, after its schema if the policy names one."""
+        return ".".join(filter(None, (self.table_schema, self.table)))
+
     def connection(self) -> dict[str, str]:
         """Return libpq's settings of a PostgreSQL database, without a password.
 

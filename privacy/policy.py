@@ -327,11 +327,7 @@ class Policy(Part):
 
     @classmethod
     def for_simulation(
-        cls,
-        plan: Plan,
-        site: str,
-        coordinator: str,
-        cap: tuple[float | None, float] | None = None,
+        cls, plan: Plan, site: str, coordinator: str, cap: tuple[float | None, float] | None = None
     ) -> Policy:
         """Return the policy of a simulated site that allows ``plan`` and nothing else.
 
@@ -346,22 +342,19 @@ class Policy(Part):
             PolicyError: if ``coordinator`` is not a fingerprint.
         """
         spec, key, privacy = plan.site(site), site.replace(" ", "_"), plan.privacy
-        own = (privacy.epsilon, privacy.delta) if privacy else (None, 1e-5)
+        own: tuple[float | None, float] = (None, 1e-5)
+        terms = {"unit": "record", "relation": "add_or_remove_one", "max_records": 1}
+        if privacy is not None:
+            own = privacy.epsilon, privacy.delta
+            terms |= {"unit": privacy.unit, "relation": privacy.relation}
+            if privacy.unit == "person":
+                terms["max_records"] = privacy.max_records
         epsilon, delta = cap or own
-        person = bool(privacy and privacy.unit == "person")
         return cls.parse(
             {
                 "site": site,
                 "setting": "simulation",
-                "populations": {
-                    key: {
-                        "unit": privacy.unit if privacy else "record",
-                        "relation": privacy.relation if privacy else "add_or_remove_one",
-                        "epsilon": epsilon,
-                        "delta": delta,
-                        "max_records": privacy.max_records if privacy and person else 1,
-                    }
-                },
+                "populations": {key: {**terms, "epsilon": epsilon, "delta": delta}},
                 "data": {
                     key: {
                         "population": key,
@@ -450,7 +443,9 @@ class Policy(Part):
         found = {name: data.coupling_attested for name, data in self.data.items()}
         reasons = [f"data set '{name}': {why}" for name, why in found.items() if why]
         own = {str(row): why for row, why in self.attested.items()}
-        return own | ({"H6": "; ".join(reasons)} if reasons else {})
+        if reasons:
+            own["H6"] = "; ".join(reasons)
+        return own
 
     def data_set(self, name: str | None = None) -> tuple[str, DataSet]:
         """Return the data set called ``name``, or the only one, with its name.

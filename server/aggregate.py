@@ -19,15 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import (
-    FedAdagrad,
-    FedAdam,
-    FedAvg,
-    FedAvgM,
-    FedProx,
-    FedYogi,
-    Strategy,
-)
+from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi, Strategy
 
 from privet.common.compat.flower import ZeroCopyArray, require_identity
 from privet.common.compat.flower_strategies import begin_round, keeps
@@ -160,20 +152,21 @@ class Aggregator:
             raise RunError("no site released an update")
         sites = sorted(updates, key=self._place.__getitem__)
         cuts = self._cuts(model)
+        scratch = None
         if len(cuts) > 1:
             give_back()  # what carried the updates here
-        draft = Draft(self._scratch, model) if self._scratch and len(cuts) > 1 else None
-        joined = draft.arrays if draft is not None else _empty_like(model)
+            scratch = self._scratch
+        draft = _draft(scratch, model)
         for number, cut in enumerate(cuts):
             replies = [self._reply(site, *updates[site], model, cut) for site in sites]
             arrays, _ = self._strategy(number).aggregate_train(round_number, replies)
             if arrays is None:
                 raise RunError(f"the strategy '{self._plan.strategy.kind}' made no model")
-            self._take(round_number, arrays, cut, joined)
+            self._take(round_number, arrays, cut, draft.arrays)
             for one in (draft, model, *(update for _, update in updates.values())):
                 if isinstance(one, Draft | FrozenArrays):
                     one.forget()
-        return draft.seal() if draft is not None else FrozenArrays(joined)
+        return draft.seal()
 
     def join_made_up(self, model: Arrays, updates: dict[str, Arrays], nodes: list[int]) -> Arrays:
         """Aggregate generated updates as a first round would; only a rehearsal does this.
@@ -277,8 +270,20 @@ class _Nodes:
         return self._numbers
 
 
-def _empty_like(model: Arrays) -> Arrays:
-    return {name: np.empty(array.shape, array.dtype) for name, array in model.items()}
+class _InMemory:
+    """Arrays that are being made, as in a :class:`Draft`, but in memory."""
+
+    def __init__(self, like: Arrays) -> None:
+        self.arrays = {name: np.empty(array.shape, array.dtype) for name, array in like.items()}
+
+    def seal(self) -> FrozenArrays:
+        return FrozenArrays(self.arrays)
+
+
+def _draft(scratch: Path | None, like: Arrays) -> Draft | _InMemory:
+    if scratch is None:
+        return _InMemory(like)
+    return Draft(scratch, like)
 
 
 def mean_of(models: Iterable[Arrays], scratch: Path | None = None) -> Arrays:
@@ -292,9 +297,8 @@ def mean_of(models: Iterable[Arrays], scratch: Path | None = None) -> Arrays:
         The mean, frozen, in the data types of the first model.
     """
     given = list(models)
-    draft = Draft(scratch, given[0]) if scratch is not None else None
-    mean = draft.arrays if draft is not None else _empty_like(given[0])
-    for name, out in mean.items():
+    draft = _draft(scratch, given[0])
+    for name, out in draft.arrays.items():
         flat, parts = out.reshape(-1), [model[name].reshape(-1) for model in given]
         for start in range(0, flat.size, BLOCK):
             total = parts[0][start : start + BLOCK].astype("float64")
@@ -304,7 +308,7 @@ def mean_of(models: Iterable[Arrays], scratch: Path | None = None) -> Arrays:
             for one in (draft, *given):
                 if isinstance(one, Draft | FrozenArrays):
                     one.forget()
-    return draft.seal() if draft is not None else FrozenArrays(mean)
+    return draft.seal()
 
 
 def _build(plan: Plan) -> Strategy:

@@ -27,6 +27,7 @@ from privet.server.evidence.collector import EvidenceCollector
 from privet.server.replies import Reply
 from privet.server.snapshot import Snapshots
 
+_TYPES = {"train": MessageType.TRAIN, "evaluate": MessageType.EVALUATE}
 _REGISTRATION_TIMEOUT_S = 30.0
 """Seconds to wait for nodes to register."""
 _LOG_TIMEOUT_S = 60.0
@@ -152,7 +153,7 @@ class FlowerLink:
                     order, record, config, heads.get(order.site, ""), beside.get(order.site)
                 ),
                 self._nodes[order.site],
-                MessageType.EVALUATE if order.purpose == "evaluate" else MessageType.TRAIN,
+                _TYPES[order.purpose],
                 group_id=str(round_number),
             )
             for order in orders
@@ -231,9 +232,11 @@ class FlowerLink:
             The sites of ``away`` that are connected. None if waiting is useless: in one process, an
             absent site never comes.
         """
-        wait_for = getattr(self._grid, "wait_for", None)
-        there = wait_for and wait_for({self._nodes[site] for site in away}, seconds)
-        return None if there is None else [site for site in away if self._nodes[site] in there]
+        wait_for = getattr(self._grid, "wait_for", lambda nodes, seconds: None)
+        there = wait_for({self._nodes[site] for site in away}, seconds)
+        if there is None:
+            return None
+        return [site for site in away if self._nodes[site] in there]
 
     def state(self) -> Arrays:
         """Return the state that the strategy keeps from round to round."""
@@ -288,9 +291,9 @@ def _matching(reply: Reply, order: Order, model: Arrays, plan: Plan) -> Reply:
     So is the answer to another question, or ``released`` without a release.
     """
     if reply.release is None:
-        others = Status.PRESENT, Status.RELEASED, Status.WAITS_FOR_APPROVAL
-        answers = reply.status not in others
-        return reply if answers else replace(reply, status=Status.FAILED)
+        if reply.status in (Status.PRESENT, Status.RELEASED, Status.WAITS_FOR_APPROVAL):
+            return replace(reply, status=Status.FAILED)
+        return reply
     release = reply.release
     spent = release.facts.get("spent")
     arrays = _fitting(release.arrays, order, model, plan)

@@ -292,13 +292,15 @@ class Coordinator:
         The run does not wait for a site whose ledger is older than its witnessed head: the site
         takes part again once its operator has restored the newer ledger.
         """
-        begun = run.has_begun
-        run.note(state="running" if begun else "waiting")
         names, started = [site.name for site in plan.sites], time.monotonic()
+        begun, state, needed = run.has_begun, "waiting", len(names)
+        if begun:
+            state, needed = "running", plan.quorum
+        run.note(state=state)
         said: dict[str, str] = {}
         while not self.stopped.is_set():
             run.require_wanted()
-            self._require_quorum(plan.quorum if begun else len(names), names)
+            self._require_quorum(needed, names)
             before = dict(said)
             self._offer(names, offered, said)
             run.note(sites=dict(said))

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from privet.common.errors import InputError, PrivetError, QuorumError, RunError
 from privet.common.files.lock import alone
 from privet.common.flat import Arrays
-from privet.common.flower.grid import PassingGrid
+from privet.common.flower.grid import PassingGrid, limit
 from privet.common.flower.wire import decode_reply, encode_offer
 from privet.common.link import offer
 from privet.common.plan import Plan
@@ -116,14 +116,14 @@ class _Prompt(PassingGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        end = None if timeout is None else time.monotonic() + timeout
+        end = time.monotonic() + limit(timeout)
         waiting = {number for number in self.push_messages(messages) if number}
         came: list[Message] = []
         while waiting:
             for message in self.pull_messages(waiting):
                 waiting.discard(message.metadata.reply_to_message_id)
                 came.append(message)
-            if end is not None and time.monotonic() > end:
+            if time.monotonic() > end:
                 break
             if waiting:
                 time.sleep(_POLL_INTERVAL_S)

@@ -18,6 +18,7 @@ from privet.common.canonical import fsync_folder, write_json
 from privet.common.errors import InputError, PrivetError, RunError, reason_of
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
+from privet.common.printable import counted
 from privet.common.run_files import figures_path
 from privet.privacy.evidence.roster import Roster
 from privet.server.membership.registry import MemberRegistry
@@ -342,7 +343,8 @@ def submit(federation: MemberRegistry, plan: Plan, run_id: str, *, by: str = "")
             f"back with `privet server resume {federation.folder} {run_id}`, or name another --run"
         )
     facts = {"run": run_id, "state": "queued", "submitted": time.time(), "plan": plan.digest}
-    facts |= {"by": by} if by else {}
+    if by:
+        facts["by"] = by
     # Whole before it is there: a run without a status would hold its name permanently.
     half = folder.with_name(f".{run_id}")
     write_json(half / "plan.json", plan.to_dict())
@@ -420,8 +422,7 @@ def releases(status: Mapping[str, Any]) -> list[str]:
     found, done = [], status.get("round", 0)
     released, failures = status.get("released", {}), failed_sites(status)
     for site, count in released.items():
-        rounds = "round" if done == 1 else "rounds"
-        text = f"{site} released in {count} of {done} {rounds}"
+        text = f"{site} released in {count} of {counted(done, 'round')}"
         last = f", {failures.pop(site)}" if site in failures else ""
         if count < done or last:
             text += f"{last}; ask the operator of {site}: operator.log in the site's folder"
@@ -443,8 +444,9 @@ def failed_sites(status: Mapping[str, Any]) -> dict[str, str]:
     """
     found = {}
     for site, last in status.get("failures", {}).items():
-        silent = last["status"] == NO_REPLY
-        said = "did not answer in time" if silent else f"answered '{last['status']}'"
+        said = f"answered '{last['status']}'"
+        if last["status"] == NO_REPLY:
+            said = "did not answer in time"
         times = "" if last["times"] == 1 else f", {last['times']} times in this run"
         found[site] = f"{said} in round {last['round']}, attempt {last['attempt']}{times}"
     return found
@@ -452,10 +454,7 @@ def failed_sites(status: Mapping[str, Any]) -> dict[str, str]:
 
 def connected(federation: MemberRegistry) -> list[str]:
     """Return the sites that were connected when a coordinator last ran."""
-    try:
-        found: list[str] = json.loads((federation.folder / PRESENT).read_text())["connected"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
+    found: list[str] = _last_seen(federation).get("connected", [])
     return found
 
 
@@ -477,23 +476,26 @@ def doubled(federation: MemberRegistry) -> dict[str, list[str]]:
 
     Each comes with the processes' addresses.
     """
-    try:
-        found: dict[str, list[str]] = json.loads((federation.folder / PRESENT).read_text())[
-            "doubled"
-        ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
+    found: dict[str, list[str]] = _last_seen(federation).get("doubled", {})
     return found
 
 
 def told_of(federation: MemberRegistry) -> list[str]:
     """Return the sites that had the coordinator's present address and keys when it last ran."""
-    try:
-        told = json.loads((federation.folder / PRESENT).read_text())["told"]
-        found: list[str] = told["sites"] if told["address"] == federation.address else []
-    except (OSError, ValueError, KeyError, TypeError):
+    told = _last_seen(federation).get("told", {})
+    if told.get("address") != federation.address:
         return []
+    found: list[str] = told["sites"]
     return found
+
+
+def _last_seen(federation: MemberRegistry) -> dict[str, Any]:
+    """Return what a coordinator noted of its sites when it last ran."""
+    try:
+        found = json.loads((federation.folder / PRESENT).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def why_no_quorum(status: Mapping[str, Any]) -> str:

@@ -66,8 +66,10 @@ def _part(plan: Plan, model: Arrays) -> Arrays:
     part: Arrays = {}
     room = BLOCK
     for name, array in model.items():
-        part[name] = array if array.size <= room else array.reshape(-1)[:room]
-        room -= part[name].size
+        if array.size > room:
+            array = array.reshape(-1)[:room]
+        part[name] = array
+        room -= array.size
         if not room:
             break
     return part

@@ -40,7 +40,9 @@ class Reply:
             return SiteStanding.UNPROVED
         if self.status is Status.NOT_NOW:
             return SiteStanding.NOT_NOW
-        return SiteStanding.FAILED if self.status in _MAY_BE_ASKED_ANEW else SiteStanding.OUT
+        if self.status in _MAY_BE_ASKED_ANEW:
+            return SiteStanding.FAILED
+        return SiteStanding.OUT
 
 
 @dataclass
@@ -103,11 +105,14 @@ def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumError:
     if silent := len(plan.sites) - len(given):
         counts["no reply in time"] = silent
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    what = "an update" if plan.trains else "a measurement"
     text = (
-        f"round {number}: {len(released(given))} of {len(plan.sites)} sites released "
-        f"{'an update' if plan.trains else 'a measurement'}, the quorum is {plan.quorum} ({said})"
+        f"round {number}: {len(released(given))} of {len(plan.sites)} sites released {what}, "
+        f"the quorum is {plan.quorum} ({said})"
     )
-    return QuorumError(text + (_NOT_NOW_HINT if Status.NOT_NOW in counts else ""))
+    if Status.NOT_NOW in counts:
+        text += _NOT_NOW_HINT
+    return QuorumError(text)
 
 
 _MAY_BE_ASKED_ANEW = (Status.FAILED, Status.REFUSED_CONFLICT, Status.REFUSED_PAUSED)

@@ -22,7 +22,7 @@ from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import has_gate_release, is_measured
 from privet.server.evidence.collector import EvidenceCollector, Wait
-from privet.server.recovery.replay import Replay, Restored
+from privet.server.recovery.replay import Replay, ReplayLink, Restored
 from privet.server.replies import Replies, Reply, no_quorum, released
 from privet.server.retry import Again, End, decide, pause
 from privet.server.round_models import RoundModels, digests_of
@@ -31,12 +31,11 @@ from privet.server.snapshot import Snapshot, Snapshots
 _LOG = logging.getLogger("privet.rounds")
 
 
-class Link(Protocol):
+class Link(ReplayLink, Protocol):
     """Carry orders to sites and replies back; Flower's grid implements it."""
 
     def enrolled(self) -> list[str]:
         """Return the names of the sites that answer, in the plan's order."""
-        ...
 
     def ask(
         self,
@@ -59,44 +58,15 @@ class Link(Protocol):
         Returns:
             The replies that came in time, in site order.
         """
-        ...
 
     def show(self, questions: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Ask sites for evidence of their logs; return the answers that came in time, by site."""
-        ...
-
-    def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
-        """Wait until one of several sites is connected.
-
-        Args:
-            away: sites that did not answer.
-            seconds: longest wait; None waits without end.
-
-        Returns:
-            The sites of ``away`` that are connected; None if waiting is useless on this link.
-        """
-        ...
-
-    def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
-        """Aggregate the updates.
-
-        Args:
-            round_number: number of the round, from 1.
-            model: the model that the updates start from.
-            replies: of the round; those without a release are left out.
-
-        Returns:
-            The next model.
-        """
-        ...
 
     def state(self) -> Arrays:
         """Return the state that the strategy keeps from round to round."""
-        ...
 
     def restore(self, state: Arrays) -> None:
         """Restore the strategy's state that :meth:`state` returned."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -133,8 +103,8 @@ class Outcome:
     @property
     def reproducible(self) -> bool:
         """As in :class:`Progress`, for all rounds since the last restart of the process."""
-        first = self.progress[0].round if self.progress else 0
-        return first != 1 or any(step.reproducible for step in self.progress)
+        first = [step.round for step in self.progress[:1]]
+        return first != [1] or any(step.reproducible for step in self.progress)
 
 
 def run(
@@ -173,12 +143,17 @@ def run(
         EvidenceError: if the history of a site's ledger, or the journal's, does not hold.
         RunError: if no site is connected, or none releases.
     """
+
+    def published(*models: Arrays) -> Arrays:
+        if len(models) == 1:
+            return models[0]
+        return average(list(models))
+
     stored = snapshots.latest()
     if stored and stored.round == plan.last_round and collector.journal.is_done(run_id):
         # The process ended after the journal's last line, before its caller kept the model.
         collector.close()
-        whole = [*stored.earlier, stored.arrays]
-        return Outcome(average(whole) if len(whole) > 1 else stored.arrays)
+        return Outcome(published(*stored.earlier, stored.arrays))
     sites = link.enrolled()
     if not sites:
         raise RunError("no site of the plan is connected")
@@ -204,15 +179,16 @@ def run(
     if collector.is_resumed(run_id):
         rounds.before = {site: number - 1 for site, number in attempts.items()}
     last: deque[Arrays] = deque(maxlen=plan.strategy.average_last)
-    last.extend((*stored.earlier, model) if stored else ())
+    if stored is not None:
+        last.extend((*stored.earlier, model))
     del stored
-    outcome = Outcome(average(list(last)) if len(last) > 1 else model)
+    outcome = Outcome(published(*(last or [model])))
     restored.tell(collector, done)
     try:
         for number in range(done + 1, plan.last_round + 1):
             replies, joined = rounds.train(number, model, outcome.model)
             last.append(joined)
-            shown = average(list(last)) if len(last) > 1 else joined
+            shown = published(*last)
             measured = rounds.measure(number, shown)
             progress, record = rounds.look(
                 number, RoundModels(model, joined, shown), replies, measured
@@ -307,7 +283,8 @@ class _Rounds:
 
     def _note_closed(self, number: int, reply: Reply) -> None:
         if reply.status is Status.REFUSED_PLAN:
-            pause = 2 * self._closed[reply.site][1] if reply.site in self._closed else 1
+            _, before = self._closed.get(reply.site, (0, 0))
+            pause = max(1, 2 * before)
             self._closed[reply.site] = number + 1 + pause, pause
         elif reply.release is not None:
             self._closed.pop(reply.site, None)

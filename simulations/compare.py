@@ -64,12 +64,14 @@ def compare(
         _pooled(plain, setting, folder, tell),
     ]
     headline = measure_of_kind(result.plan.task.kind).headline
-    label = f"federated with DP ({result.plan.model.kind})"
+    label, terms = "federated", "with privacy"
+    if result.loss is not None:
+        label, terms = f"federated with DP ({result.plan.model.kind})", str(result.loss)
     plots.write_comparison(
-        [label if result.loss else "federated", *(row.name for row in rows)],
+        [label, *(row.name for row in rows)],
         [result.metrics.get(headline), *(row.metrics.get(headline) for row in rows)],
         headline,
-        str(result.loss) if result.loss else "with privacy",
+        terms,
         folder / "compare",
     )
     write_json(

@@ -12,7 +12,7 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from privet.common.compat.flower import CLIENT_FAILED, number_message
-from privet.common.flower.grid import RUN_ID, OwnGrid
+from privet.common.flower.grid import RUN_ID, OwnGrid, limit
 
 
 class InProcessGrid(OwnGrid):
@@ -24,12 +24,7 @@ class InProcessGrid(OwnGrid):
         config: the app's config, as ``flwr run`` would pass it.
     """
 
-    def __init__(
-        self,
-        client_app: ClientApp,
-        sites: int,
-        config: UserConfig | None = None,
-    ) -> None:
+    def __init__(self, client_app: ClientApp, sites: int, config: UserConfig | None = None) -> None:
         super().__init__()
         self._app = client_app
         self._contexts = {
@@ -67,13 +62,13 @@ class InProcessGrid(OwnGrid):
             timeout: seconds for all of them; a reply that comes later is dropped. None sets no
                 limit.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        end = time.monotonic() + limit(timeout)
         replies: list[Message] = []
         for message in messages:
-            if end is not None and time.monotonic() > end:
+            if time.monotonic() > end:
                 break
             arrived = self.pull_messages([self._deliver(message)])
-            if end is None or time.monotonic() <= end:
+            if time.monotonic() <= end:
                 replies.extend(arrived)
         return replies
 

@@ -37,12 +37,13 @@ def split_in_proportion(
     """
     generator = np.random.default_rng([seed, 0x5EED])
     part = pd.Series("train", index=frame.index)
-    fixed = frame[PART] == "test" if PART in frame.columns else pd.Series(False, index=frame.index)
+    fixed, test_share = pd.Series(False, index=frame.index), shares.test
+    if PART in frame.columns:
+        fixed, test_share = frame[PART] == "test", 0.0
     part[fixed] = "test"
     free = frame[~fixed]
     by_person = PERSON in free.columns
     key = free[PERSON].astype(str) if by_person else pd.Series(free.index, index=free.index)
-    test_share = 0.0 if PART in frame.columns else shares.test
     # A person belongs to the stratum of the first row, so that all rows move together.
     first = free.assign(_key=key.to_numpy()).drop_duplicates("_key").sort_values("_key")
     for _, group in first.groupby([first[name].astype(str) for name in strata], sort=True):

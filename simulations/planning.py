@@ -61,7 +61,9 @@ def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:
     if reference.endswith(".toml") or "/" in reference:
         path = Path(reference)
         plan = Plan.load(path)
-        return (plan.changed(model={"kind": model}) if model else plan), path.parent
+        if model:
+            plan = plan.changed(model={"kind": model})
+        return plan, path.parent
     return scenarios.get(reference).make_plan(model), Path()
 
 
@@ -145,7 +147,7 @@ def attestations(plan: Plan) -> dict[str, str]:
     They are written into the plan itself, so that ledgers and reports name who attests which row.
     """
     attested = {str(key): why for key, why in plan.attested.items()}
-    scenario = scenarios.get(plan.scenario) if plan.scenario else None
+    scenario = scenarios.of(plan)
     if scenario is None or plan.task != scenario.own_plan.task:
         return attested
     return {

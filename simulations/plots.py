@@ -109,7 +109,7 @@ def _sites(result: Result) -> Any:
             0.5, 0.5, "no privacy in this run", transform=right.transAxes, ha="center", color=_RED
         )
         return figure
-    spent = [site.loss.epsilon if site.loss else 0.0 for site in result.sites]
+    spent = [getattr(site.loss, "epsilon", 0.0) for site in result.sites]
     right.barh(names, [privacy.epsilon] * len(names), color="#e6ebe7", height=0.6)
     right.barh(names, spent, color=_GREEN, height=0.6)
     right.set(title=f"ε spent of the cap\n({result.loss.terms})")
@@ -148,8 +148,7 @@ def write_comparison(
 
 
 def _save(figure: Any, path: Path) -> None:
-    for kind in ("svg", "png"):
-        metadata = {"Date": None} if kind == "svg" else None
+    for kind, metadata in (("svg", {"Date": None}), ("png", None)):
         figure.savefig(path.with_suffix(f".{kind}"), dpi=150, metadata=metadata)
     plt.close(figure)
 

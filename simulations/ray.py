@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from privet.common.errors import InputError, PrivetError, RunError
-from privet.common.flower.grid import PassingGrid
+from privet.common.flower.grid import PassingGrid, limit
 
 
 class StoppableGrid(PassingGrid):
@@ -55,10 +55,10 @@ class StoppableGrid(PassingGrid):
         Raises:
             RunError: once the engine has stopped.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        end = time.monotonic() + limit(timeout)
         waiting = set(self.push_messages(messages))
         replies: list[Message] = []
-        while waiting and (end is None or time.monotonic() < end):
+        while waiting and time.monotonic() < end:
             self._check()
             arrived = list(self.pull_messages(waiting))
             replies += arrived

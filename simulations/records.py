@@ -15,13 +15,7 @@ from privet.common.cells import text_of
 from privet.common.errors import DataError, PlanError
 from privet.common.plan import Plan
 from privet.simulations import scenarios
-from privet.simulations.partition import (
-    PART,
-    PERSON,
-    SITE,
-    split_by_unit,
-    split_in_proportion,
-)
+from privet.simulations.partition import PART, PERSON, SITE, split_by_unit, split_in_proportion
 
 
 @dataclass(frozen=True)
@@ -118,7 +112,7 @@ class SiteRecords:
     @property
     def scenario(self) -> scenarios.Scenario | None:
         """The scenario, unless the plan is a user's own."""
-        return scenarios.get(self.plan.scenario) if self.plan.scenario else None
+        return scenarios.of(self.plan)
 
 
 @functools.lru_cache(maxsize=8)
@@ -204,9 +198,8 @@ def _parts(
     names = [site.name for site in records.plan.sites]
     table = table[table[SITE].isin(names).to_numpy()]
     plan, scenario = records.plan, records.scenario
-    part = (
-        split_in_proportion(table, plan.split, plan.seed, strata=scenario.strata)
-        if scenario
-        else split_by_unit(table, plan.split, plan.seed)
-    )
+    if scenario is None:
+        part = split_by_unit(table, plan.split, plan.seed)
+    else:
+        part = split_in_proportion(table, plan.split, plan.seed, strata=scenario.strata)
     return {name: table[(part == name).to_numpy()] for name in ("train", "validation", "test")}

@@ -14,6 +14,7 @@ from privet.common.compress import bytes_of
 from privet.common.errors import LedgerError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
+from privet.common.printable import counted
 from privet.common.tasks.measure import pooled
 from privet.privacy.accounting import assumptions
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
@@ -27,6 +28,8 @@ from privet.privacy.evidence.ledger import Ledger
 from privet.server.rounds import Outcome, Progress
 from privet.simulations import scenarios
 from privet.simulations.federation import SimulatedFederation
+
+_TERMS = ("delta", "unit", "relation", "trust")
 
 
 @dataclass(frozen=True)
@@ -61,15 +64,13 @@ class SiteResult:
     @property
     def sentence(self) -> str:
         """A sentence that says in how many rounds the site released."""
-        rounds = "round" if self.rounds == 1 else "rounds"
-        return f"{self.name} released in {self.released} of {self.rounds} {rounds}"
+        return f"{self.name} released in {self.released} of {counted(self.rounds, 'round')}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values."""
-        epsilon = self.loss.to_dict()["epsilon"] if self.loss else None
         return {
             "name": self.name,
-            "epsilon": epsilon,
+            "epsilon": _epsilon(self.loss),
             "cap": self.cap,
             "status": self.status,
             "metrics": self.metrics,
@@ -126,16 +127,13 @@ class Result:
     @property
     def note(self) -> str:
         """A note for readers of the metrics, or ''."""
-        return scenarios.get(self.plan.scenario).note if self.plan.scenario else ""
+        return getattr(scenarios.of(self.plan), "note", "")
 
     @property
     def update_bytes(self) -> dict[str, int]:
         """Bytes of one site's update: as plain numbers, and as sent."""
         shapes = {name: array.shape for name, array in self.model.items()}
-        return {
-            "numbers": bytes_of(shapes, None),
-            "sent": bytes_of(shapes, self.plan.compression),
-        }
+        return {"numbers": bytes_of(shapes, None), "sent": bytes_of(shapes, self.plan.compression)}
 
     def to_dict(self) -> dict[str, Any]:
         """Return the result as JSON values; the keys are those of ``--json``."""
@@ -146,11 +144,8 @@ class Result:
             "rounds": len(self.progress),
             "sites": [site.to_dict() for site in self.sites],
             "metrics": self.metrics,
-            "epsilon": self.loss.to_dict()["epsilon"] if self.loss else None,
-            "delta": privacy.delta if privacy else None,
-            "unit": privacy.unit if privacy else None,
-            "relation": privacy.relation if privacy else None,
-            "trust": privacy.trust if privacy else None,
+            "epsilon": _epsilon(self.loss),
+            **{name: getattr(privacy, name, None) for name in _TERMS},
             "claim": self.claim,
             "conditional_on": self.conditional_on,
             "why": self.standing.claim.why,
@@ -161,7 +156,7 @@ class Result:
             "update_bytes": self.update_bytes,
             "clipping": self.clipping,
             "metrics_source": self.plan.metrics.source,
-            "noise_multiplier": privacy.noise_multiplier if privacy else None,
+            "noise_multiplier": getattr(privacy, "noise_multiplier", None),
             "seconds": round(self.seconds, 3),
             "note": self.note,
             "remarks": list(self.remarks),
@@ -179,6 +174,10 @@ class Result:
                 for step in self.progress
             ],
         }
+
+
+def _epsilon(loss: PrivacyLoss | None) -> Any:
+    return None if loss is None else loss.to_dict()["epsilon"]
 
 
 def _figures(step: Progress) -> dict[str, Any]:
@@ -238,7 +237,7 @@ def make_result(
                 spec.name, loss, cap, status, figures, count, len(outcome.progress), log
             )
         )  # fmt: skip
-    worst = max(losses, key=lambda loss: loss.epsilon) if losses else None
+    worst = max(losses, key=lambda loss: loss.epsilon, default=None)
     top = standing_of([parties.ledger(spec.name) for spec in plan.sites])
     return Result(
         run_id, plan, sites, metrics, worst, top, outcome.progress, outcome.model,

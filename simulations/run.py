@@ -203,7 +203,7 @@ def run_plan(
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", plan.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
-    ledgers = setting.ledgers.resolve() if setting.ledgers else None
+    ledgers = setting.ledgers and setting.ledgers.resolve()
     parties = SimulatedFederation(plan, folder.resolve(), ledgers, setting.cap)
     parties.found()
     if setting.open_again:
@@ -275,10 +275,7 @@ def train_once(
 
 
 def _train(
-    maker: SiteMaker,
-    public: PublicTest | None,
-    setting: Setting,
-    observe: Observer,
+    maker: SiteMaker, public: PublicTest | None, setting: Setting, observe: Observer
 ) -> Outcome:
     """Run both apps on the chosen engine."""
     _quiet_flower()
@@ -405,5 +402,6 @@ def _operators(folder: Path, plan: Plan) -> str:
         lines.extend(operator_lines(folder, site.name)[-1:])
     if not lines:
         return ""
-    more = f"\n  … and {len(lines) - 5} more" if len(lines) > 5 else ""
-    return "\nwhat the operators of the sites see:\n  " + "\n  ".join(lines[:5]) + more
+    if len(lines) > 5:
+        lines[5:] = [f"… and {len(lines) - 5} more"]
+    return "\nwhat the operators of the sites see:\n  " + "\n  ".join(lines)

@@ -62,8 +62,8 @@ def _numeric(name: str, feature: Numeric, column: pd.Series) -> ColumnFit:
     shares = {
         "missing": (len(numbers) - len(there)) / len(cells),
         "unreadable": 1 - len(numbers) / len(cells),
-        "outside": float(outside.mean()) if len(there) else 0.0,
-        "clipped": float((np.abs(scaled(there, feature)) >= 4).mean()) if len(there) else 0.0,
+        "outside": int(outside.sum()) / max(len(there), 1),
+        "clipped": int((np.abs(scaled(there, feature)) >= 4).sum()) / max(len(there), 1),
     }
     faults = {}
     if max(shares["clipped"], shares["outside"]) > HALF:
@@ -90,10 +90,7 @@ def _categorical(name: str, values: tuple[str, ...], column: pd.Series) -> Colum
     there = [cell for cell in cells if not is_missing(cell)]
     codes = Codes(values)
     odd = [text_of(cell).strip() for cell in there if codes.find(cell) is None]
-    shares = {
-        "missing": 1 - len(there) / len(cells),
-        "unmatched": len(odd) / len(there) if there else 0.0,
-    }
+    shares = {"missing": 1 - len(there) / len(cells), "unmatched": len(odd) / max(len(there), 1)}
     faults = {}
     if shares["unmatched"] > HALF:
         said = ", ".join(f"'{value[:40]}' ({n})" for value, n in Counter(odd).most_common(3))

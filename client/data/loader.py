@@ -38,7 +38,7 @@ from privet.common.output.process_output import forbid_core_dumps
 from privet.privacy.database import Database
 
 if TYPE_CHECKING:  # the loader needs no accounting, and starts in half the time
-    from privet.privacy.policy import Policy
+    from privet.privacy.policy import DataSet, Policy
 
 PROBE_TIMEOUT_S = 60.0
 """Most that a database may take to say which columns a table has."""
@@ -100,14 +100,7 @@ def take_snapshot(policy: Policy, data_set: str, home: Path) -> Path:
         part = _new_part(target)
     except OSError as error:
         raise DataError(f"{target}: cannot be written: {reason_of(error)}") from error
-    request = {
-        "database": data.sql.model_dump(mode="json"),
-        "columns": data.columns,
-        "vouched": bool(data.independent.strip()),
-        "out": str(part.absolute()),
-        "password": password,
-        "parent": os.getpid(),
-    }
+    request = _request(data.sql, data, password) | {"out": str(part.absolute())}
     try:
         fault, _ = _load(request, policy.folder, data.sql.timeout)
         if fault:
@@ -167,14 +160,7 @@ def probe_database(policy: Policy, data_set: str) -> None:
         return
     _require_driver(data.sql)
     password = find_password(data.sql, policy.folder)
-    request = {
-        "database": data.sql.model_dump(mode="json"),
-        "columns": data.columns,
-        "vouched": bool(data.independent.strip()),
-        "out": None,
-        "password": password,
-        "parent": os.getpid(),
-    }
+    request = _request(data.sql, data, password)
     fault, passing = _load(request, policy.folder, min(data.sql.timeout, PROBE_TIMEOUT_S))
     if fault:
         kind = SourceUnavailableError if passing else DataError
@@ -211,17 +197,17 @@ def find_password(database: Database, folder: Path) -> str | None:
 
 
 _DRIVERS = {
-    "sqlite": (None, "sql"),
-    "postgresql": ("psycopg", "sql"),
-    "mssql": ("pymssql", "sqlserver"),
-    "oracle": ("oracledb", "oracle"),
+    "sqlite": ((), "sql"),
+    "postgresql": (("psycopg",), "sql"),
+    "mssql": (("pymssql",), "sqlserver"),
+    "oracle": (("oracledb",), "oracle"),
 }
 """The driver of each kind of database, and the extra that installs it."""
 
 
 def _require_driver(database: Database) -> None:
-    driver, extra = _DRIVERS[database.dbms]
-    for name in ("sqlalchemy", "sqlglot", "pyarrow", *([driver] if driver else [])):
+    drivers, extra = _DRIVERS[database.dbms]
+    for name in ("sqlalchemy", "sqlglot", "pyarrow", *drivers):
         if importlib.util.find_spec(name) is None:
             raise InputError(
                 f"{database}: {name} is not installed: install Privet with the extra [{extra}]"
@@ -236,6 +222,18 @@ def _new_part(target: Path) -> Path:
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".part")
     os.close(handle)
     return Path(name)
+
+
+def _request(database: Database, data: DataSet, password: str | None) -> dict[str, Any]:
+    """Return the loader's request; without a file to write it only probes."""
+    return {
+        "database": database.model_dump(mode="json"),
+        "columns": data.columns,
+        "vouched": bool(data.independent.strip()),
+        "out": None,
+        "password": password,
+        "parent": os.getpid(),
+    }
 
 
 def _load(request: dict[str, Any], folder: Path, seconds: float) -> tuple[str, bool]:
@@ -286,21 +284,12 @@ def main() -> None:
 
     fault, passing = "", False
     try:
+        database, columns = _named(request), tuple(request["columns"])
+        how = {name: request[name] for name in ("password", "vouched")}
         if request["out"] is None:
-            probe(
-                _named(request),
-                tuple(request["columns"]),
-                password=request["password"],
-                vouched=request["vouched"],
-            )
+            probe(database, columns, **how)
         else:
-            write_snapshot(
-                _named(request),
-                tuple(request["columns"]),
-                Path(request["out"]),
-                password=request["password"],
-                vouched=request["vouched"],
-            )
+            write_snapshot(database, columns, Path(request["out"]), **how)
     except PrivetError as error:
         fault, passing = str(error), isinstance(error, SourceUnavailableError)
     except Exception as error:

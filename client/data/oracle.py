@@ -23,12 +23,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from privet.client.data.arrow import MAX_CELL_CHARACTERS
-from privet.client.data.server_dialect import (
-    Field,
-    Found,
-    ServerDialect,
-    flag,
-)
+from privet.client.data.server_dialect import Field, Found, ServerDialect, flag
 from privet.client.data.sql_column import (
     Column,
     as_boolean,
@@ -121,9 +116,7 @@ class OracleDatabase(ServerDialect):
             DataError: if there is no file of trusted certificates.
         """
         return sa.create_engine(
-            "oracle+oracledb://",
-            connect_args=arguments(database, password),
-            poolclass=sa.NullPool,
+            "oracle+oracledb://", connect_args=arguments(database, password), poolclass=sa.NullPool
         )
 
     def begin(self, connection: sa.Connection, database: Database) -> None:
@@ -402,7 +395,7 @@ def arguments(database: Database, password: str | None) -> dict[str, Any]:
         "host": server.host,
         "port": server.port,
         "service_name": server.name,
-        "protocol": "tcp" if server.sslmode == "disable" else "tcps",
+        "protocol": {"disable": "tcp"}.get(server.sslmode, "tcps"),
         "tcp_connect_timeout": float(min(_CONNECT_SECONDS, int(database.timeout))),
         "retry_count": 0,
         "program": "privet",

@@ -222,8 +222,7 @@ class ServerDialect(ABC):
             DataError: if a column is missing or has a type that is not supported.
         """
         found = self.find(connection, database.table_schema, database.table)
-        schema = database.table_schema
-        place = database.table if schema is None else f"{schema}.{database.table}"
+        place = database.place
         if found is None:
             raise DataMissingError(
                 f"{database}: there is no table or view '{place}' that this user may see"
@@ -267,7 +266,9 @@ def _ordered(columns: list[Column]) -> list[sa.ColumnElement[Any]]:
 def _too_long(columns: list[Column]) -> sa.ColumnElement[Any]:
     """Return an expression that is 1 if a text of the row is too long to be read, else 0."""
     longs = [column.long for column in columns if column.long is not None]
-    return sa.case((sa.or_(*longs), flag(1)), else_=flag(0)) if longs else flag(0)
+    if not longs:
+        return flag(0)
+    return sa.case((sa.or_(*longs), flag(1)), else_=flag(0))
 
 
 def flag(number: int) -> sa.ColumnElement[Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from privet.client.data.loader import require_database
 from privet.client.data.suffix import is_parquet
-from privet.client.data.text_file import header_of
+from privet.client.data.text_file import as_table, header_of
 from privet.common.errors import DataError, DataMissingError, PolicyError, PrivetError
 from privet.common.plan import Plan
 from privet.privacy.policy import Policy
@@ -79,17 +79,11 @@ def columns_of(path: Path) -> list[str]:
         DataMissingError: if there is no such file.
         DataError: if it cannot be read as a table.
     """
-    try:
-        if not path.is_file():
-            raise DataMissingError(f"{path}: there is no such file")
-        if is_parquet(path):
+    with as_table(path):
+        if not is_parquet(path):
+            names = header_of(path)
+        else:
             import pyarrow.parquet as pq
 
-            return list(pq.ParquetFile(path).schema_arrow.names)
-        return header_of(path)
-    except DataMissingError:
-        raise
-    except DataError as error:
-        raise DataError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
-    except Exception as error:  # what it says may quote the file
-        raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error
+            names = list(pq.ParquetFile(path).schema_arrow.names)
+    return names

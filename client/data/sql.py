@@ -107,12 +107,11 @@ def require_plain(
     Raises:
         DataError: if the catalogue does not show that.
     """
-    dialect = dialect_of(database)
-    if why := (
-        dialect.coupling(connection, database, columns)
-        if dialect
-        else coupling(connection, database)
-    ):
+    if dialect := dialect_of(database):
+        why = dialect.coupling(connection, database, columns)
+    else:
+        why = coupling(connection, database)
+    if why:
         raise DataError(
             f"{database}: {why}, so one record may change the rows of others (H6). Name a table, "
             "or a view that only chooses columns of one table and rows by their own columns; or "
@@ -204,11 +203,11 @@ def _declared(
             found = sa.inspect(connection).get_columns(database.table, schema=database.table_schema)
     except sa.exc.NoSuchTableError:
         raise DataMissingError(
-            f"{database}: there is no table or view '{_place(database)}' that this user may see"
+            f"{database}: there is no table or view '{database.place}' that this user may see"
         ) from None
     declared = {column["name"]: column["type"] for column in found}
     if missing := [name for name in names if name not in declared]:
-        raise DataError(f"{database}: '{_place(database)}' has no column '{missing[0]}'")
+        raise DataError(f"{database}: '{database.place}' has no column '{missing[0]}'")
     return declared
 
 
@@ -325,10 +324,9 @@ def _copy(connection: sa.Connection, database: Database, names: tuple[str, ...],
                     left_out.add(count, str(fault))
                     continue
                 kept_rows.append(kept)
-            cells = zip(*kept_rows, strict=True) if kept_rows else ([] for _ in columns)
             arrays = [
-                pa.array(list(own), column.arrow)
-                for column, own in zip(columns, cells, strict=True)
+                pa.array([row[place] for row in kept_rows], column.arrow)
+                for place, column in enumerate(columns)
             ]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema))
         writer.add_key_value_metadata(left_out.metadata())
@@ -350,7 +348,7 @@ def _query(
     longs = [
         sa.func.coalesce(c.long, sa.literal_column("0 = 1")) for c in columns if c.long is not None
     ]
-    longer = sa.or_(*longs) if longs else sa.literal_column("0 = 1")
+    longer = sa.or_(sa.false(), *longs)
     order = (column.bounded(cell).nulls_last() for column in columns for cell in column.order)
     return sa.select(*chosen, longer.label("long")).order_by(*order), columns
 
@@ -360,11 +358,10 @@ def _table(database: Database, names: tuple[str, ...]) -> sa.TableClause:
     quoted: list[sa.ColumnClause[Any]] = [
         sa.column(sa.quoted_name(name, quote=True)) for name in names
     ]
-    schema = database.table_schema
     return sa.table(
         sa.quoted_name(database.table, quote=True),
         *quoted,
-        schema=None if schema is None else sa.quoted_name(schema, quote=True),
+        schema=sa.quoted_name.construct(database.table_schema, quote=True),
     )
 
 
@@ -382,10 +379,7 @@ def _columns(connection: sa.Connection, database: Database, names: tuple[str, ..
 
 
 def _column(
-    database: Database,
-    table: sa.TableClause,
-    name: str,
-    declared: sa.types.TypeEngine[Any],
+    database: Database, table: sa.TableClause, name: str, declared: sa.types.TypeEngine[Any]
 ) -> Column:
     cell = table.c[name]
     long = _long(database, cell)
@@ -416,7 +410,7 @@ def _column(
             long = sa.func.octet_length(sa.cast(cell, sa.Text)) > MAX_CELL_CHARACTERS
         return Column(name, pa.string(), convert, (by_code,), cell, long)
     raise DataError(
-        f"{database}: column '{name}' of '{_place(database)}' is of type {declared!r}, which is "
+        f"{database}: column '{name}' of '{database.place}' is of type {declared!r}, which is "
         "not read: make a view that casts it to a number or a text"
     )
 
@@ -464,11 +458,6 @@ def _stored(cell: Any) -> str:
     if isinstance(cell, int | float | str):
         return text_of(cell)
     raise TypeError
-
-
-def _place(database: Database) -> str:
-    schema = database.table_schema
-    return database.table if schema is None else f"{schema}.{database.table}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,12 +32,7 @@ from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
 from privet.client.data.arrow import MAX_CELL_CHARACTERS
-from privet.client.data.server_dialect import (
-    Field,
-    Found,
-    ServerDialect,
-    flag,
-)
+from privet.client.data.server_dialect import Field, Found, ServerDialect, flag
 from privet.client.data.sql_column import (
     Column,
     as_boolean,
@@ -113,6 +108,10 @@ _PASSING = {
 }  # fmt: skip
 
 
+_ODD_KINDS = {"SN": "a synonym"}
+_ENCRYPTION = {"disable": "request"}
+
+
 class SqlServer(ServerDialect):
     """The dialect of SQL Server."""
 
@@ -127,9 +126,7 @@ class SqlServer(ServerDialect):
             password: of its user, or None if it needs none.
         """
         return sa.create_engine(
-            "mssql+pymssql://",
-            connect_args=arguments(database, password),
-            poolclass=sa.NullPool,
+            "mssql+pymssql://", connect_args=arguments(database, password), poolclass=sa.NullPool
         )
 
     def begin(self, connection: sa.Connection, database: Database) -> None:
@@ -163,7 +160,7 @@ class SqlServer(ServerDialect):
         own, called, kind, key, definition, external, may_see, predicates = row
         fault, query = "", None
         if kind not in ("U", "V"):
-            fault = "a synonym" if kind == "SN" else "a function"
+            fault = _ODD_KINDS.get(kind, "a function")
         elif external:
             fault = "an external table"
         elif predicates:
@@ -236,7 +233,7 @@ class SqlServer(ServerDialect):
             long = length > flag(2 * MAX_CELL_CHARACTERS)
             return Column(field.name, pa.string(), convert, order, selected, long)
         if field.type in _TIME:
-            style = flag(23 if field.type == "date" else 121)
+            style = flag({"date": 23}.get(field.type, 121))
             written: sa.ColumnElement[Any] = sa.func.convert(
                 sa.literal_column("NVARCHAR(40)"), cell, style
             )
@@ -320,7 +317,7 @@ def arguments(database: Database, password: str | None) -> dict[str, Any]:
         "charset": "UTF-8",
         "appname": "privet",
         "tds_version": "7.4",
-        "encryption": "request" if server.sslmode == "disable" else "require",
+        "encryption": _ENCRYPTION.get(server.sslmode, "require"),
         "read_only": True,
         "conn_properties": [*_SESSION, f"SET LOCK_TIMEOUT {milliseconds}"],
     }
@@ -356,7 +353,7 @@ def configuration(server: Server) -> str:
         DataError: if there is no file of trusted certificates.
     """
     lines = ["[global]", "tds version = 7.4", "client charset = UTF-8", "text size = 2147483647"]
-    lines.append(f"encryption = {'request' if server.sslmode == 'disable' else 'require'}")
+    lines.append(f"encryption = {_ENCRYPTION.get(server.sslmode, 'require')}")
     if server.sslmode == "verify-full":
         trusted = server.sslrootcert or ssl.get_default_verify_paths().cafile
         if trusted is None or not Path(trusted).is_file():

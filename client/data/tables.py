@@ -19,8 +19,9 @@ import pandas as pd
 
 from privet.client.data.arrow import read_parquet
 from privet.client.data.suffix import is_parquet, separator_of
-from privet.client.data.text_file import open_text, records, take_header
-from privet.common.errors import DataError, DataMissingError
+from privet.client.data.text_file import as_table, open_text, records, take_header
+from privet.common.errors import DataError
+from privet.common.printable import counted
 
 
 @dataclass(frozen=True)
@@ -69,18 +70,12 @@ def read_table(
         DataError: if it cannot be read as a table, names a column twice, or lacks one. A fault of a
             single record raises nothing; see :class:`Table`.
     """
-    if not path.is_file():
-        raise DataMissingError(f"{path}: there is no such file")
-    try:
+    with as_table(path):
         if is_parquet(path):
             found = _from_parquet(path, columns)
         else:
             with open_text(path) as stream:
                 found = read_text(stream, separator_of(path), columns, multiline=multiline)
-    except DataError as error:
-        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
-    except Exception as error:  # what it says may quote the file
-        raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error
     return found
 
 
@@ -114,7 +109,7 @@ def read_text(
         if isinstance(cells, str):
             faults.append(RecordFault(line, cells))
         elif len(cells) != len(header):
-            count = f"{len(cells)} cell" + ("" if len(cells) == 1 else "s")
+            count = counted(len(cells), "cell")
             faults.append(RecordFault(line, f"{count}, where the columns are {len(header)}"))
         else:
             rows.append([cells[place] or None for place in places])
@@ -124,10 +119,9 @@ def read_text(
 
 def _frame(rows: list[list[Any]], names: Sequence[str], places: list[int]) -> pd.DataFrame:
     index = pd.Index(places, dtype="int64")
-    columns = zip(*rows, strict=True) if rows else ([] for _ in names)
     cells = {
-        name: pd.Series(list(column), dtype=object, index=index)
-        for name, column in zip(names, columns, strict=True)
+        name: pd.Series([row[place] for row in rows], dtype=object, index=index)
+        for place, name in enumerate(names)
     }
     return pd.DataFrame(cells, index=index, columns=pd.Index(list(names), dtype=object))
 
@@ -138,18 +132,19 @@ def _chosen(header: Sequence[str], columns: Sequence[str] | None) -> list[str]:
     Raises:
         DataError: if one is not there, or is there twice.
     """
-    wanted = list(header) if columns is None else list(columns)
-    for name in wanted:
+    if columns is None:
+        columns = header
+    for name in columns:
         if name not in header:
             raise DataError(f"there is no column '{name}'")
         if header.count(name) > 1:
             raise DataError(f"the column '{name}' is there twice")
-    return wanted
+    return list(columns)
 
 
 def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
     names, cells, bad, before = read_parquet(path, lambda header: _chosen(header, columns))
-    count = len(cells[0]) if cells else 0
+    count = max(map(len, cells), default=0)
     kept = [row for row in range(count) if row not in bad]
     rows = {
         name: pd.Series([column[row] for row in kept], dtype=object)

@@ -8,6 +8,7 @@ record; then the file's owner vouches for its quoting. Pandas is not needed.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from privet.client.data.suffix import separator_of
-from privet.common.errors import DataError
+from privet.common.errors import DataError, DataMissingError
 
 MAX_RECORD_BYTES = 1 << 20
 """The longest record; a longer one is left out, and is never held in memory whole."""
@@ -30,6 +31,29 @@ csv.field_size_limit(MAX_RECORD_BYTES)
 
 Cells = list[str] | str
 """The cells of a record, or why it cannot be read."""
+
+
+@contextlib.contextmanager
+def as_table(path: Path) -> Iterator[None]:
+    """Name a file in the error if it is not there, or cannot be read as a table.
+
+    Raises:
+        DataMissingError: if there is no such file.
+        DataError: for whatever is raised within.
+    """
+    try:
+        if not path.is_file():
+            raise DataMissingError(f"{path}: there is no such file")
+        yield
+    except DataMissingError:
+        raise
+    except DataError as error:
+        said = str(error)
+        if str(path) not in said:
+            said = f"{path}: {said}"
+        raise type(error)(said) from None
+    except Exception as error:  # what it says may quote the file
+        raise DataError(f"{path}: cannot be read as a table ({type(error).__name__})") from error
 
 
 def open_text(path: Path) -> IO[bytes]:
@@ -87,7 +111,9 @@ def records(
         separator: one character between two cells.
         multiline: whether quoted cells may hold line breaks.
     """
-    yield from (_joined if multiline else _apart)(_lines(stream), separator)
+    if multiline:
+        return _joined(_lines(stream), separator)
+    return _apart(_lines(stream), separator)
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
@@ -148,7 +174,7 @@ def _joined(
         nonlocal last, taken
         for number, data in lines:
             last = number
-            taken += 0 if data is None else len(data)
+            taken += len(data or b"")
             if data is None or taken > MAX_RECORD_BYTES:
                 raise _Overlong
             # Surrogates stand for bytes that are not text, until the record is whole.

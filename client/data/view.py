@@ -13,6 +13,7 @@ Whatever is not on the list is not plain, such as a function, or a cast that can
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy as sa
@@ -86,7 +87,7 @@ def _single_table(tree: exp.Select, dialect: str) -> exp.Table | str:
         if value and name not in _CLAUSES:
             return f"has a clause {name.strip('_').upper()}"
     source = tree.args.get("from_") or tree.args.get("from")
-    table = source.this if source is not None else None
+    table = getattr(source, "this", None)
     if not isinstance(table, exp.Table) or not table.name:
         return "selects from something else than one table"
     if dialect in _TYPED and (table.catalog or "@" in table.name):
@@ -107,11 +108,16 @@ def _column_fault(tree: exp.Select) -> str | None:
 
 def _row_fault(tree: exp.Select, dialect: str) -> str | None:
     """Return how a query chooses rows by more than their own cells, or None."""
-    where = tree.args.get("where")
-    for node in where.this.walk() if where is not None else ():
+    for node in conditions(tree):
         if fault := _condition_fault(node, dialect):
             return f"chooses rows by {fault}"
     return None
+
+
+def conditions(tree: exp.Expression) -> Iterator[exp.Expression]:
+    """Yield each part of the condition by which a query chooses rows, if it has one."""
+    if (where := tree.args.get("where")) is not None:
+        yield from where.this.walk()
 
 
 def parsed(definition: str | exp.Expression, dialect: str) -> exp.Expression:
@@ -185,7 +191,7 @@ def _definition(
         ).first()
         if row is None or row[0] == "table":
             virtual = row is not None and str(row[1]).split()[1:2] == ["VIRTUAL"]
-            return ("a virtual table", None) if virtual else ("table", None)
+            return "a virtual table" if virtual else "table", None
         made = sqlglot.parse_one(str(row[1]), dialect=dialect)
         query = made.args.get("expression")
         if made.this is not None and getattr(made.this, "expressions", None):
@@ -198,12 +204,12 @@ def _definition(
             "ON n.oid = c.relnamespace WHERE c.relname = :name AND "
             + ("n.nspname = :schema" if schema else "pg_catalog.pg_table_is_visible(c.oid)")
         ),
-        {"name": table, **({"schema": schema} if schema else {})},
+        {"name": table, "schema": schema},
     ).first()
-    kinds = {"m": "a materialised view", "f": "a foreign table"}
+    kinds = {"r": "table", "p": "table", "m": "a materialised view", "f": "a foreign table"}
     if row is None:
         return "table", None  # who reads it says that it is not there
     kind = row[0].decode() if isinstance(row[0], bytes) else str(row[0])
-    if kind in ("r", "p"):
-        return ("a table with row security", None) if row[2] else ("table", None)
+    if kind in ("r", "p") and row[2]:
+        return "a table with row security", None
     return kinds.get(kind, "a view"), row[1]

@@ -24,6 +24,8 @@ from typing import Literal
 
 from sqlglot import exp
 
+from privet.client.data.view import conditions
+
 Kind = Literal["text", "number", "wide", "time", "other"]
 
 MAX_DIGITS = 15
@@ -61,16 +63,15 @@ def type_fault(tree: exp.Expression, dialect: str, columns: Mapping[str, Declare
         columns: of the table or view from which it selects, by name.
     """
     known = _folded(dialect, columns)
-    source = tree.find(exp.Table)
-    owners = {"", source.alias_or_name.casefold()} if source is not None else {""}
+    source = tree.find(exp.Table) or exp.Table()
+    owners = {"", source.alias_or_name.casefold()}
     for column in tree.find_all(exp.Column):
         if isinstance(column.this, exp.Star):
             continue
         name = _name(dialect, column.this)
         if name not in known or column.table.casefold() not in owners:
-            return f"uses '{column.name}', which is no column of '{source.name if source else ''}'"
-    where = tree.args.get("where")
-    for node in where.this.walk() if where is not None else ():
+            return f"uses '{column.name}', which is no column of '{source.name}'"
+    for node in conditions(tree):
         if isinstance(node, _COMPARISONS) and not _is_safe(node, dialect, known):
             return "compares values of different kinds, a conversion that can fail"
     return None

@@ -83,9 +83,15 @@ def memberships(home: Path) -> list[Membership]:
     )
 
     first = home / LINK
-    further = sorted(path.parent for path in first.glob(f"*/{KEPT}"))
-    own = [first] if (first / KEPT).exists() or not further else []
-    return [Membership(home, place, Join.kept(place)) for place in (*own, *further)]
+    places = sorted(path.parent for path in first.glob(f"*/{KEPT}"))
+    if (first / KEPT).exists() or not places:
+        places.insert(0, first)
+    return [Membership(home, place, Join.kept(place)) for place in places]
+
+
+def _known(home: Path) -> list[Membership]:
+    """Return a site's memberships; none if it is not enrolled."""
+    return memberships(home) if is_enrolled(home) else []
 
 
 def place_for(join: Join, home: Path) -> Path:
@@ -101,7 +107,7 @@ def place_for(join: Join, home: Path) -> Path:
         InputError: if a stored join file cannot be read.
     """
     first = home / LINK
-    known = memberships(home) if is_enrolled(home) else []
+    known = _known(home)
     for one in known:
         if _is_same(one.join, join):
             return one.link
@@ -109,7 +115,8 @@ def place_for(join: Join, home: Path) -> Path:
         return first
     taken = {one.name for one in known}
     wanted = join.federation.replace(" ", "-")
-    names = (wanted if number == 1 else f"{wanted}-{number}" for number in itertools.count(1))
+    numbered = (f"{wanted}-{number}" for number in itertools.count(2))
+    names = itertools.chain([wanted], numbered)
     # A folder where an enrolment was begun and not finished is taken again.
     return next(first / name for name in names if name not in taken and _is_free(first / name))
 
@@ -140,7 +147,7 @@ def standing(policy_file: Path, ledger: Ledger) -> dict[str, Any]:
     """
     home, policy = policy_file.parent, Policy.load(policy_file)
     found: list[dict[str, Any]] = []
-    for one in memberships(home) if is_enrolled(home) else ():
+    for one in _known(home):
         addresses, key = Addresses(one.link, one.join.address).all(), one.join.coordinator["orders"]
         value: dict[str, Any] = {"coordinator": one.name, "address": addresses[0]}
         value |= {"addresses": addresses, "orders_key": key}

@@ -222,6 +222,7 @@ class Dialer:
                 was_connected, self.tally.connected = self.tally.connected, False
             if was_connected:
                 self._on_state("cut")
+            # Spread at random: a coordinator that restarts cuts all its sites at the same moment.
             wait = _MIN_PAUSE_S if self._left else self._wait
             await asyncio.sleep(wait * random.uniform(0.5, 1.0))
             if not self._left:
@@ -243,6 +244,7 @@ class Dialer:
     def _note_twin(self, why: str) -> None:
         """Leave the place to another process of this site, for longer each time."""
         lasted = time.monotonic() - self._began
+        # A place that was held for long was not fought over: the next pause is short again.
         before = self._twin_wait if lasted < 2 * _MAX_TWIN_PAUSE_S else 0.0
         self._twin_wait = self._wait = min(max(_MIN_TWIN_PAUSE_S, 2 * before), _MAX_TWIN_PAUSE_S)
         text = (
@@ -263,8 +265,8 @@ class Dialer:
             first = await stream.read()
         if first is aio.EOF:
             raise await ended(stream)
-        welcome = None if first is None else first.welcome  # None: it cannot be read
-        if welcome is None or not first.HasField("welcome") or welcome.version not in VERSIONS:
+        # gRPC gives None for a message that it cannot read.
+        if first is None or not first.HasField("welcome") or first.welcome.version not in VERSIONS:
             raise InputError("the coordinator did not say which version it speaks")
         self.tally.connected = True
         self.tally.streams += 1
@@ -281,15 +283,17 @@ class Dialer:
         self._silence.is_back(self._began)
         sending: set[asyncio.Task[None]] = set()
         beside = [asyncio.create_task(self._renew(stub))]
-        if welcome.beats:
+        if first.welcome.beats:
             beside += [asyncio.create_task(one(stream)) for one in (self._beat, self._mind)]
         try:
             while (message := await stream.read()) is not aio.EOF:
-                self.tally.received += 0 if message is None else message.ByteSize()
-                if message is not None and message.HasField("beat"):
+                what = ""
+                if message is not None:
+                    self.tally.received += message.ByteSize()
+                    what = message.WhichOneof("what")
+                if what == "beat":
                     continue
-                what = None if message is None else message.WhichOneof("what")
-                if message is None or what not in ("parcel", "notice", "head"):
+                if what not in ("parcel", "notice", "head"):
                     raise InputError("only requests, heads and notices follow Welcome")
                 if what == "head":
                     task = asyncio.create_task(self._take_head(message.head))
@@ -411,7 +415,8 @@ class Dialer:
         beside = parcel.kind in BESIDE and not parcel.numbers.size
         task = self._answers.get(parcel.id)
         if task is None:
-            async with self._beside if beside else self._turn:
+            begins, serves = (self._beside, None) if beside else (self._turn, self._serving)
+            async with begins:
                 # Again: an earlier stream may have begun this answer while this one waited.
                 task = self._answers.get(parcel.id)
                 if task is None:
@@ -422,7 +427,7 @@ class Dialer:
                     if not beside:
                         self._owed.add(parcel.id)
                     task = self._answers[parcel.id] = asyncio.create_task(
-                        self._make(parcel.id, asked, None if beside else self._serving)
+                        self._make(parcel.id, asked, serves)
                     )
                     del asked, arrays
                     await asyncio.wait([task])
@@ -485,10 +490,10 @@ class Dialer:
             intake = StreamDecoder(numbers.size)
             intake.take(numbers.inline)
         else:
-            begun = self._partial.pop(numbers.sha256, None)
+            intake = self._partial.pop(numbers.sha256, StreamDecoder(numbers.size))
             self._partial.clear()
-            same = begun is not None and begun.size == numbers.size
-            intake = begun if begun is not None and same else StreamDecoder(numbers.size)
+            if intake.size != numbers.size:
+                intake = StreamDecoder(numbers.size)
             await self._download(stub, numbers.sha256, intake)
         arrays, digest = intake.finish()
         if digest != "sha256:" + numbers.sha256.hex():

@@ -268,8 +268,9 @@ def finish_pair(folder: Path) -> None:
 
 def _key_path(folder: Path) -> Path:
     """Return the path of a new key until its certificate comes."""
-    before = NEXT if (folder / "link.pem").exists() else ""
-    return private_folder(folder) / f"{before}link.key"
+    if (folder / "link.pem").exists():
+        return private_folder(folder) / f"{NEXT}link.key"
+    return private_folder(folder) / "link.key"
 
 
 def request_by_file(join: Join, folder: Path, ledger: str, witness: str) -> dict[str, str]:

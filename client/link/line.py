@@ -90,7 +90,7 @@ def data_in(raw: bytes | None) -> bytes | memoryview:
         InputError: if it holds none.
     """
     try:
-        found = data_of(CHUNK_DATA, raw) if raw else None
+        found = data_of(CHUNK_DATA, raw or b"")
         data: bytes | memoryview = found or pb.Chunk.FromString(raw or b"").data
     except DecodeError:
         raise InputError("what came is no chunk of numbers") from None

@@ -47,7 +47,7 @@ def place_of(home: Path, *, name: str = "", join: Join | None = None) -> Path:
     known = memberships(home)
     if join is not None:
         place = place_for(join, home)
-        return place if any(place == one.link for one in known) else known[0].link
+        return place if place in [one.link for one in known] else known[0].link
     fits = [one for one in known if name in ("", one.name)]
     if len(fits) != 1:
         names = ", ".join(f"'{one.name}'" for one in known)

@@ -86,13 +86,14 @@ class Refusals:
         An offer that is no longer repeated counts as none, unless the ledger is too old for it.
         """
         path = self.home / _FILE
+        found: dict[str, dict[str, Any] | None] = {"last_order": None, "offer": None}
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
-            kept = {name: value.get(name) for name in ("last_order", "offer")}
+            kept = [(name, value.get(name)) for name in found]
             still = time.time() - path.stat().st_mtime <= OFFER_GOES_S
         except (OSError, ValueError, AttributeError):
-            return {"last_order": None, "offer": None}
-        found = {name: one if isinstance(one, dict) else None for name, one in kept.items()}
+            return found
+        found.update((name, one) for name, one in kept if isinstance(one, dict))
         offer = found["offer"]
         if offer is not None and not still and offer.get("status") != Status.REFUSED_ROLLBACK:
             found["offer"] = None

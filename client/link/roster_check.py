@@ -50,7 +50,8 @@ class RosterCheck:
         """Return the order key of the join file, and its successors."""
         keys = {self.membership.join.coordinator["orders"]}
         for one in kept_handovers(self.membership.link):
-            keys |= {one.new.fingerprint} if one.old.fingerprint in keys else set()
+            if one.old.fingerprint in keys:
+                keys.add(one.new.fingerprint)
         return keys
 
     def _require_our_order_key(self, key: str, run: str, policy: Policy) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from privet.common.errors import PolicyError
-from privet.privacy.accounting.units import Relation, Unit
+from privet.privacy.accounting.units import Relation, Unit, cap_in_words
 from privet.privacy.evidence.ledger_state import Budget, LedgerState
 from privet.privacy.evidence.officers import ssh_key
 from privet.privacy.person_names import same_person, tidy
@@ -194,16 +194,12 @@ def budget_of(policy: Policy, population: str) -> Budget:
     """
     found = policy.populations[population]
     return Budget(
-        found.epsilon,
-        found.delta,
-        Unit(found.unit),
-        Relation(found.relation),
-        found.max_records,
+        found.epsilon, found.delta, Unit(found.unit), Relation(found.relation), found.max_records
     )
 
 
 def in_words(budget: Budget) -> str:
     """Return a budget's terms as a phrase."""
-    cap = "no cap" if budget.epsilon is None else f"ε {budget.epsilon:g}"
+    cap = cap_in_words(budget.epsilon)
     text = f"{cap}, δ {budget.delta:g}, per {budget.unit}, {budget.relation}"
-    return text + (f", {budget.max_records} records" if budget.max_records != 1 else "")
+    return text if budget.max_records == 1 else f"{text}, {budget.max_records} records"

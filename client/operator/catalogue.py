@@ -7,9 +7,10 @@ that prints them uses :mod:`privet.common.printable` first.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,28 +77,28 @@ class Listed:
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; an unknown one is null."""
         plan, cost = self.plan, self.forecast
-        privacy = plan.privacy if plan is not None else None
         failed, most = self.attempts
+        privacy = plan and plan.privacy
         value: dict[str, Any] = {
             "plan": self.digest,
             "state": self.state,
             "by": list(self.by),
-            "name": None if plan is None else _cut(plan.name),
+            "name": plan and _cut(plan.name),
             "coordinator": self.coordinator or None,
             "also": list(self.also),
             "offered": None if self.offered is None else int(self.offered),
-            "epsilon": privacy.epsilon if privacy is not None else None,
-            "data_set": cost.data_set if cost else None,
-            "population": cost.population if cost else None,
-            "cost": cost.total.to_dict() if cost else None,
-            "spent": cost.spent.to_dict()["epsilon"] if cost and cost.spent else None,
-            "left_after": cost.left_after if cost else None,
-            "cap": cost.cap.epsilon if cost else None,
-            "fits": cost.fits if cost else None,
+            "epsilon": privacy and privacy.epsilon,
+            **dict.fromkeys(("data_set", "population", "cost", "spent", "left_after", "cap")),
+            "fits": None,
             "why": _cut(self.why or self.misfit, MAX_WHY_CHARS) or None,
             "against": self.against or None,
             "changes": [vars(change) for change in self.changes],
         }
+        if cost is not None:
+            shown = cost.to_dict()
+            taken = ("data_set", "population", "spent", "left_after", "cap")
+            value |= {name: shown[name] for name in taken}
+            value |= {"cost": cost.total.to_dict(), "fits": cost.fits}
         if failed:
             closed = failed >= most
             value |= {"failed_attempts": failed, "max_attempts": most, "closed": closed}
@@ -143,18 +144,17 @@ class Catalogue:
         elif waits_for_approval(policy, ledger_state, digest) and not forbidden:
             state = WAITS
         else:
-            state = OFFERED if offer is not None or not by else APPROVED
+            state = APPROVED if by and offer is None else OFFERED
             forbidden = forbidden or approval_fault(policy, ledger_state, digest) or ""
-        is_asked = offer is not None and plan is not None and state in (WAITS, APPROVED)
-        return Listed(
-            digest, state, by, plan,
-            coordinator=offer.coordinator if offer else "",
-            also=offer.also if offer else (),
-            offered=offer.offered if offer else None,
-            attempts=attempts,
-            why=why or forbidden,
-            misfit=misfit(policy, plan) if is_asked and plan is not None else "",
-        )  # fmt: skip
+        listed = Listed(digest, state, by, plan, attempts=attempts, why=why or forbidden)
+        if offer is None:
+            return listed
+        listed = replace(
+            listed, coordinator=offer.coordinator, also=offer.also, offered=offer.offered
+        )
+        if plan is None or state not in (WAITS, APPROVED):
+            return listed
+        return replace(listed, misfit=misfit(policy, plan))
 
     def priced(self, listed: Listed) -> Listed:
         """Return a plan with its price, and with its changes against the last approved one.
@@ -198,8 +198,7 @@ class Catalogue:
             if plan.name == listed.plan.name:
                 return plan
             # Of a plan that is offered no more the coordinator's name is not kept.
-            who = offer.coordinator if offer else listed.coordinator
-            if same is None and who == listed.coordinator:
+            if same is None and (offer is None or offer.coordinator == listed.coordinator):
                 same = plan
         return same
 
@@ -212,15 +211,8 @@ def changes_between(before: dict[str, Any], after: dict[str, Any]) -> Iterator[C
         after: the one to decide on, as JSON values.
     """
     old, new = (dict(_leaves(value)) for value in (before, after))
-    count = 0
-    for key in sorted({*old, *new}):
-        values = old.get(key, _ABSENT), new.get(key, _ABSENT)
-        if values[0] == values[1]:
-            continue
-        count += 1
-        if count > MAX_CHANGES:
-            return
-        yield Change(_cut(key), *map(_cut, values))
+    for one in itertools.islice(_differing(old, new), MAX_CHANGES):
+        yield Change(*map(_cut, astuple(one)))
 
 
 def policy_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Change]:
@@ -233,7 +225,11 @@ def policy_changes(before: dict[str, Any], after: dict[str, Any]) -> Iterator[Ch
     """
     old, new = (dict(_items(value)) for value in (before, after))
     first = ("officers", "allow", "populations")
-    for key in sorted({*old, *new}, key=lambda key: (not key.startswith(first), key)):
+    yield from sorted(_differing(old, new), key=lambda one: not one.key.startswith(first))
+
+
+def _differing(old: dict[str, str], new: dict[str, str]) -> Iterator[Change]:
+    for key in sorted({*old, *new}):
         values = old.get(key, _ABSENT), new.get(key, _ABSENT)
         if values[0] != values[1]:
             yield Change(key, *values)
@@ -243,7 +239,7 @@ def _items(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the key and the value, as JSON, of all that is no table; each item of a list, too."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _items(item, f"{path}.{key}" if path else str(key))
+            yield from _items(item, _below(path, key))
     elif isinstance(value, list) and value:
         for item in value:
             yield f"{path}[{json.dumps(item, ensure_ascii=False)}]", "there"
@@ -255,12 +251,16 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     """Yield the key and the value, as JSON, of all that is no table; lists of named tables, too."""
     if isinstance(value, dict) and value:
         for key, item in value.items():
-            yield from _leaves(item, f"{path}.{key}" if path else str(key))
+            yield from _leaves(item, _below(path, key))
     elif isinstance(value, list) and value and all(_is_named(item) for item in value):
         for item in value:
             yield from _leaves(item, f"{path}[{item['name']}]")
     else:
         yield path, json.dumps(value, ensure_ascii=False)
+
+
+def _below(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
 
 
 def _is_named(value: Any) -> bool:

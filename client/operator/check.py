@@ -27,6 +27,7 @@ from privet.common.cells import Codes
 from privet.common.errors import PrivetError
 from privet.common.person_id import PersonId
 from privet.common.plan import Plan
+from privet.common.printable import counted
 from privet.common.tasks import Batch, build_task
 from privet.common.tasks.encoding import encode_records
 from privet.privacy.mechanism import selftest
@@ -259,12 +260,11 @@ def _people(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableReco
             seen[name] += 1
             if seen[name] > most:
                 places.append(frame.index[row])
-        kept = "record" if most == 1 else "records"
         found.add(
             "warning",
             "max-records",
-            f"{len(over)} people have more than {most} {kept} to train on: of each the first "
-            f"{most} count, {len(places)} records do not",
+            f"{len(over)} people have more than {counted(most, 'record')} to train on: of each "
+            f"the first {most} count, {len(places)} records do not",
             places,
         )
 

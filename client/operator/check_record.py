@@ -184,8 +184,7 @@ def _path(home: Path, data_set: str) -> Path:
 
 def _place(policy: Policy, data_set: str) -> str:
     data = policy.data[data_set]
-    path = policy.path_of(data)
-    return str(data.sql) if data.sql is not None else str(path)
+    return str(data.sql or policy.path_of(data))
 
 
 def _now(policy: Policy, data_set: str) -> Stamp | None:

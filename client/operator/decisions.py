@@ -106,7 +106,9 @@ class OperatorDecisions:
             # As many people as approved the plan must open it again once its failures closed it.
             failed, most = self.ledger.attempts(digest)
             before = self.ledger.state.approvals.get(digest, ())
-            by = joined(() if failed >= most else before, name)
+            if failed >= most:
+                before = ()
+            by = joined(before, name)
             if signature is not None:  # as the policy writes it, also where it was typed otherwise
                 by = [name if same_person(one) == same_person(name) else one for one in by]
             self.ledger.approve(digest, by, "manual", again=failed > 0, signature=signature)
@@ -217,7 +219,8 @@ class OperatorDecisions:
         """
         name = tidy(name)
         with self._deciding():
-            (self.ledger.resume if end else self.ledger.pause)(name)
+            decide = self.ledger.resume if end else self.ledger.pause
+            decide(name)
 
     def withdraw(self, name: str) -> None:
         """Withdraw the site: it never reserves anything again; a second call changes nothing."""
@@ -388,7 +391,7 @@ def full_digest(text: str) -> str:
     Raises:
         InputError: if it is not a digest.
     """
-    digest = text if text.startswith("sha256:") else f"sha256:{text}"
+    digest = "sha256:" + text.removeprefix("sha256:")
     if len(digest) != 71 or any(c not in "0123456789abcdef" for c in digest[7:]):
         raise InputError(f"'{text}' is not a plan's digest (sha256: and 64 hex digits)")
     return digest

@@ -47,9 +47,10 @@ class Place:
         self._ledger: Ledger | None = None
         if has_ledger(policy):
             self._ledger = Ledger.read(policy.ledger_folder, policy.site)
+            self.state = self._ledger.state
         else:
             self.note = f"no ledger at {policy.ledger_folder}: taken as empty"
-        self.state = self._ledger.state if self._ledger else LedgerState()
+            self.state = LedgerState()
 
     def charges(self, population: str) -> History:
         """Return a population's charges, by run."""
@@ -94,7 +95,9 @@ class Place:
         Raises:
             PlanError: if the stored value is no plan, or another one.
         """
-        text = None if self._ledger is None else self._ledger.log.store.paper("plan", plan)
+        if self._ledger is None:
+            return None
+        text = self._ledger.log.store.paper("plan", plan)
         if text is None:
             return None
         found = Plan.parse(json.loads(text), where=f"the ledger's copy of {plan}")
@@ -151,13 +154,11 @@ class Forecast:
         self.after: PrivacyLoss | None = None
         self.decision: Decision | None = None
         self.runs_left: int | None = None
-        self.notes = [place.note] if place.note else []
+        self.notes = list(filter(None, [place.note]))
         self.faults = standing_faults(policy, place.state, data_set)
         # A plan approved by its digest was approved with its noise.
         forbidden = policy.fault(fitted, data_set=data_set)
-        self.faults += [forbidden] if forbidden else []
-        closed = place.closed(fitted.digest)
-        self.faults += [closed] if closed else []
+        self.faults += filter(None, [forbidden, place.closed(fitted.digest)])
         if own == terms:
             once = plan_events.one_round(fitted)
             composed = place.is_composed(self.population, fitted, self.cap)
@@ -214,20 +215,20 @@ class Forecast:
                 "per_round": self.per_round.to_dict()["epsilon"],
                 "total": self.total.to_dict()["epsilon"],
             },
-            "spent": self.spent.to_dict()["epsilon"] if self.spent else None,
+            "spent": self.spent and self.spent.to_dict()["epsilon"],
             "left_after": self.left_after,
-            "runs_left": min(self.runs_left, MANY) if self.runs_left is not None else None,
+            "runs_left": self.runs_left and min(self.runs_left, MANY),
             "runs_left_at_least": self.many,
             **{key: self.total.to_dict()[key] for key in ("delta", "unit", "relation")},
             "cap": self.cap.epsilon,
             "allowed": not self.faults,
             "reason": "; ".join(self.faults) or None,
-            "rule": self.decision.rule if self.decision else None,
+            "rule": self.decision and self.decision.rule,
             "plan": self.plan.digest,
             "site": self.policy.site,
             "population": self.population,
             "data_set": self.data_set,
-            "noise_multiplier": privacy.noise_multiplier if privacy else None,
+            "noise_multiplier": privacy and privacy.noise_multiplier,
             "calibrated": self.calibrated,
             "notes": self.notes,
         }

@@ -34,5 +34,8 @@ def whole_or_gone(folder: Path, last: str) -> Iterator[None]:
             shutil.rmtree(first, ignore_errors=True)
         elif was_empty:
             for path in folder.iterdir():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         raise

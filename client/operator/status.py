@@ -27,23 +27,21 @@ def site_standing(policy: Policy, ledger: Ledger) -> dict[str, Any]:
         for item in registered
         if item.get("remark")
     ]
+    state = "open"
+    if ledger_state.withdrawn:
+        state = "withdrawn"
+    elif ledger_state.paused:
+        state = "paused"
     return {
         "site": policy.site,
-        "state": "withdrawn"
-        if ledger_state.withdrawn
-        else "paused"
-        if ledger_state.paused
-        else "open",
+        "state": state,
         "entries": len(log),
         "witnessed": cosigned.size if cosigned else 0,
         "origin": log.origin,
         "fingerprint": log.first_key.fingerprint,
         "key": log.key.fingerprint,
         "earlier_keys": [key.fingerprint for key in log.keys[:-1]],
-        "populations": [
-            *registered,
-            *(_to_come(policy, name) for name in to_come),
-        ],
+        "populations": [*registered, *(_to_come(policy, name) for name in to_come)],
         "plans": decided(ledger),
         "open": [item.slot for item in ledger.pending()],
         "notes": [*_notes(policy, ledger_state), *remarks],

@@ -95,6 +95,7 @@ class LedgerCopier:
         return tuple(("plan", plan, text) for plan, text in texts if text is not None)
 
     def _seed(self, start: int) -> bytes:
+        # Once, at the start: a recovered site must cosign under the key that others know.
         signer = self._witness.signer
         return signer.seed if start == 0 and isinstance(signer, FileSigner) else b""
 

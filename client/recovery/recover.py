@@ -132,6 +132,7 @@ def recover_site(
                 _require_all_coordinators(ledger, files)
             key = ""
             if not ledger.state.withdrawn:
+                # Before the charges below: they are entries, and the lost key can sign none.
                 new = _new_key(policy.keys if policy else None, to, work, passphrase)
                 ledger.rotate(new, recovery=recovery)
                 key = Key("ledger", new.public).fingerprint
@@ -217,7 +218,7 @@ def _rebuilt(found: OpenedLedger, work: Path) -> Ledger:
 
 def _require_all_coordinators(ledger: Ledger, files: Sequence[CopyFile]) -> None:
     asked = set((ledger.state.policy or {}).get("allow", {}).get("coordinators", ()))
-    here = {key.fingerprint for file in files for key in file.signers if key is not None}
+    here = {key.fingerprint for file in files for key in file.signers}
     keys = ledger.state.order_keys
     here |= {old for key in here for old in keys.line(key)}
     if missing := sorted(asked - here):

@@ -149,11 +149,7 @@ def main() -> None:
             sys.exit(_ALREADY_RUNNING_EXIT_CODE)
         try:
             # Two would close each other's reservations, also where the other dials by itself.
-            with (
-                to_operator(log),
-                _alone(policy),
-                closing(_open(policy)) as endpoint,
-            ):
+            with to_operator(log), _alone(policy), closing(_open(policy)) as endpoint:
                 _serve(endpoint, policy.parent, parent)
         except PrivetError as error:
             if (said := why_ended(error)) is not None:

@@ -25,8 +25,8 @@ def write_launcher(folder: Path) -> Path:
         InputError: if something else is in the folder, or Flower is not installed beside Privet.
     """
     names = {OWN, *REFUSED, SUPERNODE}
-    strange = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    if folder.exists() and (not folder.is_dir() or set(strange) - names):
+    strange = {path.name for path in folder.glob("*")} - names
+    if folder.exists() and (strange or not folder.is_dir()):
         raise InputError(f"{folder} exists and is not a folder of launchers; name another one")
     programs = Path(sys.executable).parent
     supernode = shutil.which(SUPERNODE, path=str(programs))

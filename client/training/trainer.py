@@ -33,6 +33,7 @@ from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.person_id import PersonId
 from privet.common.plan import Plan
+from privet.common.printable import counted
 from privet.common.sections.strategy import proximal_mu
 from privet.common.tasks import Batch
 from privet.common.tasks.encoding import Faults
@@ -264,16 +265,15 @@ class Trainer:
     def _usable(self, part: str, data: SiteData, frame: pd.DataFrame) -> UsableRecords:
         if part not in self._cache:
             found = usable_records(self._bench, frame)
-            self._note(
-                data,
-                {frame.index[row]: why for row, why in found.faults.items()},
-                f"of {len(frame)} to {_PARTS[part]} are left out of {data.source}"
-                + ("" if len(found.units) else ", which leaves none: what is released is noise"),
-            )
-            for fit in column_fits(self.plan.task, frame) if part == "train" else ():
-                self._notes += [
-                    f"{data.source}: {fault}"[:MAX_NOTE_CHARACTERS] for fault in fit.faults.values()
+            what = f"of {len(frame)} to {_PARTS[part]} are left out of {data.source}"
+            if not len(found.units):
+                what += ", which leaves none: what is released is noise"
+            self._note(data, {frame.index[row]: why for row, why in found.faults.items()}, what)
+            if part == "train":
+                faults = [
+                    f for fit in column_fits(self.plan.task, frame) for f in fit.faults.values()
                 ]
+                self._notes += [f"{data.source}: {fault}"[:MAX_NOTE_CHARACTERS] for fault in faults]
             self._cache[part] = found
         return self._cache[part]
 
@@ -282,7 +282,7 @@ class Trainer:
         if not faults:
             return
         places = sorted(faults)
-        count = "1 record" if len(places) == 1 else f"{len(places)} records"
+        count = counted(len(places), "record")
         self._notes.append(f"{count} {what}: `privet client check --json` names all")
         self._notes += [
             f"left out: {data.where(k)}: {faults[k]}"[:MAX_NOTE_CHARACTERS]

@@ -36,7 +36,8 @@ def oracle_codes(error: BaseException | None, text: str) -> list[str]:
         text: of the error; the server's own codes are in it only.
     """
     first = getattr(getattr(error, "args", (None,))[0], "full_code", None)
-    return list(dict.fromkeys([*([first] if first else []), *_ORACLE_CODE.findall(text)]))
+    codes = [first, *_ORACLE_CODE.findall(text)]
+    return [code for code in dict.fromkeys(codes) if code]
 
 
 def oracle_refuses(text: str) -> bool:

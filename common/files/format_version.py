@@ -57,4 +57,6 @@ def number_of(text: object, kind: str) -> int | None:
         kind: the text between ``privet/`` and ``/v``.
     """
     number = str(text).removeprefix(f"privet/{kind}/v")
-    return int(number) if number != str(text) and number.isascii() and number.isdigit() else None
+    if number == str(text) or not (number.isascii() and number.isdigit()):
+        return None
+    return int(number)

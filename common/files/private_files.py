@@ -47,12 +47,13 @@ def privacy_fault(path: Path, found: os.stat_result) -> str | None:
     # A pipe, such as a shell's <(command), is as good as who can open it.
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISFIFO(found.st_mode):
         return f"{path}: it is not a file"
-    own = found.st_uid == os.geteuid()
+    others, who, mend = _OTHERS, "others", f"chmod {FILE_MODE:o} {path}"
+    if found.st_uid != os.geteuid():
+        others, who = _EVERYBODY, "all users of this machine"
+        mend = f"have its owner run chmod o-rwx {path}"
     mode = stat.S_IMODE(found.st_mode)
-    if not mode & (_OTHERS if own else _EVERYBODY):
+    if not mode & others:
         return None
-    who = "others" if own else "all users of this machine"
-    mend = f"chmod {FILE_MODE:o} {path}" if own else f"have its owner run chmod o-rwx {path}"
     return (
         f"{path}: {who} can read it (mode {mode:04o}). Run: {mend}; where the file system keeps no "
         "modes, copy it to one that does. If somebody may have read it, replace it"

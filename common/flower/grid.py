@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,11 @@ class Enough:
 
     reached: Callable[[list[Message]], bool]
     grace: float | None = None
+
+
+def limit(timeout: float | None) -> float:
+    """Return a time limit in seconds: infinity for None, which sets none."""
+    return math.inf if timeout is None else timeout
 
 
 class OwnGrid(Grid):
@@ -79,39 +85,22 @@ class PassingGrid(Grid):
         """See :class:`flwr.serverapp.Grid`."""
         return self._grid.run
 
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """See :class:`flwr.serverapp.Grid`.
-
-        Args:
-            content: of the message.
-            message_type: such as ``train``, ``evaluate`` or ``query.show``.
-            dst_node_id: node id of the receiver.
-            group_id: the round's number as text, or "".
-            ttl: seconds for which the message is valid; None takes Flower's default.
-        """
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+    def create_message(self, *given: Any, **named: Any) -> Message:
+        """See :class:`flwr.serverapp.Grid`."""
+        return self._grid.create_message(*given, **named)
 
     def get_node_ids(self) -> Iterable[int]:
         """See :class:`flwr.serverapp.Grid`."""
         ids: Iterable[int] = self._grid.get_node_ids()
         return ids
 
-    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+    def push_messages(self, messages: Iterable[Message]) -> Any:
         """See :class:`flwr.serverapp.Grid`."""
-        numbers: Iterable[str] = self._grid.push_messages(messages)
-        return numbers
+        return self._grid.push_messages(messages)
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+    def pull_messages(self, message_ids: Iterable[str]) -> Any:
         """See :class:`flwr.serverapp.Grid`."""
-        came: Iterable[Message] = self._grid.pull_messages(message_ids)
-        return came
+        return self._grid.pull_messages(message_ids)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None

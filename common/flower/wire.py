@@ -37,9 +37,10 @@ def from_record(record: ArrayRecord) -> Arrays:
     Raises:
         InputError: if an array cannot be read without pickle, or holds no numbers that travel.
     """
-    known = record.arrays if isinstance(record, ZeroCopyRecord) else None
-    if known is not None and all(_travels(array) for array in known.values()):
-        return known
+    if isinstance(record, ZeroCopyRecord):
+        known = record.arrays
+        if known is not None and all(_travels(array) for array in known.values()):
+            return known
     arrays: Arrays = {}
     for name, array in record.items():
         try:
@@ -171,10 +172,11 @@ def decode_show(content: RecordDict) -> dict[str, Any]:
     Raises:
         InputError: if it is malformed.
     """
-    value = _json(content[SHOW]) if SHOW in content else None
-    if not isinstance(value, dict):
-        raise InputError("the message shows no log")
-    return value
+    if SHOW in content:
+        value = _json(content[SHOW])
+        if isinstance(value, dict):
+            return value
+    raise InputError("the message shows no log")
 
 
 def encode_offer(offered: bytes) -> RecordDict:
@@ -188,7 +190,7 @@ def decode_offer(content: RecordDict) -> bytes:
     Raises:
         InputError: if it carries none.
     """
-    text = content[OFFER].get("json") if OFFER in content.config_records else None
+    text = content.config_records.get(OFFER, {}).get("json")
     if not isinstance(text, str):
         raise InputError("the message carries no offer")
     return text.encode()

@@ -38,8 +38,9 @@ async def until_silent(heard: Callable[[], int], limit: Callable[[], float]) -> 
     while still < limit():
         await asyncio.sleep(_TICK_S)
         now = heard()
-        still = 0.0 if now != before else still + _TICK_S
-        before = now
+        still += _TICK_S
+        if now != before:
+            before, still = now, 0.0
 
 
 class Patience:

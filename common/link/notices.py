@@ -33,8 +33,8 @@ def read_certificates(pem: bytes) -> list[x509.Certificate]:
     Raises:
         InputError: if there is none, too many, or one cannot be read.
     """
-    parts = pem.split(_END)[:-1] if len(pem) <= _MAX_BYTES else []
-    if not 0 < len(parts) <= _MAX_AUTHORITIES:
+    parts = pem[: _MAX_BYTES + 1].split(_END)[:-1]
+    if len(pem) > _MAX_BYTES or not 0 < len(parts) <= _MAX_AUTHORITIES:
         raise InputError("not the certificates of one authority, or of two")
     return [read_certificate(part.strip() + b"\n" + _END + b"\n") for part in parts]
 
@@ -69,6 +69,7 @@ def followed(
         return held  # from a coordinator that does not know the newest one yet
     if not cross:
         raise InputError("the coordinator names another authority, and nothing certifies it")
+    # The new authority signs its own certificate, so the old one can vouch for its key only.
     bridge = read_certificate(cross)
     if not is_signed_by(bridge, newest) or _public(bridge) != _public(told[0]):
         raise InputError(

@@ -75,7 +75,9 @@ def decode_runs(records: bytes) -> list[dict[str, Any]]:
         runs = _object(records).get("runs")
     except InputError:
         return []
-    return [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
+    if not isinstance(runs, list):
+        return []
+    return [run for run in runs if isinstance(run, dict)]
 
 
 def _object(records: bytes) -> dict[str, Any]:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any, Self
 
 import grpc
 
-from privet.common.canonical import write_atomic, write_json
+from privet.common.canonical import hash_of_file, write_atomic, write_json
 from privet.common.errors import InputError, RunError
 from privet.common.files.private_files import FILE_MODE, make_private, private_folder, read_private
 from privet.common.link import link_pb2 as pb
@@ -197,22 +196,23 @@ class Researcher:
         return [str(file["name"]) for file in files]
 
     def _bring(self, run: str, name: str, size: int, sha256: str, path: Path) -> None:
-        if path.exists() and _digest(path) == sha256:
+        if path.exists() and hash_of_file(path) == sha256:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.part")
-        held = part.stat().st_size if part.exists() else 0
-        if held >= size:
+        part.touch()
+        held = part.stat().st_size
+        if held >= size:  # of another file, or not as it was announced: from the start
             held = 0
-        with part.open("r+b" if held else "wb") as stream:
+        with part.open("r+b") as stream:
+            stream.truncate(held)
             stream.seek(held)
             for data in self._stream("Fetch", pb.File(run=run, name=name, offset=held)):
                 held += len(data)
                 if held > size:
                     break
                 stream.write(data)
-            stream.truncate()
-        if _digest(part) != sha256:
+        if hash_of_file(part) != sha256:
             part.unlink()
             raise RunError(f"{name}: what came is not what was announced; fetch it again")
         part.replace(path)
@@ -271,11 +271,3 @@ class Researcher:
         own = read_certificate((self.folder / "link.pem").read_bytes())
         late = out_of_time(own, "this certificate", remedy)
         return RunError(f"{self.address}: {late or words}")
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as stream:
-        while data := stream.read(1 << 20):
-            found.update(data)
-    return found.hexdigest()

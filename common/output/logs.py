@@ -163,21 +163,18 @@ class Lines(logging.Formatter):
         given = record.args
         try:
             if isinstance(given, tuple) and given:
-                return str(record.msg) % tuple(map(self._placed, given))
+                return str(record.msg) % tuple(map(self._value, given))
             return record.getMessage()
         except (TypeError, ValueError):
             return str(record.msg)
 
-    def _placed(self, value: Any) -> Any:
-        return value if isinstance(value, int | float) else self._value(value)
-
     def _value(self, value: Any) -> Any:
-        if isinstance(value, BaseException):
-            return str(value) if self._texts else why(value)
+        if isinstance(value, BaseException) and not self._texts:
+            return why(value)
         return value if isinstance(value, int | float | bool | None) else str(value)
 
     def _exception(self, record: logging.LogRecord) -> dict[str, str]:
-        error = record.exc_info[1] if record.exc_info else None
+        _, error, _ = record.exc_info or (None, None, None)
         if error is None:
             return {}
         found = {"exception": type(error).__name__ if self._texts else kind_of(error)}

@@ -41,12 +41,15 @@ def parse_address(text: str) -> tuple[str, int]:
     Raises:
         InputError: if it is no address, or one that other machines can reach.
     """
+    address = text
+    if _is_port(text):
+        address = f"127.0.0.1:{text.removeprefix(':')}"
     try:
-        host, port = read_address(f"127.0.0.1:{text.removeprefix(':')}" if _is_port(text) else text)
+        host, port = read_address(address)
     except InputError as error:
         raise InputError(f"--metrics {text}: it is not [HOST:]PORT: {error}") from None
     try:
-        here = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host)
+        here = ipaddress.ip_address({"localhost": "127.0.0.1"}.get(host, host))
     except ValueError:
         raise InputError(f"--metrics {text}: '{host}' is not an address of a machine") from None
     if not here.is_loopback:
@@ -165,10 +168,10 @@ class Endpoint:
                     _LOG.error("the metrics cannot be collected", extra={"why": error})
                     return _short(start, "500 Internal Server Error")
                 return found
-            case "/-/healthy":
+            case "/-/ready" if not self._is_ready():
+                return _short(start, "503 Service Unavailable")
+            case "/-/healthy" | "/-/ready":
                 return _short(start, "200 OK")
-            case "/-/ready":
-                return _short(start, "200 OK" if self._is_ready() else "503 Service Unavailable")
         return _short(start, "404 Not Found")
 
 

@@ -139,8 +139,9 @@ class OperatorFile:
     def _gap(self) -> str:
         """Return the text before the next line: the end of a torn line, the number of lost ones."""
         end = "\n" if self._torn else ""
-        lost = f"{stamp()} WARNING {self._lost} lines were lost: {NOT_WRITTEN}\n"
-        return end + (lost if self._lost else "")
+        if not self._lost:
+            return end
+        return f"{end}{stamp()} WARNING {self._lost} lines were lost: {NOT_WRITTEN}\n"
 
     def _put(self, data: bytes) -> None:
         while data:

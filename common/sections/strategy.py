@@ -117,4 +117,4 @@ Strategy = (
 
 def proximal_mu(strategy: Strategy) -> float:
     """Return the weight of the proximal term, 0 without one."""
-    return strategy.proximal_mu if isinstance(strategy, FedProxSpec) else 0.0
+    return getattr(strategy, "proximal_mu", 0.0)

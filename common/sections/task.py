@@ -121,8 +121,11 @@ class AnyTask(Variant):
     @property
     def answer(self) -> str | None:
         """The column that says what is right, if one does."""
-        name = "label" if self.labels else "target" if "target" in self.reads else ""
-        return getattr(self, name, None)
+        if self.labels:
+            return getattr(self, "label", None)
+        if "target" in self.reads:
+            return getattr(self, "target", None)
+        return None
 
 
 class LabelledTask(AnyTask):

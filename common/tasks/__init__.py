@@ -45,7 +45,6 @@ class Task(Protocol):
         Raises:
             DataError: if the records do not fit; the message stays at the site.
         """
-        ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return one loss for each record, [B]; no mean, no sum.
@@ -54,7 +53,6 @@ class Task(Protocol):
             model: the plan's network.
             batch: tensors of B records, as :meth:`encode` returns them.
         """
-        ...
 
     def scores(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return each record's scores: class probabilities [B, K], or likelihoods.
@@ -63,7 +61,6 @@ class Task(Protocol):
             model: the plan's network.
             batch: tensors of B records, as :meth:`encode` returns them.
         """
-        ...
 
     def random_batch(self, records: int, seed: int) -> Batch:
         """Return generated records of the right shapes and types, for the start-up tests.
@@ -72,19 +69,16 @@ class Task(Protocol):
             records: number B of records.
             seed: the same seed gives the same records.
         """
-        ...
 
 
 def augment_of(task: Task) -> Callable[[Batch, Tensor], Batch] | None:
     """Return the function that augments a task's records; None if it has none."""
-    found: Callable[[Batch, Tensor], Batch] | None = getattr(task, "augment", None)
-    return found
+    return getattr(task, "augment", None)
 
 
 def sizes_of(task: Task) -> Callable[[Batch], Tensor | None]:
     """Return the function of each record's length in a batch; it may return None."""
-    found: Callable[[Batch], Tensor | None] = getattr(task, "sizes", lambda batch: None)
-    return found
+    return getattr(task, "sizes", lambda batch: None)
 
 
 def build_task(plan: Plan) -> Task:

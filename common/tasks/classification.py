@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
 import pandas as pd
@@ -12,6 +11,8 @@ from torch.nn import functional
 
 from privet.common.cells import Codes, is_missing, text_of
 from privet.common.errors import DataError
+from privet.common.printable import shortened
+from privet.common.schema import did_you_mean
 from privet.common.tasks import Batch
 from privet.common.tasks.encoding import Faults, RowEncoding
 
@@ -31,8 +32,7 @@ def encode_labels(
         DataError: if the column is missing.
     """
     if column not in frame.columns:
-        near = difflib.get_close_matches(column, map(str, frame.columns), n=1)
-        meant = f"; did you mean '{near[0]}'?" if near else ""
+        meant = did_you_mean(column, map(str, frame.columns))
         raise DataError(
             f"the label column '{column}' is missing; there are {_some(frame.columns)}{meant}"
         )
@@ -46,8 +46,7 @@ def encode_labels(
 
 
 def _quoted(cell: object) -> str:
-    text = text_of(cell).strip()
-    return repr(text if len(text) <= 40 else f"{text[:40]}…")
+    return repr(shortened(text_of(cell).strip()))
 
 
 def _some(names: Sequence[str] | pd.Index) -> str:

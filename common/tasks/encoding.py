@@ -55,7 +55,6 @@ class EncodesRows(Protocol):
         Raises:
             DataError: if a column is missing.
         """
-        ...
 
 
 class RowEncoding:

@@ -26,9 +26,7 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
         labels: unused.
     """
     del labels
-    nats, tokens, characters = (
-        np.asarray(scores, dtype=np.float64).sum(0) if len(scores) else 3 * [0]
-    )
+    nats, tokens, characters = np.asarray(scores, dtype=np.float64).reshape(-1, 3).sum(0)
     if not tokens > 0:
         return dict.fromkeys(NAMES)
     loss = float(nats / tokens)

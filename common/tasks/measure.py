@@ -75,8 +75,7 @@ LIKELIHOOD = Measure(
 
 def measure_of(task: object) -> Measure:
     """Return a task's measure; a user's own task is a classification unless it has its own."""
-    found: Measure = getattr(task, "measure", CLASSES)
-    return found
+    return getattr(task, "measure", CLASSES)
 
 
 def measure_of_kind(kind: str) -> Measure:

@@ -27,11 +27,12 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
     from sklearn import metrics as sk
 
     guess = scores.argmax(1)
-    binary = scores.shape[1] == 2
-    average: Any = "binary" if binary else "macro"
     present = np.unique(labels)
+    mean: dict[str, Any] = {"average": "macro", "labels": present}
+    if scores.shape[1] == 2:
+        mean = {"average": "binary"}
     precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        labels, guess, average=average, zero_division=0.0, labels=None if binary else present
+        labels, guess, zero_division=0.0, **mean
     )
     return {
         "accuracy": float((guess == labels).mean()),

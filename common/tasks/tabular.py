@@ -70,16 +70,13 @@ class TabularTask(Classification):
         """
         generator = torch.Generator().manual_seed(seed)
         shape = (records, len(self.numeric))
-        columns = [
-            torch.randint(0, len(values) + 1, (records,), generator=generator)
-            for values in self.categorical.values()
-        ]
+        categorical = torch.zeros((records, len(self.categorical)), dtype=torch.int64)
+        for j, values in enumerate(self.categorical.values()):
+            categorical[:, j] = torch.randint(0, len(values) + 1, (records,), generator=generator)
         return {
             "numeric": torch.randn(shape, generator=generator).clamp(-4, 4),
             "missing": (torch.rand(shape, generator=generator) < 0.2).float(),
-            "categorical": torch.stack(columns, 1)
-            if columns
-            else torch.zeros((records, 0), dtype=torch.int64),
+            "categorical": categorical,
             "label": torch.randint(0, len(self.spec.classes), (records,), generator=generator),
         }
 

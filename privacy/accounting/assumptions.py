@@ -139,11 +139,9 @@ def assess(facts: Facts) -> list[Assumption]:
             "tried on generated ones: it must remember none",
         )
     rows["H13"] = Assumption("H13", "metrics", *measured[facts.metrics])
-    unit = (
-        "contribution bounded, summed and clipped per person; the unit is the folded id"
-        if facts.person
-        else ("per record: a person with many records is protected less, see the unit")
-    )
+    unit = "per record: a person with many records is protected less, see the unit"
+    if facts.person:
+        unit = "contribution bounded, summed and clipped per person; the unit is the folded id"
     rows["H20"] = Assumption("H20", "unit", "enforced", unit)
     rows["H25"] = Assumption("H25", "trust-model", *_trust(facts.trust))
     rows |= _of_ledgers(facts)
@@ -161,11 +159,10 @@ def _of_ledgers(facts: Facts) -> dict[str, Assumption]:
             "enforced",
             "every run, retry and crash that this ledger knows counts against the population",
         )
-        found["H31"] = (
-            ("enforced", "others cosigned the ledger's head; the site must extend it to spend")
-            if facts.witnessed
-            else ("unknown", "too few others cosigned the ledger's head")
-        )
+        found["H31"] = "unknown", "too few others cosigned the ledger's head"
+        if facts.witnessed:
+            why = "others cosigned the ledger's head; the site must extend it to spend"
+            found["H31"] = "enforced", why
         found["H32"] = _with_others(*_second(facts.second), facts.others)
     if facts.runs > 1:
         found["H29"] = (
@@ -198,10 +195,10 @@ def _with_others(
     parts = [said]
     none = [site for site, stated in others if stated == ()]
     if none:
-        parts.append(
-            f"{_sites(none)} that no other ledger keeps a budget of these people, on "
-            f"{'its' if len(none) == 1 else 'their'} word"
-        )
+        who, whose = f"sites {', '.join(none)} state", "their"
+        if len(none) == 1:
+            who, whose = f"site {none[0]} states", "its"
+        parts.append(f"{who} that no other ledger keeps a budget of these people, on {whose} word")
     for site, stated in others:
         if stated:
             state = "unknown"
@@ -213,10 +210,6 @@ def _with_others(
     if silent:
         parts.append(f"nothing is stated about other ledgers by {', '.join(silent)}")
     return state, "; ".join(parts)
-
-
-def _sites(names: list[str]) -> str:
-    return f"site {names[0]} states" if len(names) == 1 else f"sites {', '.join(names)} state"
 
 
 def _trust(said: str) -> tuple[State, str]:

@@ -88,7 +88,7 @@ def _rho(event: Event, relation: Relation) -> Floats:
     match event:
         # The discrete one diverges no more (Canonne, Kamath and Steinke 2020, Theorem 14).
         case Gaussian(std, sensitivity) | DiscreteGaussian(std, sensitivity):
-            return _ALPHA * ((sensitivity if add else 2 * sensitivity) / std) ** 2 / 2
+            return _ALPHA * (relation.moves * sensitivity / std) ** 2 / 2
         case PoissonSampled(rate, Gaussian() as inner) if add and rate < 1:
             return _sampled(rate, inner.sensitivity / inner.standard_deviation)
         case PoissonSampled(_, Gaussian() as inner):

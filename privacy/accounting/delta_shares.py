@@ -124,12 +124,17 @@ class _Split:
         most_held = _largest(lambda extra: self._admits(extra, self.high), limit)
         # Where a cap may be on either side, the larger share goes to the most attempts that are
         # perhaps composed, and the smaller one to those that surely are.
-        wide = self.delta if held < 0 else SMALL_SHARE * self.delta
-        narrow = self.delta if most_held < 0 else SMALL_SHARE * self.delta
+        wide, narrow = self._share_beside(held), self._share_beside(most_held)
         most = max(0, _largest(lambda extra: self._may_compose(extra, wide), limit))
         sure = max(0, held, _largest(lambda extra: self._composes(extra, narrow), limit))
-        left = self.delta if most <= held else self.delta - self._used(most)
+        left = self.delta
+        if most > held:
+            left -= self._used(most)
         return Shares(max(0.0, left), extra=sure if known else -1)
+
+    def _share_beside(self, held: int) -> float:
+        """Return the δ of compositions if the filter admits up to ``held`` attempts; -1: none."""
+        return self.delta if held < 0 else SMALL_SHARE * self.delta
 
     def _with(self, extra: int) -> Counts:
         return enlarged(self.planned, self.once, extra)
@@ -157,6 +162,7 @@ class _Split:
             pld.delta_at(as_events(counts), self.low, self.relation, reading=reading)
             for reading in readings(counts, self.relation, GRID)
         )
+        # Where a distribution is cut depends on rounding: no other computation may find more.
         return used + _tails(counts, self.relation)
 
 

@@ -57,9 +57,7 @@ def seconds(planned: Counts, once: Counts, relation: Relation) -> tuple[int, int
     return least, most
 
 
-def composed(
-    costs: Iterable[tuple[Hashable, tuple[int, int]]],
-) -> dict[Hashable, bool | None]:
+def composed(costs: Iterable[tuple[Hashable, tuple[int, int]]]) -> dict[Hashable, bool | None]:
     """Return which first plans are composed; None where that depends on how a cost is read.
 
     Args:

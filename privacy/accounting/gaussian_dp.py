@@ -58,13 +58,12 @@ def squares(counts: Counts, relation: Relation) -> float | None:
         counts: the events, each with its number.
         relation: under ``replace_one`` a value moves by at most twice its sensitivity.
     """
-    factor = 1.0 if relation is Relation.ADD_OR_REMOVE_ONE else 4.0
     terms = []
     for event, count in counts:
         mu = as_gaussian(event)
         if mu is None:
             return None
-        terms.append(factor * count * mu**2)
+        terms.append(relation.moves**2 * count * mu**2)
     return math.fsum(terms)
 
 
@@ -94,7 +93,7 @@ def mu_of(epsilon: float, delta: float) -> float:
     while _log_delta(high, epsilon) <= goal:
         high *= 2
     found = brentq(lambda mu: _log_delta(mu, epsilon) - goal, _MIN_MU, high, xtol=1e-14, rtol=1e-13)
-    return float(found) * (1 - 1e-12)
+    return float(found) * (1 - 1e-12)  # the root's own error must not let a larger μ pass
 
 
 def epsilon_of(mu: float, delta: float) -> float:
@@ -104,8 +103,10 @@ def epsilon_of(mu: float, delta: float) -> float:
         mu: μ, sensitivity ÷ standard deviation.
         delta: δ; infinity is returned if it is not positive.
     """
-    if mu <= 0 or math.isinf(mu) or delta <= 0:
-        return 0.0 if mu <= 0 else math.inf
+    if mu <= 0:
+        return 0.0
+    if math.isinf(mu) or delta <= 0:
+        return math.inf
     goal = math.log(delta)
     if _log_delta(mu, 0.0) <= goal:
         return 0.0
@@ -121,11 +122,15 @@ def _log_delta(mu: float, epsilon: float) -> float:
     """
     a, b = -epsilon / mu + mu / 2, -epsilon / mu - mu / 2
     log_density = -a * a / 2 - _LOG_ROOT_TWO_PI
+    # R(−a) overflows where a is large, and elsewhere Φ(a) and e^ε Φ(b) may be nearly equal.
     if a > 0:
         part = ndtr(a) - math.exp(log_density) * _mills(-b)
-        return math.log(part) if part > 0 else -math.inf
-    part = _mills(-a) - _mills(-b)
-    return log_density + math.log(part) if part > 0 else -math.inf
+        log_density = 0.0
+    else:
+        part = _mills(-a) - _mills(-b)
+    if part <= 0:
+        return -math.inf
+    return log_density + math.log(part)
 
 
 def _mills(x: float) -> float:

@@ -69,7 +69,7 @@ def gate_releases(plan: Plan) -> int:
     if plan.metrics.source != "gate":
         return 0
     rounds, every = plan.last_round, plan.metrics.every
-    return rounds // every + (1 if rounds % every else 0)
+    return -(-rounds // every)  # rounded up, for the last round is always measured
 
 
 def planned(plan: Plan) -> Counts:
@@ -117,11 +117,13 @@ def calibrated(plan: Plan) -> Plan:
         gate = [Repeated(gate_event(plan), count)]
         cost = privacy_loss(gate, privacy.delta, Unit(privacy.unit), relation)
         if cost.epsilon > privacy.epsilon or (plan.trains and cost.epsilon == privacy.epsilon):
-            said = "1 evaluation costs" if count == 1 else f"{count} evaluations cost"
+            said, remedy = f"{count} evaluations cost", " or metrics.every"
+            if count == 1:
+                said, remedy = "1 evaluation costs", ""
             raise InputError(
                 f"no noise reaches privacy.epsilon {privacy.epsilon:g}: the metrics mechanism's "
                 f"{said} {cost} alone. Raise metrics.noise_multiplier (now "
-                f"{plan.metrics.noise_multiplier:g})" + (" or metrics.every" if count > 1 else "")
+                f"{plan.metrics.noise_multiplier:g}){remedy}"
             )
     if not plan.trains:
         return plan
@@ -148,10 +150,7 @@ def measuring(plan: Plan, start: str, epsilon: float) -> Plan:
             "and how; the metrics mechanism needs one"
         )
     noise = calibrate_noise(
-        epsilon,
-        plan.privacy.delta,
-        lambda at: [gate_release(at)],
-        Relation(plan.privacy.relation),
+        epsilon, plan.privacy.delta, lambda at: [gate_release(at)], Relation(plan.privacy.relation)
     )
     return plan.changed(
         title=f"Measured: {plan.title or plan.name}"[:200],

@@ -131,10 +131,7 @@ def tails(
 
 
 def remark(
-    events: Iterable[Event],
-    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
-    *,
-    grid: float = GRID,
+    events: Iterable[Event], relation: Relation = Relation.ADD_OR_REMOVE_ONE, *, grid: float = GRID
 ) -> str:
     """Return why the ε of ``events`` is not composed by PLD but their ceiling; "" if it is."""
     grouped = group(events)
@@ -301,7 +298,9 @@ def calibrate_noise(
     def gap(noise: float, grid: float) -> float:
         """Return how far above the target the cost is, as a logarithm, within ±50."""
         cost = epsilon(events_at(noise), delta, relation, grid=grid)
-        return max(-50.0, math.log(min(cost, math.exp(50.0) * target) / target)) if cost else -50.0
+        if not cost:
+            return -50.0
+        return max(-50.0, math.log(min(cost, math.exp(50.0) * target) / target))
 
     noise = _root(lambda noise: gap(noise, 100 * GRID), 1.0, 2.0)
     noise = _root(lambda noise: gap(noise, 10 * GRID), noise, 1.02)

@@ -44,8 +44,7 @@ def grid_for(
         finest: the grid that is wished for.
         reading: one of :func:`readings`.
     """
-    found = _size(counts, relation, finest, reading)
-    return None if found is None else found[0]
+    return _size(counts, relation, finest, reading)[0]
 
 
 def readings(counts: Counts, relation: Relation, finest: float) -> tuple[float, ...]:
@@ -64,28 +63,28 @@ def costs_us(counts: Counts, relation: Relation, finest: float) -> tuple[float, 
 
     The least and the most that any computation of it finds (:func:`readings`).
     """
-    found = [_size(counts, relation, finest, reading) for reading in (1 - HAIR, 1.0, 1 + HAIR)]
-    costs = [0.0 if size is None else size[1] for size in found]
+    costs = [_size(counts, relation, finest, reading)[1] for reading in (1 - HAIR, 1.0, 1 + HAIR)]
     return min(costs), max(costs)
 
 
 @lru_cache(maxsize=4096)
 def _size(
     counts: Counts, relation: Relation, finest: float, reading: float
-) -> tuple[float, float] | None:
-    """Return the grid and the microseconds of a composition; None if it is too large."""
-    factor = 1.0 if relation is Relation.ADD_OR_REMOVE_ONE else 2.0
-    weighted = [(factor * mu, cost) for mu, cost in _parts(counts)]
-    spread = reading * factor**2 * _spread(counts)
+) -> tuple[float | None, float]:
+    """Return the grid and the microseconds of a composition; None and 0 if it is too large."""
+    weighted = [(relation.moves * mu, cost) for mu, cost in _parts(counts)]
+    spread = reading * relation.moves**2 * _spread(counts)
     if any(count > MAX_COUNT for event, count in counts if as_gaussian(event) is None):
-        return None
+        return None, 0.0
     widths = [(reading * (mu * mu + 20 * mu), cost) for mu, cost in weighted]
     widest = max((width for width, _ in widths), default=0.0)
     for grid in (finest, *(one for one in GRIDS if one > finest)):
         if widest <= MAX_POINTS_ONE_RUN * grid and spread <= MAX_POINTS_TOTAL * grid:
             cost = math.fsum(cost * width for width, cost in widths) + 3 * spread * len(widths)
-            return (grid, cost / grid) if cost <= MAX_COST_US * grid else None
-    return None
+            if cost > MAX_COST_US * grid:  # made to be expensive: the ceiling stands for it
+                break
+            return grid, cost / grid
+    return None, 0.0
 
 
 def _spread(counts: Counts) -> float:
@@ -106,7 +105,9 @@ def _parts(counts: Counts) -> list[tuple[float, float]]:
             parts.append((_mu(event), _MICROSECONDS))
         else:
             squares += count * mu**2
-    return [*parts, (math.sqrt(squares), _GAUSSIAN_MICROSECONDS)] if squares else parts
+    if squares:
+        parts.append((math.sqrt(squares), _GAUSSIAN_MICROSECONDS))
+    return parts
 
 
 def _mu(event: Event) -> float:

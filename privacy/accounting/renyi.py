@@ -55,7 +55,7 @@ def _rho(event: Event, relation: Relation) -> tuple[float, ...]:
     match event:
         # The discrete one diverges no more (Canonne, Kamath and Steinke 2020, Theorem 14).
         case Gaussian(std, sensitivity) | DiscreteGaussian(std, sensitivity):
-            ratio = (sensitivity if add else 2 * sensitivity) / std
+            ratio = relation.moves * sensitivity / std
             return tuple(order * ratio**2 / 2 for order in ORDERS)
         case PoissonSampled(rate, Gaussian() as inner) if add and rate < 1:
             noise = inner.standard_deviation / inner.sensitivity

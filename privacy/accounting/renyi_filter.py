@@ -89,7 +89,7 @@ class Charges:
     def as_first(self) -> list[Charges]:
         """Return the charges as those of a population's first run, in each way that they count."""
         unknown = Charges(self.counts)
-        return [self, unknown] if self.composed is None else [self if self.composed else unknown]
+        return {True: [self], False: [unknown], None: [self, unknown]}[self.composed]
 
 
 History = Mapping[str, Charges]
@@ -179,10 +179,11 @@ def _decide(cap: Cap, history: History, run: str, asked: Charges) -> Decision:
         raise InputError(f"run '{run}' was charged under another plan before")
     if cap.epsilon is None:
         return Decision(True, "no cap", 0.0)
-    before = history[run].counts if run in history else ()
+    before = history.get(run, Charges(())).counts
     after = {key: value for key, value in history.items() if value.counts}
-    composed = after[run].composed if run in after else asked.composed
+    composed = after.get(run, asked).composed
     after[run] = Charges(merged([before, asked.counts]), asked.planned, asked.once, composed)
+    # Where rounding leaves open how the first plan counts, the verifier may read it either way.
     ways = [_decide_after(cap, after, first) for first in next(iter(after.values())).as_first()]
     return next((found for found in ways if not found.allowed), ways[0])
 
@@ -230,8 +231,10 @@ def _as_planned(cap: Cap, first: Charges) -> Decision | None:
 def _one_run(cap: Cap, first: Charges, share: Shares) -> Decision | None:
     """Return the decision for a run that is alone, if its plan's composition admits it."""
     planned, once = first.planned, first.once
-    extra = None if planned is None else excess(first.counts, planned, once)
-    if planned is None or extra is None:
+    if planned is None:
+        return None
+    extra = excess(first.counts, planned, once)
+    if extra is None:
         return None
     whole = enlarged(planned, once, extra)
     if share.room is None:
@@ -271,7 +274,7 @@ def runs_that_fit(
     if cap.epsilon is None:
         return None
     charged = [charges for charges in history.values() if charges.counts]
-    first = charged[0] if charged else Charges((), planned, once, composed)
+    first = [*charged, Charges((), planned, once, composed)][0]
     total = merged(charges.counts for charges in charged)
     return min(
         _runs_left(cap, total, planned, _shares(cap, way), alone=not charged)

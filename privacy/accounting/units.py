@@ -28,6 +28,11 @@ class Relation(StrEnum):
     ADD_OR_REMOVE_ONE = "add_or_remove_one"
     REPLACE_ONE = "replace_one"
 
+    @property
+    def moves(self) -> int:
+        """How many sensitivities a value moves at most: one unit goes, and another may come."""
+        return {Relation.ADD_OR_REMOVE_ONE: 1, Relation.REPLACE_ONE: 2}[self]
+
 
 _RELATION_WORDS = {
     Relation.ADD_OR_REMOVE_ONE: "add or remove one",
@@ -66,8 +71,8 @@ class PrivacyLoss:
         return rounded_up(self.epsilon)
 
     def __str__(self) -> str:
-        remark = f"; {self.remark}" if self.remark else ""
-        return f"ε {self.figure} ({self.terms}{remark})"
+        terms = "; ".join(filter(None, (self.terms, self.remark)))
+        return f"ε {self.figure} ({terms})"
 
     def __format__(self, spec: str) -> str:
         return format(str(self), spec)
@@ -77,13 +82,25 @@ class PrivacyLoss:
 
         A key ``remark`` is added where there is one.
         """
-        return {
-            "epsilon": self.epsilon if math.isfinite(self.epsilon) else None,
+        value: dict[str, Any] = {
+            "epsilon": finite(self.epsilon),
             "delta": self.delta,
             "unit": str(self.unit),
             "relation": str(self.relation),
-            **({"remark": self.remark} if self.remark else {}),
         }
+        if self.remark:
+            value["remark"] = self.remark
+        return value
+
+
+def cap_in_words(epsilon: float | None) -> str:
+    """Return a cap without its terms; None is no cap."""
+    return "no cap" if epsilon is None else f"ε {epsilon:g}"
+
+
+def finite(value: float) -> float | None:
+    """Return a number as JSON may have it: None stands for infinity."""
+    return value if math.isfinite(value) else None
 
 
 def rounded_up(epsilon: float) -> str:

@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from privet.common.canonical import canonical_json, digest_json, fsync_folder
 from privet.common.errors import InputError, LedgerError, reason_of
+from privet.privacy.evidence.copies.journal_copy import receipts_of
 from privet.privacy.evidence.roster import Roster
 from privet.privacy.evidence.signed_note import Checkpoint
 from privet.privacy.evidence.statement import Entry
@@ -222,7 +223,9 @@ class _Gathered:
     def _witnessed(self) -> dict[str, set[int]]:
         """The sizes of each log that the journal says were witnessed."""
         sizes: dict[str, set[int]] = {}
-        for leaf in self.journal.store.leaves() if self.journal is not None else ():
+        if self.journal is None:
+            return sizes
+        for leaf in self.journal.store.leaves():
             for item in Entry.read(leaf).predicate.get("witnessed", ()):
                 sizes.setdefault(item["log"], set()).add(item["size"])
         return sizes
@@ -301,19 +304,10 @@ def _receipts(journal: _Source) -> list[dict[str, Any]]:
         if entry.kind != "round":
             continue
         value = entry.predicate
-        for part, purpose in (("joined", "train"), ("metrics", "evaluate")):
-            for item in value[part]:
-                name = f"{value['run']}/{value['round']:09d}/{purpose}/{item['site']}"
-                lines.append(
-                    {
-                        "kind": "receipt",
-                        "run": value["run"],
-                        "round": value["round"],
-                        "purpose": purpose,
-                        "site": item["site"],
-                        "proof": papers.get(name, ""),
-                    }
-                )
+        which = {"kind": "receipt", "run": value["run"], "round": value["round"]}
+        for purpose, site, name in receipts_of(value):
+            proof = papers.get(name, "")
+            lines.append({**which, "purpose": purpose, "site": site, "proof": proof})
     return lines
 
 

@@ -171,14 +171,11 @@ def _variants(lighter: Mapping[str, Mapping[str, Any]]) -> str:
     if not lighter:
         return ""
     names = list(dict.fromkeys(name for row in lighter.values() for name in row))
-    measured = any(set(row) - {"bytes", "packed"} for row in lighter.values())
+    what = "There were no public records to measure them on:"
+    if any(set(row) - {"bytes", "packed"} for row in lighter.values()):
+        what = "The metrics are exact, of public records:"
     lines = [
-        "Smaller variants, made after the training, at no cost of privacy. "
-        + (
-            "The metrics are exact, of public records:"
-            if measured
-            else "There were no public records to measure them on:"
-        ),
+        f"Smaller variants, made after the training, at no cost of privacy. {what}",
         "",
         "| variant | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",

@@ -8,10 +8,10 @@ themselves, by the rules of a report.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
+from privet.privacy.accounting.units import finite
 from privet.privacy.audit.report.claims import ReportStanding, standing
 from privet.privacy.audit.report.sentences import (
     claim_sentence,
@@ -76,11 +76,11 @@ def _findings_of(ledger: Ledger) -> list[SiteFinding]:
                 str(budget.unit),
                 str(budget.relation),
                 budget.delta,
-                loss.epsilon if math.isfinite(loss.epsilon) else None,
+                finite(loss.epsilon),
                 budget.epsilon,
                 len(ledger.log),
                 runs=runs,
-                conditional=("H29",) if runs > 1 else (),
+                conditional=("H29",) * (runs > 1),
             )
         )
     return found

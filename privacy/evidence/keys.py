@@ -21,11 +21,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import PrivateKeyError
-from privet.common.files.private_files import (
-    FILE_MODE,
-    private_folder,
-    read_private,
-)
+from privet.common.files.private_files import FILE_MODE, private_folder, read_private
 from privet.common.files.private_pem import private_pem
 
 PASSPHRASE = "PRIVET_PASSPHRASE"
@@ -82,7 +78,7 @@ class FileSigner:
             PrivateKeyError: if it is not there, others can read it, it is not an Ed25519 key, or
                 the passphrase is wrong.
         """
-        secret = passphrase.encode() if passphrase else None
+        secret = secret_of(passphrase)
         try:
             data = path.read_bytes() if shared else read_private(path)
             private = load_pem_private_key(data, secret)
@@ -117,9 +113,13 @@ class FileSigner:
             )
         if passphrase and len(passphrase.encode()) > _MAX_PASSPHRASE_BYTES:
             raise PrivateKeyError(f"a passphrase has at most {_MAX_PASSPHRASE_BYTES} bytes")
-        secret = passphrase.encode() if passphrase else None
         private_folder(path.parent)
-        write_atomic(path, private_pem(self._private, secret), mode=FILE_MODE)
+        write_atomic(path, private_pem(self._private, secret_of(passphrase)), mode=FILE_MODE)
+
+
+def secret_of(passphrase: str | None) -> bytes | None:
+    """Return the bytes that encrypt a key file; None for one that is not encrypted."""
+    return passphrase.encode() if passphrase else None
 
 
 def load_or_make(path: Path, passphrase: str | None, *, shared: bool = False) -> FileSigner:

@@ -207,14 +207,12 @@ class Ledger(LedgerDecisions):
     def committed(self, slot: str) -> str | None:
         """Return the digest of the release committed for ``slot``, or None."""
         self.log.refresh()
-        found = self.state.released.get(slot)
-        return found[1] if found else None
+        return self.state.released.get(slot, (None, None))[1]
 
     def entry_of(self, slot: str) -> int | None:
         """Return the number of the entry that released ``slot``, or None."""
         self.log.refresh()
-        found = self.state.released.get(slot)
-        return found[0] if found else None
+        return self.state.released.get(slot, (None, None))[0]
 
     def pending(self, slot: str | None = None) -> list[Reservation]:
         """Return the reservations that are open, of ``slot`` or of all."""

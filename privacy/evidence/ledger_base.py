@@ -191,16 +191,16 @@ class LedgerBase:
         other_ledgers: Sequence[str] | None,
     ) -> None:
         key = self.log.key
-        stated: dict[str, Any] = (
-            {} if other_ledgers is None else {"other_ledgers": sorted(set(other_ledgers))}
-        )
+        stated: dict[str, Any] = {}
+        if other_ledgers is not None:
+            stated["other_ledgers"] = sorted(set(other_ledgers))
         self.log.append(
             "genesis",
             "key",
             digest(key.public),
             site=site,
             key=str(key),
-            recovery=str(recovery) if recovery else None,
+            recovery=recovery and str(recovery),
             witness=str(witness),
             setting=setting,
             software=f"privet {__version__}",

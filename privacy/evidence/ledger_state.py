@@ -297,7 +297,9 @@ class LedgerState:
         self.approvals.pop(plan, None)  # who was approved last stands last
         self.approvals[plan] = names
         held = {pair for pair in self.signed.get(plan, ()) if pair[0] in names}
-        self.signed[plan] = held | ({(signed.name, signed.key)} if signed is not None else set())
+        if signed is not None:
+            held.add((signed.name, signed.key))
+        self.signed[plan] = held
         if value["how"] == "manual" and (signed is not None or not self.officers):
             self._failures.pop(plan, None)
 

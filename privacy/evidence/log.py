@@ -290,12 +290,7 @@ class Log(Generic[BookT]):
         return proof_text(number, self._tree.inclusion(number, checkpoint.size), checkpoint)
 
     def require_extends(
-        self,
-        text: str,
-        witnesses: Iterable[Key] = (),
-        *,
-        keep: bool = True,
-        later: bool = False,
+        self, text: str, witnesses: Iterable[Key] = (), *, keep: bool = True, later: bool = False
     ) -> Checkpoint:
         """Check that this log extends a head it signed before, and keep that head.
 

@@ -121,7 +121,7 @@ class Tree:
         return [*self._path(index, middle, end), self._range(start, middle)]
 
     def _subproof(self, old: int, start: int, end: int, whole: bool) -> list[bytes]:
-        if old == end - start:
+        if old == end - start:  # the whole older tree, whose root is known
             return [] if whole else [self._range(start, end)]
         middle = _split(end - start)
         if old <= middle:
@@ -155,6 +155,7 @@ def root_from_inclusion(leaf: bytes, index: int, size: int, proof: Sequence[byte
             return None
         if place % 2 or place == last:
             found = node_hash(sibling, found)
+            # The last node of an odd level rises unchanged: the path has nothing for that level.
             while place % 2 == 0 and place:
                 place, last = place >> 1, last >> 1
         else:
@@ -184,11 +185,13 @@ def is_consistent(
     if old == 0:
         return not proof and old_root == EMPTY
     path = list(proof)
+    # The older tree is then one whole subtree, and its root is known: the proof leaves it out.
     if old & (old - 1) == 0:
         path.insert(0, old_root)
     if not path:
         return False
     place, last = old - 1, size - 1
+    # Below the first subtree that the proof names, both trees are the same.
     while place % 2:
         place, last = place >> 1, last >> 1
     first = second = path[0]

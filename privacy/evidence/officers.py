@@ -32,7 +32,7 @@ from nacl.signing import VerifyKey
 from privet.common.canonical import canonical_json
 from privet.common.errors import InputError, NoteError, PrivateKeyError
 from privet.common.files.private_files import read_private
-from privet.privacy.evidence.keys import FileSigner
+from privet.privacy.evidence.keys import FileSigner, secret_of
 from privet.privacy.evidence.signed_note import Signer, decode64
 from privet.privacy.evidence.statement import pae
 
@@ -183,7 +183,7 @@ def key_from_file(path: Path, passphrase: str | None) -> Signer:
     if not content.lstrip().startswith(_SSH_BEGINS):
         return FileSigner.load(path, passphrase)
     try:
-        private = load_ssh_private_key(content, passphrase.encode() if passphrase else None)
+        private = load_ssh_private_key(content, secret_of(passphrase))
     except TypeError as error:
         wants = "needs its passphrase" if not passphrase else "has no passphrase"
         raise PrivateKeyError(f"{path}: the key {wants}") from error

@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from privet.common.canonical import canonical_json
 from privet.common.errors import InputError, NoteError
+from privet.common.order import ORDER_TYPE, Order
 from privet.privacy.evidence.signed_note import SIGN, Key, Signer, key_name
 from privet.privacy.evidence.statement import pae
 
@@ -109,6 +110,16 @@ class KeyHandover:
 def _message(coordinator: str, old: Key, new: Key) -> bytes:
     named = {"coordinator": coordinator, "old": str(old), "key": str(new)}
     return pae(HANDOVER_TYPE, canonical_json(named))
+
+
+def is_signed(order: Order, key: Key) -> bool:
+    """Return whether ``key`` signed an order, and the order says so."""
+    try:
+        signature = base64.b64decode(order.signature, validate=True)
+    except (binascii.Error, ValueError):
+        return False
+    named = key.fingerprint.partition(":")[2]
+    return order.keyid == named and key.verifies(signature, pae(ORDER_TYPE, order.encode()))
 
 
 @dataclass

@@ -100,11 +100,9 @@ class Pkcs11Signer:
             private = session.get_key(object_class=pkcs11.ObjectClass.PRIVATE_KEY, label=label)
             public = session.get_key(object_class=pkcs11.ObjectClass.PUBLIC_KEY, label=label)
             kinds = {private.key_type, public.key_type}
-            point = (
-                _raw_point(bytes(public[pkcs11.Attribute.EC_POINT]))
-                if kinds == {pkcs11.KeyType.EC_EDWARDS}
-                else None
-            )
+            point = None
+            if kinds == {pkcs11.KeyType.EC_EDWARDS}:
+                point = _raw_point(bytes(public[pkcs11.Attribute.EC_POINT]))
         if point is None:
             raise PrivateKeyError(f"{where}: is not an Ed25519 key; make one of type EC_EDWARDS")
         return cls(private, point, where)

@@ -106,7 +106,8 @@ def fingerprint(public: bytes) -> str:
 def verifies(public: bytes, signature: bytes, message: bytes) -> bool:
     """Whether ``signature`` over ``message`` is by the Ed25519 key ``public``."""
     # Each party that shows, cosigns or keeps a head checks it; the result does not change.
-    return (_verified if len(message) < _SHORT_MESSAGE else _verify)(public, signature, message)
+    verified = _verified if len(message) < _SHORT_MESSAGE else _verify
+    return verified(public, signature, message)
 
 
 def _verify(public: bytes, signature: bytes, message: bytes) -> bool:

@@ -154,23 +154,20 @@ class Store:
     def size(self) -> int:
         """Return one more than the last entry's sequence; quicker than :meth:`count`."""
         with self._told():
-            row = self._open().execute("SELECT MAX(sequence) FROM entries").fetchone()
-        return 0 if row[0] is None else int(row[0]) + 1
+            last = self._open().execute("SELECT IFNULL(MAX(sequence), -1) FROM entries").fetchone()
+        return int(last[0]) + 1
 
     def fact(self, name: str) -> str | None:
         """Return a fact, or None."""
-        with self._told():
-            row = self._open().execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return str(row[0]) if row else None
+        return self._text("SELECT value FROM facts WHERE name = ?", name)
 
     def paper(self, kind: str, name: str) -> str | None:
         """Return one paper, or None."""
+        return self._text("SELECT text FROM papers WHERE kind = ? AND name = ?", kind, name)
+
+    def _text(self, query: str, *names: str) -> str | None:
         with self._told():
-            row = (
-                self._open()
-                .execute("SELECT text FROM papers WHERE kind = ? AND name = ?", (kind, name))
-                .fetchone()
-            )
+            row = self._open().execute(query, names).fetchone()
         return str(row[0]) if row else None
 
     def papers(self, kind: str) -> list[tuple[str, str]]:

@@ -74,7 +74,8 @@ def _show_version(reference: str | None, as_json: bool) -> None:
     from privet.common import code
     from privet.common.canonical import digest_json
 
-    manifest = code.manifest(None if reference is None else _plan(reference))
+    plan = None if reference is None else _plan(reference)
+    manifest = code.manifest(plan)
     digest = digest_json(manifest)
     if as_json:
         typer.echo(json.dumps({"privet": __version__, "code": digest, "manifest": manifest}))
@@ -88,13 +89,22 @@ def _plan(reference: str) -> Plan:
         from privet.simulations.planning import find_plan
 
         return find_plan(reference)[0]
+    return plan_of_json(reference)
+
+
+def plan_of_json(path: str) -> Plan:
+    """Return a plan that is kept as JSON, such as in a run's folder or at a site.
+
+    Raises:
+        InputError: if it cannot be read, or is no plan.
+    """
     from privet.common.plan import Plan
 
     try:
-        value = json.loads(Path(reference).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{reference}: cannot be read: {reason_of(error)}") from error
-    return Plan.parse(value, where=reference)
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read: {reason_of(error)}") from error
+    return Plan.parse(value, where=path)
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 
 from privet.cli import app
+from privet.cli.output.done import AsJson
+from privet.common.printable import counted
 
 audit = typer.Typer(
     no_args_is_help=True,
@@ -20,7 +22,6 @@ audit = typer.Typer(
 )
 app.add_typer(audit, name="audit")
 
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Roster = Annotated[
     Path | None,
     typer.Option(
@@ -82,8 +83,7 @@ def bundle(
         value = {"bundle": str(made.path), "sites": made.sites, "entries": made.entries}
         typer.echo(json.dumps({**value, "whole": made.whole, "notes": list(made.notes)}))
         return
-    sites = "1 site" if made.sites == 1 else f"{made.sites} sites"
-    entries = "1 entry" if made.entries == 1 else f"{made.entries} entries"
+    sites, entries = counted(made.sites, "site"), counted(made.entries, "entry", "entries")
     typer.echo(f"{made.path}: {sites}, {entries}")
     for note in made.notes:
         typer.echo(f"note: {note}")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from privet.cli.client import PolicyFile, client
+from privet.cli.output.done import AsJson, done
 from privet.cli.server import Folder, server
 
 if TYPE_CHECKING:
     from privet.common.files.backup import Backup
 
 Out = Annotated[Path, typer.Option(help="The tar file to write.", metavar="FILE")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @server.command("backup", epilog="[bold]Example[/bold]\n\nprivet server backup hub --out hub.tar")
@@ -48,8 +47,6 @@ def client_backup(
     _show(back_up_site(policy, out), as_json)
 
 
-def _show(done: Backup, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"backup": str(done.path), "files": done.files}))
-        return
-    typer.echo(f"Wrote {done.path}: {done.files} files. Keep it where this disk is not.")
+def _show(made: Backup, as_json: bool) -> None:
+    text = f"Wrote {made.path}: {made.files} files. Keep it where this disk is not."
+    done({"backup": str(made.path), "files": made.files}, text, as_json)

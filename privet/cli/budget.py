@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from privet.cli import app
-from privet.common.errors import InputError, reason_of
+from privet.cli import app, plan_of_json
+from privet.cli.output.done import AsJson
+from privet.common.errors import InputError
 
 if TYPE_CHECKING:
     from privet.client.operator.forecast import Place
@@ -39,9 +40,7 @@ def budget(
     data_set: Annotated[
         str | None, typer.Option("--data-set", help="Which one, if the policy names several.")
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a plan will cost and what will be left, before anything is spent.
 
@@ -87,14 +86,9 @@ def _offered(text: str, place: Place) -> Plan | None:
     """
     from privet.client.link.offers import Offers
     from privet.client.operator.decisions import full_digest
-    from privet.common.plan import Plan
 
     if text.endswith(".json"):
-        try:
-            value = json.loads(Path(text).read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise InputError(f"{text}: cannot be read: {reason_of(error)}") from None
-        return Plan.parse(value, where=text)
+        return plan_of_json(text)
     bare = text.removeprefix("sha256:")
     if bare == text and not re.fullmatch(r"[0-9a-f]{64}", text):
         return None

@@ -8,21 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from privet.cli.client import SITE, PolicyFile, client, done
-from privet.cli.server import (
-    Folder,
-    given_authority,
-    open_federation,
-    place_of,
-    server,
-)
+from privet.cli.client import SITE, PolicyFile, client
+from privet.cli.output.done import AsJson, done
+from privet.cli.server import Folder, given_authority, open_federation, place_of, server
 from privet.common.errors import InputError
 from privet.common.files.lock import holder
 
 if TYPE_CHECKING:
     from privet.server.membership.registry import MemberRegistry
-
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 class Which(StrEnum):

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from privet.cli.client import AsJson, PolicyFile, client
+from privet.cli.client import PolicyFile, client
+from privet.cli.output.done import AsJson
 from privet.common.errors import DataError, DataMissingError, InputError
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ import getpass
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from privet.cli import app
 from privet.cli.other_ledgers import asked_ledgers
+from privet.cli.output.done import AsJson, done
 from privet.cli.output.watch import Log, LogLevel, Metrics, logged
 from privet.cli.passphrase import passphrase, passphrase_of
 from privet.common.errors import InputError
@@ -47,7 +48,6 @@ PolicyFile = Annotated[
 Person = Annotated[
     str | None, typer.Option("--as", help="Who decides; default the name you are logged in by.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @client.command(
@@ -85,8 +85,7 @@ def init(
         typer.Option(help="Write what the coordinator must know here, in place of calling it."),
     ] = None,
     certificate: Annotated[
-        Path | None,
-        typer.Option(help="The certificate that came back for such a request."),
+        Path | None, typer.Option(help="The certificate that came back for such a request.")
     ] = None,
     only_ledger: Annotated[
         bool,
@@ -135,7 +134,8 @@ def init(
     else:
         secret = None if plain_keys else passphrase(new=True)
         coordinators = [join.coordinator["orders"]] if join else []
-        others = asked_ledgers() if others is None else others
+        if others is None:
+            others = asked_ledgers()
         with whole_or_gone(folder, POLICY_FILE):
             made = make_site(
                 folder, site, secret, keys=keys, coordinators=coordinators, other_ledgers=others
@@ -433,8 +433,10 @@ def rotate_key(
     from privet.client.operator.rotation import rotate_key as rotate
 
     fingerprint = rotate(policy, passphrase_of(policy), recovery=recovery, to=to)
-    then = f'\nNext: write ledger = "{to}" under [keys] in {policy}' if to else ""
-    done({"ledger": fingerprint}, f"The ledger key is now {fingerprint}{then}", as_json)
+    text = f"The ledger key is now {fingerprint}"
+    if to:
+        text += f'\nNext: write ledger = "{to}" under [keys] in {policy}'
+    done({"ledger": fingerprint}, text, as_json)
 
 
 def catalogue_of(policy: Path) -> Catalogue:
@@ -483,8 +485,3 @@ def _keys(module: Path | None, token: str, ledger_key: str) -> Keys | None:
         raise InputError("a key in a token needs all of --module, --token and --ledger-key")
     value = {"module": str(module.absolute()), "token": token, "ledger": ledger_key}
     return parse(Keys, value, where="--module, --token, --ledger-key", error=InputError)
-
-
-def done(value: dict[str, Any], text: str, as_json: bool) -> None:
-    """Print what was done, as text or as JSON."""
-    typer.echo(json.dumps(value) if as_json else text)

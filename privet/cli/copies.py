@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli.client import PolicyFile, client
+from privet.cli.output.done import AsJson, done
 from privet.cli.passphrase import passphrase
 from privet.cli.server import Folder, Site, open_federation, server
 from privet.common.errors import InputError
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from privet.privacy.evidence.copies.copy_file import CopyFile
 
 Out = Annotated[Path, typer.Option(help="The file to write.", metavar="FILE")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @server.command(
@@ -57,16 +57,12 @@ def _write(found: CopyFile, site: str, out: Path, as_json: bool) -> None:
     seen = max((head.size for head in found.heads), default=0)
     value = {"copy": str(out), "site": site, "entries": size, "witnessed": seen,
              "orders": len(found.orders)}  # fmt: skip
-    if as_json:
-        typer.echo(json.dumps(value))
-        return
-    typer.echo(
-        f"Wrote {out}: {size} entries of the ledger of {site}, encrypted; witnessed to {seen}"
-    )
+    text = f"Wrote {out}: {size} entries of the ledger of {site}, encrypted; witnessed to {seen}"
     if found.orders:
-        typer.echo(f"  and {len(found.orders)} orders that the site may have answered since")
+        text += f"\n  and {len(found.orders)} orders that the site may have answered since"
     if seen > size:
-        typer.echo(f"  {seen - size} entries that others saw are missing in it: get other copies")
+        text += f"\n  {seen - size} entries that others saw are missing in it: get other copies"
+    done(value, text, as_json)
 
 
 @client.command(
@@ -136,33 +132,33 @@ def _passphrase_of(recovery: Path) -> str | None:
     return passphrase() if encrypted else None
 
 
-def _values(done: Recovery) -> dict[str, Any]:
+def _values(made: Recovery) -> dict[str, Any]:
     return {
-        "site": done.site,
-        "entries": done.entries,
-        "ledger": done.key or None,
-        "counted": [vars(one) for one in done.counted],
-        "spent": done.spent,
-        "witness": done.witness,
-        "policy_written": done.policy_written,
-        "aside": None if done.aside is None else str(done.aside),
+        "site": made.site,
+        "entries": made.entries,
+        "ledger": made.key or None,
+        "counted": [vars(one) for one in made.counted],
+        "spent": made.spent,
+        "witness": made.witness,
+        "policy_written": made.policy_written,
+        "aside": made.aside and str(made.aside),
     }
 
 
-def _show(done: Recovery, folder: Path) -> None:
-    typer.echo(f"Recovered {done.entries} entries of the ledger of {done.site}, by {done.source}")
-    for one in done.counted:
+def _show(made: Recovery, folder: Path) -> None:
+    typer.echo(f"Recovered {made.entries} entries of the ledger of {made.site}, by {made.source}")
+    for one in made.counted:
         what = f"not counted: {one.why}" if one.entry is None else "counts as spent"
         typer.echo(f"  order {one.slot}: {what}")
-    for population, cost in done.spent.items():
+    for population, cost in made.spent.items():
         typer.echo(f"  {population}: {cost} is spent")
-    if done.key:
-        typer.echo(f"The ledger key is now {done.key}")
-    if done.aside is not None:
-        typer.echo(f"What was there before is in {done.aside}")
-    if not done.witness:
+    if made.key:
+        typer.echo(f"The ledger key is now {made.key}")
+    if made.aside is not None:
+        typer.echo(f"What was there before is in {made.aside}")
+    if not made.witness:
         typer.echo("The witness key is in no copy: restore ledger/witness.pem from a backup.")
-    if done.policy_written:
+    if made.policy_written:
         typer.echo(f"Next: say in {folder / 'site.toml'} where the records are.")
     if not (folder / "link" / "link.pem").exists():
         typer.echo(

@@ -8,14 +8,13 @@ from typing import Annotated
 import typer
 
 from privet.cli import app
+from privet.cli.output.done import AsJson, done
 
 
 @app.command(epilog="[bold]Example[/bold]\n\nprivet init mine && privet simulate mine/plan.toml")
 def init(
     folder: Annotated[Path, typer.Argument(help="A new or empty folder.", metavar="DIR")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Make a folder with a plan, three hospitals' records, and a model of one's own.
 
@@ -24,15 +23,9 @@ def init(
     The records are 569 real diagnoses (scikit-learn's breast cancer set). Put your own
     files in their place and change the plan; every line of it is explained.
     """
-    import json
-
     from privet.simulations.starter import write_starter
 
     files = write_starter(folder)
-    if as_json:
-        typer.echo(json.dumps({"folder": str(folder), "files": files}))
-        return
-    typer.echo(f"Made {folder}:")
-    for name in files:
-        typer.echo(f"  {name}")
-    typer.echo(f"Next: privet simulate {folder}/plan.toml")
+    text = "\n  ".join((f"Made {folder}:", *files))
+    text += f"\nNext: privet simulate {folder}/plan.toml"
+    done({"folder": str(folder), "files": files}, text, as_json)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
+from privet.cli.output.done import AsJson, done
 from privet.common.errors import DataError, DataMissingError, InputError
 
 if TYPE_CHECKING:
@@ -42,7 +43,6 @@ From = Annotated[
         metavar="FILE",
     ),
 ]  # fmt: skip
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @model.command(
@@ -139,13 +139,13 @@ def evaluate(
     if gate:
         if own is not None or group:
             raise InputError("--gate measures what the sites hold: it goes without --from, --group")
-        if epsilon is not None and not 0 < epsilon <= 1000:
+        if epsilon is None:
+            epsilon = 1.0
+        if not 0 < epsilon <= 1000:
             raise InputError(f"--epsilon must be above 0 and at most 1,000, not {epsilon:g}")
         if plan is not None and not (ledgers is None and out is None):
             raise InputError("--plan only writes a plan: it goes without --ledgers and --out")
-        _through_gate(
-            trained, 1.0 if epsilon is None else epsilon, ledgers, data, out, plan, as_json
-        )
+        _through_gate(trained, epsilon, ledgers, data, out, plan, as_json)
         return
     if not (epsilon is None and ledgers is None and out is None and plan is None):
         raise InputError("--epsilon, --ledgers, --out and --plan go with --gate")
@@ -295,25 +295,25 @@ def export(
         tell("writing")
         value = write(trained, out, text, Form(onnx, prune, int8, records))
     # Evidence of another run or model says nothing of this one.
-    named = None if evidence is None else evidence.run
-    faults = evidence is not None and not evidence.verdict.ok
-    verified = None if evidence is None or (named is None and not faults) else not faults
+    verified, named, words = None, None, "no evidence at hand"
+    if evidence is not None:
+        named, words = evidence.run, "the evidence knows NO SUCH MODEL"
+        if not evidence.verdict.ok:
+            verified, words = False, "evidence has FAULTS"
+        elif named is not None:
+            verified, words = True, "evidence verified"
     if as_json:
         typer.echo(json.dumps({**value, "verified": verified, "run": named}))
-        raise typer.Exit(4 if faults else 0)
-    typer.echo(f"{out}: {', '.join(value['files'])}")
-    if onnx:
-        typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
-    _say_variants(trained.plan.task.kind, value["lighter"], measured=records is not None)
-    if unverified:
-        typer.echo(f"The evidence was not verified: {unverified}", err=True)
-    words = {
-        None: "no evidence at hand" if evidence is None else "the evidence knows NO SUCH MODEL",
-        True: "evidence verified",
-        False: "evidence has FAULTS",
-    }
-    typer.echo(f"Card: {words[verified]}")
-    raise typer.Exit(4 if faults else 0)
+    else:
+        typer.echo(f"{out}: {', '.join(value['files'])}")
+        if onnx:
+            typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
+        _say_variants(trained.plan.task.kind, value["lighter"], measured=records is not None)
+        if unverified:
+            typer.echo(f"The evidence was not verified: {unverified}", err=True)
+        typer.echo(f"Card: {words}")
+    if verified is False:
+        raise typer.Exit(4)
 
 
 def _evidence(
@@ -347,7 +347,9 @@ def _say_variants(task: str, variants: dict[str, dict[str, Any]], *, measured: b
 
     headline = measure_of_kind(task).headline
     for variant, found in variants.items():
-        parts = [f"{headline} {found[headline]:.3f}"] if found.get(headline) is not None else []
+        parts = []
+        if found.get(headline) is not None:
+            parts.append(f"{headline} {found[headline]:.3f}")
         if "packed" in found:
             parts.append(f"{found['bytes']:,} bytes, {found['packed']:,} packed")
         typer.echo(f"{variant}: {', '.join(parts)}")
@@ -466,13 +468,9 @@ def _through_gate(
     plan = measuring(trained.plan, offer(weights), epsilon)
     if file is not None:
         _write_new(file, dump_toml(plan.to_dict()))
-        if as_json:
-            typer.echo(
-                json.dumps({"file": str(file), "plan": plan.digest, "weights": str(weights)})
-            )
-            return
-        typer.echo(f"{file}: plan {plan.digest}")
-        typer.echo(f"Coordinator and sites find {weights} in a folder that PRIVET_MODELS names.")
+        value = {"file": str(file), "plan": plan.digest, "weights": str(weights)}
+        then = f"Coordinator and sites find {weights} in a folder that PRIVET_MODELS names."
+        done(value, f"{file}: plan {plan.digest}\n{then}", as_json)
         return
     setting = Setting(data_dir=data, ledgers=ledgers)
     with show.RunDisplay(plan) as display:
@@ -551,4 +549,4 @@ def _names_records(plan: Plan) -> bool:
 
 
 def _source(own: Path | None) -> Any:
-    return "test split" if own is None else str(own)
+    return str(own or "test split")

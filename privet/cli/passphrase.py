@@ -58,8 +58,9 @@ def passphrase_of(policy: Path) -> str | None:
 
 
 def _asked(new: bool) -> str:
-    trial = ", or use --plain-keys for a trial" if new else ""
-    how = f"set {PASSPHRASE} or {PASSPHRASE_FILE}{trial}"
+    how = f"set {PASSPHRASE} or {PASSPHRASE_FILE}"
+    if new:
+        how += ", or use --plain-keys for a trial"
     if not sys.stdin.isatty():
         raise InputError(f"nobody can be asked for a passphrase here: {how}")
     try:

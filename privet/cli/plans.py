@@ -9,19 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from privet.cli.client import (
-    SITE,
-    AsJson,
-    Person,
-    PolicyFile,
-    catalogue_of,
-    checks,
-    client,
-    desk_of,
-    done,
-    who,
-)
+from privet.cli.client import SITE, Person, PolicyFile, catalogue_of, checks, client, desk_of, who
 from privet.cli.officer import KeyFile, KeyLabel, KeyModule, KeyToken, signer_for
+from privet.cli.output.done import AsJson, done
 from privet.common.errors import InputError
 from privet.common.printable import printable
 
@@ -100,18 +90,17 @@ def approve(
     value = {"plan": digest, "by": list(by), "needed": allow.approvers, "offered": offered}
     if failed:
         value |= {"failed_attempts": failed, "max_attempts": most}
-    count = (
-        f"{approvers(desk.policy, desk.ledger.state, digest)} of {allow.approvers}"
-        if allow.approval == "manual"
-        else "noted"
-    )
-    text = f"Approved by {', '.join(by)} ({count})." + (f" But {note}." if note else "")
+    count = "noted"
+    if allow.approval == "manual":
+        count = f"{approvers(desk.policy, desk.ledger.state, digest)} of {allow.approvers}"
+    text = f"Approved by {', '.join(by)} ({count})."
+    if note:
+        text += f" But {note}."
     if failed:
-        text += (
-            f" {failed} of its attempts had failed in a row"
-            + (f", which closed it; from now on {most} may fail" if failed >= most else "")
-            + f": {policy.parent / 'operator.log'} says why, and each is charged again."
-        )
+        text += f" {failed} of its attempts had failed in a row"
+        if failed >= most:
+            text += f", which closed it; from now on {most} may fail"
+        text += f": {policy.parent / 'operator.log'} says why, and each is charged again."
     if not known:
         text += " No plan with this digest was offered here yet: compare it with the one you got."
     text += "".join(f"\n{said}" for said in checks(policy))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from privet.cli.server import AsJson, Folder, open_federation, server
-from privet.common.errors import InputError
+from privet.cli.output.done import AsJson, done
+from privet.cli.server import Folder, join_path, open_federation, server, write_join
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server grant hub Ada --out ada.json")
@@ -30,23 +29,13 @@ def grant(
     his own runs, and nothing else; each site decides by its own policy, as ever.
     `privet server revoke` ends it.
     """
-    from privet.common.canonical import write_atomic
-    from privet.common.files.private_files import FILE_MODE
     from privet.server.membership.researchers import Researchers
 
-    if not 0 < hours <= 24 * 365:
-        raise InputError("--hours must be above 0 and at most 8760")
-    path = out or Path(f"{name.strip().replace(' ', '-')}.join.json")
-    if path.exists():
-        raise InputError(f"{path} exists; name another --out")
+    path = join_path(name, hours, out)
     join = Researchers(open_federation(folder)).grant(name, hours, again=again)
-    write_atomic(path, (json.dumps(join, indent=2) + "\n").encode(), mode=FILE_MODE)
-    if as_json:
-        value = {"join": str(path), "researcher": join["name"], "expires": join["expires"]}
-        typer.echo(json.dumps(value))
-        return
-    typer.echo(f"Wrote {path}: it works once, until {join['expires']}")
-    typer.echo(f"On the researcher's machine: privet server connect {path.name} --dir FOLDER")
+    about = {"join": str(path), "researcher": join["name"], "expires": join["expires"]}
+    then = f"On the researcher's machine: privet server connect {path.name} --dir FOLDER"
+    write_join(path, join, about, then, as_json)
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server connect ada.json --dir study")
@@ -65,12 +54,9 @@ def connect(
     from privet.common.link.research import connect as come_in
 
     made = come_in(join, folder)
-    if as_json:
-        value = {"folder": str(folder), "researcher": made.name, "federation": made.federation}
-        typer.echo(json.dumps(value))
-        return
-    typer.echo(f"Made {folder}: {made.name} at {made.federation}")
-    typer.echo(f"Next: privet server submit {folder} PLAN")
+    value = {"folder": str(folder), "researcher": made.name, "federation": made.federation}
+    text = f"Made {folder}: {made.name} at {made.federation}"
+    done(value, f"{text}\nNext: privet server submit {folder} PLAN", as_json)
 
 
 @server.command(
@@ -90,7 +76,5 @@ def fetch(
     from privet.common.link.research import Researcher
 
     files = Researcher.load(folder).fetch(run, out)
-    if as_json:
-        typer.echo(json.dumps({"run": run, "out": str(out), "files": files}))
-        return
-    typer.echo(f"Wrote {len(files)} files of {run} to {out}")
+    text = f"Wrote {len(files)} files of {run} to {out}"
+    done({"run": run, "out": str(out), "files": files}, text, as_json)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from privet.cli import app
+from privet.cli.output.done import AsJson, done
 from privet.cli.output.watch import Log, LogLevel, Metrics, logged
 from privet.cli.passphrase import passphrase
 from privet.common.errors import InputError
@@ -37,7 +38,6 @@ Mine = Annotated[
     Path, typer.Argument(help="The federation's folder, or a researcher's.", metavar="DIR")
 ]
 Site = Annotated[str, typer.Argument(help="Name of a site.", metavar="SITE")]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 
 
 @server.command(
@@ -85,13 +85,13 @@ def init(
         given_authority(authority, authority_key, secret),
     )  # fmt: skip
     value = {"folder": str(folder), "name": name, "orders": made.order_key().fingerprint}
-    if as_json:
-        typer.echo(json.dumps(value))
-        return
-    typer.echo(f"Made {folder}. Order key: {value['orders']}")
-    typer.echo(f"Witness key: {made.witness().key.fingerprint}")
-    typer.echo("Give both to sites and auditors by another way, such as the contract.")
-    typer.echo(f"Next: privet server enroll {folder} SITE, and privet server start {folder}")
+    text = (
+        f"Made {folder}. Order key: {value['orders']}\n"
+        f"Witness key: {made.witness().key.fingerprint}\n"
+        "Give both to sites and auditors by another way, such as the contract.\n"
+        f"Next: privet server enroll {folder} SITE, and privet server start {folder}"
+    )
+    done(value, text, as_json)
 
 
 def given_authority(
@@ -123,8 +123,7 @@ def enroll(
     out: Annotated[Path | None, typer.Option(help="Where the join file is written.")] = None,
     hours: Annotated[float, typer.Option(help="How long the invitation is open.")] = 72.0,
     again: Annotated[
-        bool,
-        typer.Option("--again", help="For a site that is enrolled, or was revoked."),
+        bool, typer.Option("--again", help="For a site that is enrolled, or was revoked.")
     ] = False,
     withdraw: Annotated[
         bool, typer.Option("--withdraw", help="End the invitation; write no join file.")
@@ -141,30 +140,43 @@ def enroll(
     With --withdraw the invitation of this name ends, and the name is free again.
     Blanks around a name are no part of it, and two names must differ in more than case.
     """
-    from privet.common.canonical import write_atomic
-    from privet.common.files.private_files import FILE_MODE
-
     if withdraw:
         from privet.server.membership.registry import MemberRegistry
 
         MemberRegistry.load(folder).withdraw(site)
         value = {"site": site.strip(), "state": "withdrawn"}
-        typer.echo(json.dumps(value) if as_json else f"{site.strip()} is no longer invited")
+        done(value, f"{site.strip()} is no longer invited", as_json)
         return
+    path = join_path(site, hours, out)
+    join = open_federation(folder).invite(site, hours, again=again)
+    about = {"join": str(path), "site": join["site"], "expires": join["expires"]}
+    then = f"At the site: privet client init {path.name} --dir FOLDER"
+    write_join(path, join, about, then, as_json)
+
+
+def join_path(name: str, hours: float, out: Path | None) -> Path:
+    """Return where the join file of this name is written.
+
+    Raises:
+        InputError: if a file is there, or no invitation is open for that many hours.
+    """
     if not 0 < hours <= 24 * 365:
         raise InputError("--hours must be above 0 and at most 8760")
-    path = out or Path(f"{site.strip().replace(' ', '-')}.join.json")
+    path = out or Path(f"{name.strip().replace(' ', '-')}.join.json")
     if path.exists():
         raise InputError(f"{path} exists; name another --out")
-    join = open_federation(folder).invite(site, hours, again=again)
+    return path
+
+
+def write_join(
+    path: Path, join: dict[str, Any], about: dict[str, str], then: str, as_json: bool
+) -> None:
+    """Write a join file, and print what it is: ``about`` as JSON, or what comes next."""
+    from privet.common.canonical import write_atomic
+    from privet.common.files.private_files import FILE_MODE
+
     write_atomic(path, (json.dumps(join, indent=2) + "\n").encode(), mode=FILE_MODE)
-    if as_json:
-        typer.echo(
-            json.dumps({"join": str(path), "site": join["site"], "expires": join["expires"]})
-        )
-        return
-    typer.echo(f"Wrote {path}: it works once, until {join['expires']}")
-    typer.echo(f"At the site: privet client init {path.name} --dir FOLDER")
+    done(about, f"Wrote {path}: it works once, until {join['expires']}\n{then}", as_json)
 
 
 @server.command(
@@ -192,8 +204,7 @@ def admit(
     site, certificate = open_federation(folder).admit(request)
     if out is not None:
         write_atomic(out, certificate)
-    value = {"site": site, "certificate": None if out is None else str(out)}
-    typer.echo(json.dumps(value) if as_json else f"{site} is enrolled")
+    done({"site": site, "certificate": out and str(out)}, f"{site} is enrolled", as_json)
 
 
 @server.command(
@@ -298,12 +309,12 @@ def submit(
 
 
 def _tell_queued(folder: Path, value: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(value))
-        return
-    typer.echo(f"Queued {value['run']}, plan {value['plan']}")
-    typer.echo(f"At each site: privet client approve {value['plan']} --policy FOLDER/site.toml")
-    typer.echo(f"Which site released in how many rounds: privet server status {folder}")
+    text = (
+        f"Queued {value['run']}, plan {value['plan']}\n"
+        f"At each site: privet client approve {value['plan']} --policy FOLDER/site.toml\n"
+        f"Which site released in how many rounds: privet server status {folder}"
+    )
+    done(value, text, as_json)
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server status hub")
@@ -329,22 +340,22 @@ def _status_here(folder: Path) -> dict[str, Any]:
 
     federation = MemberRegistry.load(folder)
     present, twice = connected(federation), doubled(federation)
-    sites = [
+    sites: list[dict[str, Any]] = [
         {"site": record.name, "state": record.state, "connected": record.name in present}
-        | ({"doubled": twice[record.name]} if record.name in twice else {})
         for record in federation.members().values()
     ]
+    for site in sites:
+        if site["site"] in twice:
+            site["doubled"] = twice[site["site"]]
     told = told_of(federation)
-    authorities = federation.authorities
+    overlap, left = federation.authorities.in_overlap, []
+    if overlap:
+        left = federation.left_behind()
     value: dict[str, Any] = {
         "federation": federation.name,
         "address": federation.address,
         "noticed": told,
-        "authority": (
-            {"overlap": True, "left": federation.left_behind()}
-            if authorities.in_overlap
-            else {"overlap": False, "left": []}
-        ),
+        "authority": {"overlap": overlap, "left": left},
         "listening": _pid(folder) != 0,
         "sites": sites,
         "runs": [in_words(run.status) for run in runs(federation)],
@@ -394,7 +405,7 @@ def resume(
     A run that sites know and this coordinator does not, because it was restored from an older copy
     (status names it), comes back whole.
     """
-    is_lost = False
+    where = ""
     if mine := _researcher(folder):
         value = mine.resume(run)
     else:
@@ -402,16 +413,15 @@ def resume(
         from privet.server.queue import lost
         from privet.server.queue import resume as again
 
-        is_lost = run in lost(MemberRegistry.load(folder))
-        queued = _bring_back(folder, run) if is_lost else again(MemberRegistry.load(folder), run)
+        federation = MemberRegistry.load(folder)
+        if run in lost(federation):
+            queued = _bring_back(folder, run)
+            where = "its journal and its releases come from its sites"
+        else:
+            queued = again(federation, run)
         value = {"run": queued.id, "state": "queued", "round": queued.status.get("round", 0)}
-    if as_json:
-        typer.echo(json.dumps(value))
-        return
-    where = f"it continues after round {value['round']}"
-    if is_lost:
-        where = "its journal and its releases come from its sites"
-    typer.echo(f"Queued {value['run']} again: {where}")
+    where = where or f"it continues after round {value['round']}"
+    done(value, f"Queued {value['run']} again: {where}", as_json)
 
 
 @server.command(epilog="[bold]Example[/bold]\n\nprivet server revoke hub 'Hospital 1'")

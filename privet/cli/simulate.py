@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from privet.cli import app
+from privet.cli.output.done import AsJson
 from privet.common.errors import DataError, DataMissingError, InputError
 
 
@@ -132,9 +133,7 @@ def simulate(
             help="With --ledgers: run the plan also at sites where its failures closed it.",
         ),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object on standard output.")
-    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate a federation on one machine, on real records.
 
@@ -174,7 +173,7 @@ def simulate(
         rounds=rounds,
         seed=seed,
         sites=sites,
-        clipping=clipping.value if clipping else None,
+        clipping=clipping and clipping.value,
         start=offer(start) if start else None,
         dp=not no_dp,
     )
@@ -254,8 +253,12 @@ def _numbers(text: str) -> list[float]:
 
 def _within(what: str, value: float | None, most: float, *, least: float | None = None) -> None:
     """Check an option where it was given, so that the plan is not blamed for it."""
-    low = "above 0" if least is None else f"at least {least:g}"
-    if value is not None and not (0 < value <= most if least is None else least <= value <= most):
+    if value is None:
+        return
+    low, enough = "above 0", value > 0
+    if least is not None:
+        low, enough = f"at least {least:g}", value >= least
+    if not (enough and value <= most):
         raise InputError(f"{what} must be {low} and at most {most:,}, not {value:g}")
 
 
@@ -271,7 +274,7 @@ def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_js
         raise InputError(f"{out} is not a folder; name another --out")
     results = []
     for value, changed in [(v, planning.adjusted(plan, epsilon=v)) for v in values]:
-        folder = out / f"epsilon-{value:g}" if out else None
+        folder = out and out / f"epsilon-{value:g}"
         with show.RunDisplay(changed) as display:
             results.append(run.run_plan(changed, setting, folder, display.update))
     if as_json:
@@ -298,7 +301,7 @@ def _list(data: Path | None, as_json: bool) -> None:
                 "task": plan.task.kind,
                 "model": plan.model.kind,
                 "sites": len(plan.sites),
-                "unit": plan.privacy.unit if plan.privacy else "",
+                "unit": getattr(plan.privacy, "unit", ""),
                 "data": scenario.data,
                 "available": scenario.available(data),
                 "title": scenario.title,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from privet.common.cells import is_missing, text_of
+from privet.common.cells import text_of
 from privet.common.errors import InputError
 from privet.common.tasks.measure import measure_of
 from privet.common.tasks.written import likeness
@@ -73,19 +73,15 @@ class FigureGroup:
             raise InputError(f"there is no column '{self.column}' to group by; there are {known}")
         cells = frame[self.column]
         if not self.bounds:
-            return np.array(
-                ["missing" if is_missing(cell) else text_of(cell).strip() for cell in cells]
-            )
+            return np.array([text_of(cell).strip() or "missing" for cell in cells])
         numbers = np.array([_number(cell) for cell in cells])
         if np.isnan(numbers).all():
             raise InputError(f"the column '{self.column}' holds no numbers to cut")
         names = [f"below {self.bounds[0]:g}"]
         names += [f"{a:g} to {b:g}" for a, b in zip(self.bounds, self.bounds[1:], strict=False)]
         names.append(f"from {self.bounds[-1]:g}")
-        place = np.digitize(numbers, self.bounds)
-        return np.array(
-            ["missing" if np.isnan(x) else names[k] for x, k in zip(numbers, place, strict=True)]
-        )
+        found = np.array(names)[np.digitize(numbers, self.bounds)]
+        return np.where(np.isnan(numbers), "missing", found)
 
 
 def evaluate(trained: Trained, frame: pd.DataFrame, groups: list[FigureGroup]) -> dict[str, Any]:
@@ -193,7 +189,7 @@ def _of_two(guess: Array, labels: Array) -> dict[str, float | None]:
 
 def _gaps(table: dict[str, dict[str, Any]]) -> dict[str, float]:
     """Return for each metric the difference between the largest and the smallest group's."""
-    names = [name for name in next(iter(table.values())) if name != "records"] if table else []
+    names = [name for name in next(iter(table.values()), {}) if name != "records"]
     found = {}
     for name in names:
         values = [row[name] for row in table.values() if row[name] is not None]
@@ -206,7 +202,9 @@ def _order(name: str) -> tuple[bool, float, str]:
     """Sort bands from below, and what is missing last."""
     number = name.removeprefix("below ").removeprefix("from ").partition(" to ")[0]
     try:
-        place = float(number) - (0.5 if name.startswith("below ") else 0.0)
+        place = float(number)
+        if name.startswith("below "):
+            place -= 0.5
     except ValueError:
         place = 0.0
     return name == "missing", place, name
@@ -222,5 +220,6 @@ def _number(cell: object) -> float:
     sign, number = found[1], float(found[2])
     if sign == ">":
         return math.nextafter(number, math.inf)
-    # An upper bound mostly stands for less than the bound.
-    return math.nextafter(number, -math.inf) if sign in ("<", "<=", "≤") else number
+    if sign in ("<", "<=", "≤"):  # an upper bound mostly stands for less than the bound
+        return math.nextafter(number, -math.inf)
+    return number

@@ -248,8 +248,7 @@ def write_page(
     from jinja2 import Environment, PackageLoader, select_autoescape
 
     environment = Environment(
-        loader=PackageLoader("privet.delivery", "."),
-        autoescape=select_autoescape(["j2"]),
+        loader=PackageLoader("privet.delivery", "."), autoescape=select_autoescape(["j2"])
     )
     text = environment.get_template("explain.html.j2").render(
         title=title,

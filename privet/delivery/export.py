@@ -112,7 +112,9 @@ def export(
         shutil.rmtree(part, ignore_errors=True)
     files = sorted(path.name for path in out.iterdir())
     value: dict[str, Any] = {"out": str(out), "files": files, "lighter": variants}
-    return {**value, "onnx_off": off} if form.onnx else value
+    if form.onnx:
+        value["onnx_off"] = off
+    return value
 
 
 def _write(
@@ -142,9 +144,10 @@ def _write(
     write_json(out / "plan.json", trained.plan.to_dict())
     off = _onnx(trained, network, out / "model.onnx") if form.onnx else None
     if form.int8:
-        measured.onnx("pruned, ONNX" if form.prune else "ONNX", out / "model.onnx")
+        prefix = "pruned, " if form.prune else ""
+        measured.onnx(f"{prefix}ONNX", out / "model.onnx")
         optimise.quantised(out / "model.onnx", out / "model.int8.onnx")
-        measured.onnx("pruned, int8" if form.prune else "int8", out / "model.int8.onnx")
+        measured.onnx(f"{prefix}int8", out / "model.int8.onnx")
     text = card if isinstance(card, str) else card(measured.found)
     write_atomic(out / "README.md", text.encode())
     return off, measured.found

@@ -141,11 +141,11 @@ class Feedback:
 
     def _text(self, name: str, cell: Any) -> str:
         """Return a cell as it will be read from the file: a declared value as it is declared."""
-        values = self._declared.get(name)
-        place = Codes(values).find(cell) if values is not None else None
-        if values is not None and place is not None:
-            return values[place]
-        return text_of(cell)
+        values = self._declared.get(name, ())
+        place = Codes(values).find(cell)
+        if place is None:
+            return text_of(cell)
+        return values[place]
 
     def _append(self, rows: bytes, whole: bytes) -> None:
         # Records of people: for the owner of the file alone.
@@ -155,13 +155,15 @@ class Feedback:
             make_private(self.path)
             fcntl.flock(stream, fcntl.LOCK_EX)
             size = stream.seek(0, os.SEEK_END)
-            ends = b"\n"
+            text = whole
             if size:
                 stream.seek(-1, os.SEEK_END)
-                ends = stream.read(1)
-            try:
+                text = rows
                 # A last line that was written by hand may lack its end.
-                stream.write((b"" if ends == b"\n" else b"\n") + rows if size else whole)
+                if stream.read(1) != b"\n":
+                    text = b"\n" + rows
+            try:
+                stream.write(text)
                 stream.flush()
                 os.fsync(stream.fileno())
             except OSError:
@@ -233,7 +235,9 @@ class PostedRecords(BaseModel):
         Raises:
             DataError: if there is none, or there are too many.
         """
-        found = [self.model_extra or {}] if self.records is None else self.records
+        found = self.records
+        if found is None:
+            found = [self.model_extra or {}]
         if not 1 <= len(found) <= _MAX_RECORDS:
             raise DataError(f"between 1 and {_MAX_RECORDS} records at once, not {len(found)}")
         return found
@@ -374,7 +378,9 @@ class LocalOnlyMiddleware:
         return None
 
     def _is_here(self, host: str) -> bool:
-        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        name, _, port = host.rpartition(":")
+        if not port.isdigit():
+            name = host
         try:
             ipaddress.ip_address(name.strip("[]"))
         except ValueError:

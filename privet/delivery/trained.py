@@ -51,9 +51,11 @@ class Trained:
         """
         path = self.folder / "result.json"
         measured = figures_path(self.folder, int(self.facts.get("round", self.plan.last_round)))
-        if not path.is_file() and measured.is_file():
+        if path.is_file():
+            return _read(path)
+        if measured.is_file():
             return {"metrics_source": "gate", **_read(measured)}
-        return _read(path) if path.is_file() else {}
+        return {}
 
     @functools.cached_property
     def network(self) -> nn.Module:
@@ -130,7 +132,7 @@ class Trained:
         """
         spec = self.plan.task
         if spec.answer is not None and spec.answer not in frame.columns:
-            frame = frame.assign(**{spec.answer: spec.labels[0] if spec.labels else ""})
+            frame = frame.assign(**{spec.answer: next(iter(spec.labels), "")})
         if not len(frame):
             raise DataError("there is no record")
         return self.task.encode(frame)

@@ -33,7 +33,7 @@ from privet.privacy.evidence.witness import Witness
 from privet.server.evidence.copying import CopyKeeper
 from privet.server.evidence.heads import COORDINATOR, WitnessedHeads
 from privet.server.evidence.journal import CHECKPOINT, ORDER, RECEIPT, Journal, order_paper
-from privet.server.evidence.journal_copies import JournalSharer
+from privet.server.evidence.journal_copies import JournalSharer, part_of
 from privet.server.evidence.receipts import Receipt, receipt_for
 from privet.server.round_models import RoundModels
 
@@ -303,10 +303,10 @@ class EvidenceCollector:
         self._learn(answers)
         proved = set()
         for site, (order, digest) in releases.items():
-            logs = None if site in self._absent else self._round.shown
-            evidence = logs and logs.get(self._origins[site])
-            receipt = evidence and receipt_for(site, self._origins[site], order, digest, evidence)
-            if receipt:
+            evidence = self._round.shown.get(self._origins[site])
+            if site in self._absent or evidence is None:
+                continue
+            if receipt := receipt_for(site, self._origins[site], order, digest, evidence):
                 self._round.receipts[order.digest] = receipt
                 proved.add(site)
         return proved
@@ -394,12 +394,16 @@ class EvidenceCollector:
         lines, faults = cosigning.result()
         self._note_own()
         said = {f"the coordinator: {fault}" for fault in faults.values()}
-        gathered = {origin: [lines[origin]] if origin in lines else [] for origin in shown}
-        gathered[own] = []
+        gathered: dict[str, list[SignatureLine]] = {origin: [] for origin in shown}
+        # The coordinator wrote its journal, so its own line under that proves nothing.
+        for origin in lines.keys() - {own}:
+            gathered[origin].append(lines[origin])
         self._heads.note_sent(sites, {origin: shown[origin] for origin in lines})
         for site, answer in answers.items():
-            said |= {f"site '{site}': {_plain(what)}" for what in _part(answer, "faults").values()}
-            for origin, text in _part(answer, "lines").items():
+            said |= {
+                f"site '{site}': {_plain(what)}" for what in part_of(answer, "faults").values()
+            }
+            for origin, text in part_of(answer, "lines").items():
                 line = self._heads.cosignature(shown, origin, str(text))
                 if line is not None:
                     gathered[origin].append(line)
@@ -488,6 +492,7 @@ class EvidenceCollector:
             if not fault:
                 raise
         self._keep_heads()
+        # Each question carries the site's new head: it keeps that, with the cosignatures.
         show({site: self._question(site) for site in sites})
 
     def _question(self, site: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -503,7 +508,9 @@ class EvidenceCollector:
         """Return ``show`` extended by the missing pieces of ledger and journal copies."""
         if self._copies is not None:
             show = self._copies.asking(show)
-        return show if self._sharer is None else self._sharer.asking(show)
+        if self._sharer is not None:
+            show = self._sharer.asking(show)
+        return show
 
     def _note_absent(self, answers: Mapping[str, dict[str, Any]]) -> None:
         """Leave out the sites that report that their ledger does not extend its witnessed head.
@@ -540,7 +547,7 @@ class EvidenceCollector:
             self._note_seen(site, answer)
 
     def _note_seen(self, site: str, answer: Mapping[str, Any]) -> None:
-        seen = _part(answer, "seen").values()
+        seen = part_of(answer, "seen").values()
         self._heads.note_remembered(site, seen, self._round.shown)
 
     def _note_own(self) -> None:
@@ -572,12 +579,6 @@ def _require_one_code(codes: Mapping[str, str]) -> None:
             "ordered. Install the same versions at each (`privet --version --json --plan PLAN` "
             f"says what a site has):\n  {said}"
         )
-
-
-def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return a part of a site's answer; an empty one if it is malformed."""
-    part = answer.get(name)
-    return part if isinstance(part, dict) else {}
 
 
 def _plain(what: object) -> str:

@@ -78,8 +78,9 @@ class CopyKeeper:
     def _question(self, site: str) -> dict[str, Any]:
         keep: dict[str, list[Any]] = {}
         for log, held in self._kept_at[site].items():
-            pieces = self._store.pieces(log, held) if (site, log) in self._known else []
-            keep[log] = [piece.to_json() for piece in pieces]
+            keep[log] = []
+            if (site, log) in self._known:
+                keep[log] = [piece.to_json() for piece in self._store.pieces(log, held)]
         self._behind.discard(site)
         return {"copy": list(self._store.held(self._sites[site].ledger.name)), "keep": keep}
 

@@ -58,6 +58,7 @@ class WitnessedHeads:
     def know(self, head: Checkpoint) -> None:
         """Take a head that is longer than the known one, or has more cosignatures."""
         known = self._newest.get(head.origin)
+        # Of two heads of one size, that with more cosignatures: it convinces more readers.
         if known is None or (head.size, len(head.lines)) > (known.size, len(known.lines)):
             self._newest[head.origin] = head
 
@@ -159,6 +160,7 @@ class WitnessedHeads:
         if shown is None:
             return False
         known, size = self._newest.get(origin), Checkpoint.parse(shown.note).size
+        # The first of a head's lines is the log's own signature, which is no cosignature.
         return known is None or known.size < size or len(known.lines) <= self._roster.quorum
 
     def cosignature(
@@ -177,9 +179,10 @@ class WitnessedHeads:
         except (NoteError, KeyError):
             return None
         key = self._roster.witnesses.get(line.name)
-        if line.name == self._own_witness.get(origin):
+        # A site's own witness counts for nothing: it would vouch for the log that it writes.
+        if key is None or line.name == self._own_witness.get(origin):
             return None
-        return line if key is not None and head.is_cosigned_by(key) else None
+        return line if head.is_cosigned_by(key) else None
 
     def cosigned(
         self, origin: str, shown: Evidence, lines: Iterable[SignatureLine]

@@ -87,7 +87,9 @@ class Runs:
     def goes_on_after(self, run: str) -> tuple[int, str]:
         """Return the last round of a run that aggregated an update, and the model after it."""
         number, model = self.last[run]
-        return (number - 1 if run in self.broken else number), model
+        if run in self.broken:
+            number -= 1  # a resumed run does the round again that aggregated nothing
+        return number, model
 
 
 class Journal:
@@ -156,6 +158,8 @@ class Journal:
 
     def rounds_of(self, run: str) -> dict[int, dict[str, Any]]:
         """Return the journal's records of the rounds that aggregated something, by round number."""
+        if run not in self.log.state.last:
+            return {}
         found = {}
         for leaf in self.log.store.leaves():
             entry = Entry.read(leaf)
@@ -163,7 +167,7 @@ class Journal:
                 found[int(entry.predicate["round"])] = {
                     k: v for k, v in entry.predicate.items() if k not in _COMMON
                 }
-        last = self.log.state.goes_on_after(run)[0] if run in self.log.state.last else 0
+        last, _ = self.log.state.goes_on_after(run)
         return {number: record for number, record in found.items() if number <= last}
 
     def open_run(self, run: str, plan: str, model: str, sites: Iterable[str]) -> None:

@@ -99,7 +99,7 @@ class JournalSharer:
 
     def _take(self, answers: Mapping[str, dict[str, Any]]) -> None:
         for site, answer in answers.items():
-            held = _part(answer).get("held")
+            held = part_of(answer, "journal").get("held")
             if type(held) is int:
                 self._held[site] = held
             else:
@@ -125,13 +125,14 @@ class JournalSharer:
         answers = show(asked)
         self._take(answers)
         newest = self._newest(answers)
-        before = len(log)
-        held = dict(self._held)
+        before, held = len(log), self._held
         # No site cosigned the entries beyond that, so this file may have other ones now.
         cosigned = 0 if newest is None else newest.size
         self._held = {site: min(number, cosigned) for site, number in held.items()}
-        if newest is None or newest.size <= before:
-            if newest is not None and log.root(newest.size) != newest.root:
+        if newest is None:
+            return 0
+        if newest.size <= before:
+            if log.root(newest.size) != newest.root:
                 raise RunError(_forked(self._key.run, newest.size))
             return 0
         for site in sorted(held, key=lambda site: -held[site]):
@@ -164,8 +165,9 @@ class JournalSharer:
             for _ in range(MAX_PIECES):
                 want = len(log) + len(fetched)
                 journal = {"run": self._key.run, "want": want}
-                answer = _part(show({site: {**question(site), "journal": journal}}).get(site, {}))
-                came = [JournalEntry.from_json(value) for value in answer["entries"]]
+                answers = show({site: {**question(site), "journal": journal}})
+                copied = part_of(answers.get(site, {}), "journal")
+                came = [JournalEntry.from_json(value) for value in copied["entries"]]
                 if not came:
                     break
                 fetched += came
@@ -235,8 +237,9 @@ def _require_order(text: str | None, digest: str, orders: Key) -> None:
         raise LedgerError("an order is not the one that the journal names")
 
 
-def _part(answer: Mapping[str, Any]) -> Mapping[str, Any]:
-    part = answer.get("journal")
+def part_of(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a part of a site's answer; an empty one if it is malformed."""
+    part = answer.get(name)
     return part if isinstance(part, dict) else {}
 
 

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeAlias, TypeVar, cast
 
 import grpc
 from google.protobuf.message import DecodeError, Message
-from grpc import aio
+from grpc import StatusCode, aio
 
 from privet.common.compat.grpc import known_methods_server, quiet_metadata
 from privet.common.errors import InputError
@@ -60,7 +60,7 @@ class RpcAbort(Exception):
         reason: under which the metrics count the refusal; "" counts none.
     """
 
-    def __init__(self, status: grpc.StatusCode, text: str, reason: str = "malformed") -> None:
+    def __init__(self, status: StatusCode, text: str, reason: str = "malformed") -> None:
         super().__init__(text)
         self.status = status
         self.reason = reason
@@ -101,7 +101,7 @@ class MessageStream(Generic[_M]):
             async with asyncio.timeout(seconds):
                 raw = await self._context.read()
         except TimeoutError:
-            status = grpc.StatusCode.DEADLINE_EXCEEDED
+            status = StatusCode.DEADLINE_EXCEEDED
             raise RpcAbort(status, f"nothing came for {seconds:g} seconds", "stalled") from None
         return raw if isinstance(raw, bytes) else None
 
@@ -114,7 +114,7 @@ class MessageStream(Generic[_M]):
         try:
             return cast(_M, self._kind.FromString(raw))
         except DecodeError:
-            status = grpc.StatusCode.INVALID_ARGUMENT
+            status = StatusCode.INVALID_ARGUMENT
             raise RpcAbort(status, f"not a {self._kind.DESCRIPTOR.name}") from None
 
     async def one(self, seconds: float) -> _M:
@@ -125,7 +125,7 @@ class MessageStream(Generic[_M]):
         """
         message = await self.read(seconds)
         if message is None:
-            raise RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            raise RpcAbort(StatusCode.INVALID_ARGUMENT, "the call has no message")
         return message
 
     async def write(
@@ -160,8 +160,7 @@ class MessageStream(Generic[_M]):
             writing.cancel()
             del writing  # its error would keep this frame, and with it the message
         if late:
-            status = grpc.StatusCode.DEADLINE_EXCEEDED
-            raise RpcAbort(status, "what was sent was not taken", "stalled")
+            raise RpcAbort(StatusCode.DEADLINE_EXCEEDED, "what was sent was not taken", "stalled")
 
 
 def make_server(
@@ -224,8 +223,9 @@ async def stop(server: aio.Server, grace: float) -> None:
 
 def _require_free(address: str) -> None:
     host, _, port = address.rpartition(":")
-    # gRPC takes both for localhost, whatever the system says.
-    hosts = ("127.0.0.1", "::1") if host == "localhost" else (host.strip("[]"),)
+    hosts = [host.strip("[]")]
+    if host == "localhost":
+        hosts = ["127.0.0.1", "::1"]  # gRPC takes both, whatever the system says
     try:
         found = [
             place
@@ -234,7 +234,9 @@ def _require_free(address: str) -> None:
         ]
     except (OSError, ValueError) as error:
         raise InputError(f"{address}: there is no such address here: {error}") from None
-    for family, kind, protocol, _, where in found if int(port) else ():
+    if int(port) == 0:
+        return
+    for family, kind, protocol, _, where in found:
         try:
             with socket.socket(family, kind, protocol) as probe:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gRPC does
@@ -256,7 +258,7 @@ def _handler(serve: Serve) -> grpc.RpcMethodHandler:
     return grpc.stream_stream_rpc_method_handler(handle)
 
 
-async def _outcome(serve: Serve, context: Context) -> tuple[grpc.StatusCode | None, str] | None:
+async def _outcome(serve: Serve, context: Context) -> tuple[StatusCode | None, str] | None:
     try:
         await serve(context)
     except RpcAbort as fault:
@@ -266,7 +268,7 @@ async def _outcome(serve: Serve, context: Context) -> tuple[grpc.StatusCode | No
     return None
 
 
-async def _end(context: Context, status: grpc.StatusCode | None, text: str) -> None:
+async def _end(context: Context, status: StatusCode | None, text: str) -> None:
     """End a call with a status, or without one if its caller has gone."""
     if status is not None:
         try:
@@ -275,4 +277,5 @@ async def _end(context: Context, status: grpc.StatusCode | None, text: str) -> N
             raise
         except Exception:  # gRPC ended the call before; it has no public name for that
             pass
+    # Nobody is there to read a status, and gRPC logs any other error with its traceback.
     raise asyncio.CancelledError

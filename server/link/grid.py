@@ -21,7 +21,7 @@ from flwr.app import Error, Message
 
 from privet.common.compat.flower import number_message
 from privet.common.errors import InputError
-from privet.common.flower.grid import Enough, OwnGrid
+from privet.common.flower.grid import Enough, OwnGrid, limit
 from privet.common.flower.wire import decode_show, encode_show, pack, unpack
 from privet.server.link.parcel import LinkReply
 from privet.server.link.server import LinkServer
@@ -189,7 +189,7 @@ class LinkGrid(OwnGrid):
         Raises:
             CoordinatorStopped: if the coordinator is stopped.
         """
-        end = float("inf") if timeout is None else time.monotonic() + timeout
+        end = time.monotonic() + limit(timeout)
         numbers = [self._push(message) for message in messages]
         replies: dict[str, Message] = {}
         try:
@@ -241,7 +241,7 @@ class LinkGrid(OwnGrid):
     def _until(self, sent: _Sent, grace: float | None, began: float, since: float) -> float:
         """Return the time until which to wait for a site whose answer is not needed."""
         if self._is_behind(sent):
-            return since
+            return since  # its site first answers an earlier message: waiting longer brings nothing
         if grace is not None:
             return since + grace
         until = since + max(MIN_GRACE_S, since - began)
@@ -302,7 +302,7 @@ class LinkGrid(OwnGrid):
             CoordinatorStopped: if the coordinator is stopped.
         """
         names = {self._sites[place - 1]: place for place in nodes}
-        end = float("inf") if seconds is None else time.monotonic() + seconds
+        end = time.monotonic() + limit(seconds)
         while True:
             left = max(0.0, min(_POLL_INTERVAL_S, end - time.monotonic()))
             there = self._link_server.wait_for_any(set(names), left)

@@ -299,8 +299,10 @@ class LinkServer:
     def _announce(arrays: Arrays) -> pb.Numbers:
         size = size_of(arrays)
         digest = bytes.fromhex(digest_arrays(arrays).removeprefix("sha256:"))
-        inline = b"".join(chunks(arrays)) if size <= INLINE else b""
-        return pb.Numbers(sha256=digest, size=size, inline=inline)
+        numbers = pb.Numbers(sha256=digest, size=size)
+        if size <= INLINE:
+            numbers.inline = b"".join(chunks(arrays))
+        return numbers
 
     # in the loop
 
@@ -349,6 +351,7 @@ class LinkServer:
         if parcel.upload is not None:
             parcel.upload.discard()
         parcel.arrays = {}
+        # The grid learns from a late answer that its site is free again; it needs no model for it.
         self._withdrawn[number] = parcel
         while len(self._withdrawn) > _MAX_WITHDRAWN:
             del self._withdrawn[next(iter(self._withdrawn))]
@@ -392,6 +395,7 @@ class LinkServer:
         before = self._sessions.get(session.site)
         if before is not None:
             text = REPLACED + session.peer
+            # No refusal that counts: mostly it is the same site, whose old connection is dead.
             before.fault = RpcAbort(grpc.StatusCode.ABORTED, text, reason="")
             before.outgoing.put_nowait(None)
             self.twins.note(session.site, before.peer, session.peer)
@@ -481,6 +485,7 @@ class LinkServer:
         if known is None or (known.sha256, known.size) != (sha256, size):
             if known is not None:
                 known.discard()
+            # A name of its own: a thread may still be writing to the one before.
             self._uploads += 1
             path = self.spool / f"{parcel.message.parcel.id}-{self._uploads}.part"
             known = parcel.upload = Upload(path, sha256, size)
@@ -533,6 +538,7 @@ class LinkServer:
             if digest != "sha256:" + numbers.sha256.hex():
                 raise InputError("an answer's numbers are not those of its digest")
             return arrays
+        # Taken out of the request: where that is withdrawn meanwhile, the file is still being read.
         upload, parcel.upload = parcel.upload, None
         if upload is None or not upload.whole or upload.sha256 != numbers.sha256:
             if upload is not None:

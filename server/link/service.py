@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-import grpc
+from grpc import StatusCode
 
 from privet.common.errors import InputError, PrivetError
 from privet.common.flat import CHUNK, chunks
@@ -88,17 +88,17 @@ class Service:
 
     def _for_members(self, serve: Callable[[Call, Context], Awaitable[None]]) -> Serve:
         async def served(context: Context) -> None:
-            site = ""
+            known = {"peer": show_peer(context.peer())}
             try:
                 with self._member(context) as call:
-                    site = call.site
+                    known = {"site": call.site}
                     await serve(call, context)
+                    # A site that was revoked meanwhile learns it now, not at its next call.
                     self._require_member(call)
             except RpcAbort as fault:
                 if not fault.reason:
                     raise
                 self._link_server.tally.refused[fault.reason] += 1
-                known = {"site": site} if site else {"peer": show_peer(context.peer())}
                 more = {"reason": fault.reason, "why": str(fault), **known}
                 _LOG.warning("a call was refused", extra=more)
                 raise
@@ -111,20 +111,19 @@ class Service:
             site = self._link_server.identify(found)
         except PrivetError as error:
             _LOG.error("the members cannot be read", extra={"why": error})
-            raise RpcAbort(grpc.StatusCode.UNAVAILABLE, "come again later", "unread") from error
+            raise RpcAbort(StatusCode.UNAVAILABLE, "come again later", "unread") from error
         if site is None:
-            raise RpcAbort(grpc.StatusCode.UNAUTHENTICATED, "not a member", "not-a-member")
+            raise RpcAbort(StatusCode.UNAUTHENTICATED, "not a member", "not-a-member")
         call = self._link_server.call(site, found)
         if call is None:
-            status = grpc.StatusCode.RESOURCE_EXHAUSTED
+            status = StatusCode.RESOURCE_EXHAUSTED
             raise RpcAbort(status, "too many calls at once", "too-many-calls")
         return call
 
     @staticmethod
     def _require_member(call: Call) -> None:
         if call.is_cut:
-            status = grpc.StatusCode.UNAUTHENTICATED
-            raise RpcAbort(status, "not a member any more", "not-a-member")
+            raise RpcAbort(StatusCode.UNAUTHENTICATED, "not a member any more", "not-a-member")
 
     async def _attend(self, call: Call, context: Context) -> None:
         line = MessageStream(context, pb.FromSite)
@@ -163,9 +162,9 @@ class Service:
     async def _greet(self, line: MessageStream[pb.FromSite]) -> pb.Hello:
         first = await line.one(FIRST_WORD)
         if first.WhichOneof("what") != "hello":
-            raise RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, "a stream begins with Hello")
+            raise RpcAbort(StatusCode.INVALID_ARGUMENT, "a stream begins with Hello")
         if VERSION not in first.hello.versions:
-            status = grpc.StatusCode.FAILED_PRECONDITION
+            status = StatusCode.FAILED_PRECONDITION
             raise RpcAbort(status, f"this coordinator speaks version {VERSION}", "version")
         welcome = pb.Welcome(
             version=VERSION,
@@ -193,7 +192,7 @@ class Service:
                 if session.useless > _MAX_UNASKED_ANSWERS:
                     raise InputError("too many answers came late, or twice, or to nothing")
         except InputError as error:
-            session.fault = RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            session.fault = RpcAbort(StatusCode.INVALID_ARGUMENT, str(error))
         except RpcAbort as fault:
             session.fault = fault
         finally:
@@ -207,7 +206,7 @@ class Service:
         want = await line.one(FIRST_WORD)
         arrays = self._link_server.offered(call.site, want.sha256)
         if arrays is None:
-            raise RpcAbort(grpc.StatusCode.NOT_FOUND, "not offered to this site", "not-offered")
+            raise RpcAbort(StatusCode.NOT_FOUND, "not offered to this site", "not-offered")
         parts = chunks(arrays, want.offset, head=functools.partial(head, CHUNK_DATA))
         del arrays  # a call that stalls keeps no model
         for part in parts:
@@ -219,11 +218,11 @@ class Service:
         line = MessageStream(context, pb.Want)
         want = await line.one(FIRST_WORD)
         parcel = self._link_server.open_parcel(want.parcel, call.site)
-        upload = parcel.upload if parcel is not None else None
+        held = 0
         if parcel is not None:
             parcel.announced = True
-        same = upload is not None and upload.sha256 == want.sha256
-        held = upload.held if upload is not None and same else 0
+            if parcel.upload is not None and parcel.upload.sha256 == want.sha256:
+                held = parcel.upload.held
         await line.write(pb.Held(offset=held), self._patience)
 
     async def _upload(self, call: Call, context: Context) -> None:
@@ -245,32 +244,33 @@ class Service:
     def _begin_upload(self, site: str, piece: pb.Piece) -> Upload:
         parcel = self._link_server.open_parcel(piece.parcel, site)
         if parcel is None:
-            raise RpcAbort(grpc.StatusCode.NOT_FOUND, "no such request is open", "not-offered")
+            raise RpcAbort(StatusCode.NOT_FOUND, "no such request is open", "not-offered")
         if not 0 < piece.size <= parcel.most or len(piece.sha256) != 32:
-            raise RpcAbort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too long, or no digest")
+            raise RpcAbort(StatusCode.RESOURCE_EXHAUSTED, "too long, or no digest")
         upload = self._link_server.upload(parcel, piece.sha256, piece.size)
+        # What Status said may be old by now: another call of the site may have brought more.
         if piece.offset != upload.held:
             words = f"continue from byte {upload.held}"
-            raise RpcAbort(grpc.StatusCode.ABORTED, words, "out-of-step")
+            raise RpcAbort(StatusCode.ABORTED, words, "out-of-step")
         return upload
 
     async def _renew(self, call: Call, context: Context) -> None:
         line = MessageStream(context, pb.Renewal)
         asked = await line.one(FIRST_WORD)
         if len(asked.request) > _MAX_REQUEST_BYTES:
-            raise RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, "not a certificate request")
+            raise RpcAbort(StatusCode.INVALID_ARGUMENT, "not a certificate request")
         if not self._link_server.may_renew(call.site):
-            status = grpc.StatusCode.RESOURCE_EXHAUSTED
+            status = StatusCode.RESOURCE_EXHAUSTED
             raise RpcAbort(status, "a certificate was given a short while ago", "too-many-calls")
         try:
             pem = await asyncio.to_thread(
                 self._link_server.renew, call.site, asked.request, call.shown, asked.authority[:128]
             )
         except InputError as error:
-            raise RpcAbort(grpc.StatusCode.INVALID_ARGUMENT, str(error)) from error
+            raise RpcAbort(StatusCode.INVALID_ARGUMENT, str(error)) from error
         except (PrivetError, OSError) as error:
             _LOG.error("no certificate can be given", extra={"site": call.site, "why": error})
-            raise RpcAbort(grpc.StatusCode.UNAVAILABLE, "come again later", "unread") from error
+            raise RpcAbort(StatusCode.UNAVAILABLE, "come again later", "unread") from error
         _LOG.info("a certificate was renewed", extra={"site": call.site})
         await line.write(pb.Certificate(pem=pem), self._patience)
 
@@ -278,12 +278,11 @@ class Service:
     async def _keep(site: str, upload: Upload, data: Any) -> None:
         async with upload.turn:
             if len(data) > min(2 * CHUNK, upload.size - upload.held):
-                raise RpcAbort(grpc.StatusCode.OUT_OF_RANGE, "more than was announced")
+                raise RpcAbort(StatusCode.OUT_OF_RANGE, "more than was announced")
             try:
                 await asyncio.to_thread(upload.write, data)
             except InputError as error:
-                raise RpcAbort(grpc.StatusCode.NOT_FOUND, str(error)) from error
+                raise RpcAbort(StatusCode.NOT_FOUND, str(error)) from error
             except OSError as error:
                 _LOG.error("what a site brings cannot be kept", extra={"site": site, "why": error})
-                status = grpc.StatusCode.UNAVAILABLE
-                raise RpcAbort(status, "cannot be kept now", "disk") from error
+                raise RpcAbort(StatusCode.UNAVAILABLE, "cannot be kept now", "disk") from error

@@ -35,6 +35,7 @@ class Upload:
         self._path = path
         self._running = hashlib.sha256()
         self._gone = False
+        # Threads write; the event loop may discard at any moment.
         self._file = threading.Lock()
 
     def write(self, data: bytes | memoryview) -> None:

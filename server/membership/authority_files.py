@@ -52,7 +52,9 @@ class AuthorityFiles:
 
     def bundle(self) -> bytes:
         """Return the certificates of the authorities that are valid, the newest first."""
-        names = [_PEM, *([_FORMER + _PEM] if self.in_overlap else [])]
+        names = [_PEM]
+        if self.in_overlap:
+            names.append(_FORMER + _PEM)
         return b"".join((self.folder / name).read_bytes().strip() + b"\n" for name in names)
 
     def cross(self) -> bytes:
@@ -60,6 +62,7 @@ class AuthorityFiles:
         one.
         """
         path = self.folder / _CROSS
+        # Without an overlap a change that broke off has left it: its authority is not in force.
         return path.read_bytes() if self.in_overlap and path.exists() else b""
 
     def load(self, *, former: bool = False) -> Authority:
@@ -74,17 +77,16 @@ class AuthorityFiles:
                 f"{self.folder}: a change of the authority broke off; run `privet server "
                 "rotate-key --key authority` again"
             )
-        before = _FORMER if former and self.in_overlap else ""
+        before = self._older if former else ""
         return Authority.load(
             (self.folder / (before + _PEM)).read_bytes(),
             read_private(self.folder / (before + _KEY)),
-            self._secret,
+            self.secret,
         )
 
     def issuer(self) -> bytes:
         """Return the certificate of the authority that signs the coordinator's."""
-        name = _FORMER + _PEM if self.in_overlap else _PEM
-        return (self.folder / name).read_bytes()
+        return (self.folder / (self._older + _PEM)).read_bytes()
 
     def change(self, name: str, given: Authority | None = None) -> None:
         """Bring another authority into force beside the present one.
@@ -124,7 +126,7 @@ class AuthorityFiles:
         path = self.folder / (_NEXT + _PEM)
         if given is None and path.exists() and (self.folder / (_NEXT + _KEY)).exists():
             return Authority.load(
-                path.read_bytes(), read_private(self.folder / (_NEXT + _KEY)), self._secret
+                path.read_bytes(), read_private(self.folder / (_NEXT + _KEY)), self.secret
             )
         coming = given or Authority.found(name, distinct=True)
         if coming.certificate.subject == present.certificate.subject:
@@ -132,7 +134,7 @@ class AuthorityFiles:
                 "the new authority has the name of the present one; certificates could not be "
                 "told apart. Give it another subject"
             )
-        write_atomic(self.folder / (_NEXT + _KEY), coming.key_pem(self._secret), mode=FILE_MODE)
+        write_atomic(self.folder / (_NEXT + _KEY), coming.key_pem(self.secret), mode=FILE_MODE)
         write_atomic(path, coming.pem())
         return coming
 
@@ -147,5 +149,11 @@ class AuthorityFiles:
         return self.in_overlap and (self.folder / (_NEXT + _PEM)).exists()
 
     @property
-    def _secret(self) -> bytes | None:
+    def _older(self) -> str:
+        """The prefix of the files of the authority that all sites know."""
+        return _FORMER if self.in_overlap else ""
+
+    @property
+    def secret(self) -> bytes | None:
+        """The passphrase as bytes; None for keys that are not encrypted."""
         return self.passphrase.encode() if self.passphrase else None

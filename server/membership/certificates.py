@@ -57,8 +57,9 @@ class Authority:
                 finds the authority of a certificate by its subject.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        called = f"{name[:36]} {secrets.token_hex(4)}" if distinct else name
-        subject = common_name(f"{called} (Privet federation)")
+        if distinct:
+            name = f"{name[:36]} {secrets.token_hex(4)}"
+        subject = common_name(f"{name} (Privet federation)")
         builder = (
             _builder(subject, subject, key.public_key(), AUTHORITY_DAYS)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -42,7 +42,7 @@ def handovers(folder: Path) -> list[dict[str, Any]]:
         InputError: if they cannot be read.
     """
     found = _line(folder)
-    return found[:-1] if found and (folder / _NEXT).exists() else found
+    return found[:-1] if (folder / _NEXT).exists() else found
 
 
 def rotate_order_key(folder: Path, coordinator: str, passphrase: str | None) -> tuple[str, str]:

@@ -25,12 +25,12 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import InputError, reason_of
@@ -61,8 +61,34 @@ MEMBER_NAME = _NAME
 FILE = "federation.json"
 
 
+_R = TypeVar("_R")
+
+
+class Invitation:
+    """What a record says of an invitation: in hex, the SHA-256 of its token, and when it ends."""
+
+    token: str
+    expires: float
+
+    @property
+    def is_invited(self) -> bool:
+        """Whether a join file of the invitation is valid now."""
+        return bool(self.token) and time.time() < self.expires
+
+    def is_opened_by(self, token: str) -> bool:
+        """Return whether a token is that of the invitation, and may be used now."""
+        # Always compared, so that timing does not tell an unknown name from a wrong token.
+        known = self.token if self.is_invited else "0" * 64
+        return hmac.compare_digest(hash_of(token), known)
+
+
+def hash_of(token: str) -> str:
+    """Return the SHA-256 of an invitation's token, in hex: all that a record keeps of it."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
 @dataclass(frozen=True)
-class SiteRecord:
+class SiteRecord(Invitation):
     """The record of a site.
 
     Attributes:
@@ -87,11 +113,6 @@ class SiteRecord:
     revoked: bool = False
     offered: str = ""
     authority: str = ""
-
-    @property
-    def is_invited(self) -> bool:
-        """Whether a join file of this site is valid now."""
-        return bool(self.token) and time.time() < self.expires
 
     @property
     def state(self) -> str:
@@ -153,7 +174,7 @@ class MemberRegistry:
             raise InputError(f"{folder} exists and is not an empty folder")
         made = cls(folder, name, address, enrolment, passphrase)
         authority = authority or Authority.found(name)
-        secret = passphrase.encode() if passphrase else None
+        secret = made.authorities.secret
         certificate, key = authority.serve(name)
         private_folder(folder)
         write_atomic(folder / "authority.pem", authority.pem())
@@ -250,14 +271,16 @@ class MemberRegistry:
         elif record is None or not record.ledger:
             self._enrolled(site)
         token = secrets.token_urlsafe(32)
-        hashed = hashlib.sha256(token.encode()).hexdigest()
+        hashed = hash_of(token)
         expires = time.time() + hours * 3600
         authorities = self.authorities
         with self._changing():
             now = self.members().get(site)
+            invited = SiteRecord(site)
             if not again:
                 _require_new(now)
-            invited = (now if again else None) or SiteRecord(site)
+            elif now is not None:
+                invited = now
             if invited.revoked:
                 invited = replace(invited, certificates=())
             offered = authorities.newest
@@ -318,11 +341,8 @@ class MemberRegistry:
                 type, or the site is known with other keys. The message is the same whatever is
                 wrong with the invitation.
         """
-        record = self.members().get(site)
-        hashed = hashlib.sha256(token.encode()).hexdigest()
-        # Always compared, so that timing does not tell an unknown name from a wrong token.
-        known = record.token if record is not None and record.is_invited else "0" * 64
-        if not hmac.compare_digest(hashed, known) or record is None:
+        record = self.members().get(site, SiteRecord(site))
+        if not record.is_opened_by(token):
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
         for text, kind, type_ in ((ledger, "ledger", SIGN), (witness, "witness", COSIGN)):
             key = Key.parse(text, type_=type_)
@@ -425,13 +445,14 @@ class MemberRegistry:
         with self._changing():
             # Signing takes a while, in which the site may have been revoked, or invited again.
             known = self.members().get(record.name)
-            ended = known.token != record.token if comes_in and known else False
+            ended = comes_in and known is not None and known.token != record.token
             if known is None or ended or (known.revoked and not comes_in):
                 raise InputError(f"site '{record.name}' was revoked, or invited again, meanwhile")
             prints = (*kept, fingerprint_of(read_certificate(certificate)))
-            made = replace(record, token="", expires=0.0, offered="") if comes_in else known
+            if comes_in:  # with the keys that it brought, and its invitation is used up
+                known = replace(record, token="", expires=0.0, offered="")
             authority = "" if former else newest
-            self._store(replace(made, certificates=prints, authority=authority))
+            self._store(replace(known, certificates=prints, authority=authority))
         return certificate
 
     def serving_pair(self) -> tuple[bytes, bytes]:
@@ -622,8 +643,17 @@ def _version(path: Path) -> tuple[int, int, int]:
 @lru_cache(maxsize=4096)
 def _read(path: Path, version: tuple[int, int, int]) -> SiteRecord:
     del version
+    return read_record(path, SiteRecord)
+
+
+def read_record(path: Path, kind: Callable[..., _R]) -> _R:
+    """Read the record of a site or a researcher.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        return SiteRecord(**{**value, "certificates": tuple(value["certificates"])})
+        return kind(**{**value, "certificates": tuple(value["certificates"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error

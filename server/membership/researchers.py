@@ -7,13 +7,9 @@ site, never to both.
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 import secrets
 import time
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from privet.common.canonical import write_json
@@ -26,13 +22,19 @@ from privet.common.link.identity import (
     researcher_uri,
 )
 from privet.common.site_name import fold, spelled
-from privet.server.membership.registry import MEMBER_NAME, MemberRegistry
+from privet.server.membership.registry import (
+    MEMBER_NAME,
+    Invitation,
+    MemberRegistry,
+    hash_of,
+    read_record,
+)
 
 FORMAT = "privet/researcher/v1"
 
 
 @dataclass(frozen=True)
-class ResearcherRecord:
+class ResearcherRecord(Invitation):
     """The record of a researcher.
 
     Attributes:
@@ -52,7 +54,7 @@ class ResearcherRecord:
     @property
     def is_invited(self) -> bool:
         """Whether the join file is valid now."""
-        return bool(self.token) and not self.revoked and time.time() < self.expires
+        return not self.revoked and super().is_invited
 
     @property
     def state(self) -> str:
@@ -81,7 +83,8 @@ class Researchers:
         Raises:
             InputError: if a file cannot be read.
         """
-        found = [_read(path) for path in sorted(self._folder.glob("*.json"))]
+        paths = sorted(self._folder.glob("*.json"))
+        found = [read_record(path, ResearcherRecord) for path in paths]
         return {record.name: record for record in found}
 
     @property
@@ -113,7 +116,7 @@ class Researchers:
             if record.revoked or (record.certificates and not again):
                 hint = "" if record.revoked else "; --again gives another certificate"
                 raise InputError(f"researcher '{name}' is {record.state} already{hint}")
-            self._store(replace(record, token=_hash(token), expires=expires))
+            self._store(replace(record, token=hash_of(token), expires=expires))
         return {
             "format": FORMAT,
             "federation": federation.name,
@@ -139,10 +142,8 @@ class Researchers:
         Raises:
             InputError: if there is no such invitation, or the request cannot be read.
         """
-        record = self.all().get(name)
-        # Always compared, so that timing does not tell an unknown name from a wrong token.
-        known = record.token if record is not None and record.is_invited else "0" * 64
-        if not hmac.compare_digest(_hash(token), known) or record is None:
+        record = self.all().get(name, ResearcherRecord(name))
+        if not record.is_opened_by(token):
             raise InputError("there is no such invitation: it was used, it has ended, or never was")
         certificate = self._federation.admit_as(name, researcher_uri(name), request)
         prints = (fingerprint_of(read_certificate(certificate)),)
@@ -161,10 +162,10 @@ class Researchers:
             name = researcher_of(certificate)
         except InputError:
             return None
-        record = self.all().get(name)
-        if record is None or record.revoked:
+        record, shown = self.all().get(name), fingerprint_of(certificate)
+        if record is None or record.revoked or shown not in record.certificates:
             return None
-        return name if fingerprint_of(certificate) in record.certificates else None
+        return name
 
     def revoke(self, name: str) -> bool:
         """Revoke a researcher; return whether there is one of this name."""
@@ -178,15 +179,3 @@ class Researchers:
     def _store(self, record: ResearcherRecord) -> None:
         private_folder(self._folder)
         write_json(self._folder / f"{record.name}.json", asdict(record))
-
-
-def _hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def _read(path: Path) -> ResearcherRecord:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        return ResearcherRecord(**{**value, "certificates": tuple(value["certificates"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error

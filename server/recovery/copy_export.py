@@ -49,7 +49,9 @@ def copy_of(federation: MemberRegistry, site: str) -> CopyFile:
         ) from None
     found = _Journals(federation, site, ledger.name)
     seen = federation.witness().seen.get(ledger.name)
-    heads = [*found.heads, *([Checkpoint.parse(seen.note)] if seen else [])]
+    heads = list(found.heads)
+    if seen is not None:
+        heads.append(Checkpoint.parse(seen.note))
     orders = found.unresolved()
     wanted = {order.plan for order in orders}
     return CopyFile(

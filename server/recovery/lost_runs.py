@@ -112,6 +112,7 @@ def require_own(federation: MemberRegistry, value: dict[str, Any]) -> str:
     key, plan = JournalKey.from_json(value["key"]), Plan.parse(value["plan"], where="lost run")
     roster = Roster.parse(value["roster"])
     chief = roster.coordinator
+    # The former keys too: the run may have begun before the order key was replaced.
     own = {signer.public for signer in federation.order_signers()}
     known = chief.orders.public in own and chief.witness == federation.witness().key
     if not known or not key.is_signed_by(chief.orders):
@@ -144,6 +145,7 @@ def bring_back(federation: MemberRegistry, run_id: str) -> Run:
     folder = federation.folder / "runs" / run_id
     if folder.exists():
         raise InputError(f"run '{run_id}' is here: {folder}")
+    # Whole before it has its name: half a run would be taken for one without a journal.
     half = folder.with_name(f".{run_id}.back")
     shutil.rmtree(half, ignore_errors=True)
     _write(federation, half, value)
@@ -168,5 +170,6 @@ def _write(federation: MemberRegistry, folder: Path, value: dict[str, Any]) -> N
     write_json(folder / "plan.json", plan.to_dict())
     told = "this run was not in the copy that the coordinator was restored from; its sites have it"
     facts = {"run": key.run, "state": "queued", "submitted": time.time(), "plan": plan.digest}
-    facts |= {"by": key.by} if key.by else {}
+    if key.by:
+        facts["by"] = key.by
     write_json(folder / "status.json", {**facts, "remarks": [told]})

@@ -21,7 +21,7 @@ from privet.server.retry import pause
 
 
 class ReplayLink(Protocol):
-    """The part of :class:`privet.server.rounds.Link` that a replay needs."""
+    """The part of :class:`privet.server.rounds.Link` that replays and rounds need."""
 
     def ask(
         self, round_number: int, orders: list[Order], model: Arrays, heads: dict[str, str]
@@ -34,7 +34,6 @@ class ReplayLink(Protocol):
             model: the model that the updates start from.
             heads: by site, the newest head of its log that somebody witnessed.
         """
-        ...
 
     def wait(self, away: list[str], seconds: float | None = None) -> list[str] | None:
         """Wait until a site is connected.
@@ -46,7 +45,6 @@ class ReplayLink(Protocol):
         Returns:
             The sites of ``away`` that are connected; None if waiting is useless on this link.
         """
-        ...
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
         """Return the next model.
@@ -54,9 +52,8 @@ class ReplayLink(Protocol):
         Args:
             round_number: number of the round, from 1.
             model: the model that the updates start from.
-            replies: with the releases to aggregate.
+            replies: of the round; those without a release are left out.
         """
-        ...
 
 
 @dataclass(frozen=True)
@@ -238,8 +235,8 @@ class Replay:
     def _wanted(self, record: dict[str, Any], purpose: str) -> dict[str, tuple[Order, str]]:
         """Return by site the order that was answered, and the digest of its release."""
         store = self.collector.journal.log.store
-        part = record["joined" if purpose == "train" else "metrics"]
-        digests = {item["site"]: item["digest"] for item in part}
+        part = {"train": "joined", "evaluate": "metrics"}[purpose]
+        digests = {item["site"]: item["digest"] for item in record[part]}
         found = {}
         for item in record["orders"]:
             if item["site"] in digests and (item["purpose"], item["answer"]) == (

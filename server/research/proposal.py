@@ -41,8 +41,10 @@ def read_proposal(text: bytes) -> Plan:
     except subprocess.TimeoutExpired:
         raise InputError("the plan takes too long to price") from None
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip()[-2000:]
-        raise InputError(said if done.returncode == 2 else "the plan cannot be priced")
+        said = "the plan cannot be priced"
+        if done.returncode == 2:
+            said = done.stderr.decode(errors="replace").strip()[-2000:]
+        raise InputError(said)
     return Plan.parse(json.loads(done.stdout), where="proposal")
 
 

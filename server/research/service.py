@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -24,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import Message
+from grpc import StatusCode
 
+from privet.common.canonical import hash_of_file
 from privet.common.errors import BudgetExceededError, InputError, PrivetError
 from privet.common.link import link_pb2 as pb
 from privet.common.link.address import show_peer
@@ -112,9 +112,10 @@ class ResearchService:
 
     def _checked(self, method: str, serve: Callable[[str, Context], Awaitable[None]]) -> Serve:
         async def served(context: Context) -> None:
-            name = ""
+            known = {"peer": show_peer(context.peer())}
             try:
                 name = self._require_researcher(context)
+                known = {"researcher": name}
                 self._require_rate(name, method)
                 self._calls[name] += 1
                 try:
@@ -124,7 +125,6 @@ class ResearchService:
             except RpcAbort as fault:
                 if fault.reason:
                     self._refused[fault.reason] += 1
-                    known = {"researcher": name} if name else {"peer": show_peer(context.peer())}
                     more = {"method": method, "reason": fault.reason, "why": str(fault), **known}
                     _LOG.warning("a call was refused", extra=more)
                 raise
@@ -137,13 +137,13 @@ class ResearchService:
             name = self._researchers.identify(shown)
         except PrivetError as error:
             _LOG.error("the researchers cannot be read", extra={"why": error})
-            raise RpcAbort(grpc.StatusCode.UNAVAILABLE, "come again later", "unread") from error
+            raise RpcAbort(StatusCode.UNAVAILABLE, "come again later", "unread") from error
         if name is None:
-            raise RpcAbort(grpc.StatusCode.UNAUTHENTICATED, "not a researcher", "not-a-member")
+            raise RpcAbort(StatusCode.UNAUTHENTICATED, "not a researcher", "not-a-member")
         return name
 
     def _require_rate(self, name: str, method: str) -> None:
-        status = grpc.StatusCode.RESOURCE_EXHAUSTED
+        status = StatusCode.RESOURCE_EXHAUSTED
         if self._calls[name] >= MAX_CALLS:
             raise RpcAbort(status, "too many calls at once", "too-many-calls")
         times, now = self._times.setdefault((name, method), deque()), time.monotonic()
@@ -161,15 +161,13 @@ class ResearchService:
             try:
                 found = await self._in_thread(answer, name, asked)
             except (InputError, BudgetExceededError) as error:
-                status = grpc.StatusCode.INVALID_ARGUMENT
-                raise RpcAbort(status, str(error), "") from error
+                raise RpcAbort(StatusCode.INVALID_ARGUMENT, str(error), "") from error
             except (PrivetError, OSError) as error:
                 _LOG.error("a researcher was not answered", extra={"why": error})
-                status = grpc.StatusCode.UNAVAILABLE
-                raise RpcAbort(status, "come again later", "unread") from error
+                raise RpcAbort(StatusCode.UNAVAILABLE, "come again later", "unread") from error
             except Exception as error:
                 _LOG.exception("a researcher was not answered")
-                status = grpc.StatusCode.INTERNAL
+                status = StatusCode.INTERNAL
                 raise RpcAbort(status, "a fault of the coordinator, see its log", "") from error
             line, text = MessageStream(context, kind), json.dumps(found).encode()
             for start in range(0, len(text), CHUNK):
@@ -262,7 +260,7 @@ class ResearchService:
         files = []
         for file, path in _files(run).items():
             data = path.stat().st_size
-            files.append({"name": file, "size": data, "sha256": _digest(path)})
+            files.append({"name": file, "size": data, "sha256": hash_of_file(path)})
         return {"run": run.id, "files": files}
 
     async def _fetch(self, name: str, context: Context) -> None:
@@ -271,14 +269,14 @@ class ResearchService:
         try:
             run = await self._in_thread(self._own, name, asked.run)
         except InputError as error:
-            raise RpcAbort(grpc.StatusCode.NOT_FOUND, str(error)) from error
-        path = None if run.status["state"] in OPEN else _files(run).get(asked.name)
-        if path is None:
-            raise RpcAbort(grpc.StatusCode.NOT_FOUND, "no such file of this run", "not-offered")
+            raise RpcAbort(StatusCode.NOT_FOUND, str(error)) from error
+        path = _files(run).get(asked.name)
+        if path is None or run.status["state"] in OPEN:
+            raise RpcAbort(StatusCode.NOT_FOUND, "no such file of this run", "not-offered")
         try:
             opened = path.open("rb")
         except OSError as error:
-            raise RpcAbort(grpc.StatusCode.NOT_FOUND, "it is not there any more", "") from error
+            raise RpcAbort(StatusCode.NOT_FOUND, "it is not there any more", "") from error
         with opened as stream:
             stream.seek(min(asked.offset, os.fstat(stream.fileno()).st_size))
             while data := await self._in_thread(stream.read, CHUNK):
@@ -331,8 +329,3 @@ def _copy_journal(run: Run) -> None:
     except sqlite3.Error as error:
         raise InputError(f"the journal of run '{run.id}' cannot be copied: {error}") from error
     half.replace(copy)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -178,6 +178,11 @@ def tuned_minilm_plain(
     }  # fmt: skip
 
 
+def of(plan: Plan) -> Scenario | None:
+    """Return the scenario of a plan; None for a user's own."""
+    return get(plan.scenario) if plan.scenario else None
+
+
 def names() -> list[str]:
     """Return the names of all scenarios."""
     return list(_NAMES)

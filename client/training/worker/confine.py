@@ -113,7 +113,9 @@ def _close_files(libc: ctypes.CDLL, closed: list[Path], writable: list[Path]) ->
     if version < 1:
         return False
     read = _READ_FILE | _READ_DIR
-    everything = read | _WRITE_FILE | _CHANGE | (_TRUNCATE if version >= 3 else 0)
+    everything = read | _WRITE_FILE | _CHANGE
+    if version >= 3:
+        everything |= _TRUNCATE
     # struct landlock_ruleset_attr: files, network (from version 4), scopes (from version 6).
     sizes = ((6, 24), (4, 16), (1, 8))
     size = next(size for since, size in sizes if version >= since)

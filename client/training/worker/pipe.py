@@ -53,7 +53,7 @@ class Pipe:
             RunError: if the other process has ended.
         """
         text = json.dumps(value).encode()
-        size = size_of(arrays) if arrays else 0
+        size = size_of(arrays or {})
         try:
             self._writing.write(len(text).to_bytes(8, "little") + size.to_bytes(8, "little") + text)
             for part in chunks(arrays or {}):

@@ -80,7 +80,9 @@ class TrainerWatch:
         now, last = time.monotonic(), self._pulse.last
         step, self._before = min(now - self._before, 2 * _POLL_INTERVAL_S), now
         self._spent += step
-        self._still = self._still + step if last == self._last else 0.0
+        self._still += step
+        if last != self._last:
+            self._still = 0.0
         self._last = last
         if self._still > self._most_still:
             raise TrainerLostError(

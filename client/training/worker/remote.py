@@ -220,11 +220,13 @@ class RemoteTrainer:
     def _file(self) -> tuple[int, int] | None:
         """Return which file the records are in now; a snapshot's folder is within reach."""
         path = self.policy.path_of(self.policy.data_set(self.data_set)[1])
+        if path is None:
+            return None
         try:
-            known = path.stat() if path is not None else None
+            known = path.stat()
         except OSError:
             return None
-        return (known.st_dev, known.st_ino) if known is not None else None
+        return known.st_dev, known.st_ino
 
     def _start(self) -> None:
         work = self.home / "trainer"

@@ -61,9 +61,11 @@ def write_report(
     made: dict[str, Any] = {
         "software": f"privet {__version__}",
         "date": case.period[1],
-        "bundle": printable(bundle.name) if bundle else None,
-        "bundle_sha256": _sha256(bundle) if bundle else None,
+        "bundle": None,
+        "bundle_sha256": None,
     }
+    if bundle:
+        made |= {"bundle": printable(bundle.name), "bundle_sha256": _sha256(bundle)}
     files = {
         "report.html": _page(content, made),
         "report.json": _json(context.as_json(case, verdict, content, made)),

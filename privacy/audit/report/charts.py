@@ -28,8 +28,11 @@ def bar(share: float | None, label: str, *, claimed: bool = False) -> Markup:
         label: what it shows, for those who do not see it.
         claimed: grey, because nobody verified it.
     """
-    width = 100.0 if share is None else 100 * min(max(share, 0.0), 1.0)
-    fill = "none" if share is None else "over" if share > 1 + 1e-6 else "spent"
+    width, fill = 100.0, "none"
+    if share is not None:
+        width, fill = 100 * min(max(share, 0.0), 1.0), "spent"
+        if share > 1 + 1e-6:
+            fill = "over"
     if claimed and fill == "spent":
         fill = "claimed"
     return Markup(
@@ -79,16 +82,14 @@ def over_time(lines: list[ReportLine], terms: str, name: str) -> Picture:
     top = max([*caps, *(y for _, steps in shared for _, y in steps), 1e-6]) * 1.12
     low = min(x for _, steps in shared for x, _ in steps)
     high = max(x for _, steps in shared for x, _ in steps)
+    axis, margin = "time", (high - low) * 0.03
     if not by_time:
-        low = 0.0
-    said = (
-        f"Privacy budget over {'time' if by_time else 'the charges'} ({terms}). "
-        + " ".join(
-            f"{names}: {rounded_up(steps[-1][1])} at the end." for names, steps in shared[:12]
-        )
-        + (f" Cap: {', '.join(f'{cap:g}' for cap in caps)}." if caps else " No cap.")
-    )
-    margin = (high - low) * 0.03 if by_time else 0.5
+        axis, low, margin = "the charges", 0.0, 0.5
+    ends_at = [f"{names}: {rounded_up(steps[-1][1])} at the end." for names, steps in shared[:12]]
+    limit = "No cap."
+    if caps:
+        limit = f"Cap: {', '.join(f'{cap:g}' for cap in caps)}."
+    said = " ".join([f"Privacy budget over {axis} ({terms}).", *ends_at, limit])
     ends = (low, high + max(margin, 1e-9), top)
     pictures = [
         _draw(shared, caps, _Frame(width, height), ends, by_time, said, f"{name}-{width}")
@@ -110,7 +111,7 @@ def _seconds(time: str) -> float:
 
 def _days(lines: list[ReportLine]) -> float:
     times = [_seconds(point[1]) for line in lines for point in line.points]
-    return (max(times) - min(times)) / 86400 if times else 0.0
+    return (max(times, default=0.0) - min(times, default=0.0)) / 86400
 
 
 def _shared(lines: list[ReportLine], by_time: bool) -> list[tuple[str, list[tuple[float, float]]]]:
@@ -180,7 +181,9 @@ def _draw(
     few = 3 if frame.width < 400 else 6
     for tick, text in _x_ticks(low, high, by_time, few):
         x = frame.x((tick - low) / (high - low))
-        anchor = "middle" if not by_time or low < tick < high else ("start", "end")[tick >= high]
+        anchor = "middle"
+        if by_time and not low < tick < high:
+            anchor = "end" if tick >= high else "start"
         parts.append(
             f'<text x="{x:.1f}" y="{frame.height - frame.bottom + 16}" '
             f'text-anchor="{anchor}">{text}</text>'

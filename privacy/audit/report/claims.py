@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from privet.privacy.accounting import assumptions, ceiling
 from privet.privacy.accounting import events as ev
 from privet.privacy.accounting.interval import Interval, NoInterval, certified_interval
 from privet.privacy.accounting.pld import GRID, LIVE_GRID, epsilon, remark
-from privet.privacy.accounting.units import Relation
+from privet.privacy.accounting.units import Relation, finite
 from privet.privacy.audit.report.input import (
     ReportGroup,
     ReportInput,
@@ -377,7 +376,6 @@ def of_run(group: ReportGroup, run: str, whole: float | None = None) -> float | 
         charge.event for charge in group.charges if charge.counts and charge.run == run
     )
     try:
-        value = spent(counts, group)
+        return finite(spent(counts, group))
     except (PrivetError, ArithmeticError, ValueError, MemoryError, IndexError):
         return None
-    return value if math.isfinite(value) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from privet.privacy.audit.report import charts, phrases, signing, summary
@@ -26,7 +27,7 @@ from privet.privacy.audit.report.sentences import (
     trust_sentence,
     witness_phrase,
 )
-from privet.privacy.audit.verify import Fault, LogRecord, SiteFinding, Verdict
+from privet.privacy.audit.verify import LogRecord, SiteFinding, Verdict
 
 MAX_FAULTS = 200
 
@@ -193,6 +194,11 @@ def _run(
     released = [charge for charge in charges if charge.state == "released"]
     measured = sum(charge.purpose == "evaluate" for charge in released)
     clear = summary.in_the_clear(case, run.plan) and not measured
+    price = "nothing"
+    if charges:
+        price = "no guarantee"
+    if costs and private:
+        price = max(costs)[1]
     return {
         "run": run,
         "title": case.title(run.plan),
@@ -202,7 +208,7 @@ def _run(
         "kept": sum(charge.state in ("kept", "open") for charge in charges),
         "returned": sum(charge.state == "returned" for charge in charges),
         "refused": sum(row["count"] for row in refused if row["run"] == run.name),
-        "cost": max(costs)[1] if costs and private else "no guarantee" if charges else "nothing",
+        "cost": price,
     }
 
 
@@ -284,7 +290,7 @@ def as_json(
         "roster": verdict.roster,
         "witnessed": verdict.to_dict()["witnessed"],
         "unfinished": verdict.to_dict()["unfinished"],
-        "faults": [_fault(fault) for fault in verdict.faults],
+        "faults": [asdict(fault) for fault in verdict.faults],
         "notes": verdict.notes,
         "simulation": content["simulation"],
         "unchecked": content["unchecked"],
@@ -342,15 +348,6 @@ def as_json(
         "programs": content["software"],
         "not_proved": [title for title, _ in content["not_proved"]],
     }  # fmt: skip
-
-
-def _fault(fault: Fault) -> dict[str, Any]:
-    return {
-        "site": fault.site,
-        "entry": fault.entry,
-        "rule": fault.rule,
-        "message": fault.message,
-    }
 
 
 def _site(row: Mapping[str, Any], claim: Claim) -> dict[str, Any]:

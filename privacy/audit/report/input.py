@@ -7,7 +7,6 @@ report of a broken bundle must come out, and say that it is broken.
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from privet.common.errors import InputError
 from privet.privacy.accounting import events as ev
+from privet.privacy.accounting.units import finite
 from privet.privacy.audit.verify import AuditedEntry, AuditedRecord, LogRecord
 from privet.privacy.audit.verify.formats.schema import TRACELESS
 
@@ -93,10 +93,14 @@ class ReportLedger:
         return self.log.name
 
     @property
+    def policy(self) -> Any:
+        """The newest policy; empty if none is in the ledger."""
+        return self.policies[-1].predicate["policy"] if self.policies else {}
+
+    @property
     def attested(self) -> dict[str, str]:
         """Rows that the newest policy vouches for, with the reason."""
-        policy = self.policies[-1].predicate["policy"] if self.policies else {}
-        return texts(dig(policy, "attested"))
+        return texts(dig(self.policy, "attested"))
 
     @property
     def disjoint(self) -> list[str]:
@@ -174,7 +178,7 @@ class ReportInput:
     def period(self) -> tuple[str, str]:
         """Times of the first and the last entry of all logs; empty without entries."""
         times = [entry.time for log in self.record.logs for entry in log.entries]
-        return (min(times), max(times)) if times else ("", "")
+        return min(times, default=""), max(times, default="")
 
     @property
     def owners(self) -> dict[str, str]:
@@ -196,7 +200,9 @@ class ReportInput:
 def dig(value: Any, *keys: str) -> Any:
     """Return what is at ``keys`` of nested mappings, or None."""
     for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
+        if not isinstance(value, dict):
+            return None
+        value = value.get(key)
     return value
 
 
@@ -212,7 +218,7 @@ def number(value: Any) -> float | None:
         found = float(value)
     except (TypeError, ValueError, OverflowError):
         return None
-    return found if math.isfinite(found) else None
+    return finite(found)
 
 
 def read(record: AuditedRecord) -> ReportInput:

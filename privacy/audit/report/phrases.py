@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from privet.common.printable import counted
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded_down, rounded_up
 from privet.privacy.audit.report.input import dig, number
 
@@ -95,16 +96,6 @@ HOLDERS = {
 }
 
 
-def counted(number: int, what: str) -> str:
-    """Return a count with its noun, in the plural if it is not one.
-
-    Args:
-        number: how many.
-        what: the noun, in the singular.
-    """
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
 def marked(text: str) -> str:
     """Return a text in which a digest that was shortened shows that it was."""
     return _DIGEST.sub(lambda m: m[0] if len(m[1]) == 64 else f"{m[0]}…", text)
@@ -147,7 +138,7 @@ def question_of(unit: str, relation: str) -> str:
         relation: ``add_or_remove_one`` or ``replace_one``.
     """
     words = _QUESTIONS.get(unit, f"whether the data of one given {unit} were used")
-    return words + (", or another in its place" if relation == "replace_one" else "")
+    return words + {"replace_one": ", or another in its place"}.get(relation, "")
 
 
 def terms_of(delta: float, unit: str, relation: str) -> str:
@@ -176,8 +167,10 @@ def left_of(epsilon: float | None, cap: float | None) -> str:
         epsilon: that was spent; None: not private.
         cap: of the population; None: it has none.
     """
-    if epsilon is None or cap is None:
-        return "no cap" if cap is None else "0"
+    if cap is None:
+        return "no cap"
+    if epsilon is None:
+        return "0"
     return rounded_down(cap - epsilon)
 
 
@@ -237,23 +230,19 @@ def not_proved(clear: bool, overlap: str | None) -> list[tuple[str, str]]:
 def plan_of(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a plan's parameters in words, as pairs of a name and what it is."""
     privacy, training = dig(plan, "privacy"), dig(plan, "training")
-    training = training if isinstance(training, dict) else {}
+    if not isinstance(training, dict):
+        training = {}
     task, label = str(dig(plan, "task", "kind")), str(dig(plan, "task", "label"))
     rows = [
         ("Task", f"{task}: predict “{label}” from {_features(plan)}"),
         ("Model", _model(plan)),
-        (
-            "Training",
-            _training(training),
-        ),
+        ("Training", _training(training)),
     ]
     if not isinstance(privacy, dict):
         return [*rows, ("Privacy", "none: the plan trains without noise")]
     unit = unit_of(str(privacy.get("unit")), int(number(privacy.get("max_records")) or 1))
     loss = terms_of(
-        number(privacy.get("delta")) or 0.0,
-        str(privacy.get("unit")),
-        str(privacy.get("relation")),
+        number(privacy.get("delta")) or 0.0, str(privacy.get("unit")), str(privacy.get("relation"))
     )
     rows += [
         ("Protected unit", unit),
@@ -285,23 +274,22 @@ def _noise(plan: Mapping[str, Any], privacy: Mapping[str, Any], training: Mappin
 
 def _model(plan: Mapping[str, Any]) -> str:
     start = dig(plan, "model", "start")
-    return f"{dig(plan, 'model', 'kind')}" + (f", from the weights {start}" if start else "")
+    kind = str(dig(plan, "model", "kind"))
+    return f"{kind}, from the weights {start}" if start else kind
 
 
 def _training(training: Mapping[str, Any]) -> str:
-    rounds, steps = training.get("rounds"), training.get("steps")
+    rounds, steps = dig(training, "rounds"), dig(training, "steps")
     rate = number(training.get("sample_rate"))
     if rounds == 0:
         return "none: each site measures a trained model once"
+    who = "all units of the site take part"
+    if rate is None or rate < 1:
+        chance = f"with probability {_plain(rate)}, independently of the others"
+        who = f"each unit of the site takes part {chance}"
     return (
-        f"{rounds} round{'' if rounds == 1 else 's'}; in each, every site takes {steps} noisy "
-        f"step{'' if steps == 1 else 's'}; in a step "
-        + (
-            "all units of the site take part"
-            if rate is not None and rate >= 1
-            else f"each unit of the site takes part with probability {_plain(rate)}, independently "
-            "of the others"
-        )
+        f"{counted(rounds, 'round')}; in each, every site takes {counted(steps, 'noisy step')}; "
+        f"in a step {who}"
     )
 
 
@@ -356,10 +344,7 @@ NOT_PROVED = [
         "That rounding gives nothing away",
         "The promise is proved for exact numbers; computers round.",
     ),
-    (
-        "What can be learnt from time",
-        "How long a site took to answer is outside the promise.",
-    ),
+    ("What can be learnt from time", "How long a site took to answer is outside the promise."),
     (
         "That nothing can be learnt about a person",
         "The model teaches general facts, which may apply to a person whether or not their data "

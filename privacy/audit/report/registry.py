@@ -11,17 +11,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from privet.common.printable import counted
 from privet.privacy.accounting.assumptions import Assumption
 from privet.privacy.accounting.events import DiscreteGaussian
 from privet.privacy.audit.report.input import ReportInput, dig
-from privet.privacy.audit.report.phrases import (
-    NOT_PROVED,
-    counted,
-    figure_of,
-    figures_of,
-    terms_of,
-    unit_of,
-)
+from privet.privacy.audit.report.phrases import NOT_PROVED, figure_of, figures_of, terms_of, unit_of
 from privet.privacy.audit.verify import SiteFinding, Verdict
 
 SCHEMA = "github.com/opendp/deployments-registry-data, schemas/deployments-schema.yaml, 3e9c812"

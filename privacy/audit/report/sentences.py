@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
+from privet.common.printable import counted
 from privet.privacy.accounting import assumptions
 from privet.privacy.audit.report.claims import ReportStanding
 from privet.privacy.audit.report.phrases import figure_of, terms_of
@@ -19,9 +20,8 @@ def claim_sentence(top: ReportStanding) -> str:
     """Return what is claimed, with every row of the register that it is conditional on."""
     claim = top.claim
     if claim.word == "conditional":
-        count = len(claim.conditional)
+        points = counted(len(claim.conditional), "point")
         said = ", ".join(_NAMES.get(row, row) for row in claim.conditional)
-        points = "1 point" if count == 1 else f"{count} points"
         return f"Claim: conditional on {points} of the assumption register: {said}."
     if claim.word == "none":
         return f"Claim: none ({claim.why})."
@@ -99,17 +99,15 @@ def _figures(found: list[SiteFinding]) -> str:
     worst = max(found, key=lambda f: (f.epsilon or 0.0, f.runs))
     runs = max(f.runs for f in found)
     who = "site" if len({f.site for f in found}) == len(found) else "population of a site"
-    times = "1 run" if runs == 1 else f"{runs} runs"
-    text = f"Each {who} spent at most {spent_of(worst)} in its life so far, on {times}."
+    spent = f"spent at most {spent_of(worst)} in its life so far"
+    text = f"Each {who} {spent}, on {counted(runs, 'run')}."
     if not any(f.conditional for f in found):
         return text
     caps = [f.cap for f in found]
-    holds = (
-        "there is no cap that holds without condition"
-        if None in caps
-        else f"what holds without condition is the cap, ε {max(c for c in caps if c):g} of the "
-        "same terms"
-    )
+    holds = "there is no cap that holds without condition"
+    if None not in caps:
+        cap = max(c for c in caps if c)
+        holds = f"what holds without condition is the cap, ε {cap:g} of the same terms"
     return (
         f"{text} The runs were chosen one after the other, so that ε is conditional (H29); {holds}."
     )

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from privet.privacy.accounting.units import cap_in_words
 from privet.privacy.audit.report import phrases
 from privet.privacy.audit.report.claims import held
 from privet.privacy.audit.report.input import ReportGroup, ReportInput, ReportLedger, dig, number
@@ -99,10 +100,10 @@ class SignedWatch:
         """By whom and up to where; or that only the site says so."""
         if not self.upto:
             return SELF_ASSERTED
-        whole = self.upto == self.entries
-        where = "all" if whole else f"the first {self.upto} of"
-        rest = "" if whole else f"; the rest is {SELF_ASSERTED}"
-        return f"{', '.join(self.by)}: {where} {self.entries} entries{rest}"
+        who, entries = ", ".join(self.by), f"{self.entries} entries"
+        if self.upto == self.entries:
+            return f"{who}: all {entries}"
+        return f"{who}: the first {self.upto} of {entries}; the rest is {SELF_ASSERTED}"
 
 
 def sizes(case: ReportInput) -> list[Size]:
@@ -189,17 +190,12 @@ def as_json(case: ReportInput) -> list[dict[str, Any]]:
     ]
 
 
-def _policy(ledger: ReportLedger) -> Any:
-    return ledger.policies[-1].predicate["policy"] if ledger.policies else {}
-
-
 def _governance(ledger: ReportLedger) -> dict[str, str]:
-    policy = _policy(ledger)
-    return {key: str(dig(policy, key) or NOT_STATED) for key in GOVERNANCE}
+    return {key: str(dig(ledger.policy, key) or NOT_STATED) for key in GOVERNANCE}
 
 
 def _rows(case: ReportInput, ledger: ReportLedger) -> list[tuple[str, str]]:
-    policy = _policy(ledger)
+    policy = ledger.policy
     if not policy:
         return [("Policy", "none is in the ledger")]
     allow = dig(policy, "allow")
@@ -238,25 +234,28 @@ def _changed(ledger: ReportLedger) -> list[tuple[str, str]]:
 
 
 def _allowed(case: ReportInput, key: str, value: Any) -> str:
+    if value is None:
+        return NOT_STATED
     if key == "approval":
-        return _APPROVAL.get(str(value), NOT_STATED if value is None else str(value))
+        return _APPROVAL.get(str(value), str(value))
     if isinstance(value, list):
         if value == ["*"]:
             return "any"
         return ", ".join(_named(case, key, value)) or "none"
     if isinstance(value, int):
         return f"{value:,}"
-    return NOT_STATED if value is None else str(value)
+    return str(value)
 
 
 def _named(case: ReportInput, key: str, values: list[Any]) -> Iterable[str]:
     chief = _fingerprint(dig(case.record.roster, "coordinator", "orders"))
     for value in map(str, values):
-        if key == "coordinators":
-            yield f"“{case.coordinator}” ({value[:19]}…)" if value == chief else f"{value[:19]}…"
-        elif key == "plans":
-            title = f"“{case.title(value)}” " if value in case.plans else ""
-            yield f"{title}({value[:19]}…)" if title else f"{value[:19]}…"
+        if key == "coordinators" and value == chief:
+            yield f"“{case.coordinator}” ({value[:19]}…)"
+        elif key == "plans" and value in case.plans:
+            yield f"“{case.title(value)}” ({value[:19]}…)"
+        elif key in ("coordinators", "plans"):
+            yield f"{value[:19]}…"
         else:
             yield value
 
@@ -275,4 +274,4 @@ def _population(site: str, name: str, value: Any) -> str:
     unit, relation = str(dig(value, "unit")), str(dig(value, "relation"))
     shown = "named after the site" if own(name, site) else f"“{name}”"
     terms = phrases.terms_of(delta or 0.0, unit, relation)
-    return f"{shown}: {'no cap' if cap is None else f'ε {cap:g}'} ({terms})"
+    return f"{shown}: {cap_in_words(cap)} ({terms})"

@@ -54,10 +54,11 @@ def whose(case: ReportInput) -> str:
 def _described(group: ReportGroup) -> tuple[str, ...]:
     names = [name for name, _ in group.data_sets]
     shown = ["named after the site" if own(name, group.site) else f"“{name}”" for name in names]
-    sets = f"data {'set' if len(names) == 1 else 'sets'} {', '.join(shown)}" if names else ""
+    listed = ", ".join(shown)
+    sets = {0: "no data set", 1: f"data set {listed}"}.get(len(names), f"data sets {listed}")
     known = own(group.name, group.site) or [group.name] == names
     of = "" if known else f" of population “{group.name}”"
-    return (sets or "no data set", of)
+    return (sets, of)
 
 
 def worst_at(block: Mapping[str, Any]) -> str:
@@ -66,8 +67,10 @@ def worst_at(block: Mapping[str, Any]) -> str:
     rows: list[SiteFinding] = [row["finding"] for row in block["rows"]]
     figures = {row["figure"] for row in block["rows"]}
     sites = list(dict.fromkeys(f.site for f in rows))
-    if len(figures) == 1 and len(sites) > 1:
-        return f"at {'both' if len(sites) == 2 else f'all {len(sites)}'} sites"
+    if len(figures) == 1 and len(sites) == 2:
+        return "at both sites"
+    if len(figures) == 1 and len(sites) > 2:
+        return f"at all {len(sites)} sites"
     return f"at {worst.site}"
 
 
@@ -84,9 +87,12 @@ def protected(blocks: Sequence[Mapping[str, Any]], claims: Mapping[str, Claim]) 
         bare = [site for site in sites if site in claims and claims[site].alarm]
         if len(bare) == len(sites):
             continue
-        note = " (a person with several records is protected less)"
-        unit = block["unit"] + (note if block["worst"].unit == "record" else "")
-        said.append(unit + (f", but nobody at {together(bare, 0)}" if bare else ""))
+        unit = block["unit"]
+        if block["worst"].unit == "record":
+            unit += " (a person with several records is protected less)"
+        if bare:
+            unit += f", but nobody at {together(bare, 0)}"
+        said.append(unit)
     return "; ".join(said) or "nobody"
 
 

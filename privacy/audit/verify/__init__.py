@@ -145,7 +145,11 @@ def verify(
     """
     findings = Findings(_digests(code))
     pinned = None if roster is None else _pinned(roster)
-    kept: Kept = "all" if keep else "brief" if brief else "nothing"
+    kept: Kept = "nothing"
+    if keep:
+        kept = "all"
+    elif brief:
+        kept = "brief"
     try:
         with path.open("rb") as first:
             seen = scan(first)
@@ -210,13 +214,15 @@ def _require_witnessed(
         findings: what is wrong goes there.
     """
     real = any(log.setting == "site" for log in ledgers)
+    if required is None:
+        required = real
     for log in ledgers:
         if real and log.setting not in ("site", ""):
             findings.note(
                 f"{log.name}: its ledger says that it is of a simulation, and others here are of"
                 " real sites"
             )
-        if not (real if required is None else required) or log.cut:
+        if not required or log.cut:
             continue
         first = next(
             (n for n in log.charged if n >= log.witnessed.upto and n not in log.given_back), None

@@ -17,7 +17,7 @@ from privet.privacy.audit.verify.formats.roster import AuditedMember, read_roste
 from privet.privacy.audit.verify.formats.source import END, HEADER, LOG, RECEIPT, Source, Unreadable
 from privet.privacy.audit.verify.formats.strict import Malformed, obj, read, read_plan
 from privet.privacy.audit.verify.pool import Workers
-from privet.privacy.audit.verify.result import Findings, Unfinished, count, show
+from privet.privacy.audit.verify.result import Findings, Unfinished, count, count_are, show
 from privet.privacy.audit.verify.rules.journal import AuditedJournal
 from privet.privacy.audit.verify.rules.log import AuditedLog
 from privet.privacy.audit.verify.rules.site import AuditedLedger
@@ -91,7 +91,7 @@ class BundleReader:
     @property
     def logs(self) -> list[AuditedLog]:
         """The logs that were read."""
-        return [*self.ledgers, *([] if self.journal is None else [self.journal])]
+        return [log for log in (*self.ledgers, self.journal) if log is not None]
 
     def read(self) -> None:
         """Read everything.
@@ -154,7 +154,7 @@ class BundleReader:
     def _logs(self) -> None:
         members = (*self.state.roster.sites, self.state.roster.coordinator)
         unread, place = {member.name: member for member in members}, -1
-        self._skip()
+        self._skip(*_AFTER)
         while self.source.starts(LOG):
             head = self._head()
             member = self._owner(head, unread)
@@ -168,7 +168,7 @@ class BundleReader:
                 if member is self.state.roster.coordinator:
                     self._absent(unread)
                 self._log(member, head)
-            self._skip()
+            self._skip(*_AFTER)
         if self.journal is None and not self.source.ended_early:
             del unread[self.state.roster.coordinator.name]
             self._absent(unread)
@@ -194,9 +194,9 @@ class BundleReader:
             " receipts are not checked"
         )
 
-    def _skip(self) -> None:
-        """Go to the next log, receipt or end."""
-        while self.source.line is not None and not self.source.line.startswith(_AFTER):
+    def _skip(self, *wanted: bytes) -> None:
+        """Go to the next line that begins like one of ``wanted``."""
+        while self.source.line is not None and not self.source.line.startswith(wanted):
             self._fault("a line that does not belong here")
             self.source.advance()
 
@@ -273,8 +273,9 @@ class BundleReader:
         batches = self.source.batches(_LEAF, lambda: log.context, max(size, 0))
         for batch, rows in self.workers.run(entries.read_leaves, batches):
             for line, row in zip(batch, rows, strict=True):
-                # A key may have come into force within the batch.
-                log.take(row if row.signer is not None else entries.read_leaf(log.context, line))
+                if row.signer is None:  # a key may have come into force within the batch
+                    row = entries.read_leaf(log.context, line)
+                log.take(row)
 
     def _receipts(self) -> None:
         """Read receipts (``receipt``): one for each release that the journal names, in order."""
@@ -288,9 +289,8 @@ class BundleReader:
                     self.findings.fault("receipt", "a receipt without a journal")
                 number += 1
         if journal is not None and number < len(journal.receipts) and not self.source.ended_early:
-            missing = len(journal.receipts) - number
-            verb = "is" if missing == 1 else "are"
-            self.findings.fault("receipt", f"{count(missing, 'receipt')} {verb} missing")
+            missing = count_are(len(journal.receipts) - number, "receipt")
+            self.findings.fault("receipt", f"{missing} missing")
 
     def _surplus(self) -> None:
         """Rule 21 (``bundle``, ``witness``): no checkpoint is here that nothing needs.
@@ -315,9 +315,7 @@ class BundleReader:
 
     def _end(self) -> None:
         """Read the last line (``bundle``): the digest of all before it."""
-        while self.source.line is not None and not self.source.starts(END):
-            self._fault("a line that does not belong here")
-            self.source.advance()
+        self._skip(END)
         if self.source.line is None:
             if not self.source.ended_early:
                 raise Unreadable("the bundle has no end line")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -230,7 +231,7 @@ class Findings:
     def close(self) -> None:
         """Say how many faults (``bundle``) and notes are not listed."""
         if self.dropped:
-            more = f"{self.dropped} more {'fault is' if self.dropped == 1 else 'faults are'}"
+            more = count_are(self.dropped, "more fault")
             self.faults.append(Fault(None, None, "bundle", f"{more} not listed"))
         if self.unlisted:
             self.notes.append(f"{self.unlisted} more notes are not listed")
@@ -245,8 +246,10 @@ def show(value: object, limit: int = 80) -> str:
     """
     if isinstance(value, str | bytes):
         value = value[: limit + 1]
-    elif isinstance(value, dict | list):
-        return "an object" if isinstance(value, dict) else "a list"
+    elif isinstance(value, dict):
+        return "an object"
+    elif isinstance(value, list):
+        return "a list"
     elif isinstance(value, int) and value.bit_length() > 256:
         return "a huge integer"
     text = ascii(value)
@@ -265,5 +268,21 @@ def count(number: int, what: str) -> str:
         number: how many.
         what: the noun, in the singular.
     """
-    noun = what if number == 1 else f"{what[:-1]}ies" if what.endswith("y") else f"{what}s"
-    return f"{number} {noun}"
+    if number == 1:
+        return f"1 {what}"
+    if what.endswith("y"):
+        return f"{number} {what[:-1]}ies"
+    return f"{number} {what}s"
+
+
+def count_are(number: int, what: str, singular: str = "is", plural: str = "are") -> str:
+    """Return what :func:`count` does, and the verb that fits."""
+    verb = plural
+    if number == 1:
+        verb = singular
+    return f"{count(number, what)} {verb}"
+
+
+def finite(value: float) -> float | None:
+    """Return a number, or None for infinity."""
+    return None if math.isinf(value) else value

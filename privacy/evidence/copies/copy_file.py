@@ -7,8 +7,6 @@ docs/reference/ledger-copy.md.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -17,12 +15,11 @@ from typing import Any, Self
 
 from privet.common.canonical import canonical_json, write_atomic
 from privet.common.errors import InputError, NoteError, reason_of
-from privet.common.order import ORDER_TYPE, Order
+from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.privacy.evidence.copies.ledger_copy import CopyPiece
-from privet.privacy.evidence.order_keys import KeyHandover
+from privet.privacy.evidence.order_keys import KeyHandover, is_signed
 from privet.privacy.evidence.signed_note import COSIGN, SIGN, Checkpoint, Key
-from privet.privacy.evidence.statement import pae
 
 FORMAT = "privet/ledger-copy/v1"
 
@@ -56,11 +53,13 @@ class CopyFile:
     order_keys: tuple[KeyHandover, ...] = ()
 
     @property
-    def signers(self) -> list[Key | None]:
+    def signers(self) -> list[Key]:
         """The keys that may have signed the orders: the coordinator's, and those it follows."""
+        if self.orders_key is None:
+            return []
         found = [self.orders_key]
         for one in reversed(self.order_keys):
-            if found[-1] is not None and one.new.public == found[-1].public:
+            if one.new.public == found[-1].public:
                 found.append(one.old)
         return found
 
@@ -144,18 +143,6 @@ class CopyFile:
             tuple(KeyHandover.from_json(value) for value in first.get("order_keys", ())),
         )
         for order in found.orders:
-            if not any(_is_signed(order, key) for key in found.signers):
+            if not any(is_signed(order, key) for key in found.signers):
                 raise InputError(f"{source}: order {order.slot} is not signed by its coordinator")
         return found
-
-
-def _is_signed(order: Order, key: Key | None) -> bool:
-    try:
-        signature = base64.b64decode(order.signature, validate=True)
-    except (binascii.Error, ValueError):
-        return False
-    return (
-        key is not None
-        and order.keyid == key.fingerprint.partition(":")[2]
-        and key.verifies(signature, pae(ORDER_TYPE, order.encode()))
-    )

@@ -196,5 +196,6 @@ def _whole(path: Path) -> int:
     length = 0
     with path.open("rb") as stream:
         for line in stream:
-            length += len(line) if line.endswith(b"\n") else 0
+            if line.endswith(b"\n"):
+                length += len(line)
     return length

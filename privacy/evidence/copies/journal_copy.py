@@ -99,12 +99,17 @@ def first_of(entries: Iterable[JournalEntry]) -> list[JournalEntry]:
     return chosen
 
 
-def _papers(store: Store, value: dict[str, Any]) -> Iterator[Paper]:
-    names = [(ORDER, str(item["order"])) for item in value["orders"]]
+def receipts_of(value: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield purpose, site and paper of each receipt that a journal's entry of a round names."""
     for part, purpose in (("joined", "train"), ("metrics", "evaluate")):
         for item in value[part]:
             name = f"{value['run']}/{value['round']:09d}/{purpose}/{item['site']}"
-            names.append((RECEIPT, name))
+            yield purpose, item["site"], name
+
+
+def _papers(store: Store, value: dict[str, Any]) -> Iterator[Paper]:
+    names = [(ORDER, str(item["order"])) for item in value["orders"]]
+    names += [(RECEIPT, name) for _, _, name in receipts_of(value)]
     names += [(CHECKPOINT, f"{item['log']}/{item['size']:012d}") for item in value["witnessed"]]
     for kind, name in names:
         if (text := store.paper(kind, name)) is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from privet.common.printable import printable_all
+from privet.cli.output.console import OUT, say
+from privet.common.printable import counted, printable_all
 from privet.privacy.audit.summary import (
     claim_sentence,
     figures_sentence,
@@ -20,7 +19,6 @@ from privet.privacy.audit.summary import (
 )
 from privet.privacy.audit.verify import CodeFinding, SiteFinding, Verdict
 
-_out = Console(width=None if sys.stdout.isatty() else 100)
 _SHOWN = 20
 _SETTINGS = {
     "bundle": "This was a simulation by an app that came in a Flower bundle: nothing kept its code "
@@ -53,43 +51,39 @@ def show(found: Verdict) -> None:
     found = printable_all(found)
     top = standing(found)
     if found.ok:
-        colour, word = "green", "Verified" if is_witnessed(found) else "Consistent"
-        _out.print(f"[bold {colour}]{word}[/], and {witness_phrase(found)}.", highlight=False)
+        word = "Verified" if is_witnessed(found) else "Consistent"
+        OUT.print(f"[bold green]{word}[/], and {witness_phrase(found)}.", highlight=False)
     else:
-        faults = "1 fault" if len(found.faults) == 1 else f"{len(found.faults)} faults"
-        _out.print(
+        faults = counted(len(found.faults), "fault")
+        OUT.print(
             f"[bold red]{faults}.[/] Do not rely on its numbers. By its own words: "
             f"{witness_phrase(found)}.",
             highlight=False,
         )
     if top.setting is not None:
-        _say(_SETTINGS[top.setting])
+        say(_SETTINGS[top.setting])
     if found.roster == "pinned":
-        _say("The roster is pinned: signatures count by the keys that you brought.")
+        say("The roster is pinned: signatures count by the keys that you brought.")
     else:
-        _say(
+        say(
             "The roster is not pinned: the bundle's author chose whose signatures count. "
             "Bring the fingerprints that the sites gave you: --roster FILE."
         )
     if found.code.runs:
-        _say(_code(found.code))
+        say(_code(found.code))
     if found.sites:
-        _out.print(_table(found.sites))
+        OUT.print(_table(found.sites))
         if any(site.conditional for site in found.sites):
-            _say("* of several runs, so conditional (H29)")
-        _say(figures_sentence(top))
-    _say(claim_sentence(top))
+            say("* of several runs, so conditional (H29)")
+        say(figures_sentence(top))
+    say(claim_sentence(top))
     for fault in found.faults[:_SHOWN]:
         entry = "" if fault.entry is None else f", entry {fault.entry}"
-        _say(f"✗ {fault.site or 'the bundle'}{entry}: {fault.rule}: {fault.message}")
+        say(f"✗ {fault.site or 'the bundle'}{entry}: {fault.rule}: {fault.message}")
     if len(found.faults) > _SHOWN:
-        _say(f"… and {len(found.faults) - _SHOWN} more (--json shows all)")
+        say(f"… and {len(found.faults) - _SHOWN} more (--json shows all)")
     for note in found.notes:
-        _say(f"note: {note}")
-
-
-def _say(text: str) -> None:
-    _out.print(text, soft_wrap=True, markup=False, highlight=False)
+        say(f"note: {note}")
 
 
 def _table(findings: list[SiteFinding]) -> Table:
@@ -99,7 +93,9 @@ def _table(findings: list[SiteFinding]) -> Table:
         table.add_column(name, justify="right" if name == "entries" else "left", no_wrap=figure)
     for site in findings:
         loss = spent_of(site)
-        spent = loss.figure + (" *" if site.conditional else "")
+        spent = loss.figure
+        if site.conditional:
+            spent += " *"
         cap = "no cap" if site.cap is None else f"{site.cap:g}"
         table.add_row(site.site, site.population, spent, cap, loss.terms, str(site.entries))
     return table
@@ -117,15 +113,12 @@ def _code(code: CodeFinding) -> str:
     if code.pinned:
         held = sum(digests <= code.pinned for digests in code.runs.values())
         verb = "names" if held == len(code.runs) == 1 else "name"
-        return f"The code is pinned: {held} of {_runs(len(code.runs))} {verb} what you brought."
-    counted = Counter(digest for digests in code.runs.values() for digest in digests)
-    found = [f"{digest} ({_runs(count)})" for digest, count in counted.most_common(_SHOWN)]
-    more = f" and {len(counted) - _SHOWN} more" if len(counted) > _SHOWN else ""
+        runs = counted(len(code.runs), "run")
+        return f"The code is pinned: {held} of {runs} {verb} what you brought."
+    named = Counter(digest for digests in code.runs.values() for digest in digests)
+    found = [f"{digest} ({counted(count, 'run')})" for digest, count in named.most_common(_SHOWN)]
+    more = f" and {len(named) - _SHOWN} more" if len(named) > _SHOWN else ""
     return (
         f"The code is not pinned; the sites' word is {', '.join(found)}{more}. "
         "Bring the digest that its release publishes: --code DIGEST."
     )
-
-
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from rich.progress import Progress as Bar
 from rich.spinner import Spinner
 from rich.table import Table
 
+from privet.cli.output.console import OUT, or_dash
 from privet.common.printable import printable
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded_down
 from privet.privacy.audit.summary import claim_sentence, figures_sentence
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from privet.simulations.result import Result
 
 _err = Console(stderr=True)
-_out = Console(width=None if sys.stdout.isatty() else 100)
 
 
 class RunDisplay:
@@ -76,15 +76,16 @@ class RunDisplay:
         )
 
     def _worst(self, progress: Progress) -> PrivacyLoss | None:
+        if self._plan.privacy is None:
+            return None
         losses = [loss_of(value) for value in progress.spent.values()]
-        return max(losses, key=lambda loss: loss.epsilon) if losses and self._plan.privacy else None
+        return max(losses, key=lambda loss: loss.epsilon, default=None)
 
     def _table(self, progress: Progress) -> Table:
         worst, privacy = self._worst(progress), self._plan.privacy
-        terms = worst.terms if worst else "no privacy in this run"
-        table = Table(title=f"round {progress.round} · {terms}", title_justify="left")
-        table.add_column("site")
-        table.add_column("answer")
+        terms = _terms(worst, "no privacy in this run")
+        title = f"round {progress.round} · {terms}"
+        table = Table("site", "answer", title=title, title_justify="left")
         table.add_column("ε spent", justify="right")
         table.add_column("ε left", justify="right")
         headline = _measure(self._plan).headline
@@ -101,10 +102,10 @@ class RunDisplay:
                 str(progress.statuses.get(site.name, "no reply")),
                 spent,
                 left,
-                _number(by_site.get(site.name, {}).get(headline)),
+                or_dash(by_site.get(site.name, {}).get(headline)),
             )
         table.add_section()
-        table.add_row("all sites", "", "", "", _number(figures.get(headline)), style="bold")
+        table.add_row("all sites", "", "", "", or_dash(figures.get(headline)), style="bold")
         return table
 
 
@@ -131,51 +132,48 @@ def counting(title: str) -> Iterator[Callable[[int, int], None]]:
 
 def result(outcome: Result, rows: list[ComparisonRow] | None, ledgers: Path | None = None) -> None:
     """Print a finished run, whose ledgers lie in its folder or in ``ledgers``."""
-    _out.print()
-    _out.print(_comparison(outcome, rows))
+    OUT.print()
+    OUT.print(_comparison(outcome, rows))
     if rows:
-        _out.print(
+        OUT.print(
             "Rows marked ✗ were trained without noise on the same records; they and their "
             "metrics are in non-private/ and must not leave it.",
             style="dim",
         )
     if outcome.metrics.get("chrf") is not None:
-        _out.print(
+        OUT.print(
             f"Test records as the model writes them, by beam search: chrF "
             f"{outcome.metrics['chrf']:.1f}, BLEU {outcome.metrics['bleu']:.1f} (0 to 100)",
             highlight=False,
         )
     if outcome.note:
-        _out.print(outcome.note, soft_wrap=True, highlight=False)
-    table = Table(
-        title=f"Sites · {outcome.loss.terms if outcome.loss else 'no privacy'}",
-        title_justify="left",
-    )
+        OUT.print(outcome.note, soft_wrap=True, highlight=False)
+    table = Table("site", "last answer", title_justify="left")
+    table.title = f"Sites · {_terms(outcome.loss)}"
     shown = _short(_measure(outcome.plan))
-    for name in ("site", "last answer", "ε spent", "ε cap", *shown):
-        words = name in ("site", "last answer")
-        table.add_column(name, justify="left" if words else "right", no_wrap=not words)
+    for name in ("ε spent", "ε cap", *shown):
+        table.add_column(name, justify="right", no_wrap=True)
     for site in outcome.sites:
         table.add_row(
             site.name,
             site.status,
-            site.loss.figure if site.loss else "∞",
-            "–" if site.cap is None else f"{site.cap:g}",
-            *(_number(site.metrics.get(name)) for name in shown),
+            _spent(site.loss),
+            or_dash(site.cap, "{:g}".format),
+            *(or_dash(site.metrics.get(name)) for name in shown),
         )
-    _out.print(table)
-    releases(outcome, _out)
-    _out.print(_claim(outcome), soft_wrap=True, highlight=False)
+    OUT.print(table)
+    releases(outcome, OUT)
+    OUT.print(_claim(outcome), soft_wrap=True, highlight=False)
     if outcome.loss is not None and outcome.plan.trains:
-        _out.print(f"Gradients were clipped by {outcome.clipping}", highlight=False, style="dim")
+        OUT.print(f"Gradients were clipped by {outcome.clipping}", highlight=False, style="dim")
     if outcome.plan.compression is not None:
         size = outcome.update_bytes
-        _out.print(
+        OUT.print(
             f"Each update is {size['sent']:,} bytes instead of {size['numbers']:,} "
             f"({outcome.plan.compression.kind})",
             highlight=False,
         )
-    _out.print(
+    OUT.print(
         f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False, soft_wrap=True
     )
     _next(outcome.out, ledgers)
@@ -201,30 +199,33 @@ def releases(outcome: Result, console: Console | None = None) -> None:
         tell(f"Every site released in {which}.")
     else:
         for site in outcome.sites:
-            tell(f"{site.sentence}.", "bold" if site in short else None)
-            if site in short:
-                tell(f"  {site.log} says: {site.reason or 'nothing'}")
+            if site not in short:
+                tell(f"{site.sentence}.")
+                continue
+            tell(f"{site.sentence}.", "bold")
+            tell(f"  {site.log} says: {site.reason or 'nothing'}")
     for site in outcome.silent:
-        spent = site.loss is not None and site.loss.epsilon > 0
-        after = ": what it spent bought nothing" if spent else ""
-        tell(f"{site.name} never released{after}.", "bold red")
+        text = f"{site.name} never released"
+        if site.loss is not None and site.loss.epsilon > 0:
+            text += ": what it spent bought nothing"
+        tell(f"{text}.", "bold red")
     for remark in outcome.remarks:
         tell(f"note: {remark}")
 
 
 def _next(folder: Path, ledgers: Path | None) -> None:
     """Say how to gather the evidence of a run."""
-    sources = [str(folder), *([str(ledgers)] if ledgers else [])]
+    sources = [str(one) for one in (folder, ledgers) if one]
     words = ["privet", "audit", "bundle", *sources, "--out", f"{folder.name}.bundle"]
-    _out.print(f"Next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
+    OUT.print(f"Next: {shlex.join(words)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _comparison(outcome: Result, rows: list[ComparisonRow] | None) -> Table:
     plan = outcome.plan
-    terms = outcome.loss.terms if outcome.loss else "no privacy"
     source = {"public": "public test split", "gate": "noised by the sites", "off": "off"}
     table = Table(
-        title=f"{plan.title or plan.name} · figures: {source[plan.metrics.source]} · {terms}",
+        title=f"{plan.title or plan.name} · figures: {source[plan.metrics.source]} · "
+        f"{_terms(outcome.loss)}",
         title_justify="left",
     )
     table.add_column("trained" if plan.trains else "model")
@@ -232,25 +233,28 @@ def _comparison(outcome: Result, rows: list[ComparisonRow] | None) -> Table:
     names = _measure(plan).names
     for name in names:
         table.add_column(name, justify="right")
-    label = "federated with DP" if outcome.loss else "federated, no privacy"
+    label = "federated, no privacy"
     if not plan.trains:
         label = "measured at the sites"
+    elif outcome.loss:
+        label = "federated with DP"
     table.add_row(
         f"{label} ({plan.model.kind})",
-        outcome.loss.figure if outcome.loss else "∞",
-        *(_number(outcome.metrics.get(name)) for name in names),
+        _spent(outcome.loss),
+        *(or_dash(outcome.metrics.get(name)) for name in names),
         style="bold",
     )
     if outcome.metrics.get("majority") is not None:
         blanks = ["–"] * (len(names) - 1)
         table.add_row(
-            "always the most frequent class", "–", _number(outcome.metrics["majority"]), *blanks
+            "always the most frequent class", "–", or_dash(outcome.metrics["majority"]), *blanks
         )
     for row in rows or []:
+        mark = "" if row.private else " ✗"
         table.add_row(
-            row.name + ("" if row.private else " ✗"),
+            f"{row.name}{mark}",
             row.epsilon,
-            *(_number(row.metrics.get(name)) for name in names),
+            *(or_dash(row.metrics.get(name)) for name in names),
         )
     return table
 
@@ -263,9 +267,8 @@ def _claim(outcome: Result) -> str:
 def sweep(results: list[Result]) -> None:
     """Print one row for each ε."""
     first = results[0]
-    table = Table(
-        title=f"{first.plan.name} · {first.loss.terms if first.loss else ''}", title_justify="left"
-    )
+    title = f"{first.plan.name} · {_terms(first.loss, '')}"
+    table = Table(title=title, title_justify="left")
     table.add_column("ε", justify="right")
     names = _measure(first.plan).names
     for name in names:
@@ -273,12 +276,12 @@ def sweep(results: list[Result]) -> None:
     table.add_column("run folder")
     for item in results:
         table.add_row(
-            item.loss.figure if item.loss else "∞",
-            *(_number(item.metrics.get(name)) for name in names),
+            _spent(item.loss),
+            *(or_dash(item.metrics.get(name)) for name in names),
             str(item.out),
         )
-    _out.print(table)
-    _out.print(
+    OUT.print(table)
+    OUT.print(
         "Each row spent its own ε on the same records: choosing among them on private metrics "
         "would cost the sum (H11, H12).",
         style="dim",
@@ -287,16 +290,16 @@ def sweep(results: list[Result]) -> None:
 
 def scenarios(rows: list[dict[str, Any]], *, folder: Path) -> None:
     """Print the scenarios, and the folder of their plans."""
-    table = Table(title="Scenarios (privet simulate NAME)", title_justify="left")
-    for name in ("name", "what", "models", "sites", "unit", "data", "there?"):
-        table.add_column(name)
+    table = Table("name", "what", "models", "sites", "unit", "data", "there?")
+    table.title, table.title_justify = "Scenarios (privet simulate NAME)", "left"
     for row in rows:
+        there = "yes" if row["available"] else "no"
         table.add_row(
             row["name"], row["title"], ", ".join(row["models"]), str(row["sites"]), row["unit"],
-            row["data"], "yes" if row["available"] else "no",
+            row["data"], there,
         )  # fmt: skip
-    _out.print(table)
-    _out.print(f"Their plans, to copy and to change: {folder}/*.toml", style="dim", soft_wrap=True)
+    OUT.print(table)
+    OUT.print(f"Their plans, to copy and to change: {folder}/*.toml", style="dim", soft_wrap=True)
 
 
 def _figures(progress: Progress) -> dict[str, Any]:
@@ -325,16 +328,17 @@ def _words(figures: dict[str, Any], names: tuple[str, ...]) -> str:
     return "  ".join(shown) or "no metrics"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _terms(loss: PrivacyLoss | None, none: str = "no privacy") -> str:
+    return none if loss is None else loss.terms
+
+
+def _spent(loss: PrivacyLoss | None) -> str:
+    return "∞" if loss is None else loss.figure
 
 
 def loss_of(value: dict[str, Any]) -> PrivacyLoss:
     """Read back what ``PrivacyLoss.to_dict`` gave."""
     epsilon = value["epsilon"]
-    return PrivacyLoss(
-        float("inf") if epsilon is None else epsilon,
-        value["delta"],
-        Unit(value["unit"]),
-        Relation(value["relation"]),
-    )
+    if epsilon is None:
+        epsilon = math.inf
+    return PrivacyLoss(epsilon, value["delta"], Unit(value["unit"]), Relation(value["relation"]))

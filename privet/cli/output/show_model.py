@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from privet.cli.output.console import OUT, or_dash
 
 if TYPE_CHECKING:
     from privet.simulations.model_check import ModelCheck
@@ -25,9 +25,6 @@ Of two classes the recall is the share of true positives.
 """
 _SMALL_GROUP = 30
 """Records of a group, below which a share is off by a tenth and more."""
-_out = Console(width=None if sys.stdout.isatty() else 100)
-
-
 _NAMED = 12
 """Parameters that are listed."""
 
@@ -35,17 +32,17 @@ _NAMED = 12
 def check(name: str, found: ModelCheck) -> None:
     """Print how a plan's model is clipped, what a step costs, and what is trained."""
     trained = sum(found.trained.values())
-    _out.print(f"[bold]{escape(name)}[/bold] trains under privacy: clipping by {found.way}")
+    OUT.print(f"[bold]{escape(name)}[/bold] trains under privacy: clipping by {found.way}")
     for way, why in found.passed_over.items():
-        _out.print(f"  not by {way}: {why}", style="dim", highlight=False)
-    _out.print(
+        OUT.print(f"  not by {way}: {why}", style="dim", highlight=False)
+    OUT.print(
         f"A step of {found.records} records takes {found.seconds * 1000:.1f} ms, "
         f"{found.seconds / found.plain_seconds:.2f} × the {found.plain_seconds * 1000:.1f} ms "
         "without privacy (this machine, now).",
         highlight=False,
     )
     if found.peak_bytes is not None and found.plain_peak_bytes:
-        _out.print(
+        OUT.print(
             f"Its memory: {found.peak_bytes / 1e6:,.0f} MB, "
             f"{found.peak_bytes / found.plain_peak_bytes:.2f} × without privacy.",
             highlight=False,
@@ -61,7 +58,7 @@ def check(name: str, found: ModelCheck) -> None:
     table.add_row("all", f"{trained:,}", style="bold")
     if found.frozen:
         table.add_row("frozen", f"{found.frozen:,}", style="dim")
-    _out.print(table)
+    OUT.print(table)
 
 
 def evaluation(value: dict[str, Any]) -> None:
@@ -72,22 +69,22 @@ def evaluation(value: dict[str, Any]) -> None:
     _row(table, "all", value["records"], value["metrics"], names, style="bold")
     for site, figures in value["sites"].items():
         _row(table, site, figures["records"], figures, names)
-    _out.print(table)
+    OUT.print(table)
     for column, found in value["groups"].items():
         table = _table(f"By {column}", column, names)
         for group, figures in found["figures"].items():
             _row(table, group, figures["records"], figures, names)
         table.add_section()
         _row(table, "gap", None, found["gaps"], names, style="bold")
-        _out.print(table)
-    _out.print(" ".join(_explained(value, names)), style="dim", highlight=False)
+        OUT.print(table)
+    OUT.print(" ".join(_explained(value, names)), style="dim", highlight=False)
     if (calibration := value["calibration"]) is not None:
-        _out.print(
+        OUT.print(
             f"Calibration: stated probabilities are off by {calibration['error']:.3f} on average "
             f"(Brier score, summed over classes, {calibration['brier']:.3f}).",
             highlight=False,
         )
-    _out.print(
+    OUT.print(
         "These metrics are exact, not noised: of private records they are private.", style="dim"
     )
 
@@ -128,5 +125,5 @@ def _row(
     table: Table, name: str, count: int | None, figures: dict[str, Any], names: list[str],
     style: str | None = None,
 ) -> None:  # fmt: skip
-    cells = ["–" if figures.get(key) is None else f"{figures[key]:.3f}" for key in names]
-    table.add_row(escape(name), "–" if count is None else str(count), *cells, style=style)
+    cells = [or_dash(figures.get(key)) for key in names]
+    table.add_row(escape(name), or_dash(count, str), *cells, style=style)

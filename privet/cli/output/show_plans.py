@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from privet.cli.output.console import console, or_dash
 from privet.cli.output.show_site import failures
 from privet.common.printable import printable_all
 from privet.privacy.accounting.units import rounded_down, rounded_up
@@ -26,8 +25,7 @@ def listed(found: list[dict[str, Any]], log: Path, *, stderr: bool = False) -> N
         log: the operator's, which says what failed.
         stderr: print on standard error.
     """
-    stream = sys.stderr if stderr else sys.stdout
-    out = Console(file=stream, width=None if stream.isatty() else 100)
+    out = console(stderr=stderr)
     plans = printable_all(found)
     if not plans:
         out.print("No plan was offered, approved or refused yet.")
@@ -42,7 +40,7 @@ def listed(found: list[dict[str, Any]], log: Path, *, stderr: bool = False) -> N
         words = (plan["name"] or "not known", by or "–", plan["data_set"] or "–")
         table.add_row(
             plan["state"].replace("-", " "), *map(Text, words),
-            _figure(plan["epsilon"]), _figure(plan["spent"]), _left(plan),
+            or_dash(plan["epsilon"], rounded_up), or_dash(plan["spent"], rounded_up), _left(plan),
         )  # fmt: skip
     out.print(table)
     for plan in plans:
@@ -60,7 +58,7 @@ def _lines(plan: dict[str, Any], log: Path) -> list[str]:
         cost = plan["cost"]
         found.append(
             f"          population {plan['population']}: a run costs ε "
-            f"{_figure(cost['epsilon'])} at δ {cost['delta']:g}, per {cost['unit']}"
+            f"{or_dash(cost['epsilon'], rounded_up)} at δ {cost['delta']:g}, per {cost['unit']}"
         )
     if plan["why"]:
         found.append(f"          {plan['why']}")
@@ -76,11 +74,9 @@ def _lines(plan: dict[str, Any], log: Path) -> list[str]:
     return found
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else rounded_up(value)
-
-
 def _left(plan: dict[str, Any]) -> str:
     if plan["cost"] is None or plan["left_after"] is None:
         return "–"
-    return rounded_down(plan["left_after"]) if plan["fits"] else "not covered"
+    if not plan["fits"]:
+        return "not covered"
+    return rounded_down(plan["left_after"])

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from privet.cli.output.console import OUT, say
 from privet.common.printable import printable_all
 from privet.privacy.accounting.units import rounded_up
-
-_out = Console(width=None if sys.stdout.isatty() else 100)
-
 
 _WORDS = {
     "present": "ready",
@@ -29,19 +25,20 @@ def status(value: dict[str, Any]) -> None:
         value: as ``privet server status --json`` has it. A researcher's has no ``address``.
     """
     value = printable_all(value)
-    _say(f"{value['federation']}: {'listening' if value['listening'] else 'not running'}")
+    state = "listening" if value["listening"] else "not running"
+    say(f"{value['federation']}: {state}")
     _sites(value)
     if "address" in value:
         _address(value)
     if people := value.get("researchers"):
         names = ", ".join(f"{one['researcher']} ({one['state']})" for one in people)
-        _say(f"Researchers: {names}")
+        say(f"Researchers: {names}")
     if not value["runs"]:
-        _say("No run was submitted yet.")
+        say("No run was submitted yet.")
     for run in value["runs"]:
         _run(run)
     for lost in value.get("lost", ()):
-        _say(
+        say(
             f"{lost['run']}: not here, and {lost['site']} keeps {lost['entries']} entries of its "
             f"journal · {lost['plan']}\n  This coordinator was restored from a copy that is older "
             f"than the run, or its folder was removed. `privet server resume FOLDER {lost['run']}` "
@@ -49,42 +46,39 @@ def status(value: dict[str, Any]) -> None:
         )
 
 
-def _say(text: str) -> None:
-    """Print a line as it is: names may hold what the library takes for markup."""
-    _out.print(text, highlight=False, soft_wrap=True, markup=False)
-
-
 def _sites(value: dict[str, Any]) -> None:
     """Print the table of sites, and the certificates that two processes use."""
-    table = Table(title="Sites", title_justify="left")
-    for name in ("site", "state", "connected"):
-        table.add_column(name)
+    table = Table("site", "state", "connected", title="Sites", title_justify="left")
     for site in value["sites"]:
-        here = value["listening"] and site["connected"]
-        table.add_row(escape(site["site"]), site["state"], "yes" if here else "no")
-    _out.print(table)
-    for site in value["sites"] if value["listening"] else ():
+        here = "yes" if value["listening"] and site["connected"] else "no"
+        table.add_row(escape(site["site"]), site["state"], here)
+    OUT.print(table)
+    if not value["listening"]:
+        return
+    for site in value["sites"]:
         if peers := ", ".join(site.get("doubled", ())):
-            _say(f"Two processes attend as {site['site']} and end each other's streams: {peers}")
+            say(f"Two processes attend as {site['site']} and end each other's streams: {peers}")
 
 
 def _run(run: dict[str, Any]) -> None:
     """Print a run: its state, what each site answered and has spent, and what was reported."""
     round_ = f", round {run['round']}" if "round" in run else ""
     by = f" · submitted by {run['by']}" if run.get("by") else ""
-    _say(f"{run['run']}: {run['state']}{round_} · {run['plan']}{by}")
+    say(f"{run['run']}: {run['state']}{round_} · {run['plan']}{by}")
     for site, answer in run.get("sites", {}).items():
         spent = run.get("spent", {}).get(site)
-        cost = f", ε {rounded_up(spent['epsilon'])} spent" if spent and spent["epsilon"] else ""
-        _say(f"  {site}: {_WORDS.get(answer, answer)}{cost}")
+        text = f"  {site}: {_WORDS.get(answer, answer)}"
+        if spent and spent["epsilon"]:
+            text += f", ε {rounded_up(spent['epsilon'])} spent"
+        say(text)
     for sentence in run.get("told", ()):
-        _say(f"  {sentence}")
+        say(f"  {sentence}")
     for remark in run.get("remarks", ()):
-        _say(f"  note: {remark}")
+        say(f"  note: {remark}")
     if metrics := _metrics(run.get("metrics", {})):
-        _say(f"  round {run.get('measured', 0)}, measured by the sites, noised: {metrics}")
+        say(f"  round {run.get('measured', 0)}, measured by the sites, noised: {metrics}")
     if run.get("fault"):
-        _say(f"  {run['fault']}")
+        say(f"  {run['fault']}")
 
 
 def _address(value: dict[str, Any]) -> None:
@@ -94,10 +88,10 @@ def _address(value: dict[str, Any]) -> None:
     line = f"Sites dial {value['address']}"
     if value["listening"] and enrolled:
         line += f"; not yet known to {', '.join(unknown)}" if unknown else "; all sites know it"
-    _say(line)
+    say(line)
     if value["authority"]["overlap"]:
         left = ", ".join(value["authority"]["left"]) or "none"
-        _say(f"A new authority follows the former one; sites without a certificate of it: {left}")
+        say(f"A new authority follows the former one; sites without a certificate of it: {left}")
 
 
 def _metrics(found: dict[str, float | None]) -> str:

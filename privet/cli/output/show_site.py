@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from privet.cli.output.console import OUT, or_dash, say
 from privet.cli.output.show import loss_of
-from privet.common.printable import printable_all
+from privet.common.printable import counted, printable_all
 from privet.privacy.accounting.units import rounded_down
 
 if TYPE_CHECKING:
     from privet.client.operator.forecast import Forecast
 
-_out = Console(width=None if sys.stdout.isatty() else 100)
 _ANSWERS = {
     False: "The site would refuse this plan.",
     True: "The site would let this plan run to its end, once it is approved.",
@@ -29,29 +27,24 @@ _ANSWERS = {
 def budget(forecast: Forecast) -> None:
     """Print what a plan would cost."""
     plan = forecast.plan
-    _say(
+    say(
         f"Plan {plan.name} at site {forecast.policy.site}, on data set {forecast.data_set} of "
         f"population {forecast.population}"
     )
     if plan.privacy is not None:
-        _say(_noise(forecast))
-    _say(f"Digest {plan.digest} (of the plan with its noise: this is what is approved)")
-    _out.print(_costs(forecast))
+        say(_noise(forecast))
+    say(f"Digest {plan.digest} (of the plan with its noise: this is what is approved)")
+    OUT.print(_costs(forecast))
     if forecast.runs_left is not None:
         count = "at least 1000" if forecast.many else forecast.runs_left
-        _say(f"Such runs that still fit, this one included: {count}")
+        say(f"Such runs that still fit, this one included: {count}")
     for note in forecast.notes:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     if forecast.faults:
-        _out.print(_ANSWERS[forecast.only_undecided], style="bold")
+        OUT.print(_ANSWERS[forecast.only_undecided], style="bold")
         return
-    _out.print("The site would let this plan run to its end.", style="bold")
-    _say(_rule(forecast))
-
-
-def _say(text: str) -> None:
-    """Print a line as it is: names may hold what the library takes for markup."""
-    _out.print(text, markup=False, highlight=False, soft_wrap=True)
+    OUT.print("The site would let this plan run to its end.", style="bold")
+    say(_rule(forecast))
 
 
 def _noise(forecast: Forecast) -> str:
@@ -116,39 +109,42 @@ def site_status(value: dict[str, Any], log: Path) -> None:
         log: the operator's.
     """
     value = printable_all(value)
-    _say(f"{value['site']}: {value['state']} · {_witnessed(value)} · {_key(value)}")
-    _out.print(_populations(value["populations"]))
+    say(f"{value['site']}: {value['state']} · {_witnessed(value)} · {_key(value)}")
+    OUT.print(_populations(value["populations"]))
     for note in value["notes"]:
-        _say(f"note: {note}")
+        say(f"note: {note}")
     plans(value["plans"], log)
     for one in value["coordinators"]:
         _coordinator(one)
     for plan in value["waiting"]:
         names = ", ".join(filter(None, (plan["coordinator"], *plan["also"]))) or "not known"
         text = f"waits for approval: {plan['plan']}  {plan['name']}, offered by {names}"
-        why = f"; {plan['why']}" if plan["why"] else ""
-        _say(f"{text} (`privet client plans`){why}")
-    several = len(value["coordinators"]) > 1
-    for one in value["coordinators"] if several else [value]:
-        whose = f"{one['coordinator']}: " if several else ""
+        text += " (`privet client plans`)"
+        if plan["why"]:
+            text += f"; {plan['why']}"
+        say(text)
+    asked = [(f"{one['coordinator']}: ", one) for one in value["coordinators"]]
+    if len(asked) <= 1:
+        asked = [("", value)]
+    for whose, one in asked:
         for line in last_refusals(one, log):
-            _say(f"{whose}{line}")
+            say(f"{whose}{line}")
     for slot in value["open"]:
-        _say(f"reserved and not finished: {slot} (it counts)")
+        say(f"reserved and not finished: {slot} (it counts)")
 
 
 def _populations(found: list[dict[str, Any]]) -> Table:
     """Return the table of populations, with what each has spent and has left."""
-    table = Table()
-    for name in ("population", "ε spent", "ε cap", "cap − spent", "δ, unit, relation", "runs"):
-        table.add_column(name)
+    table = Table("population", "ε spent", "ε cap", "cap − spent", "δ, unit, relation", "runs")
     for item in found:
-        loss, cap, left = loss_of(item), item["cap"], item["cap_minus_spent"]
+        loss, name = loss_of(item), item["population"]
+        if item["closed"]:
+            name += " (closed)"
         table.add_row(
-            escape(item["population"] + (" (closed)" if item["closed"] else "")),
+            escape(name),
             loss.figure,
-            "–" if cap is None else f"{cap:g}",
-            "–" if left is None else rounded_down(left),
+            or_dash(item["cap"], "{:g}".format),
+            or_dash(item["cap_minus_spent"], rounded_down),
             loss.terms,
             str(item["runs"]),
         )
@@ -160,9 +156,9 @@ def _coordinator(value: dict[str, Any]) -> None:
     text = f"coordinator {value['coordinator']} at {value['address']}"
     if not value["may_ask"]:
         text += f": may not ask; {value['orders_key']} is not under [allow] coordinators"
-    _say(text)
+    say(text)
     for note in _changes_of(value):
-        _say(f"note: {note}")
+        say(f"note: {note}")
 
 
 def plans(found: list[dict[str, Any]], log: Path) -> None:
@@ -174,9 +170,9 @@ def plans(found: list[dict[str, Any]], log: Path) -> None:
     """
     for plan in printable_all(found):
         line = f"{plan['state']:9} {plan['plan']}  {', '.join(plan['by'])}"
-        _say(line)
+        say(line)
         if failed := failures(plan, log):
-            _say(f"          {failed}")
+            say(f"          {failed}")
 
 
 def last_refusals(value: dict[str, Any], log: Path) -> list[str]:
@@ -212,11 +208,9 @@ def _changes_of(value: dict[str, Any]) -> list[str]:
     if len(found := value.get("addresses", ())) > 1:
         said.append(f"the coordinator is dialed at {found[0]}, then at {', '.join(found[1:])}")
     for one in value.get("order_keys", ()):
-        then = (
-            "it may ask, because the policy lets the old one ask"
-            if one["may_ask"]
-            else "it may not ask here: write it under `coordinators` if you trust it"
-        )
+        then = "it may not ask here: write it under `coordinators` if you trust it"
+        if one["may_ask"]:
+            then = "it may ask, because the policy lets the old one ask"
         said.append(f"order key {one['new']} follows {one['old']}, which signed that; {then}")
     return said
 
@@ -238,11 +232,11 @@ def failures(plan: dict[str, Any], log: Path) -> str:
     if not (failed := plan.get("failed_attempts", 0)):
         return ""
     most = plan["max_attempts"]
-    times = "attempt failed" if failed == 1 else "attempts failed in a row"
+    times = counted(failed, "attempt failed", "attempts failed in a row")
     if not plan["closed"]:
-        return f"{failed} {times}, of {most} that may; each was charged. See {log}"
+        return f"{times}, of {most} that may; each was charged. See {log}"
     return (
-        f"closed: {failed} {times}, each was charged, and further orders are refused at no cost. "
+        f"closed: {times}, each was charged, and further orders are refused at no cost. "
         f"See {log}; correct the cause, then `privet client approve` opens the plan again"
     )
 
@@ -257,7 +251,9 @@ def _key(value: dict[str, Any]) -> str:
 
 def _witnessed(value: dict[str, Any]) -> str:
     entries, seen = value["entries"], value["witnessed"]
-    count = f"{entries} {'entry' if entries == 1 else 'entries'}"
+    count = counted(entries, "entry", "entries")
     if seen == 0:
         return f"{count}, not witnessed yet"
-    return f"{count}, all witnessed" if seen == entries else f"{count}, the first {seen} witnessed"
+    if seen == entries:
+        return f"{count}, all witnessed"
+    return f"{count}, the first {seen} witnessed"

@@ -50,7 +50,7 @@ def logged(style: Style, level: Level, operator: Path | None = None) -> Iterator
             raise
         else:
             _LOG.error("ended", extra={"why": said})
-        raise typer.Exit(error.exit_code if isinstance(error, PrivetError) else 1) from None
+        raise typer.Exit(getattr(error, "exit_code", 1)) from None
     except (typer.Exit, ModuleNotFoundError):
         raise
     except SystemExit as error:

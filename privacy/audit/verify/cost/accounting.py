@@ -53,9 +53,8 @@ def _sampled_gaussian(rate: float, ratio: float, order: int) -> float:
     ]  # fmt: skip
     most = max(terms)
     log_sum = most + math.log(math.fsum(math.exp(term - most) for term in terms))
-    log_moment = log_sum + math.log1p(math.exp(-log_sum)) if log_sum > 0 else math.log1p(
-        math.exp(log_sum)
-    )  # fmt: skip
+    # ln(1 + e^x), of which e^x alone would overflow.
+    log_moment = max(log_sum, 0.0) + math.log1p(math.exp(-abs(log_sum)))
     return log_moment / (order - 1)
 
 
@@ -90,7 +89,7 @@ def rho(mechanism: Mechanism, order: int, relation: str) -> float:
             return math.inf
         if mechanism.type == "laplace":
             return _laplace(mechanism.scale / size, order)
-        if relation == REPLACE:
+        if relation == REPLACE:  # without sampling it costs no less, and the sum moves twice as far
             size, rate = 2 * size, 1.0
         ratio = mechanism.scale / size
         if rate == 1:
@@ -108,6 +107,7 @@ def converted(order: int, delta: float, split: int = 1) -> float:
         delta: of (ε, δ).
         split: among how many orders δ is divided.
     """
+    # Canonne, Kamath and Steinke 2020, Proposition 12.
     return math.log((order - 1) / order) - (math.log(delta / split) + math.log(order)) / (order - 1)
 
 
@@ -134,7 +134,7 @@ def ceiling(charges: Iterable[Event], delta: float, relation: str) -> float:
 def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, int]] | None:
     """Return mechanisms with their counts, all plain Gaussians as one; None if not private."""
     counts: dict[Mechanism, int] = {}
-    inverse = 0.0
+    inverse = 0.0  # plain Gaussians compose to one exactly, which costs one distribution
     for event in charges:
         part = event.mechanism
         if part.type == "none" or (part.type not in _NORMAL and relation == REPLACE):
@@ -154,13 +154,12 @@ def _merged(charges: Iterable[Event], relation: str) -> list[tuple[Mechanism, in
 
 def _grid(events: list[Event], merged: list[tuple[Mechanism, int]], relation: str) -> float | None:
     """Return the grid on which the history is composed; None if that would cost too much."""
-    size = _size(events, merged, relation)
-    return None if size is None else size[0]
+    return _size(events, merged, relation)[0]
 
 
 def _size(
     events: list[Event], merged: list[tuple[Mechanism, int]], relation: str
-) -> tuple[float, float] | None:
+) -> tuple[float | None, float]:
     second = math.fsum(
         e.count * order_two(e.mechanism, rho(e.mechanism, 2, RELATIONS[0])) for e in events
     )
@@ -178,10 +177,11 @@ def seconds(charges: Iterable[Event], relation: str) -> float:
     events = list(charges)
     try:
         merged = _merged(events, relation)
-        size = _size(events, merged, relation) if merged else None
+        if not merged:
+            return 0.0
+        return _size(events, merged, relation)[1] / 1e6
     except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError):
         return 0.0
-    return 0.0 if size is None else size[1] / 1e6
 
 
 def _dp_event(mechanism: Mechanism) -> Any:
@@ -192,9 +192,9 @@ def _dp_event(mechanism: Mechanism) -> Any:
         return dp_event.MixtureOfGaussiansDpEvent(
             mechanism.scale, list(mechanism.sensitivities), list(mechanism.probabilities)
         )
-    simple = dp_event.LaplaceDpEvent if mechanism.type == "laplace" else (
-        dp_event.GaussianDpEvent
-    )  # fmt: skip
+    simple = dp_event.GaussianDpEvent
+    if mechanism.type == "laplace":
+        simple = dp_event.LaplaceDpEvent
     if mechanism.rate == 1:
         return simple(ratio)
     return dp_event.PoissonSampledDpEvent(mechanism.rate, simple(ratio))
@@ -251,8 +251,10 @@ def delta_at(charges: Iterable[Event], epsilon: float, relation: str) -> float:
     events = list(charges)
     try:
         merged = _merged(events, relation)
+        if merged is None:
+            return 1.0
         if not merged:
-            return 1.0 if merged is None else 0.0
+            return 0.0
         bound = renyi_delta(events, epsilon, relation)
         grid = _grid(events, merged, relation)
         if grid is None:
@@ -304,7 +306,9 @@ def epsilon(charges: Iterable[Event], delta: float, relation: str) -> tuple[floa
         value, tail = _pld(tuple(merged), grid, delta, relation)
         if value <= bound or (tail <= delta / 1000 and contradict(value, bound, events)):
             return value, bound, ""
-        return bound, bound, _TOO_SMALL if tail > delta / 1000 else ""
+        if tail > delta / 1000:
+            return bound, bound, _TOO_SMALL
+        return bound, bound, ""
     except (ArithmeticError, ValueError, MemoryError, IndexError, TypeError) as error:
         return bound, bound, f"dp-accounting failed ({type(error).__name__}): the Rényi ceiling"
 
@@ -326,8 +330,10 @@ def fits(charges: Iterable[Event], delta: float, relation: str, cap: float) -> b
     if ceiling(events, delta, relation) <= cap or epsilon(events, delta, relation)[0] <= cap:
         return True
     merged = _merged(events, relation)
-    grid = _grid(events, merged, relation) if merged else None
-    if not merged or grid is None:
+    if not merged:
+        return False
+    grid = _grid(events, merged, relation)
+    if grid is None:
         return False
     try:
         _, tail = _pld(tuple(merged), grid, delta, relation)

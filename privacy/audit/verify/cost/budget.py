@@ -35,6 +35,13 @@ class AuditedCharge:
     plan: AuditedPlan | None
 
 
+def _in_units(value: float | None) -> int:
+    """Return a cost rounded up; -1 for an infinite one, or none."""
+    if value is None or not math.isfinite(value):
+        return -1
+    return math.ceil(value * _ONE)
+
+
 class Filter:
     """The two filters, with what the first run's plan leaves to each of them."""
 
@@ -74,7 +81,9 @@ class Filter:
     def _after(self, first: AuditedPlan | None) -> tuple[AuditedSplit, list[int] | None]:
         found = self._splits.get(first)
         if found is None:
-            known = first if first is None or self.composes(first) else None
+            known = first
+            if first is not None and not self.composes(first):
+                known = None
             shares = split(known, self._cap + SLACK, self._delta, self._relation)
             found = self._splits[first] = shares, self._limits(shares.renyi)
         return found
@@ -95,13 +104,8 @@ class Filter:
                 event.count * accounting.rho(event.mechanism, order, self._relation)
                 for order in FILTER_ORDERS
             ]
-            squared = square(event, self._relation)
-            known = squared is not None and math.isfinite(squared)
-            cost = (
-                [-1 if math.isinf(v) else math.ceil(v * _ONE) for v in values],
-                math.ceil(squared * _ONE) if known and squared is not None else -1,
-            )
-            self._cost[event] = cost
+            squared = _in_units(square(event, self._relation))
+            cost = self._cost[event] = [_in_units(value) for value in values], squared
         return cost
 
     def add(self, event: Event, sign: int) -> None:
@@ -111,6 +115,7 @@ class Filter:
             event: that is charged.
             sign: 1, or -1 if it is given back.
         """
+        # Sums of integers: what is given back leaves them exactly as they were.
         sums, infinite = self._sums, self._infinite
         costs, squared = self._fixed(event)
         for place, value in enumerate(costs):
@@ -274,13 +279,15 @@ class AuditedBudget:
         if self._is_one_run_that_fits():
             return
         if self._filter is not None and not self._filter.holds(self._first_plan()):
-            what = "its plan is above the cap, and " if self._one_run() is not None else ""
+            what = ""
+            if self._one_run() is not None:
+                what = "its plan is above the cap, and "
             first = self._first_plan()
             if first is not None and not self._filter.composes(first):
                 what = "the first plans of the ledger before its own take all the time, and "
-            gaussian = self._filter.has_gaussians(self._first_plan())
-            which = "the Gaussian and the Renyi filter" if gaussian else "the Renyi filter"
-            verb = "are" if gaussian else "is"
+            which, verb = "the Renyi filter", "is"
+            if self._filter.has_gaussians(first):
+                which, verb = "the Gaussian and the Renyi filter", "are"
             self.fault = (sequence, f"{what}{which} of the population {verb} overrun")
 
     def _fits(self, plan: AuditedPlan) -> bool:

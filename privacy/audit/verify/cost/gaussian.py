@@ -32,7 +32,9 @@ def square(event: Event, relation: str) -> float | None:
         scale = math.sqrt(scale**2 - SMOOTHING**2)
     elif part.type != "gaussian" or part.rate != 1:
         return None
-    size = max(part.sensitivities) * (2 if relation == "replace_one" else 1)
+    size = max(part.sensitivities)
+    if relation == "replace_one":
+        size *= 2
     try:
         return event.count * (size / scale) ** 2
     except OverflowError:
@@ -58,11 +60,15 @@ def log_delta(mu: float, epsilon: float) -> float:
     """
     near, far = epsilon / mu - mu / 2, epsilon / mu + mu / 2
     log_density = -near * near / 2 - math.log(2 * math.pi) / 2
+    # The tail below 0 grows without bound; above, the other form subtracts nearly equal numbers.
     if near >= 0:
         share = _tail(near) - _tail(far)
-        return log_density + math.log(share) if share > 0 else -math.inf
-    left = math.erfc(near / math.sqrt(2)) / 2 - math.exp(log_density) * _tail(far)
-    return math.log(left) if left > 0 else -math.inf
+    else:
+        share = math.erfc(near / math.sqrt(2)) / 2 - math.exp(log_density) * _tail(far)
+        log_density = 0.0
+    if share <= 0:
+        return -math.inf
+    return log_density + math.log(share)
 
 
 @lru_cache(maxsize=1024)

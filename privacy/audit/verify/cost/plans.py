@@ -17,6 +17,14 @@ def _section(plan: dict[str, Any], name: str) -> dict[str, Any]:
     return section
 
 
+def _part(plan: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a section of the plan; an empty one if it has none."""
+    part = plan.get(name)
+    if not isinstance(part, dict):
+        return {}
+    return part
+
+
 def _count(section: dict[str, Any], name: str, default: int | None = None) -> int:
     value = section.get(name, default)
     if type(value) is not int or value < 1:
@@ -87,8 +95,7 @@ class AuditedPlan:
         training = _section(value, "training")
         self.trainings = _natural(training, "rounds")
         self.rounds = self.trainings or 1
-        strategy = value.get("strategy")
-        strategy = strategy if isinstance(strategy, dict) else {}
+        strategy = _part(value, "strategy")
         self.averages = self.trainings > 0 and _count(strategy, "average_last", 1) > 1
         least = strategy.get("min_sites")
         self.quorum = len(self.sites) // 2 + 1 if least is None else _count(strategy, "min_sites")
@@ -98,8 +105,7 @@ class AuditedPlan:
         self._read_events(value, training)
 
     def _read_kinds(self, value: dict[str, Any]) -> None:
-        sections = [value.get(name) for name in ("task", "model", "metrics")]
-        task, model, metrics = (part if isinstance(part, dict) else {} for part in sections)
+        task, model, metrics = (_part(value, name) for name in ("task", "model", "metrics"))
         kinds = task.get("kind", "tabular"), model.get("kind", ""), metrics.get("source", "public")
         if not all(isinstance(kind, str) for kind in kinds):
             raise Malformed("a kind of the plan must be a text")
@@ -110,11 +116,13 @@ class AuditedPlan:
                 raise Malformed(f"'{name}' of the plan must be a text without control characters")
 
     def _read_events(self, value: dict[str, Any], training: dict[str, Any]) -> None:
-        metrics = value.get("metrics")
-        gated = isinstance(metrics, dict) and metrics.get("source") == "gate"
+        metrics = _part(value, "metrics")
+        gated = metrics.get("source") == "gate"
         if not self.trainings and not gated:
             raise Malformed("the plan neither trains nor evaluates")
-        self.every = _count(metrics, "every") if gated and isinstance(metrics, dict) else 0
+        self.every = 0
+        if gated:
+            self.every = _count(metrics, "every")
         self.budget: tuple[float, float, str, str] | None = None
         self.train = Event(NON_PRIVATE) if self.trainings else None
         self.evaluate = Event(NON_PRIVATE) if gated else None
@@ -136,7 +144,7 @@ class AuditedPlan:
             noise = _positive(privacy, "noise_multiplier") * clip
             step = gaussian(noise, clip, _positive(training, "sample_rate", 1.0))
             self.train = Event(step, _count(training, "steps"))
-        if gated and isinstance(metrics, dict):
+        if gated:
             noise = _positive(metrics, "noise_multiplier")
             self.evaluate = Event(gate(noise))
             self.evaluate_before = Event(gaussian(noise, 1.0))

@@ -43,8 +43,8 @@ def order_two(part: Mechanism, otherwise: float) -> float:
     return top + math.log(total)
 
 
-def size_of(merged: Merged, spread: float, twice: bool) -> tuple[float, float] | None:
-    """Return the grid for a history and the microseconds it takes; None if they are too many.
+def size_of(merged: Merged, spread: float, twice: bool) -> tuple[float | None, float]:
+    """Return the grid for a history and the microseconds it takes; None, 0 if they are too many.
 
     Args:
         merged: mechanisms with their counts, all plain Gaussians as one.
@@ -56,19 +56,20 @@ def size_of(merged: Merged, spread: float, twice: bool) -> tuple[float, float] |
     widths = []
     for part, count in merged:
         if count > _MAX_COUNT and not is_plain(part):
-            return None
+            return None, 0.0
         if part.scale <= 0:  # so little noise that its square is no number
-            return None
+            return None, 0.0
         if part.type == "discrete":  # of so small a σ that no distribution is known
-            return None
+            return None, 0.0
         ratio = factor * max(part.sensitivities) / part.scale
         widths.append((ratio * ratio + 20 * ratio, _weight(part)))
     largest = max(width for width, _ in widths)
     fitting = [g for g in GRIDS if largest <= _POINTS_OF_ONE * g and spread <= _POINTS_OF_ALL * g]
-    if not fitting:
-        return None
     cost = math.fsum(weight * width for width, weight in widths) + 3 * spread * len(widths)
-    return (fitting[0], cost / fitting[0]) if cost <= _MAX_MICROSECONDS * fitting[0] else None
+    # What takes too long was made to: no coarser grid is tried, the ceiling stands for it.
+    if not fitting or cost > _MAX_MICROSECONDS * fitting[0]:
+        return None, 0.0
+    return fitting[0], cost / fitting[0]
 
 
 def _weight(part: Mechanism) -> float:

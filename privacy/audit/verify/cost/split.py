@@ -35,9 +35,9 @@ def split(plan: AuditedPlan | None, cap: float, delta: float, relation: str) -> 
         delta: of the population.
         relation: of the population.
     """
-    planned = [] if plan is None else plan.planned
-    if plan is None or not planned:
+    if plan is None or not plan.planned:
         return AuditedSplit(delta, None, -1)
+    planned = plan.planned
     squares = [square(event, relation) for event in planned]
     if None not in squares:
         return _of_gaussians(math.fsum(s for s in squares if s is not None), cap, delta)
@@ -51,6 +51,7 @@ def split(plan: AuditedPlan | None, cap: float, delta: float, relation: str) -> 
     if is_held(limit):
         return AuditedSplit(delta, None, limit)
     held = _last(is_held, limit)
+    # The filter admits the plan: extra attempts may take a tenth of δ from later plans, not more.
     share = delta if held < 0 else delta / 10
 
     def is_composed(extra: int) -> bool:
@@ -66,7 +67,7 @@ def split(plan: AuditedPlan | None, cap: float, delta: float, relation: str) -> 
 def _of_gaussians(total: float, cap: float, delta: float) -> AuditedSplit:
     used = 0.99 * delta
     room = largest(cap, used) ** 2
-    if room < total <= largest(cap, delta) ** 2:
+    if room < total <= largest(cap, delta) ** 2:  # a plan that was calibrated to the whole cap
         used = max(used, math.exp(log_delta(math.sqrt(total), cap)))
         room = total * (1 + 1e-9)
     return AuditedSplit(max(0.0, delta - used), room, -1)

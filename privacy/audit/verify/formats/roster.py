@@ -72,8 +72,9 @@ def _shape(value: object) -> dict[str, Any]:
     if not isinstance(roster["sites"], list) or not 0 < len(roster["sites"]) <= _MAX_SITES:
         raise Malformed("a roster must list its sites")
     for number, site in enumerate(roster["sites"], 1):
-        name = site.get("name") if isinstance(site, dict) else None
-        who = f"site {number} of the roster" + (f", {name}," if is_name(name) else "")
+        who = f"site {number} of the roster"
+        if isinstance(site, dict) and is_name(site.get("name")):
+            who += f", {site['name']},"
         obj(site, who, "name", "ledger", "witness")
     names = [roster["coordinator"]["name"], *(site["name"] for site in roster["sites"])]
     for number, name in enumerate(names):

@@ -57,10 +57,11 @@ def _hides(name: str, value: Any) -> bool:
         return False
     if isinstance(value, str):
         return not is_visible(value)
-    parts = value.items() if isinstance(value, dict) else ((name, part) for part in value) if (
-        isinstance(value, list)
-    ) else ()  # fmt: skip
-    return any(_hides(key, part) for key, part in parts)
+    if isinstance(value, dict):
+        return any(_hides(key, part) for key, part in value.items())
+    if isinstance(value, list):
+        return any(_hides(name, part) for part in value)
+    return False
 
 
 def untested(predicate: dict[str, Any]) -> bool:

@@ -129,6 +129,7 @@ class Source:
             ):  # fmt: skip
                 batch.append(self.line)
                 weight += len(self.line)
-                left = None if left is None else left - 1
+                if left is not None:
+                    left -= 1
                 self.advance()
             yield context(), batch

@@ -32,7 +32,7 @@ class Brief:
             self._open[entry.sequence] = entry
         elif entry.kind in _CLOSING:
             opened = self._open.pop(entry.predicate["reservation"], None)
-            self._keep([entry] if opened is None else [opened, entry])
+            self._keep([one for one in (opened, entry) if one is not None])
         elif entry.kind in _NOT_KEPT:
             self.passed += 1
         else:

@@ -14,7 +14,7 @@ from privet.privacy.audit.verify.formats.rows import EntryRow, Problem
 from privet.privacy.audit.verify.formats.schema import NOT_NOW, TRACELESS
 from privet.privacy.audit.verify.formats.strict import Malformed
 from privet.privacy.audit.verify.formats.tree import inclusion_root
-from privet.privacy.audit.verify.result import NEW_RULE, count, show
+from privet.privacy.audit.verify.result import NEW_RULE, count, count_are, show
 from privet.privacy.audit.verify.rules.log import AuditedLog
 from privet.privacy.audit.verify.rules.orders import OrderOutcome
 from privet.privacy.audit.verify.rules.state import VerificationState
@@ -239,7 +239,7 @@ class AuditedJournal(AuditedLog):
         slot = (entry["run"], entry["round"], item["purpose"], item["attempt"], item["site"])
         if order[:5] != slot or order.plan != run.plan_name or order.site not in run.sites:
             self.fault("order", "a listed order is of another slot, plan or site")
-        if order.model != entry["model" if order.purpose == "train" else "shown"]:
+        if order.model != entry[{"train": "model"}.get(order.purpose, "shown")]:
             self.fault("model", f"the order for {show(item['site'])} carries another model")
         if order.site in self.state.absent:
             return
@@ -347,8 +347,9 @@ class AuditedJournal(AuditedLog):
             self.state.findings.note(f"run {show(name)} is of no journal here: not checked")
         unclosed = [name for name, run in self.runs.items() if not run.how]
         if unclosed:
-            more = f" and {len(unclosed) - 1} more" if len(unclosed) > 1 else ""
-            verb = "are" if more else "is"
+            more, verb = "", "is"
+            if len(unclosed) > 1:
+                more, verb = f" and {len(unclosed) - 1} more", "are"
             self.state.findings.note(f"run {show(unclosed[0])}{more} {verb} not closed")
 
     def _check_orders(self) -> None:
@@ -372,10 +373,8 @@ class AuditedJournal(AuditedLog):
             if (order.purpose == "train" or alone) and order.model != run.model:
                 self.fault("model", "an order of an unfinished round carries another model")
         if total := sum(self.unused.values()):
-            verb = "is" if total == 1 else "are"
-            self.state.findings.note(
-                f"{count(total, 'release')} {verb} neither aggregated nor published (unused)"
-            )
+            unused = count_are(total, "release")
+            self.state.findings.note(f"{unused} neither aggregated nor published (unused)")
 
     def receipt(self, number: int, found: AuditedReceipt | Problem) -> None:
         """Check a receipt (``receipt``): it proves that its ledger holds a release that was used.

@@ -138,11 +138,10 @@ class SitePolicy:
             approval: of its plan.
             keys: which order key follows which, as the ledger says.
         """
-        return (
-            self._refuses_key(entry.keyid, keys)
-            or self._lacks_approval(entry.plan, approval)
-            or (None if plan is None else self._refuses_plan(plan))
-        )
+        why = self._refuses_key(entry.keyid, keys) or self._lacks_approval(entry.plan, approval)
+        if why or plan is None:
+            return why
+        return self._refuses_plan(plan)
 
     def _refuses_key(self, keyid: str, keys: AuditedOrderKeys) -> str | None:
         """Rules 8 and 17: the key that signed the order, or one before it, is in the policy."""

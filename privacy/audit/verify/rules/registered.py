@@ -233,7 +233,9 @@ class RegisteredLog(AuditedLog):
     def _plan_approved(self, entry: dict[str, Any]) -> None:
         """Rules 8, 13 and 15 (``policy``): who approved a plan, and who of them signed."""
         # A policy that lists the plan is no person.
-        plan, by = entry["plan"], entry["by"] if entry["how"] == "manual" else []
+        plan, by = entry["plan"], []
+        if entry["how"] == "manual":
+            by = entry["by"]
         signed = {one for one in self._approved.get(plan, Approval()).signed if one[0] in by}
         found = self._signature(entry.get("signature"), "plan-approved", plan)
         refused = self._refused_at.get(plan, -1)

@@ -22,7 +22,7 @@ from privet.privacy.audit.verify.formats.rows import (
     ReservedRow,
 )
 from privet.privacy.audit.verify.formats.strict import Malformed, read
-from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, show
+from privet.privacy.audit.verify.result import NEW_RULE, SiteFinding, count, count_are, finite, show
 from privet.privacy.audit.verify.rules.orders import OrderOutcome, OrderRelease
 from privet.privacy.audit.verify.rules.registered import AuditedPopulation, RegisteredLog
 from privet.privacy.audit.verify.rules.state import VerificationState
@@ -301,10 +301,9 @@ class AuditedLedger(RegisteredLog):
                 " arithmetic only, the low bits of those tables may reveal more (H15)"
             )
         if returned := len(self.given_back):
-            verb = "was" if returned == 1 else "were"
+            found = count_are(returned, "charge", "was", "were")
             self.state.findings.note(
-                f"{self.name}: {count(returned, 'charge')} {verb} given back, on its word"
-                " that no record had been read"
+                f"{self.name}: {found} given back, on its word that no record had been read"
             )
         if self._open and not self.cut:
             found = count(len(self._open), "reservation")
@@ -321,13 +320,15 @@ class AuditedLedger(RegisteredLog):
         """Say how many entries answer orders that no journal here accounts for."""
         own, counts = self.state.roster.orders_keyid, {"another": 0, "another order key of this": 0}
         for keyid, number in self._elsewhere.items():
-            kin = self._order_keys.are_kin(keyid, own)
-            counts["another order key of this" if kin else "another"] += number
+            whose = "another"
+            if self._order_keys.are_kin(keyid, own):
+                whose = "another order key of this"
+            counts[whose] += number
         for whose, number in counts.items():
             if number:
-                answer = "entry answers" if number == 1 else "entries answer"
+                said = count_are(number, "entry", "answers", "answer")
                 self.state.findings.note(
-                    f"{self.name}: {number} {answer} {whose} coordinator: charged, and"
+                    f"{self.name}: {said} {whose} coordinator: charged, and"
                     " not compared with its orders"
                 )
 
@@ -354,9 +355,9 @@ class AuditedLedger(RegisteredLog):
             self.fault("accounting", "the epsilon of the distributions is above the Renyi ceiling")
         return SiteFinding(
             self.name, population.name, population.terms.unit, budget.relation, budget.delta,
-            None if math.isinf(value) else value, budget.cap, self.tree.size,
+            finite(value), budget.cap, self.tree.size,
             charges=budget.charges, runs=budget.runs,
             conditional=("H29",) * (budget.runs > 1) + ("H32",) * bool(self.other_ledgers),
             enforced_by=budget.enforced_by,
-            rdp_epsilon=None if math.isinf(ceiling) else ceiling,
+            rdp_epsilon=finite(ceiling),
         )  # fmt: skip

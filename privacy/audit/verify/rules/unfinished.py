@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from privet.privacy.audit.verify.cost.compositions import Compositions
 from privet.privacy.audit.verify.formats.events import Event
-from privet.privacy.audit.verify.result import Findings, Unfinished, count, show
+from privet.privacy.audit.verify.result import Findings, Unfinished, count, finite, show
 from privet.privacy.audit.verify.rules.journal import AuditedJournal
 from privet.privacy.audit.verify.rules.site import AuditedLedger
 
@@ -59,8 +59,11 @@ def unfinished(
 
 
 def _words(one: Unfinished, remark: str) -> str:
-    cost = "not private" if one.epsilon is None else f"epsilon {_rounded_up(one.epsilon)}"
-    cost += f" ({remark})" if remark and one.epsilon is not None else ""
+    cost = "not private"
+    if one.epsilon is not None:
+        cost = f"epsilon {_rounded_up(one.epsilon)}"
+        if remark:
+            cost += f" ({remark})"
     return (
         f"{one.site}: {count(one.releases, 'release')} of run {show(one.run)}, {cost}, that no"
         " finished run accounts for"
@@ -84,5 +87,5 @@ def _found(
     if owner is not None:
         charges = [Event(e.mechanism, e.count * n) for e, n in events.items()]
         value, _, remark = compositions.epsilon(charges, owner.budget.delta, owner.budget.relation)
-    epsilon = None if math.isinf(value) else value
-    return Unfinished(ledger.name, population, run, sum(events.values()), epsilon), remark
+    releases = sum(events.values())
+    return Unfinished(ledger.name, population, run, releases, finite(value)), remark
