@@ -15,7 +15,7 @@ from privet.client.training.model_runtime import ModelRuntime
 from privet.common.plan import Plan
 
 _STEPS = 3
-"""Steps of which the median is told; one before them is not counted."""
+"""Steps of which the median is reported; one before them is not counted."""
 _MAX_RECORDS = 64
 """Records of a measured step, at most."""
 

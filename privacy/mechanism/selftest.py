@@ -445,8 +445,8 @@ def _per_sample_gradient(
         if not near:
             raise SelfTestError(
                 f"H16: the per-sample gradient of '{name}' differs from that of single "
-                "records (tied weights, or a layer Opacus treats wrongly); try "
-                "clipping = 'functorch'"
+                "records (tied weights, or a layer that is treated wrongly); use "
+                "clipping = 'auto'"
             )
     norms = torch.tensor([ex.norm_of(one) for one in singles], dtype=torch.float64)
     clip = float(norms.median()) / 2
@@ -469,7 +469,7 @@ def _coupled_forward(
 ) -> None:
     """Loss and gradient of the first and the last record must not move when the others change.
 
-    By plain autograd, so that a way of clipping that does not fit accuses no model. Both, because
+    By plain autograd, so that a clipping method that does not fit accuses no model. Both, because
     each record may depend on those before it only, or after it only.
 
     Args:

@@ -28,6 +28,7 @@ backward pass (ghost differentiation, Bu et al. 2023).
 
 ::
 
+    record_axes.py            which dimension of each layer's input is of records
     layers.py, *_rules.py     forward as the layer's own; backward hands over a and g
         │ record(a, g)
     parameter_gradients.py    a parameter: G_u in kept memory, or (a, g) for the ghost norm
@@ -43,11 +44,14 @@ backward pass (ghost differentiation, Bu et al. 2023).
 **The modes** differ in speed and memory only:
 
 =============  ==================================================================
-bookkeeping    as above: one forward and one backward pass
+bookkeeping    as above: one forward and one backward pass; modules without a rule
+               by ``vmap`` of that module alone
 opacus-hooks   per-sample gradients from hooks; any layer Opacus knows or can vmap
-functorch      per-sample gradients of every layer through ``torch.func``
-auto           book-keeping; opacus-hooks where it does not know a layer, or fails
-               the start-up test against single records
+functorch      the same, with every layer through ``torch.func``
+vmap           ``vmap(grad)`` of the whole model
+one-by-one     a pass for each unit: the definition, at its cost
+auto           the first of bookkeeping, opacus-hooks, vmap and one-by-one that
+               passes the start-up test against single records
 =============  ==================================================================
 
 Sources: Goodfellow 2015, "Efficient Per-Example Gradient Computations" (arXiv 1510.01799). Li,

@@ -62,7 +62,7 @@ class OpacusHooks:
             if sample is None and parameter.grad is not None:
                 raise SelfTestError(
                     f"H17: parameter '{name}' has a gradient, and none for each record: Opacus "
-                    "does not see where it is used"
+                    "does not see where it is used; use clipping = 'auto'"
                 )
             if sample is None:  # no record uses it
                 records = len(next(iter(batch.values())))

@@ -96,7 +96,7 @@ class PerUnitGradients:
             if one.parameter.grad is not None:
                 raise SelfTestError(
                     f"H17: parameter '{one.name}' has a gradient outside its layer, which "
-                    "book-keeping does not clip"
+                    "book-keeping does not clip: use clipping = 'auto'"
                 )
         parts = [one.ghost_squared_norms() for one in self.parameters if one.is_ghost]
         parts += [squared_row_norms(rows) for _, rows in self._instantiated()]

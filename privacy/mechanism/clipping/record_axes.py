@@ -1,6 +1,6 @@
 """Which dimension of a layer's input is that of records, found with batches of two sizes.
 
-Most layers read [B, ...]; ``nn.TransformerEncoderLayer`` reads [T, B, d] unless it is told
+Most layers read [B, ...]; ``nn.TransformerEncoderLayer`` reads [T, B, d] unless it is set
 otherwise, and a table of positions is often read once for all records. A shape alone does not say
 which: T may equal B. So the model reads generated batches of :data:`SIZES` records, and the
 dimension that grows with them is that of records; where none does, all records share the input.
@@ -56,7 +56,7 @@ def find(modules: Iterable[nn.Module], run: Callable[[int], object]) -> dict[int
 
     Args:
         modules: of the model.
-        run: lets the model read a generated batch of so-and-so many records.
+        run: lets the model read a generated batch of that many records.
     """
     chosen = list(modules)
     small, large = (_calls(chosen, run, records) for records in SIZES)

@@ -3,7 +3,7 @@
 The model is a function of its trained parameters, so that one call gives the gradient of every
 record, whatever its layers are (Horace He and Richard Zou, "functorch", 2021; ``torch.func``,
 "per-sample gradients"). What a model does by value (a branch on a number, a length that is read
-from a mask) has no batched form: torch refuses it, and ``auto`` goes on with the next way.
+from a mask) has no batched form: torch refuses it, and ``auto`` continues with the next method.
 
 Parameters are exchanged in the modules while the function runs, so that a loss may call any part of
 the model. All gradients [U, *shape] are held until they are summed.
