@@ -3,11 +3,15 @@
     python benchmarks/models.py --json           all (some 200), tiny; minutes
     python benchmarks/models.py --quick          torch's own alone
     python benchmarks/models.py --only lstm      those whose name has a text in it
+    python benchmarks/models.py --part cost      a step of larger ones, beside one without privacy
 
 Each architecture is built tiny with made-up records. The start-up test runs as before a real run,
 ``auto`` takes its way, and per-sample gradients and the clipped sum of persons with several records
 are compared with a loop over single records. An architecture whose records depend on each other
 must be refused for that reason. Opacus's hooks are the peer: how many it takes as exactly.
+
+Cost: CPU seconds of a step on one thread, medians of steps in turn; the peer is the same step
+without privacy, or for one unit at a time that many steps of a single record.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
+import statistics
 import time
 import warnings
 from collections import Counter
@@ -25,7 +30,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import numpy as np
 import torch
 from harness import Row, finish, parser, row, tell
-from model_families import Architecture, architectures
+from model_families import COSTS, Architecture, architectures
 from torch import Tensor, nn
 
 from privet.common.errors import CoupledRecordsError, PrivetError
@@ -139,12 +144,61 @@ def is_wrong(one: Architecture, found: dict[str, Any]) -> bool:
     return not exact
 
 
+def costs(*, quick: bool) -> list[Row]:
+    """Return a row for each model of :data:`COSTS`."""
+    torch.set_num_threads(1)
+    rows = []
+    for name, (one, records, mode, goal) in COSTS.items():
+        if quick and name != "LSTM":
+            continue
+        torch.manual_seed(SEED)
+        model = one.make().eval()
+        engine = GradientEngine(model, one.loss, mode=mode)
+        engine.prepare(one.random_batch)
+        batch = one.random_batch(records, SEED)
+        owner = np.arange(records)
+        singles = [{n: t[i : i + 1] for n, t in batch.items()} for i in range(records)]
+
+        def ours(engine: GradientEngine = engine, batch: Any = batch, owner: Any = owner) -> object:
+            return engine.clipped_sum(batch, owner, len(owner), 1.0)
+
+        def plain(
+            engine: GradientEngine = engine,
+            batch: Any = batch,
+            singles: Any = singles,
+            mode: str = mode,
+        ) -> object:
+            if mode != "one-by-one":
+                return engine.plain_sum(batch)
+            return [engine.plain_sum(single) for single in singles]
+
+        times: dict[str, list[float]] = {"ours": [], "plain": []}
+        for turn in range(4):
+            for label, work in (("ours", ours), ("plain", plain)):
+                began = time.process_time()
+                work()
+                if turn:  # the first fills caches
+                    times[label].append(time.process_time() - began)
+        mine, theirs = (statistics.median(times[label]) for label in ("ours", "plain"))
+        tell(f"{name:28} {mode:12} {mine:7.2f} s, {theirs:7.2f} s: {mine / theirs:.2f} ({goal})")
+        rows.append(row(name, mine, "s", "without privacy", theirs, way=mode, goal=goal))
+    return rows
+
+
 def main() -> None:
     """Try the architectures, print a row each, and the counts."""
     asked = parser(__doc__)
     asked.add_argument("--only", default="", help="architectures whose name has this in it")
     asked.add_argument("--no-peer", action="store_true", help="without Opacus beside it")
+    asked.add_argument("--part", choices=("ways", "cost"), default="ways")
     given = asked.parse_args()
+    if given.part == "cost":
+        finish(
+            costs(quick=given.quick),
+            given.json,
+            lambda item: f"{item['name']}: {item['ratio']:.2f}",
+        )
+        return
     chosen = [a for a in architectures() if given.only.lower() in a.name.lower()]
     if given.quick:
         chosen = [a for a in chosen if a.group == "torch"]

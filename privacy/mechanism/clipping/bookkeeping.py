@@ -168,4 +168,6 @@ class BookKeeping:
                 layers.per_unit.recording = True
                 loss.backward()
         except Unsupported as error:
-            raise SelfTestError(f"H16: book-keeping does not fit this model: {error}; use clipping = 'auto'") from error
+            raise SelfTestError(
+                f"H16: book-keeping does not fit this model: {error}; use clipping = 'auto'"
+            ) from error

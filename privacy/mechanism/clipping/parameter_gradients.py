@@ -165,8 +165,8 @@ class ParameterGradients:
         """Refuse gradients beside ghosts of the same pass: their cross term would be left out."""
         if self.is_ghost:
             raise SelfTestError(
-                f"H17: parameter '{self.name}' is shared by layers of two kinds, which book-keeping "
-                "does not clip: use clipping = 'auto'"
+                f"H17: parameter '{self.name}' is shared by layers of two kinds, which "
+                "book-keeping does not clip: use clipping = 'auto'"
             )
         self.instantiate = True
 

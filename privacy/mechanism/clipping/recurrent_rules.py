@@ -8,6 +8,13 @@ so that one backprop g_t = ∂Σℓ/∂s_t serves both weights:
 
     G_u(W_ih) = Σ_t g_t x_tᵀ   G_u(W_hh) = Σ_t g_t h_{t-1}ᵀ   G_u(b_ih) = G_u(b_hh) = Σ_t g_t
 
+An LSTM's steps are written out forwards and backwards, so that autograd keeps nothing for each of
+them. With i, f, o the gates after their sigmoid, g after its tanh, and c_t = f ⊙ c_{t-1} + i ⊙ g,
+h_t = o ⊙ tanh c_t, the backprops are, for t = T … 1,
+
+    ∂c_t += ∂h_t ⊙ o ⊙ (1 - tanh² c_t)   ∂c_{t-1} = ∂c_t ⊙ f   ∂h_{t-1} = W_hhᵀ g_t
+    g_t = (∂c_t ⊙ g ⊙ i(1-i), ∂c_t ⊙ c_{t-1} ⊙ f(1-f), ∂c_t ⊙ i ⊙ (1-g²), ∂h_t ⊙ tanh c_t ⊙ o(1-o)).
+
 A GRU multiplies one part of W_hh h_{t-1} + b_hh by its reset gate, so that this term has backprops
 of its own. The steps run in Python; each makes the numbers of torch's own layer (``nn.LSTM``,
 Hochreiter and Schmidhuber 1997; ``nn.GRU``, Cho et al. 2014).
@@ -41,6 +48,66 @@ class _Recorded(torch.autograd.Function):
     def backward(ctx: Any, backprops: Tensor) -> tuple[Tensor, None, None, None]:
         ctx.rule.on_backward(ctx.names, ctx.activations, backprops)
         return backprops, None, None, None
+
+
+class _LstmLayer(torch.autograd.Function):
+    """One layer of an LSTM in one direction; see the module's docstring."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, h: Tensor, c: Tensor, weights: Any, rule: RecurrentRule, suffix: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        w_ih, w_hh, b_ih, b_hh = weights
+        gates = functional.linear(x, w_ih, b_ih)
+        if b_hh is not None:
+            gates += b_hh
+        size = h.shape[1]
+        hiddens = x.new_empty(*x.shape[:2], size)
+        cells, tanhs = torch.empty_like(hiddens), torch.empty_like(hiddens)
+        before = torch.empty_like(hiddens), torch.empty_like(hiddens)
+        for t in _order(x.shape[1], suffix):
+            before[0][:, t], before[1][:, t] = h, c
+            s = gates[:, t]
+            s.addmm_(h, w_hh.t())
+            i, f, g, o = s.chunk(4, -1)
+            s[:, : 2 * size].sigmoid_()
+            g.tanh_()
+            o.sigmoid_()
+            c = torch.addcmul(f * c, i, g)
+            cells[:, t] = c
+            tanhs[:, t] = c.tanh()
+            h = o * tanhs[:, t]
+            hiddens[:, t] = h
+        ctx.rule, ctx.suffix = rule, suffix
+        ctx.save_for_backward(x, gates, tanhs, *before, w_ih, w_hh)
+        return hiddens, h, c
+
+    @staticmethod
+    def backward(ctx: Any, to_all: Tensor, to_h: Tensor, to_c: Tensor) -> tuple[Any, ...]:
+        x, gates, tanhs, hiddens, cells, w_ih, w_hh = ctx.saved_tensors
+        backprops = torch.empty_like(gates)
+        by_h, by_c = to_h, to_c
+        for t in reversed(_order(x.shape[1], ctx.suffix)):
+            i, f, g, o = gates[:, t].chunk(4, -1)
+            tanh = tanhs[:, t]
+            by_h = by_h + to_all[:, t]
+            by_c = torch.addcmul(by_c, by_h * o, 1 - tanh * tanh)
+            to_i, to_f, to_g, to_o = backprops[:, t].chunk(4, -1)
+            torch.mul(by_c * g, i - i * i, out=to_i)
+            torch.mul(by_c * cells[:, t], f - f * f, out=to_f)
+            torch.mul(by_c * i, 1 - g * g, out=to_g)
+            torch.mul(by_h * tanh, o - o * o, out=to_o)
+            by_c = by_c * f
+            by_h = backprops[:, t] @ w_hh
+        ctx.rule.on_backward(("ih", ctx.suffix), x, backprops)
+        ctx.rule.on_backward(("hh", ctx.suffix), hiddens, backprops)
+        back = backprops @ w_ih if ctx.needs_input_grad[0] else None
+        return back, by_h, by_c, None, None, None
+
+
+def _order(length: int, suffix: str) -> range:
+    """Return the steps of a layer in the order of its direction."""
+    return range(length)[::-1] if suffix.endswith("_reverse") else range(length)
 
 
 class RecurrentRule(Rule):
@@ -105,8 +172,14 @@ class RecurrentRule(Rule):
         b_ih, b_hh = (getattr(m, f"bias_{part}_{suffix}", None) for part in ("ih", "hh"))
         w_ih, w_hh = w_ih.detach(), w_hh.detach()
         b_ih, b_hh = (b if b is None else b.detach() for b in (b_ih, b_hh))
-        times = range(x.shape[1])
-        order = list(reversed(times)) if suffix.endswith("_reverse") else list(times)
+        if isinstance(m, nn.LSTM):
+            weights = w_ih, w_hh, b_ih, b_hh
+            if not x.requires_grad:  # else nothing would ask for the weights' gradients
+                x = x.detach().requires_grad_()
+            apply: Any = _LstmLayer.apply
+            made, *last = apply(x, *states, weights, self, suffix)
+            return made, tuple(last)
+        order = _order(x.shape[1], suffix)
         before: list[Tensor] = []
         record: Any = _Recorded.apply
         from_input = functional.linear(x, w_ih, b_ih)
@@ -134,12 +207,8 @@ class RecurrentRule(Rule):
     def _cell(
         self, from_input: Tensor, from_state: Tensor, states: tuple[Tensor, ...]
     ) -> tuple[Tensor, ...]:
-        """Return the next states of a cell from the two terms of s_t [B, gates · h]."""
+        """Return the next state of a GRU or RNN from the two terms of s_t [B, gates · h]."""
         m: Any = self.module
-        if isinstance(m, nn.LSTM):
-            i, f, g, o = (from_input + from_state).chunk(4, -1)
-            cell = f.sigmoid() * states[1] + i.sigmoid() * g.tanh()
-            return o.sigmoid() * cell.tanh(), cell
         if isinstance(m, nn.GRU):
             r, z, n = from_input.chunk(3, -1)
             r_state, z_state, n_state = from_state.chunk(3, -1)
