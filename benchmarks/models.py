@@ -4,6 +4,7 @@
     python benchmarks/models.py --quick          torch's own alone
     python benchmarks/models.py --only lstm      those whose name has a text in it
     python benchmarks/models.py --part cost      a step of larger ones, beside one without privacy
+    python benchmarks/models.py --page docs/reference/architectures.md     and write the table
 
 Each architecture is built tiny with made-up records. The start-up test runs as before a real run,
 ``auto`` takes its way, and per-sample gradients and the clipped sum of persons with several records
@@ -23,6 +24,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -190,6 +192,7 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--only", default="", help="architectures whose name has this in it")
     asked.add_argument("--no-peer", action="store_true", help="without Opacus beside it")
+    asked.add_argument("--page", type=Path, help="write the table to this file")
     asked.add_argument("--part", choices=("ways", "cost"), default="ways")
     given = asked.parse_args()
     if given.part == "cost":
@@ -224,7 +227,39 @@ def main() -> None:
         rows.append(row(f"architectures: {way}", count, "", "opacus-hooks", peers.get(way, 0)))
     rows.append(row("architectures", len(chosen), "", None, None))
     rows.append(row("wrong", wrong, "", "goal", 0))
+    if given.page:
+        given.page.write_text(page_of(rows), encoding="utf-8")
     finish(rows, given.json, _line)
+
+
+_WAYS = {
+    "bookkeeping": "book-keeping",
+    "opacus-hooks": "Opacus's hooks",
+    "vmap": "vmap",
+    "one-by-one": "one by one",
+    "coupled": "refused: records depend on each other",
+}
+_PAGE = """# Architectures
+
+Which clipping method `auto` takes for {count} tiny architectures, with the largest error of a record's gradient against
+a single record's, as a share of its norm (single precision). Written by
+`python benchmarks/models.py --page docs/reference/architectures.md`; a test compares rows with the code.
+[What the methods are](../explanation/privacy-engine.md#clipping).
+"""
+
+
+def page_of(rows: list[Row]) -> str:
+    """Return the page of the architectures, from the rows of a complete run."""
+    tried = [item for item in rows if "group" in item]
+    parts = [_PAGE.format(count=len(tried))]
+    for group in dict.fromkeys(item["group"] for item in tried):
+        parts.append(f"\n## {group}\n\n| architecture | method | error |\n|---|---|---|\n")
+        for item in tried:
+            if item["group"] == group:
+                error = f"{item['error']:.0e}" if "error" in item else ""
+                way = _WAYS.get(item["way"], item["way"])
+                parts.append(f"| {item['name']} | {way} | {error} |\n")
+    return "".join(parts)
 
 
 def _said(found: dict[str, Any]) -> str:
