@@ -241,10 +241,11 @@ _WAYS = {
 }
 _PAGE = """# Architectures
 
-Which clipping method `auto` takes for {count} tiny architectures, with the largest error of a record's gradient against
-a single record's, as a share of its norm (single precision). Written by
-`python benchmarks/models.py --page docs/reference/architectures.md`; a test compares rows with the code.
-[What the methods are](../explanation/privacy-engine.md#clipping).
+Which clipping method `auto` takes for {count} tiny architectures, with the largest error of a
+record's gradient against a single record's, as a share of its norm (single precision).
+[What the methods are](../explanation/privacy-engine.md#clipping). Written by
+`python benchmarks/models.py --page docs/reference/architectures.md`; a test compares rows with the
+code.
 """
 
 
