@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -413,7 +414,8 @@ def _shrink(config: Any, depth: int = 0) -> None:
         now = getattr(config, name, False)
         whole = isinstance(now, int) and not isinstance(now, bool)
         if whole or (now is None and name in _AFTER_NONE):
-            setattr(config, name, value)
+            with suppress(AttributeError, NotImplementedError):  # it follows from another
+                setattr(config, name, value)
     for value in list(vars(config).values()):
         if isinstance(value, PretrainedConfig) and depth < 3:
             _shrink(value, depth + 1)
@@ -480,10 +482,6 @@ _SOUNDS: dict[str, tuple[Callable[[int, int], Batch], dict[str, Any]]] = {
     "sew": (numbers("input_values", 1600), {"mask_time_length": 2}),
     "whisper": (numbers("input_features", 16, 128), {}),
 }  # fmt: skip
-_LATENT = {
-    "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 8,
-    "q_lora_rank": 8, "head_dim": 8, "n_group": 1, "topk_group": 1,
-}  # fmt: skip
 _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
     "SequenceClassification": {
         name: {}
@@ -493,7 +491,7 @@ _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
             "ernie eurobert exaone4 falcon flaubert fnet funnel gemma gemma2 gemma3_text glm "
             "glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss helium ibert jetmoe llama "
             "longformer mbart megatron-bert mistral mixtral mobilebert modernbert mpnet mpt mra "
-            "nemotron nystromformer olmo olmo2 opt persimmon phi phi3 plbart qwen2 qwen2_moe "
+            "nystromformer olmo olmo2 opt persimmon phi phi3 plbart qwen2 qwen2_moe "
             "qwen3 qwen3_moe rembert roberta roberta-prelayernorm roc_bert roformer smollm3 "
             "stablelm starcoder2 xlm xlm-roberta xlm-roberta-xl xlnet yoso"
         ).split()
@@ -503,15 +501,14 @@ _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
         name: {}
         for name in (
             "apertus cohere cohere2 ernie4_5 ernie4_5_moe glm4_moe granite granitemoe "
-            "gpt_neox_japanese olmoe flex_olmo nanochat mamba rwkv recurrent_gemma xglm"
+            "gpt_neox_japanese olmoe flex_olmo nanochat mamba xglm"
         ).split()
     }
-    | {"codegen": {"rotary_dim": 4}, "deepseek_v3": _LATENT},
+    | {"codegen": {"rotary_dim": 4}},
     "Seq2SeqLM": {
         name: {}
         for name in (
-            "blenderbot blenderbot-small led longt5 m2m_100 marian mvp pegasus prophetnet t5 "
-            "mt5 umt5"
+            "blenderbot blenderbot-small led longt5 m2m_100 marian mvp pegasus t5 mt5 umt5"
         ).split()
     },
     "MaskedLM": {name: {} for name in ("bert", "esm", "nomic_bert", "gte")},

@@ -88,7 +88,9 @@ def _errors(engine: GradientEngine, one: Architecture) -> tuple[float, float]:
     """Return the largest error of a record's gradient, and of the sum over persons."""
     batch = one.random_batch(RECORDS, SEED)
     training = [m for m in engine.model.modules() if m.training]
-    engine.model.eval()  # dropout: the masks of a batch are not those of a single record
+    with torch.no_grad():
+        if not torch.equal(engine.losses(batch), engine.losses(batch)):
+            engine.model.eval()  # the dropout of a batch is not that of a single record
     try:
         singles = [
             engine.plain_sum({n: t[i : i + 1] for n, t in batch.items()}) for i in range(RECORDS)

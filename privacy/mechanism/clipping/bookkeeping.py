@@ -79,7 +79,14 @@ class BookKeeping:
             if id(m) in self._axes and not self._axes[id(m)].is_the_same and id(m) in parents
         ]
         uncalled = [m for m in self._layers.modules if id(m) not in self._axes]
-        parameters = {id(p): p for m in uncalled for p in m.parameters() if p.requires_grad}
+        # What a layer that is called holds as well is read there: tied weights.
+        tied = {id(p) for m in self._layers.modules if id(m) in self._axes for p in m.parameters()}
+        parameters = {
+            id(p): p
+            for m in uncalled
+            for p in m.parameters()
+            if p.requires_grad and id(p) not in tied
+        }
         if not parameters:
             return found
         loss = self._loss(self.model, batch).sum()
