@@ -21,7 +21,7 @@ from privet.client.link.join import Join
 from privet.client.operator.decisions import make_site
 from privet.client.start import come_in_by_file, take_certificate
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import Run, submit
 

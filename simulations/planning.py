@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from privet.common.config import data_folder
 from privet.common.errors import InputError
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated as resolve
+from privet.privacy.accounting.noise_calibration import calibrated as resolve
 from privet.simulations import scenarios
 
 if TYPE_CHECKING:

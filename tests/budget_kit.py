@@ -12,7 +12,7 @@ from typing import Any
 from privet.common.errors import BudgetExceededError
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.privacy.accounting import plan_events
+from privet.privacy.accounting import noise_calibration, plan_events
 from privet.privacy.accounting.units import Relation, Unit
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.ledger import Ledger, Request
@@ -79,7 +79,7 @@ class Desk:
         value = self.plan(**plan)
         value["privacy"] = {k: v for k, v in value["privacy"].items() if v is not None}
         self.write(self.folder / "plan.toml", value)
-        digest = plan_events.calibrated(Plan.parse(value)).digest
+        digest = noise_calibration.calibrated(Plan.parse(value)).digest
         policy = {**policy, "allow": {"plans": [digest], **policy["allow"]}}
         self.write(self.folder / "site.toml", policy)
         return digest

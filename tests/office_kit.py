@@ -21,7 +21,7 @@ from privet.client.link.join import Join, enrol
 from privet.client.operator.decisions import make_site
 from privet.common.models.start import FOLDERS
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.signed_note import COSIGN, Key, key_name
 from privet.server import coordinator, queue

@@ -85,9 +85,16 @@ class PassingGrid(Grid):
         """See :class:`flwr.serverapp.Grid`."""
         return self._grid.run
 
-    def create_message(self, *given: Any, **named: Any) -> Message:
-        """See :class:`flwr.serverapp.Grid`."""
-        return self._grid.create_message(*given, **named)
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See :meth:`OwnGrid.create_message`."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> Iterable[int]:
         """See :class:`flwr.serverapp.Grid`."""

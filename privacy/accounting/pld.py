@@ -1,4 +1,4 @@
-"""ε from events, by dp-accounting; calibration of noise to an ε.
+"""ε from events, by dp-accounting.
 
 The number of record is dp-accounting's PLD at grid 1e-4 with pessimistic estimates, a
 rigorous upper bound. Rényi accounting is the ceiling: an independent computation that
@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
 
 import dp_accounting as dp
 from dp_accounting import rdp
 from dp_accounting.pld import privacy_loss_distribution as pld
-from scipy.optimize import brentq
 
 from privet.common.compat.dp_accounting import SelfComposition
 from privet.common.errors import InputError
@@ -269,65 +268,3 @@ def privacy_loss(
     grouped = [Repeated(event, count) for event, count in group(events)]
     found = epsilon(grouped, delta, relation, grid=grid)
     return PrivacyLoss(found, delta, unit, relation, remark(grouped, relation, grid=grid))
-
-
-def calibrate_noise(
-    target: float,
-    delta: float,
-    events_at: Callable[[float], Iterable[Event]],
-    relation: Relation = Relation.ADD_OR_REMOVE_ONE,
-) -> float:
-    """Return the smallest noise multiplier, to 1e-4, whose events cost at most ``target``.
-
-    The root is found by Brent's method on coarse grids, whose ε is a little higher, then
-    checked on the grid of record; where the coarse grid cost more than 0.1 % of the
-    target, the search continues on the fine one.
-
-    Args:
-        target: ε to reach, above 0.
-        delta: δ of the guarantee.
-        events_at: the events of the whole plan at a given noise multiplier.
-        relation: neighbouring relation.
-
-    Raises:
-        InputError: if no noise multiplier below 1e5 reaches the target.
-    """
-    if not 0 < target < math.inf:
-        raise InputError(f"the target ε must be positive and finite, not {target}")
-
-    def gap(noise: float, grid: float) -> float:
-        """Return how far above the target the cost is, as a logarithm, within ±50."""
-        cost = epsilon(events_at(noise), delta, relation, grid=grid)
-        if not cost:
-            return -50.0
-        return max(-50.0, math.log(min(cost, math.exp(50.0) * target) / target))
-
-    noise = _root(lambda noise: gap(noise, 100 * GRID), 1.0, 2.0)
-    noise = _root(lambda noise: gap(noise, 10 * GRID), noise, 1.02)
-    if gap(noise, GRID) < -1e-3:
-        noise = _root(lambda noise: gap(noise, GRID), noise, 1.02)
-    noise = math.ceil(noise * 1e4) / 1e4
-    while gap(noise, GRID) > 0:
-        noise = round(noise + 1e-4, 4)
-    return noise
-
-
-_MIN_NOISE = 0.05
-_MAX_NOISE = 1e5
-
-
-def _root(gap: Callable[[float], float], start: float, factor: float) -> float:
-    """Return where the falling ``gap`` crosses 0, bracketed from ``start`` by ``factor``."""
-    low = high = start
-    while gap(high) > 0:
-        low, high = high, high * factor
-        if high > _MAX_NOISE:
-            raise InputError(
-                "no noise reaches the epsilon and delta of this plan: "
-                "use fewer rounds or steps, a lower sample rate, or fewer metric releases"
-            )
-    while gap(low) <= 0:
-        if low <= _MIN_NOISE:
-            return _MIN_NOISE
-        low, high = max(low / factor, _MIN_NOISE), low
-    return float(brentq(gap, low, high, xtol=2e-5))

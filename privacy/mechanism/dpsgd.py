@@ -198,7 +198,7 @@ class DpSgd:
             InputError: if no noise reaches the target.
         """
         # Not above: a process that only trains is up sooner without the accountants.
-        from privet.privacy.accounting.pld import calibrate_noise
+        from privet.privacy.accounting.noise_calibration import calibrate_noise
 
         others = tuple(extra)
 

@@ -54,7 +54,7 @@ def budget(
     from privet.cli.output import show, show_site
     from privet.client.operator.forecast import Forecast, Place
     from privet.common.errors import RefusedError
-    from privet.privacy.accounting import plan_events
+    from privet.privacy.accounting import noise_calibration
     from privet.privacy.policy import Policy
     from privet.simulations.planning import attested, find_plan
 
@@ -68,7 +68,7 @@ def budget(
     with show.stage("budget") as tell:
         if chosen.trains and chosen.privacy and chosen.privacy.noise_multiplier is None:
             tell(f"calibrating the noise to ε {chosen.privacy.epsilon:g}, the plan's own …")
-        fitted = plan_events.calibrated(chosen)
+        fitted = noise_calibration.calibrated(chosen)
         forecast = Forecast(chosen, fitted, place, name)
     if as_json:
         typer.echo(json.dumps(forecast.to_dict(), ensure_ascii=False))

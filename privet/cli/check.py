@@ -48,7 +48,7 @@ def check(
     from privet.client.data.source import require_source
     from privet.client.operator.check import check_records, unreadable
     from privet.client.operator.check_record import CheckRecord, stamp_of
-    from privet.privacy.accounting.plan_events import calibrated
+    from privet.privacy.accounting.noise_calibration import calibrated
     from privet.privacy.policy import Policy
 
     site = Policy.load(policy)

@@ -460,7 +460,7 @@ def _through_gate(
     from privet.cli.output import show
     from privet.common.config import dump_toml
     from privet.common.models.start import offer
-    from privet.privacy.accounting.plan_events import measuring
+    from privet.privacy.accounting.noise_calibration import measuring
     from privet.simulations.planning import Setting
     from privet.simulations.run import run_plan
 

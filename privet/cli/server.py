@@ -289,7 +289,7 @@ def submit(
     approval holds for later runs of the same plan, too, each of which is paid for again.
     """
     from privet.common.plan import Plan
-    from privet.privacy.accounting.plan_events import calibrated
+    from privet.privacy.accounting.noise_calibration import calibrated
 
     found = calibrated(Plan.load(plan))
     if mine := _researcher(folder):

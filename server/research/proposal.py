@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from privet.common.errors import InputError, PrivetError
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 
 MAX_BYTES = 1 << 20
 """Of a plan."""

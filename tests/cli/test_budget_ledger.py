@@ -10,7 +10,7 @@ from ledger_kit import close_budget
 from read_only_kit import names, read_only
 
 from privet.common.plan import Plan
-from privet.privacy.accounting import plan_events
+from privet.privacy.accounting import noise_calibration
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_the_digest_is_that_of_the_plan_with_its_noise(site: Desk) -> None:
     del desk_plan["privacy"]["noise_multiplier"]
     site.write(site.folder / "plan.toml", desk_plan)
     plan = Plan.load(site.folder / "plan.toml")
-    assert answer(site)[1]["plan"] == plan_events.calibrated(plan).digest != plan.digest
+    assert answer(site)[1]["plan"] == noise_calibration.calibrated(plan).digest != plan.digest
 
 
 def test_a_scenarios_digest_is_that_of_its_run(site: Desk) -> None:
@@ -187,7 +187,7 @@ def test_a_scenarios_digest_is_that_of_its_run(site: Desk) -> None:
     from privet.simulations.planning import attestations, find_plan
 
     plan, _ = find_plan("lending")
-    run = plan_events.calibrated(plan.changed(attested=attestations(plan)))
+    run = noise_calibration.calibrated(plan.changed(attested=attestations(plan)))
     _, out, _ = site.ask("lending", "north/site.toml", "--json")
     assert json.loads(out)["plan"] == run.digest
 

@@ -41,7 +41,7 @@ from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.privacy.accounting import events as ev
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.privacy.accounting.pld import epsilon
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.evidence.statement import Entry

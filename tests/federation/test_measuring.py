@@ -25,7 +25,8 @@ from privet.common.run_files import figures_path
 from privet.common.tasks.measure import pooled, table_shape
 from privet.delivery.trained import load
 from privet.privacy.accounting.events import DiscreteGaussian, Gaussian, Repeated, gate_release
-from privet.privacy.accounting.plan_events import calibrated, measuring, planned
+from privet.privacy.accounting.noise_calibration import calibrated, measuring
+from privet.privacy.accounting.plan_events import planned
 from privet.privacy.accounting.pld import privacy_loss
 from privet.privacy.accounting.units import Relation, Unit
 from privet.server.evidence.collector import EvidenceCollector

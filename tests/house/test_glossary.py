@@ -52,7 +52,7 @@ OLD = (
         r"gates?",
         "metrics mechanism, or site endpoint",
         "noise of the gate",
-        fine=r"--gate|[\"']gate[\"']|reset gate|of all gates|gates · h",  # of recurrent cells
+        fine=r"--gate|[\"']gate[\"']|reset gate|the gates after|of all gates|gates · h",  # of recurrent cells
     ),
     Old(
         r"figures?",

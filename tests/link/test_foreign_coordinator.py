@@ -39,7 +39,7 @@ from privet.common.link.identity import request
 from privet.common.order import Order
 from privet.common.output.logs import why
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.order_keys import KeyHandover
 from privet.privacy.evidence.roster import CoordinatorKeys, Roster

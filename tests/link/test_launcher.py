@@ -26,7 +26,7 @@ from privet.common.errors import InputError, RunError
 from privet.common.flower.wire import decode_reply, unpack
 from privet.common.order import Status
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.server.membership.registry import MemberRegistry
 
 

@@ -22,7 +22,7 @@ from privet.common.models.start import digest_of
 from privet.common.plan import Plan
 from privet.common.tasks.measure import pooled
 from privet.delivery.trained import load
-from privet.privacy.accounting.plan_events import measuring
+from privet.privacy.accounting.noise_calibration import measuring
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
 from privet.privacy.evidence.statement import Entry

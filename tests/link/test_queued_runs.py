@@ -16,7 +16,7 @@ from office_kit import Town, _write_to
 
 from privet.common.models.start import FOLDERS
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.server import coordinator
 from privet.server.membership.registry import MemberRegistry
 from privet.server.queue import cancel, submit

@@ -24,7 +24,7 @@ from privet.common.link import research as end
 from privet.common.link.identity import SERVER_NAME, request, researcher_uri
 from privet.common.link.research import Researcher, connect
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.privacy.evidence.keys import FileSigner
 from privet.privacy.evidence.signed_note import COSIGN, SIGN, Key, key_name
 from privet.server import queue

@@ -13,7 +13,7 @@ from stock_kit import PROGRAMS, StockFlower, enrol
 
 from privet.client.stock_flower.launcher import write_launcher
 from privet.common.plan import Plan
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.report.claims import standing
 from privet.privacy.audit.verify import verify

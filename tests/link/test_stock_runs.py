@@ -30,7 +30,7 @@ from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.flower import client as bundle
 from privet.flower import server as bundle_server
-from privet.privacy.accounting.plan_events import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.privacy.evidence.statement import Entry
 from privet.privacy.policy import Policy
 from privet.server import flower_serverapp

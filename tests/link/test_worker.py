@@ -191,7 +191,7 @@ def test_what_trains_has_no_network_and_no_keys(
     open_to_all = ("listen", "key", "write", "truncate", "policy", "code", "list", "end")
     assert {name: said[name] for name in open_to_all} == dict.fromkeys(open_to_all, "done")
     assert said["socket"] == "ConnectionRefusedError"
-    assert set(said["secrets"]) == {"PRIVET_PASSPHRASE", "EHR_PASSWORD"}
+    assert set(said["secrets"]) >= {"PRIVET_PASSPHRASE", "EHR_PASSWORD"}
 
 
 def test_a_worker_that_is_killed_fails_one_question(remote: Make) -> None:

@@ -24,7 +24,8 @@ from privet.privacy.accounting.events import (
     group,
     to_json,
 )
-from privet.privacy.accounting.pld import calibrate_noise, epsilon, privacy_loss, to_dp_event
+from privet.privacy.accounting.noise_calibration import calibrate_noise
+from privet.privacy.accounting.pld import epsilon, privacy_loss, to_dp_event
 from privet.privacy.accounting.units import Relation, Unit
 
 ADD, REPLACE = Relation.ADD_OR_REMOVE_ONE, Relation.REPLACE_ONE

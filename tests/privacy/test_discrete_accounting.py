@@ -24,7 +24,8 @@ from privet.privacy.accounting.events import (
     to_json,
 )
 from privet.privacy.accounting.interval import _mechanism
-from privet.privacy.accounting.pld import calibrate_noise, delta_at, epsilon
+from privet.privacy.accounting.noise_calibration import calibrate_noise
+from privet.privacy.accounting.pld import delta_at, epsilon
 from privet.privacy.accounting.units import Relation
 from privet.privacy.audit.verify.cost import accounting as verifier
 from privet.privacy.audit.verify.formats.events import read_event

@@ -24,7 +24,8 @@ from privet.privacy.accounting.events import (
     Repeated,
     group,
 )
-from privet.privacy.accounting.pld import calibrate_noise, delta_at, epsilon
+from privet.privacy.accounting.noise_calibration import calibrate_noise
+from privet.privacy.accounting.pld import delta_at, epsilon
 from privet.privacy.accounting.renyi_filter import (
     ORDERS,
     Cap,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import integrate, stats
 
-from privet.privacy.accounting import gaussian_dp, pld, renyi, renyi_filter
+from privet.privacy.accounting import gaussian_dp, noise_calibration, pld, renyi, renyi_filter
 from privet.privacy.accounting.delta_shares import as_events, enlarged, excess, merged, shares
 from privet.privacy.accounting.events import (
     Counts,
@@ -160,7 +160,9 @@ def test_the_noise_may_be_chosen_after_results(relation):
 
 def test_a_plan_calibrated_to_the_whole_cap_runs_to_its_end():
     """Between 0.99 δ and δ: the filter takes what the plan needs, the rest is Rényi's."""
-    noise = pld.calibrate_noise(3.0, DELTA, lambda at: [Repeated(Gaussian(at, 1.0), 50)])
+    noise = noise_calibration.calibrate_noise(
+        3.0, DELTA, lambda at: [Repeated(Gaussian(at, 1.0), 50)]
+    )
     plan: Counts = ((Gaussian(noise, 1.0), 50),)
     squares = gaussian_dp.squares(plan, ADD)
     assert squares is not None

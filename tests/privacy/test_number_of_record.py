@@ -18,7 +18,8 @@ from privet.privacy.accounting.events import (
     to_json,
 )
 from privet.privacy.accounting.gaussian_dp import epsilon_of
-from privet.privacy.accounting.pld import REMARK, calibrate_noise, epsilon, privacy_loss, remark
+from privet.privacy.accounting.noise_calibration import calibrate_noise
+from privet.privacy.accounting.pld import REMARK, epsilon, privacy_loss, remark
 from privet.privacy.accounting.units import Relation, Unit
 from privet.privacy.audit.verify.cost import accounting as twin
 from privet.privacy.audit.verify.formats.events import read_event

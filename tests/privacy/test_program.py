@@ -10,7 +10,7 @@ import pytest
 
 from privet.common.errors import BudgetExceededError, InputError
 from privet.common.plan import Plan
-from privet.privacy.accounting import plan_events
+from privet.privacy.accounting import noise_calibration, plan_events
 from privet.privacy.accounting.events import DiscreteGaussian, Gaussian, Repeated, group
 from privet.privacy.accounting.pld import epsilon
 from privet.privacy.mechanism import metrics_mechanism
@@ -85,13 +85,13 @@ def test_a_plan_without_noise_says_so(plan_value: Make):
 
 def test_calibration_spends_the_epsilon_and_no_more(plan_value: Make):
     plan = Plan.parse(plan_value(privacy={"epsilon": 3.0, "noise_multiplier": None}))
-    fitted = plan_events.calibrated(plan)
+    fitted = noise_calibration.calibrated(plan)
     events = [Repeated(event, count) for event, count in plan_events.planned(fitted)]
     assert 2.99 <= epsilon(events, 1e-4) <= 3.0
-    assert plan_events.calibrated(fitted) == fitted
+    assert noise_calibration.calibrated(fitted) == fitted
 
 
 def test_noise_of_ones_own_must_be_enough(plan_value: Make):
     plan = Plan.parse(plan_value(privacy={"epsilon": 1.0, "noise_multiplier": 0.5}))
     with pytest.raises(BudgetExceededError, match="leave it out to have it calibrated"):
-        plan_events.calibrated(plan)
+        noise_calibration.calibrated(plan)
