@@ -458,13 +458,13 @@ _LOSSES = {
 
 _IMAGES: dict[str, tuple[int, dict[str, Any]]] = {
     # family: size of the image, changes of the config
-    "vit": (16, {}), "deit": (16, {}), "vit_msn": (16, {}), "ijepa": (16, {}), "dinov2": (16, {}),
+    "vit": (16, {}), "vit_msn": (16, {}), "ijepa": (16, {}), "dinov2": (16, {}),
     "dinov2_with_registers": (16, {}), "beit": (16, {}), "data2vec-vision": (16, {}),
     "clip": (16, {}), "siglip": (16, {}), "metaclip_2": (16, {}),
     "swin": (16, {"embed_dim": 16, "num_heads": [2, 2], "depths": [1, 1], "window_size": 2}),
     "swinv2": (16, {"embed_dim": 16, "num_heads": [2, 2], "depths": [1, 1], "window_size": 2}),
-    "convnext": (64, {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}),
-    "convnextv2": (64, {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "image_size": 64}),
+    "convnext": (32, {"hidden_sizes": [16, 32], "depths": [1, 1]}),
+    "convnextv2": (32, {"hidden_sizes": [16, 32], "depths": [1, 1]}),
     "poolformer": (64, {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}),
     "segformer": (64, {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}),
     "pvt": (64, {
@@ -508,14 +508,13 @@ _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
     "Seq2SeqLM": {
         name: {}
         for name in (
-            "blenderbot blenderbot-small led longt5 m2m_100 marian mvp pegasus t5 mt5 umt5"
+            "blenderbot blenderbot-small led longt5 m2m_100 marian mvp nllb-moe pegasus "
+            "switch_transformers t5 mt5 umt5"
         ).split()
     },
-    "MaskedLM": {name: {} for name in ("bert", "esm", "nomic_bert", "gte")},
+    "MaskedLM": {name: {} for name in ("bert", "nomic_bert", "gte")},
     "TokenClassification": {"bert": {}, "deberta-v2": {}, "roberta": {}},
 }
-_WITH_LIMIT = {"switch_transformers": {"expert_capacity": 4}, "nllb-moe": {"expert_capacity": 4}}
-"""Experts with room for a few places: what one record gets depends on the others."""
 
 
 def _of_transformers() -> Iterator[Architecture]:
@@ -531,9 +530,6 @@ def _of_transformers() -> Iterator[Architecture]:
     for name, (records, changes) in _SOUNDS.items():
         make = _maker("AudioClassification", name, changes)
         yield Architecture(name, "transformers", make, class_loss, records)
-    for name, changes in _WITH_LIMIT.items():
-        make = _maker("Seq2SeqLM", name, changes)
-        yield Architecture(name, "transformers", make, decoder_loss, texts, True)
     for name in ("resnet", "mobilenet_v2", "efficientnet"):  # batch norm
         make = _maker("ImageClassification", name, {})
         yield Architecture(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -263,7 +263,7 @@ def real_records(engine: GradientEngine, examples: Batch) -> int:
     for tries in (1, _TRIES):
         try:
             with _Deterministic(engine.model) as chance, ex.kept_weights(engine.model):
-                if not _repeats(engine, batch):
+                if _draws(engine, batch) or not _repeats(engine, batch):
                     chance.remove()
                 compared, wrong = _compare_real(engine, batch, tries)
         except PrivetError:
@@ -338,10 +338,29 @@ def _repeats(
 ) -> bool:
     """Whether two passes over the same records give the same losses.
 
-    To the last bit: where weights are small, dropout moves a loss by less than rounding may.
+    By default to the last bit: where weights are small, dropout moves a loss by less than rounding
+    may.
     """
     with torch.no_grad():
         return close(engine.losses(batch), engine.losses(batch))
+
+
+def _draws(engine: GradientEngine, batch: Batch) -> bool:
+    """Whether a pass draws chance, whatever it does with it: a rare event need not show."""
+    before = _states_of_chance()
+    with torch.no_grad():
+        engine.losses(batch)
+    after = _states_of_chance()
+    return any(not np.array_equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+def _states_of_chance() -> list[Any]:
+    """Return the states of the generators of torch (also on devices), NumPy and Python."""
+    found: list[Any] = [torch.random.get_rng_state().numpy()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        found += [state.numpy() for state in torch.cuda.get_rng_state_all()]
+    _, keys, position, *_ = np.random.get_state()
+    return [*found, keys, position, hash(random.getstate())]
 
 
 def _without_chance(
@@ -356,7 +375,7 @@ def _without_chance(
     with ex.kept_weights(engine.model):
         ex.tame(engine.model)
         batch, other = random_batch(_RECORDS, 1), random_batch(_RECORDS, 2)
-        if _repeats(engine, batch):
+        if not _draws(engine, batch) and _repeats(engine, batch):
             return
         with _same_chance(), ex.kept_weights(engine.model):
             close = _Closeness(_ROUGH, _ROUGH**2)  # rounding differs with what is exchanged

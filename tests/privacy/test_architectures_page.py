@@ -21,7 +21,7 @@ BY_NAME = {one.name: one for one in architectures()}
 TRIED = (
     *(one.name for one in BY_NAME.values() if one.group == "torch"),
     "bert", "deberta-v2", "mpnet", "bart", "gemma", "llama", "mixtral", "longformer", "swin",
-    "wav2vec2", "t5, Seq2SeqLM", "switch_transformers", "BERT, LoraConfig",
+    "wav2vec2", "t5, Seq2SeqLM", "switch_transformers, Seq2SeqLM", "resnet", "BERT, LoraConfig",
     "BERT, LoraConfig, DoRA", "BERT, PromptTuningConfig",
 )  # fmt: skip
 
