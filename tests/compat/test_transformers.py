@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import pytest
 import torch
@@ -11,10 +12,10 @@ from torch import nn
 from privet.common.compat.peft import plain_name
 from privet.common.compat.transformers import (
     _RMS,
-    BIAS,
     is_conv1d,
     is_rms_norm,
     position_bias,
+    position_bias_method,
     position_table,
     rms_epsilon,
 )
@@ -59,38 +60,54 @@ def test_a_norm_of_another_kind_is_not_known() -> None:
     assert not is_rms_norm(GemmaRMSNorm) and not is_rms_norm(nn.RMSNorm)
 
 
-def test_t5_reads_its_position_table_once_by_a_forward_of_its_own() -> None:
+def t5() -> tuple[nn.Module, dict[str, torch.Tensor], int]:
     import transformers as t
 
     config = t.T5Config(vocab_size=9, d_model=8, d_kv=4, num_layers=1, num_heads=2, d_ff=8)
+    ids = torch.tensor([[1, 2, 3]])
     model = t.T5ForConditionalGeneration(config).eval()
-    found = {id(table): m for m in model.modules() if (table := position_table(m)) is not None}
-    assert len(found) == 2, "one in the encoder, one in the decoder"
-    module = next(iter(found.values()))
+    return model, {"input_ids": ids, "decoder_input_ids": ids}, 2
+
+
+def mpnet() -> tuple[nn.Module, dict[str, torch.Tensor], int]:
+    import transformers as t
+
+    config = t.MPNetConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    return t.MPNetModel(config).eval(), {"input_ids": torch.tensor([[1, 2, 3]])}, 1
+
+
+@pytest.mark.parametrize("make", [t5, mpnet])
+def test_a_position_table_is_read_once_by_a_forward_of_its_own(make: Any) -> None:
+    model, inputs, tables = make()
+    found = [(m, name) for m in model.modules() if (name := position_bias_method(m)) is not None]
+    assert len(found) == tables, "T5 has one in the encoder, and one in the decoder"
+    module, method = found[0]
     table, asked = position_table(module), []
-    assert isinstance(table, nn.Embedding)
 
     def read(ids: torch.Tensor) -> torch.Tensor:
         asked.append(ids)
         return nn.functional.embedding(ids, table.weight)
 
+    given = (4, 5) if make is t5 else (torch.zeros(3, 4, 8),)
+    places = (4, 5) if make is t5 else (4, 4)
     table.__dict__["forward"] = read
-    bias = position_bias(module, 4, 5)
+    bias = position_bias(module, method, *given)
     del table.__dict__["forward"]
-    assert len(asked) == 1 and asked[0].shape == (4, 5) and bias.shape == (1, 2, 4, 5)
-    expected = table.weight[asked[0]].permute(2, 0, 1)[None]
+    assert len(asked) == 1 and asked[0].shape == places and bias.shape[1:] == (2, *places)[-3:]
+    expected = table.weight[asked[0]].permute(2, 0, 1)[None].expand_as(bias)
     assert torch.allclose(bias, expected)
     called = []
-    module.__dict__[BIAS] = lambda *given, **more: (
-        called.append(1) or position_bias(module, *given, **more)
+    module.__dict__[method] = lambda *given, **more: (
+        called.append(1) or position_bias(module, method, *given, **more)
     )
-    ids = torch.tensor([[1, 2, 3]])
-    model(input_ids=ids, decoder_input_ids=ids)
+    model(**inputs)
     assert called, "the model asks the module, not its class"
 
 
 def test_a_layer_without_a_table_has_none() -> None:
-    assert position_table(nn.Linear(2, 2)) is None
+    assert position_bias_method(nn.Linear(2, 2)) is None
 
 
 def test_peft_writes_into_names_what_is_taken_out_again() -> None:

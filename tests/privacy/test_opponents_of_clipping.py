@@ -341,21 +341,22 @@ def test_bfloat16_passes_the_start_up_test_and_a_fault_does_not(
         selftest.run(wrong, batch, wrong.named)
 
 
-def test_dropout_that_is_no_layer_is_named() -> None:
+@pytest.mark.parametrize("always", [False, True])
+def test_dropout_that_is_no_layer_is_drawn_while_the_model_trains(always: bool) -> None:
     class Dropping(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.layer = nn.Linear(6, 3)
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.layer(functional.dropout(x, 0.5, self.training))  # type: ignore[no-any-return]
+            return self.layer(functional.dropout(x, 0.5, self.training or always))  # type: ignore[no-any-return]
 
     engine = GradientEngine(Dropping(), cross_entropy, mode=BOOK)
+    if not always:
+        assert selftest.run(engine, lambda n, seed: rows(n, seed=seed), engine.named)
+        return
     with pytest.raises(SelfTestError, match="two passes over the same records differ"):
-        selftest.run(
-            engine, lambda n, seed: {"x": torch.randn(n, 6), "label": torch.arange(n) % 3},
-            engine.named,
-        )  # fmt: skip
+        selftest.run(engine, lambda n, seed: rows(n, seed=seed), engine.named)
 
 
 def test_long_units_choose_anew_what_costs_less() -> None:
