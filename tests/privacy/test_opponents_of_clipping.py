@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from dp_kit import BOOK, HOOKS, cross_entropy, difference, norm
+from dp_kit import BOOK, HOOKS, cross_entropy, difference, norm, rows
 from torch import Tensor, nn
 from torch.nn import functional
 
