@@ -156,8 +156,12 @@ def _few(
     ``every`` compares all, whatever rounding seems to do to them.
     """
     expected = ex.singles(engine, batch)
+    fault: Exception | None = None
     if bounded:  # whether it is coarse is seen in a pass
-        engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), 1.0)
+        try:
+            engine.clipped_sum(batch, np.arange(_count(batch)), _count(batch), 1.0)
+        except Exception as error:  # the method's; whether records are coupled comes first
+            fault = error
     norms = [ex.norm_of(one) for one in expected]
     trusted = every or engine.reduced_precision
     rounding = [0.0] * len(norms) if trusted else ex.rounding_of(engine, batch, expected)
@@ -166,6 +170,8 @@ def _few(
     share = max((rounding[row] for row in rows), default=0.0)
     close = _Closeness(_COARSE if engine.reduced_precision else tolerance, share)
     _coupled_forward(engine, batch, other, stable, close)
+    if fault is not None:
+        raise fault
     if bounded and rows:
         chosen = {name: tensor[rows] for name, tensor in batch.items()}
         _per_sample_gradient(engine, chosen, [expected[row] for row in rows], close)

@@ -21,7 +21,7 @@ from privet.common.errors import CoupledRecordsError, PrivetError, SelfTestError
 from privet.privacy.mechanism import selftest
 from privet.privacy.mechanism.clipping import GradientEngine, record_axes
 from privet.privacy.mechanism.clipping.engine import AUTOMATIC
-from privet.privacy.mechanism.clipping.record_axes import RecordAxes
+from privet.privacy.mechanism.clipping.record_axes import RecordAxes, RecordAxis
 
 WORDS, WIDTH, PLACES = 23, 8, 6
 ALL = ["H6", "H7", "H16", "H17"]
@@ -386,7 +386,13 @@ def test_wrong_record_axes_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def first_always(*given: Any) -> dict[int, RecordAxes]:
         found = real(*given)
-        return {key: RecordAxes((0,) * len(one.inputs), one.outputs) for key, one in found.items()}
+        return {
+            key: RecordAxes(tuple(map(first, one.inputs)), one.outputs)
+            for key, one in found.items()
+        }
+
+    def first(axis: RecordAxis) -> RecordAxis:
+        return RecordAxis(0, PLACES // 3 if axis.dimension == 1 else axis.rows)
 
     monkeypatch.setattr(record_axes, "find", first_always)
     model = Around(encoder(batch_first=False), turned(lambda layer, h, x: layer(h)))
@@ -397,6 +403,65 @@ def test_wrong_record_axes_do_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     engine = GradientEngine(model, loss_of, mode=BOOK)
     assert selftest.run(engine, tokens, list(engine.named)) == ALL
+
+
+class Packed(nn.Module):
+    """Leaves padding out: the layer reads as many rows as there are words, [n, d]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        made, words = torch.zeros_like(h), x > 0
+        made[words] = self.inner(h[words])
+        return made
+
+
+def full(count: int, seed: int) -> Batch:
+    """Generated records without padding, of which nobody sees that rows are packed."""
+    batch = tokens(count, seed)
+    return {**batch, "x": batch["x"].clamp(min=1)}
+
+
+def test_packed_rows_are_no_records_where_their_number_is_a_multiple_by_chance() -> None:
+    torch.manual_seed(5)
+    model = Around(Packed(), lambda layer, h, x: layer(h, x))
+    engine = GradientEngine(model, loss_of, mode=BOOK)
+    assert selftest.run(engine, full, list(engine.named), records=20) == ALL
+    batch = full(4, 9)
+    assert error_of(engine.per_sample(batch), alone(engine, batch)) < 1e-5
+    batch["x"][0, :4] = 0  # 20 words: 5 of each record, if one did not know better
+    with pytest.raises(SelfTestError, match="20.*rows of each"):
+        engine.clipped_sum(batch, np.arange(4), 4, 0.5)
+    # With padding in the generated batches the start-up test sees it, and goes on.
+    engine = GradientEngine(model, loss_of)
+    assert selftest.run(engine, tokens, list(engine.named), records=20) == ALL
+    assert engine.mode == ONE_BY_ONE
+    assert error_of(engine.per_sample(batch), alone(engine, batch)) < 1e-5
+
+
+class Sometimes(nn.Module):
+    """A layer that only some records call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.always, self.rarely = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        h = self.always(h)
+        rare = (x == WORDS - 1).all(1)
+        return h + torch.where(rare.view(-1, 1, 1), self.rarely(h), 0.0) if rare.any() else h
+
+
+def test_a_layer_that_the_start_up_test_did_not_see_is_not_guessed() -> None:
+    model = Around(Sometimes(), lambda layer, h, x: layer(h, x))
+    engine = GradientEngine(model, loss_of, mode=BOOK)
+    assert selftest.run(engine, tokens, list(engine.named), records=20) == ALL
+    batch = tokens(4, 9)
+    batch["x"][1] = WORDS - 1
+    with pytest.raises(SelfTestError, match="did not see"):
+        engine.clipped_sum(batch, np.arange(4), 4, 0.5)
 
 
 def test_a_batch_norm_that_trains_is_refused_also_later() -> None:

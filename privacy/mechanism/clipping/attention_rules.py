@@ -96,6 +96,8 @@ class AttentionRule(Rule):
             raise Unsupported("attention without a dimension of records")
         if is_causal and attn_mask is None:
             raise Unsupported("causal attention needs its mask")
+        if self.axes is not None and self.axis_of(query) != (not m.batch_first):
+            raise Unsupported("attention reads records in another dimension than it says")
         if not m.batch_first:
             turned = {id(x): x.transpose(0, 1) for x in (query, key, value)}
             query, key, value = (turned[id(x)] for x in (query, key, value))

@@ -76,9 +76,10 @@ class BookKeeping:
         found = [
             parents[id(m)]
             for m in self._layers.modules
-            if id(m) in self._axes and not self._axes[id(m)].is_the_same and id(m) in parents
+            if id(m) in self._axes and not self._axes[id(m)].is_known and id(m) in parents
         ]
-        uncalled = [m for m in self._layers.modules if id(m) not in self._axes]
+        known = self._axes.keys() | self._layers.called_by_rules
+        uncalled = [m for m in self._layers.modules if id(m) not in known]
         # What a layer that is called holds as well is read there: tied weights.
         tied = {id(p) for m in self._layers.modules if id(m) in self._axes for p in m.parameters()}
         parameters = {
@@ -101,7 +102,8 @@ class BookKeeping:
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`."""
         layers = RecordingLayers(self.model, instantiate=True, whole=self._whole)
-        layers.use_axes(self._axes)
+        if self._axes:
+            layers.use_axes(self._axes)
         records = len(next(iter(batch.values())))
         self._pass(layers, batch, None)
         layers.per_unit.squared_norms()  # raises where a gradient is outside its layer (H17)

@@ -32,7 +32,7 @@ from privet.privacy.mechanism.clipping.module_rules import VmappedModuleRule, op
 from privet.privacy.mechanism.clipping.norm_rules import LayerNormRule, ScaleRule
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
-from privet.privacy.mechanism.clipping.record_axes import RecordAxes
+from privet.privacy.mechanism.clipping.record_axes import RecordAxes, RecordAxis
 from privet.privacy.mechanism.clipping.recurrent_rules import RecurrentRule
 from privet.privacy.mechanism.clipping.rules import Forward, Unsupported
 
@@ -110,9 +110,29 @@ class RecordingLayers:
         Args:
             axes: by the ``id`` of a module; of :func:`.record_axes.find`.
         """
-        for module, name, rule in self._forwards:
-            if name == "forward":
-                rule.axes = axes.get(id(module))  # type: ignore[attr-defined]
+        axes = {**axes, **self._axes_by_rules(axes)}
+        for place, (module, name, rule) in enumerate(self._forwards):
+            if name != "forward":
+                continue
+            if id(module) in axes:
+                rule.axes = axes[id(module)]  # type: ignore[attr-defined]
+            else:
+                self._forwards[place] = module, name, _NotSeen(module)
+
+    @property
+    def called_by_rules(self) -> set[int]:
+        """Ids of the layers that a rule calls, and the model itself does not."""
+        attentions = [m for m, _, rule in self._forwards if isinstance(rule, AttentionRule)]
+        return {id(module.out_proj) for module in attentions}
+
+    def _axes_by_rules(self, axes: dict[int, RecordAxes]) -> dict[int, RecordAxes]:
+        """Return the axes of :attr:`called_by_rules`: attention calls ``out_proj`` by record."""
+        found = {}
+        for module, _, rule in self._forwards:
+            if isinstance(rule, AttentionRule) and id(module) in axes:
+                first = RecordAxis(0, axes[id(module)].inputs[0].rows)
+                found[id(module.out_proj)] = RecordAxes((first,), (first,))
+        return found
 
     def _add(self, module: nn.Module, held: dict[str, Tensor], covered: set[int]) -> None:
         """Add the rules of one module that holds trained parameters.
@@ -194,6 +214,21 @@ class RecordingLayers:
         """Let go of what the last pass recorded, but for the kept memory."""
         for one in self.per_unit.parameters:
             one.begin_pass()
+
+
+class _NotSeen:
+    """In place of a layer that no generated batch called: nothing is known of its input."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._kind = type(module).__name__
+
+    def __call__(self, *given: Any, **named: Any) -> Tensor:
+        """Refuse.
+
+        Raises:
+            Unsupported: always.
+        """
+        raise Unsupported(f"a {self._kind} is called that the start-up test did not see")
 
 
 def _owners(model: nn.Module, named: dict[str, nn.Parameter], whole: set[int]) -> Owners:

@@ -18,8 +18,8 @@ from privet.common.compat.torch import tree_flatten, tree_unflatten
 from privet.privacy.mechanism.clipping.embedding_rules import ExpandedParameterRule
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
-from privet.privacy.mechanism.clipping.record_axes import SHARED, RecordAxes
-from privet.privacy.mechanism.clipping.rules import Unsupported
+from privet.privacy.mechanism.clipping.record_axes import SHARED, RecordAxes, RecordAxis
+from privet.privacy.mechanism.clipping.rules import Unsupported, require_rows
 
 
 class VmappedModuleRule:
@@ -63,7 +63,9 @@ class VmappedModuleRule:
             nonlocal made, shape
             own = list(leaves)
             for place, part, axis in zip(places, mine, axes.inputs, strict=True):
-                own[place] = part if axis == SHARED else part.movedim(0, axis)
+                own[place] = part
+                if axis.dimension != SHARED:
+                    own[place] = part.movedim(0, axis.dimension)
             args, kwargs = tree_unflatten(own, structure)
             made, shape = tree_flatten(
                 functional_call(self.module, parameters, args, kwargs, tie_weights=True)
@@ -72,7 +74,7 @@ class VmappedModuleRule:
             return tuple(_first(t, a) for t, a in zip(tensors, axes.outputs, strict=True))
 
         copies = {name: rule.copies() for name, rule in self._copies.items()}
-        in_axes = (0, *(None if axis == SHARED else 0 for axis in axes.inputs))
+        in_axes = (0, *(None if one.dimension == SHARED else 0 for one in axes.inputs))
         replaced = self.module.__dict__.pop("forward")
         try:
             # The fused kernels of attention have no batched form, and would run record by record.
@@ -85,40 +87,39 @@ class VmappedModuleRule:
         return tree_unflatten(leaves, shape)
 
     def _known_axes(self) -> RecordAxes:
-        if self.axes is None or not self.axes.is_the_same or not self.axes.outputs:
+        if self.axes is None or not self.axes.is_known or not self.axes.outputs:
             kind = type(self.module).__name__
             raise Unsupported(f"the records in input and output of a {kind} are not known")
         return self.axes
 
 
-def _split(x: Tensor, axis: int, records: int) -> Tensor:
+def _split(x: Tensor, axis: RecordAxis, records: int) -> Tensor:
     """Return [..., m · B, ...] as [B, m, ...]; what all records share stays.
 
     Raises:
         Unsupported: if the dimension is not of these records.
     """
-    if axis == SHARED:
+    if axis.dimension == SHARED:
         return x
-    if x.dim() <= axis or x.shape[axis] % records:
-        raise Unsupported(f"a module reads {tuple(x.shape)}, which is not of {records} records")
-    x = x.movedim(axis, 0)
+    require_rows(x, axis, records)
+    x = x.movedim(axis.dimension, 0)
     return x.reshape(records, -1, *x.shape[1:])
 
 
-def _first(x: Tensor, axis: int) -> Tensor:
+def _first(x: Tensor, axis: RecordAxis) -> Tensor:
     """Return one record's output with its dimension of records first, where it has one."""
-    return x if axis == SHARED else x.movedim(axis, 0)
+    return x if axis.dimension == SHARED else x.movedim(axis.dimension, 0)
 
 
-def _merged(x: Tensor, axis: int) -> Tensor:
+def _merged(x: Tensor, axis: RecordAxis) -> Tensor:
     """Return the outputs [B, m, ...] of all records as the module would: [..., m · B, ...].
 
     What it would return once for all records, [...] or [1, ...], is one for each now, [B, ...]: it
     is added or multiplied as before.
     """
-    if axis == SHARED:
+    if axis.dimension == SHARED:
         return x.squeeze(1) if x.dim() > 1 and x.shape[1] == 1 else x
-    return x.flatten(0, 1).movedim(0, axis)
+    return x.flatten(0, 1).movedim(0, axis.dimension)
 
 
 def opaque(module: nn.Module) -> bool:

@@ -24,19 +24,43 @@ SHARED: Final = -1
 """In place of a dimension: all records have this input in common."""
 
 
+UNKNOWN: Final = -2
+"""In place of a dimension: the shape changes, and no dimension grows with the records."""
+
+
+@dataclass(frozen=True)
+class RecordAxis:
+    """Where the records are in one tensor.
+
+    Attributes:
+        dimension: of the records; :data:`SHARED` or :data:`UNKNOWN` where there is none.
+        rows: of each record in it. Windows of an image, or places, may be folded into the dimension
+            of records; packed tokens, whose number depends on the records, have no number of rows.
+    """
+
+    dimension: int
+    rows: int = 1
+
+
 @dataclass(frozen=True)
 class RecordAxes:
     """The dimensions of records in a layer's calls.
 
     Attributes:
-        inputs: of each tensor among the arguments, in order; :data:`SHARED` where there is none.
+        inputs: of each tensor among the arguments, in order.
         outputs: of each tensor of the result.
         is_the_same: whether all calls of the layer have the same.
     """
 
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
+    inputs: tuple[RecordAxis, ...]
+    outputs: tuple[RecordAxis, ...]
     is_the_same: bool = True
+
+    @property
+    def is_known(self) -> bool:
+        """Whether every tensor has a dimension of records, or is shared, in the same way always."""
+        axes = (*self.inputs, *self.outputs)
+        return self.is_the_same and all(one.dimension != UNKNOWN for one in axes)
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class _Call:
     inputs: tuple[torch.Size, ...]
     outputs: tuple[torch.Size, ...]
 
-    def axes(self, larger: _Call) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def axes(self, larger: _Call) -> tuple[tuple[RecordAxis, ...], tuple[RecordAxis, ...]]:
         """Return the dimensions that grow from this call to one with more records."""
         return _grown(self.inputs, larger.inputs), _grown(self.outputs, larger.outputs)
 
@@ -101,18 +125,19 @@ def _axes(small: list[_Call], large: list[_Call]) -> RecordAxes:
     return RecordAxes(inputs, outputs, len(found) == 1)
 
 
-def _grown(small: tuple[torch.Size, ...], large: tuple[torch.Size, ...]) -> tuple[int, ...]:
+def _grown(small: tuple[torch.Size, ...], large: tuple[torch.Size, ...]) -> tuple[RecordAxis, ...]:
     if len(small) != len(large):
-        return ()
-    return tuple(_grown_dimension(one, other) for one, other in zip(small, large, strict=True))
+        return (RecordAxis(UNKNOWN),)
+    return tuple(_axis(one, other) for one, other in zip(small, large, strict=True))
 
 
-def _grown_dimension(small: torch.Size, large: torch.Size) -> int:
+def _axis(small: torch.Size, large: torch.Size) -> RecordAxis:
     """Return the first dimension whose size is a multiple of the records, the same in both."""
-    if len(small) != len(large):
-        return SHARED
+    if small == large:
+        return RecordAxis(SHARED)
     few, many = SIZES
-    for dimension, (one, other) in enumerate(zip(small, large, strict=True)):
-        if one and one * many == other * few:
-            return dimension
-    return SHARED
+    if len(small) == len(large):
+        for dimension, (one, other) in enumerate(zip(small, large, strict=True)):
+            if one and one * many == other * few:
+                return RecordAxis(dimension, one // few)
+    return RecordAxis(UNKNOWN)

@@ -137,6 +137,8 @@ class RecurrentRule(Rule):
         m: Any = self.module
         if isinstance(input, PackedSequence) or input.dim() != 3:
             raise Unsupported("a recurrent layer reads a packed sequence, or a single record")
+        if self.axes is not None and self.axis_of(input) != (not m.batch_first):
+            raise Unsupported("a recurrent layer reads records in another dimension than it says")
         x = input if m.batch_first else input.transpose(0, 1)
         directions = 2 if m.bidirectional else 1
         is_lstm = isinstance(m, nn.LSTM)

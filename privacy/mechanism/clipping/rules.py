@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
-from privet.privacy.mechanism.clipping.record_axes import SHARED, RecordAxes
+from privet.privacy.mechanism.clipping.record_axes import SHARED, RecordAxes, RecordAxis
 
 Forward = Callable[..., Tensor]
 
@@ -42,7 +42,7 @@ class Rule:
     weight: ParameterGradients | None = None
     bias: ParameterGradients | None = None
     axes: RecordAxes | None = None
-    """Which dimension of the input is of records; None takes the first."""
+    """Where the records are in the input; None takes the first dimension."""
 
     def __init__(
         self, module: nn.Module, per_unit: PerUnitGradients, own: dict[str, ParameterGradients]
@@ -62,7 +62,7 @@ class Rule:
         self._require_same("weight", self.weight)
         self._require_same("bias", self.bias)
         x = given[0] if given else next(iter(named.values()))
-        axis = self._axis(x)
+        axis = self.axis_of(x)
         if axis == 0:
             return self.forward(x)
         if axis == 1:
@@ -71,14 +71,27 @@ class Rule:
             raise Unsupported(f"a {type(self.module).__name__} reads records in dimension {axis}")
         return self._for_each(x)
 
-    def _axis(self, x: Tensor) -> int:
-        """Return the dimension of records in the layer's input; the first, unless it is known."""
+    def axis_of(self, x: Tensor, place: int = 0) -> int:
+        """Return the dimension of records in a tensor that the layer reads.
+
+        Args:
+            x: the tensor.
+            place: its number among the layer's arguments that are tensors.
+
+        Raises:
+            Unsupported: if the dimension is not known, or has another size than the records.
+        """
         if self.axes is None:
             return 0
-        if not self.axes.is_the_same or len(self.axes.inputs) != 1:
-            raise Unsupported(f"a {type(self.module).__name__} is called in several ways")
-        axis = self.axes.inputs[0]
-        return axis if axis < x.dim() else 0  # a model may squeeze a batch of one
+        if not self.axes.is_known or place >= len(self.axes.inputs):
+            raise Unsupported(f"the records that a {type(self.module).__name__} reads are unknown")
+        axis = self.axes.inputs[place]
+        if axis.dimension == SHARED:
+            return SHARED
+        if axis.dimension >= x.dim():
+            return 0  # a model may squeeze a batch of one
+        require_rows(x, axis, self.per_unit.records)
+        return axis.dimension
 
     def _for_each(self, x: Tensor) -> Tensor:
         """Return the output for an input that all records share: once for each of them."""
@@ -115,6 +128,22 @@ class Rule:
     def record(self, *saved: Any) -> None:
         """Add the layer's contribution to the per-unit gradients of its parameters."""
         raise NotImplementedError
+
+
+def require_rows(x: Tensor, axis: RecordAxis, records: int) -> None:
+    """Check that a tensor has as many rows of each record as the generated batches had.
+
+    A number that changes with the records is that of packed tokens, which may be a multiple of the
+    records by chance.
+
+    Raises:
+        Unsupported: if it has another number.
+    """
+    if x.shape[axis.dimension] != axis.rows * records:
+        raise Unsupported(
+            f"a layer reads {tuple(x.shape)}, where {axis.rows} rows of each of {records} records "
+            f"are expected in dimension {axis.dimension}"
+        )
 
 
 def by_record(x: Tensor, records: int) -> Tensor:
