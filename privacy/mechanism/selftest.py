@@ -47,6 +47,10 @@ _SMALL = 1 << 20
 _REAL = 7
 """Real records that are tried; their number divides few shapes."""
 _SEED = 3
+_DROPOUTS = (
+    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
+)  # fmt: skip
+"""Layers that are known to treat records alike; a layer of another's may do more in training."""
 _TRIES = 64
 """How often weights are moved before a model counts as wrong on real records."""
 
@@ -83,10 +87,15 @@ def run(
     _coverage(engine, declared)
     with _Deterministic(engine.model) as chance:
         _one_loss_each(engine, random_batch(_RECORDS, 1))
-        _without_chance(engine, random_batch, chance)
+        try:
+            _without_chance(engine, random_batch, chance, records)
+        except PrivetError:
+            raise
+        except Exception as error:
+            raise UnfitModelError(f"H16: the model or its loss fails: {error!r}") from error
         while True:
             try:
-                _one_way(engine, random_batch, bounded, records, together)
+                engine.passed_tests(_one_way(engine, random_batch, bounded, records, together))
                 break
             except UnfitModelError:
                 raise
@@ -103,21 +112,29 @@ def run(
 
 def _one_way(
     engine: GradientEngine, random_batch: RandomBatch, bounded: bool, records: int, together: int
-) -> None:
-    """Run all tests but those of the loss's shape, by the engine's present way."""
+) -> int:
+    """Run all tests but those of the loss's shape, by the engine's present method.
+
+    Returns:
+        How many records the largest tested batch had; 0 if ``records`` is 0.
+    """
+    tested = 0
     try:
         engine.prepare(random_batch)
         _everywhere(engine, random_batch, bounded)
         if records:
             with ex.kept_weights(engine.model):
                 ex.tame(engine.model)
-                batch_coupling.check(engine, random_batch, records, together, bounded=bounded)
+                tested = batch_coupling.check(
+                    engine, random_batch, records, together, bounded=bounded
+                )
     except PrivetError:
         raise
     except Exception as error:
         raise SelfTestError(
             f"H16: per-sample gradients of this model cannot be computed ({error!r})"
         ) from error
+    return tested
 
 
 def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool) -> None:
@@ -370,7 +387,7 @@ def _states_of_chance() -> list[Any]:
 
 
 def _without_chance(
-    engine: GradientEngine, random_batch: RandomBatch, chance: _Deterministic
+    engine: GradientEngine, random_batch: RandomBatch, chance: _Deterministic, records: int
 ) -> None:
     """Remove chance that is not a layer (``functional.dropout``), after a test of H6 with it.
 
@@ -388,13 +405,15 @@ def _without_chance(
             if ex.computes_in_double(engine, batch):
                 ex.widen(engine.model)
                 batch, other, close = ex.wide(batch), ex.wide(other), _Closeness(_FINE)
-            losses = []
-            for _ in range(2):
-                _draw_again()
-                with torch.no_grad():
-                    losses.append(engine.losses(batch))
-            if close(losses[0], losses[1]):
-                _coupled_forward(engine, batch, other, close=close, before=_draw_again)
+            losses = [_losses_with_same_chance(engine, batch) for _ in range(2)]
+            if not close(losses[0], losses[1]):
+                raise UnfitModelError(
+                    "H16: two passes over the same records differ although the same chance is "
+                    "drawn: the model keeps a state while it trains, or draws from a generator of "
+                    "its own. Draw from torch's, and keep nothing of a batch"
+                )
+            _coupled_forward(engine, batch, other, close=close, before=_draw_again)
+            _coupled_crowd(engine, random_batch, records, close)
         chance.remove()
         if _repeats(engine, random_batch(_RECORDS, 1), _Closeness()):
             return
@@ -402,6 +421,36 @@ def _without_chance(
         "H16: two passes over the same records differ, also in eval(): the model draws chance "
         "whether it trains or not. Let it draw while self.training only, or set its rate to 0"
     )
+
+
+def _losses_with_same_chance(engine: GradientEngine, batch: Batch) -> Tensor:
+    _draw_again()
+    with torch.no_grad():
+        return engine.losses(batch)
+
+
+def _coupled_crowd(
+    engine: GradientEngine, random_batch: RandomBatch, records: int, close: _Closeness
+) -> None:
+    """As :func:`_coupled_forward` for the losses of a whole batch, while the model trains."""
+    count = min(batch_coupling.size_of(engine, random_batch, records), engine.max_records)
+    kept = sorted({0, count // 2, count - 1})
+    batch, other = (_like(engine, random_batch(count, seed)) for seed in (4, 5))
+    mixed = {name: tensor.clone() for name, tensor in other.items()}
+    for name, tensor in batch.items():
+        mixed[name][kept] = tensor[kept]
+    one, two = (_losses_with_same_chance(engine, each)[kept] for each in (batch, mixed))
+    if not close(one, two):
+        raise CoupledRecordsError(
+            f"H6: while the model trains, the loss of one record of {count} depends on the other "
+            "records; no per-unit bound holds"
+        )
+
+
+def _like(engine: GradientEngine, batch: Batch) -> Batch:
+    """Return a batch with real numbers of the model's type."""
+    parameter = engine.parameters[0]
+    return ex.wide(batch) if parameter.dtype == torch.float64 else batch
 
 
 def _draw_again() -> None:
@@ -581,7 +630,7 @@ class _Deterministic:
 
     def __enter__(self) -> Self:
         for module in self._training:
-            if "Dropout" in type(module).__name__:
+            if type(module) in _DROPOUTS:
                 module.training = False
         return self
 

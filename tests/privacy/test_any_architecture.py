@@ -7,6 +7,7 @@ clipping does not fit.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,13 @@ from dp_kit import BOOK, HOOKS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from privet.common.errors import CoupledRecordsError, PrivetError, SelfTestError, UnfitModelError
+from privet.common.errors import (
+    CoupledRecordsError,
+    InputError,
+    PrivetError,
+    SelfTestError,
+    UnfitModelError,
+)
 from privet.privacy.mechanism import selftest
 from privet.privacy.mechanism.clipping import GradientEngine, record_axes
 from privet.privacy.mechanism.clipping.engine import AUTOMATIC
@@ -424,20 +431,30 @@ def full(count: int, seed: int) -> Batch:
     return {**batch, "x": batch["x"].clamp(min=1)}
 
 
-def test_packed_rows_are_no_records_where_their_number_is_a_multiple_by_chance() -> None:
+class Sorted(nn.Module):
+    """Orders the records by their length, and back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        order = (x > 0).sum(1).argsort(stable=True)
+        return self.inner(h[order])[order.argsort()]
+
+
+@pytest.mark.parametrize("layer", [Packed, Sorted])
+def test_rows_that_are_taken_or_ordered_by_what_they_hold_are_no_records(layer: Any) -> None:
+    """Generated records of one length show nothing of it; real ones would have the wrong rows."""
     torch.manual_seed(5)
-    model = Around(Packed(), lambda layer, h, x: layer(h, x))
+    model = Around(layer(), lambda layer, h, x: layer(h, x))
     engine = GradientEngine(model, loss_of, mode=BOOK)
+    with pytest.raises(SelfTestError, match="what they hold"):
+        selftest.run(engine, full, list(engine.named), records=20)
+    engine = GradientEngine(model, loss_of)
     assert selftest.run(engine, full, list(engine.named), records=20) == ALL
     batch = full(4, 9)
-    assert error_of(engine.per_sample(batch), alone(engine, batch)) < 1e-5
     batch["x"][0, :4] = 0  # 20 words: 5 of each record, if one did not know better
-    with pytest.raises(SelfTestError, match="20.*rows of each"):
-        engine.clipped_sum(batch, np.arange(4), 4, 0.5)
-    # With padding in the generated batches the start-up test sees it, and goes on.
-    engine = GradientEngine(model, loss_of)
-    assert selftest.run(engine, tokens, list(engine.named), records=20) == ALL
-    assert engine.mode == ONE_BY_ONE
     assert error_of(engine.per_sample(batch), alone(engine, batch)) < 1e-5
 
 
@@ -454,14 +471,64 @@ class Sometimes(nn.Module):
         return h + torch.where(rare.view(-1, 1, 1), self.rarely(h), 0.0) if rare.any() else h
 
 
-def test_a_layer_that_the_start_up_test_did_not_see_is_not_guessed() -> None:
+def test_a_batch_unlike_those_of_the_start_up_test_is_clipped_one_by_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A layer that no generated batch called is not guessed, and costs no failure."""
+    model = Around(Sometimes(), lambda layer, h, x: layer(h, x))
+    engine = GradientEngine(model, loss_of, mode=BOOK, micro_batch=3)
+    assert selftest.run(engine, tokens, list(engine.named), records=20) == ALL
+    batch = tokens(7, 9)
+    batch["x"][1] = WORDS - 1
+    with caplog.at_level(logging.INFO):
+        got = engine.clipped_sum(batch, np.arange(7), 7, 0.5).tensors
+    assert caplog.text.count("is clipped one by one") == 1, "one micro-batch of three"
+    want = (
+        GradientEngine(model, loss_of, mode=ONE_BY_ONE)
+        .clipped_sum(batch, np.arange(7), 7, 0.5)
+        .tensors
+    )
+    assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(got, want, strict=True))
+
+
+def test_during_the_start_up_test_nothing_is_clipped_one_by_one_instead() -> None:
     model = Around(Sometimes(), lambda layer, h, x: layer(h, x))
     engine = GradientEngine(model, loss_of, mode=BOOK)
-    assert selftest.run(engine, tokens, list(engine.named), records=20) == ALL
+    engine.prepare(tokens)
     batch = tokens(4, 9)
     batch["x"][1] = WORDS - 1
     with pytest.raises(SelfTestError, match="did not see"):
         engine.clipped_sum(batch, np.arange(4), 4, 0.5)
+
+
+class Sinusoids(nn.Module):
+    """Positions that a linear layer maps, once for all records."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(4, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        places = torch.arange(h.shape[1]).unsqueeze(1) * torch.tensor([1.0, 0.3, 0.1, 0.03])
+        return h + self.map(places.sin())
+
+
+@pytest.mark.parametrize(
+    "layer", [lambda: Positions("[T]"), lambda: Positions("[1, T]"), Sinusoids]
+)
+def test_what_records_share_is_so_also_where_they_have_one_place(layer: Any) -> None:
+    torch.manual_seed(5)
+    model = Around(layer())
+    engine = GradientEngine(model, loss_of)
+    assert selftest.run(engine, tokens, list(engine.named), records=20) == ALL
+    batch = {name: tensor[:, :1] for name, tensor in full(8, 4).items()}
+    total = engine.clipped_sum(batch, np.arange(8), 8, 0.1).tensors
+    want = (
+        GradientEngine(model, loss_of, mode=ONE_BY_ONE)
+        .clipped_sum(batch, np.arange(8), 8, 0.1)
+        .tensors
+    )
+    assert all(torch.allclose(one, two, atol=1e-6) for one, two in zip(total, want, strict=True))
 
 
 def test_a_batch_norm_that_trains_is_refused_also_later() -> None:
@@ -533,6 +600,71 @@ def test_what_mixes_records_only_while_it_trains_is_refused() -> None:
     engine = GradientEngine(Around(Chance(mixes=True)).train(), loss_of)
     with pytest.raises(CoupledRecordsError, match="H6"):
         selftest.run(engine, tokens, list(engine.named))
+
+
+class OwnChance(nn.Module):
+    """Draws from a generator of its own, and mixes records while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.draw = nn.Linear(WIDTH, WIDTH), torch.Generator().manual_seed(3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        made = self.inner(h)
+        if self.training:
+            made = made * (torch.rand(h.shape, generator=self.draw) > 0.3) - 0.1 * made.mean(0)
+        return made
+
+
+class ManyMix(nn.Module):
+    """Mixes records from nine on, while it trains; beside a dropout that is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        made = functional.dropout(self.inner(h), 0.1, self.training)
+        return made - made.mean(0) if self.training and len(h) > 8 else made
+
+
+class MixingDropout(nn.Module):
+    """Has a name that promises to be harmless."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, h: Tensor) -> Tensor:
+        made = self.inner(h)
+        return made - made.mean(0) if self.training else made
+
+
+@pytest.mark.parametrize(
+    ("layer", "error"),
+    [
+        (OwnChance, UnfitModelError),
+        (ManyMix, CoupledRecordsError),
+        (MixingDropout, CoupledRecordsError),
+    ],
+)
+def test_what_mixes_records_in_training_is_found_behind_chance(layer: Any, error: Any) -> None:
+    engine = GradientEngine(Around(layer()).train(), loss_of)
+    with pytest.raises(error):
+        selftest.run(engine, tokens, list(engine.named), records=20)
+
+
+def test_no_pass_has_more_records_than_the_start_up_test_had() -> None:
+    engine = GradientEngine(Around(nn.Linear(WIDTH, WIDTH)), loss_of, micro_batch=256)
+    selftest.run(engine, tokens, list(engine.named), records=20)
+    assert engine.micro_batch == engine.max_records == 20
+
+
+def test_a_table_that_a_lookup_writes_to_is_refused() -> None:
+    model = Around(nn.Linear(WIDTH, WIDTH))
+    model.table = nn.Embedding(WORDS, WIDTH, max_norm=1.0)
+    with pytest.raises(InputError, match="'table'.*max_norm"):
+        GradientEngine(model, loss_of)
 
 
 def test_chance_that_is_drawn_always_is_told_as_the_models_fault() -> None:

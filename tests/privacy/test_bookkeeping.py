@@ -519,10 +519,10 @@ class Own(nn.Module):
         return self.head(x * self.scale)  # type: ignore[no-any-return]
 
 
-def test_a_layer_that_is_not_known_goes_to_opacus() -> None:
+def test_a_model_that_is_not_known_goes_to_vmap() -> None:
     with pytest.raises(InputError, match=r"'scale' is used in a way that is not known"):
         GradientEngine(Own(), cross_entropy, mode=BOOK)
-    assert GradientEngine(Own(), cross_entropy).mode == HOOKS
+    assert GradientEngine(Own(), cross_entropy).mode == "vmap"
 
 
 def test_a_model_is_as_it_was_after_a_pass() -> None:

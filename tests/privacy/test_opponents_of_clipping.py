@@ -91,6 +91,9 @@ def test_real_rows_that_take_another_way_are_noticed(
         return  # noticed at once: all the better
     length, shortest = REAL[how.__name__]
     real = texts(40, 5, length, shortest)
+    if mode == BOOK and how is cut:  # another number of rows: clipped one by one, and exact
+        assert selftest.real_records(engine, real) > 3
+        return
     with pytest.raises(SelfTestError, match="H16"):
         selftest.real_records(engine, real)
 

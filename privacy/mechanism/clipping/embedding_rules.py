@@ -60,9 +60,10 @@ class EmbeddingRule(Rule):
         return _Embedding.apply(self.module.weight, ids, shared, self)  # type: ignore[no-any-return]
 
     def _for_each(self, x: Tensor) -> Tensor:
-        if x.dim() > 1 and x.shape[0] != 1 and x.shape[1] == 1:  # [T, 1] among [T, B]
+        assert self.axes is not None
+        if self.axes.inputs[0].room == 1:  # [T, 1] among [T, B]
             return self.forward(x.transpose(0, 1)).transpose(0, 1)
-        return self.forward(x if x.dim() > 1 and x.shape[0] == 1 else x.unsqueeze(0))
+        return self.forward(x if self.axes.inputs[0].room == 0 else x.unsqueeze(0))
 
     def record(self, ids: Tensor, shared: Tensor | None, backprops: Tensor) -> None:
         """Add G_u of the table.

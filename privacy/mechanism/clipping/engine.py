@@ -28,8 +28,11 @@ from privet.privacy.mechanism.clipping.methods import (
     with_loss_weight,
 )
 
-AUTOMATIC = ("bookkeeping", "opacus-hooks", "vmap", "one-by-one")
-"""The ways that ``auto`` tries, in this order: the first that passes the start-up test is taken."""
+AUTOMATIC = ("bookkeeping", "vmap", "one-by-one")
+"""The ways that ``auto`` tries, in this order: the first that passes the start-up test is taken.
+
+Opacus's hooks are none of them: where a layer is called a second time for some records, they give
+its gradients to the first ones of the batch, without a word."""
 MODES = ("auto", "bookkeeping", "opacus-hooks", "functorch", "vmap", "one-by-one")
 
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -100,6 +103,7 @@ class GradientEngine:
                     "of 16 to 64 bits; freeze it, or keep real and imaginary part apart"
                 )
         self._loss = with_loss_weight(loss)
+        _require_no_renormalised_table(model)
         self._batch_norms = _batch_norms(model)
         self._require_separate_records()
         self.refused: dict[str, str] = {}
@@ -118,6 +122,16 @@ class GradientEngine:
             random_batch: makes a batch of (records, seed).
         """
         self._method.prepare(random_batch)
+
+    def passed_tests(self, records: int) -> None:
+        """Note that the start-up test has passed.
+
+        Args:
+            records: of the largest batch that was tested: a forward pass has no more of them.
+        """
+        self._method.is_tested = True
+        if records:
+            self.micro_batch = min(self.micro_batch, records)
 
     def per_sample(self, batch: Batch) -> RawGradients:
         """Return per-sample gradients [B, *shape] of every trained parameter.
@@ -199,13 +213,14 @@ class GradientEngine:
         Returns:
             The loss and a tensor for each trained parameter, zero where the loss does not use it.
         """
+        self._clear()
         with self.hooks_off():
             loss = self._method.losses(batch)[row]
-            if not loss.requires_grad:
-                return loss.detach(), [torch.zeros_like(p) for p in self.parameters]
-            made = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        found = zip(made, self.parameters, strict=True)
-        return loss.detach(), [torch.zeros_like(p) if g is None else g for g, p in found]
+            if loss.requires_grad:
+                loss.backward()
+        made = [torch.zeros_like(p) if p.grad is None else p.grad.detach() for p in self.parameters]
+        self._clear()
+        return loss.detach(), made
 
     @contextmanager
     def hooks_off(self) -> Iterator[None]:
@@ -345,6 +360,20 @@ class GradientEngine:
     def _clear(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
+
+
+def _require_no_renormalised_table(model: nn.Module) -> None:
+    """Refuse a table that each lookup writes to: which rows it changes tells which were read.
+
+    Raises:
+        InputError: naming the table.
+    """
+    for name, module in model.named_modules():
+        if getattr(module, "max_norm", None) is not None and hasattr(module, "embedding_dim"):
+            raise InputError(
+                f"'{name}' ({type(module).__name__}) has max_norm, which changes the rows that a "
+                "batch reads: which ones would be seen. Leave max_norm out"
+            )
 
 
 def _batch_norms(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -130,7 +130,7 @@ class RecordingLayers:
         found = {}
         for module, _, rule in self._forwards:
             if isinstance(rule, AttentionRule) and id(module) in axes:
-                first = RecordAxis(0, axes[id(module)].inputs[0].rows)
+                first = RecordAxis(0, axes[id(module)].inputs[0].rows, dimensions=3)
                 found[id(module.out_proj)] = RecordAxes((first,), (first,))
         return found
 

@@ -39,6 +39,8 @@ class ClippingMethod(Protocol):
 
     max_units: int | None
     """Units that a micro-batch may hold, None for any number."""
+    is_tested: bool
+    """Whether the start-up test has passed."""
 
     def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
         """Learn from generated batches what the method has to know of the model.

@@ -76,11 +76,16 @@ class VmappedModuleRule:
         copies = {name: rule.copies() for name, rule in self._copies.items()}
         in_axes = (0, *(None if one.dimension == SHARED else 0 for one in axes.inputs))
         replaced = self.module.__dict__.pop("forward")
+        # What a module keeps of a pass would be of one record, and of no use outside of vmap.
+        kept = [(m, dict(m.__dict__)) for m in self.module.modules()]
         try:
             # The fused kernels of attention have no batched form, and would run record by record.
             with sdpa_kernel(SDPBackend.MATH):
                 each = vmap(one_record, in_dims=in_axes, randomness="different")(copies, *parts)
         finally:
+            for module, attributes in kept:
+                module.__dict__.clear()
+                module.__dict__.update(attributes)
             self.module.__dict__["forward"] = replaced
         outputs = iter([_merged(t, axis) for t, axis in zip(each, axes.outputs, strict=True)])
         leaves = [next(outputs) if isinstance(leaf, Tensor) else leaf for leaf in made]
@@ -99,9 +104,9 @@ def _split(x: Tensor, axis: RecordAxis, records: int) -> Tensor:
     Raises:
         Unsupported: if the dimension is not of these records.
     """
+    require_rows(x, axis, records)
     if axis.dimension == SHARED:
         return x
-    require_rows(x, axis, records)
     x = x.movedim(axis.dimension, 0)
     return x.reshape(records, -1, *x.shape[1:])
 
@@ -118,7 +123,7 @@ def _merged(x: Tensor, axis: RecordAxis) -> Tensor:
     is added or multiplied as before.
     """
     if axis.dimension == SHARED:
-        return x.squeeze(1) if x.dim() > 1 and x.shape[1] == 1 else x
+        return x.squeeze(1) if axis.room == 0 else x
     return x.flatten(0, 1).movedim(0, axis.dimension)
 
 

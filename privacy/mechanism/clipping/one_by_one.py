@@ -35,6 +35,7 @@ class OneByOne:
     """
 
     max_units: int | None = None
+    is_tested = False
 
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
         self.model, self._loss, self.named = model, loss, named

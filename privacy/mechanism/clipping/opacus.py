@@ -33,6 +33,7 @@ class OpacusHooks:
     """
 
     max_units: int | None = None
+    is_tested = False
 
     def __init__(
         self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor], *, functorch: bool = False

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from privet.common.compat.torch import tree_leaves
+from privet.common.compat.torch import DispatchMode, tree_leaves
 
 SIZES: Final = (3, 5)
 """Numbers of records of the two batches; they have no common divisor."""
@@ -36,10 +36,15 @@ class RecordAxis:
         dimension: of the records; :data:`SHARED` or :data:`UNKNOWN` where there is none.
         rows: of each record in it. Windows of an image, or places, may be folded into the dimension
             of records; packed tokens, whose number depends on the records, have no number of rows.
+        room: of a shared tensor, the dimension of size 1 in which the records would be; None if it
+            has none. By the generated batches: a real one may have a single place.
+        dimensions: how many the tensor has.
     """
 
     dimension: int
     rows: int = 1
+    room: int | None = None
+    dimensions: int = 0
 
 
 @dataclass(frozen=True)
@@ -134,10 +139,86 @@ def _grown(small: tuple[torch.Size, ...], large: tuple[torch.Size, ...]) -> tupl
 def _axis(small: torch.Size, large: torch.Size) -> RecordAxis:
     """Return the first dimension whose size is a multiple of the records, the same in both."""
     if small == large:
-        return RecordAxis(SHARED)
+        room = next((d for d in (0, 1) if len(small) > 1 and small[d] == 1), None)
+        return RecordAxis(SHARED, room=room, dimensions=len(small))
     few, many = SIZES
     if len(small) == len(large):
         for dimension, (one, other) in enumerate(zip(small, large, strict=True)):
             if one and one * many == other * few:
-                return RecordAxis(dimension, one // few)
+                return RecordAxis(dimension, one // few, dimensions=len(small))
     return RecordAxis(UNKNOWN)
+
+
+class Rearranged(DispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what puts rows in an order, or takes rows, by what the records hold.
+
+    A layer behind it reads rows whose records cannot be known by their number: packed tokens, rows
+    sorted by length. Their count may be right by chance.
+
+    Attributes:
+        records: in the batch.
+        found: names of the operators, each with the size of the dimension that it rearranges, as a
+            multiple of the records: what grows with the records has the same in every batch.
+    """
+
+    def __init__(self, records: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.records = records
+        self.found: set[tuple[str, float]] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = str(func.overloadpacket).removeprefix("aten.")
+        size = self._rearranged(name, args, kwargs or {})
+        if size is not None:
+            self.found.add((name, size / self.records))
+        return made
+
+    def _rearranged(self, name: str, args: Any, kwargs: Any) -> int | None:
+        """Return the size of the dimension whose rows an operator rearranges, or None."""
+        x = args[0] if args and isinstance(args[0], Tensor) and args[0].dim() else None
+        if x is None:
+            return None
+        if name in _BY_VALUE:
+            return x.shape[0]
+        if name in _ORDERS:
+            before = 2 if name == "topk" else 1  # topk(x, k, dim), sort(x, dim)
+            dimension = kwargs.get("dim", args[before] if len(args) > before else -1)
+            return int(x.shape[dimension])
+        index: Any = None
+        if name == "index":
+            given = [index for index in args[1] if index is not None]
+            if any(one.dtype in (torch.bool, torch.uint8) for one in given):
+                return x.shape[0]
+            index = args[1][0]
+        elif name in ("index_select", "gather") and args[1] % x.dim() == 0:
+            index = args[2]
+        return x.shape[0] if index is not None and _moves(x, index) else None
+
+
+def _moves(x: Tensor, index: Tensor) -> bool:
+    """Whether ``index`` takes the rows of ``x`` otherwise than all in their order."""
+    if not index.dim() or not index.numel():
+        return True
+    rows = index.reshape(len(index), -1)
+    in_order = torch.arange(len(rows), device=index.device).unsqueeze(1)
+    return not (len(rows) == len(x) and bool((rows == in_order).all()))
+
+
+_BY_VALUE = ("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim")
+_ORDERS = ("sort", "argsort", "topk", "msort")
+
+
+def rearranged(run: Callable[[int], object]) -> set[str]:
+    """Return the operators by which the model rearranges rows in batches of both sizes.
+
+    Args:
+        run: lets the model read a generated batch of that many records.
+    """
+    found: list[set[tuple[str, float]]] = []
+    for records in SIZES:
+        seen = Rearranged(records)
+        with torch.no_grad(), seen:
+            run(records)
+        found.append(seen.found)
+    return {name for name, _ in found[0] & found[1]}

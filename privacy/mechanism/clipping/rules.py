@@ -86,20 +86,20 @@ class Rule:
         if not self.axes.is_known or place >= len(self.axes.inputs):
             raise Unsupported(f"the records that a {type(self.module).__name__} reads are unknown")
         axis = self.axes.inputs[place]
-        if axis.dimension == SHARED:
-            return SHARED
-        if axis.dimension >= x.dim():
+        if axis.dimension >= x.dim() and self.per_unit.records == 1:
             return 0  # a model may squeeze a batch of one
         require_rows(x, axis, self.per_unit.records)
         return axis.dimension
 
     def _for_each(self, x: Tensor) -> Tensor:
         """Return the output for an input that all records share: once for each of them."""
-        records = self.per_unit.records
-        if x.dim() > 1 and x.shape[0] != 1 and x.shape[1] == 1:  # [T, 1, ...] among [T, B, ...]
-            turned = x.transpose(0, 1).expand(records, -1, *x.shape[2:])
-            return self.forward(turned).transpose(0, 1)
-        x = x if x.dim() > 1 and x.shape[0] == 1 else x.unsqueeze(0)
+        assert self.axes is not None
+        room, records = self.axes.inputs[0].room, self.per_unit.records
+        if (
+            room == 1 and x.dim() > 2
+        ):  # [T, 1, ...] among [T, B, ...]; [T, 1] are T rows of a number
+            return self.forward(x.transpose(0, 1).expand(records, -1, *x.shape[2:])).transpose(0, 1)
+        x = x if room == 0 else x.unsqueeze(0)
         return self.forward(x.expand(records, *x.shape[1:]))
 
     def _require_same(self, name: str, own: ParameterGradients | None) -> None:
@@ -139,10 +139,16 @@ def require_rows(x: Tensor, axis: RecordAxis, records: int) -> None:
     Raises:
         Unsupported: if it has another number.
     """
-    if x.shape[axis.dimension] != axis.rows * records:
+    expected = axis.rows * records
+    fits = x.dim() == axis.dimensions
+    if axis.dimension == SHARED:
+        fits = fits and (axis.room is None or x.shape[axis.room] == 1)
+    else:
+        fits = fits and x.shape[axis.dimension] == expected
+    if not fits:
         raise Unsupported(
             f"a layer reads {tuple(x.shape)}, where {axis.rows} rows of each of {records} records "
-            f"are expected in dimension {axis.dimension}"
+            f"are expected in dimension {axis.dimension} of {axis.dimensions}"
         )
 
 

@@ -31,6 +31,8 @@ class WholeModelVmap:
         named: the trained parameters.
     """
 
+    is_tested = False
+
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
         self.model, self._loss, self.named = model, loss, named
         self._function = _LossOfModel(model, loss)
