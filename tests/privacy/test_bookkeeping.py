@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dp_kit import BOOK, HOOKS, Wide, cross_entropy, difference, examples, lively, norm, rows
+from dp_kit import BOOK, Wide, cross_entropy, difference, examples, lively, norm, rows
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -50,8 +50,8 @@ opacus-hooks   per-sample gradients from hooks; any layer Opacus knows or can vm
 functorch      the same, with every layer through ``torch.func``
 vmap           ``vmap(grad)`` of the whole model
 one-by-one     a pass for each unit: the definition, at its cost
-auto           the first of bookkeeping, opacus-hooks, vmap and one-by-one that
-               passes the start-up test against single records
+auto           the first of bookkeeping, vmap and one-by-one that passes the
+               start-up test against single records
 =============  ==================================================================
 
 Sources: Goodfellow 2015, "Efficient Per-Example Gradient Computations" (arXiv 1510.01799). Li,
