@@ -13,14 +13,27 @@ from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = [
-    "DispatchMode", "buffers_of", "convolution_input_gradient", "convolve", "layer_norm",
-    "layer_norm_input_gradient", "parameters_of", "tree_flatten", "tree_leaves", "tree_unflatten",
-    "unsafe_view", "version_of",
+    "BY_VALUE", "ORDERS", "DispatchMode", "buffers_of", "convolution_input_gradient", "convolve",
+    "layer_norm", "layer_norm_input_gradient", "operator_name", "parameters_of", "tree_flatten",
+    "tree_leaves", "tree_unflatten", "unsafe_view", "version_of",
 ]  # fmt: skip
 # tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as
 # torch.func does; classes that libraries register (outputs of transformers) are known there alone.
 # DispatchMode sees each operator that is computed. Since 1.11, used by torch's own FlopCounterMode.
 # The public way is hooks of modules, which do not see what is computed between two modules.
+
+
+BY_VALUE = (
+    "nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim",
+)  # fmt: skip
+"""Operators whose result has as many rows as the numbers say."""
+ORDERS = ("sort", "argsort", "topk", "msort")
+"""Operators that order rows by what they hold."""
+
+
+def operator_name(operator: Any) -> str:
+    """Return the name of an operator that :data:`DispatchMode` sees, such as ``sort``."""
+    return str(operator.overloadpacket).removeprefix("aten.")
 
 
 def version_of(tensor: Tensor) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.compat import torch as compat
 from privet.common.compat.torch import (
     DispatchMode,
     buffers_of,
@@ -162,3 +163,34 @@ def test_flops_are_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         nn.Linear(4, 6)(numbers(5, 4))
     assert counter.get_total_flops() == 2 * 5 * 4 * 6
+
+
+@pytest.mark.parametrize(
+    ("call", "names"),
+    [
+        (lambda x: x[x > 0], ("index", *compat.BY_VALUE)),
+        (lambda x: (x > 0).nonzero(), compat.BY_VALUE),
+        (lambda x: torch.where(x > 0), compat.BY_VALUE),
+        (lambda x: x.masked_select(x > 0), compat.BY_VALUE),
+        (lambda x: x.unique(), compat.BY_VALUE),
+        (lambda x: x.sort(), compat.ORDERS),
+        (lambda x: x.argsort(stable=True), compat.ORDERS),
+        (lambda x: x.topk(2), compat.ORDERS),
+        (lambda x: x[torch.tensor([2, 0])], ("index",)),
+        (lambda x: x.index_select(0, torch.tensor([2, 0])), ("index_select",)),
+        (lambda x: x.gather(0, torch.tensor([2, 0])), ("gather",)),
+    ],
+)
+def test_operators_that_rearrange_rows_are_seen_by_name(call: Any, names: tuple[str, ...]) -> None:
+    seen = []
+
+    class Seeing(compat.DispatchMode):  # type: ignore[misc]
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            seen.append(compat.operator_name(func))
+            return func(*args, **(kwargs or {}))
+
+    with Seeing():
+        call(torch.tensor([3.0, -1.0, 2.0]))
+    assert set(seen) & set(names), seen

@@ -14,8 +14,8 @@ from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting import renyi_filter as admission
 from privet.privacy.accounting.events import Event, group, to_json
+from privet.privacy.accounting.noise_calibration import calibrated
 from privet.privacy.accounting.plan_events import (
-    calibrated,
     gate_event,
     is_measured,
     one_round,

@@ -27,8 +27,9 @@ PUBLIC = {
     "grpc_health": {"grpc_health.v1.health_pb2", "grpc_health.v1.health_pb2_grpc", "grpc_health.v1"},
     "opacus": {"opacus", "opacus.validators"},
     "torch": {
-        "torch", "torch.func", "torch.nn", "torch.nn.functional", "torch.nn.utils.prune",
-        "torch.utils.flop_counter",
+        "torch", "torch.func", "torch.nn", "torch.nn.attention", "torch.nn.functional",
+        "torch.nn.utils.parametrize", "torch.nn.utils.prune", "torch.nn.utils.rnn",
+        "torch.utils.flop_counter", "torch.utils.hooks",
     },
     "dp_accounting": {
         "dp_accounting", "dp_accounting.dp_event", "dp_accounting.pld",
@@ -43,7 +44,11 @@ PRIVATE = (
     "dp_accounting.pld.common", "dp_accounting.pld.pld_pmf", "torch.native_layer_norm", "torch.ops",
 )  # fmt: skip
 """Modules and operators that no page names, though their package's does."""
-TEXTS = {"_type": "of in-toto's statements", "_key": "a column of Privet's own"}
+TEXTS = {
+    "_type": "of in-toto's statements",
+    "_key": "a column of Privet's own",
+    "_reverse": "of a recurrent layer's weights, as the page of nn.LSTM has them",
+}
 """Texts that look like a private attribute's name."""
 NAMED_TUPLE = ("_asdict", "_fields", "_make", "_replace")
 """Documented parts of ``typing.NamedTuple``, which begin so to be no fields."""

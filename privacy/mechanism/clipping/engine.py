@@ -363,7 +363,7 @@ class GradientEngine:
 
 
 def _require_no_renormalised_table(model: nn.Module) -> None:
-    """Refuse a table that each lookup writes to: which rows it changes tells which were read.
+    """Refuse a table that each lookup writes to: the rows that change are those that were read.
 
     Raises:
         InputError: naming the table.

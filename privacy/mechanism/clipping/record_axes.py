@@ -16,7 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from privet.common.compat.torch import DispatchMode, tree_leaves
+from privet.common.compat.torch import (
+    BY_VALUE,
+    ORDERS,
+    DispatchMode,
+    operator_name,
+    tree_leaves,
+)
 
 SIZES: Final = (3, 5)
 """Numbers of records of the two batches; they have no common divisor."""
@@ -168,7 +174,7 @@ class Rearranged(DispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        name = str(func.overloadpacket).removeprefix("aten.")
+        name = operator_name(func)
         size = self._rearranged(name, args, kwargs or {})
         if size is not None:
             self.found.add((name, size / self.records))
@@ -179,9 +185,9 @@ class Rearranged(DispatchMode):  # type: ignore[no-untyped-call]
         x = args[0] if args and isinstance(args[0], Tensor) and args[0].dim() else None
         if x is None:
             return None
-        if name in _BY_VALUE:
+        if name in BY_VALUE:
             return x.shape[0]
-        if name in _ORDERS:
+        if name in ORDERS:
             before = 2 if name == "topk" else 1  # topk(x, k, dim), sort(x, dim)
             dimension = kwargs.get("dim", args[before] if len(args) > before else -1)
             return int(x.shape[dimension])
@@ -203,10 +209,6 @@ def _moves(x: Tensor, index: Tensor) -> bool:
     rows = index.reshape(len(index), -1)
     in_order = torch.arange(len(rows), device=index.device).unsqueeze(1)
     return not (len(rows) == len(x) and bool((rows == in_order).all()))
-
-
-_BY_VALUE = ("nonzero", "masked_select", "unique", "_unique2", "unique_consecutive", "unique_dim")
-_ORDERS = ("sort", "argsort", "topk", "msort")
 
 
 def rearranged(run: Callable[[int], object]) -> set[str]:
