@@ -571,10 +571,11 @@ def _coupled_forward(
         before()
         other_loss, others = engine.gradient_within(mixed, kept)
         if not close(loss, other_loss):
+            share = _share(loss, other_loss)
+            moved = f"{share:.1%}"
             raise CoupledRecordsError(
                 "H6: the loss of one record depends on the other records: among others it moves by "
-                f"{_share(loss, other_loss):.2g} of itself (batch mean, contrastive loss, router); "
-                "no per-unit bound holds"
+                f"{moved} of itself (batch mean, contrastive loss, router); no per-unit bound holds"
             )
         floor = close.floor(mine)
         if alone is not None:
