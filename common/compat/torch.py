@@ -13,9 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = [
-    "BY_VALUE", "ORDERS", "DispatchMode", "buffers_of", "convolution_input_gradient", "convolve",
-    "layer_norm", "layer_norm_input_gradient", "operator_name", "parameters_of", "tree_flatten",
-    "tree_leaves", "tree_unflatten", "unsafe_view", "version_of",
+    "BY_INDEX", "BY_VALUE", "INDEXED", "ORDERS", "DispatchMode", "buffers_of",
+    "convolution_input_gradient", "convolve", "layer_norm", "layer_norm_input_gradient",
+    "operator_name", "parameters_of", "tree_flatten", "tree_leaves", "tree_unflatten",
+    "unsafe_view", "version_of",
 ]  # fmt: skip
 # tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as
 # torch.func does; classes that libraries register (outputs of transformers) are known there alone.
@@ -29,6 +30,14 @@ BY_VALUE = (
 """Operators whose result has as many rows as the numbers say."""
 ORDERS = ("sort", "argsort", "topk", "msort")
 """Operators that order rows by what they hold."""
+
+INDEXED = ("index", "index_put", "index_put_")
+"""Operators with a list of indices, one for each of the first dimensions."""
+BY_INDEX = (
+    "index_select", "gather", "index_add", "index_add_", "index_copy", "index_copy_", "scatter",
+    "scatter_", "scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_",
+)  # fmt: skip
+"""Operators with a dimension and an index along it."""
 
 
 def operator_name(operator: Any) -> str:

@@ -31,9 +31,11 @@ from privet.privacy.mechanism.clipping.one_by_one import OneByOne
 from privet.privacy.mechanism.clipping.record_axes import RecordAxes
 
 _LOG = logging.getLogger("privet.clipping")
+_VARIED = 3
+"""Batches with shorter rows that the model reads before the rules are used."""
 
 
-class BookKeeping:
+class BookKeeping(methods.PlainMethod):
     """The clipping method of the module's docstring.
 
     Args:
@@ -50,9 +52,8 @@ class BookKeeping:
     """
 
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
-        self.model, self._loss, self.named = model, loss, named
+        super().__init__(model, loss, named)
         self._layers = RecordingLayers(model)
-        self.is_tested = False
         self._axes: dict[int, RecordAxes] = {}
         self._whole: list[nn.Module] = []
         tables = {
@@ -61,27 +62,37 @@ class BookKeeping:
         count = sum(p.numel() for p in named.values() if id(p) not in tables)
         trained = sum(p.numel() for p in named.values())
         device = next(iter(named.values())).device
-        self.max_units: int | None = max_units_in_memory(count, trained, device)
+        self.max_units = max_units_in_memory(count, trained, device)
 
     def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
         """As :meth:`ClippingMethod.prepare`: find the dimensions of records."""
 
-        def run(records: int) -> None:
-            self._loss(self.model, random_batch(records, 1))
+        def read(batch: Batch) -> None:
+            self._loss(self.model, batch)
 
-        if operators := record_axes.rearranged(run):
+        def run(records: int) -> None:
+            read(random_batch(records, 1))
+
+        if operators := record_axes.rearranged(read, random_batch):
             raise SelfTestError(
                 "H16: book-keeping does not fit this model: it takes or orders rows by what they "
                 f"hold ({', '.join(sorted(operators))}), so that a row's record is not known"
             )
         while True:
             self._axes = record_axes.find(self._layers.modules, run)
-            if not (read := self._read_by_others(random_batch(record_axes.SIZES[0], 1))):
+            if not (parents := self._read_by_others(random_batch(record_axes.SIZES[0], 1))):
                 break
             # Its parent reads the weights of a layer that has a gradient and is not called (an
             # adapter of peft, functional.linear), or calls it in several ways: it is taken whole.
-            self._whole += read
+            self._whole += parents
             self._layers = RecordingLayers(self.model, whole=self._whole)
+        for seed in range(_VARIED):
+            batch = record_axes.with_shorter_rows(random_batch(record_axes.SIZES[1], seed), seed)
+            if kind := record_axes.misfit(self._axes, self._layers.modules, read, batch):
+                raise SelfTestError(
+                    "H16: book-keeping does not fit this model: how many rows a "
+                    f"{kind} reads depends on what the records hold"
+                )
         self._layers.use_axes(self._axes)
 
     def _read_by_others(self, batch: Batch) -> list[nn.Module]:
@@ -141,9 +152,11 @@ class BookKeeping:
                 counts = torch.from_numpy(np.bincount(unit_of))
             try:
                 self._pass(self._layers, batch, counts)
+                with torch.no_grad():
+                    squared_norms = per_unit.squared_norms()
             except (SelfTestError, RuntimeError) as fault:
                 # A batch unlike those of the start-up test: a layer that they did not call, another
-                # number of rows. Its sum is made by definition.
+                # number of rows, weights read outside a layer. Its sum is made by definition.
                 if not self.is_tested:
                     raise
                 _LOG.info("a micro-batch is clipped one by one: %s", fault)
@@ -151,7 +164,6 @@ class BookKeeping:
                 rest.append((batch, unit_of))
                 continue
             with torch.no_grad():
-                squared_norms = per_unit.squared_norms()
                 factors = methods.clip_factors(squared_norms, clip)
                 finite = torch.isfinite(squared_norms)
                 # The host waits for the device here: rows of NaN times 0 would be NaN.
@@ -164,31 +176,15 @@ class BookKeeping:
             found = [one + other for one, other in zip(found, others, strict=True)]
         return found
 
-    def losses(self, batch: Batch) -> Tensor:
-        """As :meth:`ClippingMethod.losses`."""
-        return self._loss(self.model, batch)
-
-    def pause(self) -> None:
-        """As :meth:`ClippingMethod.pause`: between two passes nothing is recorded."""
-
-    def resume(self) -> None:
-        """As :meth:`ClippingMethod.resume`."""
-
     def reset(self) -> None:
         """As :meth:`ClippingMethod.reset`."""
         self._layers.forget()
-        for parameter in self.named.values():
-            parameter.grad = None
-
-    def close(self) -> None:
-        """As :meth:`ClippingMethod.close`."""
-        self.reset()
+        super().reset()
 
     @property
     def reduced_precision(self) -> bool:
         """As :attr:`ClippingMethod.reduced_precision`."""
-        computed = self._layers.per_unit.reduced_precision
-        return computed or methods.is_reduced_precision(self.named.values())
+        return self._layers.per_unit.reduced_precision or super().reduced_precision
 
     def _pass(self, layers: RecordingLayers, batch: Batch, counts: Tensor | None) -> None:
         """Run one forward and one backward pass in which ``layers`` record.

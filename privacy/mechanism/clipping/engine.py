@@ -113,7 +113,7 @@ class GradientEngine:
         if not self._automatic:
             self._method = self._make(mode)
         elif not self._next():
-            raise SelfTestError(self.no_way)
+            raise SelfTestError(f"no way to clip this model was found: {self.refused}")
 
     def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
         """Learn from generated batches which dimensions of layers are of records.
@@ -121,6 +121,7 @@ class GradientEngine:
         Args:
             random_batch: makes a batch of (records, seed).
         """
+        self._method.is_tested = False
         self._method.prepare(random_batch)
 
     def passed_tests(self, records: int) -> None:
@@ -265,12 +266,6 @@ class GradientEngine:
             return False
         _LOG.warning("clipping continues with %s: %s", self.mode, why)
         return True
-
-    @property
-    def no_way(self) -> str:
-        """Why no exact way was found: what stopped the first one, which knows most layers."""
-        first = next(iter(self.refused.values()), "no way was tried")
-        return f"no exact way to clip this model was found: {first}"
 
     @property
     def max_records(self) -> int:

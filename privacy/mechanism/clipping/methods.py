@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NewType, Protocol
 
 import numpy as np
@@ -89,6 +89,49 @@ class ClippingMethod(Protocol):
     def reduced_precision(self) -> bool:
         """Whether gradients were computed in less than single precision."""
         ...
+
+
+class PlainMethod:
+    """Base of the methods that set no hooks: outside of a pass the model is as it was.
+
+    Args:
+        model: stays as it is.
+        loss: per-record losses.
+        named: the trained parameters.
+    """
+
+    max_units: int | None = None
+    is_tested = False
+
+    def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
+        self.model, self._loss, self.named = model, loss, named
+
+    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
+        """As :meth:`ClippingMethod.prepare`: there is nothing to learn."""
+
+    def losses(self, batch: Batch) -> Tensor:
+        """As :meth:`ClippingMethod.losses`."""
+        return self._loss(self.model, batch)
+
+    def pause(self) -> None:
+        """As :meth:`ClippingMethod.pause`: nothing is recorded outside of a pass."""
+
+    def resume(self) -> None:
+        """As :meth:`ClippingMethod.resume`."""
+
+    def reset(self) -> None:
+        """As :meth:`ClippingMethod.reset`."""
+        for parameter in self.named.values():
+            parameter.grad = None
+
+    def close(self) -> None:
+        """As :meth:`ClippingMethod.close`."""
+        self.reset()
+
+    @property
+    def reduced_precision(self) -> bool:
+        """As :attr:`ClippingMethod.reduced_precision`."""
+        return is_reduced_precision(self.named.values())
 
 
 def with_loss_weight(loss: Loss) -> Loss:

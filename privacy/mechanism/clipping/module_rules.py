@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils.parametrize import is_parametrized
 
-from privet.common.compat.torch import tree_flatten, tree_unflatten
+from privet.common.compat.torch import buffers_of, tree_flatten, tree_unflatten
 from privet.privacy.mechanism.clipping.embedding_rules import ExpandedParameterRule
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.privacy.mechanism.clipping.per_unit_gradients import PerUnitGradients
@@ -77,15 +77,16 @@ class VmappedModuleRule:
         in_axes = (0, *(None if one.dimension == SHARED else 0 for one in axes.inputs))
         replaced = self.module.__dict__.pop("forward")
         # What a module keeps of a pass would be of one record, and of no use outside of vmap.
-        kept = [(m, dict(m.__dict__)) for m in self.module.modules()]
+        kept = [(m, dict(m.__dict__), dict(buffers_of(m))) for m in self.module.modules()]
         try:
             # The fused kernels of attention have no batched form, and would run record by record.
             with sdpa_kernel(SDPBackend.MATH):
                 each = vmap(one_record, in_dims=in_axes, randomness="different")(copies, *parts)
         finally:
-            for module, attributes in kept:
+            for module, attributes, buffers in kept:
                 module.__dict__.clear()
                 module.__dict__.update(attributes)
+                buffers_of(module).update(buffers)
             self.module.__dict__["forward"] = replaced
         outputs = iter([_merged(t, axis) for t, axis in zip(each, axes.outputs, strict=True)])
         leaves = [next(outputs) if isinstance(leaf, Tensor) else leaf for leaf in made]

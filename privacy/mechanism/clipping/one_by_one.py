@@ -14,34 +14,19 @@ and sum cost three calls for each unit, however many parameters there are.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from privet.privacy.mechanism.clipping import methods
-from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
+from privet.privacy.mechanism.clipping.methods import Batch, UnitOfRecord
 
 
-class OneByOne:
-    """The clipping method of the module's docstring.
-
-    Args:
-        model: stays as it is.
-        loss: per-record losses.
-        named: the trained parameters.
-    """
-
-    max_units: int | None = None
-    is_tested = False
-
-    def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
-        self.model, self._loss, self.named = model, loss, named
-
-    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
-        """As :meth:`ClippingMethod.prepare`: there is nothing to learn."""
+class OneByOne(methods.PlainMethod):
+    """The clipping method of the module's docstring."""
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`. A parameter that no record uses has zeros."""
@@ -69,30 +54,6 @@ class OneByOne:
                     self._backward(held, batch, records)
                     self._add_clipped(totals, held, clip)
             return self._by_parameter(totals)
-
-    def losses(self, batch: Batch) -> Tensor:
-        """As :meth:`ClippingMethod.losses`."""
-        return self._loss(self.model, batch)
-
-    def pause(self) -> None:
-        """As :meth:`ClippingMethod.pause`: nothing is recorded outside of a pass."""
-
-    def resume(self) -> None:
-        """As :meth:`ClippingMethod.resume`."""
-
-    def reset(self) -> None:
-        """As :meth:`ClippingMethod.reset`."""
-        for parameter in self.named.values():
-            parameter.grad = None
-
-    def close(self) -> None:
-        """As :meth:`ClippingMethod.close`."""
-        self.reset()
-
-    @property
-    def reduced_precision(self) -> bool:
-        """As :attr:`ClippingMethod.reduced_precision`."""
-        return methods.is_reduced_precision(self.named.values())
 
     def _backward(self, held: list[Tensor], batch: Batch, records: slice) -> None:
         """Leave the gradient of one unit's records in ``held``."""

@@ -8,7 +8,7 @@ dimension that grows with them is that of records; where none does, all records 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,19 +17,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from privet.common.compat.torch import (
+    BY_INDEX,
     BY_VALUE,
+    INDEXED,
     ORDERS,
     DispatchMode,
     operator_name,
     tree_leaves,
 )
+from privet.privacy.mechanism.clipping.methods import Batch
 
 SIZES: Final = (3, 5)
 """Numbers of records of the two batches; they have no common divisor."""
 SHARED: Final = -1
 """In place of a dimension: all records have this input in common."""
-
-
 UNKNOWN: Final = -2
 """In place of a dimension: the shape changes, and no dimension grows with the records."""
 
@@ -51,6 +52,19 @@ class RecordAxis:
     rows: int = 1
     room: int | None = None
     dimensions: int = 0
+
+    def fits(self, shape: Sequence[int], records: int) -> bool:
+        """Return whether a tensor of a shape has the same rows of each record.
+
+        Args:
+            shape: of the tensor.
+            records: B.
+        """
+        if len(shape) != self.dimensions:
+            return False
+        if self.dimension == SHARED:
+            return self.room is None or shape[self.room] == 1
+        return shape[self.dimension] == self.rows * records
 
 
 @dataclass(frozen=True)
@@ -186,20 +200,28 @@ class Rearranged(DispatchMode):  # type: ignore[no-untyped-call]
         if x is None:
             return None
         if name in BY_VALUE:
-            return x.shape[0]
+            return int(x.shape[0])
         if name in ORDERS:
             before = 2 if name == "topk" else 1  # topk(x, k, dim), sort(x, dim)
             dimension = kwargs.get("dim", args[before] if len(args) > before else -1)
             return int(x.shape[dimension])
-        index: Any = None
-        if name == "index":
-            given = [index for index in args[1] if index is not None]
-            if any(one.dtype in (torch.bool, torch.uint8) for one in given):
-                return x.shape[0]
-            index = args[1][0]
-        elif name in ("index_select", "gather") and args[1] % x.dim() == 0:
-            index = args[2]
-        return x.shape[0] if index is not None and _moves(x, index) else None
+        index = _index_of_rows(name, args)
+        if index is None:
+            return None
+        is_mask = index.dtype in (torch.bool, torch.uint8)
+        reads_by_mask = is_mask and name == "index"  # setting numbers by a mask moves no row
+        moves = not is_mask and _moves(x, index)
+        return int(x.shape[0]) if reads_by_mask or moves else None
+
+
+def _index_of_rows(name: str, args: Any) -> Tensor | None:
+    """Return the index or mask by which an operator reads or writes rows, or None."""
+    if name in INDEXED:
+        return next((one for one in args[1][:1] if one is not None), None)
+    if name in BY_INDEX and len(args) > 2 and args[1] % args[0].dim() == 0:
+        found: Tensor = args[2]
+        return found
+    return None
 
 
 def _moves(x: Tensor, index: Tensor) -> bool:
@@ -211,16 +233,79 @@ def _moves(x: Tensor, index: Tensor) -> bool:
     return not (len(rows) == len(x) and bool((rows == in_order).all()))
 
 
-def rearranged(run: Callable[[int], object]) -> set[str]:
+def rearranged(
+    read: Callable[[Batch], object], random_batch: Callable[[int, int], Batch]
+) -> set[str]:
     """Return the operators by which the model rearranges rows in batches of both sizes.
 
+    Also in batches whose records are each one place further: an index that a record brings may be
+    that of its own place in every generated batch.
+
     Args:
-        run: lets the model read a generated batch of that many records.
+        read: lets the model read a batch.
+        random_batch: makes a batch of (records, seed).
     """
     found: list[set[tuple[str, float]]] = []
     for records in SIZES:
         seen = Rearranged(records)
+        batch = random_batch(records, 1)
         with torch.no_grad(), seen:
-            run(records)
+            read(batch)
+            read({name: tensor.roll(1, 0) for name, tensor in batch.items()})
         found.append(seen.found)
     return {name for name, _ in found[0] & found[1]}
+
+
+def with_shorter_rows(batch: Batch, seed: int) -> Batch:
+    """Return a batch whose records have zeros from some place on, each from another.
+
+    Generated records may all be as long as they can be; what a model makes of padding shows here.
+
+    Args:
+        batch: of B records.
+        seed: of the places.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    shorter = dict(batch)
+    for name, tensor in batch.items():
+        if tensor.dim() < 2 or tensor.is_floating_point() or tensor.shape[1] < 2:
+            continue
+        length = tensor.shape[1]
+        ends = torch.randint(1, length + 1, (len(tensor), 1), generator=generator)
+        kept = (torch.arange(length) < ends).to(tensor.device)
+        kept = kept.view(len(tensor), length, *[1] * (tensor.dim() - 2))
+        shorter[name] = torch.where(kept, tensor, torch.zeros_like(tensor))
+    return shorter
+
+
+def misfit(
+    axes: dict[int, RecordAxes],
+    modules: Iterable[nn.Module],
+    read: Callable[[Batch], object],
+    batch: Batch,
+) -> str:
+    """Return the kind of a layer that reads other rows of a batch than its axes say, or "".
+
+    Args:
+        axes: of :func:`find`.
+        modules: of the model.
+        read: lets the model read a batch.
+        batch: to read. One that the model cannot read shows nothing.
+    """
+    chosen = [module for module in modules if id(module) in axes]
+    records = len(next(iter(batch.values())))
+    try:
+        calls = _calls(chosen, lambda _: read(batch), records)
+    except Exception:  # whatever a model says of records that are none for it
+        return ""
+    for module in chosen:
+        for call in calls[id(module)]:
+            if not _fits(call.inputs, axes[id(module)].inputs, records):
+                return type(module).__name__
+    return ""
+
+
+def _fits(shapes: tuple[torch.Size, ...], axes: tuple[RecordAxis, ...], records: int) -> bool:
+    return len(shapes) == len(axes) and all(
+        axis.fits(shape, records) for shape, axis in zip(shapes, axes, strict=True)
+    )

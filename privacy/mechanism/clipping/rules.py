@@ -139,13 +139,7 @@ def require_rows(x: Tensor, axis: RecordAxis, records: int) -> None:
     Raises:
         Unsupported: if it has another number.
     """
-    expected = axis.rows * records
-    fits = x.dim() == axis.dimensions
-    if axis.dimension == SHARED:
-        fits = fits and (axis.room is None or x.shape[axis.room] == 1)
-    else:
-        fits = fits and x.shape[axis.dimension] == expected
-    if not fits:
+    if not axis.fits(x.shape, records):
         raise Unsupported(
             f"a layer reads {tuple(x.shape)}, where {axis.rows} rows of each of {records} records "
             f"are expected in dimension {axis.dimension} of {axis.dimensions}"

@@ -11,7 +11,7 @@ the model. All gradients [U, *shape] are held until they are summed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -22,7 +22,7 @@ from privet.privacy.mechanism.clipping.cost import max_units_in_memory
 from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
 
 
-class WholeModelVmap:
+class WholeModelVmap(methods.PlainMethod):
     """The clipping method of the module's docstring.
 
     Args:
@@ -31,17 +31,12 @@ class WholeModelVmap:
         named: the trained parameters.
     """
 
-    is_tested = False
-
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
-        self.model, self._loss, self.named = model, loss, named
+        super().__init__(model, loss, named)
         self._function = _LossOfModel(model, loss)
         numbers = sum(p.numel() for p in named.values())
         device = next(iter(named.values())).device
-        self.max_units: int | None = max_units_in_memory(numbers, numbers, device)
-
-    def prepare(self, random_batch: Callable[[int, int], Batch]) -> None:
-        """As :meth:`ClippingMethod.prepare`: there is nothing to learn."""
+        self.max_units = max_units_in_memory(numbers, numbers, device)
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`. A parameter that no record uses has zeros."""
@@ -65,30 +60,6 @@ class WholeModelVmap:
     ) -> list[Tensor]:
         """As :meth:`ClippingMethod.clipped_sum`."""
         return methods.sum_of_per_sample(self.per_sample, micro_batches, clip, self.named.values())
-
-    def losses(self, batch: Batch) -> Tensor:
-        """As :meth:`ClippingMethod.losses`."""
-        return self._loss(self.model, batch)
-
-    def pause(self) -> None:
-        """As :meth:`ClippingMethod.pause`: nothing is recorded outside of a pass."""
-
-    def resume(self) -> None:
-        """As :meth:`ClippingMethod.resume`."""
-
-    def reset(self) -> None:
-        """As :meth:`ClippingMethod.reset`."""
-        for parameter in self.named.values():
-            parameter.grad = None
-
-    def close(self) -> None:
-        """As :meth:`ClippingMethod.close`."""
-        self.reset()
-
-    @property
-    def reduced_precision(self) -> bool:
-        """As :attr:`ClippingMethod.reduced_precision`."""
-        return methods.is_reduced_precision(self.named.values())
 
 
 class _LossOfModel(nn.Module):
