@@ -31,8 +31,9 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
+from architecture import Architecture
 from harness import Row, finish, parser, row, tell
-from model_families import COSTS, Architecture, architectures
+from model_families import COSTS, architectures
 from torch import Tensor, nn
 
 from privet.common.errors import CoupledRecordsError, PrivetError

@@ -7,22 +7,26 @@ and never decides about a release, since that would tell of a record.
 Rounding decides none of them (:mod:`.exactness`): they run at weights of a sensible size and, where
 the model can, in double precision; also at the weights at hand, where those are larger. A record
 whose gradient rounding moves is not compared. From a handful of records it is one step to the size
-of a real batch (:mod:`.crowd`).
+of a real batch (:mod:`.batch_coupling`).
+
+::
+
+    selftest.py            what is tested, in which order; the next method where one fails
+    training_chance.py     chance that a model draws while it trains, tested and switched off
+    record_coupling.py     H6 of a few records, by plain autograd
+    batch_coupling.py      H6 and H16 at the size of a real batch
+    exactness.py           when rounding decides, and how it does not
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, Self
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from privet.common.errors import (
-    CoupledRecordsError,
     NotReleasableError,
     PrivetError,
     SelfTestError,
@@ -33,29 +37,31 @@ from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import CLIP_MARGIN, LOSS_WEIGHT, Batch
 from privet.privacy.mechanism.dpsgd import Views
+from privet.privacy.mechanism.record_coupling import (
+    COARSE,
+    FINE,
+    TOLERANCE,
+    Closeness,
+    require_uncoupled,
+)
+from privet.privacy.mechanism.training_chance import (
+    Deterministic,
+    RandomBatch,
+    draws_chance,
+    repeats,
+    without_chance,
+)
 
 _RECORDS = 3
 _ENCODED = 8
 _VIEWED = (3, 8, 65)
 """Numbers of records whose views are made together and alone."""
-_FINE, _TOLERANCE, _COARSE = 1e-5, 1e-4, 3e-2
-"""Shares by which numbers may differ in double and single precision, and in less."""
-_ROUGH = 3e-3
-"""And in single precision, where it is not known what rounding does."""
 _SMALL = 1 << 20
 """Numbers in a model that is tried in both precisions."""
 _REAL = 7
 """Real records that are tried; their number divides few shapes."""
-_SEED = 3
-_DROPOUTS = (
-    nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout,
-)  # fmt: skip
-"""Layers that are known to treat records alike; a layer of another's may do more in training."""
 _TRIES = 64
 """How often weights are moved before a model counts as wrong on real records."""
-
-RandomBatch = Callable[[int, int], Batch]
-"""Makes a batch of (records, seed) with the shapes and types of the task."""
 
 
 def run(
@@ -85,10 +91,10 @@ def run(
         SelfTestError: if no way is exact, with the row's id and the parameter concerned.
     """
     _coverage(engine, declared)
-    with _Deterministic(engine.model) as chance:
+    with Deterministic(engine.model) as chance:
         try:
             _one_loss_each(engine, random_batch(_RECORDS, 1))
-            _without_chance(engine, random_batch, chance, records)
+            without_chance(engine, random_batch, chance, records)
         except PrivetError:
             raise
         except Exception as error:
@@ -143,20 +149,20 @@ def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool
     with ex.kept_weights(engine.model):
         larger = ex.tame(engine.model)
         exact = ex.computes_in_double(engine, batch)
-        compared = _few(engine, batch, other, bounded, _TOLERANCE)
+        compared = _few(engine, batch, other, bounded, TOLERANCE)
         _has_gradient(engine, batch)
         # In a large model that rounding leaves alone, double would cost more than it finds.
         if exact and (compared < _RECORDS or ex.numbers_of(engine) <= _SMALL):
             ex.widen(engine.model)
             batch, other = ex.wide(batch), ex.wide(other)
-            compared = _few(engine, batch, other, bounded, _FINE)
+            compared = _few(engine, batch, other, bounded, FINE)
         if not compared:
             # Moving weights may change more than rounding does (a hash of them): compare all.
-            _few(engine, batch, other, bounded, _TOLERANCE, every=True)
+            _few(engine, batch, other, bounded, TOLERANCE, every=True)
     if larger and exact:
         with ex.kept_weights(engine.model):
             ex.widen(engine.model)
-            _few(engine, ex.wide(batch), ex.wide(other), bounded, _FINE)
+            _few(engine, ex.wide(batch), ex.wide(other), bounded, FINE)
 
 
 def _few(
@@ -185,8 +191,8 @@ def _few(
     stable = ex.told(rounding)
     rows = ex.comparable(rounding, norms)
     share = max((rounding[row] for row in rows), default=0.0)
-    close = _Closeness(_COARSE if engine.reduced_precision else tolerance, share)
-    _coupled_forward(engine, batch, other, stable, close, alone=expected)
+    close = Closeness(COARSE if engine.reduced_precision else tolerance, share)
+    require_uncoupled(engine, batch, other, stable, close, alone=expected)
     if fault is not None:
         raise fault
     if bounded and rows:
@@ -194,33 +200,6 @@ def _few(
         _per_sample_gradient(engine, chosen, [expected[row] for row in rows], close)
         _non_finite(engine, chosen, close)
     return len(rows)
-
-
-class _Closeness:
-    """Whether tensors are the same up to rounding.
-
-    Args:
-        tolerance: share of a parameter's largest number.
-        rounding: share of a whole gradient by which rounding is known to move it.
-    """
-
-    def __init__(self, tolerance: float = _TOLERANCE, rounding: float = 0.0) -> None:
-        self.tolerance = tolerance
-        # What is exactly zero (a key's bias in attention) is rounding in both, and not by how
-        # much the one's rounding differs from the other's.
-        self._floor = max(1e-3, 10 * rounding / tolerance)
-
-    def floor(self, gradients: Sequence[Tensor]) -> float:
-        """Return the least scale that differences of these are measured by."""
-        return self._floor * max((float(g.abs().max()) for g in gradients if g.numel()), default=1)
-
-    def __call__(self, one: Tensor, two: Tensor, floor: float = 0.0) -> bool:
-        """Compare; ``floor`` is the least scale that differences are measured by."""
-        if not one.numel():
-            return True
-        scale = max(float(one.abs().max()), float(two.abs().max()), floor)
-        apart = float((one - two).abs().max())
-        return bool(torch.isfinite(one).all()) and apart <= self.tolerance * scale
 
 
 def augmentation(views: Views, random_batch: RandomBatch) -> None:
@@ -285,8 +264,8 @@ def real_records(engine: GradientEngine, examples: Batch) -> int:
     # weights need not show it: before a model is accused, its records are moved more often.
     for tries in (1, _TRIES):
         try:
-            with _Deterministic(engine.model) as chance, ex.kept_weights(engine.model):
-                if _draws(engine, batch) or not _repeats(engine, batch):
+            with Deterministic(engine.model) as chance, ex.kept_weights(engine.model):
+                if draws_chance(engine, batch) or not repeats(engine, batch):
                     chance.remove()
                 compared, wrong = _compare_real(engine, batch, tries)
         except PrivetError:
@@ -335,7 +314,7 @@ def _compare_real(engine: GradientEngine, batch: Batch, tries: int) -> tuple[int
         for place in range(len(engine.named))
     ]  # fmt: skip
     apart = [float((a.double() - b).norm()) for a, b in zip(got.tensors, wanted, strict=True)]
-    tolerance = _COARSE if engine.reduced_precision else _FINE if exact else 10 * _TOLERANCE
+    tolerance = COARSE if engine.reduced_precision else FINE if exact else 10 * TOLERANCE
     allowed = (tolerance + 10 * max(rounding[i] for i in kept)) * len(kept) * clip
     if sum(one**2 for one in apart) ** 0.5 <= allowed:
         return len(kept), ""
@@ -354,128 +333,6 @@ def _typical(examples: Batch) -> list[int]:
                     chosen.remove(sorted(chosen)[len(chosen) // 2])
                 chosen.add(row)
     return sorted(chosen)
-
-
-def _repeats(
-    engine: GradientEngine, batch: Batch, close: Callable[[Tensor, Tensor], bool] = torch.equal
-) -> bool:
-    """Whether two passes over the same records give the same losses.
-
-    By default to the last bit: where weights are small, dropout moves a loss by less than rounding
-    may.
-    """
-    with torch.no_grad():
-        return close(engine.losses(batch), engine.losses(batch))
-
-
-def _draws(engine: GradientEngine, batch: Batch) -> bool:
-    """Whether a pass draws chance, whatever it does with it: a rare event need not show."""
-    before = _states_of_chance()
-    with torch.no_grad():
-        engine.losses(batch)
-    after = _states_of_chance()
-    return any(not np.array_equal(one, two) for one, two in zip(before, after, strict=True))
-
-
-def _states_of_chance() -> list[Any]:
-    """Return the states of the generators of torch (also on devices), NumPy and Python."""
-    found: list[Any] = [torch.random.get_rng_state().numpy()]
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        found += [state.numpy() for state in torch.cuda.get_rng_state_all()]
-    _, keys, position, *_ = np.random.get_state()
-    return [*found, keys, position, hash(random.getstate())]
-
-
-def _share(one: Tensor, two: Tensor) -> float:
-    """Return how far two numbers are apart, as a share of the first."""
-    return float((one - two).abs() / one.abs().clamp(min=1e-30))
-
-
-def _without_chance(
-    engine: GradientEngine, random_batch: RandomBatch, chance: _Deterministic, records: int
-) -> None:
-    """Remove chance that is not a layer (``functional.dropout``), after a test of H6 with it.
-
-    Such chance is drawn while the model trains, so the other tests run on a model that does not.
-    What mixes records only while it trains is found here: the same chance is drawn for a batch
-    whose other records are exchanged.
-    """
-    with ex.kept_weights(engine.model):
-        ex.tame(engine.model)
-        batch, other = random_batch(_RECORDS, 1), random_batch(_RECORDS, 2)
-        if not _draws(engine, batch) and _repeats(engine, batch):
-            return
-        with _same_chance(), ex.kept_weights(engine.model):
-            close = _Closeness(_ROUGH, _ROUGH**2)  # rounding differs with what is exchanged
-            if ex.computes_in_double(engine, batch):
-                ex.widen(engine.model)
-                batch, other, close = ex.wide(batch), ex.wide(other), _Closeness(_FINE)
-            losses = [_losses_with_same_chance(engine, batch) for _ in range(2)]
-            if not close(losses[0], losses[1]):
-                raise UnfitModelError(
-                    "H16: two passes over the same records differ although the same chance is "
-                    "drawn: the model keeps a state while it trains, or draws from a generator of "
-                    "its own. Draw from torch's, and keep nothing of a batch"
-                )
-            _coupled_forward(engine, batch, other, close=close, before=_draw_again)
-            _coupled_crowd(engine, random_batch, records, close)
-        chance.remove()
-        if _repeats(engine, random_batch(_RECORDS, 1), _Closeness()):
-            return
-    raise UnfitModelError(
-        "H16: two passes over the same records differ, also in eval(): the model draws chance "
-        "whether it trains or not. Let it draw while self.training only, or set its rate to 0"
-    )
-
-
-def _losses_with_same_chance(engine: GradientEngine, batch: Batch) -> Tensor:
-    _draw_again()
-    with torch.no_grad():
-        return engine.losses(batch)
-
-
-def _coupled_crowd(
-    engine: GradientEngine, random_batch: RandomBatch, records: int, close: _Closeness
-) -> None:
-    """As :func:`_coupled_forward` for the losses of a whole batch, while the model trains."""
-    count = min(batch_coupling.size_of(engine, random_batch, records), engine.max_records)
-    kept = sorted({0, count // 2, count - 1})
-    batch, other = (_like(engine, random_batch(count, seed)) for seed in (4, 5))
-    mixed = {name: tensor.clone() for name, tensor in other.items()}
-    for name, tensor in batch.items():
-        mixed[name][kept] = tensor[kept]
-    one, two = (_losses_with_same_chance(engine, each)[kept] for each in (batch, mixed))
-    if not close(one, two):
-        raise CoupledRecordsError(
-            f"H6: while the model trains, the loss of one record of {count} depends on the other "
-            "records; no per-unit bound holds"
-        )
-
-
-def _like(engine: GradientEngine, batch: Batch) -> Batch:
-    """Return a batch with real numbers of the model's type."""
-    parameter = engine.parameters[0]
-    return ex.wide(batch) if parameter.dtype == torch.float64 else batch
-
-
-def _draw_again() -> None:
-    """Let torch, NumPy and Python draw the same numbers again."""
-    torch.manual_seed(_SEED)
-    np.random.seed(_SEED)
-    random.seed(_SEED)
-
-
-@contextmanager
-def _same_chance() -> Iterator[None]:
-    """Draw from fixed seeds for a while; what is drawn afterwards does not depend on them."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng():
-        try:
-            _draw_again()
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(python_state)
 
 
 def _coverage(engine: GradientEngine, declared: Iterable[str]) -> None:
@@ -511,7 +368,7 @@ def _has_gradient(engine: GradientEngine, batch: Batch) -> None:
 
 
 def _per_sample_gradient(
-    engine: GradientEngine, batch: Batch, singles: Sequence[Sequence[Tensor]], close: _Closeness
+    engine: GradientEngine, batch: Batch, singles: Sequence[Sequence[Tensor]], close: Closeness
 ) -> None:
     """Compare with records computed alone, one by one by plain autograd."""
     expected = [torch.stack(column) for column in zip(*singles, strict=True)]
@@ -538,62 +395,7 @@ def _per_sample_gradient(
             raise SelfTestError(f"H16: the clipped sum is wrong for '{name}'")
 
 
-def _coupled_forward(
-    engine: GradientEngine,
-    batch: Batch,
-    other: Batch,
-    told: Sequence[int] | None = None,
-    close: _Closeness | None = None,
-    before: Callable[[], None] = lambda: None,
-    alone: Sequence[Sequence[Tensor]] | None = None,
-) -> None:
-    """Loss and gradient of the first and the last record must not move when the others change.
-
-    By plain autograd, so that a clipping method that does not fit accuses no model. Both, because
-    each record may depend on those before it only, or after it only.
-
-    Args:
-        engine: the engine.
-        batch: records.
-        other: others, as many.
-        told: records of ``batch`` whose gradients rounding does not decide; None for all.
-        close: what is the same.
-        before: called before each pass.
-        alone: the gradients of single records, if they can be compared; None if not.
-    """
-    close = close or _Closeness()
-    for kept in {0, _count(batch) - 1} & set(range(_count(batch)) if told is None else told):
-        mixed = {name: tensor.clone() for name, tensor in other.items()}
-        for name, tensor in batch.items():
-            mixed[name][kept] = tensor[kept]
-        before()
-        loss, mine = engine.gradient_within(batch, kept)
-        before()
-        other_loss, others = engine.gradient_within(mixed, kept)
-        if not close(loss, other_loss):
-            share = _share(loss, other_loss)
-            moved = f"{share:.1%}"
-            raise CoupledRecordsError(
-                "H6: the loss of one record depends on the other records: among others it moves by "
-                f"{moved} of itself (batch mean, contrastive loss, router); no per-unit bound holds"
-            )
-        floor = close.floor(mine)
-        if alone is not None:
-            for name, first, second in zip(engine.named, mine, alone[kept], strict=True):
-                if not close(first, second, floor):
-                    raise CoupledRecordsError(
-                        f"H6: the gradient of one record in '{name}' depends on whether other "
-                        "records are beside it; no per-unit bound holds"
-                    )
-        for name, first, second in zip(engine.named, mine, others, strict=True):
-            if not close(first, second, floor):
-                raise CoupledRecordsError(
-                    f"H6: the gradient of one record in '{name}' depends on the other records "
-                    "(batch mean, contrastive loss, router); no per-unit bound holds"
-                )
-
-
-def _non_finite(engine: GradientEngine, batch: Batch, close: _Closeness) -> None:
+def _non_finite(engine: GradientEngine, batch: Batch, close: Closeness) -> None:
     """One record whose input, or whose loss, is NaN must leave the sum as if it were not there.
 
     Inputs without numbers (a table of categories alone) have nothing to spoil.
@@ -609,7 +411,7 @@ def _non_finite(engine: GradientEngine, batch: Batch, close: _Closeness) -> None
         _one_spoilt(engine, batch, poisoned, close)
 
 
-def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch, close: _Closeness) -> None:
+def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch, close: Closeness) -> None:
     count = _count(batch)
     clean = {name: tensor[:-1] for name, tensor in batch.items()}
     want = [torch.zeros_like(parameter) for parameter in engine.parameters]
@@ -634,25 +436,3 @@ def _one_spoilt(engine: GradientEngine, batch: Batch, poisoned: Batch, close: _C
 
 def _count(batch: Batch) -> int:
     return len(next(iter(batch.values())))
-
-
-class _Deterministic:
-    """Switches dropout off for a while, so that two passes can be compared."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._training = [m for m in model.modules() if m.training]
-
-    def __enter__(self) -> Self:
-        for module in self._training:
-            if type(module) in _DROPOUTS:
-                module.training = False
-        return self
-
-    def remove(self) -> None:
-        """Switch off all else that a model does only while it trains."""
-        self._model.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module in self._training:
-            module.training = True

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 
 import models
-from model_families import Architecture, architectures
+from architecture import Architecture
+from model_families import architectures
 
 PAGE = ROOT / "docs" / "reference" / "architectures.md"
 ROW = re.compile(r"^\| (?P<name>[^|]+) \| (?P<way>[^|]+) \| [^|]*\|$", re.MULTILINE)

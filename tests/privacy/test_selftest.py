@@ -21,7 +21,7 @@ from torch.nn import functional
 from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import CoupledRecordsError, SelfTestError
 from privet.common.models import trainable
-from privet.privacy.mechanism import selftest
+from privet.privacy.mechanism import record_coupling, selftest
 from privet.privacy.mechanism.clipping import GradientEngine, methods
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
@@ -128,10 +128,10 @@ def test_coupled_records_stop_the_run(loss, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_coupled_records_are_found_by_the_test_of_coupling(loss, mode):
     with pytest.raises(SelfTestError, match="H6"):
-        selftest._coupled_forward(
+        record_coupling.require_uncoupled(
             wide_engine(loss=loss, mode=mode), rows(3, seed=1), rows(3, seed=2)
         )
-    selftest._coupled_forward(wide_engine(mode=mode), rows(3, seed=1), rows(3, seed=2))
+    record_coupling.require_uncoupled(wide_engine(mode=mode), rows(3, seed=1), rows(3, seed=2))
 
 
 @pytest.mark.parametrize("loss", COUPLED)
