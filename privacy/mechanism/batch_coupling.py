@@ -20,6 +20,7 @@ from privet.common.errors import CoupledRecordsError, SelfTestError
 from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import Batch
+from privet.privacy.mechanism.record_coupling import losses_agree
 
 MAX_RECORDS = 512
 """Records that are tried at most."""
@@ -146,8 +147,12 @@ def _losses(engine: GradientEngine, batch: Batch, other: Batch) -> None:
         part = engine.losses(mixed)
     places = [0, *range(fewer + 1, fewer + len(kept))]
     one, two = whole[kept].double(), part[places].double()
-    scale = max(float(one.abs().max()), 1e-6)
-    if not float((one - two).abs().max()) <= _tolerance(engine, whole) * scale:
+
+    def close(one: Tensor, two: Tensor) -> bool:
+        scale = max(float(one.abs().max()), 1e-6)
+        return float((one - two).abs().max()) <= _tolerance(engine, whole) * scale
+
+    if not losses_agree(one, two, close):
         raise CoupledRecordsError(
             f"H6: the loss of one record of {room} depends on the other records or on how many "
             "there are (an expert's capacity, a branch on the size of the batch, sorting); no "

@@ -67,9 +67,17 @@ def require_uncoupled(
         alone: the gradients of single records, if they can be compared; None if not.
     """
     close = close or Closeness()
-    for kept in {0, ex.count_of(batch) - 1} & set(
-        range(ex.count_of(batch)) if told is None else told
-    ):
+    here, there = _with_a_loss(engine, batch, before), _with_a_loss(engine, other, before)
+    # Zero times a gradient that is no number is none: a record without a loss would hide the rest.
+    count = min(len(here), len(there))
+    if count < min(ex.count_of(batch), 2):
+        return  # whether it takes the others with it is seen at the size of a real batch, and by H7
+    stable = {place for place, row in enumerate(here[:count]) if told is None or row in told}
+    if alone is not None:
+        alone = [alone[row] for row in here[:count]]
+    batch = {name: tensor[here[:count]] for name, tensor in batch.items()}
+    other = {name: tensor[there[:count]] for name, tensor in other.items()}
+    for kept in {0, count - 1} & stable:
         mixed = {name: tensor.clone() for name, tensor in other.items()}
         for name, tensor in batch.items():
             mixed[name][kept] = tensor[kept]
@@ -77,7 +85,7 @@ def require_uncoupled(
         loss, mine = engine.gradient_within(batch, kept)
         before()
         other_loss, others = engine.gradient_within(mixed, kept)
-        if not close(loss, other_loss):
+        if not losses_agree(loss, other_loss, close):
             share = _share(loss, other_loss)
             moved = f"{share:.1%}"
             raise CoupledRecordsError(
@@ -98,6 +106,33 @@ def require_uncoupled(
                     f"H6: the gradient of one record in '{name}' depends on the other records "
                     "(batch mean, contrastive loss, router); no per-unit bound holds"
                 )
+
+
+def _with_a_loss(engine: GradientEngine, batch: Batch, before: Callable[[], None]) -> list[int]:
+    """Return the numbers of the records whose losses are finite."""
+    before()
+    with torch.no_grad():
+        finite = torch.isfinite(engine.losses(batch))
+    return [row for row, is_finite in enumerate(finite.tolist()) if is_finite]
+
+
+def losses_agree(
+    one: Tensor, two: Tensor, close: Callable[[Tensor, Tensor], bool] = torch.equal
+) -> bool:
+    """Return whether two passes gave the same losses.
+
+    A model may have none for some record (attention over an empty text is not a number). That says
+    nothing of the others, as long as both passes have it for the same records.
+
+    Args:
+        one: losses of a pass.
+        two: of another, of the same shape.
+        close: whether finite losses are the same.
+    """
+    finite = torch.isfinite(one)
+    return torch.equal(finite, torch.isfinite(two)) and close(
+        torch.where(finite, one, 0.0), torch.where(finite, two, 0.0)
+    )
 
 
 def _share(one: Tensor, two: Tensor) -> float:

@@ -19,7 +19,12 @@ from privet.privacy.mechanism import batch_coupling
 from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
 from privet.privacy.mechanism.clipping.methods import Batch
-from privet.privacy.mechanism.record_coupling import FINE, Closeness, require_uncoupled
+from privet.privacy.mechanism.record_coupling import (
+    FINE,
+    Closeness,
+    losses_agree,
+    require_uncoupled,
+)
 
 _RECORDS = 3
 _ROUGH = 3e-3
@@ -64,7 +69,7 @@ def repeats(
     may.
     """
     with torch.no_grad():
-        return close(engine.losses(batch), engine.losses(batch))
+        return losses_agree(engine.losses(batch), engine.losses(batch), close)
 
 
 def draws_chance(engine: GradientEngine, batch: Batch) -> bool:
@@ -105,7 +110,7 @@ def without_chance(
                 ex.widen(engine.model)
                 batch, other, close = ex.wide(batch), ex.wide(other), Closeness(FINE)
             losses = [_losses_with_same_chance(engine, batch) for _ in range(2)]
-            if not close(losses[0], losses[1]):
+            if not losses_agree(losses[0], losses[1], close):
                 raise UnfitModelError(
                     "H16: two passes over the same records differ although the same chance is "
                     "drawn: the model keeps a state while it trains, or draws from a generator of "
@@ -139,7 +144,7 @@ def _coupled_crowd(
     for name, tensor in batch.items():
         mixed[name][kept] = tensor[kept]
     one, two = (_losses_with_same_chance(engine, each)[kept] for each in (batch, mixed))
-    if not close(one, two):
+    if not losses_agree(one, two, close):
         raise CoupledRecordsError(
             f"H6: while the model trains, the loss of one record of {count} depends on the other "
             "records; no per-unit bound holds"

@@ -176,9 +176,13 @@ def test_flops_are_counted() -> None:
         (lambda x: x.sort(), compat.ORDERS),
         (lambda x: x.argsort(stable=True), compat.ORDERS),
         (lambda x: x.topk(2), compat.ORDERS),
-        (lambda x: x[torch.tensor([2, 0])], ("index",)),
-        (lambda x: x.index_select(0, torch.tensor([2, 0])), ("index_select",)),
-        (lambda x: x.gather(0, torch.tensor([2, 0])), ("gather",)),
+        (lambda x: x[torch.tensor([2, 0])], compat.INDEXED),
+        (lambda x: x.index_put((torch.tensor([2]),), torch.tensor([1.0])), compat.INDEXED),
+        (lambda x: x.index_select(0, torch.tensor([2, 0])), compat.BY_INDEX),
+        (lambda x: x.gather(0, torch.tensor([2, 0])), compat.BY_INDEX),
+        (lambda x: x.index_add(0, torch.tensor([2, 0, 1]), x), compat.BY_INDEX),
+        (lambda x: x.index_copy(0, torch.tensor([2, 0, 1]), x), compat.BY_INDEX),
+        (lambda x: x.scatter(0, torch.tensor([2, 0, 1]), x), compat.BY_INDEX),
     ],
 )
 def test_operators_that_rearrange_rows_are_seen_by_name(call: Any, names: tuple[str, ...]) -> None:

@@ -726,6 +726,50 @@ def test_chance_that_is_no_layer_may_be_drawn_while_the_model_trains(mode: str) 
     assert len(state) == len(torch.random.get_rng_state())
 
 
+class Attends(nn.Module):
+    """Attention that leaves padding out: of an empty text it makes no number."""
+
+    def __init__(self, *, spreads: bool = False, chance: float = 0.0) -> None:
+        super().__init__()
+        self.inner, self.spreads, self.chance = attention(), spreads, chance
+
+    def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        made = self_attention(self.inner, h, x)
+        if self.spreads:
+            made = made + 0.0 * made.sum(0)
+        return functional.dropout(made, self.chance, self.training)
+
+
+def with_an_empty_text(count: int, seed: int) -> Batch:
+    batch = tokens(count, seed)
+    batch["x"][min(1, count - 1)] = 0
+    return batch
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.2])
+@pytest.mark.parametrize("mode", ["auto", ONE_BY_ONE])
+def test_a_record_without_a_loss_accuses_no_model(mode: str, chance: float) -> None:
+    torch.manual_seed(5)
+    model = Around(Attends(chance=chance), lambda layer, h, x: layer(h, x)).train()
+    engine = GradientEngine(model, loss_of, mode=mode)
+    assert selftest.run(engine, with_an_empty_text, list(engine.named), records=20) == ALL
+    total = engine.clipped_sum(with_an_empty_text(8, 3), np.arange(8), 8, 1.0).tensors
+    assert all(bool(torch.isfinite(one).all()) for one in total)
+
+
+@pytest.mark.parametrize("chance", [0.0, 0.2])
+def test_a_record_without_a_loss_that_takes_the_others_with_it_is_refused(chance: float) -> None:
+    torch.manual_seed(5)
+    model = Around(Attends(spreads=True, chance=chance), lambda layer, h, x: layer(h, x)).train()
+    engine = GradientEngine(model, loss_of)
+
+    def sometimes(count: int, seed: int) -> Batch:
+        return with_an_empty_text(count, seed) if seed in (2, 5) else full(count, seed)
+
+    with pytest.raises(CoupledRecordsError, match="H6"):
+        selftest.run(engine, sometimes, list(engine.named), records=20)
+
+
 def test_what_mixes_records_only_while_it_trains_is_refused() -> None:
     engine = GradientEngine(Around(Chance(mixes=True)).train(), loss_of)
     with pytest.raises(CoupledRecordsError, match="H6"):
