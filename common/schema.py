@@ -67,6 +67,8 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 OWN = "module:object"
 """What stands for the kinds of a user's own."""
 OwnKind = Annotated[str, Field(pattern=":")]
+MAX_NAMED = 8
+"""Kinds that a message names, at most."""
 UNSAID: Any = {}
 """Options, where none is written."""
 
@@ -271,7 +273,10 @@ class _Place:
             if key in part.model_fields:
                 whose.setdefault(name, []).append(f"'{kind}'")
         for name, kinds in whose.items():
-            return f"belongs to {name} = {_either(dict.fromkeys(kinds))}, not to '{self._is}'"
+            few = list(dict.fromkeys(kinds))
+            if len(few) > MAX_NAMED:
+                few = [*few[: MAX_NAMED - 1], "others"]
+            return f"belongs to {name} = {_either(few)}, not to '{self._is}'"
         return "unknown key" + did_you_mean(key, self._fields)
 
     def wrong_kind(self, item: Any) -> str:

@@ -14,9 +14,9 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = [
     "BY_INDEX", "BY_VALUE", "INDEXED", "ORDERS", "DispatchMode", "buffers_of",
-    "convolution_input_gradient", "convolve", "layer_norm", "layer_norm_input_gradient",
-    "operator_name", "parameters_of", "tree_flatten", "tree_leaves", "tree_unflatten",
-    "unsafe_view", "version_of",
+    "convolution_input_gradient", "convolve", "is_transformed", "layer_norm",
+    "layer_norm_input_gradient", "operator_name", "parameters_of", "tree_flatten", "tree_leaves",
+    "tree_unflatten", "unsafe_view", "version_of",
 ]  # fmt: skip
 # tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as
 # torch.func does; classes that libraries register (outputs of transformers) are known there alone.
@@ -43,6 +43,16 @@ BY_INDEX = (
 def operator_name(operator: Any) -> str:
     """Return the name of an operator that :data:`DispatchMode` sees, such as ``sort``."""
     return str(operator.overloadpacket).removeprefix("aten.")
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Return whether a tensor is within a transform such as ``torch.vmap``: one record's part.
+
+    ``torch._C._functorch.is_functorch_wrapped_tensor``, since 2.1. The public way is to try what
+    cannot be done with such a tensor, and to catch the error.
+    """
+    functorch: Any = torch._C._functorch
+    return bool(functorch.is_functorch_wrapped_tensor(tensor))
 
 
 def version_of(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from privet.common.config import make
 from privet.common.errors import InputError, PlanError
 from privet.common.models import start
+from privet.common.sections.model import HuggingFaceSpec
 from privet.common.sections.task import ImageTaskSpec, ReadingTask, TabularTaskSpec
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 _READS = {
     "tabular": ("linear", "dense", "ft-transformer"),
     "text": ("text-encoder", "minilm", "huggingface"),
-    "image": ("vit", "resnet"),
+    "image": ("vit", "resnet", "huggingface"),
     "causal-text": ("decoder", "huggingface"),
     "masked-text": ("text-encoder", "minilm", "huggingface"),
     "text-to-text": ("encoder-decoder", "t5", "huggingface"),
@@ -67,7 +68,12 @@ def _build(plan: Plan) -> nn.Module:
 
 def _known(plan: Plan) -> nn.Module:
     """Build a model that is Privet's own, or that it knows."""
-    kind, task, options = plan.model.kind, plan.task, dict(plan.model.options)
+    kind, task = plan.model.kind, plan.task
+    if isinstance(plan.model, HuggingFaceSpec):
+        from privet.common.models import huggingface
+
+        return huggingface.build(task, plan.model.options)
+    options = dict(plan.model.options)
     if isinstance(task, TabularTaskSpec):
         from privet.common.models import tabular
 
@@ -83,10 +89,6 @@ def _known(plan: Plan) -> nn.Module:
 
         pictures: dict[str, Any] = {"vit": image.VisionTransformer, "resnet": image.ResNet}
         return pictures[kind](task.image, len(task.classes), **options)  # type: ignore[no-any-return]
-    if kind == "huggingface":
-        from privet.common.models import huggingface
-
-        return huggingface.build(task.kind, len(task.labels), **options)
     from privet.common.models import language, text
 
     assert isinstance(task, ReadingTask)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from privet.common.compat.torch import is_transformed
 from privet.common.errors import PlanError
 
 TOKENIZER = Path(__file__).parent / "tokenizer.json"
@@ -28,6 +29,7 @@ class Tokens:
         end: number after it; None for none.
         mask: number that replaces a masked token.
         special: numbers that stand for no text, and are never masked.
+        filler: number that the tokenizer itself fills rows with, if it names one.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class Tokens:
     end: int | None = 1
     mask: int = 1
     special: tuple[int, ...] = ()
+    filler: int | None = None
 
     @property
     def size(self) -> int:
@@ -129,32 +132,69 @@ class Tokens:
             generator: source of the rows' randomness.
         """
         length = self.max_tokens if 4 <= records <= 8 else min(self.max_tokens, 24)
-        rows = torch.randint(2, self.size, (records, length), generator=generator)
-        rows[0, 2 : length // 2] = self.padding
-        rows[-1, length // 2 :] = self.padding
+        lengths = [length] * records
+        lengths[-1] = length // 2
         if records > 3:
-            ends = torch.randint(0, length + 1, (records - 3, 1), generator=generator)
-            ends[0] = 0
-            rows[1:-2].masked_fill_(torch.arange(length) >= ends, self.padding)
+            ends = torch.randint(0, length + 1, (records - 3,), generator=generator)
+            lengths[1:-2] = [0, *ends[1:].tolist()]
+        before, _, after = _frame_of(self)
+        rows = torch.full((records, length), self.padding, dtype=torch.int64)
+        for row, end in enumerate(lengths):
+            end = max(end, min(length, len(before) + len(after)))  # as an empty text has
+            rows[row, :end] = self.generated(end, generator)
+        rows[0, max(2, len(before)) : length // 2] = self.padding
         return rows
+
+    def generated(self, length: int, generator: torch.Generator) -> Tensor:
+        """Return a generated row of a number of tokens, in the tokenizer's frame.
+
+        Args:
+            length: number of tokens, with the frame's.
+            generator: source of the row's randomness.
+        """
+        before, ordinary, after = _frame_of(self)
+        row = ordinary[torch.randint(0, len(ordinary), (length,), generator=generator)]
+        if length >= len(before) + len(after):
+            row[: len(before)] = before
+            row[length - len(after) :] = after
+        return row
 
 
 def trimmed(rows: Tensor, padding: int = 0) -> Tensor:
     """Return rows without the columns that are padding in every row, up to a multiple of 16.
 
     A record's result does not change, because nothing reads padding; its time does. Rows stay as
-    they are on CUDA, where the host would have to wait, and in an export.
+    they are on CUDA, where the host would have to wait, in an export, and in ``torch.vmap``, where
+    all have one length.
 
     Args:
         rows: token numbers [B, T].
         padding: number that fills a row.
     """
-    if rows.is_cuda or torch.compiler.is_exporting() or not rows.shape[0]:
+    if rows.is_cuda or torch.compiler.is_exporting() or not rows.shape[0] or is_transformed(rows):
         return rows
     # The last column that holds anything: there may be holes before it.
     there = (rows != padding).any(0).nonzero()
     longest = int(there[-1]) + 1 if len(there) else 0
     return rows[:, : max(16, -(-longest // 16) * 16)]
+
+
+@lru_cache(maxsize=16)
+def _frame_of(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the tokens before a text, those that a text may hold, and those after it."""
+    tokenizer = _tokenizer(tokens.path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    encoding = tokenizer.encode("a")
+    ids, put = encoding.ids, encoding.special_tokens_mask
+    inner = [place for place, is_put in enumerate(put) if not is_put] or [len(ids)]
+    apart = {*tokens.special, tokens.padding, tokens.start, tokens.end}
+    ordinary = [number for number in range(tokens.size) if number not in apart]
+    return (
+        torch.tensor(ids[: inner[0]], dtype=torch.int64),
+        torch.tensor(ordinary, dtype=torch.int64),
+        torch.tensor(ids[inner[-1] + 1 :], dtype=torch.int64),
+    )
 
 
 @lru_cache(maxsize=4)

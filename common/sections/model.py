@@ -79,21 +79,59 @@ class TunedOptions(Options):
     precision: Literal["float32", "bfloat16"] | None = None
 
 
+Adapter = Literal[
+    "lora", "dora", "rslora", "adalora", "adamss", "beft", "boft", "c3a", "deft", "delora",
+    "fourierft", "frod", "glora", "gralora", "hira", "hra", "ia3", "ln-tuning", "loha",
+    "lokr", "miss", "oft", "osf", "p-tuning", "peanut", "prefix", "prompt", "psoft", "randlora",
+    "road", "shira", "supertuning", "tinylora", "unilora", "vblora", "vera", "waveft",
+]  # fmt: skip
+"""Adapters by their names in peft, in small letters.
+
+Not among them: those that need other adapters, records, or an id of a task beside each record;
+those for one family; Lily, whose layers mix the records of a batch (H6); and trainable tokens, of
+which generated records would hold none.
+"""
+
+
 class HuggingFaceOptions(Options):
     """A ``folder``, or a ``name`` on the Hugging Face Hub with its commit as ``revision``.
 
     Attributes:
         sha256: digest that ``model.safetensors`` must have, as 64 hexadecimal digits.
-        tuning: what is trained; LoRA with matrices of ``rank``, in the layers ``targets``.
+        precision: of the layers during training; ``bfloat16`` is for runs without privacy.
+        freeze, train: patterns of names of parameters, as ``*.embeddings.*``, that are not trained,
+            or trained, whatever ``tuning`` says of them; ``train`` has the last word.
     """
 
     folder: str | None = None
     name: str | None = None
     revision: str | None = None
     sha256: str | None = None
-    tuning: Literal["full", "lora", "head"] = "full"
-    rank: Count = 8
+    tuning: str = "full"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    freeze: tuple[str, ...] = ()
+    train: tuple[str, ...] = ()
+
+
+class WholeModelOptions(HuggingFaceOptions):
+    """All parameters are trained, or those of the head alone."""
+
+    tuning: Literal["full", "head"] = "full"
+
+
+class AdapterOptions(HuggingFaceOptions):
+    """An adapter of peft is trained, and a fresh head of classes beside it.
+
+    Attributes:
+        rank: of its matrices, for an adapter that has such; None is 8 for LoRA, else peft's own.
+        targets: names of the layers that it changes; None takes layers that fit the family.
+        peft: further options, by the names of peft's configuration of this adapter.
+    """
+
+    tuning: Adapter
+    rank: Count | None = None
     targets: list[str] | None = None
+    peft: dict[str, Any] = {}
 
 
 _Kind = TypeVar("_Kind", bound=str)
@@ -131,10 +169,13 @@ class MiniLmSpec(ModelOf[str, HeadOptions | TunedOptions]):
     options: Annotated[HeadOptions | TunedOptions, ByKind("head", key="tuning")] = HeadOptions()
 
 
-class HuggingFaceSpec(ModelOf[str, HuggingFaceOptions]):
+class HuggingFaceSpec(ModelOf[str, WholeModelOptions | AdapterOptions]):
     """A model of transformers that lies on this machine."""
 
     kind: Literal["huggingface"]
+    options: Annotated[WholeModelOptions | AdapterOptions, ByKind("full", key="tuning")] = (
+        WholeModelOptions()
+    )
 
 
 ModelSpec = (

@@ -32,6 +32,7 @@ from privet.common.errors import (
     SelfTestError,
     UnfitModelError,
 )
+from privet.common.printable import shortened
 from privet.privacy.mechanism import batch_coupling
 from privet.privacy.mechanism import exactness as ex
 from privet.privacy.mechanism.clipping import GradientEngine
@@ -62,6 +63,8 @@ _REAL = 7
 """Real records that are tried; their number divides few shapes."""
 _TRIES = 64
 """How often weights are moved before a model counts as wrong on real records."""
+_MAX_REASON = 200
+"""Characters of a library's error in a message of Privet's."""
 
 
 def run(
@@ -98,7 +101,7 @@ def run(
         except PrivetError:
             raise
         except Exception as error:
-            raise UnfitModelError(f"H16: the model or its loss fails: {error!r}") from error
+            raise UnfitModelError(f"H16: the model or its loss fails: {_said(error)}") from error
         while True:
             try:
                 engine.passed_tests(_one_way(engine, random_batch, bounded, records, together))
@@ -138,9 +141,15 @@ def _one_way(
         raise
     except Exception as error:
         raise SelfTestError(
-            f"H16: per-sample gradients of this model cannot be computed ({error!r})"
+            f"H16: per-sample gradients of this model cannot be computed ({_said(error)})"
         ) from error
     return tested
+
+
+def _said(error: Exception) -> str:
+    """Return what a library says of a fault: some list all that they could have done."""
+    line = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {shortened(line, _MAX_REASON)}"
 
 
 def _everywhere(engine: GradientEngine, random_batch: RandomBatch, bounded: bool) -> None:
@@ -272,8 +281,8 @@ def real_records(engine: GradientEngine, examples: Batch) -> int:
             raise
         except Exception as error:
             raise SelfTestError(
-                f"H16: gradients of real records cannot be computed ({error!r}), though those of "
-                "generated ones could: does the model treat longer rows in another way?"
+                f"H16: gradients of real records cannot be computed ({_said(error)}), though those "
+                "of generated ones could: does the model treat longer rows in another way?"
             ) from error
         if not wrong:
             return compared
@@ -353,7 +362,7 @@ def _one_loss_each(engine: GradientEngine, batch: Batch) -> None:
         raise
     except Exception as error:
         raise UnfitModelError(
-            f"H16: the model or its loss fails on {_count(batch)} generated records: {error!r}"
+            f"H16: the model or its loss fails on {_count(batch)} generated records: {_said(error)}"
         ) from error
     if shape != (_count(batch),):
         raise UnfitModelError(

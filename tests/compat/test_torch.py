@@ -42,6 +42,20 @@ def test_a_version_counts_changes_in_place_and_nothing_else() -> None:
     assert version_of(tensor.detach()) == first + 1
 
 
+def test_a_tensor_within_vmap_is_known_and_no_other() -> None:
+    seen = []
+
+    def one(row: torch.Tensor) -> torch.Tensor:
+        seen.append(compat.is_transformed(row))
+        return row.sum()
+
+    rows = torch.ones(3, 2)
+    torch.vmap(one)(rows)
+    torch.vmap(torch.func.grad(lambda row: one(row * 2)))(rows)
+    one(rows)
+    assert seen == [True, True, False]
+
+
 def test_a_module_reads_its_parameters_from_its_table() -> None:
     layer = nn.Linear(2, 3)
     own, other = layer.weight, numbers(3, 2)

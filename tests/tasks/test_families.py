@@ -207,8 +207,9 @@ def test_a_folder_of_hugging_face_trains(kind: str, tuning: str, tmp_path: Path)
     names = {"eos_token": "[UNK]", "mask_token": "[UNK]", "pad_token": "[PAD]"}
     folder = tokenizer_folder(tmp_path / "model", _save(kind), **names)
     targets = {"causal-text": ["c_attn"], "text-to-text": ["q", "v"]}
-    options: dict[str, Any] = {"folder": str(folder), "tuning": tuning, "rank": 2}
-    options["targets"] = targets.get(kind, ["query", "value"])
+    options: dict[str, Any] = {"folder": str(folder), "tuning": tuning}
+    if tuning == "lora":
+        options |= {"rank": 2, "targets": targets.get(kind, ["query", "value"])}
     plan = plan_for(kind, {"kind": "huggingface", "options": options}, tmp_path)
     bench = ModelRuntime(plan)
     assert bench.self_tests == ("H6", "H7", "H16", "H17")

@@ -34,17 +34,22 @@ class WholeModelVmap(methods.PlainMethod):
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
         super().__init__(model, loss, named)
         self._function = _LossOfModel(model, loss)
+        self._slots = _slots(self._function, named)
         numbers = sum(p.numel() for p in named.values())
         device = next(iter(named.values())).device
         self.max_units = max_units_in_memory(numbers, numbers, device)
 
     def per_sample(self, batch: Batch) -> list[Tensor]:
         """As :meth:`ClippingMethod.per_sample`. A parameter that no record uses has zeros."""
-        trained = {f"model.{name}": p.detach() for name, p in self.named.items()}
+        trained = {name: p.detach() for name, p in self.named.items()}
 
         def loss_of(parameters: dict[str, Tensor], record: Batch) -> Tensor:
             alone = {name: tensor.unsqueeze(0) for name, tensor in record.items()}
-            total: Tensor = functional_call(self._function, parameters, (alone,)).sum()
+            placed = {slot: parameters[name] for slot, name in self._slots.items()}
+            # Its own search for tied weights exchanges a shared module's parameter once for each
+            # path to it, and gives back the wrong one.
+            call = functional_call(self._function, placed, (alone,), tie_weights=False)
+            total: Tensor = call.sum()
             return total
 
         # Each record draws its own chance (dropout), as in a pass over a batch.
@@ -60,6 +65,20 @@ class WholeModelVmap(methods.PlainMethod):
     ) -> list[Tensor]:
         """As :meth:`ClippingMethod.clipped_sum`."""
         return methods.sum_of_per_sample(self.per_sample, micro_batches, clip, self.named.values())
+
+
+def _slots(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return by each place of a model that holds a trained parameter the parameter's name.
+
+    A module that is reached by several paths is one place, and a tied weight has several.
+    """
+    names = {id(parameter): name for name, parameter in named.items()}
+    found = {}
+    for path, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in names:
+                found[f"{path}.{key}"] = names[id(parameter)]
+    return found
 
 
 class _LossOfModel(nn.Module):

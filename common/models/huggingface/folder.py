@@ -1,87 +1,81 @@
-"""A Hugging Face Transformer on this machine, trained in full, by LoRA, or only its head.
-
-It is in a folder, or in this machine's cache of the Hugging Face Hub (``hf download``) under its
-name and commit. Nothing is downloaded and none of the folder's code is run: weights are
-safetensors, and the architecture is one that transformers knows. All sites need the same folder if
-parts of it stay frozen, so a plan should pin the digest of its weights.
-"""
+"""The folder of a model of transformers: its weights, its settings, its tokenizer."""
 
 from __future__ import annotations
 
 import json
 import re
-import warnings
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor, nn
 
 from privet.common.errors import DataMissingError, PlanError
 from privet.common.models.start import digest_of
 from privet.common.models.tokens import Tokens
 from privet.common.sections.model import HuggingFaceOptions
+from privet.common.sections.task import TaskSpec
 
 _AUTO = {
     "text": "AutoModelForSequenceClassification",
+    "image": "AutoModelForImageClassification",
     "causal-text": "AutoModelForCausalLM",
     "masked-text": "AutoModelForMaskedLM",
     "text-to-text": "AutoModelForSeq2SeqLM",
 }
-
-
+"""The class of transformers that does a task."""
 _ELSEWHERE = {"auto_map", "custom_pipelines", "quantization_config", "transformers_weights"}
+_OFF = {"apply_spec_augment": False}
+"""What transformers draws at random in training, and not from the plan's seed."""
 
 
-def build(
-    task: str,
-    classes: int,
-    *,
-    folder: str | None = None,
-    name: str | None = None,
-    revision: str | None = None,
-    sha256: str | None = None,
-    tuning: str = "full",
-    rank: int = 8,
-    targets: list[str] | None = None,
-) -> nn.Module:
-    """Return the model of a folder for a task.
+def weights(options: HuggingFaceOptions) -> Path:
+    """Return the file of a model's weights, in a folder with plain settings.
 
     Args:
-        task: kind of the plan's task.
-        classes: number of classes, for a classification.
-        folder: as ``save_pretrained`` writes it, with ``model.safetensors`` and ``tokenizer.json``.
-        name: on the Hugging Face Hub, instead of a folder, with its commit as ``revision``; this
-            machine's cache must contain it.
-        revision: the commit, as 40 hexadecimal digits.
-        sha256: digest that ``model.safetensors`` must have, as 64 hexadecimal digits.
-        tuning: ``full``, ``lora`` (with ``rank``, in the layers ``targets``) or ``head``.
-        rank: of LoRA's matrices.
-        targets: names of the layers that LoRA changes; None takes peft's choice for the model.
+        options: of the plan's model; they name the folder, and perhaps the file's digest.
 
     Raises:
         DataMissingError: if the folder is missing, or has no safetensors.
-        PlanError: if its weights have another digest, or transformers cannot load it.
+        PlanError: if the weights have another digest, or the settings would have more read.
     """
+    path = _place(options.folder, options.name, options.revision) / "model.safetensors"
+    if not path.is_file():
+        raise DataMissingError(
+            f"{path}: there is no such file. Get a model's folder on a machine with a network, by "
+            "`hf download NAME --local-dir FOLDER`, and copy it here; only safetensors are read"
+        )
+    if options.sha256 is not None and digest_of(path) != f"sha256:{options.sha256}":
+        raise PlanError(f"{path}: these are not the weights that model.options.sha256 names")
+    _require_plain(path.parent)
+    return path
+
+
+def load(path: Path, task: TaskSpec) -> Any:
+    """Return the model of transformers that does a task, in single precision.
+
+    Args:
+        path: folder, as ``save_pretrained`` writes it, with ``model.safetensors``.
+        task: of the plan. A head for its classes is fresh, unless the folder has one of that size.
+
+    Raises:
+        PlanError: if transformers cannot load it.
+    """
+    import torch
     import transformers
     from transformers.utils import logging as hf_logging
 
-    path = _weights(_place(folder, name, revision), sha256)
-    _require_plain(path.parent)
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
-    more: dict[str, Any] = {"num_labels": classes} if task == "text" else {}
+    more: dict[str, Any] = {"num_labels": len(task.labels)} if task.labels else {}
     try:
         config = transformers.AutoConfig.from_pretrained(
-            path.parent, local_files_only=True, trust_remote_code=False, **more
+            path, local_files_only=True, trust_remote_code=False, **more
         )
-        # Dropout and noise for privacy do the same work, and one of them is asked for.
-        for name, value in config.to_dict().items():
-            if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-                setattr(config, name, 0.0)
-        model: Any = getattr(transformers, _AUTO[task]).from_pretrained(
-            path.parent,
+        _make_steady(config)
+        # Checkpoints in 16 bits, too: bounds of gradients would not be exact in them (H16).
+        return getattr(transformers, _AUTO[task.kind]).from_pretrained(
+            path,
             config=config,
+            dtype=torch.float32,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -90,68 +84,25 @@ def build(
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise PlanError(
-            f"{path.parent}: transformers cannot load it for '{task}': {reason}"
+            f"{path}: transformers cannot load it for '{task.kind}': {reason}"
         ) from error
-    if tuning == "lora":
-        import peft
-
-        settings = peft.LoraConfig(
-            r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets,
-            # A fresh head for classes is trained in full beside the adapters.
-            task_type=peft.TaskType.SEQ_CLS if task == "text" else None,
-        )  # fmt: skip
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it turns GPT-2's weights by itself, and says so
-            model = peft.get_peft_model(model, settings)
-    elif tuning == "head":
-        base = model.base_model
-        for parameter in base.parameters():
-            parameter.requires_grad_(False)
-    return Wrapped(model, task)
 
 
-class Wrapped(nn.Module):
-    """A model of transformers, called in the same way as Privet's own; padding is -1."""
+def _make_steady(config: Any) -> None:
+    """Set all dropout of a configuration and those within it to zero.
 
-    def __init__(self, inner: Any, task: str) -> None:
-        super().__init__()
-        self.inner = inner
-        self._task = task
+    Dropout and noise for privacy do the same work, and one of them is asked for.
+    """
+    from transformers import PretrainedConfig
 
-    def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
-        """Return logits, as the task's own models do."""
-        if self._task == "text-to-text":
-            return self._two(*given)
-        tokens = named["tokens"] if named else given[0]
-        logits: Tensor = self.inner(**self._read(tokens)).logits
-        if self._task == "masked-text":
-            places = given[1].unsqueeze(2).expand(-1, -1, logits.shape[2])
-            return logits.gather(1, places)
-        return logits
-
-    def write(self, source: Tensor, beams: int) -> Tensor:
-        """Generate texts by beam search.
-
-        Args:
-            source: token numbers [B, T] of the sources.
-            beams: width of the search.
-
-        Returns:
-            Token numbers [B, S] with at most T new tokens.
-        """
-        found: Tensor = self.inner.generate(
-            **self._read(source), num_beams=beams, max_new_tokens=source.shape[1]
-        )
-        return found
-
-    def _two(self, source: Tensor, target: Tensor) -> Tensor:
-        start = self.inner.config.decoder_start_token_id
-        before = nn.functional.pad(target[:, :-1], (1, 0), value=start)
-        read = self._read(source)
-        return self.inner(**read, decoder_input_ids=before.clamp(min=0)).logits  # type: ignore[no-any-return]
-
-    def _read(self, tokens: Tensor) -> dict[str, Tensor]:
-        return {"input_ids": tokens.clamp(min=0), "attention_mask": (tokens >= 0).long()}
+    for value in list(vars(config).values()):
+        if isinstance(value, PretrainedConfig):
+            _make_steady(value)
+    for name, value in config.to_dict().items():
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(config, name, type(value)(0))
+        elif name in _OFF:
+            setattr(config, name, _OFF[name])
 
 
 def tokens(options: HuggingFaceOptions, max_tokens: int) -> Tokens:
@@ -176,7 +127,7 @@ def tokens(options: HuggingFaceOptions, max_tokens: int) -> Tokens:
     return Tokens(
         path, max_tokens, padding=-1, start=ids["start"], end=ids["end"],
         mask=ids["mask"] if ids["mask"] is not None else 0,
-        special=tuple(sorted(ids["special"])),
+        special=tuple(sorted(ids["special"])), filler=ids["padding"],
     )  # fmt: skip
 
 
@@ -209,6 +160,7 @@ def _read_special(path: Path) -> dict[str, Any]:
         "start": number("bos_token"),
         "end": number("eos_token"),
         "mask": number("mask_token"),
+        "padding": number("pad_token"),
         "special": set(known.values()),
     }
 
@@ -263,15 +215,3 @@ def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
             f"`hf download {name} --revision {revision}`, or bring that folder from a machine with "
             "a network"
         ) from error
-
-
-def _weights(folder: Path, sha256: str | None) -> Path:
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise DataMissingError(
-            f"{path}: there is no such file. Get a model's folder on a machine with a network, by "
-            "`hf download NAME --local-dir FOLDER`, and copy it here; only safetensors are read"
-        )
-    if sha256 is not None and digest_of(path) != f"sha256:{sha256}":
-        raise PlanError(f"{path}: these are not the weights that model.options.sha256 names")
-    return path
