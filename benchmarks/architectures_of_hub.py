@@ -72,9 +72,11 @@ def _shrink(config: Any, depth: int = 0) -> None:
             setattr(config, name, kinds[:1] + kinds[-1:])
     if hasattr(config, "num_labels"):
         config.num_labels = CLASSES
+    if hasattr(config, "out_features"):  # of all its stages, of which there are fewer now
+        config._out_features = config._out_indices = None
 
 
-def _of_kind(kind: str, name: str, **changes: Any) -> nn.Module:
+def tiny(kind: str, name: str, **changes: Any) -> nn.Module:
     """Return a tiny model of a family.
 
     Args:
@@ -136,12 +138,19 @@ _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
             "albert arcee bart bert big_bird bigbird_pegasus biogpt bloom camembert canine "
             "convbert ctrl data2vec-text deberta deberta-v2 diffllama distilbert doge electra "
             "ernie eurobert exaone4 falcon flaubert fnet funnel gemma gemma2 gemma3_text glm "
-            "glm4 gpt2 gpt_bigcode gpt_neo gpt_neox gpt_oss helium ibert jetmoe llama "
+            "glm4 gpt2 gpt_bigcode gpt_neox gpt_oss helium ibert jetmoe llama "
             "longformer mbart megatron-bert mistral mixtral mobilebert modernbert mpnet mpt mra "
             "nystromformer olmo olmo2 opt persimmon phi phi3 plbart qwen2 qwen2_moe "
             "qwen3 qwen3_moe rembert roberta roberta-prelayernorm roc_bert roformer smollm3 "
-            "stablelm starcoder2 xlm xlm-roberta xlm-roberta-xl xlnet yoso"
+            "stablelm starcoder2 xlm xlm-roberta xlm-roberta-xl yoso"
         ).split()
+    }
+    | {
+        "xlnet": {"d_head": 8},
+        "gpt_neo": {
+            "attention_types": [[["global", "local"], 1]],
+            "attention_layers": ["global", "local"],
+        },
     }
     | {"esm": {"vocab_size": WORDS, "mask_token_id": 3}, "gptj": {"rotary_dim": 4}},
     "CausalLM": {
@@ -162,6 +171,15 @@ _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
     "MaskedLM": {name: {} for name in ("bert", "nomic_bert", "gte")},
     "TokenClassification": {"bert": {}, "deberta-v2": {}, "roberta": {}},
 }
+
+
+def hub_families() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield class, family and changes of the configuration of each family."""
+    for kind, families in _TEXTS.items():
+        for name, changes in families.items():
+            yield kind, name, changes
+    for name, (_, changes) in _IMAGES.items():
+        yield "ImageClassification", name, changes
 
 
 def of_transformers() -> Iterator[Architecture]:
@@ -185,7 +203,7 @@ def of_transformers() -> Iterator[Architecture]:
 
 
 def _maker(kind: str, name: str, changes: dict[str, Any]) -> Callable[[], nn.Module]:
-    return lambda: _of_kind(kind, name, **changes)
+    return lambda: tiny(kind, name, **changes)
 
 
 _TOKENS = {"num_virtual_tokens": 3}
@@ -233,7 +251,7 @@ def _with_peft(method: str, options: dict[str, Any]) -> nn.Module:
         }
     if method == "LNTuningConfig":
         given["target_modules"] = ["LayerNorm"]
-    base = _of_kind("SequenceClassification", "bert")
+    base = tiny("SequenceClassification", "bert")
     adapted: nn.Module = peft.get_peft_model(base, config(**given))
     return adapted
 

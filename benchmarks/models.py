@@ -24,6 +24,7 @@ import statistics
 import time
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
-from architecture import Architecture
+from architecture import Architecture, Batch
 from harness import Row, finish, parser, row, tell
 from model_families import COSTS, architectures
 from torch import Tensor, nn
@@ -71,7 +72,7 @@ def _tried(one: Architecture, model: nn.Module, mode: str) -> dict[str, Any]:
     try:
         engine = GradientEngine(model, one.loss, mode=mode)
         selftest.run(engine, one.random_batch, list(engine.named), records=20, together=2)
-        error, total = _errors(engine, one)
+        error, total = errors_of(engine, one.random_batch)
     except CoupledRecordsError as fault:
         return {"way": "coupled", "why": str(fault)}
     except PrivetError as fault:
@@ -85,9 +86,16 @@ def _tried(one: Architecture, model: nn.Module, mode: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _errors(engine: GradientEngine, one: Architecture) -> tuple[float, float]:
-    """Return the largest error of a record's gradient, and of the sum over persons."""
-    batch = one.random_batch(RECORDS, SEED)
+def errors_of(
+    engine: GradientEngine, random_batch: Callable[[int, int], Batch]
+) -> tuple[float, float]:
+    """Return the largest error of a record's gradient, and of the sum over persons.
+
+    Args:
+        engine: its way is compared with a loop over single records.
+        random_batch: makes a batch of (records, seed).
+    """
+    batch = random_batch(RECORDS, SEED)
     training = [m for m in engine.model.modules() if m.training]
     state = torch.random.get_rng_state()
     with torch.no_grad():
@@ -126,11 +134,11 @@ def _sum(gradients: list[list[Tensor]]) -> list[Tensor]:
     return [sum(parts) for parts in zip(*gradients, strict=True)]  # type: ignore[misc]
 
 
-def in_a_process(one: Architecture, *, with_peer: bool) -> dict[str, Any]:
-    """As :func:`measured`, in a process of its own that may crash or take too long."""
+def in_a_process(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what work returns, in a process of its own that may crash or take too long."""
     context = multiprocessing.get_context("fork")
     results: Any = context.SimpleQueue()
-    process = context.Process(target=lambda: results.put(measured(one, with_peer=with_peer)))
+    process = context.Process(target=lambda: results.put(work()))
     process.start()
     end = time.monotonic() + LIMIT_S
     while process.is_alive() and results.empty() and time.monotonic() < end:
@@ -218,7 +226,9 @@ def main() -> None:
     peers: Counter[str] = Counter()
     wrong = 0
     for one in chosen:
-        found = in_a_process(one, with_peer=not given.no_peer)
+        found = in_a_process(
+            lambda one=one: measured(one, with_peer=not given.no_peer)  # type: ignore[misc]
+        )
         is_bad = is_wrong(one, found)
         wrong += is_bad
         ways[found["way"]] += 1

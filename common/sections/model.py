@@ -109,8 +109,8 @@ class HuggingFaceOptions(Options):
     sha256: str | None = None
     tuning: str = "full"
     precision: Literal["float32", "bfloat16"] = "float32"
-    freeze: tuple[str, ...] = ()
-    train: tuple[str, ...] = ()
+    freeze: list[str] | None = None
+    train: list[str] | None = None
 
 
 class WholeModelOptions(HuggingFaceOptions):
@@ -131,7 +131,7 @@ class AdapterOptions(HuggingFaceOptions):
     tuning: Adapter
     rank: Count | None = None
     targets: list[str] | None = None
-    peft: dict[str, Any] = {}
+    peft: dict[str, Any] | None = None
 
 
 _Kind = TypeVar("_Kind", bound=str)

@@ -40,7 +40,7 @@ def build(task: TaskSpec, options: HuggingFaceOptions) -> nn.Module:
     elif options.tuning == "head":
         for name, parameter in inner.named_parameters():
             parameter.requires_grad_(name.split(".")[0] in adapters.heads(inner))
-    choose(inner, options.freeze, options.train)
+    choose(inner, options.freeze or (), options.train or ())
     network = networks.around(inner, task, options, path)
     if isinstance(network, networks.TokenNetwork) and isinstance(task, ReadingTask):
         padding.settle(network, tokens(options, task.max_tokens))

@@ -16,7 +16,7 @@ from privet.common.sections.model import AdapterOptions
 
 
 @dataclass(frozen=True)
-class _Adapter:
+class AdapterKind:
     """How peft calls an adapter.
 
     Attributes:
@@ -34,20 +34,20 @@ class _Adapter:
 
 _VIRTUAL = {"num_virtual_tokens": 20}
 _SPECIAL = {
-    "dora": _Adapter("LORA", {"use_dora": True}),
-    "rslora": _Adapter("LORA", {"use_rslora": True}),
-    # Ranks stay as they are: to share them out, peft would look at gradients of records.
-    "adalora": _Adapter("ADALORA", {"total_step": 1}, ("init_r", "target_r")),
-    "ia3": _Adapter("IA3", {"feedforward_modules": []}),
-    "ln-tuning": _Adapter("LN_TUNING", layers="norms"),
-    "prompt": _Adapter("PROMPT_TUNING", _VIRTUAL, layers="none"),
-    "prefix": _Adapter("PREFIX_TUNING", _VIRTUAL, layers="none"),
-    "p-tuning": _Adapter("P_TUNING", _VIRTUAL, layers="none"),
+    "dora": AdapterKind("LORA", {"use_dora": True}),
+    "rslora": AdapterKind("LORA", {"use_rslora": True}),
+    # Ranks stay as they are: to share them out, peft would read gradients of records.
+    "adalora": AdapterKind("ADALORA", {"total_step": 1}, ("init_r", "target_r")),
+    "ia3": AdapterKind("IA3", {"feedforward_modules": []}),
+    "ln-tuning": AdapterKind("LN_TUNING", layers="norms"),
+    "prompt": AdapterKind("PROMPT_TUNING", _VIRTUAL, layers="none"),
+    "prefix": AdapterKind("PREFIX_TUNING", _VIRTUAL, layers="none"),
+    "p-tuning": AdapterKind("P_TUNING", _VIRTUAL, layers="none"),
 }
 _LORA_RANK = 8
 _LORAS = ("lora", "dora", "rslora")
 
-_TASKS = {
+TASKS = {
     "text": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
     "question-answering": "QUESTION_ANS",
@@ -74,6 +74,11 @@ _ATTENTION = frozenset(
 """Names of layers that make queries and values, or both and keys together."""
 
 
+def adapter_of(name: str) -> AdapterKind:
+    """Return how peft calls an adapter of a plan."""
+    return _SPECIAL.get(name) or AdapterKind(name.upper().replace("-", "_"))
+
+
 def adapt(model: Any, task: str, options: AdapterOptions) -> Any:
     """Return a model with an adapter, of which the adapter and a fresh head are trained.
 
@@ -87,29 +92,33 @@ def adapt(model: Any, task: str, options: AdapterOptions) -> Any:
     """
     import peft
 
-    adapter = _SPECIAL.get(options.tuning) or _Adapter(options.tuning.upper().replace("-", "_"))
+    adapter = adapter_of(options.tuning)
     made = peft.PEFT_TYPE_TO_CONFIG_MAPPING.get(getattr(peft.PeftType, adapter.kind, None))
     if made is None:
         raise PlanError(
             f"model.options.tuning: peft {peft.__version__} of this machine has no "
             f"'{options.tuning}'; all sites need a version that has it"
         )
-    if adapter.layers == "none" and task not in _TASKS:
+    if adapter.layers == "none" and task not in TASKS:
         raise PlanError(
             f"model.options.tuning: '{options.tuning}' puts virtual tokens before a text, and task "
             f"'{task}' has none"
         )
     known: dict[str, Any] = {one.name: one for one in fields(made)}
     settings = _settings(adapter, known, options)
-    if task in _TASKS:
-        settings["task_type"] = _TASKS[task]
+    if task in TASKS:
+        settings["task_type"] = TASKS[task]
     fresh = [] if task in _HEADLESS else heads(model)
     if "modules_to_save" in known and adapter.layers != "none":
         settings["modules_to_save"] = [*settings.get("modules_to_save", ()), *fresh] or None
     if adapter.layers == "none":
-        settings |= {**_sizes(model, known), **options.peft}
+        settings = {**_sizes(model, known), **settings}
     elif "target_modules" in known:
-        settings["target_modules"] = options.targets or _layers(model, adapter.layers, fresh)
+        targets = options.targets
+        if targets is None:
+            targets = _layers(model, adapter.layers, fresh)
+        _require_targets(model, targets)
+        settings["target_modules"] = targets
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it turns GPT-2's weights by itself, and says so
@@ -123,6 +132,16 @@ def adapt(model: Any, task: str, options: AdapterOptions) -> Any:
     return adapted
 
 
+def _require_targets(model: Any, targets: list[str]) -> None:
+    known = {name: name.split(".")[-1] for name, _ in model.named_modules() if name}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in known):
+            raise PlanError(
+                f"model.options.targets: the model has no layer '{target}'"
+                f"{did_you_mean(target, dict.fromkeys(known.values()))}"
+            )
+
+
 def heads(model: Any) -> list[str]:
     """Return the names of the parts of a model of transformers that are no part of its base."""
     parts = [name for name, part in model.named_children() if any(True for _ in part.parameters())]
@@ -132,9 +151,11 @@ def heads(model: Any) -> list[str]:
     return [name for name in parts if getattr(model, name) is not base]
 
 
-def _settings(adapter: _Adapter, known: dict[str, Any], options: AdapterOptions) -> dict[str, Any]:
+def _settings(
+    adapter: AdapterKind, known: dict[str, Any], options: AdapterOptions
+) -> dict[str, Any]:
     """Return an adapter's options: preset, those of the plan, and its rank."""
-    for key in options.peft:
+    for key in options.peft or ():
         if key in _NOT_IN_A_PLAN:
             raise PlanError(
                 f"model.options.peft: '{key}' is not for a plan; 'rank' and 'targets' are keys of "
@@ -145,7 +166,7 @@ def _settings(adapter: _Adapter, known: dict[str, Any], options: AdapterOptions)
                 f"model.options.peft: '{options.tuning}' has no option '{key}'"
                 f"{did_you_mean(key, known)}"
             )
-    settings = {**adapter.preset, **options.peft}
+    settings = {**adapter.preset, **(options.peft or {})}
     rank = options.rank
     if options.tuning in _LORAS:
         rank = rank or _LORA_RANK
@@ -161,7 +182,7 @@ def _settings(adapter: _Adapter, known: dict[str, Any], options: AdapterOptions)
 def _sizes(model: Any, known: dict[str, Any]) -> dict[str, Any]:
     """Return the sizes of a model by the names that prompts know them by.
 
-    peft looks for them under few names; a config has all of them under transformers' own.
+    peft knows few names of them; a config has all of them under transformers' own.
     """
     config = model.config.get_text_config()
     named = {

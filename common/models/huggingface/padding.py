@@ -1,7 +1,7 @@
 """How a model of transformers wants rows of different lengths to be filled.
 
-A record's result must not depend on how long the other records of a batch are. That is tried, not
-looked up by the model's name: a text is read alone, and beside a longer one.
+A record's result must not depend on how long the other records of a batch are. That is tried, and
+not taken from the model's name: a text is read alone, and beside a longer one.
 """
 
 from __future__ import annotations
