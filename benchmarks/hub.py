@@ -213,8 +213,8 @@ _PAGE = """# Models of the Hub
 Families of transformers and adapters of peft, tiny, through a plan with `kind = "huggingface"`: the
 clipping method that `auto` takes
 ([what the methods are](../explanation/privacy-engine.md#clipping)), and the layers that LoRA
-changes where a plan names none. Each is compared with a loop over single records; the largest error of a
-record's gradient is {worst:.0e} of its norm. Written by
+changes where a plan names none. Each is compared with a loop over single records; the largest error
+of a record's gradient is {worst:.0e} of its norm. Written by
 `python benchmarks/hub.py --page docs/reference/hub-models.md`; a test compares rows with the code.
 [Options](plan.md#model), and [architectures without a plan](architectures.md).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -12,10 +13,15 @@ import numpy as np
 import torch
 
 from privet.client.training.model_runtime import ModelRuntime
+from privet.common.errors import SelfTestError, UnfitModelError
 from privet.common.plan import Plan
+from privet.privacy.mechanism.clipping.engine import AUTOMATIC
+from privet.simulations import peak_memory
 
-_STEPS = 3
+_STEPS = 5
 """Steps of which the median is reported; one before them is not counted."""
+_MARGIN = 1.25
+"""How much quicker a method must be to go before one that is earlier in the usual order."""
 _MAX_RECORDS = 64
 """Records of a measured step, at most."""
 
@@ -26,30 +32,37 @@ class ModelCheck:
 
     Attributes:
         way: how per-unit gradients are computed.
-        passed_over: ways that ``auto`` tried before, and why each does not fit.
+        passed_over: methods that do not fit, or were tried before, and why.
+        measured: seconds of a step by each method that was measured.
         trained: names of the trained parameters, and how many numbers each has.
         frozen: numbers in parameters that are not trained.
         records: of a measured step.
-        seconds: of such a step with privacy.
-        plain_seconds: of the same without.
-        peak_bytes, plain_peak_bytes: the most memory of each on a CUDA device; None on a CPU.
+        plain_seconds: of such a step without privacy.
+        peak_bytes, plain_peak_bytes: the most memory of each, over the model's on a CPU; None where
+            it is not known.
     """
 
     way: str
     passed_over: dict[str, str]
+    measured: dict[str, float]
     trained: dict[str, int]
     frozen: int
     records: int
-    seconds: float
     plain_seconds: float
     peak_bytes: int | None
     plain_peak_bytes: int | None
+
+    @property
+    def seconds(self) -> float:
+        """Of a step with privacy."""
+        return self.measured[self.way]
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``privet model check --json`` prints."""
         return {
             "clipping": self.way,
             "passed_over": self.passed_over,
+            "measured": self.measured,
             "trained": self.trained,
             "trained_numbers": sum(self.trained.values()),
             "frozen_numbers": self.frozen,
@@ -64,12 +77,15 @@ class ModelCheck:
         }
 
 
-def check_model(plan: Plan, tell: Callable[[str], None] = lambda stage: None) -> ModelCheck:
+def check_model(
+    plan: Plan, tell: Callable[[str], None] = lambda stage: None, *, every: bool = False
+) -> ModelCheck:
     """Run the start-up test of a plan's model on generated records, and measure a step.
 
     Args:
         plan: calibrated or not; its records are not opened.
         tell: called with the name of each stage as it begins.
+        every: measure every exact method, and name the quickest; else the plan's method alone.
 
     Raises:
         UnfitModelError: if the model or its loss is at fault; CoupledRecordsError if its records
@@ -77,51 +93,115 @@ def check_model(plan: Plan, tell: Callable[[str], None] = lambda stage: None) ->
         SelfTestError: if no exact way to clip it was found.
         InputError: if the plan's task or model cannot be built.
     """
-    if plan.privacy is None and plan.training.clip is None:
-        plan = plan.changed(training={"clip": 1.0})  # else no gradient would be bounded
+    plan = _bounded(plan)
     torch.set_num_threads(plan.threads or torch.get_num_threads())
-    tell("building the model")
-    runtime = ModelRuntime(plan)
     tell("start-up test")
-    runtime.self_tests  # noqa: B018 - raises what is wrong
-    engine = runtime.engine
-    records = min(_MAX_RECORDS, engine.max_records)
-    batch = {
-        name: tensor.to(plan.device)
-        for name, tensor in runtime.task.random_batch(records, 0).items()
-    }
-    owner = np.arange(records)
+    runtime = _tested(plan)
+    way, passed_over = runtime.engine.mode, dict(runtime.engine.refused)
+    private = _Step(runtime)
     tell("steps with privacy")
-    seconds, peak = _step(plan.device, lambda: engine.clipped_sum(batch, owner, records, 1.0))
+    measured, peak = {way: private.seconds(private.clipped)}, private.peak
     tell("steps without privacy")
-    plain_seconds, plain_peak = _step(plan.device, lambda: engine.plain_sum(batch))
-    trained = {name: parameter.numel() for name, parameter in engine.named.items()}
-    every = sum(parameter.numel() for parameter in engine.model.parameters())
+    plain_seconds = private.seconds(private.plain)
+    plain_peak = private.peak
+    if every:
+        for method in AUTOMATIC:
+            if method not in measured and method not in passed_over:
+                tell(f"steps by {method}")
+                _measure(plan, method, measured, passed_over)
+        enough = _MARGIN * min(measured.values())
+        way = next(method for method in AUTOMATIC if measured.get(method, math.inf) <= enough)
+    if torch.device(plan.device).type == "cpu":
+        tell("memory")
+        found = peak_memory.peaks(plan.changed(training={"clipping": way}))
+        peak, plain_peak = found or (None, None)
+    trained = {name: parameter.numel() for name, parameter in runtime.engine.named.items()}
+    numbers = sum(parameter.numel() for parameter in runtime.engine.model.parameters())
     return ModelCheck(
-        way=engine.mode,
-        passed_over=dict(engine.refused),
-        trained=trained,
-        frozen=every - sum(trained.values()),
-        records=records,
-        seconds=seconds,
-        plain_seconds=plain_seconds,
-        peak_bytes=peak,
-        plain_peak_bytes=plain_peak,
-    )
+        way=way, passed_over=passed_over, measured=measured, trained=trained,
+        frozen=numbers - sum(trained.values()), records=private.records,
+        plain_seconds=plain_seconds, peak_bytes=peak, plain_peak_bytes=plain_peak,
+    )  # fmt: skip
 
 
-def _step(device: str, work: Callable[[], object]) -> tuple[float, int | None]:
-    """Return the median seconds of a step, and the most memory that it took on a device."""
-    is_cuda = torch.device(device).type == "cuda"
-    taken = []
-    for _ in range(_STEPS + 1):
+def step_of(plan: Plan, *, is_private: bool) -> Callable[[], object]:
+    """Return a step on generated records, for a measurement in another process.
+
+    Args:
+        plan: names a clipping method that its model has passed.
+        is_private: whether gradients are clipped.
+    """
+    torch.set_num_threads(plan.threads or torch.get_num_threads())
+    runtime = ModelRuntime(_bounded(plan))
+    runtime.engine.prepare(runtime.task.random_batch)
+    step = _Step(runtime)
+    return step.clipped if is_private else step.plain
+
+
+def _bounded(plan: Plan) -> Plan:
+    """Return the plan with a bound of gradients: without one nothing would be clipped."""
+    if plan.privacy is None and plan.training.clip is None:
+        return plan.changed(training={"clip": 1.0})
+    return plan
+
+
+def _tested(plan: Plan) -> ModelRuntime:
+    runtime = ModelRuntime(plan)
+    runtime.self_tests  # noqa: B018 - raises what is wrong
+    return runtime
+
+
+def _measure(
+    plan: Plan, method: str, measured: dict[str, float], passed_over: dict[str, str]
+) -> None:
+    """Add a method's seconds, or why it does not fit."""
+    try:
+        step = _Step(_tested(plan.changed(training={"clipping": method})))
+    except UnfitModelError:
+        raise
+    except SelfTestError as fault:
+        passed_over[method] = str(fault)
+        return
+    measured[method] = step.seconds(step.clipped)
+
+
+class _Step:
+    """A training step on generated records.
+
+    Attributes:
+        records: of the step.
+        peak: bytes of the steps that were measured last, on a CUDA device; else None.
+    """
+
+    def __init__(self, runtime: ModelRuntime) -> None:
+        self._engine, self._device = runtime.engine, runtime.plan.device
+        self.records = min(_MAX_RECORDS, runtime.engine.max_records)
+        self.peak: int | None = None
+        made = runtime.task.random_batch(self.records, 0)
+        self._batch = {name: tensor.to(self._device) for name, tensor in made.items()}
+        self._owner = np.arange(self.records)
+
+    def clipped(self) -> object:
+        """Sum clipped gradients, each record a unit."""
+        return self._engine.clipped_sum(self._batch, self._owner, self.records, 1.0)
+
+    def plain(self) -> object:
+        """Sum gradients as they are."""
+        return self._engine.plain_sum(self._batch)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        """Return the median seconds of a step."""
+        is_cuda = torch.device(self._device).type == "cuda"
+        taken = []
+        for _ in range(_STEPS + 1):
+            if is_cuda:
+                torch.cuda.reset_peak_memory_stats(self._device)
+                torch.cuda.synchronize(self._device)
+            began = time.perf_counter()
+            work()
+            if is_cuda:
+                torch.cuda.synchronize(self._device)
+            taken.append(time.perf_counter() - began)
         if is_cuda:
-            torch.cuda.reset_peak_memory_stats(device)
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        work()
-        if is_cuda:
-            torch.cuda.synchronize(device)
-        taken.append(time.perf_counter() - began)
-    peak = int(torch.cuda.max_memory_allocated(device)) if is_cuda else None
-    return statistics.median(taken[1:]), peak
+            self.peak = int(torch.cuda.max_memory_allocated(self._device))
+        return statistics.median(taken[1:])

@@ -38,9 +38,13 @@ def build_model(plan: Plan) -> nn.Module:
     """
     import torch
 
+    from privet.common.models import batch_norms
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         model = _build(plan)
+        if plan.model.batch_norm is not None:
+            model = batch_norms.replaced(model, plan.model.batch_norm)
     if plan.model.start is not None:
         start.apply(model, plan.model.start, whole=not plan.trains)
     model.train()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from privet.common.schema import DIGEST, UNSAID, ByKind, Count, Finite, Options, OwnKind, Part
 
@@ -144,11 +144,22 @@ class ModelOf(Part, Generic[_Kind, _Options]):
     Attributes:
         start: digest of a file of weights that it starts from (:mod:`privet.common.models.start`);
             None for fresh ones.
+        batch_norm: what takes the place of batch norms, which mix records while they train:
+            ``group`` norms, or ``frozen`` ones with the statistics that they have.
     """
 
     kind: _Kind
     options: Annotated[_Options, Field(validate_default=True)] = UNSAID
     start: Annotated[str, Field(pattern=DIGEST)] | None = None
+    batch_norm: Literal["group", "frozen"] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Plans of before keep their digest.
+        value: dict[str, Any] = dump(self)
+        if value["batch_norm"] is None:
+            del value["batch_norm"]
+        return value
 
     @property
     def reads_features(self) -> bool:

@@ -48,7 +48,8 @@ From = Annotated[
 @model.command(
     epilog="[bold]Examples[/bold]\n\n"
     "privet model check plan.toml\n\n"
-    "privet model check lending --model linear --json"
+    "privet model check lending --model linear --json\n\n"
+    "privet model check plan.toml --write"
 )
 def check(
     plan: Annotated[
@@ -57,6 +58,14 @@ def check(
     kind: Annotated[
         str | None, typer.Option("--model", help="Another model than the plan's.")
     ] = None,
+    write: Annotated[
+        bool,
+        typer.Option(
+            "--write",
+            help="Measure every exact method, and write the quickest into the plan's file, so that "
+            "all sites take the same.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check without data whether a plan's model trains under privacy, how, and at what cost.
@@ -68,14 +77,21 @@ def check(
     from privet.cli.output import show, show_model
     from privet.simulations.model_check import check_model
     from privet.simulations.planning import find_plan
+    from privet.simulations.written_choice import write_clipping
 
     found, _ = find_plan(plan, kind)
+    if write and (kind is not None or not Path(plan).is_file()):
+        raise InputError("--write changes a plan's file: name the file, and no other --model")
     with show.stage("checking the model") as tell:
-        outcome = check_model(found, tell)
+        outcome = check_model(found, tell, every=write)
+    digest = write_clipping(Path(plan), outcome.way).digest if write else found.digest
     if as_json:
-        typer.echo(json.dumps({"plan": found.name, **outcome.to_dict()}, ensure_ascii=False))
-    else:
-        show_model.check(found.name, outcome)
+        value = {"plan": found.name, "digest": digest, **outcome.to_dict()}
+        typer.echo(json.dumps(value, ensure_ascii=False))
+        return
+    show_model.check(found.name, outcome)
+    if write:
+        show_model.written(plan, outcome.way, is_new=digest != found.digest)
 
 
 @model.command(

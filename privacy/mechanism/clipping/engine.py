@@ -348,8 +348,9 @@ class GradientEngine:
             if module.training or not module.track_running_stats:
                 raise CoupledRecordsError(
                     f"H6: '{name}' ({type(module).__name__}) mixes records, so that no bound of "
-                    "one unit's gradient holds; use GroupNorm or LayerNorm, or keep it in eval() "
-                    "with the statistics that it was trained with"
+                    "one unit's gradient holds; write batch_norm = 'group' or 'frozen' into "
+                    "the plan's [model]: group norms take its place, or it keeps the statistics "
+                    "that it was trained with"
                 )
 
     def _clear(self) -> None:

@@ -35,6 +35,9 @@ def check(name: str, found: ModelCheck) -> None:
     OUT.print(f"[bold]{escape(name)}[/bold] trains under privacy: clipping by {found.way}")
     for way, why in found.passed_over.items():
         OUT.print(f"  not by {way}: {why}", style="dim", highlight=False)
+    for way, seconds in found.measured.items():
+        if way != found.way:
+            OUT.print(f"  slower by {way}: {1000 * seconds:.1f} ms", style="dim", highlight=False)
     OUT.print(
         f"A step of {found.records} records takes {found.seconds * 1000:.1f} ms, "
         f"{found.seconds / found.plain_seconds:.2f} × the {found.plain_seconds * 1000:.1f} ms "
@@ -59,6 +62,18 @@ def check(name: str, found: ModelCheck) -> None:
     if found.frozen:
         table.add_row("frozen", f"{found.frozen:,}", style="dim")
     OUT.print(table)
+
+
+def written(path: str, way: str, *, is_new: bool) -> None:
+    """Print what was written into a plan's file."""
+    if not is_new:
+        OUT.print(f"{escape(path)} says so already.")
+        return
+    OUT.print(
+        f'{escape(path)} has clipping = "{way}" now. It is another plan than before, with another '
+        "digest: sites that approved the old one approve it again.",
+        highlight=False,
+    )
 
 
 def evaluation(value: dict[str, Any]) -> None:
