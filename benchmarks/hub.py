@@ -238,19 +238,20 @@ def page_of(rows: list[Row]) -> str:
             continue
         layers = ", ".join(f"`{name}`" for name in lora.get("layers", ()))
         parts.append(
-            f"| {family} | {kind} | {_said(item)} | {_said(lora)} | {layers} | "
+            f"| {family} | {kind} | {method_of(item)} | {method_of(lora)} | {layers} | "
             f"{item.get('padding', '')} |\n"
         )
     parts.append("\n## Adapters\n\n| `tuning` | " + " | ".join(ADAPTED) + " |\n")
     parts.append("|---" * (len(ADAPTED) + 1) + "|\n")
     for tuning in get_args(Adapter):
         cells = [found.get((family, kind, tuning)) for family, kind in ADAPTED.items()]
-        said = " | ".join("" if item is None else _said(item) for item in cells)
+        said = " | ".join("" if item is None else method_of(item) for item in cells)
         parts.append(f"| `{tuning}` | {said} |\n")
     return "".join(parts)
 
 
-def _said(item: Row) -> str:
+def method_of(item: Row) -> str:
+    """Return how a trial is clipped, in words of the page."""
     return _WAYS.get(item["way"], item["way"])
 
 

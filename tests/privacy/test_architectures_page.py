@@ -42,6 +42,6 @@ def test_the_page_has_every_architecture_and_no_other() -> None:
 @pytest.mark.parametrize("name", TRIED)
 def test_a_row_of_the_page_is_what_becomes_of_the_architecture(name: str) -> None:
     one: Architecture = BY_NAME[name]
-    found: dict[str, Any] = models.in_a_process(one, with_peer=False)
+    found: dict[str, Any] = models.in_a_process(lambda: models.measured(one, with_peer=False))
     assert not models.is_wrong(one, found), found
     assert models._WAYS[found["way"]] == rows()[name], found
