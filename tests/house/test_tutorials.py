@@ -19,9 +19,9 @@ PAGES = sorted(
     for path in (Path(__file__).parents[2] / "docs" / "tutorials").glob("*.md")
     if path.name != "index.md"
 )
-NO_DATA = ("dense-classifier.md", "images.md", "torch-transformers.md")
+NO_DATA = ("dense-classifier.md", "hub-models.md", "images.md", "torch-transformers.md")
 """Pages whose records come with packages, or are made on the page."""
-SHORT = ("deliver.md", "torch-transformers.md")
+SHORT = ("deliver.md", "hub-models.md", "torch-transformers.md")
 """Pages that every change is tried on."""
 
 
