@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from privet.common.config import make
 from privet.common.errors import InputError, PlanError
 from privet.common.models import start
-from privet.common.sections.task import ImageTaskSpec, ReadingTask, TabularTaskSpec
+from privet.common.sections.task import ImageTaskSpec, TabularTaskSpec
+from privet.common.sections.task_base import ReadingTask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +23,9 @@ _READS = {
     "causal-text": ("decoder", "huggingface"),
     "masked-text": ("text-encoder", "minilm", "huggingface"),
     "text-to-text": ("encoder-decoder", "t5", "huggingface"),
+    "token-classification": ("huggingface",),
+    "question-answering": ("huggingface",),
+    "audio": ("huggingface",),
 }
 """Models that can do a task."""
 

@@ -8,6 +8,7 @@ parts of it stay frozen, so a plan should pin the digest of its weights.
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import warnings
@@ -15,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from privet.common.errors import DataMissingError, PlanError
@@ -27,7 +29,17 @@ _AUTO = {
     "causal-text": "AutoModelForCausalLM",
     "masked-text": "AutoModelForMaskedLM",
     "text-to-text": "AutoModelForSeq2SeqLM",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "audio": "AutoModelForAudioClassification",
 }
+_HEADS = {
+    "text": "SEQ_CLS",
+    "token-classification": "TOKEN_CLS",
+    "question-answering": "QUESTION_ANS",
+    "audio": "SEQ_CLS",
+}
+"""Tasks whose head is fresh where the folder has none, with their names in peft."""
 
 
 _ELSEWHERE = {"auto_map", "custom_pipelines", "quantization_config", "transformers_weights"}
@@ -70,7 +82,8 @@ def build(
     _require_plain(path.parent)
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
-    more: dict[str, Any] = {"num_labels": classes} if task == "text" else {}
+    # A place in a text has two scores: of an answer's start and of its end.
+    more: dict[str, Any] = {"num_labels": classes or 2} if task in _HEADS else {}
     try:
         config = transformers.AutoConfig.from_pretrained(
             path.parent, local_files_only=True, trust_remote_code=False, **more
@@ -98,7 +111,7 @@ def build(
         settings = peft.LoraConfig(
             r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets,
             # A fresh head for classes is trained in full beside the adapters.
-            task_type=peft.TaskType.SEQ_CLS if task == "text" else None,
+            task_type=_HEADS.get(task),
         )  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it turns GPT-2's weights by itself, and says so
@@ -117,11 +130,17 @@ class Wrapped(nn.Module):
         super().__init__()
         self.inner = inner
         self._task = task
+        base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+        self._typed = "token_type_ids" in inspect.signature(base.forward).parameters
 
     def forward(self, *given: Tensor, **named: Tensor) -> Tensor:
         """Return logits, as the task's own models do."""
         if self._task == "text-to-text":
             return self._two(*given)
+        if self._task == "audio":
+            return self.inner(input_values=named["waveform"]).logits  # type: ignore[no-any-return]
+        if self._task == "question-answering":
+            return self._places(named["tokens"], named["types"])
         tokens = named["tokens"] if named else given[0]
         logits: Tensor = self.inner(**self._read(tokens)).logits
         if self._task == "masked-text":
@@ -143,6 +162,11 @@ class Wrapped(nn.Module):
             **self._read(source), num_beams=beams, max_new_tokens=source.shape[1]
         )
         return found
+
+    def _places(self, tokens: Tensor, types: Tensor) -> Tensor:
+        read = self._read(tokens) | ({"token_type_ids": types} if self._typed else {})
+        found = self.inner(**read)
+        return torch.stack([found.start_logits, found.end_logits], 2)
 
     def _two(self, source: Tensor, target: Tensor) -> Tensor:
         start = self.inner.config.decoder_start_token_id
