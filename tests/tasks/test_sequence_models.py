@@ -15,6 +15,7 @@ from sequence_kit import RECORDS, TASKS, sequence_plan, sounds, write_parquet
 from typer.testing import CliRunner
 
 from privet.cli import app
+from privet.client.operator.check import check_records
 from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import DataError, InputError, PlanError
 from privet.common.models import build_model, initial_model
@@ -26,6 +27,7 @@ from privet.delivery.export import Form, export
 from privet.delivery.http_service import _predict, make_service
 from privet.delivery.provenance import provenance
 from privet.delivery.trained import load
+from privet.simulations.records import SiteRecords
 from privet.simulations.run import simulate
 
 KINDS = sorted(RECORDS)
@@ -191,6 +193,26 @@ def test_a_record_that_cannot_be_used_is_left_out_and_named(tmp_path: Path) -> N
     result = simulate(plan, out=tmp_path / "run")
     assert [site.status for site in result.sites] == ["released", "released"]
     assert "1 record of 41 to train on" in " ".join(result.remarks)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_operator_is_told_what_is_wrong_with_the_records(kind: str, tmp_path: Path) -> None:
+    plan = sequence_plan(kind, tmp_path, 40)
+    good = RECORDS[kind](40, 1)
+    column = "answer" if kind == "question-answering" else "label"
+    bad = good.iloc[:1].assign(**{column: [None]})
+    write_parquet(pd.concat([good, bad]), tmp_path / "site-1.parquet")
+    found = check_records(SiteRecords(plan).site("Site 1"), plan, "Site 1")
+    assert list(found.left_out) == [41] and f"'{column}'" in found.left_out[41]
+    assert [finding.kind for finding in found.findings if finding.level == "fault"] == []
+
+
+def test_an_operator_is_told_of_labels_that_never_occur(tmp_path: Path) -> None:
+    plan = sequence_plan("token-classification", tmp_path, 40)
+    plan = plan.changed(task={"classes": [*TASKS["token-classification"]["classes"], "B-X"]})
+    found = check_records(SiteRecords(plan).site("Site 1"), plan, "Site 1")
+    said = [finding.message for finding in found.findings]
+    assert "no record has the label 'B-X'" in said
 
 
 @pytest.mark.parametrize("tuning", ["lora", "head"])
