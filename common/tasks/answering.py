@@ -55,6 +55,8 @@ class AnsweringTask(RowEncoding):
     def __init__(self, spec: QuestionAnsweringTaskSpec, model: ModelSpec) -> None:
         self.spec = spec
         self.tokens = tokens_for(model, spec.max_tokens)
+        (pair,) = self.tokens.encodings([("a", "b")])
+        self._type_of_text: int = max(pair.type_ids, default=0)  # some models have one type
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
         """See :class:`RowEncoding`; an answer that is not in its text makes a record unusable."""
@@ -194,7 +196,7 @@ class AnsweringTask(RowEncoding):
         ends = drawn.argmax(2).sort(0).values
         ends = ends.masked_fill(~context.any(1), NO_ANSWER)
         return {
-            "tokens": tokens, "types": context.long(), "context": context.long(),
+            "tokens": tokens, "types": context * self._type_of_text, "context": context.long(),
             "start": ends[0], "end": ends[1],
         }  # fmt: skip
 

@@ -94,7 +94,7 @@ def explain(trained: Trained, frame: pd.DataFrame, target: str | None = None) ->
     classes = trained.plan.task.labels
     if not classes or isinstance(trained.plan.task, TokenClassificationTaskSpec):
         raise InputError(
-            f"a model for '{trained.plan.task.kind}' has no class of a record to explain"
+            f"a model for '{trained.plan.task.kind}' has no class to explain"
         )
     if target is not None and target not in classes:
         raise InputError(f"there is no class '{target}'; there are {', '.join(classes[:20])}")

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from privet.client.data import nested
+from privet.client.data.split import split_by_unit
 from privet.client.data.tables import read_table
 from privet.common.cells import MAX_CELL_CHARACTERS
 from privet.common.errors import DataError
+from privet.common.plan import Split
 
 NAN = float("nan")
 
@@ -106,3 +108,18 @@ def test_a_column_that_no_plan_reads_so_is_refused(tmp_path: Path) -> None:
             read_table(tmp_path / "f.parquet", [name])
     with pytest.raises(DataError, match="'y' is of type binary"):
         read_table(tmp_path / "f.parquet", nested=("x",))
+
+
+def test_equal_recordings_are_in_the_same_part(tmp_path: Path) -> None:
+    frames = []
+    for number, cells in enumerate((pa.array([b"a", b"b", b"a"]), pa.array([[1.0], [2.0], [1.0]]))):
+        path = tmp_path / f"{number}.parquet"
+        pq.write_table(pa.table({"x": cells}), path)
+        frames.append(read_table(path, nested=("x",)).frame)
+    for frame in frames:
+        seen = set()
+        for seed in range(20):
+            parts = split_by_unit(frame, Split(test=0.5), seed).tolist()
+            assert parts[0] == parts[2]
+            seen.add(parts[0] == parts[1])
+        assert seen == {True, False}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,6 +200,26 @@ def test_generated_records_have_answers_in_their_texts(task: AnsweringTask) -> N
         assert batch["context"][there].gather(1, place).all()
     assert (batch["start"] <= batch["end"]).all()
     assert torch.isfinite(task.loss(_Fixed(torch.randn(20, MAX_TOKENS, 2)), batch)).all()
+
+
+@pytest.mark.parametrize("types", [0, 1])
+def test_generated_types_are_those_of_the_tokenizer(plan: Plan, types: int, tmp_path: Path) -> None:
+    """RoBERTa has a single type, and no place for another one."""
+    from tokenizers import Tokenizer, processors
+
+    folder = tmp_path / "model"
+    shutil.copytree(str(plan.model.options.folder), folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        single="[CLS] $A [SEP]",
+        pair=f"[CLS] $A [SEP] $B:{types} [SEP]:{types}",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    task = build_task(plan.changed(model={"options": {"folder": str(folder)}}))
+    assert task.random_batch(8, 0)["types"].max() == types
+    batch = task.encode(table("Rom"))
+    assert batch["types"].max() == types and batch["context"].sum() == 8
 
 
 # shares
