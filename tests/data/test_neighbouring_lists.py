@@ -20,6 +20,7 @@ from privet.client.data.records import site_data
 from privet.client.data.tables import Table, read_table
 from privet.client.training.model_runtime import ModelRuntime
 from privet.client.training.trainer import usable_records
+from privet.common.tasks.answering import AnsweringTask
 from privet.common.tasks.audio import AudioTask
 from privet.common.tasks.tagging import TaggingTask
 from privet.privacy.policy import DataSet
@@ -161,14 +162,25 @@ def _scaled_by_the_loudest(real: Callable[..., Any]) -> Callable[..., Any]:
     return encode_rows
 
 
+def _room_by_the_longest(real: Callable[..., Any]) -> Callable[..., Any]:
+    def encode_rows(self: Any, frame: pd.DataFrame) -> Any:
+        batch, faults = real(self, frame)
+        longest = int((batch["context"] == 0).sum(1).amin()) if len(frame) else 0
+        return {**batch, "types": batch["types"] + longest}, faults
+
+    return encode_rows
+
+
 def test_an_encoding_that_depends_on_the_others_is_found(
     benches: dict[str, ModelRuntime], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The control: tags filled up by the longest record, samples scaled by the loudest."""
+    """The control: values that follow from the longest record, samples scaled by the loudest."""
     long = {"text": ["Ada"] * 14, "label": ["B-PER"] * 14}
+    wordy = {"question": "who", "text": "Ada " * 40, "answer": "Ada", "at": None}
     loud = {"audio": [1.0] * 40, "label": "low"}
     for form, extra, kind, wrong in (
         ("token-classification", long, TaggingTask, _padded_to_the_longest),
+        ("question-answering", wordy, AnsweringTask, _room_by_the_longest),
         ("audio", loud, AudioTask, _scaled_by_the_loudest),
     ):
         # In a part with others: training, by its content.

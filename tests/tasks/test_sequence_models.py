@@ -215,6 +215,16 @@ def test_an_operator_is_told_of_labels_that_never_occur(tmp_path: Path) -> None:
     assert "no record has the label 'B-X'" in said
 
 
+def test_a_model_without_types_gets_none(tmp_path: Path) -> None:
+    import transformers as hf
+
+    plan = sequence_plan("question-answering", tmp_path, 2)
+    folder = Path(str(plan.model.options.folder))
+    config = hf.DistilBertConfig(dim=16, hidden_dim=16, n_layers=1, n_heads=2, vocab_size=64)
+    hf.DistilBertForQuestionAnswering(config).save_pretrained(folder)
+    assert ModelRuntime(plan).self_tests
+
+
 @pytest.mark.parametrize("tuning", ["lora", "head"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", ["question-answering", "token-classification"])
