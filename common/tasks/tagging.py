@@ -21,6 +21,7 @@ from privet.common.cells import Codes
 from privet.common.errors import DataError
 from privet.common.models.text import tokens_for
 from privet.common.models.tokens import fitting
+from privet.common.printable import counted
 from privet.common.sections.model import ModelSpec
 from privet.common.sections.sequence_task import TokenClassificationTaskSpec
 from privet.common.tasks import Batch, tags
@@ -71,8 +72,8 @@ class TaggingTask(RowEncoding):
             raise ValueError(f"there is no word in '{self.spec.text}'")
         if len(read) != len(given):
             raise ValueError(
-                f"'{self.spec.text}' has {len(read)} words and '{self.spec.label}' has "
-                f"{len(given)} labels: each word needs one"
+                f"'{self.spec.text}' has {counted(len(read), 'word')} and '{self.spec.label}' "
+                f"{counted(len(given), 'label')}: each word needs one"
             )
         places = self._codes.find_each(given)
         if None in places:

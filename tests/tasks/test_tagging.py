@@ -160,14 +160,14 @@ def test_a_token_over_two_words_labels_the_first() -> None:
 # faults
 
 BAD: list[tuple[Any, Any, str]] = [
-    ("Ada saw", "B-PER", "has 2 words and 'label' has 1 labels"),
+    ("Ada saw", "B-PER", "has 2 words and 'label' 1 label: each"),
     ("Ada", "B-ORG", "label 1 in 'label' is not declared"),
     ("Ada saw", ["B-PER", float("nan")], "label 2 in 'label' is not declared"),
     (None, None, "there is no word in 'text'"),
     ("", "", "there is no word in 'text'"),
     ([], [], "there is no word in 'text'"),
-    ("Ada", None, "has 1 words and 'label' has 0 labels"),
-    (3.0, "O O", "has 1 words"),
+    ("Ada", None, "has 1 word and 'label' 0 labels"),
+    (3.0, "O O", "has 1 word and"),
     (b"Ada", "O", "'text' is neither a text nor a list"),
     ({"bytes": b"x"}, "O", "'text' is neither"),
     ([["Ada"]], ["O"], "'text' lists something"),
