@@ -24,6 +24,8 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
+MAX_CELL_CHARACTERS = 1 << 20
+"""The longest cell; a record with a longer one is left out."""
 MISSING = frozenset(("", "NA", "N/A", "NaN", "nan", "null", "NULL", "None", "?"))
 """Texts that stand for a missing number. As a category or a label they are like any other."""
 
@@ -49,6 +51,19 @@ def plain(cell: Any) -> Any:
         return plain(item())
     # pandas' NA compares as itself to nothing.
     return None if type(cell).__name__ in ("NAType", "NaTType") else str(cell)
+
+
+def odd_text(text: str) -> bool:
+    """Whether a cell's text is too long, or holds a code point that is no character."""
+    if len(text) > MAX_CELL_CHARACTERS or "\0" in text:
+        return True
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def is_missing(cell: Any) -> bool:

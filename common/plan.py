@@ -22,7 +22,8 @@ from privet.common.person_id import PersonId
 from privet.common.schema import ONE_LINE, ByKind, Count, Name, Part, Positive, SiteName, parse
 from privet.common.sections.model import ModelSpec, TableTransformerSpec
 from privet.common.sections.strategy import FedAvgSpec, Strategy, StrategyOf
-from privet.common.sections.task import LANGUAGE, AnyTask, TaskSpec
+from privet.common.sections.task import LANGUAGE, TaskSpec
+from privet.common.sections.task_base import AnyTask
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 

@@ -210,16 +210,17 @@ class Run:
         """
         return releases(self.status)
 
-    def keep_figures(self, number: int, tables: Mapping[str, Any]) -> None:
+    def keep_figures(self, number: int, tables: Mapping[str, Any], kind: str | None = None) -> None:
         """Store the sites' noised metric tables of a round, and the metrics computed from them.
 
         Args:
             number: of the round, from 1.
             tables: by site, the noised table that it released.
+            kind: of the plan's task; None reads a table by its shape.
         """
         from privet.common.tasks.measure import pooled
 
-        overall, by_site = pooled(tables)
+        overall, by_site = pooled(tables, kind)
         found = {
             "round": number,
             "metrics": overall,

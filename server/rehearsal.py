@@ -46,7 +46,7 @@ def rehearse(plan: Plan, model: Arrays, folder: Path) -> None:
     with _stage(plan, "the metrics table"):
         shape = table_shape(plan)
         if plan.metrics.source == "gate" and shape is not None:
-            pooled({site.name: np.ones(shape) for site in plan.sites[:_SITES]})
+            pooled({site.name: np.ones(shape) for site in plan.sites[:_SITES]}, plan.task.kind)
     if not plan.trains:
         return
     with _stage(plan, f"the strategy '{plan.strategy.kind}'"):

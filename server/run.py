@@ -98,7 +98,7 @@ def execute_run(
         remarks = list(progress.remarks)
         try:
             if progress.histograms:
-                run.keep_figures(progress.round, progress.histograms)
+                run.keep_figures(progress.round, progress.histograms, plan.task.kind)
         except OSError:
             raise
         except Exception as error:  # the round is paid for

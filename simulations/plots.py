@@ -43,18 +43,23 @@ def write(result: Result, folder: Path) -> None:
             _save(figure, folder / name)
 
 
-def _headline(step: Progress, name: str) -> tuple[float | None, dict[str, float | None]]:
+def _headline(step: Progress, name: str, kind: str) -> tuple[float | None, dict[str, float | None]]:
     if step.histograms:
-        overall, sites = pooled(step.histograms)
+        overall, sites = pooled(step.histograms, kind)
     else:
         overall, sites = step.metrics, step.metrics.get("sites", {})
     return overall.get(name), {site: figures.get(name) for site, figures in sites.items()}
 
 
+def _title(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
 def _rounds(result: Result) -> Any:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
-    name = measure_of_kind(result.plan.task.kind).headline
-    series = [(step.round, *_headline(step, name)) for step in result.progress]
+    kind = result.plan.task.kind
+    name = measure_of_kind(kind).headline
+    series = [(step.round, *_headline(step, name, kind)) for step in result.progress]
     for spec in result.plan.sites:
         points = [(r, sites[spec.name]) for r, _, sites in series if sites.get(spec.name)]
         if points:
@@ -64,8 +69,8 @@ def _rounds(result: Result) -> Any:
         left.plot(*zip(*overall, strict=True), color=_GREEN, lw=2.2, marker="o", ms=3)
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set(
-        title=f"{name.capitalize()} (thick: all sites, thin: each site)", xlabel="round",
-        ylabel=name,
+        title=f"{_title(name)} (thick: all sites, thin: each site)", xlabel="round",
+        ylabel=name.replace("_", " "),
     )  # fmt: skip
     loss, privacy = result.loss, result.plan.privacy
     if loss is None or privacy is None:
@@ -98,7 +103,7 @@ def _sites(result: Result) -> Any:
     left.barh(names, values, color=_GREEN, height=0.6)
     left.invert_yaxis()
     most = _end(values)
-    left.set(title=f"{name.capitalize()} of the joint model at each site", xlim=(0, most))
+    left.set(title=f"{_title(name)} of the joint model at each site", xlim=(0, most))
     for row, value in enumerate(values):
         text = f"{value:.3f}" if value else "not published"
         left.text(value + 0.01 * most, row, text, va="center", fontsize=8)
@@ -141,7 +146,7 @@ def write_comparison(
         axes.barh(names, values, color=colors, height=0.6)
         axes.invert_yaxis()
         most = _end(values)
-        axes.set(title=f"Test {headline} (green: {terms})", xlim=(0, most))
+        axes.set(title=f"Test {headline.replace('_', ' ')} (green: {terms})", xlim=(0, most))
         for place, value in enumerate(values):
             axes.text(value + 0.01 * most, place, f"{value:.3f}", va="center", fontsize=8)
         _save(figure, path)

@@ -137,7 +137,7 @@ def _with_person(plan: Plan, path: Path, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read(path: Path, plan: Plan, declared: set[str | None]) -> Table:
-    found = read_table(path, multiline=plan.data.multiline)
+    found = read_table(path, multiline=plan.data.multiline, nested=plan.task.nested_columns)
     for name in (SITE, PERSON, PART):
         if name in found.frame.columns and name not in declared:
             raise DataError(

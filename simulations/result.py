@@ -169,7 +169,7 @@ class Result:
                     "round": step.round,
                     "statuses": {site: str(status) for site, status in step.statuses.items()},
                     "spent": {site: loss["epsilon"] for site, loss in step.spent.items()},
-                    "metrics": _figures(step),
+                    "metrics": _figures(step, self.plan.task.kind),
                 }
                 for step in self.progress
             ],
@@ -180,11 +180,11 @@ def _epsilon(loss: PrivacyLoss | None) -> Any:
     return None if loss is None else loss.to_dict()["epsilon"]
 
 
-def _figures(step: Progress) -> dict[str, Any]:
+def _figures(step: Progress, kind: str) -> dict[str, Any]:
     """Return a round's metrics, read from noised tables if the metrics mechanism made them."""
     if not step.histograms:
         return step.metrics
-    overall, sites = pooled(step.histograms)
+    overall, sites = pooled(step.histograms, kind)
     return {**overall, "sites": sites}
 
 
@@ -214,7 +214,7 @@ def make_result(
     ]
     if last.histograms:
         with remarked(remarks, "the metrics could not be read from the sites' tables"):
-            metrics, by_site = pooled(last.histograms)
+            metrics, by_site = pooled(last.histograms, plan.task.kind)
     sites, losses = [], []
     for spec in plan.sites:
         loss = cap = None

@@ -7,7 +7,7 @@ numbers into floats, and 2^53 + 1 into another number.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from privet.common.cells import plain
+from privet.client.data.nested import OddCellError, is_nested, nested_cell
+from privet.common.cells import MAX_CELL_CHARACTERS, odd_text, plain
 from privet.common.errors import DataError
-
-MAX_CELL_CHARACTERS = 1 << 20
-"""The longest cell; a record with a longer one is left out."""
-
 
 LEFT_OUT = b"privet.left_out"
 """Under which a snapshot of a database names the rows that are not in it."""
@@ -69,16 +66,18 @@ class LeftOut:
 
 
 def read_parquet(
-    path: Path, chosen: Callable[[Sequence[str]], list[str]]
+    path: Path, chosen: Callable[[Sequence[str]], list[str]], nested: Collection[str] = ()
 ) -> tuple[list[str], list[list[Any]], dict[int, str], LeftOut]:
     """Read columns of a Parquet file.
 
     Args:
         path: the file.
         chosen: returns the columns to read, in order, from the file's columns.
+        nested: columns whose cells may be lists or bytes (:mod:`.nested`).
 
     Returns:
-        The names; the cells of each column, as None, bool, int, float or str; the rows, from 0,
+        The names; the cells of each column, as None, bool, int, float or str, and those of a nested
+        column as :mod:`.nested` returns them; the rows, from 0,
         with a cell that cannot be read, each with the reason; and the rows of a database that its
         snapshot left out.
 
@@ -88,7 +87,9 @@ def read_parquet(
     file = pq.ParquetFile(path)
     names = chosen(file.schema_arrow.names)
     for name in names:
-        _require_read(name, file.schema_arrow.field(name).type)
+        kind = file.schema_arrow.field(name).type
+        if not (name in nested and is_nested(kind)):
+            _require_read(name, kind)
     table = file.read(columns=names)
     bad: dict[int, str] = {}
     cells = [_cells(name, table.column(name), bad) for name in names]
@@ -108,6 +109,9 @@ def _cells(name: str, column: pa.ChunkedArray, bad: dict[int, str]) -> list[Any]
     found: list[Any] = []
     for chunk in column.chunks:
         start = len(found)
+        if is_nested(chunk.type):
+            found += [_nested(name, cell, start + row, bad) for row, cell in enumerate(chunk)]
+            continue
         chunk = _without_long(name, chunk, start, bad)
         try:
             cells = [plain(cell) for cell in chunk.to_pylist()]
@@ -118,6 +122,16 @@ def _cells(name: str, column: pa.ChunkedArray, bad: dict[int, str]) -> list[Any]
                 bad.setdefault(start + row, f"'{name}' is too long, or holds what is no text")
         found += cells
     return found
+
+
+def _nested(name: str, cell: pa.Scalar, place: int, bad: dict[int, str]) -> Any:
+    try:
+        return nested_cell(cell)
+    except OddCellError as error:
+        bad.setdefault(place, f"'{name}' {error}")
+    except Exception:  # whatever it is, it is this cell's alone
+        bad.setdefault(place, f"'{name}' cannot be read as {cell.type}")
+    return None
 
 
 def _without_long(name: str, chunk: pa.Array, start: int, bad: dict[int, str]) -> pa.Array:
@@ -138,16 +152,3 @@ def _cell(name: str, chunk: pa.Array, row: int, place: int, bad: dict[int, str])
     except Exception:  # whatever it is, it is this cell's alone
         bad.setdefault(place, f"'{name}' cannot be read as {chunk.type}")
         return None
-
-
-def odd_text(text: str) -> bool:
-    """Whether a cell's text is too long, or holds a code point that is no character."""
-    if len(text) > MAX_CELL_CHARACTERS or "\0" in text:
-        return True
-    if text.isascii():
-        return False
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False

@@ -22,7 +22,6 @@ import sqlalchemy as sa
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from privet.client.data.arrow import MAX_CELL_CHARACTERS
 from privet.client.data.server_dialect import Field, Found, ServerDialect, flag
 from privet.client.data.sql_column import (
     Column,
@@ -35,6 +34,7 @@ from privet.client.data.sql_column import (
 )
 from privet.client.data.view import parsed
 from privet.client.data.view_types import Kind
+from privet.common.cells import MAX_CELL_CHARACTERS
 from privet.common.compat.databases import oracle_codes, oracle_refuses
 from privet.common.errors import DataError
 from privet.privacy.database import Database, Server
@@ -337,7 +337,7 @@ def fetched(cursor: Any, metadata: Any) -> Any:
     """Choose how a column is fetched, as python-oracledb's ``outputtypehandler``.
 
     A CLOB is fetched as text with its row. Text with invalid bytes arrives with surrogates, by
-    which :func:`privet.client.data.arrow.odd_text` finds it.
+    which :func:`privet.common.cells.odd_text` finds it.
 
     Args:
         cursor: python-oracledb's.
@@ -359,7 +359,7 @@ def fetched(cursor: Any, metadata: Any) -> Any:
     kind = metadata.type_code
     if kind not in large and kind not in texts:
         return None
-    # Bytes that are no text become what arrow.odd_text finds: that row is left out, no other.
+    # Bytes that are no text become what odd_text finds: that row is left out, no other.
     sized = kind not in large and kind != oracledb.DB_TYPE_LONG
     size = {"size": metadata.internal_size or 1} if sized else {}
     return cursor.var(

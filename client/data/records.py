@@ -85,7 +85,9 @@ def read_records(path: Path, data: DataSet, plan: Plan) -> SiteData:
         DataError: if the file cannot be read as a table, or lacks a column. The message stays at
             the site.
     """
-    found = read_table(path, data.columns, multiline=data.multiline)
+    found = read_table(
+        path, data.columns, multiline=data.multiline, nested=plan.task.nested_columns
+    )
     return site_data(found, data, plan, str(path))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
 
 import numpy as np
 import pandas as pd
@@ -56,7 +58,12 @@ def split_by_unit(frame: pd.DataFrame, shares: Split, seed: int) -> pd.Series:
 
 
 def _content(cell: object) -> str:
-    """Return a cell's part of its row's content; its spelling does not matter."""
+    """Return a cell's part of its row's content; its spelling does not matter.
+
+    Recordings are long, and their digest serves as well.
+    """
+    if isinstance(cell, bytes | array):
+        return hashlib.sha256(bytes(cell)).hexdigest()
     try:
         number = number_of(cell)
     except ValueError:

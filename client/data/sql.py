@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from privet.client.data.arrow import MAX_CELL_CHARACTERS, LeftOut
+from privet.client.data.arrow import LeftOut
 from privet.client.data.server_dialect import ServerDialect
 from privet.client.data.sql_column import (
     Column,
@@ -47,7 +47,7 @@ from privet.client.data.sql_column import (
     as_whole,
 )
 from privet.client.data.view import coupling
-from privet.common.cells import text_of
+from privet.common.cells import MAX_CELL_CHARACTERS, text_of
 from privet.common.compat.databases import postgres_refuses
 from privet.common.errors import DataError, DataMissingError, SourceUnavailableError
 from privet.privacy.database import Database

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import sqlalchemy as sa
 
-from privet.client.data.arrow import odd_text
+from privet.common.cells import odd_text
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from sqlalchemy.dialects import mssql
 from sqlglot import exp
 from sqlglot.errors import SqlglotError
 
-from privet.client.data.arrow import MAX_CELL_CHARACTERS
 from privet.client.data.server_dialect import Field, Found, ServerDialect, flag
 from privet.client.data.sql_column import (
     Column,
@@ -44,6 +43,7 @@ from privet.client.data.sql_column import (
     as_whole,
 )
 from privet.client.data.view_types import WIDE, Kind
+from privet.common.cells import MAX_CELL_CHARACTERS
 from privet.common.compat.databases import sql_server_numbers
 from privet.common.errors import DataError
 from privet.privacy.database import Database, Server

@@ -10,7 +10,7 @@ that cannot be read is left out and named, and the other records are read as if 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -42,8 +42,9 @@ class Table:
     """The records of a file, one row each.
 
     Attributes:
-        frame: cells of dtype object: text, or Python's own int, float, bool; None is missing. Its
-            index is a record's place: the line in a text file, the row's number in another.
+        frame: cells of dtype object: text, or Python's own int, float, bool; None is missing; in
+            nested columns lists, arrays and bytes (:mod:`.nested`). Its index is a record's place:
+            the line in a text file, the row's number in another.
         faults: records that cannot be read, which are not in ``frame``.
         counted: unit of the index, ``line`` or ``row``.
         unnamed: number of further records that cannot be read, beyond ``faults``.
@@ -56,7 +57,11 @@ class Table:
 
 
 def read_table(
-    path: Path, columns: Sequence[str] | None = None, *, multiline: bool = False
+    path: Path,
+    columns: Sequence[str] | None = None,
+    *,
+    multiline: bool = False,
+    nested: Collection[str] = (),
 ) -> Table:
     """Read a CSV (``.csv``, ``.csv.gz``, ``.tsv``, ``.tsv.gz``) or Parquet file.
 
@@ -64,6 +69,7 @@ def read_table(
         path: the file.
         columns: to read, in this order; None reads all.
         multiline: whether quoted cells of a text file may hold line breaks.
+        nested: columns of a Parquet file whose cells may be lists or bytes.
 
     Raises:
         DataMissingError: if there is no such file.
@@ -72,7 +78,7 @@ def read_table(
     """
     with as_table(path):
         if is_parquet(path):
-            found = _from_parquet(path, columns)
+            found = _from_parquet(path, columns, nested)
         else:
             with open_text(path) as stream:
                 found = read_text(stream, separator_of(path), columns, multiline=multiline)
@@ -142,8 +148,8 @@ def _chosen(header: Sequence[str], columns: Sequence[str] | None) -> list[str]:
     return list(columns)
 
 
-def _from_parquet(path: Path, columns: Sequence[str] | None) -> Table:
-    names, cells, bad, before = read_parquet(path, lambda header: _chosen(header, columns))
+def _from_parquet(path: Path, columns: Sequence[str] | None, nested: Collection[str]) -> Table:
+    names, cells, bad, before = read_parquet(path, lambda header: _chosen(header, columns), nested)
     count = max(map(len, cells), default=0)
     kept = [row for row in range(count) if row not in bad]
     rows = {

@@ -28,8 +28,10 @@ from privet.common.errors import PrivetError
 from privet.common.person_id import PersonId
 from privet.common.plan import Plan
 from privet.common.printable import counted
+from privet.common.sections.sequence_task import TokenClassificationTaskSpec
 from privet.common.tasks import Batch, build_task
 from privet.common.tasks.encoding import encode_records
+from privet.common.tasks.words import items_of
 from privet.privacy.mechanism import selftest
 
 MAX_NAMED = 20
@@ -238,13 +240,23 @@ def _columns(found: DataCheck, plan: Plan, frame: pd.DataFrame) -> None:
 
 def _labels(found: DataCheck, plan: Plan, frame: pd.DataFrame) -> None:
     task = plan.task
-    if not task.labels or task.answer not in frame:
+    if not task.labels or task.answer_column not in frame:
         return
-    seen = set(Codes(task.labels).find_each(frame[task.answer]))
+    cells = frame[task.answer_column].tolist()
+    if isinstance(task, TokenClassificationTaskSpec):
+        cells = [label for cell in cells for label in _listed(cell)]
+    seen = set(Codes(task.labels).find_each(cells))
     never = [name for place, name in enumerate(task.labels) if place not in seen]
     if never and len(frame):
         said = ", ".join(f"'{name}'" for name in never[:8]) + (", …" if len(never) > 8 else "")
         found.add("warning", "labels", f"no record has the label {said}", count=len(never))
+
+
+def _listed(cell: object) -> list[object]:
+    try:
+        return items_of(cell)
+    except ValueError:  # that record is left out, with its reason
+        return []
 
 
 def _people(found: DataCheck, plan: Plan, frame: pd.DataFrame, train: UsableRecords) -> None:

@@ -31,7 +31,7 @@ from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.sections.strategy import proximal_mu
 from privet.common.tasks import Batch
-from privet.common.tasks.measure import CLASSES, LIKELIHOOD, table_shape
+from privet.common.tasks.measure import CLASSES, OURS, table_shape
 from privet.privacy.accounting.units import UnitIndex
 from privet.privacy.mechanism.noise import Stream
 
@@ -193,7 +193,7 @@ def _require_scores(bench: ModelRuntime, batch: Batch) -> None:
 def _require_figures(bench: ModelRuntime, batch: Batch) -> None:
     """Check that metrics follow from scores, as on a public test split; Privet's own always do."""
     plan = bench.plan
-    if bench.measure in (CLASSES, LIKELIHOOD):
+    if bench.measure in OURS:
         return  # and what they need takes a second to load, in each process
     with _stage(plan, "the measure's metrics", _MEASURE):
         figures: Any = bench.measure.figures(bench.score(batch), labels_of(batch))

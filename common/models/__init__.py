@@ -8,7 +8,8 @@ from privet.common.config import make
 from privet.common.errors import InputError, PlanError
 from privet.common.models import start
 from privet.common.sections.model import HuggingFaceSpec
-from privet.common.sections.task import ImageTaskSpec, ReadingTask, TabularTaskSpec
+from privet.common.sections.task import ImageTaskSpec, TabularTaskSpec
+from privet.common.sections.task_base import ReadingTask
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,6 +24,9 @@ _READS = {
     "causal-text": ("decoder", "huggingface"),
     "masked-text": ("text-encoder", "minilm", "huggingface"),
     "text-to-text": ("encoder-decoder", "t5", "huggingface"),
+    "token-classification": ("huggingface",),
+    "question-answering": ("huggingface",),
+    "audio": ("huggingface",),
 }
 """Models that can do a task."""
 

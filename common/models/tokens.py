@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +16,9 @@ from privet.common.errors import PlanError
 
 TOKENIZER = Path(__file__).parent / "tokenizer.json"
 """Byte-level BPE of 4,096 tokens, learnt on public-domain English (see ``tokenizer.md``)."""
+
+_TOGETHER = 256
+"""Texts whose uncut encodings are in memory at once."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,18 @@ class Tokens:
                 del ids[0]
             rows[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return rows, characters
+
+    def encodings(self, texts: list[Any]) -> Iterator[Any]:
+        """Yield the tokenizer's own encodings, neither cut nor padded.
+
+        Args:
+            texts: N texts, or N pairs of texts.
+        """
+        tokenizer = _tokenizer(self.path)
+        for start in range(0, len(texts), _TOGETHER):
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            yield from tokenizer.encode_batch(texts[start : start + _TOGETHER])
 
     def numbers(self, texts: list[str]) -> Tensor:
         """Return token numbers [N, T]."""
@@ -195,6 +211,22 @@ def _frame_of(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         torch.tensor(ordinary, dtype=torch.int64),
         torch.tensor(ids[inner[-1] + 1 :], dtype=torch.int64),
     )
+
+
+def fitting(cuttable: Tensor, size: int) -> Tensor | None:
+    """Return the places of the tokens that fit: all but the last ones of those that may be cut.
+
+    Args:
+        cuttable: which tokens of a row may be cut [L].
+        size: most tokens that are kept.
+
+    Returns:
+        The places; None if no token that may be cut fits.
+    """
+    room = size - int((~cuttable).sum())
+    if room < 1:
+        return None
+    return (~cuttable | (cuttable.cumsum(0) <= room)).nonzero().flatten()
 
 
 @lru_cache(maxsize=4)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
-from privet.common.schema import Finite, OwnKind, Part, Variant
-
-T = TypeVar("T", bound=tuple[str, ...])
-
-
-def _different(values: tuple[str, ...]) -> tuple[str, ...]:
-    if len({value.strip() for value in values}) != len(values):
-        raise ValueError("names one twice")
-    return values
-
-
-_Once = Annotated[T, AfterValidator(_different), Field(json_schema_extra={"uniqueItems": True})]
+from privet.common.schema import Finite, OwnKind, Part
+from privet.common.sections.audio_task import AudioTaskSpec
+from privet.common.sections.sequence_task import (
+    QuestionAnsweringTaskSpec,
+    TokenClassificationTaskSpec,
+)
+from privet.common.sections.task_base import LabelledTask, Once, ReadingTask
 
 
 class Range(Part):
@@ -69,77 +64,6 @@ class Image(Range):
         return tuple(f"{self.prefix}{number}" for number in range(count))
 
 
-class AnyTask(Variant):
-    """What can be asked of every kind of task.
-
-    Attributes:
-        blanks: what canonical form says for keys that a kind has not. Plans of before named the
-            keys of all kinds, and digests are over that form.
-        reads: names of the keys that name columns.
-        kind: ``tabular``, ``text`` and ``image`` classify; ``causal-text`` predicts the next
-            token of a text, ``masked-text`` tokens that were left out, ``text-to-text`` one text
-            from another; or ``"module:object"`` of a user's own
-            :class:`privet.common.tasks.Task` factory.
-    """
-
-    blanks: ClassVar[dict[str, Any]] = {
-        "label": "label",
-        "classes": [],
-        "numeric": {},
-        "categorical": {},
-        "text": "text",
-        "target": "target",
-        "max_tokens": 128,
-        "clean": [],
-        "clean_region": "US",
-        "augment": [],
-        "image": None,
-        "options": {},
-    }
-    reads: ClassVar[tuple[str, ...]] = ()
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The columns that it reads; none are known of a user's own task."""
-        found: list[str] = []
-        for name in self.reads:
-            value = getattr(self, name)
-            value = value.columns if isinstance(value, Image) else value
-            found += [value] if isinstance(value, str) else value
-        return tuple(found)
-
-    @property
-    def texts(self) -> tuple[str, ...]:
-        """Those of its columns that hold texts."""
-        return tuple(getattr(self, name) for name in self.reads if name in ("text", "target"))
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The declared labels, in order; none where it does not classify."""
-        return getattr(self, "classes", ())
-
-    @property
-    def answer(self) -> str | None:
-        """The column that says what is right, if one does."""
-        if self.labels:
-            return getattr(self, "label", None)
-        if "target" in self.reads:
-            return getattr(self, "target", None)
-        return None
-
-
-class LabelledTask(AnyTask):
-    """What classifies.
-
-    Attributes:
-        label: name of the label column.
-        classes: the declared labels, in order; a record with another label, or none, is left out.
-    """
-
-    label: str = "label"
-    classes: _Once[Annotated[tuple[str, ...], Field(min_length=2)]]
-
-
 class TableTask(LabelledTask):
     """What reads features of a table.
 
@@ -160,22 +84,6 @@ class TableTask(LabelledTask):
         return self
 
 
-class ReadingTask(AnyTask):
-    """What reads texts.
-
-    Attributes:
-        text: text column, of ``text-to-text`` the column of what is read.
-        max_tokens: texts are cut to this many tokens.
-        clean: what is taken out of texts first (:mod:`privet.common.tasks.cleaning`).
-        clean_region: where phone numbers without a country code are from.
-    """
-
-    text: str = "text"
-    max_tokens: Annotated[int, Field(ge=2, le=8192)] = 128
-    clean: tuple[Literal["dates", "emails", "links", "phones", "ids", "names"], ...] = ()
-    clean_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "US"
-
-
 class TabularTaskSpec(TableTask):
     """A class from numbers and categories.
 
@@ -185,7 +93,7 @@ class TabularTaskSpec(TableTask):
 
     reads = ("numeric", "categorical", "label")
     kind: Literal["tabular"] = "tabular"
-    augment: _Once[tuple[Literal["hide"], ...]] = ()
+    augment: Once[tuple[Literal["hide"], ...]] = ()
 
     @model_validator(mode="after")
     def _reads_something(self) -> Self:
@@ -203,7 +111,7 @@ class TextTaskSpec(ReadingTask, LabelledTask):
 
     reads = ("text", "label")
     kind: Literal["text"]
-    augment: _Once[tuple[Literal["drop"], ...]] = ()
+    augment: Once[tuple[Literal["drop"], ...]] = ()
 
 
 class ImageTaskSpec(LabelledTask):
@@ -217,7 +125,7 @@ class ImageTaskSpec(LabelledTask):
     reads = ("image", "label")
     kind: Literal["image"]
     image: Image
-    augment: _Once[tuple[Literal["shift", "flip"], ...]] = ()
+    augment: Once[tuple[Literal["shift", "flip"], ...]] = ()
 
 
 class LanguageTaskSpec(ReadingTask):
@@ -250,7 +158,7 @@ class OwnTaskSpec(ReadingTask, TableTask):
     augment: ClassVar[tuple[str, ...]] = ()
     image: ClassVar[None] = None
     kind: OwnKind
-    classes: _Once[tuple[str, ...]] = ()
+    classes: Once[tuple[str, ...]] = ()
     target: str = "target"
     options: dict[str, Any] = {}
 
@@ -261,6 +169,9 @@ TaskSpec = (
     | ImageTaskSpec
     | LanguageTaskSpec
     | TextToTextTaskSpec
+    | TokenClassificationTaskSpec
+    | QuestionAnsweringTaskSpec
+    | AudioTaskSpec
     | OwnTaskSpec
 )
 """What is predicted from what."""

@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from privet.common.config import make
 from privet.common.errors import InputError
+from privet.common.sections.audio_task import AudioTaskSpec
+from privet.common.sections.sequence_task import (
+    QuestionAnsweringTaskSpec,
+    TokenClassificationTaskSpec,
+)
 from privet.common.sections.task import (
     ImageTaskSpec,
     LanguageTaskSpec,
@@ -109,6 +114,18 @@ def build_task(plan: Plan) -> Task:
             "text-to-text": language.TextToText,
         }
         return known[spec.kind](spec, plan.model)  # type: ignore[no-any-return]
+    if isinstance(spec, TokenClassificationTaskSpec):
+        from privet.common.tasks.tagging import TaggingTask
+
+        return TaggingTask(spec, plan.model)
+    if isinstance(spec, QuestionAnsweringTaskSpec):
+        from privet.common.tasks.answering import AnsweringTask
+
+        return AnsweringTask(spec, plan.model)
+    if isinstance(spec, AudioTaskSpec):
+        from privet.common.tasks.audio import AudioTask
+
+        return AudioTask(spec)
     task = make(spec.kind, object, spec)
     if not isinstance(task, Task):
         raise InputError(

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.common.sections.task import LANGUAGE
-from privet.common.tasks import likelihood, metrics
+from privet.common.tasks import likelihood, metrics, spans, tags
 
 Array = npt.NDArray[Any]
 Figures = dict[str, float | None]
@@ -59,7 +59,7 @@ def _shape_of_classes(plan: Plan) -> Shape:
     return (2, bins) if classes == 2 else (classes, classes)
 
 
-def _shape_of_likelihoods(plan: Plan) -> Shape:
+def _shape_of_bins(plan: Plan) -> Shape:
     return 1, plan.metrics.bins
 
 
@@ -69,8 +69,25 @@ CLASSES = Measure(
 )  # fmt: skip
 LIKELIHOOD = Measure(
     "perplexity", likelihood.NAMES, True,
-    likelihood.from_scores, likelihood.cells, _shape_of_likelihoods, likelihood.from_histogram,
+    likelihood.from_scores, likelihood.cells, _shape_of_bins, likelihood.from_histogram,
 )  # fmt: skip
+
+
+TAGS = Measure(
+    "token_accuracy", tags.NAMES, False,
+    tags.from_scores, tags.cells, _shape_of_bins, tags.from_histogram,
+)  # fmt: skip
+SPANS = Measure(
+    "f1", spans.NAMES, False,
+    spans.from_scores, spans.cells, _shape_of_bins, spans.from_histogram,
+)  # fmt: skip
+OURS = (CLASSES, LIKELIHOOD, TAGS, SPANS)
+"""Measures of Privet: a record's cell follows from its own scores."""
+_BY_KIND = {
+    "token-classification": TAGS,
+    "question-answering": SPANS,
+    **dict.fromkeys(LANGUAGE, LIKELIHOOD),
+}
 
 
 def measure_of(task: object) -> Measure:
@@ -80,11 +97,11 @@ def measure_of(task: object) -> Measure:
 
 def measure_of_kind(kind: str) -> Measure:
     """Return the measure of a plan's task, by its kind alone."""
-    return LIKELIHOOD if kind in LANGUAGE else CLASSES
+    return _BY_KIND.get(kind, CLASSES)
 
 
 def measure_of_table(table: Array) -> Measure:
-    """Return the measure that made a table: one row means likelihoods."""
+    """Return the measure that made a table of a user's own task: one row means likelihoods."""
     return LIKELIHOOD if len(table) == 1 else CLASSES
 
 
@@ -93,25 +110,39 @@ def table_shape(plan: Plan) -> Shape | None:
     return None if ":" in plan.task.kind else measure_of_kind(plan.task.kind).shape(plan)
 
 
-def pooled(tables: Mapping[str, Any]) -> tuple[Figures, dict[str, Figures]]:
+def pooled(
+    tables: Mapping[str, Any], kind: str | None = None
+) -> tuple[Figures, dict[str, Figures]]:
     """Return the metrics over all sites and of each site, from their noised tables.
 
     Tables that differ in shape from the majority cannot be added, and are left out.
+
+    Args:
+        tables: by site.
+        kind: of the plan's task; None reads a table by its shape.
     """
     arrays = {site: np.asarray(table, dtype=np.float64) for site, table in tables.items()}
     ((usual, _),) = Counter(array.shape for array in arrays.values()).most_common(1)
     fitting = {site: array for site, array in arrays.items() if array.shape == usual}
     total = sum(fitting.values(), np.zeros(usual))
-    return read_table(total), {site: read_table(table) for site, table in fitting.items()}
+    by_site = {site: read_table(table, kind) for site, table in fitting.items()}
+    return read_table(total, kind), by_site
 
 
-def read_table(table: Any) -> Figures:
-    """Return the metrics of a table of either kind; an empty dict for any other table.
+def read_table(table: Any, kind: str | None = None) -> Figures:
+    """Return the metrics of a table; an empty dict for one that cannot be read.
 
-    Only its own measure can read the table of a user's own task.
+    The table of a user's own task is read as that of classes or of likelihoods, by its shape; only
+    its own measure can read any other.
+
+    Args:
+        table: noised or not.
+        kind: of the plan's task; None reads a table by its shape.
     """
     array = np.asarray(table, dtype=np.float64)
+    by_shape = kind is None or ":" in kind
+    measure = measure_of_table(array) if by_shape else measure_of_kind(str(kind))
     try:
-        return measure_of_table(array).read(array)
+        return measure.read(array)
     except (ValueError, IndexError):
         return {}

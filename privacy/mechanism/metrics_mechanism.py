@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privet.common.errors import PrivacyError, SelfTestError
-from privet.common.tasks.measure import CLASSES, LIKELIHOOD, Measure, Shape
+from privet.common.tasks.measure import CLASSES, OURS, Measure, Shape
 from privet.privacy.accounting.events import (
     GATE_WEIGHT,
     MAX_INTEGER,
@@ -31,8 +31,6 @@ from privet.privacy.mechanism.noise import Stream
 Array = npt.NDArray[Any]
 MAX_CELLS = 1_000_000
 """Cells of a table, at most: the bound that the accounting of the noise is stated for."""
-
-_OURS = (CLASSES, LIKELIHOOD)
 
 
 def event(noise_multiplier: float) -> DiscreteGaussian:
@@ -105,7 +103,7 @@ def record_cells(
     finite = np.isfinite(scores).all(axis=tuple(range(1, scores.ndim)))
     cells = np.full(len(scores), -1, dtype=np.int64)
     size = math.prod(checked_shape(shape))
-    if any(measure is known for known in _OURS):
+    if any(measure is known for known in OURS):
         found = np.asarray(measure.cells(scores[finite], labels[finite], shape))
         if found.shape != (np.count_nonzero(finite),) or found.dtype.kind not in "iu":
             raise PrivacyError("a measure of Privet gave no cell for each record")

@@ -521,7 +521,7 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
     if own is not None:
         from privet.client.data.tables import read_table
 
-        found = read_table(own, multiline=True)
+        found = read_table(own, multiline=True, nested=trained.plan.task.nested_columns)
         if found.faults:
             first = found.faults[0]
             raise DataError(f"{own}, {found.counted} {first.place}: {first.why}")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
+from privet.common.sections.sequence_task import TokenClassificationTaskSpec
 from privet.common.sections.task import ImageTaskSpec, TabularTaskSpec
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ def explain(trained: Trained, frame: pd.DataFrame, target: str | None = None) ->
         DataError: if the records do not fit the task.
     """
     classes = trained.plan.task.labels
-    if not classes:
+    if not classes or isinstance(trained.plan.task, TokenClassificationTaskSpec):
         raise InputError(f"a model for '{trained.plan.task.kind}' has no class to explain")
     if target is not None and target not in classes:
         raise InputError(f"there is no class '{target}'; there are {', '.join(classes[:20])}")

@@ -32,7 +32,7 @@ from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import InputError, RunError
 from privet.common.models.text import joined, tokens_for
 from privet.common.plan import Plan
-from privet.common.sections.task import ReadingTask
+from privet.common.sections.task_base import TokenTask
 from privet.common.tasks.measure import measure_of
 from privet.delivery import optimise
 
@@ -239,7 +239,7 @@ def _tokenizer(trained: Trained, out: Path) -> None:
     Privet's tasks put it there themselves. The files of a model of transformers are as they were.
     """
     task = trained.plan.task
-    if not isinstance(task, ReadingTask) or not task.texts:
+    if not isinstance(task, TokenTask) or not task.texts:
         return
     tokens = tokens_for(trained.plan.model, task.max_tokens)
     if trained.plan.model.kind == "huggingface":
@@ -380,7 +380,7 @@ def _inputs(trained: Trained) -> list[str]:
 def _full(trained: Trained, tensor: Tensor) -> Tensor:
     """Return token numbers at the plan's full length."""
     task = trained.plan.task
-    if tensor.dtype != torch.int64 or not isinstance(task, ReadingTask):
+    if tensor.dtype != torch.int64 or not isinstance(task, TokenTask):
         return tensor
     tokens = tokens_for(trained.plan.model, task.max_tokens)
     room = tokens.max_tokens - tensor.shape[1]

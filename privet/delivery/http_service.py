@@ -38,6 +38,10 @@ from privet.common.cells import Codes, text_of
 from privet.common.errors import DataError, InputError, PrivetError
 from privet.common.files.private_files import FILE_MODE, make_private
 from privet.common.person_id import PersonId
+from privet.common.sections.sequence_task import (
+    QuestionAnsweringTaskSpec,
+    TokenClassificationTaskSpec,
+)
 from privet.common.sections.task import TableTask
 from privet.delivery.trained import Trained
 from privet.privacy.policy import Policy
@@ -215,7 +219,7 @@ def open_feedback(path: Path, trained: Trained, policy: Policy | None) -> Feedba
     """
     columns, task = feedback_columns(trained, policy), trained.plan.task
     features: set[str] = set()
-    declared = {task.answer: task.labels} if task.answer and task.labels else {}
+    declared = {task.answer_column: task.labels} if task.answer_column and task.labels else {}
     if isinstance(task, TableTask):
         features = {*task.numeric, *task.categorical}
         declared |= task.categorical
@@ -252,8 +256,16 @@ def make_service(
         trained: the model.
         feedback: where feedback goes; None has no ``/feedback``.
         names: of this machine by which it may be asked, beside addresses and ``localhost``.
+
+    Raises:
+        InputError: if it answers with neither a class nor a text for each record.
     """
     plan = trained.plan
+    if isinstance(plan.task, TokenClassificationTaskSpec | QuestionAnsweringTaskSpec):
+        raise InputError(
+            f"a model for '{plan.task.kind}' is not served: it gives no class and no text for each "
+            "record. Export it (privet model export) and read the folder with transformers"
+        )
     turn = threading.Lock()  # one pass at a time: torch uses the cores it was given
     trained.network.eval()
 
@@ -405,7 +417,7 @@ async def _body(receive: Any) -> bytes:
 def _page(trained: Trained, feedback: Feedback | None) -> str:
     """Return a self-contained page that lists the requests of the service."""
     plan = trained.plan
-    columns = [name for name in plan.task.columns if name != plan.task.answer]
+    columns = [name for name in plan.task.columns if name != plan.task.answer_column]
     record = json.dumps(dict.fromkeys(columns, "…"), ensure_ascii=False)
     rows = [("POST /predict", 'a record, or several under "records"', record)]
     if feedback is not None:

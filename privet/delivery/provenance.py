@@ -13,8 +13,10 @@ from privet.common.models.start import digest_of
 from privet.common.models.text import tokens_for
 from privet.common.models.tokens import TOKENIZER
 from privet.common.plan import Plan
+from privet.common.sections.audio_task import AudioTaskSpec
 from privet.common.sections.model import HuggingFaceSpec, ModelSpec
-from privet.common.sections.task import ImageTaskSpec, ReadingTask, TableTask
+from privet.common.sections.task import ImageTaskSpec, TableTask
+from privet.common.sections.task_base import TokenTask
 
 
 def provenance(plan: Plan) -> list[str]:
@@ -32,7 +34,12 @@ def provenance(plan: Plan) -> list[str]:
     if isinstance(task, ImageTaskSpec):
         image = task.image
         found.append(f"Pixels are scaled by the declared range {image.low:g} to {image.high:g}.")
-    if isinstance(task, ReadingTask) and task.texts:
+    if isinstance(task, AudioTaskSpec):
+        found.append(
+            f"Recordings have {task.rate:,} samples per second, and are cut or padded to "
+            f"{task.samples:,} samples, as the plan declares."
+        )
+    if isinstance(task, TokenTask) and task.texts:
         found.append(_vocabulary(plan.model, task.max_tokens))
     if task.labels:
         found.append("Classes are those that the plan declares.")

@@ -131,8 +131,8 @@ class Trained:
             DataError: if they do not fit the task.
         """
         spec = self.plan.task
-        if spec.answer is not None and spec.answer not in frame.columns:
-            frame = frame.assign(**{spec.answer: next(iter(spec.labels), "")})
+        if spec.answer_column is not None and spec.answer_column not in frame.columns:
+            frame = frame.assign(**{spec.answer_column: next(iter(spec.labels), "")})
         if not len(frame):
             raise DataError("there is no record")
         return self.task.encode(frame)
@@ -143,7 +143,7 @@ class Trained:
         Raises:
             DataError: if they do not.
         """
-        column = self.plan.task.answer
+        column = self.plan.task.answer_column
         if column is not None and column not in frame.columns:
             raise DataError(f"the column '{column}' is missing: it says what is right")
 

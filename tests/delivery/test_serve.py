@@ -119,7 +119,7 @@ def test_one_record_and_many(service: Any, run_of: Runs) -> None:
 )
 def test_every_kind_of_model_answers(run_of: Runs, name: str, keys: set[str]) -> None:
     trained = load(run_of(name))
-    wanted = {*trained.plan.task.columns} - {trained.plan.task.answer}
+    wanted = {*trained.plan.task.columns} - {trained.plan.task.answer_column}
     answers = _predict(trained, counting(1, 3, 9)[sorted(wanted)])
     assert [set(answer) for answer in answers] == [keys] * 3
     for answer in answers:

@@ -17,7 +17,8 @@ from privet.common.plan import Plan
 from privet.common.schema import ByKind
 from privet.common.sections.model import ModelSpec
 from privet.common.sections.strategy import Strategy
-from privet.common.sections.task import AnyTask, TaskSpec
+from privet.common.sections.task import TaskSpec
+from privet.common.sections.task_base import AnyTask
 from privet.simulations import scenarios
 from privet.simulations.planning import without_privacy
 from privet.simulations.starter import write_starter
@@ -25,7 +26,10 @@ from privet.simulations.starter import write_starter
 Make = Callable[..., dict[str, Any]]
 DIGESTS: dict[str, str] = json.loads(Path(__file__).with_name("digests.json").read_text())
 """Of every plan that is shipped, from before sections had kinds."""
-TEXTS = "'text', 'causal-text', 'masked-text', 'text-to-text' or 'module:object'"
+TEXTS = (
+    "'text', 'causal-text', 'masked-text', 'text-to-text', 'token-classification', "
+    "'question-answering' or 'module:object'"
+)
 
 
 def shipped(folder: Path) -> dict[str, str]:

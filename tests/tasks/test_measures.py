@@ -14,7 +14,7 @@ from families_kit import family_plan
 from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.common.tasks import likelihood, metrics
-from privet.common.tasks.measure import CLASSES, LIKELIHOOD, measure_of_kind, read_table
+from privet.common.tasks.measure import CLASSES, LIKELIHOOD, measure_of_kind, pooled, read_table
 from privet.privacy.accounting.events import GATE_WEIGHT
 from privet.privacy.accounting.units import UnitIndex
 from privet.privacy.mechanism import metrics_mechanism
@@ -101,6 +101,16 @@ def test_tables_and_tasks_know_their_measure() -> None:
     assert measure_of_kind("text") is CLASSES and measure_of_kind("mine:make") is CLASSES
     assert read_table([[1.0, 2.0, 3.0]]).keys() == dict.fromkeys(likelihood.NAMES).keys()
     assert "accuracy" in read_table([[1.0, 0.0], [0.0, 1.0]])
+
+
+def test_a_table_of_shares_is_read_by_the_kind_of_its_task() -> None:
+    """Its shape is that of likelihoods."""
+    table = np.array([[1.0, 0.0, 3.0]])
+    assert read_table(table, "token-classification")["token_accuracy"] == pytest.approx(0.75)
+    found, sites = pooled({"a": table, "b": table}, "question-answering")
+    assert found == {"f1": 0.75, "exact_match": 0.75} == sites["b"]
+    assert read_table(table, "causal-text").keys() == set(likelihood.NAMES)
+    assert read_table(table, "mine:make").keys() == set(likelihood.NAMES)
 
 
 @pytest.mark.parametrize("name", ["decoder", "encoder-decoder", "vit"])

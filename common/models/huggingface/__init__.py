@@ -16,7 +16,8 @@ from privet.common.models.huggingface import adapters, folder, networks, padding
 from privet.common.models.huggingface.folder import tokens
 from privet.common.models.trained_parts import choose
 from privet.common.sections.model import AdapterOptions, HuggingFaceOptions
-from privet.common.sections.task import ReadingTask, TaskSpec
+from privet.common.sections.task import TaskSpec
+from privet.common.sections.task_base import TokenTask
 
 __all__ = ["build", "tokens"]
 
@@ -42,6 +43,6 @@ def build(task: TaskSpec, options: HuggingFaceOptions) -> nn.Module:
             parameter.requires_grad_(name.split(".")[0] in adapters.heads(inner))
     choose(inner, options.freeze or (), options.train or ())
     network = networks.around(inner, task, options, path)
-    if isinstance(network, networks.TokenNetwork) and isinstance(task, ReadingTask):
+    if isinstance(network, networks.TokenNetwork) and isinstance(task, TokenTask):
         padding.settle(network, tokens(options, task.max_tokens))
     return network

@@ -20,6 +20,9 @@ _AUTO = {
     "causal-text": "AutoModelForCausalLM",
     "masked-text": "AutoModelForMaskedLM",
     "text-to-text": "AutoModelForSeq2SeqLM",
+    "token-classification": "AutoModelForTokenClassification",
+    "question-answering": "AutoModelForQuestionAnswering",
+    "audio": "AutoModelForAudioClassification",
 }
 """The class of transformers that does a task."""
 _ELSEWHERE = {"auto_map", "custom_pipelines", "quantization_config", "transformers_weights"}
@@ -66,6 +69,8 @@ def load(path: Path, task: TaskSpec) -> Any:
     hf_logging.disable_progress_bar()
     hf_logging.set_verbosity_error()
     more: dict[str, Any] = {"num_labels": len(task.labels)} if task.labels else {}
+    if task.kind == "question-answering":
+        more["num_labels"] = 2  # scores of each place: that an answer starts there, or ends
     try:
         config = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **more

@@ -14,17 +14,15 @@ from torch.nn import functional
 from privet.common.compat.torch import is_transformed
 from privet.common.errors import PlanError
 from privet.common.models.tokens import trimmed
+from privet.common.sections.audio_task import AudioTaskSpec
 from privet.common.sections.model import HuggingFaceOptions
-from privet.common.sections.task import (
-    ImageTaskSpec,
-    LanguageTaskSpec,
-    TaskSpec,
-    TextTaskSpec,
-    TextToTextTaskSpec,
-)
+from privet.common.sections.task import ImageTaskSpec, TaskSpec
+from privet.common.sections.task_base import TokenTask
 
 PADDING = -1
 """What fills a row of tokens: no number of a tokenizer, so that it is never taken for text."""
+
+_EPSILON = 1e-7
 
 
 def around(inner: Any, task: TaskSpec, options: HuggingFaceOptions, path: Path) -> nn.Module:
@@ -42,7 +40,9 @@ def around(inner: Any, task: TaskSpec, options: HuggingFaceOptions, path: Path) 
     precision = torch.bfloat16 if options.precision == "bfloat16" else None
     if isinstance(task, ImageTaskSpec):
         return PixelNetwork(inner, task.image.channels, _json(path / "preprocessor_config.json"))
-    assert isinstance(task, TextTaskSpec | LanguageTaskSpec | TextToTextTaskSpec)
+    if isinstance(task, AudioTaskSpec):
+        return WaveNetwork(inner, _json(path / "preprocessor_config.json"))
+    assert isinstance(task, TokenTask)
     network = TokenNetwork(inner, task.kind, task.max_tokens, precision)
     if task.kind == "text-to-text" and network.start is None:
         raise PlanError(
@@ -100,7 +100,10 @@ class TokenNetwork(nn.Module):
         tokens = named["tokens"] if named else given[0]
         if self.task == "text" and not self.is_fixed:
             tokens = trimmed(tokens, PADDING)
-        read = self._read(tokens, named.get("types"))
+        types = named.get("types")
+        if self.task == "question-answering" and types is None:
+            types = given[1]
+        read = self._read(tokens, types)
         if "use_cache" in self._takes:
             read["use_cache"] = False
         output = self.inner(**read)
@@ -199,6 +202,35 @@ class PixelNetwork(nn.Module):
             read = functional.interpolate(read, self.size, mode="bilinear", align_corners=False)
         read = ((read + 1) / 2 - self.mean) / self.deviation
         return self.inner(pixel_values=read).logits  # type: ignore[no-any-return]
+
+
+class WaveNetwork(nn.Module):
+    """A model that reads samples of sound.
+
+    Args:
+        inner: the model of transformers.
+        settings: of the folder's ``preprocessor_config.json``; empty if it has none.
+
+    Raises:
+        PlanError: if the model reads something else of a sound than its samples.
+    """
+
+    def __init__(self, inner: Any, settings: dict[str, Any]) -> None:
+        super().__init__()
+        self.inner = inner
+        if "input_values" not in _parameters_of(inner):
+            raise PlanError(
+                f"model.options: '{inner.config.model_type}' reads a spectrum of a sound; models "
+                "that read samples, as wav2vec2, Hubert and WavLM do, can be trained"
+            )
+        self.is_scaled = bool(settings.get("do_normalize", False))
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Map samples [B, S] in [-1, 1] to logits [B, K]."""
+        if self.is_scaled:  # as transformers' Wav2Vec2FeatureExtractor does
+            deviation, mean = torch.var_mean(waveform, 1, keepdim=True, correction=0)
+            waveform = (waveform - mean) / torch.sqrt(deviation + _EPSILON)
+        return self.inner(input_values=waveform).logits  # type: ignore[no-any-return]
 
 
 def _to_the_right(rows: Tensor) -> Tensor:

@@ -76,7 +76,9 @@ def _is_steady(network: TokenNetwork, tokens: Tokens) -> bool:
 def _logits(network: TokenNetwork, rows: Tensor) -> Tensor:
     """Return logits of rows [B, T], each place's where the task has such."""
     given = [rows]
-    if network.task == "text-to-text":
+    if network.task == "question-answering":
+        given = [rows, torch.zeros_like(rows)]
+    elif network.task == "text-to-text":
         given = [rows, rows[:, :3]]
     elif network.task == "masked-text":
         given = [rows, torch.arange(rows.shape[1]).expand_as(rows)]

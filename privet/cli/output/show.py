@@ -66,7 +66,7 @@ class RunDisplay:
         if self._live is not None:
             self._live.update(Group(self._bar, self._table(progress)))
             return
-        figures = _words(_figures(progress), _short(_measure(self._plan)))
+        figures = _words(_figures(progress, self._plan.task.kind), _short(_measure(self._plan)))
         loss = self._worst(progress)
         _err.print(
             f"round {progress.round}/{self._plan.last_round}  "
@@ -90,7 +90,7 @@ class RunDisplay:
         table.add_column("ε left", justify="right")
         headline = _measure(self._plan).headline
         table.add_column(headline, justify="right")
-        figures = _figures(progress)
+        figures = _figures(progress, self._plan.task.kind)
         by_site = figures.get("sites", {})
         for site in self._plan.sites:
             spent = left = "–"
@@ -302,12 +302,12 @@ def scenarios(rows: list[dict[str, Any]], *, folder: Path) -> None:
     OUT.print(f"Their plans, to copy and to change: {folder}/*.toml", style="dim", soft_wrap=True)
 
 
-def _figures(progress: Progress) -> dict[str, Any]:
+def _figures(progress: Progress, kind: str) -> dict[str, Any]:
     if not progress.histograms:
         return progress.metrics
     from privet.common.tasks.measure import pooled
 
-    overall, sites = pooled(progress.histograms)
+    overall, sites = pooled(progress.histograms, kind)
     return {**overall, "sites": sites}
 
 

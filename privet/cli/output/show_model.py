@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from privet.simulations.model_check import ModelCheck
 
 _SHOWN = {
-    "accuracy": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC",
+    "accuracy": "accuracy", "token_accuracy": "tokens", "exact_match": "exact",
+    "precision": "precision", "recall": "recall", "f1": "F1", "auc": "AUC",
     "calibration_error": "calib.", "selected": "selected", "false_positive_rate": "false +",
     "perplexity": "perplexity", "loss": "loss", "bits_per_character": "bits/char",
     "chrf": "chrF", "bleu": "BLEU",
@@ -113,6 +114,10 @@ def _explained(value: dict[str, Any], names: list[str]) -> list[str]:
         said.append(
             "selected: share said to be of the second class; false +: of those that are not."
         )
+    if "token_accuracy" in names:
+        said.append("tokens: share of words with the right tag; the rest counts whole spans.")
+    if "exact_match" in names:
+        said.append("exact: share of answers found as they are; F1 counts their tokens.")
     if "chrf" in names:
         said.append("chrF and BLEU are from 0 to 100.")
     counts = [row["records"] for one in value["groups"].values() for row in one["figures"].values()]
