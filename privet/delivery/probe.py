@@ -1,0 +1,174 @@
+"""Generated records of many lengths, and what a run's network makes of them.
+
+They are made of the tokenizer's own vocabulary, which is public: no record of the run is read.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from privet.common.models.text import tokens_for
+from privet.common.models.tokens import Tokens
+from privet.common.sections.task import ReadingTask
+from privet.common.tasks.cleaning import cleaner
+from privet.delivery.folder_model import in_float32
+
+if TYPE_CHECKING:
+    from privet.delivery.trained import Trained
+
+MAX_PLACES = 64
+"""Positions of a text whose outputs are compared: all outputs of a long text need gigabytes."""
+_TEXTS = ("text", "causal-text", "masked-text", "text-to-text")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Records, and the network's outputs.
+
+    Attributes:
+        tokens: the run's tokenizer; None where records are no texts, or a task is not known.
+        texts: of each record.
+        targets: the texts to be written, for a task that writes.
+        wanted: the numbers that the folder's tokenizer must give for each text.
+        rows: the numbers that the network read, without padding.
+        target_rows: the same of the targets.
+        places: positions whose outputs are kept, for each record; empty for one output a record.
+        outputs: of each record, [P, V] or [K]; without tokens those of the whole batch.
+    """
+
+    tokens: Tokens | None
+    texts: list[str] = field(default_factory=list)
+    targets: list[str] = field(default_factory=list)
+    wanted: list[list[int]] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
+    target_rows: list[list[int]] = field(default_factory=list)
+    places: list[list[int]] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+def probe(trained: Trained, network: nn.Module) -> Probe:
+    """Return generated records with what a network makes of them.
+
+    Args:
+        trained: the model, whose task feeds the network.
+        network: in evaluation mode; before its adapters are merged, so that merging is compared.
+    """
+    task = trained.plan.task
+    with torch.no_grad(), in_float32(network):
+        if isinstance(task, ReadingTask) and task.kind in _TEXTS:
+            return _of_texts(trained, network)
+        return Probe(None, outputs=outputs_of(trained, network))
+
+
+def outputs_of(trained: Trained, network: nn.Module) -> list[Tensor]:
+    """Return what a network gives for generated batches of a task; else the task's scores."""
+    found: list[Tensor] = []
+    batch = trained.task.random_batch(8, 0)
+    hook = network.register_forward_hook(
+        lambda module, given, output: found.append(output) if torch.is_tensor(output) else None
+    )
+    try:
+        scores = trained.task.scores(network, batch)
+    finally:
+        hook.remove()
+    return [one.detach().float() for one in found or [scores]]
+
+
+def _of_texts(trained: Trained, network: nn.Module) -> Probe:
+    task: Any = trained.plan.task
+    tokens = tokens_for(trained.plan.model, task.max_tokens)
+    clean = cleaner(task.clean, task.clean_region)  # the folder cleans nothing
+    texts = [clean(text) for text in generated_texts(tokens, marks=task.kind == "text")]
+    texts = [text for text in texts if clean(text) == text]
+    targets = texts[1:] + texts[:1] if task.kind == "text-to-text" else []
+    columns = {task.text: texts} | ({task.target: targets} if targets else {})
+    batch = trained.encode(pd.DataFrame(columns))
+    given, logits = _call(trained, network, batch)
+    rows = [_unpadded(row, tokens) for row in given[0].tolist()]
+    written = [_unpadded(row, tokens) for row in batch["target"].tolist()] if targets else []
+    wanted = rows
+    if task.kind == "causal-text":
+        wanted = [_unpadded(row, tokens) for row in batch["tokens"].tolist()]
+        if trained.plan.model.kind == "huggingface":  # a text that is continued: a start, no end
+            wanted = [_prompt(row, tokens) for row in wanted]
+            rows = [row[: len(text)] for row, text in zip(rows, wanted, strict=True)]
+    places = [] if task.kind == "text" else [_places(len(row)) for row in written or rows]
+    outputs = [(one[places[k]] if places else one).float().clone() for k, one in enumerate(logits)]
+    return Probe(tokens, texts, targets, wanted, rows, written, places, outputs)
+
+
+def _call(trained: Trained, network: nn.Module, batch: Any) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return what the task gives a network, and the network's outputs at those positions."""
+    if trained.plan.task.kind == "masked-text":  # nothing masked: which tokens are is drawn
+        rows = batch["tokens"]
+        places = torch.arange(rows.shape[1]).expand_as(rows)
+        return (rows,), network(rows, places)
+    calls: list[tuple[tuple[Tensor, ...], Tensor]] = []
+
+    def note(module: nn.Module, given: Any, named: dict[str, Any], output: Tensor) -> None:
+        calls.append(((*given, *named.values()), output))
+
+    hook = network.register_forward_hook(note, with_kwargs=True)
+    try:
+        trained.task.scores(network, batch)
+    finally:
+        hook.remove()
+    given, logits = calls[0]
+    length = given[-1].shape[1]
+    return given, logits[:, -length:] if logits.dim() == 3 else logits
+
+
+def _prompt(row: list[int], tokens: Tokens) -> list[int]:
+    start = [] if tokens.start is None else [tokens.start]
+    return [*start, *(row[:-1] if row[-1:] == [tokens.end] else row)][: tokens.max_tokens]
+
+
+def _unpadded(row: list[int], tokens: Tokens) -> list[int]:
+    return row[: max((k + 1 for k, one in enumerate(row) if one != tokens.padding), default=0)]
+
+
+def _places(length: int) -> list[int]:
+    """Return at most :data:`MAX_PLACES` positions from the first to the last."""
+    if length <= MAX_PLACES:
+        return list(range(length))
+    return sorted({round(k * (length - 1) / (MAX_PLACES - 1)) for k in range(MAX_PLACES)})
+
+
+def generated_texts(tokens: Tokens, *, marks: bool = False) -> list[str]:
+    """Return texts of one token, a few, half of what fits, all of it, and more than fits.
+
+    Args:
+        tokens: whose vocabulary they are made of.
+        marks: whether one of them spells a special token, which is plain text in a record.
+    """
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(tokens.path))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    special = sorted(
+        one.content for one in tokenizer.get_added_tokens_decoder().values() if one.special
+    )
+    known = sorted(number for name, number in tokenizer.get_vocab().items() if name not in special)
+    chance = random.Random(0)
+    chosen = chance.sample(known, min(len(known), 512))
+    words = [word for one in chosen if (word := tokenizer.decode([one]).strip()).isprintable()]
+    words = [word for word in words if word and "\ufffd" not in word] or ["a"]
+    length = tokens.max_tokens
+    texts = []
+    for wanted in (1, 3, length // 2, length, 2 * length + 1):
+        chance.shuffle(words)
+        text = " ".join(words[k % len(words)] for k in range(wanted))
+        ends = [end for _, end in tokenizer.encode(text, add_special_tokens=False).offsets]
+        texts.append(text[: max(ends[:wanted], default=len(text))])
+    frame = len(tokenizer.encode("", add_special_tokens=True).ids)
+    texts.append(" ".join(words[k % len(words)] for k in range(max(1, length - frame - 2))))
+    if marks and special:
+        texts.append(f"{words[0]} {special[0]} {words[-1]}")
+    return texts
