@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from privet.common.schema import Finite, OwnKind, Part, Variant
 
@@ -105,13 +111,14 @@ class AnyTask(Variant):
         for name in self.reads:
             value = getattr(self, name)
             value = value.columns if isinstance(value, Image) else value
-            found += [value] if isinstance(value, str) else value
+            found += [value] if isinstance(value, str) else value or ()
         return tuple(found)
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Those of its columns that hold texts."""
-        return tuple(getattr(self, name) for name in self.reads if name in ("text", "target"))
+        found = (getattr(self, name) for name in self.reads if name in ("text", "target", "prompt"))
+        return tuple(column for column in found if column is not None)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -221,10 +228,47 @@ class ImageTaskSpec(LabelledTask):
 
 
 class LanguageTaskSpec(ReadingTask):
-    """Each token of a text from those before it, or tokens that were left out."""
+    """A text is predicted from itself."""
 
-    reads = ("text",)
-    kind: Literal["causal-text", "masked-text"]
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+
+
+class CausalTaskSpec(LanguageTaskSpec):
+    """Each token of a text from those before it.
+
+    Attributes:
+        prompt: column of what is before the text; then the text alone is predicted, as its answer.
+        chat: whether the two are turns of a chat, by the template of the model's tokenizer.
+    """
+
+    reads = ("prompt", "text")
+    kind: Literal["causal-text"]
+    prompt: str | None = None
+    chat: bool = False
+
+    @model_validator(mode="after")
+    def _has_two_columns(self) -> Self:
+        if self.chat and self.prompt is None:
+            raise ValueError("'chat' needs 'prompt', the column of what is asked")
+        if self.prompt == self.text:
+            raise ValueError(f"'prompt' and 'text' are both the column '{self.text}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_prompt(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was not written: a plan from before there were prompts is the same."""
+        value: dict[str, Any] = dump(self)
+        if self.prompt is None:
+            value.pop("prompt", None)
+        if not self.chat:
+            value.pop("chat", None)
+        return value
+
+
+class MaskedTaskSpec(LanguageTaskSpec):
+    """Tokens of a text that were left out."""
+
+    kind: Literal["masked-text"]
 
 
 class TextToTextTaskSpec(ReadingTask):
@@ -259,7 +303,8 @@ TaskSpec = (
     TabularTaskSpec
     | TextTaskSpec
     | ImageTaskSpec
-    | LanguageTaskSpec
+    | CausalTaskSpec
+    | MaskedTaskSpec
     | TextToTextTaskSpec
     | OwnTaskSpec
 )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from privet.common.errors import RunError
 from privet.delivery.folder_model import ADAPTER, in_float32, is_adapter, reload
-from privet.delivery.folder_tokenizer import agreeing_tokenizer
+from privet.delivery.folder_tokenizer import agreeing_tokenizer, read
 from privet.delivery.probe import Probe, outputs_of
 
 if TYPE_CHECKING:
@@ -160,15 +160,16 @@ class _Reader:
             )
         # A cut text that ends otherwise than in the run cannot be read from the text.
         chosen = [k for k in every if self._is_read_alike(probe, k)]
+        if len(chosen) < 2:
+            raise RunError("no batch of texts is read by the exported folder as it was by the run")
         together = self._outputs(probe, chosen, padded=True)
         off = max(off, _relative(together, [probe.outputs[k] for k in chosen]))
         return off, f"{note} and as one batch padded at the {self.tokenizer.padding_side}"
 
     def _is_read_alike(self, probe: Probe, k: int) -> bool:
-        found = self.tokenizer(probe.texts[k], truncation=True)["input_ids"]
-        return (
-            len(found) >= len(probe.wanted[k]) and found[: len(probe.wanted[k])] == probe.wanted[k]
-        )
+        found = read(probe, self.tokenizer, [probe.texts[k]])["input_ids"][0]
+        wanted = probe.wanted[k]
+        return bool(found[: len(wanted)] == wanted)
 
     def _outputs(self, probe: Probe, chosen: list[int], *, padded: bool) -> list[Tensor]:
         """Return the outputs of some records, at the probe's places."""
@@ -194,8 +195,7 @@ class _Reader:
         """Return what transformers reads: of texts, or of numbers where a text is cut otherwise."""
         texts = [probe.texts[k] for k in chosen]
         if padded or self._is_read_alike(probe, chosen[0]):
-            read = self.tokenizer(texts, truncation=True, padding=padded, return_tensors="pt")
-            given = dict(read)
+            given = dict(read(probe, self.tokenizer, texts, padding=padded, return_tensors="pt"))
         else:
             rows = torch.tensor([probe.rows[k] for k in chosen])
             given = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}

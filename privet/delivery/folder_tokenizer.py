@@ -117,11 +117,26 @@ def first_difference(probe: Probe, tokenizer: Any) -> str:
         tokenizer: of transformers.
     """
     for text, wanted in zip(probe.texts, probe.wanted, strict=True):
-        found = tokenizer(text, truncation=True)["input_ids"]
+        found = read(probe, tokenizer, [text])["input_ids"][0]
         if not same_numbers(probe, found, wanted):
             short = text if len(text) <= 40 else text[:40] + "…"
             return f"{short!r} is {found[:12]}… and was {wanted[:12]}… in the run"
     return ""
+
+
+def read(probe: Probe, tokenizer: Any, texts: list[str], **how: Any) -> Any:
+    """Return what a tokenizer of transformers makes of texts, as the documentation calls it.
+
+    Args:
+        probe: says whether they are turns of a chat.
+        tokenizer: of transformers.
+        texts: of records.
+        **how: further arguments, such as padding.
+    """
+    if probe.chat:
+        chats = [[{"role": "user", "content": text}] for text in texts]
+        return tokenizer.apply_chat_template(chats, add_generation_prompt=True, **how)
+    return tokenizer(texts, truncation=True, **how)
 
 
 def same_numbers(probe: Probe, found: list[int], wanted: list[int]) -> bool:
@@ -154,9 +169,12 @@ def _settle(task: Any, tokens: Tokens, out: Path) -> None:
         _read(path) if path.is_file() else {"tokenizer_class": "PreTrainedTokenizerFast"}
     )
     settings.pop("auto_map", None)  # code that is not in this folder
+    prompt, chat = getattr(task, "prompt", None), getattr(task, "chat", False)
+    # Without a start, a prompt that fills a row would leave no place for an answer's first token.
+    full = prompt is not None and not chat and tokens.start is None
     settings |= {
-        "model_max_length": task.max_tokens,
-        "truncation_side": "right",
+        "model_max_length": task.max_tokens - full,
+        "truncation_side": "right" if prompt is None else "left",
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if task.kind != "causal-text":  # texts that are continued are padded at the left
@@ -188,7 +206,8 @@ def _as_it_was_read(task: Any, tokens: Tokens, out: Path) -> None:
 
     tokenizer = Tokenizer.from_file(str(tokens.path))
     frame = tokenizer.encode("", add_special_tokens=True).ids
-    start = _name(tokenizer, tokens.start) if task.kind == "causal-text" else None
+    puts = task.kind == "causal-text" and not task.chat
+    start = _name(tokenizer, tokens.start) if puts else None
     end = _name(tokenizer, tokens.end) if task.kind == "text-to-text" else None
     parts: list[str] = ["$A"]
     names: list[tuple[str, int | None]] = []
@@ -235,6 +254,7 @@ def _write_own(task: Any, tokens: Tokens, out: Path) -> None:
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": task.max_tokens,
+        "truncation_side": "right" if getattr(task, "prompt", None) is None else "left",
         "model_input_names": ["input_ids", "attention_mask"],
         "pad_token": tokenizer.id_to_token(tokens.padding),
     }

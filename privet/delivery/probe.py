@@ -38,6 +38,7 @@ class Probe:
         wanted: the numbers that the folder's tokenizer must give for each text.
         rows: the numbers that the network read, without padding.
         target_rows: the same of the targets.
+        chat: whether a text is the first turn of a chat.
         places: positions whose outputs are kept, for each record; empty for one output a record.
         outputs: of each record, [P, V] or [K]; without tokens those of the whole batch.
     """
@@ -50,6 +51,7 @@ class Probe:
     target_rows: list[list[int]] = field(default_factory=list)
     places: list[list[int]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
+    chat: bool = False
 
 
 def probe(trained: Trained, network: nn.Module) -> Probe:
@@ -83,12 +85,10 @@ def outputs_of(trained: Trained, network: nn.Module) -> list[Tensor]:
 def _of_texts(trained: Trained, network: nn.Module) -> Probe:
     task: Any = trained.plan.task
     tokens = tokens_for(trained.plan.model, task.max_tokens)
-    clean = cleaner(task.clean, task.clean_region)  # the folder cleans nothing
-    texts = [clean(text) for text in generated_texts(tokens, marks=task.kind == "text")]
-    texts = [text for text in texts if clean(text) == text]
+    chat = getattr(task, "chat", False)
+    texts = _texts(trained, tokens)
     targets = texts[1:] + texts[:1] if task.kind == "text-to-text" else []
-    columns = {task.text: texts} | ({task.target: targets} if targets else {})
-    batch = trained.encode(pd.DataFrame(columns))
+    batch = trained.encode(_records(task, texts, targets))
     given, logits = _call(trained, network, batch)
     rows = [_unpadded(row, tokens) for row in given[0].tolist()]
     written = [_unpadded(row, tokens) for row in batch["target"].tolist()] if targets else []
@@ -96,11 +96,38 @@ def _of_texts(trained: Trained, network: nn.Module) -> Probe:
     if task.kind == "causal-text":
         wanted = [_unpadded(row, tokens) for row in batch["tokens"].tolist()]
         if trained.plan.model.kind == "huggingface":  # a text that is continued: a start, no end
-            wanted = [_prompt(row, tokens) for row in wanted]
+            puts = rows[0][1:] == wanted[0][: len(rows[0]) - 1]  # the task puts the start
+            begins = rows[0][:1] if puts and tokens.start is not None else []
+            wanted = _continued(wanted, batch, begins, tokens)
             rows = [row[: len(text)] for row, text in zip(rows, wanted, strict=True)]
     places = [] if task.kind == "text" else [_places(len(row)) for row in written or rows]
     outputs = [(one[places[k]] if places else one).float().clone() for k, one in enumerate(logits)]
-    return Probe(tokens, texts, targets, wanted, rows, written, places, outputs)
+    return Probe(tokens, texts, targets, wanted, rows, written, places, outputs, chat)
+
+
+def _texts(trained: Trained, tokens: Tokens) -> list[str]:
+    """Return generated texts that cleaning leaves alone, and that fit into a chat's template."""
+    task: Any = trained.plan.task
+    room = tokens.max_tokens
+    chat = getattr(task, "chat", False)
+    if chat:
+        row = trained.encode(_records(task, [""], []))["tokens"][0].tolist()
+        room -= len(_unpadded(row, tokens))
+    clean = cleaner(task.clean, task.clean_region)  # the folder cleans nothing
+    texts = [clean(text) for text in generated_texts(tokens, room, marks=task.kind == "text")]
+    texts = [text for text in texts if clean(text) == text]
+    if chat:  # transformers cuts a chat with its template, and the run cuts the text in it
+        rows = trained.encode(_records(task, texts, []))["tokens"].tolist()
+        fits = [len(_unpadded(row, tokens)) < tokens.max_tokens for row in rows]
+        texts = [text for text, does in zip(texts, fits, strict=True) if does]
+    return texts
+
+
+def _records(task: Any, texts: list[str], targets: list[str]) -> pd.DataFrame:
+    """Return records of a task; a prompt has an empty answer."""
+    if getattr(task, "prompt", None) is not None:
+        return pd.DataFrame({task.prompt: texts, task.text: ""})
+    return pd.DataFrame({task.text: texts} | ({task.target: targets} if targets else {}))
 
 
 def _call(trained: Trained, network: nn.Module, batch: Any) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -124,9 +151,22 @@ def _call(trained: Trained, network: nn.Module, batch: Any) -> tuple[tuple[Tenso
     return given, logits[:, -length:] if logits.dim() == 3 else logits
 
 
-def _prompt(row: list[int], tokens: Tokens) -> list[int]:
-    start = [] if tokens.start is None else [tokens.start]
-    return [*start, *(row[:-1] if row[-1:] == [tokens.end] else row)][: tokens.max_tokens]
+def _continued(
+    rows: list[list[int]], batch: Any, begins: list[int], tokens: Tokens
+) -> list[list[int]]:
+    """Return the numbers of texts that a model continues.
+
+    Args:
+        rows: of the texts, with their ends.
+        batch: says how long a prompt is, if the task has prompts.
+        begins: the start that the task puts.
+        tokens: the run's.
+    """
+    if "prompted" in batch:
+        ends = batch["prompted"].tolist()
+    else:
+        ends = [len(row) - (row[-1:] == [tokens.end]) for row in rows]
+    return [[*begins, *row[:end]][: tokens.max_tokens] for row, end in zip(rows, ends, strict=True)]
 
 
 def _unpadded(row: list[int], tokens: Tokens) -> list[int]:
@@ -140,11 +180,12 @@ def _places(length: int) -> list[int]:
     return sorted({round(k * (length - 1) / (MAX_PLACES - 1)) for k in range(MAX_PLACES)})
 
 
-def generated_texts(tokens: Tokens, *, marks: bool = False) -> list[str]:
+def generated_texts(tokens: Tokens, length: int, *, marks: bool = False) -> list[str]:
     """Return texts of one token, a few, half of what fits, all of it, and more than fits.
 
     Args:
         tokens: whose vocabulary they are made of.
+        length: tokens that fit.
         marks: whether one of them spells a special token, which is plain text in a record.
     """
     from tokenizers import Tokenizer
@@ -160,9 +201,8 @@ def generated_texts(tokens: Tokens, *, marks: bool = False) -> list[str]:
     chosen = chance.sample(known, min(len(known), 512))
     words = [word for one in chosen if (word := tokenizer.decode([one]).strip()).isprintable()]
     words = [word for word in words if word and "\ufffd" not in word] or ["a"]
-    length = tokens.max_tokens
     texts = []
-    for wanted in (1, 3, length // 2, length, 2 * length + 1):
+    for wanted in (1, 3, max(1, length // 2), max(1, length), 2 * max(1, length) + 1):
         chance.shuffle(words)
         text = " ".join(words[k % len(words)] for k in range(wanted))
         ends = [end for _, end in tokenizer.encode(text, add_special_tokens=False).offsets]

@@ -276,12 +276,12 @@ def test_a_tokenizer_that_the_architecture_would_build_otherwise_is_named(
 
 def test_generated_texts_have_all_lengths_and_no_record(trained_of: Tiny) -> None:
     tokens = tokens_for(trained_of("bert").plan.model, 16)
-    texts = generated_texts(tokens)
+    texts = generated_texts(tokens, 16)
     rows = tokens.numbers(texts)
     lengths = sorted((rows != tokens.padding).sum(1).tolist())
     assert lengths[0] == 3 and lengths[-2:] == [16, 16]  # one token in its frame
     assert any(6 <= length <= 12 for length in lengths)
-    assert texts == generated_texts(tokens)
+    assert texts == generated_texts(tokens, 16)
 
 
 def test_long_texts_are_compared_at_some_positions(monkeypatch: pytest.MonkeyPatch) -> None:
