@@ -87,6 +87,12 @@ def check_folder(trained: Trained, network: nn.Module, folder: Path, probe: Prob
     notes.insert(0, f"{said}: the outputs differ by {off:.1e} of the largest.")
     if kinds := getattr(trained.plan.task, "clean", ()):
         notes.append(f"The run removed {', '.join(kinds)} from texts; who uses it must, too.")
+    if probe.chat:
+        notes.append(
+            "Ask it with tokenizer.apply_chat_template(messages, add_generation_prompt=True), and "
+            "with sanitize_control_tokens=True where messages are not your own: the run read "
+            "special tokens that a record spells as text."
+        )
     return FolderCheck(off, tuple(notes), opening)
 
 

@@ -19,8 +19,10 @@ from privet.common.models import build_model
 from privet.common.models.prompts import chat_turn
 from privet.common.plan import Plan
 from privet.common.tasks import build_task
+from privet.delivery.evaluate import evaluate
 from privet.delivery.export import export
 from privet.delivery.folder_tokenizer import open_tokenizer
+from privet.delivery.provenance import provenance
 from privet.delivery.trained import load
 from privet.simulations.run import simulate
 
@@ -344,7 +346,10 @@ def test_it_trains_with_privacy_and_is_delivered(
     assert ModelRuntime(plan).self_tests == ("H6", "H7", "H16", "H17")
     result = simulate(plan, out=tmp_path / "run")
     assert [site.status for site in result.sites] == ["released", "released"]
-    found = export(load(result.out), tmp_path / "out", "")
+    trained = load(result.out)
+    assert evaluate(trained, SHORT, [])["metrics"]["perplexity"] > 1
+    assert "`spanish`" in " ".join(provenance(plan))
+    found = export(trained, tmp_path / "out", "")
     assert found["folder_off"] <= 1e-4
     if name == "chat":
         tokenizer = open_tokenizer(tmp_path / "out", "PreTrainedTokenizerFast")
