@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from privet.common.schema import Finite, OwnKind, Part
 from privet.common.sections.audio_task import AudioTaskSpec
@@ -129,10 +129,47 @@ class ImageTaskSpec(LabelledTask):
 
 
 class LanguageTaskSpec(ReadingTask):
-    """Each token of a text from those before it, or tokens that were left out."""
+    """A text is predicted from itself."""
 
-    reads = ("text",)
-    kind: Literal["causal-text", "masked-text"]
+    reads: ClassVar[tuple[str, ...]] = ("text",)
+
+
+class CausalTaskSpec(LanguageTaskSpec):
+    """Each token of a text from those before it.
+
+    Attributes:
+        prompt: column of what is before the text; then the text alone is predicted, as its answer.
+        chat: whether the two are turns of a chat, by the template of the model's tokenizer.
+    """
+
+    reads = ("prompt", "text")
+    kind: Literal["causal-text"]
+    prompt: str | None = None
+    chat: bool = False
+
+    @model_validator(mode="after")
+    def _has_two_columns(self) -> Self:
+        if self.chat and self.prompt is None:
+            raise ValueError("'chat' needs 'prompt', the column of what is asked")
+        if self.prompt == self.text:
+            raise ValueError(f"'prompt' and 'text' are both the column '{self.text}'")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_prompt(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out what was not written: a plan from before there were prompts is the same."""
+        value: dict[str, Any] = dump(self)
+        if self.prompt is None:
+            value.pop("prompt", None)
+        if not self.chat:
+            value.pop("chat", None)
+        return value
+
+
+class MaskedTaskSpec(LanguageTaskSpec):
+    """Tokens of a text that were left out."""
+
+    kind: Literal["masked-text"]
 
 
 class TextToTextTaskSpec(ReadingTask):
@@ -167,7 +204,8 @@ TaskSpec = (
     TabularTaskSpec
     | TextTaskSpec
     | ImageTaskSpec
-    | LanguageTaskSpec
+    | CausalTaskSpec
+    | MaskedTaskSpec
     | TextToTextTaskSpec
     | TokenClassificationTaskSpec
     | QuestionAnsweringTaskSpec

@@ -70,8 +70,9 @@ class AnyTask(Variant):
     @property
     def texts(self) -> tuple[str, ...]:
         """Those of its columns that hold texts."""
-        names = ("text", "target", "question", "answer")
-        return tuple(getattr(self, name) for name in self.reads if name in names)
+        names = ("text", "target", "question", "answer", "prompt")
+        found = (getattr(self, name) for name in self.reads if name in names)
+        return tuple(column for column in found if column is not None)
 
     @property
     def labels(self) -> tuple[str, ...]:

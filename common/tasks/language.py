@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from privet.common.errors import PlanError
+from privet.common.models.prompts import PromptTokens, chat_turn
 from privet.common.models.text import tokens_for
 from privet.common.sections.model import ModelSpec
-from privet.common.sections.task import LanguageTaskSpec, TextToTextTaskSpec
+from privet.common.sections.task import CausalTaskSpec, LanguageTaskSpec, TextToTextTaskSpec
 from privet.common.tasks import Batch
 from privet.common.tasks.cleaning import cleaner, texts_of
 from privet.common.tasks.encoding import Faults, RowEncoding
@@ -73,30 +75,64 @@ class _Language(RowEncoding):
 
 class CausalText(_Language):
     """Predict each token from those before it, with a start before the first and an end after the
-    last.
+    last. Where the plan names a prompt, the tokens of the text alone are predicted, as its answer.
     """
+
+    spec: CausalTaskSpec
+
+    def __init__(self, spec: CausalTaskSpec, model: ModelSpec) -> None:
+        super().__init__(spec, model)
+        self._start = self.tokens.start
+        self._prompts: PromptTokens | None = None
+        if spec.chat and model.kind != "huggingface":
+            raise PlanError(f"task.chat: model '{model.kind}' has no chat template: leave it out")
+        if spec.prompt is not None:
+            turn = chat_turn(self.tokens.path.parent) if spec.chat else None
+            self._prompts = PromptTokens(self.tokens, turn)
+            self._start = self._prompts.start
 
     def encode_rows(self, frame: pd.DataFrame) -> tuple[Batch, Faults]:
         """See :class:`RowEncoding`; an empty text predicts only its end."""
         texts = self.texts(frame, self.spec.text)
+        if self._prompts is not None and self.spec.prompt is not None:
+            prompts = self.texts(frame, self.spec.prompt)
+            tokens, prompted, characters = self._prompts.encode(prompts, texts)
+            return {"tokens": tokens, "prompted": prompted, "characters": characters}, Faults()
         tokens, characters = self.tokens.encode(texts, ends=True, begins=False)
         return {"tokens": tokens, "characters": characters}, Faults()
+
+    def random_batch(self, records: int, seed: int) -> Batch:
+        """See :class:`privet.common.tasks.Task`.
+
+        Args:
+            records: number B of records.
+            seed: the same seed gives the same records.
+        """
+        batch = super().random_batch(records, seed)
+        if self._prompts is not None:
+            generator = torch.Generator().manual_seed(seed + 1)
+            most = batch["tokens"].shape[1] // 2 + 1
+            batch["prompted"] = torch.randint(0, most, (records,), generator=generator)
+        return batch
 
     def nats(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss of each predicted token, and which tokens count, both [B, T].
 
         Args:
             model: maps tokens [B, T] to logits [B, T, V] of the tokens that follow.
-            batch: with ``tokens`` [B, T].
+            batch: with ``tokens`` [B, T], and ``prompted`` [B], the length of each prompt, if any.
         """
         tokens, padding = self.tokens.trimmed(batch["tokens"]), self.tokens.padding
-        start = self.tokens.start
-        if start is None:
+        if self._start is None:
             logits = model(tokens[:, :-1])
             wanted = tokens[:, 1:]
         else:
-            before = functional.pad(tokens[:, :-1], (1, 0), value=start)
+            before = functional.pad(tokens[:, :-1], (1, 0), value=self._start)
             logits, wanted = model(before), tokens
+        if "prompted" in batch:
+            first = tokens.shape[1] - wanted.shape[1]
+            places = torch.arange(first, tokens.shape[1], device=tokens.device)
+            wanted = wanted.where(places >= batch["prompted"][:, None], padding)
         return _cross_entropy(logits, wanted, padding)
 
 

@@ -96,6 +96,8 @@ def write_card(
     note: str = "",
     lighter: Mapping[str, Mapping[str, Any]] | None = None,
     provenance: Sequence[str] = (),
+    folder: Sequence[str] = (),
+    opening: Sequence[str] = (),
 ) -> str:
     """Return the card as Markdown, with a header that Hugging Face reads.
 
@@ -108,6 +110,8 @@ def write_card(
         note: what a reader of the metrics should know.
         lighter: metrics of the pruned or quantised variants, by name.
         provenance: where vocabulary and normalisation come from, in sentences.
+        folder: what was found when the exported folder was opened again, in sentences.
+        opening: lines of Python that open it.
     """
     rows = "\n".join(
         f"| {name.replace('_', ' ')} | {value:.4g} |"
@@ -147,7 +151,7 @@ Source: {source}.
 
 {note}
 {_variants(lighter or {})}
-{_inputs(provenance)}
+{_inputs(provenance)}{_folder(folder, opening)}
 ## Limits
 
 The metrics apply to the records named above and to no others. Before the model decides about
@@ -164,6 +168,15 @@ def _inputs(provenance: Sequence[str]) -> str:
         return ""
     lines = "\n".join(f"- {html.escape(printable(line), quote=False)}" for line in provenance)
     return f"## Vocabulary and normalisation (H12)\n\n{lines}\n"
+
+
+def _folder(notes: Sequence[str], opening: Sequence[str]) -> str:
+    """Return the section on the exported folder, or ''."""
+    if not notes:
+        return ""
+    code = "\n".join(f"    {line}" for line in opening)
+    said = html.escape(printable(" ".join(notes)), quote=False)
+    return f"\n## The folder\n\n{said}\n" + (f"\n{code}\n" if opening else "")
 
 
 def _variants(lighter: Mapping[str, Mapping[str, Any]]) -> str:

@@ -282,6 +282,7 @@ def export(
     from privet.cli.output import show
     from privet.delivery.export import Figures, Form
     from privet.delivery.export import export as write
+    from privet.delivery.folder_check import FolderCheck
     from privet.delivery.provenance import provenance
     from privet.privacy.audit import card
 
@@ -296,7 +297,7 @@ def export(
             evidence, unverified = _evidence(trained, run, bundle, roster)
         result = trained.result
 
-        def text(lighter: Figures) -> str:
+        def text(lighter: Figures, checked: FolderCheck) -> str:
             return card.write_card(
                 trained.plan,
                 result.get("metrics", {}),
@@ -305,6 +306,8 @@ def export(
                 note=str(result.get("note", "")),
                 lighter=lighter,
                 provenance=provenance(trained.plan),
+                folder=checked.notes,
+                opening=checked.opening,
             )
 
         records = _public_records(trained, data, own) if int8 or prune else None
@@ -322,6 +325,7 @@ def export(
         typer.echo(json.dumps({**value, "verified": verified, "run": named}))
     else:
         typer.echo(f"{out}: {', '.join(value['files'])}")
+        typer.echo(f"The folder agrees with the run's network to {value['folder_off']:.1e}")
         if onnx:
             typer.echo(f"ONNX agrees with the network to {value['onnx_off']:.1e}")
         _say_variants(trained.plan.task.kind, value["lighter"], measured=records is not None)

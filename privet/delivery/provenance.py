@@ -15,7 +15,7 @@ from privet.common.models.tokens import TOKENIZER
 from privet.common.plan import Plan
 from privet.common.sections.audio_task import AudioTaskSpec
 from privet.common.sections.model import HuggingFaceSpec, ModelSpec
-from privet.common.sections.task import ImageTaskSpec, TableTask
+from privet.common.sections.task import CausalTaskSpec, ImageTaskSpec, TableTask
 from privet.common.sections.task_base import TokenTask
 
 
@@ -41,6 +41,14 @@ def provenance(plan: Plan) -> list[str]:
         )
     if isinstance(task, TokenTask) and task.texts:
         found.append(_vocabulary(plan.model, task.max_tokens))
+    if isinstance(task, CausalTaskSpec) and task.prompt is not None:
+        how = "one text with nothing between them"
+        if task.chat:
+            how = "turns of the chat template that comes with the model"
+        found.append(
+            f"Prompts ({_code(task.prompt)}) and answers ({_code(task.text)}) are {how}; only the "
+            "answers were learnt."
+        )
     if task.labels:
         found.append("Classes are those that the plan declares.")
     if not found:

@@ -24,7 +24,8 @@ from privet.common.models.start import digest_of
 from privet.common.models.tokens import TOKENIZER
 from privet.common.tasks.measure import measure_of
 from privet.delivery.explain import explain
-from privet.delivery.export import Form, _full, export, reload
+from privet.delivery.export import Form, export, reload
+from privet.delivery.onnx_file import full_length
 from privet.delivery.optimise import OnnxNetwork
 from privet.delivery.provenance import provenance
 from privet.delivery.trained import load
@@ -355,7 +356,7 @@ def test_pruning_sets_the_share_to_zero_and_says_what_it_costs(
     found = export(
         trained,
         tmp_path / "out",
-        lambda lighter: str(sorted(lighter)),
+        lambda lighter, checked: str(sorted(lighter)),
         Form(prune=0.5, records=frame),
     )
     weights = load_file(tmp_path / "out" / "model.safetensors")
@@ -391,7 +392,7 @@ def test_eight_bits_are_measured_on_the_same_records(
     # Measured the same way, the file that was not made smaller has the network's very scores.
     names = ["source", "target"] if name == "encoder-decoder" else ["tokens"]
     batch = trained.encode(frame)
-    exact = OnnxNetwork(files / "model.onnx", names, functools.partial(_full, trained))
+    exact = OnnxNetwork(files / "model.onnx", names, functools.partial(full_length, trained))
     assert trained.scores(batch, exact) == pytest.approx(trained.scores(batch), rel=1e-4, abs=1e-4)
 
 
