@@ -27,8 +27,8 @@ from torch import nn
 
 from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import InputError
-from privet.common.models.text import tokens_for
-from privet.common.sections.task_base import TokenTask
+from privet.common.models.huggingface.folder import folder_of
+from privet.common.sections.model import HuggingFaceSpec
 from privet.common.tasks.measure import measure_of
 from privet.delivery import optimise
 from privet.delivery.folder_check import FolderCheck, check_folder
@@ -153,8 +153,8 @@ def _write_folder(
     inner: Any = getattr(network, "inner", None)
     task, model = trained.plan.task, trained.plan.model
     source = None
-    if model.kind == "huggingface" and isinstance(task, TokenTask):
-        source = tokens_for(model, task.max_tokens).path.parent
+    if isinstance(model, HuggingFaceSpec):
+        source = folder_of(model.options)
     if inner is not None:
         write_transformers(inner, out, task.labels, source)
     else:

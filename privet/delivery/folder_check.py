@@ -155,7 +155,8 @@ class _Reader:
     def compare(self, probe: Probe) -> tuple[float, str]:
         """Return the largest relative difference, and how it was compared, in words."""
         every = range(len(probe.rows))
-        singly = [output for k in every for output in self._outputs(probe, [k], padded=False)]
+        alone = "max_length" if probe.is_fixed else False
+        singly = [output for k in every for output in self._outputs(probe, [k], padding=alone)]
         off = _relative(singly, probe.outputs)
         longest = max(map(len, probe.rows))
         note = f"on {len(probe.rows)} generated texts of 1 to {longest} tokens, each alone"
@@ -168,22 +169,28 @@ class _Reader:
         chosen = [k for k in every if self._is_read_alike(probe, k)]
         if len(chosen) < 2:
             raise RunError("no batch of texts is read by the exported folder as it was by the run")
-        together = self._outputs(probe, chosen, padded=True)
+        together = self._outputs(probe, chosen, padding=alone or True)
         off = max(off, _relative(together, [probe.outputs[k] for k in chosen]))
-        return off, f"{note} and as one batch padded at the {self.tokenizer.padding_side}"
+        note += f" and as one batch padded at the {self.tokenizer.padding_side}"
+        if probe.is_fixed:
+            note += (
+                ", always to the full length (padding='max_length'), because the answers of this "
+                "architecture depend on the length of a row"
+            )
+        return off, note
 
     def _is_read_alike(self, probe: Probe, k: int) -> bool:
         found = read(probe, self.tokenizer, [probe.texts[k]])["input_ids"][0]
         wanted = probe.wanted[k]
         return bool(found[: len(wanted)] == wanted)
 
-    def _outputs(self, probe: Probe, chosen: list[int], *, padded: bool) -> list[Tensor]:
+    def _outputs(self, probe: Probe, chosen: list[int], *, padding: bool | str) -> list[Tensor]:
         """Return the outputs of some records, at the probe's places."""
         if not self.is_theirs:
             logits = self._of_own(probe, chosen)
             starts = [0] * len(chosen)
         else:
-            given = self._given(probe, chosen, padded=padded)
+            given = self._given(probe, chosen, padding)
             logits = self.model(**given).logits
             counted = given["labels"] if "labels" in given else given["input_ids"]
             if probe.places:  # prompt tuning also returns those of its prompt
@@ -197,11 +204,11 @@ class _Reader:
             for row, (k, start) in enumerate(zip(chosen, starts, strict=True))
         ]
 
-    def _given(self, probe: Probe, chosen: list[int], *, padded: bool) -> dict[str, Tensor]:
+    def _given(self, probe: Probe, chosen: list[int], padding: bool | str) -> dict[str, Tensor]:
         """Return what transformers reads: of texts, or of numbers where a text is cut otherwise."""
         texts = [probe.texts[k] for k in chosen]
-        if padded or self._is_read_alike(probe, chosen[0]):
-            given = dict(read(probe, self.tokenizer, texts, padding=padded, return_tensors="pt"))
+        if len(chosen) > 1 or self._is_read_alike(probe, chosen[0]):
+            given = dict(read(probe, self.tokenizer, texts, padding=padding, return_tensors="pt"))
         else:
             rows = torch.tensor([probe.rows[k] for k in chosen])
             given = {"input_ids": rows, "attention_mask": torch.ones_like(rows)}

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 ADAPTER = "adapter"
 """Folder of an adapter that cannot be merged."""
 _GENERATION = "generation_config.json"
+_PREPROCESSOR = "preprocessor_config.json"
 
 
 def merged(network: nn.Module) -> nn.Module:
@@ -67,7 +68,8 @@ def write_transformers(inner: Any, out: Path, labels: tuple[str, ...], source: P
         inner: the model; its configuration is changed to what is written.
         out: folder.
         labels: of the plan, in order; none if it does not classify.
-        source: folder of the model that the run started from, for its generation settings.
+        source: folder of the model that the run started from, for its settings of generation and
+            of images or sound.
     """
     from transformers import GenerationConfig
     from transformers.utils import logging as hf_logging
@@ -90,6 +92,8 @@ def write_transformers(inner: Any, out: Path, labels: tuple[str, ...], source: P
     if theirs is not None and theirs.is_file():
         shutil.copyfile(theirs, out / _GENERATION)
         base.generation_config = kept
+    if source is not None and (settings := source / _PREPROCESSOR).is_file():
+        shutil.copyfile(settings, out / _PREPROCESSOR)
 
 
 def _settle(base: Any) -> None:

@@ -51,7 +51,7 @@ def write_tokenizer(trained: Trained, out: Path, probe: Probe) -> None:
     for name in _THEIRS:
         if (path := tokens.path.parent / name).is_file():
             shutil.copyfile(path, out / name)
-    _settle(task, tokens, out)
+    _settle(task, tokens, out, is_left=probe.is_left)
     if probe.tokens is not None and not _agrees(out, probe):
         _as_it_was_read(task, tokens, out)
 
@@ -162,7 +162,7 @@ def _agrees(folder: Path, probe: Probe) -> bool:
         return False
 
 
-def _settle(task: Any, tokens: Tokens, out: Path) -> None:
+def _settle(task: Any, tokens: Tokens, out: Path, *, is_left: bool) -> None:
     """Write the run's settings into the configuration: where texts are cut, and what is read."""
     path = out / _CONFIG
     settings: dict[str, Any] = (
@@ -178,7 +178,7 @@ def _settle(task: Any, tokens: Tokens, out: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     if task.kind != "causal-text":  # texts that are continued are padded at the left
-        settings["padding_side"] = "right"
+        settings["padding_side"] = "left" if is_left else "right"
     if task.kind == "text":
         settings["split_special_tokens"] = True
     if settings.get("pad_token") is None and (name := _padding(tokens, out)) is not None:

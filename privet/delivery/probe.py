@@ -41,6 +41,8 @@ class Probe:
         chat: whether a text is the first turn of a chat.
         places: positions whose outputs are kept, for each record; empty for one output a record.
         outputs: of each record, [P, V] or [K]; without tokens those of the whole batch.
+        is_left: whether padding goes before a text.
+        is_fixed: whether every text is filled to ``max_tokens``.
     """
 
     tokens: Tokens | None
@@ -52,6 +54,8 @@ class Probe:
     places: list[list[int]] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     chat: bool = False
+    is_left: bool = False
+    is_fixed: bool = False
 
 
 def probe(trained: Trained, network: nn.Module) -> Probe:
@@ -102,7 +106,8 @@ def _of_texts(trained: Trained, network: nn.Module) -> Probe:
             rows = [row[: len(text)] for row, text in zip(rows, wanted, strict=True)]
     places = [] if task.kind == "text" else [_places(len(row)) for row in written or rows]
     outputs = [(one[places[k]] if places else one).float().clone() for k, one in enumerate(logits)]
-    return Probe(tokens, texts, targets, wanted, rows, written, places, outputs, chat)
+    sides = {name: getattr(network, name, False) for name in ("is_left", "is_fixed")}
+    return Probe(tokens, texts, targets, wanted, rows, written, places, outputs, chat, **sides)
 
 
 def _texts(trained: Trained, tokens: Tokens) -> list[str]:

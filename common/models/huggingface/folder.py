@@ -40,7 +40,7 @@ def weights(options: HuggingFaceOptions) -> Path:
         DataMissingError: if the folder is missing, or has no safetensors.
         PlanError: if the weights have another digest, or the settings would have more read.
     """
-    path = _place(options.folder, options.name, options.revision) / "model.safetensors"
+    path = folder_of(options) / "model.safetensors"
     if not path.is_file():
         raise DataMissingError(
             f"{path}: there is no such file. Get a model's folder on a machine with a network, by "
@@ -121,7 +121,7 @@ def tokens(options: HuggingFaceOptions, max_tokens: int) -> Tokens:
         DataMissingError: if there is no such file.
         PlanError: if the plan names no folder.
     """
-    folder = _place(options.folder, options.name, options.revision)
+    folder = folder_of(options)
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise DataMissingError(
@@ -193,13 +193,17 @@ def _require_plain(folder: Path) -> None:
         )
 
 
-def _place(folder: str | None, name: str | None, revision: str | None) -> Path:
+def folder_of(options: HuggingFaceOptions) -> Path:
     """Return the folder that a plan names, by path or as a commit of the Hub.
+
+    Args:
+        options: of the plan's model.
 
     Raises:
         DataMissingError: if a commit is not in this machine's cache of the Hub.
         PlanError: if both are named, or none, or no commit.
     """
+    folder, name, revision = options.folder, options.name, options.revision
     if (folder is None) == (name is None):
         raise PlanError("model.options: huggingface needs 'folder', or 'name' with 'revision'")
     if folder is not None:
