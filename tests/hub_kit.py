@@ -42,6 +42,17 @@ _CLASSES = {
     "text-to-text": "Seq2SeqLM", "image": "ImageClassification",
 }  # fmt: skip
 
+SMALL_ADAPTERS: dict[str, dict[str, Any]] = {
+    "c3a": {"peft": {"block_size": 4}}, "miss": {"rank": 4}, "shira": {"rank": 2},
+    "vblora": {"peft": {"vector_length": 8, "num_vectors": 8}},
+    "waveft": {"peft": {"n_frequency": 8}}, "road": {"peft": {"group_size": 4}},
+    "fourierft": {"peft": {"n_frequency": 8}}, "oft": {"peft": {"oft_block_size": 4}},
+    "boft": {"peft": {"boft_block_size": 4}},
+    "prompt": {"peft": {"num_virtual_tokens": 3}}, "prefix": {"peft": {"num_virtual_tokens": 3}},
+    "p-tuning": {"peft": {"num_virtual_tokens": 3}},
+}  # fmt: skip
+"""What a tiny model needs; the adapters' own sizes are for layers of hundreds."""
+
 
 def hub_folder(folder: Path, family: str, task: str, **changes: Any) -> Path:
     """Save a tiny model of a family, and for texts a tokenizer of words; return its folder.

@@ -8,7 +8,7 @@ from typing import Any, get_args
 import pytest
 import torch
 import transformers
-from hub_kit import CLASSES, END, hub_folder, hub_plan, hub_tokenizer
+from hub_kit import CLASSES, END, SMALL_ADAPTERS, hub_folder, hub_plan, hub_tokenizer
 from torch import Tensor
 
 from privet.client.training.model_runtime import ModelRuntime
@@ -89,23 +89,11 @@ def test_lora_finds_layers_that_fit(family: str, tmp_path: Path) -> None:
     assert frozen > 5 * sum(trainable(model)[name].numel() for name in names if "lora" not in name)
 
 
-SMALL: dict[str, dict[str, Any]] = {
-    "c3a": {"peft": {"block_size": 4}}, "miss": {"rank": 4}, "shira": {"rank": 2},
-    "vblora": {"peft": {"vector_length": 8, "num_vectors": 8}},
-    "waveft": {"peft": {"n_frequency": 8}}, "road": {"peft": {"group_size": 4}},
-    "fourierft": {"peft": {"n_frequency": 8}}, "oft": {"peft": {"oft_block_size": 4}},
-    "boft": {"peft": {"boft_block_size": 4}},
-    "prompt": {"peft": {"num_virtual_tokens": 3}}, "prefix": {"peft": {"num_virtual_tokens": 3}},
-    "p-tuning": {"peft": {"num_virtual_tokens": 3}},
-}  # fmt: skip
-"""What a tiny model needs; the adapters' own sizes are for layers of hundreds."""
-
-
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
 @pytest.mark.parametrize("tuning", get_args(Adapter))
 def test_every_adapter_is_clipped_exactly(tuning: str, tmp_path: Path) -> None:
     folder = hub_folder(tmp_path / "model", "bert", "text")
-    plan = hub_plan(folder, "text", tuning=tuning, **SMALL.get(tuning, {}))
+    plan = hub_plan(folder, "text", tuning=tuning, **SMALL_ADAPTERS.get(tuning, {}))
     runtime = ModelRuntime(plan)
     assert runtime.self_tests == ("H6", "H7", "H16", "H17")
     assert "inner.bert.embeddings.word_embeddings.weight" not in runtime.engine.named
@@ -118,7 +106,7 @@ def test_every_adapter_is_clipped_exactly(tuning: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tuning", ["full", "ia3", "prompt"])
 def test_every_task_has_its_class(family: str, task: str, tuning: str, tmp_path: Path) -> None:
     folder = hub_folder(tmp_path / "model", family, task)
-    plan = hub_plan(folder, task, tuning=tuning, **SMALL.get(tuning, {}))
+    plan = hub_plan(folder, task, tuning=tuning, **SMALL_ADAPTERS.get(tuning, {}))
     if (tuning, task) == ("prompt", "image"):
         with pytest.raises(PlanError, match="virtual tokens before a text, and task 'image' has"):
             build_model(plan)
