@@ -45,6 +45,32 @@ def _logs_end_with_the_test() -> Iterator[None]:
     own.setLevel(levels[1])
 
 
+def only_texts(figure: Any, path: Path) -> None:
+    """Stand for :func:`privet.simulations.plots._save`: the texts of a figure, and no drawing."""
+    from matplotlib import pyplot
+    from matplotlib.text import Text
+
+    said = [text.get_text() for text in figure.findobj(Text)]
+    path.with_suffix(".svg").write_text("\n".join(said), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(b"")
+    pyplot.close(figure)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def save_figure() -> Iterator[Callable[[Any, Path], None]]:
+    """What saves a figure, by which no run of this process does: that takes most of a small run.
+
+    The figures are made. tests/federation/test_plots.py draws them; so does every run of another
+    process.
+    """
+    from privet.simulations import plots
+
+    with pytest.MonkeyPatch.context() as patch:
+        save = plots._save
+        patch.setattr(plots, "_save", only_texts)
+        yield save
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name long values by their argument: two processes must give a test the same name."""
     return argname if isinstance(val, str | bytes) and len(val) > 40 else None
