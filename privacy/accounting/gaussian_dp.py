@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from scipy.optimize import brentq
 from scipy.special import erfcx, ndtr
 
 from privet.privacy.accounting.events import (
@@ -92,6 +91,8 @@ def mu_of(epsilon: float, delta: float) -> float:
         return 0.0
     while _log_delta(high, epsilon) <= goal:
         high *= 2
+    from scipy.optimize import brentq
+
     found = brentq(lambda mu: _log_delta(mu, epsilon) - goal, _MIN_MU, high, xtol=1e-14, rtol=1e-13)
     return float(found) * (1 - 1e-12)  # the root's own error must not let a larger μ pass
 
@@ -111,6 +112,8 @@ def epsilon_of(mu: float, delta: float) -> float:
     if _log_delta(mu, 0.0) <= goal:
         return 0.0
     high = mu * mu / 2 + mu * math.sqrt(2 * abs(goal)) + 1  # the tail bound of the loss
+    from scipy.optimize import brentq
+
     return float(brentq(lambda epsilon: _log_delta(mu, epsilon) - goal, 0.0, high, xtol=1e-12))
 
 
