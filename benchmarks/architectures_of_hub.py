@@ -144,9 +144,10 @@ _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
         ).split()
     }
     | {
-        "esm": {"vocab_size": WORDS, "mask_token_id": 3}, "gptj": {"rotary_dim": 4},
+        "esm": {"vocab_size": WORDS, "mask_token_id": 3},
+        "gptj": {"rotary_dim": 4},
         "longformer": {"attention_window": [4, 4]},
-    },  # fmt: skip
+    },
     "CausalLM": {
         name: {}
         for name in (
