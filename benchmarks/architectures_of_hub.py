@@ -120,7 +120,7 @@ _IMAGES: dict[str, tuple[int, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 _SOUNDS: dict[str, tuple[Callable[[int, int], Batch], dict[str, Any]]] = {
-    "wav2vec2": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "wav2vec2": (numbers("input_values", 1600), {"mask_time_length": 2, "conv_dim": [32] * 7}),
     "hubert": (numbers("input_values", 1600), {"mask_time_length": 2}),
     "wavlm": (numbers("input_values", 1600), {"mask_time_length": 2}),
     "data2vec-audio": (numbers("input_values", 1600), {"mask_time_length": 2}),
