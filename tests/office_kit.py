@@ -33,7 +33,7 @@ from privet.server.membership.registry import MemberRegistry
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload([
     "privet.server.coordinator", "privet.client.start", "torch",
-    "privet.common.compat.dp_accounting", "scipy.optimize",
+    "privet.common.compat.dp_accounting", "privet.privacy.accounting.ceiling", "scipy.optimize",
 ])  # fmt: skip
 
 

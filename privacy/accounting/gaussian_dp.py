@@ -16,8 +16,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from scipy.special import erfcx, ndtr
-
 from privet.privacy.accounting.events import (
     Counts,
     DiscreteGaussian,
@@ -127,6 +125,8 @@ def _log_delta(mu: float, epsilon: float) -> float:
     log_density = -a * a / 2 - _LOG_ROOT_TWO_PI
     # R(−a) overflows where a is large, and elsewhere Φ(a) and e^ε Φ(b) may be nearly equal.
     if a > 0:
+        from scipy.special import ndtr
+
         part = ndtr(a) - math.exp(log_density) * _mills(-b)
         log_density = 0.0
     else:
@@ -137,4 +137,6 @@ def _log_delta(mu: float, epsilon: float) -> float:
 
 
 def _mills(x: float) -> float:
+    from scipy.special import erfcx
+
     return math.sqrt(math.pi / 2) * float(erfcx(x / math.sqrt(2)))

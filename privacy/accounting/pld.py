@@ -21,7 +21,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
 from privet.common.errors import InputError
-from privet.privacy.accounting import ceiling
 from privet.privacy.accounting.events import (
     DiscreteGaussian,
     Event,
@@ -40,8 +39,8 @@ if TYPE_CHECKING:
 
     from privet.common.compat.dp_accounting import SelfComposition
 
-# dp-accounting is imported where something is computed: it takes a second, and most commands of an
-# operator compute nothing.
+# dp-accounting, and SciPy, are imported where something is computed: that takes more than a second,
+# and most commands of an operator compute nothing.
 Accountant = Literal["pld", "rdp"]
 GRID = 1e-4
 """Discretisation of the number of record."""
@@ -104,6 +103,8 @@ def delta_at(
     grouped = group(events)
     if any(_is_non_private(event) for event, _ in grouped):
         return 1.0
+    from privet.privacy.accounting import ceiling
+
     bound = ceiling.delta(grouped, target, relation)
     found = _composed(grouped, relation, grid, reading)
     return bound if found is None else min(bound, float(found.get_delta_for_epsilon(target)))
@@ -147,6 +148,8 @@ def _epsilon(
     reading: float,
 ) -> float:
     if accountant == "pld":
+        from privet.privacy.accounting import ceiling
+
         found = _composed(grouped, relation, grid, reading)
         bound = ceiling.epsilon(grouped, delta, relation)
         return bound if found is None else min(bound, found.get_epsilon_for_delta(delta))
