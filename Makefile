@@ -37,10 +37,10 @@ demo: install  ## The main job: nine lenders train a Transformer on 10,000 real 
 	$(BIN)/privet simulate lending --compare
 
 test: install  ## Run the tests, but for the long ones
-	$(BIN)/python -m pytest -n 3 --dist loadgroup -m "not long"
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder -m "not long"
 
 test-all: install  ## Run all tests: before a release, and before a change is called done
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 lint: install  ## Style, types
 	$(BIN)/ruff check .

@@ -122,7 +122,7 @@ _IMAGES: dict[str, tuple[int, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 _SOUNDS: dict[str, tuple[Callable[[int, int], Batch], dict[str, Any]]] = {
-    "wav2vec2": (numbers("input_values", 1600), {"mask_time_length": 2}),
+    "wav2vec2": (numbers("input_values", 1600), {"mask_time_length": 2, "conv_dim": [32] * 7}),
     "hubert": (numbers("input_values", 1600), {"mask_time_length": 2}),
     "wavlm": (numbers("input_values", 1600), {"mask_time_length": 2}),
     "data2vec-audio": (numbers("input_values", 1600), {"mask_time_length": 2}),
@@ -146,13 +146,15 @@ _TEXTS: dict[str, dict[str, dict[str, Any]]] = {
         ).split()
     }
     | {
-        "xlnet": {"d_head": 8},
+        "esm": {"vocab_size": WORDS, "mask_token_id": 3},
         "gpt_neo": {
             "attention_types": [[["global", "local"], 1]],
             "attention_layers": ["global", "local"],
         },
-    }
-    | {"esm": {"vocab_size": WORDS, "mask_token_id": 3}, "gptj": {"rotary_dim": 4}},
+        "gptj": {"rotary_dim": 4},
+        "longformer": {"attention_window": [4, 4]},
+        "xlnet": {"d_head": 8},
+    },
     "CausalLM": {
         name: {}
         for name in (

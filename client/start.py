@@ -226,6 +226,10 @@ def make_endpoints(
         PrivateKeyError: if a key cannot be opened.
         RefusedError: if the policy sets ``min_units`` and no check of the data holds.
     """
+    # A client stays for days: what it computes with is loaded now, not in the middle of an order.
+    import privet.common.compat.dp_accounting
+    import privet.privacy.accounting.ceiling  # noqa: F401
+
     desk = OperatorDecisions.open(policy_file, passphrase)
     policy, ledger = desk.policy, desk.ledger
     home = policy_file.parent

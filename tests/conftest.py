@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,11 +46,67 @@ def _logs_end_with_the_test() -> Iterator[None]:
     own.setLevel(levels[1])
 
 
+def only_texts(figure: Any, path: Path) -> None:
+    """Stand for :func:`privet.simulations.plots._save`: the texts of a figure, and no drawing."""
+    from matplotlib import pyplot
+    from matplotlib.text import Text
+
+    said = [text.get_text() for text in figure.findobj(Text)]
+    path.with_suffix(".svg").write_text("\n".join(said), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(b"")
+    pyplot.close(figure)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def save_figure() -> Iterator[Callable[[Any, Path], None]]:
+    """What saves a figure, by which no run of this process does: that takes most of a small run.
+
+    The figures are made. tests/federation/test_plots.py draws them; so does every run of another
+    process.
+    """
+    plots = sys.modules.get("privet.simulations.plots")
+    if plots is None:  # a few tests that load little load no more for this
+        yield only_texts
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        save = plots._save
+        patch.setattr(plots, "_save", only_texts)
+        yield save
+
+
+FIRST = ("office", "hostile")
+"""The groups that take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a module to one worker, which makes what they share once.
+
+    Groups with slow tests come first: at the end of all tests no worker should be left alone.
+    """
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        name = mark.args[0] if mark else item.path.relative_to(_HERE).with_suffix("").as_posix()
+        if mark is None:
+            item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    order = {name: place for place, name in enumerate(FIRST)}
+
+    def place(name: str) -> tuple[int, bool, int]:
+        slow = any(item.get_closest_marker("slow") for item in groups[name])
+        return order.get(name, len(order)), not slow, -len(groups[name])
+
+    items[:] = [item for name in sorted(groups, key=place) for item in groups[name]]
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name long values by their argument: two processes must give a test the same name."""
     return argname if isinstance(val, str | bytes) and len(val) > 40 else None
 
 
+_HERE = Path(__file__).parent
 SITES = ("North", "East", "South")
 SIZES = {"North": 60, "East": 30, "South": 10}
 

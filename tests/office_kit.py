@@ -31,7 +31,10 @@ from privet.server.membership.registry import MemberRegistry
 # A process that has imported everything, from which each party is forked: importing torch takes
 # longer than a run. It finds installed modules alone, and passes over the others in silence.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["privet.server.coordinator", "privet.client.start", "torch"])
+_PROCESSES.set_forkserver_preload([
+    "privet.server.coordinator", "privet.client.start", "torch",
+    "privet.common.compat.dp_accounting", "privet.privacy.accounting.ceiling", "scipy.optimize",
+])  # fmt: skip
 
 
 def run_office(folder: Path, address: str, log: Path, models: str) -> None:

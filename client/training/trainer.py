@@ -7,18 +7,20 @@ with its event (:class:`~privet.client.training.protocol.TrainerOutput`).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import Tensor
 
 from privet.client.data.columns import column_fits
 from privet.client.data.records import SiteData
 from privet.client.data.split import PERSON
 from privet.client.training.model_runtime import ModelRuntime, labels_of, model_runtime
 from privet.client.training.protocol import TrainerOutput
+from privet.common.compat.torch import adam, sgd
 from privet.common.compress import bytes_of, compress
 from privet.common.errors import (
     DataError,
@@ -293,15 +295,11 @@ class Trainer:
         notes, self._notes = tuple(self._notes), []
         return notes
 
-    def _optimizer(self, parameters: object) -> torch.optim.Optimizer:
+    def _optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         training = self.plan.training
         if training.optimizer == "adam":
-            return torch.optim.Adam(parameters, lr=training.learning_rate)  # type: ignore[arg-type]
-        return torch.optim.SGD(
-            parameters,  # type: ignore[arg-type]
-            lr=training.learning_rate,
-            momentum=training.momentum,
-        )
+            return adam(parameters, training.learning_rate)
+        return sgd(parameters, training.learning_rate, training.momentum)
 
 
 def usable_records(bench: ModelRuntime, frame: pd.DataFrame) -> UsableRecords:

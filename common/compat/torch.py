@@ -5,23 +5,75 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode as DispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 __all__ = [
-    "BY_INDEX", "BY_VALUE", "INDEXED", "ORDERS", "DispatchMode", "buffers_of",
+    "BY_INDEX", "BY_VALUE", "INDEXED", "ORDERS", "DispatchMode", "adam", "buffers_of",
     "convolution_input_gradient", "convolve", "is_transformed", "layer_norm",
-    "layer_norm_input_gradient", "operator_name", "parameters_of", "tree_flatten", "tree_leaves",
-    "tree_unflatten", "unsafe_view", "version_of",
+    "layer_norm_input_gradient", "operator_name", "parameters_of", "sgd", "tree_flatten",
+    "tree_leaves", "tree_unflatten", "unsafe_view", "version_of",
 ]  # fmt: skip
 # tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as
 # torch.func does; classes that libraries register (outputs of transformers) are known there alone.
-# DispatchMode sees each operator that is computed. Since 1.11, used by torch's own FlopCounterMode.
-# The public way is hooks of modules, which do not see what is computed between two modules.
+
+
+class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees each operator that is computed.
+
+    Since 1.11, used by torch's own FlopCounterMode. The public way is hooks of modules, which do
+    not see what is computed between two modules.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Leave torch's compiler out, which this would load first: that takes seconds."""
+        return False
+
+
+def sgd(parameters: Sequence[Tensor], rate: float, momentum: float) -> torch.optim.Optimizer:
+    """Return torch's SGD, which loads no compiler.
+
+    Args:
+        parameters: to train.
+        rate: of learning.
+        momentum: of steps before.
+    """
+    return _Sgd(parameters, lr=rate, momentum=momentum)
+
+
+def adam(parameters: Sequence[Tensor], rate: float) -> torch.optim.Optimizer:
+    """Return torch's Adam, which loads no compiler.
+
+    Args:
+        parameters: to train.
+        rate: of learning.
+    """
+    return _Adam(parameters, lr=rate)
+
+
+# Around each of these methods torch tells its compiler to stay away, and loads it to tell it.
+# ``__wrapped__`` is the method itself. The public way is torch's own classes, seconds later.
+_ADD = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+_ZERO = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+
+
+class _Sgd(torch.optim.SGD):
+    add_param_group = _ADD
+    zero_grad = _ZERO
+    step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _Adam(torch.optim.Adam):
+    add_param_group = _ADD
+    zero_grad = _ZERO
+    step = torch.no_grad()(inspect.unwrap(torch.optim.Adam.step))
 
 
 BY_VALUE = (

@@ -16,9 +16,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from scipy.optimize import brentq
-from scipy.special import erfcx, ndtr
-
 from privet.privacy.accounting.events import (
     Counts,
     DiscreteGaussian,
@@ -92,6 +89,8 @@ def mu_of(epsilon: float, delta: float) -> float:
         return 0.0
     while _log_delta(high, epsilon) <= goal:
         high *= 2
+    from scipy.optimize import brentq
+
     found = brentq(lambda mu: _log_delta(mu, epsilon) - goal, _MIN_MU, high, xtol=1e-14, rtol=1e-13)
     return float(found) * (1 - 1e-12)  # the root's own error must not let a larger μ pass
 
@@ -111,6 +110,8 @@ def epsilon_of(mu: float, delta: float) -> float:
     if _log_delta(mu, 0.0) <= goal:
         return 0.0
     high = mu * mu / 2 + mu * math.sqrt(2 * abs(goal)) + 1  # the tail bound of the loss
+    from scipy.optimize import brentq
+
     return float(brentq(lambda epsilon: _log_delta(mu, epsilon) - goal, 0.0, high, xtol=1e-12))
 
 
@@ -124,6 +125,8 @@ def _log_delta(mu: float, epsilon: float) -> float:
     log_density = -a * a / 2 - _LOG_ROOT_TWO_PI
     # R(−a) overflows where a is large, and elsewhere Φ(a) and e^ε Φ(b) may be nearly equal.
     if a > 0:
+        from scipy.special import ndtr
+
         part = ndtr(a) - math.exp(log_density) * _mills(-b)
         log_density = 0.0
     else:
@@ -134,4 +137,6 @@ def _log_delta(mu: float, epsilon: float) -> float:
 
 
 def _mills(x: float) -> float:
+    from scipy.special import erfcx
+
     return math.sqrt(math.pi / 2) * float(erfcx(x / math.sqrt(2)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
-from scipy.optimize import brentq
-
 from privet.common.errors import BudgetExceededError, InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting.events import Event, Repeated, gate_release
@@ -142,4 +140,6 @@ def _root(gap: Callable[[float], float], start: float, factor: float) -> float:
         if low <= _MIN_NOISE:
             return _MIN_NOISE
         low, high = max(low / factor, _MIN_NOISE), low
+    from scipy.optimize import brentq
+
     return float(brentq(gap, low, high, xtol=2e-5))

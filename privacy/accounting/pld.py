@@ -18,15 +18,9 @@ import logging
 import math
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import dp_accounting as dp
-from dp_accounting import rdp
-from dp_accounting.pld import privacy_loss_distribution as pld
-
-from privet.common.compat.dp_accounting import SelfComposition
 from privet.common.errors import InputError
-from privet.privacy.accounting import ceiling
 from privet.privacy.accounting.events import (
     DiscreteGaussian,
     Event,
@@ -39,6 +33,14 @@ from privet.privacy.accounting.events import (
 from privet.privacy.accounting.pld_size import grid_for
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 
+if TYPE_CHECKING:
+    import dp_accounting as dp
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
+    from privet.common.compat.dp_accounting import SelfComposition
+
+# dp-accounting, and SciPy, are imported where something is computed: that takes more than a second,
+# and most commands of an operator compute nothing.
 Accountant = Literal["pld", "rdp"]
 GRID = 1e-4
 """Discretisation of the number of record."""
@@ -47,11 +49,6 @@ LIVE_GRID = 1e-3
 _FAR = 1e9
 """An ε beyond all finite losses."""
 REMARK = "the Rényi ceiling: the history is too large for privacy loss distributions"
-
-_RELATIONS = {
-    Relation.ADD_OR_REMOVE_ONE: dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
-    Relation.REPLACE_ONE: dp.NeighboringRelation.REPLACE_ONE,
-}
 
 
 def epsilon(
@@ -106,6 +103,8 @@ def delta_at(
     grouped = group(events)
     if any(_is_non_private(event) for event, _ in grouped):
         return 1.0
+    from privet.privacy.accounting import ceiling
+
     bound = ceiling.delta(grouped, target, relation)
     found = _composed(grouped, relation, grid, reading)
     return bound if found is None else min(bound, float(found.get_delta_for_epsilon(target)))
@@ -149,6 +148,8 @@ def _epsilon(
     reading: float,
 ) -> float:
     if accountant == "pld":
+        from privet.privacy.accounting import ceiling
+
         found = _composed(grouped, relation, grid, reading)
         bound = ceiling.epsilon(grouped, delta, relation)
         return bound if found is None else min(bound, found.get_epsilon_for_delta(delta))
@@ -157,15 +158,27 @@ def _epsilon(
             "the Rényi accountant does not double the sensitivity under 'replace_one'; "
             "use 'pld' for this relation"
         )
+    import dp_accounting as dp
+    from dp_accounting import rdp
+
     # Orders for which the series does not converge are left out, which can only raise ε.
     logging.getLogger("absl").setLevel(logging.ERROR)
-    engine = rdp.RdpAccountant(neighboring_relation=_RELATIONS[relation])
+    engine = rdp.RdpAccountant(neighboring_relation=_neighbours(relation))
     for event, count in grouped:
         try:
             engine.compose(to_dp_event(event), count)
         except dp.UnsupportedEventError as error:
             raise InputError(f"accountant 'rdp' cannot treat {event}: {error}") from error
     return float(engine.get_epsilon(delta))
+
+
+def _neighbours(relation: Relation) -> dp.NeighboringRelation:
+    import dp_accounting as dp
+
+    return {
+        Relation.ADD_OR_REMOVE_ONE: dp.NeighboringRelation.ADD_OR_REMOVE_ONE,
+        Relation.REPLACE_ONE: dp.NeighboringRelation.REPLACE_ONE,
+    }[relation]
 
 
 def to_dp_event(event: Event) -> dp.DpEvent:
@@ -177,6 +190,8 @@ def to_dp_event(event: Event) -> dp.DpEvent:
     Raises:
         InputError: for a sampled discrete Gaussian, of which no bound is known here.
     """
+    import dp_accounting as dp
+
     match event:
         case Gaussian(std, sensitivity) | DiscreteGaussian(std, sensitivity):
             return dp.GaussianDpEvent(std / sensitivity)
@@ -200,6 +215,8 @@ def _composed(
     grid = grid_for(grouped, relation, finest, reading)
     if grid is None:
         return None
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     total = pld.identity(value_discretization_interval=grid)
     for event, count in grouped:
         total = total.compose(_distribution(event, count, relation, grid))
@@ -228,21 +245,27 @@ def _distribution(
     if isinstance(event, DiscreteGaussian):
         event = event.dominating or event
     if isinstance(event, Gaussian):
+        from dp_accounting.pld import privacy_loss_distribution as pld
+
         # Gaussians compose to a Gaussian: exact, and free of the grid's error.
         return pld.from_gaussian_mechanism(
             event.standard_deviation / event.sensitivity / math.sqrt(count),
             value_discretization_interval=grid,
-            neighboring_relation=_RELATIONS[relation],
+            neighboring_relation=_neighbours(relation),
         )
     return _once(event, relation, grid).times(count)
 
 
 @lru_cache(maxsize=64)
 def _once(event: Event, relation: Relation, grid: float) -> SelfComposition:
+    from privet.common.compat.dp_accounting import SelfComposition
+
     return SelfComposition(_of_one(event, relation, grid))
 
 
 def _of_one(event: Event, relation: Relation, grid: float) -> pld.PrivacyLossDistribution:
+    from dp_accounting.pld import privacy_loss_distribution as pld
+
     rate, inner = 1.0, event
     if isinstance(event, PoissonSampled):
         rate, inner = event.sample_rate, event.event
@@ -251,7 +274,7 @@ def _of_one(event: Event, relation: Relation, grid: float) -> pld.PrivacyLossDis
         inner.standard_deviation / inner.sensitivity,
         value_discretization_interval=grid,
         sampling_prob=rate,
-        neighboring_relation=_RELATIONS[relation],
+        neighboring_relation=_neighbours(relation),
     )
 
 

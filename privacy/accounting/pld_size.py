@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from privet.privacy.accounting import ceiling
 from privet.privacy.accounting.events import Counts, Event, Gaussian, PoissonSampled
 from privet.privacy.accounting.gaussian_dp import as_gaussian
 from privet.privacy.accounting.units import Relation
@@ -90,6 +89,8 @@ def _size(
 def _spread(counts: Counts) -> float:
     """Return twice the ε at 10⁻¹⁵ by Rényi divergences, or by those of order 2 if that is less."""
     add = Relation.ADD_OR_REMOVE_ONE
+    from privet.privacy.accounting import ceiling
+
     second = math.fsum(count * ceiling.order_two(event) for event, count in counts)
     return 2 * min(
         ceiling.epsilon(counts, _SMALLEST_DELTA, add), second - math.log(_SMALLEST_DELTA)

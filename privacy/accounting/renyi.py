@@ -15,9 +15,6 @@ import logging
 import math
 from functools import lru_cache
 
-import dp_accounting as dp
-from dp_accounting import rdp
-
 from privet.privacy.accounting.events import (
     Counts,
     DiscreteGaussian,
@@ -59,7 +56,7 @@ def _rho(event: Event, relation: Relation) -> tuple[float, ...]:
             return tuple(order * ratio**2 / 2 for order in ORDERS)
         case PoissonSampled(rate, Gaussian() as inner) if add and rate < 1:
             noise = inner.standard_deviation / inner.sensitivity
-            return _accountant(dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise)))
+            return _accountant(rate, noise)
         # Sampling never costs more than none (the divergence is jointly quasi-convex).
         case PoissonSampled(_, Gaussian() as inner):
             return _rho(inner, relation)
@@ -67,7 +64,12 @@ def _rho(event: Event, relation: Relation) -> tuple[float, ...]:
             return (math.inf,) * len(ORDERS)
 
 
-def _accountant(event: dp.DpEvent) -> tuple[float, ...]:
+def _accountant(rate: float, noise: float) -> tuple[float, ...]:
+    # Here and not above: it takes a second, and most commands of an operator compute nothing.
+    import dp_accounting as dp
+    from dp_accounting import rdp
+
+    event = dp.PoissonSampledDpEvent(rate, dp.GaussianDpEvent(noise))
     logging.getLogger("absl").setLevel(logging.ERROR)
     engine = rdp.RdpAccountant(orders=list(ORDERS))
     return tuple(float(value) for value in engine.compose(event).rdp)

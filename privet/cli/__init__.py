@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 # Threads that wait must not keep a core busy: set before torch is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -107,10 +108,16 @@ def plan_of_json(path: str) -> Plan:
     return Plan.parse(value, where=path)
 
 
+@cache
+def _command() -> Any:
+    """Return what typer makes of all commands: read once in a process, however often it is used."""
+    return typer.main.get_command(app)
+
+
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong use, 3 refused, 4 faults."""
     try:
-        app()
+        _command()()
     except PrivetError as error:
         typer.echo(f"privet: {printable(str(error), lines=True)}", err=True)
         sys.exit(error.exit_code)

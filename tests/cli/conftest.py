@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 from budget_kit import Desk
 
+# Once they are loaded, the figures of runs are made and not drawn: tests/conftest.py.
+import privet.simulations.plots  # noqa: F401
+
 
 @pytest.fixture
 def desk(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -212,3 +215,67 @@ def test_operators_that_rearrange_rows_are_seen_by_name(call: Any, names: tuple[
     with Seeing():
         call(torch.tensor([3.0, -1.0, 2.0]))
     assert set(seen) & set(names), seen
+
+
+Maker = Any
+
+
+@pytest.mark.parametrize(
+    ("own", "public"),
+    [
+        (lambda p: compat.sgd(p, 0.1, 0.0), lambda p: torch.optim.SGD(p, lr=0.1)),
+        (lambda p: compat.sgd(p, 0.1, 0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
+        (lambda p: compat.adam(p, 0.1), lambda p: torch.optim.Adam(p, lr=0.1)),
+    ],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_an_optimizer_takes_the_steps_of_torchs_own(own: Maker, public: Maker) -> None:
+    def steps(make: Maker) -> Sequence[Tensor]:
+        parameters = [nn.Parameter(numbers(3, 2)), nn.Parameter(numbers(5))]
+        optimizer = make(parameters)
+        for _ in range(4):
+            for parameter in parameters:
+                parameter.grad = parameter.detach().sin() + 0.1
+            optimizer.step()
+            assert not any(parameter.grad_fn for parameter in parameters)
+            optimizer.zero_grad(set_to_none=True)
+            assert all(parameter.grad is None for parameter in parameters)
+        assert torch.is_grad_enabled()
+        return [parameter.detach() for parameter in parameters]
+
+    found, expected = steps(own), steps(public)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert not torch.equal(found[0], numbers(3, 2))
+
+
+_STEP = """
+import sys, torch
+from privet.common.compat import torch as compat
+
+class Seeing(compat.DispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+parameter = torch.nn.Parameter(torch.ones(2))
+with Seeing():
+    (parameter * 2).sum().backward()
+for optimizer in OPTIMIZERS:
+    optimizer.step()
+    optimizer.zero_grad()
+print("torch._dynamo" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("optimizers", "loaded"),
+    [
+        ("(compat.sgd([parameter], 0.1, 0.9), compat.adam([parameter], 0.1))", "False"),
+        ("(torch.optim.SGD([parameter], 0.1),)", "True"),
+    ],
+    ids=["own", "control"],
+)
+def test_neither_loads_torchs_compiler(optimizers: str, loaded: str) -> None:
+    """It takes seconds, in each process that trains. The control says when torch has mended it."""
+    code = _STEP.replace("OPTIMIZERS", optimizers)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [loaded]

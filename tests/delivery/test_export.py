@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from families_kit import counting, plan_for, tokenizer_folder
 
+from privet.cli import main as privet
 from privet.client.training.model_runtime import model_runtime
 from privet.common.errors import DataError, InputError, RunError
 from privet.common.flat import digest_arrays
@@ -231,18 +231,22 @@ def test_the_card_of_damaged_evidence_says_so(run_of: Runs, tmp_path: Path) -> N
     assert "has faults" in card and "was verified" not in card
 
 
-def exported(*words: str) -> Any:
-    command = [sys.executable, "-c", "from privet.cli import main; main()", "model", "export"]
-    return subprocess.run([*command, *words], capture_output=True, text=True)
-
-
-@pytest.mark.slow
 def test_only_a_model_that_the_evidence_knows_is_called_verified(
-    run_of: Runs, tmp_path: Path
-) -> None:
+    run_of: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def exported(*words: str) -> tuple[int, dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["privet", "model", "export", *words])
+        code = 0
+        try:
+            privet()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, json.loads(capsys.readouterr().out)
+
     folder = shutil.copytree(run_of("dense"), tmp_path / "run")
-    done = exported(str(folder), "--out", str(tmp_path / "a"), "--json")
-    assert done.returncode == 0 and json.loads(done.stdout)["verified"] is True
+    code, value = exported(str(folder), "--out", str(tmp_path / "a"), "--json")
+    assert code == 0 and value["verified"] is True
     # The control: another model in the same folder.
     from safetensors import safe_open
     from safetensors.numpy import save_file
@@ -252,15 +256,15 @@ def test_only_a_model_that_the_evidence_knows_is_called_verified(
         facts = stored.metadata()
         arrays = {name: stored.get_tensor(name) + 1 for name in stored.keys()}  # noqa: SIM118
     save_file(arrays, path, metadata=facts)
-    done = exported(str(folder), "--out", str(tmp_path / "b"), "--json")
-    value = json.loads(done.stdout)
-    assert done.returncode == 0 and value["verified"] is None and value["run"] is None
+    code, value = exported(str(folder), "--out", str(tmp_path / "b"), "--json")
+    assert code == 0 and value["verified"] is None and value["run"] is None
     bundle = write_bundle([run_of("dense")], tmp_path / "run.bundle").path
     lines = bundle.read_text().splitlines(keepends=True)
     cut = next(number for number, line in enumerate(lines) if '"payload"' in line)
     bundle.write_text("".join(lines[:cut] + lines[cut + 1 :]))
-    done = exported(str(folder), "--out", str(tmp_path / "c"), "--json", "--bundle", str(bundle))
-    assert done.returncode == 4 and json.loads(done.stdout)["verified"] is False
+    words = (str(folder), "--out", str(tmp_path / "c"), "--json", "--bundle", str(bundle))
+    code, value = exported(*words)
+    assert code == 4 and value["verified"] is False
 
 
 @pytest.mark.parametrize(

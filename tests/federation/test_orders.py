@@ -475,7 +475,8 @@ def alone(request: pytest.FixtureRequest) -> bool:
     """
     if os.environ.get("PRIVET_TEST_ALONE"):
         return False
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", request.node.nodeid]
+    test = f"{request.path}::{request.node.name}"
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
     done = subprocess.run(
         words, cwd=request.config.rootpath, env={**os.environ, "PRIVET_TEST_ALONE": "1"},
         capture_output=True, text=True, timeout=120, check=False,

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from privet.cli import main as privet
 from privet.common.plan import Plan
 
 PAGES = sorted(
@@ -30,7 +31,12 @@ SHORT = ("deliver.md", "hub-models.md", "torch-transformers.md")
     "page",
     [page if page in SHORT else pytest.param(page, marks=pytest.mark.long) for page in PAGES],
 )
-def test_a_page_runs_as_written(page: str, root: Path, tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("default")
+def test_a_page_runs_as_written(
+    page: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """What asks for no modules of its own runs in this process, which has read its libraries."""
     if page not in NO_DATA and not os.environ.get("PRIVET_DATA"):
         pytest.skip("needs the data folder (PRIVET_DATA)")
     text = (root / "docs" / "tutorials" / page).read_text(encoding="utf-8")
@@ -43,6 +49,17 @@ def test_a_page_runs_as_written(page: str, root: Path, tmp_path: Path) -> None:
     assert commands
     for command in commands:
         words = shlex.split(command)
+        if words[0] == "privet":
+            monkeypatch.chdir(tmp_path)
+            monkeypatch.setattr(sys, "argv", words)
+            code: object = 0
+            try:
+                privet()
+            except SystemExit as end:
+                code = end.code
+            said = capsys.readouterr()
+            assert not code, f"{command}\n{said.out}\n{said.err}"
+            continue
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         if words[0] == "PYTHONPATH=.":
             environment["PYTHONPATH"] = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])

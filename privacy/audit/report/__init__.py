@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,13 @@ def check_folder(out_dir: Path) -> None:
 
 
 def _page(content: dict[str, Any], made: dict[str, Any]) -> str:
+    style = (_HERE / "style.css").read_text(encoding="utf-8")
+    return _template().render(**content, made=made, style=style)
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Return the page's template; a process that writes several reports compiles it once."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
@@ -99,8 +107,7 @@ def _page(content: dict[str, Any], made: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = (_HERE / "style.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(**content, made=made, style=style)
+    return environment.get_template("page.html.j2")
 
 
 def _json(value: dict[str, Any]) -> str:
