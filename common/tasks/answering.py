@@ -23,7 +23,7 @@ from privet.common.models.text import tokens_for
 from privet.common.models.tokens import fitting
 from privet.common.sections.model import ModelSpec
 from privet.common.sections.sequence_task import QuestionAnsweringTaskSpec
-from privet.common.tasks import Batch, spans
+from privet.common.tasks import Batch, span_scores
 from privet.common.tasks.encoding import Faults, RowEncoding
 from privet.common.tasks.measure import SPANS
 from privet.common.tasks.words import Span
@@ -166,7 +166,7 @@ class AnsweringTask(RowEncoding):
             batch: of :meth:`encode_rows`.
         """
         start, end = (logits.log_softmax(1) for logits in self._logits(model, batch))
-        return spans.overlap(*spans.best(start, end), batch["start"], batch["end"])
+        return span_scores.overlap(*span_scores.best(start, end), batch["start"], batch["end"])
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the logits of starts and of ends [B, T], with the text's tokens alone."""

@@ -11,41 +11,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from privet.common.tasks import shares
 
 Array = npt.NDArray[Any]
 NAMES = ("f1", "exact_match")
-
-
-def best(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first and the last token of each record's likeliest span, both [B].
-
-    Args:
-        start: log-likelihood of each place as the first token [B, T].
-        end: of each place as the last token, which is never before the first, [B, T].
-    """
-    likeliest, place = start.cummax(1)
-    last = (likeliest + end).argmax(1)
-    return place.gather(1, last[:, None])[:, 0], last
-
-
-def overlap(first: Tensor, last: Tensor, start: Tensor, end: Tensor) -> Tensor:
-    """Return the scores of each record, [B, 2].
-
-    Args:
-        first: token of each predicted span [B].
-        last: the last one.
-        start: first token of the right span [B]; below 0 if there is none.
-        end: its last one.
-    """
-    both = torch.minimum(last, end) - torch.maximum(first, start) + 1
-    total = (last - first) + (end - start) + 2
-    f1 = torch.where(start >= 0, 2 * both.clamp(min=0) / total, 0.0)
-    exact = (first == start) & (last == end)
-    return torch.stack([exact.to(f1.dtype), f1], 1)
 
 
 def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:

@@ -24,7 +24,7 @@ from privet.common.models.tokens import fitting
 from privet.common.printable import counted
 from privet.common.sections.model import ModelSpec
 from privet.common.sections.sequence_task import TokenClassificationTaskSpec
-from privet.common.tasks import Batch, tags
+from privet.common.tasks import Batch, span_scores
 from privet.common.tasks.encoding import Faults, RowEncoding
 from privet.common.tasks.measure import TAGS
 from privet.common.tasks.words import Span, first_tokens, items_of, word_spans, words_of
@@ -119,7 +119,7 @@ class TaggingTask(RowEncoding):
             batch: with ``tokens`` and ``tags``, each [B, T].
         """
         logits, classes = self._logits(model, batch)
-        return tags.counts(logits.argmax(2), classes, self._scheme, len(self.spec.classes))
+        return span_scores.counts(logits.argmax(2), classes, self._scheme, len(self.spec.classes))
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         tokens = self.tokens.trimmed(batch["tokens"])

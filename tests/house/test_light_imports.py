@@ -42,6 +42,7 @@ def test_the_core_imports_without_the_training_packages(root: Path) -> None:
         HEAVY,
         "privet",
         "privet.common.plan",
+        "privet.common.tasks.measure",
         "privet.privacy.accounting.pld",
         "privet.cli",
         cwd=root,

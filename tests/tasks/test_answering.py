@@ -14,7 +14,7 @@ from sequence_kit import MAX_TOKENS, sequence_plan
 
 from privet.common.errors import DataError
 from privet.common.plan import Plan
-from privet.common.tasks import build_task, shares, spans
+from privet.common.tasks import build_task, shares, span_scores, spans
 from privet.common.tasks.answering import AnsweringTask
 from privet.common.tasks.encoding import encode_records
 
@@ -166,7 +166,7 @@ def test_the_loss_compares_places_of_the_text_alone(task: AnsweringTask) -> None
 def test_the_likeliest_span_never_ends_before_it_begins() -> None:
     chance = torch.Generator().manual_seed(0)
     start, end = (torch.randn(200, 9, generator=chance) for _ in range(2))
-    first, last = spans.best(start, end)
+    first, last = span_scores.best(start, end)
     pairs = [(i, j) for j in range(9) for i in range(j + 1)]
     worth = torch.stack([start[:, i] + end[:, j] for i, j in pairs], 1)
     wanted = [pairs[k] for k in worth.argmax(1).tolist()]
@@ -179,7 +179,7 @@ def test_f1_counts_common_tokens() -> None:
         [(4, 7), (2, 5), (1, 2), (2, 5), (-1, -1)],
     )
     ends = [torch.tensor(column) for pairs in (said, true) for column in zip(*pairs, strict=True)]
-    found = spans.overlap(*ends)
+    found = span_scores.overlap(*ends)
     wanted = []
     for one, other in zip(said, true, strict=True):
         mine = set(range(one[0], one[1] + 1))

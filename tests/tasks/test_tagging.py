@@ -18,7 +18,7 @@ from privet.common.bio import TagScheme, tag_scheme
 from privet.common.errors import DataError, PlanError
 from privet.common.models.tokens import TOKENIZER, Tokens
 from privet.common.plan import Plan
-from privet.common.tasks import build_task, tags
+from privet.common.tasks import build_task, span_scores, tags
 from privet.common.tasks.encoding import encode_records
 from privet.common.tasks.tagging import TaggingTask
 from privet.common.tasks.words import first_tokens, items_of, word_spans, words_of
@@ -273,7 +273,7 @@ def test_spans_are_counted_as_conll_counts_them() -> None:
         tensors[0, row, place] = torch.tensor([TAGS.index(tag) for tag in guesses[row]])
         tensors[1, row, place] = torch.tensor([TAGS.index(tag) for tag in rows[row]])
     guess = tensors[0].where(tensors[1] >= 0, torch.randint(0, 5, (300, 20)))
-    scores = tags.counts(guess, tensors[1], tag_scheme(TAGS), 5).numpy()
+    scores = span_scores.counts(guess, tensors[1], tag_scheme(TAGS), 5).numpy()
     for k in range(300):
         mine, true = conll_spans(guesses[k]), conll_spans(rows[k])
         assert scores[k, 2:].tolist() == [len(mine & true), len(mine), len(true)]
@@ -293,7 +293,7 @@ def test_plain_tags_have_the_macro_mean_of_sklearn() -> None:
     generator = torch.Generator().manual_seed(0)
     true = torch.randint(-1, 3, (50, 9), generator=generator)  # class 3 never occurs
     guess = torch.randint(0, 3, (50, 9), generator=generator)
-    found = tags.from_scores(tags.counts(guess, true, None, 4).numpy(), np.zeros(50))
+    found = tags.from_scores(span_scores.counts(guess, true, None, 4).numpy(), np.zeros(50))
     there = true >= 0
     wanted = precision_recall_fscore_support(
         true[there], guess[there], average="macro", zero_division=0.0
