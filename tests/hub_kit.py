@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from privet.common.plan import Plan
+from privet.common.sections.model import Adapter
 
 WORDS = 60
 CLASSES = ["a", "b", "c"]
@@ -52,6 +54,14 @@ SMALL_ADAPTERS: dict[str, dict[str, Any]] = {
     "p-tuning": {"peft": {"num_virtual_tokens": 3}},
 }  # fmt: skip
 """What a tiny model needs; the adapters' own sizes are for layers of hundreds."""
+
+
+SHORT = ("lora", "dora", "ia3", "vera", "prompt", "prefix", "tinylora")
+"""Adapters that every change is tried on, one of each clipping method and way of delivery."""
+EACH_ADAPTER = [
+    name if name in SHORT else pytest.param(name, marks=pytest.mark.long)
+    for name in get_args(Adapter)
+]
 
 
 def hub_folder(folder: Path, family: str, task: str, **changes: Any) -> Path:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
-from hub_kit import SMALL_ADAPTERS, hub_folder, hub_plan
+from hub_kit import EACH_ADAPTER, SMALL_ADAPTERS, hub_folder, hub_plan
 
 from privet.common.errors import RunError
 from privet.common.models import initial_model
-from privet.common.sections.model import Adapter
 from privet.delivery.export import export
 from privet.delivery.folder_check import FolderCheck
 from privet.delivery.trained import Trained
@@ -35,11 +34,7 @@ def trained_of(folder: Path, family: str, task: str, **options: Any) -> Trained:
     return Trained(plan, arrays, {"names": json.dumps(list(arrays))}, folder)
 
 
-@pytest.mark.parametrize(
-    "tuning",
-    [name if name in ("lora", "dora", "ia3", "vera", "prompt", "prefix")
-     else pytest.param(name, marks=pytest.mark.long) for name in get_args(Adapter)],
-)  # fmt: skip
+@pytest.mark.parametrize("tuning", EACH_ADAPTER)
 def test_an_adapter_is_delivered(tuning: str, tmp_path: Path) -> None:
     options = SMALL_ADAPTERS.get(tuning, {})
     trained = trained_of(tmp_path / "model", "bert", "text", tuning=tuning, **options)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import transformers
-from hub_kit import CLASSES, END, SMALL_ADAPTERS, hub_folder, hub_plan, hub_tokenizer
+from hub_kit import CLASSES, EACH_ADAPTER, END, SMALL_ADAPTERS, hub_folder, hub_plan, hub_tokenizer
 from torch import Tensor
 
 from privet.client.training.model_runtime import ModelRuntime
@@ -16,7 +16,6 @@ from privet.common.errors import PlanError
 from privet.common.models import build_model, trainable
 from privet.common.models.huggingface.networks import PADDING, TokenNetwork
 from privet.common.plan import Plan
-from privet.common.sections.model import Adapter
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
@@ -90,7 +89,7 @@ def test_lora_finds_layers_that_fit(family: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
-@pytest.mark.parametrize("tuning", get_args(Adapter))
+@pytest.mark.parametrize("tuning", EACH_ADAPTER)
 def test_every_adapter_is_clipped_exactly(tuning: str, tmp_path: Path) -> None:
     folder = hub_folder(tmp_path / "model", "bert", "text")
     plan = hub_plan(folder, "text", tuning=tuning, **SMALL_ADAPTERS.get(tuning, {}))
