@@ -29,6 +29,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "t5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 1, "num_heads": 4},
     "xlnet": {"d_model": 32, "n_layer": 1, "n_head": 4, "d_head": 8, "d_inner": 48},
     "fnet": {},
+    "mistral": {},
     "vit": {"image_size": 16, "patch_size": 4},
 }  # fmt: skip
 _USUAL = {
@@ -82,7 +83,7 @@ def hub_folder(folder: Path, family: str, task: str, **changes: Any) -> Path:
     torch.manual_seed(0)
     kind.from_config(config).float().save_pretrained(folder)
     if task != "image":
-        hub_tokenizer(folder, is_framed=family not in ("gpt2", "llama"))
+        hub_tokenizer(folder, is_framed=family not in ("gpt2", "llama", "mistral"))
     return folder
 
 

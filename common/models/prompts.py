@@ -25,6 +25,8 @@ from privet.common.models.tokens import Tokens
 
 _PROMPT, _ANSWER = "privet0prompt0", "privet0answer0"
 """Placeholders, which no template changes."""
+_TIMES = 8
+"""How often a template is rendered again, to see whether it writes the same."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ def chat_turn(folder: Path) -> ChatTurn:
         asked = [{"role": "user", "content": _wide(_PROMPT)}]
         answered = [*asked, {"role": "assistant", "content": _wide(_ANSWER)}]
         opened = _render(tokenizer, asked, opens=True)
+        if any(_render(tokenizer, asked, opens=True) != opened for _ in range(_TIMES)):
+            raise PlanError("it writes something else each time (random, lipsum)")
         return _turn(opened, _render(tokenizer, answered, opens=False))
     except Exception as error:  # a template raises what it likes
         reason = str(error).strip().partition("\n")[0]
@@ -189,13 +193,13 @@ class PromptTokens:
     def _prompt(self, text: str) -> tuple[list[int], list[int], list[int]]:
         """Return the tokens before a prompt's text, of it, and after it."""
         if not self._turn:
-            return [], self._plain.encode(text, add_special_tokens=False).ids, []
+            return [], self._as_text(self._plain.encode(text, add_special_tokens=False).ids), []
         first, last = len(self._texts.before), len(self._texts.before) + len(text)
         found = self._whole.encode(
             self._texts.before + text + self._texts.between, add_special_tokens=False
         )
         if [one for one in found.ids if one in self._added] != self._marks:
-            plain = self._plain.encode(text, add_special_tokens=False).ids
+            plain = self._as_text(self._plain.encode(text, add_special_tokens=False).ids)
             return self._ids(self._texts.before), plain, self._ids(self._texts.between)
         begin = sum(end <= first for _, end in found.offsets)
         stop = len(found.ids) - sum(start >= last for start, _ in found.offsets)
@@ -209,13 +213,23 @@ class PromptTokens:
         found = tokenizer.encode(whole, add_special_tokens=False)
         is_own = not self._turn or [n for n in found.ids if n in self._added] == self._lead_marks
         shift, ids, ends = len(whole) - len(answer), found.ids, found.offsets
+        if not self._turn:
+            ids = self._as_text(ids)
         if not is_own or ids[: len(before)] != before:
             found = self._plain.encode(answer, add_special_tokens=False)
             lead = self._ids(turn.lead)
-            shift, ids = 0, [*before, *lead, *found.ids]
+            shift, ids = 0, [*before, *lead, *self._as_text(found.ids)]
             ends = [(0, 0)] * (len(before) + len(lead)) + list(found.offsets)
         pairs = list(zip(ids, ends, strict=True))[len(before) :]
         return [(number, max(0, end - shift)) for number, (_, end) in pairs]
+
+    def _as_text(self, ids: list[int]) -> list[int]:
+        """Return the tokens of a record's text, none of which is a mark of the template."""
+        plain = self._tokens.plain(ids)
+        if not self._turn:
+            return plain
+        marks = self._added - {self._tokens.unknown}
+        return [self._tokens.stand_in if number in marks else number for number in plain]
 
     def _frame(self) -> tuple[list[int], list[int]]:
         """Return what the tokenizer puts before and after a text."""

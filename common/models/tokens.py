@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -34,6 +34,7 @@ class Tokens:
         mask: number that replaces a masked token.
         special: numbers that stand for no text, and are never masked.
         filler: number that the tokenizer itself fills rows with, if it names one.
+        unknown: number of what the tokenizer does not know, if it has one.
     """
 
     path: Path
@@ -44,6 +45,7 @@ class Tokens:
     mask: int = 1
     special: tuple[int, ...] = ()
     filler: int | None = None
+    unknown: int | None = None
 
     @property
     def size(self) -> int:
@@ -69,7 +71,7 @@ class Tokens:
         rows = torch.full((len(texts), self.max_tokens), self.padding, dtype=torch.int64)
         characters = torch.zeros(len(texts), dtype=torch.int64)
         for row, encoding in enumerate(tokenizer.encode_batch(texts)):
-            ids = list(encoding.ids)
+            ids = self.plain(encoding.ids, encoding.special_tokens_mask)
             characters[row] = max((end for _, end in encoding.offsets), default=0)
             frame = [k for k, put in enumerate(encoding.special_tokens_mask) if put]
             ended = bool(frame) and frame[-1] == len(ids) - 1 and ids[-1] == self.end
@@ -79,6 +81,33 @@ class Tokens:
                 del ids[0]
             rows[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
         return rows, characters
+
+    @property
+    def stand_in(self) -> int:
+        """Number that takes the place of a special token that a record spells."""
+        if self.unknown is not None:
+            return self.unknown
+        return int(_frame_of(self)[1][0])
+
+    def plain(self, ids: list[int], frame: Iterable[object] = ()) -> list[int]:
+        """Return tokens without special ones but for those of the frame.
+
+        Some tokenizers have the letters of a special token in their vocabulary, too, and would
+        read an end, or a turn of a chat, where a record spells one.
+
+        Args:
+            ids: tokens of a text.
+            frame: by token, whether it is of the tokenizer's frame; without it none is.
+        """
+        special = _marks_of(self)
+        if special.isdisjoint(ids):
+            return list(ids)
+        stand_in = self.stand_in
+        framed = list(frame) or [False] * len(ids)
+        return [
+            number if put or number not in special else stand_in
+            for number, put in zip(ids, framed, strict=True)
+        ]
 
     def encodings(self, texts: list[Any]) -> Iterator[Any]:
         """Yield the tokenizer's own encodings, neither cut nor padded.
@@ -193,6 +222,13 @@ def trimmed(rows: Tensor, padding: int = 0) -> Tensor:
     there = (rows != padding).any(0).nonzero()
     longest = int(there[-1]) + 1 if len(there) else 0
     return rows[:, : max(16, -(-longest // 16) * 16)]
+
+
+@lru_cache(maxsize=16)
+def _marks_of(tokens: Tokens) -> frozenset[int]:
+    """Return the numbers that no record may write."""
+    named = {*tokens.special, tokens.padding, tokens.start, tokens.end, tokens.filler}
+    return frozenset(number for number in named if number is not None) - {tokens.unknown}
 
 
 @lru_cache(maxsize=16)

@@ -23,7 +23,11 @@ def choose(model: nn.Module, freeze: Iterable[str], train: Iterable[str]) -> Non
     Raises:
         PlanError: if a pattern matches no parameter.
     """
-    named = {plain_name(name): parameter for name, parameter in model.named_parameters()}
+    named = {
+        plain_name(name): parameter
+        for name, parameter in model.named_parameters()
+        if ".original_module." not in name  # what peft puts aside, and nothing computes with
+    }
     for key, patterns, is_trained in (("freeze", freeze, False), ("train", train, True)):
         for pattern in patterns:
             found = [name for name in named if fnmatchcase(name, pattern)]

@@ -137,7 +137,8 @@ class AnsweringTask(RowEncoding):
                     f"{self.spec.max_tokens} tokens",
                 )
                 continue
-            tokens[row, : len(kept)] = torch.tensor(encoding.ids)[kept]
+            ids = self.tokens.plain(encoding.ids, encoding.special_tokens_mask)
+            tokens[row, : len(kept)] = torch.tensor(ids)[kept]
             types[row, : len(kept)] = torch.tensor(encoding.type_ids)[kept]
             context[row, : len(kept)] = pair.of_text[kept]
             ends[row] = torch.tensor(pair.answer(record.answer, kept))

@@ -92,7 +92,8 @@ class TaggingTask(RowEncoding):
             if kept is None:
                 faults.setdefault(row, f"no word fits among {self.spec.max_tokens} tokens")
                 continue
-            tokens[row, : len(kept)] = torch.tensor(encoding.ids, dtype=torch.int64)[kept]
+            ids = self.tokens.plain(encoding.ids, encoding.special_tokens_mask)
+            tokens[row, : len(kept)] = torch.tensor(ids, dtype=torch.int64)[kept]
             offsets = _offsets(encoding)
             firsts = first_tokens([offsets[old] for old in kept.tolist()], word_spans(words))
             for first, place in zip(firsts, places, strict=True):

@@ -78,9 +78,13 @@ def check(
             if exact and (not dear or not clear):
                 ex.widen(engine.model)
                 batch, other = ex.wide(batch), ex.wide(other)
+            state = {name: b.clone() for name, b in engine.model.named_buffers()}
             _losses(engine, batch, other)
+            if count == min(_LONG, records):
+                _lengths(engine, batch, bounded=bounded)
             if bounded:
                 _sums(engine, batch, together)
+            _require_same_state(engine, state)
     return many
 
 
@@ -158,6 +162,53 @@ def _losses(engine: GradientEngine, batch: Batch, other: Batch) -> None:
             "there are (an expert's capacity, a branch on the size of the batch, sorting); no "
             "per-unit bound holds"
         )
+
+
+def _lengths(engine: GradientEngine, batch: Batch, *, bounded: bool) -> None:
+    """Compare each record's loss beside longer ones with its loss alone, where it may be shorter.
+
+    The longest record's gradient is compared with that by plain autograd: the other tests of
+    gradients are made with short records.
+    """
+    with torch.no_grad():
+        beside = engine.losses(batch).double()
+        alone = torch.cat([engine.losses(row) for row in ex.rows_of(batch)]).double()
+    tolerance = _tolerance(engine, next(iter(engine.parameters)))
+
+    def close(one: Tensor, two: Tensor) -> bool:
+        scale = max(float(one.abs().max()), 1e-6)
+        return float((one - two).abs().max()) <= tolerance * scale
+
+    if not losses_agree(alone, beside, close):
+        raise CoupledRecordsError(
+            "H6: the loss of a record depends on how long the other records of its batch are "
+            "(positions made for the longest text, padding that is read); no per-unit bound holds. "
+            "Fill all rows to one length in the model"
+        )
+    sizes = engine.sizes(batch)
+    if not bounded or sizes is None:
+        return
+    row = ex.rows_of(batch)[int(sizes.argmax())]
+    plain = engine.plain_sum(row)
+    made = engine.clipped_sum(row, np.zeros(1, np.int64), 1, 4 * max(ex.norm_of(plain), 1.0))
+    apart = ex.norm_of([a - b for a, b in zip(made.tensors, plain, strict=True)])
+    if not apart <= tolerance * max(ex.norm_of(plain), 1e-6):
+        raise SelfTestError(
+            "H16: the gradient of the longest record differs from that by plain autograd: "
+            f"'{engine.mode}' does not treat long records as the model does"
+        )
+
+
+def _require_same_state(engine: GradientEngine, state: dict[str, Tensor]) -> None:
+    """Check that no buffer of the model was changed by the records that it read."""
+    now = dict(engine.model.named_buffers())
+    for name, before in state.items():
+        after = now.get(name)
+        if after is None or after.shape != before.shape or not torch.equal(after, before):
+            raise SelfTestError(
+                f"H7: the model keeps something of the records that it reads: the buffer '{name}' "
+                "changed; it would leave with the model, or change what other records contribute"
+            )
 
 
 def _sums(engine: GradientEngine, batch: Batch, together: int) -> None:

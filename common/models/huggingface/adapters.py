@@ -62,7 +62,8 @@ _NOT_IN_A_PLAN = (
     "task_type", "peft_type", "inference_mode", "base_model_name_or_path", "revision",
     "auto_mapping", "tokenizer_name_or_path", "tokenizer_kwargs", "prompt_tuning_init",
     "prompt_tuning_init_text", "peft_version", "target_modules", "r", "loftq_config",
-    "eva_config", "corda_config", "megatron_config", "megatron_core",
+    "eva_config", "corda_config", "megatron_config", "megatron_core", "velora_config",
+    "monteclora_config",
 )  # fmt: skip
 """Options that a plan says otherwise, or that read files, records or the network."""
 

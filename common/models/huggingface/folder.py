@@ -25,9 +25,18 @@ _AUTO = {
     "audio": "AutoModelForAudioClassification",
 }
 """The class of transformers that does a task."""
-_ELSEWHERE = {"auto_map", "custom_pipelines", "quantization_config", "transformers_weights"}
-_OFF = {"apply_spec_augment": False}
+_ELSEWHERE = {
+    "auto_map", "custom_pipelines", "quantization_config", "transformers_weights", "use_kernels",
+    "kernel_config",
+}  # fmt: skip
+_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation")
+"""Settings that may name a kernel of the Hub; torch's own are fine."""
+_OFF = {"apply_spec_augment": False, "router_jitter_noise": 0.0}
 """What transformers draws at random in training, and not from the plan's seed."""
+
+
+_UNKNOWN = "\u0001 \U0001f9ff \u6f22 \u0416zq\u014b"
+"""A text of which hardly a tokenizer knows every part."""
 
 
 def weights(options: HuggingFaceOptions) -> Path:
@@ -129,11 +138,13 @@ def tokens(options: HuggingFaceOptions, max_tokens: int) -> Tokens:
             "transformers writes with save_pretrained"
         )
     ids = _special(path)
-    return Tokens(
+    made = Tokens(
         path, max_tokens, padding=-1, start=ids["start"], end=ids["end"],
         mask=ids["mask"] if ids["mask"] is not None else 0,
-        special=tuple(sorted(ids["special"])), filler=ids["padding"],
+        special=tuple(sorted(ids["special"])), filler=ids["padding"], unknown=ids["unknown"],
     )  # fmt: skip
+    _require_any_text(path, made)
+    return made
 
 
 @lru_cache(maxsize=4)
@@ -166,8 +177,51 @@ def _read_special(path: Path) -> dict[str, Any]:
         "end": number("eos_token"),
         "mask": number("mask_token"),
         "padding": number("pad_token"),
+        "unknown": _unknown(value, settings),
         "special": set(known.values()),
     }
+
+
+def _elsewhere(config: dict[str, Any]) -> set[str]:
+    """Return the settings that read elsewhere, of a configuration and those within it."""
+    found = {key for key in _ELSEWHERE & set(config) if config[key]}
+    found |= {key for key in _KERNELS if config.get(key) not in (None, "sdpa", "eager")}
+    for value in config.values():
+        if isinstance(value, dict):
+            found |= _elsewhere(value)
+    return found
+
+
+def _unknown(value: dict[str, Any], settings: dict[str, Any]) -> int | None:
+    """Return the number of what a tokenizer does not know."""
+    model = value.get("model", {})
+    if isinstance(model.get("unk_id"), int):
+        return int(model["unk_id"])
+    name = model.get("unk_token") or settings.get("unk_token")
+    if isinstance(name, dict):
+        name = name.get("content")
+    for one in value.get("added_tokens", []):
+        if one["content"] == name:
+            return int(one["id"])
+    vocabulary = model.get("vocab")
+    return vocabulary.get(name) if isinstance(vocabulary, dict) else None
+
+
+def _require_any_text(path: Path, tokens: Tokens) -> None:
+    """Check that no record can hold a text that the tokenizer cannot read.
+
+    Raises:
+        PlanError: if it has no token for what it does not know.
+    """
+    try:
+        tokens.encode([_UNKNOWN])
+    except PlanError:
+        raise
+    except Exception as error:  # tokenizers raises nothing more special
+        raise PlanError(
+            f"{path}: it cannot read every text ({error}): name an 'unk_token' in it that its "
+            "vocabulary has"
+        ) from error
 
 
 def _require_plain(folder: Path) -> None:
@@ -180,7 +234,7 @@ def _require_plain(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise PlanError(f"{folder / 'config.json'}: cannot be read: {error}") from error
-    odd = _ELSEWHERE & set(config) if isinstance(config, dict) else {"no table"}
+    odd = _elsewhere(config) if isinstance(config, dict) else {"no table"}
     if odd:
         raise PlanError(
             f"{folder / 'config.json'}: '{min(odd)}' would have other weights or code read than "

@@ -79,6 +79,7 @@ class TokenNetwork(nn.Module):
         self.max_tokens = max_tokens
         self.task, self._precision = task, precision
         self._takes = _parameters_of(inner)
+        self._is_windowed = _has_window(inner.config)
         self._is_causal = not inner.config.is_encoder_decoder and any(
             getattr(part, "is_causal", False) for part in inner.modules()
         )
@@ -149,7 +150,8 @@ class TokenNetwork(nn.Module):
             tokens = _to_the_right(tokens)
         there = tokens != PADDING
         # transformers asks a mask [B, T] whether it hides anything, which has no answer in vmap.
-        mask = self._mask(there) if is_transformed(tokens) else there.long()
+        is_ready = is_transformed(tokens) and not self._is_windowed
+        mask = self._mask(there) if is_ready else there.long()
         given = {"input_ids": tokens.masked_fill(~there, self.padding), "attention_mask": mask}
         if types is not None and "token_type_ids" in self._takes:
             given["token_type_ids"] = functional.pad(types, (0, tokens.shape[1] - types.shape[1]))
@@ -245,6 +247,14 @@ def _parameters_of(inner: Any) -> frozenset[str]:
     """Return what a model's ``forward`` takes, that of the model within an adapter."""
     base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
     return frozenset(inspect.signature(base.forward).parameters)
+
+
+def _has_window(config: Any) -> bool:
+    """Return whether some layers attend to a part of a text, which a ready mask does not say."""
+    text = config.get_text_config()
+    names = ("sliding_window", "attention_chunk_size", "local_attention", "attention_window")
+    kinds = getattr(text, "layer_types", None) or ()
+    return any(getattr(text, name, None) for name in names) or len(set(kinds)) > 1
 
 
 def _size(value: Any) -> tuple[int, int] | None:

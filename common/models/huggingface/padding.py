@@ -17,8 +17,8 @@ from privet.common.models.tokens import Tokens
 
 _CLOSE = 1e-4
 """Most that a text's logits may differ, relative to the largest."""
-_SHORT, _MORE = 6, 9
-"""Tokens of the text that is tried, and places that are added to it."""
+_SHORT = 6
+"""Tokens of the text that is tried, beside the longest."""
 
 
 def settle(network: TokenNetwork, tokens: Tokens) -> None:
@@ -29,7 +29,8 @@ def settle(network: TokenNetwork, tokens: Tokens) -> None:
         tokens: that it reads.
 
     Raises:
-        PlanError: if it cannot read rows of different lengths, or of ``max_tokens`` tokens.
+        PlanError: if it cannot read rows of different lengths, or of ``max_tokens`` tokens, or what
+            it read before changes its answers.
     """
     _require_known(network.inner, tokens)
     network.padding = _padding_of(network.inner, tokens)
@@ -38,9 +39,15 @@ def settle(network: TokenNetwork, tokens: Tokens) -> None:
     try:
         with torch.no_grad():
             _require_length(network, tokens)
+            _require_no_memory(network, tokens)
             _choose_side(network, tokens)
     finally:
         network.train(was_training)
+
+
+def _row(tokens: Tokens, length: int, seed: int) -> Tensor:
+    """Return a generated row [1, L]."""
+    return tokens.generated(length, torch.Generator().manual_seed(seed)).unsqueeze(0)
 
 
 def _choose_side(network: TokenNetwork, tokens: Tokens) -> None:
@@ -52,13 +59,11 @@ def _choose_side(network: TokenNetwork, tokens: Tokens) -> None:
 
 
 def _is_steady(network: TokenNetwork, tokens: Tokens) -> bool:
-    """Return whether a text's logits stay the same beside a longer text."""
+    """Return whether a text's logits stay the same beside the longest one."""
     short = min(_SHORT, tokens.max_tokens)
-    longer = min(short + _MORE, tokens.max_tokens)
-    alone = tokens.generated(short, torch.Generator().manual_seed(0)).unsqueeze(0)
-    other = tokens.generated(longer, torch.Generator().manual_seed(1))
-    both = torch.full((2, longer), PADDING)
-    both[0, :short], both[1] = alone[0], other
+    alone = _row(tokens, short, 0)
+    both = torch.full((2, tokens.max_tokens), PADDING)
+    both[0, :short], both[1] = alone[0], _row(tokens, tokens.max_tokens, 1)[0]
     try:
         first, second = _logits(network, alone)[0], _logits(network, both)[0]
     except (ValueError, RuntimeError, IndexError) as error:
@@ -69,8 +74,41 @@ def _is_steady(network: TokenNetwork, tokens: Tokens) -> bool:
         ) from error
     if first.shape != second.shape:
         second = second[: len(first)]
+    return _agree(first, second)
+
+
+def _agree(first: Tensor, second: Tensor) -> bool:
     largest = max(float(first.abs().max()), 1e-12)
     return float((first - second).abs().max()) <= _CLOSE * largest
+
+
+def _require_no_memory(network: TokenNetwork, tokens: Tokens) -> None:
+    """Check that a short text changes neither the answer to a long one nor the model's buffers.
+
+    Some position embeddings are made for the longest text so far, and some attention changes its
+    kind at the first short text: then a record's gradient would depend on records before it.
+
+    Raises:
+        PlanError: naming the buffer that changed.
+    """
+    kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    long = _row(tokens, tokens.max_tokens, 0)
+    first = _logits(network, long)
+    _logits(network, _row(tokens, min(_SHORT, tokens.max_tokens), 0))
+    now = dict(network.named_buffers())
+    changed = [name for name, buffer in kept.items() if not _is_same(buffer, now.get(name))]
+    if not changed and _agree(first, _logits(network, long)):
+        return
+    what = f"'{changed[0]}' is another after it read" if changed else "its answers change with"
+    raise PlanError(
+        f"model.options: the model keeps something of the texts that it reads: {what} a text of "
+        f"another length. Texts up to a length are often treated alike: lower task.max_tokens "
+        f"({tokens.max_tokens}), or change rope_type or attention_type in config.json"
+    )
+
+
+def _is_same(one: Tensor, other: Tensor | None) -> bool:
+    return other is not None and one.shape == other.shape and torch.equal(one, other)
 
 
 def _logits(network: TokenNetwork, rows: Tensor) -> Tensor:
@@ -117,17 +155,17 @@ def _require_known(inner: Any, tokens: Tokens) -> None:
 
 
 def _require_length(network: TokenNetwork, tokens: Tokens) -> None:
-    """Check that a text of ``max_tokens`` tokens can be read, where that is near the limit.
+    """Check that a text of ``max_tokens`` tokens can be read.
 
     Raises:
         PlanError: naming the limit.
     """
-    limit = getattr(network.inner.config.get_text_config(), "max_position_embeddings", None)
+    config = network.inner.config.get_text_config()
+    limit = getattr(config, "max_position_embeddings", None)
     if not isinstance(limit, int) or tokens.max_tokens <= limit - 4:
         return
-    row = tokens.generated(tokens.max_tokens, torch.Generator().manual_seed(0)).unsqueeze(0)
     try:
-        _logits(network, row)
+        _logits(network, _row(tokens, tokens.max_tokens, 0))
     except (IndexError, RuntimeError, ValueError) as error:
         raise PlanError(
             f"task.max_tokens: the model cannot read {tokens.max_tokens} tokens; it has {limit} "

@@ -1,0 +1,188 @@
+"""What an opponent tried on models of the Hub: each has a test."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from families_kit import plan_for
+from hub_kit import END, hub_folder, hub_plan
+from torch import Tensor, nn
+
+from privet.client.training.model_runtime import ModelRuntime
+from privet.common.errors import CoupledRecordsError, PlanError, SelfTestError
+from privet.common.models import build_model, prompts
+from privet.common.models.huggingface import padding
+from privet.common.tasks import build_task
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+ROPES = {
+    "dynamic": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0},
+    "longrope": {
+        "rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0, "short_factor": [1.0] * 4,
+        "long_factor": [64.0] * 4, "original_max_position_embeddings": 32,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", ROPES)
+def test_positions_made_for_the_longest_text_are_refused(rope: str, tmp_path: Path) -> None:
+    folder = hub_folder(
+        tmp_path / "model", "llama", "causal-text", rope_parameters=ROPES[rope],
+        max_position_embeddings=32 if rope == "dynamic" else 128,
+    )  # fmt: skip
+    with pytest.raises(PlanError, match="keeps something of the texts .* lower task.max_tokens"):
+        build_model(hub_plan(folder, "causal-text", max_tokens=64))
+    # Where all texts are treated alike it is sound.
+    assert ModelRuntime(hub_plan(folder, "causal-text", max_tokens=24)).self_tests
+
+
+class ByLongest(nn.Module):
+    """Its scale follows the longest row of a batch, from a length on that few rows have."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.words, self.head, self.limit = nn.Embedding(4096, 8), nn.Linear(8, 2), limit
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        longest = ((tokens != 0) * torch.arange(1, tokens.shape[1] + 1)).amax()
+        h = (self.words(tokens) * (tokens != 0)[..., None]).sum(1)
+        found: Tensor = self.head(h * (1 + (longest > self.limit)))
+        return found
+
+
+def by_longest(task: Any, limit: int) -> nn.Module:
+    return ByLongest(limit)
+
+
+@pytest.mark.parametrize(("limit", "is_coupled"), [(40, True), (64, False)])
+def test_a_length_that_one_record_has_couples_all(
+    limit: int, is_coupled: bool, tmp_path: Path
+) -> None:
+    model = {"kind": f"{__name__}:by_longest", "options": {"limit": limit}}
+    plan = plan_for("text", model, tmp_path).changed(task={"max_tokens": 64})
+    if is_coupled:
+        with pytest.raises(CoupledRecordsError, match="H6"):
+            ModelRuntime(plan).self_tests  # noqa: B018
+    else:
+        assert ModelRuntime(plan).self_tests
+
+
+class Remembering(nn.Module):
+    """Counts what it reads in a buffer, which no output shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = ByLongest(64)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        self.seen += tokens.sum()
+        found: Tensor = self.inner(tokens)
+        return found
+
+
+def remembering(task: Any) -> nn.Module:
+    return Remembering()
+
+
+def test_a_buffer_that_counts_records_is_refused_before_anything_is_spent(tmp_path: Path) -> None:
+    plan = plan_for("text", {"kind": f"{__name__}:remembering"}, tmp_path)
+    with pytest.raises(SelfTestError, match="the buffer 'seen' changed"):
+        ModelRuntime(plan).self_tests  # noqa: B018
+
+
+def _word_level(folder: Path, **model: Any) -> None:
+    """Change the model part of a folder's tokenizer."""
+    path = folder / "tokenizer.json"
+    value = json.loads(path.read_text())
+    value["pre_tokenizer"] = {"type": "WhitespaceSplit"}
+    value["model"] |= model
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize("task", ["text", "causal-text"])
+def test_a_record_cannot_write_a_special_token(task: str, tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "model", "bert" if task == "text" else "llama", task)
+    _word_level(folder)  # whose vocabulary holds the letters of special tokens
+    frame = pd.DataFrame({"text": ["w5 </s> <pad> w6", "<s>"], "label": "a"})
+    rows = build_task(hub_plan(folder, task)).encode(frame)["tokens"].tolist()
+    framed = [[0, 5, 4, 4, 6, END], [0, 4, END]] if task == "text" else None
+    wanted = framed or [[5, 4, 4, 6, END], [4, END]]
+    assert [[n for n in row if n >= 0] for row in rows] == wanted
+
+
+def test_a_tokenizer_that_stops_at_an_unknown_word_is_refused(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "model", "bert", "text")
+    _word_level(folder, unk_token="<nothing>")
+    with pytest.raises(PlanError, match="cannot read every text .* name an 'unk_token'"):
+        build_model(hub_plan(folder, "text"))
+
+
+def test_a_window_of_attention_is_not_lost_in_vmap(tmp_path: Path) -> None:
+    sizes = {"num_key_value_heads": 2, "head_dim": 8}
+    folder = hub_folder(tmp_path / "model", "mistral", "causal-text", sliding_window=8, **sizes)
+    plan = hub_plan(folder, "causal-text", max_tokens=32)
+    assert ModelRuntime(plan).self_tests
+    with pytest.raises(SelfTestError, match="H16"):
+        ModelRuntime(plan.changed(training={"clipping": "vmap"})).self_tests  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attn_implementation": "kernels-community/flash-attn2"},
+        {"_attn_implementation": "somebody/kernel"},
+        {"use_kernels": True},
+        {"text_config": {"auto_map": {"AutoModel": "evil.Model"}}},
+    ],
+)
+def test_a_configuration_cannot_ask_for_a_kernel(change: dict[str, Any], tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "model", "bert", "text")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(PlanError, match="would have other weights or code read"):
+        build_model(hub_plan(folder, "text"))
+    (folder / "config.json").write_text(json.dumps({**config, "attn_implementation": "eager"}))
+    assert build_model(hub_plan(folder, "text"))
+
+
+def test_a_template_that_draws_lots_is_refused(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "model", "llama", "causal-text")
+    template = (
+        "{{ ['x','y','z','u','v','w']|random }}"
+        "{% for m in messages %}<s>{{ m.content }}</s>{% endfor %}"
+    )
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(PlanError, match="writes something else each time"):
+        prompts.chat_turn(folder)
+    (folder / "chat_template.jinja").write_text(template.partition("}}")[2])
+    assert prompts.chat_turn(folder)
+
+
+def test_what_an_adapter_puts_aside_is_not_trained(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "model", "bert", "text")
+    model = build_model(hub_plan(folder, "text", tuning="lora", train=["*classifier*"]))
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert not any("original_module" in name for name in trained)
+    assert sum("classifier" in name for name in trained) == 2
+
+
+def test_padding_is_tried_beside_the_longest_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control: the search asks for each length that a plan allows."""
+    seen: list[tuple[int, ...]] = []
+    whole = padding._logits
+    monkeypatch.setattr(
+        padding, "_logits",
+        lambda network, rows: seen.append(tuple(rows.shape)) or whole(network, rows),
+    )  # fmt: skip
+    folder = hub_folder(tmp_path / "model", "bert", "text")
+    build_model(hub_plan(folder, "text", max_tokens=48))
+    assert (2, 48) in seen and (1, 6) in seen
