@@ -30,6 +30,9 @@ _SIZES: dict[str, dict[str, Any]] = {
     "xlnet": {"d_model": 32, "n_layer": 1, "n_head": 4, "d_head": 8, "d_inner": 48},
     "fnet": {},
     "mistral": {},
+    "resnet": {
+        "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+    },
     "vit": {"image_size": 16, "patch_size": 4},
 }  # fmt: skip
 _USUAL = {
@@ -43,6 +46,7 @@ _TEXT = {
 _CLASSES = {
     "text": "SequenceClassification", "causal-text": "CausalLM", "masked-text": "MaskedLM",
     "text-to-text": "Seq2SeqLM", "image": "ImageClassification",
+    "question-answering": "QuestionAnswering",
 }  # fmt: skip
 
 SMALL_ADAPTERS: dict[str, dict[str, Any]] = {

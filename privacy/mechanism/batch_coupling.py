@@ -206,7 +206,7 @@ def _require_same_state(engine: GradientEngine, state: dict[str, Tensor]) -> Non
         after = now.get(name)
         if after is None or after.shape != before.shape or not torch.equal(after, before):
             raise SelfTestError(
-                f"H7: the model keeps something of the records that it reads: the buffer '{name}' "
+                f"H5: the model keeps something of the records that it reads: the buffer '{name}' "
                 "changed; it would leave with the model, or change what other records contribute"
             )
 

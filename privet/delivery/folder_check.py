@@ -65,7 +65,11 @@ def check_folder(trained: Trained, network: nn.Module, folder: Path, probe: Prob
     opened, opening = _open(trained, inner, folder)
     notes: list[str] = []
     with torch.no_grad(), in_float32(opened):
-        if probe.tokens is None:
+        if probe.is_batch:
+            _, name, note = agreeing_tokenizer(folder, probe)
+            notes += [note] if note else []
+            opening = (*opening, f'tokenizer = transformers.{name}.from_pretrained("OUT")')
+        if probe.tokens is None or probe.is_batch:
             off = _relative(_through(trained, network, opened), probe.outputs)
             how = "on generated batches of the task, not from files or texts"
         else:

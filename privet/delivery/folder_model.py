@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from privet.common.canonical import write_json
-from privet.common.errors import InputError
+from privet.common.errors import InputError, RunError
 from privet.common.models.text import joined
 from privet.common.plan import Plan
 
@@ -33,16 +33,24 @@ _PREPROCESSOR = "preprocessor_config.json"
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """Return a network whose adapters are merged into the layers they change, where they can be."""
-    for name, module in list(network.named_children()):
-        merge: Any = getattr(module, "merge_and_unload", None)
-        if merge is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
-                try:
-                    setattr(network, name, merge())
-                except (NotImplementedError, AttributeError, ValueError):
-                    continue  # a method that has no merged form is written as an adapter
+    """Return a network whose adapters are merged into the layers they change.
+
+    Raises:
+        RunError: if peft cannot merge one.
+    """
+    children: list[tuple[str, Any]] = list(network.named_children())
+    for name, module in children:
+        if not is_adapter(module) or module.active_peft_config.is_prompt_learning:
+            continue  # virtual tokens have no merged form, and are written as an adapter
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers
+            try:
+                setattr(network, name, module.merge_and_unload())
+            except (NotImplementedError, AttributeError, ValueError, RuntimeError) as error:
+                raise RunError(
+                    f"peft cannot merge this adapter into its model: {error}. Nothing was written; "
+                    "the run's folder holds the trained parameters"
+                ) from error
     return network
 
 
@@ -101,7 +109,10 @@ def _settle(base: Any) -> None:
     kinds = {p.dtype for p in base.parameters() if p.is_floating_point()}
     if len(kinds) > 1:  # a folder has one, and the smaller would cut the other's numbers
         base.float()
-    words, head = base.get_input_embeddings(), base.get_output_embeddings()
+    try:
+        words, head = base.get_input_embeddings(), base.get_output_embeddings()
+    except NotImplementedError:  # it reads images, and has no tables of words
+        return
     same = words is not None and head is not None and head.weight is words.weight
     if head is not None and not same and getattr(base.config, "tie_word_embeddings", False):
         base.config.tie_word_embeddings = False

@@ -179,7 +179,7 @@ def _settle(task: Any, tokens: Tokens, out: Path, *, is_left: bool) -> None:
     }
     if task.kind != "causal-text":  # texts that are continued are padded at the left
         settings["padding_side"] = "left" if is_left else "right"
-    if task.kind == "text":
+    if task.kind in ("text", "token-classification", "question-answering"):
         settings["split_special_tokens"] = True
     if settings.get("pad_token") is None and (name := _padding(tokens, out)) is not None:
         settings["pad_token"] = name

@@ -43,6 +43,8 @@ class Probe:
         outputs: of each record, [P, V] or [K]; without tokens those of the whole batch.
         is_left: whether padding goes before a text.
         is_fixed: whether every text is filled to ``max_tokens``.
+        is_batch: whether the outputs are of a generated batch, and the texts only tell what the
+            tokenizer makes of them.
     """
 
     tokens: Tokens | None
@@ -56,6 +58,7 @@ class Probe:
     chat: bool = False
     is_left: bool = False
     is_fixed: bool = False
+    is_batch: bool = False
 
 
 def probe(trained: Trained, network: nn.Module) -> Probe:
@@ -69,7 +72,13 @@ def probe(trained: Trained, network: nn.Module) -> Probe:
     with torch.no_grad(), in_float32(network):
         if isinstance(task, TokenTask) and task.kind in _TEXTS:
             return _of_texts(trained, network)
-        return Probe(None, outputs=outputs_of(trained, network))
+        outputs = outputs_of(trained, network)
+        if not isinstance(task, TokenTask) or not task.texts:
+            return Probe(None, outputs=outputs)
+        tokens = tokens_for(trained.plan.model, task.max_tokens)
+        texts = generated_texts(tokens, task.max_tokens, marks=True)
+        wanted = [_unpadded(row, tokens) for row in tokens.numbers(texts).tolist()]
+        return Probe(tokens, texts, wanted=wanted, outputs=outputs, is_batch=True)
 
 
 def outputs_of(trained: Trained, network: nn.Module) -> list[Tensor]:

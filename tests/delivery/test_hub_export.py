@@ -12,6 +12,7 @@ from hub_kit import EACH_ADAPTER, SMALL_ADAPTERS, hub_folder, hub_plan
 
 from privet.common.errors import RunError
 from privet.common.models import initial_model
+from privet.delivery import export as export_module
 from privet.delivery.export import export
 from privet.delivery.folder_check import FolderCheck
 from privet.delivery.trained import Trained
@@ -69,3 +70,46 @@ def test_another_side_of_padding_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="answers otherwise"):
         export(trained, tmp_path / "out", "")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "tuning"), [("roberta", "ia3"), ("deberta-v2", "loha"), ("bart", "vera")]
+)
+def test_a_head_of_several_layers_is_delivered(family: str, tuning: str, tmp_path: Path) -> None:
+    trained = trained_of(tmp_path / "model", family, "text", tuning=tuning)
+    found = export(trained, tmp_path / "out", "")
+    assert found["folder_off"] <= 1e-4 and "adapter" not in found["files"]
+
+
+def test_a_convolutional_model_is_delivered(tmp_path: Path) -> None:
+    folder = hub_folder(tmp_path / "model", "resnet", "image")
+    plan = hub_plan(folder, "image")
+    plan = plan.changed(model={"batch_norm": "frozen"})
+    trained = Trained(plan, initial_model(plan), {"names": "[]"}, folder)
+    assert export(trained, tmp_path / "out", "")["folder_off"] <= 1e-4
+    # A group norm is in no configuration of transformers.
+    plan = plan.changed(model={"batch_norm": "group"})
+    trained = Trained(plan, initial_model(plan), {"names": "[]"}, folder)
+    with pytest.raises(RunError, match="answers otherwise"):
+        export(trained, tmp_path / "other", "")
+
+
+def test_the_tokenizer_of_another_task_is_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = trained_of(tmp_path / "model", "bert", "question-answering")
+    assert export(trained, tmp_path / "out", "")["folder_off"] <= 1e-4
+    # The control: a tokenizer that reads other numbers.
+    whole = export_module.write_tokenizer
+
+    def spoilt(trained: Trained, out: Path, probe: Any) -> None:
+        whole(trained, out, probe)
+        path = out / "tokenizer.json"
+        value = json.loads(path.read_text())
+        vocabulary = value["model"]["vocab"]
+        vocabulary["w5"], vocabulary["w6"] = vocabulary["w6"], vocabulary["w5"]
+        path.write_text(json.dumps(value))
+
+    monkeypatch.setattr(export_module, "write_tokenizer", spoilt)
+    with pytest.raises(RunError, match="the tokenizer of the exported folder is not that of"):
+        export(trained, tmp_path / "other", "")

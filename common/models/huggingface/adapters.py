@@ -50,12 +50,14 @@ _LORAS = ("lora", "dora", "rslora")
 TASKS = {
     "text": "SEQ_CLS",
     "token-classification": "TOKEN_CLS",
-    "question-answering": "QUESTION_ANS",
     "causal-text": "CAUSAL_LM",
     "text-to-text": "SEQ_2_SEQ_LM",
     "masked-text": "FEATURE_EXTRACTION",
 }
-"""What peft calls a task; it has no word for the others."""
+"""What peft calls a task, where virtual tokens go before a text.
+
+It has no word for images and sound, and forgets the types of a pair's tokens for questions.
+"""
 _HEADLESS = ("causal-text", "masked-text", "text-to-text")
 """Tasks whose head comes with the model, and is no fresh one."""
 _NOT_IN_A_PLAN = (
@@ -102,16 +104,17 @@ def adapt(model: Any, task: str, options: AdapterOptions) -> Any:
         )
     if adapter.layers == "none" and task not in TASKS:
         raise PlanError(
-            f"model.options.tuning: '{options.tuning}' puts virtual tokens before a text, and task "
-            f"'{task}' has none"
+            f"model.options.tuning: '{options.tuning}' puts virtual tokens before a text, which "
+            f"task '{task}' does not allow"
         )
     known: dict[str, Any] = {one.name: one for one in fields(made)}
     settings = _settings(adapter, known, options)
-    if task in TASKS:
+    if adapter.layers == "none":
         settings["task_type"] = TASKS[task]
     fresh = [] if task in _HEADLESS else heads(model)
     if "modules_to_save" in known and adapter.layers != "none":
-        settings["modules_to_save"] = [*settings.get("modules_to_save", ()), *fresh] or None
+        parts = [*(settings.get("modules_to_save") or ()), *_layers_of(model, fresh)]
+        settings["modules_to_save"] = parts or None
     if adapter.layers == "none":
         settings = {**_sizes(model, known), **settings}
     elif "target_modules" in known:
@@ -131,6 +134,19 @@ def adapt(model: Any, task: str, options: AdapterOptions) -> Any:
         for name in fresh:
             model.get_submodule(name).requires_grad_(True)
     return adapted
+
+
+def _layers_of(model: Any, parts: list[str]) -> list[str]:
+    """Return the names of the layers of parts of a model that hold parameters themselves.
+
+    peft cannot put a part of several layers back where an adapter is merged.
+    """
+    return [
+        f"{part}.{name}".rstrip(".")
+        for part in parts
+        for name, layer in model.get_submodule(part).named_modules()
+        if any(True for _ in layer.parameters(recurse=False))
+    ]
 
 
 def _require_targets(model: Any, targets: list[str]) -> None:

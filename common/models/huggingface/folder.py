@@ -50,10 +50,11 @@ def weights(options: HuggingFaceOptions) -> Path:
         PlanError: if the weights have another digest, or the settings would have more read.
     """
     path = folder_of(options) / "model.safetensors"
+    _require_folder(path.parent)
     if not path.is_file():
         raise DataMissingError(
-            f"{path}: there is no such file. Get a model's folder on a machine with a network, by "
-            "`hf download NAME --local-dir FOLDER`, and copy it here; only safetensors are read"
+            f"{path}: there is no such file; only safetensors are read. Where the folder has "
+            "pytorch_model.bin, open it once with transformers and save it with save_pretrained"
         )
     if options.sha256 is not None and digest_of(path) != f"sha256:{options.sha256}":
         raise PlanError(f"{path}: these are not the weights that model.options.sha256 names")
@@ -84,6 +85,7 @@ def load(path: Path, task: TaskSpec) -> Any:
         config = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **more
         )
+        _require_same_order(path, task)
         _make_steady(config)
         # Checkpoints in 16 bits, too: bounds of gradients would not be exact in them (H16).
         return getattr(transformers, _AUTO[task.kind]).from_pretrained(
@@ -95,11 +97,31 @@ def load(path: Path, task: TaskSpec) -> Any:
             use_safetensors=True,
             ignore_mismatched_sizes=bool(more),
         )
+    except PlanError:
+        raise
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise PlanError(
             f"{path}: transformers cannot load it for '{task.kind}': {reason}"
         ) from error
+
+
+def _require_same_order(path: Path, task: TaskSpec) -> None:
+    """Check that a folder's classifier does not have the plan's classes in another order.
+
+    Raises:
+        PlanError: naming the folder's order. A head would begin with its answers exchanged.
+    """
+    value = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    named = value.get("id2label")
+    if not task.labels or not isinstance(named, dict):
+        return
+    theirs = [str(named[key]) for key in sorted(named, key=int)]
+    if sorted(theirs) == sorted(task.labels) and theirs != list(task.labels):
+        raise PlanError(
+            f"task.classes: the model of {path} has these classes in another order; write "
+            f"classes = {json.dumps(theirs, ensure_ascii=False)}"
+        )
 
 
 def _make_steady(config: Any) -> None:
@@ -132,6 +154,7 @@ def tokens(options: HuggingFaceOptions, max_tokens: int) -> Tokens:
     """
     folder = folder_of(options)
     path = folder / "tokenizer.json"
+    _require_folder(folder)
     if not path.is_file():
         raise DataMissingError(
             f"{path}: there is no such file; model.options.folder needs a fast tokenizer, which "
@@ -180,6 +203,25 @@ def _read_special(path: Path) -> dict[str, Any]:
         "unknown": _unknown(value, settings),
         "special": set(known.values()),
     }
+
+
+def _require_folder(folder: Path) -> None:
+    """Check that a folder holds a model, and no adapter of one.
+
+    Raises:
+        DataMissingError: if it is no folder.
+        PlanError: if it holds an adapter.
+    """
+    if not folder.is_dir():
+        raise DataMissingError(
+            f"model.options.folder: '{folder}' is no folder on this machine. Get one on a machine "
+            "with a network, by `hf download NAME --local-dir FOLDER`, and copy it here"
+        )
+    if (folder / "adapter_config.json").exists():
+        raise PlanError(
+            f"{folder}: it holds an adapter; join it with its model (merge_and_unload) and save "
+            "that"
+        )
 
 
 def _elsewhere(config: dict[str, Any]) -> set[str]:
@@ -239,11 +281,6 @@ def _require_plain(folder: Path) -> None:
         raise PlanError(
             f"{folder / 'config.json'}: '{min(odd)}' would have other weights or code read than "
             "model.safetensors; take it out, or save the model whole"
-        )
-    if (folder / "adapter_config.json").exists():
-        raise PlanError(
-            f"{folder}: it holds an adapter; join it with its model (merge_and_unload) and save "
-            "that"
         )
 
 

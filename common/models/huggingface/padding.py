@@ -67,7 +67,7 @@ def _is_steady(network: TokenNetwork, tokens: Tokens) -> bool:
     try:
         first, second = _logits(network, alone)[0], _logits(network, both)[0]
     except (ValueError, RuntimeError, IndexError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise PlanError(
             f"model.options: the model cannot read texts of different lengths: {reason}"
             f"{_hint(network.inner)}"
@@ -94,9 +94,9 @@ def _require_no_memory(network: TokenNetwork, tokens: Tokens) -> None:
     kept = {name: buffer.clone() for name, buffer in network.named_buffers()}
     long = _row(tokens, tokens.max_tokens, 0)
     first = _logits(network, long)
+    changed = _changed(network, kept)
     _logits(network, _row(tokens, min(_SHORT, tokens.max_tokens), 0))
-    now = dict(network.named_buffers())
-    changed = [name for name, buffer in kept.items() if not _is_same(buffer, now.get(name))]
+    changed += _changed(network, kept)
     if not changed and _agree(first, _logits(network, long)):
         return
     what = f"'{changed[0]}' is another after it read" if changed else "its answers change with"
@@ -105,6 +105,11 @@ def _require_no_memory(network: TokenNetwork, tokens: Tokens) -> None:
         f"another length. Texts up to a length are often treated alike: lower task.max_tokens "
         f"({tokens.max_tokens}), or change rope_type or attention_type in config.json"
     )
+
+
+def _changed(network: TokenNetwork, kept: dict[str, Tensor]) -> list[str]:
+    now = dict(network.named_buffers())
+    return [name for name, buffer in kept.items() if not _is_same(buffer, now.get(name))]
 
 
 def _is_same(one: Tensor, other: Tensor | None) -> bool:
@@ -128,8 +133,8 @@ def _padding_of(inner: Any, tokens: Tokens) -> int:
     """Return the token that fills rows: the model's own, or its tokenizer's, or any."""
     config = inner.config
     found = getattr(config, "pad_token_id", None)
-    if found is None and tokens.filler is not None:
-        found = config.pad_token_id = tokens.filler
+    if found is None:  # GPT-2 and LLaMA have an end and no padding, which then is the same
+        found = config.pad_token_id = tokens.filler if tokens.filler is not None else tokens.end
     return 0 if found is None or found < 0 else int(found)
 
 
@@ -160,14 +165,18 @@ def _require_length(network: TokenNetwork, tokens: Tokens) -> None:
     Raises:
         PlanError: naming the limit.
     """
-    config = network.inner.config.get_text_config()
-    limit = getattr(config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or tokens.max_tokens <= limit - 4:
-        return
     try:
         _logits(network, _row(tokens, tokens.max_tokens, 0))
     except (IndexError, RuntimeError, ValueError) as error:
+        limit = getattr(network.inner.config, "max_position_embeddings", None)
+        virtual = getattr(
+            getattr(network.inner, "active_peft_config", None), "num_virtual_tokens", 0
+        )
+        if not isinstance(limit, int) or tokens.max_tokens + virtual <= limit - 4:
+            reason = str(error).strip().partition("\n")[0]
+            raise PlanError(f"model.options: the model cannot read a text: {reason}") from error
+        more = f" and the adapter's {virtual} virtual ones" if virtual else ""
         raise PlanError(
-            f"task.max_tokens: the model cannot read {tokens.max_tokens} tokens; it has {limit} "
-            "positions, of which some models leave the first two free"
+            f"task.max_tokens: the model cannot read {tokens.max_tokens} tokens{more}; it has "
+            f"{limit} positions, of which some models leave the first two free"
         ) from error

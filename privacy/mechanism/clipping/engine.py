@@ -264,7 +264,7 @@ class GradientEngine:
         self._method.close()
         if not self._next():
             return False
-        _LOG.warning("clipping continues with %s: %s", self.mode, why)
+        _LOG.info("clipping continues with %s: %s", self.mode, why)
         return True
 
     @property
