@@ -72,8 +72,9 @@ def _shrink(config: Any, depth: int = 0) -> None:
             setattr(config, name, kinds[:1] + kinds[-1:])
     if hasattr(config, "num_labels"):
         config.num_labels = CLASSES
-    if hasattr(config, "out_features"):  # of all its stages, of which there are fewer now
-        config._out_features = config._out_indices = None
+    for name in list(vars(config)):  # of all its stages, of which there are fewer now
+        if name.endswith(("out_features", "out_indices")):
+            setattr(config, name, None)
 
 
 def tiny(kind: str, name: str, **changes: Any) -> nn.Module:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.plan import Plan
+from privet.simulations.model_step import step_of
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _LIMIT_S = 300
@@ -57,15 +58,12 @@ def peaks(plan: Plan) -> tuple[int, int] | None:
 def main() -> None:
     """Measure the plan on standard input."""
     told: dict[str, Any] = json.load(sys.stdin)
-    # Not above: the parent needs none of it.
-    from privet.simulations.model_check import step_of
-
     step = step_of(Plan.parse(told["plan"]), is_private=told["is_private"])
     gc.collect()
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
     before = _resident("VmRSS")
-    _RESET.write_text("5")  # the peak begins anew here (proc_pid_clear_refs(5))
+    _RESET.write_text("5")  # the peak starts here (proc_pid_clear_refs(5))
     for _ in range(2):
         step()
     print(max(0, _resident("VmHWM") - before))

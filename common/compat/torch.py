@@ -58,7 +58,7 @@ def adam(parameters: Sequence[Tensor], rate: float) -> torch.optim.Optimizer:
     return _Adam(parameters, lr=rate)
 
 
-# Around each of these methods torch tells its compiler to stay away, and loads it to tell it.
+# Around each of these methods torch keeps its compiler away, and loads it for that.
 # ``__wrapped__`` is the method itself. The public way is torch's own classes, seconds later.
 _ADD = inspect.unwrap(torch.optim.Optimizer.add_param_group)
 _ZERO = inspect.unwrap(torch.optim.Optimizer.zero_grad)

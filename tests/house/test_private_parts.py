@@ -46,6 +46,7 @@ PRIVATE = (
 """Modules and operators that no page names, though their package's does."""
 TEXTS = {
     "_type": "of in-toto's statements",
+    "_attn_implementation": "a key of a model's config.json, which is refused",
     "_key": "a column of Privet's own",
     "_reverse": "of a recurrent layer's weights, as the page of nn.LSTM has them",
 }
