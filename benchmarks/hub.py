@@ -17,6 +17,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -173,25 +174,31 @@ def _padding(network: Any) -> str:
     return "left" if getattr(network, "is_left", False) else ""
 
 
+def _row(trial: Trial, found: dict[str, Any]) -> Row:
+    """Return the row of a trial, and print it."""
+    is_exact = max(found.get("error", 1.0), found.get("error_of_sum", 1.0)) <= EXACT
+    said = found.get("why") or f"{found['error']:.0e} {' '.join(found['layers'])}"
+    tell(f"{trial.name:50} {found['way']:12} {said[:120]}")
+    return row(
+        trial.name, found.get("error", float("nan")), "", None, None, is_exact=is_exact,
+        family=trial.family, kind=trial.kind, tuning=trial.tuning, **found,
+    )  # fmt: skip
+
+
 def main() -> None:
     """Try them, print a row each, and the counts."""
     asked = parser(__doc__)
     asked.add_argument("--only", default="", help="families whose name has this in it")
+    asked.add_argument("--jobs", type=int, default=1, help="how many are tried at once")
     asked.add_argument("--page", type=Path, help="write the tables to this file")
     given = asked.parse_args()
     import transformers  # once, before the processes are forked
 
     del transformers
-    rows: list[Row] = []
-    for trial in trials(given.only, quick=given.quick):
-        found = in_a_process(lambda trial=trial: tried(trial))  # type: ignore[misc]
-        is_exact = max(found.get("error", 1.0), found.get("error_of_sum", 1.0)) <= EXACT
-        said = found.get("why") or f"{found['error']:.0e} {' '.join(found['layers'])}"
-        tell(f"{trial.name:50} {found['way']:12} {said[:120]}")
-        rows.append(
-            row(trial.name, found.get("error", float("nan")), "", None, None, is_exact=is_exact,
-                family=trial.family, kind=trial.kind, tuning=trial.tuning, **found)
-        )  # fmt: skip
+    chosen = list(trials(given.only, quick=given.quick))
+    with ThreadPoolExecutor(given.jobs) as pool:
+        outcomes = pool.map(lambda trial: in_a_process(lambda: tried(trial)), chosen)
+        rows = [_row(trial, found) for trial, found in zip(chosen, outcomes, strict=True)]
     trained = [item for item in rows if "error" in item]
     summary = {
         "tried": len(rows),
