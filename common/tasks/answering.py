@@ -192,7 +192,8 @@ class AnsweringTask(RowEncoding):
         tokens = self.tokens.random(records, generator)
         there = tokens != self.tokens.padding
         order = there.cumsum(1)
-        context = there & (order > (order[:, -1:] + 2) // 3)
+        framed = torch.isin(tokens, torch.tensor(self.tokens.special, dtype=tokens.dtype))
+        context = there & ~framed & (order > (order[:, -1:] + 2) // 3)
         drawn = torch.rand((2, *tokens.shape), generator=generator).masked_fill(~context, -1.0)
         ends = drawn.argmax(2).sort(0).values
         ends = ends.masked_fill(~context.any(1), NO_ANSWER)

@@ -76,6 +76,7 @@ def test_freetds_says_beside_pymssqls_number_what_failed(closed: int) -> None:
             server="127.0.0.1", port=str(closed), user="x", password="x", login_timeout=5
         )
     assert "DB-Lib error message" in str(nobody.value)
-    assert sql_server_numbers(nobody.value)[0] in (20009, 20002)
+    # On a busy machine the connection is found dead (20047) before it is found closed.
+    assert sql_server_numbers(nobody.value)[0] in (20009, 20002, 20047)
     plain = pymssql.Error(18456, b"Login failed. DB-Lib error message 20018, severity 14:\n")
     assert sql_server_numbers(plain) == [18456, 20018]

@@ -663,7 +663,7 @@ def test_what_records_share_is_so_also_where_they_have_one_place(layer: Any) -> 
 
 def test_a_batch_norm_that_trains_is_refused_also_later() -> None:
     model = Around(nn.BatchNorm1d(WIDTH), channels)
-    with pytest.raises(CoupledRecordsError, match=r"'layer' \(BatchNorm1d\).*GroupNorm"):
+    with pytest.raises(CoupledRecordsError, match=r"'layer' \(BatchNorm1d\).*group norms"):
         GradientEngine(model, loss_of)
     model.layer.eval()
     engine = GradientEngine(model, loss_of)
