@@ -73,7 +73,7 @@ def _shrink(config: Any, depth: int = 0) -> None:
     if hasattr(config, "num_labels"):
         config.num_labels = CLASSES
     for name in list(vars(config)):  # of all its stages, of which there are fewer now
-        if name.endswith(("out_features", "out_indices")):
+        if name.startswith("_") and name.endswith(("out_features", "out_indices")):
             setattr(config, name, None)
 
 
