@@ -33,7 +33,7 @@ def settle(network: TokenNetwork, tokens: Tokens) -> None:
             it read before changes its answers.
     """
     _require_known(network.inner, tokens)
-    network.padding = _padding_of(network.inner, tokens)
+    network.padding = _padding_of(network, tokens)
     was_training = network.training
     network.eval()
     try:
@@ -129,12 +129,15 @@ def _logits(network: TokenNetwork, rows: Tensor) -> Tensor:
     return logits
 
 
-def _padding_of(inner: Any, tokens: Tokens) -> int:
+def _padding_of(network: TokenNetwork, tokens: Tokens) -> int:
     """Return the token that fills rows: the model's own, or its tokenizer's, or any."""
-    config = inner.config
+    config = network.inner.config
     found = getattr(config, "pad_token_id", None)
-    if found is None:  # GPT-2 and LLaMA have an end and no padding, which then is the same
-        found = config.pad_token_id = tokens.filler if tokens.filler is not None else tokens.end
+    if found is None and tokens.filler is not None:
+        found = config.pad_token_id = tokens.filler
+    elif found is None and network.task == "text":
+        # A classifier must know it; GPT-2 and LLaMA have an end, which is as good.
+        found = config.pad_token_id = tokens.end
     return 0 if found is None or found < 0 else int(found)
 
 
