@@ -22,6 +22,7 @@ from privet.common.sections.task_base import TokenTask
 PADDING = -1
 """What fills a row of tokens: no number of a tokenizer, so that it is never taken for text."""
 
+_PREPROCESSOR = "preprocessor_config.json"
 _EPSILON = 1e-7
 
 
@@ -39,9 +40,9 @@ def around(inner: Any, task: TaskSpec, options: HuggingFaceOptions, path: Path) 
     """
     precision = torch.bfloat16 if options.precision == "bfloat16" else None
     if isinstance(task, ImageTaskSpec):
-        return PixelNetwork(inner, task.image.channels, _json(path / "preprocessor_config.json"))
+        return PixelNetwork(inner, task.image.channels, path / _PREPROCESSOR, precision)
     if isinstance(task, AudioTaskSpec):
-        return WaveNetwork(inner, _json(path / "preprocessor_config.json"))
+        return WaveNetwork(inner, path / _PREPROCESSOR, precision)
     assert isinstance(task, TokenTask)
     network = TokenNetwork(inner, task.kind, task.max_tokens, precision)
     if task.kind == "text-to-text" and network.start is None:
@@ -51,7 +52,25 @@ def around(inner: Any, task: TaskSpec, options: HuggingFaceOptions, path: Path) 
     return network
 
 
-class TokenNetwork(nn.Module):
+class _Network(nn.Module):
+    """What all networks share: a model of transformers, and its precision in training.
+
+    Args:
+        inner: the model.
+        precision: of its layers during training; None is that of its parameters.
+    """
+
+    def __init__(self, inner: Any, precision: torch.dtype | None) -> None:
+        super().__init__()
+        self.inner = inner
+        self._precision = precision
+
+    def _autocast(self, like: Tensor) -> torch.autocast:
+        precision = self._precision if self.training else None
+        return torch.autocast(like.device.type, precision, enabled=precision is not None)
+
+
+class TokenNetwork(_Network):
     """A model that reads tokens, of which -1 is padding.
 
     Attributes:
@@ -68,8 +87,7 @@ class TokenNetwork(nn.Module):
     def __init__(
         self, inner: Any, task: str, max_tokens: int, precision: torch.dtype | None
     ) -> None:
-        super().__init__()
-        self.inner = inner
+        super().__init__(inner, precision)
         configs = (inner.config, getattr(inner, "generation_config", None))
         starts = [getattr(config, "decoder_start_token_id", None) for config in configs]
         self.start = next((start for start in starts if start is not None), None)
@@ -77,7 +95,7 @@ class TokenNetwork(nn.Module):
         self.is_left = False
         self.is_fixed = False
         self.max_tokens = max_tokens
-        self.task, self._precision = task, precision
+        self.task = task
         self._takes = _parameters_of(inner)
         self._is_windowed = _has_window(inner.config)
         self._is_causal = not inner.config.is_encoder_decoder and any(
@@ -166,26 +184,27 @@ class TokenNetwork(nn.Module):
         lowest = torch.finfo(torch.float32).min
         return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, lowest)
 
-    def _autocast(self, tokens: Tensor) -> torch.autocast:
-        precision = self._precision if self.training else None
-        return torch.autocast(tokens.device.type, precision, enabled=precision is not None)
 
-
-class PixelNetwork(nn.Module):
+class PixelNetwork(_Network):
     """A model that reads images, in the size and scale that it was trained with before.
 
     Args:
         inner: the model of transformers.
         channels: C of the task's images.
-        settings: of the folder's ``preprocessor_config.json``; empty if it has none.
+        settings: the folder's ``preprocessor_config.json``, if it has one.
+        precision: see :class:`_Network`.
+
+    Raises:
+        PlanError: if the model reads other channels, or the settings cannot be used.
     """
 
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, inner: Any, channels: int, settings: dict[str, Any]) -> None:
-        super().__init__()
-        self.inner = inner
+    def __init__(
+        self, inner: Any, channels: int, settings: Path, precision: torch.dtype | None
+    ) -> None:
+        super().__init__(inner, precision)
         wanted = getattr(inner.config, "num_channels", channels)
         if channels not in (1, wanted):
             raise PlanError(
@@ -194,8 +213,10 @@ class PixelNetwork(nn.Module):
         self.channels = wanted
         self.size = _size(getattr(inner.config, "image_size", None))
         for name, key, usual in (("mean", "image_mean", 0.5), ("deviation", "image_std", 0.5)):
-            values = torch.tensor(settings.get(key, [usual] * wanted), dtype=torch.float32)
-            self.register_buffer(name, values.view(-1, 1, 1), persistent=False)
+            values = _of_channels(settings, key, usual, wanted)
+            self.register_buffer(name, values, persistent=False)
+        if not (self.deviation > 0).all():
+            raise PlanError(f"{settings}: 'image_std' must be above 0")
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Map pixels [B, C, H, W] in [-1, 1] to logits [B, K]."""
@@ -203,36 +224,38 @@ class PixelNetwork(nn.Module):
         if self.size is not None and tuple(read.shape[2:]) != self.size:
             read = functional.interpolate(read, self.size, mode="bilinear", align_corners=False)
         read = ((read + 1) / 2 - self.mean) / self.deviation
-        return self.inner(pixel_values=read).logits  # type: ignore[no-any-return]
+        with self._autocast(read):
+            return self.inner(pixel_values=read).logits.float()  # type: ignore[no-any-return]
 
 
-class WaveNetwork(nn.Module):
+class WaveNetwork(_Network):
     """A model that reads samples of sound.
 
     Args:
         inner: the model of transformers.
-        settings: of the folder's ``preprocessor_config.json``; empty if it has none.
+        settings: the folder's ``preprocessor_config.json``, if it has one.
+        precision: see :class:`_Network`.
 
     Raises:
         PlanError: if the model reads something else of a sound than its samples.
     """
 
-    def __init__(self, inner: Any, settings: dict[str, Any]) -> None:
-        super().__init__()
-        self.inner = inner
+    def __init__(self, inner: Any, settings: Path, precision: torch.dtype | None) -> None:
+        super().__init__(inner, precision)
         if "input_values" not in _parameters_of(inner):
             raise PlanError(
                 f"model.options: '{inner.config.model_type}' reads a spectrum of a sound; models "
                 "that read samples, as wav2vec2, Hubert and WavLM do, can be trained"
             )
-        self.is_scaled = bool(settings.get("do_normalize", False))
+        self.is_scaled = bool(_json(settings).get("do_normalize", False))
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Map samples [B, S] in [-1, 1] to logits [B, K]."""
         if self.is_scaled:  # as transformers' Wav2Vec2FeatureExtractor does
             deviation, mean = torch.var_mean(waveform, 1, keepdim=True, correction=0)
             waveform = (waveform - mean) / torch.sqrt(deviation + _EPSILON)
-        return self.inner(input_values=waveform).logits  # type: ignore[no-any-return]
+        with self._autocast(waveform):
+            return self.inner(input_values=waveform).logits.float()  # type: ignore[no-any-return]
 
 
 def _to_the_right(rows: Tensor) -> Tensor:
@@ -262,6 +285,22 @@ def _size(value: Any) -> tuple[int, int] | None:
     if isinstance(value, int):
         return value, value
     return tuple(value) if isinstance(value, list | tuple) else None
+
+
+def _of_channels(path: Path, key: str, usual: float, channels: int) -> Tensor:
+    """Return a setting with a number for each channel, [C, 1, 1].
+
+    Raises:
+        PlanError: if it is something else.
+    """
+    value = _json(path).get(key, [usual] * channels)
+    try:
+        found = torch.tensor(value, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(f"{path}: '{key}' must be a list of numbers") from error
+    if found.shape != (channels,) or not found.isfinite().all():
+        raise PlanError(f"{path}: '{key}' must have a number for each of {channels} channels")
+    return found.view(-1, 1, 1)
 
 
 def _json(path: Path) -> dict[str, Any]:
