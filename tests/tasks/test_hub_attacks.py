@@ -11,6 +11,7 @@ import pytest
 import torch
 from families_kit import plan_for
 from hub_kit import END, hub_folder, hub_plan
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from privet.client.training.model_runtime import ModelRuntime
@@ -206,6 +207,18 @@ def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
         build_model(plan)
     assert build_model(plan.changed(task={"classes": ["b", "a", "c"]}))
     assert build_model(plan.changed(task={"classes": ["x", "y"]}))
+
+
+@pytest.mark.parametrize(("theirs", "is_kept"), [("abc", True), ("xyz", False), (None, True)])
+def test_a_head_for_other_classes_is_fresh(
+    theirs: str | None, is_kept: bool, tmp_path: Path
+) -> None:
+    names = {"id2label": dict(enumerate(theirs))} if theirs else {}
+    folder = hub_folder(tmp_path / "model", "bert", "text", num_labels=3, **names)
+    saved = load_file(folder / "model.safetensors")["classifier.weight"]
+    plan = hub_plan(folder, "text").changed(seed=5)  # the folder was made with another
+    built = dict(build_model(plan).named_parameters())
+    assert torch.equal(built["inner.classifier.weight"], saved) == is_kept
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "ia3", "prompt"])

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from privet.common.errors import DataMissingError, PlanError
+from privet.common.models.huggingface.adapters import heads
 from privet.common.models.start import digest_of
 from privet.common.models.tokens import Tokens
 from privet.common.sections.model import HuggingFaceOptions
@@ -33,7 +34,6 @@ _KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementati
 """Settings that may name a kernel of the Hub; torch's own are fine."""
 _OFF = {"apply_spec_augment": False, "router_jitter_noise": 0.0}
 """What transformers draws at random in training, and not from the plan's seed."""
-
 
 _UNKNOWN = "\u0001 \U0001f9ff \u6f22 \u0416zq\u014b"
 """A text of which hardly a tokenizer knows every part."""
@@ -67,7 +67,8 @@ def load(path: Path, task: TaskSpec) -> Any:
 
     Args:
         path: folder, as ``save_pretrained`` writes it, with ``model.safetensors``.
-        task: of the plan. A head for its classes is fresh, unless the folder has one of that size.
+        task: of the plan. A head for its classes is fresh, unless the folder has one for the same
+            classes, or for as many without names (``LABEL_0`` and so on).
 
     Raises:
         PlanError: if transformers cannot load it.
@@ -85,10 +86,11 @@ def load(path: Path, task: TaskSpec) -> Any:
         config = transformers.AutoConfig.from_pretrained(
             path, local_files_only=True, trust_remote_code=False, **more
         )
-        _require_same_order(path, task)
+        is_other = _has_other_classes(path, task)
         _make_steady(config)
         # Checkpoints in 16 bits, too: bounds of gradients would not be exact in them (H16).
-        return getattr(transformers, _AUTO[task.kind]).from_pretrained(
+        family = getattr(transformers, _AUTO[task.kind])
+        model = family.from_pretrained(
             path,
             config=config,
             dtype=torch.float32,
@@ -97,6 +99,11 @@ def load(path: Path, task: TaskSpec) -> Any:
             use_safetensors=True,
             ignore_mismatched_sizes=bool(more),
         )
+        if is_other:
+            fresh = family.from_config(config).float()
+            for name in heads(model):
+                setattr(model, name, getattr(fresh, name))
+        return model
     except PlanError:
         raise
     except Exception as error:
@@ -106,22 +113,25 @@ def load(path: Path, task: TaskSpec) -> Any:
         ) from error
 
 
-def _require_same_order(path: Path, task: TaskSpec) -> None:
-    """Check that a folder's classifier does not have the plan's classes in another order.
+def _has_other_classes(path: Path, task: TaskSpec) -> bool:
+    """Return whether a folder's classifier has names of classes that are not the plan's.
 
     Raises:
-        PlanError: naming the folder's order. A head would begin with its answers exchanged.
+        PlanError: if it has the plan's classes in another order: the head would begin with its
+            answers exchanged.
     """
     value = json.loads((path / "config.json").read_text(encoding="utf-8"))
     named = value.get("id2label")
     if not task.labels or not isinstance(named, dict):
-        return
+        return False
     theirs = [str(named[key]) for key in sorted(named, key=int)]
     if sorted(theirs) == sorted(task.labels) and theirs != list(task.labels):
         raise PlanError(
             f"task.classes: the model of {path} has these classes in another order; write "
             f"classes = {json.dumps(theirs, ensure_ascii=False)}"
         )
+    unnamed = [f"LABEL_{number}" for number in range(len(theirs))]
+    return theirs not in (list(task.labels), unnamed)
 
 
 def _make_steady(config: Any) -> None:
