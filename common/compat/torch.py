@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ __all__ = [
     "BY_INDEX", "BY_VALUE", "INDEXED", "ORDERS", "DispatchMode", "adam", "buffers_of",
     "convolution_input_gradient", "convolve", "is_transformed", "layer_norm",
     "layer_norm_input_gradient", "operator_name", "parameters_of", "sgd", "tree_flatten",
-    "tree_leaves", "tree_unflatten", "unsafe_view", "version_of",
+    "tree_leaves", "tree_unflatten", "unsafe_view", "version_of", "without_conversion",
 ]  # fmt: skip
 # tree_flatten and its kin (torch.utils._pytree, since 1.8) take nested arguments apart, as
 # torch.func does; classes that libraries register (outputs of transformers) are known there alone.
@@ -105,6 +106,28 @@ def is_transformed(tensor: Tensor) -> bool:
     """
     functorch: Any = torch._C._functorch
     return bool(functorch.is_functorch_wrapped_tensor(tensor))
+
+
+@contextmanager
+def without_conversion() -> Iterator[None]:
+    """Raise RuntimeError where a module is converted or moved (``self.layer.to(dtype)``).
+
+    Within ``torch.vmap`` the layer would then hold a tensor of the transform, and to read it later
+    ends the process. ``nn.Module._apply`` is what ``to``, ``float`` and ``cuda`` call, since 0.1.
+    The public way is to replace all of these in each module.
+    """
+    kept = nn.Module._apply
+
+    def refuse(self: nn.Module, *given: Any, **named: Any) -> Any:
+        raise RuntimeError(
+            f"{type(self).__name__} is converted within the model's forward, as by .to(dtype)"
+        )
+
+    nn.Module._apply = refuse  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module._apply = kept  # type: ignore[method-assign]
 
 
 def version_of(tensor: Tensor) -> int:

@@ -59,6 +59,16 @@ def test_a_tensor_within_vmap_is_known_and_no_other() -> None:
     assert seen == [True, True, False]
 
 
+def test_a_module_is_not_converted_within_a_transform_and_is_afterwards() -> None:
+    layer = nn.Linear(2, 2)
+    before = layer.weight.data_ptr()
+    for convert in (lambda: layer.to(torch.float32), layer.float, lambda: layer.to("cpu")):
+        with pytest.raises(RuntimeError, match="Linear is converted"), compat.without_conversion():
+            convert()
+    assert layer.weight.data_ptr() == before
+    assert layer.to(torch.float64).weight.dtype == torch.float64
+
+
 def test_a_module_reads_its_parameters_from_its_table() -> None:
     layer = nn.Linear(2, 3)
     own, other = layer.weight, numbers(3, 2)

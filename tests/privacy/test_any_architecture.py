@@ -848,3 +848,28 @@ def test_chance_that_is_drawn_always_is_told_as_the_models_fault() -> None:
     with pytest.raises(UnfitModelError, match="two passes over the same records differ"):
         selftest.run(engine, tokens, list(engine.named))
     assert all(module.training for module in model.modules())
+
+
+class Converting(nn.Module):
+    """A router of transformers: it makes its layer single in each forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, h: Tensor) -> Tensor:
+        self.layer = self.layer.to(torch.float32)
+        found: Tensor = self.head(torch.relu(self.layer(h)))
+        return found
+
+
+def test_a_layer_that_is_converted_in_forward_is_left_to_another_way() -> None:
+    """Within vmap it would hold a dead tensor, and the next read would end the process."""
+    model = Converting()
+    model.layer.requires_grad_(False)
+    batch = {"h": torch.randn(5, WIDTH)}
+    engine = GradientEngine(model, lambda m, b: m(b["h"]).square().sum(1), mode="vmap")
+    with pytest.raises(RuntimeError, match="converted within the model's forward"):
+        engine.per_sample(batch)
+    other = GradientEngine(model, lambda m, b: m(b["h"]).square().sum(1), mode=ONE_BY_ONE)
+    assert all(part.isfinite().all() for part in other.per_sample(batch))

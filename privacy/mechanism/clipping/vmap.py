@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from privet.common.compat.torch import without_conversion
 from privet.privacy.mechanism.clipping import methods
 from privet.privacy.mechanism.clipping.cost import max_units_in_memory
 from privet.privacy.mechanism.clipping.methods import Batch, Loss, UnitOfRecord
@@ -56,7 +57,7 @@ class WholeModelVmap(methods.PlainMethod):
         each = vmap(grad(loss_of), in_dims=(None, 0), randomness="different",
                     chunk_size=self.max_units)  # fmt: skip
         # The fused kernels of attention have no batched form, and would run record by record.
-        with sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH), without_conversion():
             made = each(trained, batch)
         return [made[name].detach() for name in trained]
 
