@@ -499,7 +499,7 @@ def test_another_order_of_dimensions_is_found_with_generated_batches(
     selftest.run(unit, lambda n, seed: rows(n, seed=seed), unit.named)
     assert not unit.fall_back("it was asked for")
     chosen = GradientEngine(lively(Sideways()), cross_entropy)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         for before, after in itertools.pairwise(AUTOMATIC):
             assert chosen.mode == before and chosen.fall_back(f"H16 of {before}")
             assert chosen.mode == after and after in caplog.text
