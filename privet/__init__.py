@@ -7,10 +7,15 @@ stay light: nothing here imports torch or Flower.
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# A thread that waits for others sleeps: where another process holds a core, one that spins takes
+# twenty times as long. OpenMP reads this when torch is imported, so it comes first.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from privet.common.errors import PrivetError as PrivetError

@@ -41,12 +41,15 @@ def peaks(plan: Plan) -> tuple[int, int] | None:
         for _ in work
     ]  # fmt: skip
     try:
-        found = [
-            process.communicate(told, timeout=_LIMIT_S)[0]
-            for process, told in zip(running, work, strict=True)
-        ]
+        for process, told in zip(running, work, strict=True):
+            assert process.stdin is not None
+            with process.stdin as stream:
+                stream.write(told)
+        for process in running:
+            process.stdin = None  # closed: both are at work
+        found = [process.communicate(timeout=_LIMIT_S)[0] for process in running]
         private, plain = (int(text.splitlines()[-1]) for text in found)
-    except (subprocess.TimeoutExpired, ValueError, IndexError):
+    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError):
         return None
     finally:
         for process in running:

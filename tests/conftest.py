@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 
 # One thread keeps sums in one order, and small machines quick.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As Privet does, for tests that import torch first; and for plans, which ask for two threads.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 # Flower loads gRPC before the link can limit it to TLS 1.3.
 os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
@@ -78,6 +80,7 @@ FIRST = ("office", "hostile")
 """The groups that take longest."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads which group each test is of
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests of a module to one worker, which makes what they share once.
 

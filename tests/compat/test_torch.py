@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -289,3 +290,18 @@ def test_neither_loads_torchs_compiler(optimizers: str, loaded: str) -> None:
     code = _STEP.replace("OPTIMIZERS", optimizers)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [loaded]
+
+
+@pytest.mark.parametrize(
+    ("first", "spins"), [("import privet", 0), ("pass", 300_000)], ids=["privet", "control"]
+)
+def test_threads_that_wait_sleep(first: str, spins: int) -> None:
+    """Where a core is busy, a step takes twenty times as long beside threads that spin."""
+    said = subprocess.run(
+        [sys.executable, "-c", f"{first}; import torch"], text=True, capture_output=True, check=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("OMP_")}
+        | {"OMP_DISPLAY_ENV": "verbose"},
+    ).stderr  # fmt: skip
+    if "GOMP_SPINCOUNT" not in said:
+        pytest.skip("torch's threads are of another OpenMP here")
+    assert f"GOMP_SPINCOUNT = '{spins}'" in said

@@ -414,7 +414,14 @@ def require_only_failed(fed: Federation, said: list[Status]) -> None:
     assert [one["data_opened"] for one in aborted] == [True] * len(said)
 
 
-@pytest.mark.parametrize(("kind", "how"), [(Site, "memory"), (Site, "killed"), (Refunds, "killed")])
+@pytest.mark.parametrize(
+    ("kind", "how"),
+    [
+        pytest.param(Site, "memory", marks=pytest.mark.long),
+        (Site, "killed"),
+        (Refunds, "killed"),
+    ],
+)
 def test_a_record_that_ends_the_trainer_shows_by_failed_alone_and_no_charge_comes_back(
     federation: Make, order_for: Make, made: Make, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, how: str, kind: type[Site],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
@@ -469,20 +470,26 @@ class FailingLedger(Ledger):
 
 
 def alone(request: pytest.FixtureRequest) -> bool:
-    """Run the test again in a process of its own; return False in that process.
+    """Run the test again, in a process with its other parameters; return False in that process.
 
     A process that trained before has threads, and a fork of it may wait for their locks.
     """
     if os.environ.get("PRIVET_TEST_ALONE"):
         return False
-    test = f"{request.path}::{request.node.name}"
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", test]
-    done = subprocess.run(
-        words, cwd=request.config.rootpath, env={**os.environ, "PRIVET_TEST_ALONE": "1"},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
+    name = request.node.name
+    said = in_its_own_process(f"{request.path}::{name.partition('[')[0]}", request.config.rootpath)
+    assert f"::{name} PASSED" in said, said
     return True
+
+
+@functools.cache
+def in_its_own_process(test: str, root: Path) -> str:
+    """Return what pytest prints of a test, with all its parameters."""
+    words = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", test]
+    return subprocess.run(
+        words, cwd=root, env={**os.environ, "PRIVET_TEST_ALONE": "1"},
+        capture_output=True, text=True, timeout=300, check=False,
+    ).stdout  # fmt: skip
 
 
 def dies(work: Callable[[], object]) -> bool:

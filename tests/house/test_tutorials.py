@@ -23,23 +23,27 @@ PAGES = sorted(
 NO_DATA = ("dense-classifier.md", "hub-models.md", "images.md", "torch-transformers.md")
 """Pages whose records come with packages, or are made on the page."""
 SHORT = ("deliver.md", "hub-models.md", "torch-transformers.md")
-"""Pages that every change is tried on."""
+"""Pages that every change is tried on, with one round in the place of several."""
+ROUNDS = re.compile(r"^rounds = \d+$|(?<=--rounds )\d+", re.MULTILINE)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "page",
-    [page if page in SHORT else pytest.param(page, marks=pytest.mark.long) for page in PAGES],
+    ("page", "rounds"),
+    [*((page, 1) for page in SHORT)]
+    + [pytest.param(page, None, marks=pytest.mark.long) for page in PAGES],
 )
 @pytest.mark.filterwarnings("default")
 def test_a_page_runs_as_written(
-    page: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    page: str, rounds: int | None, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """What asks for no modules of its own runs in this process, which has read its libraries."""
+    """Commands of Privet run in this process, which has read its libraries."""
     if page not in NO_DATA and not os.environ.get("PRIVET_DATA"):
         pytest.skip("needs the data folder (PRIVET_DATA)")
     text = (root / "docs" / "tutorials" / page).read_text(encoding="utf-8")
+    if rounds is not None:
+        text = ROUNDS.sub(lambda m: m[0].rstrip("0123456789") + str(rounds), text)
     blocks = re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for name, content in re.findall(
         r"`(\w+\.(?:toml|py))`:\n\n```\w+\n(.*?)^```", text, re.MULTILINE | re.DOTALL
@@ -49,6 +53,9 @@ def test_a_page_runs_as_written(
     assert commands
     for command in commands:
         words = shlex.split(command)
+        if words[0] == "PYTHONPATH=.":
+            monkeypatch.syspath_prepend(tmp_path)
+            del words[0]
         if words[0] == "privet":
             monkeypatch.chdir(tmp_path)
             monkeypatch.setattr(sys, "argv", words)
@@ -60,15 +67,11 @@ def test_a_page_runs_as_written(
             said = capsys.readouterr()
             assert not code, f"{command}\n{said.out}\n{said.err}"
             continue
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        if words[0] == "PYTHONPATH=.":
-            environment["PYTHONPATH"] = os.pathsep.join([".", os.environ.get("PYTHONPATH", "")])
-            del words[0]
-        assert words[0] in ("privet", "python")
-        start = [] if words[0] == "python" else ["-c", "from privet.cli import main; main()"]
+        assert words[0] == "python"
         done = subprocess.run(
-            [sys.executable, *start, *words[1:]],
-            cwd=tmp_path, capture_output=True, text=True, check=False, env=environment,
+            [sys.executable, *words[1:]],
+            cwd=tmp_path, capture_output=True, text=True, check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
