@@ -131,6 +131,7 @@ class Site:
         self._live = live
         self._said = ("", "")
         self._room: LedgerRoom | None = None
+        self._ahead: dict[str, Answer | Reservation] = {}
         folder.mkdir(parents=True, exist_ok=True)
         self._log = operator_logger(folder / "operator.log", name)
         self._copies = SiteCopies(
@@ -151,6 +152,28 @@ class Site:
             model: that came with the order.
             head: the newest cosigned head of this site's log that the coordinator knows.
         """
+        ready = self._ahead.pop(order.digest, None) or self._prepared(order, model, head)
+        if isinstance(ready, Answer):
+            return ready
+        return self._train_and_commit(order, model, ready)
+
+    def reserve_ahead(self, order: Order, model: Arrays, head: str = "") -> bool:
+        """Admit and reserve an order that :meth:`answer` will answer, before others are answered.
+
+        Args:
+            order: as :meth:`answer`, which must follow.
+            model: that came with it.
+            head: as :meth:`answer`.
+
+        Returns:
+            Whether it is reserved, so that the trainer may begin.
+        """
+        ready = self._prepared(order, model, head)
+        self._ahead = {order.digest: ready}
+        return isinstance(ready, Reservation)
+
+    def _prepared(self, order: Order, model: Arrays, head: str) -> Answer | Reservation:
+        """Return the reservation of an order; or its answer, if nothing is to be trained."""
         try:
             self.admission.require_signature(order)
             self._require_head(head, later=True)
@@ -159,7 +182,7 @@ class Site:
                 return Answer(Status.RELEASED, repeated)
             if refused := self.ledger.refusal(order):
                 raise RefusalError(Status(refused), "refused before; an order gets one answer")
-            reservation = self._reserve(self._admit(order, model), model)
+            return self._reserve(self._admit(order, model), model)
         except RefusalError as no:
             self._log.warning("%s: %s: %s", order.slot, no.status, no)
             return Answer(self._noted(order, no.status))
@@ -170,7 +193,6 @@ class Site:
             return Answer(Status.FAILED)
         finally:
             self._keep_head()
-        return self._train_and_commit(order, model, reservation)
 
     def shown(self, ask: LogQuery) -> dict[str, Any]:
         """Return evidence of the site's log for its witnesses, and cosign their logs.

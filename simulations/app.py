@@ -100,7 +100,7 @@ def main(grid: Grid, context: Context) -> None:
     outcomes: list[Outcome] = []
     app = server_app(run, public_test(run), outcomes.append)
     app(grid, context)
-    write_result(make_result(run.run_id, run.parties, outcomes[0], seconds=0.0))
+    write_result(make_result(run.run_id, run.parties, outcomes[0], seconds=0.0, engine="flower"))
 
 
 def _coordinate(grid: Grid, config: UserConfig) -> None:

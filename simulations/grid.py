@@ -6,13 +6,15 @@ Nothing is serialised, and nothing waits on a poll.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from privet.common.compat.flower import CLIENT_FAILED, number_message
 from privet.common.flower.grid import RUN_ID, OwnGrid, limit
+
+_WORK = {"train": "training", "evaluate": "measuring"}
 
 
 class InProcessGrid(OwnGrid):
@@ -22,11 +24,19 @@ class InProcessGrid(OwnGrid):
         client_app: called for each message with the node's own context.
         sites: number of nodes; ``partition-id`` of a context counts from 0.
         config: the app's config, as ``flwr run`` would pass it.
+        tell: called with what is done now.
     """
 
-    def __init__(self, client_app: ClientApp, sites: int, config: UserConfig | None = None) -> None:
+    def __init__(
+        self,
+        client_app: ClientApp,
+        sites: int,
+        config: UserConfig | None = None,
+        *,
+        tell: Callable[[str], None] = lambda text: None,
+    ) -> None:
         super().__init__()
-        self._app = client_app
+        self._app, self._tell = client_app, tell
         self._contexts = {
             number + 1: Context(
                 run_id=RUN_ID,
@@ -64,9 +74,12 @@ class InProcessGrid(OwnGrid):
         """
         end = time.monotonic() + limit(timeout)
         replies: list[Message] = []
-        for message in messages:
+        messages = list(messages)
+        for number, message in enumerate(messages, 1):
             if time.monotonic() > end:
                 break
+            if (work := _WORK.get(message.metadata.message_type)) is not None:
+                self._tell(f"{work}: site {number} of {len(messages)}")
             arrived = self.pull_messages([self._deliver(message)])
             if time.monotonic() <= end:
                 replies.extend(arrived)

@@ -27,7 +27,8 @@ class Setting:
     """How a plan is run: everything that is not in the plan.
 
     Attributes:
-        engine: ``inline`` (this process), ``ray`` (Flower's Ray engine); ``auto`` is inline.
+        engine: ``auto`` trains sites together in this process where the model allows it, else one
+            after another, as ``inline`` does; ``ray`` is Flower's Ray engine.
         ray_address: an existing Ray cluster, or None to start one.
         noise_seed: makes noise reproducible. The claim becomes ``none``.
         data_dir: folder of the records, or None.

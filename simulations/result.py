@@ -89,6 +89,7 @@ class Result:
         model: the trained parameters by name.
         clipping: the way gradients were clipped; it differs from the plan's if that is ``auto`` or
             fell back.
+        engine: what trained the sites: ``cohort``, ``inline``, ``ray``, or Flower's own ``flower``.
     """
 
     run: str
@@ -102,6 +103,7 @@ class Result:
     seconds: float
     out: Path
     clipping: str
+    engine: str
     remarks: tuple[str, ...] = ()
 
     @property
@@ -155,6 +157,7 @@ class Result:
             "model": self.plan.model.kind,
             "update_bytes": self.update_bytes,
             "clipping": self.clipping,
+            "engine": self.engine,
             "metrics_source": self.plan.metrics.source,
             "noise_multiplier": getattr(privacy, "noise_multiplier", None),
             "seconds": round(self.seconds, 3),
@@ -189,7 +192,12 @@ def _figures(step: Progress, kind: str) -> dict[str, Any]:
 
 
 def make_result(
-    run_id: str, parties: SimulatedFederation, outcome: Outcome, *, seconds: float
+    run_id: str,
+    parties: SimulatedFederation,
+    outcome: Outcome,
+    *,
+    seconds: float,
+    engine: str,
 ) -> Result:
     """Return the result of a finished run: each site's loss by its own ledger, metrics, claim.
 
@@ -198,6 +206,7 @@ def make_result(
         parties: hold the ledgers.
         outcome: of the rounds.
         seconds: duration of the run.
+        engine: what trained the sites.
 
     Raises:
         LedgerError: if a site released an update and its ledger does not say so.
@@ -241,7 +250,7 @@ def make_result(
     top = standing_of([parties.ledger(spec.name) for spec in plan.sites])
     return Result(
         run_id, plan, sites, metrics, worst, top, outcome.progress, outcome.model,
-        seconds, parties.folder, model_runtime(plan).engine.mode, tuple(remarks),
+        seconds, parties.folder, model_runtime(plan).engine.mode, engine, tuple(remarks),
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import secrets
 import tempfile
@@ -19,11 +20,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import Context
-from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from privet.client.app import create_app as create_client_app
@@ -36,7 +36,9 @@ from privet.common.errors import DataError, InputError, RunError, SelfTestError
 from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
+from privet.common.printable import counted
 from privet.common.tasks import build_task
+from privet.privacy.mechanism.clipping.engine import AUTOMATIC
 from privet.privacy.mechanism.noise import Stream
 from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
@@ -44,6 +46,9 @@ from privet.server.app import run_app
 from privet.server.rehearsal import rehearse as rehearse_coordinator
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
+from privet.simulations.cohort.cohort import Cohort
+from privet.simulations.cohort.grid import CohortGrid
+from privet.simulations.cohort.member import CohortMember
 from privet.simulations.evaluate import PublicTest, rehearse_public
 from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
@@ -60,9 +65,42 @@ from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result, make_result, operator_lines
 from privet.simulations.run_folder import write_result
 
+BOOK_KEEPING = AUTOMATIC[0]
+_LOG = logging.getLogger("privet.simulations")
 _TRIAL_RECORDS = 20
 """Records of a site that are tried first."""
 Observer = Callable[[Progress], None]
+
+
+class Teller(Protocol):
+    """Takes what is done now."""
+
+    def stage(self, text: str) -> None:
+        """Take what is done now, before the first round.
+
+        Args:
+            text: such as "reading the records".
+        """
+
+    def step(self, text: str) -> None:
+        """Take what is done now within a round.
+
+        Args:
+            text: such as "North trains, 2 of 9".
+        """
+
+
+class Silent:
+    """A :class:`Teller` that keeps it to itself."""
+
+    def stage(self, text: str) -> None:
+        """Say nothing.
+
+        Args:
+            text: dropped.
+        """
+
+    step = stage
 
 
 def simulate(
@@ -127,6 +165,7 @@ class SiteMaker:
     parties: SimulatedFederation
     records: SiteRecords
     noise_seed: int | None
+    together: bool = False
 
     @property
     def plan(self) -> Plan:
@@ -140,29 +179,36 @@ class SiteMaker:
 
     def __call__(self, context: Context) -> Site:
         """Return the site of the context's partition number, kept for later messages."""
+        return self.with_trainer(context)[0]
+
+    def with_trainer(self, context: Context) -> tuple[Site, Any]:
+        """Return the same site, and its trainer."""
         number = int(str(context.node_config["partition-id"]))
         return _site(self, self.plan.sites[number].name)
 
 
 @functools.lru_cache(maxsize=4096)
-def _site(maker: SiteMaker, name: str) -> Site:
+def _site(maker: SiteMaker, name: str) -> tuple[Site, Trainer]:
     parties = maker.parties
     roster = parties.roster()
-    return Site(
+    kind = CohortMember if maker.together else Trainer
+    trainer = kind(
+        parties.plan,
+        name,
+        functools.partial(maker.records.site, name),
+        functools.partial(_stream, maker),
+        functools.partial(maker.records.require_columns, name),
+    )
+    site = Site(
         name,
         parties.plan,
         parties.folder / "sites" / name,
         parties.admission(name, roster),
         parties.witness(name),
         roster,
-        Trainer(
-            parties.plan,
-            name,
-            functools.partial(maker.records.site, name),
-            functools.partial(_stream, maker),
-            functools.partial(maker.records.require_columns, name),
-        ),
+        trainer,
     )
+    return site, trainer
 
 
 def _stream(maker: SiteMaker, order: Order) -> Stream | None:
@@ -177,7 +223,11 @@ def _stream(maker: SiteMaker, order: Order) -> Stream | None:
 
 
 def run_plan(
-    plan: Plan, setting: Setting, out: Path | None = None, observe: Observer = lambda _: None
+    plan: Plan,
+    setting: Setting,
+    out: Path | None = None,
+    observe: Observer = lambda _: None,
+    teller: Teller = Silent(),  # noqa: B008 it holds nothing
 ) -> Result:
     """Run one plan and write its run folder.
 
@@ -186,6 +236,7 @@ def run_plan(
         setting: of the simulation.
         out: folder for the run, new or empty; None takes ``runs/NAME-TIME``.
         observe: called with the progress of each round that is done.
+        teller: takes what is done between.
 
     Raises:
         PrivetError: as :func:`simulate`.
@@ -196,9 +247,13 @@ def run_plan(
     records = spec.records
     records.parts()
     check(spec.plan)
+    if spec.plan.privacy is not None:
+        teller.stage("calibrating the noise")
     plan = spec.calibrated().plan
+    teller.stage("testing the model, and a round on generated records")
     with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
         rehearse(plan, Path(scratch))
+    teller.stage("reading the records")
     require_usable(plan, records)
     run_id, folder = _new_folder(plan, out)
     write_json(folder / "plan.json", plan.to_dict())
@@ -210,10 +265,12 @@ def run_plan(
         parties.open_again()
     maker = SiteMaker(run_id, parties, records, setting.noise_seed)
     try:
-        outcome = _train(maker, public_test(maker), setting, observe)
+        outcome, engine = _train(maker, public_test(maker), setting, observe, teller)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
-    result = make_result(run_id, parties, outcome, seconds=time.monotonic() - started)
+    result = make_result(
+        run_id, parties, outcome, seconds=time.monotonic() - started, engine=engine
+    )
     return write_result(result)
 
 
@@ -268,25 +325,29 @@ def train_once(
     parties = SimulatedFederation(resolved, folder.resolve())
     parties.found()
     maker = SiteMaker(run_id, parties, records, None)
-    outcome = _train(maker, measure, Setting(), lambda _: None)
+    outcome, _ = _train(maker, measure, Setting(), lambda _: None, Silent())
     facts = {"plan": resolved.digest, "private": str(plan.privacy is not None).lower()}
     save_model(folder / "model" / "model.safetensors", outcome.model, facts)
     return outcome.progress[-1].metrics
 
 
 def _train(
-    maker: SiteMaker, public: PublicTest | None, setting: Setting, observe: Observer
-) -> Outcome:
-    """Run both apps on the chosen engine."""
+    maker: SiteMaker,
+    public: PublicTest | None,
+    setting: Setting,
+    observe: Observer,
+    teller: Teller,
+) -> tuple[Outcome, str]:
+    """Run both apps on the chosen engine; return its name, too."""
     _quiet_flower()
     outcomes: list[Outcome] = []
     server = server_app(maker, public, outcomes.append, observe)
-    _run_apps(server, create_client_app(maker), len(maker.plan.sites), setting)
+    engine = _run_apps(server, maker, setting, teller)
     if not outcomes:
         raise RunError("the run ended without an outcome")
     if public is not None:
         _add_written(outcomes[0], public)
-    return outcomes[0]
+    return outcomes[0], engine
 
 
 def _add_written(outcome: Outcome, public: PublicTest) -> None:
@@ -364,13 +425,47 @@ def public_test(maker: SiteMaker) -> PublicTest | None:
     return PublicTest(maker.plan, maker.records.measurable())
 
 
-def _run_apps(server: ServerApp, client: ClientApp, sites: int, setting: Setting) -> None:
+def _run_apps(server: ServerApp, maker: SiteMaker, setting: Setting, teller: Teller) -> str:
+    sites = len(maker.plan.sites)
+    count = counted(sites, "site")
     if setting.engine == "ray":
         from privet.simulations.ray import run_on_ray
 
-        run_on_ray(server, client, sites, setting.ray_address)
-        return
-    run_app(server, InProcessGrid(client, sites))
+        teller.stage(f"starting Ray for {count}")
+        run_on_ray(server, create_client_app(maker), sites, setting.ray_address)
+        return "ray"
+    cohort = None if setting.engine == "inline" else cohort_of(maker.plan)
+    if cohort is None:
+        teller.stage(f"training {count}, one after another")
+        run_app(server, InProcessGrid(create_client_app(maker), sites, tell=teller.step))
+        return "inline"
+    teller.stage(f"training {count} together")
+    together = replace(maker, together=True)
+    grid = CohortGrid(
+        create_client_app(together), sites, together.with_trainer, cohort, tell=teller.step
+    )
+    run_app(server, grid)
+    return "cohort"
+
+
+def cohort_of(plan: Plan) -> Cohort | None:
+    """Return what trains the sites of a plan together; None if its model has no form for that.
+
+    Args:
+        plan: with its noise calibrated.
+    """
+    asked = plan.training.clipping
+    if not plan.trains or len(plan.sites) < 2 or asked not in ("auto", BOOK_KEEPING):
+        return None
+    bench = model_runtime(plan)
+    try:
+        _ = bench.self_tests
+        if bench.engine.mode != BOOK_KEEPING:
+            return None  # what it does not know has no form for many sites either
+        return Cohort(bench)
+    except Exception as error:  # a model may do anything that has no form for many sites
+        _LOG.info("sites are trained one after another: %r", error)
+        return None
 
 
 def _quiet_flower() -> None:

@@ -50,9 +50,10 @@ class ModelRuntime:
         # A user's own sees one record at a time; ours are proved by the start-up test.
         alone = ":" in plan.task.kind
         self.views = Views(augment, copies, alone=alone) if augment else None
+        self.loss = self.task.loss if copies == 1 else self._mean_loss
         self.engine = GradientEngine(
             build_model(plan),
-            self.task.loss if copies == 1 else self._mean_loss,
+            self.loss,
             mode=plan.training.clipping,
             micro_batch=plan.training.micro_batch,
             sizes=sizes_of(self.task),

@@ -23,7 +23,7 @@ import pandas as pd
 
 from privet.client.data.records import SiteData
 from privet.client.training.model_runtime import ModelRuntime, labels_of, model_runtime
-from privet.client.training.trainer import Trainer, UsableRecords
+from privet.client.training.trainer import Trainer, UsableRecords, optimizer_of
 from privet.common.compress import CompressedUpdate, compress
 from privet.common.errors import PlanError, PrivetError
 from privet.common.flat import Arrays
@@ -137,7 +137,7 @@ class _StandIn(Trainer):
             self._batch,
             UnitIndex.by_record(RECORDS),
             nominal_size=self.site.nominal_size,
-            optimizer=self._optimizer,
+            optimizer=optimizer_of(self.plan.training),
             proximal_mu=proximal_mu(self.plan.strategy),
             stream=Stream.seeded("rehearsal", "train"),
             views=self._bench.views,

@@ -34,7 +34,7 @@ from privet.common.flat import Arrays, digest_arrays
 from privet.common.models import initial_model
 from privet.common.order import Order
 from privet.common.person_id import PersonId
-from privet.common.plan import Plan
+from privet.common.plan import Plan, Training
 from privet.common.printable import counted
 from privet.common.sections.strategy import proximal_mu
 from privet.common.tasks import Batch
@@ -197,18 +197,23 @@ class Trainer:
             DataError: if the records cannot be read as a table.
             NotReleasableError: if the mechanism's result may not leave the site.
         """
-        if self._data is None:
-            self._data = self._open_data()
-            self._note(
-                self._data,
-                {fault.place: fault.why for fault in self._data.faults},
-                f"cannot be read and are left out of {self._data.source}",
-            )
+        data = self._opened()
         torch.set_num_threads(self.plan.threads)
         stream = self._stream_for(order)
         if order.purpose == "evaluate":
-            return self._evaluate(model, self._data, stream)
-        return self._train(order, model, self._data, stream)
+            return self._evaluate(model, data, stream)
+        return self._train(order, model, data, stream)
+
+    def _opened(self) -> SiteData:
+        if self._data is None:
+            self._data = self._open_data()
+            source = self._data.source
+            self._note(
+                self._data,
+                {fault.place: fault.why for fault in self._data.faults},
+                lambda are: f"cannot be read and {are} left out of {source}",
+            )
+        return self._data
 
     def committed(self, order: Order) -> None:
         """See :class:`~privet.client.training.protocol.TrainerProtocol`."""
@@ -233,11 +238,16 @@ class Trainer:
             encoded.examples,
             encoded.units,
             nominal_size=self.site.nominal_size,
-            optimizer=self._optimizer,
+            optimizer=optimizer_of(self.plan.training),
             proximal_mu=proximal_mu(self.plan.strategy),
             stream=stream,
             views=self._bench.views,
         )
+        return self._output(order, update, stream)
+
+    def _output(
+        self, order: Order, update: NoisedUpdate | PlainUpdate, stream: Stream | None
+    ) -> TrainerOutput:
         releasable = PlainUpdate if self.plan.privacy is None else NoisedUpdate
         if not isinstance(update, releasable):
             raise NotReleasableError(f"a {type(update).__name__} is not a release")
@@ -267,9 +277,11 @@ class Trainer:
     def _usable(self, part: str, data: SiteData, frame: pd.DataFrame) -> UsableRecords:
         if part not in self._cache:
             found = usable_records(self._bench, frame)
-            what = f"of {len(frame)} to {_PARTS[part]} are left out of {data.source}"
-            if not len(found.units):
-                what += ", which leaves none: what is released is noise"
+            none = "" if len(found.units) else ", which leaves none: what is released is noise"
+
+            def what(are: str) -> str:
+                return f"of {len(frame)} to {_PARTS[part]} {are} left out of {data.source}{none}"
+
             self._note(data, {frame.index[row]: why for row, why in found.faults.items()}, what)
             if part == "train":
                 faults = [
@@ -279,13 +291,20 @@ class Trainer:
             self._cache[part] = found
         return self._cache[part]
 
-    def _note(self, data: SiteData, faults: dict[int, str], what: str) -> None:
-        """Keep for the operator's log how many records are left out, which, and why."""
+    def _note(self, data: SiteData, faults: dict[int, str], what: Callable[[str], str]) -> None:
+        """Keep for the operator's log how many records are left out, which, and why.
+
+        Args:
+            data: of the site.
+            faults: why, by the record's place.
+            what: says it, given the verb "is" or "are".
+        """
         if not faults:
             return
         places = sorted(faults)
         count = counted(len(places), "record")
-        self._notes.append(f"{count} {what}: `privet client check --json` names all")
+        said = what("is" if len(places) == 1 else "are")
+        self._notes.append(f"{count} {said}: `privet client check --json` names all")
         self._notes += [
             f"left out: {data.where(k)}: {faults[k]}"[:MAX_NOTE_CHARACTERS]
             for k in places[:MAX_NOTES]
@@ -295,11 +314,16 @@ class Trainer:
         notes, self._notes = tuple(self._notes), []
         return notes
 
-    def _optimizer(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        training = self.plan.training
+
+def optimizer_of(training: Training) -> Callable[[Sequence[Tensor]], torch.optim.Optimizer]:
+    """Return what makes a plan's local optimizer of the parameters that it trains."""
+
+    def make(parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
         if training.optimizer == "adam":
             return adam(parameters, training.learning_rate)
         return sgd(parameters, training.learning_rate, training.momentum)
+
+    return make
 
 
 def usable_records(bench: ModelRuntime, frame: pd.DataFrame) -> UsableRecords:

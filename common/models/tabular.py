@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from privet.common.errors import PlanError
 from privet.common.models.blocks import Block
@@ -88,7 +87,9 @@ def _side_by_side(
     """Return numbers, marks of missing cells and one-hot categories in one row a record."""
     parts = [numeric, missing]
     for j, size in enumerate(categories):
-        parts.append(functional.one_hot(categorical[:, j], size).to(numeric.dtype))
+        # As functional.one_hot, which reads its input on the host: that has no form in vmap.
+        values = torch.arange(size, device=categorical.device)
+        parts.append((categorical[:, j, None] == values).to(numeric.dtype))
     return torch.cat(parts, 1)
 
 

@@ -118,7 +118,7 @@ def _verify(public: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
-_verified = functools.lru_cache(maxsize=1024)(_verify)
+_verified = functools.lru_cache(maxsize=1 << 14)(_verify)
 
 
 def key_name(kind: str, owner: str, public: bytes) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -260,19 +260,34 @@ class DpSgd:
             BypassError: if anything but these steps moved a parameter or a buffer.
             NotReleasableError: if the result is not finite.
         """
-        stream = stream or Stream.fresh()
-        sampler = PoissonSampler(self.sample_rate)
-        observed = _Observed()
+        steps = self.begin(examples, units, nominal_size=nominal_size, stream=stream, views=views)
 
         def gradient() -> list[Tensor]:
-            batch, owner, count = _draw(sampler, examples, units, stream, views)
-            total = engine.clipped_sum(batch, owner, count, self.clip)
-            noised, event = self.noised(total, stream, sampler.sample_rate)
-            observed.steps.append(event)
-            return [tensor / (self.sample_rate * nominal_size) for tensor in noised]
+            batch, owner, count = steps.draw()
+            return steps.gradient(engine.clipped_sum(batch, owner, count, self.clip))
 
         tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
-        return NoisedUpdate(_SEAL, tensors, observed.event(), stream.reproducible)
+        return steps.update(tensors)
+
+    def begin(
+        self,
+        examples: Batch,
+        units: UnitIndex,
+        *,
+        nominal_size: int,
+        stream: Stream | None = None,
+        views: Views | None = None,
+    ) -> NoisySteps:
+        """Return the draws and the noise of one release, for a caller that computes the gradients.
+
+        Args:
+            examples: as :meth:`release`.
+            units: as :meth:`release`.
+            nominal_size: as :meth:`release`.
+            stream: as :meth:`release`.
+            views: as :meth:`release`.
+        """
+        return NoisySteps(self, examples, units, nominal_size, stream or Stream.fresh(), views)
 
 
 @dataclass(frozen=True)
@@ -304,20 +319,105 @@ class PlainSgd:
         views: Views | None = None,
     ) -> PlainUpdate:
         """As :meth:`DpSgd.release`, without protection."""
-        stream = stream or Stream.fresh()
-        sampler = PoissonSampler(self.sample_rate)
+        steps = self.begin(examples, units, nominal_size=nominal_size, stream=stream, views=views)
 
         def gradient() -> list[Tensor]:
-            batch, owner, count = _draw(sampler, examples, units, stream, views)
-            sums: Sequence[Tensor] = (
-                engine.plain_sum(batch)
-                if self.clip is None
-                else engine.clipped_sum(batch, owner, count, self.clip).tensors
-            )
-            return [tensor / (self.sample_rate * nominal_size) for tensor in sums]
+            batch, owner, count = steps.draw()
+            if self.clip is None:
+                return steps.gradient(engine.plain_sum(batch))
+            return steps.gradient(engine.clipped_sum(batch, owner, count, self.clip))
 
         tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
-        return PlainUpdate(tensors, stream.reproducible)
+        return steps.update(tensors)
+
+    def begin(
+        self,
+        examples: Batch,
+        units: UnitIndex,
+        *,
+        nominal_size: int,
+        stream: Stream | None = None,
+        views: Views | None = None,
+    ) -> PlainSteps:
+        """As :meth:`DpSgd.begin`, without noise."""
+        return PlainSteps(self, examples, units, nominal_size, stream or Stream.fresh(), views)
+
+
+class LocalSteps:
+    """The draws of one release at one site, and what becomes of its sums.
+
+    Args:
+        mechanism: of the release.
+        examples: all records of the site, tensors with first dimension N.
+        units: which records belong to which unit.
+        nominal_size: declared number of units; the divisor is ``q`` times it (H2).
+        stream: randomness of the release.
+        views: how each drawn record is seen.
+    """
+
+    def __init__(
+        self,
+        mechanism: DpSgd | PlainSgd,
+        examples: Batch,
+        units: UnitIndex,
+        nominal_size: int,
+        stream: Stream,
+        views: Views | None,
+    ) -> None:
+        self._examples, self._units, self._views = examples, units, views
+        self._sampler = PoissonSampler(mechanism.sample_rate)
+        self._divisor = mechanism.sample_rate * nominal_size
+        self.stream = stream
+
+    @property
+    def expected_records(self) -> float:
+        """Records that a batch is expected to have."""
+        views = 1 if self._views is None else self._views.copies
+        return self._sampler.sample_rate * len(self._units.records) * views
+
+    def draw(self) -> tuple[Batch, np.ndarray, int]:
+        """Return the next batch: its records, the unit of each, and the number of units."""
+        return _draw(self._sampler, self._examples, self._units, self.stream, self._views)
+
+
+class NoisySteps(LocalSteps):
+    """Of :class:`DpSgd`: each sum is noised, and the event is that of what was done."""
+
+    def __init__(self, mechanism: DpSgd, *given: Any) -> None:
+        super().__init__(mechanism, *given)
+        self._mechanism = mechanism
+        self._observed = _Observed()
+
+    def gradient(self, total: ClippedSum) -> list[Tensor]:
+        """Return the noised mean gradient of a step, and note its event.
+
+        Raises:
+            NotReleasableError: if the sum was clipped to another bound.
+        """
+        noised, event = self._mechanism.noised(total, self.stream, self._sampler.sample_rate)
+        self._observed.steps.append(event)
+        return [tensor / self._divisor for tensor in noised]
+
+    def update(self, tensors: dict[str, Tensor]) -> NoisedUpdate:
+        """Return the update, of the change of each trained parameter after the steps.
+
+        Raises:
+            NotReleasableError: if it is not finite.
+        """
+        return NoisedUpdate(_SEAL, tensors, self._observed.event(), self.stream.reproducible)
+
+
+class PlainSteps(LocalSteps):
+    """Of :class:`PlainSgd`."""
+
+    def gradient(self, sums: ClippedSum | Sequence[Tensor]) -> list[Tensor]:
+        """Return the mean gradient of a step."""
+        tensors = sums.tensors if isinstance(sums, ClippedSum) else sums
+        return [tensor / self._divisor for tensor in tensors]
+
+    def update(self, tensors: dict[str, Tensor]) -> PlainUpdate:
+        """Return the update, as :meth:`NoisySteps.update`."""
+        return PlainUpdate(tensors, self.stream.reproducible)
 
 
 Mechanism = DpSgd | PlainSgd

@@ -90,7 +90,11 @@ def simulate(
         Path | None, typer.Option(help="Folder of the records; default $PRIVET_DATA.")
     ] = None,
     engine: Annotated[
-        Engine, typer.Option(help="inline: this process; ray: Flower's Ray engine.")
+        Engine,
+        typer.Option(
+            help="auto: sites train together where the model allows it; inline: one after another; "
+            "ray: Flower's Ray engine."
+        ),
     ] = Engine.auto,
     ray_address: Annotated[
         str | None, typer.Option(help="Use the Ray cluster at this address.")
@@ -196,7 +200,7 @@ def simulate(
         _sweep(chosen, setting, _numbers(sweep), out, as_json)
         return
     with show.RunDisplay(chosen) as display:
-        result = run.run_plan(chosen, setting, out, display.update)
+        result = run.run_plan(chosen, setting, out, display.update, display)
     rows, failed = None, bool(result.silent)
     if compare:
         with show.stage("training without privacy, for comparison") as tell:
@@ -276,7 +280,7 @@ def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_js
     for value, changed in [(v, planning.adjusted(plan, epsilon=v)) for v in values]:
         folder = out and out / f"epsilon-{value:g}"
         with show.RunDisplay(changed) as display:
-            results.append(run.run_plan(changed, setting, folder, display.update))
+            results.append(run.run_plan(changed, setting, folder, display.update, display))
     if as_json:
         _print_json({"runs": [result.to_dict() for result in results]})
     else:

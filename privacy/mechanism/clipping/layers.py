@@ -104,6 +104,10 @@ class RecordingLayers:
         """The modules that have a rule."""
         return [module for module, name, _ in self._forwards if name == "forward"]
 
+    def rules(self) -> list[tuple[nn.Module, Any]]:
+        """Return each module with its rule; a parameter of no layer has one of its own kind."""
+        return [(module, rule) for module, _, rule in self._forwards] + [*self._expanded]
+
     def use_axes(self, axes: dict[int, RecordAxes]) -> None:
         """Tell the rules which dimensions of their inputs are of records.
 

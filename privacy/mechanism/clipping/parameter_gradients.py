@@ -265,6 +265,44 @@ class ParameterGradients:
             e = _weighted(e, factors, finite, total.dtype)
             total.index_add_(0, ids.flatten(), e.flatten(0, 1))
 
+    def add_weighted_sums(self, totals: Tensor, factors: Tensor, finite: Tensor | None) -> None:
+        """As :meth:`add_weighted_sum`, for units of K clients: a total for each client.
+
+        Args:
+            totals: [K, *shape].
+            factors: c_u [K · U], those of a client beside each other.
+            finite: [K · U] units whose norm is finite; None for all.
+        """
+        clients = len(totals)
+        linear_factors = factors
+        if self._cancelling is not None:
+            self._add_cancelling_by_client(totals, self._cancelling, factors, finite)
+            linear_factors = factors.index_fill(0, self._cancelling, 0.0)
+        for a, g in self._linear:
+            a = only_finite(a, finite).to(totals.dtype)
+            g = _weighted(g, linear_factors, finite, totals.dtype)
+            a, g = (x.reshape(clients, -1, x.shape[-1]) for x in (a, g))
+            one, two = (a, g) if self.transposed else (g, a)
+            totals.baddbmm_(one.mT, two)
+        for ids, e in self._shared_lookups:
+            weights = factors.to(totals.dtype).view(clients, 1, -1)
+            wide = only_finite(e, finite).to(totals.dtype)
+            sums = torch.bmm(weights, wide.reshape(clients, -1, wide[0].numel()))
+            totals.index_add_(1, ids, sums.view(clients, *wide.shape[1:]))
+        for ids, e in self._lookups:
+            e = _weighted(e, factors, finite, totals.dtype)
+            client = torch.arange(clients, device=ids.device).view(-1, 1)
+            rows = ids.reshape(clients, -1) + client * totals.shape[1]
+            totals.flatten(0, 1).index_add_(0, rows.flatten(), e.flatten(0, 1))
+
+    def _add_cancelling_by_client(
+        self, totals: Tensor, units: Tensor, factors: Tensor, finite: Tensor | None
+    ) -> None:
+        """As :meth:`_add_cancelling`, to the total of each unit's client."""
+        client = units // (len(factors) // len(totals))
+        for k in sorted(set(client.tolist())):
+            self._add_cancelling(totals[k], units[client == k], factors, finite)
+
     def _add_cancelling(
         self, total: Tensor, units: Tensor, factors: Tensor, finite: Tensor | None
     ) -> None:

@@ -99,7 +99,7 @@ class PerUnitGradients:
                     "book-keeping does not clip: use clipping = 'auto'"
                 )
         parts = [one.ghost_squared_norms() for one in self.parameters if one.is_ghost]
-        parts += [squared_row_norms(rows) for _, rows in self._instantiated()]
+        parts += [squared_row_norms(rows) for _, rows in self.instantiated()]
         if not parts:
             device = self.parameters[0].parameter.device
             return torch.zeros(self.units, dtype=torch.float64, device=device)
@@ -116,7 +116,7 @@ class PerUnitGradients:
             finite: [U] units whose norm is finite; None for all.
         """
         total_of = {id(b): total for b, total in zip(self.buffers, totals, strict=True)}
-        for buffer, rows in self._instantiated():
+        for buffer, rows in self.instantiated():
             rows = only_finite(rows, finite)
             total_of[id(buffer)].addmv_(rows.t(), factors.to(rows.dtype))
         for buffer in self.buffers:
@@ -141,7 +141,7 @@ class PerUnitGradients:
                 found[id(one)] = part
         return [found[id(one)] for one in self.parameters]
 
-    def _instantiated(self) -> list[tuple[GradientBuffer, Tensor]]:
+    def instantiated(self) -> list[tuple[GradientBuffer, Tensor]]:
         """Return each buffer with gradients, [U, width]; what has none there is zero."""
         found = []
         for buffer in self.buffers:

@@ -34,8 +34,8 @@ class WholeModelVmap(methods.PlainMethod):
 
     def __init__(self, model: nn.Module, loss: Loss, named: Mapping[str, Tensor]) -> None:
         super().__init__(model, loss, named)
-        self._function = _LossOfModel(model, loss)
-        self._slots = _slots(self._function, named)
+        self._function = LossOfModel(model, loss)
+        self._slots = places_of(self._function, named)
         numbers = sum(p.numel() for p in named.values())
         device = next(iter(named.values())).device
         self.max_units = max_units_in_memory(numbers, numbers, device)
@@ -68,7 +68,7 @@ class WholeModelVmap(methods.PlainMethod):
         return methods.sum_of_per_sample(self.per_sample, micro_batches, clip, self.named.values())
 
 
-def _slots(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, str]:
+def places_of(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, str]:
     """Return by each place of a model that holds a trained parameter the parameter's name.
 
     A module that is reached by several paths is one place, and a tied weight has several.
@@ -82,8 +82,13 @@ def _slots(model: nn.Module, named: Mapping[str, Tensor]) -> dict[str, str]:
     return found
 
 
-class _LossOfModel(nn.Module):
-    """The losses of a batch, as a module whose parameters can be exchanged."""
+class LossOfModel(nn.Module):
+    """The losses of a batch, as a module whose parameters can be exchanged.
+
+    Args:
+        model: with the parameters.
+        loss: per-record losses.
+    """
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()

@@ -46,13 +46,12 @@ class RunDisplay:
         )
         self._task = self._bar.add_task(plan.name, total=plan.last_round)
         self._live: Live | None = None
+        self._rows: Table | None = None
         self._started = time.monotonic()
 
     def __enter__(self) -> RunDisplay:
         if _err.is_terminal:
-            text = "calibrating the noise, testing the model, reading the records …"
-            waiting = Group(self._bar, Spinner("dots", text=text))
-            self._live = Live(waiting, console=_err, refresh_per_second=4)
+            self._live = Live(self._bar, console=_err, refresh_per_second=4)
             self._live.start()
         return self
 
@@ -60,11 +59,27 @@ class RunDisplay:
         if self._live is not None:
             self._live.stop()
 
+    def stage(self, text: str) -> None:
+        """Show what is done before the first round."""
+        if self._live is None:
+            _err.print(f"{self._plan.name}: {text}", highlight=False, soft_wrap=True)
+        self.step(text)
+
+    def step(self, text: str) -> None:
+        """Show what is done within a round; on a terminal alone."""
+        if self._live is not None:
+            self._live.update(Group(self._bar, *self._shown, Spinner("dots", text=f"{text} …")))
+
+    @property
+    def _shown(self) -> list[Table]:
+        return [] if self._rows is None else [self._rows]
+
     def update(self, progress: Progress) -> None:
         """Show one round."""
         self._bar.update(self._task, completed=progress.round)
         if self._live is not None:
-            self._live.update(Group(self._bar, self._table(progress)))
+            self._rows = self._table(progress)
+            self._live.update(Group(self._bar, *self._shown))
             return
         figures = _words(_figures(progress, self._plan.task.kind), _short(_measure(self._plan)))
         loss = self._worst(progress)

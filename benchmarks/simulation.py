@@ -1,0 +1,266 @@
+"""Client updates a second of a simulation on this machine, beside a plain loop and Flower on Ray.
+
+    python benchmarks/simulation.py --json
+    python benchmarks/simulation.py --quick
+    python benchmarks/simulation.py --model mlp --clients 20 --engine inline cohort
+
+A client has 32 records and makes 4 steps of gradient descent, with all of them each time; under
+DP-SGD it has 64 and each takes part with probability one half. A row is the median of the rounds
+after the first, in updates a second of wall time, with evidence of every site in full: every
+ledger reserves before it trains, and every log is witnessed. Peers: `loop`, by hand, one client
+after another in this process, without any evidence (Opacus where there is privacy); `flower`, the
+same loop in a ClientApp of Flower's own simulation on Ray. Peak memory is that of this process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import torch
+from harness import Row, finish, parser, row, tell
+
+from privet.client.training.model_runtime import model_runtime
+from privet.common.plan import Plan
+from privet.common.tasks import Batch
+from privet.simulations.planning import Setting, resolve
+from privet.simulations.run import run_plan
+
+STEPS = 4
+MODELS: dict[str, tuple[int, dict[str, Any]]] = {
+    # numeric features, model
+    "mlp": (68, {"kind": "dense", "options": {"width": 256, "layers": 2}}),
+    "transformer": (31, {"kind": "ft-transformer", "options": {"width": 64, "layers": 3}}),
+}
+
+
+def plan_of(model: str, private: bool, clients: int, rounds: int, folder: Path) -> Plan:
+    """Write the clients' records, and return a plan for them."""
+    features, kind = MODELS[model]
+    records = 64 if private else 32
+    chance = np.random.default_rng(0)
+    names = [f"x{k}" for k in range(features)]
+    sites = []
+    for client in range(clients):
+        frame = pd.DataFrame(chance.normal(size=(2 * records, features)).round(3), columns=names)
+        frame["y"] = (frame["x0"] > 0).astype(int)
+        path = folder / f"client-{client}.csv"
+        frame.to_csv(path, index=False)
+        sites.append({"name": f"Client {client}", "nominal_size": records, "path": str(path)})
+    value: dict[str, Any] = {
+        "name": f"{model}{'-private' if private else ''}",
+        "threads": 1,
+        "task": {
+            "kind": "tabular",
+            "label": "y",
+            "classes": ["0", "1"],
+            "numeric": {name: {"low": -3, "high": 3} for name in names},
+        },
+        "model": kind,
+        "training": {
+            "rounds": rounds,
+            "steps": STEPS,
+            "sample_rate": 0.5 if private else 1.0,
+            "learning_rate": 0.1,
+        },
+        "privacy": {"epsilon": 8.0, "delta": 1e-5} if private else "none",
+        "metrics": {"source": "off"},
+        "split": {"test": 0.25, "validation": 0.25},
+        "sites": sites,
+    }
+    return resolve(Plan.parse(value, where=model))
+
+
+def privet(plan: Plan, engine: str, folder: Path) -> list[float]:
+    """Return the seconds of each round after the first."""
+    at: list[float] = []
+    setting = Setting(engine=engine)  # type: ignore[arg-type]
+    result = run_plan(plan, setting, folder, lambda _: at.append(time.perf_counter()))
+    expected = "inline" if engine == "inline" else "cohort"
+    assert result.engine == expected, f"{result.engine} ran in place of {expected}"
+    return [end - start for start, end in itertools.pairwise(at)]
+
+
+def batch_of(plan: Plan) -> Batch:
+    """Return 32 records."""
+    return model_runtime(plan).task.random_batch(32, 0)
+
+
+def client_step(plan: Plan) -> Callable[[], None]:
+    """Return the local training of a client by hand, from fresh weights."""
+    bench = model_runtime(plan)
+    start, task, batch = copy.deepcopy(bench.engine.model), bench.task, batch_of(plan)
+    privacy = plan.privacy
+
+    def plain() -> None:
+        model = copy.deepcopy(start)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            task.loss(model, batch).mean().backward()
+            optimizer.step()
+
+    def private() -> None:
+        from opacus import GradSampleModule
+        from opacus.optimizers import DPOptimizer
+
+        assert privacy is not None
+        model = GradSampleModule(copy.deepcopy(start))
+        optimizer = DPOptimizer(
+            torch.optim.SGD(model.parameters(), lr=0.1),
+            noise_multiplier=privacy.noise_multiplier or 1.0,
+            max_grad_norm=privacy.clip,
+            expected_batch_size=32,
+        )
+        for _ in range(STEPS):
+            optimizer.zero_grad()
+            task.loss(model, batch).mean().backward()
+            optimizer.step()
+
+    return plain if privacy is None else private
+
+
+def loop(plan: Plan, clients: int) -> list[float]:
+    """Return the seconds of rounds by hand."""
+    step, taken = client_step(plan), []
+    for _ in range(4):
+        began = time.perf_counter()
+        for _ in range(clients):
+            step()
+        taken.append(time.perf_counter() - began)
+    return taken[1:]
+
+
+def flower(plan: Plan, clients: int, rounds: int) -> list[float]:
+    """Return the seconds of rounds of Flower's simulation on Ray: the loop, in its ClientApp."""
+    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import Grid, ServerApp
+    from flwr.serverapp.strategy import FedAvg
+    from flwr.simulation import run_simulation
+
+    weights = model_runtime(plan).engine.model.state_dict()
+    text = plan.to_dict()
+    client, server, at = ClientApp(), ServerApp(), []
+
+    @client.train()
+    def train(message: Message, context: Context) -> Message:
+        del context
+        client_step(_plan_again(text))()
+        metrics = MetricRecord({"num-examples": 32})
+        content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    @server.main()
+    def main(grid: Grid, context: Context) -> None:
+        del context
+        strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=clients)
+        strategy.start(
+            grid, ArrayRecord(weights), num_rounds=rounds,
+            evaluate_fn=lambda *_: at.append(time.perf_counter()),
+        )  # fmt: skip
+
+    cores = os.cpu_count() or 1
+    init = {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False}
+    init["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}
+    run_simulation(
+        server, client, clients,
+        backend_config={"init_args": init, "client_resources": {"num_cpus": 1}},
+    )  # fmt: skip
+    return [end - start for start, end in itertools.pairwise(at)]
+
+
+def _plan_again(value: dict[str, Any], made: dict[str, Plan] = {}) -> Plan:  # noqa: B006
+    """Return the plan; the same one in each worker, which has one model."""
+    if value["name"] not in made:
+        made[value["name"]] = Plan.parse(value, where="benchmark")
+    return made[value["name"]]
+
+
+def rows_of(model: str, private: bool, options: Any) -> list[Row]:
+    """Measure one model."""
+    name = f"{model}{', DP-SGD' if private else ''}"
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        plan = plan_of(model, private, options.clients, options.rounds, folder)
+        by_hand = options.clients / statistics.median(loop(plan, options.clients))
+        tell(f"{name}: loop by hand {by_hand:.0f} updates a second")
+        peers: dict[str, float] = {"loop": by_hand}
+        if not options.no_flower:
+            with _quiet():
+                taken = flower(plan, options.clients, options.rounds)
+            peers["flower"] = options.clients / statistics.median(taken)
+            tell(f"{name}: Flower on Ray {peers['flower']:.0f} updates a second")
+        for engine in options.engine:
+            taken = privet(plan, engine, folder / engine)
+            value = options.clients / statistics.median(taken)
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+            for peer, peer_value in peers.items():
+                rows.append(
+                    row(f"{name}, {engine}", value, "updates/s", peer, peer_value,
+                        clients=options.clients, peak_mb=peak)
+                )  # fmt: skip
+            tell(f"{name}: {engine} {value:.0f} updates a second")
+    return rows
+
+
+@contextlib.contextmanager
+def _quiet() -> Any:
+    import logging
+
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def main() -> None:
+    """Measure."""
+    made = parser(__doc__)
+    made.add_argument("--model", choices=MODELS, nargs="*", default=list(MODELS))
+    made.add_argument("--engine", choices=("inline", "cohort"), nargs="*",
+                      default=["inline", "cohort"])  # fmt: skip
+    made.add_argument("--clients", type=int, default=0, help="of a round; default 100")
+    made.add_argument("--rounds", type=int, default=0, help="default 4")
+    made.add_argument("--no-flower", action="store_true", help="leave out Flower on Ray")
+    options = made.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    options.clients = options.clients or (10 if options.quick else 100)
+    options.rounds = options.rounds or (3 if options.quick else 4)
+    options.no_flower |= options.quick
+    rows = [
+        item
+        for model in (["mlp"] if options.quick else options.model)
+        for private in (False, True)
+        for item in rows_of(model, private, options)
+    ]
+    finish(rows, options.json, _line)
+
+
+def _line(item: Row) -> str:
+    text = f"{item['name']:28} {item['value']:7.1f} updates/s  {item['peer']} "
+    return text + f"{item['peer_value']:7.1f}  × {item['ratio']:.2f}  peak {item['peak_mb']} MB"
+
+
+if __name__ == "__main__":
+    main()

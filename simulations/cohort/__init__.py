@@ -1,0 +1,1 @@
+"""Sites of a simulation trained together: one model, the weights of many sites stacked."""

@@ -1,0 +1,268 @@
+"""The local training of many sites at once, in lockstep.
+
+::
+
+    steps of each site ── draw ──► batches [K, B, ...] ── ClientGradients ──► sums [K, P]
+          ▲                                                                    │
+          └── event ◄── noise of each site's own stream ◄──────────────────────┘
+
+Batches, noise and events are those of one site after another
+(:class:`~privet.privacy.mechanism.dpsgd.LocalSteps`); only the products are made for all together.
+What a site draws and the noise it adds come from its own stream, so that neither order nor chunk
+matters.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from privet.client.training.model_runtime import ModelRuntime
+from privet.client.training.trainer import mechanism, optimizer_of
+from privet.common.errors import PrivetError
+from privet.common.plan import Plan
+from privet.common.sections.strategy import proximal_mu
+from privet.common.tasks import Batch
+from privet.privacy.mechanism.clipping import ClippedSum, GradientEngine
+from privet.privacy.mechanism.clipping.client_gradients import ClientGradients, Unsupported
+from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
+
+_BYTES = 1 << 28
+"""Memory for activations, gradients and weights of the sites that are trained together."""
+_EXACT = 1e-4
+"""How far sums may be from those of one site after another, relative to their norm."""
+_COPIES = 8
+"""Copies of a site's weights: themselves, gradients, the optimizer's, and what a step makes."""
+_LIKE = 0.75
+"""Share of the largest site's records that a site beside it has: filling up costs time, too."""
+Update = NoisedUpdate | PlainUpdate
+Steps = NoisySteps | PlainSteps
+
+
+class Cohort:
+    """The sites of a plan whose models have one shape.
+
+    Args:
+        bench: the plan's runtime, whose start-up tests passed.
+
+    Raises:
+        Unsupported: if the model has no form for many sites, or another result there.
+    """
+
+    def __init__(self, bench: ModelRuntime) -> None:
+        self.plan: Plan = bench.plan
+        engine = bench.engine
+        self._named = dict(engine.named)
+        self._clip = mechanism(self.plan).clip
+        self._most_records = engine.max_records
+        self._filler = _on(self.plan.device, bench.task.random_batch(1, 0))
+        self._optimizer = optimizer_of(self.plan.training)
+
+        def made(records: int, seed: int) -> Batch:
+            return _on(self.plan.device, bench.task.random_batch(records, seed))
+
+        # A copy: the hooks of the engine are none of this one's, and it is never loaded.
+        model = copy.deepcopy(engine.model)
+        named = {name: p for name, p in model.named_parameters() if name in self._named}
+        loss = bench.loss
+        self._gradients = ClientGradients(model, loss, named, made, clipped=self._clip is not None)
+        with _evaluating(model), _evaluating(engine.model):
+            self._require_equal(engine, made)
+        self._record_bytes = self._gradients.instantiated_bytes + _saved_bytes(
+            model, loss, made(8, 2)
+        )
+
+    def train(
+        self, all_steps: Sequence[Steps], start: dict[str, Tensor]
+    ) -> list[Update | PrivetError]:
+        """Return the update of each site, or why it has none.
+
+        Args:
+            all_steps: draws and noise of each site's release.
+            start: the weights that all start from, by name.
+        """
+        found: dict[int, Update | PrivetError] = {}
+        with ThreadPoolExecutor(max(1, self.plan.threads)) as pool:
+            for chunk in self._chunks([steps.expected_records for steps in all_steps]):
+                made = self._train_some([all_steps[k] for k in chunk], start, pool)
+                found.update(zip(chunk, made, strict=True))
+        return [found[k] for k in range(len(all_steps))]
+
+    def _chunks(self, records: Sequence[float]) -> Iterator[list[int]]:
+        """Return the numbers of sites that are trained at once: of like size, within memory.
+
+        Args:
+            records: that a batch of each site is expected to have.
+        """
+        weights = 4 * _COPIES * sum(p.numel() for p in self._named.values())
+        chunk: list[int] = []
+        for k in sorted(range(len(records)), key=lambda k: -records[k]):
+            largest = records[chunk[0]] if chunk else records[k]
+            together = min(int(largest) + 1, self._most_records)
+            most = _BYTES // (weights + together * self._record_bytes)
+            if chunk and (len(chunk) >= most or records[k] < _LIKE * largest):
+                yield chunk
+                chunk = []
+            chunk.append(k)
+        if chunk:
+            yield chunk
+
+    def _train_some(
+        self, some: Sequence[Steps], start: dict[str, Tensor], pool: ThreadPoolExecutor
+    ) -> list[Update | PrivetError]:
+        begun = {n: start[n].to(p.device) for n, p in self._named.items()}
+        weights = {n: nn.Parameter(p.expand(len(some), *p.shape).clone()) for n, p in begun.items()}
+        optimizer = self._optimizer(list(weights.values()))
+        pull = proximal_mu(self.plan.strategy)
+        for _ in range(self.plan.training.steps):
+            sums = self._sums({n: w.detach() for n, w in weights.items()}, some)
+
+            def noised(k: int, sums: dict[str, Tensor] = sums) -> list[Tensor]:
+                mine = [sums[n][k] for n in weights]
+                steps = some[k]
+                if isinstance(steps, PlainSteps):
+                    return steps.gradient(mine)
+                assert self._clip is not None
+                return steps.gradient(ClippedSum(tuple(mine), self._clip))
+
+            made = list(pool.map(noised, range(len(some))))
+            for place, (name, weight) in enumerate(weights.items()):
+                gradient = torch.stack([parts[place] for parts in made])
+                if pull:
+                    gradient = gradient + pull * (weight.detach() - begun[name])
+                weight.grad = gradient.to(weight.dtype)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        moved = {n: (w.detach() - begun[n]).cpu() for n, w in weights.items()}
+        found: list[Update | PrivetError] = []
+        for k, steps in enumerate(some):
+            try:
+                found.append(steps.update({n: m[k].clone() for n, m in moved.items()}))
+            except PrivetError as error:
+                found.append(error)
+        return found
+
+    def _sums(self, weights: dict[str, Tensor], some: Sequence[Steps]) -> dict[str, Tensor]:
+        batch, present, units = self._stacked([steps.draw() for steps in some])
+        most = present.shape[1] // units
+        # No pass has more records of a site than the start-up tests have seen.
+        at_once = max(1, self._most_records // most)
+        totals: dict[str, Tensor] = {}
+        for first in range(0, units, at_once):
+            rows = slice(first * most, (first + at_once) * most)
+            part = {name: tensor[:, rows] for name, tensor in batch.items()}
+            here = present[:, rows]
+            made = (
+                self._gradients.sums(weights, part, here)
+                if self._clip is None
+                else self._gradients.clipped_sums(
+                    weights, part, here, here.shape[1] // most, self._clip
+                )
+            )
+            totals = {n: totals[n] + made[n] if totals else made[n] for n in made}
+        return totals
+
+    def _stacked(self, drawn: Sequence[tuple[Batch, np.ndarray, int]]) -> tuple[Batch, Tensor, int]:
+        """Return batches as one [K, U · R, ...], filled up with a generated record.
+
+        Args:
+            drawn: records, the unit of each, and the number of units, of each site.
+
+        Returns:
+            The batch; [K, U · R] 1 for a record that was drawn; and U, as many units for each site.
+        """
+        units = max(1, max(count for _, _, count in drawn))
+        sizes = [np.bincount(owner, minlength=1) for _, owner, _ in drawn]
+        most = max(1, max(int(size.max()) for size in sizes))
+        shape = len(drawn), units * most
+        batch = {
+            n: t.expand(shape[0] * shape[1], *t.shape[1:]).clone().view(*shape, *t.shape[1:])
+            for n, t in self._filler.items()
+        }
+        present = torch.zeros(shape, device=self.plan.device)
+        for k, ((records, owner, _), size) in enumerate(zip(drawn, sizes, strict=True)):
+            first = np.cumsum(size) - size
+            places = torch.from_numpy(owner * most + np.arange(len(owner)) - first[owner])
+            for name, rows in records.items():
+                batch[name][k].index_copy_(0, places.to(rows.device), rows)
+            present[k, places.to(present.device)] = 1.0
+        return batch, present, units
+
+    def _require_equal(self, engine: GradientEngine, made: Callable[[int, int], Batch]) -> None:
+        """Compare two sites' sums, at weights of their own, with those of one after the other.
+
+        Raises:
+            Unsupported: if they differ.
+        """
+        generator = torch.Generator().manual_seed(0)
+        begun = {n: p.detach().clone() for n, p in engine.named.items()}
+        weights = {
+            n: torch.stack(
+                [p + 0.1 * torch.randn(p.shape, generator=generator).to(p) for _ in range(2)]
+            )
+            for n, p in begun.items()
+        }
+        each = [(made(count, count), np.arange(count), count) for count in (5, 3)]
+        batch, present, units = self._stacked(each)
+        clip = self._clip
+        if clip is None:
+            found = self._gradients.sums(weights, batch, present)
+        else:
+            found = self._gradients.clipped_sums(weights, batch, present, units, clip)
+        try:
+            for k, (records, owner, count) in enumerate(each):
+                _set(engine.named, {n: w[k] for n, w in weights.items()})
+                right = (
+                    engine.plain_sum(records)
+                    if clip is None
+                    else engine.clipped_sum(records, owner, count, clip).tensors
+                )
+                off = sum(
+                    float((found[n][k] - r).square().sum())
+                    for n, r in zip(engine.named, right, strict=True)
+                )
+                size = sum(float(r.square().sum()) for r in right)
+                if not off <= _EXACT**2 * size:
+                    raise Unsupported("sums of many sites are not those of one after another")
+        finally:
+            _set(engine.named, begun)
+
+
+def _set(named: Mapping[str, Tensor], values: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in named.items():
+            parameter.copy_(values[name])
+
+
+def _on(device: str, batch: Batch) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, so that two ways can be compared."""
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train()
+
+
+def _saved_bytes(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> int:
+    """Return the bytes that a forward pass keeps for the backward pass, for a record."""
+    kept = 0
+
+    def keep(tensor: Tensor) -> Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss(model, batch)
+    return 1 + kept // len(next(iter(batch.values())))

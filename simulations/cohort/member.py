@@ -1,0 +1,55 @@
+"""The trainer of one site of a cohort: its records, its random numbers, and its update."""
+
+from __future__ import annotations
+
+from privet.client.training.protocol import TrainerOutput
+from privet.client.training.trainer import Trainer
+from privet.common.errors import PrivetError
+from privet.common.flat import Arrays
+from privet.common.order import Order
+from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
+from privet.privacy.mechanism.noise import Stream
+
+
+class CohortMember(Trainer):
+    """As :class:`Trainer`, with local training that a cohort may do ahead.
+
+    What was not done ahead it does itself.
+    """
+
+    _begun: tuple[Order, Stream] | None = None
+    _made: NoisedUpdate | PlainUpdate | PrivetError | None = None
+
+    def begin(self, order: Order) -> NoisySteps | PlainSteps:
+        """Open the records and return the steps of an order's release.
+
+        Args:
+            order: to train, already charged.
+
+        Raises:
+            DataError: if the records cannot be read as a table.
+        """
+        data = self._opened()
+        encoded = self._usable("train", data, data.train)
+        stream = self._stream_for(order) or Stream.fresh()
+        self._begun, self._made = (order, stream), None
+        return self.mechanism.begin(
+            encoded.examples,
+            encoded.units,
+            nominal_size=self.site.nominal_size,
+            stream=stream,
+            views=self._bench.views,
+        )
+
+    def take(self, made: NoisedUpdate | PlainUpdate | PrivetError) -> None:
+        """Keep the update of the steps that were begun, or why there is none."""
+        self._made = made
+
+    def release(self, order: Order, model: Arrays) -> TrainerOutput:
+        """As :meth:`Trainer.release`; what the cohort made is handed out once."""
+        begun, made, self._begun, self._made = self._begun, self._made, None, None
+        if begun is None or made is None or begun[0].digest != order.digest:
+            return super().release(order, model)
+        if isinstance(made, PrivetError):
+            raise made
+        return self._output(order, made, begun[1])

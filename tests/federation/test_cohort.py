@@ -1,0 +1,232 @@
+"""Sites that train together give the result of one after another, and pay as they do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from families_kit import FAMILIES, family_plan
+
+from privet.common.plan import Plan
+from privet.privacy.evidence.statement import Entry
+from privet.privacy.evidence.store import Store
+from privet.privacy.mechanism.clipping.client_gradients import ClientGradients
+from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
+from privet.simulations.cohort import cohort
+from privet.simulations.cohort.cohort import Cohort
+from privet.simulations.cohort.member import CohortMember
+from privet.simulations.run import Result, Setting, run_plan, simulate
+
+Make = Callable[..., Any]
+Ran = Callable[..., Result]
+ALONE = ("encoder-decoder", "gaps", "resnet", "t5")
+"""Models whose clipped sums have no form for many sites: what they compute depends on values, or
+they have layers that are not known there."""
+TOGETHER = [name for name in FAMILIES if name not in ALONE]
+
+
+def off(one: Result, other: Result) -> float:
+    """How far two models are apart, relative to what was learnt in one."""
+    from privet.common.models import initial_model
+
+    begun = initial_model(one.plan)
+    square = sum(float(np.square(one.model[n] - other.model[n]).sum()) for n in begun)
+    size = sum(float(np.square(one.model[n] - begun[n]).sum()) for n in begun)
+    assert size > 0
+    return float(np.sqrt(square / size))
+
+
+def entries(result: Result, site: str) -> list[tuple[str, Any]]:
+    """Kind and event of each entry of a site's ledger."""
+    leaves = map(Entry.read, Store(result.out / "sites" / site / "ledger.db").leaves())
+    return [(entry.kind, entry.predicate.get("event")) for entry in leaves]
+
+
+@pytest.fixture
+def ran(files: Path, plan_value: Make, tmp_path: Path) -> Ran:
+    """Simulate the tiny plan; the noise is the same each time."""
+
+    def run(engine: str, where: Path = files, name: str = "", **changes: Any) -> Result:
+        plan = Plan.parse(plan_value(**changes))
+        seed = None if changes.get("privacy", "") is None else 1
+        setting = Setting(base=where, engine=engine, noise_seed=seed)  # type: ignore[arg-type]
+        return run_plan(plan, setting, tmp_path / (name or engine))
+
+    return run
+
+
+@pytest.mark.parametrize("private", [True, False], ids=["private", "plain"])
+@pytest.mark.parametrize("name", TOGETHER)
+def test_a_family_learns_the_same(name: str, private: bool, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {} if private else {"privacy": "none"}
+    plan = family_plan(name, tmp_path, **changes)
+    made = {
+        engine: simulate(plan, out=tmp_path / engine, noise_seed=1, engine=engine)  # type: ignore[arg-type]
+        for engine in ("inline", "auto")
+    }
+    assert {one.engine for one in made.values()} == {"inline", "cohort"}
+    assert off(made["inline"], made["auto"]) < 1e-5
+    for site in plan.sites:
+        assert entries(made["inline"], site.name) == entries(made["auto"], site.name)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training": {"rounds": 10}},
+        {"training": {"momentum": 0.9, "steps": 4}},
+        {"training": {"optimizer": "adam", "learning_rate": 0.01, "steps": 4}},
+        {"strategy": {"kind": "fedprox", "proximal_mu": 0.5}, "training": {"steps": 4}},
+        {"training": {"sample_rate": 1.0}},
+        {"training": {"sample_rate": 0.02}},
+        {"compression": {"kind": "int8"}},
+        {"privacy": None},
+        {"privacy": None, "training": {"clip": 0.1}},
+    ],
+    ids=lambda c: "-".join(f"{k}.{v}" for k, v in c.items()),
+)
+def test_a_plan_gives_the_same_model(ran: Ran, changes: dict[str, Any]) -> None:
+    one, together = ran("inline", **changes), ran("auto", **changes)
+    assert together.engine == "cohort"
+    # A rounded update moves by a whole step of its grid where its number lies between two.
+    assert off(one, together) < (1e-2 if "compression" in changes else 1e-5)
+
+
+def test_people_with_several_records(ran: Ran) -> None:
+    privacy = {"unit": "person", "max_records": 3}
+    made = [
+        ran(engine, privacy=privacy, data={"person_column": "patient"})
+        for engine in ("inline", "auto")
+    ]
+    assert made[1].engine == "cohort" and off(*made) < 1e-5
+
+
+def test_neither_order_nor_chunk_matters(ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, chunks = ran("auto", name="many"), []
+    some = Cohort._train_some
+
+    def counted(self: Cohort, steps: Any, *given: Any) -> Any:
+        chunks.append(len(steps))
+        return some(self, steps, *given)
+
+    monkeypatch.setattr(Cohort, "_train_some", counted)
+    monkeypatch.setattr(cohort, "_BYTES", 1)
+    alone = ran("auto", name="alone")
+    assert set(chunks) == {1} and off(many, alone) < 1e-6
+    monkeypatch.setattr(cohort, "_LIKE", 0.0)
+    monkeypatch.setattr(cohort, "_BYTES", 1 << 30)
+    assert off(many, ran("auto", name="all")) < 1e-6 and chunks[-1] == 3
+
+
+def test_without_a_seed_no_two_runs_have_the_same_noise(ran: Ran, files: Path, plan_value: Make,
+                                                        tmp_path: Path) -> None:  # fmt: skip
+    plan = Plan.parse(plan_value())
+    one, two = (run_plan(plan, Setting(base=files), tmp_path / name) for name in ("1", "2"))
+    assert one.engine == two.engine == "cohort" and off(one, two) > 0.1
+    assert one.claim != "none"
+    assert ran("auto").claim == "none"
+
+
+def test_a_site_without_records_releases_noise(ran: Ran, write_files: Make, tmp_path: Path) -> None:
+    data = write_files(tmp_path / "data")
+    pd.read_csv(data / "south.csv").head(0).to_csv(data / "south.csv", index=False)
+    one, together = ran("inline", data), ran("auto", data)
+    assert {site.status for site in together.sites} == {"released"}
+    assert off(one, together) < 1e-5
+
+
+def test_a_site_that_fails_fails_alone_and_has_paid(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its failure is met before the others train, and told when it answers."""
+    opened = CohortMember._opened
+
+    def broken(self: CohortMember) -> Any:
+        if self.site.name == "South":
+            raise ValueError("South's disk is broken")
+        return opened(self)
+
+    monkeypatch.setattr(CohortMember, "_opened", broken)
+    result = ran("auto", strategy={"min_sites": 2})
+    status = {site.name: site.status for site in result.sites}
+    assert status == {"North": "released", "East": "released", "South": "failed"}
+    assert "South's disk is broken" in next(s for s in result.sites if s.name == "South").reason
+    kinds = [kind for kind, _ in entries(result, "South")]
+    assert kinds.count("reserved") == kinds.count("aborted") > 0
+
+
+def test_every_site_has_paid_before_any_record_is_read(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    opened, before = CohortMember._opened, []
+
+    def looked(self: CohortMember) -> Any:
+        store = Store(tmp_path / "auto" / "sites" / self.site.name / "ledger.db")
+        before.append([Entry.read(leaf).kind for leaf in store.leaves()][-1])
+        return opened(self)
+
+    monkeypatch.setattr(CohortMember, "_opened", looked)
+    ran("auto")
+    assert len(before) == 6 and set(before) == {"reserved"}
+
+
+def test_what_fails_together_is_done_one_after_another(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(self: Cohort, *given: Any) -> Any:
+        raise RuntimeError("no memory is left")
+
+    inline = ran("inline")
+    monkeypatch.setattr(Cohort, "train", fails)
+    assert off(inline, ran("auto")) == 0.0
+    assert "no memory is left" in caplog.text
+
+
+def _to_another_client(
+    self: ParameterGradients, totals: torch.Tensor, *given: Any, right: Any
+) -> None:
+    right(self, totals, *given)
+    totals.copy_(totals.roll(1, 0))
+
+
+@pytest.mark.parametrize("fault", ["clients", "bound", "filled"])
+def test_a_planted_fault_is_noticed_at_the_start(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The control of the test of equality: sums of the wrong client, bound or records."""
+    if fault == "clients":
+        right = ParameterGradients.add_weighted_sums
+        monkeypatch.setattr(
+            ParameterGradients, "add_weighted_sums",
+            lambda self, *given: _to_another_client(self, *given, right=right),
+        )  # fmt: skip
+    else:
+        sums = ClientGradients.clipped_sums
+
+        def wrong(self: ClientGradients, weights: Any, batch: Any, present: Any, units: int,
+                  clip: float) -> Any:  # fmt: skip
+            if fault == "filled":
+                present = torch.ones_like(present)
+            return sums(self, weights, batch, present, units, clip * (1 + (fault == "bound")))
+
+        monkeypatch.setattr(ClientGradients, "clipped_sums", wrong)
+    result = ran("auto", privacy={"clip": 0.1})
+    assert result.engine == "inline"
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_what_has_no_form_for_many_sites_trains_as_before(name: str, tmp_path: Path) -> None:
+    result = simulate(family_plan(name, tmp_path), out=tmp_path / "run")
+    assert result.engine == "inline" and result.sites[0].status == "released"
+    assert json.loads((result.out / "result.json").read_text())["engine"] == "inline"
+
+
+def test_a_named_way_of_clipping_is_kept(ran: Ran) -> None:
+    result = ran("auto", training={"clipping": "vmap"})
+    assert (result.engine, result.clipping) == ("inline", "vmap")
