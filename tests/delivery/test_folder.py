@@ -11,6 +11,7 @@ import pytest
 import torch
 from families_kit import plan_for
 from folder_kit import END, PAD, START, TINY, save_tiny
+from short_kit import short
 
 from privet.common.errors import RunError
 from privet.common.models.text import tokens_for
@@ -56,7 +57,9 @@ def _settings(folder: Path, name: str = "tokenizer_config.json", **values: Any) 
     path.write_text(json.dumps({key: one for key, one in value.items() if one is not None}))
 
 
-@pytest.mark.parametrize("name", sorted(TINY))
+@pytest.mark.parametrize(
+    "name", short(sorted(TINY), ("bert", "bart", "gpt2-causal", "llama-causal"))
+)
 def test_transformers_answers_as_the_run_did(trained_of: Tiny, tmp_path: Path, name: str) -> None:
     said: list[FolderCheck] = []
     found = export(
@@ -105,8 +108,8 @@ def _scale_a_weight(folder: Path) -> None:
     ("name", "change", "said"),
     [
         ("bert", _scale_a_weight, "answers otherwise"),
-        ("llama-causal", _scale_a_weight, "answers otherwise"),
-        ("bart", _scale_a_weight, "answers otherwise"),
+        pytest.param("llama-causal", _scale_a_weight, "answers otherwise", marks=pytest.mark.long),
+        pytest.param("bart", _scale_a_weight, "answers otherwise", marks=pytest.mark.long),
         ("bert", lambda folder: _settings(folder, padding_side="left"), "answers otherwise"),
         ("bart", lambda folder: _settings(folder, "config.json", decoder_start_token_id=5), "wise"),
         ("bert", lambda folder: _settings(folder, truncation_side="left"), "gives other numbers"),

@@ -62,6 +62,7 @@ def accepted(trial: Trial) -> dict[str, Forgery | None]:
     return found
 
 
+@pytest.mark.long  # campaigns/forge.py --quick does this on every change
 def test_every_field_is_refused_or_listed(accepted: dict[str, Forgery | None]) -> None:
     assert len(accepted) > 180
     unlisted = [
@@ -71,6 +72,7 @@ def test_every_field_is_refused_or_listed(accepted: dict[str, Forgery | None]) -
     assert unlisted == [], "a rule is missing, or these are somebody's word: campaigns/words.py"
 
 
+@pytest.mark.long
 def test_what_is_listed_is_refused_by_no_rule(
     trial: Trial, accepted: dict[str, Forgery | None]
 ) -> None:

@@ -22,7 +22,7 @@ PAGES = sorted(
 )
 NO_DATA = ("dense-classifier.md", "hub-models.md", "images.md", "torch-transformers.md")
 """Pages whose records come with packages, or are made on the page."""
-SHORT = ("deliver.md", "hub-models.md", "torch-transformers.md")
+SHORT = ("deliver.md", "torch-transformers.md")
 """Pages that every change is tried on, with one round in the place of several."""
 ROUNDS = re.compile(r"^rounds = \d+$|(?<=--rounds )\d+", re.MULTILINE)
 

@@ -69,7 +69,7 @@ def test_each_row_of_the_verdict_can_fail(
 @pytest.mark.slow
 @PROCESSES
 def test_a_coordinator_stands_a_short_campaign(tmp_path: Path) -> None:
-    found, tally = attack_coordinator(400, tmp_path / "a", patience=2.0)
+    found, tally = attack_coordinator(600, tmp_path / "a", patience=2.0)
     assert not found.failed, (found.rows, tally.examples)
     assert len(tally.words) == len(KINDS)
     assert {kind.split(":")[0] for kind in tally.words} == {
@@ -93,14 +93,14 @@ def test_a_coordinator_stands_a_short_campaign(tmp_path: Path) -> None:
     ],
 )
 def test_a_coordinator_with_a_planted_fault_does_not(tmp_path: Path, fault: str, row: str) -> None:
-    found, _ = attack_coordinator(300, tmp_path / "a", fault=fault, patience=1.0)
+    found, _ = attack_coordinator(400, tmp_path / "a", fault=fault, patience=1.0)
     assert row in found.failed, found.rows
 
 
 @pytest.mark.slow
 @PROCESSES
 def test_a_site_stands_a_hostile_coordinator(tmp_path: Path) -> None:
-    found, did = attack_site(400, tmp_path / "b", large=60)
+    found, did = attack_site(700, tmp_path / "b", large=100)
     assert not found.failed, found.rows
     assert len(did) > 10
 

@@ -45,7 +45,9 @@ def check(unit, batch=rows, declared=None):
         pytest.param(
             name,
             mode,
-            marks=[pytest.mark.slow] if name == "minilm-lora" else [],
+            marks=[pytest.mark.slow, *[pytest.mark.long] * (mode in (HOOKS, FUNCTORCH))]
+            if name == "minilm-lora"
+            else [],
         )
         for name in MODELS
         for mode in ("auto", BOOK, HOOKS, FUNCTORCH)

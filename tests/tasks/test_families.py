@@ -45,7 +45,7 @@ def test_each_trains_with_privacy_and_every_parameter_moves(name: str, tmp_path:
 LEARNS = {"training": {"rounds": 4, "steps": 25, "optimizer": "adam", "learning_rate": 0.02}}
 
 
-LONG = ("encoder-decoder", "t5")
+LONG = ("encoder-decoder", "t5", "gaps", "vit", "linear")
 
 
 @pytest.mark.parametrize(
