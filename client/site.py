@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,7 @@ class Site:
     def _seen(self) -> dict[str, Any]:
         """Return the heads seen of this roster's logs: other logs belong to other coordinators."""
         mine = self._roster.logs
-        return {log: asdict(seen) for log, seen in self.witness.seen.items() if log in mine}
+        return {log: seen.to_dict() for log, seen in self.witness.seen.items() if log in mine}
 
     def _keep_journal(self, asked: Mapping[str, Any] | None) -> dict[str, Any]:
         if asked is None:

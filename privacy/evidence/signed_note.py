@@ -169,18 +169,9 @@ class Checkpoint:
         Raises:
             NoteError: if it is not a checkpoint of three lines with signatures.
         """
-        body, lines = parse_note(text)
-        parts = body.split("\n")
-        if len(parts) != 4 or parts[3] or not parts[0]:
-            raise NoteError("a checkpoint has three lines: origin, size, root")
-        if not re.fullmatch(r"0|[1-9][0-9]{0,17}", parts[1]):
-            raise NoteError(f"'{parts[1]}' is not the size of a tree")
-        if int(parts[1]) > _MAX_TREE_SIZE:
-            raise NoteError(f"a tree of {parts[1]} entries is not believed")
-        root = decode64(parts[2])
-        if len(root) != 32:
-            raise NoteError("the root of a checkpoint has 32 bytes")
-        return cls(parts[0], int(parts[1]), root, lines)
+        # Each witness, and each party that shows what it has seen, reads the same heads in turn.
+        parsed = _checkpoint(text) if len(text) < _SHORT else _parse_checkpoint(text)
+        return cls(*parsed)
 
     def signed(self, key: Key, signer: Signer) -> Self:
         """Return this checkpoint with the log's signature alone."""
@@ -238,6 +229,24 @@ class Checkpoint:
             return False
         time = int.from_bytes(line.signature[:8], "big")
         return time < 2**63 and key.verifies(line.signature[8:], _cosigned(self.body, time))
+
+
+def _parse_checkpoint(text: str) -> tuple[str, int, bytes, tuple[SignatureLine, ...]]:
+    body, lines = parse_note(text)
+    parts = body.split("\n")
+    if len(parts) != 4 or parts[3] or not parts[0]:
+        raise NoteError("a checkpoint has three lines: origin, size, root")
+    if not re.fullmatch(r"0|[1-9][0-9]{0,17}", parts[1]):
+        raise NoteError(f"'{parts[1]}' is not the size of a tree")
+    if int(parts[1]) > _MAX_TREE_SIZE:
+        raise NoteError(f"a tree of {parts[1]} entries is not believed")
+    root = decode64(parts[2])
+    if len(root) != 32:
+        raise NoteError("the root of a checkpoint has 32 bytes")
+    return parts[0], int(parts[1]), root, lines
+
+
+_checkpoint = functools.lru_cache(maxsize=2048)(_parse_checkpoint)
 
 
 def _cosigned(body: bytes, time: int) -> bytes:
@@ -347,11 +356,9 @@ def decode64(text: str) -> bytes:
     return raw
 
 
+_UNFIT = re.compile("[\\s+\ud800-\udfff]")
+"""White space, plus, and halves of surrogate pairs, which UTF-8 cannot write."""
+
+
 def _is_name(name: str) -> bool:
-    unfit = any(sign.isspace() or sign == "+" or _is_half(sign) for sign in name)
-    return bool(name) and not unfit
-
-
-def _is_half(sign: str) -> bool:
-    """Whether ``sign`` is half of a surrogate pair, which UTF-8 cannot write."""
-    return "\ud800" <= sign <= "\udfff"
+    return bool(name) and _UNFIT.search(name) is None

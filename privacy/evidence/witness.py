@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class Seen:
     size: int
     root: str
     note: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {"size": self.size, "root": self.root, "note": self.note}
 
 
 def extend(shown: Evidence, first: Key, seen: Seen | None) -> tuple[Checkpoint, Seen]:
@@ -207,7 +211,7 @@ class Witness:
             lines[origin] = head.cosignature(self.key, self._signer, moment)
         if any(known.get(origin) != seen for origin, seen in news.items()):
             # Remembered durably before a signature leaves.
-            stored = {origin: asdict(seen) for origin, seen in sorted((known | news).items())}
+            stored = {origin: seen.to_dict() for origin, seen in sorted((known | news).items())}
             write_atomic(self._path, json.dumps(stored).encode())
             self._seen = known | news
         return lines, faults
