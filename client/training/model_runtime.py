@@ -29,6 +29,8 @@ _ROUNDING = 1e-2
 """How far scores may move, relative to 1 + their size, when they are computed with others."""
 
 
+_MAX_TEXT = 300
+"""Characters of an error that are kept for the operator."""
 _SCORING_BATCH = 64
 """Records whose loss and scores are tried together."""
 
@@ -194,16 +196,17 @@ class ModelRuntime:
         batch = {name: tensor.to(self.plan.device) for name, tensor in found.batch.items()}
         return dataclasses.replace(found, batch=batch)
 
-    def computable(self, examples: Batch) -> np.ndarray:
-        """Return a mask [N] of the records whose loss and scores can be computed.
+    def not_computable(self, examples: Batch) -> dict[int, str]:
+        """Return by its number why the loss or the scores of a record cannot be computed.
 
         It tries several records together on the CPU and, if that fails, each half: a label beyond
         the scores or a number beyond an embedding must not stop the other records.
         """
-        found = np.zeros(_count(examples), dtype=bool)
+        found: dict[int, str] = {}
+        records = _count(examples)
         todo = [
-            (start, min(start + _SCORING_BATCH, len(found)))
-            for start in range(0, len(found), _SCORING_BATCH)
+            (start, min(start + _SCORING_BATCH, records))
+            for start in range(0, records, _SCORING_BATCH)
         ]
         model = self.engine.model
         with self.engine.hooks_off():
@@ -214,24 +217,27 @@ class ModelRuntime:
                 while todo:
                     start, end = todo.pop()
                     batch = {name: tensor[start:end].cpu() for name, tensor in examples.items()}
-                    if self._computes(model, batch, end - start):
-                        found[start:end] = True
-                    elif end - start > 1:
+                    why = self._fault(model, batch, end - start)
+                    if why and end - start > 1:
                         middle = (start + end) // 2
                         todo += [(start, middle), (middle, end)]
+                    elif why:
+                        found[start] = why
             finally:
                 model.train()
         return found
 
-    def _computes(self, model: nn.Module, batch: Batch, count: int) -> bool:
+    def _fault(self, model: nn.Module, batch: Batch, count: int) -> str:
         try:
             with torch.no_grad():
                 losses, scores = self.task.loss(model, batch), self.task.scores(model, batch)
-            return tuple(losses.shape) == (count,) and len(scores) == count
         except KeyboardInterrupt:
             raise
-        except BaseException:  # code of a user's own, on one record
-            return False
+        except BaseException as error:  # code of a user's own, on one record
+            return _text_of(error)
+        if tuple(losses.shape) == (count,) and len(scores) == count:
+            return ""
+        return f"a loss of shape {tuple(losses.shape)} and {len(scores)} scores for {count} records"
 
     @property
     def table_shape(self) -> Shape:
@@ -253,6 +259,14 @@ class ModelRuntime:
             row = min(found.faults)
             raise DataError(f"row {frame.index[row]}: {found.faults[row]}")
         return found.batch
+
+
+def _text_of(error: BaseException) -> str:
+    """Return what an error of a user's own code says, whatever its class does."""
+    try:
+        return repr(error)[:_MAX_TEXT]
+    except Exception:
+        return type(error).__name__
 
 
 def labels_of(examples: Batch) -> np.ndarray:

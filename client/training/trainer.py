@@ -343,10 +343,12 @@ def usable_records(bench: ModelRuntime, frame: pd.DataFrame) -> UsableRecords:
     found = bench.encode_records(frame)
     faults, rows, examples = dict(found.faults), found.rows, found.batch
     if ":" in plan.task.kind + plan.model.kind and len(rows):
-        fits = bench.computable(examples)
-        for row in rows[~fits].tolist():
-            faults[row] = "its loss or its scores cannot be computed"
-        if not fits.all():
+        unfit = bench.not_computable(examples)
+        for place, why in unfit.items():
+            faults[int(rows[place])] = f"its loss or its scores cannot be computed: {why}"
+        if unfit:
+            fits = np.ones(len(rows), dtype=bool)
+            fits[list(unfit)] = False
             index = torch.from_numpy(np.flatnonzero(fits)).to(plan.device)
             examples = {name: tensor[index] for name, tensor in examples.items()}
             rows = rows[fits]

@@ -77,6 +77,7 @@ def test_options_are_in_a_digest_as_they_were_written(plan_value: Make) -> None:
         ({"task": {"kind": "text"}}, "task.numeric: belongs to kind = 'tabular' or 'module:ob"),
         ({"task": {"kind": "mine:task", "augment": ["hide"]}}, "task.augment: belongs to kind"),
         ({"task": {"kind": "txet"}}, "not 'txet'; did you mean 'text'?"),
+        ({"task": {"kind": "TEXT"}}, "not 'TEXT'; did you mean 'text'?"),
         ({"task": {"kind": 3}}, "task.kind: must be a text in quotes, not 3"),
         ({"task": 3}, "task: must be a table, not 3"),
         ({"task": {"augment": ["flip"]}}, "task.augment.0: must be 'hide', not 'flip'"),
