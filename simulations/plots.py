@@ -152,10 +152,42 @@ def write_comparison(
         _save(figure, path)
 
 
+def write_sweep(
+    key: str,
+    lines: dict[str, list[tuple[float, float, float | None]]],
+    headline: str,
+    path: Path,
+) -> None:
+    """Plot a metric against a key of the plan, as SVG and PNG.
+
+    Args:
+        key: that was swept.
+        lines: by their label: value of the key, mean of the metric, half its interval or None.
+        headline: name of the metric.
+        path: of the files, without suffix.
+    """
+    with mpl.rc_context(_STYLE):
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        for label, found in lines.items():
+            points = sorted(found)
+            errors = [half or 0.0 for _, _, half in points]
+            at, means = [x for x, _, _ in points], [mean for _, mean, _ in points]
+            axes.errorbar(at, means, yerr=errors, marker="o", ms=3, capsize=3, label=label or None)
+        values = [x for found in lines.values() for x, _, _ in found]
+        if min(values) > 0 and max(values) >= 20 * min(values):
+            axes.set_xscale("log")
+        if any(lines):
+            axes.legend(fontsize=8, frameon=False)
+        with_bars = any(half is not None for found in lines.values() for _, _, half in found)
+        note = " (bars: 95 % interval of the mean over seeds)" if with_bars else ""
+        axes.set(title=f"{_title(headline)}{note}", xlabel=key, ylabel=headline.replace("_", " "))
+        _save(figure, path)
+
+
 def _save(figure: Any, path: Path) -> None:
     for kind, metadata in (("svg", {"Date": None}), ("png", None)):
         figure.savefig(path.with_suffix(f".{kind}"), dpi=150, metadata=metadata)
     plt.close(figure)
 
 
-__all__ = ["write", "write_comparison"]
+__all__ = ["write", "write_comparison", "write_sweep"]

@@ -445,7 +445,7 @@ def _run_apps(server: ServerApp, maker: SiteMaker, setting: Setting, teller: Tel
         create_client_app(together), sites, together.with_trainer, cohort, tell=teller.step
     )
     run_app(server, grid)
-    return "cohort"
+    return grid.engine
 
 
 def cohort_of(plan: Plan) -> Cohort | None:

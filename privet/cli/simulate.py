@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,7 +41,9 @@ privet simulate lending     nine lenders, a tabular Transformer, ε 3
 
 privet simulate fed-heart --data DIR --epsilon 5 --compare
 
-privet simulate lending --model linear --sweep 1,3,8
+privet simulate lending --model linear --sweep 1,3,8     once for each ε
+
+privet simulate plan.toml --sweep training.learning_rate=0.1,0.3 --sweep seed=1,2,3 --out tries
 
 privet simulate plan.toml --check     what each site's records are worth; nothing is trained
 
@@ -77,8 +80,20 @@ def simulate(
         ),
     ] = False,
     sweep: Annotated[
-        str | None, typer.Option(help="Run once for each ε of this list, e.g. 1,3,8.")
+        list[str] | None,
+        typer.Option(
+            help="Run once for each value of a key of the plan, e.g. training.steps=2,5; numbers "
+            "alone are values of ε. May be repeated: every combination is run.",
+            metavar="KEY=A,B",
+        ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(help="With --sweep: runs at once; default this machine's cores ÷ threads."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="With --sweep: continue the sweep of --out.")
+    ] = False,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
     sites: Annotated[int | None, typer.Option(help="Only the first N sites of the plan.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of split and initial weights.")] = None,
@@ -155,12 +170,14 @@ def simulate(
         raise InputError("name a scenario or a plan file; `privet simulate --list` shows them")
     if ray_address is not None and engine is not Engine.ray:
         raise InputError("--ray-address goes with --engine ray")
-    if sweep is not None and (compare or epsilon is not None):
+    if sweep and (compare or epsilon is not None):
         raise InputError("--sweep goes without --compare and --epsilon")
+    if (resume or jobs is not None) and not sweep:
+        raise InputError("--resume and --jobs go with --sweep")
     if cap is not None and no_dp:
         raise InputError("--cap goes without --no-dp")
-    if no_dp and (epsilon is not None or sweep is not None):
-        raise InputError("--no-dp goes without --epsilon and --sweep")
+    if no_dp and epsilon is not None:
+        raise InputError("--no-dp goes without --epsilon")
     _within("--epsilon", epsilon, 1000)
     _within("--cap", cap, 1000)
     _within("--rounds", rounds, 10**9, least=1)
@@ -181,7 +198,7 @@ def simulate(
         start=offer(start) if start else None,
         dp=not no_dp,
     )
-    if not chosen.trains and (compare or sweep is not None):
+    if not chosen.trains and (compare or sweep):
         raise InputError(f"{plan}: it trains nothing: it goes without --compare and --sweep")
     setting = planning.Setting(
         engine=engine.value,
@@ -196,8 +213,8 @@ def simulate(
     if check:
         _check(chosen, setting, as_json)
         return
-    if sweep is not None:
-        _sweep(chosen, setting, _numbers(sweep), out, as_json)
+    if sweep:
+        _sweep(chosen, setting, sweep, _Sweeping(out, jobs, resume), as_json)
         return
     with show.RunDisplay(chosen) as display:
         result = run.run_plan(chosen, setting, out, display.update, display)
@@ -243,18 +260,6 @@ def _print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def _numbers(text: str) -> list[float]:
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--sweep takes numbers with commas, such as 1,3,8, not '{text}'"
-        ) from None
-    for value in values:
-        _within("each ε of --sweep", value, 1000)
-    return values
-
-
 def _within(what: str, value: float | None, most: float, *, least: float | None = None) -> None:
     """Check an option where it was given, so that the plan is not blamed for it."""
     if value is None:
@@ -266,30 +271,51 @@ def _within(what: str, value: float | None, most: float, *, least: float | None 
         raise InputError(f"{what} must be {low} and at most {most:,}, not {value:g}")
 
 
-def _sweep(plan: Any, setting: Any, values: list[float], out: Path | None, as_json: bool) -> None:
-    from privet.cli.output import show
-    from privet.simulations import planning, run
+@dataclass(frozen=True)
+class _Sweeping:
+    """The options that only a sweep has."""
 
-    if plan.privacy is None:
-        raise InputError("--sweep needs a plan with a [privacy] section")
-    if out is not None and out.is_dir() and any(out.iterdir()):
-        raise InputError(f"{out} is not empty; name another --out")
-    if out is not None and out.exists() and not out.is_dir():
-        raise InputError(f"{out} is not a folder; name another --out")
-    results = []
-    for value, changed in [(v, planning.adjusted(plan, epsilon=v)) for v in values]:
-        folder = out and out / f"epsilon-{value:g}"
-        with show.RunDisplay(changed) as display:
-            results.append(run.run_plan(changed, setting, folder, display.update, display))
+    out: Path | None
+    jobs: int | None
+    resume: bool
+
+
+def _sweep(plan: Any, setting: Any, words: list[str], how: _Sweeping, as_json: bool) -> None:
+    from privet.cli.output import show
+    from privet.simulations import sweep
+
+    axes = sweep.axes_of(words)
+    for axis in axes:
+        if axis.key == sweep.EPSILON:
+            if plan.privacy is None:
+                raise InputError("--sweep of ε needs a plan with privacy, and goes without --no-dp")
+            for value in axis.values:
+                _within("each ε of --sweep", value, 1000)
+    if how.resume and how.out is None:
+        raise InputError("--resume goes with --out, the folder of the sweep")
+    points = sweep.points_of(plan, axes)
+    _within("--jobs", how.jobs, 1000, least=1)
+    jobs = how.jobs or sweep.default_jobs(plan)
+    folder = how.out or Path("runs") / f"{plan.name.replace(' ', '-')}-sweep-{_stamp()}"
+    with show.stage(f"{len(points)} runs, {min(jobs, len(points))} at once") as tell:
+        made = sweep.run_sweep(
+            axes, points, setting, folder, jobs=jobs, resume=how.resume, tell=tell
+        )
     if as_json:
-        _print_json({"runs": [result.to_dict() for result in results]})
+        _print_json({"runs": made.rows, "table": str(folder / "sweep.parquet")})
     else:
-        show.sweep(results)
-    for result in results:
-        if result.silent or result.remarks:
-            show.releases(result)
-    if any(result.silent for result in results):
+        show.sweep(made)
+    for row in made.failed:
+        typer.echo(f"privet: {row['sweep']}: {row['error']}", err=True)
+    silent = [site for row in made.rows for site in row.get("sites", ()) if not site["released"]]
+    if silent or made.failed:
+        for site in silent:
+            typer.echo(f"privet: {site['name']} never released; {site['log']} says why", err=True)
         raise typer.Exit(1)
+
+
+def _stamp() -> str:
+    return datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
 
 
 def _list(data: Path | None, as_json: bool) -> None:

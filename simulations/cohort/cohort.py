@@ -14,7 +14,6 @@ matters.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -67,12 +66,12 @@ class Cohort:
         def made(records: int, seed: int) -> Batch:
             return _on(self.plan.device, bench.task.random_batch(records, seed))
 
-        # A copy: the hooks of the engine are none of this one's, and it is never loaded.
-        model = copy.deepcopy(engine.model)
-        named = {name: p for name, p in model.named_parameters() if name in self._named}
-        loss = bench.loss
-        self._gradients = ClientGradients(model, loss, named, made, clipped=self._clip is not None)
-        with _evaluating(model), _evaluating(engine.model):
+        # Shared with the engine, which sets nothing in it but during a pass.
+        model, loss = engine.model, bench.loss
+        self._gradients = ClientGradients(
+            model, loss, self._named, made, clipped=self._clip is not None
+        )
+        with _evaluating(model):
             self._require_equal(engine, made)
         self._record_bytes = self._gradients.instantiated_bytes + _saved_bytes(
             model, loss, made(8, 2)

@@ -11,6 +11,7 @@ together is trained by its site when it answers.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,6 +20,7 @@ from flwr.clientapp import ClientApp
 
 from privet.client.site import Site
 from privet.common.errors import InputError
+from privet.common.flower.grid import limit
 from privet.common.flower.wire import decode_order
 from privet.common.order import Order
 from privet.simulations.cohort.cohort import Cohort, Steps
@@ -49,7 +51,13 @@ class CohortGrid(InProcessGrid):
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         super().__init__(client_app, sites, tell=tell)
-        self._site_of, self._cohort = site_of, cohort
+        self._site_of = site_of
+        self._cohort: Cohort | None = cohort
+
+    @property
+    def engine(self) -> str:
+        """What trained the sites: ``cohort``, or ``inline`` since it failed."""
+        return "inline" if self._cohort is None else "cohort"
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """As :meth:`InProcessGrid.push_messages`."""
@@ -60,12 +68,22 @@ class CohortGrid(InProcessGrid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """As :meth:`InProcessGrid.send_and_receive`."""
-        messages = list(messages)
-        self._train_together(messages)
-        return super().send_and_receive(messages, timeout=timeout)
+        """As :meth:`InProcessGrid.send_and_receive`; replies come together, or too late.
+
+        Every message is delivered, also after the limit: its site has paid, keeps its release,
+        and gives the same one when it is asked again.
+
+        Args:
+            messages: to answer.
+            timeout: seconds for all of them; None sets no limit.
+        """
+        end = time.monotonic() + limit(timeout)
+        arrived = list(self.pull_messages(self.push_messages(messages)))
+        return arrived if time.monotonic() <= end else []
 
     def _train_together(self, messages: list[Message]) -> None:
+        if self._cohort is None:
+            return
         members: list[CohortMember] = []
         steps: list[Steps] = []
         start = None
@@ -91,6 +109,7 @@ class CohortGrid(InProcessGrid):
             made = self._cohort.train(steps, start[1])
         except Exception as error:  # each site meets it again, and logs it
             _LOG.warning("sites are trained one after another: %r", error)
+            self._cohort = None
             return
         for member, update in zip(members, made, strict=True):
             member.take(update)

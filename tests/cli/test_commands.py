@@ -372,7 +372,8 @@ def test_a_sweep_runs_once_for_each_epsilon(privet: Run, quick_path: Path) -> No
     assert ended.code == 0, ended.err
     runs = json.loads(ended.out)["runs"]
     assert [value["epsilon"] <= cap for value, cap in zip(runs, (5, 10), strict=True)] == [True] * 2
-    assert sorted(path.name for path in Path("run").iterdir()) == ["epsilon-10", "epsilon-5"]
+    folders = sorted(path.name for path in Path("run").iterdir() if path.is_dir())
+    assert folders == ["epsilon-10", "epsilon-5", "plots"]
 
 
 # wrong use
@@ -386,10 +387,14 @@ def test_a_sweep_runs_once_for_each_epsilon(privet: Run, quick_path: Path) -> No
         (("none.toml",), "none.toml: there is no such file"),
         (("PLAN", "--sweep", "1,x"), "--sweep takes numbers"),
         (("PLAN", "--sweep", ""), "--sweep takes numbers"),
-        (("PLAN", "--sweep", "nan"), "each ε of --sweep must be above 0"),
+        (("PLAN", "--sweep", "nan"), "--sweep takes numbers"),
+        (("PLAN", "--sweep", "NaN"), "each ε of --sweep must be above 0"),
+        (("PLAN", "--resume"), "--resume and --jobs go with --sweep"),
+        (("PLAN", "--sweep", "1,3", "--resume"), "--resume goes with --out"),
+        (("PLAN", "--sweep", "1,3", "--jobs", "0"), "--jobs must be at least 1"),
         (("PLAN", "--sweep", "0"), "each ε of --sweep must be above 0"),
         (("PLAN", "--no-dp", "--epsilon", "3"), "--no-dp goes without --epsilon"),
-        (("PLAN", "--no-dp", "--sweep", "1,3"), "--no-dp goes without"),
+        (("PLAN", "--no-dp", "--sweep", "1,3"), "goes without --no-dp"),
         (("PLAN", "--epsilon", "-1"), "--epsilon must be above 0 and at most 1,000, not -1"),
         (("PLAN", "--epsilon", "1e9"), "--epsilon must be"),
         (("PLAN", "--epsilon", "inf"), "--epsilon must be"),

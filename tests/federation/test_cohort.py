@@ -13,6 +13,7 @@ import pytest
 import torch
 from families_kit import FAMILIES, family_plan
 
+from privet.common.errors import QuorumError
 from privet.common.plan import Plan
 from privet.privacy.evidence.statement import Entry
 from privet.privacy.evidence.store import Store
@@ -20,6 +21,7 @@ from privet.privacy.mechanism.clipping.client_gradients import ClientGradients
 from privet.privacy.mechanism.clipping.parameter_gradients import ParameterGradients
 from privet.simulations.cohort import cohort
 from privet.simulations.cohort.cohort import Cohort
+from privet.simulations.cohort.grid import CohortGrid
 from privet.simulations.cohort.member import CohortMember
 from privet.simulations.run import Result, Setting, run_plan, simulate
 
@@ -184,8 +186,29 @@ def test_what_fails_together_is_done_one_after_another(
 
     inline = ran("inline")
     monkeypatch.setattr(Cohort, "train", fails)
-    assert off(inline, ran("auto")) == 0.0
-    assert "no memory is left" in caplog.text
+    alone = ran("auto")
+    assert off(inline, alone) == 0.0 and alone.engine == "inline"
+    assert caplog.text.count("no memory is left") == 1  # it is not tried again
+    assert [kind for kind, _ in entries(alone, "North")].count("reserved") == 2
+
+
+def test_a_site_that_paid_answers_also_after_the_time_limit(
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its release is kept, and given again to the same order; nothing is left open."""
+    send = CohortGrid.send_and_receive
+
+    def late(self: CohortGrid, messages: Any, *, timeout: float | None = None) -> Any:
+        trains = any(message.metadata.message_type == "train" for message in messages)
+        return send(self, messages, timeout=-1.0 if trains else timeout)
+
+    monkeypatch.setattr(CohortGrid, "send_and_receive", late)
+    with pytest.raises(QuorumError):
+        ran("auto")
+    for site in ("North", "East", "South"):
+        leaves = Store(tmp_path / "auto" / "sites" / site / "ledger.db").leaves()
+        kinds = [Entry.read(leaf).kind for leaf in leaves]
+        assert kinds.count("reserved") == kinds.count("released") == 1 and "aborted" not in kinds
 
 
 def _to_another_client(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 from rich.spinner import Spinner
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from privet.cli.output.console import OUT, or_dash
 from privet.common.printable import printable
-from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded_down
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded_down, rounded_up
 from privet.privacy.audit.summary import claim_sentence, figures_sentence
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from privet.server.rounds import Progress
     from privet.simulations.compare import ComparisonRow
     from privet.simulations.result import Result
+    from privet.simulations.sweep import Sweep
 
 _err = Console(stderr=True)
 
@@ -279,28 +281,58 @@ def _claim(outcome: Result) -> str:
     return f"{figures_sentence(top)} {claim_sentence(top)}"
 
 
-def sweep(results: list[Result]) -> None:
-    """Print one row for each ε."""
-    first = results[0]
-    title = f"{first.plan.name} · {_terms(first.loss, '')}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("ε", justify="right")
-    names = _measure(first.plan).names
+def sweep(made: Sweep) -> None:
+    """Print one row for each combination of values, over its seeds."""
+    swept = [axis.key for axis in made.axes if axis.key != "seed"]
+    table = Table(title=f"Sweep · {made.folder}", title_justify="left")
+    for key in swept:
+        table.add_column(key, justify="right")
+    table.add_column("runs", justify="right")
+    table.add_column("ε spent at most", justify="right")
+    ended = [row for row in made.rows if "error" not in row]
+    names = list(dict.fromkeys(
+        name for row in ended for name, value in row["metrics"].items()
+        if isinstance(value, float) or value is None
+    ))  # fmt: skip
     for name in names:
         table.add_column(name, justify="right")
-    table.add_column("run folder")
-    for item in results:
+    for values, rows in made.combined():
+        fine = [row for row in rows if "error" not in row]
+        spent = [row["epsilon"] for row in fine if row["epsilon"] is not None]
+        most = "no privacy" if fine else "–"
+        if spent:
+            most = rounded_up(max(spent))
         table.add_row(
-            _spent(item.loss),
-            *(or_dash(item.metrics.get(name)) for name in names),
-            str(item.out),
+            *(escape(str(values[key])) for key in swept),
+            str(len(fine)),
+            most,
+            *(_mean_of([row["metrics"].get(name) for row in fine]) for name in names),
         )
     OUT.print(table)
+    terms = next((row for row in ended if row["epsilon"] is not None), None)
+    if terms is not None:
+        OUT.print(
+            f"ε at δ {terms['delta']:g}, per {terms['unit']}. Each run spent its own on the same "
+            "records: choosing among them on private metrics would cost the sum (H11, H12).",
+            style="dim",
+        )
     OUT.print(
-        "Each row spent its own ε on the same records: choosing among them on private metrics "
-        "would cost the sum (H11, H12).",
+        f"± is the 95 % interval of a mean over seeds. {made.folder}/sweep.parquet has a row for "
+        "each run; plots/ the picture.",
         style="dim",
+        soft_wrap=True,
+        highlight=False,
     )
+
+
+def _mean_of(values: list[float | None]) -> str:
+    from privet.simulations.sweep import interval
+
+    found = [value for value in values if value is not None]
+    if not found:
+        return "–"
+    mean, half = interval(found)
+    return f"{mean:.3f}" if half is None else f"{mean:.3f} ± {half:.3f}"
 
 
 def scenarios(rows: list[dict[str, Any]], *, folder: Path) -> None:
