@@ -217,7 +217,7 @@ class ModelRuntime:
                 while todo:
                     start, end = todo.pop()
                     batch = {name: tensor[start:end].cpu() for name, tensor in examples.items()}
-                    why = self._fault(model, batch, end - start)
+                    why = self._reason(model, batch, end - start)
                     if why and end - start > 1:
                         middle = (start + end) // 2
                         todo += [(start, middle), (middle, end)]
@@ -227,7 +227,7 @@ class ModelRuntime:
                 model.train()
         return found
 
-    def _fault(self, model: nn.Module, batch: Batch, count: int) -> str:
+    def _reason(self, model: nn.Module, batch: Batch, count: int) -> str:
         try:
             with torch.no_grad():
                 losses, scores = self.task.loss(model, batch), self.task.scores(model, batch)

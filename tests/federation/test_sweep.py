@@ -153,7 +153,7 @@ def test_runs_in_processes_are_those_of_one(swept: Callable[..., Sweep]) -> None
 def test_a_run_that_fails_stops_no_other(swept: Callable[..., Sweep], tmp_path: Path) -> None:
     made = swept("privacy.noise_multiplier=0.01,2.0", "seed=1,2")
     assert [row["sweep"]["privacy.noise_multiplier"] for row in made.failed] == [0.01, 0.01]
-    assert all("refused-budget" in row["error"] for row in made.failed)
+    assert all("would cost" in row["error"] for row in made.failed)
     table = pd.read_parquet(tmp_path / "out" / "sweep.parquet")
     assert table["error"].notna().tolist() == [True, True, False, False]
     assert table["metrics.accuracy"].notna().tolist() == [False, False, True, True]
