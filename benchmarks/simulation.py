@@ -4,10 +4,11 @@
     python benchmarks/simulation.py --quick
     python benchmarks/simulation.py --model mlp --clients 20 --engine inline cohort
 
-A client has 32 records and makes 4 steps of gradient descent, with all of them each time; under
-DP-SGD it has 64 and each takes part with probability one half. A row is the median of the rounds
-after the first, in updates a second of wall time, with evidence of every site in full: every
-ledger reserves before it trains, and every log is witnessed. Peers: `loop`, by hand, one client
+A client has 32 records and makes 4 steps of gradient descent; each record takes part in a step with
+probability one quarter. The peers' batches have 8 records, without chance. A row is the median of
+the rounds after the first, in updates a second of wall time, with evidence of every site in full:
+every ledger reserves before it trains, and every log is witnessed. `training alone` is what the
+sites that train together compute, without orders and evidence. Peers: `loop`, by hand, one client
 after another in this process, without any evidence (Opacus where there is privacy); `flower`, the
 same loop in a ClientApp of Flower's own simulation on Ray. Peak memory is that of this process.
 """
@@ -38,12 +39,16 @@ import torch
 from harness import Row, finish, parser, row, tell
 
 from privet.client.training.model_runtime import model_runtime
+from privet.client.training.trainer import mechanism
 from privet.common.plan import Plan
 from privet.common.tasks import Batch
+from privet.privacy.accounting.units import UnitIndex
+from privet.simulations.cohort.cohort import Cohort
 from privet.simulations.planning import Setting, resolve
 from privet.simulations.run import run_plan
 
-STEPS = 4
+RECORDS, BATCH, STEPS = 32, 8, 4
+ALONE = "training alone"
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     # numeric features, model
     "mlp": (68, {"kind": "dense", "options": {"width": 256, "layers": 2}}),
@@ -54,16 +59,15 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
 def plan_of(model: str, private: bool, clients: int, rounds: int, folder: Path) -> Plan:
     """Write the clients' records, and return a plan for them."""
     features, kind = MODELS[model]
-    records = 64 if private else 32
     chance = np.random.default_rng(0)
     names = [f"x{k}" for k in range(features)]
     sites = []
     for client in range(clients):
-        frame = pd.DataFrame(chance.normal(size=(2 * records, features)).round(3), columns=names)
+        frame = pd.DataFrame(chance.normal(size=(2 * RECORDS, features)).round(3), columns=names)
         frame["y"] = (frame["x0"] > 0).astype(int)
         path = folder / f"client-{client}.csv"
         frame.to_csv(path, index=False)
-        sites.append({"name": f"Client {client}", "nominal_size": records, "path": str(path)})
+        sites.append({"name": f"Client {client}", "nominal_size": RECORDS, "path": str(path)})
     value: dict[str, Any] = {
         "name": f"{model}{'-private' if private else ''}",
         "threads": 1,
@@ -77,7 +81,7 @@ def plan_of(model: str, private: bool, clients: int, rounds: int, folder: Path) 
         "training": {
             "rounds": rounds,
             "steps": STEPS,
-            "sample_rate": 0.5 if private else 1.0,
+            "sample_rate": BATCH / RECORDS,
             "learning_rate": 0.1,
         },
         "privacy": {"epsilon": 8.0, "delta": 1e-5} if private else "none",
@@ -98,9 +102,27 @@ def privet(plan: Plan, engine: str, folder: Path) -> list[float]:
     return [end - start for start, end in itertools.pairwise(at)]
 
 
+def training_alone(plan: Plan, clients: int) -> list[float]:
+    """Return the seconds of what a cohort computes in a round, without orders and evidence."""
+    bench = model_runtime(plan)
+    cohort = Cohort(bench)
+    start = {name: p.detach().clone() for name, p in bench.engine.named.items()}
+    batches = [bench.task.random_batch(RECORDS, seed) for seed in range(clients)]
+    taken = []
+    for _ in range(4):
+        steps = [
+            mechanism(plan).begin(batch, UnitIndex.by_record(RECORDS), nominal_size=RECORDS)
+            for batch in batches
+        ]
+        began = time.perf_counter()
+        cohort.train(steps, start)
+        taken.append(time.perf_counter() - began)
+    return taken[1:]
+
+
 def batch_of(plan: Plan) -> Batch:
-    """Return 32 records."""
-    return model_runtime(plan).task.random_batch(32, 0)
+    """Return the records of a step."""
+    return model_runtime(plan).task.random_batch(BATCH, 0)
 
 
 def client_step(plan: Plan) -> Callable[[], None]:
@@ -127,7 +149,7 @@ def client_step(plan: Plan) -> Callable[[], None]:
             torch.optim.SGD(model.parameters(), lr=0.1),
             noise_multiplier=privacy.noise_multiplier or 1.0,
             max_grad_norm=privacy.clip,
-            expected_batch_size=32,
+            expected_batch_size=BATCH,
         )
         for _ in range(STEPS):
             optimizer.zero_grad()
@@ -164,7 +186,7 @@ def flower(plan: Plan, clients: int, rounds: int) -> list[float]:
     def train(message: Message, context: Context) -> Message:
         del context
         client_step(_plan_again(text))()
-        metrics = MetricRecord({"num-examples": 32})
+        metrics = MetricRecord({"num-examples": RECORDS})
         content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
         return Message(content, reply_to=message)
 
@@ -209,8 +231,11 @@ def rows_of(model: str, private: bool, options: Any) -> list[Row]:
                 taken = flower(plan, options.clients, options.rounds)
             peers["flower"] = options.clients / statistics.median(taken)
             tell(f"{name}: Flower on Ray {peers['flower']:.0f} updates a second")
-        for engine in options.engine:
-            taken = privet(plan, engine, folder / engine)
+        for engine in [*options.engine, ALONE]:
+            if engine == ALONE:
+                taken = training_alone(plan, options.clients)
+            else:
+                taken = privet(plan, engine, folder / engine)
             value = options.clients / statistics.median(taken)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             for peer, peer_value in peers.items():

@@ -66,6 +66,8 @@ from privet.simulations.result import Result, make_result, operator_lines
 from privet.simulations.run_folder import write_result
 
 BOOK_KEEPING = AUTOMATIC[0]
+LARGE = 1 << 21
+"""Trained numbers from which a step is arithmetic alone, and nothing is gained together."""
 _LOG = logging.getLogger("privet.simulations")
 _TRIAL_RECORDS = 20
 """Records of a site that are tried first."""
@@ -462,6 +464,8 @@ def cohort_of(plan: Plan) -> Cohort | None:
         _ = bench.self_tests
         if bench.engine.mode != BOOK_KEEPING:
             return None  # what it does not know has no form for many sites either
+        if sum(p.numel() for p in bench.engine.parameters) > LARGE:
+            return None
         return Cohort(bench)
     except Exception as error:  # a model may do anything that has no form for many sites
         _LOG.info("sites are trained one after another: %r", error)

@@ -16,6 +16,7 @@ is resumed; the folder of one that was interrupted is moved to ``interrupted``.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import itertools
 import json
@@ -25,6 +26,8 @@ import re
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,8 +40,9 @@ from privet.simulations.planning import Setting
 
 EPSILON = "privacy.epsilon"
 """The key of a sweep that names none."""
+_NOISE = "privacy.noise_multiplier"
 _SEED = "seed"
-_INDEX, _TABLE, _ASIDE = "sweep.json", "sweep.parquet", "interrupted"
+_INDEX, _TABLE, _ASIDE, _LOCK = "sweep.json", "sweep.parquet", "interrupted", ".lock"
 _MAX_RUNS = 10_000
 Values = dict[str, Any]
 
@@ -175,21 +179,38 @@ def _changes(plan: Plan, chosen: Values) -> dict[str, Any]:
     """Return the sections that values change, whole."""
     whole = plan.model_dump(mode="json")
     changed: dict[str, Any] = {}
-    for key, value in chosen.items():
+    for key, value in sorted(chosen.items(), key=lambda item: item[0].count(".")):
         first, *rest = key.split(".")
         if not rest:
             changed[first] = value
             continue
-        section = changed.setdefault(first, dict(whole.get(first) or {}))
+        if first in changed and not isinstance(changed[first], dict):
+            raise InputError(f"'{first}' and '{key}' cannot be swept together")
+        section = changed.setdefault(first, _mapping(whole.get(first), first))
         for part in rest[:-1]:
-            section[part] = dict(section.get(part) or {})
+            section[part] = _mapping(section.get(part), key)
             section = section[part]
         section[rest[-1]] = value
     if EPSILON in chosen:
         if plan.privacy is None:
             raise InputError("the plan has no [privacy] section to set ε in")
+        if _NOISE in chosen:
+            raise InputError(f"{_NOISE} follows from {EPSILON}: sweep one of them")
         changed["privacy"]["noise_multiplier"] = None  # calibrated to it
     return changed
+
+
+def _mapping(value: Any, key: str) -> Values:
+    """Return a copy of what a key's part holds.
+
+    Raises:
+        InputError: if that has no parts, such as a number.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InputError(f"'{key}' has no parts that could be swept")
+    return dict(value)
 
 
 def _words(values: Values) -> str:
@@ -200,8 +221,7 @@ def _name(values: Values) -> str:
     """Return the name of a run folder: the last part of each key, and its value."""
     parts = []
     for key, value in values.items():
-        shown = f"{value:g}" if _is_number(value) else str(value)
-        parts.append(f"{key.rpartition('.')[2]}-{shown}")
+        parts.append(f"{key.rpartition('.')[2]}-{value}")
     return re.sub(r"[^\w.+-]+", "-", "_".join(parts))[:150]
 
 
@@ -237,23 +257,28 @@ def run_sweep(
     Raises:
         InputError: if the folder holds something else, or another sweep.
     """
-    done = _prepare(folder, points, resume)
-    rows: dict[str, dict[str, Any]] = dict(done)
-    if done:
-        tell(f"{len(done)} of {len(points)} runs had ended before")
+    if setting.ledgers is not None:
+        jobs = 1  # each run pays into the same ledgers
     setting = replace(
         setting,
         base=setting.base.resolve(),
         data_dir=setting.data_dir and setting.data_dir.resolve(),
         ledgers=setting.ledgers and setting.ledgers.resolve(),
     )
-    if setting.ledgers is not None:
-        jobs = 1  # each run pays into the same ledgers
-    todo = [point for point in points if point.name not in done]
-    for point, row in _run_all(todo, setting, folder.resolve(), jobs):
-        rows[point.name] = row
-        _write_table([rows[p.name] for p in points if p.name in rows], folder / _TABLE)
-        tell(f"{len(rows)}/{len(points)}  {_words(point.values)}  {_figure(row, point.plan)}")
+    with ExitStack() as stack:
+        if is_old := (folder / _INDEX).exists():
+            stack.enter_context(_alone(folder))
+        done = _prepare(folder, points, setting, resume)
+        if not is_old:
+            stack.enter_context(_alone(folder))
+        rows: dict[str, dict[str, Any]] = dict(done)
+        if done:
+            tell(f"{len(done)} of {len(points)} runs had ended before")
+        todo = [point for point in points if point.name not in done]
+        for point, row in _run_all(todo, setting, folder.resolve(), jobs):
+            rows[point.name] = row
+            _write_table([rows[p.name] for p in points if p.name in rows], folder / _TABLE)
+            tell(f"{len(rows)}/{len(points)}  {_words(point.values)}  {_figure(row, point.plan)}")
     headline = measure_of_kind(points[0].plan.task.kind).headline
     made = Sweep(axes, [rows[point.name] for point in points], folder, headline)
     _write_table(made.rows, folder / _TABLE)
@@ -268,23 +293,46 @@ def _run_all(
         for point in points:
             yield point, _run(point, setting, folder)
         return
+    left = {point.name: point for point in points}
+    try:
+        for point, row in _in_processes(points, setting, folder, min(jobs, len(points))):
+            del left[point.name]
+            yield point, row
+        return
+    except BrokenProcessPool:
+        pass
+    # A process was killed, such as for want of memory, and took the others' with it: one at a time
+    # shows whose fault it is.
+    for point in list(left.values()):
+        _set_aside(folder / point.name, folder / _ASIDE)
+        try:
+            yield from _in_processes([point], setting, folder, 1)
+        except BrokenProcessPool:
+            yield point, {"sweep": point.values, "error": "its process was killed"}
+
+
+def _in_processes(
+    points: list[Point], setting: Setting, folder: Path, jobs: int
+) -> Iterator[tuple[Point, dict[str, Any]]]:
+    """Run points at once.
+
+    Raises:
+        BrokenProcessPool: if a process was killed.
+    """
     # Spawned: a process that has trained has threads, and cannot be forked.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(jobs, len(points)), mp_context=context) as pool:
-        futures = {pool.submit(_run, point, setting, folder): point for point in points}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], _result_of(future.result, futures[future])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _result_of(result: Callable[[], dict[str, Any]], point: Point) -> dict[str, Any]:
+    pool = ProcessPoolExecutor(jobs, mp_context=context)
     try:
-        return result()
-    except Exception as error:  # its process was killed, such as for want of memory
-        return {"sweep": point.values, "error": f"its process ended: {error!r}"}
+        futures = {pool.submit(_run, point, setting, folder): point for point in points}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+        pool.shutdown()
+    except BaseException:
+        # Nobody waits for runs that take hours: what is resumed sets their folders aside.
+        for child in multiprocessing.active_children():
+            child.terminate()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _run(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
@@ -294,10 +342,16 @@ def _run(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
         result = run_plan(point.plan, setting, folder / point.name)
     except PrivetError as error:
         return {"sweep": point.values, "error": str(error)}
+    except Exception as error:  # the other runs go on
+        if os.environ.get("PRIVET_DEBUG"):
+            raise
+        return {"sweep": point.values, "error": f"this should not have happened: {error!r}"}
     return {**result.to_dict(), "sweep": point.values}
 
 
-def _prepare(folder: Path, points: list[Point], resume: bool) -> dict[str, dict[str, Any]]:
+def _prepare(
+    folder: Path, points: list[Point], setting: Setting, resume: bool
+) -> dict[str, dict[str, Any]]:
     """Write what will be run, or read what was; return the rows of runs that have ended.
 
     Raises:
@@ -306,9 +360,10 @@ def _prepare(folder: Path, points: list[Point], resume: bool) -> dict[str, dict[
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is not a folder; name another --out")
     index = folder / _INDEX
-    wanted = {point.name: point.plan.digest for point in points}
-    if len(wanted) < len(points):
-        raise InputError("--sweep: two values differ too little to name a folder by")
+    runs = {point.name: point.plan.digest for point in points}
+    if len(runs) < len(points) or len(set(runs.values())) < len(points):
+        raise InputError("--sweep: two of the combinations are the same plan")
+    wanted = {"runs": runs, "setting": _written(setting)}
     if not index.exists():
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty; name another --out")
@@ -316,18 +371,18 @@ def _prepare(folder: Path, points: list[Point], resume: bool) -> dict[str, dict[
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"{folder}: cannot be made: {error.strerror}") from error
-        write_json(index, {"runs": wanted})
+        write_json(index, wanted)
         return {}
     if not resume:
         raise InputError(f"{folder} holds a sweep: --resume continues it, or name another --out")
     try:
-        before = json.loads(index.read_text(encoding="utf-8"))["runs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        before = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{index}: cannot be read: {error!r}; name another --out") from error
     if before != wanted:
         raise InputError(
-            f"{folder} holds another sweep: of another plan, or with other values; name another "
-            "--out, or give the same words"
+            f"{folder} holds another sweep: of another plan, with other values, or with other "
+            "options; name another --out, or give the same words"
         )
     done = {}
     for point in points:
@@ -335,9 +390,36 @@ def _prepare(folder: Path, points: list[Point], resume: bool) -> dict[str, dict[
         row = _ended(home)
         if row is not None:
             done[point.name] = {**row, "sweep": point.values}
-        elif home.exists():
+        else:
             _set_aside(home, folder / _ASIDE)
     return done
+
+
+def _written(setting: Setting) -> Values:
+    """Return what of a setting decides a run's result, as JSON values."""
+    return {
+        "noise_seed": setting.noise_seed,
+        "engine": setting.engine,
+        "data": str(setting.data_dir),
+        "base": str(setting.base),
+        "ledgers": str(setting.ledgers),
+        "cap": setting.cap,
+    }
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep another process from continuing the same sweep.
+
+    Raises:
+        InputError: if one does.
+    """
+    with (folder / _LOCK).open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise InputError(f"{folder}: this sweep is running") from error
+        yield
 
 
 def _ended(home: Path) -> dict[str, Any] | None:
@@ -345,11 +427,14 @@ def _ended(home: Path) -> dict[str, Any] | None:
         value = json.loads((home / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return value if isinstance(value, dict) else None
+    has = isinstance(value, dict) and isinstance(value.get("metrics"), dict) and "sites" in value
+    return value if has else None
 
 
 def _set_aside(home: Path, folder: Path) -> None:
-    """Move the folder of an interrupted run: its ledgers are history, and stay."""
+    """Move the folder of an interrupted run, if there is one: its ledgers are history, and stay."""
+    if not home.exists():
+        return
     folder.mkdir(exist_ok=True)
     for number in itertools.count(1):
         target = folder / f"{home.name}-{number}"
@@ -383,7 +468,7 @@ def _write_table(rows: list[dict[str, Any]], path: Path) -> None:
     frame = pd.DataFrame(table)
     for name in frame.columns:  # a key may take numbers and texts
         if frame[name].map(type).nunique() > 1 and frame[name].map(_is_text).any():
-            frame[name] = frame[name].map(lambda value: None if value is None else str(value))
+            frame[name] = frame[name].map(lambda value: None if pd.isna(value) else str(value))
     aside = path.with_suffix(".part")
     frame.to_parquet(aside, index=False)
     aside.replace(path)

@@ -104,7 +104,10 @@ def run(
             raise UnfitModelError(f"H16: the model or its loss fails: {_said(error)}") from error
         while True:
             try:
-                engine.passed_tests(_one_way(engine, random_batch, bounded, records, together))
+                tested = _one_way(engine, random_batch, bounded, records, together)
+                if bounded and chance.is_removed:
+                    _sums_while_it_trains(engine, random_batch(_RECORDS, 1), chance)
+                engine.passed_tests(tested)
                 break
             except UnfitModelError:
                 raise
@@ -144,6 +147,24 @@ def _one_way(
             f"H16: per-sample gradients of this model cannot be computed ({_said(error)})"
         ) from error
     return tested
+
+
+def _sums_while_it_trains(engine: GradientEngine, batch: Batch, chance: Deterministic) -> None:
+    """Make one sum with all chance: what a model does only then may have no form in a method.
+
+    Raises:
+        SelfTestError: if it has none.
+    """
+    try:
+        with chance.restored():
+            engine.clipped_sum(batch, np.arange(_RECORDS), _RECORDS, 1.0)
+    except PrivetError:
+        raise
+    except Exception as error:
+        raise SelfTestError(
+            "H16: per-sample gradients of this model cannot be computed while it trains "
+            f"({_said(error)})"
+        ) from error
 
 
 def _said(error: Exception) -> str:

@@ -55,6 +55,23 @@ class Deterministic:
         """Switch off all else that a model does only while it trains."""
         self._model.eval()
 
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Let the model train for a while; what it draws then is lost to nobody."""
+        before = [module.training for module in self._training]
+        with _same_chance():
+            self.__exit__()
+            try:
+                yield
+            finally:
+                for module, is_training in zip(self._training, before, strict=True):
+                    module.training = is_training
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether a part of the model does not train at present."""
+        return not all(module.training for module in self._training)
+
     def __exit__(self, *_: object) -> None:
         for module in self._training:
             module.training = True

@@ -290,6 +290,8 @@ def _sweep(plan: Any, setting: Any, words: list[str], how: _Sweeping, as_json: b
             if plan.privacy is None:
                 raise InputError("--sweep of ε needs a plan with privacy, and goes without --no-dp")
             for value in axis.values:
+                if isinstance(value, bool) or not isinstance(value, int | float):
+                    raise InputError(f"--sweep of ε takes numbers, not '{value}'")
                 _within("each ε of --sweep", value, 1000)
     if how.resume and how.out is None:
         raise InputError("--resume goes with --out, the folder of the sweep")
@@ -297,7 +299,8 @@ def _sweep(plan: Any, setting: Any, words: list[str], how: _Sweeping, as_json: b
     _within("--jobs", how.jobs, 1000, least=1)
     jobs = how.jobs or sweep.default_jobs(plan)
     folder = how.out or Path("runs") / f"{plan.name.replace(' ', '-')}-sweep-{_stamp()}"
-    with show.stage(f"{len(points)} runs, {min(jobs, len(points))} at once") as tell:
+    at_once = 1 if setting.ledgers is not None else min(jobs, len(points))
+    with show.stage(f"{len(points)} runs, {at_once} at once") as tell:
         made = sweep.run_sweep(
             axes, points, setting, folder, jobs=jobs, resume=how.resume, tell=tell
         )

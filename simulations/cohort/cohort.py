@@ -14,9 +14,9 @@ matters.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from privet.common.tasks import Batch
 from privet.privacy.mechanism.clipping import ClippedSum, GradientEngine
 from privet.privacy.mechanism.clipping.client_gradients import ClientGradients, Unsupported
 from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
+from privet.privacy.mechanism.parameter_integrity import TamperGuard
 
 _BYTES = 1 << 28
 """Memory for activations, gradients and weights of the sites that are trained together."""
@@ -66,13 +67,12 @@ class Cohort:
         def made(records: int, seed: int) -> Batch:
             return _on(self.plan.device, bench.task.random_batch(records, seed))
 
-        # Shared with the engine, which sets nothing in it but during a pass.
-        model, loss = engine.model, bench.loss
-        self._gradients = ClientGradients(
-            model, loss, self._named, made, clipped=self._clip is not None
-        )
-        with _evaluating(model):
-            self._require_equal(engine, made)
+        # A copy: a pass that fails may leave tensors of `vmap` in what a model keeps for itself.
+        self._model = model = copy.deepcopy(engine.model)
+        named = {n: p for n, p in model.named_parameters() if n in self._named}
+        loss = bench.loss
+        self._gradients = ClientGradients(model, loss, named, made, clipped=self._clip is not None)
+        self._require_equal(engine, made)
         self._record_bytes = self._gradients.instantiated_bytes + _saved_bytes(
             model, loss, made(8, 2)
         )
@@ -85,12 +85,17 @@ class Cohort:
         Args:
             all_steps: draws and noise of each site's release.
             start: the weights that all start from, by name.
+
+        Raises:
+            BypassError: if the model keeps something of a pass (H5, H8).
         """
         found: dict[int, Update | PrivetError] = {}
+        guard = TamperGuard(self._model, [p for p in self._model.parameters() if p.requires_grad])
         with ThreadPoolExecutor(max(1, self.plan.threads)) as pool:
             for chunk in self._chunks([steps.expected_records for steps in all_steps]):
                 made = self._train_some([all_steps[k] for k in chunk], start, pool)
                 found.update(zip(chunk, made, strict=True))
+        guard.check("by the end of the round", thorough=True)
         return [found[k] for k in range(len(all_steps))]
 
     def _chunks(self, records: Sequence[float]) -> Iterator[list[int]]:
@@ -196,6 +201,9 @@ class Cohort:
     def _require_equal(self, engine: GradientEngine, made: Callable[[int, int], Batch]) -> None:
         """Compare two sites' sums, at weights of their own, with those of one after the other.
 
+        The model trains meanwhile, as it will. One that draws chance has another result each time,
+        and is refused like any other whose sums differ.
+
         Raises:
             Unsupported: if they differ.
         """
@@ -241,16 +249,6 @@ def _set(named: Mapping[str, Tensor], values: dict[str, Tensor]) -> None:
 
 def _on(device: str, batch: Batch) -> Batch:
     return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, so that two ways can be compared."""
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
 
 
 def _saved_bytes(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) -> int:

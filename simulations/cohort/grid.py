@@ -19,7 +19,6 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from privet.client.site import Site
-from privet.common.errors import InputError
 from privet.common.flower.grid import limit
 from privet.common.flower.wire import decode_order
 from privet.common.order import Order
@@ -93,8 +92,8 @@ class CohortGrid(InProcessGrid):
             try:
                 order, model, head = decode_order(message.content)
                 site, member = self._site_of(self._contexts[message.metadata.dst_node_id])
-            except (InputError, KeyError):
-                continue  # answered as always
+            except Exception:
+                continue  # answered, and logged, as always
             if start is None:
                 start = order.model, {n: torch.from_numpy(a.copy()) for n, a in model.items()}
             if order.model == start[0] and site.reserve_ahead(order, model, head):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -253,3 +254,108 @@ def test_what_has_no_form_for_many_sites_trains_as_before(name: str, tmp_path: P
 def test_a_named_way_of_clipping_is_kept(ran: Ran) -> None:
     result = ran("auto", training={"clipping": "vmap"})
     assert (result.engine, result.clipping) == ("inline", "vmap")
+
+
+_OWN = '''
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+armed = []
+
+
+class Own(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.a, self.head = nn.Linear(inputs, 6), nn.Linear(6, 2)
+        self.running = torch.zeros(())
+        self.register_buffer("n", torch.zeros(()))
+
+    def hidden(self, x):
+        return torch.tanh(self.a(x))
+
+    def forward(self, numeric, missing, categorical):
+        return self.head(self.hidden(torch.cat([numeric, missing], 1)))
+
+
+class Running(Own):
+    """Keeps a figure for a log, on which nothing depends."""
+
+    def hidden(self, x):
+        h = super().hidden(x)
+        self.running = 0.9 * self.running + 0.1 * h.detach().mean()
+        return h
+
+
+class Outside(Own):
+    """Reads a layer's weight outside of it, while it trains alone."""
+
+    def hidden(self, x):
+        h = super().hidden(x)
+        if self.training:
+            h = h + 3 * F.linear(F.dropout(x, 1e-12), self.a.weight)
+        return h
+
+
+class Hooked(Own):
+    """Has a hook that changes what a layer gives, while it trains alone."""
+
+    def __init__(self, inputs):
+        super().__init__(inputs)
+        self.a.register_forward_hook(lambda m, given, out: out * 3 if m.training else out)
+
+
+class Moves(Own):
+    """Changes a buffer in training, once the start-up tests are over."""
+
+    def hidden(self, x):
+        if self.training and armed:
+            self.n = self.n + 1
+        return super().hidden(x)
+
+
+def make(task, *, which):
+    return globals()[which](4)
+'''
+
+
+@pytest.fixture
+def own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, plan_value: Make) -> Callable[..., Plan]:
+    """A plan whose model is one of those above."""
+    (tmp_path / "own_in_cohort.py").write_text(_OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_in_cohort", raising=False)
+
+    def make(kind: str) -> Plan:
+        model = {"kind": "own_in_cohort:make", "options": {"which": kind}}
+        return Plan.parse(plan_value(model=model, task={"categorical": {}}))
+
+    return make
+
+
+@pytest.mark.parametrize("kind", ["Own", "Running", "Outside", "Hooked"])
+def test_a_model_of_ones_own_learns_the_same(
+    own: Callable[..., Plan], files: Path, tmp_path: Path, kind: str
+) -> None:
+    """Also where it does something else while it trains, or keeps what it computed."""
+    made = [
+        run_plan(own(kind), Setting(base=files, engine=e, noise_seed=1), tmp_path / e)  # type: ignore[arg-type]
+        for e in ("auto", "inline")
+    ]
+    assert off(*made) < 1e-5
+    assert made[0].engine == ("inline" if kind == "Outside" or kind == "Running" else "cohort")
+
+
+def test_what_moves_a_buffer_is_noticed(
+    own: Callable[..., Plan], files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = Cohort.train
+
+    def armed(self: Cohort, *given: Any) -> Any:
+        sys.modules["own_in_cohort"].armed.append(1)
+        return train(self, *given)
+
+    monkeypatch.setattr(Cohort, "train", armed)
+    with pytest.raises(QuorumError, match="3 failed"):
+        run_plan(own("Moves"), Setting(base=files), tmp_path / "run")
+    assert "changed" in (tmp_path / "run" / "sites" / "North" / "operator.log").read_text()

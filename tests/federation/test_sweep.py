@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+import privet.simulations.run
 from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.simulations import sweep
@@ -102,6 +104,9 @@ def test_every_combination_is_a_plan(plan: Plan) -> None:
         ("training.steps=2,0", "training.steps = 0: "),
         ("model.kind=linaer", "did you mean 'linear'"),
         ("sites=3", "sites = 3: "),
+        ("sites.0.nominal_size=10", "'sites' has no parts"),
+        ("task.kind.a=1", "'task.kind.a' has no parts"),
+        ("privacy.epsilon.x=1", "'privacy.epsilon.x' has no parts"),
     ],
 )
 def test_a_plan_that_is_impossible_is_named_before_any_runs(
@@ -109,6 +114,25 @@ def test_a_plan_that_is_impossible_is_named_before_any_runs(
 ) -> None:
     with pytest.raises(InputError, match=said):
         points_of(plan, axes_of([text]))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["3", "privacy.noise_multiplier=0.5,50"], "sweep one of them"),
+        (["1,3", "privacy=none"], "cannot be swept together"),
+        (["privacy=none", "1,3"], "cannot be swept together"),
+        (["privacy=none", "privacy.clip=1"], "cannot be swept together"),
+    ],
+)
+def test_keys_that_exclude_each_other_are_refused(plan: Plan, words: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        points_of(plan, axes_of(words))
+
+
+def test_close_values_have_folders_of_their_own(plan: Plan) -> None:
+    names = [p.name for p in points_of(plan, axes_of(["seed=1000000,1000001"]))]
+    assert names == ["seed-1000000", "seed-1000001"]
 
 
 def test_too_many_runs_are_refused(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +230,65 @@ def test_another_sweep_is_not_continued(swept: Callable[..., Sweep], tmp_path: P
     (tmp_path / "mine" / "file").write_text("")
     with pytest.raises(InputError, match="is not empty"):
         swept("seed=1", folder="mine", resume=True)
+
+
+def test_a_sweep_with_other_options_is_not_continued(
+    plan: Plan, files: Path, tmp_path: Path
+) -> None:
+    """Rows with noise from a seed, or of other records, would stand beside those without."""
+    axes = axes_of(["seed=1"])
+    points, here = points_of(plan, axes), Setting(base=files)
+    run_sweep(axes, points, here, tmp_path / "out")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for other in (Setting(base=files, noise_seed=7), Setting(base=elsewhere)):
+        with pytest.raises(InputError, match="other options"):
+            run_sweep(axes, points, other, tmp_path / "out", resume=True)
+    assert len(run_sweep(axes, points, here, tmp_path / "out", resume=True).rows) == 1
+    (tmp_path / "out" / "seed-1" / "result.json").write_text("{}")
+    assert run_sweep(axes, points, here, tmp_path / "out", resume=True).rows[0]["metrics"]
+    with sweep._alone(tmp_path / "out"), pytest.raises(InputError, match="is running"):
+        run_sweep(axes, points, here, tmp_path / "out", resume=True)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_process_that_is_killed_or_an_error_of_ours_costs_one_run(
+    swept: Callable[..., Sweep], jobs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(_DIES if jobs > 1 else "")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("PRIVET_TEST_DIES", "1")
+    if jobs == 1:
+        run_plan = privet.simulations.run.run_plan
+
+        def fails(plan: Plan, *given: Any) -> Any:
+            if plan.seed == 2:
+                raise TypeError("a fault of ours")
+            return run_plan(plan, *given)
+
+        monkeypatch.setattr("privet.simulations.run.run_plan", fails)
+    made = swept("seed=1,2,3", jobs=jobs)
+    assert [row["sweep"]["seed"] for row in made.failed] == [2]
+    said = made.failed[0]["error"]
+    assert ("was killed" if jobs > 1 else "a fault of ours") in said
+    assert all(row["metrics"]["accuracy"] for row in made.rows if row not in made.failed)
+
+
+_DIES = """
+import os
+
+if os.environ.get("PRIVET_TEST_DIES"):
+    from privet.simulations import run
+
+    run_plan = run.run_plan
+
+    def dies(plan, *given):
+        if plan.seed == 2:
+            os.kill(os.getpid(), 9)
+        return run_plan(plan, *given)
+
+    run.run_plan = dies
+"""
 
 
 def test_the_interval_is_students() -> None:

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from privet.common.compat.torch import without_conversion
@@ -85,6 +86,7 @@ class ClientGradients:
         if any(p.dtype != torch.float32 for p in named.values()):
             raise Unsupported("weights are not of single precision")
         self._function = LossOfModel(model, loss)
+        self._linear = [m for m in model.modules() if type(m) is nn.Linear]
         self._places = places_of(self._function, named)
         self._named = dict(named)
         self._rules: dict[nn.Module, LinearRule | EmbeddingRule | LayerNormRule] = {}
@@ -119,7 +121,7 @@ class ClientGradients:
         def total(parameters: dict[str, Tensor], records: Batch, here: Tensor) -> Tensor:
             return self._sum(parameters, records, here)
 
-        with _batched():
+        with _batched(self._linear):
             made: dict[str, Tensor] = vmap(grad(total), randomness="different")(
                 dict(weights), batch, present
             )
@@ -161,7 +163,8 @@ class ClientGradients:
     def _sum(self, parameters: Mapping[str, Tensor], records: Batch, present: Tensor) -> Tensor:
         placed = {place: parameters[name] for place, name in self._places.items()}
         losses: Tensor = functional_call(self._function, placed, (records,), tie_weights=False)
-        return (losses * present).sum()
+        # A generated record that fills up may have an infinite loss at weights that diverge.
+        return torch.where(present > 0, losses, 0.0).sum()
 
     def _record(self, weights: Weights, batch: Batch, present: Tensor) -> None:
         """Run forward and backward, and give each rule its activations and backprops."""
@@ -181,7 +184,7 @@ class ClientGradients:
             return value, [read.get(m, here) for m in modules]
 
         over = (None, 0, 0, 0)
-        with _batched():
+        with _batched(self._linear):
             backprops, read = vmap(grad(total, has_aux=True), in_dims=over, randomness="different")(
                 zeros, dict(weights), batch, present
             )
@@ -286,11 +289,38 @@ def _zeros(clients: int, parameter: Tensor) -> Tensor:
     return torch.zeros(clients, *parameter.shape, device=parameter.device)
 
 
+class _RowsOfClient:
+    """A linear layer's forward as one product of all rows of a client.
+
+    Batched over clients, ``functional.linear`` would copy the weight for each record.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._layer = layer
+
+    def __call__(self, input: Tensor) -> Tensor:  # as nn.Linear names it
+        """Return the layer's output."""
+        layer = self._layer
+        made = functional.linear(input.reshape(-1, input.shape[-1]), layer.weight, layer.bias)
+        return made.reshape(*input.shape[:-1], layer.out_features)
+
+
 @contextmanager
-def _batched() -> Iterator[None]:
-    """The fused kernels of attention have no batched form, and would run client by client."""
-    with sdpa_kernel(SDPBackend.MATH), without_conversion():
-        yield
+def _batched(layers: Sequence[nn.Linear]) -> Iterator[None]:
+    """The fused kernels of attention have no batched form, and would run client by client.
+
+    Args:
+        layers: the linear layers of the model, which take all rows of a client at once.
+    """
+    ours = [layer for layer in layers if "forward" not in layer.__dict__]
+    try:
+        for layer in ours:
+            layer.__dict__["forward"] = _RowsOfClient(layer)
+        with sdpa_kernel(SDPBackend.MATH), without_conversion():
+            yield
+    finally:
+        for layer in ours:
+            del layer.__dict__["forward"]
 
 
 @contextmanager
@@ -317,7 +347,8 @@ def _adding(
     def refuse(module: nn.Module, given: tuple[Any, ...]) -> None:
         raise Unsupported(f"a {type(module).__name__} is called that no generated batch called")
 
-    handles = [module.register_forward_hook(hook) for module in added]
+    # Before anybody else's hook: the backprop is that of the layer's own output.
+    handles = [module.register_forward_hook(hook, prepend=True) for module in added]
     handles += [module.register_forward_pre_hook(refuse) for module in unseen]
     try:
         yield
