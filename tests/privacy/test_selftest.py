@@ -36,6 +36,35 @@ def check(unit, batch=rows, declared=None):
     )
 
 
+class LooksWhileItTrains(nn.Module):
+    """A layer of one's own that looks at a number while it trains, which vmap cannot do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.head = nn.Parameter(torch.ones(6)), nn.Linear(6, 3)
+
+    def forward(self, x):
+        h = functional.dropout(x * self.scale, 0.1, self.training)
+        if self.training and h.isinf().any():
+            raise RuntimeError("a number is infinite")
+        return self.head(h)
+
+
+def test_what_a_method_cannot_do_while_a_model_trains_is_found():
+    """The other tests run without dropout by a function, and so on a model that does not train."""
+    unit = GradientEngine(nn.Sequential(LooksWhileItTrains()), cross_entropy)
+    assert check(unit) == ALL
+    assert unit.mode == "one-by-one" and "while it trains" in unit.refused[BOOK]
+    assert all(module.training for module in unit.model.modules())
+    batch = rows(5)
+    clipped = unit.clipped_sum(batch, torch.arange(5).numpy(), 5, 1.0)
+    assert all(torch.isfinite(tensor).all() for tensor in clipped.tensors)
+    # The control: without chance nothing differs while it trains, and book-keeping is kept.
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Dropout(0.1), nn.Linear(6, 3))
+    kept = GradientEngine(plain, cross_entropy)
+    assert check(kept) == ALL and kept.mode == BOOK
+
+
 # --- what should pass ---------------------------------------------------------------------
 
 
