@@ -342,7 +342,7 @@ def _run(point: Point, setting: Setting, folder: Path) -> dict[str, Any]:
         result = run_plan(point.plan, setting, folder / point.name)
     except PrivetError as error:
         return {"sweep": point.values, "error": str(error)}
-    except Exception as error:  # the other runs go on
+    except Exception as error:  # the other runs continue
         if os.environ.get("PRIVET_DEBUG"):
             raise
         return {"sweep": point.values, "error": f"this should not have happened: {error!r}"}
