@@ -96,7 +96,7 @@ def import_object(reference: str) -> Any:
     return getattr(module, attribute)
 
 
-def make(reference: str, kind: type, *arguments: Any, **options: Any) -> Any:
+def make(reference: str, kind: type, /, *arguments: Any, **options: Any) -> Any:
     """Import a factory ``"module:object"`` and return what it makes.
 
     Raises:

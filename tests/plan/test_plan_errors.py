@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -404,3 +405,25 @@ def test_one_site_by_two_spellings(plan_value: Any, other: str) -> None:
         Plan.parse(plan_value(sites=sites))
     (site,) = Plan.parse(plan_value(sites=sites[1:])).sites
     assert site.name == other.strip()
+
+
+@pytest.mark.parametrize("option", ["kind", "reference", "task", "width"])
+def test_an_option_of_ones_own_may_have_any_name(
+    plan_value: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
+    """One that the factory does not take is named, with the factory."""
+    from privet.common.models import build_model
+
+    (tmp_path / "own_options.py").write_text(
+        "from torch import nn\n\n\ndef make(task, *, kind='', reference=''):\n"
+        "    assert 'x' in (kind, reference)\n    return nn.Linear(4, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_options", raising=False)
+    model = {"kind": "own_options:make", "options": {option: "x"}}
+    plan = Plan.parse(plan_value(model=model))
+    if option in ("kind", "reference"):
+        assert sum(p.numel() for p in build_model(plan).parameters()) == 10
+    else:
+        with pytest.raises(InputError, match=rf"'own_options:make' failed: .*{option}"):
+            build_model(plan)
