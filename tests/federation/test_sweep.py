@@ -219,6 +219,28 @@ def test_a_sweep_is_resumed_where_it_was_killed(
     assert refused.returncode == 2 and "--resume continues it" in refused.stderr
 
 
+def test_a_sweep_that_is_interrupted_waits_for_no_run(
+    plan_value: Make, write_toml: Callable[..., Path], files: Path, tmp_path: Path
+) -> None:
+    value = plan_value(training={"rounds": 300}, privacy="none")
+    for site in value["sites"]:
+        site["path"] = str(files / site["path"])
+    path, out = write_toml(tmp_path / "tiny.toml", value), tmp_path / "out"
+    words = ["simulate", str(path), "--sweep", "seed=1,2,3,4", "--out", str(out), "--jobs", "2"]
+    command = [sys.executable, "-c", "from privet.cli import main; main()", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        while not list(out.glob("seed-*/plan.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 130 and b"Traceback" not in said
+    assert len(list(out.glob("seed-*/result.json"))) < 4
+
+
 def test_another_sweep_is_not_continued(swept: Callable[..., Sweep], tmp_path: Path) -> None:
     swept("seed=1")
     with pytest.raises(InputError, match="holds another sweep"):
