@@ -8,7 +8,8 @@ A client has 32 records and makes 4 steps of gradient descent; each record takes
 probability one quarter. The peers' batches have 8 records, without chance. A row is the median of
 the rounds after the first, in updates a second of wall time, with evidence of every site in full:
 every ledger reserves before it trains, and every log is witnessed. `training alone` is what the
-sites that train together compute, without orders and evidence. Peers: `loop`, by hand, one client
+sites that train together compute, without orders and evidence, in updates a CPU second; its peer is
+the same one site after another. Peers else: `loop`, by hand, one client
 after another in this process, without any evidence (Opacus where there is privacy); `flower`, the
 same loop in a ClientApp of Flower's own simulation on Ray. Peak memory is that of this process.
 """
@@ -17,6 +18,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import json
 import os
 import resource
 import statistics
@@ -39,7 +42,7 @@ import torch
 from harness import Row, finish, parser, row, tell
 
 from privet.client.training.model_runtime import model_runtime
-from privet.client.training.trainer import mechanism
+from privet.client.training.trainer import mechanism, optimizer_of
 from privet.common.plan import Plan
 from privet.common.tasks import Batch
 from privet.privacy.accounting.units import UnitIndex
@@ -48,7 +51,6 @@ from privet.simulations.planning import Setting, resolve
 from privet.simulations.run import run_plan
 
 RECORDS, BATCH, STEPS = 32, 8, 4
-ALONE = "training alone"
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     # numeric features, model
     "mlp": (68, {"kind": "dense", "options": {"width": 256, "layers": 2}}),
@@ -102,22 +104,30 @@ def privet(plan: Plan, engine: str, folder: Path) -> list[float]:
     return [end - start for start, end in itertools.pairwise(at)]
 
 
-def training_alone(plan: Plan, clients: int) -> list[float]:
-    """Return the seconds of what a cohort computes in a round, without orders and evidence."""
-    bench = model_runtime(plan)
-    cohort = Cohort(bench)
+def training_alone(plan: Plan, clients: int) -> tuple[float, float]:
+    """Return updates a CPU second without orders and evidence, together and one after another."""
+    bench, one, units = model_runtime(plan), mechanism(plan), UnitIndex.by_record(RECORDS)
+    _ = bench.self_tests
+    cohort, optimizer = Cohort(bench), optimizer_of(plan.training)
     start = {name: p.detach().clone() for name, p in bench.engine.named.items()}
     batches = [bench.task.random_batch(RECORDS, seed) for seed in range(clients)]
-    taken = []
-    for _ in range(4):
-        steps = [
-            mechanism(plan).begin(batch, UnitIndex.by_record(RECORDS), nominal_size=RECORDS)
-            for batch in batches
-        ]
-        began = time.perf_counter()
-        cohort.train(steps, start)
-        taken.append(time.perf_counter() - began)
-    return taken[1:]
+
+    def together() -> object:
+        steps = [one.begin(batch, units, nominal_size=RECORDS) for batch in batches]
+        return cohort.train(steps, start)
+
+    def in_turn() -> None:
+        for batch in batches:
+            one.release(bench.engine, batch, units, nominal_size=RECORDS, optimizer=optimizer)
+
+    taken: dict[Any, list[float]] = {together: [], in_turn: []}
+    for _ in range(4):  # in turn; the first fills caches
+        for work, found in taken.items():
+            began = time.process_time()
+            work()
+            found.append(time.process_time() - began)
+    mine, theirs = (clients / statistics.median(found[1:]) for found in taken.values())
+    return mine, theirs
 
 
 def batch_of(plan: Plan) -> Batch:
@@ -179,7 +189,7 @@ def flower(plan: Plan, clients: int, rounds: int) -> list[float]:
     from flwr.simulation import run_simulation
 
     weights = model_runtime(plan).engine.model.state_dict()
-    text = plan.to_dict()
+    text = json.dumps(plan.to_dict())
     client, server, at = ClientApp(), ServerApp(), []
 
     @client.train()
@@ -209,11 +219,10 @@ def flower(plan: Plan, clients: int, rounds: int) -> list[float]:
     return [end - start for start, end in itertools.pairwise(at)]
 
 
-def _plan_again(value: dict[str, Any], made: dict[str, Plan] = {}) -> Plan:  # noqa: B006
+@functools.cache
+def _plan_again(text: str) -> Plan:
     """Return the plan; the same one in each worker, which has one model."""
-    if value["name"] not in made:
-        made[value["name"]] = Plan.parse(value, where="benchmark")
-    return made[value["name"]]
+    return Plan.parse(json.loads(text), where="benchmark")
 
 
 def rows_of(model: str, private: bool, options: Any) -> list[Row]:
@@ -231,11 +240,15 @@ def rows_of(model: str, private: bool, options: Any) -> list[Row]:
                 taken = flower(plan, options.clients, options.rounds)
             peers["flower"] = options.clients / statistics.median(taken)
             tell(f"{name}: Flower on Ray {peers['flower']:.0f} updates a second")
-        for engine in [*options.engine, ALONE]:
-            if engine == ALONE:
-                taken = training_alone(plan, options.clients)
-            else:
-                taken = privet(plan, engine, folder / engine)
+        mine, theirs = training_alone(plan, options.clients)
+        tell(f"{name}: training alone {mine:.0f} and {theirs:.0f} updates a CPU second")
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        rows.append(
+            row(f"{name}, training alone", mine, "updates/CPU s", "one after another", theirs,
+                clients=options.clients, peak_mb=peak)
+        )  # fmt: skip
+        for engine in options.engine:
+            taken = privet(plan, engine, folder / engine)
             value = options.clients / statistics.median(taken)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
             for peer, peer_value in peers.items():

@@ -321,6 +321,7 @@ def _in_processes(
     """
     # Spawned: a process that has trained has threads, and cannot be forked.
     context = multiprocessing.get_context("spawn")
+    others = {child.pid for child in multiprocessing.active_children()}
     pool = ProcessPoolExecutor(jobs, mp_context=context)
     try:
         futures = {pool.submit(_run, point, setting, folder): point for point in points}
@@ -330,7 +331,8 @@ def _in_processes(
     except BaseException:
         # Nobody waits for runs that take hours: what is resumed sets their folders aside.
         for child in multiprocessing.active_children():
-            child.terminate()
+            if child.pid not in others:  # the caller's own live on
+                child.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         raise
 

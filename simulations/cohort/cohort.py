@@ -33,7 +33,7 @@ from privet.privacy.mechanism.clipping.client_gradients import ClientGradients, 
 from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
 from privet.privacy.mechanism.parameter_integrity import TamperGuard
 
-_BYTES = 1 << 28
+_BYTES = 1 << 25
 """Memory for activations, gradients and weights of the sites that are trained together."""
 _EXACT = 1e-4
 """How far sums may be from those of one site after another, relative to their norm."""
