@@ -14,6 +14,7 @@ import pytest
 import torch
 from families_kit import FAMILIES, family_plan
 
+from privet.client.site import Site
 from privet.common.errors import QuorumError
 from privet.common.plan import Plan
 from privet.privacy.evidence.statement import Entry
@@ -164,19 +165,27 @@ def test_a_site_that_fails_fails_alone_and_has_paid(
     assert kinds.count("reserved") == kinds.count("aborted") > 0
 
 
+@pytest.mark.parametrize("planted", [False, True], ids=["as it is", "control"])
 def test_every_site_has_paid_before_any_record_is_read(
-    ran: Ran, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ran: Ran, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, planted: bool
 ) -> None:
-    opened, before = CohortMember._opened, []
+    """The control reads before it reserves."""
+    opened, reserve, before = CohortMember._opened, Site.reserve_ahead, []
 
     def looked(self: CohortMember) -> Any:
         store = Store(tmp_path / "auto" / "sites" / self.site.name / "ledger.db")
         before.append([Entry.read(leaf).kind for leaf in store.leaves()][-1])
         return opened(self)
 
+    def too_late(self: Site, order: Any, *given: Any) -> bool:
+        self._trainer.begin(order)
+        return reserve(self, order, *given)
+
     monkeypatch.setattr(CohortMember, "_opened", looked)
+    if planted:
+        monkeypatch.setattr(Site, "reserve_ahead", too_late)
     ran("auto")
-    assert len(before) == 6 and set(before) == {"reserved"}
+    assert (len(before) == 6 and set(before) == {"reserved"}) is not planted
 
 
 def test_what_fails_together_is_done_one_after_another(
