@@ -67,6 +67,7 @@ class AdmissionControl:
         self.ledger = ledger
         self.data_set, _ = policy.data_set(data_set)
         self.require_newest = require_newest
+        self._listed_by = f"{LISTED_BY}{policy.digest[7:19]}"
         self._kept_plans: set[str] = set()
         self._roster = roster
         self._order_key = roster.coordinator.orders
@@ -187,4 +188,4 @@ class AdmissionControl:
             raise kind(Status.REFUSED_PLAN, f"plan {plan.digest}: {fault}")
         if note and plan.digest in self.policy.allow.plans:
             how = "listed" if self.ledger.state.setting == "site" else "simulation"
-            self.ledger.approve(plan.digest, [f"{LISTED_BY}{self.policy.digest[7:19]}"], how)
+            self.ledger.approve(plan.digest, [self._listed_by], how)

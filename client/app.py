@@ -176,6 +176,7 @@ def _asked(value: dict[str, Any]) -> LogQuery:
             _held(value.get("copy")),
             {str(k): list(pieces) for k, pieces in value.get("keep", {}).items()},
             None if value.get("journal") is None else dict(value["journal"]),
+            None if value.get("seen") is None else tuple(str(log) for log in value["seen"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"the message asks for no log: {error!r}") from error

@@ -8,6 +8,7 @@ import re
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
@@ -19,12 +20,43 @@ from privet.common.files.private_files import FILE_MODE, private_folder
 from privet.common.release import Release
 
 
+class ReleaseStore(Protocol):
+    """Keeps charged releases; :class:`Outbox` does so in files.
+
+    Attributes:
+        in_files: whether a release, and the ledger's entries of its order, need disk space that is
+            to be reserved before the charge.
+    """
+
+    in_files: bool
+
+    def make_room(self, slot: str, size: int) -> None:
+        """Reserve a release's space, as :meth:`Outbox.make_room`."""
+
+    def give_up_room(self, slot: str) -> None:
+        """Free the space of a release that will not come."""
+
+    def put(self, slot: str, release: Release) -> None:
+        """Store a release, all or nothing."""
+
+    def get(self, slot: str) -> Release | None:
+        """Return the release of ``slot``, or None."""
+
+    def remove(self, slot: str) -> None:
+        """Remove the release of ``slot``, if there is one."""
+
+    def forget_before(self, run: str, keep: int, keep_bytes: int = 0) -> None:
+        """Remove all but the newest releases of ``run``, as :meth:`Outbox.forget_before`."""
+
+
 class Outbox:
     """A folder of releases, one safetensors file for each slot.
 
     Args:
         folder: created when it is first needed, for its owner only.
     """
+
+    in_files = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

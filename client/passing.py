@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from typing import IO
 
-from privet.client.outbox import Outbox
+from privet.client.outbox import ReleaseStore
 from privet.common.errors import (
     DiskFullError,
     HeadAwaitedError,
@@ -79,8 +79,8 @@ def passing_cause(
 
 
 def make_room(
-    outbox: Outbox, ledger: Ledger, plan: Plan, order: Order, model: Arrays
-) -> LedgerRoom:
+    outbox: ReleaseStore, ledger: Ledger, plan: Plan, order: Order, model: Arrays
+) -> LedgerRoom | None:
     """Reserve the disk space that an order may need, before its charge.
 
     Args:
@@ -91,11 +91,14 @@ def make_room(
         model: that came with the order.
 
     Returns:
-        The space of the ledger's entries; the outbox holds that of the release.
+        The space of the ledger's entries; the outbox holds that of the release. None if the outbox
+        is not in files.
 
     Raises:
         DiskFullError: if the disk, a quota or a limit of this process does not have the space.
     """
+    if not outbox.in_files:
+        return None
     room = LedgerRoom(ledger)
     size = room_of_release(plan, order, model)
     try:
@@ -103,7 +106,7 @@ def make_room(
     except OSError as error:
         room.give_back()
         raise DiskFullError(
-            f"{outbox.folder}: no room for a release of {size:,} bytes: {reason_of(error)}"
+            f"no room for the release of {order.slot}, {size:,} bytes: {reason_of(error)}"
         ) from error
     return room
 

@@ -7,7 +7,7 @@ and only a committed release or a status from a closed list leaves the site.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from privet.client.admission import AdmissionControl, RefusalError
 from privet.client.operator.approval import how_to_open
 from privet.client.operator.newer_ledger import note_newer
-from privet.client.outbox import Outbox
+from privet.client.outbox import Outbox, ReleaseStore
 from privet.client.passing import LedgerRoom, make_room, passing_cause
 from privet.client.recovery.copying import LedgerCopier, SiteCopies
 from privet.client.recovery.journal_copies import FOLDER as JOURNALS
@@ -70,6 +70,7 @@ class LogQuery:
         keep: by log, pieces of copies of the others' that the site shall keep (JSON values).
         journal: new entries of the coordinator's journal, and its request for entries (JSON
             values), or None.
+        seen: logs of which the site shall say what it saw; None: of all.
     """
 
     head: str = ""
@@ -79,6 +80,7 @@ class LogQuery:
     held: tuple[int, str] | None = None
     keep: Mapping[str, list[Any]] = field(default_factory=dict)
     journal: Mapping[str, Any] | None = None
+    seen: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class Site:
             until the last round: a round over the link may take less time than computing the loss
             of record.
         journals: the copies of the coordinator's journals; None keeps them in ``folder``.
+        outbox: stores charged releases; None stores them in ``folder``.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class Site:
         *,
         live: bool = False,
         journals: JournalCopies | None = None,
+        outbox: ReleaseStore | None = None,
     ) -> None:
         self.name = name
         self.plan = plan
@@ -126,7 +130,7 @@ class Site:
         self.ledger = admission.ledger
         self.witness = witness
         self._roster = roster
-        self.outbox = Outbox(folder / "outbox")
+        self.outbox: ReleaseStore = outbox or Outbox(folder / "outbox")
         self._trainer = training
         self._live = live
         self._said = ("", "")
@@ -229,16 +233,22 @@ class Site:
             "status": str(Status.PRESENT),
             "code": self._code(),
             "evidence": evidence,
-            "seen": self._seen(),
+            "seen": self._seen(ask.seen),
             "lines": {origin: str(line) for origin, line in lines.items()},
             "faults": faults,
             **self._copies.answer(ask.held, ask.keep, evidence["note"]),
             **journal,
         }
 
-    def _seen(self) -> dict[str, Any]:
-        """Return the heads seen of this roster's logs: other logs belong to other coordinators."""
-        mine = self._roster.logs
+    def _seen(self, asked: Collection[str] | None) -> dict[str, Any]:
+        """Return the heads seen of this roster's logs: other logs belong to other coordinators.
+
+        Args:
+            asked: logs of which to say so; None: all.
+        """
+        if asked is not None and not asked:
+            return {}
+        mine = self._roster.logs if asked is None else self._roster.logs.keys() & set(asked)
         return {log: seen.to_dict() for log, seen in self.witness.seen.items() if log in mine}
 
     def _keep_journal(self, asked: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -308,7 +318,8 @@ class Site:
         """Return whether an error before the reservation is temporary; log it once."""
 
         def probe() -> None:
-            make_room(self.outbox, self.ledger, self.plan, order, model).give_back()
+            if room := make_room(self.outbox, self.ledger, self.plan, order, model):
+                room.give_back()
             self.outbox.give_up_room(order.slot)
 
         cause = passing_cause(error, self.ledger, order, probe)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, Self
 
 from privet.common.canonical import canonical_json, digest
@@ -79,13 +80,17 @@ class Order:
         """What may be answered once: run, purpose, round and attempt."""
         return f"{self.run}/{self.purpose}/{self.round}/{self.attempt}"
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """``sha256:…`` of the order's canonical JSON."""
         return digest(self.encode())
 
     def encode(self) -> bytes:
         """Return what is signed: the order as canonical JSON."""
+        return self._encoded
+
+    @cached_property
+    def _encoded(self) -> bytes:
         return canonical_json(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:

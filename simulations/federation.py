@@ -27,6 +27,7 @@ from privet.privacy.evidence.witness import Witness
 from privet.privacy.policy import Policy
 from privet.server.evidence.collector import EvidenceCollector
 from privet.server.evidence.journal import Journal
+from privet.server.evidence.witness_sets import FirstSites
 
 COORDINATOR = "coordinator"
 
@@ -42,6 +43,7 @@ class SimulatedFederation:
         cap: lifetime ε of each site's population, if it is registered now; None takes the plan's
             ε.
         setting: noted in every genesis.
+        witnesses: how many of the sites cosign each log; None: every other site.
     """
 
     plan: Plan
@@ -49,6 +51,7 @@ class SimulatedFederation:
     ledgers: Path | None = None
     cap: float | None = None
     setting: str = "simulation"
+    witnesses: int | None = None
 
     def found(self) -> Roster:
         """Make the missing files: keys, ledgers, journal, roster."""
@@ -59,8 +62,9 @@ class SimulatedFederation:
             members.append(Member(spec.name, key, witness.key))
             ledger.log.store.close()
         recorder_keys = self._coordinator_keys()
-        # Of the witnesses of a log, all but its owner, more than half.
-        roster = Roster(recorder_keys, tuple(members), len(members) // 2 + 1)
+        # Of the witnesses of a log, all but its owner, more than half; or all of a chosen few.
+        quorum = len(members) // 2 + 1 if self.witnesses is None else self.witnesses
+        roster = Roster(recorder_keys, tuple(members), min(quorum, len(members)))
         roster.save(self.folder)
         return roster
 
@@ -128,7 +132,8 @@ class SimulatedFederation:
 
     def collector(self, roster: Roster) -> EvidenceCollector:
         """Return the coordinator's evidence collector."""
-        return EvidenceCollector(self._journal(), self._chief(), roster)
+        some = None if self.witnesses is None else FirstSites(roster, self.witnesses)
+        return EvidenceCollector(self._journal(), self._chief(), roster, witnesses=some)
 
     def roster(self) -> Roster:
         """Return the roster that :meth:`found` made."""

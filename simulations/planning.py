@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from privet.simulations.records import SiteRecords
 
 Engine = Literal["auto", "inline", "ray"]
+Evidence = Literal["full", "light", "off"]
+FULL_UP_TO = 20
+"""Sites up to which a simulation has its evidence in full, unless it is told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Setting:
         ledgers: folder of ledgers that last over runs; None: new ones in the run folder.
         cap: lifetime ε of each site's population where its ledger is new.
         open_again: let the plan run where its failures closed it, in ledgers that last.
+        evidence: ``full``: every site cosigns every other log; ``light``: a few do; ``off``: there
+            are no ledgers, and the claim is ``none``. None takes ``full`` up to 20 sites, and
+            ``light`` beyond.
     """
 
     engine: Engine = "auto"
@@ -46,6 +52,13 @@ class Setting:
     ledgers: Path | None = None
     cap: float | None = None
     open_again: bool = False
+    evidence: Evidence | None = None
+
+    def evidence_of(self, plan: Plan) -> Evidence:
+        """Return the evidence level of a run of ``plan``."""
+        if self.evidence is not None:
+            return self.evidence
+        return "full" if len(plan.sites) <= FULL_UP_TO else "light"
 
 
 def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:

@@ -52,6 +52,7 @@ from privet.simulations.cohort.member import CohortMember
 from privet.simulations.evaluate import PublicTest, rehearse_public
 from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
+from privet.simulations.memory_outbox import MemoryOutbox
 from privet.simulations.planning import (
     Engine,
     RunSpec,
@@ -68,6 +69,8 @@ from privet.simulations.run_folder import write_result
 BOOK_KEEPING = AUTOMATIC[0]
 LARGE = 1 << 21
 """Trained numbers from which a step is arithmetic alone, and nothing is gained together."""
+LIGHT_WITNESSES = 2
+"""Sites that cosign each log, beside the coordinator, where evidence is light."""
 _LOG = logging.getLogger("privet.simulations")
 _TRIAL_RECORDS = 20
 """Records of a site that are tried first."""
@@ -209,6 +212,7 @@ def _site(maker: SiteMaker, name: str) -> tuple[Site, Trainer]:
         parties.witness(name),
         roster,
         trainer,
+        outbox=None if parties.witnesses is None else MemoryOutbox(),
     )
     return site, trainer
 
@@ -261,7 +265,14 @@ def run_plan(
     write_json(folder / "plan.json", plan.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers and setting.ledgers.resolve()
-    parties = SimulatedFederation(plan, folder.resolve(), ledgers, setting.cap)
+    level = setting.evidence_of(plan)
+    parties = SimulatedFederation(
+        plan,
+        folder.resolve(),
+        ledgers,
+        setting.cap,
+        witnesses=LIGHT_WITNESSES if level == "light" else None,
+    )
     parties.found()
     if setting.open_again:
         parties.open_again()

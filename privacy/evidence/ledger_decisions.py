@@ -127,6 +127,9 @@ class LedgerDecisions(LedgerBase):
             signature: of the officer who approves now, who is among ``by``.
         """
         names = sorted(set(by))
+        self.log.refresh()
+        if not again and signature is None and self.state.approvals.get(plan) == tuple(names):
+            return
         with self.log.writing():
             if again or signature or self.state.approvals.get(plan) != tuple(names):
                 self.require_present()

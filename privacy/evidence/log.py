@@ -260,8 +260,11 @@ class Log(Generic[BookT]):
 
     def head(self) -> Checkpoint:
         """Return the signed checkpoint over all entries."""
-        unsigned = Checkpoint(self.origin, len(self._tree), self._tree.root())
-        return unsigned.signed(self.key, self.signer)
+        signed_by = len(self._tree), self.signer.public
+        if self._head is None or self._head[0] != signed_by:
+            unsigned = Checkpoint(self.origin, len(self._tree), self._tree.root())
+            self._head = signed_by, unsigned.signed(self.key, self.signer)
+        return self._head[1]
 
     def root(self, size: int) -> bytes:
         """Return the root of the tree over the first ``size`` entries."""
@@ -366,8 +369,11 @@ class Log(Generic[BookT]):
         Raises:
             LedgerError: if a stored entry breaks the rules, or is not under the head.
         """
+        if self._version == self.store.version():
+            return
         with self.store.reading():
             before = len(self._tree)
+            version = self.store.version()
             try:
                 for leaf in self.store.leaves(before):
                     self._take(leaf, Entry.read(leaf))
@@ -381,10 +387,13 @@ class Log(Generic[BookT]):
             except LedgerError:
                 self._reset()
                 raise
+        self._version = version
 
     def _reset(self) -> None:
         self.state = self._make_book()
         self._tree = Tree()
+        self._version: tuple[int, int] | None = None
+        self._head: tuple[tuple[int, bytes], Checkpoint] | None = None
         self._origin = self._time = ""
         self._keys: list[tuple[int, bytes]] = []
         self._shown.clear()

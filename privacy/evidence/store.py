@@ -92,6 +92,7 @@ class Store:
         _OPEN.add(self)
         self._inside: Literal["", "reading", "writing"] = ""
         self._process = 0
+        self._connections = 0
         self._remove_copy: Callable[[], object] = _nothing
         if not path.exists() and not create:
             raise WrongLedgerError(f"{path}: there is no log here; is this the right folder?")
@@ -150,6 +151,15 @@ class Store:
         """Return the number of entries."""
         with self._told():
             return int(self._open().execute("SELECT COUNT(*) FROM entries").fetchone()[0])
+
+    def version(self) -> tuple[int, int]:
+        """Return a value that changes when another connection has written to the file.
+
+        What is written through this object leaves it as it is.
+        """
+        with self._told():
+            found = self._open().execute("PRAGMA data_version").fetchone()
+        return self._connections, int(found[0])
 
     def size(self) -> int:
         """Return one more than the last entry's sequence; quicker than :meth:`count`."""
@@ -272,6 +282,7 @@ class Store:
             check_same_thread=False,
         )
         self._process = os.getpid()
+        self._connections += 1
         if self._writable:
             self._connection.execute("PRAGMA journal_mode = WAL")
             self._opened = self._identity()  # it may have been made just now

@@ -134,7 +134,8 @@ class PlainUpdate:
 
 def _require_finite(tensors: dict[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
+        # A sum of numbers of which one is not finite is not finite: most updates are read once.
+        if not bool(torch.isfinite(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
             raise NotReleasableError(f"the update of '{name}' is not finite; nothing is released")
 
 
@@ -353,6 +354,9 @@ class LocalSteps:
         nominal_size: declared number of units; the divisor is ``q`` times it (H2).
         stream: randomness of the release.
         views: how each drawn record is seen.
+
+    Attributes:
+        divisor: by which a sum becomes a mean: the expected number of units, by what was declared.
     """
 
     def __init__(
@@ -366,7 +370,7 @@ class LocalSteps:
     ) -> None:
         self._examples, self._units, self._views = examples, units, views
         self._sampler = PoissonSampler(mechanism.sample_rate)
-        self._divisor = mechanism.sample_rate * nominal_size
+        self.divisor = mechanism.sample_rate * nominal_size
         self.stream = stream
 
     @property
@@ -396,7 +400,7 @@ class NoisySteps(LocalSteps):
         """
         noised, event = self._mechanism.noised(total, self.stream, self._sampler.sample_rate)
         self._observed.steps.append(event)
-        return [tensor / self._divisor for tensor in noised]
+        return [tensor / self.divisor for tensor in noised]
 
     def update(self, tensors: dict[str, Tensor]) -> NoisedUpdate:
         """Return the update, of the change of each trained parameter after the steps.
@@ -413,7 +417,7 @@ class PlainSteps(LocalSteps):
     def gradient(self, sums: ClippedSum | Sequence[Tensor]) -> list[Tensor]:
         """Return the mean gradient of a step."""
         tensors = sums.tensors if isinstance(sums, ClippedSum) else sums
-        return [tensor / self._divisor for tensor in tensors]
+        return [tensor / self.divisor for tensor in tensors]
 
     def update(self, tensors: dict[str, Tensor]) -> PlainUpdate:
         """Return the update, as :meth:`NoisySteps.update`."""

@@ -7,8 +7,8 @@
                  └──────────────── Link.show              the sites' logs and witnesses
 
 In each round every site sends evidence of its log. The coordinator checks that the log holds every
-release that it is about to aggregate, and all witnesses (the coordinator's, and each site's for the
-other sites) cosign every log. A rewritten history stops the run. A site is left out, and the others
+release that it is about to aggregate, and witnesses (the coordinator's, and each site's for the
+other sites) cosign every log: all of them, or those that a :class:`WitnessSet` names. A rewritten history stops the run. A site is left out, and the others
 continue, if the site itself reports that its ledger does not extend what was witnessed of it (its
 backup was restored).
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -35,6 +35,7 @@ from privet.server.evidence.heads import COORDINATOR, WitnessedHeads
 from privet.server.evidence.journal import CHECKPOINT, ORDER, RECEIPT, Journal, order_paper
 from privet.server.evidence.journal_copies import JournalSharer, part_of
 from privet.server.evidence.receipts import Receipt, receipt_for
+from privet.server.evidence.witness_sets import AllSites, WitnessSet
 from privet.server.round_models import RoundModels
 
 _LOG = logging.getLogger("privet.collector")
@@ -53,6 +54,7 @@ class _Round:
     receipts: dict[str, Receipt] = field(default_factory=dict)
     shown: dict[str, Evidence] = field(default_factory=dict)
     slots: dict[str, list[str]] = field(default_factory=dict)
+    watched: dict[str, list[str]] | None = None
 
 
 class EvidenceCollector:
@@ -64,6 +66,7 @@ class EvidenceCollector:
         roster: names the logs and witnesses that count.
         copies: keeps copies of the sites' ledgers; None keeps none.
         sharer: sends copies of the journal to the sites; None sends none.
+        witnesses: which sites cosign which log; None: every other site.
     """
 
     def __init__(
@@ -73,6 +76,8 @@ class EvidenceCollector:
         roster: Roster,
         copies: CopyKeeper | None = None,
         sharer: JournalSharer | None = None,
+        *,
+        witnesses: WitnessSet | None = None,
     ) -> None:
         self.journal = journal
         self._sharer = sharer
@@ -84,6 +89,8 @@ class EvidenceCollector:
         self._absent: set[str] = set()
         self._origins = {site.name: site.ledger.name for site in roster.sites}
         self._heads = WitnessedHeads(roster)
+        self._witnesses = witnesses or AllSites()
+        self._is_everyone_asked = False
         self._round = _Round()
         self.on_answer: Callable[[Order, str], None] = lambda order, said: None
         """Called with each order: first with ``ordered``, then with the status of its answer."""
@@ -138,12 +145,14 @@ class EvidenceCollector:
         if not ended:
             self.journal.open_run(run, plan, model, sites)
         self._remember()
+        self._is_everyone_asked = True
         self._learn(show({site: self._question(site) for site in sites}))
         # The memories of all witnesses are known only now: evidence from here on proves that
         # each log grew from that, also of a site that releases nothing and is not asked again.
         answers = show({site: self._question(site) for site in sites})
         self._learn(answers)
         _require_one_code({site: str(answer.get("code") or "") for site, answer in answers.items()})
+        self._is_everyone_asked = False
         if self._copies is not None:
             self._copies.catch_up(lambda some: show({site: self._question(site) for site in some}))
 
@@ -172,6 +181,7 @@ class EvidenceCollector:
         show = self._copying(show)
         if not self._heads.all():
             self._remember()
+        self._is_everyone_asked = True
         try:
             self._learn(show({site: self._question(site) for site in sites}))
             shown, origins = self._round.shown, self._origins
@@ -237,6 +247,7 @@ class EvidenceCollector:
 
     def _new_round(self) -> None:
         self._round = _Round()
+        self._is_everyone_asked = False
         self._heads.begin_round()
 
     def sign(self, orders: Iterable[Order]) -> list[Order]:
@@ -332,8 +343,7 @@ class EvidenceCollector:
             missing = [site for site in sites if self._origins[site] not in self._round.shown]
             if missing:
                 self._learn(show({site: self._question(site) for site in missing}))
-            shown, gathered, said, answered = self._gather(sites, show)
-            silent = [site for site in sites if site not in answered]
+            shown, gathered, said, silent = self._gather(sites, show)
             if not said:
                 try:
                     return [
@@ -341,6 +351,11 @@ class EvidenceCollector:
                         for log in sorted(shown)
                     ]
                 except EvidenceError:
+                    if self._may_ask_everyone():
+                        # What the others remember, and then the proofs that each log grew from it.
+                        for _ in range(2):
+                            self._learn(show({site: self._question(site) for site in sites}))
+                        continue
                     if not silent or not wait(silent):
                         raise
                     self._learn(show({site: self._question(site) for site in silent}))
@@ -359,6 +374,26 @@ class EvidenceCollector:
             + "\n  ".join(sorted(said))
         )
 
+    def _may_ask_everyone(self) -> bool:
+        """Ask all sites from here on, where too few of those that were chosen cosigned.
+
+        Returns:
+            Whether this is new.
+        """
+        if self._is_everyone_asked or all(self._witnesses.of(log) is None for log in self._logs):
+            return False
+        self._is_everyone_asked = True
+        return True
+
+    @property
+    def _logs(self) -> list[str]:
+        """The origins of all logs, the journal's last."""
+        return [*self._origins.values(), self.journal.log.origin]
+
+    def _chosen(self, log: str) -> Sequence[str] | None:
+        """Return the sites that cosign a log in this round; None for every other site."""
+        return None if self._is_everyone_asked else self._witnesses.of(log)
+
     def _is_unchanged(self, shown: Mapping[str, Evidence]) -> bool:
         """Return whether objections to the logs stand: they were sent as they are now.
 
@@ -366,27 +401,38 @@ class EvidenceCollector:
             shown: the evidence that the objections are about, by origin.
         """
         now = self._round.shown
-        if shown.keys() - now.keys() - {self.journal.log.origin} or self._heads.lacks_proof(shown):
+        if shown.keys() - now.keys() - {self.journal.log.origin}:
+            return False
+        heads = self._heads
+        if any(heads.lacks_proof(log, one, self._chosen(log)) for log, one in shown.items()):
             return False
         return all(log in shown and one.note == shown[log].note for log, one in now.items())
 
     def _gather(
         self, sites: list[str], show: Show
     ) -> tuple[dict[str, Evidence], dict[str, list[SignatureLine]], set[str], set[str]]:
-        """Send the evidence of every log to every site.
+        """Send the evidence of every log to the sites that cosign it.
 
         Returns:
-            The evidence sent, the cosignatures, the objections, and the sites that answered with
-            their logs.
+            The evidence sent, the cosignatures, the objections, and the sites that did not answer
+            with their logs.
         """
         own = self.journal.log.origin
         shown = dict(self._round.shown)
-        shown[own] = self.journal.log.evidence(self._heads.since(own))
+        shown[own] = self.journal.log.evidence(self._heads.since(own, self._chosen(own)))
         told = {origin: evidence.to_json() for origin, evidence in shown.items()}
-        questions = {
-            site: self._question(site, {k: v for k, v in told.items() if k != self._origins[site]})
-            for site in sites
-        }
+        by_site: dict[str, dict[str, Any]] = {site: {} for site in sites}
+        to: dict[str, list[str]] = {}
+        for origin, evidence in told.items():
+            chosen = self._chosen(origin)
+            to[origin] = [
+                site
+                for site in (sites if chosen is None else chosen)
+                if site in by_site and self._origins[site] != origin
+            ]
+            for site in to[origin]:
+                by_site[site][origin] = evidence
+        questions = {site: self._question(site, some) for site, some in by_site.items() if some}
         # The coordinator cosigns while the sites do.
         with ThreadPoolExecutor(1, "witness") as aside:
             cosigning = aside.submit(self._witness.cosign, shown, self._roster.logs)
@@ -398,7 +444,7 @@ class EvidenceCollector:
         # The coordinator wrote its journal, so its own line under that proves nothing.
         for origin in lines.keys() - {own}:
             gathered[origin].append(lines[origin])
-        self._heads.note_sent(sites, {origin: shown[origin] for origin in lines})
+        self._heads.note_sent({origin: shown[origin] for origin in lines}, to)
         for site, answer in answers.items():
             said |= {
                 f"site '{site}': {_plain(what)}" for what in part_of(answer, "faults").values()
@@ -410,7 +456,8 @@ class EvidenceCollector:
             self._note_seen(site, answer)
         # A site whose disk is full, or whose key is being replaced, says that it failed.
         failed = {site for site, answer in answers.items() if answer.get("status") == Status.FAILED}
-        return shown, gathered, said, set(answers) - failed
+        silent = [site for site in questions if site not in answers or site in failed]
+        return shown, gathered, said, silent
 
     def record(
         self,
@@ -466,6 +513,7 @@ class EvidenceCollector:
         """Write a round into the journal."""
         self.journal.close_round(record)
         self._new_round()
+        self._witnesses.begin_round(record["run"], record["round"] + 1, record["witnessed"])
 
     def close_run(
         self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""
@@ -497,12 +545,30 @@ class EvidenceCollector:
 
     def _question(self, site: str, shown: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Return the question to a site, with the evidence of the other logs as JSON values."""
-        return {
+        origin = self._origins[site]
+        question = {
             "head": self.head(site),
-            "since": self._heads.since(self._origins[site]),
+            "since": self._heads.since(origin, self._chosen(origin)),
             "slots": self._round.slots.get(site, []),
             "shown": dict(shown or {}),
         }
+        if (watched := self._watched_by(site)) is not None:
+            question["seen"] = watched
+        return question
+
+    def _watched_by(self, site: str) -> list[str] | None:
+        """Return the logs that a site cosigns in this round; None for all but its own."""
+        if self._is_everyone_asked:
+            return None
+        if self._round.watched is None:
+            watched: dict[str, list[str]] = {}
+            for log in self._logs:
+                if (chosen := self._witnesses.of(log)) is None:
+                    return None
+                for one in chosen:
+                    watched.setdefault(one, []).append(log)
+            self._round.watched = watched
+        return self._round.watched.get(site, [])
 
     def _copying(self, show: Show) -> Show:
         """Return ``show`` extended by the missing pieces of ledger and journal copies."""

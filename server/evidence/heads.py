@@ -85,16 +85,16 @@ class WitnessedHeads:
         """
         self._sizes_of(origin, witness).saw(size)
 
-    def note_sent(self, sites: Iterable[str], sent: Mapping[str, Evidence]) -> None:
+    def note_sent(self, sent: Mapping[str, Evidence], to: Mapping[str, Iterable[str]]) -> None:
         """Note the sizes that witnesses may remember by now, whether they answer or not.
 
         Args:
-            sites: whose witnesses got them.
             sent: evidence of each log, by origin.
+            to: the sites whose witnesses got it, by origin.
         """
         for origin, evidence in sent.items():
             size = Checkpoint.parse(evidence.note).size
-            for site in sites:
+            for site in to[origin]:
                 # A site is no witness of its own log, and never says what it saw of it.
                 if self._origins[site] != origin:
                     self._sizes_of(origin, site).may_have_seen(size)
@@ -134,20 +134,28 @@ class WitnessedHeads:
                     "restored backup, or a forged head"
                 )
 
-    def since(self, origin: str) -> list[int]:
-        """Return the sizes of a log from which some witness needs a proof, in rising order."""
-        return sorted({n for one in self._sizes.get(origin, {}).values() for n in one.all})
+    def since(self, origin: str, sites: Iterable[str] | None = None) -> list[int]:
+        """Return the sizes of a log from which some witness needs a proof, in rising order.
 
-    def lacks_proof(self, shown: Mapping[str, Evidence]) -> bool:
+        Args:
+            origin: of the log.
+            sites: whose witnesses count, beside the coordinator's; None: all.
+        """
+        known = self._sizes.get(origin, {})
+        counted = known if sites is None else known.keys() & {COORDINATOR, *sites}
+        return sorted({n for witness in counted for n in known[witness].all})
+
+    def lacks_proof(self, origin: str, shown: Evidence, sites: Iterable[str] | None = None) -> bool:
         """Return whether evidence lacks a proof from a size that a witness reported only now.
 
         Args:
-            shown: evidence of each log, by origin.
+            origin: of the log.
+            shown: its evidence.
+            sites: as in :meth:`since`.
         """
         return any(
-            old not in evidence.proofs and old < Checkpoint.parse(evidence.note).size
-            for log, evidence in shown.items()
-            for old in self.since(log)
+            old not in shown.proofs and old < Checkpoint.parse(shown.note).size
+            for old in self.since(origin, sites)
         )
 
     def has_grown(self, origin: str, shown: Evidence | None) -> bool:

@@ -33,14 +33,20 @@ from privet.privacy.mechanism.clipping.client_gradients import ClientGradients, 
 from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
 from privet.privacy.mechanism.parameter_integrity import TamperGuard
 
-_BYTES = 1 << 25
-"""Memory for activations, gradients and weights of the sites that are trained together."""
+_PASS_BYTES = 1 << 25
+"""Memory for activations and gradients of the records of one pass."""
+_WEIGHT_BYTES = 1 << 27
+"""Memory for the weights, and what is made of them, of the sites that are trained together."""
 _EXACT = 1e-4
 """How far sums may be from those of one site after another, relative to their norm."""
 _COPIES = 8
 """Copies of a site's weights: themselves, gradients, the optimizer's, and what a step makes."""
-_LIKE = 0.75
-"""Share of the largest site's records that a site beside it has: filling up costs time, too."""
+_FILLING = 4.0
+"""How much of a pass may fill up one site's batch, in bytes of the site's weights.
+
+A product with few records waits for the weights, and then filling up costs nothing; with many it
+costs as much as records do.
+"""
 Update = NoisedUpdate | PlainUpdate
 Steps = NoisySteps | PlainSteps
 
@@ -92,30 +98,36 @@ class Cohort:
         found: dict[int, Update | PrivetError] = {}
         guard = TamperGuard(self._model, [p for p in self._model.parameters() if p.requires_grad])
         with ThreadPoolExecutor(max(1, self.plan.threads)) as pool:
-            for chunk in self._chunks([steps.expected_records for steps in all_steps]):
-                made = self._train_some([all_steps[k] for k in chunk], start, pool)
-                found.update(zip(chunk, made, strict=True))
+            most = max(1, _WEIGHT_BYTES // (_COPIES * self._site_bytes))
+            for first in range(0, len(all_steps), most):
+                made = self._train_some(all_steps[first : first + most], start, pool)
+                found.update(enumerate(made, first))
         guard.check("by the end of the round", thorough=True)
         return [found[k] for k in range(len(all_steps))]
 
-    def _chunks(self, records: Sequence[float]) -> Iterator[list[int]]:
-        """Return the numbers of sites that are trained at once: of like size, within memory.
+    @property
+    def _site_bytes(self) -> int:
+        """Bytes of a site's weights."""
+        return sum(p.numel() * p.element_size() for p in self._named.values())
+
+    def _groups(self, records: Sequence[int]) -> Iterator[list[int]]:
+        """Return the numbers of sites whose batches make one pass: of like size, within memory.
 
         Args:
-            records: that a batch of each site is expected to have.
+            records: in the batch of each site.
         """
-        weights = 4 * _COPIES * sum(p.numel() for p in self._named.values())
-        chunk: list[int] = []
+        group: list[int] = []
         for k in sorted(range(len(records)), key=lambda k: -records[k]):
-            largest = records[chunk[0]] if chunk else records[k]
-            together = min(int(largest) + 1, self._most_records)
-            most = _BYTES // (weights + together * self._record_bytes)
-            if chunk and (len(chunk) >= most or records[k] < _LIKE * largest):
-                yield chunk
-                chunk = []
-            chunk.append(k)
-        if chunk:
-            yield chunk
+            largest = records[group[0]] if group else records[k]
+            together = max(1, min(largest, self._most_records))
+            most = _PASS_BYTES // (together * self._record_bytes)
+            filled = (largest - records[k]) * self._record_bytes
+            if group and (len(group) >= most or filled > _FILLING * self._site_bytes):
+                yield group
+                group = []
+            group.append(k)
+        if group:
+            yield group
 
     def _train_some(
         self, some: Sequence[Steps], start: dict[str, Tensor], pool: ThreadPoolExecutor
@@ -126,18 +138,9 @@ class Cohort:
         pull = proximal_mu(self.plan.strategy)
         for _ in range(self.plan.training.steps):
             sums = self._sums({n: w.detach() for n, w in weights.items()}, some)
-
-            def noised(k: int, sums: dict[str, Tensor] = sums) -> list[Tensor]:
-                mine = [sums[n][k] for n in weights]
-                steps = some[k]
-                if isinstance(steps, PlainSteps):
-                    return steps.gradient(mine)
-                assert self._clip is not None
-                return steps.gradient(ClippedSum(tuple(mine), self._clip))
-
-            made = list(pool.map(noised, range(len(some))))
-            for place, (name, weight) in enumerate(weights.items()):
-                gradient = torch.stack([parts[place] for parts in made])
+            gradients = self._gradients_of(sums, some, pool)
+            for name, weight in weights.items():
+                gradient = gradients[name]
                 if pull:
                     gradient = gradient + pull * (weight.detach() - begun[name])
                 weight.grad = gradient.to(weight.dtype)
@@ -152,8 +155,54 @@ class Cohort:
                 found.append(error)
         return found
 
+    def _gradients_of(
+        self, sums: dict[str, Tensor], some: Sequence[Steps], pool: ThreadPoolExecutor
+    ) -> dict[str, Tensor]:
+        """Return the mean gradients of a step, [K, *shape] by name, with each site's own noise.
+
+        Args:
+            sums: of the sites' batches.
+            some: the sites' steps.
+            pool: for the noise.
+        """
+        if all(isinstance(steps, PlainSteps) for steps in some):
+            divisors = torch.tensor([steps.divisor for steps in some])
+            return {
+                n: t.div_(divisors.to(t).view(-1, *[1] * (t.ndim - 1))) for n, t in sums.items()
+            }
+        # One row for each site, in the order in which its own mechanism adds noise.
+        rows = torch.cat([t.flatten(1) for t in sums.values()], 1)
+
+        def noised(k: int) -> None:
+            steps = some[k]
+            if isinstance(steps, PlainSteps):
+                made = steps.gradient(rows[k : k + 1])
+            else:
+                assert self._clip is not None
+                made = steps.gradient(ClippedSum((rows[k],), self._clip))
+            rows[k] = made[0]
+
+        list(pool.map(noised, range(len(some))))
+        parts = torch.split(rows, [t[0].numel() for t in sums.values()], 1)
+        return {n: part.view(t.shape) for (n, t), part in zip(sums.items(), parts, strict=True)}
+
     def _sums(self, weights: dict[str, Tensor], some: Sequence[Steps]) -> dict[str, Tensor]:
-        batch, present, units = self._stacked([steps.draw() for steps in some])
+        drawn = [steps.draw() for steps in some]
+        groups = list(self._groups([len(owner) for _, owner, _ in drawn]))
+        if len(groups) == 1:
+            return self._sums_of(weights, drawn)
+        totals = {n: torch.empty_like(w) for n, w in weights.items()}
+        for group in groups:
+            at = torch.tensor(group, device=self.plan.device)
+            made = self._sums_of({n: w[at] for n, w in weights.items()}, [drawn[k] for k in group])
+            for name, total in totals.items():
+                total[at] = made[name]
+        return totals
+
+    def _sums_of(
+        self, weights: dict[str, Tensor], drawn: Sequence[tuple[Batch, np.ndarray, int]]
+    ) -> dict[str, Tensor]:
+        batch, present, units = self._stacked(drawn)
         most = present.shape[1] // units
         # No pass has more records of a site than the start-up tests have seen.
         at_once = max(1, self._most_records // most)
