@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from flwr.app import Context, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 
 from privet.client.admission import RefusalError
-from privet.client.site import LogQuery, Site
+from privet.client.site import Answer, LogQuery
 from privet.common.compat.flower import claim_identity, number_message
 from privet.common.errors import InputError
 from privet.common.flat import Arrays
@@ -37,8 +37,27 @@ _LOG = logging.getLogger("privet.client")
 
 KINDS = ("query", "query.show", "train", "evaluate")
 
-SiteOf = Callable[[Context], Site]
 
+class AnsweringSite(Protocol):
+    """Answers the messages; :class:`privet.client.site.Site` does, and has the details.
+
+    Attributes:
+        name: as in the plan.
+    """
+
+    name: str
+
+    def answer(self, order: Order, model: Arrays, head: str = "") -> Answer:
+        """Answer one order."""
+
+    def reserve_ahead(self, order: Order, model: Arrays, head: str = "") -> bool:
+        """Return whether an order that :meth:`answer` will answer may be trained."""
+
+    def shown(self, ask: LogQuery) -> dict[str, Any]:
+        """Return evidence of the site's log, and cosign the others'."""
+
+
+SiteOf = Callable[[Context], AnsweringSite]
 
 OnAnswer = Callable[[Order, Status], None]
 Unopened = Callable[[Order], Status]
@@ -147,7 +166,7 @@ def context_of(site: str) -> Context:
     )
 
 
-def _shown_beside(site: Site, content: RecordDict) -> dict[str, Any] | None:
+def _shown_beside(site: AnsweringSite, content: RecordDict) -> dict[str, Any] | None:
     """Return the evidence that an order asks for beside its release; None if it asks for none.
 
     Evidence that cannot be given here is requested again, in a message of its own.

@@ -15,12 +15,13 @@ from typing import Any
 from privet.client.admission import AdmissionControl, RefusalError
 from privet.client.operator.approval import how_to_open
 from privet.client.operator.newer_ledger import note_newer
+from privet.client.order_check import require_planned, require_trainable
 from privet.client.outbox import Outbox, ReleaseStore
 from privet.client.passing import LedgerRoom, make_room, passing_cause
 from privet.client.recovery.copying import LedgerCopier, SiteCopies
 from privet.client.recovery.journal_copies import FOLDER as JOURNALS
 from privet.client.recovery.journal_copies import JournalCopies
-from privet.client.training.protocol import TrainerOutput, TrainerProtocol, shape_mismatch
+from privet.client.training.protocol import TrainerOutput, TrainerProtocol
 from privet.common.code import code_digest
 from privet.common.errors import (
     BudgetExceededError,
@@ -41,7 +42,7 @@ from privet.common.output.operator_log import operator_logger
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.privacy.accounting import events as ev
-from privet.privacy.accounting.plan_events import gate_event, has_gate_release
+from privet.privacy.accounting.plan_events import gate_event
 from privet.privacy.accounting.pld import GRID, LIVE_GRID
 from privet.privacy.evidence.copies.copy_store import CopyStore
 from privet.privacy.evidence.ledger import Request
@@ -332,14 +333,7 @@ class Site:
         """Check everything that can be checked without data; return the request to reserve."""
         self.ledger.require_not_paused()
         self.ledger.log.require_key()
-        if order.site != self.name or order.plan != self.plan.digest:
-            raise RefusalError(Status.REFUSED_PLAN, "not the plan that this site approved")
-        if order.round > self.plan.last_round:
-            raise RefusalError(Status.REFUSED_PLAN, f"the plan has {self.plan.last_round} rounds")
-        if order.purpose == "train" and not self.plan.trains:
-            raise RefusalError(Status.REFUSED_PLAN, "the plan trains nothing")
-        if order.purpose == "evaluate" and not has_gate_release(self.plan, order.round):
-            raise RefusalError(Status.REFUSED_PLAN, "the plan releases no metrics in this round")
+        require_planned(order, self.name, self.plan)
         self.admission.look(self.plan, order.run)
         try:
             code = code_digest(self.plan)  # before the trainer imports what the plan names
@@ -352,17 +346,7 @@ class Site:
             tested = self.admission.tested(self._trainer.self_test())
         except SelfTestError as error:
             raise RefusalError(Status.REFUSED_SELF_TEST, str(error)) from error
-        shapes = self._trainer.shapes()
-        if order.parameters != tuple(shapes):
-            raise RefusalError(
-                Status.REFUSED_PARAMETERS, "not the parameters that the plan trains (H17)"
-            )
-        if fault := shape_mismatch(shapes, model):
-            raise RefusalError(Status.REFUSED_PARAMETERS, fault)
-        if not self.plan.trains and order.model != self._trainer.begins():
-            raise RefusalError(
-                Status.REFUSED_PARAMETERS, "not the weights that the plan has measured"
-            )
+        require_trainable(order, model, self.plan, self._trainer)
         self.admission.require_size(self.plan, sum(array.size for array in model.values()))
         evaluation = order.purpose == "evaluate"
         event = gate_event(self.plan) if evaluation else self._trainer.event

@@ -23,7 +23,7 @@ from privet.common.plan import Plan
 from privet.common.tasks.measure import table_shape
 from privet.server import rounds
 from privet.server.aggregate import Aggregator, mean_of
-from privet.server.evidence.collector import EvidenceCollector
+from privet.server.evidence.run_evidence import RunEvidence
 from privet.server.replies import Reply
 from privet.server.snapshot import Snapshots
 
@@ -332,7 +332,7 @@ def create_app(
     plan: Plan,
     initial: Callable[[], Arrays],
     snapshots: Snapshots,
-    collector: Callable[[], EvidenceCollector],
+    collector: Callable[[], RunEvidence],
     *,
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
     keep: Callable[[rounds.Progress], None] = lambda progress: None,
@@ -347,7 +347,7 @@ def create_app(
         plan: what is trained, with its noise calibrated.
         initial: makes the first model; called once, when the app runs.
         snapshots: where the model is kept after each round.
-        collector: opens the run's journal and evidence; called when the app runs.
+        collector: opens what keeps the run's evidence; called when the app runs.
         evaluate: computes metrics of a model on a public test split; None computes none.
         keep: called with a round's progress before the round counts as done, as
             :func:`privet.server.rounds.run` says.

@@ -21,7 +21,7 @@ from privet.common.flat import Arrays, FrozenArrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.privacy.accounting.plan_events import has_gate_release, is_measured
-from privet.server.evidence.collector import EvidenceCollector, Wait
+from privet.server.evidence.run_evidence import RunEvidence, Wait
 from privet.server.recovery.replay import Replay, ReplayLink, Restored
 from privet.server.replies import Replies, Reply, no_quorum, released
 from privet.server.retry import Again, End, decide, pause
@@ -113,7 +113,7 @@ def run(
     initial: Callable[[], Arrays],
     link: Link,
     snapshots: Snapshots,
-    collector: EvidenceCollector,
+    collector: RunEvidence,
     *,
     average: Callable[[list[Arrays]], Arrays],
     evaluate: Callable[[Arrays], dict[str, Any]] | None = None,
@@ -128,7 +128,7 @@ def run(
         initial: makes the first model.
         link: reaches the sites.
         snapshots: where the model is stored after each round.
-        collector: the run's evidence collector; it is closed here.
+        collector: keeps the run's evidence; it is closed here.
         average: returns the mean of several models, for a plan that averages the last rounds.
         evaluate: computes metrics of a model on a public test split; None computes none.
         keep: called with a round's progress before the round counts as done, and perhaps again
@@ -150,7 +150,7 @@ def run(
         return average(list(models))
 
     stored = snapshots.latest()
-    if stored and stored.round == plan.last_round and collector.journal.is_done(run_id):
+    if stored and stored.round == plan.last_round and collector.is_done(run_id):
         # The process ended after the journal's last line, before its caller kept the model.
         collector.close()
         return Outcome(published(*stored.earlier, stored.arrays))
@@ -164,9 +164,9 @@ def run(
     if stored is not None:
         model = FrozenArrays.of(stored.arrays)
         link.restore(stored.state)
-    begun = collector.journal.log.state.sites.get(run_id, sites)
+    begun = collector.begun_with(run_id)
     # A site that comes late takes part in the next run: the journal has named this one's sites.
-    sites = [site for site in sites if site in begun]
+    sites = [site for site in sites if begun is None or site in begun]
     if not sites:
         raise RunError("no site that began this run is connected")
     collector.begin(run_id, plan.digest, begins, sites, link.show, ended=restored.is_ended)
@@ -223,7 +223,7 @@ class _Rounds:
     plan: Plan
     sites: list[str]
     link: Link
-    collector: EvidenceCollector
+    collector: RunEvidence
     evaluate: Callable[[Arrays], dict[str, Any]] | None
     attempts: dict[str, int]
     replay: Replay

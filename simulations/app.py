@@ -26,8 +26,8 @@ from typing import Any
 from flwr.app import Context, Message, UserConfig
 from flwr.serverapp import Grid, ServerApp
 
+from privet.client.app import AnsweringSite
 from privet.client.app import create_app as create_client_app
-from privet.client.site import Site
 from privet.common.canonical import write_json
 from privet.common.errors import InputError
 from privet.common.flower.wire import encode_reply
@@ -116,7 +116,7 @@ def _coordinate(grid: Grid, config: UserConfig) -> None:
     )
 
 
-def _site(context: Context) -> Site:
+def _site(context: Context) -> AnsweringSite:
     if context.run_config.get("hub") or context.node_config.get("policy"):
         raise InputError(
             "an app that came in a bundle answers for no real site: start the SuperNode by "

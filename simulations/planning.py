@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from privet.simulations.records import SiteRecords
 
 Engine = Literal["auto", "inline", "ray"]
-Evidence = Literal["full", "light", "off"]
+EvidenceLevel = Literal["full", "light", "off"]
 FULL_UP_TO = 20
 """Sites up to which a simulation has its evidence in full, unless it is told otherwise."""
 
@@ -52,10 +52,25 @@ class Setting:
     ledgers: Path | None = None
     cap: float | None = None
     open_again: bool = False
-    evidence: Evidence | None = None
+    evidence: EvidenceLevel | None = None
 
-    def evidence_of(self, plan: Plan) -> Evidence:
-        """Return the evidence level of a run of ``plan``."""
+    def evidence_of(self, plan: Plan) -> EvidenceLevel:
+        """Return the evidence level of a run of ``plan``.
+
+        Raises:
+            InputError: if there is none with the other settings.
+        """
+        if self.evidence == "off":
+            if self.ledgers is not None or self.cap is not None or self.open_again:
+                raise InputError(
+                    "--evidence off keeps no ledgers, so it goes without --ledgers, --cap and "
+                    "--open-again"
+                )
+            if self.engine == "ray":
+                raise InputError(
+                    "--evidence off counts in one process what is spent, so it goes without "
+                    "--engine ray"
+                )
         if self.evidence is not None:
             return self.evidence
         return "full" if len(plan.sites) <= FULL_UP_TO else "light"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,19 @@ from privet.common.plan import Plan, Privacy
 from privet.common.printable import counted
 from privet.common.tasks.measure import pooled
 from privet.privacy.accounting import assumptions
-from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
+from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, finite
+from privet.privacy.audit.report.claims import Claim
 from privet.privacy.audit.summary import (
     ReportStanding,
     claim_sentence,
     figures_sentence,
     standing_of,
 )
-from privet.privacy.evidence.ledger import Ledger
+from privet.privacy.audit.verify import SiteFinding
 from privet.server.rounds import Outcome, Progress
 from privet.simulations import scenarios
 from privet.simulations.federation import SimulatedFederation
+from privet.simulations.planning import EvidenceLevel
 
 _TERMS = ("delta", "unit", "relation", "trust")
 
@@ -90,6 +93,7 @@ class Result:
         clipping: the way gradients were clipped; it differs from the plan's if that is ``auto`` or
             fell back.
         engine: what trained the sites: ``cohort``, ``inline``, ``ray``, or Flower's own ``flower``.
+        evidence: ``full``, ``light`` or ``off``, as :class:`privet.simulations.planning.Setting`.
     """
 
     run: str
@@ -104,6 +108,7 @@ class Result:
     out: Path
     clipping: str
     engine: str
+    evidence: EvidenceLevel
     remarks: tuple[str, ...] = ()
 
     @property
@@ -158,6 +163,7 @@ class Result:
             "update_bytes": self.update_bytes,
             "clipping": self.clipping,
             "engine": self.engine,
+            "evidence": self.evidence,
             "metrics_source": self.plan.metrics.source,
             "noise_multiplier": getattr(privacy, "noise_multiplier", None),
             "seconds": round(self.seconds, 3),
@@ -198,6 +204,7 @@ def make_result(
     *,
     seconds: float,
     engine: str,
+    evidence: EvidenceLevel = "full",
 ) -> Result:
     """Return the result of a finished run: each site's loss by its own ledger, metrics, claim.
 
@@ -207,6 +214,7 @@ def make_result(
         outcome: of the rounds.
         seconds: duration of the run.
         engine: what trained the sites.
+        evidence: with ``off`` there are no ledgers: the losses are those that the sites counted.
 
     Raises:
         LedgerError: if a site released an update and its ledger does not say so.
@@ -229,14 +237,10 @@ def make_result(
         loss = cap = None
         count = sum(step.statuses.get(spec.name) == "released" for step in outcome.progress)
         if plan.privacy is not None:
-            ledger = parties.ledger(spec.name)
-            if count and not any(map(ledger.history, ledger.state.populations)):
-                raise LedgerError(
-                    f"{parties.home(spec.name)}: site '{spec.name}' released updates, and its "
-                    "ledger does not say so; no ε can be told. Do its workers share this folder?"
-                )
-            loss = _spent(plan.privacy, ledger)
-            cap = next((one.budget.epsilon for one in ledger.state.populations.values()), None)
+            if evidence == "off":
+                loss = _counted(plan.privacy, outcome.progress, spec.name)
+            else:
+                loss, cap = _in_ledger(plan.privacy, parties, spec.name, released=bool(count))
             losses.append(loss)
         status = str(last.statuses.get(spec.name, "no reply"))
         log = parties.folder / "sites" / spec.name / "operator.log"
@@ -247,18 +251,68 @@ def make_result(
             )
         )  # fmt: skip
     worst = max(losses, key=lambda loss: loss.epsilon, default=None)
-    top = standing_of([parties.ledger(spec.name) for spec in plan.sites])
+    top = (
+        _without_ledgers(plan, sites)
+        if evidence == "off"
+        else standing_of([parties.ledger(spec.name) for spec in plan.sites])
+    )
     return Result(
         run_id, plan, sites, metrics, worst, top, outcome.progress, outcome.model,
-        seconds, parties.folder, model_runtime(plan).engine.mode, engine, tuple(remarks),
+        seconds, parties.folder, model_runtime(plan).engine.mode, engine, evidence, tuple(remarks),
     )  # fmt: skip
 
 
-def _spent(privacy: Privacy, ledger: Ledger) -> PrivacyLoss:
-    """Return the loss of a ledger's only population; zero if none is registered yet."""
-    if ledger.state.populations:
-        return ledger.spent()
+def _in_ledger(
+    privacy: Privacy, parties: SimulatedFederation, site: str, *, released: bool
+) -> tuple[PrivacyLoss, float | None]:
+    """Return the loss of a ledger's only population, and its cap; no loss if none is registered.
+
+    Raises:
+        LedgerError: if the site released an update and its ledger does not say so.
+    """
+    ledger = parties.ledger(site)
+    populations = ledger.state.populations
+    if released and not any(map(ledger.history, populations)):
+        raise LedgerError(
+            f"{parties.home(site)}: site '{site}' released updates, and its "
+            "ledger does not say so; no ε can be told. Do its workers share this folder?"
+        )
+    cap = next((one.budget.epsilon for one in populations.values()), None)
+    return (ledger.spent() if populations else _nothing(privacy)), cap
+
+
+def _counted(privacy: Privacy, progress: list[Progress], site: str) -> PrivacyLoss:
+    """Return the loss that a site without a ledger counted up to its last release."""
+    told = [step.spent[site]["epsilon"] for step in progress if site in step.spent]
+    if not told:
+        return _nothing(privacy)
+    return replace(_nothing(privacy), epsilon=math.inf if told[-1] is None else float(told[-1]))
+
+
+def _nothing(privacy: Privacy) -> PrivacyLoss:
     return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
+
+
+def _without_ledgers(plan: Plan, sites: list[SiteResult]) -> ReportStanding:
+    """Return what may be said of a run of which nothing was written down: its claim is none."""
+    privacy = plan.privacy
+    why = "nothing was written down: the run was made with --evidence off"
+    if privacy is None:
+        return ReportStanding("simulation", Claim("none", [], "trained without noise", alarm=True))
+    facts = assumptions.Facts(
+        person=privacy.unit == "person",
+        metrics=plan.metrics.source,
+        attested={str(row): why for row, why in plan.attested.items()},
+    )
+    findings = tuple(
+        SiteFinding(
+            site.name, "", privacy.unit, privacy.relation, privacy.delta,
+            finite(site.loss.epsilon) if site.loss else None, None, 0, runs=1,
+        )
+        for site in sites
+    )  # fmt: skip
+    rows = tuple(assumptions.assess(facts))
+    return ReportStanding("simulation", Claim("none", [], why), findings, "local", rows)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ import numpy as np
 from flwr.app import Context
 from flwr.serverapp import ServerApp
 
+from privet.client.app import AnsweringSite
 from privet.client.app import create_app as create_client_app
 from privet.client.site import Site
 from privet.client.training.model_runtime import model_runtime
@@ -43,6 +44,7 @@ from privet.privacy.mechanism.noise import Stream
 from privet.server.aggregate import Aggregator
 from privet.server.app import create_app as create_server_app
 from privet.server.app import run_app
+from privet.server.evidence.run_evidence import RunEvidence
 from privet.server.rehearsal import rehearse as rehearse_coordinator
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
@@ -55,6 +57,7 @@ from privet.simulations.grid import InProcessGrid
 from privet.simulations.memory_outbox import MemoryOutbox
 from privet.simulations.planning import (
     Engine,
+    EvidenceLevel,
     RunSpec,
     Setting,
     adjusted,
@@ -65,6 +68,7 @@ from privet.simulations.planning import (
 from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result, make_result, operator_lines
 from privet.simulations.run_folder import write_result
+from privet.simulations.unrecorded import NoEvidence, UnrecordedSite
 
 BOOK_KEEPING = AUTOMATIC[0]
 LARGE = 1 << 21
@@ -121,6 +125,7 @@ def simulate(
     observe: Observer = lambda progress: None,
     noise_seed: int | None = None,
     engine: Engine = "auto",
+    evidence: EvidenceLevel | None = None,
 ) -> Result:
     """Run a scenario, a plan file, or a :class:`Plan`, and return the result.
 
@@ -136,7 +141,9 @@ def simulate(
         dp: False trains without any privacy guarantee.
         observe: called with the progress of each round that is done.
         noise_seed: reproducible noise, for tests; the claim becomes ``none``.
-        engine: ``inline`` or ``ray``.
+        engine: ``auto``, ``inline`` or ``ray``.
+        evidence: ``full``, ``light`` or ``off``; None takes ``full`` up to 20 sites, else
+            ``light``.
 
     Raises:
         InputError: if the plan or the data is wrong.
@@ -155,6 +162,7 @@ def simulate(
     plan = adjusted(plan, epsilon=epsilon, rounds=rounds, seed=seed, dp=dp)
     setting = Setting(
         engine=engine,
+        evidence=evidence,
         noise_seed=noise_seed,
         data_dir=Path(data) if data is not None else None,
         base=base,
@@ -171,6 +179,7 @@ class SiteMaker:
     records: SiteRecords
     noise_seed: int | None
     together: bool = False
+    evidence: EvidenceLevel = "full"
 
     @property
     def plan(self) -> Plan:
@@ -182,20 +191,19 @@ class SiteMaker:
         """The run folder."""
         return self.parties.folder
 
-    def __call__(self, context: Context) -> Site:
+    def __call__(self, context: Context) -> AnsweringSite:
         """Return the site of the context's partition number, kept for later messages."""
         return self.with_trainer(context)[0]
 
-    def with_trainer(self, context: Context) -> tuple[Site, Any]:
+    def with_trainer(self, context: Context) -> tuple[AnsweringSite, Any]:
         """Return the same site, and its trainer."""
         number = int(str(context.node_config["partition-id"]))
         return _site(self, self.plan.sites[number].name)
 
 
 @functools.lru_cache(maxsize=4096)
-def _site(maker: SiteMaker, name: str) -> tuple[Site, Trainer]:
+def _site(maker: SiteMaker, name: str) -> tuple[AnsweringSite, Trainer]:
     parties = maker.parties
-    roster = parties.roster()
     kind = CohortMember if maker.together else Trainer
     trainer = kind(
         parties.plan,
@@ -204,15 +212,19 @@ def _site(maker: SiteMaker, name: str) -> tuple[Site, Trainer]:
         functools.partial(_stream, maker),
         functools.partial(maker.records.require_columns, name),
     )
+    folder = parties.folder / "sites" / name
+    if maker.evidence == "off":
+        return UnrecordedSite(name, parties.plan, folder, trainer), trainer
+    roster = parties.roster()
     site = Site(
         name,
         parties.plan,
-        parties.folder / "sites" / name,
+        folder,
         parties.admission(name, roster),
         parties.witness(name),
         roster,
         trainer,
-        outbox=None if parties.witnesses is None else MemoryOutbox(),
+        outbox=MemoryOutbox() if maker.evidence == "light" else None,
     )
     return site, trainer
 
@@ -248,6 +260,7 @@ def run_plan(
         PrivetError: as :func:`simulate`.
     """
     started = time.monotonic()
+    level = setting.evidence_of(plan)
     # In the plan itself, so that the ledgers and the report say who vouches for what.
     spec = RunSpec(attested(plan), setting)
     records = spec.records
@@ -265,7 +278,6 @@ def run_plan(
     write_json(folder / "plan.json", plan.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers and setting.ledgers.resolve()
-    level = setting.evidence_of(plan)
     parties = SimulatedFederation(
         plan,
         folder.resolve(),
@@ -273,16 +285,22 @@ def run_plan(
         setting.cap,
         witnesses=LIGHT_WITNESSES if level == "light" else None,
     )
-    parties.found()
+    if level != "off":
+        parties.found()
     if setting.open_again:
         parties.open_again()
-    maker = SiteMaker(run_id, parties, records, setting.noise_seed)
+    maker = SiteMaker(run_id, parties, records, setting.noise_seed, evidence=level)
     try:
         outcome, engine = _train(maker, public_test(maker), setting, observe, teller)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
     result = make_result(
-        run_id, parties, outcome, seconds=time.monotonic() - started, engine=engine
+        run_id,
+        parties,
+        outcome,
+        seconds=time.monotonic() - started,
+        engine=engine,
+        evidence=level,
     )
     return write_result(result)
 
@@ -424,11 +442,17 @@ def server_app(
         maker.plan,
         lambda: initial_model(maker.plan),
         Snapshots(maker.folder / "model"),
-        lambda: maker.parties.collector(maker.parties.roster()),
+        lambda: _evidence_of(maker),
         evaluate=public.measure if public else None,
         observe=observe,
         finish=finish,
     )
+
+
+def _evidence_of(maker: SiteMaker) -> RunEvidence:
+    if maker.evidence == "off":
+        return NoEvidence()
+    return maker.parties.collector(maker.parties.roster())
 
 
 def public_test(maker: SiteMaker) -> PublicTest | None:

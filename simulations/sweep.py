@@ -402,6 +402,7 @@ def _written(setting: Setting) -> Values:
     return {
         "noise_seed": setting.noise_seed,
         "engine": setting.engine,
+        "evidence": setting.evidence,
         "data": str(setting.data_dir),
         "base": str(setting.base),
         "ledgers": str(setting.ledgers),

@@ -136,6 +136,8 @@ class Log(Generic[BookT]):
         self._depth = 0
         self._shown: dict[str, Checkpoint] = {}
         self._unkept: Checkpoint | None = None
+        self._version: tuple[int, int] | None = None
+        self._head: tuple[tuple[int, bytes], Checkpoint] | None = None
         self._reset()
         with self.store.reading():
             self.refresh()
@@ -392,8 +394,8 @@ class Log(Generic[BookT]):
     def _reset(self) -> None:
         self.state = self._make_book()
         self._tree = Tree()
-        self._version: tuple[int, int] | None = None
-        self._head: tuple[tuple[int, bytes], Checkpoint] | None = None
+        self._version = None
+        self._head = None
         self._origin = self._time = ""
         self._keys: list[tuple[int, bytes]] = []
         self._shown.clear()

@@ -24,6 +24,14 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+class EvidenceLevel(StrEnum):
+    """How much is written down of a run."""
+
+    full = "full"
+    light = "light"
+    off = "off"
+
+
 class Clipping(StrEnum):
     """How per-unit gradients are computed; no effect on the guarantee."""
 
@@ -44,6 +52,8 @@ privet simulate fed-heart --data DIR --epsilon 5 --compare
 privet simulate lending --model linear --sweep 1,3,8     once for each ε
 
 privet simulate plan.toml --sweep training.learning_rate=0.1,0.3 --sweep seed=1,2,3 --out tries
+
+privet simulate plan.toml --evidence off     quicker: nothing is written down, the claim is none
 
 privet simulate plan.toml --check     what each site's records are worth; nothing is trained
 
@@ -113,6 +123,14 @@ def simulate(
     ] = Engine.auto,
     ray_address: Annotated[
         str | None, typer.Option(help="Use the Ray cluster at this address.")
+    ] = None,
+    evidence: Annotated[
+        EvidenceLevel | None,
+        typer.Option(
+            help="full: every site cosigns every other ledger; light: a few do, which is "
+            "quicker with many sites; off: nothing is written down, and the claim is none. Default: "
+            "full up to 20 sites, else light."
+        ),
     ] = None,
     clipping: Annotated[
         Clipping | None, typer.Option(help="How per-unit gradients are computed.")
@@ -209,7 +227,9 @@ def simulate(
         ledgers=ledgers,
         cap=cap,
         open_again=open_again,
+        evidence=evidence and evidence.value,
     )
+    setting.evidence_of(chosen)
     if check:
         _check(chosen, setting, as_json)
         return

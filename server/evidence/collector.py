@@ -8,9 +8,10 @@
 
 In each round every site sends evidence of its log. The coordinator checks that the log holds every
 release that it is about to aggregate, and witnesses (the coordinator's, and each site's for the
-other sites) cosign every log: all of them, or those that a :class:`WitnessSet` names. A rewritten history stops the run. A site is left out, and the others
-continue, if the site itself reports that its ledger does not extend what was witnessed of it (its
-backup was restored).
+other sites) cosign every log: all of them, or those that a
+:class:`~privet.server.evidence.witness_sets.WitnessSet` names. A rewritten history stops the run. A
+site is left out, and the others continue, if the site itself reports that its ledger does not
+extend what was witnessed of it (its backup was restored).
 """
 
 from __future__ import annotations
@@ -35,15 +36,11 @@ from privet.server.evidence.heads import COORDINATOR, WitnessedHeads
 from privet.server.evidence.journal import CHECKPOINT, ORDER, RECEIPT, Journal, order_paper
 from privet.server.evidence.journal_copies import JournalSharer, part_of
 from privet.server.evidence.receipts import Receipt, receipt_for
+from privet.server.evidence.run_evidence import Show, Wait
 from privet.server.evidence.witness_sets import AllSites, WitnessSet
 from privet.server.round_models import RoundModels
 
 _LOG = logging.getLogger("privet.collector")
-
-Show = Callable[[dict[str, dict[str, Any]]], dict[str, dict[str, Any]]]
-"""Asks sites for evidence of their logs: a question by site, the answers by site."""
-Wait = Callable[[list[str]], bool]
-"""Waits until one of the sites can be asked again; returns False if that is useless."""
 
 
 @dataclass
@@ -101,6 +98,30 @@ class EvidenceCollector:
     def can_restore(self) -> bool:
         """Whether the sites keep copies of the journal."""
         return self._sharer is not None
+
+    def is_done(self, run: str) -> bool:
+        """Return whether the journal has the end of a run."""
+        return self.journal.is_done(run)
+
+    def has_failed(self, run: str) -> bool:
+        """Return whether the journal says that a run failed."""
+        return self.journal.log.state.closed.get(run) == "failed"
+
+    def begun_with(self, run: str) -> list[str] | None:
+        """Return the sites that the journal names where a run began; None if it is new."""
+        return self.journal.log.state.sites.get(run)
+
+    def rounds_of(self, run: str) -> dict[int, dict[str, Any]]:
+        """As :meth:`Journal.rounds_of`."""
+        return self.journal.rounds_of(run)
+
+    def kept_order(self, digest: str) -> Order | None:
+        """Return an order of this journal by its digest; None if it is not kept."""
+        text = self.journal.log.store.paper(ORDER, digest)
+        if text is None:
+            return None
+        value = json.loads(text)
+        return Order.decode(value["order"], value["keyid"], value["sig"])
 
     def restore(self, sites: list[str], show: Show) -> int:
         """Fetch the entries that the sites cosigned and this journal lacks, before it is written
@@ -410,7 +431,7 @@ class EvidenceCollector:
 
     def _gather(
         self, sites: list[str], show: Show
-    ) -> tuple[dict[str, Evidence], dict[str, list[SignatureLine]], set[str], set[str]]:
+    ) -> tuple[dict[str, Evidence], dict[str, list[SignatureLine]], set[str], list[str]]:
         """Send the evidence of every log to the sites that cosign it.
 
         Returns:

@@ -7,15 +7,13 @@ must be the one of the journal.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
 from privet.common.errors import RunError
 from privet.common.flat import Arrays, digest_arrays
 from privet.common.order import Order, Status
-from privet.server.evidence.collector import EvidenceCollector, Show
-from privet.server.evidence.journal import ORDER
+from privet.server.evidence.run_evidence import RunEvidence, Show
 from privet.server.replies import Reply
 from privet.server.retry import pause
 
@@ -74,7 +72,7 @@ class Restored:
 
     @classmethod
     def find(
-        cls, collector: EvidenceCollector, run_id: str, done: int, sites: list[str], show: Show
+        cls, collector: RunEvidence, run_id: str, done: int, sites: list[str], show: Show
     ) -> Self:
         """Fetch the entries that the journal lacks, and return the rounds that must be made again.
 
@@ -91,13 +89,11 @@ class Restored:
         """
         if not collector.can_restore:
             return cls(done, {}, 0, False)
-        journal = collector.journal
         try:
             taken_back = collector.restore(sites, show)
-            noted = {n: value for n, value in journal.rounds_of(run_id).items() if n > done}
-            found = cls(done, noted, taken_back, journal.is_done(run_id))
-            failed = journal.log.state.closed.get(run_id) == "failed"
-            if found.text and failed and not collector.resumes:
+            noted = {n: value for n, value in collector.rounds_of(run_id).items() if n > done}
+            found = cls(done, noted, taken_back, collector.is_done(run_id))
+            if found.text and collector.has_failed(run_id) and not collector.resumes:
                 raise RunError(f"{found.text}. After that the run failed; resume it to continue")
         except BaseException:
             collector.close()
@@ -117,7 +113,7 @@ class Restored:
         ended = f"ended at round {self.done}" if self.done else "held no round of this run"
         return f"this coordinator was restored from a copy that {ended}"
 
-    def tell(self, collector: EvidenceCollector, number: int) -> None:
+    def tell(self, collector: RunEvidence, number: int) -> None:
         """Report what was recovered, once the last of the rounds is made again.
 
         Args:
@@ -140,13 +136,13 @@ class Replay:
 
     Args:
         link: reaches the sites.
-        collector: the evidence collector, with the journal, its orders and the sites' heads.
+        collector: has the records of the rounds, their orders, and the sites' heads.
         restored: the rounds to make again.
         sites: that are connected.
     """
 
     link: ReplayLink
-    collector: EvidenceCollector
+    collector: RunEvidence
     restored: Restored
     sites: list[str]
 
@@ -234,7 +230,6 @@ class Replay:
 
     def _wanted(self, record: dict[str, Any], purpose: str) -> dict[str, tuple[Order, str]]:
         """Return by site the order that was answered, and the digest of its release."""
-        store = self.collector.journal.log.store
         part = {"train": "joined", "evaluate": "metrics"}[purpose]
         digests = {item["site"]: item["digest"] for item in record[part]}
         found = {}
@@ -242,10 +237,9 @@ class Replay:
             if item["site"] in digests and (item["purpose"], item["answer"]) == (
                 purpose, str(Status.RELEASED)
             ):  # fmt: skip
-                value = json.loads(store.paper(ORDER, item["order"]) or "null")
-                if value is None:
+                order = self.collector.kept_order(item["order"])
+                if order is None:
                     raise RunError(f"{self.restored.text}. An order of the journal is not kept")
-                order = Order.decode(value["order"], value["keyid"], value["sig"])
                 found[item["site"]] = order, digests[item["site"]]
         if found.keys() != digests.keys():
             raise RunError(f"{self.restored.text}. The journal names no order for a release")

@@ -97,7 +97,10 @@ class Cohort:
         """
         found: dict[int, Update | PrivetError] = {}
         guard = TamperGuard(self._model, [p for p in self._model.parameters() if p.requires_grad])
-        with ThreadPoolExecutor(max(1, self.plan.threads)) as pool:
+        # Each of them draws noise in blocks that are too small to be shared among threads.
+        with ThreadPoolExecutor(
+            max(1, self.plan.threads), initializer=lambda: torch.set_num_threads(1)
+        ) as pool:
             most = max(1, _WEIGHT_BYTES // (_COPIES * self._site_bytes))
             for first in range(0, len(all_steps), most):
                 made = self._train_some(all_steps[first : first + most], start, pool)
@@ -171,20 +174,21 @@ class Cohort:
                 n: t.div_(divisors.to(t).view(-1, *[1] * (t.ndim - 1))) for n, t in sums.items()
             }
         # One row for each site, in the order in which its own mechanism adds noise.
-        rows = torch.cat([t.flatten(1) for t in sums.values()], 1)
+        each = {n: sums[n] for n in self._named}
+        rows = torch.cat([t.flatten(1) for t in each.values()], 1)
 
         def noised(k: int) -> None:
             steps = some[k]
             if isinstance(steps, PlainSteps):
-                made = steps.gradient(rows[k : k + 1])
+                made = steps.gradient([rows[k]])
             else:
                 assert self._clip is not None
                 made = steps.gradient(ClippedSum((rows[k],), self._clip))
             rows[k] = made[0]
 
         list(pool.map(noised, range(len(some))))
-        parts = torch.split(rows, [t[0].numel() for t in sums.values()], 1)
-        return {n: part.view(t.shape) for (n, t), part in zip(sums.items(), parts, strict=True)}
+        parts = torch.split(rows, [t[0].numel() for t in each.values()], 1)
+        return {n: part.view(t.shape) for (n, t), part in zip(each.items(), parts, strict=True)}
 
     def _sums(self, weights: dict[str, Tensor], some: Sequence[Steps]) -> dict[str, Tensor]:
         drawn = [steps.draw() for steps in some]

@@ -18,7 +18,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from privet.client.site import Site
+from privet.client.app import AnsweringSite
 from privet.common.flower.grid import limit
 from privet.common.flower.wire import decode_order
 from privet.common.order import Order
@@ -44,7 +44,7 @@ class CohortGrid(InProcessGrid):
         self,
         client_app: ClientApp,
         sites: int,
-        site_of: Callable[[Context], tuple[Site, CohortMember]],
+        site_of: Callable[[Context], tuple[AnsweringSite, CohortMember]],
         cohort: Cohort,
         *,
         tell: Callable[[str], None] = lambda text: None,
@@ -113,7 +113,7 @@ class CohortGrid(InProcessGrid):
         for member, update in zip(members, made, strict=True):
             member.take(update)
 
-    def _begun(self, site: Site, member: CohortMember, order: Order) -> Steps | None:
+    def _begun(self, site: AnsweringSite, member: CohortMember, order: Order) -> Steps | None:
         try:
             return member.begin(order)
         except Exception:  # it is met again, and told to the operator, when the site answers

@@ -120,11 +120,15 @@ def test_neither_order_nor_chunk_matters(ran: Ran, monkeypatch: pytest.MonkeyPat
         return some(self, steps, *given)
 
     monkeypatch.setattr(Cohort, "_train_some", counted)
-    monkeypatch.setattr(cohort, "_BYTES", 1)
+    monkeypatch.setattr(cohort, "_WEIGHT_BYTES", 1)
+    monkeypatch.setattr(cohort, "_PASS_BYTES", 1)
     alone = ran("auto", name="alone")
     assert set(chunks) == {1} and off(many, alone) < 1e-6
-    monkeypatch.setattr(cohort, "_LIKE", 0.0)
-    monkeypatch.setattr(cohort, "_BYTES", 1 << 30)
+    monkeypatch.setattr(cohort, "_WEIGHT_BYTES", 1 << 30)
+    passes = ran("auto", name="passes")
+    assert chunks[-1] == 3 and off(many, passes) < 1e-6
+    monkeypatch.setattr(cohort, "_PASS_BYTES", 1 << 30)
+    monkeypatch.setattr(cohort, "_FILLING", 1e9)
     assert off(many, ran("auto", name="all")) < 1e-6 and chunks[-1] == 3
 
 

@@ -193,7 +193,8 @@ def result(outcome: Result, rows: list[ComparisonRow] | None, ledgers: Path | No
     OUT.print(
         f"Everything is in {outcome.out} ({outcome.seconds:.0f} s)", highlight=False, soft_wrap=True
     )
-    _next(outcome.out, ledgers)
+    if outcome.evidence != "off":
+        _next(outcome.out, ledgers)
 
 
 def releases(outcome: Result, console: Console | None = None) -> None:
