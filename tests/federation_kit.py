@@ -218,6 +218,7 @@ def federation(
         site: type[Site] = Site,
         ledgers: Path | None = None,
         cap: float | None = None,
+        witnesses: int | None = None,
         **changes: Any,
     ) -> Federation:
         plan = Plan.parse(plan_value(**changes))
@@ -233,7 +234,7 @@ def federation(
 
         home = tmp_path / folder
         home.mkdir(parents=True)
-        parties = SimulatedFederation(plan, home, ledgers, cap)
+        parties = SimulatedFederation(plan, home, ledgers, cap, witnesses=witnesses)
         made = Federation(plan, home, parties, parties.found(), records, stream, site)
         made.sites.extend(made.restart(spec.name) for spec in plan.sites)
         return made
