@@ -161,6 +161,10 @@ class DataSet(Part):
         return PersonId(self.person_ignore_case, self.person_numeric)
 
 
+LEAST_WITNESSES = 5
+"""Sites that cosign each ledger, at least, where a policy does not say another number."""
+
+
 class Allow(Part):
     """What may be asked. An empty list is none, ``["*"]`` any.
 
@@ -175,6 +179,9 @@ class Allow(Part):
         approvers: how many different people must approve a plan.
         key_rotation: ``signed``, the same as None: a key that a listed one signed to follow it may
             ask, too (privacy/evidence/order_keys.py); ``listed``: only listed keys.
+        witnesses: least number of sites that cosign each ledger in a round, where a plan has them
+            drawn by lot; None, the same as 5. With all other sites as witnesses any number is
+            enough.
     """
 
     tasks: tuple[str, ...] = ()
@@ -187,6 +194,7 @@ class Allow(Part):
     approval: Literal["manual", "listed"] = "manual"
     approvers: Annotated[int, Field(ge=1, le=2)] = 1
     key_rotation: Literal["signed", "listed"] | None = None
+    witnesses: Annotated[int, Field(ge=2, le=1000)] | None = None
 
 
 class Keys(Part):
@@ -374,6 +382,7 @@ class Policy(Part):
                     "coordinators": [coordinator],
                     "plans": [plan.digest],
                     "approval": "listed",
+                    "witnesses": plan.strategy.witnesses,
                 },
                 "attested": {key: why for key, why in plan.attested.items() if key != "H13"},
             },
@@ -415,8 +424,9 @@ class Policy(Part):
         private = {"ledger", "ledger_copy", "keys", "keep"}
         value = self.model_dump(mode="json", exclude={*private, *unstated})
         value["attested"] = self.vouched
-        if self.allow.key_rotation is None:
-            del value["allow"]["key_rotation"]
+        for key in ("key_rotation", "witnesses"):
+            if getattr(self.allow, key) is None:
+                del value["allow"][key]
         if self.officers:
             value["officers"] = {
                 name: ssh_text(ssh_key(key)) for name, key in self.officers.items()
@@ -534,6 +544,12 @@ class Policy(Part):
                 f"{who}: {parameters:,} trained parameters, allow.max_parameters is "
                 f"{allow.max_parameters:,}"
             )
+        drawn, least = plan.strategy.witnesses, allow.witnesses or LEAST_WITNESSES
+        if drawn is not None and drawn < min(least, len(plan.sites) - 1):
+            return (
+                f"{who}: {drawn} sites cosign each ledger (strategy.witnesses), allow.witnesses is "
+                f"{least}"
+            )
         if plan.metrics.source not in allow.metrics:
             return f"{who}: metrics '{plan.metrics.source}' are not in allow.metrics"
         if allow.approval == "listed" and not self.listed(plan):
@@ -628,6 +644,7 @@ max_parameters = 30_000_000          # parameters that are trained
 metrics = ["public", "gate", "off"]  # where metrics of the model may come from
 coordinators = []                    # fingerprints "sha256:…" of the order keys that may ask
 # key_rotation = "listed"            # not those that a listed key signed to follow it
+# witnesses = 5                      # least number of sites that cosign the ledger, by lot
 plans = []                           # digests "sha256:…" of plans approved beforehand
 approval = "manual"                  # "listed": only the plans above
 approvers = 1                        # 2: two different people must approve a plan

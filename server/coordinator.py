@@ -282,7 +282,7 @@ class Coordinator:
             raise RunError(f"site '{who}' was revoked, and {least} sites are needed")
 
     def _recorder(self, roster: Roster, run: Run) -> EvidenceCollector:
-        made = self.federation.collector(roster, run.folder)
+        made = self.federation.collector(roster, run.folder, run.plan.strategy.witnesses)
         made.on_answer = self.on_answer
         return made
 

@@ -148,7 +148,7 @@ class _Stock:
             run,
             self._grid,
             lambda: initial(plan),
-            lambda: self._federation.collector(roster, run.folder),
+            lambda: self._federation.collector(roster, run.folder, plan.strategy.witnesses),
         )
 
     def _gather(self, offered: bytes, patience: float) -> None:

@@ -277,7 +277,8 @@ class Run:
         """
         if self.has_begun:
             return Roster.load(self.folder / "roster.json")
-        roster = federation.roster([site.name for site in self.plan.sites], self.folder)
+        names = [site.name for site in self.plan.sites]
+        roster = federation.roster(names, self.folder, self.plan.strategy.witnesses)
         roster.save(self.folder)
         return roster
 

@@ -27,7 +27,7 @@ from privet.privacy.evidence.witness import Witness
 from privet.privacy.policy import Policy
 from privet.server.evidence.collector import EvidenceCollector
 from privet.server.evidence.journal import Journal
-from privet.server.evidence.witness_sets import FirstSites
+from privet.server.evidence.witness_sets import FirstSites, SitesByLot, WitnessSet, quorum_of
 
 COORDINATOR = "coordinator"
 
@@ -43,7 +43,8 @@ class SimulatedFederation:
         cap: lifetime ε of each site's population, if it is registered now; None takes the plan's
             ε.
         setting: noted in every genesis.
-        witnesses: how many of the sites cosign each log; None: every other site.
+        witnesses: how many of the sites cosign each log, where the plan has none drawn by lot;
+            None: every other site.
     """
 
     plan: Plan
@@ -62,8 +63,11 @@ class SimulatedFederation:
             members.append(Member(spec.name, key, witness.key))
             ledger.log.store.close()
         recorder_keys = self._coordinator_keys()
-        # Of the witnesses of a log, all but its owner, more than half; or all of a chosen few.
-        quorum = len(members) // 2 + 1 if self.witnesses is None else self.witnesses
+        drawn = self.plan.strategy.witnesses
+        quorum = quorum_of(len(members), drawn)
+        if self.witnesses is not None and drawn is None:
+            # All of them: they are in this process, and answer.
+            quorum = self.witnesses
         roster = Roster(recorder_keys, tuple(members), min(quorum, len(members)))
         roster.save(self.folder)
         return roster
@@ -132,7 +136,11 @@ class SimulatedFederation:
 
     def collector(self, roster: Roster) -> EvidenceCollector:
         """Return the coordinator's evidence collector."""
-        some = None if self.witnesses is None else FirstSites(roster, self.witnesses)
+        some: WitnessSet | None = None
+        if self.plan.strategy.witnesses is not None:
+            some = SitesByLot(roster, self.plan.strategy.witnesses)
+        elif self.witnesses is not None:
+            some = FirstSites(roster, self.witnesses)
         return EvidenceCollector(self._journal(), self._chief(), roster, witnesses=some)
 
     def roster(self) -> Roster:

@@ -28,7 +28,6 @@ from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 from privet.server.evidence.run_evidence import Show, Wait
 from privet.server.round_models import RoundModels
 
-
 _DELTA = 1e-5
 """Stands beside the ε of a plan without privacy, which is infinite at any δ."""
 

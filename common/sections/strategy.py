@@ -65,6 +65,8 @@ class StrategyOf(Variant, Generic[_Kind, _Options]):
             took the last time.
         attempts: over the link, how often a site that failed may be asked for the same round
             where the quorum is not met without it; each attempt is charged again.
+        witnesses: how many other sites cosign each ledger in a round, drawn by lot, beside the
+            coordinator; default: all.
     """
 
     blanks: ClassVar[dict[str, Any]] = {"proximal_mu": 0.0}
@@ -76,13 +78,15 @@ class StrategyOf(Variant, Generic[_Kind, _Options]):
     timeout: Positive = 3600.0
     grace: NotNegative | None = None
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
+    witnesses: Annotated[int, Field(ge=2, le=1000)] | None = None
 
     @model_serializer(mode="wrap")
-    def _without_grace(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out what was not said: a plan from before there was a grace is still the same."""
+    def _without_newer(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out newer keys that were not said: a plan from before them is still the same."""
         value: dict[str, Any] = dump(self)
-        if self.grace is None:
-            value.pop("grace", None)
+        for name in ("grace", "witnesses"):
+            if getattr(self, name) is None:
+                value.pop(name, None)
         return value
 
 

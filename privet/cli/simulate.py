@@ -128,8 +128,8 @@ def simulate(
         EvidenceLevel | None,
         typer.Option(
             help="full: every site cosigns every other ledger; light: a few do, which is "
-            "quicker with many sites; off: nothing is written down, and the claim is none. Default: "
-            "full up to 20 sites, else light."
+            "quicker with many sites; off: nothing is written down, the claim is none. "
+            "Default: full up to 20 sites, else light."
         ),
     ] = None,
     clipping: Annotated[
@@ -227,7 +227,7 @@ def simulate(
         ledgers=ledgers,
         cap=cap,
         open_again=open_again,
-        evidence=evidence and evidence.value,
+        evidence=None if evidence is None else evidence.value,
     )
     setting.evidence_of(chosen)
     if check:

@@ -99,6 +99,16 @@ class SitesByLot:
                 self._drawn[log] = draw(run, number, log, told, others)[: self.count]
 
 
+def quorum_of(sites: int, witnesses: int | None) -> int:
+    """Return how many cosignatures a log needs: more than half of the sites that are asked.
+
+    Args:
+        sites: of the run.
+        witnesses: how many cosign each log, by lot; None: all but its own.
+    """
+    return sites // 2 + 1 if witnesses is None else min(witnesses, sites) // 2 + 1
+
+
 def draw(
     run: str, number: int, log: str, heads: Iterable[tuple[str, int, str]], sites: Iterable[str]
 ) -> list[str]:

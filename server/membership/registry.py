@@ -48,6 +48,7 @@ from privet.server.evidence.copying import CopyKeeper
 from privet.server.evidence.journal import FILE as JOURNAL
 from privet.server.evidence.journal import Journal
 from privet.server.evidence.journal_copies import JournalSharer
+from privet.server.evidence.witness_sets import SitesByLot, quorum_of
 from privet.server.membership.authority_files import AuthorityFiles
 from privet.server.membership.certificates import Authority
 from privet.server.membership.folder_format import FORMATS
@@ -575,12 +576,13 @@ class MemberRegistry:
             setting="site",
         )
 
-    def roster(self, sites: list[str], run: Path) -> Roster:
-        """Return the roster of a run; its quorum is more than half of a log's other witnesses.
+    def roster(self, sites: list[str], run: Path, witnesses: int | None = None) -> Roster:
+        """Return the roster of a run; its quorum is more than half of the sites that cosign a log.
 
         Args:
             sites: names of the members that take part.
             run: the run's folder; its journal is created if there is none.
+            witnesses: how many sites cosign each log, by lot; None: all but its own.
 
         Raises:
             InputError: if a site is not enrolled.
@@ -596,7 +598,7 @@ class MemberRegistry:
             self.name, journal.log.first_key, journal.order_key, self.witness().key
         )
         journal.log.store.close()
-        return Roster(chief, members, len(members) // 2 + 1)
+        return Roster(chief, members, quorum_of(len(members), witnesses))
 
     def require_enrolled(self, sites: list[str]) -> list[SiteRecord]:
         """Return the records of ``sites``.
@@ -606,12 +608,15 @@ class MemberRegistry:
         """
         return [self._enrolled(site) for site in sites]
 
-    def collector(self, roster: Roster, run: Path) -> EvidenceCollector:
+    def collector(
+        self, roster: Roster, run: Path, witnesses: int | None = None
+    ) -> EvidenceCollector:
         """Return the evidence collector of a run, with its journal opened.
 
         Args:
             roster: of the run.
             run: the run's folder.
+            witnesses: as in :meth:`roster`.
 
         Raises:
             InputError: if the run's plan cannot be read.
@@ -619,7 +624,8 @@ class MemberRegistry:
         """
         copies, journal = CopyKeeper(self.copies(), roster), self.journal(run)
         sharer = JournalSharer.of(journal, run, roster)
-        return EvidenceCollector(journal, self.witness(), roster, copies, sharer)
+        some = None if witnesses is None else SitesByLot(roster, witnesses)
+        return EvidenceCollector(journal, self.witness(), roster, copies, sharer, witnesses=some)
 
     def copies(self) -> CopyStore:
         """Return the store of the sites' copied ledgers, which only the sites can read."""

@@ -14,10 +14,14 @@ from federation_kit import Silent
 from flwr.app import Message
 from test_collector import Brazen, backup, between, restore
 
-from privet.common.errors import EvidenceError
+from privet.common.errors import EvidenceError, PlanError
 from privet.common.flower.wire import decode_show
+from privet.common.plan import Plan
+from privet.privacy.audit.verify.cost.plans import AuditedPlan
+from privet.privacy.audit.verify.rules.policy import SitePolicy
+from privet.privacy.policy import Policy
 from privet.server.evidence.collector import EvidenceCollector
-from privet.server.evidence.witness_sets import SitesByLot, draw
+from privet.server.evidence.witness_sets import FirstSites, SitesByLot, draw
 from privet.simulations.grid import InProcessGrid
 
 Make = Callable[..., Any]
@@ -129,6 +133,84 @@ def test_no_author_has_a_hand_in_the_lot_of_its_own_log(seven: Make) -> None:
     assert len(drawn(own, other)) > 5 and len(drawn(chief, other)) > 5
 
 
+# what a verifier and a policy make of it
+
+
+def notes_on_lots(fed: Any) -> list[str]:
+    verdict = fed.verdict()
+    assert verdict.ok, verdict.faults
+    return [note for note in verdict.notes if "the lot" in note]
+
+
+def test_a_verifier_repeats_the_lot_of_a_plan(seven: Make) -> None:
+    fed = seven(strategy={"witnesses": FEW})
+    assert fed.roster.quorum == 2
+    fed.run()
+    assert all(len(who) in (FEW, FEW + 1) for one in cosigners(fed)[1:] for who in one.values())
+    assert notes_on_lots(fed) == []
+
+
+def test_a_coordinator_that_chooses_the_witnesses_itself_is_named(seven: Make) -> None:
+    """The control: always the same two, whatever the lot says."""
+    fed = seven(strategy={"witnesses": FEW})
+
+    def chosen() -> EvidenceCollector:
+        first = FirstSites(fed.roster, FEW)
+        return EvidenceCollector(
+            fed.parties._journal(), fed.parties._chief(), fed.roster, witnesses=first
+        )
+
+    fed.run(collector=chosen)
+    (note,) = notes_on_lots(fed)
+    assert "in 3 rounds of 4, first in round 2" in note
+
+
+def test_silent_witnesses_are_noted(seven: Make) -> None:
+    fed = seven(strategy={"witnesses": FEW, "min_sites": 2})
+
+    class Mute(Silent):
+        nodes = (2, 3, 4)
+
+    fed.run(fed.grid(Mute))
+    (note,) = notes_on_lots(fed)
+    assert "did not answer" in note
+
+
+@pytest.mark.parametrize(
+    ("witnesses", "said", "allowed"),
+    [(2, None, False), (4, None, False), (5, None, True), (2, 2, True), (5, 6, False),
+     (None, 6, True), (6, None, True)],
+)  # fmt: skip
+def test_a_policy_says_how_few_may_cosign(
+    plan_value: Make, witnesses: int | None, said: int | None, allowed: bool
+) -> None:
+    sites = [{"name": n, "nominal_size": 12, "path": "x.csv"} for n in NAMES]
+    strategy = {} if witnesses is None else {"witnesses": witnesses}
+    plan = Plan.parse(plan_value(sites=sites, strategy=strategy))
+    key = "sha256:" + "a" * 64
+    policy = Policy.for_simulation(plan, "East", key)
+    allow = policy.allow.model_copy(update={"witnesses": said})
+    policy = policy.model_copy(update={"allow": allow})
+    fault = policy.fault(plan)
+    assert (fault is None) == allowed
+    if not allowed:
+        assert fault is not None and f"allow.witnesses is {said or 5}" in fault
+    published = json.loads(json.dumps(policy.public()))
+    assert ("witnesses" in published["allow"]) == (said is not None)
+    audited = SitePolicy(published)
+    why = audited._refuses_plan(AuditedPlan(plan.to_dict()))
+    assert (why is None) == allowed, why
+
+
+def test_a_plan_without_the_key_is_the_same_plan(plan_value: Make) -> None:
+    plan = Plan.parse(plan_value())
+    assert "witnesses" not in plan.to_dict()["strategy"]
+    assert Plan.parse(plan_value(strategy={"witnesses": 2})).digest != plan.digest
+    for wrong in (1, 0, -3, 2.5, "2", True):
+        with pytest.raises(PlanError, match=r"strategy\.witnesses"):
+            Plan.parse(plan_value(strategy={"witnesses": wrong}))
+
+
 # rounds
 
 
@@ -165,9 +247,8 @@ def test_a_round_asks_only_those_that_were_drawn(seven: Make) -> None:
             self, messages: Iterable[Message], *, timeout: float | None = None
         ) -> Iterable[Message]:
             messages = list(messages)
-            for message in messages:
-                if message.metadata.message_type == "query.show":
-                    asked.append(decode_show(message.content))
+            shows = [m for m in messages if m.metadata.message_type == "query.show"]
+            asked.extend(decode_show(message.content) for message in shows)
             return super().send_and_receive(messages, timeout=timeout)
 
     few, everyone = by_lot(fed), []

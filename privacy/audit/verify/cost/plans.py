@@ -74,6 +74,7 @@ class AuditedPlan:
         averages: whether the published model is a mean over rounds.
         task, model, metrics: kinds, and where metrics come from, as a policy allows them.
         quorum: least number of sites whose releases make a round.
+        witnesses: how many sites cosign each log of a round, by lot; None: all others.
         sizes: nominal number of units, by site, where the plan says it.
         max_records: most records of one person.
 
@@ -99,6 +100,8 @@ class AuditedPlan:
         self.averages = self.trainings > 0 and _count(strategy, "average_last", 1) > 1
         least = strategy.get("min_sites")
         self.quorum = len(self.sites) // 2 + 1 if least is None else _count(strategy, "min_sites")
+        drawn = strategy.get("witnesses")
+        self.witnesses = None if drawn is None else _count(strategy, "witnesses")
         sizes = {site["name"]: site.get("nominal_size") for site in listed}
         self.sizes = {name: n for name, n in sizes.items() if type(n) is int and n > 0}
         self._read_kinds(value)

@@ -16,6 +16,7 @@ from privet.privacy.audit.verify.formats.strict import Malformed
 from privet.privacy.audit.verify.formats.tree import inclusion_root
 from privet.privacy.audit.verify.result import NEW_RULE, count, count_are, show
 from privet.privacy.audit.verify.rules.log import AuditedLog
+from privet.privacy.audit.verify.rules.lot import drawn
 from privet.privacy.audit.verify.rules.orders import OrderOutcome
 from privet.privacy.audit.verify.rules.state import VerificationState
 
@@ -34,6 +35,8 @@ class AuditedRun:
         listed: orders of its last round.
         not_now: those of a last round that joined nothing, whose sites said ``not-now``.
         at: place of its last round in the journal.
+        heads: what its last round had witnessed: log, size and root.
+        off_lot: rounds of which a log lacks cosignatures of the sites that the lot named.
     """
 
     plan_name: str
@@ -47,6 +50,8 @@ class AuditedRun:
     listed: list[OrderOutcome] = field(default_factory=list)
     not_now: list[OrderOutcome] = field(default_factory=list)
     at: int = -1
+    heads: list[tuple[str, int, str]] = field(default_factory=list)
+    off_lot: list[int] = field(default_factory=list)
 
 
 class AuditedJournal(AuditedLog):
@@ -151,6 +156,7 @@ class AuditedJournal(AuditedLog):
             self._order(run, entry, item)
         self._check_releases(run, entry)
         self._check_quorum(run, entry)
+        self._check_lot(run, entry)
         for item in entry["witnessed"]:
             if item["log"] == self.origin:
                 self._own.append((self._here, item))
@@ -216,6 +222,30 @@ class AuditedJournal(AuditedLog):
             self.fault("round", message + NEW_RULE)
         if run.broken and entry["next"] != entry["model"]:
             self.fault("model", "a round that joined nothing made another model" + NEW_RULE)
+
+    def _check_lot(self, run: AuditedRun, entry: dict[str, Any]) -> None:
+        """Note a round of which a log lacks a quorum of the witnesses that the lot named.
+
+        They may not have answered; then others did. It is no fault, but who chooses the round in
+        which they are silent chooses the witnesses.
+        """
+        before = run.heads
+        run.heads = [(one["log"], one["size"], one["root"]) for one in entry["witnessed"]]
+        count_of = run.plan.witnesses if run.plan is not None else None
+        if count_of is None or not before:
+            return
+        roster = self.state.roster
+        for item in entry["witnessed"]:
+            owner = self.state.origins.get(item["log"])
+            # Neither the author of a log nor that of the journal has a hand in its lot.
+            told = [head for head in before if head[0] not in (item["log"], self.origin)]
+            others = [site.name for site in roster.sites if site.name != owner]
+            named = drawn(entry["run"], entry["round"], item["log"], told, others)[:count_of]
+            named.append(self.name)
+            by = {roster.owners.get(one) for one in item["cosigners"]} - {owner}
+            if len(by & set(named)) < roster.quorum:
+                run.off_lot.append(entry["round"])
+                return
 
     def _order(self, run: AuditedRun, entry: dict[str, Any], item: dict[str, Any]) -> None:
         """Rules 23 and 25 (``order``, ``model``): a listed order is here, and of this round.
@@ -322,9 +352,19 @@ class AuditedJournal(AuditedLog):
             for asked in run.not_now:
                 self._answer(asked, NOT_NOW)
         self._here = -1
+        self._note_lots()
         self._check_end()
         self._check_runs()
         self._check_orders()
+
+    def _note_lots(self) -> None:
+        for name, run in self.runs.items():
+            if run.off_lot:
+                self.state.findings.note(
+                    f"run {show(name)}: in {count(len(run.off_lot), 'round')} of {run.rounds},"
+                    f" first in round {run.off_lot[0]}, a log was cosigned by others than the lot"
+                    " named: those did not answer, or were not asked"
+                )
 
     def _check_end(self) -> None:
         """Rules 21 and 32 (``witness``): the end of a run that is done is witnessed."""

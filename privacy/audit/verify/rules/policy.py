@@ -15,6 +15,8 @@ from privet.privacy.audit.verify.result import show
 
 ANY = ["*"]
 TERMS = ("unit", "relation", "epsilon", "delta", "max_records")
+LEAST_WITNESSES = 5
+"""Sites that cosign each ledger, at least, where a policy does not say another number."""
 _LISTS = ("tasks", "models", "metrics", "coordinators", "plans")
 
 
@@ -100,6 +102,10 @@ class SitePolicy:
         self.approvers = min(int(allow["approvers"]), len(self.officers))
         if allow.get("approval") not in ("manual", "listed"):
             raise Malformed("'approval' of the policy must be 'manual' or 'listed'")
+        least = allow.get("witnesses", LEAST_WITNESSES)
+        if type(least) is not int or least < 1:
+            raise Malformed("'witnesses' of the policy must be an integer from 1")
+        self._least_witnesses = least
         if allow.get("key_rotation", "signed") not in ("signed", "listed"):
             raise Malformed("'key_rotation' of the policy must be 'signed' or 'listed'")
 
@@ -173,6 +179,9 @@ class SitePolicy:
                 return f"the policy does not allow {key} of kind {show(kind)}"
         if plan.metrics not in allow["metrics"]:
             return f"the policy does not allow metrics from {show(plan.metrics)}"
+        drawn, least = plan.witnesses, min(self._least_witnesses, len(plan.sites) - 1)
+        if drawn is not None and drawn < least:
+            return f"the plan has {drawn} witnesses by lot, the policy {self._least_witnesses}"
         if plan.trainings > allow["max_rounds"]:
             return f"the plan has {plan.trainings} rounds, the policy {allow['max_rounds']}"
         return None
