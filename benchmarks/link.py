@@ -1,7 +1,7 @@
 """The link's figures: a round, goodput, memory, many sites; each beside its peer in one run.
 
     python benchmarks/link.py --json                 all parts
-    python benchmarks/link.py --part goodput         one of: round, goodput, memory, many
+    python benchmarks/link.py --part goodput         one of: round, goodput, memory, many, witnesses
     python benchmarks/link.py --quick                small sizes, without stock Flower
 
 Coordinator and sites are processes of their own on loopback, over TLS 1.3 with client
@@ -11,6 +11,7 @@ doing nothing at all in its round. **goodput**: a model down and an update up at
 hashed at both ends; the peers are bare gRPC streams in chunks of the same size, and unary messages.
 **memory**: the coordinator's peak while it joins a model of 100 and 400 MB from 2 and 8 sites,
 whose gates are real and whose trainers answer at once. **many**: 64 gates without a model in a run.
+**witnesses**: 64 such gates in short runs, where 7 sites cosign each ledger by lot, and where all do.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from harness import Row, finish, parser, row, tell  # noqa: E402
 from link_streams import BareServer, bytes_of  # noqa: E402
 
 HERE = Path(__file__).parent
-PARTS = ("round", "goodput", "memory", "many")
+PARTS = ("round", "goodput", "memory", "many", "witnesses")
 
 
 class Ends:
@@ -303,11 +304,25 @@ def many(quick: bool) -> list[Row]:
     return many_of(8, 5) if quick else many_of(64, 1000)
 
 
-def many_of(count: int, rounds: int) -> list[Row]:
-    """The same for so many."""
+def witnesses(quick: bool) -> list[Row]:
+    """The time of a round with few witnesses, beside that with all."""
+    count, rounds, drawn = (8, 5, 5) if quick else (64, 21, 7)
+    _, all_of_them = many_of(count, rounds)
+    _, few = many_of(count, rounds, witnesses=drawn)
+    return [
+        row(
+            f"round of {count} sites, median, {drawn} witnesses by lot",
+            few["value"], "s", "all sites cosign", all_of_them["value"], goal="0.6",
+        )
+    ]  # fmt: skip
+
+
+def many_of(count: int, rounds: int, **strategy: Any) -> list[Row]:
+    """The same for so many, with other words of the plan's strategy."""
     from federation_fixture import FederationFixture, follow, plan_for
 
-    plan = plan_for([f"Site {number}" for number in range(count)], rounds)
+    names = [f"Site {number}" for number in range(count)]
+    plan = plan_for(names, rounds, strategy=strategy)
     with tempfile.TemporaryDirectory() as name:
         federation = FederationFixture(Path(name) / "federation", plan, ("light",))
         run = federation.submit()
@@ -358,6 +373,7 @@ def main() -> None:
         "goodput": goodput,
         "memory": memory,
         "many": many,
+        "witnesses": witnesses,
     }
     rows: list[Row] = []
     for part in options.part or PARTS:
