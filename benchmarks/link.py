@@ -11,7 +11,7 @@ doing nothing at all in its round. **goodput**: a model down and an update up at
 hashed at both ends; the peers are bare gRPC streams in chunks of the same size, and unary messages.
 **memory**: the coordinator's peak while it joins a model of 100 and 400 MB from 2 and 8 sites,
 whose gates are real and whose trainers answer at once. **many**: 64 gates without a model in a run.
-**witnesses**: 64 such gates in short runs, where 7 sites cosign each ledger by lot, and where all do.
+**witnesses**: 64 such gates in short runs; 7 sites cosign each ledger by lot, and then all do.
 """
 
 from __future__ import annotations

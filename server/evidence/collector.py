@@ -534,7 +534,7 @@ class EvidenceCollector:
         """Write a round into the journal."""
         self.journal.close_round(record)
         self._new_round()
-        self._witnesses.begin_round(record["run"], record["round"] + 1, record["witnessed"])
+        self._witnesses.begin_round(record)
 
     def close_run(
         self, run: str, model: str, sites: list[str], show: Show, *, fault: str = ""

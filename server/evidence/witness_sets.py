@@ -21,13 +21,11 @@ class WitnessSet(Protocol):
             log: its origin.
         """
 
-    def begin_round(self, run: str, number: int, witnessed: Iterable[Mapping[str, Any]]) -> None:
+    def begin_round(self, before: Mapping[str, Any]) -> None:
         """Take what the round before had witnessed.
 
         Args:
-            run: identifier of the run.
-            number: of the round that begins, from 1.
-            witnessed: of the round before, as the journal has it; empty before the first round.
+            before: the journal's record of that round.
         """
 
 
@@ -38,7 +36,7 @@ class AllSites:
         """Return None: there is no choice."""
         del log
 
-    def begin_round(self, run: str, number: int, witnessed: Iterable[Mapping[str, Any]]) -> None:
+    def begin_round(self, before: Mapping[str, Any]) -> None:
         """Do nothing: there is no choice."""
 
 
@@ -60,7 +58,7 @@ class FirstSites:
         owner = self._owners.get(log)
         return [site for site in self._first if site != owner][: self._count]
 
-    def begin_round(self, run: str, number: int, witnessed: Iterable[Mapping[str, Any]]) -> None:
+    def begin_round(self, before: Mapping[str, Any]) -> None:
         """Do nothing: the choice is the same in every round."""
 
 
@@ -69,10 +67,10 @@ class SitesByLot:
     """A few sites cosign each log, drawn anew in each round from the others' last heads.
 
     The draw is a function of what the journal has, so that anybody can repeat it. It hashes run,
-    round, log, and the cosigned heads of the round before, but for those of the log itself and of
-    the journal: their authors could otherwise try entries until the draw is as they like. A site
-    that writes a log of its own has a hand in the draws of all others, and so have all of them: no
-    single party chooses. In the first round, when nobody's head is cosigned, all sites cosign.
+    round, log, and the cosigned heads of the sites that released in the round before, but for that
+    of the log itself and of the journal: their authors could otherwise try entries until the draw
+    is as they like. Nor can a coordinator leave out a head to draw again without a trace: that
+    site's release is then unused. In the first round, when no head is cosigned, all sites cosign.
 
     Attributes:
         roster: names the sites.
@@ -87,15 +85,21 @@ class SitesByLot:
         """Return the sites that were drawn for a log; None in a run's first round."""
         return self._drawn.get(log)
 
-    def begin_round(self, run: str, number: int, witnessed: Iterable[Mapping[str, Any]]) -> None:
+    def begin_round(self, before: Mapping[str, Any]) -> None:
         """Draw the sites of each log."""
-        heads = [(str(one["log"]), int(one["size"]), str(one["root"])) for one in witnessed]
+        released = {item["log"] for item in (*before["joined"], *before["metrics"])}
+        heads = [
+            (str(one["log"]), int(one["size"]), str(one["root"]))
+            for one in before["witnessed"]
+            if one["log"] in released
+        ]
+        run, number = str(before["run"]), int(before["round"]) + 1
         owners = {site.ledger.name: site.name for site in self.roster.sites}
         self._drawn = {}
         if heads:
             for log in (*owners, self.roster.coordinator.journal.name):
                 others = [site for origin, site in owners.items() if origin != log]
-                told = [head for head in heads if head[0] in owners and head[0] != log]
+                told = [head for head in heads if head[0] != log]
                 self._drawn[log] = draw(run, number, log, told, others)[: self.count]
 
 
@@ -118,7 +122,8 @@ def draw(
         run: identifier of the run.
         number: of the round.
         log: whose witnesses are drawn.
-        heads: origin, size and root of the other sites' logs, as cosigned in the round before.
+        heads: origin, size and root of the logs of the other sites that released in the round
+            before, as they were cosigned in it.
         sites: that may be drawn.
     """
     said = ["privet/lot/v1", run, number, log, sorted(list(head) for head in heads)]

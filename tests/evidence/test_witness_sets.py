@@ -112,6 +112,7 @@ def test_no_author_has_a_hand_in_the_lot_of_its_own_log(seven: Make) -> None:
         fed.roster.sites[2].ledger.name,
         fed.roster.coordinator.journal.name,
     )
+    silent = fed.roster.sites[4].ledger.name
     said = [
         {"log": log, "size": 5, "root": f"sha256:{k:064x}"}
         for k, log in enumerate([*(s.ledger.name for s in fed.roster.sites), chief])
@@ -122,13 +123,17 @@ def test_no_author_has_a_hand_in_the_lot_of_its_own_log(seven: Make) -> None:
         for ground in range(20):
             lots = SitesByLot(fed.roster, 3)
             root = f"sha256:{1000 + ground:064x}"
+            witnessed = [{**one, "root": root} if one["log"] == changed else one for one in said]
+            joined = [{"log": one["log"]} for one in said if one["log"] not in (chief, silent)]
             lots.begin_round(
-                "run", 2, [{**one, "root": root} if one["log"] == changed else one for one in said]
+                {"run": "run", "round": 1, "witnessed": witnessed, "joined": joined, "metrics": []}
             )
             found.add(tuple(lots.of(of) or ()))
         return found
 
     assert len(drawn(own, own)) == len(drawn(own, chief)) == len(drawn(chief, chief)) == 1
+    # Nor has one that released nothing: a coordinator could leave it out, and nobody would know.
+    assert len(drawn(own, silent)) == len(drawn(chief, silent)) == 1
     # The control: what another site writes moves it, so nobody knows it beforehand.
     assert len(drawn(own, other)) > 5 and len(drawn(chief, other)) > 5
 

@@ -35,7 +35,7 @@ class AuditedRun:
         listed: orders of its last round.
         not_now: those of a last round that joined nothing, whose sites said ``not-now``.
         at: place of its last round in the journal.
-        heads: what its last round had witnessed: log, size and root.
+        heads: of the sites that released in its last round: log, size and root as witnessed.
         off_lot: rounds of which a log lacks cosignatures of the sites that the lot named.
     """
 
@@ -230,15 +230,20 @@ class AuditedJournal(AuditedLog):
         which they are silent chooses the witnesses.
         """
         before = run.heads
-        run.heads = [(one["log"], one["size"], one["root"]) for one in entry["witnessed"]]
+        released = {item["log"] for item in (*entry["joined"], *entry["metrics"])}
+        run.heads = [
+            (one["log"], one["size"], one["root"])
+            for one in entry["witnessed"]
+            if one["log"] in released
+        ]
         count_of = run.plan.witnesses if run.plan is not None else None
         if count_of is None or not before:
             return
         roster = self.state.roster
         for item in entry["witnessed"]:
             owner = self.state.origins.get(item["log"])
-            # Neither the author of a log nor that of the journal has a hand in its lot.
-            told = [head for head in before if head[0] not in (item["log"], self.origin)]
+            # The author of a log has no hand in its lot.
+            told = [head for head in before if head[0] != item["log"]]
             others = [site.name for site in roster.sites if site.name != owner]
             named = drawn(entry["run"], entry["round"], item["log"], told, others)[:count_of]
             named.append(self.name)
