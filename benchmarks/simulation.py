@@ -2,16 +2,17 @@
 
     python benchmarks/simulation.py --json
     python benchmarks/simulation.py --quick
-    python benchmarks/simulation.py --model mlp --clients 20 --engine inline cohort
+    python benchmarks/simulation.py --model mlp --clients 20 --evidence light off
 
 A client has 32 records and makes 4 steps of gradient descent; each record takes part in a step with
 probability one quarter. The peers' batches have 8 records, without chance. A row is the median of
-the rounds after the first, in updates a second of wall time, with evidence of every site in full:
-every ledger reserves before it trains, and every log is witnessed. `training alone` is what the
-sites that train together compute, without orders and evidence, in updates a CPU second; its peer is
-the same one site after another. Peers else: `loop`, by hand, one client
-after another in this process, without any evidence (Opacus where there is privacy); `flower`, the
-same loop in a ClientApp of Flower's own simulation on Ray. Peak memory is that of this process.
+the rounds after the first, in updates a second of wall time, by level of evidence; the sites train
+together, with as many threads as the machine has cores. `training alone` is what they compute with
+one thread, without orders and evidence, in updates a CPU second; its peer is the same one site
+after another. Peers else: `loop`, by hand, one client after another in one process, without any
+evidence (Opacus where there is privacy); `flower`, the same loop in a ClientApp of Flower's own
+simulation on Ray, on all cores. Each row has a process of its own, of which `peak_mb` is the peak
+memory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import contextlib
 import copy
 import functools
 import json
+import multiprocessing
 import os
 import resource
 import statistics
@@ -28,6 +30,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -94,18 +97,19 @@ def plan_of(model: str, private: bool, clients: int, rounds: int, folder: Path) 
     return resolve(Plan.parse(value, where=model))
 
 
-def privet(plan: Plan, engine: str, folder: Path) -> list[float]:
+def privet(text: str, level: str, folder: str) -> list[float]:
     """Return the seconds of each round after the first."""
     at: list[float] = []
-    setting = Setting(engine=engine)  # type: ignore[arg-type]
-    result = run_plan(plan, setting, folder, lambda _: at.append(time.perf_counter()))
-    expected = "inline" if engine == "inline" else "cohort"
-    assert result.engine == expected, f"{result.engine} ran in place of {expected}"
+    plan, setting = _plan_of(text), Setting(evidence=level)  # type: ignore[arg-type]
+    torch.set_num_threads(plan.threads)
+    result = run_plan(plan, setting, Path(folder), lambda _: at.append(time.perf_counter()))
+    assert (result.engine, result.evidence) == ("cohort", level), "another engine ran"
     return [end - start for start, end in itertools.pairwise(at)]
 
 
-def training_alone(plan: Plan, clients: int) -> tuple[float, float]:
+def training_alone(text: str, clients: int) -> tuple[float, float]:
     """Return updates a CPU second without orders and evidence, together and one after another."""
+    plan = _plan_of(text)
     bench, one, units = model_runtime(plan), mechanism(plan), UnitIndex.by_record(RECORDS)
     _ = bench.self_tests
     cohort, optimizer = Cohort(bench), optimizer_of(plan.training)
@@ -169,9 +173,9 @@ def client_step(plan: Plan) -> Callable[[], None]:
     return plain if privacy is None else private
 
 
-def loop(plan: Plan, clients: int) -> list[float]:
+def loop(text: str, clients: int) -> list[float]:
     """Return the seconds of rounds by hand."""
-    step, taken = client_step(plan), []
+    step, taken = client_step(_plan_of(text)), []
     for _ in range(4):
         began = time.perf_counter()
         for _ in range(clients):
@@ -180,7 +184,7 @@ def loop(plan: Plan, clients: int) -> list[float]:
     return taken[1:]
 
 
-def flower(plan: Plan, clients: int, rounds: int) -> list[float]:
+def flower(text: str, clients: int, rounds: int) -> list[float]:
     """Return the seconds of rounds of Flower's simulation on Ray: the loop, in its ClientApp."""
     from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
     from flwr.clientapp import ClientApp
@@ -188,14 +192,13 @@ def flower(plan: Plan, clients: int, rounds: int) -> list[float]:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    weights = model_runtime(plan).engine.model.state_dict()
-    text = json.dumps(plan.to_dict())
+    weights = model_runtime(_plan_of(text)).engine.model.state_dict()
     client, server, at = ClientApp(), ServerApp(), []
 
     @client.train()
     def train(message: Message, context: Context) -> Message:
         del context
-        client_step(_plan_again(text))()
+        client_step(_plan_of(text))()
         metrics = MetricRecord({"num-examples": RECORDS})
         content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
         return Message(content, reply_to=message)
@@ -220,7 +223,7 @@ def flower(plan: Plan, clients: int, rounds: int) -> list[float]:
 
 
 @functools.cache
-def _plan_again(text: str) -> Plan:
+def _plan_of(text: str) -> Plan:
     """Return the plan; the same one in each worker, which has one model."""
     return Plan.parse(json.loads(text), where="benchmark")
 
@@ -228,36 +231,50 @@ def _plan_again(text: str) -> Plan:
 def rows_of(model: str, private: bool, options: Any) -> list[Row]:
     """Measure one model."""
     name = f"{model}{', DP-SGD' if private else ''}"
-    rows: list[Row] = []
+    clients, cores = options.clients, os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
-        plan = plan_of(model, private, options.clients, options.rounds, folder)
-        by_hand = options.clients / statistics.median(loop(plan, options.clients))
-        tell(f"{name}: loop by hand {by_hand:.0f} updates a second")
-        peers: dict[str, float] = {"loop": by_hand}
-        if not options.no_flower:
-            with _quiet():
-                taken = flower(plan, options.clients, options.rounds)
-            peers["flower"] = options.clients / statistics.median(taken)
-            tell(f"{name}: Flower on Ray {peers['flower']:.0f} updates a second")
-        mine, theirs = training_alone(plan, options.clients)
+        plan = plan_of(model, private, clients, options.rounds, folder)
+        text = json.dumps(plan.to_dict())
+        (mine, theirs), peak = in_a_process(training_alone, text, clients)
         tell(f"{name}: training alone {mine:.0f} and {theirs:.0f} updates a CPU second")
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-        rows.append(
+        rows = [
             row(f"{name}, training alone", mine, "updates/CPU s", "one after another", theirs,
-                clients=options.clients, peak_mb=peak)
-        )  # fmt: skip
-        for engine in options.engine:
-            taken = privet(plan, engine, folder / engine)
-            value = options.clients / statistics.median(taken)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-            for peer, peer_value in peers.items():
-                rows.append(
-                    row(f"{name}, {engine}", value, "updates/s", peer, peer_value,
-                        clients=options.clients, peak_mb=peak)
-                )  # fmt: skip
-            tell(f"{name}: {engine} {value:.0f} updates a second")
+                clients=clients, peak_mb=peak)
+        ]  # fmt: skip
+        taken, peak = in_a_process(loop, text, clients)
+        peers = {"loop": clients / statistics.median(taken)}
+        tell(f"{name}: loop by hand {peers['loop']:.0f} updates a second, {peak} MB")
+        if not options.no_flower:
+            taken, _ = in_a_process(flower, text, clients, options.rounds)
+            peers["flower"] = clients / statistics.median(taken)
+            tell(f"{name}: Flower on Ray {peers['flower']:.0f} updates a second")
+        for level in options.evidence:
+            whole = json.dumps(plan.changed(threads=cores).to_dict())
+            taken, peak = in_a_process(privet, whole, level, str(folder / level))
+            value = clients / statistics.median(taken)
+            rows += [
+                row(f"{name}, evidence {level}", value, "updates/s", peer, peer_value,
+                    clients=clients, threads=cores, peak_mb=peak)
+                for peer, peer_value in peers.items()
+            ]  # fmt: skip
+            tell(f"{name}: evidence {level} {value:.0f} updates a second, {peak} MB")
     return rows
+
+
+def in_a_process(work: Callable[..., Any], *given: Any) -> tuple[Any, int]:
+    """Return what ``work`` returns in a process of its own, and the peak memory of that in MB."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context) as pool:
+        return pool.submit(_measured, work, *given).result()
+
+
+def _measured(work: Callable[..., Any], *given: Any) -> tuple[Any, int]:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with _quiet():
+        found = work(*given)
+    return found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 @contextlib.contextmanager
@@ -275,14 +292,12 @@ def main() -> None:
     """Measure."""
     made = parser(__doc__)
     made.add_argument("--model", choices=MODELS, nargs="*", default=list(MODELS))
-    made.add_argument("--engine", choices=("inline", "cohort"), nargs="*",
-                      default=["inline", "cohort"])  # fmt: skip
+    made.add_argument("--evidence", choices=("full", "light", "off"), nargs="*",
+                      default=["full", "light", "off"])  # fmt: skip
     made.add_argument("--clients", type=int, default=0, help="of a round; default 100")
     made.add_argument("--rounds", type=int, default=0, help="default 4")
     made.add_argument("--no-flower", action="store_true", help="leave out Flower on Ray")
     options = made.parse_args()
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     options.clients = options.clients or (10 if options.quick else 100)
     options.rounds = options.rounds or (3 if options.quick else 4)
     options.no_flower |= options.quick

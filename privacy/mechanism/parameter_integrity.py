@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -64,12 +65,25 @@ class TamperGuard:
                 )
 
 
+def _ramp(count: int, device: torch.device) -> Tensor:
+    return torch.arange(1, count + 1, device=device, dtype=torch.float64)
+
+
+_KEPT = 1 << 18
+"""Most numbers of a ramp that is kept: those of small tensors are made again and again."""
+_kept_ramp = functools.lru_cache(64)(_ramp)
+
+
 def _mark(tensor: Tensor) -> tuple[object, ...]:
     """A cheap checksum: shape, sum, and sum weighted by position, in double precision."""
     flat = tensor.detach().reshape(-1)
     if not flat.numel():
         return (tuple(tensor.shape),)
     wide = flat.to(torch.float64)
-    ramp = torch.arange(1, wide.numel() + 1, device=wide.device, dtype=torch.float64)
+    ramp = _ramp if wide.numel() > _KEPT else _kept_ramp
     # As text, so that NaN equals itself.
-    return tuple(tensor.shape), float(wide.sum()).hex(), float(torch.dot(wide, ramp)).hex()
+    return (
+        tuple(tensor.shape),
+        float(wide.sum()).hex(),
+        float(torch.dot(wide, ramp(wide.numel(), wide.device))).hex(),
+    )
