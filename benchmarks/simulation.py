@@ -214,7 +214,7 @@ def flower(text: str, clients: int, rounds: int) -> list[float]:
 
     cores = os.cpu_count() or 1
     init = {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False}
-    init["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}}
+    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)  # the workers' as well
     run_simulation(
         server, client, clients,
         backend_config={"init_args": init, "client_resources": {"num_cpus": 1}},
