@@ -18,14 +18,11 @@ memory.
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import json
 import multiprocessing
 import os
 import resource
 import statistics
-import sys
 import tempfile
 import time
 import warnings
@@ -43,17 +40,16 @@ import numpy as np
 import pandas as pd
 import torch
 from harness import Row, finish, parser, row, tell
+from simulation_peers import BATCH, RECORDS, STEPS, flower, loop, plan_from
 
 from privet.client.training.model_runtime import model_runtime
 from privet.client.training.trainer import mechanism, optimizer_of
 from privet.common.plan import Plan
-from privet.common.tasks import Batch
 from privet.privacy.accounting.units import UnitIndex
 from privet.simulations.cohort.cohort import Cohort
 from privet.simulations.planning import Setting, resolve
 from privet.simulations.run import run_plan
 
-RECORDS, BATCH, STEPS = 32, 8, 4
 MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     # numeric features, model
     "mlp": (68, {"kind": "dense", "options": {"width": 256, "layers": 2}}),
@@ -100,7 +96,7 @@ def plan_of(model: str, private: bool, clients: int, rounds: int, folder: Path) 
 def privet(text: str, level: str, folder: str) -> list[float]:
     """Return the seconds of each round after the first."""
     at: list[float] = []
-    plan, setting = _plan_of(text), Setting(evidence=level)  # type: ignore[arg-type]
+    plan, setting = plan_from(text), Setting(evidence=level)  # type: ignore[arg-type]
     torch.set_num_threads(plan.threads)
     result = run_plan(plan, setting, Path(folder), lambda _: at.append(time.perf_counter()))
     assert (result.engine, result.evidence) == ("cohort", level), "another engine ran"
@@ -109,7 +105,7 @@ def privet(text: str, level: str, folder: str) -> list[float]:
 
 def training_alone(text: str, clients: int) -> tuple[float, float]:
     """Return updates a CPU second without orders and evidence, together and one after another."""
-    plan = _plan_of(text)
+    plan = plan_from(text)
     bench, one, units = model_runtime(plan), mechanism(plan), UnitIndex.by_record(RECORDS)
     _ = bench.self_tests
     cohort, optimizer = Cohort(bench), optimizer_of(plan.training)
@@ -132,100 +128,6 @@ def training_alone(text: str, clients: int) -> tuple[float, float]:
             found.append(time.process_time() - began)
     mine, theirs = (clients / statistics.median(found[1:]) for found in taken.values())
     return mine, theirs
-
-
-def batch_of(plan: Plan) -> Batch:
-    """Return the records of a step."""
-    return model_runtime(plan).task.random_batch(BATCH, 0)
-
-
-def client_step(plan: Plan) -> Callable[[], None]:
-    """Return the local training of a client by hand, from fresh weights."""
-    bench = model_runtime(plan)
-    start, task, batch = copy.deepcopy(bench.engine.model), bench.task, batch_of(plan)
-    privacy = plan.privacy
-
-    def plain() -> None:
-        model = copy.deepcopy(start)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            task.loss(model, batch).mean().backward()
-            optimizer.step()
-
-    def private() -> None:
-        from opacus import GradSampleModule
-        from opacus.optimizers import DPOptimizer
-
-        assert privacy is not None
-        model = GradSampleModule(copy.deepcopy(start))
-        optimizer = DPOptimizer(
-            torch.optim.SGD(model.parameters(), lr=0.1),
-            noise_multiplier=privacy.noise_multiplier or 1.0,
-            max_grad_norm=privacy.clip,
-            expected_batch_size=BATCH,
-        )
-        for _ in range(STEPS):
-            optimizer.zero_grad()
-            task.loss(model, batch).mean().backward()
-            optimizer.step()
-
-    return plain if privacy is None else private
-
-
-def loop(text: str, clients: int) -> list[float]:
-    """Return the seconds of rounds by hand."""
-    step, taken = client_step(_plan_of(text)), []
-    for _ in range(4):
-        began = time.perf_counter()
-        for _ in range(clients):
-            step()
-        taken.append(time.perf_counter() - began)
-    return taken[1:]
-
-
-def flower(text: str, clients: int, rounds: int) -> list[float]:
-    """Return the seconds of rounds of Flower's simulation on Ray: the loop, in its ClientApp."""
-    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.serverapp.strategy import FedAvg
-    from flwr.simulation import run_simulation
-
-    weights = model_runtime(_plan_of(text)).engine.model.state_dict()
-    client, server, at = ClientApp(), ServerApp(), []
-
-    @client.train()
-    def train(message: Message, context: Context) -> Message:
-        del context
-        client_step(_plan_of(text))()
-        metrics = MetricRecord({"num-examples": RECORDS})
-        content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
-        return Message(content, reply_to=message)
-
-    @server.main()
-    def main(grid: Grid, context: Context) -> None:
-        del context
-        strategy = FedAvg(fraction_train=1.0, fraction_evaluate=0.0, min_available_nodes=clients)
-        strategy.start(
-            grid, ArrayRecord(weights), num_rounds=rounds,
-            evaluate_fn=lambda *_: at.append(time.perf_counter()),
-        )  # fmt: skip
-
-    cores = os.cpu_count() or 1
-    init = {"num_cpus": cores, "include_dashboard": False, "log_to_driver": False}
-    os.environ["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)  # the workers' as well
-    run_simulation(
-        server, client, clients,
-        backend_config={"init_args": init, "client_resources": {"num_cpus": 1}},
-    )  # fmt: skip
-    return [end - start for start, end in itertools.pairwise(at)]
-
-
-@functools.cache
-def _plan_of(text: str) -> Plan:
-    """Return the plan; the same one in each worker, which has one model."""
-    return Plan.parse(json.loads(text), where="benchmark")
 
 
 def rows_of(model: str, private: bool, options: Any) -> list[Row]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Engine = Literal["auto", "inline", "ray"]
 EvidenceLevel = Literal["full", "light", "off"]
 FULL_UP_TO = 20
-"""Sites up to which a simulation has its evidence in full, unless it is told otherwise."""
+"""Sites up to which a simulation has its evidence in full, unless another level is asked for."""
 
 
 @dataclass(frozen=True)

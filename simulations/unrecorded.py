@@ -29,7 +29,7 @@ from privet.server.evidence.run_evidence import Show, Wait
 from privet.server.round_models import RoundModels
 
 _DELTA = 1e-5
-"""Stands beside the ε of a plan without privacy, which is infinite at any δ."""
+"""δ of a plan without privacy, whose ε is infinite at any δ."""
 
 
 class UnrecordedSite:

@@ -64,7 +64,7 @@ class FirstSites:
 
 @dataclass
 class SitesByLot:
-    """A few sites cosign each log, drawn anew in each round from the others' last heads.
+    """A few sites cosign each log, drawn in each round from the others' last heads.
 
     The draw is a function of what the journal has, so that anybody can repeat it. It hashes run,
     round, log, and the cosigned heads of the sites that released in the round before, but for that

@@ -55,7 +55,7 @@ NAMED_TUPLE = ("_asdict", "_fields", "_make", "_replace")
 """Documented parts of ``typing.NamedTuple``, which begin so to be no fields."""
 PEERS = {
     "benchmarks/clipping.py": "opacus.grad_sample.grad_sample_module_fast_gradient_clipping",
-    "benchmarks/simulation.py": "opacus.optimizers",
+    "benchmarks/simulation_peers.py": "opacus.optimizers",
 }
 """What a benchmark measures beside Privet; nothing else depends on it."""
 _OWN = re.compile(r"_[a-z]\w*")

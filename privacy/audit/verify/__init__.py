@@ -68,6 +68,7 @@ To read it in an afternoon, read in this order: no file imports one that comes l
 ``rules/orders``         what became of an order
 ``rules/state``          what the logs of a bundle share
 ``rules/log``            a log: sequence, clock, keys, checkpoints
+``rules/lot``            which sites the lot names to cosign a log
 ``rules/policy``         whether a policy allows a reservation
 ``rules/registered``     a ledger: populations, data sets, policies, approvals
 ``rules/site``           a ledger: reservations, and what closes them
