@@ -197,6 +197,9 @@ class WitnessedHeads:
     ) -> dict[str, Any]:
         """Take a head that a quorum cosigned; return it as the journal stores it.
 
+        A log that did not grow keeps the cosignatures that it has: what the journal says of a head
+        must stay true, whoever cosigns it later.
+
         Args:
             origin: of the log.
             shown: its evidence, with the head.
@@ -207,6 +210,12 @@ class WitnessedHeads:
         """
         log = Key(origin, self._keys[origin][-1])
         head = Checkpoint.parse(shown.note).trimmed(log).with_cosignatures(lines)
+        known = self._newest.get(origin)
+        if known is not None and (known.size, known.root) == (head.size, head.root):
+            ours = self._roster.witnesses.keys() - {self._own_witness.get(origin)}
+            counted = [line for line in known.lines[1:] if line.name in ours]
+            if len({line.name for line in counted}) >= self._roster.quorum > 0:
+                head = head.alone().with_cosignatures(counted)
         cosigners = sorted({line.name for line in head.lines[1:]})
         if len(cosigners) < self._roster.quorum:
             raise EvidenceError(

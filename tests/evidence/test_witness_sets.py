@@ -14,8 +14,10 @@ from federation_kit import Silent
 from flwr.app import Message
 from test_collector import Brazen, backup, between, restore
 
+from privet.client.site import Answer
 from privet.common.errors import EvidenceError, PlanError
 from privet.common.flower.wire import decode_show
+from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.privacy.audit.verify.cost.plans import AuditedPlan
 from privet.privacy.audit.verify.rules.policy import SitePolicy
@@ -242,6 +244,27 @@ def test_in_each_round_a_log_is_cosigned_by_those_that_were_drawn(seven: Make) -
     verdict = fed.verdict()
     assert verdict.ok, verdict.faults
     assert any("weak quorum" in note for note in verdict.notes)
+
+
+@pytest.mark.parametrize("by", [None, FEW], ids=["all", "by lot"])
+def test_a_log_that_does_not_grow_keeps_its_witnesses(seven: Make, by: int | None) -> None:
+    """Its site says "not now" after two rounds: one checkpoint, which five rounds name."""
+    fed = seven(strategy={"witnesses": by} if by else {}, training={"rounds": 6, "steps": 1})
+
+    def busy() -> None:
+        fed.sites[1].answer = lambda *given: Answer(Status.NOT_NOW)
+
+    fed.run(fed.grid(between(2, busy)))
+    log = fed.roster.sites[1].ledger.name
+    sizes = [
+        (one["size"], tuple(one["cosigners"]))
+        for entry in fed.journal_entries("round")
+        for one in entry.predicate["witnessed"]
+        if one["log"] == log
+    ]
+    assert len(sizes) == 6 and len(set(sizes[1:])) == 1
+    verdict = fed.verdict()
+    assert verdict.ok, verdict.faults
 
 
 def test_a_round_asks_only_those_that_were_drawn(seven: Make) -> None:

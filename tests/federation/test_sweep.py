@@ -222,7 +222,7 @@ def test_a_sweep_is_resumed_where_it_was_killed(
 def test_a_sweep_that_is_interrupted_waits_for_no_run(
     plan_value: Make, write_toml: Callable[..., Path], files: Path, tmp_path: Path
 ) -> None:
-    value = plan_value(training={"rounds": 300}, privacy="none")
+    value = plan_value(training={"rounds": 1000}, privacy="none")
     for site in value["sites"]:
         site["path"] = str(files / site["path"])
     path, out = write_toml(tmp_path / "tiny.toml", value), tmp_path / "out"

@@ -36,6 +36,7 @@ class AuditedRun:
         not_now: those of a last round that joined nothing, whose sites said ``not-now``.
         at: place of its last round in the journal.
         heads: of the sites that released in its last round: log, size and root as witnessed.
+        sizes: of all logs that its last round had witnessed.
         off_lot: rounds of which a log lacks cosignatures of the sites that the lot named.
     """
 
@@ -51,6 +52,7 @@ class AuditedRun:
     not_now: list[OrderOutcome] = field(default_factory=list)
     at: int = -1
     heads: list[tuple[str, int, str]] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
     off_lot: list[int] = field(default_factory=list)
 
 
@@ -229,7 +231,8 @@ class AuditedJournal(AuditedLog):
         They may not have answered; then others did. It is no fault, but who chooses the round in
         which they are silent chooses the witnesses.
         """
-        before = run.heads
+        before, sizes = run.heads, run.sizes
+        run.sizes = {one["log"]: one["size"] for one in entry["witnessed"]}
         released = {item["log"] for item in (*entry["joined"], *entry["metrics"])}
         run.heads = [
             (one["log"], one["size"], one["root"])
@@ -241,6 +244,8 @@ class AuditedJournal(AuditedLog):
             return
         roster = self.state.roster
         for item in entry["witnessed"]:
+            if sizes.get(item["log"]) == item["size"]:
+                continue  # a log that did not grow keeps its witnesses
             owner = self.state.origins.get(item["log"])
             # The author of a log has no hand in its lot.
             told = [head for head in before if head[0] != item["log"]]
