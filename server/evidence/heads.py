@@ -198,7 +198,7 @@ class WitnessedHeads:
         """Take a head that a quorum cosigned; return it as the journal stores it.
 
         A log that did not grow keeps the cosignatures that it has: what the journal says of a head
-        must stay true, whoever cosigns it later.
+        must stay true, also when others cosign it later.
 
         Args:
             origin: of the log.
