@@ -469,7 +469,9 @@ def _run_apps(server: ServerApp, maker: SiteMaker, setting: Setting, teller: Tel
         from privet.simulations.ray import run_on_ray
 
         teller.stage(f"starting Ray for {count}")
-        run_on_ray(server, create_client_app(maker), sites, setting.ray_address)
+        # A worker that answers for a site need not be the one before: releases are in files.
+        worker = replace(maker, evidence="full")
+        run_on_ray(server, create_client_app(worker), sites, setting.ray_address)
         return "ray"
     cohort = None if setting.engine == "inline" else cohort_of(maker.plan)
     if cohort is None:

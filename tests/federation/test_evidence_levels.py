@@ -168,6 +168,17 @@ def test_light_evidence_is_whole_and_verifies(many: Make, ran: Callable[..., Res
     assert all(one.upto == one.entries for one in found.witnessed.values())
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_fewer_sites_than_light_evidence_has_witnesses(
+    many: Make, ran: Callable[..., Result], count: int
+) -> None:
+    result = ran(many(count), "run", None, evidence="light")
+    bundle = write_bundle([result.out], result.out / "run.bundle").path
+    found = verify(bundle, result.out / "roster-fingerprints.json", processes=1)
+    assert found.ok, found.faults
+    assert all(one.upto == one.entries for one in found.witnessed.values())
+
+
 def test_every_light_ledger_pays_before_a_record_is_read(
     many: Make, ran: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
