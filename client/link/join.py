@@ -33,6 +33,7 @@ from privet.common.link.identity import (
     site_of,
 )
 from privet.common.link.notices import read_certificates, write_certificates
+from privet.common.link.opening import OPTIONS, call_when_open
 from privet.common.link.proxy import use_proxy_variables
 from privet.privacy.evidence.signed_note import Key, key_name
 
@@ -142,13 +143,13 @@ def enrol(join: Join, folder: Path, ledger: str, witness: str, *, timeout: float
     asked, key = request(join.site)
     write_atomic(_key_path(folder), key, mode=FILE_MODE)
     credentials = grpc.ssl_channel_credentials(write_certificates(trusted(join, folder)))
-    options = [("grpc.ssl_target_name_override", SERVER_NAME)]
+    options = [("grpc.ssl_target_name_override", SERVER_NAME), *OPTIONS]
     message = pb.Request(
         site=join.site, token=join.token, request=asked, ledger=ledger, witness=witness
     )
     with grpc.secure_channel(join.enrolment, credentials, options) as channel:
         try:
-            answer = rpc.EnrolmentStub(channel).Enrol(message, timeout=timeout)
+            answer = call_when_open(rpc.EnrolmentStub(channel).Enrol, message, timeout)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.PERMISSION_DENIED:
                 raise InputError(

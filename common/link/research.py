@@ -32,6 +32,7 @@ from privet.common.link.identity import (
     researcher_of,
     researcher_uri,
 )
+from privet.common.link.opening import OPTIONS, call_when_open
 from privet.common.link.proxy import use_proxy_variables
 from privet.common.link.validity import of_handshake, out_of_time
 
@@ -73,9 +74,9 @@ def connect(path: Path, folder: Path, *, timeout: float = 30.0) -> Researcher:
     credentials = grpc.ssl_channel_credentials(join["authority"].encode())
     # The key is on disk before the request leaves: an answer that is lost leaves none without it.
     write_atomic(private_folder(folder) / "new.key", key, mode=FILE_MODE)
-    with grpc.secure_channel(join["enrolment"], credentials, _OPTIONS) as channel:
+    with grpc.secure_channel(join["enrolment"], credentials, _OPTIONS + OPTIONS) as channel:
         try:
-            answer = rpc.IntroductionStub(channel).Connect(message, timeout=timeout)
+            answer = call_when_open(rpc.IntroductionStub(channel).Connect, message, timeout)
         except grpc.RpcError as error:
             if error.code() is grpc.StatusCode.PERMISSION_DENIED:
                 raise InputError(

@@ -6,6 +6,7 @@ import json
 import socket
 import stat
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,10 @@ def join_file(
     until(lambda: door.is_open)
     path.write_text(json.dumps({**value, "enrolment": door.address, **more}))
     return Join.load(path)
+
+
+def done(coming: Future[str], timeout: float) -> bool:
+    return bool(wait([coming], timeout).done)
 
 
 def test_a_site_enrols_and_the_door_is_shut(
@@ -147,6 +152,28 @@ def test_what_is_no_join_file(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         Join.load(tmp_path / "nowhere")
     assert module.FORMAT == "privet/join/v1"
+
+
+def test_a_site_that_comes_before_the_port_is_open_waits_for_it(
+    federation: MemberRegistry, door: EnrolmentServer, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """The port is shut after the last invitation, and opens a moment after the next."""
+    first = join_file(federation, door, tmp_path / "join.json")
+    enrol(first, tmp_path / "north", *vkeys("North"))
+    until(lambda: not door.is_open)
+    monkeypatch.setattr(enrolment.EnrolmentServer, "_look", lambda self: None)
+    value = {**federation.invite("South"), "enrolment": door.address}
+    (tmp_path / "south.json").write_text(json.dumps(value))
+    join = Join.load(tmp_path / "south.json")
+    with ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(enrol, join, tmp_path / "south", *vkeys("South"))
+        assert not done(coming, 0.5) and not door.is_open
+        monkeypatch.undo()
+        coming.result(60)
+    assert (tmp_path / "south" / "link.pem").exists()
+    # The control: a port that stays shut is named.
+    with pytest.raises(RunError, match="nobody answers"):
+        enrol(replace(join, enrolment="127.0.0.1:9"), tmp_path / "other", *vkeys("South"))
 
 
 def test_a_join_file_that_names_two_authorities_takes_no_site_away(
