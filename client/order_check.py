@@ -25,6 +25,10 @@ def require_planned(order: Order, site: str, plan: Plan) -> None:
         raise RefusalError(Status.REFUSED_PLAN, "not the plan that this site approved")
     if order.round > plan.last_round:
         raise RefusalError(Status.REFUSED_PLAN, f"the plan has {plan.last_round} rounds")
+    if not plan.takes_part(site, order.round):
+        raise RefusalError(
+            Status.REFUSED_PLAN, f"the plan lets others train in round {order.round}"
+        )
     if order.purpose == "train" and not plan.trains:
         raise RefusalError(Status.REFUSED_PLAN, "the plan trains nothing")
     if order.purpose == "evaluate" and not has_gate_release(plan, order.round):

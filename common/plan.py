@@ -19,6 +19,7 @@ from privet.common.canonical import digest_json
 from privet.common.config import load_toml
 from privet.common.errors import PlanError
 from privet.common.person_id import PersonId
+from privet.common.schedule import MAX_TURNS, Schedule
 from privet.common.schema import ONE_LINE, ByKind, Count, Name, Part, Positive, SiteName, parse
 from privet.common.sections.model import ModelSpec, TableTransformerSpec
 from privet.common.sections.strategy import FedAvgSpec, Strategy, StrategyOf
@@ -32,6 +33,8 @@ Clipping = Literal["auto", "bookkeeping", "opacus-hooks", "functorch", "vmap", "
 
 MAX_ATTEMPTS = 2
 """Default of ``training.max_attempts``."""
+_SHOWN_SITES = 50
+"""Sites that a message names."""
 _TASK = ByKind("tabular")
 _BLANKS = {"task": AnyTask.blanks, "strategy": StrategyOf.blanks}
 
@@ -226,7 +229,7 @@ class Plan(Part):
     split: Split = Split()
     data: DataSpec = DataSpec()
     attested: dict[Literal["H12", "H13", "H21"], str] = {}
-    sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=10_000)]
+    sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=200_000)]
     _kept: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
@@ -234,8 +237,24 @@ class Plan(Part):
         names = [site.name for site in self.sites]
         if len({name.casefold() for name in names}) != len(names):
             raise ValueError("'sites' names a site twice")
-        if self.strategy.min_sites is not None and self.strategy.min_sites > len(names):
-            raise ValueError(f"'strategy.min_sites' is above the number of sites, {len(names)}")
+        some = self.strategy.sites_per_round
+        if some is not None:
+            if some > len(names):
+                raise ValueError(
+                    f"'strategy.sites_per_round' is above the number of sites, {len(names)}"
+                )
+            if not self.trains:
+                raise ValueError(
+                    "'strategy.sites_per_round' has no meaning where 'training.rounds' = 0: every "
+                    "site measures"
+                )
+            if some * self.training.rounds > MAX_TURNS:
+                raise ValueError(
+                    f"'strategy.sites_per_round' times 'training.rounds' is above {MAX_TURNS:,}"
+                )
+        if (self.strategy.min_sites or 0) > (some or len(names)):
+            those = "sites of a round" if some else "number of sites"
+            raise ValueError(f"'strategy.min_sites' is above the {those}, {some or len(names)}")
         if self.strategy.average_last > self.last_round:
             raise ValueError("'strategy.average_last' is above 'training.rounds'")
         if not self.trains:
@@ -305,7 +324,37 @@ class Plan(Part):
     @property
     def quorum(self) -> int:
         """Least number of sites whose releases make a round."""
-        return self.strategy.min_sites or len(self.sites) // 2 + 1
+        return self.strategy.min_sites or self.sites_in_a_round // 2 + 1
+
+    @property
+    def sites_in_a_round(self) -> int:
+        """How many sites take part in a round."""
+        return self.strategy.sites_per_round or len(self.sites)
+
+    @functools.cached_property
+    def schedule(self) -> Schedule | None:
+        """Which sites take part in which round; None if all do in each."""
+        some = self.strategy.sites_per_round
+        if some is None:
+            return None
+        return Schedule([site.name for site in self.sites], some, self.seed, self.last_round)
+
+    def takes_part(self, site: str, number: int) -> bool:
+        """Return whether a site takes part in a round.
+
+        Args:
+            site: its name.
+            number: of the round, from 1.
+        """
+        return self.schedule is None or site in self.schedule.sites_in(number)
+
+    @functools.cached_property
+    def participants(self) -> tuple[SiteSpec, ...]:
+        """The sites that take part in any round, in the plan's order."""
+        if self.schedule is None:
+            return self.sites
+        some = self.schedule.participants
+        return tuple(site for site in self.sites if site.name in some)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -323,7 +372,8 @@ class Plan(Part):
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with other values, which are not validated; it has its own digest."""
         found = super().model_copy(update=update, deep=deep)
-        found.__dict__.pop("digest", None)
+        for name in ("digest", "schedule", "participants", "_places"):
+            found.__dict__.pop(name, None)
         return found
 
     def with_noise(self, noise_multiplier: float) -> Plan:
@@ -351,11 +401,15 @@ class Plan(Part):
         Raises:
             PlanError: if there is none.
         """
-        for site in self.sites:
-            if site.name == name:
-                return site
-        known = ", ".join(site.name for site in self.sites)
-        raise PlanError(f"plan '{self.name}' has no site '{name}'; it has {known}")
+        if name in self._places:
+            return self.sites[self._places[name]]
+        known = ", ".join(site.name for site in self.sites[:_SHOWN_SITES])
+        more = ", …" if len(self.sites) > _SHOWN_SITES else ""
+        raise PlanError(f"plan '{self.name}' has no site '{name}'; it has {known}{more}")
+
+    @functools.cached_property
+    def _places(self) -> dict[str, int]:
+        return {site.name: number for number, site in enumerate(self.sites)}
 
 
 def _of_its_kind(value: Any) -> tuple[Any, dict[str, Any]]:

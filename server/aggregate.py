@@ -91,7 +91,7 @@ class Aggregator:
             return content.array_records[ARRAYS], content.config_records["config"]
         for number, cut in enumerate(cuts):
             part = {piece.key: piece.of(model) for piece in cut}
-            content = self._configured(number, round_number, to_record(part), _Nodes([1]))
+            content = self._configured(number, round_number, to_record(part), Nodes([1]))
         return to_record(model), content.config_records["config"]
 
     def state(self) -> Arrays:
@@ -180,7 +180,7 @@ class Aggregator:
             PrivetError: as :meth:`configure` and :meth:`aggregate`.
         """
         require_identity(RUN_ID)
-        self.configure(1, model, _Nodes(nodes))
+        self.configure(1, model, Nodes(nodes))
         asked = {
             site: (Message(RecordDict(), number, "train"), update)
             for number, (site, update) in enumerate(updates.items(), 1)
@@ -260,13 +260,18 @@ class _Moved(ZeroCopyArray):
         return moved
 
 
-class _Nodes:
-    """A grid for a strategy whose config alone is needed: it only lists node ids."""
+class Nodes:
+    """A grid for a strategy whose config alone is needed: it only lists node ids.
+
+    Args:
+        numbers: the ids.
+    """
 
     def __init__(self, numbers: list[int]) -> None:
         self._numbers = numbers
 
     def get_node_ids(self) -> list[int]:
+        """Return the ids."""
         return self._numbers
 
 

@@ -22,7 +22,7 @@ from privet.common.order import Order, Status
 from privet.common.plan import Plan
 from privet.common.tasks.measure import table_shape
 from privet.server import rounds
-from privet.server.aggregate import Aggregator, mean_of
+from privet.server.aggregate import Aggregator, Nodes, mean_of
 from privet.server.evidence.run_evidence import RunEvidence
 from privet.server.replies import Reply
 from privet.server.snapshot import Snapshots
@@ -96,7 +96,7 @@ class FlowerLink:
         self._answered: set[str] = set()
 
     def enrolled(self) -> list[str]:
-        """Ask each node for its site, once the grid has as many nodes as the plan has sites.
+        """Ask each node for its site, once the grid has a node for each site that takes part.
 
         Nodes may still be registering when a run starts. The coordinator waits for them, but not
         longer than the plan's timeout and half a minute.
@@ -108,7 +108,7 @@ class FlowerLink:
             RunError: if two nodes report that they are the same site.
         """
         end = time.monotonic() + min(self._plan.strategy.timeout, _REGISTRATION_TIMEOUT_S)
-        while len(ids := list(self._grid.get_node_ids())) < len(self._plan.sites):
+        while len(ids := list(self._grid.get_node_ids())) < len(self._plan.participants):
             if time.monotonic() > end:
                 break
             time.sleep(0.05)
@@ -146,7 +146,10 @@ class FlowerLink:
             its order or the model is replaced by a failure.
         """
         beside = questions or {}
-        record, config = self._aggregator.configure(round_number, model, self._grid)
+        nodes: Any = self._grid
+        if self._plan.schedule is not None:
+            nodes = Nodes([self._nodes[order.site] for order in orders])
+        record, config = self._aggregator.configure(round_number, model, nodes)
         messages = [
             Message(
                 encode_order(

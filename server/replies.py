@@ -102,12 +102,12 @@ def no_quorum(plan: Plan, number: int, replies: Iterable[Reply]) -> QuorumError:
     """
     given = list(replies)
     counts: Counter[str] = Counter(str(reply.status) for reply in given)
-    if silent := len(plan.sites) - len(given):
+    if silent := plan.sites_in_a_round - len(given):
         counts["no reply in time"] = silent
     said = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     what = "an update" if plan.trains else "a measurement"
     text = (
-        f"round {number}: {len(released(given))} of {len(plan.sites)} sites released {what}, "
+        f"round {number}: {len(released(given))} of {plan.sites_in_a_round} sites released {what}, "
         f"the quorum is {plan.quorum} ({said})"
     )
     if Status.NOT_NOW in counts:

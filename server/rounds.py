@@ -279,7 +279,15 @@ class _Rounds:
         A site that refused the plan, as it does once its failures closed it, is left out for one
         round, then for two, four and so on: only its operator can change that.
         """
-        return [s for s in self.sites if s not in self._closed or self._closed[s][0] <= number]
+        return [
+            site
+            for site in self._turn(number)
+            if site not in self._closed or self._closed[site][0] <= number
+        ]
+
+    def _turn(self, number: int) -> list[str]:
+        """Return the sites that take part in a round."""
+        return [site for site in self.sites if self.plan.takes_part(site, number)]
 
     def _note_closed(self, number: int, reply: Reply) -> None:
         if reply.status is Status.REFUSED_PLAN:
@@ -312,7 +320,7 @@ class _Rounds:
         plan = self.plan
         asked = there = self._due(number)
         if len(there) < plan.quorum:
-            asked = there = self.sites
+            asked = there = self._turn(number)
         replies = Replies()
         while True:
             replies.take(asked, self._ask(purpose, number, model, asked), time.monotonic())
@@ -367,8 +375,9 @@ class _Rounds:
         releases = [r.release for r in (*replies, *measured) if r.release is not None]
         reproducible = any(one.facts.get("reproducible") is not False for one in releases)
         said = {reply.site: reply.status for reply in replies or measured}
+        turn = self._turn(number)
         said |= {site: Status.REFUSED_PLAN for site in self._closed if site not in said}
-        statuses = {site: said[site] for site in self.sites if site in said}
+        statuses = {site: said[site] for site in turn if site in said}
         progress = Progress(number, statuses, spent, metrics, tables, reproducible, remarks)
         return progress, record
 
@@ -453,6 +462,8 @@ class _Rounds:
     def _record(self, number: int, models: RoundModels[Arrays]) -> dict[str, Any]:
         # Where this stops the run, the round has no line: its model was never published, and an
         # evaluation of it belongs to no other.
-        witnessed = self.collector.witness(self.sites, self.link.show, self._witness_wait())
+        witnessed = self.collector.witness(
+            self.sites, self.link.show, self._witness_wait(), turn=self._turn(number)
+        )
         digests = digests_of(models)
         return self.collector.record(self.run_id, number, digests, witnessed, self._used)

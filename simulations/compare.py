@@ -130,7 +130,10 @@ def _alone(
     test = SiteRecords(plan, setting.data_dir, setting.base).measurable()
     for site in plan.sites:
         tell(f"{site.name} alone")
-        single = plan.changed(sites=[site.model_dump(mode="json")], strategy={"min_sites": None})
+        single = plan.changed(
+            sites=[site.model_dump(mode="json")],
+            strategy={"min_sites": None, "sites_per_round": None},
+        )
         records = _Fixed(plan, setting.data_dir, setting.base, (site.name,))
         figures = train_once(single, records, folder / "alone" / site.name, PublicTest(plan, test))
         own[site.name] = _overall(figures)
@@ -149,7 +152,7 @@ def _pooled(
     total = sum(site.nominal_size for site in plan.sites)
     single = plan.changed(
         sites=[{"name": "pooled", "nominal_size": total, "path": None}],
-        strategy={"min_sites": None},
+        strategy={"min_sites": None, "sites_per_round": None},
     )
     records = _Fixed(plan, setting.data_dir, setting.base, None)
     test = SiteRecords(plan, setting.data_dir, setting.base).measurable()

@@ -57,7 +57,7 @@ class SimulatedFederation:
     def found(self) -> Roster:
         """Make the missing files: keys, ledgers, journal, roster."""
         members = []
-        for spec in self.plan.sites:
+        for spec in self.plan.participants:
             ledger, witness = self.ledger(spec.name), self.witness(spec.name)
             key = ledger.log.first_key
             members.append(Member(spec.name, key, witness.key))
@@ -74,7 +74,7 @@ class SimulatedFederation:
 
     def open_again(self) -> None:
         """Approve the plan by hand if its failures closed it, as an operator would."""
-        for spec in self.plan.sites:
+        for spec in self.plan.participants:
             ledger = self.ledger(spec.name)
             failed, most = ledger.attempts(self.plan.digest)
             if failed >= most:

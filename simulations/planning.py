@@ -23,6 +23,8 @@ Engine = Literal["auto", "inline", "ray"]
 EvidenceLevel = Literal["full", "light", "off"]
 FULL_UP_TO = 20
 """Sites up to which a simulation has its evidence in full, unless another level is asked for."""
+LIGHT_UP_TO = 1000
+"""Sites up to which it has ledgers by default: each keeps the plan, which names all sites."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,8 @@ class Setting:
         cap: lifetime ε of each site's population where its ledger is new.
         open_again: let the plan run where its failures closed it, in ledgers that last.
         evidence: ``full``: every site cosigns every other log; ``light``: a few do; ``off``: there
-            are no ledgers, and the claim is ``none``. None takes ``full`` up to 20 sites, and
-            ``light`` beyond.
+            are no ledgers, and the claim is ``none``. None takes ``full`` up to 20 sites,
+            ``light`` up to 1,000 and ``off`` beyond, where no other setting needs ledgers.
     """
 
     engine: Engine = "auto"
@@ -60,8 +62,9 @@ class Setting:
         Raises:
             InputError: if there is none with the other settings.
         """
+        needs_ledgers = self.ledgers is not None or self.cap is not None or self.open_again
         if self.evidence == "off":
-            if self.ledgers is not None or self.cap is not None or self.open_again:
+            if needs_ledgers:
                 raise InputError(
                     "--evidence off keeps no ledgers, so it goes without --ledgers, --cap and "
                     "--open-again"
@@ -73,7 +76,10 @@ class Setting:
                 )
         if self.evidence is not None:
             return self.evidence
-        return "full" if len(plan.sites) <= FULL_UP_TO else "light"
+        if len(plan.sites) <= FULL_UP_TO:
+            return "full"
+        is_light = len(plan.sites) <= LIGHT_UP_TO or needs_ledgers or self.engine == "ray"
+        return "light" if is_light else "off"
 
 
 def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:

@@ -28,6 +28,8 @@ _STYLE: Any = {
     "svg.fonttype": "none",
 }
 _GREEN, _RED, _GREY = "#2f6f4f", "#b3412e", "#9aa39d"
+_DRAWN_SITES = 60
+"""Sites that have a line or a bar of their own."""
 
 
 def write(result: Result, folder: Path) -> None:
@@ -60,7 +62,8 @@ def _rounds(result: Result) -> Any:
     kind = result.plan.task.kind
     name = measure_of_kind(kind).headline
     series = [(step.round, *_headline(step, name, kind)) for step in result.progress]
-    for spec in result.plan.sites:
+    shown = result.plan.participants[:_DRAWN_SITES]
+    for spec in shown:
         points = [(r, sites[spec.name]) for r, _, sites in series if sites.get(spec.name)]
         if points:
             left.plot(*zip(*points, strict=True), color=_GREY, lw=0.8, alpha=0.7)
@@ -77,7 +80,7 @@ def _rounds(result: Result) -> Any:
         right.axis("off")
         right.text(0.5, 0.5, "no privacy in this run", ha="center", va="center", color=_RED)
         return figure
-    for spec in result.plan.sites:
+    for spec in shown:
         points = [
             (s.round, s.spent[spec.name]["epsilon"])
             for s in result.progress
@@ -93,6 +96,8 @@ def _rounds(result: Result) -> Any:
 
 
 def _sites(result: Result) -> Any:
+    if len(result.sites) > _DRAWN_SITES:
+        return _many_sites(result)
     names = [site.name for site in result.sites]
     height = 1.2 + 0.28 * len(names)
     figure, (left, right) = plt.subplots(
@@ -118,6 +123,22 @@ def _sites(result: Result) -> Any:
     right.barh(names, [privacy.epsilon] * len(names), color="#e6ebe7", height=0.6)
     right.barh(names, spent, color=_GREEN, height=0.6)
     right.set(title=f"ε spent of the cap\n({result.loss.terms})")
+    return figure
+
+
+def _many_sites(result: Result) -> Any:
+    """Draw how metric and ε are distributed over sites, where a bar for each would be too many."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    name = measure_of_kind(result.plan.task.kind).headline
+    values = [value for site in result.sites if (value := site.metrics.get(name)) is not None]
+    left.hist(values, bins=20, color=_GREEN)
+    left.set(title=f"{_title(name)} of the joint model, by site", ylabel="sites")
+    spent = [site.loss.epsilon for site in result.sites if site.loss is not None]
+    if result.loss is None:
+        right.axis("off")
+    else:
+        right.hist(spent, bins=20, color=_GREEN)
+        right.set(title=f"ε spent, by site\n({result.loss.terms})", ylabel="sites")
     return figure
 
 

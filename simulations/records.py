@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -74,8 +75,7 @@ class SiteRecords:
 
     def _stamp(self) -> tuple[tuple[str, int, int], ...]:
         """Return a value that changes when one of the user's own files does."""
-        paths = [self.plan.data.path, *(site.path for site in self.plan.sites)]
-        found = [self.base / path for path in paths if path]
+        found = [self.base / path for path in _paths(self.plan)]
         return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in found if p.is_file())
 
     def site(self, name: str) -> SiteData:
@@ -83,9 +83,9 @@ class SiteRecords:
         parts, loaded = self.parts(), self.loaded()
         # A column that this site's own file lacks must not appear as one of empty cells.
         columns = loaded.columns.get(name, list(loaded.frame.columns))
+        rows = _rows(self, self._stamp())
         mine = {
-            part: frame.loc[(frame[SITE] == name).to_numpy(), columns]
-            for part, frame in parts.items()
+            part: frame.iloc[rows[part].get(name, [])][columns] for part, frame in parts.items()
         }
         return SiteData(
             mine["train"],
@@ -113,6 +113,24 @@ class SiteRecords:
     def scenario(self) -> scenarios.Scenario | None:
         """The scenario, unless the plan is a user's own."""
         return scenarios.of(self.plan)
+
+
+@functools.lru_cache(maxsize=8)
+def _paths(plan: Plan) -> list[str]:
+    paths = (plan.data.path, *(site.path for site in plan.sites))
+    return [path for path in paths if path]
+
+
+@functools.lru_cache(maxsize=8)
+def _rows(
+    records: SiteRecords, stamp: tuple[tuple[str, int, int], ...]
+) -> dict[str, dict[str, Any]]:
+    """Return the places of each site's records in each part."""
+    parts = _parts(records, stamp)
+    return {
+        part: {str(site): rows for site, rows in frame.groupby(SITE, sort=False).indices.items()}
+        for part, frame in parts.items()
+    }
 
 
 @functools.lru_cache(maxsize=8)

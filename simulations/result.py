@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -129,7 +130,7 @@ class Result:
     @property
     def silent(self) -> list[SiteResult]:
         """The sites that never released."""
-        return [site for site in self.sites if not site.released]
+        return [site for site in self.sites if site.rounds and not site.released]
 
     @property
     def note(self) -> str:
@@ -226,40 +227,53 @@ def make_result(
     remarks = [text for step in outcome.progress for text in step.remarks]
     remarks += [
         f"{spec.name}: {said}"
-        for spec in plan.sites
+        for spec in plan.participants
         for said in dict.fromkeys(left_out(parties.folder, spec.name))
     ]
     if last.histograms:
         with remarked(remarks, "the metrics could not be read from the sites' tables"):
             metrics, by_site = pooled(last.histograms, plan.task.kind)
     sites, losses = [], []
-    for spec in plan.sites:
+    answers = _answers(plan, outcome.progress)
+    for spec in plan.participants:
         loss = cap = None
-        count = sum(step.statuses.get(spec.name) == "released" for step in outcome.progress)
+        own = answers[spec.name]
+        count = own.count("released")
         if plan.privacy is not None:
             if evidence == "off":
                 loss = _counted(plan.privacy, outcome.progress, spec.name)
             else:
                 loss, cap = _in_ledger(plan.privacy, parties, spec.name, released=bool(count))
             losses.append(loss)
-        status = str(last.statuses.get(spec.name, "no reply"))
+        status = own[-1] if own else "no reply"
         log = parties.folder / "sites" / spec.name / "operator.log"
         figures = by_site.get(spec.name, {})
         sites.append(
             SiteResult(
-                spec.name, loss, cap, status, figures, count, len(outcome.progress), log
+                spec.name, loss, cap, status, figures, count, len(own), log
             )
         )  # fmt: skip
     worst = max(losses, key=lambda loss: loss.epsilon, default=None)
     top = (
         _without_ledgers(plan, sites)
         if evidence == "off"
-        else standing_of([parties.ledger(spec.name) for spec in plan.sites])
+        else standing_of([parties.ledger(spec.name) for spec in plan.participants])
     )
     return Result(
         run_id, plan, sites, metrics, worst, top, outcome.progress, outcome.model,
         seconds, parties.folder, model_runtime(plan).engine.mode, engine, evidence, tuple(remarks),
     )  # fmt: skip
+
+
+def _answers(plan: Plan, progress: list[Progress]) -> defaultdict[str, list[str]]:
+    """Return what each site answered in the rounds in which it takes part."""
+    everybody = [site.name for site in plan.sites]
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for step in progress:
+        turn = everybody if plan.schedule is None else plan.schedule.sites_in(step.round)
+        for site in turn:
+            found[site].append(str(step.statuses.get(site, "no reply")))
+    return found
 
 
 def _in_ledger(

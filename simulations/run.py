@@ -16,6 +16,7 @@ import os
 import secrets
 import tempfile
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -198,11 +199,26 @@ class SiteMaker:
     def with_trainer(self, context: Context) -> tuple[AnsweringSite, Any]:
         """Return the same site, and its trainer."""
         number = int(str(context.node_config["partition-id"]))
-        return _site(self, self.plan.sites[number].name)
+        return _site(self, self.plan.participants[number].name)
 
 
-@functools.lru_cache(maxsize=4096)
+_KEPT_RUNS = 8
+"""Runs whose sites stay in memory: a process may make several in turn, and one inside another."""
+_sites_of: OrderedDict[SiteMaker, dict[str, tuple[AnsweringSite, Trainer]]] = OrderedDict()
+
+
 def _site(maker: SiteMaker, name: str) -> tuple[AnsweringSite, Trainer]:
+    """Return the site and its trainer. All of a run's stay: they hold what was spent so far."""
+    kept = _sites_of.setdefault(maker, {})
+    _sites_of.move_to_end(maker)
+    if len(_sites_of) > _KEPT_RUNS:
+        _sites_of.popitem(last=False)
+    if name not in kept:
+        kept[name] = _make_site(maker, name)
+    return kept[name]
+
+
+def _make_site(maker: SiteMaker, name: str) -> tuple[AnsweringSite, Trainer]:
     parties = maker.parties
     kind = CohortMember if maker.together else Trainer
     trainer = kind(
@@ -319,7 +335,7 @@ def require_usable(plan: Plan, records: SiteRecords) -> None:
         DataError: naming a record and its fault.
     """
     bench, first = model_runtime(plan), ""
-    for spec in plan.sites:
+    for spec in plan.participants:
         data = records.site(spec.name)
         few = np.unique(np.linspace(0, len(data.train) - 1, _TRIAL_RECORDS).astype(int))
         for frame in (data.train.iloc[few[few >= 0]], data.train):
@@ -463,8 +479,8 @@ def public_test(maker: SiteMaker) -> PublicTest | None:
 
 
 def _run_apps(server: ServerApp, maker: SiteMaker, setting: Setting, teller: Teller) -> str:
-    sites = len(maker.plan.sites)
-    count = counted(sites, "site")
+    sites = len(maker.plan.participants)
+    count = counted(maker.plan.sites_in_a_round, "site")
     if setting.engine == "ray":
         from privet.simulations.ray import run_on_ray
 
@@ -494,7 +510,7 @@ def cohort_of(plan: Plan) -> Cohort | None:
         plan: with its noise calibrated.
     """
     asked = plan.training.clipping
-    if not plan.trains or len(plan.sites) < 2 or asked not in ("auto", BOOK_KEEPING):
+    if not plan.trains or plan.sites_in_a_round < 2 or asked not in ("auto", BOOK_KEEPING):
         return None
     bench = model_runtime(plan)
     try:
@@ -534,7 +550,7 @@ def _new_folder(plan: Plan, out: Path | None) -> tuple[str, Path]:
 def _operators(folder: Path, plan: Plan) -> str:
     """Return what the sites' operators see, for the person who runs them all."""
     lines = []
-    for site in plan.sites:
+    for site in plan.participants:
         lines.extend(operator_lines(folder, site.name)[-1:])
     if not lines:
         return ""

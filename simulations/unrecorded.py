@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,12 @@ class NoEvidence:
         """Do nothing."""
 
     def witness(
-        self, sites: list[str], show: Show, wait: Wait = lambda sites: False
+        self,
+        sites: list[str],
+        show: Show,
+        wait: Wait = lambda sites: False,
+        *,
+        turn: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         """Return nothing: there are no logs."""
         return []

@@ -115,6 +115,8 @@ def _require_may_ask(ledger: Ledger, order: Order, plan: Plan) -> None:
         raise RefusedError("its coordinator may not ask here")
     if order.round > plan.last_round:
         raise RefusedError(f"the plan has {plan.last_round} rounds")
+    if not plan.takes_part(order.site, order.round):
+        raise RefusedError(f"the plan lets others train in round {order.round}")
     if order.plan in ledger.state.approvals:
         return
     if order.plan not in allow.get("plans", ()):

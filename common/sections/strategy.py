@@ -58,7 +58,7 @@ class StrategyOf(Variant, Generic[_Kind, _Options]):
         options: keyword arguments of the Flower strategy.
         average_last: the final model is the mean of the models of this many last rounds
             (post-processing, free of privacy cost).
-        min_sites: quorum, counted after replies; default: more than half of the sites.
+        min_sites: quorum, counted after replies; default: more than half of a round's sites.
         timeout: seconds that a round may take, from its orders until its logs are witnessed.
         grace: seconds that further sites are waited for once a quorum has released; default: five,
             or as long again as the quorum took, and one that is connected for twice as long as it
@@ -67,6 +67,8 @@ class StrategyOf(Variant, Generic[_Kind, _Options]):
             where the quorum is not met without it; each attempt is charged again.
         witnesses: how many other sites cosign each ledger in a round, drawn by lot, beside the
             coordinator; default: all.
+        sites_per_round: how many sites take part in each round, in turns that the plan's seed
+            fixes (:class:`privet.common.schedule.Schedule`); default: all.
     """
 
     blanks: ClassVar[dict[str, Any]] = {"proximal_mu": 0.0}
@@ -79,12 +81,13 @@ class StrategyOf(Variant, Generic[_Kind, _Options]):
     grace: NotNegative | None = None
     attempts: Annotated[int, Field(ge=1, le=100)] = 3
     witnesses: Annotated[int, Field(ge=2, le=1000)] | None = None
+    sites_per_round: Count | None = None
 
     @model_serializer(mode="wrap")
     def _without_newer(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out newer keys that were not said: a plan from before them is still the same."""
         value: dict[str, Any] = dump(self)
-        for name in ("grace", "witnesses"):
+        for name in ("grace", "witnesses", "sites_per_round"):
             if getattr(self, name) is None:
                 value.pop(name, None)
         return value

@@ -78,7 +78,7 @@ def measuring(plan: Plan, start: str, epsilon: float) -> Plan:
         title=f"Measured: {plan.title or plan.name}"[:200],
         model={"start": start},
         training={"rounds": 0},
-        strategy={"average_last": 1},
+        strategy={"average_last": 1, "sites_per_round": None},
         compression=None,
         privacy={"epsilon": epsilon, "noise_multiplier": None},
         metrics={"source": "gate", "every": 1, "noise_multiplier": noise},

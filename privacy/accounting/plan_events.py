@@ -2,7 +2,9 @@
 
 A plan with a [privacy] section fixes its events: each round one training release of
 ``training.steps`` noisy steps and, with ``metrics.source = "gate"``, evaluations. A plan of no
-training rounds has one evaluation. Neither torch nor Flower is needed to say what that costs.
+training rounds has one evaluation. Where sites take turns (``strategy.sites_per_round``), each has
+the releases of its own rounds, and what is planned is that of the site with most of them. Neither
+torch nor Flower is needed to say what that costs.
 """
 
 from __future__ import annotations
@@ -61,11 +63,20 @@ def has_gate_release(plan: Plan, number: int) -> bool:
     return plan.metrics.source == "gate" and is_measured(plan, number)
 
 
+def trainings(plan: Plan) -> int:
+    """Return how many training releases a site makes, at most."""
+    if plan.schedule is None:
+        return plan.training.rounds
+    return plan.schedule.most(range(1, plan.training.rounds + 1))
+
+
 def gate_releases(plan: Plan) -> int:
-    """Return how many releases each site's metrics mechanism makes."""
+    """Return how many releases a site's metrics mechanism makes, at most."""
     if plan.metrics.source != "gate":
         return 0
     rounds, every = plan.last_round, plan.metrics.every
+    if plan.schedule is not None:
+        return plan.schedule.most({*range(every, rounds + 1, every), rounds})
     return -(-rounds // every)  # rounded up, for the last round is always measured
 
 
@@ -104,4 +115,4 @@ def all_events(plan: Plan, noise_multiplier: float | None = None) -> list[Event]
     measured = Repeated(gate_event(plan), gate_releases(plan))
     if not plan.trains:
         return [measured]
-    return [Repeated(training_event(plan, noise_multiplier), plan.training.rounds), measured]
+    return [Repeated(training_event(plan, noise_multiplier), trainings(plan)), measured]

@@ -28,6 +28,9 @@ from privet.privacy.audit.summary import (
 from privet.privacy.audit.verify import Verdict, verify
 from privet.privacy.evidence.signed_note import Checkpoint
 
+_NAMED_SITES = 50
+"""Sites that a card names."""
+
 
 @dataclass(frozen=True)
 class CardEvidence:
@@ -118,8 +121,13 @@ def write_card(
         for name, value in figures.items()
         if isinstance(value, int | float)
     )
-    sites = ", ".join(site.name for site in plan.sites)
-    how = f"Trained by {len(plan.sites)} sites ({sites}) in {plan.training.rounds} rounds"
+    there = plan.participants
+    sites = ", ".join(site.name for site in there[:_NAMED_SITES])
+    if len(there) > _NAMED_SITES:
+        sites += ", …"
+    how = f"Trained by {len(there)} sites ({sites}) in {plan.training.rounds} rounds"
+    if plan.schedule is not None:
+        how += f", {plan.sites_in_a_round} in each by turns"
     start = f" It started from `{plan.model.start}`." if plan.model.start else ""
     if not plan.trains:
         how, start = (

@@ -344,7 +344,12 @@ class EvidenceCollector:
         return proved
 
     def witness(
-        self, sites: list[str], show: Show, wait: Wait = lambda sites: False
+        self,
+        sites: list[str],
+        show: Show,
+        wait: Wait = lambda sites: False,
+        *,
+        turn: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         """Have the witnesses cosign every log of this round; return who cosigned which log.
 
@@ -353,6 +358,8 @@ class EvidenceCollector:
             show: sends questions to sites, and returns their answers.
             wait: waits for the sites that did not answer, if too few cosigned; returns whether to
                 ask again.
+            turn: the sites that took part, if not all did. The others are asked only for their
+                cosignatures: their logs did not grow by this round.
 
         Raises:
             EvidenceError: naming each log whose history does not hold, and the witness that found
@@ -361,7 +368,8 @@ class EvidenceCollector:
         show = self._copying(show)
         chances = _MAX_WITNESS_TRIES
         while chances:
-            missing = [site for site in sites if self._origins[site] not in self._round.shown]
+            due = sites if turn is None else turn
+            missing = [site for site in due if self._origins[site] not in self._round.shown]
             if missing:
                 self._learn(show({site: self._question(site) for site in missing}))
             shown, gathered, said, silent = self._gather(sites, show)

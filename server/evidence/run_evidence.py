@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from privet.common.order import Order, Status
@@ -82,7 +82,12 @@ class RunEvidence(Protocol):
         """Note a site's answer to an order."""
 
     def witness(
-        self, sites: list[str], show: Show, wait: Wait = lambda sites: False
+        self,
+        sites: list[str],
+        show: Show,
+        wait: Wait = lambda sites: False,
+        *,
+        turn: Sequence[str] | None = None,
     ) -> list[dict[str, Any]]:
         """Have the logs cosigned; return who cosigned which."""
 

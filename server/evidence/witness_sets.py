@@ -70,7 +70,8 @@ class SitesByLot:
     round, log, and the cosigned heads of the sites that released in the round before, but for that
     of the log itself and of the journal: their authors could otherwise try entries until the draw
     is as they like. Nor can a coordinator leave out a head to draw again without a trace: that
-    site's release is then unused. In the first round, when no head is cosigned, all sites cosign.
+    site's release is then unused. In the first round, when no head is cosigned, all sites cosign;
+    so they do for a log where no other site released in the round before.
 
     Attributes:
         roster: names the sites.
@@ -82,7 +83,7 @@ class SitesByLot:
     _drawn: dict[str, list[str]] = field(default_factory=dict)
 
     def of(self, log: str) -> Sequence[str] | None:
-        """Return the sites that were drawn for a log; None in a run's first round."""
+        """Return the sites that were drawn for a log; None where nothing could be drawn from."""
         return self._drawn.get(log)
 
     def begin_round(self, before: Mapping[str, Any]) -> None:
@@ -96,10 +97,9 @@ class SitesByLot:
         run, number = str(before["run"]), int(before["round"]) + 1
         owners = {site.ledger.name: site.name for site in self.roster.sites}
         self._drawn = {}
-        if heads:
-            for log in (*owners, self.roster.coordinator.journal.name):
-                others = [site for origin, site in owners.items() if origin != log]
-                told = [head for head in heads if head[0] != log]
+        for log in (*owners, self.roster.coordinator.journal.name):
+            others = [site for origin, site in owners.items() if origin != log]
+            if told := [head for head in heads if head[0] != log]:
                 self._drawn[log] = draw(run, number, log, told, others)[: self.count]
 
 

@@ -59,6 +59,7 @@ To read it in an afternoon, read in this order: no file imports one that comes l
 ``cost/gaussian``        plain Gaussian noise within (ε, δ)
 ``cost/size``            how fine a composition is, and whether it is made
 ``cost/accounting``      ε, by privacy loss distributions and by Rényi divergences
+``cost/turns``           which sites take part in which round of a plan
 ``cost/plans``           which events a plan fixes, and whether it costs more than it says
 ``cost/compositions``    which histories are composed for the report, in bounded time
 ``cost/first_plans``     which first plans are composed, in bounded time

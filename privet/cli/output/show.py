@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from privet.simulations.sweep import Sweep
 
 _err = Console(stderr=True)
+_SHOWN_SITES = 30
+"""Sites that a table or a list names; result.json has all."""
 
 
 class RunDisplay:
@@ -109,7 +111,8 @@ class RunDisplay:
         table.add_column(headline, justify="right")
         figures = _figures(progress, self._plan.task.kind)
         by_site = figures.get("sites", {})
-        for site in self._plan.sites:
+        turn = [s for s in self._plan.sites if self._plan.takes_part(s.name, progress.round)]
+        for site in turn[:_SHOWN_SITES]:
             spent = left = "–"
             if privacy and site.name in progress.spent:
                 loss = loss_of(progress.spent[site.name])
@@ -121,6 +124,8 @@ class RunDisplay:
                 left,
                 or_dash(by_site.get(site.name, {}).get(headline)),
             )
+        if len(turn) > _SHOWN_SITES:
+            table.add_row(f"… and {len(turn) - _SHOWN_SITES} more", "", "", "", "")
         table.add_section()
         table.add_row("all sites", "", "", "", or_dash(figures.get(headline)), style="bold")
         return table
@@ -170,7 +175,7 @@ def result(outcome: Result, rows: list[ComparisonRow] | None, ledgers: Path | No
     shown = _short(_measure(outcome.plan))
     for name in ("ε spent", "ε cap", *shown):
         table.add_column(name, justify="right", no_wrap=True)
-    for site in outcome.sites:
+    for site in outcome.sites[:_SHOWN_SITES]:
         table.add_row(
             site.name,
             site.status,
@@ -178,6 +183,8 @@ def result(outcome: Result, rows: list[ComparisonRow] | None, ledgers: Path | No
             or_dash(site.cap, "{:g}".format),
             *(or_dash(site.metrics.get(name)) for name in shown),
         )
+    if more := _more(outcome.sites):
+        table.add_row(more)
     OUT.print(table)
     releases(outcome, OUT)
     OUT.print(_claim(outcome), soft_wrap=True, highlight=False)
@@ -214,21 +221,34 @@ def releases(outcome: Result, console: Console | None = None) -> None:
     if not short:
         rounds = len(outcome.progress)
         which = "the only round" if rounds == 1 else f"all {rounds} rounds"
+        if outcome.plan.schedule is not None:
+            which = f"all rounds in which it takes part ({len(outcome.sites)} sites)"
         tell(f"Every site released in {which}.")
     else:
-        for site in outcome.sites:
-            if site not in short:
+        # Those that lack something come first where not all are named.
+        told = outcome.sites
+        if len(told) > _SHOWN_SITES:
+            told = sorted(told, key=lambda site: site.released >= site.rounds)
+        for site in told[:_SHOWN_SITES]:
+            if site.released >= site.rounds:
                 tell(f"{site.sentence}.")
                 continue
             tell(f"{site.sentence}.", "bold")
             tell(f"  {site.log} says: {site.reason or 'nothing'}")
-    for site in outcome.silent:
+        if more := _more(told):
+            tell(more)
+    for site in outcome.silent[:_SHOWN_SITES]:
         text = f"{site.name} never released"
         if site.loss is not None and site.loss.epsilon > 0:
             text += ": what it spent bought nothing"
         tell(f"{text}.", "bold red")
     for remark in outcome.remarks:
         tell(f"note: {remark}")
+
+
+def _more(sites: Sequence[object]) -> str:
+    rest = len(sites) - _SHOWN_SITES
+    return f"… and {rest} more: result.json has all" if rest > 0 else ""
 
 
 def _next(folder: Path, ledgers: Path | None) -> None:

@@ -12,6 +12,7 @@ from rich.table import Table
 from privet.cli.output.console import OUT, or_dash, say
 from privet.cli.output.show import loss_of
 from privet.common.printable import counted, printable_all
+from privet.privacy.accounting.plan_events import trainings
 from privet.privacy.accounting.units import rounded_down
 
 if TYPE_CHECKING:
@@ -71,6 +72,9 @@ def _costs(forecast: Forecast) -> Table:
     whole = "the whole run"
     if forecast.plan.trains:
         whole = f"all {forecast.plan.last_round} rounds"
+        if forecast.plan.schedule is not None:
+            most = trainings(forecast.plan)
+            whole = f"at most {most} of {forecast.plan.last_round} rounds at a site"
     table.add_row(whole, forecast.total.figure)
     if forecast.spent is None:
         return table

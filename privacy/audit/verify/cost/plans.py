@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from privet.privacy.audit.verify.cost.accounting import SLACK, ceiling, fits
+from privet.privacy.audit.verify.cost.turns import MAX_TURNS, turns
 from privet.privacy.audit.verify.formats.events import NON_PRIVATE, RELATIONS, Event, gate, gaussian
 from privet.privacy.audit.verify.formats.strict import Malformed, is_visible, number
 
@@ -64,8 +67,10 @@ class AuditedPlan:
 
     Attributes:
         sites: names of the sites, in the plan's order.
-        trainings: how many training releases a run has at each site; 0: it only evaluates.
+        trainings: how many training releases a run has at a site at most; 0: it only evaluates.
         rounds, every: rounds, and rounds between two evaluations (0: none).
+        training_rounds: rounds that train.
+        turns: the sites of each round; None: all take part in each.
         train, evaluate: the event of one release of each purpose, None if there is none.
         evaluate_before: the event of an evaluation by the metrics mechanism as it was before it had
             integer weights; it costs as much, to the rounding of σ. A plan does not say which of
@@ -94,18 +99,40 @@ class AuditedPlan:
         if len(set(self.sites)) != len(self.sites):
             raise Malformed("a plan names a site twice")
         training = _section(value, "training")
-        self.trainings = _natural(training, "rounds")
-        self.rounds = self.trainings or 1
+        self.training_rounds = _natural(training, "rounds")
+        self.rounds = self.training_rounds or 1
         strategy = _part(value, "strategy")
+        self.turns = self._read_turns(value, strategy)
+        self.trainings = self._most(range(1, self.training_rounds + 1))
         self.averages = self.trainings > 0 and _count(strategy, "average_last", 1) > 1
         least = strategy.get("min_sites")
-        self.quorum = len(self.sites) // 2 + 1 if least is None else _count(strategy, "min_sites")
+        at_once = len(self.sites) if self.turns is None else len(self.turns[0])
+        self.quorum = at_once // 2 + 1 if least is None else _count(strategy, "min_sites")
         drawn = strategy.get("witnesses")
         self.witnesses = None if drawn is None else _count(strategy, "witnesses")
         sizes = {site["name"]: site.get("nominal_size") for site in listed}
         self.sizes = {name: n for name, n in sizes.items() if type(n) is int and n > 0}
         self._read_kinds(value)
         self._read_events(value, training)
+
+    def _read_turns(
+        self, value: dict[str, Any], strategy: dict[str, Any]
+    ) -> list[frozenset[str]] | None:
+        if strategy.get("sites_per_round") is None:
+            return None
+        some = _count(strategy, "sites_per_round")
+        if not self.training_rounds:
+            raise Malformed("'sites_per_round' of a plan that only evaluates")
+        if some > len(self.sites) or some * self.rounds > MAX_TURNS:
+            raise Malformed("'sites_per_round' of the plan is out of range")
+        return turns([str(site) for site in self.sites], some, _natural(value, "seed"), self.rounds)
+
+    def _most(self, rounds: Sequence[int]) -> int:
+        """Return in how many of these rounds a site takes part at most."""
+        if self.turns is None:
+            return len(rounds)
+        taken = Counter(site for number in rounds for site in self.turns[number - 1])
+        return max(taken.values(), default=0)
 
     def _read_kinds(self, value: dict[str, Any]) -> None:
         task, model, metrics = (_part(value, name) for name in ("task", "model", "metrics"))
@@ -152,10 +179,15 @@ class AuditedPlan:
             self.evaluate = Event(gate(noise))
             self.evaluate_before = Event(gaussian(noise, 1.0))
 
-    @property
+    @cached_property
     def evaluations(self) -> int:
-        """How many evaluations a run has at each site."""
-        return -(-self.rounds // self.every) if self.every else 0
+        """How many evaluations a run has at a site, at most."""
+        if not self.every:
+            return 0
+        if self.turns is None:
+            return -(-self.rounds // self.every)
+        last = [] if self.rounds % self.every == 0 else [self.rounds]
+        return self._most([*range(self.every, self.rounds + 1, self.every), *last])
 
     @property
     def planned(self) -> list[Event]:
@@ -204,14 +236,17 @@ class AuditedPlan:
             return max(0, -(-over // (steps + 1)))
         return max(0, trained - self.trainings, evaluated - self.evaluations)
 
-    def has(self, purpose: str, round_: int) -> bool:
-        """Return whether a run of this plan has such a release in this round.
+    def has(self, purpose: str, round_: int, site: str) -> bool:
+        """Return whether a run of this plan has such a release of a site in this round.
 
         Args:
             purpose: ``train`` or ``evaluate``.
             round_: number, from 1.
+            site: its name.
         """
-        if round_ > self.rounds:
+        if not 1 <= round_ <= self.rounds:
+            return False
+        if self.turns is not None and site not in self.turns[round_ - 1]:
             return False
         if purpose == "train":
             return self.trainings > 0

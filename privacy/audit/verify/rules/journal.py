@@ -232,7 +232,7 @@ class AuditedJournal(AuditedLog):
         which they are silent chooses the witnesses.
         """
         before, sizes = run.heads, run.sizes
-        run.sizes = {one["log"]: one["size"] for one in entry["witnessed"]}
+        run.sizes = sizes | {one["log"]: one["size"] for one in entry["witnessed"]}
         released = {item["log"] for item in (*entry["joined"], *entry["metrics"])}
         run.heads = [
             (one["log"], one["size"], one["root"])
@@ -249,6 +249,8 @@ class AuditedJournal(AuditedLog):
             owner = self.state.origins.get(item["log"])
             # The author of a log has no hand in its lot.
             told = [head for head in before if head[0] != item["log"]]
+            if not told:
+                continue  # there was nothing to draw from, and all were asked
             others = [site.name for site in roster.sites if site.name != owner]
             named = drawn(entry["run"], entry["round"], item["log"], told, others)[:count_of]
             named.append(self.name)

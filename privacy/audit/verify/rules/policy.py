@@ -182,6 +182,6 @@ class SitePolicy:
         drawn, least = plan.witnesses, min(self._least_witnesses, len(plan.sites) - 1)
         if drawn is not None and drawn < least:
             return f"the plan has {drawn} witnesses by lot, the policy {self._least_witnesses}"
-        if plan.trainings > allow["max_rounds"]:
-            return f"the plan has {plan.trainings} rounds, the policy {allow['max_rounds']}"
+        if plan.training_rounds > allow["max_rounds"]:
+            return f"the plan has {plan.training_rounds} rounds, the policy {allow['max_rounds']}"
         return None

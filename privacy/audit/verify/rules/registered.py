@@ -162,8 +162,9 @@ class RegisteredLog(AuditedLog):
             self._fits[where] = self._misfit(plan, owner)
         if (misfit := self._fits[where]) is not None:
             self.fault("plan", misfit)
-        if not plan.has(entry.purpose, entry.round):
-            self.fault("plan", f"the plan has no '{entry.purpose}' in round {entry.round}")
+        if not plan.has(entry.purpose, entry.round, self.name):
+            who = "" if plan.turns is None else " of this site"
+            self.fault("plan", f"the plan has no '{entry.purpose}'{who} in round {entry.round}")
         if entry.purpose == "evaluate" and event == plan.evaluate_before != plan.evaluate:
             self.gate_before += 1
         elif event != plan.event(entry.purpose):
