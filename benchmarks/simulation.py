@@ -3,6 +3,7 @@
     python benchmarks/simulation.py --json
     python benchmarks/simulation.py --quick
     python benchmarks/simulation.py --model mlp --clients 20 --evidence light off
+    python benchmarks/simulation.py --model mlp --registered 100000
 
 A client has 32 records and makes 4 steps of gradient descent; each record takes part in a step with
 probability one quarter. The peers' batches have 8 records, without chance. A row is the median of
@@ -57,13 +58,20 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
-def plan_of(model: str, private: bool, clients: int, rounds: int, folder: Path) -> Plan:
-    """Write the clients' records, and return a plan for them."""
+def plan_of(
+    model: str, private: bool, clients: int, rounds: int, folder: Path, registered: int = 0
+) -> Plan:
+    """Write the clients' records, and return a plan for them.
+
+    Where more are registered than take part in a round, each round has other ones. There are files
+    for as many as ever take part; of the others, who read none, several have the same one.
+    """
     features, kind = MODELS[model]
     chance = np.random.default_rng(0)
     names = [f"x{k}" for k in range(features)]
     sites = []
-    for client in range(clients):
+    files = clients * rounds if registered else clients
+    for client in range(files):
         frame = pd.DataFrame(chance.normal(size=(2 * RECORDS, features)).round(3), columns=names)
         frame["y"] = (frame["x0"] > 0).astype(int)
         path = folder / f"client-{client}.csv"
@@ -90,6 +98,9 @@ def plan_of(model: str, private: bool, clients: int, rounds: int, folder: Path) 
         "split": {"test": 0.25, "validation": 0.25},
         "sites": sites,
     }
+    if registered:
+        value["strategy"] = {"sites_per_round": clients}
+        value["sites"] = [{**sites[k % files], "name": f"Client {k}"} for k in range(registered)]
     return resolve(Plan.parse(value, where=model))
 
 
@@ -100,6 +111,7 @@ def privet(text: str, level: str, folder: str) -> list[float]:
     torch.set_num_threads(plan.threads)
     result = run_plan(plan, setting, Path(folder), lambda _: at.append(time.perf_counter()))
     assert (result.engine, result.evidence) == ("cohort", level), "another engine ran"
+    assert all(site.released == site.rounds for site in result.sites), "a site did not train"
     return [end - start for start, end in itertools.pairwise(at)]
 
 
@@ -164,6 +176,29 @@ def rows_of(model: str, private: bool, options: Any) -> list[Row]:
     return rows
 
 
+def registered_row(model: str, private: bool, options: Any) -> Row:
+    """Measure a round of clients of whom many more are registered, beside one of all of them."""
+    name = f"{model}{', DP-SGD' if private else ''}"
+    clients, cores, found = options.clients, os.cpu_count() or 1, []
+    for registered in (0, options.registered):
+        with tempfile.TemporaryDirectory() as made:
+            folder = Path(made)
+            plan = plan_of(model, private, clients, options.rounds, folder, registered)
+            text = json.dumps(plan.changed(threads=cores).to_dict())
+            began = time.perf_counter()
+            taken, peak = in_a_process(privet, text, "off", str(folder / "off"))
+            seconds = time.perf_counter() - began
+            found.append(clients / statistics.median(taken))
+            tell(
+                f"{name}: {clients} of {registered or clients}: {found[-1]:.0f} updates a second, "
+                f"{seconds:.1f} s in all, {peak} MB"
+            )
+    return row(
+        f"{name}, {clients} of {options.registered:,}", found[1], "updates/s",
+        f"{clients} of {clients}", found[0], clients=clients, threads=cores, peak_mb=peak,
+    )  # fmt: skip
+
+
 def in_a_process(work: Callable[..., Any], *given: Any) -> tuple[Any, int]:
     """Return what ``work`` returns in a process of its own, and the peak memory of that in MB."""
     context = multiprocessing.get_context("spawn")
@@ -198,11 +233,23 @@ def main() -> None:
                       default=["full", "light", "off"])  # fmt: skip
     made.add_argument("--clients", type=int, default=0, help="of a round; default 100")
     made.add_argument("--rounds", type=int, default=0, help="default 4")
+    made.add_argument(
+        "--registered", type=int, default=0,
+        help="measure rounds of --clients of this many registered ones, and nothing else",
+    )  # fmt: skip
     made.add_argument("--no-flower", action="store_true", help="leave out Flower on Ray")
     options = made.parse_args()
     options.clients = options.clients or (10 if options.quick else 100)
     options.rounds = options.rounds or (3 if options.quick else 4)
     options.no_flower |= options.quick
+    if options.registered:
+        rows = [
+            registered_row(model, private, options)
+            for model in options.model
+            for private in (False, True)
+        ]
+        finish(rows, options.json, _line)
+        return
     rows = [
         item
         for model in (["mlp"] if options.quick else options.model)

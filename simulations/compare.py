@@ -128,7 +128,7 @@ def _alone(
     everyone: list[dict[str, Any]] = []
     own: dict[str, Any] = {}
     test = SiteRecords(plan, setting.data_dir, setting.base).measurable()
-    for site in plan.sites:
+    for site in plan.participants:
         tell(f"{site.name} alone")
         single = plan.changed(
             sites=[site.model_dump(mode="json")],
@@ -149,7 +149,7 @@ def _pooled(
     plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]
 ) -> ComparisonRow:
     tell("pooled")
-    total = sum(site.nominal_size for site in plan.sites)
+    total = sum(site.nominal_size for site in plan.participants)
     single = plan.changed(
         sites=[{"name": "pooled", "nominal_size": total, "path": None}],
         strategy={"min_sites": None, "sites_per_round": None},

@@ -59,11 +59,11 @@ class SiteRecords:
 
     def loaded(self) -> Loaded:
         """Return all records, with their sources."""
-        return _loaded(self, self._stamp())
+        return _loaded(self, self._stamp)
 
     def parts(self) -> dict[str, pd.DataFrame]:
         """Return the records to train on, for validation and for test."""
-        return _parts(self, self._stamp())
+        return _parts(self, self._stamp)
 
     def measurable(self) -> pd.DataFrame:
         """Return the test records of the sites whose files have the columns of the plan."""
@@ -73,8 +73,9 @@ class SiteRecords:
         ]
         return test[~test[SITE].isin(lacking).to_numpy()]
 
+    @functools.cached_property
     def _stamp(self) -> tuple[tuple[str, int, int], ...]:
-        """Return a value that changes when one of the user's own files does."""
+        """A value that differs where one of the user's own files does."""
         found = [self.base / path for path in _paths(self.plan)]
         return tuple((str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in found if p.is_file())
 
@@ -83,7 +84,7 @@ class SiteRecords:
         parts, loaded = self.parts(), self.loaded()
         # A column that this site's own file lacks must not appear as one of empty cells.
         columns = loaded.columns.get(name, list(loaded.frame.columns))
-        rows = _rows(self, self._stamp())
+        rows = _rows(self, self._stamp)
         mine = {
             part: frame.iloc[rows[part].get(name, [])][columns] for part, frame in parts.items()
         }
@@ -115,10 +116,8 @@ class SiteRecords:
         return scenarios.of(self.plan)
 
 
-@functools.lru_cache(maxsize=8)
 def _paths(plan: Plan) -> list[str]:
-    paths = (plan.data.path, *(site.path for site in plan.sites))
-    return [path for path in paths if path]
+    return [path for path in (plan.data.path, *(s.path for s in plan.participants)) if path]
 
 
 @functools.lru_cache(maxsize=8)
@@ -196,7 +195,7 @@ def _file_each(plan: Plan, base: Path) -> Loaded:
         raise PlanError(f"{plan.name}: site '{missing[0]}' has no 'path'")
     frames, faults, sources, counted = [], {}, {}, {}
     columns = {}
-    for site in plan.sites:
+    for site in plan.participants:
         path = base / str(site.path)
         found = _read(path, plan, {plan.data.person_column})
         frame = _with_person(plan, path, found.frame).assign(**{SITE: site.name})

@@ -228,7 +228,13 @@ def test_a_sweep_that_is_interrupted_waits_for_no_run(
     path, out = write_toml(tmp_path / "tiny.toml", value), tmp_path / "out"
     words = ["simulate", str(path), "--sweep", "seed=1,2,3,4", "--out", str(out), "--jobs", "2"]
     command = [sys.executable, "-c", "from privet.cli import main; main()", *words]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        # Where the tests run in the background of a shell, they ignore it, and so would this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     try:
         while not list(out.glob("seed-*/plan.json")):
             assert process.poll() is None
