@@ -236,7 +236,7 @@ def federation(
         home.mkdir(parents=True)
         parties = SimulatedFederation(plan, home, ledgers, cap, witnesses=witnesses)
         made = Federation(plan, home, parties, parties.found(), records, stream, site)
-        made.sites.extend(made.restart(spec.name) for spec in plan.sites)
+        made.sites.extend(made.restart(spec.name) for spec in plan.participants)
         return made
 
     return make
