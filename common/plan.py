@@ -86,19 +86,20 @@ class Privacy(Part):
 
     Attributes:
         epsilon, delta: the budget of each site's population for this plan.
-        unit: what one person's contribution is: ``record`` or ``person``.
+        unit: what one person's contribution is: ``record`` or ``person``; or a whole ``site``.
         relation: neighbouring relation of the accounting.
-        trust: who sees un-noised values; ``local``: nobody outside the site.
-        clip: L2 bound of one unit's gradient.
+        trust: who sees un-noised values; ``local``: nobody outside the site; ``central``: the
+            coordinator, which clips each site's update and adds the noise. Simulated only.
+        clip: L2 bound of one unit's gradient; with unit ``site`` of its whole update.
         noise_multiplier: σ; left out, it is calibrated to ``epsilon``.
         max_records: most records of one person that are used (unit ``person``).
     """
 
     epsilon: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
     delta: Annotated[float, Field(gt=0, lt=1)]
-    unit: Literal["record", "person"] = "record"
+    unit: Literal["record", "person", "site"] = "record"
     relation: Literal["add_or_remove_one", "replace_one"] = "add_or_remove_one"
-    trust: Literal["local"] = "local"
+    trust: Literal["local", "central"] = "local"
     clip: Positive = 1.0
     noise_multiplier: Positive | None = None
     max_records: Count = 1
@@ -107,9 +108,19 @@ class Privacy(Part):
     def _sensible(self) -> Self:
         if self.delta > 1e-2:
             raise ValueError("'delta' above 0.01 protects nobody; use at most 1 / number of units")
-        if self.unit == "record" and self.max_records != 1:
+        if self.unit != "person" and self.max_records != 1:
             raise ValueError("'max_records' belongs to unit = 'person'")
+        if (self.unit == "site") != (self.trust == "central"):
+            raise ValueError(
+                "unit = 'site' and trust = 'central' go together: a coordinator that all sites "
+                "trust clips whole updates (simulated only)"
+            )
         return self
+
+    @property
+    def is_central(self) -> bool:
+        """Whether the coordinator adds the noise, as in a simulation alone."""
+        return self.trust == "central"
 
 
 class Compression(Part):
@@ -264,7 +275,20 @@ class Plan(Part):
             raise ValueError("'training.copies' without 'task.augment': a record twice is the same")
         if self.privacy is None and self.metrics.source == "gate":
             raise ValueError("'metrics.source' = 'gate' needs a [privacy] section")
+        if self.privacy is not None and self.privacy.is_central:
+            self._require_central()
         return self
+
+    def _require_central(self) -> None:
+        if not self.trains:
+            raise ValueError("'privacy.trust' = 'central' has no meaning where nothing is trained")
+        if self.metrics.source == "gate":
+            raise ValueError(
+                "'metrics.source' = 'gate' is noised at the sites; with 'privacy.trust' = "
+                "'central' it is 'public' or 'off'"
+            )
+        if self.compression is not None:
+            raise ValueError("'compression' does not go with 'privacy.trust' = 'central'")
 
     def _require_something_to_measure(self) -> None:
         if self.metrics.source != "gate":

@@ -533,6 +533,10 @@ class Policy(Part):
             other = spelled(self.site, names)
             so = f"; it names '{other}', which must be spelled alike" if other in names else ""
             return f"{who} does not name site '{self.site}'{so}"
+        if plan.privacy is not None and plan.privacy.is_central:
+            return (
+                f"{who}: privacy.trust 'central' is for simulations: a coordinator adds the noise"
+            )
         if not _allowed(plan.task.kind, allow.tasks):
             return f"{who}: task '{plan.task.kind}' is not in allow.tasks"
         if not _allowed(plan.model.kind, allow.models):

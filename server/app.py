@@ -342,6 +342,7 @@ def create_app(
     observe: Callable[[rounds.Progress], None] = lambda progress: None,
     finish: Callable[[rounds.Outcome], None] = lambda outcome: None,
     scratch: Path | None = None,
+    link: Callable[[Grid], FlowerLink] | None = None,
 ) -> ServerApp:
     """Return the app that runs ``plan``.
 
@@ -357,7 +358,13 @@ def create_app(
         observe: called with the progress of each round that is done.
         finish: called once with the outcome of the run.
         scratch: a folder for aggregated models; None keeps them in memory.
+        link: makes what reaches the sites; default a :class:`FlowerLink`.
+
+    Raises:
+        InputError: if the plan has central noise, which no coordinator adds.
     """
+    if plan.privacy is not None and plan.privacy.is_central:
+        raise InputError("privacy.trust 'central' is for `privet simulate` alone")
     app = ServerApp()
 
     @app.main()
@@ -368,7 +375,7 @@ def create_app(
                 run_id,
                 plan,
                 initial,
-                FlowerLink(plan, grid, scratch),
+                link(grid) if link else FlowerLink(plan, grid, scratch),
                 snapshots,
                 collector(),
                 average=partial(mean_of, scratch=scratch),

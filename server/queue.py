@@ -323,8 +323,13 @@ def submit(federation: MemberRegistry, plan: Plan, run_id: str, *, by: str = "")
 
     Raises:
         InputError: if it cannot run here: a site is not enrolled, or the plan asks for metrics on a
-            public test split, which a coordinator does not have.
+            public test split, which a coordinator does not have, or for central noise.
     """
+    if plan.privacy is not None and plan.privacy.is_central:
+        raise InputError(
+            f"plan '{plan.name}': privacy.trust 'central' is for simulations: a coordinator would "
+            "see every site's update without noise"
+        )
     if plan.metrics.source == "public":
         raise InputError(
             f"plan '{plan.name}': metrics.source 'public' needs a test split at the coordinator; "

@@ -62,24 +62,33 @@ class Setting:
         Raises:
             InputError: if there is none with the other settings.
         """
+        if plan.privacy is not None and plan.privacy.is_central:
+            return self._without_evidence("privacy.trust 'central'")
         needs_ledgers = self.ledgers is not None or self.cap is not None or self.open_again
         if self.evidence == "off":
-            if needs_ledgers:
-                raise InputError(
-                    "--evidence off keeps no ledgers, so it goes without --ledgers, --cap and "
-                    "--open-again"
-                )
-            if self.engine == "ray":
-                raise InputError(
-                    "--evidence off counts in one process what is spent, so it goes without "
-                    "--engine ray"
-                )
+            return self._without_evidence("--evidence off")
         if self.evidence is not None:
             return self.evidence
         if len(plan.sites) <= FULL_UP_TO:
             return "full"
         is_light = len(plan.sites) <= LIGHT_UP_TO or needs_ledgers or self.engine == "ray"
         return "light" if is_light else "off"
+
+    def _without_evidence(self, why: str) -> EvidenceLevel:
+        if self.evidence not in (None, "off"):
+            raise InputError(
+                f"{why} leaves nothing to prove at a site: it goes without --evidence "
+                f"{self.evidence}"
+            )
+        if self.ledgers is not None or self.cap is not None or self.open_again:
+            raise InputError(
+                f"{why} keeps no ledgers, so it goes without --ledgers, --cap and --open-again"
+            )
+        if self.engine == "ray":
+            raise InputError(
+                f"{why} counts in one process what is spent, so it goes without --engine ray"
+            )
+        return "off"
 
 
 def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:

@@ -317,7 +317,10 @@ def _without_ledgers(plan: Plan, sites: list[SiteResult]) -> ReportStanding:
         person=privacy.unit == "person",
         metrics=plan.metrics.source,
         attested={str(row): why for row, why in plan.attested.items()},
+        trust=privacy.trust,
     )
+    if privacy.is_central:
+        why = "a coordinator that all sites trust added the noise, in this simulation alone"
     findings = tuple(
         SiteFinding(
             site.name, "", privacy.unit, privacy.relation, privacy.delta,
@@ -326,7 +329,7 @@ def _without_ledgers(plan: Plan, sites: list[SiteResult]) -> ReportStanding:
         for site in sites
     )  # fmt: skip
     rows = tuple(assumptions.assess(facts))
-    return ReportStanding("simulation", Claim("none", [], why), findings, "local", rows)
+    return ReportStanding("simulation", Claim("none", [], why), findings, privacy.trust, rows)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from flwr.app import Context
-from flwr.serverapp import ServerApp
+from flwr.serverapp import Grid, ServerApp
 
 from privet.client.app import AnsweringSite
 from privet.client.app import create_app as create_client_app
@@ -43,12 +43,13 @@ from privet.common.tasks import build_task
 from privet.privacy.mechanism.clipping.engine import AUTOMATIC
 from privet.privacy.mechanism.noise import Stream
 from privet.server.aggregate import Aggregator
+from privet.server.app import FlowerLink, run_app
 from privet.server.app import create_app as create_server_app
-from privet.server.app import run_app
 from privet.server.evidence.run_evidence import RunEvidence
 from privet.server.rehearsal import rehearse as rehearse_coordinator
 from privet.server.rounds import Outcome, Progress
 from privet.server.snapshot import Snapshots, save_model
+from privet.simulations.central import CentralLink, CentralSpending, sites_plan
 from privet.simulations.cohort.cohort import Cohort
 from privet.simulations.cohort.grid import CohortGrid
 from privet.simulations.cohort.member import CohortMember
@@ -284,14 +285,19 @@ def run_plan(
     check(spec.plan)
     if spec.plan.privacy is not None:
         teller.stage("calibrating the noise")
-    plan = spec.calibrated().plan
+    told = plan = spec.calibrated().plan
+    link: Callable[[Grid], FlowerLink] | None = None
+    spending: CentralSpending | None = None
+    if told.privacy is not None and told.privacy.is_central:
+        plan, spending = sites_plan(told), CentralSpending(told, observe)
+        link = functools.partial(CentralLink, told, noise_seed=setting.noise_seed)
     teller.stage("testing the model, and a round on generated records")
     with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
         rehearse(plan, Path(scratch))
     teller.stage("reading the records")
     require_usable(plan, records)
     run_id, folder = _new_folder(plan, out)
-    write_json(folder / "plan.json", plan.to_dict())
+    write_json(folder / "plan.json", told.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers and setting.ledgers.resolve()
     parties = SimulatedFederation(
@@ -307,12 +313,15 @@ def run_plan(
         parties.open_again()
     maker = SiteMaker(run_id, parties, records, setting.noise_seed, evidence=level)
     try:
-        outcome, engine = _train(maker, public_test(maker), setting, observe, teller)
+        seen = spending.see if spending else observe
+        outcome, engine = _train(maker, public_test(maker), setting, seen, teller, link)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
+    if spending is not None:
+        outcome = spending.into(outcome)
     result = make_result(
         run_id,
-        parties,
+        replace(parties, plan=told),
         outcome,
         seconds=time.monotonic() - started,
         engine=engine,
@@ -384,11 +393,12 @@ def _train(
     setting: Setting,
     observe: Observer,
     teller: Teller,
+    link: Callable[[Grid], FlowerLink] | None = None,
 ) -> tuple[Outcome, str]:
     """Run both apps on the chosen engine; return its name, too."""
     _quiet_flower()
     outcomes: list[Outcome] = []
-    server = server_app(maker, public, outcomes.append, observe)
+    server = server_app(maker, public, outcomes.append, observe, link)
     engine = _run_apps(server, maker, setting, teller)
     if not outcomes:
         raise RunError("the run ended without an outcome")
@@ -444,6 +454,7 @@ def server_app(
     public: PublicTest | None,
     finish: Callable[[Outcome], None],
     observe: Observer = lambda progress: None,
+    link: Callable[[Grid], FlowerLink] | None = None,
 ) -> ServerApp:
     """Return the ``ServerApp`` of one simulated run.
 
@@ -452,6 +463,7 @@ def server_app(
         public: computes metrics on a public test split; None computes none.
         finish: called once with the outcome of the run.
         observe: called with the progress of each round that is done.
+        link: makes what reaches the sites; default as over the link.
     """
     return create_server_app(
         maker.run_id,
@@ -462,6 +474,7 @@ def server_app(
         evaluate=public.measure if public else None,
         observe=observe,
         finish=finish,
+        link=link,
     )
 
 

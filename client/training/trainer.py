@@ -75,6 +75,8 @@ def mechanism(plan: Plan) -> Mechanism:
     training, privacy = plan.training, plan.privacy
     if privacy is None:
         return PlainSgd(training.sample_rate, training.steps, training.clip)
+    if privacy.is_central:
+        raise PrivetError("privacy.trust 'central' is for simulations: no site adds its noise")
     if privacy.noise_multiplier is None:
         raise PrivetError("the plan's noise is not calibrated; use simulations.run.resolve(plan)")
     return DpSgd(

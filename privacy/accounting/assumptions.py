@@ -213,11 +213,13 @@ def _with_others(
 
 
 def _trust(said: str) -> tuple[State, str]:
-    """Return H25 by what the plans say; this software knows local trust and no other."""
+    """Return H25 by what the plans say; central trust is of simulations."""
     if said == "local":
         return "enforced", "local: nobody outside the site sees un-noised values"
     if not said:
         return "enforced", "the plan does not state it; noise is added at the site alone"
+    if said == "central":
+        return "unknown", "central: the coordinator saw every site's update without noise"
     return "unknown", f"the plan says ‘{said}’, which is no trust model of this software"
 
 

@@ -40,6 +40,8 @@ def training_event(plan: Plan, noise_multiplier: float | None = None) -> Event:
     if noise is None:
         raise InputError(f"plan '{plan.name}' has no noise_multiplier yet: calibrate it first")
     gaussian = Gaussian(noise * privacy.clip, privacy.clip)
+    if privacy.is_central:  # one sum of whole updates, in whose rounds everybody knows the sites
+        return gaussian
     q = training.sample_rate
     return Repeated(gaussian if q >= 1 else PoissonSampled(q, gaussian), training.steps)
 

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 
 class Unit(StrEnum):
-    """What one person's contribution is."""
+    """What one person's contribution is; ``site``, all its records, in simulations alone."""
 
     RECORD = "record"
     PERSON = "person"
+    SITE = "site"
 
 
 class Relation(StrEnum):

@@ -163,9 +163,7 @@ def test_what_is_planned_is_that_of_the_site_with_most_turns(
     assert plan.schedule is not None
     sets = [plan.schedule.sites_in(n) for n in rounds]
     assert trainings(plan) == max(sum(name in one for one in sets) for name in NAMES)
-    assert gate_releases(plan) == max(
-        sum(name in sets[n - 1] for n in measured) for name in NAMES
-    )
+    assert gate_releases(plan) == max(sum(name in sets[n - 1] for n in measured) for name in NAMES)
     audited = AuditedPlan(plan.to_dict())
     assert (audited.trainings, audited.evaluations) == (trainings(plan), gate_releases(plan))
     theirs = {event.count for event in audited.planned}
@@ -198,7 +196,9 @@ def charges(fed: Any) -> dict[str, set[int]]:
     """By site, the rounds in which it released an update."""
     found: dict[str, set[int]] = {}
     for name in NAMES:
-        slots = {e.predicate["order"]: e.predicate for e in fed.answers(name) if e.kind == "reserved"}
+        slots = {
+            e.predicate["order"]: e.predicate for e in fed.answers(name) if e.kind == "reserved"
+        }
         done = [e.predicate["order"] for e in fed.answers(name) if e.kind == "released"]
         found[name] = {slots[order]["round"] for order in done}
     return found

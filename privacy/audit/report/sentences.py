@@ -44,6 +44,8 @@ def trust_sentence(top: ReportStanding) -> str:
     """Return who sees un-noised values, as the plans have it."""
     if top.trust == "local":
         return "Trust: local, nobody outside a site saw un-noised values."
+    if top.trust == "central":
+        return "Trust: central, the coordinator saw every site's update without noise."
     return f"Trust: {top.trust or 'not stated by the plan'}."
 
 

@@ -21,7 +21,7 @@ from rich.table import Table
 from privet.cli.output.console import OUT, or_dash
 from privet.common.printable import printable
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, rounded_down, rounded_up
-from privet.privacy.audit.summary import claim_sentence, figures_sentence
+from privet.privacy.audit.summary import claim_sentence, figures_sentence, trust_sentence
 
 if TYPE_CHECKING:
     from privet.common.plan import Plan
@@ -299,7 +299,8 @@ def _comparison(outcome: Result, rows: list[ComparisonRow] | None) -> Table:
 
 def _claim(outcome: Result) -> str:
     top = outcome.standing
-    return f"{figures_sentence(top)} {claim_sentence(top)}"
+    trust = "" if top.trust == "local" else f"{trust_sentence(top)} "
+    return f"{figures_sentence(top)} {trust}{claim_sentence(top)}"
 
 
 def sweep(made: Sweep) -> None:
