@@ -12,8 +12,8 @@ together, with as many threads as the machine has cores. `training alone` is wha
 one thread, without orders and evidence, in updates a CPU second; its peer is the same one site
 after another. Peers else: `loop`, by hand, one client after another in one process, without any
 evidence (Opacus where there is privacy); `flower`, the same loop in a ClientApp of Flower's own
-simulation on Ray, on all cores. Each row has a process of its own, of which `peak_mb` is the peak
-memory.
+simulation on Ray, on all cores; `pfl`, Apple's simulation of plain clients in one process
+(`--pfl`). Each row has a process of its own, of which `peak_mb` is the peak memory.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ import itertools
 
 import numpy as np
 import pandas as pd
+import pfl_peer
 import torch
 from harness import Row, finish, parser, row, tell
 from simulation_peers import BATCH, RECORDS, STEPS, flower, loop, plan_from
@@ -163,6 +164,10 @@ def rows_of(model: str, private: bool, options: Any) -> list[Row]:
             taken, _ = in_a_process(flower, text, clients, options.rounds)
             peers["flower"] = clients / statistics.median(taken)
             tell(f"{name}: Flower on Ray {peers['flower']:.0f} updates a second")
+        if options.pfl and not private:
+            taken = pfl_peer.in_a_process(options.pfl, text, clients, options.rounds)
+            peers["pfl"] = clients / statistics.median(taken)
+            tell(f"{name}: pfl {peers['pfl']:.0f} updates a second, one process")
         for level in options.evidence:
             whole = json.dumps(plan.changed(threads=cores).to_dict())
             taken, peak = in_a_process(privet, whole, level, str(folder / level))
@@ -237,6 +242,9 @@ def main() -> None:
         "--registered", type=int, default=0,
         help="measure rounds of --clients of this many registered ones, and nothing else",
     )  # fmt: skip
+    made.add_argument(
+        "--pfl", type=Path, help="site-packages of an environment that has Apple's pfl"
+    )
     made.add_argument("--no-flower", action="store_true", help="leave out Flower on Ray")
     options = made.parse_args()
     options.clients = options.clients or (10 if options.quick else 100)
