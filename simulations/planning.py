@@ -44,6 +44,8 @@ class Setting:
         evidence: ``full``: every site cosigns every other log; ``light``: a few do; ``off``: there
             are no ledgers, and the claim is ``none``. None takes ``full`` up to 20 sites,
             ``light`` up to 1,000 and ``off`` beyond, where no other setting needs ledgers.
+        jobs: processes that train a round's sites; None: one, and as many as there are cores
+            where much training is left after the first round.
     """
 
     engine: Engine = "auto"
@@ -55,6 +57,7 @@ class Setting:
     cap: float | None = None
     open_again: bool = False
     evidence: EvidenceLevel | None = None
+    jobs: int | None = None
 
     def evidence_of(self, plan: Plan) -> EvidenceLevel:
         """Return the evidence level of a run of ``plan``.

@@ -95,6 +95,7 @@ class Result:
             fell back.
         engine: what trained the sites: ``cohort``, ``inline``, ``ray``, or Flower's own ``flower``.
         evidence: ``full``, ``light`` or ``off``, as :class:`privet.simulations.planning.Setting`.
+        processes: that trained sites at once, at most.
     """
 
     run: str
@@ -111,6 +112,7 @@ class Result:
     engine: str
     evidence: EvidenceLevel
     remarks: tuple[str, ...] = ()
+    processes: int = 1
 
     @property
     def claim(self) -> str:
@@ -164,6 +166,7 @@ class Result:
             "update_bytes": self.update_bytes,
             "clipping": self.clipping,
             "engine": self.engine,
+            "processes": self.processes,
             "evidence": self.evidence,
             "metrics_source": self.plan.metrics.source,
             "noise_multiplier": getattr(privacy, "noise_multiplier", None),

@@ -53,6 +53,7 @@ from privet.simulations.central import CentralLink, CentralSpending, sites_plan
 from privet.simulations.cohort.cohort import Cohort
 from privet.simulations.cohort.grid import CohortGrid
 from privet.simulations.cohort.member import CohortMember
+from privet.simulations.cohort.processes import TrainingProcesses
 from privet.simulations.evaluate import PublicTest, rehearse_public
 from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
@@ -128,6 +129,7 @@ def simulate(
     noise_seed: int | None = None,
     engine: Engine = "auto",
     evidence: EvidenceLevel | None = None,
+    jobs: int | None = None,
 ) -> Result:
     """Run a scenario, a plan file, or a :class:`Plan`, and return the result.
 
@@ -144,8 +146,10 @@ def simulate(
         observe: called with the progress of each round that is done.
         noise_seed: reproducible noise, for tests; the claim becomes ``none``.
         engine: ``auto``, ``inline`` or ``ray``.
-        evidence: ``full``, ``light`` or ``off``; None takes ``full`` up to 20 sites, else
-            ``light``.
+        evidence: ``full``, ``light`` or ``off``; None takes ``full`` up to 20 sites, ``light`` up
+            to 1,000, else ``off``.
+        jobs: processes that train a round's sites; None: one, and as many as there are cores where
+            much is left after the first round.
 
     Raises:
         InputError: if the plan or the data is wrong.
@@ -166,6 +170,7 @@ def simulate(
         engine=engine,
         evidence=evidence,
         noise_seed=noise_seed,
+        jobs=jobs,
         data_dir=Path(data) if data is not None else None,
         base=base,
     )
@@ -180,7 +185,6 @@ class SiteMaker:
     parties: SimulatedFederation
     records: SiteRecords
     noise_seed: int | None
-    together: bool = False
     evidence: EvidenceLevel = "full"
 
     @property
@@ -202,6 +206,20 @@ class SiteMaker:
         number = int(str(context.node_config["partition-id"]))
         return _site(self, self.plan.participants[number].name)
 
+    def trainer(self, site: str) -> CohortMember:
+        """Return a new trainer of a site."""
+        return CohortMember(
+            self.plan,
+            site,
+            functools.partial(self.records.site, site),
+            functools.partial(_stream, self),
+            functools.partial(self.records.require_columns, site),
+        )
+
+    def cohort(self) -> Cohort | None:
+        """Return what trains the sites together; None if their model has no form for that."""
+        return cohort_of(self.plan)
+
 
 _KEPT_RUNS = 8
 """Runs whose sites stay in memory: a process may make several in turn, and one inside another."""
@@ -220,15 +238,7 @@ def _site(maker: SiteMaker, name: str) -> tuple[AnsweringSite, Trainer]:
 
 
 def _make_site(maker: SiteMaker, name: str) -> tuple[AnsweringSite, Trainer]:
-    parties = maker.parties
-    kind = CohortMember if maker.together else Trainer
-    trainer = kind(
-        parties.plan,
-        name,
-        functools.partial(maker.records.site, name),
-        functools.partial(_stream, maker),
-        functools.partial(maker.records.require_columns, name),
-    )
+    parties, trainer = maker.parties, maker.trainer(name)
     folder = parties.folder / "sites" / name
     if maker.evidence == "off":
         return UnrecordedSite(name, parties.plan, folder, trainer), trainer
@@ -314,7 +324,7 @@ def run_plan(
     maker = SiteMaker(run_id, parties, records, setting.noise_seed, evidence=level)
     try:
         seen = spending.see if spending else observe
-        outcome, engine = _train(maker, public_test(maker), setting, seen, teller, link)
+        outcome, engine, processes = _train(maker, public_test(maker), setting, seen, teller, link)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
     if spending is not None:
@@ -327,7 +337,7 @@ def run_plan(
         engine=engine,
         evidence=level,
     )
-    return write_result(result)
+    return write_result(replace(result, processes=processes))
 
 
 def require_usable(plan: Plan, records: SiteRecords) -> None:
@@ -381,7 +391,7 @@ def train_once(
     parties = SimulatedFederation(resolved, folder.resolve())
     parties.found()
     maker = SiteMaker(run_id, parties, records, None)
-    outcome, _ = _train(maker, measure, Setting(), lambda _: None, Silent())
+    outcome, *_ = _train(maker, measure, Setting(), lambda _: None, Silent())
     facts = {"plan": resolved.digest, "private": str(plan.privacy is not None).lower()}
     save_model(folder / "model" / "model.safetensors", outcome.model, facts)
     return outcome.progress[-1].metrics
@@ -394,17 +404,17 @@ def _train(
     observe: Observer,
     teller: Teller,
     link: Callable[[Grid], FlowerLink] | None = None,
-) -> tuple[Outcome, str]:
-    """Run both apps on the chosen engine; return its name, too."""
+) -> tuple[Outcome, str, int]:
+    """Run both apps on the chosen engine; return its name, too, and how many processes trained."""
     _quiet_flower()
     outcomes: list[Outcome] = []
     server = server_app(maker, public, outcomes.append, observe, link)
-    engine = _run_apps(server, maker, setting, teller)
+    engine, processes = _run_apps(server, maker, setting, teller)
     if not outcomes:
         raise RunError("the run ended without an outcome")
     if public is not None:
         _add_written(outcomes[0], public)
-    return outcomes[0], engine
+    return outcomes[0], engine, processes
 
 
 def _add_written(outcome: Outcome, public: PublicTest) -> None:
@@ -491,7 +501,9 @@ def public_test(maker: SiteMaker) -> PublicTest | None:
     return PublicTest(maker.plan, maker.records.measurable())
 
 
-def _run_apps(server: ServerApp, maker: SiteMaker, setting: Setting, teller: Teller) -> str:
+def _run_apps(
+    server: ServerApp, maker: SiteMaker, setting: Setting, teller: Teller
+) -> tuple[str, int]:
     sites = len(maker.plan.participants)
     count = counted(maker.plan.sites_in_a_round, "site")
     if setting.engine == "ray":
@@ -501,19 +513,36 @@ def _run_apps(server: ServerApp, maker: SiteMaker, setting: Setting, teller: Tel
         # A worker that answers for a site need not be the one before: releases are in files.
         worker = replace(maker, evidence="full")
         run_on_ray(server, create_client_app(worker), sites, setting.ray_address)
-        return "ray"
-    cohort = None if setting.engine == "inline" else cohort_of(maker.plan)
-    if cohort is None:
+        return "ray", 1
+    client = create_client_app(maker)
+    cohort = None if setting.engine == "inline" else maker.cohort()
+    processes = _processes_of(maker, setting, teller)
+    if cohort is None and processes is None:
         teller.stage(f"training {count}, one after another")
-        run_app(server, InProcessGrid(create_client_app(maker), sites, tell=teller.step))
-        return "inline"
-    teller.stage(f"training {count} together")
-    together = replace(maker, together=True)
-    grid = CohortGrid(
-        create_client_app(together), sites, together.with_trainer, cohort, tell=teller.step
-    )
-    run_app(server, grid)
-    return grid.engine
+        run_app(server, InProcessGrid(client, sites, tell=teller.step))
+        return "inline", 1
+    teller.stage(f"training {count}{' together' if cohort else ''}")
+    grid = CohortGrid(client, sites, maker.with_trainer, cohort, processes, tell=teller.step)
+    try:
+        run_app(server, grid)
+    finally:
+        if processes is not None:
+            processes.close()
+    return grid.engine, grid.most_processes
+
+
+def _processes_of(maker: SiteMaker, setting: Setting, teller: Teller) -> TrainingProcesses | None:
+    """Return what shares the sites among processes; None where that cannot be, or is not wanted."""
+    plan, asked = maker.plan, setting.jobs
+    if setting.engine == "inline" or plan.sites_in_a_round < 2 or not plan.trains:
+        return None
+    # What a compressed update leaves for the next one stays with the trainer that made it.
+    if asked == 1 or plan.device != "cpu" or plan.compression is not None:
+        return None
+    if asked is None and maker.noise_seed is not None:
+        return None  # the same result each time, to the last bit
+    elsewhere = replace(maker, evidence="off")
+    return TrainingProcesses(elsewhere, asked, tell=teller.stage)
 
 
 def cohort_of(plan: Plan) -> Cohort | None:

@@ -324,7 +324,8 @@ def _in_processes(
     others = {child.pid for child in multiprocessing.active_children()}
     pool = ProcessPoolExecutor(jobs, mp_context=context)
     try:
-        futures = {pool.submit(_run, point, setting, folder): point for point in points}
+        alone = replace(setting, jobs=1)  # each run has a process, and the cores are shared
+        futures = {pool.submit(_run, point, alone, folder): point for point in points}
         for future in as_completed(futures):
             yield futures[future], future.result()
         pool.shutdown()

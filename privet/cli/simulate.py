@@ -99,7 +99,11 @@ def simulate(
     ] = None,
     jobs: Annotated[
         int | None,
-        typer.Option(help="With --sweep: runs at once; default this machine's cores ÷ threads."),
+        typer.Option(
+            help="Processes at once: runs of a --sweep (default this machine's cores ÷ threads), "
+            "or those that train the sites of a run (default 1, and one for each core where much "
+            "is left after the first round)."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="With --sweep: continue the sweep of --out.")
@@ -190,8 +194,11 @@ def simulate(
         raise InputError("--ray-address goes with --engine ray")
     if sweep and (compare or epsilon is not None):
         raise InputError("--sweep goes without --compare and --epsilon")
-    if (resume or jobs is not None) and not sweep:
-        raise InputError("--resume and --jobs go with --sweep")
+    if resume and not sweep:
+        raise InputError("--resume goes with --sweep")
+    if jobs is not None and not sweep and engine is not Engine.auto:
+        raise InputError("--jobs goes with --sweep or --engine auto")
+    _within("--jobs", jobs, 1000, least=1)
     if cap is not None and no_dp:
         raise InputError("--cap goes without --no-dp")
     if no_dp and epsilon is not None:
@@ -228,6 +235,7 @@ def simulate(
         cap=cap,
         open_again=open_again,
         evidence=None if evidence is None else evidence.value,
+        jobs=None if sweep else jobs,
     )
     setting.evidence_of(chosen)
     if check:
@@ -316,7 +324,6 @@ def _sweep(plan: Any, setting: Any, words: list[str], how: _Sweeping, as_json: b
     if how.resume and how.out is None:
         raise InputError("--resume goes with --out, the folder of the sweep")
     points = sweep.points_of(plan, axes)
-    _within("--jobs", how.jobs, 1000, least=1)
     jobs = how.jobs or sweep.default_jobs(plan)
     folder = how.out or Path("runs") / f"{plan.name.replace(' ', '-')}-sweep-{_stamp()}"
     at_once = 1 if setting.ledgers is not None else min(jobs, len(points))

@@ -63,6 +63,8 @@ class Cohort:
 
     def __init__(self, bench: ModelRuntime) -> None:
         self.plan: Plan = bench.plan
+        self.threads = max(1, bench.plan.threads)
+        """Threads that draw noise."""
         engine = bench.engine
         self._named = dict(engine.named)
         self._clip = mechanism(self.plan).clip
@@ -98,9 +100,7 @@ class Cohort:
         found: dict[int, Update | PrivetError] = {}
         guard = TamperGuard(self._model, [p for p in self._model.parameters() if p.requires_grad])
         # Each of them draws noise in blocks that are too small to be shared among threads.
-        with ThreadPoolExecutor(
-            max(1, self.plan.threads), initializer=lambda: torch.set_num_threads(1)
-        ) as pool:
+        with ThreadPoolExecutor(self.threads, initializer=lambda: torch.set_num_threads(1)) as pool:
             most = max(1, _WEIGHT_BYTES // (_COPIES * self._site_bytes))
             for first in range(0, len(all_steps), most):
                 made = self._train_some(all_steps[first : first + most], start, pool)

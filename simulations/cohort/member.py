@@ -17,6 +17,7 @@ class CohortMember(Trainer):
     What was not done ahead it does itself.
     """
 
+    _done: tuple[str, TrainerOutput | Exception] | None = None
     _begun: tuple[Order, Stream] | None = None
     _made: NoisedUpdate | PlainUpdate | PrivetError | None = None
 
@@ -41,6 +42,22 @@ class CohortMember(Trainer):
             views=self._bench.views,
         )
 
+    def keep(self, order: Order, output: TrainerOutput | Exception) -> None:
+        """Keep what was made of an order elsewhere, or the error that there was."""
+        self._done = order.digest, output
+
+    def train_ahead(self, order: Order, model: Arrays) -> None:
+        """Train now what :meth:`release` will be asked for, or keep the error that there was.
+
+        Args:
+            order: to train, already charged.
+            model: that came with it.
+        """
+        try:
+            self.keep(order, self.release(order, model))
+        except Exception as error:
+            self.keep(order, error)
+
     def take(self, made: NoisedUpdate | PlainUpdate | PrivetError) -> None:
         """Keep the update of the steps that were begun, or why there is none."""
         self._made = made
@@ -48,6 +65,11 @@ class CohortMember(Trainer):
     def release(self, order: Order, model: Arrays) -> TrainerOutput:
         """As :meth:`Trainer.release`; what the cohort made is handed out once."""
         begun, made, self._begun, self._made = self._begun, self._made, None, None
+        done, self._done = self._done, None
+        if done is not None and done[0] == order.digest:
+            if isinstance(done[1], Exception):
+                raise done[1]
+            return done[1]
         if begun is None or made is None or begun[0].digest != order.digest:
             return super().release(order, model)
         if isinstance(made, PrivetError):
