@@ -8,7 +8,8 @@
 A client has 32 records and makes 4 steps of gradient descent; each record takes part in a step with
 probability one quarter. The peers' batches have 8 records, without chance. A row is the median of
 the rounds after the first, in updates a second of wall time, by level of evidence; the sites train
-together, with as many threads as the machine has cores. `training alone` is what they compute with
+together, in as many processes as the machine has cores (`--jobs`; `peak_mb` is that of the first).
+`training alone` is what they compute with
 one thread, without orders and evidence, in updates a CPU second; its peer is the same one site
 after another. Peers else: `loop`, by hand, one client after another in one process, without any
 evidence (Opacus where there is privacy); `flower`, the same loop in a ClientApp of Flower's own
@@ -105,13 +106,14 @@ def plan_of(
     return resolve(Plan.parse(value, where=model))
 
 
-def privet(text: str, level: str, folder: str) -> list[float]:
+def privet(text: str, level: str, folder: str, jobs: int) -> list[float]:
     """Return the seconds of each round after the first."""
     at: list[float] = []
-    plan, setting = plan_from(text), Setting(evidence=level)  # type: ignore[arg-type]
+    plan, setting = plan_from(text), Setting(evidence=level, jobs=jobs)  # type: ignore[arg-type]
     torch.set_num_threads(plan.threads)
     result = run_plan(plan, setting, Path(folder), lambda _: at.append(time.perf_counter()))
     assert (result.engine, result.evidence) == ("cohort", level), "another engine ran"
+    assert result.processes == jobs, "sites were not shared among processes"
     assert all(site.released == site.rounds for site in result.sites), "a site did not train"
     return [end - start for start, end in itertools.pairwise(at)]
 
@@ -170,11 +172,11 @@ def rows_of(model: str, private: bool, options: Any) -> list[Row]:
             tell(f"{name}: pfl {peers['pfl']:.0f} updates a second, one process")
         for level in options.evidence:
             whole = json.dumps(plan.changed(threads=cores).to_dict())
-            taken, peak = in_a_process(privet, whole, level, str(folder / level))
+            taken, peak = in_a_process(privet, whole, level, str(folder / level), options.jobs)
             value = clients / statistics.median(taken)
             rows += [
                 row(f"{name}, evidence {level}", value, "updates/s", peer, peer_value,
-                    clients=clients, threads=cores, peak_mb=peak)
+                    clients=clients, processes=options.jobs, peak_mb=peak)
                 for peer, peer_value in peers.items()
             ]  # fmt: skip
             tell(f"{name}: evidence {level} {value:.0f} updates a second, {peak} MB")
@@ -191,7 +193,7 @@ def registered_row(model: str, private: bool, options: Any) -> Row:
             plan = plan_of(model, private, clients, options.rounds, folder, registered)
             text = json.dumps(plan.changed(threads=cores).to_dict())
             began = time.perf_counter()
-            taken, peak = in_a_process(privet, text, "off", str(folder / "off"))
+            taken, peak = in_a_process(privet, text, "off", str(folder / "off"), options.jobs)
             seconds = time.perf_counter() - began
             found.append(clients / statistics.median(taken))
             tell(
@@ -200,7 +202,7 @@ def registered_row(model: str, private: bool, options: Any) -> Row:
             )
     return row(
         f"{name}, {clients} of {options.registered:,}", found[1], "updates/s",
-        f"{clients} of {clients}", found[0], clients=clients, threads=cores, peak_mb=peak,
+        f"{clients} of {clients}", found[0], clients=clients, processes=options.jobs, peak_mb=peak,
     )  # fmt: skip
 
 
@@ -238,6 +240,8 @@ def main() -> None:
                       default=["full", "light", "off"])  # fmt: skip
     made.add_argument("--clients", type=int, default=0, help="of a round; default 100")
     made.add_argument("--rounds", type=int, default=0, help="default 4")
+    made.add_argument("--jobs", type=int, default=os.cpu_count() or 1,
+                      help="processes that train sites; default the machine's cores")  # fmt: skip
     made.add_argument(
         "--registered", type=int, default=0,
         help="measure rounds of --clients of this many registered ones, and nothing else",

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from privet.common.errors import RunError
+from privet.common.errors import QuorumError, RunError
 from privet.common.flat import Arrays, FrozenArrays, digest_arrays
 from privet.common.order import Order, Status
 from privet.common.plan import Plan
@@ -169,6 +169,8 @@ def run(
     sites = [site for site in sites if begun is None or site in begun]
     if not sites:
         raise RunError("no site that began this run is connected")
+    if not restored.is_ended:
+        _require_turns(plan, sites, done)
     collector.begin(run_id, plan.digest, begins, sites, link.show, ended=restored.is_ended)
     if stored and stored.record:
         # The process may have ended between the snapshot and its line in the journal.
@@ -213,6 +215,30 @@ def run(
     rounds.close(outcome.model)
     collector.close()
     return outcome
+
+
+def _require_turns(plan: Plan, sites: list[str], done: int) -> None:
+    """Check that each round to come has its quorum of sites, before anything is ordered.
+
+    Args:
+        plan: of the run.
+        sites: that are connected, and began the run.
+        done: rounds that are done.
+
+    Raises:
+        QuorumError: naming the sites that a round lacks.
+    """
+    if plan.schedule is None:
+        return
+    here = set(sites)
+    for number in range(done + 1, plan.last_round + 1):
+        turn = plan.schedule.sites_in(number)
+        if len(turn & here) < plan.quorum:
+            lacking = ", ".join(sorted(turn - here))
+            raise QuorumError(
+                f"round {number} is the turn of sites that are not here: {lacking}. A quorum of "
+                f"{plan.quorum} could not answer; nothing was ordered. Connect them, and run again"
+            )
 
 
 @dataclass
@@ -318,6 +344,8 @@ class _Rounds:
             QuorumError: if no other site can be asked.
         """
         plan = self.plan
+        if len(self._turn(number)) < plan.quorum:
+            raise no_quorum(plan, number, ())
         asked = there = self._due(number)
         if len(there) < plan.quorum:
             asked = there = self._turn(number)

@@ -1,8 +1,10 @@
 """A simulated coordinator that sees every site's update, clips it as a whole, and adds the noise.
 
 This is the central model of cross-device studies (DP-FedAvg; McMahan, Ramage, Talwar and Zhang
-2018, arXiv:1710.06963): the unit is a site with all its records. It exists in simulations alone: a
-real coordinator would see each site's update without noise, and no ledger could show what it did.
+2018, arXiv:1710.06963): the unit is a site with all records that it trains on. Metrics of its test
+records, where the plan has a public test split, are outside the guarantee (H13). It exists in
+simulations alone: a real coordinator would see each site's update without noise, and no ledger
+could show what it did.
 
 A round's model changes by ``(Σ clip(Δ_i, C) + N(0, (σC)²)) / M``, M the sites of a round, also
 where fewer answered: with or without one site the sum moves by C at most. A site takes part in
@@ -141,10 +143,13 @@ class CentralSpending:
     Args:
         plan: with its noise calibrated.
         observe: called with the progress of each round and what its sites have spent.
+        seeded: whether the noise comes from a seed.
     """
 
-    def __init__(self, plan: Plan, observe: Callable[[Progress], None]) -> None:
-        self._plan, self._observe = plan, observe
+    def __init__(
+        self, plan: Plan, observe: Callable[[Progress], None], *, seeded: bool = False
+    ) -> None:
+        self._plan, self._observe, self._seeded = plan, observe, seeded
         self._turns: Counter[str] = Counter()
         self._spent: list[dict[str, Any]] = []
 
@@ -160,17 +165,18 @@ class CentralSpending:
                 self._turns[site.name] += 1
                 spent[site.name] = loss_of_turns(plan, self._turns[site.name]).to_dict()
         self._spent.append(spent)
-        self._observe(replace(progress, spent=spent))
+        self._observe(replace(progress, spent=spent, reproducible=self._seeded))
 
     def into(self, outcome: Outcome) -> Outcome:
         """Return the outcome of the rounds that were seen, with what their sites have spent."""
         steps = zip(outcome.progress, self._spent, strict=True)
-        return replace(outcome, progress=[replace(step, spent=spent) for step, spent in steps])
+        told = [replace(step, spent=spent, reproducible=self._seeded) for step, spent in steps]
+        return replace(outcome, progress=told)
 
 
 @lru_cache(maxsize=4096)
 def loss_of_turns(plan: Plan, turns: int) -> PrivacyLoss:
-    """Return what a site has spent that took part in so many rounds.
+    """Return what a site has spent that took part in that many rounds.
 
     Args:
         plan: with its noise calibrated.

@@ -31,7 +31,8 @@ def check_sites(
         data = records.site(site.name)
         tell(site.name)
         try:
-            found = check_records(data, resolved, site.name)
+            own = plan.data.path is None
+            found = check_records(data, resolved, site.name, is_own_file=own)
         except DataError as error:
             found = unreadable(data.source, resolved, error)
         if shared and not place:

@@ -92,7 +92,7 @@ def _other_models(
     result: Result, setting: Setting, folder: Path, tell: Callable[[str], None]
 ) -> list[ComparisonRow]:
     plan = result.plan
-    if plan.scenario is None or plan.privacy is None:
+    if plan.scenario is None or plan.privacy is None or plan.privacy.is_central:
         return []
     rows = []
     scenario = scenarios.get(plan.scenario)

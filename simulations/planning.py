@@ -177,7 +177,7 @@ def _plain(plan: Plan) -> dict[str, Any]:
     if not plan.trains:
         raise InputError(f"plan '{plan.name}' only measures, which needs privacy")
     changes: dict[str, Any] = {"privacy": None}
-    if plan.privacy is not None:
+    if plan.privacy is not None and not plan.privacy.is_central:
         changes["training"] = {"clip": plan.privacy.clip}
     if plan.metrics.source == "gate":
         changes["metrics"] = {"source": "public"}

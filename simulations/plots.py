@@ -87,9 +87,13 @@ def _rounds(result: Result) -> Any:
             if spec.name in s.spent
         ]
         if points:
-            right.plot(*zip(*points, strict=True), color=_GREEN, lw=1.2, alpha=0.8)
+            right.plot(
+                *zip(*points, strict=True), color=_GREEN, lw=1.2, alpha=0.8,
+                drawstyle="steps-post", marker="." if result.plan.schedule else "",
+            )  # fmt: skip
     right.axhline(privacy.epsilon, color=_RED, lw=1, ls="--")
-    right.annotate("cap", (1, privacy.epsilon), color=_RED, va="bottom", fontsize=8)
+    named = "of the plan" if privacy.is_central else "cap"
+    right.annotate(named, (1, privacy.epsilon), color=_RED, va="bottom", fontsize=8)
     right.set(title=f"ε spent at each site\n({loss.terms})", xlabel="round", ylabel="ε")
     right.set_ylim(0, privacy.epsilon * 1.15)
     return figure
@@ -131,7 +135,10 @@ def _many_sites(result: Result) -> Any:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     name = measure_of_kind(result.plan.task.kind).headline
     values = [value for site in result.sites if (value := site.metrics.get(name)) is not None]
-    left.hist(values, bins=20, color=_GREEN)
+    if values:
+        left.hist(values, bins=20, color=_GREEN)
+    else:
+        left.text(0.5, 0.5, "not measured by site", transform=left.transAxes, ha="center")
     left.set(title=f"{_title(name)} of the joint model, by site", ylabel="sites")
     spent = [site.loss.epsilon for site in result.sites if site.loss is not None]
     if result.loss is None:

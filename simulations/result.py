@@ -258,7 +258,7 @@ def make_result(
         )  # fmt: skip
     worst = max(losses, key=lambda loss: loss.epsilon, default=None)
     top = (
-        _without_ledgers(plan, sites)
+        _without_ledgers(plan, sites, seeded=plan.privacy is not None and outcome.reproducible)
         if evidence == "off"
         else standing_of([parties.ledger(spec.name) for spec in plan.participants])
     )
@@ -310,20 +310,24 @@ def _nothing(privacy: Privacy) -> PrivacyLoss:
     return PrivacyLoss(0.0, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
 
 
-def _without_ledgers(plan: Plan, sites: list[SiteResult]) -> ReportStanding:
+def _without_ledgers(plan: Plan, sites: list[SiteResult], *, seeded: bool) -> ReportStanding:
     """Return what may be said of a run of which nothing was written down: its claim is none."""
     privacy = plan.privacy
-    why = "nothing was written down: the run was made with --evidence off"
+    why = "nothing was written down: --evidence off, the default above 1,000 sites"
     if privacy is None:
         return ReportStanding("simulation", Claim("none", [], "trained without noise", alarm=True))
     facts = assumptions.Facts(
+        self_tests=assumptions.SELF_TESTS if any(site.released for site in sites) else (),
         person=privacy.unit == "person",
         metrics=plan.metrics.source,
         attested={str(row): why for row, why in plan.attested.items()},
         trust=privacy.trust,
+        seeded=seeded,
     )
     if privacy.is_central:
-        why = "a coordinator that all sites trust added the noise, in this simulation alone"
+        why = "a simulated coordinator added the noise: nothing is claimed about a deployment"
+    if seeded:
+        why += "; the noise came from a seed"
     findings = tuple(
         SiteFinding(
             site.name, "", privacy.unit, privacy.relation, privacy.delta,

@@ -59,6 +59,7 @@ from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.memory_outbox import MemoryOutbox
 from privet.simulations.planning import (
+    LIGHT_UP_TO,
     Engine,
     EvidenceLevel,
     RunSpec,
@@ -288,6 +289,8 @@ def run_plan(
     """
     started = time.monotonic()
     level = setting.evidence_of(plan)
+    if level == "off" and setting.evidence is None and len(plan.sites) > LIGHT_UP_TO:
+        teller.stage("keeping no evidence: above 1,000 sites only --evidence light does")
     # In the plan itself, so that the ledgers and the report say who vouches for what.
     spec = RunSpec(attested(plan), setting)
     records = spec.records
@@ -299,7 +302,10 @@ def run_plan(
     link: Callable[[Grid], FlowerLink] | None = None
     spending: CentralSpending | None = None
     if told.privacy is not None and told.privacy.is_central:
-        plan, spending = sites_plan(told), CentralSpending(told, observe)
+        plan, spending = (
+            sites_plan(told),
+            CentralSpending(told, observe, seeded=setting.noise_seed is not None),
+        )
         link = functools.partial(CentralLink, told, noise_seed=setting.noise_seed)
     teller.stage("testing the model, and a round on generated records")
     with tempfile.TemporaryDirectory(prefix="privet-") as scratch:
@@ -408,10 +414,19 @@ def _train(
     """Run both apps on the chosen engine; return its name, too, and how many processes trained."""
     _quiet_flower()
     outcomes: list[Outcome] = []
-    server = server_app(maker, public, outcomes.append, observe, link)
+    seen: dict[int, Progress] = {}
+
+    def see(progress: Progress) -> None:
+        seen[progress.round] = progress
+        observe(progress)
+
+    server = server_app(maker, public, outcomes.append, see, link)
     engine, processes = _run_apps(server, maker, setting, teller)
     if not outcomes:
         raise RunError("the run ended without an outcome")
+    # Where a node of Ray died, the outcome has the rounds after that alone.
+    made = {step.round: step for step in outcomes[0].progress}
+    outcomes[0].progress = [made.get(number, step) for number, step in seen.items()]
     if public is not None:
         _add_written(outcomes[0], public)
     return outcomes[0], engine, processes

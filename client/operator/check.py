@@ -143,6 +143,7 @@ def check_records(
     *,
     max_rows: int | None = None,
     min_units: int | None = None,
+    is_own_file: bool = True,
     tell: Callable[[str], None] = lambda stage: None,
 ) -> DataCheck:
     """Check a site's records against a plan.
@@ -153,6 +154,7 @@ def check_records(
         site: name of the site in the plan.
         max_rows: more records than this are a fault (the policy's ``sql.max_rows``).
         min_units: fewer units to train on than this are a fault (the policy's ``min_units``).
+        is_own_file: whether no other site's records lie between its own.
         tell: called with the name of each stage as it begins.
 
     Raises:
@@ -180,7 +182,7 @@ def check_records(
     if plan.privacy is not None and plan.privacy.unit == "person" and PERSON in every:
         _people(found, plan, data.train, used["train"])
         _spellings(found, every)
-    if data.counted == "line":
+    if data.counted == "line" and is_own_file:
         _long_records(found, every)
     tell("real records against generated ones")
     _encoding(found, plan, data.train, used["train"])

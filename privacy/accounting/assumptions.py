@@ -40,7 +40,9 @@ class Facts:
         witnessed: a quorum of others cosigned the head of every ledger.
         runs: most runs that were charged to one population.
         own_task: a task of a user's own, which may have a measure of its own.
-        trust: who sees un-noised values, as the plans say; "" where one does not say it.
+        trust: who sees un-noised values, as the plans say; "" where one does not say it. The rows
+            of central trust are those of a simulation.
+        seeded: the noise came from a seed.
         second: the sites with a second population, each with its own reason why nobody is in
             both; "" where it gives none.
         others: by site, the first keys of other ledgers that keep a budget of the same people, as
@@ -56,6 +58,7 @@ class Facts:
     runs: int = 1
     own_task: bool = False
     trust: str = "local"
+    seeded: bool = False
     second: tuple[tuple[str, str], ...] = ()
     others: tuple[tuple[str, tuple[str, ...] | None], ...] = ()
 
@@ -101,6 +104,21 @@ _FIXED: dict[str, tuple[str, State, str]] = {
             "another name"),
 }  # fmt: skip
 
+_CENTRAL: dict[str, tuple[State, str]] = {
+    "H1": ("enforced", "the plan's turns say who takes part; nothing is drawn by chance"),
+    "H2": ("enforced", "clip, noise, turns and divisor are constants of the plan"),
+    "H4": ("enforced", "the divisor is the plan's, also where fewer sites answered"),
+    "H9": ("unknown", "simulated: there is no history before this run"),
+    "H10": ("unknown", "simulated: a site's turns in the plan are counted, not noise additions"),
+    "H15": ("unknown", "the noised sum is on a public grid, and is divided after that"),
+    "H20": ("enforced", "a site with its training records; its whole update is clipped"),
+    "H23": ("unknown", "no site's own noise protects it; weights are equal, the divisor is public"),
+    "H24": ("enforced", "one event for each turn of a site, whatever its local steps"),
+    "H30": ("unknown", "simulated: the coordinator sees everything"),
+    "H31": ("unknown", "simulated: nothing is written down"),
+}
+"""Rows that differ where the coordinator of a simulation adds the noise."""
+
 _TESTED = {
     "H6": "records are read one by one; the model passed at the start of this run",
     "H16": "passed at the start of this run on generated records; real ones are compared by the "
@@ -145,6 +163,10 @@ def assess(facts: Facts) -> list[Assumption]:
     rows["H20"] = Assumption("H20", "unit", "enforced", unit)
     rows["H25"] = Assumption("H25", "trust-model", *_trust(facts.trust))
     rows |= _of_ledgers(facts)
+    if facts.trust == "central":
+        rows |= {key: Assumption(key, rows[key].name, *said) for key, said in _CENTRAL.items()}
+    if facts.seeded:
+        rows["H14"] = Assumption("H14", rows["H14"].name, "unknown", "the noise came from a seed")
     for key, why in (facts.attested or {}).items():
         if rows[key].state == "unknown":
             rows[key] = Assumption(key, rows[key].name, "attested", why)

@@ -227,6 +227,11 @@ def _privacy(plan: Plan, evidence: CardEvidence | ReportStanding | None) -> str:
     text = f"The plan allows each site **{asked}**. Trust: {privacy.trust}, by the plan.\n\n"
     if evidence is None:
         return text + "**Not verified:** no evidence was at hand when this card was written."
+    if isinstance(evidence, ReportStanding) and not any(f.entries for f in evidence.findings):
+        return text + (
+            f"{_claimed(evidence)}\n\nThis is what the simulation counted. It kept no ledgers, so "
+            "there is nothing to verify."
+        )
     if isinstance(evidence, ReportStanding):
         return text + (
             f"{_claimed(evidence)}\n\nThis is what the sites' ledgers say, earlier runs included. "
@@ -238,7 +243,8 @@ def _privacy(plan: Plan, evidence: CardEvidence | ReportStanding | None) -> str:
 def _claimed(top: ReportStanding) -> str:
     said = [figures_sentence(top), claim_sentence(top), trust_sentence(top)]
     if top.setting != "site":
-        said.append("This was a simulation: all keys lay on one machine.")
+        kept = any(finding.entries for finding in top.findings)
+        said.append("This was a simulation" + (": all keys lay on one machine." if kept else "."))
     return " ".join(said)
 
 

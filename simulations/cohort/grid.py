@@ -150,10 +150,10 @@ class CohortGrid(InProcessGrid):
         with _threads(1 if others else None, self._cohort):
             self._train_here(members[:mine], orders[:mine], model, len(orders), len(shares))
         if processes is not None and others:
-            made = processes.end(len(others), time.perf_counter() - began)
-            for member, order, output in zip(others, orders[mine:], made, strict=True):
-                if output is not None:
-                    member.keep(order, output)
+            made = processes.end(time.perf_counter() - began)
+            for member, order in zip(others, orders[mine:], strict=True):
+                if order.digest in made:
+                    member.keep(order, made[order.digest])
 
     def _train_here(
         self,

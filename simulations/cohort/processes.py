@@ -20,6 +20,8 @@ import logging
 import os
 import pickle
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -38,6 +40,10 @@ from privet.simulations.cohort.member import CohortMember
 
 _LOG = logging.getLogger("privet.cohort")
 _CODE = "from privet.simulations.cohort.processes import main; main()"
+_START_LIMIT_S = 300.0
+"""Seconds that the start of a process may take."""
+_LIMIT_S, _LIMIT = 120.0, 20.0
+"""Seconds that a process may take for its share, and how many times as long as this one took."""
 _START_S = 20.0
 """Seconds of training that are left from which further processes are worth their start."""
 _STEP = 0.5
@@ -79,40 +85,47 @@ class _Process:
             env=environment,
         )  # fmt: skip
         theirs.close()
+        # One that is stopped takes nothing: a message to it must not wait without end.
+        with socket.socket(fileno=os.dup(self._pipe.fileno())) as end:
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 60, 0))
         self._send((list(sys.path), os.environ.get("PRIVET_DATA"), pickle.dumps(maker)))
 
     def look(self) -> bool:
         """Return whether it can be given work."""
         if not self.is_ready and not self.is_lost and self._pipe.poll():
-            self.is_ready = self._receive() == "ready"
+            self.is_ready = self._receive(_START_LIMIT_S) == "ready"
         return self.is_ready and not self.is_lost
 
     def wait(self) -> None:
         """Wait until it is ready, or lost."""
         if not self.is_ready and not self.is_lost:
-            self.is_ready = self._receive() == "ready"
+            self.is_ready = self._receive(_START_LIMIT_S) == "ready"
 
     def begin(self, orders: list[Order], model: Arrays) -> None:
         """Give it orders that are reserved."""
         self._send((orders, dict(model.items())))
 
-    def end(self, count: int) -> list[TrainerOutput | None]:
-        """Return what it made of its orders; None for what is to be made here.
+    def end(self, limit: float) -> dict[str, TrainerOutput]:
+        """Return what it made, by the order's digest; what is lacking is to be made here.
 
         Args:
-            count: of its orders.
+            limit: seconds to wait for it.
         """
-        made = self._receive()
+        made = self._receive(limit)
         if made is None:
-            return [None] * count
+            return {}
         self.seconds, outputs = made
-        return list(outputs)
+        return dict(outputs)
 
     def close(self) -> None:
         """End it."""
         self._pipe.close()
         self._process.terminate()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _send(self, what: object) -> None:
         try:
@@ -120,11 +133,16 @@ class _Process:
         except OSError as error:
             self._lose(error)
 
-    def _receive(self) -> Any:
+    def _receive(self, limit: float) -> Any:
+        if self.is_lost:
+            return None
+        end = time.monotonic() + limit
         try:
             while not self._pipe.poll(1.0):
                 if self._process.poll() is not None and not self._pipe.poll():
                     raise EOFError("it ended")
+                if time.monotonic() > end:
+                    raise EOFError("it does not answer")
             return self._pipe.recv()
         except (OSError, EOFError, pickle.UnpicklingError) as error:
             self._lose(error)
@@ -134,6 +152,7 @@ class _Process:
         if not self.is_lost:
             _LOG.warning("a process that trains sites is lost; they are trained here: %r", error)
         self.is_lost = True
+        self._process.kill()
 
 
 class TrainingProcesses:
@@ -142,7 +161,7 @@ class TrainingProcesses:
     Args:
         maker: makes the trainers of the others.
         count: of processes, this one included; None takes as many as there are cores, once a
-            round has shown that what is left takes longer than their start.
+            round says that what is left takes longer than their start.
         tell: called with what is done now.
     """
 
@@ -156,11 +175,11 @@ class TrainingProcesses:
         self._maker, self._count, self._tell = maker, count, tell
         self._others: list[_Process] = []
         self._share = 0.0
-        self._begun: list[tuple[_Process, int]] = []
+        self._begun: list[_Process] = []
         self.used = 1
         """Processes that trained in the last round, this one included."""
-        if count is not None and count > 1:
-            self._start(count - 1)
+        if count is not None and count > 1 and self._most(count) > 1:
+            self._start(self._most(count) - 1)
             for one in self._others:
                 one.wait()
 
@@ -189,25 +208,26 @@ class TrainingProcesses:
         for one, share in zip(ready, shares[1:], strict=False):
             if share:
                 one.begin(list(orders[first : first + share]), model)
-                self._begun.append((one, share))
+                self._begun.append(one)
             first += share
         self.used = 1 + len(self._begun)
 
-    def end(self, sites: int, mine: float) -> list[TrainerOutput | None]:
-        """Return what the others made, in the order of their orders.
+    def end(self, mine: float) -> dict[str, TrainerOutput]:
+        """Return what the others made, by the order's digest.
 
         Args:
-            sites: of the others.
             mine: seconds that this process trained.
         """
-        found = [made for one, share in self._begun for made in one.end(share)]
-        theirs = max((one.seconds for one, _ in self._begun), default=0.0)
+        found: dict[str, TrainerOutput] = {}
+        for one in self._begun:
+            found |= one.end(max(_LIMIT_S, _LIMIT * mine))
+        theirs = max((one.seconds for one in self._begun), default=0.0)
         if mine > 0 and theirs > 0:
             # As much as would have let all end at once, by what a site took on each side.
             speed = self._share / mine
             other = (1 - self._share) / theirs
             self._share += _STEP * (speed / (speed + other) - self._share)
-        return found + [None] * (sites - len(found))
+        return found
 
     def round_took(self, seconds: float, number: int) -> None:
         """Take how long the training of a round took, and start processes if it pays.
@@ -218,7 +238,7 @@ class TrainingProcesses:
         """
         left = seconds * (self._maker.plan.last_round - number)
         if self._count is None and not self._others and left > _START_S:
-            more = processes_that_fit() - 1
+            more = self._most(processes_that_fit()) - 1
             if more > 0:
                 self._tell(f"starting {more} more processes" if more > 1 else "starting a process")
                 self._start(more)
@@ -228,6 +248,10 @@ class TrainingProcesses:
         for one in self._others:
             one.close()
         self._others = []
+
+    def _most(self, count: int) -> int:
+        """Return how many processes a round has work for, of that many."""
+        return min(count, self._maker.plan.sites_in_a_round)
 
     def _start(self, more: int) -> None:
         self._others = [_Process(self._maker) for _ in range(more)]
@@ -274,19 +298,17 @@ class _Worker:
         self._trainers: dict[str, CohortMember] = {}
         torch.set_num_threads(1)  # building a runtime sets the plan's
 
-    def train(self, orders: list[Order], model: Arrays) -> tuple[float, list[TrainerOutput | None]]:
-        """Return the seconds that it took, and the output for each order."""
+    def train(self, orders: list[Order], model: Arrays) -> tuple[float, dict[str, TrainerOutput]]:
+        """Return the seconds that it took, and the outputs by the order's digest."""
         began = time.perf_counter()
         members = [self._trainer(order.site) for order in orders]
         if self._cohort is not None:
             with contextlib.suppress(Exception):
                 train_together(self._cohort, members, orders, model)
-        found: list[TrainerOutput | None] = []
+        found: dict[str, TrainerOutput] = {}
         for member, order in zip(members, orders, strict=True):
-            try:
-                found.append(member.release(order, model))
-            except Exception:  # it is met again where it is logged
-                found.append(None)
+            with contextlib.suppress(Exception):  # it is met again where it is logged
+                found[order.digest] = member.release(order, model)
         return time.perf_counter() - began, found
 
     def _trainer(self, site: str) -> CohortMember:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
+import rfc8785
 from federation_kit import Silent
 from flwr.app import Message
 
 from privet.client import site as site_module
 from privet.client.order_check import require_planned
-from privet.common.errors import PlanError
+from privet.common.errors import PlanError, QuorumError
 from privet.common.order import Status
 from privet.common.plan import Plan
 from privet.common.schedule import MAX_TURNS, Schedule
 from privet.privacy.accounting.noise_calibration import calibrated, measuring
 from privet.privacy.accounting.plan_events import gate_releases, planned, trainings
+from privet.privacy.audit.verify import verify
 from privet.privacy.audit.verify.cost.plans import AuditedPlan
-from privet.privacy.audit.verify.cost.turns import turns
+from privet.privacy.audit.verify.cost.turns import Turns
 from privet.privacy.audit.verify.formats.strict import Malformed
+from privet.server.app import FlowerLink
+from privet.server.evidence.witness_sets import SitesByLot
 from privet.server.rounds import _Rounds
 from privet.simulations.grid import InProcessGrid
 
@@ -64,7 +70,9 @@ def test_sites_take_turns(sites: int, count: int, rounds: int, seed: int) -> Non
     assert made.participants == set(turns_of)
     assert made.sites_in(0) == made.sites_in(rounds + 1) == set()
     # The verifier's own code makes the same.
-    assert turns(names(sites), count, seed, rounds) == found
+    theirs = Turns(names(sites), count, seed, rounds)
+    assert [theirs.sites_of(number) for number in range(1, rounds + 1)] == found
+    assert theirs.most == theirs.most_of(range(1, rounds + 1)) == max(every)
 
 
 def test_the_seed_and_the_cycle_move_the_order() -> None:
@@ -309,3 +317,80 @@ def test_a_round_goes_on_without_a_site_of_its_turn(seven: Make) -> None:
     for step in outcome.progress:
         assert set(step.statuses) == fed.plan.schedule.sites_in(step.round) - {"East"}
     assert fed.verdict().ok
+
+
+def test_a_run_whose_round_has_nobody_does_not_begin(
+    seven: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one site of a round is not connected: nothing is spent, and nobody waits for ever."""
+    fed = seven(strategy={"sites_per_round": 1}, training={"rounds": 7, "steps": 1})
+    (absent,) = fed.plan.schedule.sites_in(7)
+    enrolled = FlowerLink.enrolled
+    monkeypatch.setattr(
+        FlowerLink, "enrolled", lambda self: [s for s in enrolled(self) if s != absent]
+    )
+    with pytest.raises(QuorumError, match=f"round 7 is the turn of .*: {absent}"):
+        fed.run()
+    assert not any(fed.answers(name) for name in NAMES) and fed.journal_entries("run-opened") == []
+    monkeypatch.undo()
+    assert len(fed.run().progress) == 7
+
+
+def test_plans_that_nobody_used_cost_a_verifier_nothing(seven: Make) -> None:
+    """Each has as many turns as there may be; together they would take minutes and gigabytes."""
+    fed = seven()
+    fed.run()
+    path = fed.bundle()
+    lines = path.read_text().splitlines()
+    place = next(k for k, line in enumerate(lines) if json.loads(line).get("kind") == "plan")
+    plan = json.loads(lines[place])
+    more = []
+    for seed in range(30):
+        value = copy.deepcopy(plan)
+        inner = next(v for v in value.values() if isinstance(v, dict) and "strategy" in v)
+        inner["seed"], inner["training"]["rounds"] = seed, MAX_TURNS
+        inner["strategy"]["sites_per_round"] = 1
+        more.append(rfc8785.dumps(value).decode())
+    path.write_text("\n".join([*lines[:place], *more, *lines[place:]]) + "\n")
+    began = time.process_time()
+    verdict = verify(path, processes=1)
+    assert not verdict.ok and time.process_time() - began < 60
+    assert any("more turns than are counted" in fault.message for fault in verdict.faults)
+
+
+@pytest.mark.parametrize("name", ["A" * 100, "\ud800", "Ö"])
+def test_a_verifier_takes_no_name_that_a_plan_would_not(plan_value: Make, name: str) -> None:
+    told = calibrated(Plan.parse(plan_value(strategy={"sites_per_round": 2}))).to_dict()
+    told["sites"][0]["name"] = name
+    with pytest.raises(Malformed, match="names"):
+        AuditedPlan(told)
+
+
+@pytest.mark.parametrize("honest", [True, False])
+def test_a_log_without_a_lot_is_cosigned_by_more_than_half_or_noted(
+    seven: Make, monkeypatch: pytest.MonkeyPatch, honest: bool
+) -> None:
+    """The site of the last round is that of this one: nobody else's head can be drawn from."""
+    changes: dict[str, Any] = {
+        "strategy": {"sites_per_round": 1, "witnesses": 2},
+        "training": {"rounds": 8, "steps": 1},
+    }
+    seed = next(
+        seed
+        for seed in range(100)
+        if (made := Schedule(NAMES, 1, seed, 8)).sites_in(7) == made.sites_in(8)
+    )
+    fed = seven(seed=seed, **changes)
+    if not honest:
+        of = SitesByLot.of
+        monkeypatch.setattr(
+            SitesByLot,
+            "of",
+            lambda self, log: (
+                of(self, log) or [s.name for s in self.roster.sites if s.ledger.name != log][:2]
+            ),
+        )
+    fed.run()
+    verdict = fed.verdict()
+    assert verdict.ok, verdict.faults
+    assert bool([note for note in verdict.notes if "the lot" in note]) != honest

@@ -169,7 +169,7 @@ def test_a_coordinator_that_chooses_the_witnesses_itself_is_named(seven: Make) -
 
     fed.run(collector=chosen)
     (note,) = notes_on_lots(fed)
-    assert "in 3 rounds of 4, first in round 2" in note
+    assert "in 4 rounds of 4, first in round 1" in note
 
 
 def test_silent_witnesses_are_noted(seven: Make) -> None:

@@ -25,7 +25,7 @@ from privet.server import queue
 from privet.server.app import create_app
 from privet.server.membership.registry import MemberRegistry
 from privet.simulations.central import clip_factor, loss_of_turns, noised_mean
-from privet.simulations.planning import Setting
+from privet.simulations.planning import Setting, without_privacy
 from privet.simulations.run import Result, run_plan
 
 Make = Callable[..., Any]
@@ -195,10 +195,15 @@ def test_a_run_says_what_each_site_spent_and_that_nothing_is_claimed(
     assert seen[-1].spent == result.progress[-1].spent
     facts = result.to_dict()
     assert facts["trust"] == "central" and facts["unit"] == "site"
-    assert (
-        result.standing.trust == "central" and "trust added the noise" in result.standing.claim.why
-    )
-    assert {row.id: row.state for row in result.standing.rows}["H25"] == "unknown"
+    assert result.standing.trust == "central"
+    assert "a simulated coordinator added the noise" in result.standing.claim.why
+    rows = {row.id: (row.state, row.why) for row in result.standing.rows}
+    assert {rows[key][0] for key in ("H9", "H10", "H14", "H15", "H23", "H25")} == {"unknown"}
+    assert "site" in rows["H20"][1] and "seed" in rows["H14"][1] + result.standing.claim.why
+    fresh = ran(plan, "fresh", None)
+    assert not any(step.reproducible for step in fresh.progress)
+    rows = {row.id: (row.state, row.why) for row in fresh.standing.rows}
+    assert rows["H14"][0] == "enforced" and "seed" not in fresh.standing.claim.why
 
 
 def test_the_noise_is_fresh_unless_a_seed_fixes_it(
@@ -298,3 +303,10 @@ def test_no_real_party_takes_it(central: Make, tmp_path: Path) -> None:
     assert not (tmp_path / "hub" / "runs" / "run").exists()
     with pytest.raises(Malformed, match="local"):
         AuditedPlan(plan.to_dict())
+
+
+def test_without_privacy_it_trains_as_its_sites_do(central: Make) -> None:
+    """The bound of a whole update is none of a record's gradient."""
+    plain = without_privacy(central(privacy={"clip": 0.01}))
+    assert plain.privacy is None and plain.training.clip is None
+    assert plain == central(privacy={"clip": 0.01}).changed(privacy=None)

@@ -111,9 +111,16 @@ def test_what_is_left_out_is_told_wherever_it_is_found(
     assert told[1] == told[2] and told[1]
 
 
-def test_a_process_that_is_killed_costs_nothing(
-    many: Make, ran: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_process_that_is_killed_or_hangs_costs_nothing(
+    many: Make,
+    ran: Callable[..., Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: signal.Signals,
 ) -> None:
+    monkeypatch.setattr(processes, "_LIMIT_S", 3.0)
+    monkeypatch.setattr(processes, "_LIMIT", 1.0)
     made: list[TrainingProcesses] = []
     begin = TrainingProcesses.__init__
 
@@ -125,7 +132,7 @@ def test_a_process_that_is_killed_costs_nothing(
 
     def kill(progress: Any) -> None:
         if progress.round == 2:
-            os.kill(made[0]._others[0]._process.pid, signal.SIGKILL)
+            os.kill(made[0]._others[0]._process.pid, how)
 
     plan = many(training={"rounds": 4})
     result = ran(plan, "killed", jobs=2, observe=kill)
@@ -139,7 +146,7 @@ def test_a_process_that_is_killed_costs_nothing(
 
 def test_no_process_is_left(many: Make, ran: Callable[..., Result]) -> None:
     before = set(_children())
-    ran(many(3), "run", jobs=3)
+    assert ran(many(3), "run", jobs=9).processes == 3, "as many as sites have work"
     with pytest.raises(RuntimeError, match="enough"):
         ran(many(3), "broken", jobs=2, observe=_enough)
     assert set(_children()) == before
@@ -190,8 +197,8 @@ def test_shares_follow_what_each_side_took() -> None:
         def look(self) -> bool:
             return True
 
-        def end(self, count: int) -> list[None]:
-            return [None] * count
+        def end(self, limit: float) -> dict[str, Any]:
+            return {}
 
         def begin(self, orders: Any, model: Any) -> None:
             assert orders
@@ -208,7 +215,7 @@ def test_shares_follow_what_each_side_took() -> None:
         made.begin(shares, list(range(100)), {})  # type: ignore[arg-type]
         for one in made._others:
             one.seconds = shares[1] / 25
-        made.end(sum(shares[1:]), 3 * shares[0] / 25)
+        made.end(3 * shares[0] / 25)
     assert 8 <= made.shares(100)[0] <= 12
 
 

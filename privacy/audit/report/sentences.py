@@ -13,6 +13,8 @@ from privet.privacy.audit.report.claims import ReportStanding
 from privet.privacy.audit.report.phrases import figure_of, terms_of
 from privet.privacy.audit.verify import SiteFinding, Verdict
 
+_NAMED = 20
+"""Sites that a sentence names."""
 _NAMES = {row.id: f"{row.id} {row.name}" for row in assumptions.assess(assumptions.Facts())}
 
 
@@ -97,6 +99,7 @@ def spent_of(finding: SiteFinding) -> Spent:
 def _figures(found: list[SiteFinding]) -> str:
     bare = list(dict.fromkeys(f.site for f in found if f.epsilon is None))
     if bare:
+        bare[_NAMED:] = [f"{len(bare) - _NAMED} more sites"] if len(bare) > _NAMED else []
         return f"At {', '.join(bare)} something was let out without a privacy guarantee."
     worst = max(found, key=lambda f: (f.epsilon or 0.0, f.runs))
     runs = max(f.runs for f in found)

@@ -188,7 +188,15 @@ def result(outcome: Result, rows: list[ComparisonRow] | None, ledgers: Path | No
     OUT.print(table)
     releases(outcome, OUT)
     OUT.print(_claim(outcome), soft_wrap=True, highlight=False)
-    if outcome.loss is not None and outcome.plan.trains:
+    privacy = outcome.plan.privacy
+    if privacy is not None and privacy.is_central:
+        noise = (privacy.noise_multiplier or 0.0) * privacy.clip
+        OUT.print(
+            f"Each site's update was clipped to {privacy.clip:g}; the coordinator added noise of "
+            f"{noise:.4g} to their sum (noise multiplier {privacy.noise_multiplier:g})",
+            highlight=False, style="dim", soft_wrap=True,
+        )  # fmt: skip
+    elif outcome.loss is not None and outcome.plan.trains:
         OUT.print(f"Gradients were clipped by {outcome.clipping}", highlight=False, style="dim")
     if outcome.plan.compression is not None:
         size = outcome.update_bytes

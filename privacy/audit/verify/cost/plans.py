@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from privet.privacy.audit.verify.cost.accounting import SLACK, ceiling, fits
-from privet.privacy.audit.verify.cost.turns import MAX_TURNS, turns
+from privet.privacy.audit.verify.cost.turns import Turns
 from privet.privacy.audit.verify.formats.events import NON_PRIVATE, RELATIONS, Event, gate, gaussian
 from privet.privacy.audit.verify.formats.strict import Malformed, is_visible, number
 
@@ -70,7 +68,7 @@ class AuditedPlan:
         trainings: how many training releases a run has at a site at most; 0: it only evaluates.
         rounds, every: rounds, and rounds between two evaluations (0: none).
         training_rounds: rounds that train.
-        turns: the sites of each round; None: all take part in each.
+        turns: which sites take part in which round; None: all in each.
         train, evaluate: the event of one release of each purpose, None if there is none.
         evaluate_before: the event of an evaluation by the metrics mechanism as it was before it had
             integer weights; it costs as much, to the rounding of σ. A plan does not say which of
@@ -103,10 +101,10 @@ class AuditedPlan:
         self.rounds = self.training_rounds or 1
         strategy = _part(value, "strategy")
         self.turns = self._read_turns(value, strategy)
-        self.trainings = self._most(range(1, self.training_rounds + 1))
+        self.trainings = self.training_rounds if self.turns is None else self.turns.most
         self.averages = self.trainings > 0 and _count(strategy, "average_last", 1) > 1
         least = strategy.get("min_sites")
-        at_once = len(self.sites) if self.turns is None else len(self.turns[0])
+        at_once = len(self.sites) if self.turns is None else self.turns.count
         self.quorum = at_once // 2 + 1 if least is None else _count(strategy, "min_sites")
         drawn = strategy.get("witnesses")
         self.witnesses = None if drawn is None else _count(strategy, "witnesses")
@@ -115,24 +113,17 @@ class AuditedPlan:
         self._read_kinds(value)
         self._read_events(value, training)
 
-    def _read_turns(
-        self, value: dict[str, Any], strategy: dict[str, Any]
-    ) -> list[frozenset[str]] | None:
+    def _read_turns(self, value: dict[str, Any], strategy: dict[str, Any]) -> Turns | None:
         if strategy.get("sites_per_round") is None:
             return None
         some = _count(strategy, "sites_per_round")
         if not self.training_rounds:
             raise Malformed("'sites_per_round' of a plan that only evaluates")
-        if some > len(self.sites) or some * self.rounds > MAX_TURNS:
-            raise Malformed("'sites_per_round' of the plan is out of range")
-        return turns([str(site) for site in self.sites], some, _natural(value, "seed"), self.rounds)
-
-    def _most(self, rounds: Sequence[int]) -> int:
-        """Return in how many of these rounds a site takes part at most."""
-        if self.turns is None:
-            return len(rounds)
-        taken = Counter(site for number in rounds for site in self.turns[number - 1])
-        return max(taken.values(), default=0)
+        names = [str(site) for site in self.sites]
+        try:
+            return Turns(names, some, _natural(value, "seed"), self.rounds)
+        except ValueError as error:
+            raise Malformed(f"'sites_per_round' of the plan is {error}") from None
 
     def _read_kinds(self, value: dict[str, Any]) -> None:
         task, model, metrics = (_part(value, name) for name in ("task", "model", "metrics"))
@@ -187,7 +178,7 @@ class AuditedPlan:
         if self.turns is None:
             return -(-self.rounds // self.every)
         last = [] if self.rounds % self.every == 0 else [self.rounds]
-        return self._most([*range(self.every, self.rounds + 1, self.every), *last])
+        return self.turns.most_of([*range(self.every, self.rounds + 1, self.every), *last])
 
     @property
     def planned(self) -> list[Event]:
@@ -246,7 +237,7 @@ class AuditedPlan:
         """
         if not 1 <= round_ <= self.rounds:
             return False
-        if self.turns is not None and site not in self.turns[round_ - 1]:
+        if self.turns is not None and not self.turns.has(site, round_):
             return False
         if purpose == "train":
             return self.trainings > 0

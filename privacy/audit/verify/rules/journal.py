@@ -229,7 +229,8 @@ class AuditedJournal(AuditedLog):
         """Note a round of which a log lacks a quorum of the witnesses that the lot named.
 
         They may not have answered; then others did. It is no fault, but who chooses the round in
-        which they are silent chooses the witnesses.
+        which they are silent chooses the witnesses. Where there was nothing to draw from, as in the
+        first round, all are asked, and more than half should have cosigned.
         """
         before, sizes = run.heads, run.sizes
         run.sizes = sizes | {one["log"]: one["size"] for one in entry["witnessed"]}
@@ -240,7 +241,7 @@ class AuditedJournal(AuditedLog):
             if one["log"] in released
         ]
         count_of = run.plan.witnesses if run.plan is not None else None
-        if count_of is None or not before:
+        if count_of is None:
             return
         roster = self.state.roster
         for item in entry["witnessed"]:
@@ -249,13 +250,13 @@ class AuditedJournal(AuditedLog):
             owner = self.state.origins.get(item["log"])
             # The author of a log has no hand in its lot.
             told = [head for head in before if head[0] != item["log"]]
-            if not told:
-                continue  # there was nothing to draw from, and all were asked
             others = [site.name for site in roster.sites if site.name != owner]
-            named = drawn(entry["run"], entry["round"], item["log"], told, others)[:count_of]
-            named.append(self.name)
+            named, least = others, len(roster.sites) // 2 + 1
+            if told:
+                named = drawn(entry["run"], entry["round"], item["log"], told, others)[:count_of]
+                least = roster.quorum
             by = {roster.owners.get(one) for one in item["cosigners"]} - {owner}
-            if len(by & set(named)) < roster.quorum:
+            if len(by & {*named, self.name}) < min(least, len(others)):
                 run.off_lot.append(entry["round"])
                 return
 

@@ -16,6 +16,9 @@ from privet.privacy.audit.verify.formats.strict import Malformed, digest
 from privet.privacy.audit.verify.result import NEW_RULE, Findings, SiteFinding, short, show
 from privet.privacy.audit.verify.rules.orders import OrderOutcome, outcome_of
 
+_MOST_TURNS = 20_000_000
+"""Most turns of all plans of a bundle: they are counted in a minute or so."""
+
 #: How much of a bundle is kept: what a claim depends on, or all.
 Kept = Literal["nothing", "brief", "all"]
 
@@ -87,6 +90,7 @@ class VerificationState:
         self.releases: dict[int, str] = {}
         self.compositions = Compositions()
         self._passed_over = False
+        self._turns = 0
         #: Members whose log is not in the bundle: what would be in it is asked of nobody.
         self.absent: set[str] = set()
         self.members = {member.name: member for member in (roster.coordinator, *roster.sites)}
@@ -96,7 +100,11 @@ class VerificationState:
         """Keep a plan, which must be a possible one (``plan``); return its digest."""
         name = digest(rfc8785.dumps(value))
         try:
-            self.plans[name] = AuditedPlan(value)
+            plan = self.plans[name] = AuditedPlan(value)
+            if plan.turns is not None:
+                self._turns += plan.turns.total
+                if self._turns > _MOST_TURNS:
+                    raise Malformed("the plans of the bundle have more turns than are counted")
         except (Malformed, RecursionError, TypeError) as error:
             self.plans[name] = None
             self.findings.fault("plan", f"plan {short(name)}: {error}")
