@@ -73,6 +73,14 @@ class SiteRecords:
         ]
         return test[~test[SITE].isin(lacking).to_numpy()]
 
+    def unnamed(self) -> dict[str, int]:
+        """Return how many records are of sites that the plan does not name, by their name."""
+        if self.scenario is not None or self.plan.data.path is None:
+            return {}
+        there = self.table()[SITE].value_counts()
+        named = {site.name for site in self.plan.sites}
+        return {str(name): int(count) for name, count in there.items() if name not in named}
+
     @functools.cached_property
     def _stamp(self) -> tuple[tuple[str, int, int], ...]:
         """A value that differs where one of the user's own files does."""

@@ -102,6 +102,9 @@ class Teller(Protocol):
             text: such as "North trains, 2 of 9".
         """
 
+    def folder(self, path: Path) -> None:
+        """Take the run folder, once it is made."""
+
 
 class Silent:
     """A :class:`Teller` that keeps it to itself."""
@@ -114,6 +117,9 @@ class Silent:
         """
 
     step = stage
+
+    def folder(self, path: Path) -> None:
+        """Say nothing."""
 
 
 def simulate(
@@ -313,6 +319,7 @@ def run_plan(
     teller.stage("reading the records")
     require_usable(plan, records)
     run_id, folder = _new_folder(plan, out)
+    teller.folder(folder)
     write_json(folder / "plan.json", told.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers and setting.ledgers.resolve()
@@ -343,7 +350,21 @@ def run_plan(
         engine=engine,
         evidence=level,
     )
-    return write_result(replace(result, processes=processes))
+    remarks = (*result.remarks, *_unnamed(records))
+    return write_result(replace(result, processes=processes, remarks=remarks))
+
+
+def _unnamed(records: SiteRecords) -> list[str]:
+    """Return a remark on records of sites that the plan does not name: a name may be misspelt."""
+    found = records.unnamed()
+    if not found:
+        return []
+    some = ", ".join(f"'{name}' ({count})" for name, count in list(found.items())[:5])
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return [
+        f"{counted(sum(found.values()), 'record')} of the file are of sites that the plan does not "
+        f"name, and were not used: {some}{more}"
+    ]
 
 
 def require_usable(plan: Plan, records: SiteRecords) -> None:

@@ -121,6 +121,10 @@ def main() -> None:
     except KeyboardInterrupt:
         typer.echo("privet: stopped", err=True)
         sys.exit(130)
+    except SystemExit as error:
+        if error.code == 130:  # typer makes this of an interrupt
+            typer.echo("privet: stopped", err=True)
+        raise
     except BrokenPipeError:
         sys.exit(1)
     except Exception as error:

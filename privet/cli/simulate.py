@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -245,7 +246,13 @@ def simulate(
         _sweep(chosen, setting, sweep, _Sweeping(out, jobs, resume), as_json)
         return
     with show.RunDisplay(chosen) as display:
-        result = run.run_plan(chosen, setting, out, display.update, display)
+        try:
+            result = run.run_plan(chosen, setting, out, display.update, display)
+        except KeyboardInterrupt:
+            if display.out is not None:
+                kept = setting.evidence_of(chosen) != "off"
+                typer.echo(_stopped(display.out, kept=kept), err=True)
+            raise
     rows, failed = None, bool(result.silent)
     if compare:
         with show.stage("training without privacy, for comparison") as tell:
@@ -342,6 +349,15 @@ def _sweep(plan: Any, setting: Any, words: list[str], how: _Sweeping, as_json: b
         for site in silent:
             typer.echo(f"privet: {site['name']} never released; {site['log']} says why", err=True)
         raise typer.Exit(1)
+
+
+def _stopped(folder: Path, *, kept: bool) -> str:
+    if not kept:
+        return f"privet: {folder} is of a run that was stopped, and kept no evidence"
+    return (
+        f"privet: the ledgers in {folder} keep what was charged until now; `privet audit bundle "
+        f"{shlex.quote(str(folder))} --out FILE` gathers them"
+    )
 
 
 def _stamp() -> str:

@@ -247,3 +247,17 @@ def _without_none(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return [_without_none(v) for v in value] if isinstance(value, list) else value
+
+
+def test_records_of_sites_that_the_plan_does_not_name_are_told(
+    frame_of: Make, plan_value: Make, tmp_path: Path, ran: Callable[..., Result]
+) -> None:
+    """A name in the plan may be misspelt; that site then trains on nothing, and nobody knows."""
+    frame = frame_of(60, 1)
+    frame["where"] = ["North", "Soth", "South "] * 20
+    frame.to_csv(tmp_path / "all.csv", index=False)
+    sites = [{"name": name, "nominal_size": 15} for name in ("North", "South")]
+    data = {"path": str(tmp_path / "all.csv"), "site_column": "where"}
+    result = ran(Plan.parse(plan_value(sites=sites, data=data)), "run", jobs=1)
+    (remark,) = result.remarks
+    assert "20 records" in remark and "'Soth' (20)" in remark

@@ -325,3 +325,31 @@ def test_the_interval_is_students() -> None:
     low, high = stats.t.interval(0.95, 3, loc=mean, scale=stats.sem(values))
     assert (mean - (half or 0), mean + (half or 0)) == pytest.approx((low, high))
     assert interval([0.5]) == (0.5, None)
+
+
+def test_a_run_that_is_interrupted_says_where_its_ledgers_are(
+    plan_value: Make, write_toml: Callable[..., Path], files: Path, tmp_path: Path
+) -> None:
+    value = plan_value(training={"rounds": 2000}, privacy="none")
+    for site in value["sites"]:
+        site["path"] = str(files / site["path"])
+    path, out = write_toml(tmp_path / "tiny.toml", value), tmp_path / "out"
+    words = ["simulate", str(path), "--out", str(out), "--jobs", "1"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from privet.cli import main; main()", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        while not list(out.glob("sites/*/ledger.db")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate()
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "Traceback" not in said
+    assert f"privet audit bundle {out}" in said and said.rstrip().endswith("privet: stopped")

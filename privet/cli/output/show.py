@@ -52,6 +52,8 @@ class RunDisplay:
         self._live: Live | None = None
         self._rows: Table | None = None
         self._started = time.monotonic()
+        self.out: Path | None = None
+        """The run folder, once it is made."""
 
     def __enter__(self) -> RunDisplay:
         if _err.is_terminal:
@@ -68,6 +70,10 @@ class RunDisplay:
         if self._live is None:
             _err.print(f"{self._plan.name}: {text}", highlight=False, soft_wrap=True)
         self.step(text)
+
+    def folder(self, path: Path) -> None:
+        """Take the run folder."""
+        self.out = path
 
     def step(self, text: str) -> None:
         """Show what is done within a round; on a terminal alone."""
