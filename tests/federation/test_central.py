@@ -33,34 +33,17 @@ CENTRAL = {"unit": "site", "trust": "central", "epsilon": 8.0, "delta": 1e-3, "c
 
 
 @pytest.fixture
-def central(frame_of: Make, plan_value: Make, tmp_path: Path) -> Make:
+def central(many: Make) -> Make:
     """Return a plan of sites with central noise, three of which take part in a round."""
 
     def make(count: int = 5, **changes: Any) -> Plan:
-        sites = []
-        for k in range(count):
-            path = tmp_path / f"s{k}.csv"
-            frame_of(24, k).to_csv(path, index=False)
-            sites.append({"name": f"Site {k}", "nominal_size": 15 + k, "path": str(path)})
         privacy = {**CENTRAL, "noise_multiplier": None, **changes.pop("privacy", {})}
         strategy = {"sites_per_round": 3, **changes.pop("strategy", {})}
         training = {"rounds": 5, "steps": 2, **changes.pop("training", {})}
-        value = plan_value(
-            sites=sites, privacy=privacy, strategy=strategy, training=training, **changes
-        )
-        return Plan.parse(value)
+        plan: Plan = many(count, privacy=privacy, strategy=strategy, training=training, **changes)
+        return plan
 
     return make
-
-
-@pytest.fixture
-def ran(tmp_path: Path) -> Callable[..., Result]:
-    """Simulate a plan; the noise is the same each time unless it is None."""
-
-    def run(plan: Plan, name: str = "run", seed: int | None = 1, **setting: Any) -> Result:
-        return run_plan(plan, Setting(noise_seed=seed, **setting), tmp_path / name)
-
-    return run
 
 
 def updates(count: int, scale: float = 1.0) -> list[dict[str, np.ndarray]]:
@@ -177,11 +160,11 @@ def test_neither_steps_nor_sampling_of_records_change_the_price(central: Make) -
 
 
 def test_a_run_says_what_each_site_spent_and_that_nothing_is_claimed(
-    central: Make, ran: Callable[..., Result]
+    central: Make, simulated: Callable[..., Result]
 ) -> None:
     seen: list[Any] = []
     plan = central()
-    result = run_plan(plan, Setting(noise_seed=1), ran(plan).out.parent / "b", seen.append)
+    result = simulated(plan, observe=seen.append)
     assert (result.evidence, result.claim) == ("off", "none")
     assert result.loss is not None and str(result.loss.unit) == "site"
     done = calibrated(plan)
@@ -200,18 +183,18 @@ def test_a_run_says_what_each_site_spent_and_that_nothing_is_claimed(
     rows = {row.id: (row.state, row.why) for row in result.standing.rows}
     assert {rows[key][0] for key in ("H9", "H10", "H14", "H15", "H23", "H25")} == {"unknown"}
     assert "site" in rows["H20"][1] and "seed" in rows["H14"][1] + result.standing.claim.why
-    fresh = ran(plan, "fresh", None)
+    fresh = simulated(plan, "fresh", None)
     assert not any(step.reproducible for step in fresh.progress)
     rows = {row.id: (row.state, row.why) for row in fresh.standing.rows}
     assert rows["H14"][0] == "enforced" and "seed" not in fresh.standing.claim.why
 
 
 def test_the_noise_is_fresh_unless_a_seed_fixes_it(
-    central: Make, ran: Callable[..., Result]
+    central: Make, simulated: Callable[..., Result]
 ) -> None:
     plan = central()
-    models = [ran(plan, name, seed).model for name, seed in (("a", 1), ("b", 1), ("c", 2))]
-    models += [ran(plan, name, None).model for name in ("d", "e")]
+    models = [simulated(plan, name, seed).model for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    models += [simulated(plan, name, None).model for name in ("d", "e")]
     vectors = [flat(dict(model)) for model in models]
     assert np.array_equal(vectors[0], vectors[1])
     for one, other in itertools.combinations(vectors[1:], 2):
@@ -222,7 +205,7 @@ def test_the_noise_is_fresh_unless_a_seed_fixes_it(
 @pytest.mark.parametrize(("clip", "same"), [(100.0, True), (0.01, False)])
 def test_without_noise_and_clip_it_is_the_plain_mean(
     central: Make,
-    ran: Callable[..., Result],
+    simulated: Callable[..., Result],
     monkeypatch: Any,
     engine: str,
     clip: float,
@@ -234,8 +217,8 @@ def test_without_noise_and_clip_it_is_the_plain_mean(
         spec["nominal_size"] = 15  # a site is a unit, whatever its size
     plan = Plan.parse(value)
     start = flat(dict(initial_model(plan)))
-    central_mean = flat(dict(ran(plan, "central", engine=engine).model)) - start
-    plain = ran(plan.changed(privacy=None), "plain", engine=engine, evidence="off")
+    central_mean = flat(dict(simulated(plan, "central", engine=engine).model)) - start
+    plain = simulated(plan.changed(privacy=None), "plain", engine=engine, evidence="off")
     mean = flat(dict(plain.model)) - start
     assert np.linalg.norm(mean) > 0.05
     assert np.allclose(central_mean, mean, atol=1e-6) == same
@@ -244,9 +227,9 @@ def test_without_noise_and_clip_it_is_the_plain_mean(
 
 @pytest.mark.parametrize("kind", ["fedadam", "fedavgm"])
 def test_any_strategy_takes_the_noised_mean(
-    central: Make, ran: Callable[..., Result], kind: str
+    central: Make, simulated: Callable[..., Result], kind: str
 ) -> None:
-    result = ran(central(strategy={"kind": kind}))
+    result = simulated(central(strategy={"kind": kind}))
     assert all(np.isfinite(array).all() for array in dict(result.model).values())
 
 

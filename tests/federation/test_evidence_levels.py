@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from privet.common.errors import InputError, QuorumError
-from privet.common.plan import Plan
 from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
 from privet.privacy.evidence.ledger import Ledger
@@ -22,31 +21,6 @@ from privet.simulations.run import Result, run_plan
 
 Make = Callable[..., Any]
 LEVELS = ("full", "light", "off")
-
-
-@pytest.fixture
-def many(frame_of: Make, plan_value: Make, tmp_path: Path) -> Make:
-    """Return a plan of that many sites, with their files."""
-
-    def make(count: int, **changes: Any) -> Plan:
-        sites = []
-        for k in range(count):
-            path = tmp_path / f"s{k}.csv"
-            frame_of(20, k, persons=9).to_csv(path, index=False)
-            sites.append({"name": f"Site {k}", "nominal_size": 15, "path": str(path)})
-        return Plan.parse(plan_value(sites=sites, **changes))
-
-    return make
-
-
-@pytest.fixture
-def ran(tmp_path: Path) -> Callable[..., Result]:
-    """Simulate a plan; the noise is the same each time unless it is None."""
-
-    def run(plan: Plan, name: str, seed: int | None = 1, **setting: Any) -> Result:
-        return run_plan(plan, Setting(noise_seed=seed, **setting), tmp_path / name)
-
-    return run
 
 
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
@@ -94,9 +68,9 @@ def test_what_needs_a_ledger_is_refused_without_one(
 )  # fmt: skip
 @pytest.mark.parametrize("engine", ["inline", "auto"])
 def test_the_level_changes_nothing_of_the_training(
-    many: Make, ran: Callable[..., Result], changes: dict[str, Any], engine: str
+    many: Make, simulated: Callable[..., Result], changes: dict[str, Any], engine: str
 ) -> None:
-    made = {one: ran(many(5, **changes), one, evidence=one, engine=engine) for one in LEVELS}
+    made = {one: simulated(many(5, **changes), one, evidence=one, engine=engine) for one in LEVELS}
     full = made["full"]
     for level, result in made.items():
         assert result.evidence == result.to_dict()["evidence"] == level
@@ -109,7 +83,7 @@ def test_the_level_changes_nothing_of_the_training(
 
 
 def test_a_site_that_fails_is_told_at_each_level(
-    many: Make, ran: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    many: Make, simulated: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its operator's log says why; the coordinator learns that it failed."""
     from privet.client.training.trainer import Trainer
@@ -123,21 +97,21 @@ def test_a_site_that_fails_is_told_at_each_level(
 
     monkeypatch.setattr(Trainer, "release", failing)
     for level in LEVELS:
-        result = ran(many(4), level, evidence=level, engine="inline")
+        result = simulated(many(4), level, evidence=level, engine="inline")
         assert [site.released for site in result.sites] == [2, 0, 2, 2]
         assert result.sites[1].status == "failed"
         assert "a secret of a record" in result.sites[1].reason
         assert "secret" not in json.dumps(result.to_dict()["history"])
     monkeypatch.setattr(Trainer, "release", lambda *given: 1 / 0)
     with pytest.raises(QuorumError, match="division by zero"):
-        ran(many(3), "none", evidence="off", engine="inline")
+        simulated(many(3), "none", evidence="off", engine="inline")
 
 
 # light
 
 
-def test_light_evidence_is_whole_and_verifies(many: Make, ran: Callable[..., Result]) -> None:
-    result = ran(many(22), "run", None)
+def test_light_evidence_is_whole_and_verifies(many: Make, simulated: Callable[..., Result]) -> None:
+    result = simulated(many(22), "run", None)
     assert (result.evidence, result.claim) == ("light", "conditional")
     roster = json.loads((result.out / "roster.json").read_text())
     assert roster["quorum"] == 2
@@ -170,9 +144,9 @@ def test_light_evidence_is_whole_and_verifies(many: Make, ran: Callable[..., Res
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_fewer_sites_than_light_evidence_has_witnesses(
-    many: Make, ran: Callable[..., Result], count: int
+    many: Make, simulated: Callable[..., Result], count: int
 ) -> None:
-    result = ran(many(count), "run", None, evidence="light")
+    result = simulated(many(count), "run", None, evidence="light")
     bundle = write_bundle([result.out], result.out / "run.bundle").path
     found = verify(bundle, result.out / "roster-fingerprints.json", processes=1)
     assert found.ok, found.faults
@@ -180,7 +154,7 @@ def test_fewer_sites_than_light_evidence_has_witnesses(
 
 
 def test_every_light_ledger_pays_before_a_record_is_read(
-    many: Make, ran: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    many: Make, simulated: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from privet.simulations.cohort.member import CohortMember
 
@@ -196,15 +170,15 @@ def test_every_light_ledger_pays_before_a_record_is_read(
     monkeypatch.setattr(CohortMember, "begin", counted)
     plan = many(5)
     many_out = [Path(plan.sites[0].path or "").parent / "run"]
-    ran(plan, "run", None, evidence="light")
+    simulated(plan, "run", None, evidence="light")
     assert opened == [0] * 10
 
 
 def test_a_light_ledger_that_lasts_is_charged_again(
-    many: Make, ran: Callable[..., Result], tmp_path: Path
+    many: Make, simulated: Callable[..., Result], tmp_path: Path
 ) -> None:
     setting = {"ledgers": tmp_path / "banks", "cap": 60.0, "evidence": "light"}
-    one, two = (ran(many(4), name, None, **setting) for name in ("one", "two"))
+    one, two = (simulated(many(4), name, None, **setting) for name in ("one", "two"))
     assert one.loss is not None and two.loss is not None and two.loss.epsilon > one.loss.epsilon
     assert len(Ledger.read(tmp_path / "banks" / "Site 0").history()) == 2
     bundle = write_bundle([two.out, tmp_path / "banks"], tmp_path / "b.bundle").path
@@ -215,9 +189,9 @@ def test_a_light_ledger_that_lasts_is_charged_again(
 
 
 def test_without_evidence_nothing_is_written_down_and_nothing_is_claimed(
-    many: Make, ran: Callable[..., Result]
+    many: Make, simulated: Callable[..., Result]
 ) -> None:
-    result = ran(many(4), "run", None, evidence="off")
+    result = simulated(many(4), "run", None, evidence="off")
     assert (result.claim, result.conditional_on) == ("none", [])
     assert "--evidence off" in result.standing.claim.why
     said = result.to_dict()["in_words"]
@@ -235,8 +209,8 @@ def test_without_evidence_nothing_is_written_down_and_nothing_is_claimed(
 
 
 def test_without_privacy_and_evidence_the_claim_says_so(
-    many: Make, ran: Callable[..., Result]
+    many: Make, simulated: Callable[..., Result]
 ) -> None:
-    result = ran(many(3, privacy=None), "run", evidence="off")
+    result = simulated(many(3, privacy=None), "run", evidence="off")
     assert (result.claim, result.standing.claim.why) == ("none", "trained without noise")
     assert result.loss is None and result.to_dict()["epsilon"] is None

@@ -18,38 +18,10 @@ from privet.privacy.audit.bundle import write_bundle
 from privet.privacy.audit.verify import verify
 from privet.simulations.cohort import processes
 from privet.simulations.cohort.processes import TrainingProcesses, processes_that_fit
-from privet.simulations.planning import Setting
-from privet.simulations.run import Result, run_plan
+from privet.simulations.run import Result
 
 Make = Callable[..., Any]
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def many(frame_of: Make, plan_value: Make, tmp_path: Path) -> Make:
-    """Return a plan of that many sites, with their files."""
-
-    def make(count: int = 5, **changes: Any) -> Plan:
-        sites = []
-        for k in range(count):
-            path = tmp_path / f"s{k}.csv"
-            if not path.exists():
-                frame_of(24, k, persons=9).to_csv(path, index=False)
-            sites.append({"name": f"Site {k}", "nominal_size": 15, "path": str(path)})
-        return Plan.parse(plan_value(sites=sites, **changes))
-
-    return make
-
-
-@pytest.fixture
-def ran(tmp_path: Path) -> Callable[..., Result]:
-    """Simulate a plan; the noise is the same each time unless it is None."""
-
-    def run(plan: Plan, name: str, seed: int | None = 1, **setting: Any) -> Result:
-        observe = setting.pop("observe", lambda _: None)
-        return run_plan(plan, Setting(noise_seed=seed, **setting), tmp_path / name, observe)
-
-    return run
 
 
 def verified(result: Result, path: Path) -> bool:
@@ -68,10 +40,10 @@ def verified(result: Result, path: Path) -> bool:
     ids=["private", "plain", "gate", "fedprox", "people", "turns", "no cohort"],
 )  # fmt: skip
 def test_two_processes_make_what_one_makes(
-    many: Make, ran: Callable[..., Result], tmp_path: Path, changes: dict[str, Any]
+    many: Make, simulated: Callable[..., Result], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
     plan = many(**changes)
-    alone, shared = (ran(plan, f"jobs-{jobs}", jobs=jobs) for jobs in (1, 2))
+    alone, shared = (simulated(plan, f"jobs-{jobs}", jobs=jobs) for jobs in (1, 2))
     assert (alone.processes, shared.processes) == (1, 2)
     assert shared.to_dict()["processes"] == 2
     for name, array in dict(alone.model).items():
@@ -81,17 +53,17 @@ def test_two_processes_make_what_one_makes(
     assert verified(shared, tmp_path / "shared.bundle")
 
 
-def test_each_process_draws_noise_of_its_own(many: Make, ran: Callable[..., Result]) -> None:
+def test_each_process_draws_noise_of_its_own(many: Make, simulated: Callable[..., Result]) -> None:
     """Without a seed no two sites and no two runs have the same noise."""
     plan = many(4, training={"rounds": 1})
-    one, other = (ran(plan, name, None, jobs=2) for name in ("a", "b"))
+    one, other = (simulated(plan, name, None, jobs=2) for name in ("a", "b"))
     assert one.processes == other.processes == 2
     flat = [np.concatenate([a.ravel() for a in dict(r.model).values()]) for r in (one, other)]
     assert not np.allclose(*flat)
 
 
 def test_what_is_left_out_is_told_wherever_it_is_found(
-    many: Make, ran: Callable[..., Result], tmp_path: Path
+    many: Make, simulated: Callable[..., Result], tmp_path: Path
 ) -> None:
     plan = many()
     for k in (0, 4):  # of this process, and of the other
@@ -101,7 +73,7 @@ def test_what_is_left_out_is_told_wherever_it_is_found(
         path.write_text("\n".join([*lines, lines[2].replace(",", ";")]) + "\n")
     told = {}
     for jobs in (1, 2):
-        result = ran(plan, f"jobs-{jobs}", jobs=jobs)
+        result = simulated(plan, f"jobs-{jobs}", jobs=jobs)
         logs = [result.out / "sites" / f"Site {k}" / "operator.log" for k in (0, 4)]
         told[jobs] = [
             [line.split(" WARNING ")[1].split(": ", 1)[1] for line in log.read_text().splitlines()]
@@ -114,7 +86,7 @@ def test_what_is_left_out_is_told_wherever_it_is_found(
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_process_that_is_killed_or_hangs_costs_nothing(
     many: Make,
-    ran: Callable[..., Result],
+    simulated: Callable[..., Result],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     how: signal.Signals,
@@ -135,8 +107,8 @@ def test_a_process_that_is_killed_or_hangs_costs_nothing(
             os.kill(made[0]._others[0]._process.pid, how)
 
     plan = many(training={"rounds": 4})
-    result = ran(plan, "killed", jobs=2, observe=kill)
-    whole = ran(plan, "whole", jobs=1)
+    result = simulated(plan, "killed", jobs=2, observe=kill)
+    whole = simulated(plan, "whole", jobs=1)
     assert [site.released for site in result.sites] == [4] * 5
     for name, array in dict(whole.model).items():
         assert np.allclose(dict(result.model)[name], array, rtol=1e-4, atol=1e-6)
@@ -144,11 +116,11 @@ def test_a_process_that_is_killed_or_hangs_costs_nothing(
     assert made[0]._others == []
 
 
-def test_no_process_is_left(many: Make, ran: Callable[..., Result]) -> None:
+def test_no_process_is_left(many: Make, simulated: Callable[..., Result]) -> None:
     before = set(_children())
-    assert ran(many(3), "run", jobs=9).processes == 3, "as many as sites have work"
+    assert simulated(many(3), "run", jobs=9).processes == 3, "as many as sites have work"
     with pytest.raises(RuntimeError, match="enough"):
-        ran(many(3), "broken", jobs=2, observe=_enough)
+        simulated(many(3), "broken", jobs=2, observe=_enough)
     assert set(_children()) == before
 
 
@@ -169,23 +141,23 @@ def _children() -> list[str]:
     ],
 )
 def test_what_cannot_be_shared_is_not(
-    many: Make, ran: Callable[..., Result], changes: dict[str, Any], setting: dict[str, Any]
+    many: Make, simulated: Callable[..., Result], changes: dict[str, Any], setting: dict[str, Any]
 ) -> None:
-    assert ran(many(3, **changes), "run", **setting).processes == 1
+    assert simulated(many(3, **changes), "run", **setting).processes == 1
 
 
 def test_processes_start_where_much_is_left(
-    many: Make, ran: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+    many: Make, simulated: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[int] = []
     monkeypatch.setattr(processes, "processes_that_fit", lambda: 3)
     monkeypatch.setattr(TrainingProcesses, "_start", lambda self, more: started.append(more))
-    ran(many(3), "short", None)
+    simulated(many(3), "short", None)
     assert started == []
     monkeypatch.setattr(processes, "_START_S", -1.0)
-    ran(many(3), "seeded", 1)
+    simulated(many(3), "seeded", 1)
     assert started == [], "a fixed seed gives the same model to the last bit"
-    ran(many(3), "long", None)
+    simulated(many(3), "long", None)
     assert set(started) == {2}
 
 
@@ -250,7 +222,7 @@ def _without_none(value: Any) -> Any:
 
 
 def test_records_of_sites_that_the_plan_does_not_name_are_told(
-    frame_of: Make, plan_value: Make, tmp_path: Path, ran: Callable[..., Result]
+    frame_of: Make, plan_value: Make, tmp_path: Path, simulated: Callable[..., Result]
 ) -> None:
     """A name in the plan may be misspelt; that site then trains on nothing, and nobody knows."""
     frame = frame_of(60, 1)
@@ -258,6 +230,6 @@ def test_records_of_sites_that_the_plan_does_not_name_are_told(
     frame.to_csv(tmp_path / "all.csv", index=False)
     sites = [{"name": name, "nominal_size": 15} for name in ("North", "South")]
     data = {"path": str(tmp_path / "all.csv"), "site_column": "where"}
-    result = ran(Plan.parse(plan_value(sites=sites, data=data)), "run", jobs=1)
+    result = simulated(Plan.parse(plan_value(sites=sites, data=data)), "run", jobs=1)
     (remark,) = result.remarks
     assert "20 records" in remark and "'Soth' (20)" in remark
