@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.serverapp import Grid
 
 from privet.common.flat import Arrays
 from privet.common.plan import Plan
@@ -51,13 +50,13 @@ class CentralLink(FlowerLink):
 
     Args:
         plan: with its noise calibrated, and ``trust = "central"``.
-        grid: reaches the sites, which train by :func:`sites_plan`.
+        grid: of Flower or of Privet; reaches the sites, which train by :func:`sites_plan`.
         noise_seed: makes the noise reproducible, for tests; None takes a fresh key each round.
         scratch: a folder for aggregated models; None keeps them in memory.
     """
 
     def __init__(
-        self, plan: Plan, grid: Grid, noise_seed: int | None, scratch: Path | None = None
+        self, plan: Plan, grid: Any, noise_seed: int | None, scratch: Path | None = None
     ) -> None:
         super().__init__(sites_plan(plan), grid, scratch)
         self._central, self._noise_seed = plan, noise_seed

@@ -322,6 +322,7 @@ def _without_ledgers(plan: Plan, sites: list[SiteResult], *, seeded: bool) -> Re
         metrics=plan.metrics.source,
         attested={str(row): why for row, why in plan.attested.items()},
         trust=privacy.trust,
+        central=privacy.is_central,
         seeded=seeded,
     )
     if privacy.is_central:

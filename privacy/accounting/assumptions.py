@@ -40,8 +40,8 @@ class Facts:
         witnessed: a quorum of others cosigned the head of every ledger.
         runs: most runs that were charged to one population.
         own_task: a task of a user's own, which may have a measure of its own.
-        trust: who sees un-noised values, as the plans say; "" where one does not say it. The rows
-            of central trust are those of a simulation.
+        trust: who sees un-noised values, as the plans say; "" where one does not say it.
+        central: this is a simulation whose coordinator added the noise.
         seeded: the noise came from a seed.
         second: the sites with a second population, each with its own reason why nobody is in
             both; "" where it gives none.
@@ -58,6 +58,7 @@ class Facts:
     runs: int = 1
     own_task: bool = False
     trust: str = "local"
+    central: bool = False
     seeded: bool = False
     second: tuple[tuple[str, str], ...] = ()
     others: tuple[tuple[str, tuple[str, ...] | None], ...] = ()
@@ -163,7 +164,7 @@ def assess(facts: Facts) -> list[Assumption]:
     rows["H20"] = Assumption("H20", "unit", "enforced", unit)
     rows["H25"] = Assumption("H25", "trust-model", *_trust(facts.trust))
     rows |= _of_ledgers(facts)
-    if facts.trust == "central":
+    if facts.central:
         rows |= {key: Assumption(key, rows[key].name, *said) for key, said in _CENTRAL.items()}
     if facts.seeded:
         rows["H14"] = Assumption("H14", rows["H14"].name, "unknown", "the noise came from a seed")

@@ -177,7 +177,11 @@ def test_a_second_population_rests_on_the_sites_word(
     ("trust", "state", "said"),
     [
         ("local", "enforced", "Trust: local, nobody outside a site saw un-noised values."),
-        ("central", "unknown", "Trust: central."),
+        (
+            "central",
+            "unknown",
+            "Trust: central, the coordinator saw the updates of all sites without noise.",
+        ),
         (None, "enforced", "Trust: not stated by the plan."),
     ],
 )

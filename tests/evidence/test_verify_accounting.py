@@ -400,7 +400,7 @@ def test_what_a_plan_fixes() -> None:
     plan = AuditedPlan(plan_of(training={"rounds": 7}, metrics={"every": 3}))
     assert plan.train == read_event(train_event(plan_of()))
     assert plan.evaluate == read_event(gate_event(plan_of()))
-    assert [r for r in range(1, 9) if plan.has("evaluate", r)] == [3, 6, 7]
+    assert [r for r in range(1, 9) if plan.has("evaluate", r, "A")] == [3, 6, 7]
     assert plan.evaluations == 3
     bare = plan_of()
     del bare["privacy"]

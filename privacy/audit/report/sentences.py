@@ -47,7 +47,7 @@ def trust_sentence(top: ReportStanding) -> str:
     if top.trust == "local":
         return "Trust: local, nobody outside a site saw un-noised values."
     if top.trust == "central":
-        return "Trust: central, the coordinator saw every site's update without noise."
+        return "Trust: central, the coordinator saw the updates of all sites without noise."
     return f"Trust: {top.trust or 'not stated by the plan'}."
 
 
