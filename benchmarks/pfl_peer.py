@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from privet.client.training.model_runtime import model_runtime
+from privet.common.models import initial_model
 from privet.common.plan import Plan
 
 
@@ -51,6 +52,11 @@ class PflModel(nn.Module):
         super().__init__()
         bench = model_runtime(plan)
         self.model, self._task = copy.deepcopy(bench.engine.model), bench.task
+        # The runtime is kept, and has the weights of what it computed last.
+        begins = initial_model(plan)
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(torch.from_numpy(np.array(begins[name])))
 
     def loss(self, **batch: Tensor) -> Tensor:
         """Return the mean loss of a batch."""
