@@ -28,17 +28,27 @@ def verified(result: Result, path: Path) -> bool:
     return verify(write_bundle([result.out], path).path).ok
 
 
+LONG = pytest.mark.long
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"privacy": None}, {"metrics": {"source": "gate"}},
-        {"strategy": {"kind": "fedprox", "proximal_mu": 0.3}},
-        {"privacy": {"unit": "person", "max_records": 3}, "data": {"person_column": "patient"}},
-        {"strategy": {"sites_per_round": 3}, "training": {"rounds": 4}},
-        {"training": {"clipping": "functorch"}},
+        pytest.param({}, id="private"),
+        pytest.param({"privacy": None}, id="plain", marks=LONG),
+        pytest.param({"metrics": {"source": "gate"}}, id="gate", marks=LONG),
+        pytest.param(
+            {"strategy": {"kind": "fedprox", "proximal_mu": 0.3}}, id="fedprox", marks=LONG
+        ),
+        pytest.param(
+            {"privacy": {"unit": "person", "max_records": 3}, "data": {"person_column": "patient"}},
+            id="people",
+            marks=LONG,
+        ),
+        pytest.param({"strategy": {"sites_per_round": 3}, "training": {"rounds": 4}}, id="turns"),
+        pytest.param({"training": {"clipping": "functorch"}}, id="no cohort"),
     ],
-    ids=["private", "plain", "gate", "fedprox", "people", "turns", "no cohort"],
-)  # fmt: skip
+)
 def test_two_processes_make_what_one_makes(
     many: Make, simulated: Callable[..., Result], tmp_path: Path, changes: dict[str, Any]
 ) -> None:
