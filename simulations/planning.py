@@ -45,7 +45,7 @@ class Setting:
             are no ledgers, and the claim is ``none``. None takes ``full`` up to 20 sites,
             ``light`` up to 1,000 and ``off`` beyond, where no other setting needs ledgers.
         jobs: processes that train a round's sites; None: one, and as many as there are cores
-            where much training is left after the first round.
+            where much training is left after the second round.
     """
 
     engine: Engine = "auto"

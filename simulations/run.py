@@ -156,7 +156,7 @@ def simulate(
         evidence: ``full``, ``light`` or ``off``; None takes ``full`` up to 20 sites, ``light`` up
             to 1,000, else ``off``.
         jobs: processes that train a round's sites; None: one, and as many as there are cores where
-            much is left after the first round.
+            much is left after the second round.
 
     Raises:
         InputError: if the plan or the data is wrong.
@@ -577,6 +577,8 @@ def _processes_of(maker: SiteMaker, setting: Setting, teller: Teller) -> Trainin
         return None
     if asked is None and maker.noise_seed is not None:
         return None  # the same result each time, to the last bit
+    if asked is None and plan.model.reads_features:
+        return None  # training costs little beside what a frozen encoder reads once a process
     elsewhere = replace(maker, evidence="off")
     return TrainingProcesses(elsewhere, asked, tell=teller.stage)
 

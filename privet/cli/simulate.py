@@ -103,7 +103,7 @@ def simulate(
         typer.Option(
             help="Processes at once: runs of a --sweep (default this machine's cores ÷ threads), "
             "or those that train the sites of a run (default 1, and one for each core where much "
-            "is left after the first round)."
+            "is left after the second round)."
         ),
     ] = None,
     resume: Annotated[

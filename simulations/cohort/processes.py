@@ -176,6 +176,7 @@ class TrainingProcesses:
         self._others: list[_Process] = []
         self._share = 0.0
         self._begun: list[_Process] = []
+        self._first: float | None = None
         self.used = 1
         """Processes that trained in the last round, this one included."""
         if count is not None and count > 1 and self._most(count) > 1:
@@ -233,11 +234,16 @@ class TrainingProcesses:
         """Take how long the training of a round took, and start processes if it pays.
 
         Args:
-            seconds: of the training.
+            seconds: of the training. That of the first round has the reading of the records, too,
+                which another process has to do as well.
             number: of the round.
         """
+        if self._first is None:
+            self._first = seconds
+            return
         left = seconds * (self._maker.plan.last_round - number)
-        if self._count is None and not self._others and left > _START_S:
+        reading = max(0.0, self._first - seconds)
+        if self._count is None and not self._others and left > _START_S + 2 * reading:
             more = self._most(processes_that_fit()) - 1
             if more > 0:
                 self._tell(f"starting {more} more processes" if more > 1 else "starting a process")
