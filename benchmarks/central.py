@@ -1,7 +1,7 @@
 """Central noise in a simulation beside Apple's pfl: the same data, model, clip, noise and turns.
 
-    python -m venv /tmp/pfl && /tmp/pfl/bin/pip install pfl
-    python benchmarks/central.py --pfl /tmp/pfl/lib/python3.11/site-packages --json
+    python -m venv other && other/bin/pip install pfl
+    python benchmarks/central.py --pfl other/lib/python3.11/site-packages --json
     python benchmarks/central.py --quick
 
 1,424 of scikit-learn's 1,797 digits are dealt to 89 clients of 16 images; 30 take part in a round,

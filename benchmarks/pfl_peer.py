@@ -2,8 +2,8 @@
 
 It has dependencies that Privet does not want, so it is found in another environment:
 
-    python -m venv /tmp/pfl && /tmp/pfl/bin/pip install pfl
-    python benchmarks/central.py --pfl /tmp/pfl/lib/python3.11/site-packages
+    python -m venv other && other/bin/pip install pfl
+    python benchmarks/central.py --pfl other/lib/python3.11/site-packages
 """
 
 from __future__ import annotations

@@ -62,19 +62,7 @@ class CentralLink(FlowerLink):
         self._central, self._noise_seed = plan, noise_seed
 
     def join(self, round_number: int, model: Arrays, replies: list[Reply]) -> Arrays:
-        """Aggregate the updates as one, which holds the noised mean.
-
-        Args:
-            round_number: number of the round, from 1.
-            model: the model that the updates start from.
-            replies: of the round; those without a release are left out.
-
-        Returns:
-            The next model.
-
-        Raises:
-            RunError: as :meth:`privet.server.aggregate.Aggregator.aggregate`.
-        """
+        """As :meth:`FlowerLink.join`, of one update, which is the noised mean of all."""
         released = [reply for reply in replies if reply.release is not None]
         if not released:
             return super().join(round_number, model, replies)

@@ -25,8 +25,8 @@ from privet.common.flower.grid import limit
 from privet.common.flower.wire import decode_order
 from privet.common.order import Order
 from privet.simulations.cohort.cohort import Cohort
-from privet.simulations.cohort.member import CohortMember
-from privet.simulations.cohort.processes import TrainingProcesses, train_together
+from privet.simulations.cohort.member import CohortMember, train_together
+from privet.simulations.cohort.processes import TrainingProcesses
 from privet.simulations.grid import InProcessGrid
 
 _LOG = logging.getLogger("privet.cohort")

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+
+import torch
+
 from privet.client.training.protocol import TrainerOutput
 from privet.client.training.trainer import Trainer
 from privet.common.errors import PrivetError
@@ -9,6 +14,9 @@ from privet.common.flat import Arrays
 from privet.common.order import Order
 from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
 from privet.privacy.mechanism.noise import Stream
+from privet.simulations.cohort.cohort import Cohort, Steps
+
+_LOG = logging.getLogger("privet.cohort")
 
 
 class CohortMember(Trainer):
@@ -75,3 +83,32 @@ class CohortMember(Trainer):
         if isinstance(made, PrivetError):
             raise made
         return self._output(order, made, begun[1])
+
+
+def train_together(
+    cohort: Cohort, members: Sequence[CohortMember], orders: Sequence[Order], model: Arrays
+) -> None:
+    """Train members by a cohort. What cannot be begun trains by itself when its site answers.
+
+    Args:
+        cohort: trains them.
+        members: of the sites.
+        orders: one for each member, reserved; all with the same model.
+        model: that came with them.
+
+    Raises:
+        PrivetError: as :meth:`Cohort.train`.
+    """
+    begun: list[CohortMember] = []
+    steps: list[Steps] = []
+    for member, order in zip(members, orders, strict=True):
+        try:
+            steps.append(member.begin(order))
+        except Exception:  # it is met again, and told to the operator, when the site answers
+            _LOG.debug("%s cannot be begun", order.slot, exc_info=True)
+            continue
+        begun.append(member)
+    if steps:
+        start = {name: torch.from_numpy(array.copy()) for name, array in model.items()}
+        for member, update in zip(begun, cohort.train(steps, start), strict=True):
+            member.take(update)

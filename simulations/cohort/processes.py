@@ -35,8 +35,8 @@ from privet.client.training.protocol import TrainerOutput
 from privet.common.flat import Arrays
 from privet.common.order import Order
 from privet.common.plan import Plan
-from privet.simulations.cohort.cohort import Cohort, Steps
-from privet.simulations.cohort.member import CohortMember
+from privet.simulations.cohort.cohort import Cohort
+from privet.simulations.cohort.member import CohortMember, train_together
 
 _LOG = logging.getLogger("privet.cohort")
 _CODE = "from privet.simulations.cohort.processes import main; main()"
@@ -286,6 +286,7 @@ def main() -> None:
         os.environ["PRIVET_DATA"] = data
     torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
+        # From the process that started this one, over a pipe that nobody else has.
         worker = _Worker(pickle.loads(pickled))
         pipe.send("ready")
         while True:
@@ -321,33 +322,3 @@ class _Worker:
         if site not in self._trainers:
             self._trainers[site] = self._maker.trainer(site)
         return self._trainers[site]
-
-
-def train_together(
-    cohort: Cohort, members: Sequence[CohortMember], orders: Sequence[Order], model: Arrays
-) -> int:
-    """Train members by a cohort; return how many. The others train by themselves.
-
-    Args:
-        cohort: trains them.
-        members: of the sites.
-        orders: one for each member, reserved; all with the same model.
-        model: that came with them.
-
-    Raises:
-        PrivetError: as :meth:`Cohort.train`.
-    """
-    begun: list[CohortMember] = []
-    steps: list[Steps] = []
-    for member, order in zip(members, orders, strict=True):
-        try:
-            steps.append(member.begin(order))
-        except Exception:  # it is met again, and told to the operator, when the site answers
-            _LOG.debug("%s cannot be begun", order.slot, exc_info=True)
-            continue
-        begun.append(member)
-    if steps:
-        start = {name: torch.from_numpy(array.copy()) for name, array in model.items()}
-        for member, update in zip(begun, cohort.train(steps, start), strict=True):
-            member.take(update)
-    return len(steps)
