@@ -112,6 +112,10 @@ class Dialed:
         except BaseException as error:
             self.error = error
 
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
     def stop(self) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._task.cancel)

@@ -193,7 +193,11 @@ class Dialer:
             RunError: if the coordinator does not know this site, or speaks another version.
         """
         require_tls_1_3()
+        task = asyncio.current_task()
         while not self._closed:
+            # gRPC may say "cut" where the task was cancelled at the same moment.
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
             if not self._left:
                 self._left = list(self._addresses())
             self.address = self._left.pop(0)
@@ -214,7 +218,6 @@ class Dialer:
                 self._note_away(str(error) or "the coordinator did not answer in time")
             except asyncio.CancelledError:
                 # gRPC raises it too where a stream was cut by ourselves, while answering.
-                task = asyncio.current_task()
                 if task is None or task.cancelling():
                     raise
             finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -95,6 +97,25 @@ def test_who_says_nothing_is_gone_at_both_ends(
     wire.open.set()
     assert ends.hub.wait_for({"North"}, 60)
     wire.close()
+
+
+def test_a_dialer_ends_that_is_cancelled_while_its_stream_is_cut(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gRPC may raise the cut where the cancellation arrived; the dialer would call for ever."""
+
+    async def attend(self: dial.Dialer, stub: object) -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.UNAVAILABLE, grpc.aio.Metadata(), grpc.aio.Metadata(), "cut"
+        )
+
+    monkeypatch.setattr(dial.Dialer, "_attend", attend)
+    dialed = ends.dial("North", Site())
+    time.sleep(0.5)
+    dialed.stop()
+    assert dialed.ended and dialed.error is None
 
 
 def test_without_a_beat_an_idle_stream_counts_as_silent(
