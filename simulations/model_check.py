@@ -12,6 +12,7 @@ import torch
 from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import SelfTestError, UnfitModelError
 from privet.common.plan import Plan
+from privet.common.threads import threads_of
 from privet.privacy.mechanism.clipping.engine import AUTOMATIC
 from privet.simulations import peak_memory
 from privet.simulations.model_step import ModelStep, bounded
@@ -88,7 +89,7 @@ def check_model(
         InputError: if the plan's task or model cannot be built.
     """
     plan = bounded(plan)
-    torch.set_num_threads(plan.threads or torch.get_num_threads())
+    torch.set_num_threads(threads_of(plan.threads))
     tell("start-up test")
     runtime = _tested(plan)
     way, passed_over = runtime.engine.mode, dict(runtime.engine.refused)

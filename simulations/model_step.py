@@ -12,6 +12,7 @@ import torch
 
 from privet.client.training.model_runtime import ModelRuntime
 from privet.common.plan import Plan
+from privet.common.threads import threads_of
 
 _STEPS = 5
 """Steps of which the median is reported; one before them is not counted."""
@@ -26,7 +27,7 @@ def step_of(plan: Plan, *, is_private: bool) -> Callable[[], object]:
         plan: names a clipping method that its model has passed.
         is_private: whether gradients are clipped.
     """
-    torch.set_num_threads(plan.threads or torch.get_num_threads())
+    torch.set_num_threads(threads_of(plan.threads))
     runtime = ModelRuntime(bounded(plan))
     runtime.engine.prepare(runtime.task.random_batch)
     step = ModelStep(runtime)

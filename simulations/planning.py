@@ -15,6 +15,7 @@ from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting.noise_calibration import calibrated as resolve
 from privet.simulations import scenarios
+from privet.simulations.feature_cache import user_folder
 
 if TYPE_CHECKING:
     from privet.simulations.records import SiteRecords
@@ -46,6 +47,8 @@ class Setting:
             ``light`` up to 1,000 and ``off`` beyond, where no other setting needs ledgers.
         jobs: processes that train a round's sites; None: one, and as many as there are cores
             where much training is left after the second round.
+        cache: folder of what a frozen encoder reads out of texts; ``none`` keeps it nowhere. None
+            takes the user's cache folder for a scenario, and keeps nothing of a user's own records.
     """
 
     engine: Engine = "auto"
@@ -58,6 +61,15 @@ class Setting:
     open_again: bool = False
     evidence: EvidenceLevel | None = None
     jobs: int | None = None
+    cache: Path | Literal["none"] | None = None
+
+    def cache_of(self, plan: Plan) -> Path | None:
+        """Return the folder where a plan's features are kept; None keeps them nowhere."""
+        if self.cache == "none" or not plan.model.reads_features:
+            return None
+        if self.cache is None and scenarios.of(plan) is None:
+            return None
+        return self.cache or user_folder()
 
     def evidence_of(self, plan: Plan) -> EvidenceLevel:
         """Return the evidence level of a run of ``plan``.

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pandas as pd
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -40,6 +41,7 @@ from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.printable import counted
 from privet.common.tasks import build_task
+from privet.common.tasks.text import TextTask
 from privet.privacy.mechanism.clipping.engine import AUTOMATIC
 from privet.privacy.mechanism.noise import Stream
 from privet.server.aggregate import Aggregator
@@ -55,9 +57,11 @@ from privet.simulations.cohort.grid import CohortGrid
 from privet.simulations.cohort.member import CohortMember
 from privet.simulations.cohort.processes import TrainingProcesses
 from privet.simulations.evaluate import PublicTest, rehearse_public
+from privet.simulations.feature_cache import cached, use_cache
 from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.memory_outbox import MemoryOutbox
+from privet.simulations.partition import SITE
 from privet.simulations.planning import (
     LIGHT_UP_TO,
     Engine,
@@ -80,6 +84,7 @@ LARGE = 1 << 21
 LIGHT_WITNESSES = 2
 """Sites that cosign each log, beside the coordinator, where evidence is light."""
 _LOG = logging.getLogger("privet.simulations")
+_SAY_AGAIN_S = 15.0
 _TRIAL_RECORDS = 20
 """Records of a site that are tried first."""
 Observer = Callable[[Progress], None]
@@ -137,6 +142,7 @@ def simulate(
     engine: Engine = "auto",
     evidence: EvidenceLevel | None = None,
     jobs: int | None = None,
+    cache: str | Path | None = None,
 ) -> Result:
     """Run a scenario, a plan file, or a :class:`Plan`, and return the result.
 
@@ -157,6 +163,9 @@ def simulate(
             to 1,000, else ``off``.
         jobs: processes that train a round's sites; None: one, and as many as there are cores where
             much is left after the second round.
+        cache: folder of what a frozen encoder reads out of texts, for later runs; ``none`` keeps it
+            nowhere. None takes ``~/.cache/privet`` for a scenario, whose records are public, and
+            keeps nothing of your own.
 
     Raises:
         InputError: if the plan or the data is wrong.
@@ -178,6 +187,7 @@ def simulate(
         evidence=evidence,
         noise_seed=noise_seed,
         jobs=jobs,
+        cache="none" if cache == "none" else None if cache is None else Path(cache),
         data_dir=Path(data) if data is not None else None,
         base=base,
     )
@@ -193,6 +203,7 @@ class SiteMaker:
     records: SiteRecords
     noise_seed: int | None
     evidence: EvidenceLevel = "full"
+    cache: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -215,6 +226,8 @@ class SiteMaker:
 
     def trainer(self, site: str) -> CohortMember:
         """Return a new trainer of a site."""
+        if self.cache is not None:  # this may be a process of its own
+            use_cache(self.cache)
         return CohortMember(
             self.plan,
             site,
@@ -299,7 +312,19 @@ def run_plan(
         teller.stage("keeping no evidence: above 1,000 sites only --evidence light does")
     # In the plan itself, so that the ledgers and the report say who vouches for what.
     spec = RunSpec(attested(plan), setting)
-    records = spec.records
+    with cached(setting.cache_of(plan)):
+        return _run(spec, level, out, observe, teller, started)
+
+
+def _run(
+    spec: RunSpec,
+    level: EvidenceLevel,
+    out: Path | None,
+    observe: Observer,
+    teller: Teller,
+    started: float,
+) -> Result:
+    setting, records = spec.setting, spec.records
     records.parts()
     check(spec.plan)
     if spec.plan.privacy is not None:
@@ -319,6 +344,8 @@ def run_plan(
     teller.stage("reading the records")
     require_usable(plan, records)
     run_id, folder = _new_folder(plan, out)
+    cache = setting.cache_of(plan)
+    _read_ahead(plan, records, cache, teller)
     teller.folder(folder)
     write_json(folder / "plan.json", told.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
@@ -334,7 +361,7 @@ def run_plan(
         parties.found()
     if setting.open_again:
         parties.open_again()
-    maker = SiteMaker(run_id, parties, records, setting.noise_seed, evidence=level)
+    maker = SiteMaker(run_id, parties, records, setting.noise_seed, level, cache)
     try:
         seen = spending.see if spending else observe
         outcome, engine, processes = _train(maker, public_test(maker), setting, seen, teller, link)
@@ -352,6 +379,36 @@ def run_plan(
     )
     remarks = (*result.remarks, *_unnamed(records))
     return write_result(replace(result, processes=processes, remarks=remarks))
+
+
+def _read_ahead(plan: Plan, records: SiteRecords, cache: Path | None, teller: Teller) -> None:
+    """Read with the frozen encoder, if there is one, all texts of the run, and say how far it is.
+
+    The first round would be silent for as long as that takes.
+    """
+    task = model_runtime(plan).task
+    if not (plan.model.reads_features and isinstance(task, TextTask)):
+        return
+    sites = {site.name for site in plan.participants}
+    frames = [part[part[SITE].isin(sites).to_numpy()] for part in records.parts().values()]
+    if plan.metrics.source == "public":
+        frames.append(records.measurable())
+    where = f", kept in {cache}" if cache else ""
+    began = said = time.monotonic()
+
+    def tell(done: int, total: int) -> None:
+        nonlocal said
+        text = f"reading texts with the frozen encoder{where}: {done:,} of {total:,}"
+        teller.step(text)
+        # The first part says how long it takes; what comes from the cache takes none.
+        if time.monotonic() - said > _SAY_AGAIN_S or (said == began and done > 256):
+            said = time.monotonic()
+            teller.stage(text)
+
+    try:
+        task.read_ahead(pd.concat(frames, ignore_index=True), tell)
+    except DataError:
+        return  # the site whose file lacks the column says so
 
 
 def _unnamed(records: SiteRecords) -> list[str]:

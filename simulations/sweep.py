@@ -23,6 +23,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -36,6 +37,9 @@ from privet.common.canonical import write_json
 from privet.common.errors import InputError, PrivetError
 from privet.common.plan import Plan
 from privet.common.tasks.measure import measure_of_kind
+from privet.common.threads import VARIABLE as THREADS
+from privet.common.threads import threads_of
+from privet.simulations.cohort.processes import processes_that_fit
 from privet.simulations.planning import Setting
 
 EPSILON = "privacy.epsilon"
@@ -43,6 +47,8 @@ EPSILON = "privacy.epsilon"
 _NOISE = "privacy.noise_multiplier"
 _SEED = "seed"
 _INDEX, _TABLE, _ASIDE, _LOCK = "sweep.json", "sweep.parquet", "interrupted", ".lock"
+_FEATURES = ".features"
+"""Holds what a frozen encoder read out of the user's own texts, until the sweep has ended."""
 _MAX_RUNS = 10_000
 Values = dict[str, Any]
 
@@ -226,8 +232,19 @@ def _name(values: Values) -> str:
 
 
 def default_jobs(plan: Plan) -> int:
-    """Return how many runs fit this machine at once: its cores, by the plan's threads."""
-    return max(1, (os.cpu_count() or 1) // plan.threads)
+    """Return how many runs fit this machine at once: as many as it has cores, and memory for.
+
+    Runs share a machine better than the threads of one run do.
+    """
+    return processes_that_fit() if plan.device == "cpu" else 1
+
+
+def _begin(threads: int) -> None:
+    """Compute with no more threads in this process, whatever the plans ask for."""
+    import torch
+
+    os.environ[THREADS] = str(threads_of(threads))
+    torch.set_num_threads(threads_of(threads))
 
 
 def run_sweep(
@@ -272,6 +289,7 @@ def run_sweep(
         if not is_old:
             stack.enter_context(_alone(folder))
         rows: dict[str, dict[str, Any]] = dict(done)
+        setting = _with_cache(setting, points, folder)
         if done:
             tell(f"{len(done)} of {len(points)} runs had ended before")
         todo = [point for point in points if point.name not in done]
@@ -283,7 +301,17 @@ def run_sweep(
     made = Sweep(axes, [rows[point.name] for point in points], folder, headline)
     _write_table(made.rows, folder / _TABLE)
     _plot(made)
+    shutil.rmtree(folder / _FEATURES, ignore_errors=True)
     return made
+
+
+def _with_cache(setting: Setting, points: list[Point], folder: Path) -> Setting:
+    """Return the setting with a cache that the runs share; what it holds is read once for all."""
+    if setting.cache is not None or all(setting.cache_of(point.plan) for point in points):
+        return setting
+    if not any(point.plan.model.reads_features for point in points):
+        return setting
+    return replace(setting, cache=folder.resolve() / _FEATURES)
 
 
 def _run_all(
@@ -322,7 +350,8 @@ def _in_processes(
     # Spawned: a process that has trained has threads, and cannot be forked.
     context = multiprocessing.get_context("spawn")
     others = {child.pid for child in multiprocessing.active_children()}
-    pool = ProcessPoolExecutor(jobs, mp_context=context)
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    pool = ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=(threads,))
     try:
         alone = replace(setting, jobs=1)  # each run has a process, and the cores are shared
         futures = {pool.submit(_run, point, alone, folder): point for point in points}

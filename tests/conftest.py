@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # As Privet does, for tests that import torch first; and for plans, which ask for two threads.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
+# What a frozen encoder read stays out of the home of whoever runs the tests.
+os.environ["XDG_CACHE_HOME"] = f"{tempfile.gettempdir()}/privet-tests-{os.getuid()}"
 # Flower loads gRPC before the link can limit it to TLS 1.3.
 os.environ["GRPC_SSL_CIPHER_SUITES"] = "ECDHE-RSA-AES256-GCM-SHA384"
 os.environ["FLWR_DISABLE_UPDATE_CHECK"] = "1"

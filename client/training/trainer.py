@@ -39,6 +39,7 @@ from privet.common.printable import counted
 from privet.common.sections.strategy import proximal_mu
 from privet.common.tasks import Batch
 from privet.common.tasks.encoding import Faults
+from privet.common.threads import threads_of
 from privet.privacy.accounting import events as ev
 from privet.privacy.accounting.units import Relation, Unit, UnitIndex
 from privet.privacy.mechanism import metrics_mechanism
@@ -200,7 +201,7 @@ class Trainer:
             NotReleasableError: if the mechanism's result may not leave the site.
         """
         data = self._opened()
-        torch.set_num_threads(self.plan.threads)
+        torch.set_num_threads(threads_of(self.plan.threads))
         stream = self._stream_for(order)
         if order.purpose == "evaluate":
             return self._evaluate(model, data, stream)

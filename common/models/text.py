@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from privet.common.errors import DataMissingError, PlanError
 from privet.common.models import huggingface
 from privet.common.models.blocks import TokenStack
+from privet.common.models.features import features_of
 from privet.common.models.language import MaskedEncoder
 from privet.common.models.tokens import TOKENIZER, Tokens, trimmed
 from privet.common.sections.model import (
@@ -47,6 +50,15 @@ class TextInputs(Protocol):
 
     def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
         """Return how many tokens each row has, [B], or None if all rows take the same time."""
+        ...
+
+    def read_ahead(self, texts: list[str], tell: Callable[[int, int], None]) -> None:
+        """Do now what takes long in :meth:`encode`, and say how far it is.
+
+        Args:
+            texts: that will be encoded.
+            tell: called with how many of them are done, and their number.
+        """
         ...
 
     def random(self, records: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -329,6 +341,9 @@ class _TokenInputs:
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
         return {"tokens": self._tokens.numbers(texts)}
 
+    def read_ahead(self, texts: list[str], tell: Callable[[int, int], None]) -> None:
+        """Nothing here takes long."""
+
     def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
         return self._tokens.sizes(batch["tokens"])
 
@@ -345,7 +360,17 @@ class _MiniLmFeatures:
         self._max_tokens = max_tokens
 
     def encode(self, texts: list[str]) -> dict[str, Tensor]:
-        return {"features": _features(tuple(texts), self._max_tokens)}
+        rows = self._features(texts)
+        return {"features": torch.stack(rows) if rows else torch.zeros((0, MINILM_WIDTH))}
+
+    def read_ahead(self, texts: list[str], tell: Callable[[int, int], None]) -> None:
+        self._features(texts, tell)
+
+    def _features(
+        self, texts: list[str], tell: Callable[[int, int], None] = lambda done, total: None
+    ) -> list[Tensor]:
+        read = functools.partial(_read, max_tokens=self._max_tokens)
+        return features_of(texts, minilm_folder(), self._max_tokens, read, tell)
 
     def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
         return None
@@ -355,25 +380,11 @@ class _MiniLmFeatures:
         return {"features": nn.functional.normalize(features, dim=1)}
 
 
-_SENTENCES: dict[tuple[int, str], Tensor] = {}
-
-
-def _features(texts: tuple[str, ...], max_tokens: int, chunk: int = 32) -> Tensor:
-    """Return [N, 384] features; each text is read once a process, short ones together."""
-    fresh = sorted({t for t in texts if (max_tokens, t) not in _SENTENCES}, key=len)
-    if fresh:
-        tokens = Tokens(minilm_folder() / "tokenizer.json", max_tokens)
-        encoder = _frozen_minilm()
-        for start in range(0, len(fresh), chunk):
-            part = fresh[start : start + chunk]
-            ids = tokens.numbers(part)
-            ids = trimmed(ids)
-            with torch.no_grad():
-                pooled = nn.functional.normalize(_pooled(encoder, ids), dim=1)
-            _SENTENCES.update({(max_tokens, t): row for t, row in zip(part, pooled, strict=True)})
-    if not texts:
-        return torch.zeros((0, MINILM_WIDTH))
-    return torch.stack([_SENTENCES[max_tokens, text] for text in texts])
+def _read(texts: list[str], max_tokens: int) -> Tensor:
+    """Return the features [N, 384] of texts, which the frozen encoder reads."""
+    ids = trimmed(Tokens(minilm_folder() / "tokenizer.json", max_tokens).numbers(texts))
+    with torch.no_grad():
+        return nn.functional.normalize(_pooled(_frozen_minilm(), ids), dim=1)
 
 
 def _pooled(encoder: nn.Module, tokens: Tensor, precision: torch.dtype | None = None) -> Tensor:

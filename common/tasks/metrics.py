@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -44,16 +43,24 @@ def from_scores(scores: Array, labels: Array) -> dict[str, float | None]:
 
 
 def _auc(scores: Array, labels: Array, present: Array) -> float | None:
-    from sklearn import metrics as sk
+    """Return the area under the ROC curve, of more than two classes the mean of one against all.
 
+    From the ranks of the scores (Mann and Whitney 1947), with the mean rank where some are equal:
+    the curve itself is not needed. Of 77 classes at ten sites the curves took 0.7 s a round, more
+    than training.
+    """
     if len(present) < 2:
         return None
-    if scores.shape[1] == 2:
-        return float(sk.roc_auc_score(labels, scores[:, 1]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        one_against_rest = [sk.roc_auc_score(labels == k, scores[:, k]) for k in present]
-    return float(np.mean(one_against_rest))
+    from scipy.stats import rankdata
+
+    asked = np.array([1]) if scores.shape[1] == 2 else present
+    if not np.isfinite(scores).all():
+        raise ValueError("a score is not finite")
+    ranks = rankdata(scores[:, asked], axis=0)  # [N, C], from 1
+    is_class = labels[:, None] == asked  # [N, C]
+    inside = is_class.sum(0).astype(np.float64)  # [C]
+    above = (ranks * is_class).sum(0) - inside * (inside + 1) / 2
+    return float(np.mean(above / (inside * (len(labels) - inside))))
 
 
 def cells(scores: Array, labels: Array, shape: tuple[int, int]) -> Array:

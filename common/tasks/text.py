@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 
@@ -33,6 +35,16 @@ class TextTask(Classification):
         texts = [self.cleaned(text) for text in texts_of(frame, self.spec.text)]
         labels = encode_labels(frame, self.spec.label, self.spec.classes, faults)
         return {**self._inputs.encode(texts), "label": labels}, faults
+
+    def read_ahead(self, frame: pd.DataFrame, tell: Callable[[int, int], None]) -> None:
+        """Do now what takes long in encoding records, and say how far it is.
+
+        Args:
+            frame: records, with the text column.
+            tell: called with how many texts are done, and their number.
+        """
+        texts = [self.cleaned(text) for text in texts_of(frame, self.spec.text)]
+        self._inputs.read_ahead(texts, tell)
 
     def cleaned(self, text: object) -> str:
         """Return a text as the model reads it; anything else becomes an empty one."""

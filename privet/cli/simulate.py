@@ -101,7 +101,7 @@ def simulate(
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Processes at once: runs of a --sweep (default this machine's cores ÷ threads), "
+            help="Processes at once: runs of a --sweep (default as many as it has cores), "
             "or those that train the sites of a run (default 1, and one for each core where much "
             "is left after the second round)."
         ),
@@ -175,6 +175,17 @@ def simulate(
             help="With --ledgers: run the plan also at sites where its failures closed it.",
         ),
     ] = False,
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Keep here what a frozen encoder reads out of texts, for later runs. Default: "
+            "~/.cache/privet for a scenario; nothing of your own records is kept.",
+            metavar="DIR",
+        ),
+    ] = None,
+    no_cache: Annotated[
+        bool, typer.Option("--no-cache", help="Keep it nowhere, and read all texts again.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Simulate a federation on one machine, on real records.
@@ -200,6 +211,8 @@ def simulate(
     if jobs is not None and not sweep and engine is not Engine.auto:
         raise InputError("--jobs goes with --sweep or --engine auto")
     _within("--jobs", jobs, 1000, least=1)
+    if cache is not None and no_cache:
+        raise InputError("--cache goes without --no-cache")
     if cap is not None and no_dp:
         raise InputError("--cap goes without --no-dp")
     if no_dp and epsilon is not None:
@@ -237,6 +250,7 @@ def simulate(
         open_again=open_again,
         evidence=None if evidence is None else evidence.value,
         jobs=None if sweep else jobs,
+        cache="none" if no_cache else cache and cache.resolve(),
     )
     setting.evidence_of(chosen)
     if check:

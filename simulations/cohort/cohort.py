@@ -28,6 +28,7 @@ from privet.common.errors import PrivetError
 from privet.common.plan import Plan
 from privet.common.sections.strategy import proximal_mu
 from privet.common.tasks import Batch
+from privet.common.threads import threads_of
 from privet.privacy.mechanism.clipping import ClippedSum, GradientEngine
 from privet.privacy.mechanism.clipping.client_gradients import ClientGradients, Unsupported
 from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
@@ -63,7 +64,7 @@ class Cohort:
 
     def __init__(self, bench: ModelRuntime) -> None:
         self.plan: Plan = bench.plan
-        self.threads = max(1, bench.plan.threads)
+        self.threads = threads_of(bench.plan.threads)
         """Threads that draw noise."""
         engine = bench.engine
         self._named = dict(engine.named)

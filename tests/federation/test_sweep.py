@@ -19,6 +19,7 @@ from scipy import stats
 import privet.simulations.run
 from privet.common.errors import InputError
 from privet.common.plan import Plan
+from privet.common.threads import threads_of
 from privet.simulations import sweep
 from privet.simulations.planning import Setting
 from privet.simulations.sweep import Axis, Sweep, axes_of, interval, points_of, run_sweep
@@ -353,3 +354,17 @@ def test_a_run_that_is_interrupted_says_where_its_ledgers_are(
         process.kill()
     assert process.returncode == 130 and "Traceback" not in said
     assert f"privet audit bundle {out}" in said and said.rstrip().endswith("privet: stopped")
+
+
+# threads
+
+
+@pytest.mark.parametrize(
+    ("said", "asked", "found"),
+    [("", 4, 4), ("2", 4, 2), ("8", 4, 4), ("0", 4, 1), ("4,2", 4, 4), ("-1", 4, 4), ("²", 4, 4)],
+)
+def test_who_starts_a_process_limits_its_threads(
+    said: str, asked: int, found: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert threads_of(asked) == found

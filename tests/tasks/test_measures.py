@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from families_kit import family_plan
+from sklearn.metrics import roc_auc_score
 
 from privet.common.errors import InputError
 from privet.common.plan import Plan
@@ -61,6 +62,24 @@ def test_a_record_without_tokens_has_no_cell() -> None:
     scores = np.array([[1.0, 0, 1], [1.0, -2, 1], [1.2, 1, 1]])
     assert likelihood.cells(scores, LABELS, (1, 10)).tolist() == [-1, -1, 1]
     assert likelihood.cells(scores[:, :2], LABELS, (1, 10)).tolist() == [-1, -1, -1]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 8])
+@pytest.mark.parametrize("digits", [1, 8], ids=["many are equal", "none are equal"])
+def test_the_area_is_that_of_the_curve(classes: int, digits: int) -> None:
+    random = np.random.default_rng(classes)
+    for count in (2, 5, 60):
+        scores = random.dirichlet(np.ones(classes), count).round(digits)
+        labels = random.integers(0, classes, count)
+        labels[:2] = 0, 1
+        found = metrics.from_scores(scores, labels)["auc"]
+        if classes == 2:
+            wanted = roc_auc_score(labels, scores[:, 1])
+        else:  # of the classes that are there
+            wanted = np.mean([roc_auc_score(labels == k, scores[:, k]) for k in np.unique(labels)])
+        assert found == pytest.approx(wanted, abs=1e-12)
+    one_class = metrics.from_scores(scores, np.zeros(count, np.int64))
+    assert one_class["auc"] is None and one_class["accuracy"] is not None
 
 
 def test_the_cells_of_classes() -> None:

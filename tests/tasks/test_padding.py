@@ -14,8 +14,9 @@ from torch import Tensor
 
 from privet.client.training.model_runtime import ModelRuntime
 from privet.common.errors import SelfTestError
-from privet.common.models import language, text, tokens
+from privet.common.models import features, language, text, tokens
 from privet.common.plan import Plan
+from privet.common.sections.model import MiniLmSpec
 
 MODELS = {
     "text": "text-encoder", "causal-text": "decoder", "masked-text": "text-encoder",
@@ -112,7 +113,9 @@ def test_special_tokens_are_words_in_a_text() -> None:
 
 def test_frozen_features_are_of_one_text_alone() -> None:
     texts = ["form [PAD] [PAD] drug case", " ".join(f"word{number}" for number in range(50))]
-    alone = text._features((texts[0],), 64)[0]
-    text._SENTENCES.clear()
-    together = text._features(tuple(texts), 64)[0]
+    features.forget()
+    inputs = text.text_inputs(MiniLmSpec(kind="minilm"), 64)
+    alone = inputs.encode(texts[:1])["features"][0]
+    features.forget()
+    together = inputs.encode(texts)["features"][0]
     assert float(alone @ together) > 0.99999
