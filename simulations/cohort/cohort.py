@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -100,8 +101,12 @@ class Cohort:
         """
         found: dict[int, Update | PrivetError] = {}
         guard = TamperGuard(self._model, [p for p in self._model.parameters() if p.requires_grad])
-        # Each of them draws noise in blocks that are too small to be shared among threads.
-        with ThreadPoolExecutor(self.threads, initializer=lambda: torch.set_num_threads(1)) as pool:
+        # Products of many small matrices are quicker in one thread: more of them meet after each.
+        # Each thread of the pool draws noise, in blocks that are too small to be shared.
+        with (
+            _one_thread(),
+            ThreadPoolExecutor(self.threads, initializer=lambda: torch.set_num_threads(1)) as pool,
+        ):
             most = max(1, _WEIGHT_BYTES // (_COPIES * self._site_bytes))
             for first in range(0, len(all_steps), most):
                 made = self._train_some(all_steps[first : first + most], start, pool)
@@ -317,3 +322,13 @@ def _saved_bytes(model: nn.Module, loss: Callable[..., Tensor], batch: Batch) ->
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss(model, batch)
     return 1 + kept // len(next(iter(batch.values())))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
