@@ -11,6 +11,7 @@ from privet.common.errors import InputError, RunError
 from privet.common.flat import Arrays
 from privet.common.flower.grid import OwnGrid, PassingGrid
 from privet.common.order import Order, Status
+from privet.common.tasks.weakness import weakness_of_tables
 from privet.server.app import create_app, run_app
 from privet.server.evidence.collector import EvidenceCollector
 from privet.server.queue import CANCELLED, NO_REPLY, Run
@@ -99,6 +100,9 @@ def execute_run(
         try:
             if progress.histograms:
                 run.keep_figures(progress.round, progress.histograms, plan.task.kind)
+                weakness = weakness_of_tables(progress.histograms, plan)
+                if weakness and progress.round == plan.last_round:
+                    remarks.append(weakness)
         except OSError:
             raise
         except Exception as error:  # the round is paid for

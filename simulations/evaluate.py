@@ -17,6 +17,7 @@ from privet.common.plan import Plan
 from privet.common.tasks import Batch
 from privet.common.tasks.language import TextToText
 from privet.common.tasks.measure import CLASSES
+from privet.common.tasks.weakness import weakness_of_scores
 from privet.common.tasks.written import likeness
 from privet.simulations.partition import SITE
 
@@ -36,6 +37,8 @@ class PublicTest:
         self._plan = plan
         self._frame = frame
         self._examples: dict[str, torch.Tensor] | None = None
+        self.weakness = ""
+        """Says of the model measured last that it is worth no more than a constant answer."""
 
     def measure(self, model: Arrays) -> dict[str, Any]:
         """Return the metrics over all test records and, under ``sites``, of each site's records."""
@@ -48,7 +51,8 @@ class PublicTest:
         if not len(self._frame):
             return {}
         bench.load(model)
-        return _figures(bench, self._examples, self._frame[SITE].to_numpy())
+        figures, self.weakness = _figures(bench, self._examples, self._frame[SITE].to_numpy())
+        return figures
 
     def written(self, model: Arrays) -> dict[str, float]:
         """Return chrF and BLEU of the model's texts for the test records, if it generates any."""
@@ -87,13 +91,17 @@ def rehearse_public(plan: Plan) -> None:
         ) from error
 
 
-def _figures(bench: ModelRuntime, examples: Batch, sites: npt.NDArray[Any]) -> dict[str, Any]:
-    """Return the metrics over all records and, under ``sites``, of each site's records."""
+def _figures(
+    bench: ModelRuntime, examples: Batch, sites: npt.NDArray[Any]
+) -> tuple[dict[str, Any], str]:
+    """Return the metrics over all records and, under ``sites``, of each site's; and a weakness."""
     scores, labels = bench.score(examples), labels_of(examples)
+    weakness = ""
     figures: dict[str, Any] = dict(bench.measure.figures(scores, labels))
     if "label" in examples and bench.measure is CLASSES:
         # What saying the most frequent class each time would reach: a weak signal shows.
         figures["majority"] = float(np.bincount(labels).max() / len(labels))
+        weakness = weakness_of_scores(scores, labels, bench.plan.task.labels, figures.get("auc"))
     figures["sites"] = {}
     if len(bench.plan.sites) <= _MEASURED_SITES:
         places = pd.Series(sites).groupby(sites).indices
@@ -102,4 +110,4 @@ def _figures(bench: ModelRuntime, examples: Batch, sites: npt.NDArray[Any]) -> d
             for site in bench.plan.sites
             if (mine := places.get(site.name)) is not None
         }
-    return figures
+    return figures, weakness

@@ -18,6 +18,7 @@ from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
 from privet.common.printable import counted
 from privet.common.tasks.measure import pooled
+from privet.common.tasks.weakness import weakness_of_tables
 from privet.privacy.accounting import assumptions
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, finite
 from privet.privacy.audit.report.claims import Claim
@@ -236,6 +237,8 @@ def make_result(
     if last.histograms:
         with remarked(remarks, "the metrics could not be read from the sites' tables"):
             metrics, by_site = pooled(last.histograms, plan.task.kind)
+            if weakness := weakness_of_tables(last.histograms, plan):
+                remarks.append(weakness)
     sites, losses = [], []
     answers = _answers(plan, outcome.progress)
     for spec in plan.participants:

@@ -507,6 +507,7 @@ def _train(
     outcomes[0].progress = [made.get(number, step) for number, step in seen.items()]
     if public is not None:
         _add_written(outcomes[0], public)
+        _remark(outcomes[0], public.weakness)
     return outcomes[0], engine, processes
 
 
@@ -516,7 +517,12 @@ def _add_written(outcome: Outcome, public: PublicTest) -> None:
     try:
         last.metrics.update(public.written(outcome.model))
     except Exception as error:
-        text = f"what the model writes could not be measured: {error!r}"
+        _remark(outcome, f"what the model writes could not be measured: {error!r}")
+
+
+def _remark(outcome: Outcome, text: str) -> None:
+    if text:
+        last = outcome.progress[-1]
         outcome.progress[-1] = replace(last, remarks=(*last.remarks, text))
 
 

@@ -100,17 +100,9 @@ def from_histogram(table: Array) -> dict[str, float | None]:
     total = table.sum()
     if not total > 0:
         return dict.fromkeys(NAMES)
-    rows, columns = table.shape
-    auc: float | None = None
-    if rows == 2 and columns != 2:
-        half = columns // 2
-        above = table[:, columns - half :].sum(1)
-        if columns % 2:
-            above = above + table[:, half] / 2
-        confusion = np.stack([table.sum(1) - above, above], 1)
-        auc = _binned_auc(table)
-    else:
-        confusion = table
+    rows = len(table)
+    confusion = confusion_of(table)
+    auc = None if confusion is table else _binned_auc(table)
     hits = np.diag(confusion)
     with np.errstate(divide="ignore", invalid="ignore"):
         precision = np.nan_to_num(hits / confusion.sum(0))
@@ -124,6 +116,22 @@ def from_histogram(table: Array) -> dict[str, float | None]:
         "f1": float(f1[chosen].mean()),
         "auc": auc,
     }
+
+
+def confusion_of(table: Array) -> Array:
+    """Return counts by label and prediction, [K, K], of a table that :func:`from_histogram` reads.
+
+    Args:
+        table: of classes.
+    """
+    rows, columns = table.shape
+    if rows != 2 or columns == 2:
+        return table
+    half = columns // 2
+    above = table[:, columns - half :].sum(1)
+    if columns % 2:
+        above = above + table[:, half] / 2
+    return np.stack([table.sum(1) - above, above], 1)
 
 
 def _binned_auc(table: Array) -> float | None:

@@ -1,0 +1,110 @@
+"""Say when a classifier is worth no more than the same answer each time.
+
+Its accuracy alone hides that: of 5,574 messages of which 87 % are no spam, a model that finds none
+has an accuracy of .87.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from privet.common.plan import Plan
+from privet.common.tasks.measure import CLASSES, measure_of_kind
+from privet.common.tasks.metrics import confusion_of, from_histogram
+
+Array = npt.NDArray[Any]
+_SURE = 2.0
+"""Standard deviations that a difference must have, to count as one."""
+_RANKS = 0.6
+"""AUC from which scores are worth another threshold."""
+_ADVICE = (
+    "If the same plan with --no-dp does no better, its settings are at fault, and not the noise"
+)
+
+
+def weakness_of_scores(
+    scores: Array, labels: Array, classes: Sequence[str], auc: float | None
+) -> str:
+    """Say whether a model does no better than the most frequent class; "" if it does.
+
+    Args:
+        scores: [N, K] of the test records.
+        labels: [N] class numbers.
+        classes: K names.
+        auc: of the scores.
+    """
+    if scores.ndim != 2 or scores.shape[1] != len(classes) or not len(labels):
+        return ""
+    confusion = np.zeros((len(classes), len(classes)))
+    np.add.at(confusion, (labels, scores.argmax(1)), 1)
+    return _said(confusion, classes, auc, 0.0, "test records")
+
+
+def weakness_of_tables(tables: Mapping[str, Any], plan: Plan) -> str:
+    """Say the same of the sites' noised tables, as far as the noise lets it be known.
+
+    Args:
+        tables: by site.
+        plan: of the run.
+    """
+    classes = plan.task.labels
+    arrays = [np.asarray(table, dtype=np.float64) for table in tables.values()]
+    if measure_of_kind(plan.task.kind) is not CLASSES or not arrays or len(classes) < 2:
+        return ""
+    shape = CLASSES.shape(plan)
+    if any(array.shape != shape for array in arrays):
+        return ""  # of a user's own task
+    table = np.sum(arrays, axis=0)
+    # Each cell has its own noise; a cell of the confusion joins several of them.
+    noise = plan.metrics.noise_multiplier * math.sqrt(len(arrays) * table.size)
+    auc = from_histogram(table)["auc"]
+    return _said(confusion_of(table), classes, auc, noise, "test records, by noised counts")
+
+
+def _said(
+    confusion: Array, classes: Sequence[str], auc: float | None, noise: float, what: str
+) -> str:
+    """Return the sentence, or "".
+
+    Args:
+        confusion: [K, K] counts by label and answer.
+        classes: K names.
+        auc: of the scores.
+        noise: standard deviation of the noise in the sum of all counts.
+        what: the records are called.
+    """
+    total = float(confusion.sum())
+    if total <= _SURE * noise:
+        return ""  # noise alone
+    most = int(confusion.sum(1).argmax())
+    said = int(confusion.sum(0).argmax())
+    # Against always answering `most`, only records that one of the two gets right count (McNemar
+    # 1947): those of other classes that the model knows, and those of `most` that it does not.
+    won = float(np.trace(confusion) - confusion[most, most])
+    lost = float(confusion[most].sum() - confusion[most, most])
+    spread = math.hypot(math.sqrt(max(won, 0.0) + max(lost, 0.0)), noise)
+    if won - lost > _SURE * spread or (noise == 0 and won - lost > 0 and lost == 0):
+        return ""
+    other = total - float(confusion[:, said].sum())
+    hits, of_most = float(np.trace(confusion)), float(confusion[most].sum())
+    right, always = (min(1.0, max(0.0, count / total)) for count in (hits, of_most))
+    if other <= _SURE * noise:
+        text = (
+            f"the model answers '{classes[said]}' for {'all' if not noise else 'nearly all'} {what}"
+        )
+    else:
+        text = (
+            f"the model's accuracy, {right:.3f}, is no better than always answering "
+            f"'{classes[most]}', {always:.3f} (of {round(total):,} {what})"
+        )
+    if auc is not None and auc >= _RANKS:
+        return f"{text}. Its scores do rank them (AUC {auc:.2f}): choose another threshold than ½"
+    return f"{text}. {_ADVICE}"
+
+
+__all__ = ["weakness_of_scores", "weakness_of_tables"]
