@@ -16,6 +16,7 @@ from privet.common.plan import Plan
 from privet.privacy.accounting.noise_calibration import calibrated as resolve
 from privet.simulations import scenarios
 from privet.simulations.feature_cache import user_folder
+from privet.simulations.plan_values import Values, changes_of
 
 if TYPE_CHECKING:
     from privet.simulations.records import SiteRecords
@@ -136,6 +137,7 @@ def adjusted(
     clipping: str | None = None,
     start: str | None = None,
     dp: bool = True,
+    values: Values | None = None,
 ) -> Plan:
     """Return the plan with the changes of a command line; None leaves a setting as it is.
 
@@ -148,11 +150,14 @@ def adjusted(
         clipping: the way gradients are clipped.
         start: digest of the weights to start from.
         dp: False removes privacy (:func:`without_privacy`).
+        values: of any keys, such as ``training.steps``; they are set before all else.
 
     Raises:
         PlanError: if a change makes the plan impossible.
-        InputError: if ε or the number of sites does not apply to this plan.
+        InputError: if ε or the number of sites does not apply to this plan, or a key has no place.
     """
+    if values:
+        plan = plan.changed(**changes_of(plan, values))
     changes = {} if dp else _plain(plan)
     if dp and epsilon is not None:
         if plan.privacy is None:

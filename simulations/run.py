@@ -17,7 +17,7 @@ import secrets
 import tempfile
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -143,6 +143,7 @@ def simulate(
     evidence: EvidenceLevel | None = None,
     jobs: int | None = None,
     cache: str | Path | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run a scenario, a plan file, or a :class:`Plan`, and return the result.
 
@@ -166,6 +167,7 @@ def simulate(
         cache: folder of what a frozen encoder reads out of texts, for later runs; ``none`` keeps it
             nowhere. None takes ``~/.cache/privet`` for a scenario, whose records are public, and
             keeps nothing of your own.
+        values: of any keys of the plan, such as ``{"training.steps": 5}``.
 
     Raises:
         InputError: if the plan or the data is wrong.
@@ -181,7 +183,8 @@ def simulate(
     base = Path(base)
     if isinstance(plan, str | Path):
         plan, base = find_plan(str(plan))
-    plan = adjusted(plan, epsilon=epsilon, rounds=rounds, seed=seed, dp=dp)
+    values = dict(values or {})
+    plan = adjusted(plan, epsilon=epsilon, rounds=rounds, seed=seed, dp=dp, values=values)
     setting = Setting(
         engine=engine,
         evidence=evidence,

@@ -40,17 +40,14 @@ from privet.common.tasks.measure import measure_of_kind
 from privet.common.threads import VARIABLE as THREADS
 from privet.common.threads import threads_of
 from privet.simulations.cohort.processes import processes_that_fit
+from privet.simulations.plan_values import EPSILON, Values, changes_of, value_of
 from privet.simulations.planning import Setting
 
-EPSILON = "privacy.epsilon"
-"""The key of a sweep that names none."""
-_NOISE = "privacy.noise_multiplier"
 _SEED = "seed"
 _INDEX, _TABLE, _ASIDE, _LOCK = "sweep.json", "sweep.parquet", "interrupted", ".lock"
 _FEATURES = ".features"
 """Holds what a frozen encoder read out of the user's own texts, until the sweep has ended."""
 _MAX_RUNS = 10_000
-Values = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def axes_of(texts: Sequence[str]) -> list[Axis]:
     for text in texts:
         key, equals, listed = text.rpartition("=")
         key = key.strip() if equals else EPSILON
-        values = tuple(_value(part) for part in listed.split(","))
+        values = tuple(value_of(part) for part in listed.split(","))
         if not equals and not all(_is_number(value) for value in values):
             raise InputError(
                 "--sweep takes numbers with commas, such as 1,3,8, or a key of the plan with "
@@ -139,15 +136,6 @@ def axes_of(texts: Sequence[str]) -> list[Axis]:
             raise InputError(f"--sweep {key}: the key comes twice")
         axes.append(Axis(key, values))
     return axes
-
-
-def _value(text: str) -> Any:
-    """Return a number, a truth value, null, or the text itself."""
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text.strip()
-    return text.strip() if isinstance(value, dict | list) else value
 
 
 def _is_number(value: object) -> bool:
@@ -174,49 +162,11 @@ def points_of(plan: Plan, axes: Sequence[Axis]) -> list[Point]:
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = dict(zip((axis.key for axis in axes), values, strict=True))
         try:
-            changed = plan.changed(**_changes(plan, chosen))
+            changed = plan.changed(**changes_of(plan, chosen))
         except PrivetError as error:
             raise InputError(f"--sweep with {_words(chosen)}: {error}") from error
         found.append(Point(chosen, changed, _name(chosen)))
     return found
-
-
-def _changes(plan: Plan, chosen: Values) -> dict[str, Any]:
-    """Return the sections that values change, whole."""
-    whole = plan.model_dump(mode="json")
-    changed: dict[str, Any] = {}
-    for key, value in sorted(chosen.items(), key=lambda item: item[0].count(".")):
-        first, *rest = key.split(".")
-        if not rest:
-            changed[first] = value
-            continue
-        if first in changed and not isinstance(changed[first], dict):
-            raise InputError(f"'{first}' and '{key}' cannot be swept together")
-        section = changed.setdefault(first, _mapping(whole.get(first), first))
-        for part in rest[:-1]:
-            section[part] = _mapping(section.get(part), key)
-            section = section[part]
-        section[rest[-1]] = value
-    if EPSILON in chosen:
-        if plan.privacy is None:
-            raise InputError("the plan has no [privacy] section to set ε in")
-        if _NOISE in chosen:
-            raise InputError(f"{_NOISE} follows from {EPSILON}: sweep one of them")
-        changed["privacy"]["noise_multiplier"] = None  # calibrated to it
-    return changed
-
-
-def _mapping(value: Any, key: str) -> Values:
-    """Return a copy of what a key's part holds.
-
-    Raises:
-        InputError: if that has no parts, such as a number.
-    """
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise InputError(f"'{key}' has no parts that could be swept")
-    return dict(value)
 
 
 def _words(values: Values) -> str:

@@ -56,6 +56,8 @@ privet simulate plan.toml --sweep training.learning_rate=0.1,0.3 --sweep seed=1,
 
 privet simulate plan.toml --evidence off     quicker: nothing is written down, the claim is none
 
+privet simulate plan.toml --set training.steps=5 --set model.options.width=16
+
 privet simulate plan.toml --check     what each site's records are worth; nothing is trained
 
 privet simulate plan.toml --json > result.json
@@ -90,6 +92,14 @@ def simulate(
             "Kept apart under non-private/.",
         ),
     ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Set any key of the plan, e.g. training.steps=5. May be repeated.",
+            metavar="KEY=VALUE",
+        ),
+    ] = None,
     sweep: Annotated[
         list[str] | None,
         typer.Option(
@@ -225,6 +235,7 @@ def simulate(
     from privet.common.models.start import offer
     from privet.simulations import planning, run
     from privet.simulations.compare import compare as run_compare
+    from privet.simulations.plan_values import values_of
 
     chosen, base = planning.find_plan(plan, model)
     chosen = planning.adjusted(
@@ -236,6 +247,7 @@ def simulate(
         clipping=clipping and clipping.value,
         start=offer(start) if start else None,
         dp=not no_dp,
+        values=values_of(set_ or []),
     )
     if not chosen.trains and (compare or sweep):
         raise InputError(f"{plan}: it trains nothing: it goes without --compare and --sweep")

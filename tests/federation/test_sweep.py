@@ -120,10 +120,10 @@ def test_a_plan_that_is_impossible_is_named_before_any_runs(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["3", "privacy.noise_multiplier=0.5,50"], "sweep one of them"),
-        (["1,3", "privacy=none"], "cannot be swept together"),
-        (["privacy=none", "1,3"], "cannot be swept together"),
-        (["privacy=none", "privacy.clip=1"], "cannot be swept together"),
+        (["3", "privacy.noise_multiplier=0.5,50"], "set one of them"),
+        (["1,3", "privacy=none"], "cannot be set together"),
+        (["privacy=none", "1,3"], "cannot be set together"),
+        (["privacy=none", "privacy.clip=1"], "cannot be set together"),
     ],
 )
 def test_keys_that_exclude_each_other_are_refused(plan: Plan, words: list[str], said: str) -> None:
