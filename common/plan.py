@@ -13,7 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from privet.common.canonical import digest_json
 from privet.common.config import load_toml
@@ -54,6 +62,9 @@ class Training(Part):
         clipping: how per-unit gradients are computed; no effect on the guarantee.
         clip: L2 bound of one unit's gradient in a run without privacy; None: no bound. In
             a run with privacy it is ``privacy.clip`` that counts.
+        clip_rule: ``bound`` shortens the gradients above the bound; ``automatic`` brings each close
+            to it, so that no bound has to be found (AUTO-S of Bu et al. 2022). The guarantee is
+            the same.
         max_attempts: failures in a row, each with its charge, after which a site closes the plan
             for itself until its operator approves it again.
     """
@@ -68,7 +79,21 @@ class Training(Part):
     copies: Annotated[int, Field(ge=1, le=256)] = 1
     clipping: Clipping = "auto"
     clip: Positive | None = None
+    clip_rule: Literal["bound", "automatic"] = "bound"
     max_attempts: Annotated[int, Field(ge=1, le=100)] = MAX_ATTEMPTS
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Plans of before keep their digest.
+        value: dict[str, Any] = dump(self)
+        if value["clip_rule"] == "bound":
+            del value["clip_rule"]
+        return value
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether each gradient is brought close to its bound."""
+        return self.clip_rule == "automatic"
 
     @field_validator("clipping", mode="before")
     @classmethod
@@ -277,6 +302,12 @@ class Plan(Part):
             raise ValueError("'metrics.source' = 'gate' needs a [privacy] section")
         if self.privacy is not None and self.privacy.is_central:
             self._require_central()
+        is_bounded = self.privacy is not None and not self.privacy.is_central
+        if self.training.is_automatic and not is_bounded and self.training.clip is None:
+            raise ValueError(
+                "'training.clip_rule' = 'automatic' bounds nothing here: it needs a [privacy] "
+                "section whose trust is 'local', or 'training.clip'"
+            )
         return self
 
     def _require_central(self) -> None:

@@ -10,7 +10,8 @@ VARIABLE = "OMP_NUM_THREADS"
 def threads_of(asked: int) -> int:
     """Return how many threads to compute with: as many as a plan asks for, within the environment.
 
-    Whoever starts a process knows what else the machine has to do, and sets ``OMP_NUM_THREADS``.
+    The user or service that starts a process knows what else the machine has to do, and sets
+    ``OMP_NUM_THREADS``.
 
     Args:
         asked: of the plan.

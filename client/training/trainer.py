@@ -75,7 +75,7 @@ def mechanism(plan: Plan) -> Mechanism:
     """
     training, privacy = plan.training, plan.privacy
     if privacy is None:
-        return PlainSgd(training.sample_rate, training.steps, training.clip)
+        return PlainSgd(training.sample_rate, training.steps, training.clip, training.is_automatic)
     if privacy.is_central:
         raise PrivetError("privacy.trust 'central' is for simulations: no site adds its noise")
     if privacy.noise_multiplier is None:
@@ -87,6 +87,7 @@ def mechanism(plan: Plan) -> Mechanism:
         training.steps,
         Unit(privacy.unit),
         Relation(privacy.relation),
+        training.is_automatic,
     )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 _CHUNK = 32
 """Texts that are read at once."""
 _PART = 16 * _CHUNK
-"""Texts after which a store is looked into again, and written to."""
+"""Texts after which a store is read again, and written to."""
 _memory: dict[tuple[int, str], Tensor] = {}
 
 

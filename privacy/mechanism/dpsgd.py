@@ -24,7 +24,7 @@ from privet.common.errors import InputError, NotReleasableError
 from privet.privacy.accounting import events as ev
 from privet.privacy.accounting.units import Relation, Unit, UnitIndex
 from privet.privacy.mechanism.clipping import ClippedSum, GradientEngine
-from privet.privacy.mechanism.clipping.methods import Batch
+from privet.privacy.mechanism.clipping.methods import AutomaticBound, Batch, Bound
 from privet.privacy.mechanism.noise import Stream
 from privet.privacy.mechanism.parameter_integrity import TamperGuard
 from privet.privacy.mechanism.sampling import PoissonSampler
@@ -163,6 +163,8 @@ class DpSgd:
         clip: L2 bound C of one unit's gradient.
         steps: noise additions in one release.
         unit, relation: what the guarantee is about.
+        automatic: brings every unit's gradient close to C (:class:`.clipping.AutomaticBound`); the
+            event is the same.
 
     Example::
 
@@ -175,6 +177,7 @@ class DpSgd:
     steps: int = 1
     unit: Unit = Unit.RECORD
     relation: Relation = Relation.ADD_OR_REMOVE_ONE
+    automatic: bool = False
 
     def __post_init__(self) -> None:
         PoissonSampler(self.sample_rate)
@@ -183,6 +186,11 @@ class DpSgd:
                 raise InputError(f"{name} must be positive, not {getattr(self, name)}")
         if self.steps < 1:
             raise InputError("steps must be at least 1")
+
+    @property
+    def bound(self) -> Bound:
+        """C, with its rule."""
+        return AutomaticBound(self.clip) if self.automatic else self.clip
 
     @property
     def event(self) -> ev.Event:
@@ -265,7 +273,7 @@ class DpSgd:
 
         def gradient() -> list[Tensor]:
             batch, owner, count = steps.draw()
-            return steps.gradient(engine.clipped_sum(batch, owner, count, self.clip))
+            return steps.gradient(engine.clipped_sum(batch, owner, count, self.bound))
 
         tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
         return steps.update(tensors)
@@ -301,6 +309,14 @@ class PlainSgd:
     sample_rate: float
     steps: int = 1
     clip: float | None = None
+    automatic: bool = False
+
+    @property
+    def bound(self) -> Bound | None:
+        """C, with its rule; None for no bound."""
+        if self.clip is None or not self.automatic:
+            return self.clip
+        return AutomaticBound(self.clip)
 
     @property
     def event(self) -> ev.Event:
@@ -324,9 +340,9 @@ class PlainSgd:
 
         def gradient() -> list[Tensor]:
             batch, owner, count = steps.draw()
-            if self.clip is None:
+            if self.bound is None:
                 return steps.gradient(engine.plain_sum(batch))
-            return steps.gradient(engine.clipped_sum(batch, owner, count, self.clip))
+            return steps.gradient(engine.clipped_sum(batch, owner, count, self.bound))
 
         tensors = _descend(engine, gradient, self.steps, optimizer, proximal_mu)
         return steps.update(tensors)

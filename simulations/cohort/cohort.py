@@ -32,6 +32,7 @@ from privet.common.tasks import Batch
 from privet.common.threads import threads_of
 from privet.privacy.mechanism.clipping import ClippedSum, GradientEngine
 from privet.privacy.mechanism.clipping.client_gradients import ClientGradients, Unsupported
+from privet.privacy.mechanism.clipping.methods import limit_of
 from privet.privacy.mechanism.dpsgd import NoisedUpdate, NoisySteps, PlainSteps, PlainUpdate
 from privet.privacy.mechanism.parameter_integrity import TamperGuard
 
@@ -69,7 +70,7 @@ class Cohort:
         """Threads that draw noise."""
         engine = bench.engine
         self._named = dict(engine.named)
-        self._clip = mechanism(self.plan).clip
+        self._clip = mechanism(self.plan).bound
         self._most_records = engine.max_records
         self._filler = _on(self.plan.device, bench.task.random_batch(1, 0))
         self._optimizer = optimizer_of(self.plan.training)
@@ -189,7 +190,7 @@ class Cohort:
                 made = steps.gradient([rows[k]])
             else:
                 assert self._clip is not None
-                made = steps.gradient(ClippedSum((rows[k],), self._clip))
+                made = steps.gradient(ClippedSum((rows[k],), limit_of(self._clip)))
             rows[k] = made[0]
 
         list(pool.map(noised, range(len(some))))

@@ -92,6 +92,8 @@ def test_a_family_learns_the_same(name: str, private: bool, tmp_path: Path) -> N
         {"compression": {"kind": "int8"}},
         {"privacy": None},
         {"privacy": None, "training": {"clip": 0.1}},
+        {"training": {"clip_rule": "automatic", "rounds": 10}},
+        {"privacy": None, "training": {"clip": 0.1, "clip_rule": "automatic"}},
     ],
     ids=lambda c: "-".join(f"{k}.{v}" for k, v in c.items()),
 )

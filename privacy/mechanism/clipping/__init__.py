@@ -59,6 +59,7 @@ Tramèr, Liang and Hashimoto 2022, "Large Language Models Can Be Strong Differen
 Learners" (arXiv 2110.05679). Bu, Mao and Xu 2022, "Scalable and Efficient Training of Large
 Convolutional Neural Networks with Differential Privacy" (arXiv 2205.10683). Bu, Wang, Zha and
 Karypis 2023, "Differentially Private Optimization on Large Model at Small Cost" (arXiv 2210.00038).
+Bu, Wang, Zha and Karypis 2022, "Automatic Clipping" (arXiv 2206.07136): the rule ``automatic``.
 """
 
 from privet.privacy.mechanism.clipping.engine import MODES, ClippedSum, GradientEngine

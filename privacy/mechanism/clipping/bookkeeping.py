@@ -140,7 +140,7 @@ class BookKeeping(methods.PlainMethod):
         return [one.instantiated(records) for one in layers.per_unit.parameters]
 
     def clipped_sum(
-        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: methods.Bound
     ) -> list[Tensor]:
         """As :meth:`ClippingMethod.clipped_sum`."""
         per_unit = self._layers.per_unit

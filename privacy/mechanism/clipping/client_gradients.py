@@ -32,7 +32,7 @@ from privet.common.compat.torch import without_conversion
 from privet.privacy.mechanism.clipping.embedding_rules import EmbeddingRule
 from privet.privacy.mechanism.clipping.layers import RecordingLayers, Unsupported
 from privet.privacy.mechanism.clipping.linear_rules import LinearRule
-from privet.privacy.mechanism.clipping.methods import Batch, Loss, clip_factors
+from privet.privacy.mechanism.clipping.methods import Batch, Bound, Loss, clip_factors
 from privet.privacy.mechanism.clipping.norm_rules import LayerNormRule
 from privet.privacy.mechanism.clipping.parameter_gradients import only_finite
 from privet.privacy.mechanism.clipping.vmap import LossOfModel, places_of
@@ -128,7 +128,7 @@ class ClientGradients:
         return {name: tensor.detach() for name, tensor in made.items()}
 
     def clipped_sums(
-        self, weights: Weights, batch: Batch, present: Tensor, units: int, clip: float
+        self, weights: Weights, batch: Batch, present: Tensor, units: int, clip: Bound
     ) -> dict[str, Tensor]:
         """Return Σ_u c_u G_u for each client, [K, *shape] by name.
 

@@ -21,10 +21,12 @@ from privet.common.errors import (
 )
 from privet.privacy.mechanism.clipping.methods import (
     Batch,
+    Bound,
     ClippingMethod,
     Loss,
     RawGradients,
     UnitOfRecord,
+    limit_of,
     with_loss_weight,
 )
 
@@ -42,7 +44,7 @@ _LOG = logging.getLogger("privet.clipping")
 
 @dataclass(frozen=True)
 class ClippedSum:
-    """Σ_u min(1, C / ‖G_u‖) G_u over units; removing one unit moves it by ``clip`` at most.
+    """Σ_u c_u G_u over units, ‖c_u G_u‖ ≤ C; removing one unit moves it by ``clip`` at most.
 
     Attributes:
         tensors: one tensor a trained parameter, in the engine's order.
@@ -143,7 +145,7 @@ class GradientEngine:
         return RawGradients(self._method.per_sample(batch))
 
     def clipped_sum(
-        self, examples: Batch, owner: npt.NDArray[np.int64], units: int, clip: float
+        self, examples: Batch, owner: npt.NDArray[np.int64], units: int, clip: Bound
     ) -> ClippedSum:
         """Return the sum of the clipped gradients of ``units`` units.
 
@@ -177,7 +179,8 @@ class GradientEngine:
             for rows, unit_of in _micro_batches(owner, self.micro_batch, self._method.max_units)
         )
         try:
-            return ClippedSum(tuple(self._method.clipped_sum(micro_batches, clip)), clip)
+            made = tuple(self._method.clipped_sum(micro_batches, clip))
+            return ClippedSum(made, limit_of(clip))
         except BaseException:
             self._method.reset()
             raise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import NewType, Protocol
 
 import numpy as np
@@ -55,7 +56,7 @@ class ClippingMethod(Protocol):
         ...
 
     def clipped_sum(
-        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: Bound
     ) -> list[Tensor]:
         """Return Σ_u min(1, C / ‖G_u‖) G_u over the units of all micro-batches.
 
@@ -146,8 +147,41 @@ def with_loss_weight(loss: Loss) -> Loss:
     return weighted
 
 
-def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
+@dataclass(frozen=True)
+class AutomaticBound:
+    """Bring every unit's gradient close to the bound C, those below it too.
+
+    c_u = C / (‖G_u‖ + γ) with γ = :data:`STABILITY` (AUTO-S of Bu et al. 2022, arXiv 2206.07136):
+    ‖c_u G_u‖ < C, so that sensitivity and event are those of plain clipping. C only scales the
+    step, and is no setting to be found. Without γ a gradient of rounding errors alone would be
+    lifted to C.
+
+    Attributes:
+        limit: C.
+    """
+
+    limit: float
+
+
+STABILITY = 0.01
+"""γ, in units of a gradient's norm."""
+Bound = float | AutomaticBound
+"""An L2 bound C of one unit's gradient: plain, or with the automatic rule."""
+
+
+def limit_of(bound: Bound) -> float:
+    """Return C.
+
+    Args:
+        bound: with either rule.
+    """
+    return bound.limit if isinstance(bound, AutomaticBound) else bound
+
+
+def clip_factors(squared_norms: Tensor, clip: Bound) -> Tensor:
     """Return the clip factors c_u = min(1, C / ‖G_u‖), [U]; 0 where the norm is not finite.
+
+    With :class:`AutomaticBound` they are C / (‖G_u‖ + γ).
 
     A factor below 1 is made smaller by :data:`CLIP_MARGIN`: it is rounded to float32 and multiplied
     there, each with a relative error of 2⁻²⁴ = 6e-8, and the product must not pass the bound. A
@@ -158,8 +192,11 @@ def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
         clip: the L2 bound C.
     """
     norms = squared_norms.double().sqrt()
-    factors = (clip / norms.clamp(min=1e-300)).clamp(max=1.0)
-    factors = torch.where(factors < 1.0, factors * (1.0 - CLIP_MARGIN), factors)
+    if isinstance(clip, AutomaticBound):
+        factors = clip.limit / (norms + STABILITY) * (1.0 - CLIP_MARGIN)
+    else:
+        factors = (clip / norms.clamp(min=1e-300)).clamp(max=1.0)
+        factors = torch.where(factors < 1.0, factors * (1.0 - CLIP_MARGIN), factors)
     usable = torch.isfinite(norms) & (factors >= _MIN_FACTOR)
     return torch.where(usable, factors, torch.zeros_like(factors))
 
@@ -167,7 +204,7 @@ def clip_factors(squared_norms: Tensor, clip: float) -> Tensor:
 def sum_of_per_sample(
     per_sample: Callable[[Batch], list[Tensor]],
     micro_batches: Iterable[tuple[Batch, UnitOfRecord]],
-    clip: float,
+    clip: Bound,
     parameters: Iterable[Tensor],
 ) -> list[Tensor]:
     """Return Σ_u c_u G_u from per-sample gradients that are all held.

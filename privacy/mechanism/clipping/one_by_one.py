@@ -43,7 +43,7 @@ class OneByOne(methods.PlainMethod):
         return made
 
     def clipped_sum(
-        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: methods.Bound
     ) -> list[Tensor]:
         """As :meth:`ClippingMethod.clipped_sum`."""
         with self._held() as held:
@@ -63,7 +63,7 @@ class OneByOne(methods.PlainMethod):
         self._loss(self.model, mine).sum().backward()  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def _add_clipped(totals: list[Tensor], held: list[Tensor], clip: float) -> None:
+    def _add_clipped(totals: list[Tensor], held: list[Tensor], clip: methods.Bound) -> None:
         """Add min(1, C / ‖G_u‖) G_u; nothing if the norm is not finite (H7)."""
         squared_norm = sum(methods.squared_row_norms(flat.unsqueeze(0)) for flat in held)
         assert isinstance(squared_norm, Tensor)

@@ -62,7 +62,7 @@ class WholeModelVmap(methods.PlainMethod):
         return [made[name].detach() for name in trained]
 
     def clipped_sum(
-        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: float
+        self, micro_batches: Iterable[tuple[Batch, UnitOfRecord]], clip: methods.Bound
     ) -> list[Tensor]:
         """As :meth:`ClippingMethod.clipped_sum`."""
         return methods.sum_of_per_sample(self.per_sample, micro_batches, clip, self.named.values())
