@@ -86,7 +86,7 @@ class Training(Part):
     def _without_new_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Plans of before keep their digest.
         value: dict[str, Any] = dump(self)
-        if value["clip_rule"] == "bound":
+        if value.get("clip_rule") == "bound":
             del value["clip_rule"]
         return value
 

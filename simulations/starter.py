@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
+from privet.common.plan import Plan
+from privet.common.printable import counted
+from privet.simulations import scenarios
 from privet.simulations.partition import deal
 
 _FEATURES = {
@@ -103,6 +110,26 @@ def make(task, *, hidden: int = 16) -> nn.Module:
 '''
 
 
+_LIKE = """# The settings of {source}, for records of your own.
+# They were found on {size}. Far from that, others may be
+# better: try some with privet simulate --sweep, on records that may be used so.
+#
+# 1. Put your columns into [task], and your files into [[sites]]: one CSV file for each is enough.
+# 2. privet simulate plan.toml --check     what each record is worth; nothing is trained
+# 3. privet simulate plan.toml
+name = "like-{scenario}"
+seed = 0
+
+# Yours: columns, their declared ranges and values (from public knowledge, never from the records),
+# and every label that may occur. What stands here are the scenario's.
+{task}
+
+{settings}
+# Yours: the nominal size is declared, not counted: a round number near the number of {units} to
+# train on.
+{sites}"""
+
+
 def write_starter(folder: Path) -> list[str]:
     """Write the starter files; return their names.
 
@@ -111,8 +138,7 @@ def write_starter(folder: Path) -> list[str]:
     """
     from sklearn.datasets import load_breast_cancer
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} exists and is not an empty folder; nothing was written")
+    _require_empty(folder)
     records = load_breast_cancer(as_frame=True).frame
     records["malignant"] = 1 - records.pop("target")
     dealt = deal(len(records), 3, seed=0)
@@ -132,3 +158,98 @@ def write_starter(folder: Path) -> list[str]:
     for name, text in files.items():
         write_atomic(folder / name, text.encode())
     return list(files)
+
+
+def write_like(folder: Path, scenario: str, model: str | None = None) -> list[str]:
+    """Write a plan with a scenario's settings, for records of one's own; return the files' names.
+
+    Args:
+        folder: new or empty.
+        scenario: its name.
+        model: another of its models; None takes its own.
+
+    Raises:
+        InputError: if there is no such scenario or model, or the folder is not empty.
+    """
+    _require_empty(folder)
+    plan = scenarios.get(scenario).make_plan(model)
+    sizes = sorted(site.nominal_size for site in plan.sites)
+    unit = plan.privacy.unit if plan.privacy is not None else "record"
+    units = "people" if unit == "person" else "records"
+    usual = sizes[len(sizes) // 2]
+    size = f"{counted(len(sizes), 'site')} of some {usual:,} {units}"
+    source = f"scenario '{scenario}'" + (f", model '{model}'" if model else "")
+    task = plan.task.model_dump(mode="json", exclude_defaults=True)
+    task = {"kind": plan.task.kind, **_columns(plan), **task}
+    settings = []
+    for name in ("model", "training", "strategy", "compression", "privacy", "metrics", "split"):
+        section = getattr(plan, name)
+        if section is not None:
+            values = section.model_dump(mode="json", exclude_defaults=True)
+            shown = {n: getattr(section, n) for n in _SHOWN.get(name, ())}
+            settings.append(_section(name, {**shown, **values}, _NOTES.get(name, "")))
+    if unit == "person":
+        settings.append(_section("data", {"person_column": "person"}, "yours"))
+    sites = "\n".join(
+        f'[[sites]]\nname = "Site {n}"\nnominal_size = {usual}\npath = "site-{n}.csv"\n'
+        for n in (1, 2, 3)
+    )
+    text = _LIKE.format(
+        source=source, size=size, scenario=scenario, task=_section("task", task).rstrip(),
+        settings="\n".join(settings), units=units, sites=sites,
+    )  # fmt: skip
+    Plan.parse(tomllib.loads(text))
+    write_atomic(folder / "plan.toml", text.encode())
+    return ["plan.toml"]
+
+
+_SHOWN = {
+    "model": ("kind",),
+    "training": ("rounds", "steps", "sample_rate", "learning_rate"),
+    "strategy": ("kind",),
+    "privacy": ("epsilon", "delta", "unit", "clip"),
+    "metrics": ("source",),
+    "split": ("test",),
+}
+"""Keys that are written although they may have their defaults."""
+_NOTES = {
+    "metrics": 'of the test split, which then counts as public; or "gate": noised and paid for'
+}
+
+
+def _columns(plan: Plan) -> dict[str, str]:
+    """Return the names of columns that a task has by default."""
+    text = getattr(plan.task, "text", None)
+    return {"text": text} if isinstance(text, str) else {}
+
+
+def _require_empty(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} exists and is not an empty folder; nothing was written")
+
+
+def _section(name: str, values: dict[str, Any], note: str = "") -> str:
+    """Return a section of TOML; what is nested twice has a section of its own."""
+    lines, below = [f"[{name}]" + (f"  # {note}" if note else "")], []
+    for key, value in values.items():
+        if value is None or value in ({}, []):
+            continue
+        if isinstance(value, dict) and (key in ("numeric", "categorical")):
+            below.append(_section(f"{name}.{key}", value))
+        else:
+            lines.append(f"{_key(key)} = {_value(value)}")
+    return "\n".join([*lines, "", *below])
+
+
+def _value(value: Any) -> str:
+    """Return a value as TOML, on one line."""
+    if isinstance(value, dict):
+        parts = (f"{_key(key)} = {_value(one)}" for key, one in value.items() if one is not None)
+        return f"{{ {', '.join(parts)} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_value, value))}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)

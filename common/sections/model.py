@@ -157,7 +157,7 @@ class ModelOf(Part, Generic[_Kind, _Options]):
     def _without_new_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Plans of before keep their digest.
         value: dict[str, Any] = dump(self)
-        if value["batch_norm"] is None:
+        if "batch_norm" in value and value["batch_norm"] is None:
             del value["batch_norm"]
         return value
 
