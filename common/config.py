@@ -19,6 +19,12 @@ def data_folder(named: Path | None) -> Path | None:
     return named or (Path(value) if value else None)
 
 
+def cache_folder() -> Path:
+    """Return the user's cache folder: ``$XDG_CACHE_HOME/privet``, or ``~/.cache/privet``."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "privet"
+
+
 def find_data(relative: str, data_dir: Path | None, *, source: str) -> Path:
     """Return the path of ``relative`` below the data folder.
 

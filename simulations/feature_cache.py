@@ -12,7 +12,6 @@ import contextlib
 import functools
 import hashlib
 import logging
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -66,12 +65,6 @@ def use_cache(folder: Path) -> None:
 @functools.lru_cache(maxsize=8)
 def _of(folder: Path) -> FeatureCache:
     return FeatureCache(folder)
-
-
-def user_folder() -> Path:
-    """Return the user's cache folder: ``$XDG_CACHE_HOME/privet``, or ``~/.cache/privet``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "privet"
 
 
 class FeatureCache:
@@ -175,4 +168,4 @@ def _check(key: bytes, values: bytes) -> bytes:
     return hashlib.blake2b(key + values, digest_size=_CHECK).digest()
 
 
-__all__ = ["MOST_BYTES", "FeatureCache", "cached", "use_cache", "user_folder"]
+__all__ = ["MOST_BYTES", "FeatureCache", "cached", "use_cache"]

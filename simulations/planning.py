@@ -10,12 +10,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from privet.common.config import data_folder
+from privet.common.config import cache_folder, data_folder
 from privet.common.errors import InputError
 from privet.common.plan import Plan
 from privet.privacy.accounting.noise_calibration import calibrated as resolve
 from privet.simulations import scenarios
-from privet.simulations.feature_cache import user_folder
 from privet.simulations.plan_values import Values, changes_of
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Setting:
             return None
         if self.cache is None and scenarios.of(plan) is None:
             return None
-        return self.cache or user_folder()
+        return self.cache or cache_folder()
 
     def evidence_of(self, plan: Plan) -> EvidenceLevel:
         """Return the evidence level of a run of ``plan``.

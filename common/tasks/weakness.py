@@ -18,8 +18,11 @@ from privet.common.tasks.measure import CLASSES, measure_of_kind
 from privet.common.tasks.metrics import confusion_of, from_histogram
 
 Array = npt.NDArray[Any]
-_SURE = 2.0
-"""Standard deviations that a difference must have, to count as one."""
+_LITTLE = 0.01
+"""Share of all records that a model must know beyond the most frequent class, where chance would
+be more."""
+_LOUD = 20.0
+"""A table says nothing where its noise is more than this part of its records."""
 _RANKS = 0.6
 """AUC from which scores are worth another threshold."""
 _ADVICE = (
@@ -79,21 +82,21 @@ def _said(
         what: the records are called.
     """
     total = float(confusion.sum())
-    if total <= _SURE * noise:
-        return ""  # noise alone
+    if total <= _LOUD * noise:
+        return ""
     most = int(confusion.sum(1).argmax())
     said = int(confusion.sum(0).argmax())
     # Against always answering `most`, only records that one of the two gets right count (McNemar
     # 1947): those of other classes that the model knows, and those of `most` that it does not.
     won = float(np.trace(confusion) - confusion[most, most])
     lost = float(confusion[most].sum() - confusion[most, most])
-    spread = math.hypot(math.sqrt(max(won, 0.0) + max(lost, 0.0)), noise)
-    if won - lost > _SURE * spread or (noise == 0 and won - lost > 0 and lost == 0):
+    chance = math.sqrt(max(won, 0.0) + max(lost, 0.0))
+    if won - lost > min(chance, _LITTLE * total) + noise:
         return ""
     other = total - float(confusion[:, said].sum())
     hits, of_most = float(np.trace(confusion)), float(confusion[most].sum())
     right, always = (min(1.0, max(0.0, count / total)) for count in (hits, of_most))
-    if other <= _SURE * noise:
+    if other <= 2 * noise:
         text = (
             f"the model answers '{classes[said]}' for {'all' if not noise else 'nearly all'} {what}"
         )
