@@ -53,9 +53,9 @@ def test_a_users_table_trains_with_them(privet: Run, frame_of: Make, tmp_path: P
         "x1 = { low = -2, high = 2 }\nx2 = { low = -2, high = 2 }\n\n"
     )
     (folder / "plan.toml").write_text(text[:begin] + task + text[end:], encoding="utf-8")
-    done = privet("simulate", folder / "plan.toml", "--out", tmp_path / "run", "--json")
+    words = ["--rounds", 2, "--evidence", "off", "--out", tmp_path / "run"]
+    done = privet("simulate", folder / "plan.toml", *words)
     assert done.code == 0, done.err
-    assert privet("simulate", folder / "plan.toml", "--check").code == 0
 
 
 @pytest.mark.parametrize(

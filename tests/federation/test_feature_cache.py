@@ -206,7 +206,7 @@ def test_the_oldest_rows_are_forgotten(tmp_path: Path) -> None:
 # a sweep, and who waits
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_runs_of_a_sweep_read_once(
     plan: Plan, read: list[str], home: Path, tmp_path: Path, jobs: int
 ) -> None:
