@@ -19,10 +19,19 @@ def data_folder(named: Path | None) -> Path | None:
     return named or (Path(value) if value else None)
 
 
-def cache_folder() -> Path:
-    """Return the user's cache folder: ``$XDG_CACHE_HOME/privet``, or ``~/.cache/privet``."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "privet"
+def cache_folder() -> Path | None:
+    """Return the user's cache folder, or None if there is none.
+
+    It is ``$XDG_CACHE_HOME/privet``, or ``~/.cache/privet``. A relative ``XDG_CACHE_HOME`` does not
+    count, as the XDG Base Directory Specification says.
+    """
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    if named.is_absolute():
+        return named / "privet"
+    try:
+        return Path.home() / ".cache" / "privet"
+    except RuntimeError:  # a user without an entry, as in containers
+        return None
 
 
 def find_data(relative: str, data_dir: Path | None, *, source: str) -> Path:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import hashlib
 import logging
+import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -34,32 +35,37 @@ _LOG = logging.getLogger("privet.simulations")
 
 
 @contextlib.contextmanager
-def cached(folder: Path | None) -> Iterator[None]:
-    """Keep features in a folder for the time being.
+def cached(folder: Path | None, *, required: bool = True) -> Iterator[Path | None]:
+    """Keep features in a folder for the time being; yield the folder that is used.
 
     Args:
         folder: or None, for memory alone.
+        required: False goes without, with a warning, where the folder cannot be made.
 
     Raises:
-        InputError: if the folder cannot be made.
+        InputError: if the folder cannot be made, and is required.
     """
-    before = use_store(None if folder is None else _of(folder))
     try:
-        yield
+        store = None if folder is None else _of(folder)
+    except InputError as error:
+        if required:
+            raise
+        _LOG.warning("no cache is used: %s", error)
+        folder = store = None
+    before = use_store(store)
+    try:
+        yield folder
     finally:
         use_store(before)
 
 
-def use_cache(folder: Path) -> None:
-    """Keep features in a folder for as long as this process lasts.
+def use_cache(folder: Path | None) -> None:
+    """Keep features in a folder from now on.
 
     Args:
-        folder: of the cache.
-
-    Raises:
-        InputError: if the folder cannot be made.
+        folder: of the cache, which was made before; or None, for memory alone.
     """
-    use_store(_of(folder))
+    use_store(None if folder is None else _of(folder))
 
 
 @functools.lru_cache(maxsize=8)
@@ -80,10 +86,12 @@ class FeatureCache:
 
     def __init__(self, folder: Path, most: int = MOST_BYTES) -> None:
         self.path, self._most = folder / _NAME, most
-        self._warned = False
+        self._is_broken = False
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.path.touch(mode=0o600)
+            # A link to another's file is not followed.
+            made = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            os.close(made)
         except OSError as error:
             raise InputError(f"{folder}: cannot hold a cache: {error.strerror}") from error
 
@@ -133,7 +141,9 @@ class FeatureCache:
             ).rowcount
 
     def _use(self, use: Callable[[sqlite3.Connection], None]) -> None:
-        """Use the file in a transaction; a fault of it is logged once, and the use given up."""
+        """Use the file in a transaction; from a fault on, it is used no more."""
+        if self._is_broken:
+            return
         try:
             with contextlib.closing(sqlite3.connect(self.path, timeout=_PATIENCE_S)) as database:
                 # What a power cut loses is read again.
@@ -145,9 +155,8 @@ class FeatureCache:
                 with database:
                     use(database)
         except (sqlite3.Error, ValueError, TypeError) as error:
-            if not self._warned:
-                _LOG.warning("the cache %s is not used: %s", self.path, error)
-            self._warned = True
+            _LOG.warning("the cache %s is not used: %s", self.path, error)
+            self._is_broken = True
 
 
 def _bytes(database: sqlite3.Connection) -> int:

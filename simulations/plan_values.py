@@ -39,7 +39,7 @@ def values_of(texts: Sequence[str]) -> Values:
             raise InputError(f"--set {key}: the key comes twice")
         try:
             found[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[key] = value.strip()
     return found
 
@@ -71,6 +71,8 @@ def changes_of(plan: Plan, chosen: Values) -> dict[str, Any]:
     changed: dict[str, Any] = {}
     for key, value in sorted(chosen.items(), key=lambda item: item[0].count(".")):
         first, *rest = key.split(".")
+        if first not in Plan.model_fields:
+            raise InputError(f"'{key}': a plan has no key '{first}'")
         if not rest:
             changed[first] = value
             continue

@@ -201,6 +201,9 @@ def _plain(plan: Plan) -> dict[str, Any]:
         name = scenarios.model_name(plan.model)
         for key, change in scenarios.get(plan.scenario).plain.get(name, {}).items():
             changes[key] = {**changes.get(key, {}), **change}
+    training = changes.get("training", {})
+    if training.get("clip", plan.training.clip) is None:
+        changes["training"] = {**training, "clip_rule": "bound"}  # there is no bound to come near
     return changes
 
 

@@ -229,8 +229,7 @@ class SiteMaker:
 
     def trainer(self, site: str) -> CohortMember:
         """Return a new trainer of a site."""
-        if self.cache is not None:  # this may be a process of its own
-            use_cache(self.cache)
+        use_cache(self.cache)  # this may be a process of its own, or one with another run's
         return CohortMember(
             self.plan,
             site,
@@ -315,13 +314,14 @@ def run_plan(
         teller.stage("keeping no evidence: above 1,000 sites only --evidence light does")
     # In the plan itself, so that the ledgers and the report say who vouches for what.
     spec = RunSpec(attested(plan), setting)
-    with cached(setting.cache_of(plan)):
-        return _run(spec, level, out, observe, teller, started)
+    with cached(setting.cache_of(plan), required=setting.cache is not None) as cache:
+        return _run(spec, level, cache, out, observe, teller, started)
 
 
 def _run(
     spec: RunSpec,
     level: EvidenceLevel,
+    cache: Path | None,
     out: Path | None,
     observe: Observer,
     teller: Teller,
@@ -347,7 +347,6 @@ def _run(
     teller.stage("reading the records")
     require_usable(plan, records)
     run_id, folder = _new_folder(plan, out)
-    cache = setting.cache_of(plan)
     _read_ahead(plan, records, cache, teller)
     teller.folder(folder)
     write_json(folder / "plan.json", told.to_dict())

@@ -240,6 +240,7 @@ def run_sweep(
             stack.enter_context(_alone(folder))
         rows: dict[str, dict[str, Any]] = dict(done)
         setting = _with_cache(setting, points, folder)
+        stack.callback(shutil.rmtree, folder / _FEATURES, ignore_errors=True)
         if done:
             tell(f"{len(done)} of {len(points)} runs had ended before")
         todo = [point for point in points if point.name not in done]
@@ -251,7 +252,6 @@ def run_sweep(
     made = Sweep(axes, [rows[point.name] for point in points], folder, headline)
     _write_table(made.rows, folder / _TABLE)
     _plot(made)
-    shutil.rmtree(folder / _FEATURES, ignore_errors=True)
     return made
 
 

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 _CHUNK = 32
@@ -65,6 +66,7 @@ def features_of(
     folder: Path,
     max_tokens: int,
     read: Callable[[list[str]], Tensor],
+    width: int,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Tensor]:
     """Return the features of texts, [D] each.
@@ -74,6 +76,7 @@ def features_of(
         folder: of the encoder's weights and tokenizer.
         max_tokens: length at which texts are cut.
         read: returns the features [n, D] of n texts.
+        width: D.
         tell: called with how many of the texts that are not in memory are done, and their number.
     """
     fresh = sorted({t for t in texts if (max_tokens, t) not in _memory}, key=len)
@@ -81,7 +84,7 @@ def features_of(
         encoder = encoder_digest(folder, max_tokens)
         done = 0
         for part in _parts(fresh):
-            known = dict(_store.read(encoder, part)) if _store is not None else {}
+            known = {} if _store is None else _usable(_store.read(encoder, part), width)
             lacking = [text for text in part if text not in known]
             made: dict[str, Tensor] = {}
             for start in range(0, len(lacking), _CHUNK):
@@ -94,6 +97,15 @@ def features_of(
             done += len(part)
             tell(done, len(fresh))
     return [_memory[max_tokens, text] for text in texts]
+
+
+def _usable(found: Mapping[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Return the rows that an encoder may have made."""
+    return {
+        text: row
+        for text, row in found.items()
+        if row.shape == (width,) and bool(torch.isfinite(row).all())
+    }
 
 
 def _parts(fresh: list[str]) -> list[list[str]]:

@@ -370,7 +370,7 @@ class _MiniLmFeatures:
         self, texts: list[str], tell: Callable[[int, int], None] = lambda done, total: None
     ) -> list[Tensor]:
         read = functools.partial(_read, max_tokens=self._max_tokens)
-        return features_of(texts, minilm_folder(), self._max_tokens, read, tell)
+        return features_of(texts, minilm_folder(), self._max_tokens, read, MINILM_WIDTH, tell)
 
     def sizes(self, batch: dict[str, Tensor]) -> Tensor | None:
         return None

@@ -54,9 +54,10 @@ def _auc(scores: Array, labels: Array, present: Array) -> float | None:
     from scipy.stats import rankdata
 
     asked = np.array([1]) if scores.shape[1] == 2 else present
+    scores = scores[:, asked]
     if not np.isfinite(scores).all():
         raise ValueError("a score is not finite")
-    ranks = rankdata(scores[:, asked], axis=0)  # [N, C], from 1
+    ranks = rankdata(scores, axis=0)  # [N, C], from 1
     is_class = labels[:, None] == asked  # [N, C]
     inside = is_class.sum(0).astype(np.float64)  # [C]
     above = (ranks * is_class).sum(0) - inside * (inside + 1) / 2

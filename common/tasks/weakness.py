@@ -21,8 +21,8 @@ Array = npt.NDArray[Any]
 _LITTLE = 0.01
 """Share of all records that a model must know beyond the most frequent class, where chance would
 be more."""
-_LOUD = 20.0
-"""A table says nothing where its noise is more than this part of its records."""
+_LOUD = 100.0
+"""A table says nothing of fewer records than this many standard deviations of its noise."""
 _RANKS = 0.6
 """AUC from which scores are worth another threshold."""
 _ADVICE = (
@@ -42,6 +42,9 @@ def weakness_of_scores(
         auc: of the scores.
     """
     if scores.ndim != 2 or scores.shape[1] != len(classes) or not len(labels):
+        return ""
+    known = (labels >= 0) & (labels < len(classes))
+    if not known.all() or len(np.unique(labels)) < 2:
         return ""
     confusion = np.zeros((len(classes), len(classes)))
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
@@ -91,7 +94,7 @@ def _said(
     won = float(np.trace(confusion) - confusion[most, most])
     lost = float(confusion[most].sum() - confusion[most, most])
     chance = math.sqrt(max(won, 0.0) + max(lost, 0.0))
-    if won - lost > min(chance, _LITTLE * total) + noise:
+    if won - lost > min(chance, _LITTLE * total):
         return ""
     other = total - float(confusion[:, said].sum())
     hits, of_most = float(np.trace(confusion)), float(confusion[most].sum())

@@ -25,8 +25,10 @@ a person contributed 62 times the bound. Therefore
 
 - every Gram matrix is a product of doubles, which divides the error of the norm by 2²⁹;
 - where ‖gᵀ a‖² < m² / 16 (:data:`CANCELLATION`) the weighted sum of that unit is made of doubles as
-  well. Elsewhere m ≤ 4 ‖gᵀ a‖, so that the sum is wrong by 4 T u √T of the clipped gradient at
-  most, the rounding of any other product of T rows.
+  well, and its squared norm is taken to be larger by what rounding may have hidden of it
+  (:func:`rounding_share`). The same holds for the rows of an embedding that are read several times,
+  and for both together. Elsewhere m ≤ 4 ‖gᵀ a‖, so that the sum is wrong by 4 T u √T of the clipped
+  gradient at most, the rounding of any other product of T rows.
 """
 
 from __future__ import annotations
@@ -81,6 +83,30 @@ def uncorrelated(activations: Tensor, backprops: Tensor) -> Tensor:
     )
     read, written = of_rows
     return (read * written).sum(1)
+
+
+def uncorrelated_lookups(backprops: Tensor) -> Tensor:
+    """Return m² = Σ_k ‖e_k‖² of an embedding, [U].
+
+    Args:
+        backprops: e [U, K, n].
+    """
+    of_rows = squared_row_norms(backprops.flatten(0, 1)).view(backprops.shape[:2])
+    return of_rows.sum(1)
+
+
+def rounding_share(rows: int, width: int) -> float:
+    """Return how far a ghost squared norm may be from the true one, as a share of m².
+
+    A Gram entry of doubles is a sum of ``width`` products at most, wrong by width · 2⁻⁵³ of the
+    lengths of its two rows; the sum of T² entries adds T² · 2⁻⁵³ of (Σ_t ‖a_t‖ ‖g_t‖)² ≤ T m²
+    (Higham 2002, 3.1). Each is taken twice, for terms of second order.
+
+    Args:
+        rows: T, of all uses together.
+        width: p + n at most.
+    """
+    return 2 * rows * (width + rows * rows) * 2.0**-53
 
 
 def linear_product(one: Linear, two: Linear) -> Tensor:

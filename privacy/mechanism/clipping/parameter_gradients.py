@@ -209,12 +209,14 @@ class ParameterGradients:
             shared = self._shared_lookups
             self._lookups += [(ids.expand(len(e), -1), e) for ids, e in shared]
             shared.clear()
-        if not self._linear:
-            return self._lookup_squared_norms().clamp(min=0.0)
-        uncorrelated = torch.stack([ghost_norms.uncorrelated(a, g) for a, g in self._linear]).sum(0)
-        rows = self._linear[0][0].shape[1]
-        if len(self._linear) == 1 and not self._lookups and rows == 1:
-            return uncorrelated
+        if not self._linear and not self._lookups:
+            return self._lookup_squared_norms()
+        yardsticks = [ghost_norms.uncorrelated(a, g) for a, g in self._linear]
+        yardsticks += [ghost_norms.uncorrelated_lookups(e) for _, e in self._lookups]
+        yardstick = torch.stack(yardsticks).sum(0)
+        rows = sum(g.shape[1] for _, g in (*self._linear, *self._lookups))
+        if rows == 1:
+            return yardstick
         total = self._lookup_squared_norms()
         for i, one in enumerate(self._linear):
             total = total + ghost_norms.linear_product(one, one)
@@ -223,10 +225,13 @@ class ParameterGradients:
             for lookup in self._lookups:
                 total = total + 2 * ghost_norms.lookup_linear_product(lookup, one)
         # Not "<": a norm that is not a number cancels, too.
-        cancelling = ~(total >= ghost_norms.CANCELLATION * uncorrelated)
+        cancelling = ~(total >= ghost_norms.CANCELLATION * yardstick)
         if bool(cancelling.any()):
             self._cancelling = cancelling.nonzero().squeeze(1)
-        return total.clamp(min=0.0)  # rounding may leave a sum that cancels below zero
+            # What is left may be less than the norm's own rounding: as long as that may be.
+            share = ghost_norms.rounding_share(rows, sum(self.parameter.shape))
+            total = torch.where(cancelling, total.clamp(min=0.0) + share * yardstick, total)
+        return total
 
     def _lookup_squared_norms(self) -> Tensor:
         """Return the squared norms of all lookups together, without linear layers."""
@@ -249,20 +254,20 @@ class ParameterGradients:
             factors: c_u [U].
             finite: [U] units whose norm is finite; None for all.
         """
-        linear_factors = factors
+        other_factors = factors
         if self._cancelling is not None:
             self._add_cancelling(total, self._cancelling, factors, finite)
-            linear_factors = factors.index_fill(0, self._cancelling, 0.0)
+            other_factors = factors.index_fill(0, self._cancelling, 0.0)
         for a, g in self._linear:
             a = only_finite(a, finite).to(total.dtype)
-            g = _weighted(g, linear_factors, finite, total.dtype)
+            g = _weighted(g, other_factors, finite, total.dtype)
             one, two = (a, g) if self.transposed else (g, a)
             total.addmm_(one.flatten(0, 1).mT, two.flatten(0, 1))
         for ids, e in self._shared_lookups:
             weights, wide = factors.to(total.dtype), only_finite(e, finite).to(total.dtype)
             total.index_add_(0, ids, torch.tensordot(weights, wide, dims=1))
         for ids, e in self._lookups:
-            e = _weighted(e, factors, finite, total.dtype)
+            e = _weighted(e, other_factors, finite, total.dtype)
             total.index_add_(0, ids.flatten(), e.flatten(0, 1))
 
     def add_weighted_sums(self, totals: Tensor, factors: Tensor, finite: Tensor | None) -> None:
@@ -274,13 +279,13 @@ class ParameterGradients:
             finite: [K · U] units whose norm is finite; None for all.
         """
         clients = len(totals)
-        linear_factors = factors
+        other_factors = factors
         if self._cancelling is not None:
             self._add_cancelling_by_client(totals, self._cancelling, factors, finite)
-            linear_factors = factors.index_fill(0, self._cancelling, 0.0)
+            other_factors = factors.index_fill(0, self._cancelling, 0.0)
         for a, g in self._linear:
             a = only_finite(a, finite).to(totals.dtype)
-            g = _weighted(g, linear_factors, finite, totals.dtype)
+            g = _weighted(g, other_factors, finite, totals.dtype)
             a, g = (x.reshape(clients, -1, x.shape[-1]) for x in (a, g))
             one, two = (a, g) if self.transposed else (g, a)
             totals.baddbmm_(one.mT, two)
@@ -290,7 +295,7 @@ class ParameterGradients:
             sums = torch.bmm(weights, wide.reshape(clients, -1, wide[0].numel()))
             totals.index_add_(1, ids, sums.view(clients, *wide.shape[1:]))
         for ids, e in self._lookups:
-            e = _weighted(e, factors, finite, totals.dtype)
+            e = _weighted(e, other_factors, finite, totals.dtype)
             client = torch.arange(clients, device=ids.device).view(-1, 1)
             rows = ids.reshape(clients, -1) + client * totals.shape[1]
             totals.flatten(0, 1).index_add_(0, rows.flatten(), e.flatten(0, 1))
@@ -306,13 +311,18 @@ class ParameterGradients:
     def _add_cancelling(
         self, total: Tensor, units: Tensor, factors: Tensor, finite: Tensor | None
     ) -> None:
-        """Add c_u g_uᵀ a_u of ``units`` in double precision."""
+        """Add c_u G_u of ``units``: all terms in double precision, and rounded once."""
+        exact = torch.zeros(total.shape, device=total.device, dtype=torch.float64)
+        here = None if finite is None else finite[units]
         for a, g in self._linear:
-            a, g = a[units].double(), g[units].double() * factors[units].double()[:, None, None]
-            if finite is not None:
-                a, g = only_finite(a, finite[units]), only_finite(g, finite[units])
+            a = only_finite(a[units].double(), here)
+            g = _weighted(g[units], factors[units], here, torch.float64)
             one, two = (a, g) if self.transposed else (g, a)
-            total.add_((one.flatten(0, 1).mT @ two.flatten(0, 1)).to(total.dtype))
+            exact.addmm_(one.flatten(0, 1).mT, two.flatten(0, 1))
+        for ids, e in self._lookups:
+            e = _weighted(e[units], factors[units], here, torch.float64)
+            exact.index_add_(0, ids[units].flatten(), e.flatten(0, 1))
+        total.add_(exact.to(total.dtype))
 
 
 @dataclass
