@@ -93,7 +93,7 @@ def _said(
     # 1947): those of other classes that the model knows, and those of `most` that it does not.
     won = float(np.trace(confusion) - confusion[most, most])
     lost = float(confusion[most].sum() - confusion[most, most])
-    chance = math.sqrt(max(won, 0.0) + max(lost, 0.0))
+    chance = math.hypot(math.sqrt(max(won, 0.0) + max(lost, 0.0)), 2 * noise)
     if won - lost > min(chance, _LITTLE * total):
         return ""
     other = total - float(confusion[:, said].sum())

@@ -14,10 +14,11 @@ import pytest
 import torch
 from test_text_models import plan_of
 
+from privet.common.config import cache_folder
 from privet.common.errors import InputError
 from privet.common.models import features, text
 from privet.common.plan import Plan
-from privet.simulations.feature_cache import FeatureCache
+from privet.simulations.feature_cache import FeatureCache, cached, use_cache
 from privet.simulations.planning import Setting, find_plan
 from privet.simulations.run import Silent, run_plan
 from privet.simulations.sweep import axes_of, points_of, run_sweep
@@ -193,6 +194,63 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         FeatureCache(tmp_path / "file" / "cache")
 
 
+def test_a_default_that_cannot_be_is_gone_without(
+    plan: Plan, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody asked for a cache: a read-only home is no reason to stop."""
+    (tmp_path / "file").write_text("")
+    with cached(tmp_path / "file" / "cache", required=False) as used:
+        assert used is None
+    assert "no cache is used" in caplog.text
+    with pytest.raises(InputError), cached(tmp_path / "file" / "cache"):
+        pass
+
+
+@pytest.mark.parametrize(("home", "found"), [("", None), ("relative", None), ("/there", "/there")])
+def test_where_the_users_cache_lies(
+    home: str, found: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_folder() == Path(found or tmp_path / ".cache") / "privet"
+
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    assert cache_folder() == (Path(found) / "privet" if found else None)
+
+
+def test_a_link_to_another_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(b"")
+    (tmp_path / NAME).symlink_to(tmp_path / "other")
+    with pytest.raises(InputError, match="cannot hold a cache"):
+        FeatureCache(tmp_path)
+    assert (tmp_path / "other").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "row", [torch.ones(5), torch.full((384,), float("nan")), torch.ones(0), torch.ones(2, 384)]
+)
+def test_rows_that_no_encoder_made_are_not_used(
+    plan: Plan, read: list[str], tmp_path: Path, row: torch.Tensor
+) -> None:
+    cache = FeatureCache(tmp_path / "cache")
+    cache.write(features.encoder_digest(text.minilm_folder(), 16), {"one": row})
+    with cached(tmp_path / "cache"):
+        found = text.text_inputs(plan.model, 16).encode(["one"])["features"]
+    assert read == ["one"] and found.shape == (1, 384) and bool(torch.isfinite(found).all())
+
+
+def test_a_run_that_keeps_nothing_uses_nobodys_cache(plan: Plan, tmp_path: Path) -> None:
+    """A process may make trainers of several runs: those of one have no say in another's."""
+    use_cache(tmp_path / "cache")
+    assert features.use_store(None) is not None
+    use_cache(tmp_path / "cache")
+    use_cache(None)
+    assert features.use_store(None) is None
+
+
 def test_the_oldest_rows_are_forgotten(tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, most=200_000)
     texts = [f"text {number}" for number in range(1000)]
@@ -227,6 +285,20 @@ def test_the_runs_of_a_sweep_read_once(
         assert len(read) == 5
     # Whoever gets the folder gets nothing of the texts.
     assert not (folder / ".features").exists() and not home.exists()
+
+
+def test_a_sweep_that_is_interrupted_leaves_nothing_of_the_texts(
+    plan: Plan, home: Path, tmp_path: Path
+) -> None:
+    axes = axes_of(["training.learning_rate=0.1,0.2"])
+
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(axes, points_of(plan, axes), Setting(), tmp_path / "sweep", tell=stop)
+    assert (tmp_path / "sweep" / "sweep.json").exists()
+    assert not (tmp_path / "sweep" / ".features").exists()
 
 
 class Listening(Silent):

@@ -49,6 +49,10 @@ def test_words_that_are_no_value_are_refused(text: str) -> None:
         values_of([text])
 
 
+def test_a_value_without_end_is_a_word() -> None:
+    assert values_of(["title=" + "[" * 50_000]) == {"title": "[" * 50_000}
+
+
 def test_a_key_comes_once() -> None:
     with pytest.raises(InputError, match="comes twice"):
         values_of(["seed=1", "seed=2"])
@@ -73,6 +77,9 @@ def test_epsilon_is_calibrated_again(plan: Plan) -> None:
     ("values", "said"),
     [
         ({"training.stepz": 2}, "did you mean 'steps'"),
+        ({"self": 3}, "a plan has no key 'self'"),
+        ({"__class__": 3}, "a plan has no key '__class__'"),
+        ({"trainin.steps": 3}, "a plan has no key 'trainin'"),
         ({"seed.x": 2}, "'seed' has no parts"),
         ({"training.steps": "many"}, "training.steps"),
         ({"training.steps": 2, "training": None}, "cannot be set together"),

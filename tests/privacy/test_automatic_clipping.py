@@ -24,6 +24,8 @@ from privet.privacy.mechanism.clipping import GradientEngine, methods
 from privet.privacy.mechanism.clipping.methods import STABILITY, AutomaticBound, clip_factors
 from privet.privacy.mechanism.dpsgd import DpSgd, PlainSgd
 from privet.privacy.policy import DataSet
+from privet.simulations import scenarios
+from privet.simulations.planning import without_privacy
 
 pytestmark = [pytest.mark.filterwarnings(quiet) for quiet in QUIET]
 Make = Callable[..., Any]
@@ -165,6 +167,14 @@ def test_event_and_noise_are_those_of_plain_clipping(plan_value: Make) -> None:
 def test_without_privacy_the_rule_stays(plan_value: Make) -> None:
     plain = mechanism(plan_of(plan_value, privacy=None, training={"clip": 0.3}))
     assert isinstance(plain, PlainSgd) and plain.bound == AutomaticBound(0.3)
+
+
+@pytest.mark.parametrize("name", scenarios.names())
+def test_every_scenario_has_its_run_without_privacy(name: str) -> None:
+    """Where that run has no bound, there is none to come near."""
+    plan = scenarios.get(name).make_plan().changed(training={"clip_rule": "automatic"})
+    plain = without_privacy(plan)
+    assert plain.training.is_automatic == (plain.training.clip is not None)
 
 
 @pytest.mark.parametrize("changes", [{"privacy": None}])
