@@ -120,7 +120,7 @@ def test_noise_does_not_count_against_a_perfect_model(
     gated: Plan, share: float, count: int
 ) -> None:
     labels, named = rare(count, share), 0
-    for _ in range(20):
+    for _ in range(6):
         tables = {
             f"site {k}": noised_histogram(
                 np.eye(2)[labels], labels, UnitIndex.by_record(count),
@@ -129,7 +129,7 @@ def test_noise_does_not_count_against_a_perfect_model(
             for k in range(3)
         }  # fmt: skip
         named += weakness_of_tables(tables, gated) != ""
-    assert named <= 2
+    assert named <= 1
 
 
 def test_of_a_few_records_noise_says_nothing(gated: Plan) -> None:
