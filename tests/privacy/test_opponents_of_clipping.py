@@ -135,7 +135,8 @@ def test_rows_that_cancel_do_not_pass_the_bound(scale: float) -> None:
     )  # fmt: skip
     assert float(single.norm()) > 2.0
     assert norm(total.tensors) <= 1.0 + 1e-3
-    assert norm(total.tensors) >= 1.0 - 1e-2
+    # Its norm is taken for longer by what rounding may hide: the larger the terms, the more.
+    assert norm(total.tensors) >= 1.0 - 2e-2
 
 
 def test_the_bound_holds_at_very_small_scales() -> None:

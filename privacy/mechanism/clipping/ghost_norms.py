@@ -100,13 +100,13 @@ def rounding_share(rows: int, width: int) -> float:
 
     A Gram entry of doubles is a sum of ``width`` products at most, wrong by width · 2⁻⁵³ of the
     lengths of its two rows; the sum of T² entries adds T² · 2⁻⁵³ of (Σ_t ‖a_t‖ ‖g_t‖)² ≤ T m²
-    (Higham 2002, 3.1). Each is taken twice, for terms of second order.
+    (Higham 2002, 3.1; terms of second order are far below that).
 
     Args:
         rows: T, of all uses together.
         width: p + n at most.
     """
-    return 2 * rows * (width + rows * rows) * 2.0**-53
+    return rows * (width + rows * rows) * 2.0**-53
 
 
 def linear_product(one: Linear, two: Linear) -> Tensor:
