@@ -9,7 +9,6 @@ sweep ends. A file that cannot be read is not used: reading texts again costs ti
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import logging
 import os
@@ -46,7 +45,7 @@ def cached(folder: Path | None, *, required: bool = True) -> Iterator[Path | Non
         InputError: if the folder cannot be made, and is required.
     """
     try:
-        store = None if folder is None else _of(folder)
+        store = None if folder is None else FeatureCache(folder)
     except InputError as error:
         if required:
             raise
@@ -65,12 +64,16 @@ def use_cache(folder: Path | None) -> None:
     Args:
         folder: of the cache, which was made before; or None, for memory alone.
     """
-    use_store(None if folder is None else _of(folder))
-
-
-@functools.lru_cache(maxsize=8)
-def _of(folder: Path) -> FeatureCache:
-    return FeatureCache(folder)
+    store = use_store(None)
+    if folder is None:
+        return
+    if not (isinstance(store, FeatureCache) and store.path.parent == folder):
+        try:
+            store = FeatureCache(folder)
+        except InputError as error:  # on another machine of a cluster
+            _LOG.warning("no cache is used: %s", error)
+            return
+    use_store(store)
 
 
 class FeatureCache:

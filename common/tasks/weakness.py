@@ -108,7 +108,7 @@ def _said(
             f"the model's accuracy, {right:.3f}, is no better than always answering "
             f"'{classes[most]}', {always:.3f} (of {round(total):,} {what})"
         )
-    if auc is not None and auc >= _RANKS:
+    if auc is not None and auc >= _RANKS and len(classes) == 2:
         return f"{text}. Its scores do rank them (AUC {auc:.2f}): choose another threshold than ½"
     return f"{text}. {_ADVICE}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sqlite3
 import stat
 from collections.abc import Callable, Iterator
@@ -245,10 +246,28 @@ def test_rows_that_no_encoder_made_are_not_used(
 def test_a_run_that_keeps_nothing_uses_nobodys_cache(plan: Plan, tmp_path: Path) -> None:
     """A process may make trainers of several runs: those of one have no say in another's."""
     use_cache(tmp_path / "cache")
-    assert features.use_store(None) is not None
-    use_cache(tmp_path / "cache")
+    store = features.use_store(None)
+    assert store is not None
+    features.use_store(store)
+    use_cache(tmp_path / "cache")  # the same one, which knows of its faults
+    assert features.use_store(store) is store
     use_cache(None)
     assert features.use_store(None) is None
+    # A worker on a machine where the folder cannot be works all the same.
+    (tmp_path / "file").write_text("")
+    use_cache(tmp_path / "file" / "cache")
+    assert features.use_store(None) is None
+
+
+def test_a_folder_that_was_removed_is_made_again(plan: Plan, tmp_path: Path) -> None:
+    for _ in range(2):
+        with cached(tmp_path / "cache"):
+            features.forget()
+            text.text_inputs(plan.model, 16).encode(["one"])
+        assert FeatureCache(tmp_path / "cache").read(
+            features.encoder_digest(text.minilm_folder(), 16), ["one"]
+        )
+        shutil.rmtree(tmp_path / "cache")
 
 
 def test_the_oldest_rows_are_forgotten(tmp_path: Path) -> None:
