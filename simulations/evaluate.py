@@ -101,7 +101,10 @@ def _figures(
     if "label" in examples and bench.measure is CLASSES:
         # What saying the most frequent class each time would reach: a weak signal shows.
         figures["majority"] = float(np.bincount(labels).max() / len(labels))
-        weakness = weakness_of_scores(scores, labels, bench.plan.task.labels, figures.get("auc"))
+        weakness = weakness_of_scores(
+            scores, labels, bench.plan.task.labels, figures.get("auc"),
+            is_private=bench.plan.privacy is not None,
+        )  # fmt: skip
     figures["sites"] = {}
     if len(bench.plan.sites) <= _MEASURED_SITES:
         places = pd.Series(sites).groupby(sites).indices

@@ -26,12 +26,17 @@ _LOUD = 100.0
 _RANKS = 0.6
 """AUC from which scores are worth another threshold."""
 _ADVICE = (
-    "If the same plan with --no-dp does no better, its settings are at fault, and not the noise"
+    "If the same plan with --no-dp does no better, settings or records are at fault, not the noise"
 )
 
 
 def weakness_of_scores(
-    scores: Array, labels: Array, classes: Sequence[str], auc: float | None
+    scores: Array,
+    labels: Array,
+    classes: Sequence[str],
+    auc: float | None,
+    *,
+    is_private: bool = True,
 ) -> str:
     """Say whether a model does no better than the most frequent class; "" if it does.
 
@@ -40,6 +45,7 @@ def weakness_of_scores(
         labels: [N] class numbers.
         classes: K names.
         auc: of the scores.
+        is_private: False leaves out the advice to try it without privacy.
     """
     if scores.ndim != 2 or scores.shape[1] != len(classes) or not len(labels):
         return ""
@@ -48,7 +54,8 @@ def weakness_of_scores(
         return ""
     confusion = np.zeros((len(classes), len(classes)))
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
-    return _said(confusion, classes, auc, 0.0, "test records")
+    said = _said(confusion, classes, auc, 0.0, "test records")
+    return said if is_private else said.replace(f". {_ADVICE}", "")
 
 
 def weakness_of_tables(tables: Mapping[str, Any], plan: Plan) -> str:
@@ -105,7 +112,7 @@ def _said(
         )
     else:
         text = (
-            f"the model's accuracy, {right:.3f}, is no better than always answering "
+            f"the model's accuracy, {right:.3f}, is not clearly better than always answering "
             f"'{classes[most]}', {always:.3f} (of {round(total):,} {what})"
         )
     if auc is not None and auc >= _RANKS and len(classes) == 2:
