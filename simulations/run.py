@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pandas as pd
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
@@ -41,7 +40,6 @@ from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.printable import counted
 from privet.common.tasks import build_task
-from privet.common.tasks.text import TextTask
 from privet.privacy.mechanism.clipping.engine import AUTOMATIC
 from privet.privacy.mechanism.noise import Stream
 from privet.server.aggregate import Aggregator
@@ -61,7 +59,6 @@ from privet.simulations.feature_cache import cached, use_cache
 from privet.simulations.federation import SimulatedFederation
 from privet.simulations.grid import InProcessGrid
 from privet.simulations.memory_outbox import MemoryOutbox
-from privet.simulations.partition import SITE
 from privet.simulations.planning import (
     LIGHT_UP_TO,
     Engine,
@@ -73,6 +70,7 @@ from privet.simulations.planning import (
     find_plan,
     resolve,
 )
+from privet.simulations.read_ahead import read_ahead
 from privet.simulations.records import SiteRecords
 from privet.simulations.result import Result, make_result, operator_lines
 from privet.simulations.run_folder import write_result
@@ -84,7 +82,6 @@ LARGE = 1 << 21
 LIGHT_WITNESSES = 2
 """Sites that cosign each log, beside the coordinator, where evidence is light."""
 _LOG = logging.getLogger("privet.simulations")
-_SAY_AGAIN_S = 15.0
 _TRIAL_RECORDS = 20
 """Records of a site that are tried first."""
 Observer = Callable[[Progress], None]
@@ -347,7 +344,7 @@ def _run(
     teller.stage("reading the records")
     require_usable(plan, records)
     run_id, folder = _new_folder(plan, out)
-    _read_ahead(plan, records, cache, teller)
+    read_ahead(plan, records, cache, stage=teller.stage, step=teller.step)
     teller.folder(folder)
     write_json(folder / "plan.json", told.to_dict())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
@@ -381,36 +378,6 @@ def _run(
     )
     remarks = (*result.remarks, *_unnamed(records))
     return write_result(replace(result, processes=processes, remarks=remarks))
-
-
-def _read_ahead(plan: Plan, records: SiteRecords, cache: Path | None, teller: Teller) -> None:
-    """Read with the frozen encoder, if there is one, all texts of the run, and say how far it is.
-
-    The first round would be silent for as long as that takes.
-    """
-    task = model_runtime(plan).task
-    if not (plan.model.reads_features and isinstance(task, TextTask)):
-        return
-    sites = {site.name for site in plan.participants}
-    frames = [part[part[SITE].isin(sites).to_numpy()] for part in records.parts().values()]
-    if plan.metrics.source == "public":
-        frames.append(records.measurable())
-    where = f", kept in {cache}" if cache else ""
-    began = said = time.monotonic()
-
-    def tell(done: int, total: int) -> None:
-        nonlocal said
-        text = f"reading texts with the frozen encoder{where}: {done:,} of {total:,}"
-        teller.step(text)
-        # The first part says how long it takes; what comes from the cache takes none.
-        if time.monotonic() - said > _SAY_AGAIN_S or (said == began and done > 256):
-            said = time.monotonic()
-            teller.stage(text)
-
-    try:
-        task.read_ahead(pd.concat(frames, ignore_index=True), tell)
-    except DataError:
-        return  # the site whose file lacks the column says so
 
 
 def _unnamed(records: SiteRecords) -> list[str]:

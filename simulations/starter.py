@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import re
 import tomllib
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
@@ -242,14 +242,14 @@ def _section(name: str, values: dict[str, Any], note: str = "") -> str:
 
 
 def _value(value: Any) -> str:
-    """Return a value as TOML, on one line."""
+    """Return a value as TOML on one line, which the library does for single values alone."""
     if isinstance(value, dict):
         parts = (f"{_key(key)} = {_value(one)}" for key, one in value.items() if one is not None)
         return f"{{ {', '.join(parts)} }}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_value, value))}]"
-    return json.dumps(value, ensure_ascii=False)
+    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
 
 
 def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key, ensure_ascii=False)
+    return tomli_w.dumps({key: 0}).removesuffix(" = 0\n")

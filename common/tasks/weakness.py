@@ -49,13 +49,15 @@ def weakness_of_scores(
     """
     if scores.ndim != 2 or scores.shape[1] != len(classes) or not len(labels):
         return ""
+    if labels.dtype.kind not in "iu":
+        return ""
     known = (labels >= 0) & (labels < len(classes))
     if not known.all() or len(np.unique(labels)) < 2:
         return ""
     confusion = np.zeros((len(classes), len(classes)))
     np.add.at(confusion, (labels, scores.argmax(1)), 1)
-    said = _said(confusion, classes, auc, 0.0, "test records")
-    return said if is_private else said.replace(f". {_ADVICE}", "")
+    advice = f". {_ADVICE}" if is_private else ""
+    return _said(confusion, classes, auc, 0.0, "test records", advice)
 
 
 def weakness_of_tables(tables: Mapping[str, Any], plan: Plan) -> str:
@@ -76,11 +78,17 @@ def weakness_of_tables(tables: Mapping[str, Any], plan: Plan) -> str:
     # Each cell has its own noise; a cell of the confusion joins several of them.
     noise = plan.metrics.noise_multiplier * math.sqrt(len(arrays) * table.size)
     auc = from_histogram(table)["auc"]
-    return _said(confusion_of(table), classes, auc, noise, "test records, by noised counts")
+    what = "test records, by noised counts"
+    return _said(confusion_of(table), classes, auc, noise, what, f". {_ADVICE}")
 
 
 def _said(
-    confusion: Array, classes: Sequence[str], auc: float | None, noise: float, what: str
+    confusion: Array,
+    classes: Sequence[str],
+    auc: float | None,
+    noise: float,
+    what: str,
+    advice: str,
 ) -> str:
     """Return the sentence, or "".
 
@@ -90,6 +98,7 @@ def _said(
         auc: of the scores.
         noise: standard deviation of the noise in the sum of all counts.
         what: the records are called.
+        advice: at its end, where no other is known.
     """
     total = float(confusion.sum())
     if total <= _LOUD * noise:
@@ -117,7 +126,7 @@ def _said(
         )
     if auc is not None and auc >= _RANKS and len(classes) == 2:
         return f"{text}. Its scores do rank them (AUC {auc:.2f}): choose another threshold than ½"
-    return f"{text}. {_ADVICE}"
+    return text + advice
 
 
 __all__ = ["weakness_of_scores", "weakness_of_tables"]
