@@ -267,6 +267,7 @@ class Plan(Part):
     attested: dict[Literal["H12", "H13", "H21"], str] = {}
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=200_000)]
     _kept: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _chosen: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -356,7 +357,7 @@ class Plan(Part):
 
     @classmethod
     def load(cls, path: Path | str) -> Plan:
-        """Read a plan from a TOML file.
+        """Read a plan from a TOML file; what it leaves out of its training follows from the rest.
 
         Raises:
             PlanError: if the file cannot be read or is not a plan.
@@ -364,7 +365,39 @@ class Plan(Part):
         path = Path(path)
         value = load_toml(path)
         value.setdefault("name", path.stem)
-        return cls.parse(value, where=str(path))
+        return cls.draft(value, where=str(path))
+
+    @classmethod
+    def draft(cls, value: dict[str, Any], *, where: str = "plan") -> Plan:
+        """Build a plan from what a person wrote; choose how it is trained where that is left out.
+
+        The values follow from what is public (:mod:`privet.common.settings`), where ``parse``
+        takes the defaults of the format.
+
+        Args:
+            value: a mapping, as TOML gives it.
+            where: the file or the name, for messages.
+
+        Raises:
+            PlanError: naming every wrong key and what was expected.
+        """
+        from privet.common.settings import fill  # it reads plans
+
+        plan = cls.parse(value, where=where)
+        said = fill.said_by(value)
+        chosen = {choice.key: choice for choice in fill.choose_model(plan, said)}
+        if chosen:
+            plan = cls.parse(fill.with_choices(value, chosen), where=where)
+        chosen |= fill.choose(plan, said)
+        if chosen:
+            plan = cls.parse(fill.with_choices(value, chosen), where=where)
+        plan._chosen |= {key: choice.reason for key, choice in chosen.items()}
+        return plan
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The keys whose values the author left out and rules chose, with the reasons."""
+        return dict(self._chosen)
 
     @property
     def trains(self) -> bool:
@@ -440,15 +473,23 @@ class Plan(Part):
     def changed(self, **changes: Any) -> Plan:
         """Return a validated copy; ``changes`` maps top-level keys to new values.
 
-        A mapping is merged into the section it names; None and other values replace it.
+        A mapping is merged into the section it names; None and other values replace it. What rules
+        chose is chosen again, unless a change says it.
         """
-        value: dict[str, Any] = self.model_dump(mode="json")
+        value = self.written()
         for key, change in changes.items():
             if isinstance(change, dict) and isinstance(value.get(key), dict):
                 value[key] = {**value[key], **change}
             else:
                 value[key] = change
-        return Plan.parse(value, where=self.name)
+        return (Plan.draft if self._chosen else Plan.parse)(value, where=self.name)
+
+    def written(self) -> dict[str, Any]:
+        """Return the plan as JSON values without those that rules chose."""
+        from privet.common.settings import fill
+
+        value: dict[str, Any] = self.model_dump(mode="json")
+        return fill.without(value, self._chosen)
 
     def site(self, name: str) -> SiteSpec:
         """Return the site called ``name``.

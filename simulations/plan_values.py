@@ -67,7 +67,7 @@ def changes_of(plan: Plan, chosen: Values) -> dict[str, Any]:
     Raises:
         InputError: if a key has no place in the plan, or two of them do not fit together.
     """
-    whole = plan.model_dump(mode="json")
+    whole = plan.written()
     changed: dict[str, Any] = {}
     for key, value in sorted(chosen.items(), key=lambda item: item[0].count(".")):
         first, *rest = key.split(".")

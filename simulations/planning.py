@@ -164,9 +164,10 @@ def adjusted(
         changes["privacy"] = {"epsilon": epsilon, "noise_multiplier": None}
     if rounds is not None:
         changes.setdefault("training", {})["rounds"] = rounds
-        joined = changes.setdefault("strategy", {})
-        last = joined.get("average_last", plan.strategy.average_last)
-        joined["average_last"] = max(1, min(last, rounds))
+        joined = changes.get("strategy", {})
+        if "average_last" in joined or "strategy.average_last" not in plan.chosen:
+            last = joined.get("average_last", plan.strategy.average_last)
+            changes["strategy"] = {**joined, "average_last": max(1, min(last, rounds))}
     if clipping is not None:
         changes.setdefault("training", {})["clipping"] = clipping
     if start is not None:
@@ -193,7 +194,8 @@ def _plain(plan: Plan) -> dict[str, Any]:
     if not plan.trains:
         raise InputError(f"plan '{plan.name}' only measures, which needs privacy")
     changes: dict[str, Any] = {"privacy": None}
-    if plan.privacy is not None and not plan.privacy.is_central:
+    is_bounded = plan.privacy is not None and not plan.privacy.is_central
+    if is_bounded and "privacy.clip" not in plan.chosen:
         changes["training"] = {"clip": plan.privacy.clip}
     if plan.metrics.source == "gate":
         changes["metrics"] = {"source": "public"}
@@ -202,7 +204,8 @@ def _plain(plan: Plan) -> dict[str, Any]:
         for key, change in scenarios.get(plan.scenario).plain.get(name, {}).items():
             changes[key] = {**changes.get(key, {}), **change}
     training = changes.get("training", {})
-    if training.get("clip", plan.training.clip) is None:
+    is_chosen = "training.clip_rule" in plan.chosen
+    if training.get("clip", plan.training.clip) is None and not is_chosen:
         changes["training"] = {**training, "clip_rule": "bound"}  # there is no bound to come near
     return changes
 

@@ -428,7 +428,13 @@ def require_usable(plan: Plan, records: SiteRecords) -> None:
 
 
 def train_once(
-    plan: Plan, records: SiteRecords, folder: Path, public: PublicTest | None = None
+    plan: Plan,
+    records: SiteRecords,
+    folder: Path,
+    public: PublicTest | None = None,
+    *,
+    evidence: EvidenceLevel = "full",
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Train in this process without a complete run folder; return the last round's metrics.
 
@@ -437,14 +443,18 @@ def train_once(
         records: of the sites.
         folder: for ledgers, snapshot and model; it must not hold an earlier run.
         public: test split for the metrics; None takes that of ``records``.
+        evidence: its level.
+        cache: folder of what a frozen encoder reads out of texts, open already; or None.
     """
     resolved = resolve(plan).changed(metrics={"every": plan.last_round})
     measure = public or PublicTest(resolved, records.measurable())
     run_id = f"{plan.name.replace(' ', '-')}-{secrets.token_hex(2)}"
     parties = SimulatedFederation(resolved, folder.resolve())
-    parties.found()
-    maker = SiteMaker(run_id, parties, records, None)
-    outcome, *_ = _train(maker, measure, Setting(), lambda _: None, Silent())
+    if evidence != "off":
+        parties.found()
+    maker = SiteMaker(run_id, parties, records, None, evidence, cache)
+    setting = Setting(evidence=evidence, jobs=1 if evidence == "off" else None)
+    outcome, *_ = _train(maker, measure, setting, lambda _: None, Silent())
     facts = {"plan": resolved.digest, "private": str(plan.privacy is not None).lower()}
     save_model(folder / "model" / "model.safetensors", outcome.model, facts)
     return outcome.progress[-1].metrics

@@ -23,13 +23,15 @@ from privet.common.output.operator_log import operator_logger
 from privet.common.plan import Plan
 from privet.common.release import Release
 from privet.privacy.accounting import events as ev
-from privet.privacy.accounting.pld import privacy_loss
+from privet.privacy.accounting.pld import GRID, privacy_loss
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 from privet.server.evidence.run_evidence import Show, Wait
 from privet.server.round_models import RoundModels
 
 _DELTA = 1e-5
 """δ of a plan without privacy, whose ε is infinite at any δ."""
+_SHOWN_GRID = 10 * GRID
+"""Of an ε that is shown before the last round."""
 
 
 class UnrecordedSite:
@@ -80,7 +82,7 @@ class UnrecordedSite:
                 "site": self.name,
                 "event": ev.to_json(made.event),
                 "digest": digest_arrays(made.arrays),
-                "spent": loss_of(self.plan, self._spent).to_dict(),
+                "spent": self._loss_after(order.round).to_dict(),
             }
             if self.plan.compression is not None:
                 self._trainer.committed(order)
@@ -113,6 +115,14 @@ class UnrecordedSite:
             return RefusalError(Status.REFUSED_POLICY, str(error))
         return None
 
+    def _loss_after(self, number: int) -> PrivacyLoss:
+        """Return what was spent until a round.
+
+        Before the last one it is for display alone, and its grid is coarser: a bound, too.
+        """
+        is_last = self.plan.schedule is not None or number == self.plan.last_round
+        return loss_of(self.plan, self._spent, grid=GRID if is_last else _SHOWN_GRID)
+
     def _say(self, text: str, *, error: bool = True) -> None:
         """Write a line into the operator's log, as a recording site does."""
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -120,18 +130,20 @@ class UnrecordedSite:
         (log.error if error else log.warning)("%s", text)
 
 
-def loss_of(plan: Plan, spent: Mapping[ev.Event, int]) -> PrivacyLoss:
+def loss_of(plan: Plan, spent: Mapping[ev.Event, int], *, grid: float = GRID) -> PrivacyLoss:
     """Return what events cost, in the terms of a plan; infinite for a plan without privacy.
 
     Args:
         plan: says δ, unit and relation.
         spent: how often each event ran.
+        grid: distance of the losses that are told apart; a coarser one gives a higher bound.
     """
     privacy = plan.privacy
     events = [ev.Repeated(event, count) for event, count in spent.items()]
     if privacy is None:
         return PrivacyLoss(math.inf, _DELTA, Unit.RECORD, Relation.ADD_OR_REMOVE_ONE)
-    return privacy_loss(events, privacy.delta, Unit(privacy.unit), Relation(privacy.relation))
+    unit, relation = Unit(privacy.unit), Relation(privacy.relation)
+    return privacy_loss(events, privacy.delta, unit, relation, grid=grid)
 
 
 class NoEvidence:

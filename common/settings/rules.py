@@ -1,0 +1,199 @@
+"""Values for the keys that say how a plan is trained, each with its reason.
+
+The rules were found on nine data sets and four scenarios that ``benchmarks/defaults.py`` marks, and
+are measured there on others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from privet.common.plan import Plan
+from privet.common.settings.facts import HEAD_SCALE, Facts
+
+ROUNDS = 40
+LAST = 10
+MOMENTUM = 0.8
+LOCAL_STEPS = 25
+"""Of a linear model without privacy, in each round."""
+MAX_PATH = 10_000.0
+"""Longest way of a linear model, in logits: with less noise, a longer one gains nothing more."""
+MAX_NOISE = 5.0
+"""Noise of the last model's logits that a linear model stands: it is averaged out of directions
+that many records agree in."""
+_STRATEGY = ("strategy.kind", "strategy.options", "strategy.average_last")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value that a rule chose.
+
+    Attributes:
+        key: with dots.
+        value: as JSON.
+        reason: one line.
+    """
+
+    key: str
+    value: Any
+    reason: str
+
+
+class Draft:
+    """A plan that says some keys, and takes values for others, one after the other.
+
+    Args:
+        plan: with schema defaults where it says nothing.
+        said: keys with dots that its author wrote.
+    """
+
+    def __init__(self, plan: Plan, said: frozenset[str]) -> None:
+        self.facts = Facts(plan)
+        self._said = said
+        self.choices: dict[str, Choice] = {}
+
+    def says(self, *keys: str) -> bool:
+        """Return whether the author wrote one of some keys."""
+        return any(key in self._said for key in keys)
+
+    def take(self, key: str, value: Any, reason: str) -> None:
+        """Take a value, unless the author wrote one."""
+        if not self.says(key):
+            self.choices[key] = Choice(key, value, reason)
+
+    def value(self, key: str) -> Any:
+        """Return what a key holds: what was taken, or else what the plan says."""
+        if key in self.choices:
+            return self.choices[key].value
+        found: Any = self.facts.plan
+        for part in key.split("."):
+            found = getattr(found, part)
+        return found
+
+    @property
+    def server_momentum(self) -> float:
+        """The coordinator's momentum."""
+        options = self.value("strategy.options")
+        found = options.get("server_momentum") if isinstance(options, dict) else None
+        if found is None:
+            found = getattr(options, "server_momentum", 0.0)
+        return float(found)
+
+    @property
+    def width(self) -> float:
+        """Length of a linear model's typical input."""
+        return self.facts.width(float(self.value("model.options.scale")))
+
+    @property
+    def steps(self) -> int:
+        """Steps of a site in a whole run."""
+        return int(self.value("training.rounds") * self.value("training.steps"))
+
+    @property
+    def reach(self) -> float:
+        """How far a rate of 1 carries gradients of length 1 in a whole run, momentum included."""
+        local = float(self.value("training.momentum"))
+        return self.steps / ((1 - self.server_momentum) * (1 - local))
+
+
+def choose_model(plan: Plan, said: frozenset[str]) -> Iterator[Choice]:
+    """Yield which model is trained where a plan names none.
+
+    Args:
+        plan: with schema defaults.
+        said: keys that its author wrote.
+    """
+    if "model.kind" in said:
+        return
+    if plan.task.kind == "tabular":
+        why = "with the noise of a few thousand records, no larger model of a table was better"
+        yield Choice("model.kind", "linear", why)
+    if plan.task.kind == "text":
+        why = "a head on a frozen encoder: few trained numbers, so little noise"
+        yield Choice("model.kind", "minilm", why)
+
+
+def choose(plan: Plan, said: frozenset[str]) -> dict[str, Choice]:
+    """Return what a plan leaves out, by key.
+
+    Args:
+        plan: with its model, and schema defaults where it says nothing.
+        said: keys that its author wrote.
+    """
+    draft = Draft(plan, said)
+    if draft.facts.family == "linear":
+        _linear(draft)
+    return draft.choices
+
+
+def _linear(draft: Draft) -> None:
+    if draft.facts.plan.model.reads_features:
+        draft.take(
+            "model.options.scale", HEAD_SCALE,
+            "length of the encoder's features, so that a bias takes little of the bounded gradient",
+        )  # fmt: skip
+    if draft.facts.is_private:
+        _private(draft)
+        _linear_rate(draft)
+        return
+    draft.take("training.rounds", ROUNDS, "enough without noise, too")
+    draft.take("training.steps", LOCAL_STEPS, "local steps cost no privacy here")
+    draft.take("training.sample_rate", 1.0, "whole gradients: nothing is gained by sampling")
+    _strategy(draft, 1, "no noise to average out")
+    # 2 / L is the longest stable step, and L ≤ width² / 2 for cross-entropy.
+    rate = 3 / draft.width**2
+    if draft.value("training.optimizer") == "adam":
+        rate = 0.03
+    draft.take(
+        "training.learning_rate", _rounded(rate),
+        f"close to the longest stable step for inputs of length {draft.width:.1f}",
+    )  # fmt: skip
+
+
+def _private(draft: Draft) -> None:
+    """Choose what trains well under noise, whatever the model."""
+    draft.take("training.rounds", ROUNDS, "with full batches more rounds cost noise in each")
+    draft.take("training.steps", 1, "the noise of all sites is averaged after each step")
+    draft.take(
+        "training.sample_rate", 1.0, "all records in each step: the least noise for the ε asked"
+    )
+    if not draft.says("privacy.clip", "training.clip_rule"):
+        draft.take("privacy.clip", 1.0, "any: gradients are brought to it")
+        draft.take("training.clip_rule", "automatic", "no bound has to be found by trial")
+    last = max(1, min(LAST, int(draft.value("training.rounds")) // 4))
+    _strategy(draft, last, f"the mean of the last {last} models has less noise")
+
+
+def _strategy(draft: Draft, last: int, why: str) -> None:
+    if draft.says(*_STRATEGY):
+        return
+    draft.take("strategy.kind", "fedavgm", "momentum averages the noise of rounds")
+    draft.take("strategy.options", {"server_momentum": MOMENTUM}, "tried values between 0 and .9")
+    draft.take("strategy.average_last", last, why)
+
+
+def _linear_rate(draft: Draft) -> None:
+    facts = draft.facts
+    privacy = facts.plan.privacy
+    assert privacy is not None
+    if draft.value("training.optimizer") == "adam":
+        draft.take("training.learning_rate", 0.02, "what Adam changes a number by in a step")
+        return
+    rounds, steps, rate = (
+        draft.value(f"training.{key}") for key in ("rounds", "steps", "sample_rate")
+    )
+    # A path of length l, in logits, adds noise of l σ √sites / (√steps q units) to them: each of
+    # the steps' noises is added up at random, and the sum of all sites' is divided by q units.
+    noise = facts.noise(rounds, steps, rate) * math.sqrt(facts.sites)
+    noise /= math.sqrt(draft.steps) * rate * facts.units
+    path = min(MAX_PATH, MAX_NOISE / noise)
+    found = path / (draft.reach * draft.value("privacy.clip") * draft.width)
+    limit = "where a longer way gains nothing" if path == MAX_PATH else "as far as the noise allows"
+    draft.take("training.learning_rate", _rounded(found), limit)
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}")
