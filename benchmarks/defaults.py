@@ -16,6 +16,7 @@ Every run that ends is added to the file of results, and none in it is run again
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import random
 import statistics
@@ -27,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fcntl
 from defaults_data import SETS, DataSet
 from defaults_trial import Federation
 from harness import Row, finish, parser, row, tell
@@ -158,18 +158,18 @@ class Bench:
                 fcntl.flock(stream, fcntl.LOCK_EX)
                 stream.write(json.dumps({"key": key, "found": found}) + "\n")
 
-    def all_of(
-        self, tasks: list[Task], pool: ProcessPoolExecutor
-    ) -> dict[str, dict[str, Any]]:
+    def all_of(self, tasks: list[Task], pool: ProcessPoolExecutor) -> dict[str, dict[str, Any]]:
         """Return what each training found, from the file or made now."""
         found = self.kept()
         left = [task for task in tasks if task.key not in found]
         for task, future in [(task, pool.submit(self.train, task)) for task in left]:
             found[task.key] = future.result()
             self.keep(task.key, found[task.key])
-            tell(f"{task.name} ε {task.epsilon} seed {task.seed} "
-                 f"{'defaults' if task.settings is None else 'tried'}: "
-                 f"{found[task.key]['validation']:.3f} {found[task.key]['test']:.3f}")
+            tell(
+                f"{task.name} ε {task.epsilon} seed {task.seed} "
+                f"{'defaults' if task.settings is None else 'tried'}: "
+                f"{found[task.key]['validation']:.3f} {found[task.key]['test']:.3f}"
+            )
         return found
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from privet.simulations.public_columns import task_of
+from privet.simulations.draft.from_records import task_of
 
 SITE = "site_of_benchmark"
 MAX_RECORDS = 24_000
@@ -101,8 +101,11 @@ def _texts(*files: str, columns: dict[str, str]) -> Callable[[Path | None], pd.D
                 content = wheel.read(f"{_TEXTS}{file}.tab").decode("utf-8")
                 rows = csv.reader(io.StringIO(content), delimiter="\t")
                 names, _, _, *rest = rows
-                parts.append(pd.DataFrame([row for row in rest if len(row) == len(names) and row[0]],
-                                          columns=names))
+                parts.append(
+                    pd.DataFrame(
+                        [row for row in rest if len(row) == len(names) and row[0]], columns=names
+                    )
+                )
         return pd.concat(parts)[list(columns)].rename(columns=columns)
 
     return load

@@ -127,7 +127,7 @@ class Federation:
             guess, labels = bench.score(batch).argmax(1), labels_of(batch)
             found[part] = float((guess == labels).mean())
             found[f"{part}_majority"] = float(np.bincount(labels).max() / len(labels))
-            found[f"{part}_classes"] = int(len(np.unique(guess)))
+            found[f"{part}_classes"] = len(np.unique(guess))
         return found
 
 

@@ -31,8 +31,10 @@ from privet.common.schedule import MAX_TURNS, Schedule
 from privet.common.schema import ONE_LINE, ByKind, Count, Name, Part, Positive, SiteName, parse
 from privet.common.sections.model import ModelSpec, TableTransformerSpec
 from privet.common.sections.strategy import FedAvgSpec, Strategy, StrategyOf
-from privet.common.sections.task import LANGUAGE, TaskSpec
+from privet.common.sections.task import LANGUAGE, TableTask, TaskSpec
 from privet.common.sections.task_base import AnyTask
+from privet.common.settings import fill
+from privet.common.settings.facts import Facts
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -381,18 +383,44 @@ class Plan(Part):
         Raises:
             PlanError: naming every wrong key and what was expected.
         """
-        from privet.common.settings import fill  # it reads plans
-
         plan = cls.parse(value, where=where)
         said = fill.said_by(value)
-        chosen = {choice.key: choice for choice in fill.choose_model(plan, said)}
+        chosen = {choice.key: choice for choice in fill.choose_model(plan.task.kind, said)}
         if chosen:
             plan = cls.parse(fill.with_choices(value, chosen), where=where)
-        chosen |= fill.choose(plan, said)
+        values = plan.model_dump(mode="json", exclude={"sites"})
+        for name in ("strategy", "model"):
+            # Canonical form has the options that were written alone.
+            options = getattr(plan, name).options
+            if isinstance(options, Part):
+                values[name]["options"] = {
+                    k: getattr(options, k) for k in type(options).model_fields
+                }
+        chosen |= fill.choose(plan._facts, values, said)
         if chosen:
             plan = cls.parse(fill.with_choices(value, chosen), where=where)
         plan._chosen |= {key: choice.reason for key, choice in chosen.items()}
         return plan
+
+    @property
+    def _facts(self) -> Facts:
+        """What rules know of the plan."""
+        privacy, task = self.privacy, self.task
+        table = task if isinstance(task, TableTask) else None
+        return Facts(
+            task=task.kind,
+            model=self.model.kind,
+            trains=self.trains,
+            reads_features=self.model.reads_features,
+            numeric=len(table.numeric) if table else 0,
+            categorical=len(table.categorical) if table else 0,
+            sizes=tuple(site.nominal_size for site in self.sites),
+            sites=self.sites_in_a_round,
+            budget=(privacy.epsilon, privacy.delta) if privacy else None,
+            changed=2.0 if privacy and privacy.relation == "replace_one" else 1.0,
+            noise_multiplier=privacy.noise_multiplier if privacy else None,
+            is_central=bool(privacy and privacy.is_central),
+        )
 
     @property
     def chosen(self) -> dict[str, str]:
@@ -486,8 +514,6 @@ class Plan(Part):
 
     def written(self) -> dict[str, Any]:
         """Return the plan as JSON values without those that rules chose."""
-        from privet.common.settings import fill
-
         value: dict[str, Any] = self.model_dump(mode="json")
         return fill.without(value, self._chosen)
 

@@ -194,9 +194,9 @@ def _plain(plan: Plan) -> dict[str, Any]:
     if not plan.trains:
         raise InputError(f"plan '{plan.name}' only measures, which needs privacy")
     changes: dict[str, Any] = {"privacy": None}
-    is_bounded = plan.privacy is not None and not plan.privacy.is_central
-    if is_bounded and "privacy.clip" not in plan.chosen:
-        changes["training"] = {"clip": plan.privacy.clip}
+    privacy = plan.privacy
+    if privacy and not privacy.is_central and "privacy.clip" not in plan.chosen:
+        changes["training"] = {"clip": privacy.clip}
     if plan.metrics.source == "gate":
         changes["metrics"] = {"source": "public"}
     if plan.scenario:

@@ -33,11 +33,12 @@ from privet.client.site import Site
 from privet.client.training.model_runtime import model_runtime
 from privet.client.training.rehearsal import rehearse as rehearse_site
 from privet.client.training.trainer import Trainer, usable_records
-from privet.common.canonical import write_json
+from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import DataError, InputError, RunError, SelfTestError
 from privet.common.models import build_model, initial_model
 from privet.common.order import Order
 from privet.common.plan import Plan
+from privet.common.plan_file import plan_toml
 from privet.common.printable import counted
 from privet.common.tasks import build_task
 from privet.privacy.mechanism.clipping.engine import AUTOMATIC
@@ -347,6 +348,8 @@ def _run(
     read_ahead(plan, records, cache, stage=teller.stage, step=teller.step)
     teller.folder(folder)
     write_json(folder / "plan.json", told.to_dict())
+    if told.chosen:
+        write_atomic(folder / "plan.toml", plan_toml(spec.plan).encode())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers and setting.ledgers.resolve()
     parties = SimulatedFederation(

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any
-
-import tomli_w
 
 from privet.common.canonical import write_atomic
 from privet.common.errors import InputError
 from privet.common.plan import Plan
+from privet.common.plan_file import toml_section
 from privet.common.printable import counted
 from privet.simulations import scenarios
 from privet.simulations.partition import deal
@@ -187,15 +185,15 @@ def write_like(folder: Path, scenario: str, model: str | None = None) -> list[st
         if section is not None:
             values = section.model_dump(mode="json", exclude_defaults=True)
             shown = {n: getattr(section, n) for n in _SHOWN.get(name, ())}
-            settings.append(_section(name, {**shown, **values}, _NOTES.get(name, "")))
+            settings.append(toml_section(name, {**shown, **values}, _NOTES.get(name, "")))
     if unit == "person":
-        settings.append(_section("data", {"person_column": "person"}, "yours"))
+        settings.append(toml_section("data", {"person_column": "person"}, "yours"))
     sites = "\n".join(
         f'[[sites]]\nname = "Site {n}"\nnominal_size = {usual}\npath = "site-{n}.csv"\n'
         for n in (1, 2, 3)
     )
     text = _LIKE.format(
-        source=source, size=size, scenario=scenario, task=_section("task", task).rstrip(),
+        source=source, size=size, scenario=scenario, task=toml_section("task", task).rstrip(),
         settings="\n".join(settings), units=units, sites=sites,
     )  # fmt: skip
     Plan.parse(tomllib.loads(text))
@@ -226,30 +224,3 @@ def _columns(plan: Plan) -> dict[str, str]:
 def _require_empty(folder: Path) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} exists and is not an empty folder; nothing was written")
-
-
-def _section(name: str, values: dict[str, Any], note: str = "") -> str:
-    """Return a section of TOML; what is nested twice has a section of its own."""
-    lines, below = [f"[{name}]" + (f"  # {note}" if note else "")], []
-    for key, value in values.items():
-        if value is None or value in ({}, []):
-            continue
-        if isinstance(value, dict) and (key in ("numeric", "categorical")):
-            below.append(_section(f"{name}.{key}", value))
-        else:
-            lines.append(f"{_key(key)} = {_value(value)}")
-    return "\n".join([*lines, "", *below])
-
-
-def _value(value: Any) -> str:
-    """Return a value as TOML on one line, which the library does for single values alone."""
-    if isinstance(value, dict):
-        parts = (f"{_key(key)} = {_value(one)}" for key, one in value.items() if one is not None)
-        return f"{{ {', '.join(parts)} }}"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_value, value))}]"
-    return tomli_w.dumps({"x": value}).removeprefix("x = ").rstrip("\n")
-
-
-def _key(key: str) -> str:
-    return tomli_w.dumps({key: 0}).removesuffix(" = 0\n")

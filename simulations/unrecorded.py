@@ -30,8 +30,8 @@ from privet.server.round_models import RoundModels
 
 _DELTA = 1e-5
 """δ of a plan without privacy, whose ε is infinite at any δ."""
-_SHOWN_GRID = 10 * GRID
-"""Of an ε that is shown before the last round."""
+_DISPLAY_GRID = 10 * GRID
+"""Of an ε that is displayed before the last round."""
 
 
 class UnrecordedSite:
@@ -121,7 +121,7 @@ class UnrecordedSite:
         Before the last one it is for display alone, and its grid is coarser: a bound, too.
         """
         is_last = self.plan.schedule is not None or number == self.plan.last_round
-        return loss_of(self.plan, self._spent, grid=GRID if is_last else _SHOWN_GRID)
+        return loss_of(self.plan, self._spent, grid=GRID if is_last else _DISPLAY_GRID)
 
     def _say(self, text: str, *, error: bool = True) -> None:
         """Write a line into the operator's log, as a recording site does."""
@@ -136,7 +136,7 @@ def loss_of(plan: Plan, spent: Mapping[ev.Event, int], *, grid: float = GRID) ->
     Args:
         plan: says δ, unit and relation.
         spent: how often each event ran.
-        grid: distance of the losses that are told apart; a coarser one gives a higher bound.
+        grid: distance between two privacy losses; a coarser one gives a higher bound.
     """
     privacy = plan.privacy
     events = [ev.Repeated(event, count) for event, count in spent.items()]

@@ -7,9 +7,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from privet.common.plan import Plan
-from privet.common.sections.task import TableTask
-
 Family = Literal["linear", "deep", "other"]
 """``linear``: the gradient of a record is its input times its error; ``deep``: other networks that
 are trained from their first layer on; ``other``: no rule was found yet."""
@@ -23,40 +20,53 @@ class Facts:
     """A plan as the rules see it.
 
     Attributes:
-        plan: with schema defaults where it says nothing.
+        task, model: their kinds.
+        trains: whether there are rounds of training.
+        reads_features: whether the model is a head on features of a frozen encoder.
+        numeric, categorical: numbers of features of a table; 0 of other tasks.
+        sizes: nominal size of each site.
+        sites: that take part in a round.
+        budget: ε and δ; None without privacy.
+        changed: how much one unit changes a sum, in clip bounds: 2 where one replaces another.
+        noise_multiplier: σ, if the plan says it.
+        is_central: whether the coordinator adds the noise.
     """
 
-    plan: Plan
+    task: str
+    model: str
+    trains: bool
+    reads_features: bool
+    numeric: int
+    categorical: int
+    sizes: tuple[int, ...]
+    sites: int
+    budget: tuple[float, float] | None
+    changed: float = 1.0
+    noise_multiplier: float | None = None
+    is_central: bool = False
 
     @property
     def family(self) -> Family:
         """Which rule applies."""
-        model, task = self.plan.model, self.plan.task
-        if self.plan.privacy is not None and self.plan.privacy.is_central:
+        if self.is_central or not self.trains:
             return "other"
-        if model.reads_features:
+        if self.reads_features:
             return "linear"
-        if not isinstance(task, TableTask) or not self.plan.trains:
+        if not self.numeric + self.categorical:
             return "other"
-        if model.kind == "linear":
+        if self.model == "linear":
             return "linear"
-        return "deep" if model.kind in _DEEP else "other"
+        return "deep" if self.model in _DEEP else "other"
 
     @property
     def is_private(self) -> bool:
         """Whether noise is added."""
-        return self.plan.privacy is not None
+        return self.budget is not None
 
     @property
     def units(self) -> float:
         """Nominal units of the sites of a round."""
-        whole = sum(site.nominal_size for site in self.plan.sites)
-        return whole * self.sites / len(self.plan.sites)
-
-    @property
-    def sites(self) -> int:
-        """Sites of a round."""
-        return self.plan.sites_in_a_round
+        return sum(self.sizes) * self.sites / len(self.sizes)
 
     def width(self, scale: float) -> float:
         """Return the length of a linear model's typical input, its bias included.
@@ -66,11 +76,7 @@ class Facts:
         Args:
             scale: factor on the input; of a head, the length of its features.
         """
-        task = self.plan.task
-        squares = 1
-        if not self.plan.model.reads_features:
-            assert isinstance(task, TableTask)
-            squares = 2 * len(task.numeric) + len(task.categorical)
+        squares = 1 if self.reads_features else 2 * self.numeric + self.categorical
         return math.sqrt(scale**2 * squares + 1)
 
     @functools.cached_property
@@ -81,11 +87,9 @@ class Facts:
         """
         from dp_accounting.pld import accountant, common
 
-        privacy = self.plan.privacy
-        assert privacy is not None
-        terms = common.DifferentialPrivacyParameters(privacy.epsilon, privacy.delta)
-        changed = 2.0 if privacy.relation == "replace_one" else 1.0
-        return 1 / float(accountant.get_smallest_gaussian_noise(terms, 1, changed))
+        assert self.budget is not None
+        terms = common.DifferentialPrivacyParameters(*self.budget)
+        return 1 / float(accountant.get_smallest_gaussian_noise(terms, 1, self.changed))
 
     def noise(self, rounds: int, steps: int, sample_rate: float) -> float:
         """Return about the noise multiplier that the budget asks for; no claim rests on it.
@@ -97,11 +101,9 @@ class Facts:
             steps: of a round.
             sample_rate: chance of a unit to be in a step.
         """
-        privacy = self.plan.privacy
-        assert privacy is not None
-        if privacy.noise_multiplier is not None:
-            return privacy.noise_multiplier
-        taken = max(1.0, rounds * steps * self.sites / len(self.plan.sites))
+        if self.noise_multiplier is not None:
+            return self.noise_multiplier
+        taken = max(1.0, rounds * steps * self.sites / len(self.sizes))
         if sample_rate == 1:
             return math.sqrt(taken) / self.mu
         return 1 / math.sqrt(math.log1p((self.mu / sample_rate) ** 2 / taken))

@@ -7,11 +7,10 @@ are measured there on others.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from privet.common.plan import Plan
 from privet.common.settings.facts import HEAD_SCALE, Facts
 
 ROUNDS = 40
@@ -46,12 +45,14 @@ class Draft:
     """A plan that says some keys, and takes values for others, one after the other.
 
     Args:
-        plan: with schema defaults where it says nothing.
+        facts: of the plan.
+        values: of the plan as JSON, with schema defaults where it says nothing.
         said: keys with dots that its author wrote.
     """
 
-    def __init__(self, plan: Plan, said: frozenset[str]) -> None:
-        self.facts = Facts(plan)
+    def __init__(self, facts: Facts, values: Mapping[str, Any], said: frozenset[str]) -> None:
+        self.facts = facts
+        self._values = values
         self._said = said
         self.choices: dict[str, Choice] = {}
 
@@ -68,24 +69,21 @@ class Draft:
         """Return what a key holds: what was taken, or else what the plan says."""
         if key in self.choices:
             return self.choices[key].value
-        found: Any = self.facts.plan
+        found: Any = self._values
         for part in key.split("."):
-            found = getattr(found, part)
+            found = found.get(part)
         return found
 
     @property
     def server_momentum(self) -> float:
         """The coordinator's momentum."""
-        options = self.value("strategy.options")
-        found = options.get("server_momentum") if isinstance(options, dict) else None
-        if found is None:
-            found = getattr(options, "server_momentum", 0.0)
-        return float(found)
+        return float(self.value("strategy.options").get("server_momentum", 0.0))
 
     @property
     def width(self) -> float:
         """Length of a linear model's typical input."""
-        return self.facts.width(float(self.value("model.options.scale")))
+        scale = self.value("model.options.scale")
+        return self.facts.width(1.0 if scale is None else float(scale))
 
     @property
     def steps(self) -> int:
@@ -99,38 +97,39 @@ class Draft:
         return self.steps / ((1 - self.server_momentum) * (1 - local))
 
 
-def choose_model(plan: Plan, said: frozenset[str]) -> Iterator[Choice]:
+def choose_model(task: str, said: frozenset[str]) -> Iterator[Choice]:
     """Yield which model is trained where a plan names none.
 
     Args:
-        plan: with schema defaults.
-        said: keys that its author wrote.
+        task: its kind.
+        said: keys that the plan's author wrote.
     """
     if "model.kind" in said:
         return
-    if plan.task.kind == "tabular":
+    if task == "tabular":
         why = "with the noise of a few thousand records, no larger model of a table was better"
         yield Choice("model.kind", "linear", why)
-    if plan.task.kind == "text":
+    if task == "text":
         why = "a head on a frozen encoder: few trained numbers, so little noise"
         yield Choice("model.kind", "minilm", why)
 
 
-def choose(plan: Plan, said: frozenset[str]) -> dict[str, Choice]:
+def choose(facts: Facts, values: Mapping[str, Any], said: frozenset[str]) -> dict[str, Choice]:
     """Return what a plan leaves out, by key.
 
     Args:
-        plan: with its model, and schema defaults where it says nothing.
+        facts: of the plan, with its model.
+        values: of the plan as JSON, with schema defaults where it says nothing.
         said: keys that its author wrote.
     """
-    draft = Draft(plan, said)
-    if draft.facts.family == "linear":
+    draft = Draft(facts, values, said)
+    if facts.family == "linear":
         _linear(draft)
     return draft.choices
 
 
 def _linear(draft: Draft) -> None:
-    if draft.facts.plan.model.reads_features:
+    if draft.facts.reads_features:
         draft.take(
             "model.options.scale", HEAD_SCALE,
             "length of the encoder's features, so that a bias takes little of the bounded gradient",
@@ -177,8 +176,6 @@ def _strategy(draft: Draft, last: int, why: str) -> None:
 
 def _linear_rate(draft: Draft) -> None:
     facts = draft.facts
-    privacy = facts.plan.privacy
-    assert privacy is not None
     if draft.value("training.optimizer") == "adam":
         draft.take("training.learning_rate", 0.02, "what Adam changes a number by in a step")
         return

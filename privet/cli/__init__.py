@@ -160,6 +160,7 @@ from privet.cli import (  # noqa: E402, F401  (they register)
     init,
     model,
     plan_schema,
+    plan_settings,
     plans,
     researcher,
     server,

@@ -1,4 +1,4 @@
-"""``privet plan``: what a plan and a policy may say, for editors."""
+"""``privet plan schema``: what a plan and a policy may say, for editors."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from privet.cli import app
 plan = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="What a plan and a policy may say.",
-    epilog="[bold]Example[/bold]\n\nprivet plan schema --out plan.schema.json",
+    help="What a plan may say, and what is chosen where it says nothing.",
+    epilog="[bold]Example[/bold]\n\nprivet plan settings plan.toml",
 )
 app.add_typer(plan, name="plan")
 

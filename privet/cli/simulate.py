@@ -231,7 +231,8 @@ def simulate(
     _within("--cap", cap, 1000)
     _within("--rounds", rounds, 10**9, least=1)
     _within("--seed", seed, 2**53 - 1, least=0)
-    from privet.cli.output import show
+    from privet.cli.output import show, show_settings
+    from privet.cli.output.console import console
     from privet.common.models.start import offer
     from privet.simulations import planning, run
     from privet.simulations.compare import compare as run_compare
@@ -271,6 +272,8 @@ def simulate(
     if sweep:
         _sweep(chosen, setting, sweep, _Sweeping(out, jobs, resume), as_json)
         return
+    if chosen.chosen and not as_json:
+        show_settings.settings(chosen, console(stderr=True))
     with show.RunDisplay(chosen) as display:
         try:
             result = run.run_plan(chosen, setting, out, display.update, display)

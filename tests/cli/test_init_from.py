@@ -1,0 +1,243 @@
+"""A plan drafted from a user's table: ``privet init DIR --from FILE``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_commands import Run, privet
+
+from privet.common.plan import Plan
+from privet.simulations.draft.from_header import KINDS, is_identifier, known_kind
+
+__all__ = ["privet"]
+WORDS = ("--site-column", "clinic", "--label", "ill", "--classes", "no,yes", "--sites", "A,B,C")
+
+
+def patients(count: int = 300, seed: int = 0) -> pd.DataFrame:
+    """Return records whose label follows from age and smoking."""
+    draws = np.random.default_rng(seed)
+    age = draws.integers(18, 90, count)
+    smokes = draws.random(count) < 0.4
+    ill = age / 90 + 0.6 * smokes + draws.normal(0, 0.15, count) > 0.9
+    return pd.DataFrame(
+        {
+            "patient_id": np.arange(count) + 10_000 * seed,
+            "Age": age,
+            "sysBP": draws.normal(130, 15, count).round(),
+            "smokes": np.where(smokes, "y", "n"),
+            "score7": draws.random(count).round(3),
+            "clinic": draws.choice(["A", "B", "C"], count),
+            "ill": np.where(ill, "yes", "no"),
+        }
+    )
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    path = tmp_path / "patients.csv"
+    patients().to_csv(path, index=False)
+    return path
+
+
+def test_the_header_alone_gives_a_plan_that_can_be_run(
+    privet: Run, table: Path, tmp_path: Path
+) -> None:
+    done = privet("init", tmp_path / "mine", "--from", table, *WORDS, "--size", 70)
+    assert done.code == 0, done.err
+    assert "score7" in done.out
+    plan = Plan.load(tmp_path / "mine" / "plan.toml")
+    assert set(plan.task.numeric) == {"Age", "sysBP"}
+    assert plan.task.classes == ("no", "yes")
+    assert [(site.name, site.nominal_size) for site in plan.sites] == [
+        ("A", 70), ("B", 70), ("C", 70)
+    ]  # fmt: skip
+    words = ["--rounds", 2, "--evidence", "off", "--out", tmp_path / "run"]
+    done = privet("simulate", tmp_path / "mine" / "plan.toml", *words)
+    assert done.code == 0, done.err
+    assert "training.learning_rate" in done.err  # what was chosen is printed, with its reason
+    assert (tmp_path / "run" / "plan.toml").exists()
+
+
+def _draft(privet: Run, tmp_path: Path, frame: pd.DataFrame | bytes, *words: Any) -> str:
+    (tmp_path / "t").mkdir(exist_ok=True)
+    path = tmp_path / "t" / "patients.csv"
+    if isinstance(frame, bytes):
+        path.write_bytes(frame)
+    else:
+        frame.to_csv(path, index=False)
+    folder = tmp_path / f"drafted-{len(list(tmp_path.iterdir()))}"
+    done = privet("init", folder, "--from", path, *words)
+    assert done.code == 0, done.err
+    return (folder / "plan.toml").read_text().replace(folder.name, "drafted")
+
+
+def test_neighbouring_files_and_all_others_of_that_header_give_the_same_plan(
+    privet: Run, tmp_path: Path
+) -> None:
+    """Nothing of a private record is in the plan: not one's presence, nor all of them (H12)."""
+    frame = patients()
+    first = _draft(privet, tmp_path, frame, *WORDS)
+    assert _draft(privet, tmp_path, frame.iloc[1:], *WORDS) == first
+    assert _draft(privet, tmp_path, patients(9, 5), *WORDS) == first
+    assert _draft(privet, tmp_path, frame.iloc[:0], *WORDS) == first
+    header = (",".join(frame.columns) + "\n").encode()
+    assert _draft(privet, tmp_path, header + b"\xff\xfe\0garbage\n\"\n", *WORDS) == first
+
+
+def test_control_a_public_draft_follows_the_records(privet: Run, tmp_path: Path) -> None:
+    words = ("--site-column", "clinic", "--label", "ill", "--public")
+    first = _draft(privet, tmp_path, patients(), *words)
+    assert _draft(privet, tmp_path, patients().assign(Age=7.0), *words) != first
+
+
+def test_public_records_declare_all(privet: Run, table: Path, tmp_path: Path) -> None:
+    words = ["--site-column", "clinic", "--label", "ill", "--public"]
+    done = privet("init", tmp_path / "mine", "--from", table, *words)
+    assert done.code == 0, done.err
+    plan = Plan.load(tmp_path / "mine" / "plan.toml")
+    assert set(plan.task.numeric) == {"Age", "sysBP", "score7"}
+    assert plan.task.categorical == {"smokes": ("n", "y")}
+    assert plan.task.classes == ("no", "yes")
+    assert "patient_id" in done.out  # left out, and why
+    low, high = plan.task.numeric["Age"].low, plan.task.numeric["Age"].high
+    assert 18 <= low < 30 < 80 < high <= 95
+    assert [site.name for site in plan.sites] == ["A", "B", "C"]
+    assert all(60 <= site.nominal_size <= 100 for site in plan.sites)
+    words = ["--epsilon", 8, "--evidence", "off", "--out", tmp_path / "run"]
+    done = privet("simulate", tmp_path / "mine" / "plan.toml", *words)
+    assert done.code == 0, done.err
+    assert "always the same" not in done.out
+
+
+def test_a_dictionary_declares_what_it_names(privet: Run, table: Path, tmp_path: Path) -> None:
+    dictionary = tmp_path / "dictionary.csv"
+    dictionary.write_text(
+        "Variable,Min,Max,Levels,Role\nAge,18,95,,\nsmokes,,,y;n,\nill,,,no;yes,label\n"
+        "clinic,,,,site\npatient_id,,,,person\nsysBP,,,,ignore\nelsewhere,0,1,,\n"
+    )
+    words = ["--dictionary", dictionary, "--sites", "A,B"]
+    done = privet("init", tmp_path / "mine", "--from", table, *words)
+    assert done.code == 0, done.err
+    plan = Plan.load(tmp_path / "mine" / "plan.toml")
+    assert {name: (one.low, one.high) for name, one in plan.task.numeric.items()} == {
+        "Age": (18, 95)
+    }
+    assert plan.task.categorical == {"smokes": ("y", "n")}
+    assert plan.task.classes == ("no", "yes")
+    assert plan.data.person_column == "patient_id"
+    assert plan.privacy is not None
+    assert plan.privacy.unit == "person"
+    assert "score7" in done.out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,b\n1,2\n", "no heading 'column'"),
+        ("column,low,high\nAge,old,95\n", "line 2: the range of 'Age' is not two numbers"),
+        ("column,low,high\nAge,95,18\n", "line 2: the range of 'Age' must begin below its end"),
+        ("column,low,high\nAge,1,2\nAge,1,2\n", "line 3: column 'Age' is there twice"),
+        ("column,role\nAge,owner\n", "line 2: role 'owner' is none of"),
+        ("column,role\nAge,label\nill,label\n", "'ill' is a second label"),
+        ("column,low\nAge,1,2\n", "line 2: 3 cells"),
+    ],
+)
+def test_a_faulty_dictionary_is_named_by_line(
+    privet: Run, table: Path, tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "dictionary.csv"
+    path.write_text(text)
+    words = ["--dictionary", path, "--site-column", "clinic"]
+    done = privet("init", tmp_path / "mine", "--from", table, *words)
+    assert done.code != 0
+    assert said in " ".join(done.err.split())
+    assert str(path) in done.err.replace("\n", "")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_file_for_each_site(privet: Run, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.csv" for name in ("north", "south")]
+    for number, path in enumerate(paths):
+        patients(120, number).drop(columns="clinic").to_csv(path, index=False)
+    words = [word for path in paths for word in ("--from", path)]
+    done = privet("init", tmp_path / "mine", *words, "--label", "ill", "--public")
+    assert done.code == 0, done.err
+    plan = Plan.load(tmp_path / "mine" / "plan.toml")
+    assert [(site.name, site.path) for site in plan.sites] == [
+        ("north", "../north.csv"), ("south", "../south.csv")
+    ]  # fmt: skip
+    run = ["--rounds", 1, "--evidence", "off", "--out", tmp_path / "run"]
+    assert privet("simulate", tmp_path / "mine" / "plan.toml", *run).code == 0
+
+
+def test_texts(privet: Run, tmp_path: Path) -> None:
+    path = tmp_path / "notes.csv"
+    pd.DataFrame({"note": ["a, b"], "ward": ["x"], "kind": ["k"]}).to_csv(path, index=False)
+    words = ["--text", "note", "--label", "kind", "--classes", "k,l", "--site-column", "ward"]
+    done = privet("init", tmp_path / "mine", "--from", path, *words, "--sites", "x,y")
+    assert done.code == 0, done.err
+    plan = Plan.load(tmp_path / "mine" / "plan.toml")
+    assert (plan.task.kind, plan.task.text, plan.model.kind) == ("text", "note", "minilm")
+
+
+def test_what_is_left_to_fill_in_is_named_and_the_plan_says_where(
+    privet: Run, table: Path, tmp_path: Path
+) -> None:
+    done = privet("init", tmp_path / "mine", "--from", table, "--site-column", "clinic")
+    assert done.code == 0, done.err
+    for part in ("task.label", "task.classes", "[[sites]]"):
+        assert f"to fill in: {part}" in done.out
+    assert "FILL IN" in (tmp_path / "mine" / "plan.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--label", "il", "--site-column", "clinic"], "no column 'il'; did you mean 'ill'?"),
+        (["--label", "ill"], "say --site-column"),
+        (["--public", "--dictionary", "d.csv"], "--public goes without --dictionary"),
+        (["--like", "lending"], "--from goes without --like"),
+    ],
+)
+def test_wrong_use_writes_nothing(
+    privet: Run, table: Path, tmp_path: Path, words: list[str], said: str
+) -> None:
+    done = privet("init", tmp_path / "mine", "--from", table, *words)
+    assert done.code == 2
+    assert said in " ".join(done.err.split())
+    assert not (tmp_path / "mine").exists()
+
+
+def test_options_of_a_table_need_one(privet: Run, tmp_path: Path) -> None:
+    done = privet("init", tmp_path / "mine", "--public")
+    assert (done.code, "--public goes with --from" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Age", "age in years"), ("patient_age", "age in years"), ("AgeYears", "age in years"),
+        ("heartRate", "heart rate, per minute"), ("systolic", "systolic blood pressure, mmHg"),
+        ("annual_income", "yearly income, USD or EUR"), ("loan_amount", "money, USD or EUR"),
+        ("n_visits", "a count"), ("pct", "per cent"), ("BMI", "body mass index, kg/m²"),
+    ],
+)  # fmt: skip
+def test_known_kinds(name: str, kind: str) -> None:
+    found = known_kind(name)
+    assert found is not None
+    assert found.name == kind
+
+
+@pytest.mark.parametrize("name", ["age_group", "agent", "image", "smokes", "x1", "stage", "rates"])
+def test_a_name_that_only_has_a_known_word_in_it_is_unknown(name: str) -> None:
+    assert known_kind(name) is None
+
+
+def test_each_kind_has_a_range_and_a_source() -> None:
+    assert all(kind.low < kind.high and kind.source for kind in KINDS)
+    assert is_identifier("patientId")
+    assert not is_identifier("width")
