@@ -215,15 +215,15 @@ def _row(
         return statistics.mean(float(run[name]) for run in runs)
 
     value, best = mean(ours, "test"), mean(theirs, "test")
-    majority = mean(ours, "test_majority")
+    majority = mean(ours, "test-majority")
     gain = best - majority
-    one_class = any(run["test_classes"] == 1 for run in ours)
+    one_class = any(run["test-classes"] == 1 for run in ours)
     return row(
         source.name, value, "accuracy", peer, best,
         epsilon=epsilon, privacy_unit="record", seeds=len(SEEDS), majority=majority,
         share_of_gain=(value - majority) / gain if gain >= _SMALL_GAIN else None,
         difference=value - best,
-        is_one_class=one_class and not all(run["test_classes"] == 1 for run in theirs),
+        is_one_class=one_class and not all(run["test-classes"] == 1 for run in theirs),
         found_on=source.found,
     )  # fmt: skip
 

@@ -107,8 +107,8 @@ class Federation:
         guess = model.predict(inputs["test"])
         return {
             "test": float((guess == labels["test"]).mean()),
-            "test_majority": float(np.bincount(labels["test"]).max() / len(labels["test"])),
-            "test_classes": len(np.unique(guess)),
+            "test-majority": float(np.bincount(labels["test"]).max() / len(labels["test"])),
+            "test-classes": len(np.unique(guess)),
         }
 
     def train(self, plan: Plan) -> dict[str, Any]:
@@ -126,8 +126,8 @@ class Federation:
         for part, batch in batches.items():
             guess, labels = bench.score(batch).argmax(1), labels_of(batch)
             found[part] = float((guess == labels).mean())
-            found[f"{part}_majority"] = float(np.bincount(labels).max() / len(labels))
-            found[f"{part}_classes"] = len(np.unique(guess))
+            found[f"{part}-majority"] = float(np.bincount(labels).max() / len(labels))
+            found[f"{part}-classes"] = len(np.unique(guess))
         return found
 
 

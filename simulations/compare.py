@@ -1,5 +1,10 @@
 """Train the same plan without privacy: together, each site alone, and on all data pooled.
 
+A linear model, alone and pooled, is trained by scikit-learn's solver to its end; other models take
+the plan's steps. Beside them stand what scikit-learn makes of the same columns
+(:mod:`.reference`), so that a comparison does not flatter: settings that train badly do so with
+privacy and without.
+
 These models and metrics are not private. They are written under ``non-private/`` in the run folder,
 with a notice. A bundle of the run leaves that folder out, and bundles of its own ledgers claim
 nothing. Another model of the scenario is trained with privacy too, at the same ε, to show which one
@@ -13,15 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from privet.client.data.records import SiteData
 from privet.common.canonical import write_atomic, write_json
 from privet.common.plan import Plan
 from privet.common.tasks.measure import measure_of_kind
 from privet.simulations import plots, scenarios
 from privet.simulations.evaluate import PublicTest
+from privet.simulations.feature_cache import cached, use_cache
 from privet.simulations.partition import SITE
 from privet.simulations.planning import Setting, without_privacy
 from privet.simulations.records import SiteRecords
+from privet.simulations.reference import Fitted, ReferenceModels
 from privet.simulations.result import Result
 from privet.simulations.run import train_once
 
@@ -60,8 +69,7 @@ def compare(
     rows = [
         *_other_models(result, setting, folder, tell),
         _together(plain, setting, folder, tell),
-        _alone(plain, setting, folder, tell),
-        _pooled(plain, setting, folder, tell),
+        *_alone_and_pooled(plain, setting, folder, tell),
     ]
     headline = measure_of_kind(result.plan.task.kind).headline
     label, terms = "federated", "with privacy"
@@ -119,6 +127,60 @@ def _together(
     records = SiteRecords(plan, setting.data_dir, setting.base)
     figures = train_once(plan, records, folder / "together")
     return ComparisonRow("federated, no privacy", False, "∞", _overall(figures))
+
+
+def _alone_and_pooled(
+    plan: Plan, setting: Setting, folder: Path, tell: Callable[[str], None]
+) -> list[ComparisonRow]:
+    records = SiteRecords(plan, setting.data_dir, setting.base)
+    if not ReferenceModels.fit_for(plan):
+        return [_alone(plan, setting, folder, tell), _pooled(plan, setting, folder, tell)]
+    with cached(setting.cache_of(plan)) as cache:
+        use_cache(cache)
+        models = ReferenceModels(plan, records.measurable())
+        train = records.parts()["train"]
+        train = train[train[SITE].isin([site.name for site in plan.participants]).to_numpy()]
+        is_linear = plan.model.kind == "linear" or plan.model.reads_features
+        rows = [] if is_linear else [
+            _alone(plan, setting, folder, tell), _pooled(plan, setting, folder, tell)
+        ]  # fmt: skip
+        tell("logistic regression, each site alone")
+        if is_linear and (row := _each_alone(plan, models, train)):
+            rows.append(row)
+        tell("logistic regression, pooled")
+        name = "all data pooled, " + ("no privacy" if is_linear else "logistic regression")
+        rows += _fitted(name, models.logistic(train))
+        if models.reads_table:
+            tell("boosted trees, pooled")
+            rows += _fitted("all data pooled, boosted trees", models.boosted(train))
+    return rows
+
+
+def _fitted(name: str, found: Fitted | None) -> list[ComparisonRow]:
+    if found is None:
+        return []
+    if not found.has_converged:
+        name += " (did not converge)"
+    return [ComparisonRow(name, False, "∞", found.metrics)]
+
+
+def _each_alone(plan: Plan, models: ReferenceModels, train: pd.DataFrame) -> ComparisonRow | None:
+    """Return the mean over the sites that have two classes; a site with one has no model."""
+    own: dict[str, Any] = {}
+    ended = True
+    for site in plan.participants:
+        found = models.logistic(train[(train[SITE] == site.name).to_numpy()])
+        if found is not None:
+            own[site.name] = found.metrics
+            ended = ended and found.has_converged
+    if not own:
+        return None
+    mean = {
+        name: _mean([figures.get(name) for figures in own.values()])
+        for name in measure_of_kind(plan.task.kind).names
+    }
+    name = "each site alone, mean" + ("" if ended else " (did not converge)")
+    return ComparisonRow(name, False, "∞", {**mean, "sites": own})
 
 
 def _alone(

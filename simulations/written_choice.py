@@ -33,7 +33,7 @@ def write_clipping(path: Path, method: str) -> Plan:
     text = _changed(path.read_text(encoding="utf-8"), method)
     try:
         value = {"name": path.stem, **tomllib.loads(text)}
-        after = Plan.parse(value, where=str(path))
+        after = Plan.draft(value, where=str(path))
     except (tomllib.TOMLDecodeError, PlanError):
         after = before
     if after != before.changed(training={"clipping": method}):

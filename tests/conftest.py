@@ -150,7 +150,9 @@ def tiny_plan(**changes: Any) -> dict[str, Any]:
         },
         "model": {"kind": "linear"},
         "training": {"rounds": 2, "steps": 2, "sample_rate": 0.5, "learning_rate": 0.5},
-        "privacy": {"epsilon": 20.0, "delta": 1e-4, "noise_multiplier": 2.0},
+        # All that the rules would choose is said: a file and a mapping are the same plan.
+        "strategy": {"kind": "fedavg"},
+        "privacy": {"epsilon": 20.0, "delta": 1e-4, "noise_multiplier": 2.0, "clip": 1.0},
         "metrics": {"source": "public"},
         "sites": [
             {"name": name, "nominal_size": size, "path": f"{name.lower()}.csv"}

@@ -85,11 +85,10 @@ class Facts:
 
         All of a run's unsampled steps together are that Gaussian, however many they are.
         """
-        from dp_accounting.pld import accountant, common
+        from dp_accounting.gaussian_mechanism import get_sigma_gaussian
 
         assert self.budget is not None
-        terms = common.DifferentialPrivacyParameters(*self.budget)
-        return 1 / float(accountant.get_smallest_gaussian_noise(terms, 1, self.changed))
+        return 1 / (self.changed * float(get_sigma_gaussian(*self.budget)))
 
     def noise(self, rounds: int, steps: int, sample_rate: float) -> float:
         """Return about the noise multiplier that the budget asks for; no claim rests on it.

@@ -85,7 +85,7 @@ def test_neighbouring_files_and_all_others_of_that_header_give_the_same_plan(
     assert _draft(privet, tmp_path, patients(9, 5), *WORDS) == first
     assert _draft(privet, tmp_path, frame.iloc[:0], *WORDS) == first
     header = (",".join(frame.columns) + "\n").encode()
-    assert _draft(privet, tmp_path, header + b"\xff\xfe\0garbage\n\"\n", *WORDS) == first
+    assert _draft(privet, tmp_path, header + b'\xff\xfe\0garbage\n"\n', *WORDS) == first
 
 
 def test_control_a_public_draft_follows_the_records(privet: Run, tmp_path: Path) -> None:
