@@ -20,8 +20,15 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from privet.common.errors import PrivetError as PrivetError
     from privet.common.plan import Plan as Plan
+    from privet.common.tasks import Task as Task
+    from privet.delivery.trained import Trained as Trained
+    from privet.delivery.trained import load as load
     from privet.privacy.accounting.units import PrivacyLoss as PrivacyLoss
+    from privet.privacy.audit.verify import verify as verify
     from privet.privacy.mechanism.dpsgd import DpSgd as DpSgd
+    from privet.server.rounds import Progress as Progress
+    from privet.simulations.repeat import repeat as repeat
+    from privet.simulations.result import Result as Result
     from privet.simulations.run import simulate as simulate
 
 # The five rooms are links beside this file. Tools that drop links (a Flower bundle does)
@@ -34,10 +41,20 @@ _PUBLIC = {
     "Plan": "privet.common.plan",
     "PrivacyLoss": "privet.privacy.accounting.units",
     "PrivetError": "privet.common.errors",
+    "Progress": "privet.server.rounds",
+    "Result": "privet.simulations.result",
+    "Task": "privet.common.tasks",
+    "Trained": "privet.delivery.trained",
+    "load": "privet.delivery.trained",
+    "repeat": "privet.simulations.repeat",
     "simulate": "privet.simulations.run",
+    "verify": "privet.privacy.audit.verify",
 }
 
-__all__ = ["DpSgd", "Plan", "PrivacyLoss", "PrivetError", "__version__", "simulate"]
+__all__ = [
+    "DpSgd", "Plan", "PrivacyLoss", "PrivetError", "Progress", "Result", "Task", "Trained",
+    "__version__", "load", "repeat", "simulate", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

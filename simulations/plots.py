@@ -15,7 +15,7 @@ from privet.common.tasks.measure import measure_of_kind, pooled
 
 if TYPE_CHECKING:
     from privet.server.rounds import Progress
-    from privet.simulations.result import Result
+    from privet.simulations.run_view import RunView
 
 _STYLE: Any = {
     "axes.spines.top": False,
@@ -32,7 +32,7 @@ _DRAWN_SITES = 60
 """Sites that have a line or a bar of their own."""
 
 
-def write(result: Result, folder: Path) -> None:
+def write(result: RunView, folder: Path) -> None:
     """Write the plots ``rounds`` and ``sites`` as SVG and PNG.
 
     Args:
@@ -43,6 +43,18 @@ def write(result: Result, folder: Path) -> None:
     with mpl.rc_context(_STYLE):
         for name, figure in (("rounds", _rounds(result)), ("sites", _sites(result))):
             _save(figure, folder / name)
+
+
+def figure_of_rounds(result: RunView) -> Any:
+    """Return matplotlib's drawing of the headline metric and ε by round.
+
+    Args:
+        result: of the run.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = _rounds(result)
+    plt.close(figure)  # a notebook would display it twice
+    return figure
 
 
 def _headline(step: Progress, name: str, kind: str) -> tuple[float | None, dict[str, float | None]]:
@@ -57,7 +69,7 @@ def _title(name: str) -> str:
     return name.replace("_", " ").capitalize()
 
 
-def _rounds(result: Result) -> Any:
+def _rounds(result: RunView) -> Any:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     kind = result.plan.task.kind
     name = measure_of_kind(kind).headline
@@ -99,7 +111,7 @@ def _rounds(result: Result) -> Any:
     return figure
 
 
-def _sites(result: Result) -> Any:
+def _sites(result: RunView) -> Any:
     if len(result.sites) > _DRAWN_SITES:
         return _many_sites(result)
     names = [site.name for site in result.sites]
@@ -130,7 +142,7 @@ def _sites(result: Result) -> Any:
     return figure
 
 
-def _many_sites(result: Result) -> Any:
+def _many_sites(result: RunView) -> Any:
     """Draw how metric and ε are distributed over sites, where a bar for each would be too many."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     name = measure_of_kind(result.plan.task.kind).headline
@@ -218,4 +230,4 @@ def _save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-__all__ = ["write", "write_comparison", "write_sweep"]
+__all__ = ["figure_of_rounds", "write", "write_comparison", "write_sweep"]

@@ -27,7 +27,6 @@ MAX_ITERATIONS = 2000
 """Of the solver of a logistic regression."""
 _MIN_BOOSTED = 50
 """Records below which no trees are trained: their own validation share would say nothing."""
-_LEAST = 1e-30
 Floats = npt.NDArray[np.float64]
 
 
@@ -124,9 +123,9 @@ class ReferenceModels:
 
     def _metrics(self, classes: npt.NDArray[Any], chances: Floats) -> dict[str, Any]:
         """Return the task's metrics; a class that was in no training record has no chance."""
-        whole = np.full((len(chances), len(self._plan.task.labels)), _LEAST)
+        whole = np.zeros((len(chances), len(self._plan.task.labels)))
         whole[:, classes] = chances
-        scores = np.log(np.maximum(whole, _LEAST)).astype(np.float32)
+        scores = whole.astype(np.float32)
         return dict(self._bench.measure.figures(scores, labels_of(self._test)))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from privet.client.training.model_runtime import model_runtime
 from privet.common.compress import bytes_of
@@ -17,7 +17,7 @@ from privet.common.errors import LedgerError
 from privet.common.flat import Arrays
 from privet.common.plan import Plan, Privacy
 from privet.common.printable import counted
-from privet.common.tasks.measure import pooled
+from privet.common.tasks.measure import measure_of_kind, pooled
 from privet.common.tasks.weakness import weakness_of_tables
 from privet.privacy.accounting import assumptions
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit, finite
@@ -32,7 +32,12 @@ from privet.privacy.audit.verify import SiteFinding
 from privet.server.rounds import Outcome, Progress
 from privet.simulations import scenarios
 from privet.simulations.federation import SimulatedFederation
+from privet.simulations.model_use import metrics_of, predictions_of
+from privet.simulations.notebook import Plot, html_of
 from privet.simulations.planning import EvidenceLevel
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _TERMS = ("delta", "unit", "relation", "trust")
 
@@ -85,7 +90,7 @@ class SiteResult:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """The outcome of a simulated run.
 
@@ -114,6 +119,64 @@ class Result:
     evidence: EvidenceLevel
     remarks: tuple[str, ...] = ()
     processes: int = 1
+
+    def __repr__(self) -> str:
+        terms = "no privacy" if self.loss is None else str(self.loss)
+        name = measure_of_kind(self.plan.task.kind).headline
+        value = self.metrics.get(name)
+        measured = f"{name} {value:.3f}, " if isinstance(value, float) else ""
+        sites = counted(len(self.sites), "site")
+        return f"<Result of '{self.plan.name}': {measured}{terms}, {sites}, {self.out}>"
+
+    def _repr_html_(self) -> str:
+        return html_of(self)
+
+    def plot(self) -> Plot:
+        """Return the headline metric and ε by round, as a notebook displays it."""
+        from privet.simulations import plots
+
+        return Plot(plots.figure_of_rounds(self))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return a row for each round: its metrics, and the largest ε that a site spent."""
+        import pandas as pd
+
+        rows = [
+            {
+                "round": step.round,
+                "epsilon": max((loss["epsilon"] for loss in step.spent.values()), default=None),
+                **{
+                    name: value
+                    for name, value in _figures(step, self.plan.task.kind).items()
+                    if name != "sites"
+                },
+            }
+            for step in self.progress
+        ]
+        return pd.DataFrame(rows).set_index("round")
+
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return the chance of each class, and the likeliest one as ``prediction``.
+
+        Args:
+            frame: records with the columns that the plan reads; they need no label.
+
+        Raises:
+            InputError: if the task has no classes.
+            DataError: if a column is missing, or there is no record.
+        """
+        return predictions_of(self.plan, self.model, frame)
+
+    def evaluate(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """Return the model's metrics on further records; they are not private.
+
+        Args:
+            frame: records with the columns that the plan reads, and its label.
+
+        Raises:
+            DataError: if a column is missing, or no record can be read.
+        """
+        return metrics_of(self.plan, self.model, frame)
 
     @property
     def claim(self) -> str:

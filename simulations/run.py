@@ -36,6 +36,7 @@ from privet.client.training.trainer import Trainer, usable_records
 from privet.common.canonical import write_atomic, write_json
 from privet.common.errors import DataError, InputError, RunError, SelfTestError
 from privet.common.models import build_model, initial_model
+from privet.common.models.start import offer
 from privet.common.order import Order
 from privet.common.plan import Plan
 from privet.common.plan_file import plan_toml
@@ -142,6 +143,14 @@ def simulate(
     jobs: int | None = None,
     cache: str | Path | None = None,
     values: Mapping[str, Any] | None = None,
+    model: str | None = None,
+    sites: int | None = None,
+    clipping: str | None = None,
+    start: str | Path | None = None,
+    ledgers: str | Path | None = None,
+    cap: float | None = None,
+    open_again: bool = False,
+    ray_address: str | None = None,
 ) -> Result:
     """Run a scenario, a plan file, or a :class:`Plan`, and return the result.
 
@@ -166,6 +175,14 @@ def simulate(
             nowhere. None takes ``~/.cache/privet`` for a scenario, whose records are public, and
             keeps nothing of your own.
         values: of any keys of the plan, such as ``{"training.steps": 5}``.
+        model: another model of the scenario, or another kind; of a plan's name or path alone.
+        sites: number of sites, the first of the plan's.
+        clipping: the way gradients are clipped.
+        start: file of the weights to start from.
+        ledgers: folder of ledgers that last over runs.
+        cap: lifetime ε of each site's population where its ledger is new.
+        open_again: let the plan run where its failures closed it, in ledgers that last.
+        ray_address: an existing Ray cluster; with ``engine="ray"``.
 
     Raises:
         InputError: if the plan or the data is wrong.
@@ -180,9 +197,13 @@ def simulate(
     """
     base = Path(base)
     if isinstance(plan, str | Path):
-        plan, base = find_plan(str(plan))
-    values = dict(values or {})
-    plan = adjusted(plan, epsilon=epsilon, rounds=rounds, seed=seed, dp=dp, values=values)
+        plan, base = find_plan(str(plan), model)
+    elif model is not None:
+        raise InputError("'model' goes with a plan's name or path; use plan.changed(model=…)")
+    plan = adjusted(
+        plan, epsilon=epsilon, rounds=rounds, seed=seed, sites=sites, clipping=clipping,
+        start=offer(Path(start)) if start else None, dp=dp, values=dict(values or {}),
+    )  # fmt: skip
     setting = Setting(
         engine=engine,
         evidence=evidence,
@@ -191,6 +212,10 @@ def simulate(
         cache="none" if cache == "none" else None if cache is None else Path(cache),
         data_dir=Path(data) if data is not None else None,
         base=base,
+        ledgers=Path(ledgers) if ledgers is not None else None,
+        cap=cap,
+        open_again=open_again,
+        ray_address=ray_address,
     )
     return run_plan(plan, setting, Path(out) if out else None, observe)
 

@@ -137,6 +137,33 @@ class Trained:
             raise DataError("there is no record")
         return self.task.encode(frame)
 
+    def predict(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """As :meth:`privet.simulations.result.Result.predict`.
+
+        Args:
+            frame: records with the columns that the plan reads; they need no label.
+
+        Raises:
+            InputError: if the task has no classes.
+            DataError: if a column is missing, or there is no record.
+        """
+        from privet.simulations.model_use import predictions_of
+
+        return predictions_of(self.plan, self.arrays, frame)
+
+    def evaluate(self, frame: pd.DataFrame) -> dict[str, Any]:
+        """As :meth:`privet.simulations.result.Result.evaluate`.
+
+        Args:
+            frame: records with the columns that the plan reads, and its label.
+
+        Raises:
+            DataError: if a column is missing, or no record can be read.
+        """
+        from privet.simulations.model_use import metrics_of
+
+        return metrics_of(self.plan, self.arrays, frame)
+
     def require_answers(self, frame: pd.DataFrame) -> None:
         """Check that records say what is right, so that a model can be measured on them.
 
@@ -175,16 +202,20 @@ class Trained:
         return np.concatenate(parts)
 
 
-def load(folder: Path) -> Trained:
+def load(folder: str | Path) -> Trained:
     """Read the model of a run's folder, of a simulation or of a coordinator.
 
     Of a coordinator's run that failed it is the one after its last round.
+
+    Args:
+        folder: of the run.
 
     Raises:
         InputError: if there is no finished or failed run, or its parts are not of one plan.
     """
     from safetensors import SafetensorError, safe_open
 
+    folder = Path(folder)
     path, plan_path = _file_of(folder), folder / "plan.json"
     for needed in (plan_path, path):
         if not needed.is_file():
