@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,10 @@ class Federation:
         file = here / "records.parquet"
         if not file.exists():
             here.mkdir(parents=True, exist_ok=True)
-            source.records(texts).to_parquet(file)
+            # Several processes may find it missing: each writes its own, and the last one stays.
+            own = file.with_suffix(f".{os.getpid()}")
+            source.records(texts).to_parquet(own)
+            own.replace(file)
         frame = pd.read_parquet(file)
         sizes = frame[SITE].value_counts()
         sites = tuple(

@@ -35,6 +35,7 @@ from privet.common.sections.task import LANGUAGE, TableTask, TaskSpec
 from privet.common.sections.task_base import AnyTask
 from privet.common.settings import fill
 from privet.common.settings.facts import Facts
+from privet.common.text_format import TextFormat
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
@@ -215,6 +216,8 @@ class DataSpec(Part):
         person_ignore_case, person_numeric: how ids of people are folded
             (:class:`privet.common.person_id.PersonId`).
         multiline: quoted cells of CSV and TSV files may contain line breaks.
+        format: how CSV and TSV files write their cells; None: a comma or tab, a decimal point and
+            UTF-8.
     """
 
     path: str | None = None
@@ -223,6 +226,15 @@ class DataSpec(Part):
     person_ignore_case: bool = False
     person_numeric: bool = False
     multiline: bool = False
+    format: TextFormat | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_new_keys(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Plans of before keep their digest.
+        value: dict[str, Any] = dump(self)
+        if self.format is None:
+            value.pop("format", None)
+        return value
 
     @property
     def person(self) -> PersonId:

@@ -22,6 +22,7 @@ from privet.common.person_id import PersonId
 from privet.common.plan import Plan
 from privet.common.schema import ABSOLUTE, DIGEST, KEY, SSH_KEY, Count, Line, Part, SiteName, parse
 from privet.common.site_name import spelled
+from privet.common.text_format import TextFormat
 from privet.privacy.accounting.events import decimal
 from privet.privacy.accounting.units import Relation, Unit
 from privet.privacy.database import Database, Identifier
@@ -108,6 +109,8 @@ class DataSet(Part):
             (:class:`privet.common.person_id.PersonId`).
         multiline: quoted cells of a CSV or TSV file may contain line breaks; the site vouches for
             its quoting.
+        format: how a CSV or TSV file writes its cells; None: a comma or tab, a decimal point and
+            UTF-8. It never leaves the site.
         independent: why rows of a view that is not plain do not depend on each other (H6).
         min_units: with fewer units the site does not train. Its operator's check decides that,
             before the client starts, and no answer does; it never leaves the site.
@@ -123,6 +126,7 @@ class DataSet(Part):
     person_ignore_case: bool = False
     person_numeric: bool = False
     multiline: bool = False
+    format: TextFormat | None = None
     independent: str = ""
     min_units: Count | None = None
     disjoint: str = ""
@@ -372,6 +376,7 @@ class Policy(Part):
                         "person_ignore_case": plan.data.person_ignore_case,
                         "person_numeric": plan.data.person_numeric,
                         "multiline": plan.data.multiline,
+                        "format": plan.data.format and plan.data.format.model_dump(mode="json"),
                     }
                 },
                 "allow": {
@@ -439,7 +444,7 @@ class Policy(Part):
                     population[key] = decimal(population[key])
         for data in value["data"].values():
             for key in (
-                "path", "sql", "columns", "person_column", "nominal_size", "min_units",
+                "path", "sql", "columns", "person_column", "nominal_size", "min_units", "format",
             ):  # fmt: skip
                 del data[key]
         return value
@@ -625,6 +630,7 @@ path = "admissions.csv"              # from this file's folder; never leaves the
 # person_ignore_case = false         # true: "P1" and "p1" are one person
 # person_numeric = false             # true: "0012", "12" and "12.0" are one person
 # multiline = false                  # true: quoted cells of a CSV file may contain line breaks
+# format = { separator = ";", decimal = ",", encoding = "cp1252", na = ["k.A."] }  # of a CSV file
 disjoint = ""
 # min_units = 50                     # with fewer, `privet client start` refuses: run client check
 

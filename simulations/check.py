@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from privet.client.operator.check import DataCheck, check_records, unreadable
+from privet.client.operator.check_format import compare_format
 from privet.common.errors import DataError
 from privet.common.plan import Plan
 from privet.simulations.planning import RunSpec, Setting
@@ -33,6 +35,9 @@ def check_sites(
         try:
             own = plan.data.path is None
             found = check_records(data, resolved, site.name, is_own_file=own)
+            if records.scenario is None and (own or not place):
+                declared, where = resolved.data.format, "[data] of the plan"
+                compare_format(found, Path(data.source), declared, where)
         except DataError as error:
             found = unreadable(data.source, resolved, error)
         if shared and not place:

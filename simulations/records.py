@@ -15,6 +15,7 @@ from privet.client.data.tables import RecordFault, Table, read_table
 from privet.common.cells import text_of
 from privet.common.errors import DataError, PlanError
 from privet.common.plan import Plan
+from privet.common.text_format import PLAIN
 from privet.simulations import scenarios
 from privet.simulations.partition import PART, PERSON, SITE, split_by_unit, split_in_proportion
 
@@ -162,7 +163,10 @@ def _with_person(plan: Plan, path: Path, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read(path: Path, plan: Plan, declared: set[str | None]) -> Table:
-    found = read_table(path, multiline=plan.data.multiline, nested=plan.task.nested_columns)
+    data = plan.data
+    found = read_table(
+        path, multiline=data.multiline, nested=plan.task.nested_columns, form=data.format or PLAIN
+    )
     for name in (SITE, PERSON, PART):
         if name in found.frame.columns and name not in declared:
             raise DataError(

@@ -21,6 +21,7 @@ from privet.client.data.split import split_by_unit, with_person
 from privet.client.data.tables import RecordFault, Table, read_table
 from privet.common.errors import DataError
 from privet.common.plan import Plan
+from privet.common.text_format import PLAIN
 from privet.privacy.policy import DataSet, Policy
 
 
@@ -86,8 +87,9 @@ def read_records(path: Path, data: DataSet, plan: Plan) -> SiteData:
             the site.
     """
     found = read_table(
-        path, data.columns, multiline=data.multiline, nested=plan.task.nested_columns
-    )
+        path, data.columns, multiline=data.multiline, nested=plan.task.nested_columns,
+        form=data.format or PLAIN,
+    )  # fmt: skip
     return site_data(found, data, plan, str(path))
 
 

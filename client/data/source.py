@@ -13,6 +13,7 @@ from privet.client.data.suffix import is_parquet
 from privet.client.data.text_file import as_table, header_of
 from privet.common.errors import DataError, DataMissingError, PolicyError, PrivetError
 from privet.common.plan import Plan
+from privet.common.text_format import PLAIN, TextFormat
 from privet.privacy.policy import Policy
 
 
@@ -38,7 +39,7 @@ def require_source(policy: Policy, data_set: str, plan: Plan) -> None:
         return
     if path is None:
         raise PolicyError(f"data set '{data_set}' of site '{policy.site}' has no 'path' or 'sql'")
-    there = columns_of(path)
+    there = columns_of(path, data.format or PLAIN)
     for name in (*plan.task.columns, data.person_column):
         if name is None:
             continue
@@ -72,8 +73,12 @@ def misfit(policy: Policy, plan: Plan) -> str:
     return ""
 
 
-def columns_of(path: Path) -> list[str]:
+def columns_of(path: Path, form: TextFormat = PLAIN) -> list[str]:
     """Return the names of a file's columns.
+
+    Args:
+        path: the file.
+        form: how a text file writes its cells.
 
     Raises:
         DataMissingError: if there is no such file.
@@ -81,7 +86,7 @@ def columns_of(path: Path) -> list[str]:
     """
     with as_table(path):
         if not is_parquet(path):
-            names = header_of(path)
+            names = header_of(path, form)
         else:
             import pyarrow.parquet as pq
 

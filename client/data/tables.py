@@ -22,6 +22,7 @@ from privet.client.data.suffix import is_parquet, separator_of
 from privet.client.data.text_file import as_table, open_text, records, take_header
 from privet.common.errors import DataError
 from privet.common.printable import counted
+from privet.common.text_format import PLAIN, TextFormat
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def read_table(
     *,
     multiline: bool = False,
     nested: Collection[str] = (),
+    form: TextFormat = PLAIN,
 ) -> Table:
     """Read a CSV (``.csv``, ``.csv.gz``, ``.tsv``, ``.tsv.gz``) or Parquet file.
 
@@ -70,6 +72,7 @@ def read_table(
         columns: to read, in this order; None reads all.
         multiline: whether quoted cells of a text file may hold line breaks.
         nested: columns of a Parquet file whose cells may be lists or bytes.
+        form: how a text file writes its cells.
 
     Raises:
         DataMissingError: if there is no such file.
@@ -81,7 +84,9 @@ def read_table(
             found = _from_parquet(path, columns, nested)
         else:
             with open_text(path) as stream:
-                found = read_text(stream, separator_of(path), columns, multiline=multiline)
+                found = read_text(
+                    stream, separator_of(path), columns, multiline=multiline, form=form
+                )
     return found
 
 
@@ -91,20 +96,23 @@ def read_text(
     columns: Sequence[str] | None = None,
     *,
     multiline: bool = False,
+    form: TextFormat = PLAIN,
 ) -> Table:
     """Read the content of a text file; see :func:`read_table`.
 
     Args:
         stream: the file's bytes, decompressed.
-        separator: one character between two cells.
+        separator: one character between two cells, unless ``form`` says another.
         columns: to read, in this order; None reads all.
         multiline: whether quoted cells may hold line breaks.
+        form: how the file writes its cells.
 
     Raises:
         DataError: if the names of the columns cannot be read, one is there twice, or one is
             missing.
     """
-    found = records(stream, separator, multiline=multiline)
+    separator = form.separator_or(separator)
+    found = records(stream, separator, multiline=multiline, encoding=form.encoding)
     header = take_header(found, separator)
     wanted = _chosen(header, columns)
     places = [header.index(name) for name in wanted]
@@ -118,7 +126,7 @@ def read_text(
             count = counted(len(cells), "cell")
             faults.append(RecordFault(line, f"{count}, where the columns are {len(header)}"))
         else:
-            rows.append([cells[place] or None for place in places])
+            rows.append([form.cell(cells[place]) for place in places])
             lines.append(line)
     return Table(_frame(rows, wanted, lines), tuple(faults), "line")
 

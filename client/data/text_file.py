@@ -11,19 +11,20 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, cast
 
 from privet.client.data.suffix import separator_of
 from privet.common.errors import DataError, DataMissingError
+from privet.common.text_format import PLAIN, TextFormat
 
 MAX_RECORD_BYTES = 1 << 20
 """The longest record; a longer one is left out, and is never held in memory whole."""
 _BOM = b"\xef\xbb\xbf"
 _CHUNK = 1 << 16
 _TOO_LONG = f"longer than {MAX_RECORD_BYTES >> 20} MiB"
-_NOT_TEXT = "bytes that are not UTF-8"
 _NUL = "a NUL character"
 _QUOTES = "a quote that is not closed or not at the border of its cell, or a lone CR"
 
@@ -66,16 +67,20 @@ def open_text(path: Path) -> IO[bytes]:
     return cast(IO[bytes], opened(path, "rb"))
 
 
-def header_of(path: Path) -> list[str]:
+def header_of(path: Path, form: TextFormat = PLAIN) -> list[str]:
     """Return the names of a text file's columns.
+
+    Args:
+        path: the file.
+        form: how it writes its cells.
 
     Raises:
         DataError: if they cannot be read.
         OSError: if the file cannot be read.
     """
-    separator = separator_of(path)
+    separator = form.separator_or(separator_of(path))
     with open_text(path) as stream:
-        return take_header(records(stream, separator), separator)
+        return take_header(records(stream, separator, encoding=form.encoding), separator)
 
 
 def take_header(found: Iterator[tuple[int, Cells]], separator: str) -> list[str]:
@@ -95,14 +100,16 @@ def take_header(found: Iterator[tuple[int, Cells]], separator: str) -> list[str]
         if len(cells) == 1 and other:
             raise DataError(
                 f"line {line} names one column, {cells[0][:60]!r}: cells are to be separated by "
-                f"{separator!r} in a file of this name, not by {other[0]!r}"
+                f"{separator!r} in a file of this name, not by {other[0]!r}. Declare it: "
+                f"format = {{ separator = {json.dumps(other[0])} }} under [data] of a plan, or in "
+                "the data set of a policy"
             )
         return cells
     raise DataError("the file is empty: its first line should name the columns")
 
 
 def records(
-    stream: IO[bytes], separator: str, *, multiline: bool = False
+    stream: IO[bytes], separator: str, *, multiline: bool = False, encoding: str = "utf-8"
 ) -> Iterator[tuple[int, Cells]]:
     """Yield each record with the number of its first line, from 1; empty lines are skipped.
 
@@ -110,10 +117,11 @@ def records(
         stream: the file.
         separator: one character between two cells.
         multiline: whether quoted cells may hold line breaks.
+        encoding: of the file's characters, each of which has bytes of its own.
     """
     if multiline:
-        return _joined(_lines(stream), separator)
-    return _apart(_lines(stream), separator)
+        return _joined(_lines(stream), separator, encoding)
+    return _apart(_lines(stream), separator, encoding)
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
@@ -134,21 +142,21 @@ def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes | None]]:
 
 
 def _apart(
-    lines: Iterator[tuple[int, bytes | None]], separator: str
+    lines: Iterator[tuple[int, bytes | None]], separator: str, encoding: str
 ) -> Iterator[tuple[int, Cells]]:
     """Yield a record for each line, from that line alone."""
     for number, data in lines:
         if data is None:
             yield number, _TOO_LONG
         elif line := data.removesuffix(b"\n").removesuffix(b"\r"):
-            yield number, _parsed(line, separator)
+            yield number, _parsed(line, separator, encoding)
 
 
-def _parsed(data: bytes, separator: str) -> Cells:
+def _parsed(data: bytes, separator: str, encoding: str) -> Cells:
     try:
-        text = data.decode("utf-8")
+        text = data.decode(encoding)
     except UnicodeDecodeError:
-        return _NOT_TEXT
+        return _not_text(encoding)
     if "\0" in text:
         return _NUL
     if '"' not in text and "\r" not in text:
@@ -160,8 +168,12 @@ def _parsed(data: bytes, separator: str) -> Cells:
     return cells[0] if len(cells) == 1 else "a line end within the record"
 
 
+def _not_text(encoding: str) -> str:
+    return f"bytes that are not {encoding.upper()}"
+
+
 def _joined(
-    lines: Iterator[tuple[int, bytes | None]], separator: str
+    lines: Iterator[tuple[int, bytes | None]], separator: str, encoding: str
 ) -> Iterator[tuple[int, Cells]]:
     """Yield records that may span several lines, by their quotes.
 
@@ -178,7 +190,7 @@ def _joined(
             if data is None or taken > MAX_RECORD_BYTES:
                 raise _Overlong
             # Surrogates stand for bytes that are not text, until the record is whole.
-            yield data.decode("utf-8", "surrogateescape")
+            yield data.decode(encoding, "surrogateescape")
 
     reader = csv.reader(texts(), delimiter=separator, strict=True)
     while True:
@@ -205,7 +217,7 @@ def _joined(
         try:
             "".join(cells).encode("utf-8")
         except UnicodeEncodeError:
-            yield begins, _NOT_TEXT
+            yield begins, _not_text(encoding)
             continue
         yield begins, cells
 

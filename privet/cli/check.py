@@ -47,6 +47,7 @@ def check(
     from privet.client.data.records import open_records
     from privet.client.data.source import require_source
     from privet.client.operator.check import check_records, unreadable
+    from privet.client.operator.check_format import compare_format
     from privet.client.operator.check_record import CheckRecord, stamp_of
     from privet.privacy.accounting.noise_calibration import calibrated
     from privet.privacy.policy import Policy
@@ -75,6 +76,9 @@ def check(
             )
         except (DataError, DataMissingError) as error:
             found = unreadable(str(path or data.sql), chosen, error)
+        else:
+            if path is not None:
+                compare_format(found, path, data.format, f"[data.{name}] of the policy")
         finally:
             forget_snapshot(site, name, place)
     unit = site.populations[data.population].unit

@@ -524,8 +524,12 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
     """Return a file's records, or the run's test split."""
     if own is not None:
         from privet.client.data.tables import read_table
+        from privet.common.text_format import PLAIN
 
-        found = read_table(own, multiline=True, nested=trained.plan.task.nested_columns)
+        plan = trained.plan
+        found = read_table(
+            own, multiline=True, nested=plan.task.nested_columns, form=plan.data.format or PLAIN
+        )
         if found.faults:
             first = found.faults[0]
             raise DataError(f"{own}, {found.counted} {first.place}: {first.why}")

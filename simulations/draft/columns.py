@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from privet.common.text_format import PLAIN, TextFormat
+
 
 @dataclass
 class Columns:
@@ -19,6 +21,7 @@ class Columns:
         classes: of the label; empty where they are to be filled in.
         label, text, site, person: columns of these roles, or None.
         sizes: nominal size of each site; empty where sites are to be filled in.
+        form: how the files write their cells.
     """
 
     numeric: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -32,6 +35,7 @@ class Columns:
     site: str | None = None
     person: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
+    form: TextFormat = PLAIN
 
     @property
     def roles(self) -> set[str]:

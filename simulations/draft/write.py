@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from privet.client.data.detect import detected
 from privet.client.data.suffix import is_parquet
 from privet.client.data.tables import read_table
 from privet.client.data.text_file import as_table, header_of
@@ -20,6 +21,7 @@ from privet.common.plan import Split
 from privet.common.plan_file import toml_key, toml_section, toml_value
 from privet.common.printable import counted
 from privet.common.schema import did_you_mean
+from privet.common.text_format import PLAIN, TextFormat
 from privet.simulations.draft import from_dictionary, from_header, from_records
 from privet.simulations.draft.columns import Columns
 
@@ -124,8 +126,10 @@ def draft_of(folder: Path, request: DraftRequest) -> PlanDraft:
         InputError: if the request does not fit the files.
         DataError: if a file cannot be read.
     """
-    names = _names(request.files)
+    form = _format(request)
+    names = _names(request.files, form)
     found = Columns(
+        form=form,
         label=request.label, text=request.text, site=request.site, person=request.person,
         classes=list(request.classes),
     )  # fmt: skip
@@ -143,7 +147,7 @@ def draft_of(folder: Path, request: DraftRequest) -> PlanDraft:
             "one file of all sites: say --site-column, the column that names the site; or name "
             "one file for each site with --from"
         )
-    frame = _records(request.files) if request.is_public else None
+    frame = _records(request.files, form) if request.is_public else None
     features = [name for name in names if name not in found.roles]
     if frame is not None and request.dictionary is None:
         from_records.declare(found, frame, features)
@@ -153,7 +157,29 @@ def draft_of(folder: Path, request: DraftRequest) -> PlanDraft:
     return _written(folder, request, found)
 
 
-def _names(files: Sequence[Path]) -> list[str]:
+def _format(request: DraftRequest) -> TextFormat:
+    """Return how the files write their cells: found out here, and declared in the plan.
+
+    Of private records the first line alone is read.
+
+    Raises:
+        InputError: if they differ.
+        DataError: if one cannot be read.
+    """
+    found = []
+    for path in request.files:
+        with as_table(path):
+            found.append(detected(path, header_only=not request.is_public))
+    for path, form in zip(request.files, found, strict=True):
+        if form != found[0]:
+            raise InputError(
+                f"{path} and {request.files[0]} write their cells in different ways; make one form "
+                "of them, or name one file and declare the other site's in its own policy"
+            )
+    return found[0]
+
+
+def _names(files: Sequence[Path], form: TextFormat) -> list[str]:
     """Return the columns that all files have, in the order of the first."""
     every = []
     for path in files:
@@ -163,7 +189,7 @@ def _names(files: Sequence[Path]) -> list[str]:
 
                 every.append([str(name) for name in pq.read_schema(path).names])
             else:
-                every.append(header_of(path))
+                every.append(header_of(path, form))
     first, *others = every
     for path, names in zip(files[1:], others, strict=True):
         if lacking := [name for name in first if name not in names]:
@@ -174,8 +200,8 @@ def _names(files: Sequence[Path]) -> list[str]:
     return first
 
 
-def _records(files: Sequence[Path]) -> pd.DataFrame:
-    return pd.concat([read_table(path).frame for path in files], ignore_index=True)
+def _records(files: Sequence[Path], form: TextFormat) -> pd.DataFrame:
+    return pd.concat([read_table(path, form=form).frame for path in files], ignore_index=True)
 
 
 def _sizes(found: Columns, request: DraftRequest, frame: pd.DataFrame | None) -> None:
@@ -188,7 +214,7 @@ def _sizes(found: Columns, request: DraftRequest, frame: pd.DataFrame | None) ->
         for name, path in zip(names, request.files, strict=True):
             found.sizes[name] = request.size or SIZE
             if frame is not None and request.size is None:
-                units = len(read_table(path).frame) * share
+                units = len(read_table(path, form=found.form).frame) * share
                 found.sizes[name] = from_records.nominal(units)
         return
     if frame is not None:
@@ -220,6 +246,10 @@ def _written(folder: Path, request: DraftRequest, found: Columns) -> PlanDraft:
         how = "From the names of columns alone: no record was read."
     relative = [os.path.relpath(path.resolve(), folder.resolve()) for path in request.files]
     person = f"person_column = {toml_value(found.person)}\n" if found.person else ""
+    if found.form != PLAIN:
+        person += (
+            f"format = {toml_value(found.form.model_dump(mode='json', exclude_defaults=True))}\n"
+        )
     data = f"[data]\n{person}\n" if person else ""
     sites = dict(found.sizes) or {"FILL IN": request.size or SIZE}
     paths: list[str | None] = [None] * len(sites)

@@ -174,6 +174,33 @@ def test_a_file_for_each_site(privet: Run, tmp_path: Path) -> None:
     assert privet("simulate", tmp_path / "mine" / "plan.toml", *run).code == 0
 
 
+@pytest.mark.parametrize("public", [True, False])
+def test_a_european_export_is_declared_as_it_is(privet: Run, tmp_path: Path, public: bool) -> None:
+    path = tmp_path / "patienten.csv"
+    frame = patients().rename(columns={"smokes": "Größe"}).assign(score7=lambda t: t["score7"] + 1)
+    frame.to_csv(path, index=False, sep=";", decimal=",", encoding="cp1252")
+    words = ["--public", *WORDS[:4]] if public else list(WORDS)
+    done = privet("init", tmp_path / "mine", "--from", path, *words)
+    assert done.code == 0, done.err
+    plan = Plan.load(tmp_path / "mine" / "plan.toml")
+    assert plan.data.format is not None
+    assert plan.data.format.separator == ";"
+    # Of private records the first line alone was read, which holds no number.
+    assert plan.data.format.decimal == ("," if public else ".")
+    if public:
+        assert 1 <= plan.task.numeric["score7"].low < 1.1
+        assert "Größe" in plan.task.categorical
+    else:
+        text = (tmp_path / "mine" / "plan.toml").read_text()
+        text = text.replace(
+            "\n[task.numeric]\n", "\n[task.numeric]\nscore7 = { low = 1, high = 2 }\n"
+        )
+        (tmp_path / "mine" / "plan.toml").write_text(text)
+    checked = privet("simulate", tmp_path / "mine" / "plan.toml", "--check")
+    said = " ".join((checked.out + checked.err).split())
+    assert ('format = { decimal = "," } under [data] of the plan' in said) is not public
+
+
 def test_texts(privet: Run, tmp_path: Path) -> None:
     path = tmp_path / "notes.csv"
     pd.DataFrame({"note": ["a, b"], "ward": ["x"], "kind": ["k"]}).to_csv(path, index=False)
