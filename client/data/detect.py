@@ -1,4 +1,4 @@
-"""Find out how a text file writes its cells: at its owner's desk, never during a run (H6).
+"""Detect how a text file writes its cells: for its owner, never during a run (H6).
 
 What is found is a proposal that a person reads and writes into a plan or a policy.
 """
@@ -104,7 +104,7 @@ def _separator(lines: list[str], by_name: str) -> str:
 
 
 def _missing(rows: list[list[str]]) -> tuple[str, ...]:
-    """Return marks of missing values that stand in columns of numbers, beyond those known."""
+    """Return marks of missing values in columns of numbers, beyond those known."""
     found: Counter[str] = Counter()
     width = len(rows[0]) if rows else 0
     for place in range(width):

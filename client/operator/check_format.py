@@ -1,4 +1,4 @@
-"""Compare how a file writes its cells with what is declared of it: at its owner's desk."""
+"""Compare how a file writes its cells with what is declared of it, for its owner."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from privet.common.text_format import PLAIN, TextFormat
 
 
 def compare_format(found: DataCheck, path: Path, declared: TextFormat | None, where: str) -> None:
-    """Add a warning where a text file looks as if it had another format than the declared one.
+    """Add a warning where a text file seems to have another format than the declared one.
 
     Args:
         found: the check of its records.
@@ -36,13 +36,13 @@ def compare_format(found: DataCheck, path: Path, declared: TextFormat | None, wh
             found.add(
                 "warning",
                 "format",
-                f"the file looks as if its {key} were {seen!r}, and {own!r} is declared; if so, "
+                f"{key} seems to be {seen!r} in the file, and {own!r} is declared; if so, "
                 f'write format = {{ {key} = "{seen}" }} under {where}',
             )
     if missing := [mark for mark in guess.na if mark not in said.na]:
         found.add(
             "warning",
             "format",
-            f"{missing[0]!r} stands in columns of numbers; if it is a missing value, write "
+            f"{missing[0]!r} is in columns of numbers; if it marks a missing value, write "
             f'format = {{ na = ["{missing[0]}"] }} under {where}',
         )
