@@ -149,6 +149,7 @@ def test_onnx_agrees(run_of: Runs, tmp_path: Path, name: str) -> None:
     assert "model.onnx" in found["files"]
 
 
+@pytest.mark.long
 def test_onnx_of_a_table_with_one_category_alone(tmp_path: Path) -> None:
     """Its records have one number each, which no test of empty texts may take for padding."""
     label = {"label": "y", "classes": ["0", "1"], "categorical": {"c": ["red", "blue"]}}

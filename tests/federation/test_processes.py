@@ -126,6 +126,7 @@ def test_a_process_that_is_killed_or_hangs_costs_nothing(
     assert made[0]._others == []
 
 
+@pytest.mark.long
 def test_no_process_is_left(many: Make, simulated: Callable[..., Result]) -> None:
     before = set(_children())
     assert simulated(many(3), "run", jobs=9).processes == 3, "as many as sites have work"
@@ -207,6 +208,7 @@ def test_as_many_processes_as_the_machine_holds(monkeypatch: pytest.MonkeyPatch)
     assert processes_that_fit() == 1
 
 
+@pytest.mark.long
 def test_a_script_without_a_guard_may_use_them(many: Make, tmp_path: Path) -> None:
     """Processes of `multiprocessing` would run such a script once more."""
     import tomli_w

@@ -220,6 +220,7 @@ def test_a_sweep_is_resumed_where_it_was_killed(
     assert refused.returncode == 2 and "--resume continues it" in refused.stderr
 
 
+@pytest.mark.long
 def test_a_sweep_that_is_interrupted_waits_for_no_run(
     plan_value: Make, write_toml: Callable[..., Path], files: Path, tmp_path: Path
 ) -> None:
@@ -280,7 +281,7 @@ def test_a_sweep_with_other_options_is_not_continued(
         run_sweep(axes, points, here, tmp_path / "out", resume=True)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_process_that_is_killed_or_an_error_of_ours_costs_one_run(
     swept: Callable[..., Sweep], jobs: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

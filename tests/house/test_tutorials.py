@@ -24,7 +24,7 @@ NO_DATA = (
     "dense-classifier.md", "hub-models.md", "images.md", "own-table.md", "torch-transformers.md"
 )  # fmt: skip
 """Pages whose records come with packages, or are made on the page."""
-SHORT = ("deliver.md", "own-table.md", "own-texts.md", "torch-transformers.md")
+SHORT = ("deliver.md", "own-table.md", "own-texts.md")
 """Pages that every change is tried on, with one round in the place of several."""
 ROUNDS = re.compile(r"^rounds = \d+$|(?<=--rounds )\d+", re.MULTILINE)
 
