@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -37,6 +39,25 @@ def plan_toml(plan: Plan) -> str:
         for site in sites
     ]
     return "\n".join(parts)
+
+
+def relocated(plan: Plan, base: Path, folder: Path) -> Plan:
+    """Return a plan whose relative paths start from another folder.
+
+    Args:
+        plan: with paths that start from ``base``.
+        base: folder of the plan's own file.
+        folder: of the new one.
+    """
+
+    def moved(path: str | None) -> str | None:
+        if path is None or Path(path).is_absolute():
+            return path
+        return os.path.relpath((base / path).resolve(), folder.resolve())
+
+    data = plan.data.model_copy(update={"path": moved(plan.data.path)})
+    sites = tuple(site.model_copy(update={"path": moved(site.path)}) for site in plan.sites)
+    return plan.model_copy(update={"data": data, "sites": sites})
 
 
 def toml_section(

@@ -49,6 +49,7 @@ class Setting:
             where much training is left after the second round.
         cache: folder of what a frozen encoder reads out of texts; ``none`` keeps it nowhere. None
             takes the user's cache folder for a scenario, and keeps nothing of a user's own records.
+        measured: split that the model's public metrics are of.
     """
 
     engine: Engine = "auto"
@@ -62,6 +63,7 @@ class Setting:
     evidence: EvidenceLevel | None = None
     jobs: int | None = None
     cache: Path | Literal["none"] | None = None
+    measured: Literal["test", "validation"] = "test"
 
     def cache_of(self, plan: Plan) -> Path | None:
         """Return the folder where a plan's features are kept; None keeps them nowhere."""

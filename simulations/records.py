@@ -66,9 +66,13 @@ class SiteRecords:
         """Return the records to train on, for validation and for test."""
         return _parts(self, self._stamp)
 
-    def measurable(self) -> pd.DataFrame:
-        """Return the test records of the sites whose files have the columns of the plan."""
-        test, columns = self.parts()["test"], self.loaded().columns
+    def measurable(self, part: str = "test") -> pd.DataFrame:
+        """Return the records of a split, of the sites whose files have the columns of the plan.
+
+        Args:
+            part: ``test`` or ``validation``.
+        """
+        test, columns = self.parts()[part], self.loaded().columns
         lacking = [
             name for name, there in columns.items() if set(self.plan.task.columns) - set(there)
         ]

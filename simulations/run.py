@@ -84,6 +84,9 @@ LARGE = 1 << 21
 LIGHT_WITNESSES = 2
 """Sites that cosign each log, beside the coordinator, where evidence is light."""
 _LOG = logging.getLogger("privet.simulations")
+_WRITTEN = """# The plan of this run, and why it is trained so. Relative paths start from the
+# folder of its own file.
+"""
 _TRIAL_RECORDS = 20
 """Records of a site that are tried first."""
 Observer = Callable[[Progress], None]
@@ -374,7 +377,7 @@ def _run(
     teller.folder(folder)
     write_json(folder / "plan.json", told.to_dict())
     if told.chosen:
-        write_atomic(folder / "plan.toml", plan_toml(spec.plan).encode())
+        write_atomic(folder / "plan.toml", (_WRITTEN + plan_toml(spec.plan)).encode())
     # Absolute: a worker of an existing Ray cluster has a current folder of its own.
     ledgers = setting.ledgers and setting.ledgers.resolve()
     parties = SimulatedFederation(
@@ -391,7 +394,8 @@ def _run(
     maker = SiteMaker(run_id, parties, records, setting.noise_seed, level, cache)
     try:
         seen = spending.see if spending else observe
-        outcome, engine, processes = _train(maker, public_test(maker), setting, seen, teller, link)
+        public = public_test(maker, setting.measured)
+        outcome, engine, processes = _train(maker, public, setting, seen, teller, link)
     except RunError as error:
         raise type(error)(f"{error}{_operators(folder, plan)}") from error
     if spending is not None:
@@ -600,11 +604,16 @@ def _evidence_of(maker: SiteMaker) -> RunEvidence:
     return maker.parties.collector(maker.parties.roster())
 
 
-def public_test(maker: SiteMaker) -> PublicTest | None:
-    """Return the public test split, if the plan's metrics come from one; else None."""
+def public_test(maker: SiteMaker, part: str = "test") -> PublicTest | None:
+    """Return a public split, if the plan's metrics come from one; else None.
+
+    Args:
+        maker: knows the plan and its records.
+        part: ``test`` or ``validation``.
+    """
     if maker.plan.metrics.source != "public":
         return None
-    return PublicTest(maker.plan, maker.records.measurable())
+    return PublicTest(maker.plan, maker.records.measurable(part))
 
 
 def _run_apps(

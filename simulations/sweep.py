@@ -247,7 +247,8 @@ def run_sweep(
         for point, row in _run_all(todo, setting, folder.resolve(), jobs):
             rows[point.name] = row
             _write_table([rows[p.name] for p in points if p.name in rows], folder / _TABLE)
-            tell(f"{len(rows)}/{len(points)}  {_words(point.values)}  {_figure(row, point.plan)}")
+            words = _words(point.values) or "the plan as it is"
+            tell(f"{len(rows)}/{len(points)}  {words}  {_figure(row, point.plan)}")
     headline = measure_of_kind(points[0].plan.task.kind).headline
     made = Sweep(axes, [rows[point.name] for point in points], folder, headline)
     _write_table(made.rows, folder / _TABLE)
@@ -387,6 +388,7 @@ def _written(setting: Setting) -> Values:
         "base": str(setting.base),
         "ledgers": str(setting.ledgers),
         "cap": setting.cap,
+        **({"measured": setting.measured} if setting.measured != "test" else {}),
     }
 
 

@@ -45,16 +45,17 @@ def settings(
     """
     from privet.cli.output import show_settings
     from privet.common.errors import InputError
-    from privet.common.plan_file import plan_toml
+    from privet.common.plan_file import plan_toml, relocated
     from privet.simulations.planning import adjusted, find_plan
 
-    found = adjusted(find_plan(plan)[0], epsilon=epsilon)
+    found, base = find_plan(plan)
+    found = adjusted(found, epsilon=epsilon)
     if out is not None:
         from privet.common.canonical import write_atomic
 
         if out.exists():
             raise InputError(f"{out} exists; name a new file")
-        write_atomic(out, plan_toml(found).encode())
+        write_atomic(out, plan_toml(relocated(found, base, out.parent)).encode())
     if as_json:
         value = {"plan": found.name, "settings": show_settings.as_json(found)}
         typer.echo(json.dumps(value, ensure_ascii=False))

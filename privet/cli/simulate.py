@@ -62,6 +62,8 @@ privet simulate plan.toml --check     what each site's records are worth; nothin
 
 privet simulate plan.toml --json > result.json
 
+privet simulate fed-heart --tune 20 --out tuned     settings near its own, by the validation split
+
 privet simulate lending --ledgers banks --cap 6     run it again: the second run counts, too
 
 privet simulate eicu-text --model text-encoder --start runs/FIRST/model/model.safetensors
@@ -108,16 +110,24 @@ def simulate(
             metavar="KEY=A,B",
         ),
     ] = None,
+    tune: Annotated[
+        int | None,
+        typer.Option(
+            help="Run N times with settings near the plan's, and write the plan with those that "
+            "are best on its validation split. Private records pay for all runs.",
+            metavar="N",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
-            help="Processes at once: runs of a --sweep (default as many as it has cores), "
-            "or those that train the sites of a run (default 1, and one for each core where much "
+            help="Processes at once: runs of a --sweep or --tune (default one for each core), or "
+            " those that train the sites of a run (default 1, and one for each core where much "
             "is left after the second round)."
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="With --sweep: continue the sweep of --out.")
+        bool, typer.Option("--resume", help="With --sweep or --tune: continue the runs of --out.")
     ] = False,
     rounds: Annotated[int | None, typer.Option(help="Number of rounds.")] = None,
     sites: Annotated[int | None, typer.Option(help="Only the first N sites of the plan.")] = None,
@@ -216,9 +226,11 @@ def simulate(
         raise InputError("--ray-address goes with --engine ray")
     if sweep and (compare or epsilon is not None):
         raise InputError("--sweep goes without --compare and --epsilon")
-    if resume and not sweep:
-        raise InputError("--resume goes with --sweep")
-    if jobs is not None and not sweep and engine is not Engine.auto:
+    if tune is not None and (sweep or compare or ledgers is not None):
+        raise InputError("--tune goes without --sweep, --compare and --ledgers")
+    if resume and not sweep and tune is None:
+        raise InputError("--resume goes with --sweep and --tune")
+    if jobs is not None and not sweep and tune is None and engine is not Engine.auto:
         raise InputError("--jobs goes with --sweep or --engine auto")
     _within("--jobs", jobs, 1000, least=1)
     if cache is not None and no_cache:
@@ -262,7 +274,7 @@ def simulate(
         cap=cap,
         open_again=open_again,
         evidence=None if evidence is None else evidence.value,
-        jobs=None if sweep else jobs,
+        jobs=None if sweep or tune is not None else jobs,
         cache="none" if no_cache else cache and cache.resolve(),
     )
     setting.evidence_of(chosen)
@@ -271,6 +283,9 @@ def simulate(
         return
     if sweep:
         _sweep(chosen, setting, sweep, _Sweeping(out, jobs, resume), as_json)
+        return
+    if tune is not None:
+        _tune(chosen, setting, tune, _Sweeping(out, jobs, resume), as_json)
         return
     if chosen.chosen and not as_json:
         show_settings.settings(chosen, console(stderr=True))
@@ -378,6 +393,23 @@ def _sweep(plan: Any, setting: Any, words: list[str], how: _Sweeping, as_json: b
         for site in silent:
             typer.echo(f"privet: {site['name']} never released; {site['log']} says why", err=True)
         raise typer.Exit(1)
+
+
+def _tune(plan: Any, setting: Any, runs: int, how: _Sweeping, as_json: bool) -> None:
+    from privet.cli.output import show, show_settings
+    from privet.simulations import sweep
+    from privet.simulations.tune import tune
+
+    if how.resume and how.out is None:
+        raise InputError("--resume goes with --out, the folder of the runs")
+    jobs = min(how.jobs or sweep.default_jobs(plan), runs)
+    folder = how.out or Path("runs") / f"{plan.name.replace(' ', '-')}-tune-{_stamp()}"
+    with show.stage(f"{runs} runs, {jobs} at once") as tell:
+        made = tune(plan, setting, folder, runs, jobs=jobs, resume=how.resume, tell=tell)
+    if as_json:
+        _print_json(made.to_dict())
+    else:
+        show_settings.tuned(made)
 
 
 def _stopped(folder: Path, *, kept: bool) -> str:

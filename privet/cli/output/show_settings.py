@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from privet.cli.output.console import OUT
 from privet.common.plan import Plan
 from privet.common.plan_file import toml_value
 from privet.privacy.accounting.noise_table import PlannedNoise
+
+if TYPE_CHECKING:
+    from privet.simulations.tune import Tuned
+
+_BEST = 8
+"""Runs that are printed."""
 
 
 def as_json(plan: Plan) -> list[dict[str, Any]]:
@@ -64,6 +71,32 @@ def noise(plan: Plan, rows: list[PlannedNoise]) -> None:
         "the mean gradient, in clip bounds: the smaller, the better. q is the sample rate.",
         style="dim", highlight=False,
     )  # fmt: skip
+
+
+def tuned(made: Tuned) -> None:
+    """Print the best runs of ``--tune``, what choosing costs, and where the plan is.
+
+    Args:
+        made: the outcome.
+    """
+    name = made.headline.replace("_", " ")
+    table = Table("run", name, "settings in place of the plan's", title_justify="left")
+    table.title = f"The best of {len(made.rows)} runs, on the validation split"
+    for row in made.rows[:_BEST]:
+        said = ", ".join(f"{key} = {toml_value(value)}" for key, value in row["values"].items())
+        value = row[made.headline]
+        table.add_row(
+            row["run"],
+            "failed" if value is None else f"{value:.3f}",
+            Text(said or "the plan as it is"),
+        )
+    from privet.simulations.tune import sentence_of
+
+    OUT.print(table)
+    OUT.print(sentence_of(made), highlight=False, soft_wrap=True)
+    path = made.folder / "tuned.toml"
+    OUT.print(f"{path} is the plan with the best settings.", highlight=False, soft_wrap=True)
+    OUT.print(f"Next: privet simulate {path}", highlight=False, soft_wrap=True)
 
 
 def _value(plan: Plan, key: str) -> Any:
