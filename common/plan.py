@@ -514,15 +514,29 @@ class Plan(Part):
         """Return a validated copy; ``changes`` maps top-level keys to new values.
 
         A mapping is merged into the section it names; None and other values replace it. What rules
-        chose is chosen again, unless a change says it.
+        chose stays as it was chosen.
         """
-        value = self.written()
-        for key, change in changes.items():
-            if isinstance(change, dict) and isinstance(value.get(key), dict):
-                value[key] = {**value[key], **change}
-            else:
-                value[key] = change
-        return (Plan.draft if self._chosen else Plan.parse)(value, where=self.name)
+        found = Plan.parse(_merged(self.model_dump(mode="json"), changes), where=self.name)
+        said = fill.said_by(changes)
+        found._chosen |= {key: why for key, why in self._chosen.items() if key not in said}
+        return found
+
+    def redrafted(self, **changes: Any) -> Plan:
+        """Return a validated copy in which what rules chose is chosen again, to fit the changes.
+
+        It is for changes that the plan's author makes before anybody is shown the plan. What
+        neither the author nor a change says follows from the changed plan; without rules' choices
+        it is :meth:`changed`.
+
+        Args:
+            changes: as for :meth:`changed`.
+
+        Raises:
+            PlanError: if the changed plan is impossible.
+        """
+        if not self._chosen:
+            return self.changed(**changes)
+        return Plan.draft(_merged(self.written(), changes), where=self.name)
 
     def written(self) -> dict[str, Any]:
         """Return the plan as JSON values without those that rules chose."""
@@ -544,6 +558,16 @@ class Plan(Part):
     @functools.cached_property
     def _places(self) -> dict[str, int]:
         return {site.name: number for number, site in enumerate(self.sites)}
+
+
+def _merged(value: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan's JSON with changes: mappings are merged into sections, the rest replaces."""
+    for key, change in changes.items():
+        if isinstance(change, dict) and isinstance(value.get(key), dict):
+            value[key] = {**value[key], **change}
+        else:
+            value[key] = change
+    return value
 
 
 def _of_its_kind(value: Any) -> tuple[Any, dict[str, Any]]:

@@ -123,7 +123,7 @@ def find_plan(reference: str, model: str | None = None) -> tuple[Plan, Path]:
         path = Path(reference)
         plan = Plan.load(path)
         if model:
-            plan = plan.changed(model={"kind": model})
+            plan = plan.redrafted(model={"kind": model})
         return plan, path.parent
     return scenarios.get(reference).make_plan(model), Path()
 
@@ -158,7 +158,7 @@ def adjusted(
         InputError: if ε or the number of sites does not apply to this plan, or a key has no place.
     """
     if values:
-        plan = plan.changed(**changes_of(plan, values))
+        plan = plan.redrafted(**changes_of(plan, values))
     changes = {} if dp else _plain(plan)
     if dp and epsilon is not None:
         if plan.privacy is None:
@@ -180,7 +180,7 @@ def adjusted(
         if not 1 <= sites <= len(plan.sites):
             raise InputError(f"--sites must lie between 1 and {len(plan.sites)}, not {sites}")
         changes["sites"] = [site.model_dump(mode="json") for site in plan.sites[:sites]]
-    return plan.changed(**changes) if changes else plan
+    return plan.redrafted(**changes) if changes else plan
 
 
 def without_privacy(plan: Plan) -> Plan:
@@ -188,7 +188,7 @@ def without_privacy(plan: Plan) -> Plan:
 
     A scenario may declare other settings for this case, chosen on the same public split.
     """
-    return plan.changed(**_plain(plan))
+    return plan.redrafted(**_plain(plan))
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def points_of(plan: Plan, axes: Sequence[Axis]) -> list[Point]:
     for values in itertools.product(*(axis.values for axis in axes)):
         chosen = dict(zip((axis.key for axis in axes), values, strict=True))
         try:
-            changed = plan.changed(**changes_of(plan, chosen))
+            changed = plan.redrafted(**changes_of(plan, chosen))
         except PrivetError as error:
             raise InputError(f"--sweep with {_words(chosen)}: {error}") from error
         found.append(Point(chosen, changed, _name(chosen)))

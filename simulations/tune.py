@@ -94,7 +94,7 @@ def candidates_of(plan: Plan, runs: int) -> list[Point]:
     seen = {plan.digest}
     while len(found) < runs:
         values = _drawn(plan, draws)
-        changed = plan.changed(**changes_of(plan, values))
+        changed = plan.redrafted(**changes_of(plan, values))
         if changed.digest not in seen:
             seen.add(changed.digest)
             found.append(Point(values, changed, f"try-{len(found):03}"))

@@ -52,7 +52,7 @@ def test_the_whole_plan_is_written_once(privet: Run, draft: Path, tmp_path: Path
     assert done.code == 0, done.err
     whole = Plan.load(out)
     assert not whole.chosen
-    assert whole.digest == Plan.load(draft).changed(privacy={"epsilon": 8.0}).digest
+    assert whole.digest == Plan.load(draft).redrafted(privacy={"epsilon": 8.0}).digest
     text = out.read_text()
     again = privet("plan", "settings", draft, "--out", out)
     assert (again.code, out.read_text()) == (2, text)

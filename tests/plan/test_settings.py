@@ -12,7 +12,7 @@ import pytest
 from privet.common.errors import PlanError
 from privet.common.plan import Plan
 from privet.common.plan_file import plan_toml
-from privet.privacy.accounting.noise_calibration import calibrated
+from privet.privacy.accounting.noise_calibration import calibrated, measuring
 from privet.simulations import scenarios
 from privet.simulations.planning import adjusted
 
@@ -114,7 +114,27 @@ def test_scenarios_say_all(name: str) -> None:
         assert Plan.draft(tomllib.loads(plan_toml(plan))).digest == plan.digest
 
 
-def test_a_change_chooses_again_what_was_chosen() -> None:
+def test_nothing_is_chosen_again_once_a_plan_is_used() -> None:
+    """What a site approves, a run trains and a measurement reads is one plan."""
+    head = {
+        "task": {"kind": "text", "label": "y", "classes": ["0", "1"], "text": "t"},
+        "name": "head", "privacy": {"epsilon": 3.0, "delta": 1e-5},
+        "sites": [{"name": "A", "nominal_size": 777}],
+    }  # fmt: skip
+    for plan in (drafted(), Plan.draft(head)):
+        noised = calibrated(plan)
+        later = noised.changed(metrics={"every": 3}, device="cpu")
+        for section in ("training", "strategy", "model"):
+            assert getattr(later, section) == getattr(plan, section)
+        measured = measuring(noised, "sha256:" + "0" * 64, 1.0)
+        assert measured.model.options == plan.model.options
+        assert later.chosen == plan.chosen
+    moved = drafted().changed(training={"learning_rate": 9.0})
+    assert moved.training.learning_rate == 9.0
+    assert "training.learning_rate" not in moved.chosen
+
+
+def test_a_change_of_its_author_chooses_again_what_was_chosen() -> None:
     plan = drafted()
     more = adjusted(plan, epsilon=8.0)
     assert more.training.learning_rate > 1.5 * plan.training.learning_rate
