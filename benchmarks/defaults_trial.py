@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from privet.client.training.model_runtime import labels_of, model_runtime
 from privet.common.plan import Plan
+from privet.simulations import scenarios
 from privet.simulations.feature_cache import cached, use_cache
 from privet.simulations.records import SiteRecords
 from privet.simulations.run import train_once
@@ -133,6 +134,35 @@ class Federation:
             found[f"{part}-majority"] = float(np.bincount(labels).max() / len(labels))
             found[f"{part}-classes"] = len(np.unique(guess))
         return found
+
+
+def scenario_accuracy(
+    name: str, model: str | None, data: Path | None, cache: Path, by_rules: bool, seed: int
+) -> float:
+    """Return the test accuracy of a scenario.
+
+    Args:
+        name: of the scenario.
+        model: another of its models, or None.
+        data: folder of the records.
+        cache: folder of what a frozen encoder reads out of texts.
+        by_rules: whether its settings are left out, and chosen by the rules.
+        seed: of split and initial weights.
+    """
+    plan = scenarios.get(name).make_plan(model).changed(seed=seed, threads=1)
+    if by_rules:
+        said = plan.model_dump(mode="json")
+        for section in ("training", "strategy"):
+            del said[section]
+        for key in ("clip", "noise_multiplier"):
+            said["privacy"].pop(key)
+        said["model"].pop("options")
+        plan = Plan.draft(said)
+    with tempfile.TemporaryDirectory() as scratch, cached(cache) as kept:
+        use_cache(kept)
+        records = SiteRecords(plan, data)
+        found = train_once(plan, records, Path(scratch), evidence="off", cache=kept)
+    return float(found["accuracy"])
 
 
 def _inputs(plan: Plan, batch: dict[str, Any]) -> np.ndarray:

@@ -64,7 +64,8 @@ def load_toml(path: Path) -> dict[str, Any]:
         PlanError: if it cannot be read or is not TOML; the message names the line.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        # Not as text, in which a lone CR would be a line end: TOML has no such.
+        return tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise PlanError(f"{path}: there is no such file") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -282,6 +282,7 @@ class Plan(Part):
     sites: Annotated[tuple[SiteSpec, ...], Field(min_length=1, max_length=200_000)]
     _kept: dict[str, Any] = PrivateAttr(default_factory=dict)
     _chosen: dict[str, str] = PrivateAttr(default_factory=dict)
+    _draft: dict[str, Any] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -408,10 +409,17 @@ class Plan(Part):
                 values[name]["options"] = {
                     k: getattr(options, k) for k in type(options).model_fields
                 }
-        chosen |= fill.choose(plan._facts, values, said)
+        try:
+            chosen |= fill.choose(plan._facts, values, said)
+        except ArithmeticError as error:
+            raise PlanError(
+                f"{where}: no learning rate follows from these settings ({error}); write "
+                "training.learning_rate"
+            ) from error
         if chosen:
             plan = cls.parse(fill.with_choices(value, chosen), where=where)
         plan._chosen |= {key: choice.reason for key, choice in chosen.items()}
+        plan._draft = value
         return plan
 
     @property
@@ -424,6 +432,7 @@ class Plan(Part):
             model=self.model.kind,
             trains=self.trains,
             reads_features=self.model.reads_features,
+            classes=max(1, len(task.labels)),
             numeric=len(table.numeric) if table else 0,
             categorical=len(table.categorical) if table else 0,
             sizes=tuple(site.nominal_size for site in self.sites),
@@ -519,14 +528,16 @@ class Plan(Part):
         found = Plan.parse(_merged(self.model_dump(mode="json"), changes), where=self.name)
         said = fill.said_by(changes)
         found._chosen |= {key: why for key, why in self._chosen.items() if key not in said}
+        if self._draft is not None:
+            found._draft = _merged(self._draft, changes)
         return found
 
     def redrafted(self, **changes: Any) -> Plan:
         """Return a validated copy in which what rules chose is chosen again, to fit the changes.
 
-        It is for changes that the plan's author makes before anybody is shown the plan. What
-        neither the author nor a change says follows from the changed plan; without rules' choices
-        it is :meth:`changed`.
+        It is for changes that the plan's author makes before anybody is given the plan. What
+        neither the author nor a change says follows from the changed plan; a plan that was not
+        drafted is :meth:`changed`.
 
         Args:
             changes: as for :meth:`changed`.
@@ -534,14 +545,13 @@ class Plan(Part):
         Raises:
             PlanError: if the changed plan is impossible.
         """
-        if not self._chosen:
+        if self._draft is None:
             return self.changed(**changes)
-        return Plan.draft(_merged(self.written(), changes), where=self.name)
+        return Plan.draft(_merged(self._draft, changes), where=self.name)
 
     def written(self) -> dict[str, Any]:
-        """Return the plan as JSON values without those that rules chose."""
-        value: dict[str, Any] = self.model_dump(mode="json")
-        return fill.without(value, self._chosen)
+        """Return what the plan's author wrote; of a plan that was not drafted, all of it."""
+        return self.model_dump(mode="json") if self._draft is None else dict(self._draft)
 
     def site(self, name: str) -> SiteSpec:
         """Return the site called ``name``.
@@ -562,12 +572,13 @@ class Plan(Part):
 
 def _merged(value: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return a plan's JSON with changes: mappings are merged into sections, the rest replaces."""
+    found = dict(value)
     for key, change in changes.items():
-        if isinstance(change, dict) and isinstance(value.get(key), dict):
-            value[key] = {**value[key], **change}
+        if isinstance(change, dict) and isinstance(found.get(key), dict):
+            found[key] = {**found[key], **change}
         else:
-            value[key] = change
-    return value
+            found[key] = change
+    return found
 
 
 def _of_its_kind(value: Any) -> tuple[Any, dict[str, Any]]:

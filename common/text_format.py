@@ -30,8 +30,9 @@ class TextFormat(Part):
 
     Attributes:
         separator: between two cells; None: the one of the file's name, a comma or a tab.
-        decimal: sign between a number's whole part and its fraction. With ``,`` a cell such as
-            ``117,8`` or ``1.234,5`` is read as ``117.8`` or ``1234.5``; others stay as they are.
+        decimal: sign between a number's whole part and its fraction, in columns that a plan
+            declares numeric: with ``,`` their cell ``117,8`` or ``1.234,5`` is read as ``117.8`` or
+            ``1234.5``. Names, people, labels, categories and texts stay as they are.
         encoding: of the file's characters.
         na: texts of cells that are missing, in any column.
     """
@@ -55,15 +56,16 @@ class TextFormat(Part):
         """
         return self.separator or by_name
 
-    def cell(self, text: str) -> str | None:
+    def cell(self, text: str, *, is_number: bool) -> str | None:
         """Return a cell as Privet reads it; None where it is missing.
 
         Args:
             text: as the file has it.
+            is_number: whether its column is declared numeric.
         """
         if not text or (self.na and text.strip() in self.na):
             return None
-        return with_point(text) if self.decimal == "," else text
+        return with_point(text) if is_number and self.decimal == "," else text
 
 
 PLAIN = TextFormat()

@@ -24,7 +24,8 @@ def predictions_of(plan: Plan, model: Arrays, frame: pd.DataFrame) -> pd.DataFra
         frame: records with the columns that the plan reads; they need no label.
 
     Returns:
-        A column for each class and ``prediction``, with the index of ``frame``; NaN and None for a
+        A column for each class and ``prediction`` (``prediction_of_all`` where a class is called
+        so), with the index of ``frame``; NaN and None for a
         record that cannot be read.
 
     Raises:
@@ -37,6 +38,8 @@ def predictions_of(plan: Plan, model: Arrays, frame: pd.DataFrame) -> pd.DataFra
             f"a task of kind '{plan.task.kind}' predicts no class; `privet model evaluate` and "
             "`privet.load(folder).network` are for its models"
         )
+    if not isinstance(frame, pd.DataFrame):
+        raise InputError(f"records are a pandas DataFrame, not {type(frame).__name__}")
     if not len(frame):
         raise DataError("there is no record")
     answer = plan.task.answer_column
@@ -54,7 +57,8 @@ def predictions_of(plan: Plan, model: Arrays, frame: pd.DataFrame) -> pd.DataFra
     chosen = [
         classes[place] if is_read else None for place, is_read in zip(best, there, strict=True)
     ]
-    table[PREDICTION] = pd.Series(chosen, frame.index, dtype=object)
+    name = PREDICTION if PREDICTION not in classes else f"{PREDICTION}_of_all"
+    table[name] = pd.Series(chosen, frame.index, dtype=object)
     return table
 
 

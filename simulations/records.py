@@ -169,8 +169,9 @@ def _with_person(plan: Plan, path: Path, frame: pd.DataFrame) -> pd.DataFrame:
 def _read(path: Path, plan: Plan, declared: set[str | None]) -> Table:
     data = plan.data
     found = read_table(
-        path, multiline=data.multiline, nested=plan.task.nested_columns, form=data.format or PLAIN
-    )
+        path, multiline=data.multiline, nested=plan.task.nested_columns,
+        form=data.format or PLAIN, numbers=plan.task.number_columns,
+    )  # fmt: skip
     for name in (SITE, PERSON, PART):
         if name in found.frame.columns and name not in declared:
             raise DataError(

@@ -102,6 +102,7 @@ class Result:
         engine: what trained the sites: ``cohort``, ``inline``, ``ray``, or Flower's own ``flower``.
         evidence: ``full``, ``light`` or ``off``, as :class:`privet.simulations.planning.Setting`.
         processes: that trained sites at once, at most.
+        measured: split that public metrics are of: ``test``, or ``validation``.
     """
 
     run: str
@@ -119,6 +120,7 @@ class Result:
     evidence: EvidenceLevel
     remarks: tuple[str, ...] = ()
     processes: int = 1
+    measured: str = "test"
 
     def __repr__(self) -> str:
         terms = "no privacy" if self.loss is None else str(self.loss)
@@ -233,6 +235,7 @@ class Result:
             "processes": self.processes,
             "evidence": self.evidence,
             "metrics_source": self.plan.metrics.source,
+            **({"measured": self.measured} if self.measured != "test" else {}),
             "noise_multiplier": getattr(privacy, "noise_multiplier", None),
             "seconds": round(self.seconds, 3),
             "note": self.note,

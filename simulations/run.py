@@ -409,7 +409,9 @@ def _run(
         evidence=level,
     )
     remarks = (*result.remarks, *_unnamed(records))
-    return write_result(replace(result, processes=processes, remarks=remarks))
+    return write_result(
+        replace(result, processes=processes, remarks=remarks, measured=setting.measured)
+    )
 
 
 def _unnamed(records: SiteRecords) -> list[str]:

@@ -44,7 +44,9 @@ from privet.simulations.plan_values import EPSILON, Values, changes_of, value_of
 from privet.simulations.planning import Setting
 
 _SEED = "seed"
-_INDEX, _TABLE, _ASIDE, _LOCK = "sweep.json", "sweep.parquet", "interrupted", ".lock"
+_INDEX, _TABLE, _LOCK = "sweep.json", "sweep.parquet", ".lock"
+INTERRUPTED = "interrupted"
+"""Folder of runs that were interrupted, and begun again."""
 _FEATURES = ".features"
 """Holds what a frozen encoder read out of the user's own texts, until the sweep has ended."""
 _MAX_RUNS = 10_000
@@ -283,7 +285,7 @@ def _run_all(
     # A process was killed, such as for want of memory, and took the others' with it: one at a time
     # shows whose fault it is.
     for point in list(left.values()):
-        _set_aside(folder / point.name, folder / _ASIDE)
+        _set_aside(folder / point.name, folder / INTERRUPTED)
         try:
             yield from _in_processes([point], setting, folder, 1)
         except BrokenProcessPool:
@@ -374,7 +376,7 @@ def _prepare(
         if row is not None:
             done[point.name] = {**row, "sweep": point.values}
         else:
-            _set_aside(home, folder / _ASIDE)
+            _set_aside(home, folder / INTERRUPTED)
     return done
 
 
@@ -514,6 +516,6 @@ def _plot(made: Sweep) -> None:
 
 
 __all__ = [
-    "EPSILON", "Axis", "Point", "Sweep", "axes_of", "default_jobs", "interval", "points_of",
-    "run_sweep",
+    "EPSILON", "INTERRUPTED", "Axis", "Point", "Sweep", "axes_of", "default_jobs", "interval",
+    "points_of", "run_sweep",
 ]  # fmt: skip

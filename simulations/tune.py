@@ -9,14 +9,16 @@
     DIR/tuned.toml          the plan with the settings that were best
     DIR/tune.json           what each run reached, and what choosing among them costs
 
-The records of the validation split, and those trained on, have a part in the choice. Where they are
-private the choice costs what all runs together cost (H12): repeating and keeping the best is not
-cheaper here, because the coordinator sees every release of every run.
+The records of the validation split, and those trained on, have a part in the choice. The former
+are measured without noise: they count as public, and have no guarantee. Where the others are
+private the choice costs them what all runs together cost (H12): repeating and keeping the best is
+not cheaper here, because the coordinator sees every release of every run.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,9 +34,11 @@ from privet.privacy.accounting.pld import GRID, privacy_loss
 from privet.privacy.accounting.units import PrivacyLoss, Relation, Unit
 from privet.simulations.plan_values import Values, changes_of
 from privet.simulations.planning import Setting
-from privet.simulations.sweep import Point, run_sweep
+from privet.simulations.sweep import INTERRUPTED, Point, run_sweep
 
 MAX_RUNS = 1000
+_DRAWS = 50
+"""Draws for each run, at most: several may give the same plan."""
 _MOMENTA = (0.0, 0.8, 0.9)
 _NOTE = """# The settings of '{name}' that were best among {runs}, by {headline} on the
 # validation split.
@@ -70,7 +74,9 @@ class Tuned:
             "values": self.values,
             "metric": self.headline,
             "rows": self.rows,
+            # Of the records trained on; those of the validation split have no guarantee.
             "cost_of_choosing": None if self.cost is None else self.cost.to_dict(),
+            "measured": "validation",
             "out": str(self.folder),
         }
 
@@ -92,13 +98,18 @@ def candidates_of(plan: Plan, runs: int) -> list[Point]:
     draws = random.Random(plan.digest)
     found = [Point({}, plan, "as-it-is")]
     seen = {plan.digest}
-    while len(found) < runs:
+    for _ in range(_DRAWS * runs):
+        if len(found) == runs:
+            return found
         values = _drawn(plan, draws)
         changed = plan.redrafted(**changes_of(plan, values))
         if changed.digest not in seen:
             seen.add(changed.digest)
             found.append(Point(values, changed, f"try-{len(found):03}"))
-    return found
+    raise InputError(
+        f"--tune {runs}: there are no more than some {len(found)} different settings near the "
+        "plan's; ask for fewer"
+    )
 
 
 def _drawn(plan: Plan, draws: random.Random) -> Values:
@@ -164,7 +175,14 @@ def tune(
         raise InputError(
             "--tune measures on a public validation split: metrics.source must be 'public'"
         )
-    points = candidates_of(plan, runs)
+    if setting.noise_seed is not None:
+        raise InputError("--tune goes without --noise-seed, whose noise protects nobody")
+    # What was attested of the test split says nothing of the one that is measured here.
+    others = {key: why for key, why in plan.attested.items() if key != "H13"}
+    points = [
+        replace(point, plan=point.plan.model_copy(update={"attested": others}))
+        for point in candidates_of(plan, runs)
+    ]
     setting = replace(setting, measured="validation")
     made = run_sweep([], points, setting, folder, jobs=jobs, resume=resume, tell=tell)
     headline, rows = made.headline, []
@@ -183,9 +201,9 @@ def tune(
 
     ended.sort(key=rank)
     best = points[ended[0]]
-    cost = cost_of(points)
+    cost = cost_of(points, folder)
     # Who attested that settings were chosen without looking attests it no longer.
-    attested = {key: why for key, why in best.plan.attested.items() if key != "H12"}
+    attested = {key: why for key, why in plan.attested.items() if key != "H12"}
     chosen = best.plan.model_copy(update={"attested": attested})
     chosen = relocated(chosen, setting.base, folder)
     failed = [row for row in rows if not isinstance(row[headline], float)]
@@ -197,16 +215,24 @@ def tune(
     return tuned
 
 
-def cost_of(points: list[Point]) -> PrivacyLoss | None:
-    """Return what all runs together cost each site's people, by composition.
+def cost_of(points: list[Point], folder: Path | None = None) -> PrivacyLoss | None:
+    """Return what all runs together cost those whose records are trained on, by composition.
 
     Args:
         points: of the runs.
+        folder: of the runs; those that were interrupted there, and begun again, count too.
     """
     privacy = points[0].plan.privacy
     if privacy is None:
         return None
-    events = [event for point in points for event in all_events(calibrated(point.plan))]
+    begun = Counter(point.name for point in points)
+    for home in (folder / INTERRUPTED).glob("*") if folder is not None else ():
+        begun[home.name.rpartition("-")[0]] += 1
+    events = [
+        event
+        for point in points
+        for event in all_events(calibrated(point.plan)) * begun[point.name]
+    ]
     unit, relation = Unit(privacy.unit), Relation(privacy.relation)
     return privacy_loss(events, privacy.delta, unit, relation, grid=10 * GRID)
 
@@ -220,8 +246,9 @@ def sentence_of(tuned: Tuned) -> str:
     if tuned.cost is None:
         return "The runs had no privacy: on private records the choice has no guarantee."
     return (
-        f"If these records are private, choosing among all runs costs {tuned.cost} (H12), and each "
-        "run with the chosen settings as much as before on top."
+        "The validation split was measured without noise: its records count as public, and have no "
+        f"guarantee. If those trained on are private, choosing costs them {tuned.cost} (H12), and "
+        "each run with the chosen settings as much as before on top."
     )
 
 

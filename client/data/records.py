@@ -88,7 +88,7 @@ def read_records(path: Path, data: DataSet, plan: Plan) -> SiteData:
     """
     found = read_table(
         path, data.columns, multiline=data.multiline, nested=plan.task.nested_columns,
-        form=data.format or PLAIN,
+        form=data.format or PLAIN, numbers=plan.task.number_columns,
     )  # fmt: skip
     return site_data(found, data, plan, str(path))
 

@@ -64,6 +64,7 @@ def read_table(
     multiline: bool = False,
     nested: Collection[str] = (),
     form: TextFormat = PLAIN,
+    numbers: Collection[str] = (),
 ) -> Table:
     """Read a CSV (``.csv``, ``.csv.gz``, ``.tsv``, ``.tsv.gz``) or Parquet file.
 
@@ -73,6 +74,7 @@ def read_table(
         multiline: whether quoted cells of a text file may hold line breaks.
         nested: columns of a Parquet file whose cells may be lists or bytes.
         form: how a text file writes its cells.
+        numbers: columns whose cells are read as numbers: a decimal comma counts in them alone.
 
     Raises:
         DataMissingError: if there is no such file.
@@ -85,8 +87,9 @@ def read_table(
         else:
             with open_text(path) as stream:
                 found = read_text(
-                    stream, separator_of(path), columns, multiline=multiline, form=form
-                )
+                    stream, separator_of(path), columns, multiline=multiline, form=form,
+                    numbers=numbers,
+                )  # fmt: skip
     return found
 
 
@@ -97,6 +100,7 @@ def read_text(
     *,
     multiline: bool = False,
     form: TextFormat = PLAIN,
+    numbers: Collection[str] = (),
 ) -> Table:
     """Read the content of a text file; see :func:`read_table`.
 
@@ -106,6 +110,7 @@ def read_text(
         columns: to read, in this order; None reads all.
         multiline: whether quoted cells may hold line breaks.
         form: how the file writes its cells.
+        numbers: columns whose cells are read as numbers.
 
     Raises:
         DataError: if the names of the columns cannot be read, one is there twice, or one is
@@ -115,7 +120,7 @@ def read_text(
     found = records(stream, separator, multiline=multiline, encoding=form.encoding)
     header = take_header(found, separator)
     wanted = _chosen(header, columns)
-    places = [header.index(name) for name in wanted]
+    chosen = [(header.index(name), name in numbers) for name in wanted]
     rows: list[list[str | None]] = []
     lines: list[int] = []
     faults: list[RecordFault] = []
@@ -126,7 +131,7 @@ def read_text(
             count = counted(len(cells), "cell")
             faults.append(RecordFault(line, f"{count}, where the columns are {len(header)}"))
         else:
-            rows.append([form.cell(cells[place]) for place in places])
+            rows.append([form.cell(cells[place], is_number=number) for place, number in chosen])
             lines.append(line)
     return Table(_frame(rows, wanted, lines), tuple(faults), "line")
 

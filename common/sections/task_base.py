@@ -53,6 +53,11 @@ class AnyTask(Variant):
     nested: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def number_columns(self) -> tuple[str, ...]:
+        """The columns whose cells are read as numbers."""
+        return tuple(getattr(self, "numeric", {}) or ())
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it reads; none are known of a user's own task."""
         found: list[str] = []

@@ -23,6 +23,7 @@ class Facts:
         task, model: their kinds.
         trains: whether there are rounds of training.
         reads_features: whether the model is a head on features of a frozen encoder.
+        classes: number of them; 1 where there are none.
         numeric, categorical: numbers of features of a table; 0 of other tasks.
         sizes: nominal size of each site.
         sites: that take part in a round.
@@ -36,6 +37,7 @@ class Facts:
     model: str
     trains: bool
     reads_features: bool
+    classes: int
     numeric: int
     categorical: int
     sizes: tuple[int, ...]

@@ -48,25 +48,4 @@ def with_choices(value: Mapping[str, Any], choices: Mapping[str, Choice]) -> Map
     return found
 
 
-def without(value: Mapping[str, Any], keys: Mapping[str, Any]) -> Mapped:
-    """Return a mapping without some keys.
-
-    Args:
-        value: with sections.
-        keys: with dots.
-    """
-    found = dict(value)
-    for key in keys:
-        *path, last = key.split(".")
-        section: Any = found
-        for part in path:
-            if not isinstance(section.get(part), Mapping):
-                section = {}
-                break
-            section[part] = dict(section[part])
-            section = section[part]
-        section.pop(last, None)
-    return found
-
-
-__all__ = ["choose", "choose_model", "said_by", "with_choices", "without"]
+__all__ = ["choose", "choose_model", "said_by", "with_choices"]

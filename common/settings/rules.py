@@ -18,9 +18,12 @@ LAST = 10
 MOMENTUM = 0.8
 LOCAL_STEPS = 25
 """Of a linear model without privacy, in each round."""
-MAX_PATH = 10_000.0
-"""Longest way of a linear model, in logits: with less noise, a longer one gains nothing more."""
-MAX_NOISE = 5.0
+MAX_PATH = 3000.0
+"""Longest way of a linear model of few classes, in logits: a longer one gains nothing more, and
+makes its chances surer than they are."""
+MANY_CLASSES = 8
+"""From here on the way grows with the root of the classes: each gets a smaller part of it."""
+MAX_NOISE = 2.0
 """Noise of the last model's logits that a linear model stands: it is averaged out of directions
 that many records agree in."""
 _STRATEGY = ("strategy.kind", "strategy.options", "strategy.average_last")
@@ -123,19 +126,24 @@ def choose(facts: Facts, values: Mapping[str, Any], said: frozenset[str]) -> dic
         said: keys that its author wrote.
     """
     draft = Draft(facts, values, said)
+    if facts.reads_features:
+        # Whatever is done with the model: a trained head is measured at the length it had.
+        draft.take(
+            "model.options.scale", HEAD_SCALE,
+            "length of the encoder's features, so that a bias takes little of the bounded gradient",
+        )  # fmt: skip
     if facts.family == "linear":
         _linear(draft)
     return draft.choices
 
 
 def _linear(draft: Draft) -> None:
-    if draft.facts.reads_features:
-        draft.take(
-            "model.options.scale", HEAD_SCALE,
-            "length of the encoder's features, so that a bias takes little of the bounded gradient",
-        )  # fmt: skip
     if draft.facts.is_private:
         _private(draft)
+        draft.take(
+            "privacy.clip", _rounded(draft.width / 2),
+            f"half the length {draft.width:.1f} of a usual input: large errors are cut, others not",
+        )  # fmt: skip
         _linear_rate(draft)
         return
     draft.take("training.rounds", ROUNDS, "enough without noise, too")
@@ -159,9 +167,6 @@ def _private(draft: Draft) -> None:
     draft.take(
         "training.sample_rate", 1.0, "all records in each step: the least noise for the ε asked"
     )
-    if not draft.says("privacy.clip", "training.clip_rule"):
-        draft.take("privacy.clip", 1.0, "any: gradients are brought to it")
-        draft.take("training.clip_rule", "automatic", "no bound has to be found by trial")
     last = max(1, min(LAST, int(draft.value("training.rounds")) // 4))
     _strategy(draft, last, f"the mean of the last {last} models has less noise")
 
@@ -186,9 +191,10 @@ def _linear_rate(draft: Draft) -> None:
     # the steps' noises is added up at random, and the sum of all sites' is divided by q units.
     noise = facts.noise(rounds, steps, rate) * math.sqrt(facts.sites)
     noise /= math.sqrt(draft.steps) * rate * facts.units
-    path = min(MAX_PATH, MAX_NOISE / noise)
+    longest = MAX_PATH * math.sqrt(max(1.0, facts.classes / MANY_CLASSES))
+    path = min(longest, MAX_NOISE / noise)
     found = path / (draft.reach * draft.value("privacy.clip") * draft.width)
-    limit = "where a longer way gains nothing" if path == MAX_PATH else "as far as the noise allows"
+    limit = "where a longer way gains nothing" if path == longest else "as far as the noise allows"
     draft.take("training.learning_rate", _rounded(found), limit)
 
 

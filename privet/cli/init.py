@@ -53,6 +53,12 @@ def init(
         Path | None,
         typer.Option(help="Declare the columns by this data dictionary, a CSV file."),
     ] = None,
+    decimal: Annotated[
+        str | None, typer.Option(help='Sign in numbers: "." or ","; of private records.')
+    ] = None,
+    na: Annotated[
+        list[str] | None, typer.Option(help="Text of missing cells, such as n/a; repeat it.")
+    ] = None,
     public: Annotated[
         bool,
         typer.Option(
@@ -97,7 +103,8 @@ def init(
         said: dict[str, object] = {
             "--label": label, "--classes": classes, "--text": text, "--site-column": site_column,
             "--sites": sites, "--person-column": person_column, "--size": size,
-            "--dictionary": dictionary, "--public": public or None,
+            "--dictionary": dictionary, "--public": public or None, "--decimal": decimal,
+            "--na": na,
         }  # fmt: skip
         for option, one in said.items():
             if one is not None:
@@ -111,7 +118,7 @@ def init(
     request = DraftRequest(
         files=tuple(from_), is_public=public, dictionary=dictionary, label=label, text=text,
         site=site_column, person=person_column, classes=_list(classes), sites=_list(sites),
-        size=size, epsilon=epsilon, delta=delta,
+        size=size, epsilon=epsilon, delta=delta, decimal=decimal, na=tuple(na or ()),
     )  # fmt: skip
     made = write_draft(folder, request)
     plan = folder / "plan.toml"

@@ -528,8 +528,9 @@ def _records(trained: Trained, data: Path | None, own: Path | None) -> pd.DataFr
 
         plan = trained.plan
         found = read_table(
-            own, multiline=True, nested=plan.task.nested_columns, form=plan.data.format or PLAIN
-        )
+            own, multiline=True, nested=plan.task.nested_columns,
+            form=plan.data.format or PLAIN, numbers=plan.task.number_columns,
+        )  # fmt: skip
         if found.faults:
             first = found.faults[0]
             raise DataError(f"{own}, {found.counted} {first.place}: {first.why}")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _SNAPSHOT = "snapshot.safetensors"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """One trained model.
 
@@ -42,6 +42,11 @@ class Trained:
     arrays: Arrays
     facts: dict[str, str]
     folder: Path
+
+    def __repr__(self) -> str:
+        count = sum(array.size for array in self.arrays.values())
+        what = f"{self.plan.model.kind}, {count:,} trained numbers"
+        return f"<Trained '{self.plan.name}': {what}, {self.folder}>"
 
     @functools.cached_property
     def result(self) -> dict[str, Any]:

@@ -22,6 +22,9 @@ class Columns:
         label, text, site, person: columns of these roles, or None.
         sizes: nominal size of each site; empty where sites are to be filled in.
         form: how the files write their cells.
+        site_values: names of sites, where a data dictionary lists them.
+        unused: columns that a data dictionary names and the files lack.
+        unread: what is to be said of records that could not be read; ''.
     """
 
     numeric: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -36,6 +39,9 @@ class Columns:
     person: str | None = None
     sizes: dict[str, int] = field(default_factory=dict)
     form: TextFormat = PLAIN
+    site_values: tuple[str, ...] = ()
+    unused: list[str] = field(default_factory=list)
+    unread: str = ""
 
     @property
     def roles(self) -> set[str]:

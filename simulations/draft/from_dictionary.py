@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from privet.client.data.detect import detected
 from privet.client.data.tables import read_table
 from privet.common.cells import is_missing, number_of, text_of
 from privet.common.errors import DataError
@@ -39,7 +40,7 @@ def declare(found: Columns, dictionary: Path, names: list[str]) -> None:
     Raises:
         DataError: if it is no such file, or a line of it cannot be used.
     """
-    table = read_table(dictionary, multiline=True)
+    table = read_table(dictionary, multiline=True, form=detected(dictionary))
     for fault in table.faults:
         raise DataError(f"{dictionary}, line {fault.place}: {fault.why}")
     headings = _headings(dictionary, [str(name) for name in table.frame.columns])
@@ -52,7 +53,8 @@ def declare(found: Columns, dictionary: Path, names: list[str]) -> None:
         where = f"{dictionary}, line {line}"
         name = row["column"]
         if name not in names:
-            continue  # dictionaries describe more than one extract holds
+            found.unused.append(name)  # dictionaries describe more than one extract holds
+            continue
         if name in said:
             raise DataError(f"{where}: column '{name}' is there twice")
         said.add(name)
@@ -89,6 +91,8 @@ def _declare(found: Columns, name: str, row: dict[str, str], where: str) -> None
         setattr(found, role, name)
     if name == found.label:
         found.classes = found.classes or values
+    if name == found.site:
+        found.site_values = tuple(values)
     if name in found.roles:
         return
     low, high = row.get("low", ""), row.get("high", "")

@@ -7,12 +7,15 @@ see (H12).
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from privet.common.cells import is_missing, number_of, text_of
+from privet.common.errors import InputError
+from privet.common.text_format import with_point
 from privet.simulations.draft.columns import Columns
 from privet.simulations.draft.from_header import is_identifier
 
@@ -26,6 +29,9 @@ low one, and its high end this times as far from 0."""
 _UNIQUE = 0.5
 """A column of words with a larger share of different ones is text, or identifies people."""
 _TEXT_CHARACTERS = 30
+_MAX_NUMBERS = 50
+"""Different numbers of a label from which it is none of classes."""
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
 
 
 def declare(found: Columns, frame: pd.DataFrame, names: list[str]) -> None:
@@ -38,9 +44,14 @@ def declare(found: Columns, frame: pd.DataFrame, names: list[str]) -> None:
     """
     for name in names:
         column = _there(frame[name])
-        numbers = numbers_in(column)
+        is_comma = found.form.decimal == ","
+        numbers = numbers_in(column.map(with_point) if is_comma else column)
         if column.nunique() < 2:
             found.left_out[name] = "it holds one value"
+        elif re.fullmatch(r"Unnamed: \d+", name):
+            found.left_out[name] = "row numbers, by its name"
+        elif column.map(lambda text: bool(_DATE.match(text))).mean() > _UNIQUE:
+            found.left_out[name] = "dates: a number such as an age in days can be read"
         elif is_identifier(name) and column.nunique() > _UNIQUE * len(column):
             found.left_out[name] = "an identifier, by its name and its values"
         elif numbers is not None and len(np.unique(numbers)) > _FEW_NUMBERS:
@@ -53,7 +64,22 @@ def declare(found: Columns, frame: pd.DataFrame, names: list[str]) -> None:
         else:
             found.categorical[name] = values_of(column)
     if found.label is not None and not found.classes:
-        found.classes = sorted(values_of(_there(frame[found.label]), most=None))
+        found.classes = _classes_of(_there(frame[found.label]), found.label)
+
+
+def _classes_of(column: pd.Series, label: str) -> list[str]:
+    """Return the labels that occur.
+
+    Raises:
+        InputError: if they are numbers of which there are many, which no class is.
+    """
+    found = sorted(values_of(column, most=None))
+    if len(found) > _MAX_NUMBERS and numbers_in(column) is not None:
+        raise InputError(
+            f"the label '{label}' has {len(found)} different numbers: a class is predicted, and no "
+            "number. Make classes of its ranges, such as low and high"
+        )
+    return found
 
 
 def task_of(frame: pd.DataFrame, label: str, leave_out: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -103,6 +129,8 @@ def range_of(numbers: np.ndarray) -> dict[str, Any]:
     step = 10.0 ** math.floor(math.log10(high - low) - 1)
     low, high = math.floor(low / step) * step, math.ceil(high / step) * step
     found = {"low": _tidy(low), "high": _tidy(high)}
+    if not found["low"] < found["high"]:  # they differ beyond the sixth digit
+        found = {"low": float(numbers.min()), "high": float(numbers.max())}
     return {**found, "log": True} if is_log else found
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import re
+import shlex
+import tomllib
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +21,20 @@ from privet.client.data.suffix import is_parquet
 from privet.client.data.tables import read_table
 from privet.client.data.text_file import as_table, header_of
 from privet.common.canonical import write_atomic
-from privet.common.cells import is_missing, text_of
+from privet.common.cells import is_missing, number_of, text_of
 from privet.common.errors import DataError, InputError
-from privet.common.plan import Split
 from privet.common.plan_file import toml_key, toml_section, toml_value
 from privet.common.printable import counted
-from privet.common.schema import did_you_mean
+from privet.common.schema import NAME, did_you_mean, parse
 from privet.common.text_format import PLAIN, TextFormat
 from privet.simulations.draft import from_dictionary, from_header, from_records
 from privet.simulations.draft.columns import Columns
+from privet.simulations.partition import PART, PERSON, SITE
 
+TEST, VALIDATION = 0.2, 0.1
 SIZE = 500
+_MAX_NAME = 200
+"""Characters of a column's name."""
 """Nominal size of a site, where nothing is known of it."""
 _FEW = 20
 
@@ -45,8 +54,10 @@ name = "{name}"
 [metrics]
 source = "public"
 
+# "validation" is what --tune chooses settings by.
 [split]
 test = {test:g}
+validation = {validation:g}
 
 {data}# The nominal size is declared, not counted: a round number near the number of {units}
 # that a site trains on.
@@ -66,6 +77,8 @@ class DraftRequest:
         sites: names of the sites in ``site``; empty: from public records.
         size: nominal size of each site; None: from public records, else 500.
         epsilon, delta: the budget.
+        decimal, na: of numbers, and of missing cells, in text files; None and empty: from public
+            records, else a point and none.
     """
 
     files: tuple[Path, ...]
@@ -80,6 +93,8 @@ class DraftRequest:
     size: int | None = None
     epsilon: float = 3.0
     delta: float = 1e-5
+    decimal: str | None = None
+    na: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +143,7 @@ def draft_of(folder: Path, request: DraftRequest) -> PlanDraft:
     """
     form = _format(request)
     names = _names(request.files, form)
+    _require_names(request.files[0], names, is_public=request.is_public)
     found = Columns(
         form=form,
         label=request.label, text=request.text, site=request.site, person=request.person,
@@ -139,21 +155,33 @@ def draft_of(folder: Path, request: DraftRequest) -> PlanDraft:
         name = getattr(found, role)
         if name is not None and name not in names:
             raise InputError(
-                f"{request.files[0]}: there is no column '{name}'{did_you_mean(name, names)}. It "
-                f"has {', '.join(names[:_FEW])}{', …' if len(names) > _FEW else ''}"
+                f"{request.files[0]}: there is no column '{name}'{did_you_mean(name, names)} "
+                f"(columns: {', '.join(names[:_FEW])}{', …' if len(names) > _FEW else ''})"
             )
     if len(request.files) == 1 and found.site is None:
         raise InputError(
             "one file of all sites: say --site-column, the column that names the site; or name "
             "one file for each site with --from"
         )
-    frame = _records(request.files, form) if request.is_public else None
-    features = [name for name in names if name not in found.roles]
+    frame = _records(request.files, found) if request.is_public else None
+    for name in names:
+        if name in (SITE, PERSON, PART) and name not in (found.site, found.person):
+            raise InputError(
+                f"{request.files[0]}: the column name '{name}' is reserved; rename the column, or "
+                "name it with --site-column or --person-column"
+            )
+    features = [name for name in names if name and name not in found.roles]
     if frame is not None and request.dictionary is None:
         from_records.declare(found, frame, features)
     elif request.dictionary is None:
         from_header.declare(found, features)
     _sizes(found, request, frame)
+    for site in found.sizes:
+        if not re.fullmatch(NAME, site):
+            raise InputError(
+                f"the site's name '{site}' cannot be that of a site: names have letters a to z, "
+                "digits, spaces and . _ -, at most 64. Write it so in the file's column"
+            )
     return _written(folder, request, found)
 
 
@@ -176,7 +204,9 @@ def _format(request: DraftRequest) -> TextFormat:
                 f"{path} and {request.files[0]} write their cells in different ways; make one form "
                 "of them, or name one file and declare the other site's in its own policy"
             )
-    return found[0]
+    said = {"decimal": request.decimal, "na": list(request.na)}
+    value = {**found[0].model_dump(mode="json"), **{k: v for k, v in said.items() if v}}
+    return parse(TextFormat, value, where="--decimal, --na", error=InputError)
 
 
 def _names(files: Sequence[Path], form: TextFormat) -> list[str]:
@@ -200,33 +230,78 @@ def _names(files: Sequence[Path], form: TextFormat) -> list[str]:
     return first
 
 
-def _records(files: Sequence[Path], form: TextFormat) -> pd.DataFrame:
-    return pd.concat([read_table(path, form=form).frame for path in files], ignore_index=True)
+def _require_names(path: Path, names: list[str], *, is_public: bool) -> None:
+    """Check that a first line names columns, and is no record, which would be in the plan.
+
+    Raises:
+        DataError: quoting nothing.
+    """
+    for place, name in enumerate(names, 1):
+        if not name and place == 1:
+            continue  # of a table whose rows were numbered by pandas
+        is_number = False
+        with contextlib.suppress(ValueError):
+            is_number = not is_public and not math.isnan(number_of(name))
+        if is_number or is_missing(name) or not name.isprintable() or len(name) > _MAX_NAME:
+            raise DataError(
+                f"{path}: the first line does not look like names of columns: cell {place} is "
+                "empty, a number, very long, or holds control characters. A file needs a first "
+                "line with a name for each column"
+            )
+
+
+def _records(files: Sequence[Path], found: Columns) -> pd.DataFrame:
+    """Return public records, and note those that cannot be read.
+
+    Raises:
+        DataError: if there is none.
+    """
+    tables = [read_table(path, form=found.form) for path in files]
+    faults = [
+        f"{counted(len(table.faults), 'record')} of {path} cannot be read, such as that of "
+        f"{table.counted} {table.faults[0].place}: {table.faults[0].why}"
+        for path, table in zip(files, tables, strict=True)
+        if table.faults
+    ]
+    frame = pd.concat([table.frame for table in tables], ignore_index=True)
+    if not len(frame):
+        raise DataError(f"{files[0]}: there is no record that can be read. {'; '.join(faults)}")
+    found.unread = "; ".join(faults)
+    return frame
 
 
 def _sizes(found: Columns, request: DraftRequest, frame: pd.DataFrame | None) -> None:
     """Say which sites there are, and how large."""
-    share = 1 - Split().test
+    share = 1 - TEST - VALIDATION
     if found.site is None:
-        names = [path.name.split(".")[0] for path in request.files]
+        names = [_plan_name(path) for path in request.files]
         if len({name.casefold() for name in names}) < len(names):
             raise InputError("two files have the same name, which would be that of two sites")
         for name, path in zip(names, request.files, strict=True):
             found.sizes[name] = request.size or SIZE
             if frame is not None and request.size is None:
-                units = len(read_table(path, form=found.form).frame) * share
-                found.sizes[name] = from_records.nominal(units)
+                own = read_table(path, form=found.form).frame
+                found.sizes[name] = from_records.nominal(_units(found, own) * share)
         return
     if frame is not None:
         sites = pd.Series(
             [text_of(cell).strip() for cell in frame[found.site] if not is_missing(cell)]
         )
-        counts = {str(name): int(count) for name, count in sites.value_counts().items()}
-        for name, count in sorted(counts.items()):
+        there = frame[[not is_missing(cell) for cell in frame[found.site]]]
+        counts = {
+            str(name): _units(found, own)
+            for name, own in there.groupby(sites.to_numpy(), sort=True)
+        }
+        for name, count in counts.items():
             if not request.sites or name in request.sites:
                 found.sizes[name] = request.size or from_records.nominal(count * share)
         return
-    found.sizes = dict.fromkeys(request.sites, request.size or SIZE)
+    found.sizes = dict.fromkeys(request.sites or found.site_values, request.size or SIZE)
+
+
+def _units(found: Columns, frame: pd.DataFrame) -> int:
+    """Return how many units some records are of: people, where a column names them."""
+    return len(frame) if found.person is None else int(frame[found.person].nunique())
 
 
 def _written(folder: Path, request: DraftRequest, found: Columns) -> PlanDraft:
@@ -261,14 +336,15 @@ def _written(folder: Path, request: DraftRequest, found: Columns) -> PlanDraft:
             f"{person}\n"
         )
     text = _PLAN.format(
-        source=", ".join(path.name for path in request.files[:_FEW]),
+        source=", ".join(toml_value(path.name) for path in request.files[:_FEW]),
         how=how,
-        plan=folder / "plan.toml",
+        plan=shlex.quote(str(folder / "plan.toml")).replace("\n", " ").replace("\r", " "),
         name=_plan_name(request.files[0]),
         task=_task(found),
         unknown=_unknown(found),
         privacy=_privacy(request, found),
-        test=Split().test,
+        test=TEST,
+        validation=VALIDATION,
         data=data,
         units="people" if found.person else "records",
         sites="\n".join(
@@ -279,11 +355,21 @@ def _written(folder: Path, request: DraftRequest, found: Columns) -> PlanDraft:
             for (name, size), path in zip(sites.items(), paths, strict=True)
         ),
     )  # fmt: skip
+    try:
+        read = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{request.files[0]}: a column's name cannot be written: {error}") from None
+    # A name is data: it must not have become a part of the plan.
+    declared = {"name", "task", "privacy", "metrics", "split", "data", "sites"}
+    if set(read) - declared or set(read["task"].get("numeric", {})) != set(found.numeric):
+        raise DataError(f"{request.files[0]}: the names of its columns cannot be written")
     return PlanDraft(found, text, tuple(to_fill))
 
 
 def _plan_name(path: Path) -> str:
-    kept = "".join(c if c.isalnum() and c.isascii() else "-" for c in path.name.split(".")[0])
+    plain = unicodedata.normalize("NFKD", path.name.split(".")[0])
+    plain = "".join(c for c in plain if not unicodedata.combining(c))
+    kept = "".join(c if (c.isalnum() or c in " _") and c.isascii() else "-" for c in plain)
     return kept.strip("-")[:60] or "plan"
 
 
@@ -318,10 +404,11 @@ def _unknown(found: Columns) -> str:
             "# be, above, from public knowledge and never from private records (H12):",
             "#   under [task.numeric]      name = { low = 0, high = 100 }",
             '#   under [task.categorical]  name = ["a", "b"]',
-            *(f"#   {name}" for name in found.unknown),
+            *(f"#   {toml_value(name)}" for name in found.unknown),
         ]
     if found.left_out and found.text is None:
-        lines += ["# Left out:", *(f"#   {name}: {why}" for name, why in found.left_out.items())]
+        lines.append("# Left out:")
+        lines += [f"#   {toml_value(name)}: {why}" for name, why in found.left_out.items()]
     return "\n".join([*lines, "", ""]) if lines else ""
 
 
@@ -359,5 +446,12 @@ def summary(made: PlanDraft) -> list[str]:
         if found.left_out:
             shown = [f"{name} ({why})" for name, why in list(found.left_out.items())[:_FEW]]
             lines.append(f"leaves out {', '.join(shown)}")
+    if found.unused:
+        lines.append(
+            "leaves out what the dictionary names and the file lacks: "
+            + ", ".join(found.unused[:_FEW])
+        )
+    if found.unread:
+        lines.append(f"was drafted without some records: {found.unread}")
     lines += [f"to fill in: {one}" for one in made.to_fill]
     return lines

@@ -88,6 +88,75 @@ def test_neighbouring_files_and_all_others_of_that_header_give_the_same_plan(
     assert _draft(privet, tmp_path, header + b'\xff\xfe\0garbage\n"\n', *WORDS) == first
 
 
+HOSTILE = (
+    'foo\r[attested]\rH12 = "known to all"\r#',
+    'foo\n[attested]\nH12 = "known to all"\n#',
+    "bell\x07",
+    "delete\x7f",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_columns_name_writes_nothing_into_the_plan(
+    privet: Run, tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "t.parquet"
+    patients().rename(columns={"score7": name}).to_parquet(path)
+    done = privet("init", tmp_path / "mine", "--from", path, *WORDS)
+    assert done.code == 2
+    assert "does not look like names of columns" in " ".join(done.err.split())
+    assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("name", ["a] = 1", 'quo"te', "back\\slash", "#hash", "tröt", "[x]", "a.b"])
+def test_odd_names_are_declared_as_they_are(privet: Run, tmp_path: Path, name: str) -> None:
+    path = tmp_path / "t.csv"
+    patients().rename(columns={"score7": name, "Age": f"{name} age"}).to_csv(path, index=False)
+    words = ("--site-column", "clinic", "--label", "ill", "--public")
+    done = privet("init", tmp_path / "mine", "--from", path, *words)
+    assert done.code == 0, done.err
+    assert {name, f"{name} age"} <= set(Plan.load(tmp_path / "mine" / "plan.toml").task.numeric)
+    done = privet("init", tmp_path / "private", "--from", path, *WORDS)
+    assert done.code == 0, done.err
+    Plan.load(tmp_path / "private" / "plan.toml")
+
+
+def test_a_record_in_place_of_names_is_not_quoted(privet: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("Jane Doe,30,HIV\nJohn Roe,31,none\n")
+    words = ["--site-column", "site", "--label", "y"]
+    done = privet("init", tmp_path / "mine", "--from", path, *words)
+    assert done.code == 2
+    assert "does not look like names of columns" in " ".join(done.err.split())
+    assert "Jane" not in done.out + done.err
+    assert not (tmp_path / "mine").exists()
+
+
+def test_public_records_that_cannot_be_read_are_counted(privet: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame = patients()
+    path.write_text(frame.to_csv(index=False) + "one,too,few\n")
+    words = ["--site-column", "clinic", "--label", "ill", "--public"]
+    done = privet("init", tmp_path / "mine", "--from", path, *words)
+    assert "1 record of" in done.out
+    assert "line 302: 3 cells" in " ".join(done.out.split())
+    path.write_text(",".join(frame.columns) + "\n1,2\n")
+    done = privet("init", tmp_path / "none", "--from", path, *words)
+    assert done.code == 2
+    assert "no record that can be read" in done.err
+
+
+def test_a_damaged_record_does_not_end_a_check(privet: Run, table: Path, tmp_path: Path) -> None:
+    done = privet("init", tmp_path / "mine", "--from", table, *WORDS, "--size", 70)
+    assert done.code == 0, done.err
+    whole = table.read_text()
+    for odd in ("x" * 1_100_000 + ",1,1,y,1,A,yes\n", '"open,1,1,y,1,A,yes\n' + whole * 90):
+        table.write_text(whole + odd)
+        done = privet("simulate", tmp_path / "mine" / "plan.toml", "--check")
+        assert "should not have happened" not in done.err
+        assert "records are left out" in " ".join(done.out.split()) or done.code in (0, 1)
+
+
 def test_control_a_public_draft_follows_the_records(privet: Run, tmp_path: Path) -> None:
     words = ("--site-column", "clinic", "--label", "ill", "--public")
     first = _draft(privet, tmp_path, patients(), *words)
@@ -159,6 +228,90 @@ def test_a_faulty_dictionary_is_named_by_line(
     assert not (tmp_path / "mine").exists()
 
 
+def test_units_are_people_where_a_column_names_them(privet: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame = patients().assign(patient_id=lambda t: t.index // 3)
+    frame.to_csv(path, index=False)
+    words = ["--site-column", "clinic", "--label", "ill", "--public"]
+    done = privet("init", tmp_path / "m", "--from", path, *words, "--person-column", "patient_id")
+    assert done.code == 0, done.err
+    plan = Plan.load(tmp_path / "m" / "plan.toml")
+    for site in plan.sites:
+        people = frame[frame["clinic"] == site.name]["patient_id"].nunique()
+        assert site.nominal_size == pytest.approx(0.7 * people, rel=0.05)
+
+
+def test_a_dictionarys_site_lists_the_sites_and_what_it_names_in_vain_is_said(
+    privet: Run, table: Path, tmp_path: Path
+) -> None:
+    dictionary = tmp_path / "d.csv"
+    dictionary.write_text(
+        "column;low;high;values;role\nAge;18;95;;\nclinic;;;A|B|C;site\nAgee;1;2;;\n"
+    )
+    done = privet("init", tmp_path / "m", "--from", table, "--dictionary", dictionary)
+    assert done.code == 0, done.err
+    assert "Agee" in done.out
+    assert [site.name for site in Plan.parse(_read(tmp_path / "m")).sites] == ["A", "B", "C"]
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    import tomllib
+
+    value = tomllib.loads((folder / "plan.toml").read_text())
+    value["task"]["label"], value["task"]["classes"] = "ill", ["no", "yes"]
+    return value
+
+
+def test_files_are_sites_in_plain_letters_and_a_columns_names_must_be(
+    privet: Run, tmp_path: Path
+) -> None:
+    for name in ("münchen", "köln"):
+        patients().drop(columns="clinic").to_csv(tmp_path / f"{name}.csv", index=False)
+    words = ["--from", tmp_path / "münchen.csv", "--from", tmp_path / "köln.csv"]
+    done = privet("init", tmp_path / "m", *words, "--label", "ill", "--public")
+    assert done.code == 0, done.err
+    plan = Plan.load(tmp_path / "m" / "plan.toml")
+    assert [site.name for site in plan.sites] == ["munchen", "koln"]
+    path = tmp_path / "all.csv"
+    patients().replace({"clinic": {"A": "Zürich"}}).to_csv(path, index=False)
+    words = ["--from", path, "--site-column", "clinic", "--label", "ill", "--public"]
+    done = privet("init", tmp_path / "n", *words)
+    assert done.code == 2
+    assert "'Zürich' cannot be that of a site" in " ".join(done.err.split())
+    assert not (tmp_path / "n").exists()
+
+
+def test_columns_that_are_no_features(privet: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame = patients().assign(seen="2024-03-05", amount=lambda t: t["score7"] * 1000)
+    frame["seen"] = [f"2024-03-{1 + n % 28:02}" for n in range(len(frame))]
+    frame.to_csv(path)  # with pandas' index
+    words = ["--from", path, "--site-column", "clinic", "--public"]
+    done = privet("init", tmp_path / "m", *words, "--label", "ill")
+    assert done.code == 0, done.err
+    assert "seen (dates" in " ".join(done.out.split())
+    assert "seen" not in Plan.load(tmp_path / "m" / "plan.toml").task.columns
+    done = privet("init", tmp_path / "n", *words, "--label", "amount")
+    assert done.code == 2
+    assert "a class is predicted, and no number" in " ".join(done.err.split())
+    frame.rename(columns={"seen": "site"}).to_csv(path, index=False)
+    done = privet("init", tmp_path / "o", *words, "--label", "ill")
+    assert (done.code, "reserved" in done.err) == (2, True)
+
+
+def test_a_decimal_comma_of_private_records_is_said(privet: Run, tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    patients().to_csv(path, index=False, sep=";", decimal=",")
+    more = ["--decimal", ",", "--na", "k.A.", "--na", "-"]
+    done = privet("init", tmp_path / "m", "--from", path, *WORDS, *more)
+    assert done.code == 0, done.err
+    form = Plan.load(tmp_path / "m" / "plan.toml").data.format
+    assert form is not None
+    assert (form.separator, form.decimal, form.na) == (";", ",", ("k.A.", "-"))
+    done = privet("init", tmp_path / "n", "--from", path, *WORDS, "--decimal", "x")
+    assert done.code == 2
+
+
 def test_a_file_for_each_site(privet: Run, tmp_path: Path) -> None:
     paths = [tmp_path / f"{name}.csv" for name in ("north", "south")]
     for number, path in enumerate(paths):
@@ -198,7 +351,8 @@ def test_a_european_export_is_declared_as_it_is(privet: Run, tmp_path: Path, pub
         (tmp_path / "mine" / "plan.toml").write_text(text)
     checked = privet("simulate", tmp_path / "mine" / "plan.toml", "--check")
     said = " ".join((checked.out + checked.err).split())
-    assert ('format = { decimal = "," } under [data] of the plan' in said) is not public
+    advice = 'format = { separator = ";", encoding = "cp1252", decimal = "," } under [data]'
+    assert (advice in said) is not public
 
 
 def test_texts(privet: Run, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from privet.common.plan import Plan
 from privet.privacy.accounting.noise_calibration import calibrated
 from privet.simulations import run as run_module
 from privet.simulations.planning import Setting
-from privet.simulations.tune import candidates_of, cost_of, tune
+from privet.simulations.tune import candidates_of, cost_of, sentence_of, tune
 
 Make = Callable[..., Any]
 
@@ -55,8 +55,7 @@ def test_what_rules_chose_is_drawn_around(plan: Plan) -> None:
         }
     )
     for point in candidates_of(draft, 8)[1:]:
-        assert point.plan.training.is_automatic
-        assert "privacy.clip" not in point.values
+        assert point.values["privacy.clip"] > 0
         assert "training.rounds" in point.plan.chosen
 
 
@@ -132,6 +131,35 @@ def test_without_a_public_validation_split_there_is_nothing_to_choose_by(
     with pytest.raises(InputError, match=said):
         tune(plan.changed(**changes), Setting(base=files), tmp_path / "t", 3)
     assert not (tmp_path / "t").exists()
+
+
+def test_more_than_there_are_is_an_error(plan: Plan) -> None:
+    few = plan.changed(strategy={"kind": "fedadam"}, training={"rounds": 3}, privacy=None)
+    with pytest.raises(InputError, match="different settings"):
+        candidates_of(few, 1000)
+
+
+def test_validation_records_are_said_to_have_no_guarantee(
+    plan: Plan, files: Path, tmp_path: Path
+) -> None:
+    plan = plan.changed(attested={"H13": "the test split is a public benchmark"})
+    assert "H12" in plan.attested
+    found = tune(plan, Setting(evidence="off", base=files), tmp_path / "t", 2)
+    assert "no guarantee" in sentence_of(found)
+    value = json.loads((tmp_path / "t" / "as-it-is" / "result.json").read_text())
+    assert value["measured"] == "validation"
+    states = {row["id"]: row["state"] for row in value["honesty"]}
+    assert states["H13"] != "attested"  # what was attested is another split
+    assert Plan.load(tmp_path / "t" / "tuned.toml").attested == {"H13": plan.attested["H13"]}
+    # One that was interrupted has released, too.
+    (tmp_path / "t" / "interrupted" / "try-001-1").mkdir(parents=True)
+    points = candidates_of(plan, 2)
+    more, usual = cost_of(points, tmp_path / "t"), cost_of(points)
+    assert more is not None
+    assert usual is not None
+    assert more.epsilon > usual.epsilon
+    with pytest.raises(InputError, match="noise-seed"):
+        tune(plan, Setting(noise_seed=1, base=files), tmp_path / "u", 2)
 
 
 @pytest.mark.parametrize("runs", [0, 1, 1001])

@@ -21,7 +21,6 @@ RULED = {
     "training.steps": 3,
     "training.sample_rate": 0.5,
     "training.learning_rate": 0.7,
-    "training.clip_rule": "bound",
     "privacy.clip": 0.3,
     "strategy.kind": "fedavg",
     "strategy.average_last": 2,
@@ -58,14 +57,14 @@ def value(plan: Plan, key: str) -> Any:
 def test_each_choice_has_its_reason_and_a_mapping_keeps_the_formats_defaults() -> None:
     plan = drafted()
     assert plan.model.kind == "linear"
-    assert plan.training.is_automatic
     assert plan.strategy.kind == "fedavgm"
     assert set(plan.chosen) >= {"model.kind", "training.learning_rate", "privacy.clip"}
     assert all(why and "\n" not in why for why in plan.chosen.values())
     parsed = Plan.parse(plan.written())
     assert not parsed.chosen
     assert parsed.training.learning_rate == 0.1
-    assert not parsed.training.is_automatic
+    assert parsed.privacy is not None
+    assert parsed.privacy.clip == 1.0
 
 
 @pytest.mark.parametrize(("key", "said"), RULED.items())
@@ -76,11 +75,14 @@ def test_what_the_author_says_stays(key: str, said: Any) -> None:
     assert key not in plan.chosen
 
 
-def test_a_bound_that_is_said_is_a_bound() -> None:
-    """Its author found it for gradients that are cut, not for those that are all brought to it."""
+def test_the_way_is_as_long_whatever_the_bound() -> None:
+    """A smaller bound has smaller steps: the rate makes up for it."""
     plan = drafted(privacy={"clip": 0.3})
-    assert not plan.training.is_automatic
-    assert "training.clip_rule" not in plan.chosen
+    assert "privacy.clip" not in plan.chosen
+    usual = drafted()
+    assert usual.privacy is not None
+    ratio = plan.training.learning_rate / usual.training.learning_rate
+    assert ratio == pytest.approx(usual.privacy.clip / 0.3, rel=0.05)
 
 
 def test_a_file_gives_the_same_plan_and_no_record_is_read(tmp_path: Path) -> None:
@@ -150,7 +152,6 @@ def test_a_change_of_its_author_chooses_again_what_was_chosen() -> None:
 def test_without_privacy_there_are_local_steps_and_no_bound() -> None:
     plain = adjusted(drafted(), dp=False)
     assert plain.training.clip is None
-    assert not plain.training.is_automatic
     assert plain.training.steps > 1
     # But a bound that the author said stays, as it does in a plan that says all.
     assert adjusted(drafted(privacy={"clip": 0.3}), dp=False).training.clip == 0.3
@@ -204,6 +205,36 @@ def test_central_noise_and_other_models_keep_the_formats_defaults() -> None:
     assert not central.chosen
     transformer = drafted(model={"kind": "ft-transformer"})
     assert "training.learning_rate" not in transformer.chosen
+
+
+def test_another_model_has_its_own_rule_whichever_the_file_named() -> None:
+    named = drafted(model={"kind": "ft-transformer"})
+    assert not named.chosen
+    linear = named.redrafted(model={"kind": "linear"})
+    assert linear.digest == drafted(model={"kind": "linear"}).digest
+
+
+def test_what_was_said_is_kept_when_privacy_comes_back() -> None:
+    plain = drafted(training={"rounds": 7}).redrafted(privacy=None)
+    again = plain.redrafted(privacy={"epsilon": 3.0, "delta": 1e-5})
+    assert again.training.rounds == 7
+    assert "privacy.clip" in again.chosen
+
+
+def test_many_classes_have_a_longer_way() -> None:
+    sites = [{"name": f"s{n}", "nominal_size": 10**6} for n in range(4)]
+    few = drafted(sites=sites)
+    many = drafted(sites=sites, task={"classes": [str(n) for n in range(72)]})
+    ratio = many.training.learning_rate / few.training.learning_rate
+    assert ratio == pytest.approx(3, rel=0.1)
+
+
+@pytest.mark.parametrize("scale", [1e200, 1e-300])
+def test_what_no_rate_follows_from_is_our_error(scale: float) -> None:
+    try:
+        drafted(model={"kind": "linear", "options": {"scale": scale}})
+    except PlanError as error:
+        assert "write training.learning_rate" in str(error)
 
 
 def test_a_wrong_file_is_an_error_as_before() -> None:
