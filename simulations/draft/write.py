@@ -224,9 +224,6 @@ def _names(files: Sequence[Path], form: TextFormat) -> list[str]:
     for path, names in zip(files[1:], others, strict=True):
         if lacking := [name for name in first if name not in names]:
             raise DataError(f"{path}: there is no column '{lacking[0]}', which {files[0]} has")
-    twice = [name for name in first if first.count(name) > 1]
-    if twice:
-        raise DataError(f"{files[0]}: the column '{twice[0]}' is there twice")
     return first
 
 
@@ -248,6 +245,8 @@ def _require_names(path: Path, names: list[str], *, is_public: bool) -> None:
                 "empty, a number, very long, or holds control characters. A file needs a first "
                 "line with a name for each column"
             )
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise DataError(f"{path}: the column '{twice[0]}' is there twice")
 
 
 def _records(files: Sequence[Path], found: Columns) -> pd.DataFrame:
