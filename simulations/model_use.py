@@ -24,7 +24,7 @@ def predictions_of(plan: Plan, model: Arrays, frame: pd.DataFrame) -> pd.DataFra
         frame: records with the columns that the plan reads; they need no label.
 
     Returns:
-        A column for each class and ``prediction`` (``prediction_of_all`` where a class is called
+        A column for each class and ``prediction`` (``likeliest prediction`` where a class is called
         so), with the index of ``frame``; NaN and None for a
         record that cannot be read.
 
@@ -57,7 +57,7 @@ def predictions_of(plan: Plan, model: Arrays, frame: pd.DataFrame) -> pd.DataFra
     chosen = [
         classes[place] if is_read else None for place, is_read in zip(best, there, strict=True)
     ]
-    name = PREDICTION if PREDICTION not in classes else f"{PREDICTION}_of_all"
+    name = PREDICTION if PREDICTION not in classes else "likeliest " + PREDICTION
     table[name] = pd.Series(chosen, frame.index, dtype=object)
     return table
 

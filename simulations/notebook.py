@@ -6,6 +6,8 @@ import io
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from privet.privacy.accounting.units import rounded_up
+
 if TYPE_CHECKING:
     from privet.simulations.run_view import RunView
 
@@ -48,7 +50,7 @@ def html_of(result: RunView) -> str:
     loss = "no privacy" if result.loss is None else str(result.loss)
     sites = "".join(
         f"<tr><td>{escape(site.name)}</td><td>{escape(site.status)}</td>"
-        f"<td>{'–' if site.loss is None else f'{site.loss.epsilon:.3f}'}</td></tr>"
+        f"<td>{'–' if site.loss is None else rounded_up(site.loss.epsilon)}</td></tr>"
         for site in result.sites[:_SHOWN_SITES]
     )
     more = len(result.sites) - _SHOWN_SITES

@@ -74,7 +74,9 @@ def test_every_exact_method_is_measured_and_the_others_are_explained(tmp_path: P
     plan = plan_for("tabular", {"kind": "dense", "options": {"width": 8}}, tmp_path)
     found = check_model(plan, every=True)
     assert set(found.measured) == {"bookkeeping", "vmap", "one-by-one"}
-    assert found.way != "one-by-one" and not found.passed_over
+    assert not found.passed_over
+    # Which one that is, a busy machine decides.
+    assert found.measured[found.way] <= 1.25 * min(found.measured.values())
     assert set(check_model(plan).measured) == {"bookkeeping"}
 
 
