@@ -37,8 +37,8 @@ from privet.simulations.planning import Setting
 from privet.simulations.sweep import INTERRUPTED, Point, run_sweep
 
 MAX_RUNS = 1000
-_DRAWS = 50
-"""Draws for each run, at most: several may give the same plan."""
+_IN_VAIN = 100
+"""Draws in a row that give no other plan, at most."""
 _MOMENTA = (0.0, 0.8, 0.9)
 _NOTE = """# The settings of '{name}' that were best among {runs}, by {headline} on the
 # validation split.
@@ -98,18 +98,21 @@ def candidates_of(plan: Plan, runs: int) -> list[Point]:
     draws = random.Random(plan.digest)
     found = [Point({}, plan, "as-it-is")]
     seen = {plan.digest}
-    for _ in range(_DRAWS * runs):
-        if len(found) == runs:
-            return found
+    in_vain = 0
+    while len(found) < runs and in_vain < _IN_VAIN:
+        in_vain += 1
         values = _drawn(plan, draws)
         changed = plan.redrafted(**changes_of(plan, values))
         if changed.digest not in seen:
             seen.add(changed.digest)
             found.append(Point(values, changed, f"try-{len(found):03}"))
-    raise InputError(
-        f"--tune {runs}: there are no more than some {len(found)} different settings near the "
-        "plan's; ask for fewer"
-    )
+            in_vain = 0
+    if len(found) < runs:
+        raise InputError(
+            f"--tune {runs}: there are no more than some {len(found)} different settings near the "
+            "plan's; ask for fewer"
+        )
+    return found
 
 
 def _drawn(plan: Plan, draws: random.Random) -> Values:

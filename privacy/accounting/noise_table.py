@@ -44,14 +44,14 @@ class PlannedNoise:
 
 
 def planned_noise(
-    plan: Plan, steps: Sequence[int] = STEPS, rates: Sequence[float] = RATES
+    plan: Plan, steps: Sequence[int] | None = None, rates: Sequence[float] | None = None
 ) -> Iterator[PlannedNoise]:
     """Yield the noise of each number of steps and rate of sampling, for the plan's budget.
 
     Args:
         plan: says ε, δ, relation, and what its metrics cost; its own rounds and steps do not count.
-        steps: of a site in the whole run, one in each round.
-        rates: of sampling.
+        steps: of a site in the whole run, one in each round; None takes ``STEPS``.
+        rates: of sampling; None takes ``RATES``.
 
     Raises:
         InputError: if the plan has no privacy, or the coordinator adds the noise.
@@ -62,8 +62,8 @@ def planned_noise(
             f"plan '{plan.name}' adds no noise at its sites: it needs a [privacy] section with "
             "trust = 'local'"
         )
-    for count in steps:
-        for rate in rates:
+    for count in steps or STEPS:
+        for rate in rates or RATES:
             training = plan.training.model_copy(
                 update={"rounds": count, "steps": 1, "sample_rate": rate}
             )

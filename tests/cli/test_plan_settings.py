@@ -9,6 +9,7 @@ import pytest
 from test_commands import Run, privet
 
 from privet.common.plan import Plan
+from privet.privacy.accounting import noise_table
 from privet.privacy.accounting.noise_table import planned_noise
 
 __all__ = ["privet"]
@@ -64,9 +65,11 @@ def test_a_plan_without_rules_says_so(privet: Run) -> None:
     assert "says all of its settings" in privet("plan", "settings", "lending").out
 
 
-def test_noise_by_steps_and_rate(privet: Run, draft: Path) -> None:
+def test_noise_by_steps_and_rate(privet: Run, draft: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(noise_table, "STEPS", (10, 40))
+    monkeypatch.setattr(noise_table, "RATES", (0.2, 1.0))
     plan = Plan.load(draft)
-    rows = {(row.steps, row.sample_rate): row for row in planned_noise(plan, (10, 40), (0.2, 1.0))}
+    rows = {(row.steps, row.sample_rate): row for row in planned_noise(plan)}
     # All unsampled steps of a run are one Gaussian, however many.
     assert rows[10, 1.0].total == pytest.approx(rows[40, 1.0].total, rel=1e-3)
     assert rows[40, 1.0].noise_multiplier == pytest.approx(

@@ -136,7 +136,7 @@ def test_without_a_public_validation_split_there_is_nothing_to_choose_by(
 def test_more_than_there_are_is_an_error(plan: Plan) -> None:
     few = plan.changed(strategy={"kind": "fedadam"}, training={"rounds": 3}, privacy=None)
     with pytest.raises(InputError, match="different settings"):
-        candidates_of(few, 1000)
+        candidates_of(few, 500)
 
 
 def test_validation_records_are_said_to_have_no_guarantee(
