@@ -35,6 +35,7 @@ from privet.common.sections.task import LANGUAGE, TableTask, TaskSpec
 from privet.common.sections.task_base import AnyTask
 from privet.common.settings import fill
 from privet.common.settings.facts import Facts
+from privet.common.settings.rules import ROUNDS
 from privet.common.text_format import TextFormat
 
 Fraction = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -396,11 +397,11 @@ class Plan(Part):
         Raises:
             PlanError: naming every wrong key and what was expected.
         """
-        plan = cls.parse(value, where=where)
         said = fill.said_by(value)
+        plan = cls._first_reading(value, said, where)
         chosen = {choice.key: choice for choice in fill.choose_model(plan.task.kind, said)}
         if chosen:
-            plan = cls.parse(fill.with_choices(value, chosen), where=where)
+            plan = cls._first_reading(fill.with_choices(value, chosen), said, where)
         values = plan.model_dump(mode="json", exclude={"sites"})
         for name in ("strategy", "model"):
             # Canonical form has the options that were written alone.
@@ -416,11 +417,28 @@ class Plan(Part):
                 f"{where}: no learning rate follows from these settings ({error}); write "
                 "training.learning_rate"
             ) from error
-        if chosen:
-            plan = cls.parse(fill.with_choices(value, chosen), where=where)
+        plan = cls.parse(fill.with_choices(value, chosen), where=where)
         plan._chosen |= {key: choice.reason for key, choice in chosen.items()}
         plan._draft = value
         return plan
+
+    @classmethod
+    def _first_reading(cls, value: dict[str, Any], said: frozenset[str], where: str) -> Plan:
+        """Return the plan with the format's defaults, by which its facts are known.
+
+        Where these have too few rounds for what the author says, such as the models that are
+        averaged, it has those that rules choose: the last reading has the last word.
+        """
+        try:
+            return cls.parse(value, where=where)
+        except PlanError as error:
+            if "training.rounds" in said:
+                raise
+            more = {**value, "training": {**(value.get("training") or {}), "rounds": ROUNDS}}
+            try:
+                return cls.parse(more, where=where)
+            except (PlanError, TypeError):
+                raise error from None
 
     @property
     def _facts(self) -> Facts:

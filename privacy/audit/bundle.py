@@ -327,5 +327,18 @@ def _logs(folder: Path) -> list[Path]:
         if not path.parent.name.startswith(ASIDE)
     ]
     if not found:
-        raise InputError(f"{folder}: there is no ledger ({LEDGER_FILE}) and no journal in it")
+        raise InputError(
+            f"{folder}: there is no ledger ({LEDGER_FILE}) and no journal in it{_kept_none(folder)}"
+        )
     return found
+
+
+def _kept_none(folder: Path) -> str:
+    """Return that a run kept no evidence, if its result says so; else ''."""
+    try:
+        value = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ""
+    if isinstance(value, dict) and value.get("evidence") == "off":
+        return ": the run kept no evidence (--evidence off); run it again with evidence"
+    return ""

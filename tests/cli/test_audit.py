@@ -331,3 +331,15 @@ def test_simulate_ends_with_what_comes_next(
     last = ended.out.splitlines()[-1]
     assert last == f"Next: privet audit bundle {tmp_path / 'two'} kept --out two.bundle"
     assert privet(*last.removeprefix("Next: privet ").split()).code == 0
+
+
+def test_a_run_that_kept_no_evidence_says_why_there_is_none(privet: Run, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "result.json").write_text('{"evidence": "off"}')
+    done = privet("audit", "bundle", tmp_path / "run", "--out", tmp_path / "b")
+    assert done.code == 2
+    assert "--evidence off" in done.err
+    (tmp_path / "run" / "result.json").write_text("[" * 100_000)
+    done = privet("audit", "bundle", tmp_path / "run", "--out", tmp_path / "b")
+    assert done.code == 2
+    assert "--evidence off" not in done.err

@@ -221,6 +221,16 @@ def test_what_was_said_is_kept_when_privacy_comes_back() -> None:
     assert "privacy.clip" in again.chosen
 
 
+def test_rounds_that_are_chosen_leave_room_for_what_is_said() -> None:
+    plan = drafted(strategy={"average_last": 30})
+    assert (plan.training.rounds, plan.strategy.average_last) == (40, 30)
+    with pytest.raises(PlanError, match="average_last"):
+        drafted(strategy={"average_last": 50})
+    with pytest.raises(PlanError, match="average_last"):
+        # Another model has the rounds of the format, of which there are too few.
+        drafted(strategy={"average_last": 30}, model={"kind": "ft-transformer"})
+
+
 def test_many_classes_have_a_longer_way() -> None:
     sites = [{"name": f"s{n}", "nominal_size": 10**6} for n in range(4)]
     few = drafted(sites=sites)
