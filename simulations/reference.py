@@ -27,6 +27,10 @@ MAX_ITERATIONS = 2000
 """Of the solver of a logistic regression."""
 _MIN_BOOSTED = 50
 """Records below which no trees are trained: their own validation share would say nothing."""
+_VALIDATION = 0.1
+"""Share of the records by which trees know when to stop."""
+_MAX_BINS = 255
+"""Categories of a column that trees tell apart, at most: scikit-learn's limit."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -100,18 +104,24 @@ class ReferenceModels:
             train: records to train on.
 
         Returns:
-            None where the records are few, have one class, or a class of one record.
+            None where the records are few for their classes, or have one class or a class of one.
         """
         batch = self._encoded(train)
         labels = labels_of(batch)
         counts = np.unique(labels, return_counts=True)[1]
         if len(labels) < _MIN_BOOSTED or len(counts) < 2 or counts.min() < 2:
             return None
+        if len(labels) * _VALIDATION < len(counts):
+            return None  # each class needs a place in its validation share
         inputs = _table(batch)
         numeric = batch["numeric"].shape[1]
+        assert isinstance(self._plan.task, TableTask)
+        sizes = [len(values) + 1 for _, values in sorted(self._plan.task.categorical.items())]
         model = HistGradientBoostingClassifier(
             early_stopping=True,
-            categorical_features=[place >= numeric for place in range(inputs.shape[1])],
+            validation_fraction=_VALIDATION,
+            # With more categories than bins the codes are taken for numbers.
+            categorical_features=[*[False] * numeric, *(size <= _MAX_BINS for size in sizes)],
             random_state=0,
         )
         model.fit(inputs, labels)

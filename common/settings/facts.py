@@ -7,12 +7,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["linear", "deep", "other"]
-"""``linear``: the gradient of a record is its input times its error; ``deep``: other networks that
-are trained from their first layer on; ``other``: no rule was found yet."""
+Family = Literal["linear", "other"]
+"""``linear``: the gradient of a record is its input times its error; ``other``: no rule was found
+yet."""
 HEAD_SCALE = 4.0
 """Length of a frozen encoder's features: a head's bias then has a seventeenth of the gradient."""
-_DEEP = ("dense", "ft-transformer")
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,10 @@ class Facts:
         """Which rule applies."""
         if self.is_central or not self.trains:
             return "other"
-        if self.reads_features:
+        is_table = self.numeric + self.categorical > 0
+        if self.reads_features or (is_table and self.model == "linear"):
             return "linear"
-        if not self.numeric + self.categorical:
-            return "other"
-        if self.model == "linear":
-            return "linear"
-        return "deep" if self.model in _DEEP else "other"
+        return "other"
 
     @property
     def is_private(self) -> bool:

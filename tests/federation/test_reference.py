@@ -63,6 +63,17 @@ def test_records_that_allow_no_model_have_none(plan: Plan) -> None:
     assert models.boosted(records(20, 0)) is None
 
 
+def test_many_categories_and_many_classes_end_no_comparison(plan_value: Make) -> None:
+    value = plan_value()
+    value["task"]["categorical"] = {"colour": ["red", "blue", *(f"c{n}" for n in range(400))]}
+    many = ReferenceModels(Plan.parse(value), records(200, 1)).boosted(records(400, 0))
+    assert many is not None
+    value["task"]["classes"] = [str(n) for n in range(20)]
+    labels = [n % 20 for n in range(120)]
+    few = ReferenceModels(Plan.parse(value), records(120, 1).assign(y=labels))
+    assert few.boosted(records(120, 0).assign(y=labels)) is None
+
+
 def test_a_row_that_did_not_converge_says_so(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reference, "MAX_ITERATIONS", 1)
     found = ReferenceModels(plan, records(200, 1)).logistic(records(200, 0))
