@@ -239,12 +239,11 @@ def test_many_classes_have_a_longer_way() -> None:
     assert ratio == pytest.approx(3, rel=0.1)
 
 
-@pytest.mark.parametrize("scale", [1e200, 1e-300])
-def test_what_no_rate_follows_from_is_our_error(scale: float) -> None:
-    try:
-        drafted(model={"kind": "linear", "options": {"scale": scale}})
-    except PlanError as error:
-        assert "write training.learning_rate" in str(error)
+def test_what_no_rate_follows_from_is_our_error() -> None:
+    with pytest.raises(PlanError, match=r"write training\.learning_rate"):
+        drafted(model={"kind": "linear", "options": {"scale": 1e200}})
+    small = drafted(model={"kind": "linear", "options": {"scale": 1e-300}})
+    assert 0 < small.training.learning_rate < math.inf
 
 
 def test_a_wrong_file_is_an_error_as_before() -> None:
