@@ -13,13 +13,14 @@ import pandas as pd
 from defaults_data import SITE, DataSet
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
-from torch.nn import functional
 
 from privet.client.training.model_runtime import labels_of, model_runtime
 from privet.common.plan import Plan
 from privet.simulations import scenarios
+from privet.simulations.draft.from_records import nominal
 from privet.simulations.feature_cache import cached, use_cache
 from privet.simulations.records import SiteRecords
+from privet.simulations.reference import linear_inputs
 from privet.simulations.run import train_once
 
 TEST, VALIDATION = 0.25, 0.15
@@ -65,7 +66,7 @@ class Federation:
         frame = pd.read_parquet(file)
         sizes = frame[SITE].value_counts()
         sites = tuple(
-            {"name": str(name), "nominal_size": _round(count * (1 - TEST - VALIDATION))}
+            {"name": str(name), "nominal_size": nominal(count * (1 - TEST - VALIDATION))}
             for name, count in sorted(sizes.items())
         )
         return cls(source, here, source.task(frame), sites, folder / "features")
@@ -107,7 +108,7 @@ class Federation:
             use_cache(cache)
             for part in ("train", "test"):
                 batch = bench.encode_records(parts[part]).batch
-                inputs[part], labels[part] = _inputs(plan, batch), labels_of(batch)
+                inputs[part], labels[part] = linear_inputs(plan, batch), labels_of(batch)
         model = LogisticRegression(max_iter=3000).fit(inputs["train"], labels["train"])
         guess = model.predict(inputs["test"])
         return {
@@ -163,20 +164,3 @@ def scenario_accuracy(
         records = SiteRecords(plan, data)
         found = train_once(plan, records, Path(scratch), evidence="off", cache=kept)
     return float(found["accuracy"])
-
-
-def _inputs(plan: Plan, batch: dict[str, Any]) -> np.ndarray:
-    """Return what the linear model reads, [N, F]."""
-    if "features" in batch:
-        return np.asarray(batch["features"]) * 4.0
-    columns = [batch["numeric"].numpy(), batch["missing"].numpy()]
-    for number, (_, values) in enumerate(sorted(plan.task.categorical.items())):
-        one_hot = functional.one_hot(batch["categorical"][:, number], len(values) + 1)
-        columns.append(one_hot.numpy())
-    return np.concatenate(columns, 1)
-
-
-def _round(size: float) -> int:
-    """Return a public round number near a size."""
-    step = 10 ** max(0, len(str(int(size))) - 2)
-    return max(1, round(size / step) * step)

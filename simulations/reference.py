@@ -92,9 +92,9 @@ class ReferenceModels:
         model = LogisticRegression(max_iter=MAX_ITERATIONS)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # it is in the row's name
-            model.fit(_one_hot(self._plan, batch), labels)
+            model.fit(linear_inputs(self._plan, batch), labels)
         converged = bool(np.all(model.n_iter_ < MAX_ITERATIONS))
-        found = model.predict_proba(_one_hot(self._plan, self._test))
+        found = model.predict_proba(linear_inputs(self._plan, self._test))
         return Fitted(self._metrics(model.classes_, found), converged)
 
     def boosted(self, train: pd.DataFrame) -> Fitted | None:
@@ -139,8 +139,13 @@ class ReferenceModels:
         return dict(self._bench.measure.figures(scores, labels_of(self._test)))
 
 
-def _one_hot(plan: Plan, batch: Batch) -> Floats:
-    """Return what a linear model reads, [N, F]; features of an encoder have the head's length."""
+def linear_inputs(plan: Plan, batch: Batch) -> Floats:
+    """Return what a linear model reads, [N, F]; features of an encoder have the head's length.
+
+    Args:
+        plan: of a table, or of a head on frozen features.
+        batch: encoded records.
+    """
     if "features" in batch:
         scale = float(getattr(plan.model.options, "scale", 1.0))
         return np.asarray(batch["features"], dtype=np.float64) * scale
